@@ -1,1 +1,21 @@
-//! Skeleton.
+//! One owned nftables table per family, natively over netlink.
+//!
+//! Three layers, each usable without the next:
+//!
+//! * **Values**: [`Table`], [`Set`], [`Chain`], [`Rule`], [`Statement`], [`Element`] and the
+//!   [`Transaction`] that changes them. Pure, comparable, printable as nft text ([`text`]).
+//! * **Registers**: [`expr`] lowers statements to the kernel's register machine exactly as nft does,
+//!   and [`wire`] encodes and decodes netlink messages. Pure, fuzzed.
+//! * **Effects**: [`Kernel`] is one netlink socket that lives as long as the daemon; [`Monitor`] hears
+//!   of changes made by others; [`Fake`] obeys the kernel's rules in memory, for tests.
+//!
+//! No text of foreign origin can enter a ruleset: names and comments are `'static` or made by us.
+
+pub mod model;
+mod transaction;
+
+pub use model::{
+    Bytes, Chain, Data, DataField, Element, Family, Field, Hook, Name, Operand, Protocol,
+    Rule, Set, SetKind, Statement, Table, Verdict,
+};
+pub use transaction::{Backend, CommitError, Culprit, Operation, TableContents, Transaction};

@@ -1,1 +1,21 @@
-//! Skeleton.
+//! What Kubernetes Services mean on one node.
+//!
+//! Pure functions of values: no clock, no chance, no I/O.
+//!
+//! * [`wire`] holds the few fields of the API objects that matter, as serde types; turning them into the
+//!   compact types of [`objects`] validates them ([`Invalid`] names object and field).
+//! * [`Index`] joins EndpointSlices to Services in any order and says which Services are dirty.
+//! * [`select`] is the one endpoint-selection function; its comment is the specification.
+//! * [`plan`] turns a Service, its endpoints and the facts about this node into a [`ServiceIntent`],
+//!   in no firewall's terms.
+
+pub mod facts;
+pub mod intent;
+pub mod objects;
+
+pub use facts::{DetectLocal, NodeConfig, NodeFacts, NodePortAddresses};
+pub use intent::{Backend, Disposition, Frontend, Masquerade, Place, ServiceIntent};
+pub use objects::{
+    AddressFamily, Conditions, Endpoint, EndpointSlice, Invalid, Node, ObjectEvent, ObjectKind, ObjectName,
+    Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort, TrafficPolicy,
+};

@@ -1,0 +1,426 @@
+//! Tables, sets, chains, rules and elements as values.
+//!
+//! A closed set of statements: what the kernel can do and we do not need is not here, so that the text
+//! writer, the lowering to registers, the fake and every evaluator can `match` on all of it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The name of a table, set or chain. Ours only: never of foreign origin.
+pub type Name = Cow<'static, str>;
+
+/// The two families that carry Services; one table each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// `ip`, NFPROTO_IPV4 (2).
+    Ip,
+    /// `ip6`, NFPROTO_IPV6 (10).
+    Ip6,
+}
+
+impl Family {
+    /// Both families, in the order used everywhere.
+    pub const ALL: [Family; 2] = [Family::Ip, Family::Ip6];
+
+    /// Width of an address in bytes: 4 or 16.
+    pub const fn address_len(self) -> usize {
+        match self {
+            Family::Ip => 4,
+            Family::Ip6 => 16,
+        }
+    }
+
+    /// The family of an address.
+    pub const fn of(address: IpAddr) -> Family {
+        match address {
+            IpAddr::V4(_) => Family::Ip,
+            IpAddr::V6(_) => Family::Ip6,
+        }
+    }
+
+    /// nft's keyword: `ip` or `ip6`.
+    pub const fn keyword(self) -> &'static str {
+        match self {
+            Family::Ip => "ip",
+            Family::Ip6 => "ip6",
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.keyword())
+    }
+}
+
+/// A transport protocol that Services know, by its IANA number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Protocol {
+    /// 6
+    Tcp = 6,
+    /// 17
+    Udp = 17,
+    /// 132
+    Sctp = 132,
+}
+
+impl Protocol {
+    /// nft's name: `tcp`, `udp`, `sctp`.
+    pub const fn keyword(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
+    }
+}
+
+/// A table and what it is for. `comment` is at most 128 bytes (kernel: NFT_USERDATA_MAXLEN less TLV).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Family.
+    pub family: Family,
+    /// Name.
+    pub name: Name,
+    /// Fixed text shown by `nft list`.
+    pub comment: Name,
+}
+
+/// One part of a set's key. Every part is padded to a multiple of 4 bytes in concatenations
+/// (kernel: `NFT_REG32_SIZE`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Field {
+    /// An address of the table's family: 4 or 16 bytes, network order. As typeof: `ip daddr`.
+    Address,
+    /// `meta l4proto`: 1 byte.
+    Protocol,
+    /// `th dport`: 2 bytes, network order.
+    Port,
+    /// Slot number, 4 bytes in **host** order; typeof `numgen random mod 65536` (nft 1.0.6 crashes
+    /// listing a map declared by `typeof ... symhash`, so it is declared by numgen and read by symhash).
+    Slot,
+}
+
+impl Field {
+    /// Unpadded width in bytes.
+    pub const fn len(self, family: Family) -> usize {
+        match self {
+            Field::Address => family.address_len(),
+            Field::Protocol => 1,
+            Field::Port => 2,
+            Field::Slot => 4,
+        }
+    }
+
+    /// Width in a concatenation: padded to 4 bytes.
+    pub const fn padded_len(self, family: Family) -> usize {
+        self.len(family).next_multiple_of(4)
+    }
+}
+
+/// One part of a data map's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DataField {
+    /// `ip daddr`
+    Address,
+    /// `th dport`
+    Port,
+}
+
+/// What a set holds beside its keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SetKind {
+    /// A plain set.
+    Set,
+    /// A data map, declared by `typeof` on both sides.
+    Map(Vec<DataField>),
+    /// A verdict map. Adding an element re-validates the whole map: keep it small.
+    VerdictMap,
+}
+
+/// A named set or map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Set {
+    /// Name, unique in the table.
+    pub name: Name,
+    /// Parts of the key. A set with a [`Field::Slot`] is declared by `typeof`, others by `type`.
+    pub key: Vec<Field>,
+    /// Set, map or verdict map.
+    pub kind: SetKind,
+    /// `flags interval`: elements are ranges (only for keys of one field).
+    pub interval: bool,
+    /// Fixed text shown by `nft list`.
+    pub comment: Name,
+}
+
+impl Set {
+    /// Width of a key in bytes, as the kernel sees it: a lone field is not padded.
+    pub fn key_len(&self, family: Family) -> usize {
+        match self.key.as_slice() {
+            [one] => one.len(family),
+            many => many.iter().map(|f| f.padded_len(family)).sum(),
+        }
+    }
+}
+
+/// Where a base chain is hooked, with its priority. All are `type nat`, which sees the first packet of
+/// each connection only; policy is always accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// nat prerouting, priority dstnat (-100).
+    NatPrerouting,
+    /// nat output, priority -100.
+    NatOutput,
+    /// nat postrouting, priority srcnat (100).
+    NatPostrouting,
+}
+
+/// A chain with all its rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// Name, unique in the table.
+    pub name: Name,
+    /// `None` for a chain that is only jumped to.
+    pub hook: Option<Hook>,
+    /// Fixed text shown by `nft list`.
+    pub comment: Name,
+    /// Rules in order.
+    pub rules: Vec<Rule>,
+}
+
+/// A rule: its statements are evaluated left to right until one does not match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Statements in order.
+    pub statements: Vec<Statement>,
+}
+
+impl From<Vec<Statement>> for Rule {
+    fn from(statements: Vec<Statement>) -> Self {
+        Rule { statements }
+    }
+}
+
+/// Something read from the packet or its connection, for a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// `ip saddr` / `ip6 saddr`
+    SourceAddress,
+    /// `ip daddr` / `ip6 daddr`
+    DestinationAddress,
+    /// `meta l4proto`
+    Protocol,
+    /// `th dport`
+    DestinationPort,
+    /// `ct original ip daddr` / `ct original ip6 daddr`
+    OriginalDestinationAddress,
+    /// `ct original proto-dst`; the rule must also hold [`Statement::ProtocolIs`] (nft's grammar).
+    OriginalDestinationPort,
+    /// `symhash mod N`: symmetric hash of the flow, keyed per boot (kernel: nft_hash.c).
+    SymHash {
+        /// N, at least 1.
+        modulus: u32,
+    },
+}
+
+/// Verdicts of rules and of verdict map elements.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// End of the base chain: the packet goes on.
+    Accept,
+    /// The packet is dropped.
+    Drop,
+    /// Back to the calling chain.
+    Return,
+    /// Call a chain.
+    Jump(Name),
+    /// Call a chain without coming back here.
+    Goto(Name),
+}
+
+/// The closed set of statements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Statement {
+    /// `KEY @set` or, negated, `KEY != @set`.
+    InSet {
+        /// Parts of the key, concatenated.
+        key: Vec<Operand>,
+        /// Set looked in.
+        set: Name,
+        /// `!=`
+        negate: bool,
+    },
+    /// `meta l4proto tcp`
+    ProtocolIs(Protocol),
+    /// `ct status dnat`: destination NAT was applied to this connection.
+    ConnectionIsDnat,
+    /// `KEY vmap @map`; a miss goes on with the next rule.
+    VerdictMap {
+        /// Parts of the key.
+        key: Vec<Operand>,
+        /// Verdict map.
+        map: Name,
+    },
+    /// `dnat ip to KEY map @map`: destination address and port from the map; a miss goes on with the
+    /// next rule, a hit ends the base chain.
+    DnatMap {
+        /// Parts of the key.
+        key: Vec<Operand>,
+        /// Data map of address and port.
+        map: Name,
+    },
+    /// `masquerade fully-random`
+    Masquerade,
+    /// `reject`: ICMP port unreachable.
+    Reject,
+    /// A verdict.
+    Verdict(Verdict),
+}
+
+/// Up to 36 bytes inline: the widest key of ours is 16 + 4 + 4 + 4 (address, protocol, port, slot), or
+/// two IPv6 addresses (32).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bytes {
+    len: u8,
+    bytes: [u8; Bytes::CAPACITY],
+}
+
+impl Bytes {
+    /// Most bytes it holds.
+    pub const CAPACITY: usize = 36;
+
+    /// No bytes.
+    pub const fn new() -> Self {
+        Bytes { len: 0, bytes: [0; Bytes::CAPACITY] }
+    }
+
+    /// From a slice; `None` when it is too long.
+    pub fn from_slice(slice: &[u8]) -> Option<Self> {
+        let mut out = Bytes::new();
+        out.bytes.get_mut(..slice.len())?.copy_from_slice(slice);
+        out.len = slice.len() as u8;
+        Some(out)
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
+    }
+
+    /// Appends `part` padded with zeros to a multiple of 4. Parts of ours always fit; what would not is
+    /// cut, which a debug build refuses.
+    #[must_use]
+    pub fn with(mut self, part: &[u8]) -> Self {
+        let start = usize::from(self.len);
+        let padded = part.len().next_multiple_of(4);
+        debug_assert!(start + padded <= Bytes::CAPACITY, "key wider than Bytes::CAPACITY");
+        if let Some(place) = self.bytes.get_mut(start..start + part.len()) {
+            place.copy_from_slice(part);
+            self.len = (start + padded) as u8;
+        }
+        self
+    }
+
+    /// Appends an address.
+    #[must_use]
+    pub fn address(self, address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(a) => self.with(&a.octets()),
+            IpAddr::V6(a) => self.with(&a.octets()),
+        }
+    }
+
+    /// Appends a protocol number, padded.
+    #[must_use]
+    pub fn protocol(self, protocol: Protocol) -> Self {
+        self.with(&[protocol as u8])
+    }
+
+    /// Appends a port in network order, padded.
+    #[must_use]
+    pub fn port(self, port: u16) -> Self {
+        self.with(&port.to_be_bytes())
+    }
+
+    /// Appends a slot number in host order.
+    #[must_use]
+    pub fn slot(self, slot: u32) -> Self {
+        self.with(&slot.to_ne_bytes())
+    }
+
+    /// The address at `offset`, if `family`'s width lies inside.
+    pub fn address_at(&self, offset: usize, family: Family) -> Option<IpAddr> {
+        let raw = self.as_slice().get(offset..offset + family.address_len())?;
+        match family {
+            Family::Ip => Some(IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(raw).ok()?))),
+            Family::Ip6 => Some(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(raw).ok()?))),
+        }
+    }
+
+    /// The port at `offset`.
+    pub fn port_at(&self, offset: usize) -> Option<u16> {
+        let raw = self.as_slice().get(offset..offset + 2)?;
+        Some(u16::from_be_bytes(raw.try_into().ok()?))
+    }
+}
+
+impl Default for Bytes {
+    fn default() -> Self {
+        Bytes::new()
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for byte in self.as_slice() {
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What an element of a map leads to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Data {
+    /// Plain set: nothing.
+    None,
+    /// Data map: the value, parts padded to 4 bytes.
+    Value(Bytes),
+    /// Verdict map.
+    Verdict(Verdict),
+}
+
+/// An element of a set or map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Element {
+    /// Key; for interval sets the first value of the range.
+    pub key: Bytes,
+    /// Interval sets: last value of the range, inclusive. Boxed: only few elements have one.
+    pub last: Option<Box<Bytes>>,
+    /// Data.
+    pub data: Data,
+}
+
+impl Element {
+    /// A member of a plain set.
+    pub fn member(key: Bytes) -> Self {
+        Element { key, last: None, data: Data::None }
+    }
+
+    /// A key of a data map with its value.
+    pub fn value(key: Bytes, value: Bytes) -> Self {
+        Element { key, last: None, data: Data::Value(value) }
+    }
+
+    /// A key of a verdict map.
+    pub fn verdict(key: Bytes, verdict: Verdict) -> Self {
+        Element { key, last: None, data: Data::Verdict(verdict) }
+    }
+
+    /// A range of an interval set, both ends inclusive.
+    pub fn range(first: Bytes, last: Bytes) -> Self {
+        Element { key: first, last: Some(Box::new(last)), data: Data::None }
+    }
+}

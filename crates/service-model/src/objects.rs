@@ -1,0 +1,258 @@
+//! The compact form of the watched objects: memory follows endpoints, not objects.
+//!
+//! Everything here has been validated and canonicalised; see [`crate::wire`] for where it comes from.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use smallvec::SmallVec;
+
+/// IPv4 or IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AddressFamily {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl AddressFamily {
+    /// Both.
+    pub const ALL: [AddressFamily; 2] = [AddressFamily::V4, AddressFamily::V6];
+
+    /// The family of an address.
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => AddressFamily::V4,
+            IpAddr::V6(_) => AddressFamily::V6,
+        }
+    }
+}
+
+/// Transport protocols a Service port can have (core/v1 `Protocol`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+    /// SCTP
+    Sctp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        })
+    }
+}
+
+/// `namespace/name`. Cluster-scoped objects have an empty namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName {
+    /// Namespace, empty for cluster-scoped objects.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl ObjectName {
+    /// From its parts.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        ObjectName { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{}", self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// The kinds that are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKind {
+    /// core/v1 Service
+    Service,
+    /// discovery.k8s.io/v1 EndpointSlice
+    EndpointSlice,
+    /// core/v1 Node
+    Node,
+    /// networking.k8s.io/v1 ServiceCIDR
+    ServiceCidr,
+}
+
+impl fmt::Display for ObjectKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ObjectKind::Service => "Service",
+            ObjectKind::EndpointSlice => "EndpointSlice",
+            ObjectKind::Node => "Node",
+            ObjectKind::ServiceCidr => "ServiceCIDR",
+        })
+    }
+}
+
+/// A value in an object that cannot be used. `Display` names object, field and reason.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} {object}: {field}: {reason}")]
+pub struct Invalid {
+    /// Kind of the object.
+    pub kind: ObjectKind,
+    /// Its name.
+    pub object: ObjectName,
+    /// Path of the field as kubectl prints it: `spec.ports[0].port`.
+    pub field: String,
+    /// What is wrong, with the offending value (clamped to 64 characters, control characters escaped).
+    pub reason: String,
+}
+
+/// One thing that happened to the watched objects of a kind.
+#[derive(Clone, Debug)]
+pub enum ObjectEvent<T> {
+    /// Added or changed.
+    Apply(T),
+    /// Gone.
+    Delete(ObjectName),
+    /// A complete list: what is neither in `objects` nor in `invalid` is gone.
+    Reset {
+        /// The objects.
+        objects: Vec<T>,
+        /// Objects that exist but are invalid now: their last good version keeps serving.
+        invalid: Vec<ObjectName>,
+    },
+}
+
+/// Service types (core/v1 `ServiceType`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceType {
+    /// ClusterIP
+    ClusterIp,
+    /// NodePort
+    NodePort,
+    /// LoadBalancer
+    LoadBalancer,
+    /// ExternalName: a DNS alias; not programmed.
+    ExternalName,
+}
+
+/// `internalTrafficPolicy` / `externalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// Any endpoint.
+    #[default]
+    Cluster,
+    /// Endpoints on this node only.
+    Local,
+}
+
+/// A Service as far as a node's dataplane needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Name.
+    pub name: ObjectName,
+    /// `metadata.creationTimestamp`, seconds since 1970; settles conflicts (the older wins).
+    pub created: Option<i64>,
+    /// `spec.type`
+    pub service_type: ServiceType,
+    /// `spec.clusterIPs` (or `clusterIP`); empty for headless Services.
+    pub cluster_ips: SmallVec<[IpAddr; 2]>,
+    /// `spec.ports`
+    pub ports: SmallVec<[ServicePort; 1]>,
+    /// Carries one of the two labels of row 1: not ours to programme.
+    pub excluded: bool,
+}
+
+/// One of a Service's ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Name; empty where the only port has none. Endpoint ports are found by this name.
+    pub name: Arc<str>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port on the cluster IP.
+    pub port: u16,
+    /// Node port, if one is allocated.
+    pub node_port: Option<u16>,
+}
+
+/// An EndpointSlice of one address family that belongs to a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Name.
+    pub name: ObjectName,
+    /// Label `kubernetes.io/service-name`, in the slice's namespace.
+    pub service: ObjectName,
+    /// `addressType`
+    pub family: AddressFamily,
+    /// Usable ports (rows 29 and F38-F39).
+    pub ports: SmallVec<[SlicePort; 1]>,
+    /// Usable endpoints.
+    pub endpoints: Vec<Endpoint>,
+    /// Carries one of the two labels of row 1: not ours to programme.
+    pub excluded: bool,
+}
+
+/// A port of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// Name, matched with the Service port's.
+    pub name: Arc<str>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port on the endpoint.
+    pub port: u16,
+}
+
+/// The three conditions after the defaults of row 31.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conditions {
+    /// Takes new connections.
+    pub ready: bool,
+    /// Would take connections if it were not terminating.
+    pub serving: bool,
+    /// Being deleted.
+    pub terminating: bool,
+}
+
+/// One endpoint: only the first address of the API object is used (row 30).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Address, of the slice's family.
+    pub address: IpAddr,
+    /// Node it runs on, interned.
+    pub node: Option<Arc<str>>,
+    /// Conditions.
+    pub conditions: Conditions,
+}
+
+/// This node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Name.
+    pub name: ObjectName,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+    /// `status.addresses` of type InternalIP, then ExternalIP, in order.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs` (or `podCIDR`).
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// A range that cluster IPs are taken from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// Name.
+    pub name: ObjectName,
+    /// `spec.cidrs`
+    pub cidrs: Vec<IpNet>,
+}
