@@ -1,2 +1,3 @@
-//! The daemon.
+//! The `portolan` program; everything is in the library.
+
 fn main() {}
