@@ -11,6 +11,7 @@
 //!
 //! No text of foreign origin can enter a ruleset: names and comments are `'static` or made by us.
 
+pub mod expr;
 pub mod model;
 mod transaction;
 

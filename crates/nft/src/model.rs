@@ -138,6 +138,8 @@ pub enum SetKind {
     Map(Vec<DataField>),
     /// A verdict map. Adding an element re-validates the whole map: keep it small.
     VerdictMap,
+    /// Observed only: a set not in our form (other types, flags or user data). Writing one is refused.
+    Unknown,
 }
 
 /// A named set or map.
@@ -175,6 +177,8 @@ pub enum Hook {
     NatOutput,
     /// nat postrouting, priority srcnat (100).
     NatPostrouting,
+    /// Observed only: another type, hook, priority or policy. Writing one is refused.
+    Unknown,
 }
 
 /// A chain with all its rules.
@@ -277,6 +281,9 @@ pub enum Statement {
     Reject,
     /// A verdict.
     Verdict(Verdict),
+    /// Observed only: a rule not in our form, as the names of its kernel expressions. Equals no statement
+    /// of ours; writing one is refused.
+    Unknown(String),
 }
 
 /// Up to 36 bytes inline: the widest key of ours is 16 + 4 + 4 + 4 (address, protocol, port, slot), or

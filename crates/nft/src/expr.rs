@@ -1,0 +1,332 @@
+//! Rules as the kernel's register machine sees them.
+//!
+//! Owns the closed set of expressions and the two directions between them and [`Statement`]s:
+//! [`lower`] yields exactly the registers that nft 1.0.6 chooses, so that `nft list ruleset` prints our
+//! rules, and [`raise`] recognises what [`lower`] made. How expressions look on the wire is left to
+//! [`crate::wire`].
+//!
+//! Invariant: `raise(&lower(rule, family), family) == rule` for every rule without
+//! [`Statement::Unknown`], and `raise` never invents: what it returns lowers to what it was given.
+
+mod raise;
+#[cfg(test)]
+mod tests;
+
+pub use raise::raise;
+
+use crate::model::{Bytes, Family, Name, Operand, Protocol, Rule, Statement, Verdict};
+
+/// One of the sixteen 32-bit data registers, 0 to 15. A wider value fills the following ones too.
+///
+/// The kernel has two names for them (`enum nft_registers`): registers 1-4 of 16 bytes and 8-23 of
+/// 4 bytes, over the same memory. [`Register::number`] gives the one that nft and the kernel prefer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Register(pub u8);
+
+impl Register {
+    /// How many there are.
+    pub const COUNT: u8 = 16;
+
+    /// The kernel's number: the 16-byte name where one starts here, else the 4-byte name.
+    pub const fn number(self) -> u32 {
+        let slot = self.0 as u32;
+        if slot.is_multiple_of(4) {
+            1 + slot / 4
+        } else {
+            8 + slot
+        }
+    }
+
+    /// From the kernel's number; `None` for the verdict register (0) and numbers that do not exist.
+    pub fn from_number(number: u32) -> Option<Register> {
+        match number {
+            1..=4 => u8::try_from((number - 1) * 4).ok().map(Register),
+            8..=23 => u8::try_from(number - 8).ok().map(Register),
+            _ => None,
+        }
+    }
+}
+
+/// Where a payload load counts from (`enum nft_payload_bases`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Base {
+    /// Start of the IPv4 or IPv6 header.
+    Network,
+    /// Start of the TCP, UDP or SCTP header.
+    Transport,
+}
+
+/// What is read of the connection (`enum nft_ct_keys`); the tuple keys in the original direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CtKey {
+    /// `NFT_CT_STATUS`: 4 bytes in host order, see [`IPS_DST_NAT`].
+    Status,
+    /// `NFT_CT_DST_IP` (4 bytes) or `NFT_CT_DST_IP6` (16 bytes), direction original.
+    OriginalDestinationAddress,
+    /// `NFT_CT_PROTO_DST`: 2 bytes in network order, direction original.
+    OriginalDestinationPort,
+}
+
+/// What a lookup does on a hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LookupResult {
+    /// Goes on with the next expression; a miss ends the rule.
+    Member,
+    /// The other way round (`NFT_LOOKUP_F_INV`).
+    NotMember,
+    /// Copies the element's data to registers from here on; a miss ends the rule.
+    Data(Register),
+    /// Takes the element's verdict; a miss ends the rule.
+    Verdict,
+}
+
+/// An expression. They run left to right; each that does not match ends the rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expr {
+    /// Copies `len` bytes of the packet to registers; the last register is padded with zeros.
+    Payload {
+        /// Header.
+        base: Base,
+        /// Bytes from its start.
+        offset: u32,
+        /// Bytes.
+        len: u32,
+        /// First register written.
+        dreg: Register,
+    },
+    /// `meta l4proto`: the protocol number as one byte, padded with zeros.
+    MetaL4Proto {
+        /// Register written.
+        dreg: Register,
+    },
+    /// Reads the connection.
+    Ct {
+        /// What.
+        key: CtKey,
+        /// First register written.
+        dreg: Register,
+    },
+    /// Register contents equal (or not equal) to constant bytes.
+    Cmp {
+        /// First register compared.
+        sreg: Register,
+        /// `==`, else `!=`.
+        equal: bool,
+        /// Bytes, unpadded.
+        data: Bytes,
+    },
+    /// `dreg = (sreg & mask) ^ xor`, over the length of the mask.
+    Bitwise {
+        /// First register read.
+        sreg: Register,
+        /// First register written.
+        dreg: Register,
+        /// Mask.
+        mask: Bytes,
+        /// Same length as the mask.
+        xor: Bytes,
+    },
+    /// Looks the key at `sreg`, as long as the set's keys, up in a set or map.
+    Lookup {
+        /// Set or map.
+        set: Name,
+        /// First register of the key.
+        sreg: Register,
+        /// What a hit does.
+        result: LookupResult,
+    },
+    /// Sets the verdict.
+    Immediate {
+        /// Verdict.
+        verdict: Verdict,
+    },
+    /// `symhash mod N` as 4 bytes in host order.
+    SymHash {
+        /// N.
+        modulus: u32,
+        /// Register written.
+        dreg: Register,
+    },
+    /// Destination NAT to the address and port (network order) in registers; ends the base chain.
+    DestinationNat {
+        /// First register of the address.
+        address: Register,
+        /// Register of the port.
+        port: Register,
+    },
+    /// `masquerade fully-random`.
+    Masquerade,
+    /// Rejects with ICMP port unreachable.
+    Reject,
+    /// An expression outside the closed set, as the kernel names it. Never lowered, only observed.
+    Unknown {
+        /// `NFTA_EXPR_NAME`.
+        name: String,
+    },
+}
+
+/// `IPS_DST_NAT` of `nf_conntrack_common.h`: destination NAT was applied.
+pub const IPS_DST_NAT: u32 = 1 << 5;
+
+/// Offset of the port in TCP, UDP and SCTP headers alike.
+const DESTINATION_PORT_OFFSET: u32 = 2;
+
+/// Offset of the source address in the IPv4 (RFC 791) and IPv6 (RFC 8200) headers.
+const fn source_offset(family: Family) -> u32 {
+    match family {
+        Family::Ip => 12,
+        Family::Ip6 => 8,
+    }
+}
+
+/// Offset of the destination address.
+const fn destination_offset(family: Family) -> u32 {
+    source_offset(family) + family.address_len() as u32
+}
+
+/// Lowers a rule to the expressions that nft 1.0.6 sends for it.
+///
+/// Keys wider than the sixteen registers yield registers that do not exist, which the kernel refuses
+/// with ERANGE. [`Statement::Unknown`] lowers to [`Expr::Unknown`], which is never sent.
+pub fn lower(rule: &Rule, family: Family) -> Vec<Expr> {
+    let mut out = Vec::with_capacity(rule.statements.len() * 4);
+    for statement in &rule.statements {
+        lower_statement(statement, family, &mut out);
+    }
+    out
+}
+
+fn lower_statement(statement: &Statement, family: Family, out: &mut Vec<Expr>) {
+    let first = Register(0);
+    match statement {
+        Statement::InSet { key, set, negate } => {
+            lower_key(key, family, out);
+            let result = if *negate {
+                LookupResult::NotMember
+            } else {
+                LookupResult::Member
+            };
+            out.push(Expr::Lookup {
+                set: set.clone(),
+                sreg: first,
+                result,
+            });
+        }
+        Statement::ProtocolIs(protocol) => {
+            lower_key(&[Operand::Protocol], family, out);
+            out.push(Expr::Cmp {
+                sreg: first,
+                equal: true,
+                data: protocol_byte(*protocol),
+            });
+        }
+        Statement::ConnectionIsDnat => {
+            out.push(Expr::Ct {
+                key: CtKey::Status,
+                dreg: first,
+            });
+            out.push(Expr::Bitwise {
+                sreg: first,
+                dreg: first,
+                mask: word(IPS_DST_NAT),
+                xor: word(0),
+            });
+            out.push(Expr::Cmp {
+                sreg: first,
+                equal: false,
+                data: word(0),
+            });
+        }
+        Statement::VerdictMap { key, map } => {
+            lower_key(key, family, out);
+            out.push(Expr::Lookup {
+                set: map.clone(),
+                sreg: first,
+                result: LookupResult::Verdict,
+            });
+        }
+        Statement::DnatMap { key, map } => {
+            lower_key(key, family, out);
+            let result = LookupResult::Data(first);
+            out.push(Expr::Lookup {
+                set: map.clone(),
+                sreg: first,
+                result,
+            });
+            let port = Register((family.address_len() / 4) as u8);
+            out.push(Expr::DestinationNat {
+                address: first,
+                port,
+            });
+        }
+        Statement::Masquerade => out.push(Expr::Masquerade),
+        Statement::Reject => out.push(Expr::Reject),
+        Statement::Verdict(verdict) => out.push(Expr::Immediate {
+            verdict: verdict.clone(),
+        }),
+        Statement::Unknown(name) => out.push(Expr::Unknown { name: name.clone() }),
+    }
+}
+
+/// Loads the parts of a key side by side from register 0 on, as nft does.
+fn lower_key(key: &[Operand], family: Family, out: &mut Vec<Expr>) {
+    let mut slot = 0u8;
+    for operand in key {
+        out.push(load(*operand, family, Register(slot)));
+        slot = slot.saturating_add((width(*operand, family) / 4) as u8);
+    }
+}
+
+/// Width of an operand in registers, in bytes.
+fn width(operand: Operand, family: Family) -> usize {
+    match operand {
+        Operand::SourceAddress
+        | Operand::DestinationAddress
+        | Operand::OriginalDestinationAddress => family.address_len(),
+        Operand::Protocol
+        | Operand::DestinationPort
+        | Operand::OriginalDestinationPort
+        | Operand::SymHash { .. } => 4,
+    }
+}
+
+/// The expression that loads an operand.
+fn load(operand: Operand, family: Family, dreg: Register) -> Expr {
+    let len = family.address_len() as u32;
+    let address = |offset| Expr::Payload {
+        base: Base::Network,
+        offset,
+        len,
+        dreg,
+    };
+    match operand {
+        Operand::SourceAddress => address(source_offset(family)),
+        Operand::DestinationAddress => address(destination_offset(family)),
+        Operand::Protocol => Expr::MetaL4Proto { dreg },
+        Operand::DestinationPort => Expr::Payload {
+            base: Base::Transport,
+            offset: DESTINATION_PORT_OFFSET,
+            len: 2,
+            dreg,
+        },
+        Operand::OriginalDestinationAddress => Expr::Ct {
+            key: CtKey::OriginalDestinationAddress,
+            dreg,
+        },
+        Operand::OriginalDestinationPort => Expr::Ct {
+            key: CtKey::OriginalDestinationPort,
+            dreg,
+        },
+        Operand::SymHash { modulus } => Expr::SymHash { modulus, dreg },
+    }
+}
+
+/// A protocol number as one unpadded byte.
+fn protocol_byte(protocol: Protocol) -> Bytes {
+    Bytes::from_slice(&[protocol as u8]).unwrap_or_default()
+}
+
+/// A 32-bit value in host order.
+fn word(value: u32) -> Bytes {
+    Bytes::from_slice(&value.to_ne_bytes()).unwrap_or_default()
+}

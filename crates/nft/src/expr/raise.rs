@@ -1,0 +1,126 @@
+//! From expressions back to statements.
+//!
+//! A parser over the closed set: loads gather into a pending key, which the expression that uses it turns
+//! into a statement. Its answer is then lowered again and compared, so that odd registers or leftovers
+//! can never pass for a rule of ours.
+
+use super::{Base, CtKey, Expr, LookupResult, destination_offset, lower, source_offset};
+use crate::model::{Family, Operand, Protocol, Rule, Statement};
+
+/// Recognises a rule that [`lower`] made. Anything else becomes a rule of one [`Statement::Unknown`],
+/// which equals no rule of ours.
+pub fn raise(exprs: &[Expr], family: Family) -> Rule {
+    match parse(exprs, family) {
+        Some(rule) if lower(&rule, family) == exprs => rule,
+        _ => Rule {
+            statements: vec![Statement::Unknown(describe(exprs))],
+        },
+    }
+}
+
+fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
+    let mut statements = Vec::new();
+    let mut key = Vec::new();
+    let mut rest = exprs;
+    while let Some((expr, tail)) = rest.split_first() {
+        rest = tail;
+        let take = std::mem::take::<Vec<Operand>>;
+        match expr {
+            Expr::Payload {
+                base, offset, len, ..
+            } => {
+                key.push(payload(*base, *offset, *len, family)?);
+            }
+            Expr::MetaL4Proto { .. } => key.push(Operand::Protocol),
+            Expr::Ct {
+                key: CtKey::OriginalDestinationAddress,
+                ..
+            } => {
+                key.push(Operand::OriginalDestinationAddress);
+            }
+            Expr::Ct {
+                key: CtKey::OriginalDestinationPort,
+                ..
+            } => {
+                key.push(Operand::OriginalDestinationPort);
+            }
+            Expr::SymHash { modulus, .. } => key.push(Operand::SymHash { modulus: *modulus }),
+            Expr::Cmp { data, .. } => {
+                take(&mut key);
+                statements.push(Statement::ProtocolIs(protocol(data.as_slice())?));
+            }
+            Expr::Ct {
+                key: CtKey::Status, ..
+            } => {
+                rest = rest.get(2..)?;
+                statements.push(Statement::ConnectionIsDnat);
+            }
+            Expr::Lookup { set, result, .. } => {
+                let (key, set) = (take(&mut key), set.clone());
+                statements.push(match result {
+                    LookupResult::Member => Statement::InSet {
+                        key,
+                        set,
+                        negate: false,
+                    },
+                    LookupResult::NotMember => Statement::InSet {
+                        key,
+                        set,
+                        negate: true,
+                    },
+                    LookupResult::Verdict => Statement::VerdictMap { key, map: set },
+                    LookupResult::Data(_) => {
+                        rest = rest.get(1..)?;
+                        Statement::DnatMap { key, map: set }
+                    }
+                });
+            }
+            Expr::Immediate { verdict } => statements.push(Statement::Verdict(verdict.clone())),
+            Expr::Masquerade => statements.push(Statement::Masquerade),
+            Expr::Reject => statements.push(Statement::Reject),
+            Expr::Bitwise { .. } | Expr::DestinationNat { .. } | Expr::Unknown { .. } => {
+                return None;
+            }
+        }
+    }
+    Some(Rule { statements })
+}
+
+fn payload(base: Base, offset: u32, len: u32, family: Family) -> Option<Operand> {
+    match (base, len as usize == family.address_len()) {
+        (Base::Network, true) if offset == source_offset(family) => Some(Operand::SourceAddress),
+        (Base::Network, true) if offset == destination_offset(family) => {
+            Some(Operand::DestinationAddress)
+        }
+        (Base::Transport, _) => Some(Operand::DestinationPort),
+        _ => None,
+    }
+}
+
+fn protocol(data: &[u8]) -> Option<Protocol> {
+    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+        .into_iter()
+        .find(|p| data == [*p as u8])
+}
+
+/// Kernel names of the expressions, for people to read.
+fn describe(exprs: &[Expr]) -> String {
+    let names: Vec<&str> = exprs
+        .iter()
+        .map(|expr| match expr {
+            Expr::Payload { .. } => "payload",
+            Expr::MetaL4Proto { .. } => "meta",
+            Expr::Ct { .. } => "ct",
+            Expr::Cmp { .. } => "cmp",
+            Expr::Bitwise { .. } => "bitwise",
+            Expr::Lookup { .. } => "lookup",
+            Expr::Immediate { .. } => "immediate",
+            Expr::SymHash { .. } => "hash",
+            Expr::DestinationNat { .. } => "nat",
+            Expr::Masquerade => "masq",
+            Expr::Reject => "reject",
+            Expr::Unknown { name } => name,
+        })
+        .collect();
+    names.join(" ")
+}

@@ -1,0 +1,386 @@
+use std::fmt::Write;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::Verdict;
+
+/// Prints expressions in the notation of `nft --debug=netlink`, the witness of these tests.
+fn debug(exprs: &[Expr], family: Family) -> String {
+    let mut out = String::new();
+    for expr in exprs {
+        let line = match expr {
+            Expr::Payload {
+                base,
+                offset,
+                len,
+                dreg,
+            } => {
+                let base = match base {
+                    Base::Network => "network",
+                    Base::Transport => "transport",
+                };
+                format!(
+                    "payload load {len}b @ {base} header + {offset} => reg {}",
+                    dreg.number()
+                )
+            }
+            Expr::MetaL4Proto { dreg } => format!("meta load l4proto => reg {}", dreg.number()),
+            Expr::Ct { key, dreg } => {
+                let key = match (key, family) {
+                    (CtKey::Status, _) => "status",
+                    (CtKey::OriginalDestinationAddress, Family::Ip) => "dst_ip",
+                    (CtKey::OriginalDestinationAddress, Family::Ip6) => "dst_ip6",
+                    (CtKey::OriginalDestinationPort, _) => "proto_dst",
+                };
+                let direction = if key == "status" {
+                    ""
+                } else {
+                    " , dir original"
+                };
+                format!("ct load {key} => reg {}{direction}", dreg.number())
+            }
+            Expr::Cmp { sreg, equal, data } => {
+                let op = if *equal { "eq" } else { "neq" };
+                format!("cmp {op} reg {} {}", sreg.number(), hex(data))
+            }
+            Expr::Bitwise {
+                sreg,
+                dreg,
+                mask,
+                xor,
+            } => format!(
+                "bitwise reg {} = ( reg {} & {} ) ^ {}",
+                dreg.number(),
+                sreg.number(),
+                hex(mask),
+                hex(xor)
+            ),
+            Expr::Lookup { set, sreg, result } => {
+                let result = match result {
+                    LookupResult::Member => String::new(),
+                    LookupResult::NotMember => " 0x1".to_owned(),
+                    LookupResult::Data(dreg) => format!(" dreg {}", dreg.number()),
+                    LookupResult::Verdict => " dreg 0".to_owned(),
+                };
+                format!("lookup reg {} set {set}{result}", sreg.number())
+            }
+            Expr::Immediate { verdict } => format!(
+                "immediate reg 0 {}",
+                match verdict {
+                    Verdict::Jump(chain) => format!("jump -> {chain}"),
+                    Verdict::Goto(chain) => format!("goto -> {chain}"),
+                    Verdict::Accept => "accept".to_owned(),
+                    Verdict::Drop => "drop".to_owned(),
+                    Verdict::Return => "return".to_owned(),
+                }
+            ),
+            Expr::SymHash { modulus, dreg } => {
+                format!("hash reg {} = symhash() % mod {modulus}", dreg.number())
+            }
+            Expr::DestinationNat { address, port } => format!(
+                "nat dnat {family} addr_min reg {} proto_min reg {}",
+                address.number(),
+                port.number()
+            ),
+            Expr::Masquerade => "masq flags 0x10".to_owned(),
+            Expr::Reject => {
+                format!(
+                    "reject type 0 code {}",
+                    if family == Family::Ip { 3 } else { 4 }
+                )
+            }
+            Expr::Unknown { name } => name.clone(),
+        };
+        writeln!(out, "[ {line} ]").unwrap();
+    }
+    out
+}
+
+fn hex(data: &Bytes) -> String {
+    let mut padded = [0; 4];
+    padded[..data.as_slice().len()].copy_from_slice(data.as_slice());
+    format!("0x{:08x}", u32::from_ne_bytes(padded))
+}
+
+#[track_caller]
+fn lowers(family: Family, statements: Vec<Statement>, nft: &str) {
+    let nft: String = nft.lines().map(|l| format!("{}\n", l.trim())).collect();
+    assert_eq!(debug(&lower(&statements.into(), family), family), nft);
+}
+
+fn frontend() -> Vec<Operand> {
+    vec![
+        Operand::DestinationAddress,
+        Operand::Protocol,
+        Operand::DestinationPort,
+    ]
+}
+
+fn slot(modulus: u32) -> Vec<Operand> {
+    let mut key = frontend();
+    key.push(Operand::SymHash { modulus });
+    key
+}
+
+#[test]
+fn dnat_by_map_uses_the_registers_of_nft() {
+    let rule = vec![Statement::DnatMap {
+        key: slot(2),
+        map: "backends".into(),
+    }];
+    lowers(
+        Family::Ip,
+        rule.clone(),
+        "[ payload load 4b @ network header + 16 => reg 1 ]
+         [ meta load l4proto => reg 9 ]
+         [ payload load 2b @ transport header + 2 => reg 10 ]
+         [ hash reg 11 = symhash() % mod 2 ]
+         [ lookup reg 1 set backends dreg 1 ]
+         [ nat dnat ip addr_min reg 1 proto_min reg 9 ]",
+    );
+    lowers(
+        Family::Ip6,
+        rule,
+        "[ payload load 16b @ network header + 24 => reg 1 ]
+         [ meta load l4proto => reg 2 ]
+         [ payload load 2b @ transport header + 2 => reg 13 ]
+         [ hash reg 14 = symhash() % mod 2 ]
+         [ lookup reg 1 set backends dreg 1 ]
+         [ nat dnat ip6 addr_min reg 1 proto_min reg 2 ]",
+    );
+}
+
+#[test]
+fn set_and_verdict_map_lookups_use_the_registers_of_nft() {
+    lowers(
+        Family::Ip,
+        vec![
+            Statement::InSet {
+                key: frontend(),
+                set: "no_endpoints".into(),
+                negate: false,
+            },
+            Statement::Reject,
+        ],
+        "[ payload load 4b @ network header + 16 => reg 1 ]
+         [ meta load l4proto => reg 9 ]
+         [ payload load 2b @ transport header + 2 => reg 10 ]
+         [ lookup reg 1 set no_endpoints ]
+         [ reject type 0 code 3 ]",
+    );
+    lowers(
+        Family::Ip6,
+        vec![Statement::VerdictMap {
+            key: frontend(),
+            map: "frontends_large".into(),
+        }],
+        "[ payload load 16b @ network header + 24 => reg 1 ]
+         [ meta load l4proto => reg 2 ]
+         [ payload load 2b @ transport header + 2 => reg 13 ]
+         [ lookup reg 1 set frontends_large dreg 0 ]",
+    );
+    lowers(
+        Family::Ip6,
+        vec![
+            Statement::InSet {
+                key: vec![Operand::SourceAddress, Operand::DestinationAddress],
+                set: "hairpin".into(),
+                negate: false,
+            },
+            Statement::Masquerade,
+        ],
+        "[ payload load 16b @ network header + 8 => reg 1 ]
+         [ payload load 16b @ network header + 24 => reg 2 ]
+         [ lookup reg 1 set hairpin ]
+         [ masq flags 0x10 ]",
+    );
+}
+
+#[test]
+fn rules_on_the_original_destination_use_the_registers_of_nft() {
+    let original = || vec![Operand::OriginalDestinationAddress];
+    lowers(
+        Family::Ip6,
+        vec![
+            Statement::InSet {
+                key: original(),
+                set: "cluster_ips".into(),
+                negate: false,
+            },
+            Statement::InSet {
+                key: vec![Operand::SourceAddress],
+                set: "pod_cidrs".into(),
+                negate: true,
+            },
+            Statement::Masquerade,
+        ],
+        "[ ct load dst_ip6 => reg 1 , dir original ]
+         [ lookup reg 1 set cluster_ips ]
+         [ payload load 16b @ network header + 8 => reg 1 ]
+         [ lookup reg 1 set pod_cidrs 0x1 ]
+         [ masq flags 0x10 ]",
+    );
+    lowers(
+        Family::Ip,
+        vec![
+            Statement::ProtocolIs(Protocol::Sctp),
+            Statement::InSet {
+                key: original(),
+                set: "node_addresses".into(),
+                negate: false,
+            },
+            Statement::InSet {
+                key: vec![Operand::Protocol, Operand::OriginalDestinationPort],
+                set: "masquerade_nodeports".into(),
+                negate: false,
+            },
+            Statement::Masquerade,
+        ],
+        "[ meta load l4proto => reg 1 ]
+         [ cmp eq reg 1 0x00000084 ]
+         [ ct load dst_ip => reg 1 , dir original ]
+         [ lookup reg 1 set node_addresses ]
+         [ meta load l4proto => reg 1 ]
+         [ ct load proto_dst => reg 9 , dir original ]
+         [ lookup reg 1 set masquerade_nodeports ]
+         [ masq flags 0x10 ]",
+    );
+    lowers(
+        Family::Ip,
+        vec![
+            Statement::ConnectionIsDnat,
+            Statement::Verdict(Verdict::Jump("masquerading".into())),
+        ],
+        "[ ct load status => reg 1 ]
+         [ bitwise reg 1 = ( reg 1 & 0x00000020 ) ^ 0x00000000 ]
+         [ cmp neq reg 1 0x00000000 ]
+         [ immediate reg 0 jump -> masquerading ]",
+    );
+}
+
+#[test]
+fn every_register_keeps_its_place_through_the_kernel_numbers() {
+    for slot in 0..Register::COUNT {
+        assert_eq!(
+            Register::from_number(Register(slot).number()),
+            Some(Register(slot))
+        );
+    }
+    assert_eq!(
+        Register::from_number(8 + 4),
+        Some(Register(4)),
+        "second name of register 2"
+    );
+    for number in [0, 5, 6, 7, 24, u32::MAX] {
+        assert_eq!(Register::from_number(number), None);
+    }
+}
+
+#[test]
+fn a_rule_in_other_registers_is_unknown() {
+    let rule: Rule = vec![Statement::DnatMap {
+        key: slot(2),
+        map: "backends".into(),
+    }]
+    .into();
+    let mut exprs = lower(&rule, Family::Ip);
+    exprs[3] = Expr::SymHash {
+        modulus: 2,
+        dreg: Register(4),
+    };
+    let raised = raise(&exprs, Family::Ip);
+    assert_eq!(
+        raised.statements,
+        [Statement::Unknown(
+            "payload meta payload hash lookup nat".into()
+        )]
+    );
+}
+
+#[test]
+fn a_leftover_load_is_unknown() {
+    let exprs = [Expr::MetaL4Proto { dreg: Register(0) }, Expr::Reject];
+    assert!(matches!(
+        raise(&exprs, Family::Ip).statements.as_slice(),
+        [Statement::Unknown(names)] if names == "meta reject"
+    ));
+}
+
+pub(crate) fn any_family() -> impl Strategy<Value = Family> {
+    prop_oneof![Just(Family::Ip), Just(Family::Ip6)]
+}
+
+fn any_name() -> impl Strategy<Value = Name> {
+    "[a-z][a-z0-9_]{0,20}".prop_map(Name::from)
+}
+
+fn any_protocol() -> impl Strategy<Value = Protocol> {
+    prop_oneof![
+        Just(Protocol::Tcp),
+        Just(Protocol::Udp),
+        Just(Protocol::Sctp)
+    ]
+}
+
+fn any_verdict() -> impl Strategy<Value = Verdict> {
+    prop_oneof![
+        Just(Verdict::Accept),
+        Just(Verdict::Drop),
+        Just(Verdict::Return),
+        any_name().prop_map(Verdict::Jump),
+        any_name().prop_map(Verdict::Goto),
+    ]
+}
+
+fn any_key() -> impl Strategy<Value = Vec<Operand>> {
+    let operand = prop_oneof![
+        Just(Operand::SourceAddress),
+        Just(Operand::DestinationAddress),
+        Just(Operand::Protocol),
+        Just(Operand::DestinationPort),
+        Just(Operand::OriginalDestinationAddress),
+        Just(Operand::OriginalDestinationPort),
+        (1..=65536u32).prop_map(|modulus| Operand::SymHash { modulus }),
+    ];
+    prop::collection::vec(operand, 1..5)
+}
+
+pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
+    let statement =
+        prop_oneof![
+            (any_key(), any_name(), any::<bool>())
+                .prop_map(|(key, set, negate)| Statement::InSet { key, set, negate }),
+            any_protocol().prop_map(Statement::ProtocolIs),
+            Just(Statement::ConnectionIsDnat),
+            (any_key(), any_name()).prop_map(|(key, map)| Statement::VerdictMap { key, map }),
+            (any_key(), any_name()).prop_map(|(key, map)| Statement::DnatMap { key, map }),
+            Just(Statement::Masquerade),
+            Just(Statement::Reject),
+            any_verdict().prop_map(Statement::Verdict),
+        ];
+    prop::collection::vec(statement, 0..6).prop_map(Rule::from)
+}
+
+proptest! {
+    #[test]
+    fn raising_undoes_lowering(rule in any_rule(), family in any_family()) {
+        prop_assert_eq!(raise(&lower(&rule, family), family), rule);
+    }
+
+    #[test]
+    fn shuffled_expressions_raise_to_what_they_are_or_to_unknown(
+        rule in any_rule(),
+        family in any_family(),
+        order in any::<prop::sample::Index>(),
+    ) {
+        let mut exprs = lower(&rule, family);
+        if !exprs.is_empty() {
+            let middle = order.index(exprs.len());
+            exprs.rotate_left(middle);
+        }
+        let raised = raise(&exprs, family);
+        let unknown = matches!(raised.statements.as_slice(), [Statement::Unknown(_)]);
+        prop_assert!(unknown || lower(&raised, family) == exprs);
+    }
+}
