@@ -1,1 +1,27 @@
-//! Skeleton.
+//! The Services of one node as elements of one constant nftables table per family.
+//!
+//! * [`layout`] owns the table: its sets, chains and rules, and which facts they depend on.
+//! * [`render`] turns one frontend into elements of those sets.
+//! * [`Ledger`] knows what every Service asks for, settles conflicts and counts shared elements; its
+//!   changes are derived, never written by hand.
+//! * [`Dataplane`] keeps a [`nft::Backend`] equal to the ledger: commits, repairs, quarantines.
+//!
+//! Everything but [`Dataplane`] is a function of values.
+
+pub mod layout;
+mod ledger;
+pub mod render;
+mod sync;
+
+pub use ledger::{Claim, Conflict, Ledger, Update};
+pub use sync::{Dataplane, Outcome, Quarantined, SyncError};
+
+use nft::TableContents;
+use service_model::{NodeFacts, ServiceIntent};
+
+/// Both tables (IPv4, IPv6) that `intents` need on the node that `facts` describe, planned from nothing.
+pub fn contents(facts: &NodeFacts, intents: impl IntoIterator<Item = ServiceIntent>) -> [TableContents; 2] {
+    let mut ledger = Ledger::default();
+    ledger.apply(intents.into_iter().map(|intent| Update::from(intent)).collect());
+    ledger.contents(facts)
+}

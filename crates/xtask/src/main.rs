@@ -1,2 +1,44 @@
-//! Skeleton.
-fn main() {}
+//! The project's commands: `cargo xtask demo | test | bench | check`.
+//!
+//! Owns what surrounds the code: tools that must be installed, the gate, the order of things. Each command is a
+//! file of its own; none of them is needed at run time.
+
+use anyhow::Result;
+use clap::Parser;
+
+mod bench;
+mod check;
+mod demo;
+mod run;
+mod test;
+mod tools;
+
+/// Portolan's own commands.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
+enum Command {
+    /// Shows the main job on real packets: two nodes, pods, Services, no cluster needed (about a minute).
+    Demo,
+    /// Everything that must hold: formatting, lints, direction of dependencies, and every test.
+    Test {
+        /// Handed to `cargo test` after `--`.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Benchmarks with their floors and peers beside them; see benches/README.md.
+    Bench {
+        /// Only benchmarks whose name holds this.
+        filter: Option<String>,
+    },
+    /// Formatting, lints and the direction of dependencies, without running tests.
+    Check,
+}
+
+fn main() -> Result<()> {
+    match Command::parse() {
+        Command::Demo => demo::demo(),
+        Command::Test { args } => test::test(&args),
+        Command::Bench { filter } => bench::bench(filter.as_deref()),
+        Command::Check => check::check(),
+    }
+}

@@ -1,0 +1,213 @@
+//! Keeps a backend's tables equal to the ledger.
+//!
+//! Owns the belief about what the backend holds. A batch goes in as one transaction. When one is refused, the
+//! tables are read and repaired (somebody may have changed them), then the batch is bisected: the one bad
+//! Service is quarantined, keeps its last good rules, and everything else goes in.
+//!
+//! Invariant: after any call that returns `Ok`, the backend holds exactly [`Ledger::contents`].
+
+use std::collections::BTreeMap;
+
+use nft::{Backend, CommitError, Family, Transaction};
+use nix::errno::Errno;
+use service_model::{NodeFacts, ObjectName};
+
+use crate::layout;
+use crate::ledger::{Applied, Conflict, Ledger, Update};
+
+/// A Service that the kernel refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantined {
+    /// The Service.
+    pub service: ObjectName,
+    /// The kernel's answer.
+    pub error: CommitError,
+}
+
+/// What a call did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Transactions that were carried out.
+    pub transactions: usize,
+    /// Elements added and deleted by them.
+    pub elements: usize,
+    /// Steps by which the tables differed from what was believed, where they were read.
+    pub repaired: usize,
+    /// Services of this batch that the kernel refuses.
+    pub quarantined: Vec<Quarantined>,
+    /// Frontends of this batch that two Services ask for.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// Why the backend is not known to hold what it should. The batch is part of the desired state all the same,
+/// unless the error says otherwise: call [`Dataplane::repair`] until it succeeds.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("tables not in step with the cluster: {0}")]
+pub struct SyncError(#[from] pub CommitError);
+
+/// A node's tables and what they should hold.
+#[derive(Debug)]
+pub struct Dataplane<B> {
+    backend: B,
+    ledger: Ledger,
+    facts: NodeFacts,
+    /// Whether the backend is believed to hold the ledger's contents. False at start and after a failure.
+    in_step: bool,
+    quarantine: BTreeMap<ObjectName, CommitError>,
+}
+
+impl<B: Backend> Dataplane<B> {
+    /// Nothing is read or written yet: the first [`Dataplane::commit`] or [`Dataplane::repair`] adopts the
+    /// tables it finds and writes only the difference.
+    pub fn new(backend: B, facts: NodeFacts) -> Self {
+        Dataplane { backend, ledger: Ledger::default(), facts, in_step: false, quarantine: BTreeMap::new() }
+    }
+
+    /// The backend, for what is not in the tables: features, counters.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// For tests and benches that change tables behind the daemon's back.
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// The facts in force.
+    pub fn facts(&self) -> &NodeFacts {
+        &self.facts
+    }
+
+    /// The desired state.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Services that the kernel refused at their last change.
+    pub fn quarantine(&self) -> &BTreeMap<ObjectName, CommitError> {
+        &self.quarantine
+    }
+
+    /// Takes over new facts about the node, together with every Service planned by them, as one transaction.
+    pub fn refresh(&mut self, facts: NodeFacts, updates: Vec<Update>) -> Result<Outcome, SyncError> {
+        let mut base = Transaction::new();
+        if facts != self.facts {
+            for family in Family::ALL {
+                let before = layout::base(family, &self.facts);
+                let after = layout::base(family, &facts);
+                base.operations.extend(nft::diff::diff(Some(&before), &after).operations);
+            }
+            self.facts = facts;
+        }
+        self.write(base, updates)
+    }
+
+    /// Applies one update for each Service of a batch.
+    pub fn commit(&mut self, updates: Vec<Update>) -> Result<Outcome, SyncError> {
+        self.write(Transaction::new(), updates)
+    }
+
+    fn write(&mut self, mut transaction: Transaction, updates: Vec<Update>) -> Result<Outcome, SyncError> {
+        let mut outcome = Outcome::default();
+        let retry: Vec<Update> = updates.clone();
+        for update in &updates {
+            self.quarantine.remove(&update.service);
+        }
+        let applied = self.ledger.apply(updates);
+        let attempt = if self.in_step {
+            transaction.operations.extend(applied.transaction.operations);
+            self.send(&transaction, &mut outcome)
+        } else {
+            self.reconcile(&mut outcome)
+        };
+        match attempt {
+            Ok(()) => outcome.conflicts = applied.conflicts,
+            Err(error) => {
+                self.in_step = false;
+                tracing::debug!(%error, services = retry.len(), "batch refused");
+                if !is_refusal(&error) {
+                    return Err(error.into());
+                }
+                self.ledger.apply(applied.undo);
+                self.reconcile(&mut outcome)?;
+                self.bisect(retry, &mut outcome)?;
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Reads both tables and makes them what they should be. Does nothing, and sends nothing, when they are.
+    pub fn repair(&mut self) -> Result<Outcome, SyncError> {
+        let mut outcome = Outcome::default();
+        self.reconcile(&mut outcome)?;
+        Ok(outcome)
+    }
+
+    fn reconcile(&mut self, outcome: &mut Outcome) -> Result<(), CommitError> {
+        self.in_step = false;
+        let mut transaction = Transaction::new();
+        for wanted in self.ledger.contents(&self.facts) {
+            let found = self.backend.list(wanted.table.family)?;
+            transaction.operations.extend(nft::diff::diff(found.as_ref(), &wanted).operations);
+        }
+        outcome.repaired += transaction.operations.len();
+        self.send(&transaction, outcome)?;
+        self.in_step = true;
+        Ok(())
+    }
+
+    fn send(&mut self, transaction: &Transaction, outcome: &mut Outcome) -> Result<(), CommitError> {
+        if transaction.is_empty() {
+            return Ok(());
+        }
+        self.backend.commit(transaction)?;
+        outcome.transactions += 1;
+        outcome.elements += transaction.element_count();
+        Ok(())
+    }
+
+    /// Puts in what can be put in. The tables are in step before and between; when the backend fails rather than
+    /// refuses, everything not yet tried is desired all the same and left to [`Dataplane::repair`].
+    fn bisect(&mut self, mut updates: Vec<Update>, outcome: &mut Outcome) -> Result<(), CommitError> {
+        let Applied { transaction, undo, conflicts } = self.ledger.apply(updates.clone());
+        let error = match self.send(&transaction, outcome) {
+            Ok(()) => {
+                outcome.conflicts.extend(conflicts);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        if !is_refusal(&error) {
+            self.in_step = false;
+            return Err(error);
+        }
+        self.ledger.apply(undo);
+        if updates.len() > 1 {
+            let second = updates.split_off(updates.len() / 2);
+            if let Err(error) = self.bisect(updates, outcome) {
+                self.ledger.apply(second);
+                return Err(error);
+            }
+            return self.bisect(second, outcome);
+        }
+        for Update { service, .. } in updates {
+            self.quarantine.insert(service.clone(), error.clone());
+            outcome.quarantined.push(Quarantined { service, error: error.clone() });
+        }
+        Ok(())
+    }
+}
+
+/// Whether the kernel objects to what was sent, rather than to being asked at all (rights, memory, buffers).
+fn is_refusal(error: &CommitError) -> bool {
+    match error {
+        CommitError::Refused { errno, .. } => !matches!(
+            errno,
+            Errno::EPERM | Errno::EACCES | Errno::ENOMEM | Errno::ENOBUFS | Errno::EAGAIN | Errno::EINTR | Errno::EMSGSIZE
+        ),
+        CommitError::Socket { .. } | CommitError::Reply(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;
