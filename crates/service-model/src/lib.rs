@@ -12,10 +12,11 @@
 pub mod facts;
 pub mod intent;
 pub mod objects;
+pub mod wire;
 
 pub use facts::{DetectLocal, NodeConfig, NodeFacts, NodePortAddresses};
 pub use intent::{Backend, Disposition, Frontend, Masquerade, Place, ServiceIntent};
 pub use objects::{
-    AddressFamily, Conditions, Endpoint, EndpointSlice, Invalid, Node, ObjectEvent, ObjectKind, ObjectName,
-    Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort, TrafficPolicy,
+    AddressFamily, Conditions, Endpoint, EndpointSlice, Invalid, Node, ObjectEvent, ObjectKind,
+    ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort, TrafficPolicy,
 };

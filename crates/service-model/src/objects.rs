@@ -64,7 +64,10 @@ pub struct ObjectName {
 impl ObjectName {
     /// From its parts.
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-        ObjectName { namespace: namespace.into(), name: name.into() }
+        ObjectName {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 

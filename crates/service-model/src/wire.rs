@@ -1,0 +1,238 @@
+//! The few fields of the API objects that matter, as serde types, and their conversion into the compact
+//! types of [`crate::objects`].
+//!
+//! Owns everything that is believed about foreign input: what is canonicalised, what is refused as a whole
+//! ([`Invalid`]), and what is left out while the rest of the object serves ([`Converted::warnings`]). Where
+//! the bytes come from, and the last good version of an object, are left to the sources and the index.
+//!
+//! The same types decode JSON from the API server and YAML manifests. Fields that are not named here are
+//! skipped without being stored, and every optional field may be absent or null. Whatever is decoded,
+//! conversion returns; it never panics, and no text it returns holds control characters.
+
+mod address;
+mod endpoint_slice;
+mod interner;
+mod node;
+mod report;
+mod service;
+mod service_cidr;
+mod timestamp;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Debug;
+use std::time::{Duration, SystemTime};
+
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Deserializer};
+
+pub use address::{parse_address, parse_cidr};
+pub use endpoint_slice::EndpointSlice;
+pub use interner::Interner;
+pub use node::Node;
+pub use service::Service;
+pub use service_cidr::ServiceCidr;
+pub use timestamp::parse_timestamp;
+
+use crate::objects::{Invalid, ObjectKind, ObjectName};
+use report::Report;
+
+/// Services with this label are another proxy's (row 1; KEP-2447).
+pub const LABEL_SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// Services with this label are headless by decree (row 1).
+pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
+/// The Service an EndpointSlice belongs to.
+pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The label selector kube-proxy lists Services and EndpointSlices with (rows 1 and 2). Objects it hides are
+/// recognised here as well (`excluded`), so a source without selectors behaves alike.
+pub const LABEL_SELECTOR: &str =
+    "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+
+/// An API object as decoded.
+pub trait Object: Clone + Debug + DeserializeOwned + Send + 'static {
+    /// What it becomes.
+    type Model: Clone + Debug + Send + 'static;
+
+    /// Its kind.
+    const KIND: ObjectKind;
+
+    /// `metadata`
+    fn metadata(&self) -> &Metadata;
+
+    /// Validates, canonicalises and shrinks. An error means that nothing of the object can be used: its last
+    /// good version should keep serving.
+    fn into_model(self, interner: &mut Interner) -> Result<Converted<Self::Model>, Invalid>;
+
+    /// The key of the object. Total and safe to print: a name that Kubernetes would not allow (and that
+    /// [`Object::into_model`] refuses) comes out escaped and clamped.
+    fn object_name(&self) -> ObjectName {
+        self.metadata().object_name(Self::KIND)
+    }
+}
+
+/// An object that serves, and what had to be left out of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Converted<T> {
+    /// The object.
+    pub object: T,
+    /// Fields that were skipped. A handful at most: the last one counts those that follow.
+    pub warnings: Vec<Invalid>,
+}
+
+/// `metadata` of any object: the fields that are used.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Metadata {
+    /// Name.
+    #[serde(deserialize_with = "null_is_default")]
+    pub name: String,
+    /// Namespace. A namespaced object without one is in `default`, as with kubectl.
+    pub namespace: Option<String>,
+    /// Tells an object from its namesake made later.
+    pub uid: Option<String>,
+    /// The version to continue a watch from.
+    pub resource_version: Option<String>,
+    /// RFC 3339, whole seconds.
+    pub creation_timestamp: Option<String>,
+    /// Being deleted, but held by a finalizer. Such objects still serve.
+    pub deletion_timestamp: Option<String>,
+    /// The labels that are used.
+    #[serde(deserialize_with = "null_is_default")]
+    pub labels: Labels,
+    /// The annotations that are used.
+    #[serde(deserialize_with = "null_is_default")]
+    pub annotations: Annotations,
+}
+
+/// The labels that are used; the others are not stored.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Labels {
+    /// [`LABEL_SERVICE_NAME`]
+    #[serde(rename = "kubernetes.io/service-name")]
+    pub service_name: Option<String>,
+    /// [`LABEL_SERVICE_PROXY_NAME`] is there, whatever its value.
+    #[serde(
+        rename = "service.kubernetes.io/service-proxy-name",
+        deserialize_with = "present"
+    )]
+    pub service_proxy_name: bool,
+    /// [`LABEL_HEADLESS`] is there, whatever its value.
+    #[serde(
+        rename = "service.kubernetes.io/headless",
+        deserialize_with = "present"
+    )]
+    pub headless: bool,
+    /// `topology.kubernetes.io/zone`
+    #[serde(rename = "topology.kubernetes.io/zone")]
+    pub zone: Option<String>,
+}
+
+impl Labels {
+    /// Hidden from kube-proxy by [`LABEL_SELECTOR`].
+    pub(crate) fn excluded(&self) -> bool {
+        self.service_proxy_name || self.headless
+    }
+}
+
+/// The annotations that are used; the others are not stored.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Annotations {
+    /// `endpoints.kubernetes.io/last-change-trigger-time`, RFC 3339 with fractions of a second.
+    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    pub last_change_trigger_time: Option<String>,
+}
+
+impl Metadata {
+    /// See [`Object::object_name`].
+    pub fn object_name(&self, kind: ObjectKind) -> ObjectName {
+        ObjectName::new(
+            report::printable(self.namespace_of(kind)),
+            report::printable(&self.name),
+        )
+    }
+
+    /// When the change happened that an EndpointSlice brings, to measure programming latency from.
+    pub fn last_change_trigger_time(&self) -> Option<SystemTime> {
+        let (seconds, nanos) =
+            parse_timestamp(self.annotations.last_change_trigger_time.as_deref()?)?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::new(u64::try_from(seconds).ok()?, nanos))
+    }
+
+    fn namespace_of(&self, kind: ObjectKind) -> &str {
+        match kind {
+            ObjectKind::Node | ObjectKind::ServiceCidr => "",
+            ObjectKind::Service | ObjectKind::EndpointSlice => match self.namespace.as_deref() {
+                None | Some("") => "default",
+                Some(namespace) => namespace,
+            },
+        }
+    }
+
+    /// Starts a conversion: the object's key, if Kubernetes would allow it.
+    fn report(&self, kind: ObjectKind, interner: &mut Interner) -> Result<Report, Invalid> {
+        let namespace = self.namespace_of(kind);
+        let report = Report::new(
+            kind,
+            ObjectName {
+                namespace: interner.intern(namespace),
+                name: interner.intern(&self.name),
+            },
+        );
+        let refused = |field: &str, value: &str| {
+            let report = Report::new(kind, self.object_name(kind));
+            report.invalid(field, format!("{} is not a name", report::quoted(value)))
+        };
+        if self.name.is_empty() {
+            return Err(report.invalid("metadata.name", "is missing"));
+        }
+        if !is_name(&self.name, MAX_NAME) {
+            return Err(refused("metadata.name", &self.name));
+        }
+        if !namespace.is_empty() && !is_name(namespace, MAX_LABEL) {
+            return Err(refused("metadata.namespace", namespace));
+        }
+        Ok(report)
+    }
+
+    /// `metadata.creationTimestamp` in seconds since 1970.
+    fn created(&self, report: &mut Report) -> Option<i64> {
+        let text = self.creation_timestamp.as_deref()?;
+        let parsed = parse_timestamp(text).map(|(seconds, _)| seconds);
+        if parsed.is_none() {
+            let reason = format!("{} is not an RFC 3339 time", report::quoted(text));
+            report.warn("metadata.creationTimestamp", reason);
+        }
+        parsed
+    }
+}
+
+/// Longest DNS-1123 subdomain, in bytes (apimachinery `DNS1123SubdomainMaxLength`).
+const MAX_NAME: usize = 253;
+/// Longest DNS-1123 label and longest label value, in bytes.
+const MAX_LABEL: usize = 63;
+
+/// Lower-case letters, digits, `-` and `.`, with a letter or digit at both ends: every name Kubernetes gives
+/// to the kinds that are watched. Anything else cannot have passed an API server and is kept out of logs.
+fn is_name(text: &str, max: usize) -> bool {
+    let bytes = text.as_bytes();
+    let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
+    let end = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    bytes.len() <= max && bytes.iter().all(inner) && end(bytes.first()) && end(bytes.last())
+}
+
+/// Absent and null are the same to Kubernetes.
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// A key whose value does not matter.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|_| true)
+}

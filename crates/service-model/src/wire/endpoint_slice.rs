@@ -1,0 +1,190 @@
+//! discovery.k8s.io/v1 EndpointSlice.
+//!
+//! Slices are written by controllers, and by tenants who may edit them (CVE-2021-25740): whatever is wrong with
+//! one port or endpoint, the others serve (F37-F43).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use smallvec::SmallVec;
+
+use super::address::{endpoint_refusal, parse_address};
+use super::report::{Report, quoted};
+use super::service::{out_of_range, parse_protocol, port_number};
+use super::{
+    Converted, Interner, LABEL_SERVICE_NAME, MAX_NAME, Metadata, Object, is_name, null_is_default,
+};
+use crate::objects::{self, AddressFamily, Conditions, Invalid, ObjectKind, ObjectName};
+
+/// An EndpointSlice as decoded.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointSlice {
+    /// `metadata`
+    #[serde(deserialize_with = "null_is_default")]
+    pub metadata: Metadata,
+    address_type: Option<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    ports: Vec<Port>,
+    #[serde(deserialize_with = "null_is_default")]
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Port {
+    name: Option<String>,
+    protocol: Option<String>,
+    port: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Endpoint {
+    #[serde(deserialize_with = "null_is_default")]
+    addresses: Vec<String>,
+    node_name: Option<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    conditions: WireConditions,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+struct WireConditions {
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+}
+
+impl Object for EndpointSlice {
+    type Model = objects::EndpointSlice;
+
+    const KIND: ObjectKind = ObjectKind::EndpointSlice;
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// A slice that is not for us (no Service named, FQDN addresses, one of the two labels) comes out empty and
+    /// `excluded`: to the index it is as good as gone.
+    fn into_model(
+        self,
+        interner: &mut Interner,
+    ) -> Result<Converted<objects::EndpointSlice>, Invalid> {
+        let mut report = self.metadata.report(Self::KIND, interner)?;
+        let family = match self.address_type.as_deref() {
+            Some("IPv4") => Some(AddressFamily::V4),
+            Some("IPv6") => Some(AddressFamily::V6),
+            Some("FQDN") => None,
+            None => return Err(report.invalid("addressType", "is missing")),
+            Some(other) => {
+                let reason = format!("{} is not IPv4, IPv6 or FQDN", quoted(other));
+                return Err(report.invalid("addressType", reason));
+            }
+        };
+        let labels = &self.metadata.labels;
+        let service = labels.service_name.as_deref().unwrap_or_default();
+        if !service.is_empty() && !is_name(service, MAX_NAME) {
+            let field = format!("metadata.labels[{LABEL_SERVICE_NAME}]");
+            return Err(report.invalid(field, format!("{} is not a name", quoted(service))));
+        }
+
+        let mut slice = objects::EndpointSlice {
+            name: report.object().clone(),
+            service: ObjectName {
+                namespace: report.object().namespace.clone(),
+                name: interner.intern(service),
+            },
+            family: family.unwrap_or(AddressFamily::V4),
+            ports: SmallVec::new(),
+            endpoints: Vec::new(),
+            excluded: family.is_none() || service.is_empty() || labels.excluded(),
+        };
+        if !slice.excluded {
+            slice.ports = ports(&self.ports, &mut report, interner);
+            slice.endpoints = endpoints(self.endpoints, slice.family, &mut report, interner);
+        }
+        Ok(report.converted(slice))
+    }
+}
+
+fn ports(
+    written: &[Port],
+    report: &mut Report,
+    interner: &mut Interner,
+) -> SmallVec<[objects::SlicePort; 1]> {
+    let mut ports = SmallVec::<[objects::SlicePort; 1]>::new();
+    for (i, port) in written.iter().enumerate() {
+        let field = |name: &str| format!("ports[{i}].{name}");
+        let number = match port.port {
+            None => Err("is missing: all ports of an endpoint are not supported".to_owned()),
+            Some(number) => port_number(number).ok_or_else(|| out_of_range(number)),
+        };
+        match (number, parse_protocol(port.protocol.as_deref())) {
+            (Ok(number), Ok(protocol)) => ports.push(objects::SlicePort {
+                name: interner.intern(port.name.as_deref().unwrap_or_default()),
+                protocol,
+                port: number,
+            }),
+            (Err(reason), _) => report.warn(field("port"), reason),
+            (_, Err(reason)) => report.warn(field("protocol"), reason),
+        }
+    }
+    ports.shrink_to_fit();
+    ports
+}
+
+fn endpoints(
+    written: Vec<Endpoint>,
+    family: AddressFamily,
+    report: &mut Report,
+    interner: &mut Interner,
+) -> Vec<objects::Endpoint> {
+    let mut endpoints = Vec::with_capacity(written.len());
+    for (i, endpoint) in written.iter().enumerate() {
+        match address(endpoint, family) {
+            Ok(address) => endpoints.push(objects::Endpoint {
+                address,
+                node: node(endpoint, interner),
+                conditions: endpoint.conditions.with_defaults(),
+            }),
+            Err(reason) => report.warn(format!("endpoints[{i}].addresses[0]"), reason),
+        }
+    }
+    endpoints.shrink_to_fit();
+    endpoints
+}
+
+/// Only the first address counts (row 30); the API says that all of them lead to the same endpoint.
+fn address(endpoint: &Endpoint, family: AddressFamily) -> Result<IpAddr, String> {
+    let text = endpoint.addresses.first().ok_or("is missing")?;
+    let refused = |reason| format!("{} {reason}", quoted(text));
+    let address = parse_address(text).map_err(refused)?;
+    if AddressFamily::of(address) != family {
+        return Err(refused("is not of the slice's addressType"));
+    }
+    match endpoint_refusal(address) {
+        Some(reason) => Err(refused(reason)),
+        None => Ok(address),
+    }
+}
+
+fn node(endpoint: &Endpoint, interner: &mut Interner) -> Option<Arc<str>> {
+    let name = endpoint
+        .node_name
+        .as_deref()
+        .filter(|name| !name.is_empty())?;
+    Some(interner.intern(name))
+}
+
+impl WireConditions {
+    /// Row 31, and the API's own words since 1.33 (discovery/v1 `EndpointConditions`).
+    fn with_defaults(self) -> Conditions {
+        Conditions {
+            ready: self.ready.unwrap_or(true),
+            serving: self.serving.unwrap_or(true),
+            terminating: self.terminating.unwrap_or(false),
+        }
+    }
+}

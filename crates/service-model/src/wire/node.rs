@@ -1,0 +1,122 @@
+//! core/v1 Node: the few fields of this node's own object.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::address::{parse_address, parse_cidr};
+use super::report::{Report, quoted};
+use super::{Converted, Interner, Metadata, Object, null_is_default};
+use crate::objects::{self, Invalid, ObjectKind};
+
+/// A Node as decoded.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    /// `metadata`
+    #[serde(deserialize_with = "null_is_default")]
+    pub metadata: Metadata,
+    #[serde(deserialize_with = "null_is_default")]
+    spec: Spec,
+    #[serde(deserialize_with = "null_is_default")]
+    status: Status,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Spec {
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+    #[serde(rename = "podCIDRs", deserialize_with = "null_is_default")]
+    pod_cidrs: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    #[serde(deserialize_with = "null_is_default")]
+    addresses: Vec<NodeAddress>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct NodeAddress {
+    r#type: Option<String>,
+    address: Option<String>,
+}
+
+impl Object for Node {
+    type Model = objects::Node;
+
+    const KIND: ObjectKind = ObjectKind::Node;
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn into_model(self, interner: &mut Interner) -> Result<Converted<objects::Node>, Invalid> {
+        let mut report = self.metadata.report(Self::KIND, interner)?;
+        let zone = self.metadata.labels.zone.as_deref();
+        let node = objects::Node {
+            name: report.object().clone(),
+            zone: zone
+                .filter(|zone| !zone.is_empty())
+                .map(|zone| interner.intern(zone)),
+            addresses: self.status.addresses(&mut report),
+            pod_cidrs: self.spec.pod_cidrs(&mut report),
+        };
+        Ok(report.converted(node))
+    }
+}
+
+impl Status {
+    fn addresses(&self, report: &mut Report) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        for wanted in ["InternalIP", "ExternalIP"] {
+            for (i, written) in self.addresses.iter().enumerate() {
+                if written.r#type.as_deref() != Some(wanted) {
+                    continue;
+                }
+                let text = written.address.as_deref().unwrap_or_default();
+                match parse_address(text) {
+                    Ok(address) => addresses.push(address),
+                    Err(reason) => report.warn(
+                        format!("status.addresses[{i}].address"),
+                        format!("{} {reason}", quoted(text)),
+                    ),
+                }
+            }
+        }
+        addresses
+    }
+}
+
+impl Spec {
+    fn pod_cidrs(&self, report: &mut Report) -> Vec<IpNet> {
+        if self.pod_cidrs.is_empty() {
+            let one = self.pod_cidr.iter().filter(|text| !text.is_empty());
+            return ranges(one.map(|text| ("spec.podCIDR".to_owned(), text)), report);
+        }
+        let many = self.pod_cidrs.iter().enumerate();
+        ranges(
+            many.map(|(i, text)| (format!("spec.podCIDRs[{i}]"), text)),
+            report,
+        )
+    }
+}
+
+/// The ranges that are ranges.
+pub(super) fn ranges<'a>(
+    written: impl Iterator<Item = (String, &'a String)>,
+    report: &mut Report,
+) -> Vec<IpNet> {
+    let mut ranges = Vec::new();
+    for (field, text) in written {
+        match parse_cidr(text) {
+            Ok(range) => ranges.push(range),
+            Err(reason) => report.warn(field, format!("{} {reason}", quoted(text))),
+        }
+    }
+    ranges
+}

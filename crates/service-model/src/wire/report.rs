@@ -1,0 +1,94 @@
+//! Words about one object: builds [`Invalid`] values and keeps foreign text in them harmless.
+//!
+//! Invariant: nothing that leaves here holds control characters or more than 64 characters of a foreign
+//! value, and an object yields at most [`MAX_WARNINGS`] warnings, however large it is.
+
+use super::Converted;
+use crate::objects::{Invalid, ObjectKind, ObjectName};
+
+/// One line of log each is enough to find the fault; a slice may hold a thousand faulty endpoints.
+const MAX_WARNINGS: usize = 8;
+/// See [`Invalid::reason`].
+const MAX_VALUE: usize = 64;
+/// Longer than any name Kubernetes allows.
+const MAX_PRINTED_NAME: usize = 253;
+
+/// Collects what is wrong with one object while it is converted.
+#[derive(Debug)]
+pub(super) struct Report {
+    kind: ObjectKind,
+    object: ObjectName,
+    warnings: Vec<Invalid>,
+    unnamed: usize,
+}
+
+impl Report {
+    pub(super) fn new(kind: ObjectKind, object: ObjectName) -> Report {
+        Report {
+            kind,
+            object,
+            warnings: Vec::new(),
+            unnamed: 0,
+        }
+    }
+
+    pub(super) fn object(&self) -> &ObjectName {
+        &self.object
+    }
+
+    /// The object cannot be used.
+    pub(super) fn invalid(&self, field: impl Into<String>, reason: impl Into<String>) -> Invalid {
+        Invalid {
+            kind: self.kind,
+            object: self.object.clone(),
+            field: field.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// The field was skipped.
+    pub(super) fn warn(&mut self, field: impl Into<String>, reason: impl Into<String>) {
+        if self.warnings.len() < MAX_WARNINGS {
+            let warning = self.invalid(field, reason);
+            self.warnings.push(warning);
+        } else {
+            self.unnamed += 1;
+        }
+    }
+
+    /// Closes the conversion.
+    pub(super) fn converted<T>(mut self, object: T) -> Converted<T> {
+        if let (Some(last), 1..) = (self.warnings.last_mut(), self.unnamed) {
+            last.reason
+                .push_str(&format!(" (and {} more like it)", self.unnamed));
+        }
+        Converted {
+            object,
+            warnings: self.warnings,
+        }
+    }
+}
+
+/// A foreign value in quotes: at most 64 characters of it, control and invisible characters escaped.
+pub(super) fn quoted(value: &str) -> String {
+    format!("\"{}\"", clamped(value, MAX_VALUE))
+}
+
+/// A foreign name as it may be printed; what Kubernetes allows comes out unchanged.
+pub(super) fn printable(name: &str) -> String {
+    clamped(name, MAX_PRINTED_NAME)
+}
+
+fn clamped(value: &str, max: usize) -> String {
+    let mut text: String = value
+        .chars()
+        .take(max + 1)
+        .flat_map(char::escape_debug)
+        .take(max + 1)
+        .collect();
+    if let Some((end, _)) = text.char_indices().nth(max) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}

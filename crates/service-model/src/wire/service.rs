@@ -1,0 +1,237 @@
+//! core/v1 Service.
+//!
+//! What only an administrator can have written wrong (a port out of range, an address that is none) refuses the
+//! object, so that its last good version keeps serving. What contradicts itself within the object (F51) is
+//! settled by order: the first wins and the later one is named, so every node decides alike.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use serde::Deserialize;
+use smallvec::SmallVec;
+
+use super::address::{cluster_ip_refusal, parse_address};
+use super::report::{Report, quoted};
+use super::{Converted, Interner, Metadata, Object, null_is_default};
+use crate::objects::{self, AddressFamily, Invalid, ObjectKind, Protocol, ServiceType};
+
+/// A Service as decoded.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Service {
+    /// `metadata`
+    #[serde(deserialize_with = "null_is_default")]
+    pub metadata: Metadata,
+    #[serde(deserialize_with = "null_is_default")]
+    spec: Spec,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    r#type: Option<String>,
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs", deserialize_with = "null_is_default")]
+    cluster_ips: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    ports: Vec<Port>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Port {
+    name: Option<String>,
+    protocol: Option<String>,
+    port: Option<i64>,
+    node_port: Option<i64>,
+}
+
+impl Object for Service {
+    type Model = objects::Service;
+
+    const KIND: ObjectKind = ObjectKind::Service;
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn into_model(self, interner: &mut Interner) -> Result<Converted<objects::Service>, Invalid> {
+        let mut report = self.metadata.report(Self::KIND, interner)?;
+        let service_type = service_type(self.spec.r#type.as_deref(), &report)?;
+        let mut service = objects::Service {
+            name: report.object().clone(),
+            created: self.metadata.created(&mut report),
+            service_type,
+            cluster_ips: SmallVec::new(),
+            ports: SmallVec::new(),
+            excluded: self.metadata.labels.excluded(),
+        };
+        let ours = !service.excluded && service_type != ServiceType::ExternalName;
+        if ours && !self.spec.is_headless() {
+            service.cluster_ips = self.spec.cluster_ips(&mut report)?;
+            service.ports = self.spec.ports(&mut report, interner)?;
+        }
+        Ok(report.converted(service))
+    }
+}
+
+impl Service {
+    /// Refuses node ports outside the range that is given to them. Only for sources that have no API server to
+    /// keep that rule (its `--service-node-port-range`); to be asked before conversion.
+    pub fn check_node_ports(&self, range: &RangeInclusive<u16>) -> Result<(), Invalid> {
+        let stray = |port: &Port| {
+            let number = port.node_port.filter(|number| *number != 0)?;
+            let inside = u16::try_from(number).is_ok_and(|number| range.contains(&number));
+            (!inside).then_some(number)
+        };
+        for (i, port) in self.spec.ports.iter().enumerate() {
+            if let Some(number) = stray(port) {
+                let (first, last) = (range.start(), range.end());
+                return Err(Report::new(Self::KIND, self.object_name()).invalid(
+                    format!("spec.ports[{i}].nodePort"),
+                    format!("{number} is outside the node port range {first}-{last}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Spec {
+    /// The addresses and the field each stands in.
+    fn written_cluster_ips(&self) -> impl Iterator<Item = (String, &str)> {
+        let many = self.cluster_ips.iter().enumerate();
+        let many = many.map(|(i, text)| (format!("spec.clusterIPs[{i}]"), text.as_str()));
+        let one = self
+            .cluster_ip
+            .iter()
+            .filter(|_| self.cluster_ips.is_empty());
+        let one = one.map(|text| ("spec.clusterIP".to_owned(), text.as_str()));
+        many.chain(one).filter(|(_, text)| !text.is_empty())
+    }
+
+    fn is_headless(&self) -> bool {
+        self.written_cluster_ips().any(|(_, text)| text == "None")
+    }
+
+    fn cluster_ips(&self, report: &mut Report) -> Result<SmallVec<[IpAddr; 2]>, Invalid> {
+        let mut addresses = SmallVec::<[IpAddr; 2]>::new();
+        for (field, text) in self.written_cluster_ips() {
+            let refused = |reason| report.invalid(&field, format!("{} {reason}", quoted(text)));
+            let address = parse_address(text).map_err(refused)?;
+            if let Some(reason) = cluster_ip_refusal(address) {
+                return Err(refused(reason));
+            }
+            let family = AddressFamily::of(address);
+            if addresses.iter().any(|a| AddressFamily::of(*a) == family) {
+                report.warn(
+                    field,
+                    format!("{address} is a second address of one family"),
+                );
+            } else {
+                addresses.push(address);
+            }
+        }
+        if addresses.is_empty() {
+            report.warn(
+                "spec.clusterIP",
+                "is missing: the Service is not programmed",
+            );
+        }
+        Ok(addresses)
+    }
+
+    fn ports(
+        &self,
+        report: &mut Report,
+        interner: &mut Interner,
+    ) -> Result<SmallVec<[objects::ServicePort; 1]>, Invalid> {
+        let mut ports = SmallVec::<[objects::ServicePort; 1]>::new();
+        for (i, written) in self.ports.iter().enumerate() {
+            let field = |name: &str| format!("spec.ports[{i}].{name}");
+            let protocol = match parse_protocol(written.protocol.as_deref()) {
+                Ok(protocol) => protocol,
+                Err(reason) => {
+                    report.warn(field("protocol"), reason);
+                    continue;
+                }
+            };
+            let port = match written.port {
+                None => return Err(report.invalid(field("port"), "is missing")),
+                Some(number) => port_number(number)
+                    .ok_or_else(|| report.invalid(field("port"), out_of_range(number)))?,
+            };
+            let mut node_port = match written.node_port {
+                None | Some(0) => None,
+                Some(number) => Some(
+                    port_number(number)
+                        .ok_or_else(|| report.invalid(field("nodePort"), out_of_range(number)))?,
+                ),
+            };
+            let name = written.name.as_deref().unwrap_or_default();
+
+            // Another port of the same protocol is what a later one can collide with.
+            let mut rivals = ports.iter().filter(|p| p.protocol == protocol);
+            if let Some(rival) = rivals.clone().find(|p| p.port == port || *p.name == *name) {
+                let (field, value) = match rival.port == port {
+                    true => (field("port"), port.to_string()),
+                    false => (field("name"), quoted(name)),
+                };
+                report.warn(
+                    field,
+                    format!("{value} is taken by an earlier {protocol} port"),
+                );
+                continue;
+            }
+            if let Some(number) = node_port
+                && rivals.any(|p| p.node_port == Some(number))
+            {
+                let reason = format!("{number} is taken by an earlier {protocol} port");
+                report.warn(field("nodePort"), reason);
+                node_port = None;
+            }
+            let name = interner.intern(name);
+            ports.push(objects::ServicePort {
+                name,
+                protocol,
+                port,
+                node_port,
+            });
+        }
+        ports.shrink_to_fit();
+        Ok(ports)
+    }
+}
+
+fn service_type(text: Option<&str>, report: &Report) -> Result<ServiceType, Invalid> {
+    match text {
+        None | Some("" | "ClusterIP") => Ok(ServiceType::ClusterIp),
+        Some("NodePort") => Ok(ServiceType::NodePort),
+        Some("LoadBalancer") => Ok(ServiceType::LoadBalancer),
+        Some("ExternalName") => Ok(ServiceType::ExternalName),
+        Some(other) => {
+            let reason = format!("{} is not a Service type", quoted(other));
+            Err(report.invalid("spec.type", reason))
+        }
+    }
+}
+
+/// core/v1 `Protocol`; absent means TCP.
+pub(super) fn parse_protocol(text: Option<&str>) -> Result<Protocol, String> {
+    match text {
+        None | Some("" | "TCP") => Ok(Protocol::Tcp),
+        Some("UDP") => Ok(Protocol::Udp),
+        Some("SCTP") => Ok(Protocol::Sctp),
+        Some(other) => Err(format!("{} is not TCP, UDP or SCTP", quoted(other))),
+    }
+}
+
+/// 1-65535
+pub(super) fn port_number(number: i64) -> Option<u16> {
+    u16::try_from(number).ok().filter(|number| *number != 0)
+}
+
+pub(super) fn out_of_range(number: i64) -> String {
+    format!("{number} is outside 1-65535")
+}
