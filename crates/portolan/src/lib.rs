@@ -5,4 +5,8 @@
 //! * [`node_addresses`] follows the addresses of this node's interfaces.
 //! * [`status`], [`metrics`] and [`http`] tell others how it goes.
 
+pub mod cli;
+pub mod http;
+pub mod metrics;
 pub mod source;
+pub mod status;

@@ -1,0 +1,123 @@
+use clap::{CommandFactory, Parser};
+use service_model::{DetectLocal, NodePortAddresses};
+
+use super::{Cli, Command, RunArgs};
+
+fn run(flags: &[&str]) -> Result<RunArgs, clap::Error> {
+    let words = ["portolan", "run"].iter().chain(flags);
+    match Cli::try_parse_from(words)?.command {
+        Command::Run(args) => Ok(*args),
+        other => panic!("parsed {other:?}"),
+    }
+}
+
+#[test]
+fn the_command_line_is_well_formed() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn defaults_are_those_of_kube_proxy() {
+    let args = run(&[]).unwrap();
+    assert_eq!(
+        args.healthz_bind_address.0,
+        Some("0.0.0.0:10256".parse().unwrap())
+    );
+    assert_eq!(
+        args.metrics_bind_address.0,
+        Some("127.0.0.1:10249".parse().unwrap())
+    );
+    assert_eq!(args.node_port_range.0, 30000..=32767);
+    let args = run(&["--hostname-override", "n"]).unwrap();
+    let config = args.node.config().unwrap();
+    assert_eq!(config.detect_local, DetectLocal::ClusterCidr(vec![]));
+    assert_eq!(config.nodeport_addresses, NodePortAddresses::Primary);
+    assert!(!config.masquerade_all);
+}
+
+#[test]
+fn flags_become_the_node_configuration() {
+    let args = run(&[
+        "--hostname-override= Node-A ",
+        "--cluster-cidr=10.244.3.1/16,fd00:10:244::/56",
+        "--nodeport-addresses=192.168.0.0/16,fd00::/8",
+        "--masquerade-all",
+    ])
+    .unwrap();
+    let config = args.node.config().unwrap();
+    assert_eq!(&*config.node_name, "node-a");
+    let cluster = ["10.244.0.0/16", "fd00:10:244::/56"]
+        .map(|c| c.parse().unwrap())
+        .to_vec();
+    assert_eq!(config.detect_local, DetectLocal::ClusterCidr(cluster));
+    let served = ["192.168.0.0/16", "fd00::/8"]
+        .map(|c| c.parse().unwrap())
+        .to_vec();
+    assert_eq!(config.nodeport_addresses, NodePortAddresses::Cidrs(served));
+    assert!(config.masquerade_all);
+    let args = run(&[
+        "--hostname-override=n",
+        "--detect-local-mode=NodeCIDR",
+        "--masquerade-all=false",
+    ])
+    .unwrap();
+    let config = args.node.config().unwrap();
+    assert_eq!(config.detect_local, DetectLocal::NodeCidr);
+    assert!(!config.masquerade_all);
+}
+
+#[test]
+fn a_broken_flag_names_flag_and_value_and_exits_with_two() {
+    for (flag, value) in [
+        ("--cluster-cidr", "10.0.0.0/33"),
+        ("--cluster-cidr", "10.0.0.0/8,11.0.0.0/8"),
+        ("--cluster-cidr", "10.0.0.0/8,"),
+        ("--detect-local-mode", "BridgeInterface"),
+        ("--nodeport-addresses", "primary,10.0.0.0/8"),
+        ("--nodeport-addresses", "all"),
+        ("--healthz-bind-address", "localhost:1"),
+        ("--metrics-bind-address", "::1:99999"),
+        ("--node-port-range", "5-4"),
+        ("--node-port-range", "0-100"),
+        ("--node-port-range", "1-65536"),
+        ("--hostname-override", "a_b"),
+        ("--hostname-override", "a,metadata.name=b"),
+        ("--log-format", "xml"),
+        ("--log-level", "portolan=loud"),
+        ("--masquerade-all", "maybe"),
+    ] {
+        let error = run(&[&format!("{flag}={value}")]).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(flag) && text.contains(value),
+            "{flag} {value}: {text}"
+        );
+        assert_eq!(error.exit_code(), 2, "{flag} {value}");
+    }
+}
+
+#[test]
+fn an_unsupported_detect_local_mode_names_the_supported_ones() {
+    let text = run(&["--detect-local-mode=InterfaceNamePrefix"])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("ClusterCIDR") && text.contains("NodeCIDR"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_empty_address_switches_a_listener_off_and_a_bare_one_keeps_its_port() {
+    let args = run(&["--healthz-bind-address=", "--metrics-bind-address=::1"]).unwrap();
+    assert_eq!(args.healthz_bind_address.0, None);
+    assert_eq!(
+        args.metrics_bind_address.0,
+        Some("[::1]:10249".parse().unwrap())
+    );
+}
+
+#[test]
+fn a_folder_of_manifests_and_a_kubeconfig_exclude_each_other() {
+    assert!(run(&["--manifests=a", "--kubeconfig=b"]).is_err());
+}

@@ -1,0 +1,198 @@
+//! The values that flags take: parsing and printing, nothing else.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::DetectLocalMode;
+
+/// CIDRs, at most one of each family (kube-proxy's `--cluster-cidr`); host bits are dropped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CidrList(pub Vec<IpNet>);
+
+impl FromStr for CidrList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let cidrs = cidrs(text)?;
+        for family in [false, true] {
+            if cidrs
+                .iter()
+                .filter(|c| c.addr().is_ipv6() == family)
+                .count()
+                > 1
+            {
+                return Err(
+                    "more than one range of a family; give at most one IPv4 and one IPv6 range"
+                        .into(),
+                );
+            }
+        }
+        Ok(CidrList(cidrs))
+    }
+}
+
+impl fmt::Display for CidrList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_list(f, &self.0)
+    }
+}
+
+/// `--nodeport-addresses`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddressList {
+    /// The Node object's own addresses.
+    Primary,
+    /// Interface addresses within these ranges; never empty.
+    Cidrs(Vec<IpNet>),
+}
+
+impl FromStr for NodePortAddressList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // kube-proxy reads an empty list as the default of its mode.
+        if text.is_empty() || text == "primary" {
+            return Ok(NodePortAddressList::Primary);
+        }
+        match cidrs(text) {
+            Ok(cidrs) => Ok(NodePortAddressList::Cidrs(cidrs)),
+            Err(error) => Err(format!("{error}; supported: primary, or a list of CIDRs")),
+        }
+    }
+}
+
+impl fmt::Display for NodePortAddressList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NodePortAddressList::Primary => f.write_str("primary"),
+            NodePortAddressList::Cidrs(cidrs) => write_list(f, cidrs),
+        }
+    }
+}
+
+/// Where a listener is, or nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenAddress(pub Option<SocketAddr>);
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+/// `IP:PORT`, `IP` with the flag's default port as kube-proxy takes it, or empty for no listener.
+pub(super) fn listen_address(text: &str, default_port: u16) -> Result<ListenAddress, String> {
+    if text.is_empty() {
+        return Ok(ListenAddress(None));
+    }
+    text.parse::<SocketAddr>()
+        .or_else(|_| {
+            text.parse::<IpAddr>()
+                .map(|ip| SocketAddr::new(ip, default_port))
+        })
+        .map(|address| ListenAddress(Some(address)))
+        .map_err(|_| "neither IP:PORT nor IP; an IPv6 address with a port needs brackets".into())
+}
+
+/// Ports a manifest may claim on the node, both ends included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePortRange(pub RangeInclusive<u16>);
+
+impl Default for NodePortRange {
+    /// The API server's `--service-node-port-range`.
+    fn default() -> Self {
+        NodePortRange(30000..=32767)
+    }
+}
+
+impl FromStr for NodePortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text
+            .split_once('-')
+            .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+        match parsed {
+            Some((first, last)) if 1 <= first && first <= last => Ok(NodePortRange(first..=last)),
+            _ => Err("not FIRST-LAST with 1 <= FIRST <= LAST <= 65535".into()),
+        }
+    }
+}
+
+impl fmt::Display for NodePortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.0.start(), self.0.end())
+    }
+}
+
+/// A node name: trimmed, lower-cased, and a DNS subdomain as the API server demands (RFC 1123), so that it
+/// may stand in a field selector.
+pub(super) fn node_name(text: &str) -> Result<Arc<str>, String> {
+    let name = text.trim().to_lowercase();
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    if name.is_empty() {
+        Err("empty".into())
+    } else if name.len() > 253 {
+        Err("longer than 253 characters".into())
+    } else if !name.split('.').all(label) {
+        Err("not a name that a Node object can have (letters, digits, '-' and '.')".into())
+    } else {
+        Ok(name.into())
+    }
+}
+
+/// The modes that work without knowing the pods' interfaces.
+pub(super) fn detect_local_mode(text: &str) -> Result<DetectLocalMode, String> {
+    match text {
+        "ClusterCIDR" | "" => Ok(DetectLocalMode::ClusterCidr),
+        "NodeCIDR" => Ok(DetectLocalMode::NodeCidr),
+        "BridgeInterface" | "InterfaceNamePrefix" => {
+            Err("not supported yet; supported: ClusterCIDR, NodeCIDR".into())
+        }
+        _ => Err("unknown mode; supported: ClusterCIDR, NodeCIDR".into()),
+    }
+}
+
+/// A level or a list of `module=level`.
+pub(super) fn log_level(text: &str) -> Result<String, String> {
+    match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) if !text.trim().is_empty() => Ok(text.to_owned()),
+        Ok(_) => Err("empty; levels: error, warn, info, debug, trace".into()),
+        Err(error) => Err(format!("{error}; levels: error, warn, info, debug, trace")),
+    }
+}
+
+/// A comma-separated list; empty text is the empty list.
+fn cidrs(text: &str) -> Result<Vec<IpNet>, String> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|_| !text.is_empty())
+        .map(|cidr| {
+            cidr.parse()
+                .map(|net: IpNet| net.trunc())
+                .map_err(|_| format!("{cidr:?} is not a CIDR"))
+        })
+        .collect()
+}
+
+fn write_list(f: &mut fmt::Formatter<'_>, cidrs: &[IpNet]) -> fmt::Result {
+    for (i, cidr) in cidrs.iter().enumerate() {
+        write!(f, "{}{cidr}", if i == 0 { "" } else { "," })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,232 @@
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use service_model::ObjectKind;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{Ports, Sources, start};
+use crate::metrics::Metrics;
+use crate::status::Status;
+
+struct Server {
+    sources: Sources,
+    cancel: CancellationToken,
+    ports: Option<Ports>,
+}
+
+impl Server {
+    fn start() -> Server {
+        let sources = Sources {
+            status: Arc::new(ArcSwap::default()),
+            metrics: Arc::new(Metrics::new()),
+        };
+        let cancel = CancellationToken::new();
+        let any = Some("127.0.0.1:0".parse().unwrap());
+        let ports = start(any, any, sources.clone(), cancel.clone()).unwrap();
+        Server {
+            sources,
+            cancel,
+            ports: Some(ports),
+        }
+    }
+
+    fn health(&self) -> SocketAddr {
+        bound(&self.ports.as_ref().unwrap().health)
+    }
+
+    fn metrics(&self) -> SocketAddr {
+        bound(&self.ports.as_ref().unwrap().metrics)
+    }
+
+    fn publish(&self, status: Status) {
+        self.sources.status.store(Arc::new(status));
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        self.ports.take().unwrap().join();
+    }
+}
+
+/// Waits until the port is bound.
+fn bound(address: &watch::Receiver<Option<SocketAddr>>) -> SocketAddr {
+    let mut address = address.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime
+        .block_on(async {
+            tokio::time::timeout(Duration::from_secs(5), address.wait_for(Option::is_some)).await
+        })
+        .expect("the port is bound in time")
+        .unwrap()
+        .unwrap()
+}
+
+/// Sends raw bytes, reads until the server closes.
+fn exchange(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    response
+}
+
+fn get(address: SocketAddr, path: &str) -> String {
+    exchange(
+        address,
+        &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+    )
+}
+
+fn code(response: &str) -> u16 {
+    response.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+fn synced() -> Status {
+    Status {
+        synced: true,
+        ..Status::default()
+    }
+}
+
+#[test]
+fn probes_follow_the_published_status() {
+    let server = Server::start();
+    let address = server.health();
+    server.publish(Status {
+        waiting_for: vec![ObjectKind::Node, ObjectKind::ServiceCidr],
+        ..Status::default()
+    });
+    assert_eq!(code(&get(address, "/healthz")), 503);
+    assert_eq!(code(&get(address, "/livez")), 200);
+    let ready = get(address, "/readyz");
+    assert_eq!(code(&ready), 503);
+    assert!(ready.contains("Node, ServiceCIDR"), "{ready}");
+
+    server.publish(synced());
+    for path in ["/healthz", "/healthz?verbose", "/livez", "/readyz"] {
+        assert_eq!(code(&get(address, path)), 200, "{path}");
+    }
+
+    let long_ago = Instant::now().checked_sub(Duration::from_secs(61)).unwrap();
+    server.publish(Status {
+        pending_since: Some(long_ago),
+        ..synced()
+    });
+    assert_eq!(code(&get(address, "/healthz")), 503);
+    assert_eq!(code(&get(address, "/livez")), 503);
+}
+
+#[test]
+fn the_body_of_healthz_has_kube_proxys_keys() {
+    let server = Server::start();
+    server.publish(synced());
+    let response = get(server.health(), "/healthz");
+    let (head, body) = response.split_once("\r\n\r\n").unwrap();
+    assert!(
+        head.to_lowercase()
+            .contains("content-type: application/json"),
+        "{head}"
+    );
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(body["healthy"], true);
+    for key in ["lastUpdated", "currentTime"] {
+        let time = body[key].as_str().unwrap();
+        time.parse::<k8s_openapi::jiff::Timestamp>().unwrap();
+    }
+}
+
+#[test]
+fn metrics_are_openmetrics_text_and_count_the_probes() {
+    let server = Server::start();
+    assert_eq!(code(&get(server.health(), "/healthz")), 503);
+    let response = get(server.metrics(), "/metrics");
+    assert!(
+        response.contains("application/openmetrics-text; version=1.0.0"),
+        "{response}"
+    );
+    assert!(
+        response.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 1"),
+        "{response}"
+    );
+    assert!(response.ends_with("# EOF\n"), "{response}");
+    assert!(get(server.metrics(), "/proxyMode").ends_with("\r\n\r\nnftables"));
+    assert_eq!(code(&get(server.metrics(), "/healthz")), 200);
+}
+
+#[test]
+fn only_get_and_head_of_known_paths_are_answered() {
+    let server = Server::start();
+    server.publish(synced());
+    let address = server.health();
+    assert_eq!(code(&get(address, "/metrics")), 404);
+    assert_eq!(code(&get(address, "/healthz/")), 404);
+    let post = exchange(
+        address,
+        "POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    );
+    assert_eq!(code(&post), 405);
+    let head = exchange(
+        address,
+        "HEAD /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
+    assert_eq!(code(&head), 200);
+    assert!(head.ends_with("\r\n\r\n"), "{head}");
+    assert_eq!(code(&exchange(address, "nonsense\r\n\r\n")), 400);
+}
+
+#[test]
+fn a_client_that_never_ends_its_headers_is_cut_off_and_others_are_served_meanwhile() {
+    let server = Server::start();
+    server.publish(synced());
+    let address = server.health();
+    let mut slow = TcpStream::connect(address).unwrap();
+    slow.write_all(b"GET /healthz HTTP/1.1\r\nHost").unwrap();
+    assert_eq!(code(&get(address, "/healthz")), 200);
+    slow.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
+    let mut rest = Vec::new();
+    // Closed (with or without an answer), not timed out.
+    slow.read_to_end(&mut rest).unwrap();
+}
+
+#[test]
+fn idle_connections_do_not_lock_others_out_for_long() {
+    let server = Server::start();
+    server.publish(synced());
+    let address = server.health();
+    let idle: Vec<TcpStream> = (0..super::MAX_CONNECTIONS)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    // Waits in the queue until the idle ones are cut off for sending no header.
+    assert_eq!(code(&get(address, "/healthz")), 200);
+    drop(idle);
+}
+
+#[test]
+fn a_taken_port_is_bound_as_soon_as_it_is_free() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let sources = Sources {
+        status: Arc::new(ArcSwap::default()),
+        metrics: Arc::new(Metrics::new()),
+    };
+    let cancel = CancellationToken::new();
+    let ports = start(None, Some(address), sources, cancel.clone()).unwrap();
+    drop(taken);
+    assert_eq!(bound(&ports.metrics), address);
+    assert_eq!(code(&get(address, "/proxyMode")), 200);
+    assert_eq!(*ports.health.borrow(), None);
+    cancel.cancel();
+    ports.join();
+}

@@ -1,0 +1,356 @@
+//! What is counted and measured, under kube-proxy's names where it has the same thing.
+//!
+//! Labels are closed sets of ours (family, kind, code): no name of a foreign object ever becomes a label,
+//! so the number of series is bounded. Everything here is atomic; recording never blocks.
+
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use service_model::{AddressFamily, ObjectKind};
+
+/// What `Content-Type` the text of [`Metrics::encode`] has.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Every metric of the daemon. Cheap to share, methods are the events that the control loop reports.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    sync_duration: Family<FamilyLabel, Histogram>,
+    last_sync: Family<FamilyLabel, Gauge<f64, AtomicU64>>,
+    sync_failures: Family<FamilyLabel, Counter>,
+    service_changes: Counter,
+    endpoint_changes: Counter,
+    service_changes_pending: Gauge,
+    endpoint_changes_pending: Gauge,
+    programming_latency: Histogram,
+    healthz: Family<CodeLabel, Counter>,
+    livez: Family<CodeLabel, Counter>,
+    commits: Counter,
+    elements_written: Counter,
+    repairs: Counter,
+    services_planned: Counter,
+    quarantined: Gauge,
+    invalid: Family<KindLabel, Gauge>,
+    problems: Family<KindLabel, Counter>,
+    connected: Family<KindLabel, Gauge>,
+    services: Gauge,
+    endpoints: Gauge,
+}
+
+/// `ip_family="IPv4"`, as kube-proxy writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FamilyLabel {
+    ip_family: FamilyValue,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum FamilyValue {
+    IPv4,
+    IPv6,
+}
+
+impl From<AddressFamily> for FamilyLabel {
+    fn from(family: AddressFamily) -> Self {
+        FamilyLabel {
+            ip_family: match family {
+                AddressFamily::V4 => FamilyValue::IPv4,
+                AddressFamily::V6 => FamilyValue::IPv6,
+            },
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: String,
+}
+
+impl From<ObjectKind> for KindLabel {
+    fn from(kind: ObjectKind) -> Self {
+        KindLabel {
+            kind: kind.to_string(),
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let mut metrics = Metrics {
+            registry: Registry::default(),
+            // kube-proxy starts at 1 ms; a commit of ours usually takes microseconds.
+            sync_duration: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_016, 2.0, 21))
+            }),
+            last_sync: Family::default(),
+            sync_failures: Family::default(),
+            service_changes: Counter::default(),
+            endpoint_changes: Counter::default(),
+            service_changes_pending: Gauge::default(),
+            endpoint_changes_pending: Gauge::default(),
+            programming_latency: Histogram::new(exponential_buckets(0.001, 2.0, 18)),
+            healthz: Family::default(),
+            livez: Family::default(),
+            commits: Counter::default(),
+            elements_written: Counter::default(),
+            repairs: Counter::default(),
+            services_planned: Counter::default(),
+            quarantined: Gauge::default(),
+            invalid: Family::default(),
+            problems: Family::default(),
+            connected: Family::default(),
+            services: Gauge::default(),
+            endpoints: Gauge::default(),
+        };
+        metrics.register_kube_proxys();
+        metrics.register_ours();
+        metrics
+    }
+
+    fn register_kube_proxys(&mut self) {
+        let r = self.registry.sub_registry_with_prefix("kubeproxy");
+        r.register(
+            "sync_proxy_rules_duration_seconds",
+            "From the first netlink message of a commit to the kernel's acknowledgement",
+            self.sync_duration.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_last_timestamp_seconds",
+            "Time of the last commit",
+            self.last_sync.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_nftables_sync_failures",
+            "Transactions the kernel refused",
+            self.sync_failures.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_service_changes",
+            "Service events",
+            self.service_changes.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_endpoint_changes",
+            "EndpointSlice events",
+            self.endpoint_changes.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_service_changes_pending",
+            "Service events not yet in the kernel",
+            self.service_changes_pending.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_endpoint_changes_pending",
+            "EndpointSlice events not yet in the kernel",
+            self.endpoint_changes_pending.clone(),
+        );
+        r.register(
+            "network_programming_duration_seconds",
+            "From the event of a change to the kernel's acknowledgement of it",
+            self.programming_latency.clone(),
+        );
+        r.register("proxy_healthz", "Answers of /healthz", self.healthz.clone());
+        r.register("proxy_livez", "Answers of /livez", self.livez.clone());
+    }
+
+    fn register_ours(&mut self) {
+        let r = self.registry.sub_registry_with_prefix("portolan");
+        r.register(
+            "build",
+            "Version",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        r.register(
+            "commits",
+            "Transactions the kernel took",
+            self.commits.clone(),
+        );
+        r.register(
+            "elements_written",
+            "Set elements added or deleted",
+            self.elements_written.clone(),
+        );
+        r.register(
+            "repairs",
+            "Foreign changes of the table that were undone",
+            self.repairs.clone(),
+        );
+        r.register(
+            "services_planned",
+            "Times a Service was planned",
+            self.services_planned.clone(),
+        );
+        r.register(
+            "quarantined_services",
+            "Services the kernel refused",
+            self.quarantined.clone(),
+        );
+        r.register(
+            "invalid_objects",
+            "Objects that cannot be used at present",
+            self.invalid.clone(),
+        );
+        r.register(
+            "object_problems",
+            "Times an object could not be used",
+            self.problems.clone(),
+        );
+        r.register(
+            "source_connected",
+            "1 while the source of this kind is connected",
+            self.connected.clone(),
+        );
+        r.register("services", "Services in the view", self.services.clone());
+        r.register("endpoints", "Endpoints in the view", self.endpoints.clone());
+    }
+
+    /// OpenMetrics text; see [`CONTENT_TYPE`].
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+
+    /// The kernel took a transaction that touched these families.
+    pub fn committed(&self, families: &[AddressFamily], elements: usize, elapsed: Duration) {
+        self.commits.inc();
+        self.elements_written.inc_by(elements as u64);
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs_f64();
+        for family in families {
+            self.sync_duration
+                .get_or_create(&(*family).into())
+                .observe(elapsed.as_secs_f64());
+            self.last_sync.get_or_create(&(*family).into()).set(now);
+        }
+    }
+
+    /// The kernel refused a transaction that touched these families.
+    pub fn commit_failed(&self, families: &[AddressFamily]) {
+        for family in families {
+            self.sync_failures.get_or_create(&(*family).into()).inc();
+        }
+    }
+
+    /// A foreign change of the table was undone.
+    pub fn repaired(&self) {
+        self.repairs.inc();
+    }
+
+    /// An event about Services arrived, `objects` of them.
+    pub fn service_event(&self, objects: usize) {
+        self.service_changes.inc_by(objects as u64);
+    }
+
+    /// An event about EndpointSlices arrived, `objects` of them.
+    pub fn endpoint_event(&self, objects: usize) {
+        self.endpoint_changes.inc_by(objects as u64);
+    }
+
+    /// Events that are not in the kernel yet.
+    pub fn set_pending(&self, services: usize, endpoints: usize) {
+        self.service_changes_pending.set(gauge(services));
+        self.endpoint_changes_pending.set(gauge(endpoints));
+    }
+
+    /// A change reached the kernel this long after its event.
+    pub fn programmed(&self, latency: Duration) {
+        self.programming_latency.observe(latency.as_secs_f64());
+    }
+
+    /// Services were planned.
+    pub fn planned(&self, services: usize) {
+        self.services_planned.inc_by(services as u64);
+    }
+
+    /// The number of Services the kernel refuses at present.
+    pub fn set_quarantined(&self, services: usize) {
+        self.quarantined.set(gauge(services));
+    }
+
+    /// An object, or part of it, could not be used.
+    pub fn problem(&self, kind: ObjectKind) {
+        self.problems.get_or_create(&kind.into()).inc();
+    }
+
+    /// The number of objects of a kind that cannot be used at present.
+    pub fn set_invalid(&self, kind: ObjectKind, objects: usize) {
+        self.invalid.get_or_create(&kind.into()).set(gauge(objects));
+    }
+
+    /// The source of a kind is connected, or is not.
+    pub fn set_connected(&self, kind: ObjectKind, connected: bool) {
+        self.connected
+            .get_or_create(&kind.into())
+            .set(i64::from(connected));
+    }
+
+    /// The size of the view.
+    pub fn set_totals(&self, services: usize, endpoints: usize) {
+        self.services.set(gauge(services));
+        self.endpoints.set(gauge(endpoints));
+    }
+
+    /// `/healthz` was answered.
+    pub fn healthz_answered(&self, code: u16) {
+        self.healthz.get_or_create(&CodeLabel { code }).inc();
+    }
+
+    /// `/livez` was answered.
+    pub fn livez_answered(&self, code: u16) {
+        self.livez.get_or_create(&CodeLabel { code }).inc();
+    }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_appear_under_kube_proxys_names() {
+        let metrics = Metrics::new();
+        metrics.committed(&AddressFamily::ALL, 7, Duration::from_micros(20));
+        metrics.commit_failed(&[AddressFamily::V6]);
+        metrics.service_event(3);
+        metrics.set_connected(ObjectKind::ServiceCidr, true);
+        metrics.healthz_answered(503);
+        let text = metrics.encode();
+        for line in [
+            "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"3.2e-5\",ip_family=\"IPv6\"} 1",
+            "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv6\"} 1",
+            "kubeproxy_sync_proxy_rules_service_changes_total 3",
+            "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
+            "portolan_elements_written_total 7",
+            "portolan_source_connected{kind=\"ServiceCIDR\"} 1",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
+        }
+    }
+}
