@@ -13,7 +13,11 @@
 
 pub mod expr;
 pub mod model;
+pub mod text;
 mod transaction;
+
+#[cfg(test)]
+mod samples;
 
 pub use model::{
     Bytes, Chain, Data, DataField, Element, Family, Field, Hook, Name, Operand, Protocol,

@@ -1,0 +1,518 @@
+//! Tables and their parts as text, in the words of `nft list ruleset` (1.0.6).
+//!
+//! Owns the one spelling of every value of [`crate::model`]. What [`table`] prints, `nft -f` loads into a
+//! namespace that has no such table, to the same state as the same contents committed over netlink, and
+//! nft lists it back with the same lines. It never reads text, and no text of foreign origin comes in:
+//! names and comments are ours. What was observed and is not in our form is printed as a `#` comment.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use smallvec::SmallVec;
+
+use crate::model::{
+    Chain, Data, DataField, Element, Family, Field, Hook, Operand, Rule, Set, SetKind, Statement,
+    Table, Verdict,
+};
+use crate::transaction::{Operation, TableContents, Transaction};
+
+/// What nft puts before the second and later lines of elements.
+const ELEMENTS_INDENT: &str = "\t\t\t     ";
+
+/// A whole table as `nft list` prints it: sets and maps by name, then chains by name. Loads with `nft -f`
+/// into a namespace without that table.
+pub fn table(contents: &TableContents) -> String {
+    contents.to_string()
+}
+
+impl fmt::Display for TableContents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Table {
+            family,
+            name,
+            comment,
+        } = &self.table;
+        writeln!(f, "table {family} {name} {{")?;
+        write_comment(f, "\t", comment)?;
+        let mut separator = "";
+        for set in self.sets.values() {
+            f.write_str(separator)?;
+            let elements = self.elements.get(&set.name).map(Vec::as_slice);
+            write_set(f, *family, set, elements.unwrap_or_default())?;
+            separator = "\n";
+        }
+        for chain in self.chains.values() {
+            f.write_str(separator)?;
+            write_chain(f, *family, chain)?;
+            separator = "\n";
+        }
+        f.write_str("}\n")
+    }
+}
+
+fn write_comment(f: &mut fmt::Formatter<'_>, indent: &str, comment: &str) -> fmt::Result {
+    if comment.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "{indent}comment \"{comment}\"")
+}
+
+fn write_set(
+    f: &mut fmt::Formatter<'_>,
+    family: Family,
+    set: &Set,
+    elements: &[Element],
+) -> fmt::Result {
+    writeln!(f, "\t{} {} {{", set_keyword(set), set.name)?;
+    writeln!(f, "\t\t{}", DeclarationText { family, set })?;
+    if set.interval {
+        writeln!(f, "\t\tflags interval")?;
+    }
+    write_comment(f, "\t\t", &set.comment)?;
+    if !elements.is_empty() {
+        f.write_str("\t\telements = { ")?;
+        // Two to a line or one, as nft does it (expression.c: calculate_delim).
+        let per_line = match (family, set.key.as_slice(), &set.kind) {
+            (Family::Ip, [Field::Address], SetKind::Set) => 2,
+            _ => 1,
+        };
+        for (index, element) in elements.iter().enumerate() {
+            match index {
+                0 => {}
+                _ if index % per_line == 0 => write!(f, ",\n{ELEMENTS_INDENT}")?,
+                _ => f.write_str(", ")?,
+            }
+            write!(
+                f,
+                "{}",
+                ElementText {
+                    family,
+                    set,
+                    element
+                }
+            )?;
+        }
+        f.write_str(" }\n")?;
+    }
+    f.write_str("\t}\n")
+}
+
+fn write_chain(f: &mut fmt::Formatter<'_>, family: Family, chain: &Chain) -> fmt::Result {
+    writeln!(f, "\tchain {} {{", chain.name)?;
+    write_comment(f, "\t\t", &chain.comment)?;
+    if let Some(hook) = chain.hook {
+        writeln!(f, "\t\t{hook}")?;
+    }
+    for rule in &chain.rules {
+        writeln!(f, "\t\t{}", RuleText { family, rule })?;
+    }
+    f.write_str("\t}\n")
+}
+
+fn set_keyword(set: &Set) -> &'static str {
+    match set.kind {
+        SetKind::Set | SetKind::Unknown => "set",
+        SetKind::Map(_) | SetKind::VerdictMap => "map",
+    }
+}
+
+impl DataField {
+    /// The field of a key that is written and printed alike.
+    pub(crate) fn as_key(self) -> Field {
+        match self {
+            DataField::Address => Field::Address,
+            DataField::Port => Field::Port,
+        }
+    }
+}
+
+impl Set {
+    /// Whether nft is told of the key and data by `typeof` expressions, which it keeps in the set's user
+    /// data, or by `type` names: those have no word for a slot, nor for the port of a data map as nft's
+    /// `dnat` wants it.
+    pub fn declared_by_typeof(&self) -> bool {
+        matches!(self.kind, SetKind::Map(_)) || self.key.contains(&Field::Slot)
+    }
+}
+
+impl fmt::Display for Hook {
+    /// `type nat hook prerouting priority dstnat; policy accept;`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // nft knows the name dstnat at prerouting only, srcnat at postrouting.
+        f.write_str(match self {
+            Hook::NatPrerouting => "type nat hook prerouting priority dstnat; policy accept;",
+            Hook::NatOutput => "type nat hook output priority -100; policy accept;",
+            Hook::NatPostrouting => "type nat hook postrouting priority srcnat; policy accept;",
+            Hook::Unknown => "# hooked in a way that is not ours",
+        })
+    }
+}
+
+/// What a set declares of its key and data: `type ipv4_addr . inet_proto` or `typeof ip daddr : th dport`.
+#[derive(Clone, Copy, Debug)]
+pub struct DeclarationText<'a> {
+    /// Family of its table.
+    pub family: Family,
+    /// The set.
+    pub set: &'a Set,
+}
+
+impl fmt::Display for DeclarationText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = self.family;
+        if self.set.kind == SetKind::Unknown {
+            return f.write_str("# declared in a way that is not ours");
+        }
+        let by_typeof = self.set.declared_by_typeof();
+        f.write_str(if by_typeof { "typeof " } else { "type " })?;
+        write_joined(f, &self.set.key, |f, field| match (field, by_typeof) {
+            (Field::Address, true) => write!(f, "{family} daddr"),
+            (Field::Address, false) => f.write_str(match family {
+                Family::Ip => "ipv4_addr",
+                Family::Ip6 => "ipv6_addr",
+            }),
+            (Field::Protocol, true) => f.write_str("meta l4proto"),
+            (Field::Protocol, false) => f.write_str("inet_proto"),
+            (Field::Port, true) => f.write_str("th dport"),
+            (Field::Port, false) => f.write_str("inet_service"),
+            (Field::Slot, _) => f.write_str("numgen random mod 65536"),
+        })?;
+        match &self.set.kind {
+            SetKind::Set | SetKind::Unknown => Ok(()),
+            SetKind::VerdictMap => f.write_str(" : verdict"),
+            SetKind::Map(data) => {
+                f.write_str(" : ")?;
+                write_joined(f, data, |f, field| match field {
+                    DataField::Address => write!(f, "{family} daddr"),
+                    DataField::Port => f.write_str("th dport"),
+                })
+            }
+        }
+    }
+}
+
+/// An element as nft prints it in its set: `10.96.0.1 . tcp . 80 . 0 : 10.244.1.5 . 8080`.
+/// A key or value that is not as wide as the set says is printed in hexadecimal.
+#[derive(Clone, Copy, Debug)]
+pub struct ElementText<'a> {
+    /// Family of the table.
+    pub family: Family,
+    /// Set or map it belongs to.
+    pub set: &'a Set,
+    /// The element.
+    pub element: &'a Element,
+}
+
+impl fmt::Display for ElementText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (family, set) = (self.family, self.set);
+        let first = self.element.key.as_slice();
+        match &self.element.last {
+            None => write_fields(f, family, &set.key, first)?,
+            Some(last) => write_range(f, family, &set.key, first, last.as_slice())?,
+        }
+        match (&self.element.data, &set.kind) {
+            (Data::None, _) => Ok(()),
+            (Data::Verdict(verdict), _) => write!(f, " : {verdict}"),
+            (Data::Value(value), SetKind::Map(data)) => {
+                f.write_str(" : ")?;
+                let fields: SmallVec<[Field; 2]> =
+                    data.iter().map(|field| field.as_key()).collect();
+                write_fields(f, family, &fields, value.as_slice())
+            }
+            (Data::Value(value), _) => write!(f, " : {value:?}"),
+        }
+    }
+}
+
+/// The parts of `raw`, each in its notation, joined by ` . `.
+fn write_fields(
+    f: &mut fmt::Formatter<'_>,
+    family: Family,
+    fields: &[Field],
+    raw: &[u8],
+) -> fmt::Result {
+    let mut rest = raw;
+    for (index, field) in fields.iter().enumerate() {
+        if index > 0 {
+            f.write_str(" . ")?;
+        }
+        let width = if fields.len() == 1 {
+            field.len(family)
+        } else {
+            field.padded_len(family)
+        };
+        let Some((part, after)) = rest.split_at_checked(width) else {
+            return write_hex(f, rest);
+        };
+        rest = after;
+        write_field(f, *field, part.get(..field.len(family)).unwrap_or_default())?;
+    }
+    if rest.is_empty() {
+        Ok(())
+    } else {
+        write_hex(f, rest)
+    }
+}
+
+fn write_field(f: &mut fmt::Formatter<'_>, field: Field, raw: &[u8]) -> fmt::Result {
+    match (field, raw) {
+        (Field::Address, &[a, b, c, d]) => write!(f, "{}", Ipv4Addr::new(a, b, c, d)),
+        (Field::Address, raw) => match <[u8; 16]>::try_from(raw) {
+            Ok(octets) => write!(f, "{}", Ipv6Addr::from(octets)),
+            Err(_) => write_hex(f, raw),
+        },
+        (Field::Protocol, [6]) => f.write_str("tcp"),
+        (Field::Protocol, [17]) => f.write_str("udp"),
+        (Field::Protocol, [132]) => f.write_str("sctp"),
+        (Field::Protocol, [number]) => write!(f, "{number}"),
+        (Field::Port, &[high, low]) => write!(f, "{}", u16::from_be_bytes([high, low])),
+        (Field::Slot, &[a, b, c, d]) => write!(f, "{}", u32::from_ne_bytes([a, b, c, d])),
+        (_, raw) => write_hex(f, raw),
+    }
+}
+
+fn write_hex(f: &mut fmt::Formatter<'_>, raw: &[u8]) -> fmt::Result {
+    f.write_str("0x")?;
+    raw.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+}
+
+/// `first-last`, or for addresses a prefix when the range is one, or the address alone.
+fn write_range(
+    f: &mut fmt::Formatter<'_>,
+    family: Family,
+    fields: &[Field],
+    first: &[u8],
+    last: &[u8],
+) -> fmt::Result {
+    write_fields(f, family, fields, first)?;
+    if first == last {
+        return Ok(());
+    }
+    if fields == [Field::Address]
+        && let Some(length) = prefix_length(first, last)
+    {
+        return write!(f, "/{length}");
+    }
+    f.write_str("-")?;
+    write_fields(f, family, fields, last)
+}
+
+/// Length of the prefix that holds exactly the addresses from `first` to `last`, both in network order.
+fn prefix_length(first: &[u8], last: &[u8]) -> Option<u32> {
+    let number = |raw: &[u8]| {
+        raw.iter()
+            .fold(0u128, |sum, byte| (sum << 8) | u128::from(*byte))
+    };
+    let (low, high) = (number(first), number(last));
+    let host_bits = low ^ high;
+    let is_prefix = host_bits & host_bits.wrapping_add(1) == 0 && low & host_bits == 0;
+    let width = 8 * u32::try_from(first.len()).ok()?;
+    (is_prefix && first.len() == last.len()).then(|| width - host_bits.count_ones())
+}
+
+/// A rule in nft's words, without line end.
+#[derive(Clone, Copy, Debug)]
+pub struct RuleText<'a> {
+    /// Family of the table.
+    pub family: Family,
+    /// The rule.
+    pub rule: &'a Rule,
+}
+
+impl fmt::Display for RuleText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, statement) in self.rule.statements.iter().enumerate() {
+            if index > 0 {
+                f.write_str(" ")?;
+            }
+            write_statement(f, self.family, statement)?;
+        }
+        Ok(())
+    }
+}
+
+fn write_statement(
+    f: &mut fmt::Formatter<'_>,
+    family: Family,
+    statement: &Statement,
+) -> fmt::Result {
+    match statement {
+        Statement::InSet { key, set, negate } => {
+            write_key(f, family, key)?;
+            write!(f, " {}@{set}", if *negate { "!= " } else { "" })
+        }
+        Statement::ProtocolIs(protocol) => write!(f, "meta l4proto {}", protocol.keyword()),
+        Statement::ConnectionIsDnat => f.write_str("ct status dnat"),
+        Statement::VerdictMap { key, map } => {
+            write_key(f, family, key)?;
+            write!(f, " vmap @{map}")
+        }
+        Statement::DnatMap { key, map } => {
+            write!(f, "dnat {family} to ")?;
+            write_key(f, family, key)?;
+            write!(f, " map @{map}")
+        }
+        Statement::Masquerade => f.write_str("masquerade fully-random"),
+        Statement::Reject => f.write_str("reject"),
+        Statement::Verdict(verdict) => write!(f, "{verdict}"),
+        Statement::Unknown(expressions) => write!(f, "# not a rule of ours: {expressions}"),
+    }
+}
+
+fn write_key(f: &mut fmt::Formatter<'_>, family: Family, key: &[Operand]) -> fmt::Result {
+    write_joined(f, key, |f, operand| match operand {
+        Operand::SourceAddress => write!(f, "{family} saddr"),
+        Operand::DestinationAddress => write!(f, "{family} daddr"),
+        Operand::Protocol => f.write_str("meta l4proto"),
+        Operand::DestinationPort => f.write_str("th dport"),
+        Operand::OriginalDestinationAddress => write!(f, "ct original {family} daddr"),
+        Operand::OriginalDestinationPort => f.write_str("ct original proto-dst"),
+        Operand::SymHash { modulus } => write!(f, "symhash mod {modulus}"),
+    })
+}
+
+/// Parts of a concatenation.
+fn write_joined<T: Copy>(
+    f: &mut fmt::Formatter<'_>,
+    parts: &[T],
+    mut write: impl FnMut(&mut fmt::Formatter<'_>, T) -> fmt::Result,
+) -> fmt::Result {
+    for (index, part) in parts.iter().enumerate() {
+        if index > 0 {
+            f.write_str(" . ")?;
+        }
+        write(f, *part)?;
+    }
+    Ok(())
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Accept => f.write_str("accept"),
+            Verdict::Drop => f.write_str("drop"),
+            Verdict::Return => f.write_str("return"),
+            Verdict::Jump(chain) => write!(f, "jump {chain}"),
+            Verdict::Goto(chain) => write!(f, "goto {chain}"),
+        }
+    }
+}
+
+/// A transaction step by step, one line for each declaration, rule and element, for traces and dry runs.
+///
+/// Element keys are readable where `declaration` knows the set, and hexadecimal elsewhere.
+/// [`Transaction`]'s own `Display` knows the sets that the transaction itself adds.
+pub struct TransactionText<'a, F> {
+    /// The transaction.
+    pub transaction: &'a Transaction,
+    /// Finds the declaration of a set that exists already.
+    pub declaration: F,
+}
+
+impl<'a, F: Fn(Family, &str) -> Option<&'a Set>> fmt::Display for TransactionText<'a, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let declaration = |family: Family, name: &str| {
+            let added = self
+                .transaction
+                .operations
+                .iter()
+                .find_map(|step| match step {
+                    (its, Operation::AddSet(set)) if *its == family && set.name == name => {
+                        Some(set)
+                    }
+                    _ => None,
+                });
+            added.or_else(|| (self.declaration)(family, name))
+        };
+        for (family, operation) in &self.transaction.operations {
+            write_operation(f, *family, operation, &declaration)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Transaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        TransactionText {
+            transaction: self,
+            declaration: |_, _: &str| None,
+        }
+        .fmt(f)
+    }
+}
+
+fn write_operation<'a>(
+    f: &mut fmt::Formatter<'_>,
+    family: Family,
+    operation: &Operation,
+    declaration: &dyn Fn(Family, &str) -> Option<&'a Set>,
+) -> fmt::Result {
+    match operation {
+        Operation::AddTable(table) => writeln!(f, "add table {family} {}", table.name),
+        Operation::DeleteTable => writeln!(f, "delete table {family}"),
+        Operation::AddSet(set) => {
+            let (keyword, text) = (set_keyword(set), DeclarationText { family, set });
+            let flags = if set.interval { "; flags interval" } else { "" };
+            writeln!(f, "add {keyword} {family} {} {{ {text}{flags} }}", set.name)
+        }
+        Operation::DeleteSet(name) => writeln!(f, "delete set {family} {name}"),
+        Operation::AddChain(chain) => {
+            write!(f, "add chain {family} {}", chain.name)?;
+            chain
+                .hook
+                .map_or(Ok(()), |hook| write!(f, " {{ {hook} }}"))?;
+            writeln!(f)
+        }
+        Operation::DeleteChain(name) => writeln!(f, "delete chain {family} {name}"),
+        Operation::SetRules(chain) => {
+            writeln!(f, "set rules {family} {}", chain.name)?;
+            chain
+                .rules
+                .iter()
+                .try_for_each(|rule| writeln!(f, "\t{}", RuleText { family, rule }))
+        }
+        Operation::AddElements { set, elements } => {
+            writeln!(f, "add elements {family} {set}")?;
+            write_elements(f, family, elements, declaration(family, set))
+        }
+        Operation::DeleteElements { set, elements } => {
+            writeln!(f, "delete elements {family} {set}")?;
+            write_elements(f, family, elements, declaration(family, set))
+        }
+    }
+}
+
+fn write_elements(
+    f: &mut fmt::Formatter<'_>,
+    family: Family,
+    elements: &[Element],
+    set: Option<&Set>,
+) -> fmt::Result {
+    elements.iter().try_for_each(|element| match set {
+        Some(set) => writeln!(
+            f,
+            "\t{}",
+            ElementText {
+                family,
+                set,
+                element
+            }
+        ),
+        None => {
+            write!(f, "\t{:?}", element.key)?;
+            element
+                .last
+                .as_ref()
+                .map_or(Ok(()), |last| write!(f, "-{last:?}"))?;
+            match &element.data {
+                Data::None => writeln!(f),
+                Data::Value(value) => writeln!(f, " : {value:?}"),
+                Data::Verdict(verdict) => writeln!(f, " : {verdict}"),
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;
