@@ -1,0 +1,440 @@
+//! Lists and watches: from a request's parameters and the store to the bytes of the answer.
+//!
+//! Follows what the API conventions say of a real server; see kubernetes.io "API concepts" for paging,
+//! watches, bookmarks and streaming lists (KEP-3157).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use serde_json::json;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::body::{Closed, Pieces, Pipe, pipe};
+use super::faults::Fault;
+use super::select::Selector;
+use super::server::{GoneAs, Server, StreamingList};
+use super::store::{Change, Gone, Resource, Stored};
+
+/// Bytes gathered before they are handed on.
+const PIECE: usize = 32 * 1024;
+/// A real server ends a watch after 30 to 60 minutes if the client does not say.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// An answer that is not a success: HTTP status, reason and message of a `Status` object.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) code: u16,
+    pub(super) message: String,
+    pub(super) retry_after: Option<u64>,
+}
+
+impl Refusal {
+    pub(super) fn new(code: u16, message: impl Into<String>) -> Self {
+        Refusal {
+            code,
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+
+    fn gone() -> Self {
+        Refusal::new(410, "too old resource version")
+    }
+
+    /// The `Status` object.
+    pub(super) fn status(&self) -> String {
+        let reason = match self.code {
+            400 => "BadRequest",
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            404 => "NotFound",
+            410 => "Expired",
+            422 => "Invalid",
+            429 => "TooManyRequests",
+            503 => "ServiceUnavailable",
+            504 => "Timeout",
+            _ => "InternalError",
+        };
+        json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": self.message, "reason": reason, "code": self.code,
+            "details": { "retryAfterSeconds": self.retry_after.unwrap_or(0) },
+        })
+        .to_string()
+    }
+}
+
+/// Parameters of a request, decoded.
+#[derive(Debug, Default)]
+pub(super) struct Parameters(pub(super) BTreeMap<String, String>);
+
+impl Parameters {
+    fn get(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
+    }
+
+    pub(super) fn is_true(&self, name: &str) -> bool {
+        matches!(self.get(name), "true" | "1")
+    }
+
+    fn number(&self, name: &str) -> Result<Option<u64>, Refusal> {
+        match self.get(name) {
+            "" => Ok(None),
+            text => text
+                .parse()
+                .map(Some)
+                .map_err(|_| Refusal::new(400, format!("{name}: not a number: {text:?}"))),
+        }
+    }
+
+    fn selector(&self) -> Result<Selector, Refusal> {
+        Selector::parse(self.get("labelSelector"), self.get("fieldSelector"))
+            .map_err(|e| Refusal::new(400, e))
+    }
+}
+
+/// Answers a list or one page of it.
+pub(super) fn list(
+    server: &Arc<Server>,
+    resource: Resource,
+    parameters: &Parameters,
+    fault: Option<Fault>,
+) -> Result<Pieces, Refusal> {
+    let selector = parameters.selector()?;
+    let limit = parameters.number("limit")?.filter(|limit| *limit > 0);
+    let (version, objects, from, token) = {
+        let mut store = server.store();
+        if parameters
+            .number("resourceVersion")?
+            .is_some_and(|version| version > store.version())
+        {
+            let refusal = Refusal::new(504, "Too large resource version");
+            return Err(Refusal {
+                retry_after: Some(1),
+                ..refusal
+            });
+        }
+        let (version, objects, from, kept) = match parameters.get("continue") {
+            "" => {
+                let mut objects = store.list(resource);
+                objects.retain(|object| selector.matches(object));
+                (store.version(), Arc::new(objects), 0, None)
+            }
+            token => {
+                let (id, from) = token
+                    .split_once(':')
+                    .and_then(|(id, from)| Some((id.parse().ok()?, from.parse().ok()?)))
+                    .ok_or_else(|| Refusal::new(400, "continue key is not valid"))?;
+                let (version, objects) = store.kept(id).map_err(|Gone| Refusal::gone())?;
+                (version, objects, from, Some(id))
+            }
+        };
+        let to = limit.map_or(objects.len(), |limit| {
+            objects.len().min(from + limit as usize)
+        });
+        let token = (to < objects.len()).then(|| {
+            let id = kept.unwrap_or_else(|| store.keep(Arc::clone(&objects)));
+            (format!("{id}:{to}"), objects.len() - to)
+        });
+        (version, objects, from..to, token)
+    };
+
+    let (mut writer, body) = pipe(fault, server.bytes());
+    let twice = fault == Some(Fault::Duplicate);
+    tokio::spawn(async move {
+        let _ = write_list(
+            &mut writer,
+            resource,
+            version,
+            objects.get(from).unwrap_or(&[]),
+            token,
+            twice,
+        )
+        .await;
+    });
+    Ok(body)
+}
+
+async fn write_list(
+    writer: &mut Pipe,
+    resource: Resource,
+    version: u64,
+    objects: &[Arc<Stored>],
+    token: Option<(String, usize)>,
+    twice: bool,
+) -> Result<(), Closed> {
+    let mut metadata = json!({ "resourceVersion": version.to_string() });
+    if let Some((token, remaining)) = token {
+        metadata["continue"] = token.into();
+        metadata["remainingItemCount"] = remaining.into();
+    }
+    let mut piece = BytesMut::with_capacity(PIECE);
+    piece.extend_from_slice(
+        format!(
+            r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":["#,
+            resource.kind(),
+            resource.api_version(),
+        )
+        .as_bytes(),
+    );
+    let mut first = true;
+    for object in objects {
+        for _ in 0..if twice { 2 } else { 1 } {
+            if !std::mem::take(&mut first) {
+                piece.extend_from_slice(b",");
+            }
+            piece.extend_from_slice(&object.json);
+        }
+        if piece.len() >= PIECE {
+            writer.write(piece.split().freeze()).await?;
+        }
+    }
+    piece.extend_from_slice(b"]}\n");
+    writer.write(piece.freeze()).await
+}
+
+/// Where a watch stands.
+struct Watcher {
+    server: Arc<Server>,
+    resource: Resource,
+    selector: Selector,
+    /// Position of the last change it has looked at.
+    sequence: u64,
+    /// The version it asked to start after.
+    since: u64,
+    bookmarks: bool,
+    fault: Option<Fault>,
+    /// For [`Fault::Replay`].
+    first: Option<Bytes>,
+    piece: BytesMut,
+}
+
+/// Answers a watch.
+pub(super) fn watch(
+    server: &Arc<Server>,
+    resource: Resource,
+    parameters: &Parameters,
+    fault: Option<Fault>,
+) -> Result<Pieces, Refusal> {
+    let selector = parameters.selector()?;
+    let bookmarks = parameters.is_true("allowWatchBookmarks");
+    let streaming = streaming_list(server, parameters)?;
+    let timeout = parameters
+        .number("timeoutSeconds")?
+        .map_or(WATCH_TIMEOUT, Duration::from_secs);
+    let from = if streaming {
+        None
+    } else {
+        parameters
+            .number("resourceVersion")?
+            .filter(|version| *version > 0)
+    };
+
+    let (initial, sequence, version, gone) = {
+        let store = server.store();
+        let gone = from.is_some_and(|version| store.check_watch(resource, version).is_err());
+        let initial = if from.is_none() {
+            store.list(resource)
+        } else {
+            Vec::new()
+        };
+        // A resumed watch looks through the history; one with initial events starts after the present.
+        let sequence = if from.is_none() {
+            store.sequence()
+        } else {
+            store.forgotten(resource)
+        };
+        (initial, sequence, store.version(), gone)
+    };
+    if gone && server.settings().gone == GoneAs::Status {
+        return Err(Refusal::gone());
+    }
+    let (mut writer, body) = pipe(fault, server.bytes());
+    let mut watcher = Watcher {
+        server: Arc::clone(server),
+        resource,
+        selector,
+        sequence,
+        since: from.unwrap_or(0),
+        bookmarks,
+        fault,
+        first: None,
+        piece: BytesMut::with_capacity(PIECE),
+    };
+    tokio::spawn(async move {
+        let deadline = Instant::now() + timeout;
+        let _ = async {
+            if let Some(Fault::ErrorEvent(code)) = fault {
+                return watcher.fail(&mut writer, code).await;
+            }
+            if gone {
+                return watcher.fail(&mut writer, 410).await;
+            }
+            watcher
+                .initial(&mut writer, &initial, streaming.then_some(version))
+                .await?;
+            drop(initial);
+            watcher.run(&mut writer, deadline).await
+        }
+        .await;
+    });
+    Ok(body)
+}
+
+/// Whether the initial events end with a bookmark; a refusal as servers without the feature give it.
+fn streaming_list(server: &Server, parameters: &Parameters) -> Result<bool, Refusal> {
+    if !parameters.is_true("sendInitialEvents") {
+        return Ok(false);
+    }
+    match server.settings().streaming_list {
+        StreamingList::Ignored => Ok(false),
+        StreamingList::Refused => Err(Refusal::new(
+            422,
+            "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList \
+             feature gate is enabled",
+        )),
+        StreamingList::Served => {
+            if parameters.get("resourceVersionMatch") != "NotOlderThan" {
+                return Err(Refusal::new(
+                    422,
+                    "resourceVersionMatch: Forbidden: sendInitialEvents requires it",
+                ));
+            }
+            // Without leave to send bookmarks there is nothing to end the list with.
+            Ok(parameters.is_true("allowWatchBookmarks"))
+        }
+    }
+}
+
+impl Watcher {
+    async fn initial(
+        &mut self,
+        writer: &mut Pipe,
+        objects: &[Arc<Stored>],
+        end: Option<u64>,
+    ) -> Result<(), Closed> {
+        for object in objects {
+            if self.selector.matches(object) {
+                self.event("ADDED", &object.json);
+            }
+            if self.piece.len() >= PIECE {
+                self.flush(writer).await?;
+            }
+        }
+        if let Some(version) = end {
+            self.bookmark(
+                version,
+                r#","annotations":{"k8s.io/initial-events-end":"true"}"#,
+            );
+        }
+        self.flush(writer).await
+    }
+
+    async fn run(&mut self, writer: &mut Pipe, deadline: Instant) -> Result<(), Closed> {
+        let mut news = self.server.news();
+        let mut bookmarks = tokio::time::interval(self.server.settings().bookmark_interval);
+        bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        bookmarks.tick().await;
+        loop {
+            news.borrow_and_update();
+            let Some(version) = self.drain(writer).await? else {
+                return self.fail(writer, 410).await;
+            };
+            tokio::select! {
+                _ = news.changed() => {}
+                _ = bookmarks.tick(), if self.bookmarks => {
+                    // The newest version of which this watcher has seen everything; never one before its start.
+                    self.bookmark(version.max(self.since), "");
+                    self.flush(writer).await?;
+                }
+                () = tokio::time::sleep_until(deadline) => return Ok(()),
+                () = writer.closed() => return Err(Closed),
+            }
+        }
+    }
+
+    /// Writes all changes there are. Returns the version it has then seen everything of; `None` if changes
+    /// were forgotten before it came to them.
+    async fn drain(&mut self, writer: &mut Pipe) -> Result<Option<u64>, Closed> {
+        loop {
+            let (changes, version) = {
+                let store = self.server.store();
+                if store.lost(self.resource, self.sequence) {
+                    return Ok(None);
+                }
+                (
+                    store.changes(self.resource, self.sequence, self.since, 256),
+                    store.version(),
+                )
+            };
+            if changes.is_empty() {
+                return Ok(Some(version));
+            }
+            for change in changes {
+                self.sequence = change.sequence;
+                if let Some(kind) = self.classify(&change) {
+                    self.event(kind, &change.object.json);
+                }
+            }
+            self.flush(writer).await?;
+        }
+    }
+
+    /// What a change looks like through the selector.
+    fn classify(&self, change: &Change) -> Option<&'static str> {
+        let before = change
+            .before
+            .as_ref()
+            .is_some_and(|object| self.selector.matches(object));
+        let now = !change.deleted && self.selector.matches(&change.object);
+        match (before, now) {
+            (false, true) => Some("ADDED"),
+            (true, true) => Some("MODIFIED"),
+            (true, false) => Some("DELETED"),
+            (false, false) => None,
+        }
+    }
+
+    fn event(&mut self, kind: &str, object: &Bytes) {
+        let start = self.piece.len();
+        self.piece
+            .extend_from_slice(format!(r#"{{"type":"{kind}","object":"#).as_bytes());
+        self.piece.extend_from_slice(object);
+        self.piece.extend_from_slice(b"}\n");
+        let again = match self.fault {
+            Some(Fault::Duplicate) => Bytes::copy_from_slice(&self.piece[start..]),
+            Some(Fault::Replay) => {
+                let event = &self.piece[start..];
+                self.first
+                    .get_or_insert_with(|| Bytes::copy_from_slice(event))
+                    .clone()
+            }
+            _ => return,
+        };
+        self.piece.extend_from_slice(&again);
+    }
+
+    fn bookmark(&mut self, version: u64, annotations: &str) {
+        let (kind, api_version) = (self.resource.kind(), self.resource.api_version());
+        self.piece.extend_from_slice(
+            format!(
+                r#"{{"type":"BOOKMARK","object":{{"kind":"{kind}","apiVersion":"{api_version}","metadata":{{"resourceVersion":"{version}","creationTimestamp":null{annotations}}}}}}}"#
+            )
+            .as_bytes(),
+        );
+        self.piece.extend_from_slice(b"\n");
+    }
+
+    async fn fail(&mut self, writer: &mut Pipe, code: u16) -> Result<(), Closed> {
+        let status = Refusal::new(code, "error event").status();
+        self.piece
+            .extend_from_slice(format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n").as_bytes());
+        self.flush(writer).await
+    }
+
+    async fn flush(&mut self, writer: &mut Pipe) -> Result<(), Closed> {
+        writer.write(self.piece.split().freeze()).await
+    }
+}

@@ -1,0 +1,335 @@
+//! The server over a plain HTTP client: what a real API server would answer.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use serde_json::json;
+
+use super::*;
+
+fn service(name: &str) -> Value {
+    json!({ "kind": "Service", "metadata": { "namespace": "default", "name": name }, "spec": { "clusterIP": "10.0.0.1" } })
+}
+
+async fn send(address: SocketAddr, path: &str) -> http::Response<Incoming> {
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get(path)
+        .header("host", "fake")
+        .body(Empty::<bytes::Bytes>::new())
+        .unwrap();
+    sender.send_request(request).await.unwrap()
+}
+
+/// Status, and the whole body as JSON.
+async fn get(api: &FakeApi, path: &str) -> (u16, Value) {
+    let response = send(api.address(), path).await;
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&body).unwrap())
+}
+
+/// A watch, event by event.
+struct Events {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Events {
+    async fn open(api: &FakeApi, query: &str) -> Self {
+        let response = send(api.address(), &format!("/api/v1/services?watch=1&{query}")).await;
+        assert_eq!(response.status(), 200);
+        Events {
+            body: response.into_body(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Type, name and version of the next event; `None` at the end of the stream.
+    async fn next(&mut self) -> Option<(String, String, u64)> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|&b| b == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                let event: Value = serde_json::from_slice(&line).unwrap();
+                let text = |pointer| {
+                    event
+                        .pointer(pointer)
+                        .and_then(Value::as_str)
+                        .unwrap_or_default()
+                        .to_owned()
+                };
+                let version = text("/object/metadata/resourceVersion")
+                    .parse()
+                    .unwrap_or_default();
+                return Some((text("/type"), text("/object/metadata/name"), version));
+            }
+            let frame = tokio::time::timeout(Duration::from_secs(5), self.body.frame())
+                .await
+                .expect("an event");
+            self.buffer
+                .extend_from_slice(&frame?.ok()?.into_data().ok()?);
+        }
+    }
+
+    async fn expect(&mut self, kind: &str, name: &str) -> u64 {
+        let (found, found_name, version) = self.next().await.expect("an event, not the end");
+        assert_eq!((found.as_str(), found_name.as_str()), (kind, name));
+        version
+    }
+}
+
+#[tokio::test]
+async fn pages_of_a_list_are_one_snapshot_although_objects_change_between_them() {
+    let api = FakeApi::start().unwrap();
+    api.apply_all(["a", "b", "c", "d", "e"].map(service))
+        .unwrap();
+    let (status, first) = get(&api, "/api/v1/services?limit=2").await;
+    assert_eq!(status, 200);
+    assert_eq!(first["metadata"]["remainingItemCount"], 3);
+    api.delete(Resource::Services, "default", "c");
+    api.apply(service("z")).unwrap();
+
+    let mut names = Vec::new();
+    let mut page = first.clone();
+    loop {
+        names.extend(
+            page["items"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|i| i["metadata"]["name"].as_str().unwrap().to_owned()),
+        );
+        assert_eq!(
+            page["metadata"]["resourceVersion"],
+            first["metadata"]["resourceVersion"]
+        );
+        let Some(token) = page["metadata"]["continue"].as_str() else {
+            break;
+        };
+        page = get(&api, &format!("/api/v1/services?limit=2&continue={token}"))
+            .await
+            .1;
+    }
+    assert_eq!(names, ["a", "b", "c", "d", "e"]);
+
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    api.compact();
+    let (status, refusal) = get(&api, &format!("/api/v1/services?limit=2&continue={token}")).await;
+    assert_eq!((status, &refusal["reason"]), (410, &json!("Expired")));
+}
+
+#[tokio::test]
+async fn a_watch_resumes_after_its_version_and_sees_selected_changes_only() {
+    let api = FakeApi::start().unwrap();
+    let from = api.apply(service("a")).unwrap();
+    let other = api.apply(service("b")).unwrap();
+    let mut events = Events::open(
+        &api,
+        &format!("resourceVersion={from}&labelSelector=%21hidden"),
+    )
+    .await;
+    assert_eq!(events.expect("ADDED", "b").await, other);
+    let mut hidden = service("b");
+    hidden["metadata"]["labels"] = json!({ "hidden": "" });
+    let version = api.apply(hidden).unwrap();
+    assert_eq!(events.expect("DELETED", "b").await, version);
+    api.apply(service("b")).unwrap();
+    events.expect("ADDED", "b").await;
+    api.apply(service("b")).unwrap();
+    events.expect("MODIFIED", "b").await;
+    api.delete(Resource::Services, "default", "b");
+    assert_eq!(events.expect("DELETED", "b").await, api.version());
+}
+
+#[tokio::test]
+async fn a_streaming_list_ends_with_the_annotated_bookmark_and_goes_on_as_a_watch() {
+    let api = FakeApi::start().unwrap();
+    api.apply_all(["a", "b"].map(service)).unwrap();
+    let query = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&timeoutSeconds=1";
+    let mut events = Events::open(&api, query).await;
+    events.expect("ADDED", "a").await;
+    events.expect("ADDED", "b").await;
+    assert_eq!(events.expect("BOOKMARK", "").await, api.version());
+    api.apply(service("c")).unwrap();
+    events.expect("ADDED", "c").await;
+    assert_eq!(events.next().await, None, "timeoutSeconds ends the watch");
+
+    api.set_streaming_list(StreamingList::Refused);
+    assert_eq!(
+        get(&api, &format!("/api/v1/services?watch=1&{query}"))
+            .await
+            .0,
+        422
+    );
+}
+
+#[tokio::test]
+async fn bookmarks_tell_of_versions_that_passed_without_events() {
+    let api = FakeApi::start().unwrap();
+    api.set_bookmark_interval(Duration::from_millis(5));
+    let from = api.version();
+    let mut events = Events::open(
+        &api,
+        &format!("resourceVersion={from}&allowWatchBookmarks=true"),
+    )
+    .await;
+    events.expect("BOOKMARK", "").await;
+    api.advance(7);
+    while events.expect("BOOKMARK", "").await < from + 7 {}
+}
+
+#[tokio::test]
+async fn forgotten_versions_are_gone_by_status_or_by_event() {
+    let api = FakeApi::start().unwrap();
+    let from = api.version();
+    api.set_history_limit(2);
+    api.apply_all(["a", "b", "c"].map(service)).unwrap();
+    assert_eq!(
+        get(
+            &api,
+            &format!("/api/v1/services?watch=1&resourceVersion={from}")
+        )
+        .await
+        .0,
+        410
+    );
+    api.set_gone(GoneAs::Event);
+    let mut events = Events::open(&api, &format!("resourceVersion={from}")).await;
+    events.expect("ERROR", "").await;
+    assert_eq!(events.next().await, None);
+    let mut events = Events::open(&api, &format!("resourceVersion={}", from + 1)).await;
+    events.expect("ADDED", "b").await;
+}
+
+#[tokio::test]
+async fn after_a_restore_versions_go_back_and_a_watch_from_the_future_stays_silent() {
+    let api = FakeApi::start().unwrap();
+    api.apply(service("a")).unwrap();
+    let backup = api.backup();
+    let late = (0..5)
+        .map(|_| api.apply(service("a")).unwrap())
+        .max()
+        .unwrap();
+    api.restore(&backup);
+    assert!(api.version() < late);
+    let mut events = Events::open(&api, &format!("resourceVersion={late}")).await;
+    api.apply(service("unseen")).unwrap();
+    api.advance(10);
+    api.apply(service("seen")).unwrap();
+    events.expect("ADDED", "seen").await;
+}
+
+#[tokio::test]
+async fn injected_faults_strike_the_requests_they_name_and_no_others() {
+    let api = FakeApi::start().unwrap();
+    api.apply_all((0..50).map(|i| service(&format!("s{i}"))))
+        .unwrap();
+    api.inject(
+        Injection::once(Fault::Status {
+            code: 429,
+            retry_after: Some(3),
+        })
+        .on(Resource::Nodes),
+    );
+    assert_eq!(get(&api, "/api/v1/services").await.0, 200);
+    let refused = send(api.address(), "/api/v1/nodes").await;
+    assert_eq!(
+        (refused.status().as_u16(), &refused.headers()["retry-after"]),
+        (429, &"3".parse().unwrap())
+    );
+    assert_eq!(get(&api, "/api/v1/nodes").await.0, 200);
+
+    for (fault, broken) in [
+        (Fault::CutAfter(1000), true),
+        (Fault::EndAfter(1000), false),
+    ] {
+        api.inject(Injection::once(fault));
+        let mut body = send(api.address(), "/api/v1/services").await.into_body();
+        let mut bytes = 0;
+        let error = loop {
+            match body.frame().await {
+                Some(Ok(frame)) => bytes += frame.into_data().unwrap().len(),
+                Some(Err(_)) => break true,
+                None => break false,
+            }
+        };
+        assert_eq!((bytes, error), (1000, broken), "{fault:?}");
+    }
+
+    api.inject(Injection::once(Fault::HangAfter(10)));
+    let mut body = send(api.address(), "/api/v1/services").await.into_body();
+    assert_eq!(
+        body.frame()
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap()
+            .len(),
+        10
+    );
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), body.frame())
+            .await
+            .is_err()
+    );
+    api.break_connections();
+    assert!(body.frame().await.unwrap().is_err());
+
+    assert_eq!(get(&api, "/api/v1/secrets").await.0, 403);
+    api.require_token(Some("planted"));
+    assert_eq!(get(&api, "/api/v1/nodes").await.0, 401);
+    let counts = api.counts();
+    assert_eq!((counts.lists, counts.watches, counts.forbidden), (7, 0, 1));
+}
+
+#[tokio::test]
+async fn a_seed_repeats_the_random_faults() {
+    let run = async |seed| {
+        let api = FakeApi::start().unwrap();
+        api.apply(service("a")).unwrap();
+        api.inject_randomly(seed, 0.5);
+        let mut statuses = Vec::new();
+        for _ in 0..40 {
+            let request = tokio::time::timeout(
+                Duration::from_secs(5),
+                send(api.address(), "/api/v1/services"),
+            );
+            statuses.push(request.await.unwrap().status().as_u16());
+        }
+        statuses
+    };
+    let first = run(7).await;
+    assert_eq!(first, run(7).await);
+    assert_ne!(first, run(8).await);
+    assert!(first.contains(&200) && first.iter().any(|&status| status != 200));
+}
+
+#[tokio::test]
+async fn ten_thousand_slices_of_ten_endpoints_are_listed_in_seconds() {
+    let api = FakeApi::start().unwrap();
+    let endpoint =
+        json!({ "addresses": ["10.1.2.3"], "conditions": { "ready": true }, "nodeName": "node-1" });
+    let slice = |i: usize| {
+        json!({
+            "kind": "EndpointSlice", "addressType": "IPv4", "ports": [{ "port": 80 }],
+            "metadata": { "namespace": "default", "name": format!("slice-{i}") },
+            "endpoints": vec![endpoint.clone(); 10],
+        })
+    };
+    api.apply_all((0..10_000).map(slice)).unwrap();
+    let began = Instant::now();
+    let response = send(api.address(), Resource::EndpointSlices.path()).await;
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    assert!(bytes.len() > 5_000_000);
+    assert_eq!(api.counts().bytes, bytes.len() as u64);
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "took {:?}",
+        began.elapsed()
+    );
+}
