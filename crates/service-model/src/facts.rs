@@ -1,12 +1,15 @@
 //! What is true of this node, besides its Services: resolved once per change of Node object, local
 //! addresses or configuration, and handed to every plan.
 
+#[cfg(test)]
+mod tests;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::objects::Node;
+use crate::objects::{AddressFamily, Node};
 
 /// How a local pod's source address is recognised (kube-proxy's `--detect-local-mode`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,12 +60,19 @@ pub struct NodeFacts {
 
 impl NodeFacts {
     /// Resolves configuration, Node object and interface addresses. Loopback addresses never serve node
-    /// ports (row 57). The order of the inputs does not matter.
+    /// ports (row 57). The order of interface addresses does not matter, nor does that of ranges but for those
+    /// of [`DetectLocal::ClusterCidr`]; of the Node's addresses the first of each family is its own.
     pub fn resolve(config: &NodeConfig, node: &Node, interface_addresses: &[IpAddr]) -> NodeFacts {
         let mut node_addresses: Vec<IpAddr> = match &config.nodeport_addresses {
-            NodePortAddresses::Primary => [false, true]
+            NodePortAddresses::Primary => AddressFamily::ALL
                 .into_iter()
-                .filter_map(|v6| node.addresses.iter().find(|a| a.is_ipv6() == v6).copied())
+                .filter_map(|family| {
+                    let own = node
+                        .addresses
+                        .iter()
+                        .find(|a| AddressFamily::of(**a) == family);
+                    own.copied()
+                })
                 .collect(),
             NodePortAddresses::Cidrs(cidrs) => interface_addresses
                 .iter()
@@ -74,7 +84,11 @@ impl NodeFacts {
         node_addresses.sort_unstable();
         node_addresses.dedup();
         let mut local_sources: Vec<IpNet> = match &config.detect_local {
-            DetectLocal::ClusterCidr(cidrs) => cidrs.clone(),
+            DetectLocal::ClusterCidr(cidrs) => AddressFamily::ALL
+                .into_iter()
+                .filter_map(|family| cidrs.iter().find(|c| AddressFamily::of(c.addr()) == family))
+                .map(IpNet::trunc)
+                .collect(),
             DetectLocal::NodeCidr => node.pod_cidrs.clone(),
         };
         local_sources.sort_unstable();

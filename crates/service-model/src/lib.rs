@@ -10,11 +10,15 @@
 //!   in no firewall's terms.
 
 pub mod facts;
+mod index;
 pub mod intent;
 pub mod objects;
+pub mod plan;
+pub mod select;
 pub mod wire;
 
 pub use facts::{DetectLocal, NodeConfig, NodeFacts, NodePortAddresses};
+pub use index::Index;
 pub use intent::{Backend, Disposition, Frontend, Masquerade, Place, ServiceIntent};
 pub use objects::{
     AddressFamily, Conditions, Endpoint, EndpointSlice, Invalid, Node, ObjectEvent, ObjectKind,

@@ -174,27 +174,21 @@ impl Metadata {
     /// Starts a conversion: the object's key, if Kubernetes would allow it.
     fn report(&self, kind: ObjectKind, interner: &mut Interner) -> Result<Report, Invalid> {
         let namespace = self.namespace_of(kind);
-        let report = Report::new(
-            kind,
-            ObjectName {
-                namespace: interner.intern(namespace),
-                name: interner.intern(&self.name),
-            },
-        );
         let refused = |field: &str, value: &str| {
-            let report = Report::new(kind, self.object_name(kind));
-            report.invalid(field, format!("{} is not a name", report::quoted(value)))
+            let reason = match value {
+                "" => "is missing".to_owned(),
+                _ => format!("{} is not a name", report::quoted(value)),
+            };
+            Report::new(kind, self.object_name(kind)).invalid(field, reason)
         };
-        if self.name.is_empty() {
-            return Err(report.invalid("metadata.name", "is missing"));
-        }
         if !is_name(&self.name, MAX_NAME) {
             return Err(refused("metadata.name", &self.name));
         }
         if !namespace.is_empty() && !is_name(namespace, MAX_LABEL) {
             return Err(refused("metadata.namespace", namespace));
         }
-        Ok(report)
+        let (namespace, name) = (interner.intern(namespace), interner.intern(&self.name));
+        Ok(Report::new(kind, ObjectName { namespace, name }))
     }
 
     /// `metadata.creationTimestamp` in seconds since 1970.

@@ -1,0 +1,145 @@
+use super::*;
+use crate::objects::ObjectName;
+
+fn config(detect_local: DetectLocal, nodeport_addresses: NodePortAddresses) -> NodeConfig {
+    NodeConfig {
+        node_name: "node-1".into(),
+        detect_local,
+        nodeport_addresses,
+        masquerade_all: false,
+    }
+}
+
+fn node(addresses: &[&str], pod_cidrs: &[&str]) -> Node {
+    Node {
+        name: ObjectName::new("", "node-1"),
+        zone: Some("a".into()),
+        addresses: parsed(addresses),
+        pod_cidrs: parsed(pod_cidrs),
+    }
+}
+
+fn parsed<T: std::str::FromStr<Err: std::fmt::Debug>>(texts: &[&str]) -> Vec<T> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+#[track_caller]
+fn serves_node_ports(
+    mode: NodePortAddresses,
+    node_has: &[&str],
+    interfaces: &[&str],
+    expected: &[&str],
+) {
+    let config = config(DetectLocal::NodeCidr, mode);
+    let node = node(node_has, &[]);
+    let mut interfaces: Vec<IpAddr> = parsed(interfaces);
+    for _ in 0..2 {
+        let facts = NodeFacts::resolve(&config, &node, &interfaces);
+        assert_eq!(facts.node_addresses, parsed::<IpAddr>(expected));
+        interfaces.reverse();
+    }
+}
+
+#[track_caller]
+fn has_local_sources(mode: DetectLocal, pod_cidrs: &[&str], expected: &[&str]) {
+    let facts = NodeFacts::resolve(
+        &config(mode, NodePortAddresses::Primary),
+        &node(&[], pod_cidrs),
+        &[],
+    );
+    assert_eq!(facts.local_sources, parsed::<IpNet>(expected));
+}
+
+#[test]
+fn primary_addresses_are_the_first_of_each_family_of_the_node_object() {
+    let primary = || NodePortAddresses::Primary;
+    let interfaces = &["192.0.2.9", "127.0.0.1"];
+    serves_node_ports(primary(), &["192.0.2.1"], interfaces, &["192.0.2.1"]);
+    serves_node_ports(
+        primary(),
+        &["2001:db8::1", "192.0.2.2", "192.0.2.1", "2001:db8::2"],
+        interfaces,
+        &["192.0.2.2", "2001:db8::1"],
+    );
+    serves_node_ports(primary(), &[], interfaces, &[]);
+}
+
+#[test]
+fn ranges_choose_among_interface_addresses_in_any_order() {
+    let ranges = |texts: &[&str]| NodePortAddresses::Cidrs(parsed(texts));
+    let interfaces = &[
+        "203.0.113.5",
+        "192.0.2.1",
+        "2001:db8::1",
+        "127.0.0.1",
+        "192.0.2.1",
+        "192.0.2.77",
+    ];
+    serves_node_ports(
+        ranges(&["192.0.2.0/24"]),
+        &["198.51.100.1"],
+        interfaces,
+        &["192.0.2.1", "192.0.2.77"],
+    );
+    serves_node_ports(
+        ranges(&["2001:db8::/32", "192.0.2.0/26"]),
+        &[],
+        interfaces,
+        &["192.0.2.1", "2001:db8::1"],
+    );
+    serves_node_ports(
+        ranges(&["198.51.100.0/24"]),
+        &["198.51.100.1"],
+        interfaces,
+        &[],
+    );
+}
+
+#[test]
+fn loopback_addresses_never_serve_node_ports() {
+    let everything = NodePortAddresses::Cidrs(parsed(&["0.0.0.0/0", "::/0"]));
+    serves_node_ports(
+        everything,
+        &[],
+        &["127.0.0.1", "127.0.0.53", "::1", "192.0.2.1"],
+        &["192.0.2.1"],
+    );
+    serves_node_ports(NodePortAddresses::Primary, &["127.0.0.1", "::1"], &[], &[]);
+}
+
+#[test]
+fn of_the_cluster_ranges_the_first_of_each_family_counts() {
+    let ranges = |texts: &[&str]| DetectLocal::ClusterCidr(parsed(texts));
+    has_local_sources(
+        ranges(&["10.244.0.0/16"]),
+        &["10.1.0.0/24"],
+        &["10.244.0.0/16"],
+    );
+    has_local_sources(
+        ranges(&["fd00::/48", "10.244.0.0/16", "10.0.0.0/16", "fd01::/48"]),
+        &[],
+        &["10.244.0.0/16", "fd00::/48"],
+    );
+    has_local_sources(ranges(&["10.244.3.7/16"]), &[], &["10.244.0.0/16"]);
+    has_local_sources(ranges(&[]), &["10.1.0.0/24"], &[]);
+}
+
+#[test]
+fn with_node_ranges_the_pod_ranges_of_the_node_object_count() {
+    has_local_sources(
+        DetectLocal::NodeCidr,
+        &["fd00:1::/64", "10.1.0.0/24", "fd00:1::/64"],
+        &["10.1.0.0/24", "fd00:1::/64"],
+    );
+    has_local_sources(DetectLocal::NodeCidr, &[], &[]);
+}
+
+#[test]
+fn name_zone_and_masquerade_all_are_carried_over() {
+    let mut config = config(DetectLocal::NodeCidr, NodePortAddresses::Primary);
+    config.masquerade_all = true;
+    let facts = NodeFacts::resolve(&config, &node(&[], &[]), &[]);
+    assert_eq!(&*facts.node_name, "node-1");
+    assert_eq!(facts.zone.as_deref(), Some("a"));
+    assert!(facts.masquerade_all);
+}

@@ -1,0 +1,185 @@
+//! Joins EndpointSlices to Services as events bring them, in any order, and says which Services are dirty.
+//!
+//! Level-triggered: the index holds the last version of each object and nothing else, so what it answers
+//! depends on the objects there are, not on how they came to be (F36). Events may be repeated, split, lost and
+//! made up for by a [`ObjectEvent::Reset`]; slices may come before their Service and outlive it.
+//!
+//! Invariants: a Service whose plan may differ from the last time it was taken is dirty; an event that changes
+//! nothing dirties nothing (row 20); a Service of which neither object nor slice is left takes no memory
+//! (row 37).
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::facts::NodeFacts;
+use crate::intent::ServiceIntent;
+use crate::objects::{EndpointSlice, ObjectEvent, ObjectName, Service, ServiceType};
+use crate::plan::plan;
+
+/// See the module. Plain data, owned by one task.
+#[derive(Debug, Default)]
+pub struct Index {
+    entries: BTreeMap<ObjectName, Entry>,
+    /// The Service each slice counts for. The label decides at each event (row 36), so this is how the Service
+    /// is found that a slice leaves.
+    owners: BTreeMap<ObjectName, ObjectName>,
+    dirty: BTreeSet<ObjectName>,
+}
+
+/// What is known under one Service name.
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Service>,
+    /// Sorted by name.
+    slices: Vec<EndpointSlice>,
+}
+
+impl Index {
+    /// Empty.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes in what happened to Services.
+    pub fn service_event(&mut self, event: ObjectEvent<Service>) {
+        match event {
+            ObjectEvent::Apply(service) => self.apply_service(service),
+            ObjectEvent::Delete(name) => self.delete_service(&name),
+            ObjectEvent::Reset { objects, invalid } => {
+                let known = self
+                    .entries
+                    .iter()
+                    .filter(|(_, entry)| entry.service.is_some());
+                let known = known.map(|(name, _)| name);
+                for name in gone(known, objects.iter().map(|o| &o.name), &invalid) {
+                    self.delete_service(&name);
+                }
+                objects
+                    .into_iter()
+                    .for_each(|service| self.apply_service(service));
+            }
+        }
+    }
+
+    /// Takes in what happened to EndpointSlices.
+    pub fn slice_event(&mut self, event: ObjectEvent<EndpointSlice>) {
+        match event {
+            ObjectEvent::Apply(slice) => self.apply_slice(slice),
+            ObjectEvent::Delete(name) => self.delete_slice(&name),
+            ObjectEvent::Reset { objects, invalid } => {
+                let known = self.owners.keys();
+                for name in gone(known, objects.iter().map(|o| &o.name), &invalid) {
+                    self.delete_slice(&name);
+                }
+                objects
+                    .into_iter()
+                    .for_each(|slice| self.apply_slice(slice));
+            }
+        }
+    }
+
+    /// The Services whose plan may have changed since the last call, sorted. Services that are gone are among
+    /// them: their plan is None.
+    pub fn take_dirty(&mut self) -> Vec<ObjectName> {
+        std::mem::take(&mut self.dirty).into_iter().collect()
+    }
+
+    /// What a Service needs on this node. None if it is not to be programmed: it is gone, has no cluster IP
+    /// (headless or ExternalName; rows 6 and 7), or carries one of the two labels of row 1.
+    pub fn plan(&self, name: &ObjectName, facts: &NodeFacts) -> Option<ServiceIntent> {
+        let entry = self.entries.get(name)?;
+        let service = entry.service.as_ref().filter(|service| {
+            !service.excluded
+                && service.service_type != ServiceType::ExternalName
+                && !service.cluster_ips.is_empty()
+        })?;
+        Some(plan(service, &entry.slices, facts))
+    }
+
+    /// All Services there are, sorted: what a change of node facts has to plan again.
+    pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
+        let known = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.service.is_some());
+        known.map(|(name, _)| name)
+    }
+
+    fn apply_service(&mut self, service: Service) {
+        let entry = self.entries.entry(service.name.clone()).or_default();
+        if entry.service.as_ref() != Some(&service) {
+            self.dirty.insert(service.name.clone());
+            entry.service = Some(service);
+        }
+    }
+
+    fn delete_service(&mut self, name: &ObjectName) {
+        if let Some(entry) = self.entries.get_mut(name)
+            && entry.service.take().is_some()
+        {
+            self.dirty.insert(name.clone());
+            self.forget_if_empty(name);
+        }
+    }
+
+    fn apply_slice(&mut self, slice: EndpointSlice) {
+        let owner = self.owners.get(&slice.name);
+        if slice.excluded || owner.is_some_and(|owner| *owner != slice.service) {
+            self.delete_slice(&slice.name);
+        }
+        if slice.excluded {
+            return;
+        }
+        let service = slice.service.clone();
+        self.owners.insert(slice.name.clone(), service.clone());
+        let slices = &mut self.entries.entry(service.clone()).or_default().slices;
+        match slices.binary_search_by(|known| known.name.cmp(&slice.name)) {
+            Ok(i) if slices.get(i) == Some(&slice) => return,
+            Ok(i) => {
+                if let Some(known) = slices.get_mut(i) {
+                    *known = slice;
+                }
+            }
+            Err(i) => {
+                // Most Services have one slice or two; room for four would be wasted ten thousand times.
+                slices.reserve_exact(1);
+                slices.insert(i, slice);
+            }
+        }
+        self.dirty.insert(service);
+    }
+
+    fn delete_slice(&mut self, name: &ObjectName) {
+        let Some(service) = self.owners.remove(name) else {
+            return;
+        };
+        if let Some(entry) = self.entries.get_mut(&service) {
+            entry.slices.retain(|slice| slice.name != *name);
+            entry.slices.shrink_to_fit();
+        }
+        self.forget_if_empty(&service);
+        self.dirty.insert(service);
+    }
+
+    fn forget_if_empty(&mut self, service: &ObjectName) {
+        let empty = |entry: &Entry| entry.service.is_none() && entry.slices.is_empty();
+        if self.entries.get(service).is_some_and(empty) {
+            self.entries.remove(service);
+        }
+    }
+}
+
+/// The names that a complete list no longer has. Invalid objects exist: their last good version stays.
+fn gone<'a>(
+    known: impl Iterator<Item = &'a ObjectName>,
+    listed: impl Iterator<Item = &'a ObjectName>,
+    invalid: &'a [ObjectName],
+) -> Vec<ObjectName> {
+    let listed: BTreeSet<&ObjectName> = listed.chain(invalid).collect();
+    known
+        .filter(|name| !listed.contains(name))
+        .cloned()
+        .collect()
+}

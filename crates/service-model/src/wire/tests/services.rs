@@ -1,0 +1,263 @@
+use super::*;
+use crate::objects::{self, ServiceType};
+
+/// A Service with this spec.
+fn service(spec: Value) -> Value {
+    json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec})
+}
+
+/// A Service with these ports.
+fn with_ports(ports: Value) -> Value {
+    service(json!({"clusterIP": "10.96.0.1", "ports": ports}))
+}
+
+/// Cluster IPs as text, of a Service without warnings.
+#[track_caller]
+fn cluster_ips(spec: Value) -> Vec<String> {
+    let service = clean::<Service>(service(spec));
+    service
+        .cluster_ips
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+/// `name/port/protocol/node port` of each port.
+fn ports(service: &objects::Service) -> Vec<String> {
+    let port = |p: &objects::ServicePort| {
+        format!(
+            "{}/{}/{}/{}",
+            p.name,
+            p.port,
+            p.protocol,
+            p.node_port.unwrap_or(0)
+        )
+    };
+    service.ports.iter().map(port).collect()
+}
+
+#[test]
+fn a_whole_service_is_converted() {
+    let service = clean::<Service>(json!({
+        "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7",
+                     "creationTimestamp": "2026-07-01T00:30:00Z", "managedFields": [{"manager": "x"}]},
+        "spec": {"type": "NodePort", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"],
+                 "selector": {"app": "web"}, "sessionAffinity": "None",
+                 "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": "web", "nodePort": 30080},
+                           {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
+                           {"name": "sig", "protocol": "SCTP", "port": 80, "nodePort": 0}]},
+        "status": {"loadBalancer": {}},
+    }));
+    assert_eq!(service.name, ObjectName::new("shop", "web"));
+    assert_eq!(service.created, Some(1_782_865_800));
+    assert_eq!(service.service_type, ServiceType::NodePort);
+    assert_eq!(
+        ports(&service),
+        ["http/80/TCP/30080", "dns/53/UDP/0", "sig/80/SCTP/0"]
+    );
+    assert_eq!(service.cluster_ips.len(), 2);
+    assert!(!service.excluded);
+}
+
+#[test]
+fn row_1_either_label_excludes_a_service_whatever_its_value() {
+    for label in [LABEL_SERVICE_PROXY_NAME, LABEL_HEADLESS] {
+        for value in [json!(""), json!("other-proxy"), json!(null)] {
+            let excluded = clean::<Service>(json!({
+                "metadata": {"name": "a", "labels": {label: value, "app": "a"}},
+                "spec": {"clusterIP": "not even looked at"},
+            }));
+            assert!(excluded.excluded);
+            assert!(LABEL_SELECTOR.contains(&format!("!{label}")));
+        }
+    }
+}
+
+#[test]
+fn rows_6_and_7_external_names_and_headless_services_have_no_addresses() {
+    let headless = clean::<Service>(service(
+        json!({"clusterIP": "None", "ports": [{"port": 80}]}),
+    ));
+    assert!(headless.cluster_ips.is_empty());
+    assert!(cluster_ips(json!({"clusterIPs": ["None"]})).is_empty());
+    let external = json!({"type": "ExternalName", "externalName": "example.com", "clusterIP": "10.96.0.1",
+                          "ports": [{"port": 0}]});
+    let external = clean::<Service>(service(external));
+    assert_eq!(external.service_type, ServiceType::ExternalName);
+    assert!(external.cluster_ips.is_empty() && external.ports.is_empty());
+}
+
+#[test]
+fn a_service_without_cluster_ip_is_said_not_to_be_programmed() {
+    for spec in [
+        json!({}),
+        json!({"clusterIP": ""}),
+        json!({"clusterIPs": [""]}),
+        json!({"clusterIPs": []}),
+    ] {
+        let (service, skipped) = skipping::<Service>(service(spec));
+        assert!(service.cluster_ips.is_empty());
+        assert_eq!(skipped, ["spec.clusterIP"]);
+    }
+}
+
+#[test]
+fn row_11_the_list_of_cluster_ips_counts_and_the_single_one_stands_in_for_it() {
+    assert_eq!(
+        cluster_ips(json!({"clusterIP": "10.96.0.1"})),
+        ["10.96.0.1"]
+    );
+    assert_eq!(
+        cluster_ips(json!({"clusterIP": "10.96.0.1", "clusterIPs": null})),
+        ["10.96.0.1"]
+    );
+    let both = json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1", "10.96.0.1"]});
+    assert_eq!(cluster_ips(both), ["fd00::1", "10.96.0.1"]);
+}
+
+#[test]
+fn of_two_cluster_ips_of_one_family_the_first_counts() {
+    let two = json!({"clusterIPs": ["10.96.0.1", "10.96.0.2", "fd00::1"]});
+    let (service, skipped) = skipping::<Service>(service(two));
+    assert_eq!(service.cluster_ips.len(), 2);
+    assert_eq!(skipped, ["spec.clusterIPs[1]"]);
+}
+
+#[test]
+fn f43_cluster_ips_are_canonical_and_what_is_no_unicast_address_is_refused() {
+    assert_eq!(
+        cluster_ips(json!({"clusterIP": "010.096.0.041"})),
+        ["10.96.0.41"]
+    );
+    for text in [
+        "10.96.0",
+        "10.96.0.1/32",
+        "::ffff:10.96.0.1",
+        "fe80::1%eth0",
+        "0.0.0.0",
+        "::",
+        "127.0.0.1",
+        "::1",
+        "224.0.0.1",
+        "ff02::1",
+        "255.255.255.255",
+        "none",
+    ] {
+        let (field, reason) =
+            refused::<Service>(service(json!({"clusterIPs": ["10.96.0.1", text]})));
+        assert_eq!(field, "spec.clusterIPs[1]");
+        assert!(reason.contains(text), "{reason}");
+    }
+}
+
+#[test]
+fn ports_out_of_range_refuse_the_service_and_name_the_field() {
+    for number in [
+        json!(0),
+        json!(-1),
+        json!(65_536),
+        json!(i64::MAX),
+        json!(null),
+    ] {
+        let (field, _) = refused::<Service>(with_ports(
+            json!([{"name": "a", "port": 1}, {"name": "b", "port": number}]),
+        ));
+        assert_eq!(field, "spec.ports[1].port");
+    }
+    for number in [-1, 65_536] {
+        let (field, reason) =
+            refused::<Service>(with_ports(json!([{"port": 80, "nodePort": number}])));
+        assert_eq!(field, "spec.ports[0].nodePort");
+        assert_eq!(reason, format!("{number} is outside 1-65535"));
+    }
+}
+
+#[test]
+fn f39_an_absent_protocol_is_tcp_and_an_unknown_one_skips_only_its_port() {
+    let (service, skipped) = skipping::<Service>(with_ports(json!([
+        {"name": "a", "port": 80},
+        {"name": "b", "port": 81, "protocol": "tcp"},
+        {"name": "c", "port": 82, "protocol": "UDP"},
+        {"name": "d", "port": 83, "protocol": ""},
+    ])));
+    assert_eq!(ports(&service), ["a/80/TCP/0", "c/82/UDP/0", "d/83/TCP/0"]);
+    assert_eq!(skipped, ["spec.ports[1].protocol"]);
+}
+
+#[test]
+fn f51_of_ports_that_collide_within_a_service_the_first_wins() {
+    for (written, kept, skipped) in [
+        (
+            json!([{"name": "a", "port": 80}, {"name": "b", "port": 80}, {"name": "c", "port": 81}]),
+            &["a/80/TCP/0", "c/81/TCP/0"] as &[_],
+            &["spec.ports[1].port"] as &[&str],
+        ),
+        (
+            json!([{"name": "a", "port": 80}, {"name": "a", "port": 81}]),
+            &["a/80/TCP/0"],
+            &["spec.ports[1].name"],
+        ),
+        (
+            json!([{"port": 80}, {"port": 81}]),
+            &["/80/TCP/0"],
+            &["spec.ports[1].name"],
+        ),
+        (
+            json!([{"name": "a", "port": 80, "nodePort": 30000}, {"name": "b", "port": 81, "nodePort": 30000}]),
+            &["a/80/TCP/30000", "b/81/TCP/0"],
+            &["spec.ports[1].nodePort"],
+        ),
+        // Another protocol does not collide: a port is known by name and protocol (row 10).
+        (
+            json!([{"name": "dns", "port": 53, "nodePort": 30053},
+                   {"name": "dns", "port": 53, "nodePort": 30053, "protocol": "UDP"}]),
+            &["dns/53/TCP/30053", "dns/53/UDP/30053"],
+            &[],
+        ),
+    ] {
+        let (service, names) = skipping::<Service>(with_ports(written));
+        assert_eq!(ports(&service), kept);
+        assert_eq!(names, skipped);
+    }
+}
+
+#[test]
+fn types_are_known_ones_and_an_absent_type_is_cluster_ip() {
+    let with_type = |text: Value| service(json!({"type": text, "clusterIP": "10.96.0.1"}));
+    for (text, expected) in [
+        (json!(null), ServiceType::ClusterIp),
+        (json!(""), ServiceType::ClusterIp),
+        (json!("ClusterIP"), ServiceType::ClusterIp),
+        (json!("NodePort"), ServiceType::NodePort),
+        (json!("LoadBalancer"), ServiceType::LoadBalancer),
+    ] {
+        assert_eq!(clean::<Service>(with_type(text)).service_type, expected);
+    }
+    assert_eq!(
+        refused::<Service>(with_type(json!("clusterip"))).0,
+        "spec.type"
+    );
+}
+
+#[test]
+fn f48_node_ports_outside_the_given_range_are_named() {
+    let check = |node_port: i64| {
+        let value = with_ports(
+            json!([{"name": "a", "port": 80}, {"name": "b", "port": 81, "nodePort": node_port}]),
+        );
+        let service: Service = serde_json::from_value(value).unwrap();
+        service.check_node_ports(&(30_000..=32_767))
+    };
+    for inside in [0, 30_000, 32_767] {
+        assert_eq!(check(inside), Ok(()));
+    }
+    for outside in [80, 29_999, 32_768, 70_000, -1] {
+        let invalid = check(outside).unwrap_err();
+        assert_eq!(
+            invalid.to_string(),
+            format!(
+                "Service shop/web: spec.ports[1].nodePort: {outside} is outside the node port range 30000-32767"
+            )
+        );
+    }
+}
