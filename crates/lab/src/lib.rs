@@ -1,3 +1,70 @@
-//! Skeleton.
+//! Clusters of network namespaces on one machine, for tests, benches and the demo.
+//!
+//! A lab has nodes on an underlay, pods on nodes, and clients outside; real processes run in it, echo
+//! servers say who reached them from where, and probes say what came of a packet:
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use lab::{Lab, Outcome, Protocol};
+//!
+//! let lab = Lab::new()?;
+//! let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
+//! let (client, web) = (a.pod("client")?, b.pod("web")?);
+//! web.serve(Protocol::Tcp, 8080)?;
+//!
+//! let outcome = client.connect(Protocol::Tcp, (web.ipv4(), 8080))?;
+//! assert_eq!(outcome.server(), Some("web:8080"));
+//! assert_eq!(client.connect(Protocol::Tcp, (web.ipv6(), 81))?, Outcome::Refused);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Needs root (or `unshare -rn`), iproute2, util-linux, and for rules nftables; [`require`] tells a
+//! test whether they are there. Nothing is written outside the namespaces, and the kernel removes them
+//! with everything inside when the [`Lab`] is dropped or the process ends, however it ends.
+//!
+//! # Address plan
+//!
+//! The IPv6 address has the digits of the IPv4 address' last number(s), so both read alike.
+//!
+//! | what | IPv4 | IPv6 |
+//! |---|---|---|
+//! | underlay | 192.168.77.0/24 | fd00:77::/64 |
+//! | its gateway, to nowhere: it answers "unreachable" | 192.168.77.1 | fd00:77::1 |
+//! | node n, from 0 | 192.168.77.(10+n) | fd00:77::(10+n) |
+//! | client n, from 0 | 192.168.77.(200+n) | fd00:77::(200+n) |
+//! | all pods ([`CLUSTER_CIDR_V4`], [`CLUSTER_CIDR_V6`]) | 10.244.0.0/16 | fd00:244::/32 |
+//! | pods of node n | 10.244.n.0/24 | fd00:244:n::/64 |
+//! | their gateway, on the node | 10.244.n.1 | fd00:244:n::1 |
+//! | pod p of node n, from 0 | 10.244.n.(2+p) | fd00:244:n::(2+p) |
+//! | Services ([`SERVICE_CIDR_V4`], [`SERVICE_CIDR_V6`]) | 10.96.0.0/16 | fd00:96::/112 |
+//!
+//! Nobody has a route to the Service ranges but the default one, as on real nodes: a packet that no
+//! rule translates meets the gateway and comes back as [`Outcome::Unreachable`].
 
+mod address;
+mod capability;
+mod echo;
 pub mod fake_api;
+mod host;
+mod namespace;
+mod probe;
+mod process;
+mod socket;
+mod topology;
+mod traffic;
+mod wait;
+
+pub use address::{
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, MAX_CLIENTS, MAX_NODES, MAX_PODS, SERVICE_CIDR_V4,
+    SERVICE_CIDR_V6,
+};
+pub use capability::{Capability, capabilities, require};
+pub use host::Host;
+pub use namespace::Namespace;
+pub use probe::{DEFAULT_PATIENCE, Outcome, Probe, Tally};
+pub use process::Daemon;
+pub use socket::Protocol;
+pub use topology::{Client, Lab, LabBuilder, Node, Pod, PodLinks};
+pub use traffic::{ConnectionStream, Held, HeldReport, StreamReport};
+pub use wait::{wait_for, wait_until};

@@ -1,0 +1,127 @@
+//! The address plan of every lab: arithmetic from small numbers to addresses, nothing else. The crate
+//! documentation shows the plan; this file is the only place that computes it.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Result, ensure};
+use ipnet::{Ipv4Net, Ipv6Net};
+
+/// Most nodes a lab can have: they take 192.168.77.10 to .199.
+pub const MAX_NODES: u8 = 190;
+/// Most clients a lab can have: they take 192.168.77.200 to .249.
+pub const MAX_CLIENTS: u8 = 50;
+/// Most pods made on one node over its life: they take .2 to .251 of its range.
+pub const MAX_PODS: u8 = 250;
+
+/// What Service cluster IPs are taken from, IPv4.
+pub const SERVICE_CIDR_V4: &str = "10.96.0.0/16";
+/// What Service cluster IPs are taken from, IPv6.
+pub const SERVICE_CIDR_V6: &str = "fd00:96::/112";
+/// Holds every pod range, IPv4.
+pub const CLUSTER_CIDR_V4: &str = "10.244.0.0/16";
+/// Holds every pod range, IPv6.
+pub const CLUSTER_CIDR_V6: &str = "fd00:244::/32";
+
+/// Length of the underlay prefix, IPv4.
+pub(crate) const UNDERLAY_LEN_V4: u8 = 24;
+/// Length of the underlay prefix, IPv6.
+pub(crate) const UNDERLAY_LEN_V6: u8 = 64;
+const POD_LEN_V4: u8 = 24;
+const POD_LEN_V6: u8 = 64;
+
+/// The two addresses of a host, or of a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pair {
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
+}
+
+/// A number whose hexadecimal digits are the decimal digits of `number`, so that both families read
+/// alike: node 12 is 192.168.77.12 and fd00:77::12.
+fn digits(number: u8) -> u16 {
+    let number = u16::from(number);
+    (number / 100) << 8 | (number / 10 % 10) << 4 | number % 10
+}
+
+fn underlay(number: u8) -> Pair {
+    Pair {
+        v4: Ipv4Addr::new(192, 168, 77, number),
+        v6: Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, digits(number)),
+    }
+}
+
+/// The default gateway of the underlay.
+pub(crate) fn gateway() -> Pair {
+    underlay(1)
+}
+
+/// The node of this index.
+pub(crate) fn node(index: u8) -> Result<Pair> {
+    ensure!(index < MAX_NODES, "a lab has at most {MAX_NODES} nodes");
+    Ok(underlay(10 + index))
+}
+
+/// The client of this index.
+pub(crate) fn client(index: u8) -> Result<Pair> {
+    ensure!(
+        index < MAX_CLIENTS,
+        "a lab has at most {MAX_CLIENTS} clients"
+    );
+    Ok(underlay(200 + index))
+}
+
+fn in_pod_range(node: u8, number: u8) -> Pair {
+    Pair {
+        v4: Ipv4Addr::new(10, 244, node, number),
+        v6: Ipv6Addr::new(0xfd00, 0x244, digits(node), 0, 0, 0, 0, digits(number)),
+    }
+}
+
+/// The pod ranges of a node.
+pub(crate) fn pod_cidrs(node: u8) -> Result<(Ipv4Net, Ipv6Net)> {
+    let base = in_pod_range(node, 0);
+    Ok((
+        Ipv4Net::new(base.v4, POD_LEN_V4)?,
+        Ipv6Net::new(base.v6, POD_LEN_V6)?,
+    ))
+}
+
+/// The gateway of a node's pods, an address of the node.
+pub(crate) fn pod_gateway(node: u8) -> Pair {
+    in_pod_range(node, 1)
+}
+
+/// The pod of this index on a node.
+pub(crate) fn pod(node: u8, index: u8) -> Result<Pair> {
+    ensure!(index < MAX_PODS, "a node has at most {MAX_PODS} pods");
+    Ok(in_pod_range(node, 2 + index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_families_of_an_address_read_alike() -> Result<()> {
+        assert_eq!(node(2)?.v4.to_string(), "192.168.77.12");
+        assert_eq!(node(2)?.v6.to_string(), "fd00:77::12");
+        assert_eq!(client(5)?.v6.to_string(), "fd00:77::205");
+        assert_eq!(pod(13, 96)?.v4.to_string(), "10.244.13.98");
+        assert_eq!(pod(13, 96)?.v6.to_string(), "fd00:244:13::98");
+        Ok(())
+    }
+
+    #[test]
+    fn every_pod_is_in_its_nodes_range_and_every_range_in_the_cluster_range() -> Result<()> {
+        let cluster_v4: Ipv4Net = CLUSTER_CIDR_V4.parse()?;
+        let cluster_v6: Ipv6Net = CLUSTER_CIDR_V6.parse()?;
+        for index in 0..MAX_NODES {
+            let (v4, v6) = pod_cidrs(index)?;
+            assert!(cluster_v4.contains(&v4) && cluster_v6.contains(&v6));
+            let last = pod(index, MAX_PODS - 1)?;
+            assert!(v4.contains(&last.v4) && v6.contains(&last.v6));
+        }
+        assert!(node(MAX_NODES).is_err() && pod(0, MAX_PODS).is_err());
+        Ok(())
+    }
+}

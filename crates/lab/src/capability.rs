@@ -1,0 +1,176 @@
+//! What this machine can do, and the rule for tests that need more than it can: a skip is loud, and on
+//! a CI machine it is a failure where a stock Linux 6.18 has the thing.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result};
+
+use crate::namespace::Namespace;
+use crate::process;
+use crate::socket::{self, Protocol};
+
+/// Something a test may need of the kernel or of installed programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Capability {
+    /// Network namespaces can be made: root, or an owned user namespace.
+    Namespaces,
+    /// `setpriv` of util-linux.
+    Setpriv,
+    /// `ip` of iproute2, and veth links.
+    Veth,
+    /// Bridges.
+    Bridge,
+    /// Bridged packets pass the rules for IP packets (`br_netfilter`).
+    BridgeNetfilter,
+    /// VXLAN links.
+    Vxlan,
+    /// The `nft` program, and NAT through a map.
+    Nft,
+    /// Tables that belong to a socket (Linux 5.12).
+    TableOwner,
+    /// SCTP sockets. Absent from small kernels, so never demanded.
+    Sctp,
+}
+
+/// Every capability with its probe's error, if it is missing.
+static PROBED: OnceLock<Vec<(Capability, Option<String>)>> = OnceLock::new();
+
+impl Capability {
+    /// All of them, those that others build on first.
+    pub const ALL: [Capability; 9] = [
+        Capability::Namespaces,
+        Capability::Setpriv,
+        Capability::Veth,
+        Capability::Bridge,
+        Capability::BridgeNetfilter,
+        Capability::Vxlan,
+        Capability::Nft,
+        Capability::TableOwner,
+        Capability::Sctp,
+    ];
+
+    /// Why it is missing, or nothing. Probed once in a process, in a namespace of its own.
+    pub fn missing(self) -> Option<&'static str> {
+        capabilities()
+            .iter()
+            .find(|(capability, _)| *capability == self)
+            .and_then(|(_, missing)| missing.as_deref())
+    }
+
+    fn is_demanded_in_ci(self) -> bool {
+        self != Capability::Sctp
+    }
+
+    fn probe(self) -> Result<()> {
+        let namespace = Namespace::new("probe")?;
+        let ip = |line: &str| namespace.ip(&[line.to_owned()]);
+        let nft = |ruleset: &str| {
+            let mut command = process::command("nft");
+            command.args(["-f", "-"]);
+            namespace.checked_output(command, ruleset).map(drop)
+        };
+        match self {
+            Capability::Namespaces => Ok(()),
+            Capability::Setpriv => namespace
+                .checked_output(process::command("true"), "")
+                .map(drop),
+            Capability::Veth => ip("link add name a0 type veth peer name b0"),
+            Capability::Bridge => ip("link add name a0 type bridge mcast_snooping 0"),
+            Capability::BridgeNetfilter => {
+                let path = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+                namespace
+                    .run(move || std::fs::read_to_string(path))?
+                    .map(drop)
+                    .with_context(|| format!("read {path} (is br_netfilter loaded?)"))
+            }
+            Capability::Vxlan => ip("link add name a0 type vxlan id 1 dstport 4789"),
+            Capability::Nft => nft(NAT_BY_MAP),
+            Capability::TableOwner => nft("table ip probe { flags owner; }"),
+            Capability::Sctp => Ok(socket::is_known(Protocol::Sctp)?),
+        }
+    }
+}
+
+/// One rule of each kind the Service table is made of.
+const NAT_BY_MAP: &str = "table ip probe {
+    map backends {
+        typeof ip daddr . meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport
+        elements = { 10.96.0.1 . tcp . 80 . 0 : 10.244.1.5 . 8080 }
+    }
+    chain prerouting {
+        type nat hook prerouting priority dstnat
+        dnat ip to ip daddr . meta l4proto . th dport . symhash mod 2 map @backends
+        reject
+    }
+    chain postrouting {
+        type nat hook postrouting priority srcnat
+        ct status dnat masquerade fully-random
+    }
+}";
+
+impl fmt::Display for Capability {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Capability::Namespaces => "network namespaces",
+            Capability::Setpriv => "setpriv",
+            Capability::Veth => "veth links by ip",
+            Capability::Bridge => "bridges",
+            Capability::BridgeNetfilter => "netfilter on bridges",
+            Capability::Vxlan => "VXLAN links",
+            Capability::Nft => "nft with NAT by map",
+            Capability::TableOwner => "owned nftables tables",
+            Capability::Sctp => "SCTP sockets",
+        })
+    }
+}
+
+/// Every capability, with the reason where it is missing.
+pub fn capabilities() -> &'static [(Capability, Option<String>)] {
+    PROBED.get_or_init(|| {
+        Capability::ALL
+            .map(|capability| {
+                let missing = capability.probe().err().map(|error| format!("{error:#}"));
+                (capability, missing)
+            })
+            .to_vec()
+    })
+}
+
+/// Whether a test can go on: `if !lab::require(&[...]) { return }`. What every lab needs (namespaces,
+/// `setpriv`, veths and bridges) is asked for in any case. A skip is printed past the test harness'
+/// capture.
+///
+/// # Panics
+///
+/// When something is missing that a stock Linux 6.18 with nftables and iproute2 has, and the
+/// environment has `CI`: there, a test must not pass by not running.
+#[track_caller]
+#[must_use = "the test cannot go on when this is false"]
+pub fn require(needed: &[Capability]) -> bool {
+    let always = [
+        Capability::Namespaces,
+        Capability::Setpriv,
+        Capability::Veth,
+        Capability::Bridge,
+    ];
+    let first_missing = always
+        .iter()
+        .chain(needed)
+        .find_map(|&capability| Some((capability, capability.missing()?)));
+    let Some((capability, why)) = first_missing else {
+        return true;
+    };
+    let place = std::panic::Location::caller();
+    assert!(
+        std::env::var_os("CI").is_none() || !capability.is_demanded_in_ci(),
+        "{place} needs {capability}, which a CI machine must have: {why}"
+    );
+    // Not eprintln: a passing test's output is captured. Nowhere to report that stderr is closed.
+    let _ = writeln!(
+        io::stderr(),
+        "SKIPPED: {place} because of no {capability}: {why}"
+    );
+    false
+}

@@ -1,0 +1,402 @@
+//! The lab as a picture: underlay, nodes, pods, clients, and the links and routes between them. Owns
+//! every interface name and every use of iproute2; servers, packets and processes are `host`'s.
+//!
+//! Invariant: when a constructor returns, the new host's links carry packets in both families. That is
+//! seen by a packet each way, not by flags: links come up in the kernel's own time.
+
+use std::fs;
+use std::net::IpAddr;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::address::{self, Pair, UNDERLAY_LEN_V4, UNDERLAY_LEN_V6};
+use crate::host::{FORWARDING, Host};
+use crate::namespace::{Namespace, lock};
+use crate::probe::{Outcome, Probe};
+use crate::socket::Protocol;
+use crate::wait::{wait_for, wait_until};
+
+/// Names of links. Inside a namespace they need not be unique in the lab.
+const UPLINK: &str = "eth0";
+const UNDERLAY_BRIDGE: &str = "underlay0";
+const POD_BRIDGE: &str = "cni0";
+
+/// For a link to come up; milliseconds on an idle machine.
+const LINK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Nothing listens there (RFC 863, discard), so the kernel of a reachable host refuses.
+const CLOSED_PORT: u16 = 9;
+
+/// How a node's pods are linked to it. Both are in use in real clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PodLinks {
+    /// A veth and a host route for each pod, the gateway's address on each (Calico, the `ptp` plugin):
+    /// every packet between pods passes the node's IP stack.
+    #[default]
+    Routed,
+    /// A bridge `cni0` with the gateway's address and hairpin ports (flannel, the `bridge` plugin).
+    /// A Service's reply between pods of one node reaches the node's rules only by
+    /// [`Capability::BridgeNetfilter`](crate::Capability::BridgeNetfilter), as on real nodes.
+    Bridged,
+}
+
+/// What a lab is made with.
+#[derive(Debug, Clone, Copy)]
+pub struct LabBuilder {
+    pod_links: PodLinks,
+    plain_pod_routes: bool,
+}
+
+impl LabBuilder {
+    /// Links pods in this way.
+    pub fn pod_links(self, pod_links: PodLinks) -> LabBuilder {
+        LabBuilder { pod_links, ..self }
+    }
+
+    /// Leaves out the routes between nodes to each other's pods: for an overlay under test.
+    pub fn without_pod_routes(self) -> LabBuilder {
+        LabBuilder {
+            plain_pod_routes: false,
+            ..self
+        }
+    }
+
+    /// Makes the underlay, with no machine on it yet.
+    pub fn build(self) -> Result<Lab> {
+        let underlay = Host::new("underlay", address::gateway())?;
+        underlay.namespace().sysctl(FORWARDING)?;
+        let Pair { v4, v6 } = address::gateway();
+        underlay.namespace().ip(&[
+            "link set dev lo up".to_owned(),
+            // Snooping would hold neighbour solicitations back until it has learnt who listens.
+            format!("link add name {UNDERLAY_BRIDGE} type bridge mcast_snooping 0"),
+            format!("addr add {v4}/{UNDERLAY_LEN_V4} dev {UNDERLAY_BRIDGE}"),
+            format!("addr add {v6}/{UNDERLAY_LEN_V6} dev {UNDERLAY_BRIDGE} nodad"),
+            format!("link set dev {UNDERLAY_BRIDGE} up"),
+        ])?;
+        Ok(Lab {
+            options: self,
+            nodes: Mutex::default(),
+            clients: Mutex::default(),
+            underlay,
+        })
+    }
+}
+
+/// A cluster of network namespaces. Dropping it ends everything in it, also for handles still held.
+pub struct Lab {
+    options: LabBuilder,
+    nodes: Mutex<Vec<Node>>,
+    clients: Mutex<Vec<Client>>,
+    underlay: Host,
+}
+
+impl Lab {
+    /// A lab with routed pods and plain routes between nodes.
+    pub fn new() -> Result<Lab> {
+        Lab::builder().build()
+    }
+
+    /// For a lab with other options.
+    pub fn builder() -> LabBuilder {
+        LabBuilder {
+            pod_links: PodLinks::default(),
+            plain_pod_routes: true,
+        }
+    }
+
+    /// Adds a node to the underlay, with its pod ranges. `name` is free text.
+    pub fn node(&self, name: &str) -> Result<Node> {
+        let mut nodes = lock(&self.nodes);
+        let index = u8::try_from(nodes.len())?;
+        let host = Host::new(name, address::node(index)?)?;
+        host.namespace().sysctl(FORWARDING)?;
+        self.attach(&host, &format!("node{index}"))?;
+        let (pod_cidr_v4, pod_cidr_v6) = address::pod_cidrs(index)?;
+        let node = Node(Arc::new(NodeState {
+            host,
+            index,
+            pod_cidr_v4,
+            pod_cidr_v6,
+            pod_links: self.options.pod_links,
+            pods: Mutex::default(),
+        }));
+        node.prepare_pod_links()?;
+        if self.options.plain_pod_routes {
+            let to_others = nodes
+                .iter()
+                .flat_map(Node::routes_to_pods)
+                .collect::<Vec<_>>();
+            node.namespace().ip(&to_others)?;
+            for other in nodes.iter() {
+                other.namespace().ip(&node.routes_to_pods())?;
+            }
+        }
+        nodes.push(node.clone());
+        Ok(node)
+    }
+
+    /// Adds a machine to the underlay that is no part of the cluster. It has a way to nodes, and to
+    /// nothing behind them until [`Client::route_via`]. `name` is free text.
+    pub fn client(&self, name: &str) -> Result<Client> {
+        let mut clients = lock(&self.clients);
+        let index = u8::try_from(clients.len())?;
+        let host = Host::new(name, address::client(index)?)?;
+        self.attach(&host, &format!("client{index}"))?;
+        let client = Client(Arc::new(host));
+        clients.push(client.clone());
+        Ok(client)
+    }
+
+    /// Links a host to the underlay's bridge by `port`, with its addresses and a default route.
+    fn attach(&self, host: &Host, port: &str) -> Result<()> {
+        let tid = host.namespace().tid();
+        self.underlay.namespace().ip(&[
+            format!("link add name {port} type veth peer name {UPLINK} netns {tid}"),
+            format!("link set dev {port} master {UNDERLAY_BRIDGE}"),
+            format!("link set dev {port} up"),
+        ])?;
+        let (v4, v6, gateway) = (host.ipv4(), host.ipv6(), address::gateway());
+        host.namespace().ip(&[
+            "link set dev lo up".to_owned(),
+            format!("addr add {v4}/{UNDERLAY_LEN_V4} dev {UPLINK}"),
+            format!("addr add {v6}/{UNDERLAY_LEN_V6} dev {UPLINK} nodad"),
+            format!("link set dev {UPLINK} up"),
+            format!("route add default via {}", gateway.v4),
+            format!("route add default via {}", gateway.v6),
+        ])?;
+        wait_for_link_local(host.namespace(), UPLINK)?;
+        wait_until_reachable(host, gateway)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for client in lock(&self.clients).drain(..) {
+            client.close();
+        }
+        for node in lock(&self.nodes).drain(..) {
+            for pod in lock(&node.0.pods).drain(..) {
+                pod.close();
+            }
+            node.close();
+        }
+        self.underlay.close();
+    }
+}
+
+struct NodeState {
+    host: Host,
+    index: u8,
+    pod_cidr_v4: Ipv4Net,
+    pod_cidr_v6: Ipv6Net,
+    pod_links: PodLinks,
+    /// All ever made, so that an address is not used twice.
+    pods: Mutex<Vec<Pod>>,
+}
+
+/// A machine of the cluster. Clones are the same node.
+#[derive(Clone)]
+pub struct Node(Arc<NodeState>);
+
+impl Deref for Node {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.0.host
+    }
+}
+
+impl Node {
+    /// The range of its pods' IPv4 addresses.
+    pub fn pod_cidr_v4(&self) -> Ipv4Net {
+        self.0.pod_cidr_v4
+    }
+
+    /// The range of its pods' IPv6 addresses.
+    pub fn pod_cidr_v6(&self) -> Ipv6Net {
+        self.0.pod_cidr_v6
+    }
+
+    /// The node's own addresses in its pod ranges: what a pod sees as the source of a hairpin
+    /// connection, IPv4 first.
+    pub fn pod_gateway(&self) -> [IpAddr; 2] {
+        let Pair { v4, v6 } = address::pod_gateway(self.0.index);
+        [v4.into(), v6.into()]
+    }
+
+    /// Adds a pod. `name` is free text, by which its servers answer.
+    pub fn pod(&self, name: &str) -> Result<Pod> {
+        let mut pods = lock(&self.0.pods);
+        let index = u8::try_from(pods.len())?;
+        let host = Host::new(name, address::pod(self.0.index, index)?)?;
+        let port = format!("pod{index}");
+        self.namespace().ip(&self.lines_for_pod(&host, &port))?;
+        host.namespace().ip(&self.lines_inside_pod(&host))?;
+        wait_for_link_local(self.namespace(), &port)?;
+        wait_until_reachable(&host, address::pod_gateway(self.0.index))?;
+        let pod = Pod(Arc::new(host));
+        pods.push(pod.clone());
+        Ok(pod)
+    }
+
+    fn prepare_pod_links(&self) -> Result<()> {
+        if self.0.pod_links == PodLinks::Routed {
+            return Ok(());
+        }
+        let Pair { v4, v6 } = address::pod_gateway(self.0.index);
+        let (len_v4, len_v6) = (
+            self.pod_cidr_v4().prefix_len(),
+            self.pod_cidr_v6().prefix_len(),
+        );
+        self.namespace().ip(&[
+            format!("link add name {POD_BRIDGE} type bridge mcast_snooping 0"),
+            format!("addr add {v4}/{len_v4} dev {POD_BRIDGE}"),
+            format!("addr add {v6}/{len_v6} dev {POD_BRIDGE} nodad"),
+            format!("link set dev {POD_BRIDGE} up"),
+        ])
+    }
+
+    /// What the node does for a pod behind `port`.
+    fn lines_for_pod(&self, pod: &Host, port: &str) -> Vec<String> {
+        let tid = pod.namespace().tid();
+        let gateway = address::pod_gateway(self.0.index);
+        let mut lines = vec![format!(
+            "link add name {port} type veth peer name {UPLINK} netns {tid}"
+        )];
+        match self.0.pod_links {
+            PodLinks::Bridged => lines.extend([
+                format!("link set dev {port} master {POD_BRIDGE}"),
+                format!("link set dev {port} type bridge_slave hairpin on"),
+                format!("link set dev {port} up"),
+            ]),
+            PodLinks::Routed => lines.extend([
+                format!("addr add {}/32 dev {port}", gateway.v4),
+                format!("addr add {}/128 dev {port} nodad", gateway.v6),
+                format!("link set dev {port} up"),
+                format!("route add {}/32 dev {port}", pod.ipv4()),
+                format!("route add {}/128 dev {port}", pod.ipv6()),
+            ]),
+        }
+        lines
+    }
+
+    /// What a pod does for itself.
+    fn lines_inside_pod(&self, pod: &Host) -> Vec<String> {
+        let (len_v4, len_v6, on_link) = match self.0.pod_links {
+            PodLinks::Bridged => (
+                self.pod_cidr_v4().prefix_len(),
+                self.pod_cidr_v6().prefix_len(),
+                "",
+            ),
+            PodLinks::Routed => (32, 128, "onlink"),
+        };
+        let gateway = address::pod_gateway(self.0.index);
+        vec![
+            "link set dev lo up".to_owned(),
+            format!("addr add {}/{len_v4} dev {UPLINK}", pod.ipv4()),
+            format!("addr add {}/{len_v6} dev {UPLINK} nodad", pod.ipv6()),
+            format!("link set dev {UPLINK} up"),
+            format!(
+                "route add default via {} dev {UPLINK} {on_link}",
+                gateway.v4
+            ),
+            format!(
+                "route add default via {} dev {UPLINK} {on_link}",
+                gateway.v6
+            ),
+        ]
+    }
+
+    fn routes_to_pods(&self) -> Vec<String> {
+        vec![
+            format!("route add {} via {}", self.pod_cidr_v4(), self.ipv4()),
+            format!("route add {} via {}", self.pod_cidr_v6(), self.ipv6()),
+        ]
+    }
+}
+
+/// A pod of a node. Clones are the same pod.
+#[derive(Clone)]
+pub struct Pod(Arc<Host>);
+
+impl Deref for Pod {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.0
+    }
+}
+
+impl Pod {
+    /// Takes the pod away with its link, servers and children. Its address is not used again.
+    pub fn delete(&self) {
+        self.close();
+    }
+}
+
+/// A machine outside the cluster. Clones are the same machine.
+#[derive(Clone)]
+pub struct Client(Arc<Host>);
+
+impl Deref for Client {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.0
+    }
+}
+
+impl Client {
+    /// Sends everything for `range` (of Services or pods) to `node`, instead of an earlier choice.
+    pub fn route_via(&self, node: &Node, range: IpNet) -> Result<()> {
+        let via: IpAddr = match range {
+            IpNet::V4(_) => node.ipv4().into(),
+            IpNet::V6(_) => node.ipv6().into(),
+        };
+        self.namespace()
+            .ip(&[format!("route replace {range} via {via}")])
+    }
+}
+
+/// Waits until `link` can ask for neighbours, which needs a link-local address that is no longer
+/// tentative (flags of `include/uapi/linux/if_addr.h`).
+fn wait_for_link_local(namespace: &Namespace, link: &str) -> Result<()> {
+    const TENTATIVE_OR_FAILED: u8 = 0x40 | 0x08;
+    let wanted = link.to_owned();
+    let usable = move || -> Result<bool> {
+        // Lines of: address, index, prefix length, scope (20: link), flags, name.
+        let table = fs::read_to_string("/proc/thread-self/net/if_inet6")?;
+        Ok(table.lines().any(|line| {
+            let columns = line.split_whitespace().collect::<Vec<_>>();
+            matches!(columns.as_slice(), [_, _, _, "20", flags, name]
+                if *name == wanted
+                && u8::from_str_radix(flags, 16).is_ok_and(|flags| flags & TENTATIVE_OR_FAILED == 0))
+        }))
+    };
+    namespace
+        .run(move || {
+            wait_for("an IPv6 link-local address", LINK_TIMEOUT, || {
+                ensure!(usable()?, "there is none that is ready");
+                Ok(())
+            })
+        })?
+        .with_context(|| format!("{link} of {:?}", namespace.name()))
+}
+
+/// Waits until packets go to `gateway` and come back.
+fn wait_until_reachable(host: &Host, gateway: Pair) -> Result<()> {
+    for address in [IpAddr::from(gateway.v4), IpAddr::from(gateway.v6)] {
+        let probe =
+            Probe::new(Protocol::Udp, (address, CLOSED_PORT)).within(Duration::from_millis(20));
+        wait_until(
+            &format!("the way from {:?} to its gateway {address}", host.name()),
+            LINK_TIMEOUT,
+            || matches!(host.probe(probe), Ok(Outcome::Refused)),
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,39 @@
+//! Waiting for a condition, never for a time: the tests' only way to let something happen.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+/// Short beside everything waited for, long beside a look.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Looks until `condition` holds. After `timeout` the error says what was waited for in vain.
+pub fn wait_until(
+    what: &str,
+    timeout: Duration,
+    mut condition: impl FnMut() -> bool,
+) -> Result<()> {
+    wait_for(what, timeout, || {
+        ensure!(condition(), "it is not so");
+        Ok(())
+    })
+}
+
+/// Looks until `look` returns a value. After `timeout` the error carries the last look's.
+pub fn wait_for<T>(
+    what: &str,
+    timeout: Duration,
+    mut look: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match look() {
+            Ok(value) => return Ok(value),
+            Err(last) if start.elapsed() >= timeout => {
+                return Err(last).with_context(|| format!("waited {timeout:?} for {what}"));
+            }
+            Err(_) => thread::sleep(PAUSE),
+        }
+    }
+}
