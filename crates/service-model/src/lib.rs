@@ -14,6 +14,8 @@ mod index;
 pub mod intent;
 pub mod objects;
 pub mod plan;
+#[cfg(test)]
+mod samples;
 pub mod select;
 pub mod wire;
 

@@ -1,1 +1,278 @@
+mod any_order;
 
+use super::*;
+use crate::samples::{facts, lines, name, service, slice};
+
+const WEB: &str = "shop/web";
+
+/// Service `shop/web` with one HTTP port.
+fn web() -> Service {
+    service(WEB, "10.96.0.1", "http/80/TCP")
+}
+
+/// A slice with one HTTP port.
+fn http(name: &str, service: &str, endpoints: &str) -> EndpointSlice {
+    slice(name, service, "http/8080/TCP", endpoints)
+}
+
+fn reset<T>(objects: Vec<T>) -> ObjectEvent<T> {
+    ObjectEvent::Reset {
+        objects,
+        invalid: vec![],
+    }
+}
+
+impl Index {
+    fn apply(&mut self, service: &Service) {
+        self.service_event(ObjectEvent::Apply(service.clone()));
+    }
+
+    fn apply_one(&mut self, slice: &EndpointSlice) {
+        self.slice_event(ObjectEvent::Apply(slice.clone()));
+    }
+
+    fn delete_one(&mut self, slice: &str) {
+        self.slice_event(ObjectEvent::Delete(name(slice)));
+    }
+
+    /// Dirty Services as text.
+    fn dirty(&mut self) -> Vec<String> {
+        self.take_dirty().iter().map(ToString::to_string).collect()
+    }
+
+    /// Outcome of the HTTP port, or that the Service is not programmed.
+    fn outcome(&self, service: &str) -> String {
+        let Some(intent) = self.plan(&name(service), &facts()) else {
+            return "none".to_owned();
+        };
+        lines(&intent)[0].split_once(": ").unwrap().1.to_owned()
+    }
+}
+
+#[test]
+fn f36_a_slice_may_come_before_its_service_and_outlive_it() {
+    let mut index = Index::new();
+    index.apply_one(&http("shop/web-1", "web", "10.1.0.5"));
+    assert_eq!(
+        (index.dirty(), index.outcome(WEB)),
+        (vec![WEB.into()], "none".into())
+    );
+    index.apply(&web());
+    assert_eq!(
+        (index.dirty(), index.outcome(WEB)),
+        (vec![WEB.into()], "10.1.0.5:8080".into())
+    );
+    index.service_event(ObjectEvent::Delete(name(WEB)));
+    assert_eq!(
+        (index.dirty(), index.outcome(WEB)),
+        (vec![WEB.into()], "none".into())
+    );
+    index.apply(&web());
+    assert_eq!(
+        (index.dirty(), index.outcome(WEB)),
+        (vec![WEB.into()], "10.1.0.5:8080".into())
+    );
+}
+
+#[test]
+fn row_20_an_equal_object_dirties_nothing() {
+    let mut index = Index::new();
+    let slice = http("shop/web-1", "web", "10.1.0.5");
+    index.apply(&web());
+    index.apply_one(&slice);
+    index.take_dirty();
+    index.apply(&web());
+    index.apply_one(&slice);
+    index.service_event(reset(vec![web()]));
+    index.slice_event(reset(vec![slice]));
+    assert!(index.take_dirty().is_empty());
+}
+
+#[test]
+fn deleting_what_is_not_there_dirties_nothing() {
+    let mut index = Index::new();
+    index.service_event(ObjectEvent::Delete(name(WEB)));
+    index.delete_one("shop/web-1");
+    assert!(index.take_dirty().is_empty());
+    index.apply_one(&http("shop/web-1", "web", "10.1.0.5"));
+    index.take_dirty();
+    index.service_event(ObjectEvent::Delete(name(WEB)));
+    assert!(index.take_dirty().is_empty());
+}
+
+#[test]
+fn several_changes_of_a_service_make_it_dirty_once_and_names_come_sorted() {
+    let mut index = Index::new();
+    for (service, slice) in [
+        ("b", "shop/z"),
+        ("a", "shop/y"),
+        ("b", "shop/x"),
+        ("c", "shop/w"),
+    ] {
+        index.apply_one(&http(slice, service, "10.1.0.5"));
+    }
+    index.apply(&service("prod/a", "10.96.0.9", ""));
+    assert_eq!(index.dirty(), ["prod/a", "shop/a", "shop/b", "shop/c"]);
+    assert!(index.take_dirty().is_empty());
+}
+
+#[test]
+fn row_36_f34_a_slice_that_moves_to_another_service_changes_both() {
+    let mut index = Index::new();
+    index.apply(&web());
+    index.apply(&service("shop/api", "10.96.0.2", "http/80/TCP"));
+    index.apply_one(&http("shop/s", "web", "10.1.0.5"));
+    index.take_dirty();
+    index.apply_one(&http("shop/s", "api", "10.1.0.5"));
+    assert_eq!(index.dirty(), ["shop/api", WEB]);
+    assert_eq!(
+        (index.outcome(WEB), index.outcome("shop/api")),
+        ("refuse".into(), "10.1.0.5:8080".into())
+    );
+    index.delete_one("shop/s");
+    assert_eq!(index.dirty(), ["shop/api"]);
+    assert_eq!(index.outcome("shop/api"), "refuse");
+}
+
+#[test]
+fn f34_the_slices_of_another_namespace_do_not_count() {
+    let mut index = Index::new();
+    index.apply(&web());
+    index.apply_one(&http("other/web-1", "web", "10.1.0.5"));
+    assert_eq!(index.outcome(WEB), "refuse");
+    index.apply_one(&http("shop/web-1", "web", "10.1.0.6"));
+    index.delete_one("other/web-1");
+    assert_eq!(index.outcome(WEB), "10.1.0.6:8080");
+}
+
+#[test]
+fn row_34_duplicates_are_settled_by_slice_name_whatever_came_first() {
+    let first = http("shop/a", "web", "10.1.0.5@node-1");
+    let second = http("shop/b", "web", "10.1.0.5@node-2");
+    for order in [[&first, &second], [&second, &first]] {
+        let mut index = Index::new();
+        index.apply(&web());
+        order.into_iter().for_each(|slice| index.apply_one(slice));
+        assert_eq!(index.outcome(WEB), "10.1.0.5:8080*");
+        index.delete_one("shop/a");
+        assert_eq!(index.outcome(WEB), "10.1.0.5:8080");
+    }
+}
+
+#[test]
+fn rows_6_and_7_services_without_cluster_ip_and_external_names_are_not_programmed() {
+    let mut index = Index::new();
+    index.apply_one(&http("shop/web-1", "web", "10.1.0.5"));
+    let headless = service(WEB, "", "http/80/TCP");
+    let mut external = web();
+    external.service_type = ServiceType::ExternalName;
+    for hidden in [headless, external] {
+        index.apply(&hidden);
+        assert_eq!(
+            (index.dirty(), index.outcome(WEB)),
+            (vec![WEB.into()], "none".into())
+        );
+        index.apply(&web());
+        assert_eq!(
+            (index.dirty(), index.outcome(WEB)),
+            (vec![WEB.into()], "10.1.0.5:8080".into())
+        );
+    }
+}
+
+#[test]
+fn rows_1_and_8_a_service_comes_and_goes_with_either_label() {
+    let mut index = Index::new();
+    index.apply(&web());
+    index.take_dirty();
+    let mut excluded = web();
+    excluded.excluded = true;
+    index.apply(&excluded);
+    assert_eq!(
+        (index.dirty(), index.outcome(WEB)),
+        (vec![WEB.into()], "none".into())
+    );
+    index.apply(&web());
+    assert_eq!(
+        (index.dirty(), index.outcome(WEB)),
+        (vec![WEB.into()], "refuse".into())
+    );
+}
+
+#[test]
+fn row_2_an_excluded_slice_is_as_good_as_gone() {
+    let mut index = Index::new();
+    index.apply(&web());
+    let mut slice = http("shop/web-1", "web", "10.1.0.5");
+    index.apply_one(&slice);
+    index.take_dirty();
+    slice.excluded = true;
+    index.apply_one(&slice);
+    assert_eq!(
+        (index.dirty(), index.outcome(WEB)),
+        (vec![WEB.into()], "refuse".into())
+    );
+    index.apply_one(&slice);
+    assert!(index.take_dirty().is_empty());
+}
+
+#[test]
+fn a_reset_removes_what_is_not_listed_and_keeps_what_is_invalid_now() {
+    let mut index = Index::new();
+    for (service_name, ip) in [
+        ("shop/a", "10.96.0.1"),
+        ("shop/b", "10.96.0.2"),
+        ("shop/c", "10.96.0.3"),
+    ] {
+        index.apply(&service(service_name, ip, "http/80/TCP"));
+        let (_, short) = service_name.split_once('/').unwrap();
+        index.apply_one(&http(&format!("{service_name}-1"), short, "10.1.0.5"));
+    }
+    index.take_dirty();
+    index.service_event(ObjectEvent::Reset {
+        objects: vec![service("shop/a", "10.96.0.1", "http/81/TCP")],
+        invalid: vec![name("shop/b"), name("shop/unknown")],
+    });
+    assert_eq!(index.dirty(), ["shop/a", "shop/c"]);
+    assert_eq!(
+        (index.outcome("shop/b"), index.outcome("shop/c")),
+        ("10.1.0.5:8080".into(), "none".into())
+    );
+    let names: Vec<String> = index.service_names().map(ToString::to_string).collect();
+    assert_eq!(names, ["shop/a", "shop/b"]);
+
+    index.slice_event(ObjectEvent::Reset {
+        objects: vec![],
+        invalid: vec![name("shop/b-1")],
+    });
+    assert_eq!(index.dirty(), ["shop/a", "shop/c"]);
+    assert_eq!(
+        (index.outcome("shop/a"), index.outcome("shop/b")),
+        ("refuse".into(), "10.1.0.5:8080".into())
+    );
+}
+
+#[test]
+fn row_37_a_service_of_which_nothing_is_left_takes_no_memory() {
+    let mut index = Index::new();
+    for i in 0..100 {
+        let service_name = format!("shop/s{i}");
+        index.apply(&service(&service_name, "10.96.0.1", "http/80/TCP"));
+        index.apply_one(&http("shop/moving", &format!("s{i}"), "10.1.0.5"));
+        index.service_event(ObjectEvent::Delete(name(&service_name)));
+    }
+    assert_eq!(index.entries.len(), 1);
+    index.delete_one("shop/moving");
+    assert_eq!((index.entries.len(), index.owners.len()), (0, 0));
+}
+
+#[test]
+fn the_slices_of_a_service_take_no_more_room_than_they_need() {
+    let mut index = Index::new();
+    for i in 0..5 {
+        index.apply_one(&http(&format!("shop/web-{i}"), "web", "10.1.0.5"));
+    }
+    index.delete_one("shop/web-3");
+    let slices = &index.entries[&name(WEB)].slices;
+    assert_eq!((slices.len(), slices.capacity()), (4, 4));
+}
