@@ -11,7 +11,9 @@
 //!
 //! No text of foreign origin can enter a ruleset: names and comments are `'static` or made by us.
 
+pub mod diff;
 pub mod expr;
+mod fake;
 pub mod model;
 pub mod text;
 mod transaction;
@@ -19,6 +21,7 @@ mod transaction;
 #[cfg(test)]
 mod samples;
 
+pub use fake::{Counters, Fake};
 pub use model::{
     Bytes, Chain, Data, DataField, Element, Family, Field, Hook, Name, Operand, Protocol,
     Rule, Set, SetKind, Statement, Table, Verdict,

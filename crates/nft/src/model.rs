@@ -244,6 +244,16 @@ pub enum Verdict {
     Goto(Name),
 }
 
+impl Verdict {
+    /// The chain that is called, if any.
+    pub fn target(&self) -> Option<&Name> {
+        match self {
+            Verdict::Jump(chain) | Verdict::Goto(chain) => Some(chain),
+            Verdict::Accept | Verdict::Drop | Verdict::Return => None,
+        }
+    }
+}
+
 /// The closed set of statements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Statement {

@@ -1,0 +1,387 @@
+//! The kernel's nf_tables in memory, for tests of everything above it.
+//!
+//! Owns what the kernel would hold and the memory of how to undo a transaction; which steps the kernel
+//! refuses, and with what error, is [`rules`]'s. Where it was doubtful, a rule was tried with nft 1.0.6 on
+//! Linux 6.18.
+//!
+//! Invariant: a commit is carried out whole or not at all, in time proportional to the transaction, and
+//! what is held always obeys the kernel's rules, except after [`Fake::vandalise`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use nix::errno::Errno;
+
+use crate::model::{Bytes, Chain, Data, Element, Family, Name, Set, Table};
+use crate::transaction::{Backend, CommitError, Culprit, Operation, TableContents, Transaction};
+
+mod rules;
+
+/// A [`Backend`] in memory that obeys the kernel's rules.
+#[derive(Default)]
+pub struct Fake {
+    tables: BTreeMap<Family, HeldTable>,
+    refusals: Vec<Refusal>,
+    failure: Option<Errno>,
+    counters: Counters,
+}
+
+/// What a [`Fake`] was asked so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Transactions carried out.
+    pub transactions: usize,
+    /// Steps of these.
+    pub operations: usize,
+    /// Elements added and deleted by these.
+    pub elements: usize,
+    /// Transactions refused or failed.
+    pub refused: usize,
+    /// Times a table was read.
+    pub lists: usize,
+}
+
+/// Elements that are refused although the rules allow them.
+struct Refusal {
+    concerns: Box<dyn Fn(&Name, &Element) -> bool + Send>,
+    errno: Errno,
+}
+
+/// A table as held: like [`TableContents`], with elements that can be found by key.
+struct HeldTable {
+    table: Table,
+    sets: BTreeMap<Name, HeldSet>,
+    chains: BTreeMap<Name, Chain>,
+}
+
+struct HeldSet {
+    set: Set,
+    /// Ends of ranges and data by key.
+    elements: BTreeMap<Bytes, Held>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+struct Held {
+    last: Option<Box<Bytes>>,
+    data: Data,
+}
+
+/// What a step replaced, to be put back.
+enum Undo {
+    Table(Option<HeldTable>),
+    Set(Name, Option<HeldSet>),
+    Chain(Name, Option<Chain>),
+    Elements(Name, Vec<(Bytes, Option<Held>)>),
+}
+
+/// Why a step is refused, and the element at fault.
+struct Fault {
+    errno: Errno,
+    element: Option<(Name, Option<Element>)>,
+}
+
+impl From<Errno> for Fault {
+    fn from(errno: Errno) -> Self {
+        Fault {
+            errno,
+            element: None,
+        }
+    }
+}
+
+impl Fake {
+    /// No tables.
+    pub fn new() -> Self {
+        Fake::default()
+    }
+
+    /// Holds a table from the start.
+    pub fn holding(contents: TableContents) -> Self {
+        let mut fake = Fake::new();
+        fake.vandalise(contents.table.family, |held| *held = Some(contents));
+        fake
+    }
+
+    /// All of a table, if there is one. Sets without elements are absent from its elements.
+    pub fn contents(&self, family: Family) -> Option<TableContents> {
+        self.tables.get(&family).map(HeldTable::contents)
+    }
+
+    /// What was asked so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// From now on refuses to add elements for which `concerns(set, element)` is true, as the kernel
+    /// refuses an element: the transaction fails with `errno` and the element as its culprit.
+    pub fn refuse(
+        &mut self,
+        concerns: impl Fn(&Name, &Element) -> bool + Send + 'static,
+        errno: Errno,
+    ) {
+        self.refusals.push(Refusal {
+            concerns: Box::new(concerns),
+            errno,
+        });
+    }
+
+    /// Takes back every [`Fake::refuse`].
+    pub fn refuse_nothing(&mut self) {
+        self.refusals.clear();
+    }
+
+    /// The next commit fails as a socket fails, and nothing is carried out.
+    pub fn fail_next(&mut self, errno: Errno) {
+        self.failure = Some(errno);
+    }
+
+    /// Changes a table behind its owner's back, even against the rules. `None` is no table.
+    pub fn vandalise(&mut self, family: Family, change: impl FnOnce(&mut Option<TableContents>)) {
+        let mut contents = self.tables.remove(&family).map(|held| held.contents());
+        change(&mut contents);
+        if let Some(contents) = contents {
+            self.tables.insert(family, HeldTable::from(contents));
+        }
+    }
+
+    /// Carries out all steps. With `watchful`, hooks and loops are checked after each step, so that the
+    /// error names the first one at fault; the kernel does so when it tries a refused batch again.
+    fn carry_out(
+        &mut self,
+        transaction: &Transaction,
+        undo: &mut Vec<(Family, Undo)>,
+        watchful: bool,
+    ) -> Result<(), CommitError> {
+        for (index, (family, operation)) in transaction.operations.iter().enumerate() {
+            let family = *family;
+            self.apply(family, operation, undo)
+                .and_then(|()| match watchful {
+                    true => self.check_hooks(family).map_err(Fault::from),
+                    false => Ok(()),
+                })
+                .map_err(|fault| refused(index, family, fault))?;
+        }
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        family: Family,
+        operation: &Operation,
+        undo: &mut Vec<(Family, Undo)>,
+    ) -> Result<(), Fault> {
+        match operation {
+            Operation::AddTable(table) => {
+                if self.tables.contains_key(&family) {
+                    return Ok(());
+                }
+                rules::check_table(family, table)?;
+                undo.push((family, Undo::Table(None)));
+                self.tables.insert(family, HeldTable::new(table.clone()));
+                return Ok(());
+            }
+            Operation::DeleteTable => {
+                let table = self.tables.remove(&family).ok_or(Errno::ENOENT)?;
+                undo.push((family, Undo::Table(Some(table))));
+                return Ok(());
+            }
+            _ => {}
+        }
+        let table = self.tables.get_mut(&family).ok_or(Errno::ENOENT)?;
+        match operation {
+            Operation::AddElements { set, elements } => {
+                let mut changes = Vec::with_capacity(elements.len());
+                let added = table.add_elements(set, elements, &self.refusals, &mut changes);
+                undo.push((family, Undo::Elements(set.clone(), changes)));
+                added
+            }
+            Operation::DeleteElements { set, elements } => {
+                let mut changes = Vec::with_capacity(elements.len());
+                let deleted = table.delete_elements(set, elements, &mut changes);
+                undo.push((family, Undo::Elements(set.clone(), changes)));
+                deleted
+            }
+            declaration => {
+                undo.push((family, table.declare(declaration)?));
+                Ok(())
+            }
+        }
+    }
+
+    fn roll_back(&mut self, undo: Vec<(Family, Undo)>) {
+        for (family, undo) in undo.into_iter().rev() {
+            match (undo, self.tables.get_mut(&family)) {
+                (Undo::Table(table), _) => put_back(&mut self.tables, family, table),
+                (Undo::Set(name, set), Some(table)) => put_back(&mut table.sets, name, set),
+                (Undo::Chain(name, chain), Some(table)) => put_back(&mut table.chains, name, chain),
+                (Undo::Elements(name, changes), Some(table)) => {
+                    let Some(held) = table.sets.get_mut(&name) else {
+                        continue;
+                    };
+                    for (key, before) in changes.into_iter().rev() {
+                        put_back(&mut held.elements, key, before);
+                    }
+                }
+                (_, None) => {}
+            }
+        }
+    }
+
+    fn check_hooks(&self, family: Family) -> Result<(), Errno> {
+        self.tables
+            .get(&family)
+            .map_or(Ok(()), HeldTable::check_hooks)
+    }
+
+    fn try_commit(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
+        let mut undo = Vec::new();
+        let mut outcome = self.carry_out(transaction, &mut undo, false);
+        let sound = Family::ALL
+            .into_iter()
+            .all(|family| self.check_hooks(family).is_ok());
+        if outcome.is_ok() && !sound && transaction.operations.iter().any(|(_, o)| may_unsettle(o))
+        {
+            self.roll_back(std::mem::take(&mut undo));
+            outcome = self.carry_out(transaction, &mut undo, true);
+        }
+        if outcome.is_err() {
+            self.roll_back(undo);
+        }
+        outcome
+    }
+}
+
+/// Whether a step can make a chain reachable where it must not be.
+fn may_unsettle(operation: &Operation) -> bool {
+    matches!(
+        operation,
+        Operation::SetRules(_) | Operation::AddElements { .. }
+    )
+}
+
+fn put_back<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, before: Option<V>) {
+    match before {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+fn refused(operation: usize, family: Family, fault: Fault) -> CommitError {
+    let culprit = Culprit {
+        operation,
+        family,
+        element: fault.element,
+    };
+    CommitError::Refused {
+        errno: fault.errno,
+        culprit,
+        message: None,
+    }
+}
+
+impl Backend for Fake {
+    fn commit(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
+        if transaction.is_empty() {
+            return Ok(());
+        }
+        let outcome = match self.failure.take() {
+            Some(errno) => Err(CommitError::Socket {
+                action: "send",
+                errno,
+            }),
+            None => self.try_commit(transaction),
+        };
+        match outcome {
+            Ok(()) => {
+                self.counters.transactions += 1;
+                self.counters.operations += transaction.operations.len();
+                self.counters.elements += transaction.element_count();
+            }
+            Err(_) => self.counters.refused += 1,
+        }
+        outcome
+    }
+
+    fn list(&mut self, family: Family) -> Result<Option<TableContents>, CommitError> {
+        self.counters.lists += 1;
+        Ok(self.contents(family))
+    }
+}
+
+impl fmt::Debug for Fake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fake")
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+impl HeldTable {
+    fn new(table: Table) -> Self {
+        HeldTable {
+            table,
+            sets: BTreeMap::new(),
+            chains: BTreeMap::new(),
+        }
+    }
+
+    fn contents(&self) -> TableContents {
+        let elements = |held: &HeldSet| -> Vec<Element> {
+            let element = |(key, held): (&Bytes, &Held)| Element {
+                key: *key,
+                last: held.last.clone(),
+                data: held.data.clone(),
+            };
+            held.elements.iter().map(element).collect()
+        };
+        TableContents {
+            table: self.table.clone(),
+            sets: self
+                .sets
+                .iter()
+                .map(|(name, held)| (name.clone(), held.set.clone()))
+                .collect(),
+            chains: self.chains.clone(),
+            elements: self
+                .sets
+                .iter()
+                .filter(|(_, held)| !held.elements.is_empty())
+                .map(|(name, held)| (name.clone(), elements(held)))
+                .collect(),
+        }
+    }
+}
+
+impl From<TableContents> for HeldTable {
+    fn from(mut contents: TableContents) -> Self {
+        let mut hold = |set: Set| {
+            let elements = contents.elements.remove(&set.name).unwrap_or_default();
+            let held = |e: Element| {
+                (
+                    e.key,
+                    Held {
+                        last: e.last,
+                        data: e.data,
+                    },
+                )
+            };
+            HeldSet {
+                set,
+                elements: elements.into_iter().map(held).collect(),
+            }
+        };
+        let sets = contents
+            .sets
+            .into_iter()
+            .map(|(name, set)| (name, hold(set)))
+            .collect();
+        HeldTable {
+            table: contents.table,
+            sets,
+            chains: contents.chains,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
