@@ -1,0 +1,186 @@
+//! Case folders: one behaviour each, in objects and packets.
+//!
+//! `objects.yaml` holds manifests as kubectl would apply them; `case.yaml` the node, its flags, and packets
+//! with what must become of them:
+//!
+//! ```yaml
+//! # What the behaviour is, in a sentence.
+//! node: node-1
+//! flags:
+//!   clusterCidr: [10.244.0.0/16, "fd00:244::/32"]
+//! packets:
+//!   - from: 10.244.1.2            # an address, or `node`: the node itself
+//!     to: "10.96.0.10:80/tcp"
+//!     expect:                     # or: refused, passes
+//!       "10.244.1.5:8080": kept   # an endpoint, and the source address it sees: kept or masqueraded
+//! ```
+//!
+//! Addresses follow the lab's plan, so that every case runs on the reference model, on the evaluator and
+//! on the kernel alike.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::cluster::{Cluster, Detect, Node, Settings, Transport};
+use crate::oracle::{Expected, Origin, Packet, Protocol, primary_address};
+
+/// A case, read whole.
+#[derive(Debug)]
+pub struct Case {
+    /// Name of its folder: the behaviour.
+    pub name: String,
+    /// Objects and flags.
+    pub cluster: Cluster,
+    /// `objects.yaml` as it is.
+    pub manifests: String,
+    /// Whose table is looked at.
+    pub node: Node,
+    /// Packets and what must become of them.
+    pub packets: Vec<(Packet, Expected)>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    node: String,
+    #[serde(default)]
+    flags: Flags,
+    packets: Vec<PacketLine>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Flags {
+    cluster_cidr: Vec<IpNet>,
+    detect_local_mode: Option<DetectLocalMode>,
+    nodeport_addresses: Option<Vec<IpNet>>,
+    masquerade_all: bool,
+}
+
+#[derive(Deserialize)]
+enum DetectLocalMode {
+    #[serde(rename = "ClusterCIDR")]
+    ClusterCidr,
+    #[serde(rename = "NodeCIDR")]
+    NodeCidr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PacketLine {
+    from: String,
+    to: String,
+    expect: Expectation,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Expectation {
+    Word(Word),
+    Balanced(BTreeMap<SocketAddr, Source>),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Word {
+    Refused,
+    Passes,
+}
+
+#[derive(PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Source {
+    Kept,
+    Masqueraded,
+}
+
+/// All cases, by name.
+pub fn all() -> Result<Vec<Case>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
+    let mut folders: Vec<PathBuf> = fs::read_dir(&root)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    folders.sort();
+    folders
+        .iter()
+        .map(|path| read(path).with_context(|| path.display().to_string()))
+        .collect()
+}
+
+fn read(folder: &Path) -> Result<Case> {
+    let manifests = fs::read_to_string(folder.join("objects.yaml")).context("objects.yaml")?;
+    let mut cluster = Cluster::from_manifests(&manifests)?;
+    let text = fs::read_to_string(folder.join("case.yaml")).context("case.yaml")?;
+    let file: File = serde_saphyr::from_str(&text).context("case.yaml")?;
+    cluster.settings = Settings {
+        detect: match file.flags.detect_local_mode {
+            Some(DetectLocalMode::NodeCidr) => Detect::NodeCidr,
+            Some(DetectLocalMode::ClusterCidr) | None => {
+                Detect::ClusterCidr(file.flags.cluster_cidr)
+            }
+        },
+        nodeport_addresses: file.flags.nodeport_addresses,
+        masquerade_all: file.flags.masquerade_all,
+    };
+    let node = cluster.node(&file.node).context("no such node")?.clone();
+    ensure!(!file.packets.is_empty(), "no packets");
+    let packets = file.packets.into_iter().map(|line| {
+        let packet = packet(&line, &node).with_context(|| format!("to {}", line.to))?;
+        Ok((packet, expected(line.expect)))
+    });
+    let packets = packets.collect::<Result<_>>()?;
+    let name = folder
+        .file_name()
+        .context("no name")?
+        .to_string_lossy()
+        .into_owned();
+    Ok(Case {
+        name,
+        cluster,
+        manifests,
+        node,
+        packets,
+    })
+}
+
+fn packet(line: &PacketLine, node: &Node) -> Result<Packet> {
+    let (to, protocol) = line.to.rsplit_once('/').context("no protocol")?;
+    let transport = Transport::ALL
+        .into_iter()
+        .find(|t| t.name().eq_ignore_ascii_case(protocol));
+    let to: SocketAddr = to.parse()?;
+    let (origin, source) = match line.from.as_str() {
+        "node" => {
+            let own = primary_address(node, to.is_ipv4());
+            (Origin::Node, own.context("the node has no address")?)
+        }
+        address => (Origin::Elsewhere, address.parse::<IpAddr>()?),
+    };
+    ensure!(source.is_ipv4() == to.is_ipv4(), "families differ");
+    Ok(Packet {
+        origin,
+        source,
+        destination: to.ip(),
+        protocol: Protocol::Transport(transport.context("unknown protocol")?),
+        port: to.port(),
+    })
+}
+
+fn expected(expectation: Expectation) -> Expected {
+    match expectation {
+        Expectation::Word(Word::Refused) => Expected::Refused,
+        Expectation::Word(Word::Passes) => Expected::NotOurs,
+        Expectation::Balanced(backends) => Expected::Balanced(
+            backends
+                .into_iter()
+                .map(|(to, source)| (to, source == Source::Masqueraded))
+                .collect(),
+        ),
+    }
+}

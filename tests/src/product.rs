@@ -1,0 +1,126 @@
+//! The product's own way from manifests to tables, in one call.
+//!
+//! Everything between JSON and table is the product's; nothing is decided here.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use nft::TableContents;
+use serde_json::Value;
+use service_model::wire::{self, Interner, Object};
+use service_model::{
+    DetectLocal, EndpointSlice, Index, Node, NodeConfig, NodeFacts, NodePortAddresses, ObjectEvent,
+    Service,
+};
+
+use crate::cluster::{self, Cluster, Detect};
+
+/// Decodes and converts a document; `None` when nothing of it can be used.
+pub fn decode<T: Object>(document: Value, interner: &mut Interner) -> Option<T::Model> {
+    let object: T = serde_json::from_value(document).ok()?;
+    Some(object.into_model(interner).ok()?.object)
+}
+
+/// A Service as the product sees it.
+pub fn service(service: &cluster::Service, interner: &mut Interner) -> Option<Service> {
+    decode::<wire::Service>(service.document(), interner)
+}
+
+/// A slice as the product sees it.
+pub fn slice(slice: &cluster::Slice, interner: &mut Interner) -> Option<EndpointSlice> {
+    decode::<wire::EndpointSlice>(slice.document(), interner)
+}
+
+/// What the product makes of manifests written by hand, decoded as they are.
+pub fn contents_of_manifests(
+    yaml: &str,
+    cluster: &Cluster,
+    node: &cluster::Node,
+) -> [TableContents; 2] {
+    let documents: Vec<Value> =
+        serde_saphyr::from_multiple(yaml).unwrap_or_else(|error| panic!("manifests: {error}"));
+    let mut index = Index::new();
+    let mut interner = Interner::new();
+    let mut decoded = 0;
+    for document in documents {
+        match document["kind"].as_str() {
+            Some("Service") => {
+                let service = decode::<wire::Service>(document, &mut interner);
+                decoded += usize::from(service.is_some());
+                service
+                    .into_iter()
+                    .for_each(|s| index.service_event(ObjectEvent::Apply(s)));
+            }
+            Some("EndpointSlice") => {
+                let slice = decode::<wire::EndpointSlice>(document, &mut interner);
+                slice
+                    .into_iter()
+                    .for_each(|s| index.slice_event(ObjectEvent::Apply(s)));
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(
+        decoded,
+        cluster.services.len(),
+        "the product cannot use every Service"
+    );
+    planned(&index, &facts(cluster, node))
+}
+
+/// An index of all Services and slices that can be used, applied one by one in their order.
+pub fn index(cluster: &Cluster) -> Index {
+    let mut index = Index::new();
+    let mut interner = Interner::new();
+    for service in cluster
+        .services
+        .iter()
+        .filter_map(|s| self::service(s, &mut interner))
+    {
+        index.service_event(ObjectEvent::Apply(service));
+    }
+    for slice in cluster
+        .slices
+        .iter()
+        .filter_map(|s| self::slice(s, &mut interner))
+    {
+        index.slice_event(ObjectEvent::Apply(slice));
+    }
+    index
+}
+
+/// The facts about a node.
+pub fn facts(cluster: &Cluster, node: &cluster::Node) -> NodeFacts {
+    let settings = &cluster.settings;
+    let config = NodeConfig {
+        node_name: Arc::from(node.name.as_str()),
+        detect_local: match &settings.detect {
+            Detect::ClusterCidr(ranges) => DetectLocal::ClusterCidr(ranges.clone()),
+            Detect::NodeCidr => DetectLocal::NodeCidr,
+        },
+        nodeport_addresses: match &settings.nodeport_addresses {
+            Some(ranges) => NodePortAddresses::Cidrs(ranges.clone()),
+            None => NodePortAddresses::Primary,
+        },
+        masquerade_all: settings.masquerade_all,
+    };
+    let object: Option<Node> = decode::<wire::Node>(node.document(), &mut Interner::new());
+    let interfaces: Vec<IpAddr> = node.interfaces.clone();
+    match object {
+        Some(object) => NodeFacts::resolve(&config, &object, &interfaces),
+        None => panic!("the product cannot use {}", node.document()),
+    }
+}
+
+/// Both tables of a node.
+pub fn contents(cluster: &Cluster, node: &cluster::Node) -> [TableContents; 2] {
+    planned(&index(cluster), &facts(cluster, node))
+}
+
+/// Both tables that an index needs, planned from nothing.
+pub fn planned(index: &Index, facts: &NodeFacts) -> [TableContents; 2] {
+    let intents = index
+        .service_names()
+        .filter_map(|name| index.plan(name, facts));
+    service_dataplane::contents(facts, intents)
+}
