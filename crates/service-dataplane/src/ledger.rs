@@ -94,7 +94,7 @@ impl Ledger {
         let mut before: BTreeMap<Claim, Option<Frontend>> = BTreeMap::new();
         for update in &updates {
             let old = self.intents.get(&update.service);
-            for frontend in old.iter().chain(update.intent.iter()).flat_map(|intent| &intent.frontends) {
+            for frontend in old.into_iter().chain(update.intent.as_ref()).flat_map(|intent| &intent.frontends) {
                 let claim = Claim::from(frontend);
                 before.entry(claim).or_insert_with(|| self.standing(&claim).cloned());
             }

@@ -11,6 +11,8 @@
 pub mod layout;
 mod ledger;
 pub mod render;
+#[cfg(test)]
+mod samples;
 mod sync;
 
 pub use ledger::{Claim, Conflict, Ledger, Update};

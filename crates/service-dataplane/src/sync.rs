@@ -6,7 +6,7 @@
 //!
 //! Invariant: after any call that returns `Ok`, the backend holds exactly [`Ledger::contents`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nft::{Backend, CommitError, Family, Transaction};
 use nix::errno::Errno;
@@ -31,6 +31,8 @@ pub struct Outcome {
     pub transactions: usize,
     /// Elements added and deleted by them.
     pub elements: usize,
+    /// Families whose table they changed.
+    pub families: BTreeSet<Family>,
     /// Steps by which the tables differed from what was believed, where they were read.
     pub repaired: usize,
     /// Services of this batch that the kernel refuses.
@@ -163,6 +165,7 @@ impl<B: Backend> Dataplane<B> {
         self.backend.commit(transaction)?;
         outcome.transactions += 1;
         outcome.elements += transaction.element_count();
+        outcome.families.extend(transaction.operations.iter().map(|(family, _)| *family));
         Ok(())
     }
 

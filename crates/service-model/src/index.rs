@@ -26,6 +26,8 @@ pub struct Index {
     /// is found that a slice leaves.
     owners: BTreeMap<ObjectName, ObjectName>,
     dirty: BTreeSet<ObjectName>,
+    services: usize,
+    endpoints: usize,
 }
 
 /// What is known under one Service name.
@@ -86,6 +88,21 @@ impl Index {
         std::mem::take(&mut self.dirty).into_iter().collect()
     }
 
+    /// Whether [`Index::take_dirty`] has anything to give.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Number of Services there are.
+    pub fn service_count(&self) -> usize {
+        self.services
+    }
+
+    /// Number of endpoints in all slices that belong to a Service.
+    pub fn endpoint_count(&self) -> usize {
+        self.endpoints
+    }
+
     /// What a Service needs on this node. None if it is not to be programmed: it is gone, has no cluster IP
     /// (headless or ExternalName; rows 6 and 7), or carries one of the two labels of row 1.
     pub fn plan(&self, name: &ObjectName, facts: &NodeFacts) -> Option<ServiceIntent> {
@@ -111,6 +128,7 @@ impl Index {
         let entry = self.entries.entry(service.name.clone()).or_default();
         if entry.service.as_ref() != Some(&service) {
             self.dirty.insert(service.name.clone());
+            self.services += usize::from(entry.service.is_none());
             entry.service = Some(service);
         }
     }
@@ -119,6 +137,7 @@ impl Index {
         if let Some(entry) = self.entries.get_mut(name)
             && entry.service.take().is_some()
         {
+            self.services -= 1;
             self.dirty.insert(name.clone());
             self.forget_if_empty(name);
         }
@@ -139,12 +158,15 @@ impl Index {
             Ok(i) if slices.get(i) == Some(&slice) => return,
             Ok(i) => {
                 if let Some(known) = slices.get_mut(i) {
+                    self.endpoints += slice.endpoints.len();
+                    self.endpoints -= known.endpoints.len();
                     *known = slice;
                 }
             }
             Err(i) => {
                 // Most Services have one slice or two; room for four would be wasted ten thousand times.
                 slices.reserve_exact(1);
+                self.endpoints += slice.endpoints.len();
                 slices.insert(i, slice);
             }
         }
@@ -156,7 +178,8 @@ impl Index {
             return;
         };
         if let Some(entry) = self.entries.get_mut(&service) {
-            entry.slices.retain(|slice| slice.name != *name);
+            let gone = entry.slices.extract_if(.., |slice| slice.name == *name);
+            self.endpoints -= gone.map(|slice| slice.endpoints.len()).sum::<usize>();
             entry.slices.shrink_to_fit();
         }
         self.forget_if_empty(&service);
