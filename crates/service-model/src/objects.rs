@@ -201,7 +201,8 @@ pub struct EndpointSlice {
     pub ports: SmallVec<[SlicePort; 1]>,
     /// Usable endpoints.
     pub endpoints: Vec<Endpoint>,
-    /// Carries one of the two labels of row 1: not ours to programme.
+    /// Not ours to programme: carries one of the two labels of row 1, names no Service or holds FQDNs.
+    /// Ports and endpoints are empty then, and the index treats the slice as gone.
     pub excluded: bool,
 }
 
