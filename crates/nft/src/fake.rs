@@ -202,7 +202,7 @@ impl Fake {
                 deleted
             }
             declaration => {
-                undo.push((family, table.declare(declaration)?));
+                undo.extend(table.declare(declaration)?.map(|undo| (family, undo)));
                 Ok(())
             }
         }
@@ -236,11 +236,12 @@ impl Fake {
     fn try_commit(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
         let mut undo = Vec::new();
         let mut outcome = self.carry_out(transaction, &mut undo, false);
-        let sound = Family::ALL
-            .into_iter()
-            .all(|family| self.check_hooks(family).is_ok());
-        if outcome.is_ok() && !sound && transaction.operations.iter().any(|(_, o)| may_unsettle(o))
-        {
+        let unsettled = transaction
+            .operations
+            .iter()
+            .any(|(_, step)| may_unsettle(step));
+        let unsound = |fake: &Self| Family::ALL.iter().any(|f| fake.check_hooks(*f).is_err());
+        if outcome.is_ok() && unsettled && unsound(self) {
             self.roll_back(std::mem::take(&mut undo));
             outcome = self.carry_out(transaction, &mut undo, true);
         }
@@ -251,12 +252,15 @@ impl Fake {
     }
 }
 
-/// Whether a step can make a chain reachable where it must not be.
-fn may_unsettle(operation: &Operation) -> bool {
-    matches!(
-        operation,
-        Operation::SetRules(_) | Operation::AddElements { .. }
-    )
+/// Whether a step can make a chain reachable where it must not be. Elements of a map are all alike.
+fn may_unsettle(step: &Operation) -> bool {
+    match step {
+        Operation::SetRules(_) => true,
+        Operation::AddElements { elements, .. } => elements
+            .first()
+            .is_some_and(|element| matches!(element.data, Data::Verdict(_))),
+        _ => false,
+    }
 }
 
 fn put_back<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, before: Option<V>) {

@@ -52,67 +52,89 @@ impl HeldTable {
         self.table.family
     }
 
-    /// Carries out a step on sets, chains and rules.
-    pub(super) fn declare(&mut self, operation: &Operation) -> Result<Undo, Errno> {
+    /// Carries out a step on sets, chains and rules; returns what it replaced, if anything.
+    pub(super) fn declare(&mut self, operation: &Operation) -> Result<Option<Undo>, Errno> {
         match operation {
-            Operation::AddSet(set) => {
-                check_set(self.family(), set)?;
-                if self.sets.contains_key(&set.name) {
-                    return Err(Errno::EEXIST);
-                }
-                let held = HeldSet {
-                    set: set.clone(),
-                    elements: Default::default(),
-                };
-                self.sets.insert(set.name.clone(), held);
-                Ok(Undo::Set(set.name.clone(), None))
-            }
+            Operation::AddSet(set) => self.add_set(set),
             Operation::DeleteSet(name) => {
                 if self.set_is_used(name) {
                     return Err(Errno::EBUSY);
                 }
                 let held = self.sets.remove(name).ok_or(Errno::ENOENT)?;
-                Ok(Undo::Set(name.clone(), Some(held)))
+                Ok(Some(Undo::Set(name.clone(), Some(held))))
             }
-            Operation::AddChain(chain) => {
-                check_text(&chain.name, &chain.comment)?;
-                if chain.hook == Some(Hook::Unknown) {
-                    return Err(Errno::EINVAL);
-                }
-                if self.chains.contains_key(&chain.name) {
-                    return Err(Errno::EEXIST);
-                }
-                let empty = Chain {
-                    rules: Vec::new(),
-                    ..chain.clone()
-                };
-                self.chains.insert(chain.name.clone(), empty);
-                Ok(Undo::Chain(chain.name.clone(), None))
-            }
+            Operation::AddChain(chain) => self.add_chain(chain),
             Operation::DeleteChain(name) => {
                 if self.chain_is_used(name) {
                     return Err(Errno::EBUSY);
                 }
                 let chain = self.chains.remove(name).ok_or(Errno::ENOENT)?;
-                Ok(Undo::Chain(name.clone(), Some(chain)))
+                Ok(Some(Undo::Chain(name.clone(), Some(chain))))
             }
             Operation::SetRules(chain) => {
-                let before = self.chains.get(&chain.name).ok_or(Errno::ENOENT)?.clone();
+                if !self.chains.contains_key(&chain.name) {
+                    return Err(Errno::ENOENT);
+                }
                 chain
                     .rules
                     .iter()
                     .try_for_each(|rule| self.check_rule(rule))?;
-                let after = Chain {
-                    rules: chain.rules.clone(),
-                    ..before.clone()
-                };
-                self.chains.insert(chain.name.clone(), after);
-                Ok(Undo::Chain(chain.name.clone(), Some(before)))
+                let held = self.chains.get_mut(&chain.name).ok_or(Errno::ENOENT)?;
+                let before = held.clone();
+                held.rules.clone_from(&chain.rules);
+                Ok(Some(Undo::Chain(chain.name.clone(), Some(before))))
             }
             Operation::AddTable(_)
             | Operation::DeleteTable
             | Operation::AddElements { .. }
             | Operation::DeleteElements { .. } => Err(Errno::EINVAL),
+        }
+    }
+
+    /// A set declared like one that exists is no error and changes nothing, not even its comment.
+    fn add_set(&mut self, set: &Set) -> Result<Option<Undo>, Errno> {
+        check_set(self.family(), set)?;
+        if let Some(held) = self.sets.get(&set.name) {
+            let like = Set {
+                comment: held.set.comment.clone(),
+                ..set.clone()
+            };
+            return if like == held.set {
+                Ok(None)
+            } else {
+                Err(Errno::EEXIST)
+            };
+        }
+        let held = HeldSet {
+            set: set.clone(),
+            elements: Default::default(),
+        };
+        self.sets.insert(set.name.clone(), held);
+        Ok(Some(Undo::Set(set.name.clone(), None)))
+    }
+
+    /// A chain that exists stays as it is, comment included; hooking it otherwise is an error.
+    fn add_chain(&mut self, chain: &Chain) -> Result<Option<Undo>, Errno> {
+        check_text(&chain.name, &chain.comment)?;
+        if chain.hook == Some(Hook::Unknown) {
+            return Err(Errno::EINVAL);
+        }
+        match (
+            self.chains.get(&chain.name).map(|held| held.hook),
+            chain.hook,
+        ) {
+            (None, _) => {
+                let empty = Chain {
+                    rules: Vec::new(),
+                    ..chain.clone()
+                };
+                self.chains.insert(chain.name.clone(), empty);
+                Ok(Some(Undo::Chain(chain.name.clone(), None)))
+            }
+            (Some(_), None) => Ok(None),
+            (Some(held), wanted) if held == wanted => Ok(None),
+            (Some(None), Some(_)) => Err(Errno::EEXIST),
+            (Some(Some(_)), Some(_)) => Err(Errno::EOPNOTSUPP),
         }
     }
 
@@ -365,6 +387,7 @@ fn no_set(name: &Name) -> Fault {
 /// `nft_reject_validate`).
 fn works_at(statement: &Statement, hook: Hook) -> bool {
     match statement {
+        _ if hook == Hook::Unknown => true,
         Statement::Masquerade => hook == Hook::NatPostrouting,
         Statement::DnatMap { .. } | Statement::Reject => hook != Hook::NatPostrouting,
         _ => true,

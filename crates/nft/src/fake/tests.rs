@@ -344,13 +344,30 @@ fn statements_work_only_at_their_hooks() {
 }
 
 #[test]
-fn a_set_or_chain_is_declared_once_and_within_limits() {
+fn a_set_or_chain_is_not_declared_otherwise_while_it_exists() {
     let set = sample().sets["hairpin"].clone();
+    let reworded = Set {
+        comment: "other".into(),
+        ..set.clone()
+    };
+    assert_eq!(accepted(vec![Operation::AddSet(reworded)]), sample());
+    let longer = Set {
+        key: vec![Field::Address; 3],
+        ..set
+    };
+    assert_eq!(refusal(vec![Operation::AddSet(longer)]), (Errno::EEXIST, 0));
     assert_eq!(
-        refusal(vec![Operation::AddSet(set.clone())]),
-        (Errno::EEXIST, 0)
+        accepted(vec![chain("services", None), chain("output", None)]),
+        sample()
     );
-    assert_eq!(refusal(vec![chain("services", None)]), (Errno::EEXIST, 0));
+    let hooked = |name| chain(name, Some(Hook::NatPrerouting));
+    assert_eq!(refusal(vec![hooked("services")]), (Errno::EEXIST, 0));
+    assert_eq!(refusal(vec![hooked("output")]), (Errno::EOPNOTSUPP, 0));
+}
+
+#[test]
+fn names_and_comments_have_limits() {
+    let set = sample().sets["hairpin"].clone();
     let named = |len| {
         Operation::AddSet(Set {
             name: "n".repeat(len).into(),
