@@ -276,3 +276,21 @@ fn the_slices_of_a_service_take_no_more_room_than_they_need() {
     let slices = &index.entries[&name(WEB)].slices;
     assert_eq!((slices.len(), slices.capacity()), (4, 4));
 }
+
+#[test]
+fn counts_follow_services_and_endpoints_that_come_change_and_go() {
+    let mut index = Index::new();
+    let slice = http("shop/web-1", "web", "10.244.0.5 10.244.0.6");
+    index.slice_event(ObjectEvent::Apply(slice.clone()));
+    index.slice_event(ObjectEvent::Apply(slice.clone()));
+    index.service_event(ObjectEvent::Apply(web()));
+    index.service_event(ObjectEvent::Apply(web()));
+    assert_eq!((index.service_count(), index.endpoint_count()), (1, 2));
+    let mut emptied = slice.clone();
+    emptied.endpoints.pop();
+    index.slice_event(ObjectEvent::Apply(emptied));
+    assert_eq!((index.service_count(), index.endpoint_count()), (1, 1));
+    index.slice_event(ObjectEvent::Delete(slice.name));
+    index.service_event(reset(vec![]));
+    assert_eq!((index.service_count(), index.endpoint_count()), (0, 0));
+}
