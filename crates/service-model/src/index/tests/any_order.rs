@@ -200,6 +200,9 @@ proptest! {
         prop_assert_eq!(&intents, &world.intents());
         let names: Vec<&ObjectName> = index.service_names().collect();
         prop_assert_eq!(names, world.services.keys().collect::<Vec<_>>());
+        prop_assert_eq!(index.service_count(), world.services.len());
+        let counted = world.slices.values().filter(|slice| !slice.excluded);
+        prop_assert_eq!(index.endpoint_count(), counted.map(|slice| slice.endpoints.len()).sum::<usize>());
     }
 
     #[test]
