@@ -342,7 +342,7 @@ mod tests {
         let text = metrics.encode();
         for line in [
             "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
-            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"3.2e-5\",ip_family=\"IPv6\"} 1",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.000032\",ip_family=\"IPv6\"} 1",
             "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv6\"} 1",
             "kubeproxy_sync_proxy_rules_service_changes_total 3",
             "kubeproxy_proxy_healthz_total{code=\"503\"} 1",

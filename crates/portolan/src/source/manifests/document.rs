@@ -1,0 +1,355 @@
+//! One file's text becomes objects and problems: a function of the text.
+//!
+//! A file that is not YAML (or JSON) yields nothing but the error; in one that is, each object stands for
+//! itself, and the good ones go on. What an object means is decided by `service_model::wire`.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use serde_saphyr::{Options, Spanned};
+use service_model::wire::{self, Interner, Metadata};
+use service_model::{EndpointSlice, Invalid, Node, ObjectKind, ObjectName, Service, ServiceCidr};
+
+use super::line::Lines;
+use crate::source::Problem;
+
+/// Nodes in one document: a list of 100,000 endpoints has about two million. Bounds memory.
+const MAX_NODES: usize = 16_000_000;
+/// Nodes that aliases may stand for, in one document: sharing labels is fine, laughing a billion times is not.
+const MAX_REPLAYED: usize = 100_000;
+/// Only so many problems of a file are looked up in it; the others stand at the first line of their object.
+const MAX_PLACED: usize = 100;
+/// Of a foreign text, in a message.
+const MAX_TEXT: usize = 200;
+
+/// An object is known by this.
+pub(super) type Key = (ObjectKind, ObjectName);
+
+/// A usable object.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Object {
+    Service(Arc<Service>),
+    EndpointSlice(Arc<EndpointSlice>),
+    Node(Arc<Node>),
+    ServiceCidr(Arc<ServiceCidr>),
+}
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    /// Objects of our kinds, in the order of the file.
+    pub(super) objects: Vec<Found>,
+    /// Documents that are no objects, by line and reason.
+    pub(super) strays: Vec<(usize, String)>,
+    /// Kinds that are not ours, each with the line it was first seen at.
+    pub(super) ignored: Vec<(usize, String)>,
+}
+
+/// An object as found in a file.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) key: Key,
+    /// First line.
+    pub(super) line: usize,
+    /// `None`: it cannot be used, and `problems` say why.
+    pub(super) object: Option<Object>,
+    pub(super) problems: Vec<Problem>,
+}
+
+/// Reads a file's text. The error has the line at which the file stops being YAML.
+pub(super) fn read(
+    path: &Path,
+    text: &str,
+    node_ports: &RangeInclusive<u16>,
+    interner: &mut Interner,
+) -> Result<Contents, (usize, String)> {
+    let mut reader = Reader {
+        path,
+        lines: Lines::of(text),
+        node_ports,
+        interner,
+        placed: 0,
+        contents: Contents::default(),
+    };
+    let mut bytes = text.as_bytes();
+    for document in serde_saphyr::read_with_options::<_, Spanned<Value>>(&mut bytes, options()) {
+        let document = document.map_err(|error| {
+            let line = error.location().map_or(0, |location| location.line());
+            (usize::try_from(line).unwrap_or_default(), clamped(error))
+        })?;
+        let line = usize::try_from(document.referenced.line()).unwrap_or_default();
+        reader.node(document.value, line, String::new(), line, None);
+    }
+    Ok(reader.contents)
+}
+
+/// Strict where YAML is ambiguous, bounded where it can explode.
+fn options() -> Options {
+    serde_saphyr::options! {
+        emit_comments: false,
+        with_snippet: false,
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_REPLAYED },
+        budget: serde_saphyr::budget! {
+            max_events: 2 * MAX_NODES,
+            max_nodes: MAX_NODES,
+            max_documents: usize::MAX,
+        },
+    }
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    lines: Lines<'a>,
+    node_ports: &'a RangeInclusive<u16>,
+    interner: &'a mut Interner,
+    placed: usize,
+    contents: Contents,
+}
+
+/// Where an object stands: the line of its document's root, its path within, its own line.
+struct Position {
+    document: usize,
+    path: String,
+    line: usize,
+}
+
+/// What kind of object a value claims to be.
+enum Claim {
+    Ours(ObjectKind),
+    /// A list whose items are of this kind and version unless they say otherwise.
+    List(Option<(String, String)>),
+    Foreign(String),
+    Refused(String),
+}
+
+impl Reader<'_> {
+    /// An object, or a list of them. `path` is where it stands in the document that begins at `document`.
+    fn node(
+        &mut self,
+        value: Value,
+        document: usize,
+        path: String,
+        line: usize,
+        default: Option<&(String, String)>,
+    ) {
+        let Value::Object(object) = value else {
+            return self.contents.strays.push((
+                line,
+                "not an object: a mapping with apiVersion and kind is expected".into(),
+            ));
+        };
+        let position = Position {
+            document,
+            path,
+            line,
+        };
+        match claim(&object, default) {
+            Claim::Refused(reason) => self.contents.strays.push((line, reason)),
+            Claim::Foreign(kind) => {
+                if !self
+                    .contents
+                    .ignored
+                    .iter()
+                    .any(|(_, known)| *known == kind)
+                {
+                    self.contents.ignored.push((line, kind));
+                }
+            }
+            Claim::List(item) => self.list(object, &position, item.as_ref()),
+            Claim::Ours(kind) => self.ours(kind, Value::Object(object), &position),
+        }
+    }
+
+    fn list(
+        &mut self,
+        mut object: Map<String, Value>,
+        position: &Position,
+        default: Option<&(String, String)>,
+    ) {
+        let items = match object.remove("items") {
+            Some(Value::Array(items)) => items,
+            None | Some(Value::Null) => return,
+            Some(_) => {
+                return self
+                    .contents
+                    .strays
+                    .push((position.line, "items of the list is not a sequence".into()));
+            }
+        };
+        let path = join(&position.path, "items");
+        let lines = self.lines.of_items(position.document, &path);
+        for (i, item) in items.into_iter().enumerate() {
+            let line = lines.get(i).copied().unwrap_or(position.line);
+            self.node(
+                item,
+                position.document,
+                format!("{path}[{i}]"),
+                line,
+                default,
+            );
+        }
+    }
+
+    fn ours(&mut self, kind: ObjectKind, value: Value, position: &Position) {
+        match kind {
+            ObjectKind::Service => {
+                let range = self.node_ports;
+                self.object::<wire::Service>(
+                    value,
+                    position,
+                    |s| s.check_node_ports(range),
+                    |s| Object::Service(Arc::new(s)),
+                );
+            }
+            ObjectKind::EndpointSlice => {
+                self.object::<wire::EndpointSlice>(
+                    value,
+                    position,
+                    |_| Ok(()),
+                    |s| Object::EndpointSlice(Arc::new(s)),
+                );
+            }
+            ObjectKind::Node => self.object::<wire::Node>(
+                value,
+                position,
+                |_| Ok(()),
+                |n| Object::Node(Arc::new(n)),
+            ),
+            ObjectKind::ServiceCidr => {
+                self.object::<wire::ServiceCidr>(
+                    value,
+                    position,
+                    |_| Ok(()),
+                    |c| Object::ServiceCidr(Arc::new(c)),
+                );
+            }
+        }
+    }
+
+    fn object<O: wire::Object>(
+        &mut self,
+        value: Value,
+        position: &Position,
+        check: impl FnOnce(&O) -> Result<(), Invalid>,
+        wrap: impl FnOnce(O::Model) -> Object,
+    ) {
+        let name = name_of(&value, O::KIND);
+        let converted = serde_path_to_error::deserialize::<_, O>(value)
+            .map_err(|error| Invalid {
+                kind: O::KIND,
+                object: name.clone(),
+                field: clamped(error.path()),
+                reason: clamped(error.inner()),
+            })
+            .and_then(|object| check(&object).map(|()| object))
+            .and_then(|object| object.into_model(self.interner));
+        let (object, invalid, whole_object) = match converted {
+            Ok(converted) => (Some(wrap(converted.object)), converted.warnings, false),
+            Err(invalid) => (None, vec![invalid], true),
+        };
+        let problems = invalid
+            .into_iter()
+            .map(|invalid| {
+                let line = self.line(position, &invalid.field);
+                Problem {
+                    place: Some((self.path.to_owned(), line)),
+                    invalid,
+                    whole_object,
+                }
+            })
+            .collect();
+        self.contents.objects.push(Found {
+            key: (O::KIND, name),
+            line: position.line,
+            object,
+            problems,
+        });
+    }
+
+    fn line(&mut self, position: &Position, field: &str) -> usize {
+        self.placed += 1;
+        if self.placed > MAX_PLACED {
+            return position.line;
+        }
+        let found = self
+            .lines
+            .of_field(position.document, &join(&position.path, field));
+        // A path that runs through an alias ends early: at the object, then.
+        found.max(position.line)
+    }
+}
+
+/// Which kind, by apiVersion and kind. Other groups have kinds of the same names.
+fn claim(object: &Map<String, Value>, default: Option<&(String, String)>) -> Claim {
+    let text = |key: &str| object.get(key).and_then(Value::as_str);
+    let version = text("apiVersion").or(default.map(|(version, _)| version.as_str()));
+    let Some(kind) = text("kind").or(default.map(|(_, kind)| kind.as_str())) else {
+        return Claim::Refused("kind is missing".into());
+    };
+    if let Some(item) = kind.strip_suffix("List")
+        && object.contains_key("items")
+    {
+        let item =
+            (!item.is_empty()).then(|| (version.unwrap_or_default().to_owned(), item.to_owned()));
+        return Claim::List(item);
+    }
+    let (ours, group) = match kind {
+        "Service" => (ObjectKind::Service, ""),
+        "Node" => (ObjectKind::Node, ""),
+        "EndpointSlice" => (ObjectKind::EndpointSlice, "discovery.k8s.io/"),
+        "ServiceCIDR" => (ObjectKind::ServiceCidr, "networking.k8s.io/"),
+        _ => return Claim::Foreign(clamped(kind)),
+    };
+    let Some(version) = version else {
+        return Claim::Refused(format!(
+            "apiVersion of a {kind} is missing: {group}v1 is expected"
+        ));
+    };
+    match version.strip_prefix(group) {
+        Some("v1") => Claim::Ours(ours),
+        Some(other) if !other.contains('/') => Claim::Refused(format!(
+            "apiVersion {} of a {kind}: {group}v1 is expected",
+            clamped(format!("{version:?}"))
+        )),
+        _ => Claim::Foreign(clamped(format!("{version} {kind}"))),
+    }
+}
+
+/// The name of an object that may be malformed in every other respect.
+fn name_of(value: &Value, kind: ObjectKind) -> ObjectName {
+    let text = |key: &str| value.get("metadata")?.get(key)?.as_str().map(str::to_owned);
+    let metadata = Metadata {
+        name: text("name").unwrap_or_default(),
+        namespace: text("namespace"),
+        ..Metadata::default()
+    };
+    metadata.object_name(kind)
+}
+
+fn join(path: &str, field: &str) -> String {
+    match (path.is_empty(), field.is_empty()) {
+        (true, _) => field.to_owned(),
+        (_, true) => path.to_owned(),
+        _ => format!("{path}.{field}"),
+    }
+}
+
+/// Foreign text in a message: one line, printable, not endless.
+fn clamped(text: impl Display) -> String {
+    let text = text.to_string();
+    let mut clamped = String::new();
+    for c in text.chars().take(MAX_TEXT) {
+        match c {
+            '"' | '\'' | '\\' => clamped.push(c),
+            '\n' | '\t' => clamped.push(' '),
+            _ => clamped.extend(c.escape_debug()),
+        }
+    }
+    if text.chars().nth(MAX_TEXT).is_some() {
+        clamped.push('…');
+    }
+    clamped
+}

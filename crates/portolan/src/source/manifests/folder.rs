@@ -1,0 +1,279 @@
+//! The files of a folder as they were last readable: the effects of reading, and nothing about meaning.
+//!
+//! A file is read when it is new, when it differs from what was read before, or when it is named; never while
+//! somebody is writing it. What cannot be read or is not YAML keeps its last good contents. A file must stay
+//! away for [`GRACE`] before it counts as gone: some editors move the old file aside before they write the
+//! new one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fs::{DirEntry, File, Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::ops::RangeInclusive;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use service_model::wire::Interner;
+
+use super::document::{self, Contents};
+use crate::source::Problem;
+
+/// A file larger than this is refused: 100,000 endpoints take about 15 MB.
+const MAX_FILE: u64 = 64 << 20;
+/// See the module.
+pub(super) const GRACE: Duration = Duration::from_millis(30);
+
+/// Which files to look at again, besides those that differ.
+#[derive(Debug, Default)]
+pub(super) struct Attention {
+    /// Read these, even if they look the same: two edits may fall into one tick of the file system's clock.
+    pub(super) read: BTreeSet<OsString>,
+    /// Somebody is writing these.
+    pub(super) leave: BTreeSet<OsString>,
+}
+
+/// The folder.
+#[derive(Debug)]
+pub(super) struct Folder {
+    dir: PathBuf,
+    node_ports: RangeInclusive<u16>,
+    interner: Interner,
+    /// By name: the order decides who wins when two files hold the same object.
+    files: BTreeMap<OsString, FileState>,
+}
+
+/// A file as it was last readable.
+#[derive(Debug, Default)]
+pub(super) struct FileState {
+    seen: Option<Fingerprint>,
+    missing_since: Option<Instant>,
+    /// The last contents that were YAML.
+    pub(super) contents: Contents,
+    /// What is wrong with the file itself at present.
+    pub(super) problem: Option<Problem>,
+}
+
+/// Tells one version of a file from another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Fingerprint {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Fingerprint {
+    fn of(metadata: &Metadata) -> Self {
+        Fingerprint {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// What a refresh came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refreshed {
+    /// Some file's state is another one.
+    pub(super) changed: bool,
+    /// A file is away: look again after [`GRACE`].
+    pub(super) unsettled: bool,
+}
+
+/// The folder cannot be listed.
+#[derive(Debug, thiserror::Error)]
+#[error("manifest folder {dir:?} cannot be read")]
+pub(super) struct Unlisted {
+    dir: PathBuf,
+    source: io::Error,
+}
+
+impl Folder {
+    pub(super) fn new(dir: PathBuf, node_ports: RangeInclusive<u16>) -> Self {
+        Folder {
+            dir,
+            node_ports,
+            interner: Interner::new(),
+            files: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn files(&self) -> impl Iterator<Item = (PathBuf, &FileState)> {
+        self.files
+            .iter()
+            .map(|(name, file)| (self.dir.join(name), file))
+    }
+
+    /// Compares the folder with what is known of it. An error means that it cannot be listed; then nothing of
+    /// what is known has changed.
+    pub(super) fn refresh(
+        &mut self,
+        attention: &Attention,
+        now: Instant,
+    ) -> Result<Refreshed, Unlisted> {
+        let present = self.list().map_err(|source| Unlisted {
+            dir: self.dir.clone(),
+            source,
+        })?;
+        let mut refreshed = Refreshed {
+            changed: false,
+            unsettled: false,
+        };
+        self.files.retain(|name, file| {
+            if present.contains_key(name) {
+                file.missing_since = None;
+                return true;
+            }
+            let since = *file.missing_since.get_or_insert(now);
+            let gone = now.saturating_duration_since(since) >= GRACE;
+            refreshed.changed |= gone;
+            refreshed.unsettled |= !gone;
+            !gone
+        });
+        for (name, seen) in present {
+            if self.is_due(&name, seen, attention) {
+                self.read(name);
+                refreshed.changed = true;
+            }
+        }
+        Ok(refreshed)
+    }
+
+    fn is_due(&self, name: &OsStr, seen: Fingerprint, attention: &Attention) -> bool {
+        match self.files.get(name) {
+            // At the first look there is nothing to keep instead.
+            None => !attention.leave.contains(name),
+            Some(_) if attention.leave.contains(name) => false,
+            Some(file) => file.seen != Some(seen) || attention.read.contains(name),
+        }
+    }
+
+    fn list(&self) -> io::Result<BTreeMap<OsString, Fingerprint>> {
+        let mut present = BTreeMap::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry: DirEntry = entry?;
+            let name = entry.file_name();
+            if !is_manifest(&name) {
+                continue;
+            }
+            // Follows links. A dangling one is a file that is gone: a ConfigMap's key, between two steps of
+            // its removal.
+            match std::fs::metadata(entry.path()) {
+                Ok(metadata) if metadata.is_file() => {
+                    present.insert(name, Fingerprint::of(&metadata));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // A loop of links, say: reading it will tell.
+                Err(_) => {
+                    present.insert(name, Fingerprint::default());
+                }
+            }
+        }
+        Ok(present)
+    }
+
+    fn read(&mut self, name: OsString) {
+        let path = self.dir.join(&name);
+        let file = self.files.entry(name).or_default();
+        let refused = match load(&path) {
+            Ok((seen, text)) => {
+                file.seen = Some(seen);
+                match document::read(&path, &text, &self.node_ports, &mut self.interner) {
+                    Ok(contents) => {
+                        tell_ignored(&path, &contents, &file.contents);
+                        file.contents = contents;
+                        None
+                    }
+                    Err((line, reason)) => Some((line, format!("cannot be parsed: {reason}"))),
+                }
+            }
+            Err((seen, reason)) => {
+                file.seen = seen;
+                Some((0, reason))
+            }
+        };
+        file.problem = refused.map(|(line, reason)| Problem::of_file(path, line, reason));
+    }
+}
+
+/// Once for each file and kind.
+fn tell_ignored(path: &Path, contents: &Contents, before: &Contents) {
+    for (line, kind) in &contents.ignored {
+        if !before.ignored.iter().any(|(_, known)| known == kind) {
+            tracing::warn!(?path, line, kind, "objects of this kind are ignored");
+        }
+    }
+}
+
+/// The text of a regular file, and which version of it that is.
+fn load(path: &Path) -> Result<(Fingerprint, String), (Option<Fingerprint>, String)> {
+    let io_error = |error: io::Error| (None, format!("cannot be read: {error}"));
+    // Opening a pipe for reading would wait for a writer.
+    let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let file: File = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(io_error)?;
+    let metadata = file.metadata().map_err(io_error)?;
+    let seen = Fingerprint::of(&metadata);
+    let refuse = |reason: String| (Some(seen), reason);
+    if !metadata.is_file() {
+        return Err(refuse("is not a regular file".into()));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io_error)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(refuse(format!("is larger than {} MiB", MAX_FILE >> 20)));
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|error| refuse(format!("is not UTF-8: {}", error.utf8_error())))?;
+    // A byte order mark is no part of the text.
+    Ok((
+        seen,
+        text.strip_prefix('\u{feff}')
+            .map(str::to_owned)
+            .unwrap_or(text),
+    ))
+}
+
+/// Files with the usual endings; hidden ones and what editors leave lying about are not manifests.
+pub(super) fn is_manifest(name: &OsStr) -> bool {
+    let path = Path::new(name);
+    let ending = path.extension().and_then(OsStr::to_str);
+    let first = name.as_encoded_bytes().first();
+    matches!(ending, Some("yaml" | "yml" | "json")) && !matches!(first, Some(b'.' | b'#'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temporary_files_of_editors_are_no_manifests() {
+        for name in ["a.yaml", "a.b.yml", "x.json"] {
+            assert!(is_manifest(OsStr::new(name)), "{name}");
+        }
+        for name in [
+            ".a.yaml",
+            ".a.yaml.swp",
+            "a.yaml~",
+            "#a.yaml#",
+            "#a.yaml",
+            "4913",
+            "..data",
+            "a.txt",
+            "sedX1.bak",
+        ] {
+            assert!(!is_manifest(OsStr::new(name)), "{name}");
+        }
+    }
+}
