@@ -47,6 +47,7 @@ mod capability;
 mod echo;
 pub mod fake_api;
 mod host;
+mod manifests;
 mod namespace;
 mod probe;
 mod process;
@@ -61,6 +62,7 @@ pub use address::{
 };
 pub use capability::{Capability, capabilities, require};
 pub use host::Host;
+pub use manifests::{Manifests, TcpService, node_object};
 pub use namespace::Namespace;
 pub use probe::{DEFAULT_PATIENCE, Outcome, Probe, Tally};
 pub use process::Daemon;
