@@ -1,0 +1,330 @@
+//! The control loop: the one owner of view, ledger and kernel socket.
+//!
+//! Events in, transactions out. It waits until the view is whole, commits the first change at once and later ones
+//! in batches ([`pace`]), listens for foreign changes to our tables and repairs them, and publishes a [`Status`].
+//! It runs on a thread of its own, since a commit blocks; nothing it does can make the rules go away.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use nft::{Backend, Kernel, KernelConfig, Monitor, Notice};
+use service_dataplane::{Dataplane, Outcome, SyncError, layout};
+use service_model::{AddressFamily, NodeConfig, ObjectEvent};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+use crate::source::{Events, Problem, SourceEvent};
+use crate::status::{Commit, SharedStatus, Status};
+
+mod pace;
+mod repairs;
+mod view;
+
+use pace::Pace;
+use repairs::Repairs;
+use view::View;
+
+/// Events taken in before looking at the clock again.
+const EVENTS_A_TURN: usize = 4096;
+
+/// What the loop needs to know besides the cluster.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// About this node.
+    pub node: NodeConfig,
+    /// Own the tables, so that nobody else's flush can take them away (`--no-table-owner` turns it off).
+    pub own_tables: bool,
+}
+
+/// Where the loop tells others how it goes.
+#[derive(Clone)]
+pub struct Reports {
+    /// For probes.
+    pub status: Arc<SharedStatus>,
+    /// For Prometheus.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Runs until `cancel`led or until the source is gone. Rules stay when it returns.
+pub async fn run(
+    config: ControlConfig,
+    mut events: Events,
+    mut addresses: watch::Receiver<Vec<IpAddr>>,
+    reports: Reports,
+    cancel: CancellationToken,
+) -> Result<()> {
+    let kernel = Kernel::open(KernelConfig { table: layout::TABLE.into(), owner: config.own_tables })
+        .context("could not open the nftables socket (CAP_NET_ADMIN is needed)")?;
+    let monitor = Monitor::open(layout::TABLE.into(), kernel.port_id()).context("could not listen for nftables changes")?;
+    let monitor = AsyncFd::new(monitor).context("could not watch the nftables monitor")?;
+    tracing::info!(features = ?kernel.features(), "tables are written over netlink");
+    let mut control = Control::new(config.node, kernel, reports);
+
+    loop {
+        let wake = control.wake(Instant::now());
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => break,
+            event = events.recv() => {
+                let Some(event) = event else { break };
+                control.take(event);
+                for _ in 1..EVENTS_A_TURN {
+                    let Ok(event) = events.try_recv() else { break };
+                    control.take(event);
+                }
+            }
+            changed = addresses.changed(), if !control.addresses_gone => {
+                control.addresses_gone = changed.is_err();
+            }
+            ready = monitor.readable() => {
+                let mut ready = ready.context("the nftables monitor failed")?;
+                ready.clear_ready();
+                control.heard(drain(monitor.get_ref()));
+            }
+            () = sleep_until(wake) => {}
+        }
+        let addresses = addresses.borrow_and_update().clone();
+        control.turn(&addresses);
+    }
+    Ok(())
+}
+
+/// All notices there are; whether one of them tells of a foreign change.
+fn drain(monitor: &Monitor) -> bool {
+    let mut foreign = false;
+    loop {
+        match monitor.poll() {
+            Ok(Some(Notice::Changed { by_us })) => foreign |= !by_us,
+            // Anything may have changed.
+            Ok(Some(Notice::Overrun)) => foreign = true,
+            Ok(None) => return foreign,
+            Err(error) => {
+                tracing::warn!(%error, "nftables notifications unreadable: comparing instead");
+                return true;
+            }
+        }
+    }
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The state of the loop, free of waiting.
+struct Control<B> {
+    view: View,
+    dataplane: Dataplane<B>,
+    pace: Pace,
+    repairs: Repairs,
+    reports: Reports,
+    addresses: Vec<IpAddr>,
+    addresses_gone: bool,
+    synced: bool,
+    /// The tables may not hold what they should: compare before anything else.
+    failed: bool,
+    pending_since: Option<Instant>,
+    last_commit: Option<Commit>,
+}
+
+impl<B: Backend> Control<B> {
+    fn new(config: NodeConfig, backend: B, reports: Reports) -> Self {
+        let view = View::new(config);
+        let dataplane = Dataplane::new(backend, view.facts(&[]));
+        Control {
+            view,
+            dataplane,
+            pace: Pace::default(),
+            repairs: Repairs::default(),
+            reports,
+            addresses: Vec::new(),
+            addresses_gone: false,
+            synced: false,
+            failed: false,
+            pending_since: None,
+            last_commit: None,
+        }
+    }
+
+    fn take(&mut self, event: SourceEvent) {
+        match &event {
+            SourceEvent::Problem(problem) => {
+                report(problem);
+                self.reports.metrics.problem(problem.invalid.kind);
+            }
+            SourceEvent::Connection { kind, state } => {
+                if let Err(error) = state {
+                    tracing::warn!(%kind, error, "watch interrupted: the last view keeps serving");
+                }
+                self.reports.metrics.set_connected(*kind, state.is_ok());
+            }
+            SourceEvent::Service(event) => self.reports.metrics.service_event(objects(event)),
+            SourceEvent::EndpointSlice(event) => self.reports.metrics.endpoint_event(objects(event)),
+            SourceEvent::Node(_) | SourceEvent::ServiceCidr(_) | SourceEvent::Solved { .. } => {}
+        }
+        self.view.take(event);
+        if self.pending_since.is_none() && self.wants_commit() {
+            self.pending_since = Some(Instant::now());
+        }
+    }
+
+    fn heard(&mut self, foreign_change: bool) {
+        if foreign_change && self.synced {
+            self.repairs.request();
+        }
+    }
+
+    /// When to turn at the latest, though nothing happens.
+    fn wake(&self, now: Instant) -> Option<Instant> {
+        let commit = (self.wants_commit() && self.is_whole()).then(|| self.pace.due(now).unwrap_or(now));
+        let repair = self.repairs.due(now);
+        commit.into_iter().chain(repair).min()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.view.waiting_for().is_empty()
+    }
+
+    fn wants_commit(&self) -> bool {
+        !self.synced || self.failed || self.view.is_dirty() || self.view.facts(&self.addresses) != *self.dataplane.facts()
+    }
+
+    /// Commits and repairs what is due.
+    fn turn(&mut self, addresses: &[IpAddr]) {
+        self.addresses = addresses.to_vec();
+        let now = Instant::now();
+        if self.is_whole() {
+            if self.wants_commit() {
+                if self.pace.due(now).is_none() {
+                    self.commit();
+                }
+            } else {
+                self.pending_since = None;
+            }
+            if self.synced && self.repairs.due(now).is_some_and(|at| at <= now) {
+                self.repair();
+            }
+        }
+        self.publish();
+    }
+
+    fn commit(&mut self) {
+        let start = Instant::now();
+        let facts = self.view.facts(&self.addresses);
+        let refresh = facts != *self.dataplane.facts();
+        let updates = self.view.updates(&facts, refresh);
+        let planned = updates.len();
+        self.reports.metrics.planned(planned);
+        let result = if self.failed && updates.is_empty() && !refresh {
+            self.dataplane.repair()
+        } else if refresh {
+            self.dataplane.refresh(facts, updates)
+        } else {
+            self.dataplane.commit(updates)
+        };
+        self.finish(start, planned, result);
+    }
+
+    fn repair(&mut self) {
+        let start = Instant::now();
+        self.repairs.started(start);
+        let result = self.dataplane.repair();
+        if let Ok(outcome) = &result && outcome.repaired > 0 {
+            tracing::warn!(steps = outcome.repaired, elements = outcome.elements, elapsed = ?start.elapsed(),
+                "somebody changed our tables: repaired");
+            self.reports.metrics.repaired();
+        }
+        self.finish(start, 0, result);
+    }
+
+    fn finish(&mut self, start: Instant, planned: usize, result: Result<Outcome, SyncError>) {
+        let now = Instant::now();
+        let elapsed = now - start;
+        match result {
+            Ok(outcome) => {
+                self.failed = false;
+                self.synced = true;
+                if let Some(since) = self.pending_since.take() {
+                    self.reports.metrics.programmed(now - since);
+                }
+                self.pace.committed(now, elapsed);
+                self.committed(planned, elapsed, &outcome);
+            }
+            Err(error) => {
+                self.failed = true;
+                self.pace.failed(now);
+                self.reports.metrics.commit_failed(&AddressFamily::ALL);
+                tracing::error!(%error, "commit failed: what stands keeps serving, trying again");
+            }
+        }
+    }
+
+    fn committed(&mut self, planned: usize, elapsed: Duration, outcome: &Outcome) {
+        for quarantined in &outcome.quarantined {
+            tracing::error!(service = %quarantined.service, error = %quarantined.error,
+                "the kernel refuses this Service: its last good rules stay, all others are in");
+        }
+        for conflict in &outcome.conflicts {
+            tracing::warn!(frontend = ?conflict.claim, winner = %conflict.winner, loser = %conflict.loser,
+                "two Services ask for one frontend: the older one has it");
+        }
+        if outcome.transactions == 0 {
+            return;
+        }
+        self.last_commit = Some(Commit { at: SystemTime::now(), elapsed, elements: outcome.elements });
+        let families: Vec<AddressFamily> = outcome.families.iter().map(|family| address_family(*family)).collect();
+        self.reports.metrics.committed(&families, outcome.elements, elapsed);
+        tracing::info!(services = planned, elements = outcome.elements, ?elapsed, "committed");
+    }
+
+    fn publish(&self) {
+        let (services, endpoints) = self.view.size();
+        let metrics = &self.reports.metrics;
+        metrics.set_totals(services, endpoints);
+        metrics.set_quarantined(self.dataplane.quarantine().len());
+        for (kind, invalid) in self.view.invalid_by_kind() {
+            metrics.set_invalid(kind, invalid);
+        }
+        let status = Status {
+            synced: self.synced,
+            waiting_for: self.view.waiting_for(),
+            pending_since: self.pending_since,
+            last_commit: self.last_commit,
+            invalid: self.view.invalid().cloned().collect(),
+            quarantined: self.dataplane.quarantine().keys().cloned().collect(),
+            services,
+            endpoints,
+        };
+        self.reports.status.store(Arc::new(status));
+    }
+}
+
+fn objects<T>(event: &ObjectEvent<T>) -> usize {
+    match event {
+        ObjectEvent::Apply(_) | ObjectEvent::Delete(_) => 1,
+        ObjectEvent::Reset { objects, .. } => objects.len(),
+    }
+}
+
+fn address_family(family: nft::Family) -> AddressFamily {
+    match family {
+        nft::Family::Ip => AddressFamily::V4,
+        nft::Family::Ip6 => AddressFamily::V6,
+    }
+}
+
+fn report(problem: &Problem) {
+    let (file, line) = problem.place.as_ref().map(|(file, line)| (file.display().to_string(), *line)).unzip();
+    let consequence = if problem.whole_object { "its last good version keeps serving" } else { "the rest of it serves" };
+    tracing::error!(file, line, kind = %problem.invalid.kind, object = %problem.invalid.object,
+        field = problem.invalid.field, reason = problem.invalid.reason, consequence, "invalid object");
+}
+
+#[cfg(test)]
+mod tests;

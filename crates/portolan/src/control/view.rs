@@ -1,0 +1,149 @@
+//! The cluster as it has been told so far: a value that events change, without effects.
+//!
+//! Owns the index, this node's object and the list of what cannot be used. Nothing may be planned from it before
+//! [`View::waiting_for`] is empty: no time-out goes round that, the old table serves meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use service_dataplane::Update;
+use service_model::{Index, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName};
+
+use crate::source::{Problem, SourceEvent};
+
+/// The kinds without which no Service can be planned.
+const NEEDED: [ObjectKind; 3] = [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node];
+
+/// What is known of the cluster.
+#[derive(Debug)]
+pub(super) struct View {
+    config: NodeConfig,
+    index: Index,
+    node: Option<Node>,
+    listed: BTreeSet<ObjectKind>,
+    invalid: BTreeMap<(ObjectKind, ObjectName), Problem>,
+}
+
+impl View {
+    pub(super) fn new(config: NodeConfig) -> Self {
+        View {
+            config,
+            index: Index::default(),
+            node: None,
+            listed: BTreeSet::new(),
+            invalid: BTreeMap::new(),
+        }
+    }
+
+    /// Takes one event in.
+    pub(super) fn take(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Service(event) => {
+                self.heard(ObjectKind::Service, &event, |service| &service.name);
+                self.index.service_event(event);
+            }
+            SourceEvent::EndpointSlice(event) => {
+                self.heard(ObjectKind::EndpointSlice, &event, |slice| &slice.name);
+                self.index.slice_event(event);
+            }
+            SourceEvent::Node(event) => {
+                self.heard(ObjectKind::Node, &event, |node| &node.name);
+                self.node_event(event);
+            }
+            SourceEvent::ServiceCidr(event) => self.heard(ObjectKind::ServiceCidr, &event, |cidr| &cidr.name),
+            SourceEvent::Problem(problem) => {
+                let key = (problem.invalid.kind, problem.invalid.object.clone());
+                self.invalid.insert(key, problem);
+            }
+            SourceEvent::Solved { kind, object } => {
+                self.invalid.remove(&(kind, object));
+            }
+            SourceEvent::Connection { .. } => {}
+        }
+    }
+
+    /// Keeps the lists of what is known and of what cannot be used.
+    fn heard<T>(&mut self, kind: ObjectKind, event: &ObjectEvent<T>, name: impl Fn(&T) -> &ObjectName) {
+        match event {
+            // A warning about a part of an object comes after the object itself.
+            ObjectEvent::Apply(object) => {
+                self.invalid.remove(&(kind, name(object).clone()));
+            }
+            ObjectEvent::Delete(name) => {
+                self.invalid.remove(&(kind, name.clone()));
+            }
+            ObjectEvent::Reset { invalid, .. } => {
+                self.listed.insert(kind);
+                self.invalid.retain(|(of, name), _| *of != kind || invalid.contains(name));
+            }
+        }
+    }
+
+    /// A Node that is gone keeps serving with its last facts: rules never go because an object went.
+    fn node_event(&mut self, event: ObjectEvent<Node>) {
+        let ours = |node: &Node| *node.name.name == *self.config.node_name;
+        match event {
+            ObjectEvent::Apply(node) if ours(&node) => self.node = Some(node),
+            ObjectEvent::Reset { objects, .. } => {
+                if let Some(node) = objects.into_iter().find(ours) {
+                    self.node = Some(node);
+                }
+            }
+            ObjectEvent::Apply(_) | ObjectEvent::Delete(_) => {}
+        }
+    }
+
+    /// Kinds that have not been listed yet.
+    pub(super) fn waiting_for(&self) -> Vec<ObjectKind> {
+        NEEDED.into_iter().filter(|kind| !self.listed.contains(kind)).collect()
+    }
+
+    /// Objects that cannot be used, or not in full.
+    pub(super) fn invalid(&self) -> impl Iterator<Item = &(ObjectKind, ObjectName)> {
+        self.invalid.keys()
+    }
+
+    /// How many of each kind those are, kinds without any included.
+    pub(super) fn invalid_by_kind(&self) -> impl Iterator<Item = (ObjectKind, usize)> {
+        let kinds = [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node, ObjectKind::ServiceCidr];
+        kinds.map(|kind| (kind, self.invalid.keys().filter(|(of, _)| *of == kind).count())).into_iter()
+    }
+
+    /// Number of Services and of endpoints.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.index.service_count(), self.index.endpoint_count())
+    }
+
+    /// The facts to plan by. Without a Node object there are no node addresses, zone and pod ranges.
+    pub(super) fn facts(&self, interface_addresses: &[IpAddr]) -> NodeFacts {
+        let unknown = || Node {
+            name: ObjectName::new("", self.config.node_name.clone()),
+            zone: None,
+            addresses: Vec::new(),
+            pod_cidrs: Vec::new(),
+        };
+        let node = self.node.clone().unwrap_or_else(unknown);
+        NodeFacts::resolve(&self.config, &node, interface_addresses)
+    }
+
+    /// Whether any Service is to be planned again.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.index.is_dirty()
+    }
+
+    /// What the dirty Services need, or all when the facts are `new`.
+    pub(super) fn updates(&mut self, facts: &NodeFacts, all: bool) -> Vec<Update> {
+        let mut names: BTreeSet<ObjectName> = self.index.take_dirty().into_iter().collect();
+        if all {
+            names.extend(self.index.service_names().cloned());
+        }
+        names
+            .into_iter()
+            .map(|service| {
+                let intent = self.index.plan(&service, facts).map(Arc::new);
+                Update { service, intent }
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,88 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use service_model::{Backend, Disposition, Masquerade};
+
+use super::*;
+use crate::samples::{batches, facts, name};
+
+/// The last wish of each Service.
+fn last_wishes(batches: &[Vec<Update>]) -> Vec<ServiceIntent> {
+    let mut last: BTreeMap<ObjectName, Option<Arc<ServiceIntent>>> = BTreeMap::new();
+    for update in batches.iter().flatten() {
+        last.insert(update.service.clone(), update.intent.clone());
+    }
+    last.into_values().flatten().map(|intent| (*intent).clone()).collect()
+}
+
+proptest! {
+    #[test]
+    fn contents_depend_on_the_last_wishes_and_not_on_the_way_there(batches in batches()) {
+        let mut ledger = Ledger::default();
+        for batch in batches.clone() {
+            ledger.apply(batch);
+        }
+        prop_assert_eq!(ledger.contents(&facts()), crate::contents(&facts(), last_wishes(&batches)));
+    }
+
+    #[test]
+    fn undoing_a_batch_restores_the_contents(batches in batches(), last in batches()) {
+        let mut ledger = Ledger::default();
+        for batch in batches {
+            ledger.apply(batch);
+        }
+        let before = ledger.contents(&facts());
+        for batch in last {
+            let undo = ledger.apply(batch).undo;
+            ledger.apply(undo);
+            prop_assert_eq!(&ledger.contents(&facts()), &before);
+        }
+    }
+
+    #[test]
+    fn wishing_the_same_again_changes_nothing(batches in batches()) {
+        let mut ledger = Ledger::default();
+        for batch in batches {
+            ledger.apply(batch.clone());
+            prop_assert!(ledger.apply(batch).transaction.is_empty());
+        }
+    }
+}
+
+fn intent(n: u8, created: Option<i64>, endpoints: u8) -> Update {
+    let backends = (0..endpoints)
+        .map(|host| Backend { address: [10, 244, n, host + 1].into(), port: 8080, local: false })
+        .collect();
+    let frontend = Frontend {
+        place: Place::ClusterIp([10, 96, 0, 1].into()),
+        protocol: Protocol::Tcp,
+        port: 80,
+        disposition: Disposition::Balance(backends),
+        masquerade: Masquerade::OffCluster,
+    };
+    ServiceIntent { service: name(n), created, frontends: vec![frontend] }.into()
+}
+
+#[test]
+fn the_older_of_two_services_has_the_frontend_and_the_younger_gets_it_when_that_goes() {
+    let mut ledger = Ledger::default();
+    let alone = |n, created| crate::contents(&facts(), [(*intent(n, created, 2).intent.unwrap()).clone()]);
+
+    assert_eq!(ledger.apply(vec![intent(1, Some(7), 2)]).conflicts, []);
+    let conflicts = ledger.apply(vec![intent(2, Some(3), 2)]).conflicts;
+    let claim = Claim { place: Place::ClusterIp([10, 96, 0, 1].into()), protocol: Protocol::Tcp, port: 80 };
+    assert_eq!(conflicts, [Conflict { claim, winner: name(2), loser: name(1) }]);
+    assert_eq!(ledger.contents(&facts()), alone(2, Some(3)));
+
+    ledger.apply(vec![Update { service: name(2), intent: None }]);
+    assert_eq!(ledger.contents(&facts()), alone(1, Some(7)));
+}
+
+#[test]
+fn one_endpoint_more_or_less_costs_elements_of_that_service_only() {
+    let mut ledger = Ledger::default();
+    ledger.apply(vec![intent(1, None, 3)]);
+    // One backend and the move from one size set to the next.
+    assert_eq!(ledger.apply(vec![intent(1, None, 4)]).transaction.element_count(), 3);
+    assert_eq!(ledger.apply(vec![intent(1, None, 3)]).transaction.element_count(), 3);
+}

@@ -1,0 +1,99 @@
+//! Random intents for tests: few names, addresses and ports, so that Services meet.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::prelude::*;
+use service_model::{
+    AddressFamily, Backend, Disposition, Frontend, Masquerade, NodeFacts, ObjectName, Place, Protocol, ServiceIntent,
+};
+
+use crate::ledger::Update;
+
+pub(crate) fn name(n: u8) -> ObjectName {
+    ObjectName::new("default", format!("service-{n}"))
+}
+
+fn address(family: AddressFamily, network: u8, host: u8) -> IpAddr {
+    match family {
+        AddressFamily::V4 => Ipv4Addr::new(10, network, 0, host).into(),
+        AddressFamily::V6 => Ipv6Addr::new(0xfd00, network.into(), 0, 0, 0, 0, 0, host.into()).into(),
+    }
+}
+
+fn place() -> impl Strategy<Value = Place> {
+    let family = prop_oneof![Just(AddressFamily::V4), Just(AddressFamily::V6)];
+    (family, prop::option::of(1..4u8)).prop_map(|(family, host)| match host {
+        Some(host) => Place::ClusterIp(address(family, 96, host)),
+        None => Place::NodePort(family),
+    })
+}
+
+/// Up to 20 backends, so that both sides of [`crate::layout::EXACT_COUNTS`] occur.
+fn disposition(family: AddressFamily) -> impl Strategy<Value = Disposition> {
+    let backend = (1..40u8, any::<bool>());
+    btree_map(1..40u8, backend, 0..20).prop_map(move |backends| {
+        let backends: Arc<[Backend]> = backends
+            .into_iter()
+            .map(|(host, (port, local))| Backend { address: address(family, 244, host), port: port.into(), local })
+            .collect();
+        if backends.is_empty() { Disposition::Refuse } else { Disposition::Balance(backends) }
+    })
+}
+
+fn frontends() -> impl Strategy<Value = Vec<Frontend>> {
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
+    btree_set((place(), protocol, 80..83u16), 0..4).prop_flat_map(|claims| {
+        claims
+            .into_iter()
+            .map(|(place, protocol, port)| {
+                disposition(place.family()).prop_map(move |disposition| {
+                    let masquerade = match place {
+                        Place::ClusterIp(_) => Masquerade::OffCluster,
+                        Place::NodePort(_) => Masquerade::Always,
+                    };
+                    Frontend { place, protocol, port, disposition, masquerade }
+                })
+            })
+            .collect::<Vec<_>>()
+    })
+}
+
+pub(crate) fn update() -> impl Strategy<Value = Update> {
+    let intent = prop::option::weighted(0.8, (frontends(), prop::option::of(0..3i64)));
+    (0..5u8, intent).prop_map(|(n, intent)| Update {
+        service: name(n),
+        intent: intent
+            .map(|(frontends, created)| Arc::new(ServiceIntent { service: name(n), created, frontends })),
+    })
+}
+
+/// Batches as the control loop makes them: at most one update for each Service.
+pub(crate) fn batches() -> impl Strategy<Value = Vec<Vec<Update>>> {
+    let batch = vec(update(), 0..4).prop_map(|mut batch: Vec<Update>| {
+        batch.sort_by(|a, b| a.service.cmp(&b.service));
+        batch.dedup_by(|a, b| a.service == b.service);
+        batch
+    });
+    vec(batch, 0..8)
+}
+
+pub(crate) fn facts() -> NodeFacts {
+    NodeFacts {
+        node_name: "node-a".into(),
+        zone: None,
+        node_addresses: vec![address(AddressFamily::V4, 1, 1), address(AddressFamily::V6, 1, 1)],
+        local_sources: ["10.244.0.0/16", "fd00:244::/32"].map(|net| net.parse().unwrap()).to_vec(),
+        masquerade_all: false,
+    }
+}
+
+pub(crate) fn other_facts() -> NodeFacts {
+    NodeFacts {
+        node_addresses: vec![address(AddressFamily::V4, 1, 2)],
+        local_sources: vec![],
+        masquerade_all: true,
+        ..facts()
+    }
+}

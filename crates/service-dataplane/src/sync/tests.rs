@@ -1,0 +1,134 @@
+use std::sync::Arc;
+
+use nft::Fake;
+use proptest::prelude::*;
+use service_model::{Backend as Endpoint, Disposition, Frontend, Masquerade, Place, Protocol, ServiceIntent};
+
+use super::*;
+use crate::samples::{batches, facts, name, other_facts};
+
+fn in_step(dataplane: &Dataplane<Fake>) -> bool {
+    let wanted = dataplane.ledger().contents(dataplane.facts());
+    let found = Family::ALL.map(|family| dataplane.backend().contents(family));
+    found.into_iter().eq(wanted.into_iter().map(Some))
+}
+
+proptest! {
+    #[test]
+    fn every_batch_leaves_the_tables_as_planned(batches in batches()) {
+        let mut dataplane = Dataplane::new(Fake::new(), facts());
+        for batch in batches {
+            let outcome = dataplane.commit(batch).unwrap();
+            prop_assert_eq!(outcome.quarantined, []);
+            prop_assert!(in_step(&dataplane));
+        }
+    }
+
+    #[test]
+    fn facts_change_with_all_services_at_once(batches in batches(), then in batches()) {
+        let mut dataplane = Dataplane::new(Fake::new(), facts());
+        for batch in batches {
+            dataplane.commit(batch).unwrap();
+        }
+        for (batch, facts) in then.into_iter().zip([other_facts(), facts()].into_iter().cycle()) {
+            let transactions = dataplane.refresh(facts, batch).unwrap().transactions;
+            prop_assert!(transactions <= 1);
+            prop_assert!(in_step(&dataplane));
+        }
+    }
+
+    #[test]
+    fn a_restart_adopts_what_it_finds_and_writes_only_the_difference(batches in batches(), missed in batches()) {
+        let mut dataplane = Dataplane::new(Fake::new(), facts());
+        for batch in batches {
+            dataplane.commit(batch).unwrap();
+        }
+        let mut ledger = dataplane.ledger;
+        let mut restarted = Dataplane::new(dataplane.backend, facts());
+        for batch in missed {
+            ledger.apply(batch);
+        }
+        restarted.ledger = ledger;
+        restarted.repair().unwrap();
+        prop_assert!(in_step(&restarted));
+        let mut again = Dataplane::new(restarted.backend, facts());
+        again.ledger = restarted.ledger;
+        prop_assert_eq!(again.repair().unwrap().transactions, 0);
+    }
+}
+
+fn service(n: u8) -> Update {
+    let backend = Endpoint { address: [10, 244, 0, n].into(), port: 8080, local: false };
+    let frontend = Frontend {
+        place: Place::ClusterIp([10, 96, 0, n].into()),
+        protocol: Protocol::Tcp,
+        port: 80,
+        disposition: Disposition::Balance(Arc::from([backend])),
+        masquerade: Masquerade::OffCluster,
+    };
+    ServiceIntent { service: name(n), created: None, frontends: vec![frontend] }.into()
+}
+
+/// A fake that refuses whatever leads to this Service's endpoint.
+fn refusing(n: u8) -> Fake {
+    let endpoint = nft::Bytes::new().address([10, 244, 0, n].into()).port(8080);
+    let mut fake = Fake::new();
+    fake.refuse(move |_, element| element.data == nft::Data::Value(endpoint), Errno::ENOSPC);
+    fake
+}
+
+#[test]
+fn the_one_service_that_is_refused_is_quarantined_and_all_others_go_in() {
+    let mut dataplane = Dataplane::new(refusing(7), facts());
+    let outcome = dataplane.commit((1..=100).map(service).collect()).unwrap();
+    assert_eq!(outcome.quarantined.iter().map(|q| q.service.clone()).collect::<Vec<_>>(), [name(7)]);
+    assert_eq!(dataplane.ledger().services(), 99);
+    assert!(in_step(&dataplane));
+    // Later changes of others are not held up, and pay nothing for it.
+    assert_eq!(dataplane.commit(vec![service(101)]).unwrap().transactions, 1);
+}
+
+#[test]
+fn a_quarantined_service_keeps_its_last_good_rules_and_is_tried_again_at_its_next_change() {
+    let mut dataplane = Dataplane::new(refusing(7), facts());
+    let moved = |update: Update, to: u8| {
+        let mut intent = (*update.intent.unwrap()).clone();
+        let backend = Endpoint { address: [10, 244, 0, to].into(), port: 8080, local: false };
+        intent.frontends[0].disposition = Disposition::Balance(Arc::from([backend]));
+        Update::from(intent)
+    };
+    dataplane.commit(vec![service(1)]).unwrap();
+    let before = dataplane.ledger().contents(&facts());
+    let outcome = dataplane.commit(vec![moved(service(1), 7)]).unwrap();
+    assert_eq!(outcome.quarantined.len(), 1);
+    assert_eq!(dataplane.ledger().contents(&facts()), before);
+    assert!(in_step(&dataplane));
+    dataplane.commit(vec![moved(service(1), 8)]).unwrap();
+    assert!(dataplane.quarantine().is_empty());
+    assert_ne!(dataplane.ledger().contents(&facts()), before);
+}
+
+#[test]
+fn a_backend_that_fails_loses_nothing_that_was_asked_for() {
+    for errno in [Errno::EPERM, Errno::ENOMEM, Errno::ENOBUFS, Errno::EMSGSIZE] {
+        let mut dataplane = Dataplane::new(Fake::new(), facts());
+        dataplane.commit(vec![service(1)]).unwrap();
+        dataplane.backend_mut().fail_next(errno);
+        dataplane.commit(vec![service(2)]).unwrap_err();
+        assert!(dataplane.quarantine().is_empty());
+        dataplane.repair().unwrap();
+        assert_eq!(dataplane.ledger().services(), 2);
+        assert!(in_step(&dataplane));
+    }
+}
+
+#[test]
+fn a_foreign_change_is_repaired_and_does_not_quarantine_anybody() {
+    let mut dataplane = Dataplane::new(Fake::new(), facts());
+    dataplane.commit((1..=20).map(service).collect()).unwrap();
+    dataplane.backend_mut().vandalise(Family::Ip, |contents| *contents = None);
+    // The deletion of elements that are gone is refused: read, repair, go on.
+    let outcome = dataplane.commit((1..=20).map(|n| Update { service: name(n), intent: None }).collect()).unwrap();
+    assert_eq!(outcome.quarantined, []);
+    assert!(in_step(&dataplane));
+}
