@@ -40,7 +40,7 @@ pub(crate) struct Pair {
 /// alike: node 12 is 192.168.77.12 and fd00:77::12.
 fn digits(number: u8) -> u16 {
     let number = u16::from(number);
-    (number / 100) << 8 | (number / 10 % 10) << 4 | number % 10
+    (number / 100) << 8 | (number / 10 % 10) << 4 | (number % 10)
 }
 
 fn underlay(number: u8) -> Pair {

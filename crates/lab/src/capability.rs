@@ -67,7 +67,7 @@ impl Capability {
         let namespace = Namespace::new("probe")?;
         let ip = |line: &str| namespace.ip(&[line.to_owned()]);
         let nft = |ruleset: &str| {
-            let mut command = process::command("nft");
+            let mut command = process::tool("nft");
             command.args(["-f", "-"]);
             namespace.checked_output(command, ruleset).map(drop)
         };

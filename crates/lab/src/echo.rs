@@ -18,6 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::namespace::Namespace;
+use crate::process;
 use crate::socket::{self, Protocol};
 
 /// Longest answer, name included.
@@ -80,11 +81,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-        // Bounded, as nothing may hang a test that is already unwinding.
-        let _ = self.ended.recv_timeout(Duration::from_secs(5));
+        process::while_none_forks(|| {
+            for task in &self.tasks {
+                task.abort();
+            }
+            // Bounded, as nothing may hang a test that is already unwinding.
+            let _ = self.ended.recv_timeout(Duration::from_secs(5));
+        });
     }
 }
 

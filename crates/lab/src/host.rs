@@ -226,14 +226,14 @@ impl Host {
 
     /// Runs `nft` inside and returns what it prints; its refusal is an error.
     pub fn nft(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = self.command("nft");
+        let mut command = process::tool("nft");
         command.args(arguments);
         self.namespace.checked_output(command, "")
     }
 
     /// Loads a ruleset with `nft -f -` and returns what it prints.
     pub fn nft_stdin(&self, ruleset: &str) -> Result<String> {
-        let mut command = self.command("nft");
+        let mut command = process::tool("nft");
         command.args(["-f", "-"]);
         self.namespace.checked_output(command, ruleset)
     }

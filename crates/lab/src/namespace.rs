@@ -124,10 +124,10 @@ impl Namespace {
         .context("start a thread in the namespace")
     }
 
-    /// Starts a command (made by [`process::command`], so that it dies with this thread).
+    /// Starts a command made by [`process::command`] or [`process::tool`].
     pub(crate) fn spawn(&self, mut command: Command) -> Result<Child> {
         let described = format!("{command:?}");
-        self.run(move || command.spawn())?
+        self.run(move || process::start(&mut command))?
             .with_context(|| format!("start {described} in {:?}", self.name))
     }
 
@@ -159,7 +159,7 @@ impl Namespace {
 
     /// Runs lines of iproute2, all in one process. The lines are ours: no foreign text goes in.
     pub(crate) fn ip(&self, lines: &[String]) -> Result<()> {
-        let mut command = process::command("ip");
+        let mut command = process::tool("ip");
         command.args(["-batch", "-"]);
         self.checked_output(command, &lines.join("\n"))
             .map(drop)

@@ -4,15 +4,17 @@
 //! protocol, no descriptors left) is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, ErrorKind};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::PollFlags;
+use nix::sys::socket::{MsgFlags, recv, send};
 
 use crate::echo::{self, MAX_ANSWER_BYTES};
+use crate::process;
 use crate::socket::{self, Connected, Protocol};
 
 /// How long an attempt waits by default. Longer than TCP's first retry (1 s, RFC 6298), so that one
@@ -91,45 +93,45 @@ impl Probe {
 
     /// Sends from the calling thread's namespace.
     pub(crate) fn send(&self) -> Result<Outcome> {
-        let deadline = Instant::now() + self.patience;
-        let connected = socket::connected(self.protocol, self.to, self.source_port, deadline)?;
-        let socket = match connected {
-            Connected::Yes(socket) => socket,
-            Connected::No(error) => return self.outcome_of(error),
-            Connected::Late => return Ok(Outcome::TimedOut),
-        };
-        if self.protocol == Protocol::Udp {
-            return self.ask(&UdpSocket::from(socket), deadline);
+        let socket = socket::connecting(self.protocol, self.to, self.source_port)?;
+        let outcome = self.attempt(&socket);
+        if self.source_port.is_some() {
+            // The next attempt from this port shall find it free.
+            process::while_none_forks(|| drop(socket));
         }
-        if !socket::wait_ready(&socket, PollFlags::POLLIN, deadline)? {
-            return Ok(Outcome::TimedOut);
-        }
-        let mut line = String::new();
-        match BufReader::new(socket::into_stream(socket)?).read_line(&mut line) {
-            Ok(_) => answered(&line),
-            Err(error) => {
-                Err(error).with_context(|| format!("{} {} broke off", self.protocol, self.to))
-            }
-        }
+        outcome
     }
 
-    fn ask(&self, socket: &UdpSocket, deadline: Instant) -> Result<Outcome> {
-        let mut answer = [0; MAX_ANSWER_BYTES];
-        if let Err(error) = socket.send(b"?") {
-            return self.outcome_of(errno(&error));
+    fn attempt(&self, socket: &OwnedFd) -> Result<Outcome> {
+        let deadline = Instant::now() + self.patience;
+        match socket::connect(socket, self.protocol, self.to, deadline)? {
+            Connected::Yes => {}
+            Connected::No(error) => return self.outcome_of(error),
+            Connected::Late => return Ok(Outcome::TimedOut),
         }
-        if !socket::wait_ready(socket, PollFlags::POLLIN, deadline)? {
-            return Ok(Outcome::TimedOut);
+        let descriptor = socket.as_raw_fd();
+        if self.protocol == Protocol::Udp
+            && let Err(error) = send(descriptor, b"?", MsgFlags::empty())
+        {
+            return self.outcome_of(error);
         }
-        match socket.recv(&mut answer) {
-            Ok(length) => {
-                let line = answer.get(..length).unwrap_or_default();
-                answered(std::str::from_utf8(line).context("an answer that is not text")?)
+        let mut answer = Vec::new();
+        let mut part = [0; MAX_ANSWER_BYTES];
+        while !answer.ends_with(b"\n") {
+            if !socket::wait_ready(socket, PollFlags::POLLIN, deadline)? {
+                return Ok(Outcome::TimedOut);
             }
-            // A datagram with a bad checksum wakes the poll and is not there to be read.
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Outcome::TimedOut),
-            Err(error) => self.outcome_of(errno(&error)),
+            match recv(descriptor, &mut part, MsgFlags::empty()) {
+                Ok(0) => bail!("{} {} was closed without a word", self.protocol, self.to),
+                Ok(length) => answer.extend_from_slice(part.get(..length).unwrap_or_default()),
+                // A datagram with a bad checksum wakes the poll and is not there to be read.
+                Err(Errno::EAGAIN) => {}
+                Err(error) => return self.outcome_of(error),
+            }
         }
+        let line = std::str::from_utf8(&answer).context("an answer that is not text")?;
+        let (server, peer) = echo::parse_answer(line)?;
+        Ok(Outcome::Answered { server, peer })
     }
 
     fn outcome_of(&self, error: Errno) -> Result<Outcome> {
@@ -140,15 +142,6 @@ impl Probe {
             other => bail!("{} to {}: {other}", self.protocol, self.to),
         })
     }
-}
-
-fn errno(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
-}
-
-fn answered(line: &str) -> Result<Outcome> {
-    let (server, peer) = echo::parse_answer(line)?;
-    Ok(Outcome::Answered { server, peer })
 }
 
 /// How often each thing came of many attempts.

@@ -1,15 +1,15 @@
 //! Real processes inside namespaces: how a command is made so that it cannot outlive the lab, and the
 //! handle of a running daemon with what it printed.
 //!
-//! Invariant: a child is killed by the kernel (`PR_SET_PDEATHSIG`, set by util-linux' `setpriv`
-//! between fork and exec) as soon as the namespace thread that started it ends, so neither a panic nor
-//! a SIGKILL of the test leaves it behind.
+//! Invariant: a child made by [`command`] is killed by the kernel (`PR_SET_PDEATHSIG`, set by
+//! util-linux' `setpriv` between fork and exec) as soon as the namespace thread that started it ends,
+//! so neither a panic nor a SIGKILL of the test leaves it behind.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::Duration;
 
@@ -23,15 +23,43 @@ use crate::wait::wait_for;
 /// Lines kept of what a daemon prints; older ones are dropped.
 const LINES_KEPT: usize = 10_000;
 
-/// A command that dies with the thread that starts it. Administrators' directories are searched too.
+/// Goes on with the command in its arguments if the parent is still the one named by the first: it may
+/// have died before `setpriv` asked for the signal, which then never comes.
+const UNLESS_ORPHANED: &str = r#"test "$PPID" = "$0" && exec "$@""#;
+
+/// A command that dies with the thread that starts it.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
-    let mut command = Command::new("setpriv");
+    let mut command = tool("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "--", "sh", "-c", UNLESS_ORPHANED])
+        .arg(std::process::id().to_string())
+        .arg(program);
+    command
+}
+
+/// A command that ends by itself within milliseconds, so needs no help with it (which would cost as
+/// much again). Administrators' directories are searched too.
+pub(crate) fn tool(program: &str) -> Command {
+    let mut command = Command::new(program);
     let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
     command
-        .args(["--pdeathsig", "KILL", "--"])
-        .arg(program)
-        .env("PATH", format!("{path}:/usr/sbin:/sbin"));
-    command
+}
+
+/// Written by who forks, read by who must not meet a fork.
+static FORKS: RwLock<()> = RwLock::new(());
+
+/// Starts a command as a child of the calling thread.
+pub(crate) fn start(command: &mut Command) -> io::Result<Child> {
+    let _alone = FORKS.write().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
+/// Closes something for good: between fork and exec, milliseconds, a child has copies of all open
+/// sockets, and what its parent closes meanwhile still listens and still has its port.
+pub(crate) fn while_none_forks<T>(close: impl FnOnce() -> T) -> T {
+    let _none = FORKS.read().unwrap_or_else(PoisonError::into_inner);
+    close()
 }
 
 /// Writes `input`, closes it, and collects what the child says until it ends.

@@ -3,7 +3,7 @@
 //! the socket interface.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect,
-    getsockopt, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType,
+    SockaddrStorage, bind, getsockopt, listen, recvmsg, setsockopt, socket, sockopt,
 };
 
 /// The transport protocols a Service port can have.
@@ -79,25 +79,14 @@ pub(crate) fn datagram(at: SocketAddr) -> Result<UdpSocket> {
     Ok(UdpSocket::from(bound(Protocol::Udp, at)?))
 }
 
-/// What came of connecting a socket.
-pub(crate) enum Connected {
-    /// It is connected (for datagrams: has its peer set), still non-blocking.
-    Yes(OwnedFd),
-    /// The kernel gave this error, its own or one from the network.
-    No(Errno),
-    /// No answer before the deadline.
-    Late,
-}
-
-/// Connects to `to`, from `source_port` if given.
+/// A socket to connect to `to` with, from `source_port` if given.
 ///
-/// Errors when the socket itself cannot be made, for instance because the port is taken.
-pub(crate) fn connected(
+/// Errors when that is impossible here and now, for instance because the port is taken.
+pub(crate) fn connecting(
     protocol: Protocol,
     to: SocketAddr,
     source_port: Option<u16>,
-    deadline: Instant,
-) -> Result<Connected> {
+) -> Result<OwnedFd> {
     let socket = match source_port {
         None => open(protocol, to.ip()).with_context(|| format!("open a {protocol} socket"))?,
         Some(port) => bound(protocol, SocketAddr::new(unspecified(to.ip()), port))?,
@@ -110,25 +99,81 @@ pub(crate) fn connected(
         };
         setsockopt(&socket, sockopt::Linger, &at_once)?;
     }
-    match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
-        Ok(()) => return Ok(Connected::Yes(socket)),
+    Ok(socket)
+}
+
+/// What came of connecting a socket.
+pub(crate) enum Connected {
+    /// It is connected (for datagrams: has its peer set), still non-blocking.
+    Yes,
+    /// The kernel gave this error, its own or one from the network.
+    No(Errno),
+    /// No answer before the deadline.
+    Late,
+}
+
+/// Connects a socket made by [`connecting`].
+pub(crate) fn connect(
+    socket: &OwnedFd,
+    protocol: Protocol,
+    to: SocketAddr,
+    deadline: Instant,
+) -> Result<Connected> {
+    let queues_errors = protocol == Protocol::Tcp;
+    if queues_errors {
+        queue_icmp_errors(socket, to, true)?;
+    }
+    match nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
+        Ok(()) => return Ok(Connected::Yes),
         Err(Errno::EINPROGRESS) => {}
         Err(error) => return Ok(Connected::No(error)),
     }
-    if !wait_ready(&socket, PollFlags::POLLOUT, deadline)? {
+    if !wait_ready(socket, PollFlags::POLLOUT, deadline)? {
         return Ok(Connected::Late);
     }
-    Ok(match getsockopt(&socket, sockopt::SocketError)? {
-        0 => Connected::Yes(socket),
-        error => Connected::No(Errno::from_raw(error)),
-    })
+    let error = getsockopt(socket, sockopt::SocketError)?;
+    if error != 0 {
+        return Ok(Connected::No(Errno::from_raw(error)));
+    }
+    if queues_errors {
+        if let Some(error) = queued_icmp_error(socket)? {
+            return Ok(Connected::No(error));
+        }
+        queue_icmp_errors(socket, to, false)?;
+    }
+    Ok(Connected::Yes)
 }
 
-/// A blocking stream from a connected socket.
-pub(crate) fn into_stream(socket: OwnedFd) -> Result<TcpStream> {
-    let stream = TcpStream::from(socket);
-    stream.set_nonblocking(false)?;
-    Ok(stream)
+/// Asks for ICMP errors in the socket's error queue. Between namespaces of one machine the error comes
+/// back while `connect` still holds the socket; the kernel then takes it for a soft one (`tcp_v6_err`
+/// in net/ipv6/tcp_ipv6.c) and the caller would hear of it a second later, from the next retry.
+fn queue_icmp_errors(socket: &OwnedFd, to: SocketAddr, on: bool) -> nix::Result<()> {
+    match to {
+        SocketAddr::V4(_) => setsockopt(socket, sockopt::Ipv4RecvErr, &on),
+        SocketAddr::V6(_) => setsockopt(socket, sockopt::Ipv6RecvErr, &on),
+    }
+}
+
+/// The first error in the queue, if any.
+fn queued_icmp_error(socket: &OwnedFd) -> Result<Option<Errno>> {
+    let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+    let received = recvmsg::<SockaddrStorage>(
+        socket.as_raw_fd(),
+        &mut [],
+        Some(&mut control),
+        MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT,
+    );
+    let message = match received {
+        Ok(message) => message,
+        Err(Errno::EAGAIN) => return Ok(None),
+        Err(error) => return Err(error).context("read a socket's error queue"),
+    };
+    Ok(message.cmsgs()?.find_map(|part| match part {
+        ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
+            i32::try_from(error.ee_errno).ok().map(Errno::from_raw)
+        }
+        _ => None,
+    }))
 }
 
 /// Waits until the socket is ready or has an error; false after the deadline.

@@ -391,7 +391,7 @@ fn wait_for_link_local(namespace: &Namespace, link: &str) -> Result<()> {
 fn wait_until_reachable(host: &Host, gateway: Pair) -> Result<()> {
     for address in [IpAddr::from(gateway.v4), IpAddr::from(gateway.v6)] {
         let probe =
-            Probe::new(Protocol::Udp, (address, CLOSED_PORT)).within(Duration::from_millis(20));
+            Probe::new(Protocol::Udp, (address, CLOSED_PORT)).within(Duration::from_millis(2));
         wait_until(
             &format!("the way from {:?} to its gateway {address}", host.name()),
             LINK_TIMEOUT,

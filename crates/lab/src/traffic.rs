@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -96,14 +96,16 @@ impl Held {
 }
 
 /// A connection and the server that greeted.
-fn connect_long(to: SocketAddr) -> Result<(std::net::TcpStream, String)> {
+fn connect_long(to: SocketAddr) -> Result<(TcpStream, String)> {
     let deadline = Instant::now() + DEFAULT_PATIENCE;
-    let socket = match socket::connected(Protocol::Tcp, to, None, deadline)? {
-        Connected::Yes(socket) => socket,
+    let socket = socket::connecting(Protocol::Tcp, to, None)?;
+    match socket::connect(&socket, Protocol::Tcp, to, deadline)? {
+        Connected::Yes => {}
         Connected::No(error) => return Err(error).with_context(|| format!("connect to {to}")),
         Connected::Late => bail!("connect to {to}: no answer"),
-    };
-    let stream = socket::into_stream(socket)?;
+    }
+    let stream = TcpStream::from(socket);
+    stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(DEFAULT_PATIENCE))?;
     let mut line = String::new();
@@ -116,7 +118,7 @@ fn connect_long(to: SocketAddr) -> Result<(std::net::TcpStream, String)> {
 }
 
 async fn exchange(
-    stream: std::net::TcpStream,
+    stream: TcpStream,
     every: Duration,
     mut stopping: watch::Receiver<bool>,
     report: &Mutex<HeldReport>,

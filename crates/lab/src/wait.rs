@@ -37,3 +37,37 @@ pub fn wait_for<T>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_condition_that_comes_true_is_waited_for() -> Result<()> {
+        let looks = Cell::new(0);
+        wait_until("the third look", Duration::from_secs(10), || {
+            looks.set(looks.get() + 1);
+            looks.get() == 3
+        })?;
+        assert_eq!(looks.get(), 3);
+        Ok(())
+    }
+
+    #[test]
+    fn a_wait_in_vain_says_for_what_and_what_was_seen_last() {
+        let looks = Cell::new(0);
+        let error = wait_for("rain", Duration::from_millis(5), || -> Result<()> {
+            looks.set(looks.get() + 1);
+            anyhow::bail!("it is dry")
+        })
+        .unwrap_err();
+        let said = format!("{error:#}");
+        assert!(
+            said.contains("rain") && said.contains("it is dry"),
+            "{said}"
+        );
+        assert!(looks.get() >= 1);
+    }
+}
