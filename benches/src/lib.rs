@@ -1,1 +1,31 @@
-//! Skeleton.
+//! What the benches share: clusters of a shape, floors, peers, and the table they print.
+//!
+//! * [`Shape`] makes the objects of a cluster of so many Services and endpoints, always the same ones.
+//! * [`Sandbox`] is a network namespace to load tables in.
+//! * [`Bare`] sends ready-made netlink messages: the floor under what we do.
+//! * [`kube_proxy`] writes the layout of kube-proxy 1.36 for the same objects: the peer beside it.
+//! * [`Report`] prints each quantity with its target, floor and peer.
+//!
+//! Every number is taken in the run that prints it.
+
+mod bare;
+pub mod kube_proxy;
+mod node;
+mod report;
+mod samples;
+mod sandbox;
+mod shape;
+
+pub use bare::{Bare, encode};
+pub use node::{Committed, Node, Timed};
+pub use report::{Report, Row, microseconds, milliseconds, ratio};
+pub use samples::Samples;
+pub use sandbox::Sandbox;
+pub use shape::Shape;
+
+/// Whether only to see that everything runs, with small clusters: `PORTOLAN_BENCH_QUICK` is set, or cargo did not
+/// ask for numbers (`cargo test --benches`).
+pub fn quick() -> bool {
+    std::env::var_os("PORTOLAN_BENCH_QUICK").is_some()
+        || !std::env::args().any(|arg| arg == "--bench")
+}

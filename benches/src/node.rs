@@ -1,0 +1,158 @@
+//! A node from events to kernel, without a daemon around it: what the control loop does with each event.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use nft::{Backend, CommitError, Family, TableContents, Transaction};
+use service_dataplane::{Dataplane, Outcome, Update};
+use service_model::{EndpointSlice, Index, NodeFacts, ObjectEvent, Service};
+
+/// A backend that notes how long another one takes, and what it was given.
+#[derive(Debug)]
+pub struct Timed<B> {
+    inner: B,
+    /// In [`Backend::commit`] since the last [`Timed::reset`].
+    pub committing: Duration,
+    /// In [`Backend::list`].
+    pub listing: Duration,
+    /// Transactions committed, while [`Timed::record`] is set.
+    pub recorded: Vec<Transaction>,
+    /// Whether to keep transactions.
+    pub record: bool,
+}
+
+impl<B> Timed<B> {
+    /// Starts at zero.
+    pub fn new(inner: B) -> Self {
+        Timed {
+            inner,
+            committing: Duration::ZERO,
+            listing: Duration::ZERO,
+            recorded: Vec::new(),
+            record: false,
+        }
+    }
+
+    /// The backend.
+    pub fn inner(&self) -> &B {
+        &self.inner
+    }
+}
+
+impl<B: Backend> Backend for Timed<B> {
+    fn commit(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
+        let start = Instant::now();
+        let result = self.inner.commit(transaction);
+        self.committing += start.elapsed();
+        if self.record {
+            self.recorded.push(transaction.clone());
+        }
+        result
+    }
+
+    fn list(&mut self, family: Family) -> Result<Option<TableContents>, CommitError> {
+        let start = Instant::now();
+        let result = self.inner.list(family);
+        self.listing += start.elapsed();
+        result
+    }
+}
+
+/// Where the time of one commit went.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// Taking the event in, until it is known which Services are dirty.
+    pub indexing: Duration,
+    /// Planning those.
+    pub planning: Duration,
+    /// All the rest, until the kernel had acknowledged.
+    pub dataplane: Duration,
+    /// What was done.
+    pub outcome: Outcome,
+}
+
+impl Committed {
+    /// From the event to the acknowledgement.
+    pub fn total(&self) -> Duration {
+        self.indexing + self.planning + self.dataplane
+    }
+}
+
+/// Index and dataplane of a node.
+#[derive(Debug)]
+pub struct Node<B> {
+    index: Index,
+    facts: NodeFacts,
+    /// The tables.
+    pub dataplane: Dataplane<Timed<B>>,
+}
+
+impl<B: Backend> Node<B> {
+    /// Knows nothing yet.
+    pub fn new(backend: B, facts: NodeFacts) -> Self {
+        Node {
+            index: Index::new(),
+            dataplane: Dataplane::new(Timed::new(backend), facts.clone()),
+            facts,
+        }
+    }
+
+    /// The first lists, all at once.
+    pub fn list(
+        &mut self,
+        services: Vec<Service>,
+        slices: Vec<EndpointSlice>,
+    ) -> Result<Committed> {
+        self.commit(|index| {
+            index.service_event(ObjectEvent::Reset {
+                objects: services,
+                invalid: Vec::new(),
+            });
+            index.slice_event(ObjectEvent::Reset {
+                objects: slices,
+                invalid: Vec::new(),
+            });
+        })
+    }
+
+    /// One slice added or changed.
+    pub fn apply(&mut self, slice: EndpointSlice) -> Result<Committed> {
+        self.commit(|index| index.slice_event(ObjectEvent::Apply(slice)))
+    }
+
+    fn commit(&mut self, take_in: impl FnOnce(&mut Index)) -> Result<Committed> {
+        let start = Instant::now();
+        take_in(&mut self.index);
+        let dirty = self.index.take_dirty();
+        let indexing = start.elapsed();
+
+        let start = Instant::now();
+        let updates: Vec<Update> = dirty
+            .into_iter()
+            .map(|service| {
+                let intent = self.index.plan(&service, &self.facts).map(Arc::new);
+                Update { service, intent }
+            })
+            .collect();
+        let planning = start.elapsed();
+
+        let start = Instant::now();
+        let outcome = self.dataplane.commit(updates)?;
+        let dataplane = start.elapsed();
+        ensure!(
+            outcome.quarantined.is_empty(),
+            "the kernel refused {:?}",
+            outcome.quarantined
+        );
+        Ok(Committed {
+            indexing,
+            planning,
+            dataplane,
+            outcome,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
