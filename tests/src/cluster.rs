@@ -4,6 +4,7 @@
 //! thing the two share, so that a mistake in the product's decoding cannot hide here. [`generate`] makes
 //! random clusters, [`read`] reads those written by hand.
 
+mod change;
 pub mod generate;
 pub mod read;
 

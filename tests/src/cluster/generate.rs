@@ -133,9 +133,9 @@ fn node_cidr(node: u8, ipv4: bool) -> IpNet {
 
 /// Makes clusters and changes to them.
 pub struct Generator {
-    rng: SmallRng,
-    space: Space,
-    contradictory: bool,
+    pub(super) rng: SmallRng,
+    pub(super) space: Space,
+    pub(super) contradictory: bool,
     next_service: u16,
     next_slice: u16,
 }
@@ -197,23 +197,7 @@ impl Generator {
         cluster
     }
 
-    /// Changes one thing.
-    pub fn mutate(&mut self, cluster: &mut Cluster) {
-        match self.rng.random_range(0..12) {
-            0 => self.add_service(cluster),
-            1 => remove_random(&mut self.rng, &mut cluster.services),
-            2 => remove_random(&mut self.rng, &mut cluster.slices),
-            3 => self.add_slice_somewhere(cluster),
-            4 => self.change_ports(cluster),
-            5 => self.change_service(cluster),
-            6 => self.move_slice(cluster),
-            7 => self.change_node(cluster),
-            _ => self.change_endpoints(cluster),
-        }
-        self.settle(cluster);
-    }
-
-    fn chance(&mut self, percent: u32) -> bool {
+    pub(super) fn chance(&mut self, percent: u32) -> bool {
         self.rng.random_range(0..100) < percent
     }
 
@@ -246,7 +230,7 @@ impl Generator {
         }
     }
 
-    fn node(&mut self, number: u8) -> Node {
+    pub(super) fn node(&mut self, number: u8) -> Node {
         let both = [true, false];
         let mut addresses: Vec<_> = both
             .iter()
@@ -279,7 +263,7 @@ impl Generator {
         }
     }
 
-    fn add_service(&mut self, cluster: &mut Cluster) {
+    pub(super) fn add_service(&mut self, cluster: &mut Cluster) {
         let number = self.next_service;
         self.next_service += 1;
         let kind = match self.rng.random_range(0..100) {
@@ -350,7 +334,7 @@ impl Generator {
         unique_ports(&mut last.ports);
     }
 
-    fn labels(&mut self) -> Vec<(String, String)> {
+    pub(super) fn labels(&mut self) -> Vec<(String, String)> {
         let mut labels = vec![("app".to_owned(), "web".to_owned())];
         if self.chance(5) {
             labels.push((
@@ -364,7 +348,7 @@ impl Generator {
         labels
     }
 
-    fn service_ports(&mut self, cluster: &Cluster, kind: Kind) -> Vec<ServicePort> {
+    pub(super) fn service_ports(&mut self, cluster: &Cluster, kind: Kind) -> Vec<ServicePort> {
         let count = *[1, 1, 1, 2, 2, 3, 4].choose(&mut self.rng).unwrap_or(&1);
         let node_ports: BTreeSet<(u16, Transport)> = cluster
             .services
@@ -423,7 +407,7 @@ impl Generator {
         }
     }
 
-    fn slice(
+    pub(super) fn slice(
         &mut self,
         namespace: &str,
         service: Option<String>,
@@ -498,7 +482,7 @@ impl Generator {
         out
     }
 
-    fn endpoint(&mut self, ipv4: bool) -> Endpoint {
+    pub(super) fn endpoint(&mut self, ipv4: bool) -> Endpoint {
         let (node, x) = self.space.pod(&mut self.rng);
         let mut address = pod_address(node, x, ipv4).to_string();
         let mut node_name = Some(node_name(node));
@@ -527,7 +511,7 @@ impl Generator {
         }
     }
 
-    fn conditions(&mut self) -> (Option<bool>, Option<bool>, Option<bool>) {
+    pub(super) fn conditions(&mut self) -> (Option<bool>, Option<bool>, Option<bool>) {
         match self.rng.random_range(0..20) {
             0..9 => (Some(true), Some(true), Some(false)),
             9..12 => (Some(false), Some(true), Some(true)),
@@ -542,130 +526,6 @@ impl Generator {
         *[None, Some(true), Some(false)]
             .choose(&mut self.rng)
             .unwrap_or(&None)
-    }
-
-    fn add_slice_somewhere(&mut self, cluster: &mut Cluster) {
-        let Some(service) = cluster.services.choose(&mut self.rng).cloned() else {
-            return;
-        };
-        let known: Vec<_> = cluster
-            .slices
-            .iter()
-            .filter(|s| s.service.as_ref() == Some(&service.name))
-            .flat_map(|s| s.endpoints.iter().cloned())
-            .collect();
-        let ipv4 = self.chance(50);
-        let owner = Some(service.name.clone());
-        let slice = self.slice(&service.namespace, owner, ipv4, &service.ports, &known);
-        cluster.slices.push(slice);
-    }
-
-    fn change_ports(&mut self, cluster: &mut Cluster) {
-        let Some(index) = self.index(cluster.services.len()) else {
-            return;
-        };
-        let mut service = cluster.services.remove(index);
-        match self.rng.random_range(0..4) {
-            0 => service.ports = self.service_ports(cluster, service.kind),
-            1 if service.ports.len() > 1 => remove_random(&mut self.rng, &mut service.ports),
-            2 => service.ports.shuffle(&mut self.rng),
-            _ => {
-                for port in &mut service.ports {
-                    port.port = *[80, 443, 53, 8080].choose(&mut self.rng).unwrap_or(&80);
-                }
-                unique_ports(&mut service.ports);
-            }
-        }
-        cluster.services.insert(index, service);
-    }
-
-    fn change_service(&mut self, cluster: &mut Cluster) {
-        let labels = self.labels();
-        let kind = self.rng.random_range(0..3);
-        let Some(service) = cluster.services.choose_mut(&mut self.rng) else {
-            return;
-        };
-        match kind {
-            0 => service.labels = labels,
-            1 => service.cluster_ips.reverse(),
-            _ if service.kind == Kind::ExternalName => service.kind = Kind::ClusterIp,
-            _ => service.kind = Kind::ExternalName,
-        }
-        // A type change to ClusterIP without an address is what a headless Service looks like.
-        service.headless = service.kind == Kind::ClusterIp && service.cluster_ips.is_empty();
-    }
-
-    fn move_slice(&mut self, cluster: &mut Cluster) {
-        let names: Vec<_> = cluster.services.iter().map(|s| s.name.clone()).collect();
-        let name = names.choose(&mut self.rng).cloned();
-        let Some(slice) = cluster.slices.choose_mut(&mut self.rng) else {
-            return;
-        };
-        slice.service = name;
-    }
-
-    fn change_node(&mut self, cluster: &mut Cluster) {
-        let Some(index) = self.index(cluster.nodes.len()) else {
-            return;
-        };
-        cluster.nodes[index] = self.node(index as u8 + 1);
-    }
-
-    fn change_endpoints(&mut self, cluster: &mut Cluster) {
-        let Some(index) = self.index(cluster.slices.len()) else {
-            return;
-        };
-        let mut slice = cluster.slices.remove(index);
-        let ipv4 = slice.address_type == "IPv4";
-        match self.rng.random_range(0..4) {
-            0 => slice.endpoints.push(self.endpoint(ipv4)),
-            1 => remove_random(&mut self.rng, &mut slice.endpoints),
-            2 => {
-                for endpoint in &mut slice.endpoints {
-                    (endpoint.ready, endpoint.serving, endpoint.terminating) = self.conditions();
-                }
-            }
-            _ => {
-                if let Some(endpoint) = slice.endpoints.choose_mut(&mut self.rng) {
-                    (endpoint.ready, endpoint.serving, endpoint.terminating) = self.conditions();
-                }
-            }
-        }
-        cluster.slices.insert(index, slice);
-    }
-
-    fn index(&mut self, len: usize) -> Option<usize> {
-        (len > 0).then(|| self.rng.random_range(0..len))
-    }
-
-    /// Gives all occurrences of an address within a Service the same node, and all terminating
-    /// (respectively all other) ones the same conditions.
-    fn settle(&self, cluster: &mut Cluster) {
-        if self.contradictory {
-            return;
-        }
-        let mut nodes = BTreeMap::new();
-        let mut conditions = BTreeMap::new();
-        for slice in &mut cluster.slices {
-            for endpoint in &mut slice.endpoints {
-                let Some(address) = endpoint.addresses.first() else {
-                    continue;
-                };
-                let key = (
-                    slice.namespace.clone(),
-                    slice.service.clone(),
-                    address.clone(),
-                );
-                let is_terminating = endpoint.terminating == Some(true);
-                endpoint.node = nodes
-                    .entry(key.clone())
-                    .or_insert_with(|| endpoint.node.clone())
-                    .clone();
-                (endpoint.ready, endpoint.serving) = *conditions
-                    .entry((key, is_terminating))
-                    .or_insert((endpoint.ready, endpoint.serving));
-            }
-        }
     }
 }
 
@@ -685,7 +545,7 @@ fn odd_address(rng: &mut SmallRng, ipv4: bool) -> String {
 }
 
 /// Drops ports that repeat a number and protocol, and node ports that repeat one.
-fn unique_ports(ports: &mut Vec<ServicePort>) {
+pub(super) fn unique_ports(ports: &mut Vec<ServicePort>) {
     let mut seen = BTreeSet::new();
     ports.retain(|port| seen.insert((port.port, port.transport)));
     let mut node_ports = BTreeSet::new();
@@ -693,12 +553,5 @@ fn unique_ports(ports: &mut Vec<ServicePort>) {
         if !node_ports.insert((port.node_port, port.transport)) {
             port.node_port = 0;
         }
-    }
-}
-
-fn remove_random<T>(rng: &mut SmallRng, items: &mut Vec<T>) {
-    if !items.is_empty() {
-        let index = rng.random_range(0..items.len());
-        items.remove(index);
     }
 }
