@@ -14,16 +14,30 @@
 pub mod diff;
 pub mod expr;
 mod fake;
+mod kernel;
 pub mod model;
+mod monitor;
+mod socket;
 pub mod text;
 mod transaction;
+pub mod wire;
 
+#[cfg(test)]
+mod agreement;
+#[cfg(test)]
+mod namespace;
 #[cfg(test)]
 mod samples;
 
 pub use fake::{Counters, Fake};
+pub use kernel::{Kernel, KernelConfig, Sent, TableFeatures};
 pub use model::{
-    Bytes, Chain, Data, DataField, Element, Family, Field, Hook, Name, Operand, Protocol,
-    Rule, Set, SetKind, Statement, Table, Verdict,
+    Bytes, Chain, Data, DataField, Element, Family, Field, Hook, Name, Operand, Protocol, Rule,
+    Set, SetKind, Statement, Table, Verdict,
 };
-pub use transaction::{Backend, CommitError, Culprit, Operation, TableContents, Transaction};
+pub use monitor::{Monitor, Notice};
+pub use transaction::{
+    Adoption, Backend, CommitError, Culprit, Operation, TableContents, Transaction,
+};
+pub use wire::decode::TableState;
+pub use wire::encode::TableFlags;

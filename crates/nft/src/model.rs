@@ -310,7 +310,10 @@ impl Bytes {
 
     /// No bytes.
     pub const fn new() -> Self {
-        Bytes { len: 0, bytes: [0; Bytes::CAPACITY] }
+        Bytes {
+            len: 0,
+            bytes: [0; Bytes::CAPACITY],
+        }
     }
 
     /// From a slice; `None` when it is too long.
@@ -332,7 +335,10 @@ impl Bytes {
     pub fn with(mut self, part: &[u8]) -> Self {
         let start = usize::from(self.len);
         let padded = part.len().next_multiple_of(4);
-        debug_assert!(start + padded <= Bytes::CAPACITY, "key wider than Bytes::CAPACITY");
+        debug_assert!(
+            start + padded <= Bytes::CAPACITY,
+            "key wider than Bytes::CAPACITY"
+        );
         if let Some(place) = self.bytes.get_mut(start..start + part.len()) {
             place.copy_from_slice(part);
             self.len = (start + padded) as u8;
@@ -423,21 +429,37 @@ pub struct Element {
 impl Element {
     /// A member of a plain set.
     pub fn member(key: Bytes) -> Self {
-        Element { key, last: None, data: Data::None }
+        Element {
+            key,
+            last: None,
+            data: Data::None,
+        }
     }
 
     /// A key of a data map with its value.
     pub fn value(key: Bytes, value: Bytes) -> Self {
-        Element { key, last: None, data: Data::Value(value) }
+        Element {
+            key,
+            last: None,
+            data: Data::Value(value),
+        }
     }
 
     /// A key of a verdict map.
     pub fn verdict(key: Bytes, verdict: Verdict) -> Self {
-        Element { key, last: None, data: Data::Verdict(verdict) }
+        Element {
+            key,
+            last: None,
+            data: Data::Verdict(verdict),
+        }
     }
 
     /// A range of an interval set, both ends inclusive.
     pub fn range(first: Bytes, last: Bytes) -> Self {
-        Element { key: first, last: Some(Box::new(last)), data: Data::None }
+        Element {
+            key: first,
+            last: Some(Box::new(last)),
+            data: Data::None,
+        }
     }
 }

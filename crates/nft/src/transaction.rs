@@ -67,9 +67,8 @@ impl Transaction {
         self.operations
             .iter()
             .map(|(_, operation)| match operation {
-                Operation::AddElements { elements, .. } | Operation::DeleteElements { elements, .. } => {
-                    elements.len()
-                }
+                Operation::AddElements { elements, .. }
+                | Operation::DeleteElements { elements, .. } => elements.len(),
                 _ => 0,
             })
             .sum()
@@ -138,6 +137,18 @@ impl fmt::Display for Culprit {
     }
 }
 
+/// What became of [`Backend::adopt`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adoption {
+    /// There is no table.
+    NoTable,
+    /// There is one, and it can be changed in place.
+    Ours,
+    /// There is one that cannot be made ours in place: [`Operation::DeleteTable`] and
+    /// [`Operation::AddTable`] in one transaction replace it.
+    Replace,
+}
+
 /// Where tables live: the kernel, or the fake that obeys its rules.
 pub trait Backend {
     /// Carries out all steps or none. An empty transaction sends nothing.
@@ -145,4 +156,10 @@ pub trait Backend {
 
     /// Reads one of our tables whole; `None` when there is none.
     fn list(&mut self, family: Family) -> Result<Option<TableContents>, CommitError>;
+
+    /// Takes over a table that an earlier process left behind, without touching what is in it. A table in
+    /// which somebody has switched off the rules, or which has not the flags we ask for, must be replaced.
+    ///
+    /// Errors: EPERM while another living process owns it.
+    fn adopt(&mut self, family: Family) -> Result<Adoption, CommitError>;
 }

@@ -1,0 +1,549 @@
+//! The kernel as a [`Backend`]: one netlink socket that lives as long as the daemon.
+//!
+//! Owns sequence numbers, the matching of answers to steps, dumps that are repeated until they show one
+//! generation, and what this kernel can do with owned tables. Bytes are left to [`crate::wire`].
+//!
+//! Invariant: every transaction is answered before [`Backend::commit`] returns; an `Ok` means the kernel
+//! acknowledged its last step and refused none.
+
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::model::{Element, Family, Name, Table};
+use crate::socket::Socket;
+use crate::transaction::{
+    Adoption, Backend, CommitError, Culprit, Operation, TableContents, Transaction,
+};
+use crate::wire::abi::{self, control, flag, message};
+use crate::wire::attribute::Writer;
+use crate::wire::decode::{Reading, TableState};
+use crate::wire::encode::{Batch, TableFlags};
+use crate::wire::frame::{Answer, generation};
+use crate::wire::{Malformed, Message, messages};
+
+/// The kernel works through a request before `send` returns, so that answers are there already; this is
+/// for what should never happen.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Refused steps of one batch are answered one by one, with about 1 kB of kernel memory each.
+const RECEIVE_SPACE: usize = 4 << 20;
+
+/// A dump that other people's commits keep interrupting is given up after this many attempts, which take
+/// 0.2 s and the time of the dumps.
+const READ_ATTEMPTS: u32 = 20;
+
+/// How to open the kernel.
+#[derive(Clone, Debug)]
+pub struct KernelConfig {
+    /// Name of our table, the same in each family.
+    pub table: Name,
+    /// Own the table, so that nobody else's `nft flush ruleset` touches it, where the kernel can keep an
+    /// owned table over our restarts (Linux 6.9).
+    pub owner: bool,
+}
+
+/// What this kernel's tables can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableFeatures {
+    /// `flags owner` (Linux 5.12).
+    pub owner: bool,
+    /// `flags persist` (Linux 6.9).
+    pub persist: bool,
+}
+
+/// What was sent in transactions so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Transactions.
+    pub transactions: u64,
+    /// Netlink messages in them, without the two that frame each.
+    pub messages: u64,
+    /// Bytes, all told.
+    pub bytes: u64,
+    /// Bytes of the last transaction.
+    pub last_bytes: u64,
+}
+
+/// Our tables in the kernel of one network namespace: that of the thread that opened it.
+#[derive(Debug)]
+pub struct Kernel {
+    link: Link,
+    batch: Batch,
+    table: Name,
+    features: TableFeatures,
+    flags: TableFlags,
+    sent: Sent,
+    /// Generation of the last whole reading, counted on by our own transactions.
+    expected_generation: Option<u32>,
+}
+
+impl Kernel {
+    /// Opens the socket and asks, without changing anything, what tables can do here.
+    ///
+    /// Errors: [`CommitError::Socket`]; EPERM without CAP_NET_ADMIN in this network namespace.
+    pub fn open(config: KernelConfig) -> Result<Self, CommitError> {
+        let socket = Socket::open(0).map_err(failed("open"))?;
+        socket
+            .set_receive_space(RECEIVE_SPACE)
+            .map_err(failed("set receive space"))?;
+        let mut kernel = Kernel {
+            link: Link {
+                socket,
+                sequence: 1,
+                request: Writer::default(),
+            },
+            batch: Batch::default(),
+            table: config.table,
+            features: TableFeatures::default(),
+            flags: TableFlags::default(),
+            sent: Sent::default(),
+            expected_generation: None,
+        };
+        let both = TableFlags {
+            owner: true,
+            persist: true,
+        };
+        let persist = kernel.probe(both)?;
+        let owner = persist
+            || kernel.probe(TableFlags {
+                persist: false,
+                ..both
+            })?;
+        kernel.features = TableFeatures { owner, persist };
+        if config.owner && persist {
+            kernel.flags = both;
+        }
+        Ok(kernel)
+    }
+
+    /// What this kernel's tables can do.
+    pub fn features(&self) -> TableFeatures {
+        self.features
+    }
+
+    /// Flags that [`Operation::AddTable`] asks for: owner and persist, or neither. Owner alone would
+    /// take the table away with this socket, at each restart.
+    pub fn table_flags(&self) -> TableFlags {
+        self.flags
+    }
+
+    /// Port id of the socket, by which its own changes are told from others'.
+    pub fn port(&self) -> u32 {
+        self.link.socket.port()
+    }
+
+    /// What was sent in transactions so far.
+    pub fn sent(&self) -> Sent {
+        self.sent
+    }
+
+    /// Whether a table is there, and whose it is. A table without the owner flag cannot be given it in
+    /// place (EOPNOTSUPP): it takes [`Operation::DeleteTable`] and [`Operation::AddTable`] in one
+    /// transaction. An orphaned one is adopted by [`Operation::AddTable`] alone.
+    pub fn table_state(&mut self, family: Family) -> Result<Option<TableState>, CommitError> {
+        let mut reading = Reading::new(family, self.table.clone());
+        match self.ask_for_table(&mut reading)? {
+            Asked::Refused(Errno::ENOENT) => Ok(None),
+            Asked::Refused(errno) => Err(failed("read the table")(errno)),
+            Asked::Done | Asked::Interrupted => Ok(reading.state()),
+        }
+    }
+
+    /// Whether anybody else has changed anything in this network namespace, any table, since the last
+    /// [`Backend::list`]. Costs one small message; to be asked when notifications were lost. May say yes
+    /// wrongly, after a transaction of ours that changed nothing.
+    pub fn disturbed(&mut self) -> Result<bool, CommitError> {
+        Ok(Some(self.link.generation()?) != self.expected_generation)
+    }
+
+    /// Whether the kernel would make a table with these flags. The batch has no end, so nothing is done.
+    fn probe(&mut self, flags: TableFlags) -> Result<bool, CommitError> {
+        let name = format!("{}-probe", self.table);
+        self.batch.encode_probe(&name, flags, self.link.sequence);
+        match self.exchange()? {
+            Outcome::Acknowledged => Ok(true),
+            Outcome::Refused { .. } => Ok(false),
+        }
+    }
+
+    /// Sends the batch and gathers its answers.
+    fn exchange(&mut self) -> Result<Outcome, CommitError> {
+        let batch = &self.batch;
+        self.link.sequence = batch.last_sequence().wrapping_add(2);
+        self.link
+            .socket
+            .send(batch.bytes())
+            .map_err(failed("send"))?;
+        let mut answers = Answers::default();
+        loop {
+            match self.link.socket.try_receive() {
+                Ok(Some(datagram)) => answers.absorb(datagram, batch).map_err(undecodable)?,
+                Ok(None) if answers.complete => break,
+                Ok(None) => self.link.wait()?,
+                // Too many refusals to hold; those held come first.
+                Err(Errno::ENOBUFS) => answers.complete = true,
+                Err(errno) => return Err(failed("receive")(errno)),
+            }
+        }
+        match (answers.first_refusal, answers.whole, answers.acknowledged) {
+            (Some((position, answer)), _, _) => Ok(Outcome::Refused {
+                sequence: batch.first_sequence().wrapping_add(position),
+                answer,
+            }),
+            (None, Some(errno), _) => Err(failed("commit")(errno)),
+            (None, None, true) => Ok(Outcome::Acknowledged),
+            (None, None, false) => Err(failed("await acknowledgement")(Errno::ENOBUFS)),
+        }
+    }
+
+    /// The step, and where the kernel points at one, the element that was refused.
+    fn blame(&self, transaction: &Transaction, sequence: u32, answer: Answer) -> CommitError {
+        let errno = Errno::from_raw(answer.errno);
+        let found = self
+            .batch
+            .operation(sequence)
+            .and_then(|index| Some((index, transaction.operations.get(index)?)));
+        let Some((operation, (family, step))) = found else {
+            return failed("commit")(errno);
+        };
+        let element = match step {
+            Operation::AddElements { set, elements }
+            | Operation::DeleteElements { set, elements } => {
+                let index = answer
+                    .offset
+                    .and_then(|at| self.batch.element(sequence, at));
+                let element: Option<&Element> = index.and_then(|index| elements.get(index));
+                Some((set.clone(), element.cloned()))
+            }
+            _ => None,
+        };
+        let culprit = Culprit {
+            operation,
+            family: *family,
+            element,
+        };
+        CommitError::Refused {
+            errno,
+            culprit,
+            message: answer.message,
+        }
+    }
+
+    /// One attempt at reading a table; `None` when it was changed meanwhile.
+    fn read(&mut self, family: Family) -> Result<Option<Option<TableContents>>, CommitError> {
+        let before = self.link.generation()?;
+        let mut reading = Reading::new(family, self.table.clone());
+        let done = match self.ask_for_table(&mut reading)? {
+            Asked::Refused(Errno::ENOENT) => true,
+            asked => asked.settle()? && self.read_contents(&mut reading, family)?,
+        };
+        if !done || self.link.generation()? != before {
+            return Ok(None);
+        }
+        let Ok(contents) = reading.finish() else {
+            return Ok(None);
+        };
+        self.expected_generation = Some(before);
+        Ok(Some(contents))
+    }
+
+    /// All but the table itself; `false` when it was changed meanwhile.
+    fn read_contents(
+        &mut self,
+        reading: &mut Reading,
+        family: Family,
+    ) -> Result<bool, CommitError> {
+        let table = self.table.clone();
+        let kinds = [message::GET_SET, message::GET_CHAIN, message::GET_RULE];
+        for kind in kinds {
+            let fill = |out: &mut Writer| out.put_str(abi::set::TABLE, &table);
+            let asked = self
+                .link
+                .ask(kind, flag::DUMP, Some(family), fill, |m| reading.absorb(m))?;
+            if !asked.settle()? {
+                return Ok(false);
+            }
+        }
+        for set in reading.readable_sets() {
+            let fill = |out: &mut Writer| {
+                out.put_str(abi::elements::TABLE, &table);
+                out.put_str(abi::elements::SET, &set);
+            };
+            let kind = message::GET_ELEMENTS;
+            let asked = self
+                .link
+                .ask(kind, flag::DUMP, Some(family), fill, |m| reading.absorb(m))?;
+            if !asked.settle()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn ask_for_table(&mut self, reading: &mut Reading) -> Result<Asked, CommitError> {
+        let (table, family) = (self.table.clone(), reading.family());
+        let fill = |out: &mut Writer| out.put_str(abi::table::NAME, &table);
+        self.link
+            .ask(message::GET_TABLE, flag::ACK, Some(family), fill, |m| {
+                reading.absorb(m)
+            })
+    }
+}
+
+impl Backend for Kernel {
+    fn commit(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
+        let encoded = self
+            .batch
+            .encode(transaction, &self.table, self.flags, self.link.sequence);
+        if let Err(unencodable) = encoded {
+            let operation = unencodable.operation;
+            let family = transaction
+                .operations
+                .get(operation)
+                .map_or(Family::Ip, |(f, _)| *f);
+            return Err(CommitError::Refused {
+                errno: Errno::EOPNOTSUPP,
+                culprit: Culprit {
+                    operation,
+                    family,
+                    element: None,
+                },
+                message: Some("not sent: cannot be written".to_owned()),
+            });
+        }
+        if self.batch.message_count() == 0 {
+            return Ok(());
+        }
+        let bytes = self.batch.bytes().len() as u64;
+        self.sent.transactions += 1;
+        self.sent.messages += self.batch.message_count() as u64;
+        self.sent.bytes += bytes;
+        self.sent.last_bytes = bytes;
+        match self.exchange()? {
+            Outcome::Acknowledged => {
+                self.expected_generation = self.expected_generation.map(next_generation);
+                Ok(())
+            }
+            Outcome::Refused { sequence, answer } => Err(self.blame(transaction, sequence, answer)),
+        }
+    }
+
+    fn list(&mut self, family: Family) -> Result<Option<TableContents>, CommitError> {
+        for attempt in 0..READ_ATTEMPTS {
+            if let Some(contents) = self.read(family)? {
+                return Ok(contents);
+            }
+            // The kernel grows hash tables in its own time.
+            std::thread::sleep(Duration::from_millis(1) * attempt);
+        }
+        Err(failed("read the table unchanged")(Errno::EAGAIN))
+    }
+
+    fn adopt(&mut self, family: Family) -> Result<Adoption, CommitError> {
+        let Some(state) = self.table_state(family)? else {
+            return Ok(Adoption::NoTable);
+        };
+        let wanted = self.flags;
+        match state.owner {
+            _ if state.dormant || state.persist != wanted.persist => Ok(Adoption::Replace),
+            Some(port) if port == self.port() => Ok(Adoption::Ours),
+            Some(_) => Err(failed("adopt a table that another process owns")(
+                Errno::EPERM,
+            )),
+            None if wanted.owner => {
+                let mut adoption = Transaction::new();
+                let comment = Name::default();
+                let table = Table {
+                    family,
+                    name: self.table.clone(),
+                    comment,
+                };
+                adoption.push(family, Operation::AddTable(table));
+                self.commit(&adoption).map(|()| Adoption::Ours)
+            }
+            None => Ok(Adoption::Ours),
+        }
+    }
+}
+
+impl AsFd for Kernel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.link.socket.as_fd()
+    }
+}
+
+/// The kernel counts from 1 and leaves out 0 (`nf_tables_commit`).
+fn next_generation(generation: u32) -> u32 {
+    generation.wrapping_add(1).max(1)
+}
+
+/// What became of a batch.
+enum Outcome {
+    Acknowledged,
+    Refused { sequence: u32, answer: Answer },
+}
+
+/// Answers to one batch.
+#[derive(Default)]
+struct Answers {
+    /// Position in the batch (the beginning has 0) and answer of the first message refused. The kernel
+    /// goes on after it to name all others, which may only follow from the first.
+    first_refusal: Option<(u32, Answer)>,
+    /// The batch was refused as a whole.
+    whole: Option<Errno>,
+    acknowledged: bool,
+    /// Nothing more is to come.
+    complete: bool,
+}
+
+impl Answers {
+    fn absorb(&mut self, datagram: &[u8], batch: &Batch) -> Result<(), Malformed> {
+        for message in messages(datagram) {
+            let message = message?;
+            let position = message.sequence.wrapping_sub(batch.first_sequence());
+            // Answers to something earlier, that was given up.
+            if message.kind != control::ERROR || position as usize > batch.message_count() {
+                continue;
+            }
+            let answer = Answer::of(&message)?;
+            let last = message.sequence == batch.last_sequence();
+            match (answer.errno, position) {
+                (0, _) => self.acknowledged |= last,
+                (errno, 0) => {
+                    self.whole = Some(Errno::from_raw(errno));
+                    self.complete = true;
+                }
+                _ if self
+                    .first_refusal
+                    .as_ref()
+                    .is_none_or(|(first, _)| position < *first) =>
+                {
+                    self.first_refusal = Some((position, answer));
+                }
+                _ => {}
+            }
+            self.complete |= last;
+        }
+        Ok(())
+    }
+}
+
+/// The socket and its numbering of requests.
+#[derive(Debug)]
+struct Link {
+    socket: Socket,
+    sequence: u32,
+    request: Writer,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Done,
+    /// What was dumped changed during the dump.
+    Interrupted,
+    Refused(Errno),
+}
+
+impl Asked {
+    /// `false` when it must be asked anew. What vanished between two questions counts as that.
+    fn settle(self) -> Result<bool, CommitError> {
+        match self {
+            Asked::Done => Ok(true),
+            Asked::Interrupted | Asked::Refused(Errno::ENOENT | Errno::EINTR | Errno::EAGAIN) => {
+                Ok(false)
+            }
+            Asked::Refused(errno) => Err(failed("read the table")(errno)),
+        }
+    }
+}
+
+impl Link {
+    /// Sends one request and hands each message of the reply to `absorb`.
+    fn ask(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: Option<Family>,
+        fill: impl FnOnce(&mut Writer),
+        mut absorb: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
+    ) -> Result<Asked, CommitError> {
+        let sequence = self.sequence;
+        self.sequence = sequence.wrapping_add(1);
+        self.request.bytes.clear();
+        self.request.request(kind, flags, sequence, family, fill);
+        self.socket
+            .send(&self.request.bytes)
+            .map_err(failed("send"))?;
+        let mut interrupted = false;
+        loop {
+            let Some(datagram) = self.socket.try_receive().map_err(failed("receive"))? else {
+                self.wait()?;
+                continue;
+            };
+            for message in messages(datagram) {
+                let message = message.map_err(undecodable)?;
+                if message.sequence != sequence {
+                    continue;
+                }
+                interrupted |= message.flags & flag::DUMP_INTR != 0;
+                match message.kind {
+                    control::DONE | control::ERROR => {
+                        let answer = Answer::of(&message).map_err(undecodable)?;
+                        return Ok(match (answer.errno, interrupted) {
+                            (0, false) => Asked::Done,
+                            (0, true) => Asked::Interrupted,
+                            (errno, _) => Asked::Refused(Errno::from_raw(errno)),
+                        });
+                    }
+                    _ => absorb(&message).map_err(undecodable)?,
+                }
+            }
+        }
+    }
+
+    /// Number of the ruleset's present state, any table (`NFT_MSG_GETGEN`).
+    fn generation(&mut self) -> Result<u32, CommitError> {
+        let mut found = None;
+        let asked = self.ask(
+            message::GET_GENERATION,
+            flag::ACK,
+            None,
+            |_| {},
+            |message| {
+                found = Some(generation(message)?);
+                Ok(())
+            },
+        )?;
+        match (asked, found) {
+            (Asked::Done, Some(generation)) => Ok(generation),
+            (Asked::Refused(errno), _) => Err(failed("read the generation")(errno)),
+            _ => Err(undecodable(Malformed::Missing("NFTA_GEN_ID"))),
+        }
+    }
+
+    /// Waits for the next datagram.
+    fn wait(&self) -> Result<(), CommitError> {
+        match self
+            .socket
+            .wait(Some(ANSWER_TIMEOUT))
+            .map_err(failed("wait"))?
+        {
+            true => Ok(()),
+            false => Err(failed("await acknowledgement")(Errno::ETIMEDOUT)),
+        }
+    }
+}
+
+fn failed(action: &'static str) -> impl Fn(Errno) -> CommitError {
+    move |errno| CommitError::Socket { action, errno }
+}
+
+fn undecodable(malformed: Malformed) -> CommitError {
+    CommitError::Reply(malformed.to_string())
+}

@@ -1,0 +1,155 @@
+//! Hears of changes to our tables made by others.
+//!
+//! A socket of its own in the group `NFNLGRP_NFTABLES`. Each notification carries the port id of the socket
+//! whose request led to it, so our own are told apart by the [`crate::Kernel`]'s port, unread beyond
+//! their header; of others' only the table's name is read. What changed is left to
+//! [`crate::Backend::list`].
+//!
+//! Bulk loads of our own, notified element by element, may still overrun the socket. Then
+//! [`crate::Kernel::disturbed`] tells for the price of one small message whether anybody else wrote.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::model::{Family, Name};
+use crate::socket::Socket;
+use crate::transaction::CommitError;
+use crate::wire::abi::{SUBSYSTEM, message, table};
+use crate::wire::attribute::string;
+use crate::wire::{Malformed, Message, messages};
+
+/// `1 << (NFNLGRP_NFTABLES - 1)`, the group as a bit of the address.
+const GROUP: u32 = 1 << 6;
+
+/// Notifications of about 100,000 elements fit; the kernel takes the memory only while they wait.
+const RECEIVE_SPACE: usize = 32 << 20;
+
+/// What was heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Somebody else changed our table of this family, or something in it.
+    Changed(Family),
+    /// Notifications were lost: anything may have changed.
+    Overrun,
+}
+
+/// A subscription to nf_tables changes in one network namespace: that of the thread that opened it.
+#[derive(Debug)]
+pub struct Monitor {
+    socket: Socket,
+    table: Name,
+    own_port: u32,
+    /// Heard in one datagram and not handed out yet; at most one of each kind.
+    pending: VecDeque<Notice>,
+}
+
+impl Monitor {
+    /// Subscribes to changes of the tables of this name, but for those that the socket of this port
+    /// makes ([`crate::Kernel::port`]).
+    pub fn open(table: Name, own_port: u32) -> Result<Self, CommitError> {
+        let socket = Socket::open(GROUP).map_err(failed("subscribe"))?;
+        socket
+            .set_receive_space(RECEIVE_SPACE)
+            .map_err(failed("set receive space"))?;
+        Ok(Monitor {
+            socket,
+            table,
+            own_port,
+            pending: VecDeque::new(),
+        })
+    }
+
+    /// The next notice, if one is there now. To be called until it answers `None` each time the descriptor
+    /// becomes readable.
+    pub fn try_next(&mut self) -> Result<Option<Notice>, CommitError> {
+        loop {
+            if let Some(notice) = self.pending.pop_front() {
+                return Ok(Some(notice));
+            }
+            match self.socket.try_receive() {
+                Ok(Some(datagram)) => {
+                    let heard = heard(datagram, &self.table, self.own_port);
+                    self.pending.extend(heard);
+                }
+                Ok(None) => return Ok(None),
+                // EMSGSIZE: one datagram was cut, which is as lost as the others.
+                Err(Errno::ENOBUFS | Errno::EMSGSIZE) => return Ok(Some(Notice::Overrun)),
+                Err(errno) => return Err(failed("listen")(errno)),
+            }
+        }
+    }
+
+    /// Waits for the next notice; `None` when the time has passed.
+    pub fn wait(&mut self, timeout: Duration) -> Result<Option<Notice>, CommitError> {
+        let end = Instant::now() + timeout;
+        loop {
+            if let Some(notice) = self.try_next()? {
+                return Ok(Some(notice));
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            self.socket.wait(Some(left)).map_err(failed("listen"))?;
+        }
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// For tokio's `AsyncFd`.
+impl AsRawFd for Monitor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_fd().as_raw_fd()
+    }
+}
+
+/// The notices in a datagram, each at most once. One that does not decode may hide anything.
+pub(crate) fn heard(datagram: &[u8], table: &str, own_port: u32) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    for message in messages(datagram) {
+        let notice = match message.and_then(|message| read(&message, table, own_port)) {
+            Ok(None) => continue,
+            Ok(Some(family)) => Notice::Changed(family),
+            Err(_) => Notice::Overrun,
+        };
+        if !notices.contains(&notice) {
+            notices.push(notice);
+        }
+    }
+    notices
+}
+
+/// The family of our table, if the message tells of a change that somebody else made to it.
+fn read(
+    message: &Message<'_>,
+    our_table: &str,
+    own_port: u32,
+) -> Result<Option<Family>, Malformed> {
+    let generation = message.kind == message::NEW_GENERATION;
+    if message.port == own_port || generation || message.kind >> 8 != SUBSYSTEM {
+        return Ok(None);
+    }
+    let Some(family) = message.family() else {
+        return Ok(None);
+    };
+    // Every nf_tables object names its table in attribute 1.
+    match message.attributes()?.find(table::NAME)? {
+        Some(name) if string(name, "table name")? == our_table => Ok(Some(family)),
+        _ => Ok(None),
+    }
+}
+
+fn failed(action: &'static str) -> impl Fn(Errno) -> CommitError {
+    move |errno| CommitError::Socket { action, errno }
+}

@@ -1,0 +1,432 @@
+//! Expressions on the wire.
+//!
+//! Written attribute for attribute as nft 1.0.6 does. Read strictly: an expression of a known name with
+//! any attribute value outside the closed set is [`Expr::Unknown`], never mistaken for ours.
+
+use super::Malformed;
+use super::abi;
+use super::attribute::{Attributes, Writer, be32, string};
+use super::frame::number;
+use crate::expr::{Base, CtKey, Expr, LookupResult, Register};
+use crate::model::{Bytes, Family, Name, Verdict};
+
+/// The kernel's name of an expression.
+fn name(expr: &Expr) -> &str {
+    match expr {
+        Expr::Payload { .. } => "payload",
+        Expr::MetaL4Proto { .. } => "meta",
+        Expr::Ct { .. } => "ct",
+        Expr::Cmp { .. } => "cmp",
+        Expr::Bitwise { .. } => "bitwise",
+        Expr::Lookup { .. } => "lookup",
+        Expr::Immediate { .. } => "immediate",
+        Expr::SymHash { .. } => "hash",
+        Expr::DestinationNat { .. } => "nat",
+        Expr::Masquerade => "masq",
+        Expr::Reject => "reject",
+        Expr::Unknown { name } => name,
+    }
+}
+
+/// Appends a rule's expressions as items of a list.
+pub(crate) fn write(exprs: &[Expr], family: Family, out: &mut Writer) {
+    for expr in exprs {
+        out.nest(abi::LIST_ITEM, |out| {
+            out.put_str(abi::expr::NAME, name(expr));
+            out.nest(abi::expr::DATA, |out| write_data(expr, family, out));
+        });
+    }
+}
+
+fn write_data(expr: &Expr, family: Family, out: &mut Writer) {
+    match expr {
+        Expr::Payload {
+            base,
+            offset,
+            len,
+            dreg,
+        } => {
+            out.put_u32(abi::payload::DREG, dreg.number());
+            out.put_u32(abi::payload::BASE, base_number(*base));
+            out.put_u32(abi::payload::OFFSET, *offset);
+            out.put_u32(abi::payload::LEN, *len);
+        }
+        Expr::MetaL4Proto { dreg } => {
+            out.put_u32(abi::meta::KEY, abi::meta::L4PROTO);
+            out.put_u32(abi::meta::DREG, dreg.number());
+        }
+        Expr::Ct { key, dreg } => {
+            out.put_u32(abi::ct::KEY, ct_number(*key, family));
+            out.put_u32(abi::ct::DREG, dreg.number());
+            if *key != CtKey::Status {
+                out.put(abi::ct::DIRECTION, &[abi::ct::ORIGINAL]);
+            }
+        }
+        Expr::Cmp { sreg, equal, data } => {
+            out.put_u32(abi::cmp::SREG, sreg.number());
+            out.put_u32(
+                abi::cmp::OP,
+                if *equal { abi::cmp::EQ } else { abi::cmp::NEQ },
+            );
+            write_value(abi::cmp::DATA, data, out);
+        }
+        Expr::Bitwise {
+            sreg,
+            dreg,
+            mask,
+            xor,
+        } => {
+            out.put_u32(abi::bitwise::SREG, sreg.number());
+            out.put_u32(abi::bitwise::DREG, dreg.number());
+            out.put_u32(abi::bitwise::LEN, mask.as_slice().len() as u32);
+            write_value(abi::bitwise::MASK, mask, out);
+            write_value(abi::bitwise::XOR, xor, out);
+        }
+        Expr::Lookup { set, sreg, result } => {
+            out.put_u32(abi::lookup::SREG, sreg.number());
+            match result {
+                LookupResult::Data(dreg) => out.put_u32(abi::lookup::DREG, dreg.number()),
+                LookupResult::Verdict => {
+                    out.put_u32(abi::lookup::DREG, abi::immediate::VERDICT_REGISTER);
+                }
+                LookupResult::Member | LookupResult::NotMember => {}
+            }
+            out.put_str(abi::lookup::SET, set);
+            if *result == LookupResult::NotMember {
+                out.put_u32(abi::lookup::FLAGS, abi::lookup::INVERT);
+            }
+        }
+        Expr::Immediate { verdict } => {
+            out.put_u32(abi::immediate::DREG, abi::immediate::VERDICT_REGISTER);
+            out.nest(abi::immediate::DATA, |out| write_verdict(verdict, out));
+        }
+        Expr::SymHash { modulus, dreg } => {
+            out.put_u32(abi::hash::DREG, dreg.number());
+            out.put_u32(abi::hash::MODULUS, *modulus);
+            out.put_u32(abi::hash::OFFSET, 0);
+            out.put_u32(abi::hash::TYPE, abi::hash::SYMMETRIC);
+        }
+        Expr::DestinationNat { address, port } => {
+            out.put_u32(abi::nat::TYPE, abi::nat::DESTINATION);
+            out.put_u32(abi::nat::FAMILY, u32::from(number(family)));
+            out.put_u32(abi::nat::ADDRESS, address.number());
+            out.put_u32(abi::nat::PORT, port.number());
+        }
+        Expr::Masquerade => out.put_u32(abi::masq::FLAGS, abi::masq::FULLY_RANDOM),
+        Expr::Reject => {
+            out.put_u32(abi::reject::TYPE, abi::reject::ICMP);
+            out.put(abi::reject::CODE, &[port_unreachable(family)]);
+        }
+        Expr::Unknown { .. } => {}
+    }
+}
+
+fn write_value(kind: u16, value: &Bytes, out: &mut Writer) {
+    out.nest(kind, |out| out.put(abi::data::VALUE, value.as_slice()));
+}
+
+/// Appends a verdict, also for elements of verdict maps.
+pub(crate) fn write_verdict(verdict: &Verdict, out: &mut Writer) {
+    let (code, chain) = match verdict {
+        Verdict::Accept => (abi::data::ACCEPT, None),
+        Verdict::Drop => (abi::data::DROP, None),
+        Verdict::Return => (abi::data::RETURN, None),
+        Verdict::Jump(chain) => (abi::data::JUMP, Some(chain)),
+        Verdict::Goto(chain) => (abi::data::GOTO, Some(chain)),
+    };
+    out.nest(abi::data::VERDICT, |out| {
+        out.put_u32(abi::data::CODE, code as u32);
+        if let Some(chain) = chain {
+            out.put_str(abi::data::CHAIN, chain);
+        }
+    });
+}
+
+fn base_number(base: Base) -> u32 {
+    match base {
+        Base::Network => abi::payload::NETWORK_HEADER,
+        Base::Transport => abi::payload::TRANSPORT_HEADER,
+    }
+}
+
+fn ct_number(key: CtKey, family: Family) -> u32 {
+    match (key, family) {
+        (CtKey::Status, _) => abi::ct::STATUS,
+        (CtKey::OriginalDestinationAddress, Family::Ip) => abi::ct::DST_IP,
+        (CtKey::OriginalDestinationAddress, Family::Ip6) => abi::ct::DST_IP6,
+        (CtKey::OriginalDestinationPort, _) => abi::ct::PROTO_DST,
+    }
+}
+
+fn port_unreachable(family: Family) -> u8 {
+    match family {
+        Family::Ip => abi::reject::PORT_UNREACHABLE,
+        Family::Ip6 => abi::reject::PORT_UNREACHABLE6,
+    }
+}
+
+/// Reads a rule's list of expressions.
+pub(crate) fn read(list: &[u8], family: Family) -> Result<Vec<Expr>, Malformed> {
+    Attributes::new(list)
+        .map(|item| read_one(item?.payload, family))
+        .collect()
+}
+
+fn read_one(item: &[u8], family: Family) -> Result<Expr, Malformed> {
+    let name = Attributes::new(item).find(abi::expr::NAME)?;
+    let name = string(
+        name.ok_or(Malformed::Missing("NFTA_EXPR_NAME"))?,
+        "NFTA_EXPR_NAME",
+    )?;
+    let data = Attributes::new(item)
+        .find(abi::expr::DATA)?
+        .unwrap_or_default();
+    let fields = Fields::read(data)?;
+    let known = match name {
+        "payload" => payload(&fields),
+        "meta" => meta(&fields),
+        "ct" => ct(&fields, family),
+        "cmp" => cmp(&fields),
+        "bitwise" => bitwise(&fields),
+        "lookup" => lookup(&fields),
+        "immediate" => immediate(&fields),
+        "hash" => hash(&fields),
+        "nat" => nat(&fields, family),
+        "masq" => masq(&fields),
+        "reject" => reject(&fields, family),
+        _ => None,
+    };
+    Ok(known.unwrap_or_else(|| Expr::Unknown {
+        name: name.to_owned(),
+    }))
+}
+
+/// The attributes of one expression by type; the highest type in use is 7.
+struct Fields<'a> {
+    by_kind: [Option<&'a [u8]>; 8],
+    /// An attribute of a higher type was met.
+    more: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn read(data: &'a [u8]) -> Result<Self, Malformed> {
+        let mut fields = Fields {
+            by_kind: [None; 8],
+            more: false,
+        };
+        for attribute in Attributes::new(data) {
+            let attribute = attribute?;
+            match fields.by_kind.get_mut(usize::from(attribute.kind)) {
+                Some(place) => *place = Some(attribute.payload),
+                None => fields.more = true,
+            }
+        }
+        Ok(fields)
+    }
+
+    /// Only these attributes are there, if any.
+    fn only(&self, kinds: &[u16]) -> Option<()> {
+        let stranger = (0u16..)
+            .zip(&self.by_kind)
+            .any(|(kind, payload)| payload.is_some() && !kinds.contains(&kind));
+        (!stranger && !self.more).then_some(())
+    }
+
+    fn get(&self, kind: u16) -> Option<&'a [u8]> {
+        self.by_kind.get(usize::from(kind)).copied().flatten()
+    }
+
+    fn u32(&self, kind: u16) -> Option<u32> {
+        be32(self.get(kind)?, "").ok()
+    }
+
+    /// The number, or `default` where the attribute is left out.
+    fn u32_or(&self, kind: u16, default: u32) -> Option<u32> {
+        if self.get(kind).is_none() {
+            Some(default)
+        } else {
+            self.u32(kind)
+        }
+    }
+
+    fn register(&self, kind: u16) -> Option<Register> {
+        Register::from_number(self.u32(kind)?)
+    }
+
+    fn value(&self, kind: u16) -> Option<Bytes> {
+        Bytes::from_slice(
+            Attributes::new(self.get(kind)?)
+                .find(abi::data::VALUE)
+                .ok()??,
+        )
+    }
+}
+
+fn payload(fields: &Fields<'_>) -> Option<Expr> {
+    use abi::payload::{BASE, DREG, LEN, NETWORK_HEADER, OFFSET, TRANSPORT_HEADER};
+    fields.only(&[DREG, BASE, OFFSET, LEN])?;
+    let base = match fields.u32(BASE)? {
+        NETWORK_HEADER => Base::Network,
+        TRANSPORT_HEADER => Base::Transport,
+        _ => return None,
+    };
+    let (offset, len) = (fields.u32(OFFSET)?, fields.u32(LEN)?);
+    Some(Expr::Payload {
+        base,
+        offset,
+        len,
+        dreg: fields.register(DREG)?,
+    })
+}
+
+fn meta(fields: &Fields<'_>) -> Option<Expr> {
+    use abi::meta::{DREG, KEY, L4PROTO};
+    fields.only(&[DREG, KEY])?;
+    (fields.u32(KEY)? == L4PROTO).then_some(())?;
+    Some(Expr::MetaL4Proto {
+        dreg: fields.register(DREG)?,
+    })
+}
+
+fn ct(fields: &Fields<'_>, family: Family) -> Option<Expr> {
+    use abi::ct::{DIRECTION, DREG, KEY, ORIGINAL};
+    fields.only(&[DREG, KEY, DIRECTION])?;
+    let number = fields.u32(KEY)?;
+    let key = [
+        CtKey::Status,
+        CtKey::OriginalDestinationAddress,
+        CtKey::OriginalDestinationPort,
+    ]
+    .into_iter()
+    .find(|key| ct_number(*key, family) == number)?;
+    let direction = fields.get(DIRECTION);
+    let expected: Option<&[u8]> = (key != CtKey::Status).then_some(&[ORIGINAL]);
+    (direction == expected).then_some(())?;
+    Some(Expr::Ct {
+        key,
+        dreg: fields.register(DREG)?,
+    })
+}
+
+fn cmp(fields: &Fields<'_>) -> Option<Expr> {
+    use abi::cmp::{DATA, EQ, NEQ, OP, SREG};
+    fields.only(&[SREG, OP, DATA])?;
+    let equal = match fields.u32(OP)? {
+        EQ => true,
+        NEQ => false,
+        _ => return None,
+    };
+    Some(Expr::Cmp {
+        sreg: fields.register(SREG)?,
+        equal,
+        data: fields.value(DATA)?,
+    })
+}
+
+fn bitwise(fields: &Fields<'_>) -> Option<Expr> {
+    use abi::bitwise::{DREG, LEN, MASK, MASK_XOR, OP, SREG, XOR};
+    fields.only(&[SREG, DREG, LEN, MASK, XOR, OP])?;
+    (fields.u32_or(OP, MASK_XOR)? == MASK_XOR).then_some(())?;
+    let (mask, xor) = (fields.value(MASK)?, fields.value(XOR)?);
+    let len = fields.u32(LEN)? as usize;
+    (mask.as_slice().len() == len && xor.as_slice().len() == len).then_some(())?;
+    Some(Expr::Bitwise {
+        sreg: fields.register(SREG)?,
+        dreg: fields.register(DREG)?,
+        mask,
+        xor,
+    })
+}
+
+fn lookup(fields: &Fields<'_>) -> Option<Expr> {
+    use abi::lookup::{DREG, FLAGS, INVERT, SET, SREG};
+    fields.only(&[SET, SREG, DREG, FLAGS])?;
+    let set = Name::from(string(fields.get(SET)?, "").ok()?.to_owned());
+    let inverted = match fields.u32_or(FLAGS, 0)? {
+        0 => false,
+        INVERT => true,
+        _ => return None,
+    };
+    let result = match (fields.get(DREG), inverted) {
+        (None, false) => LookupResult::Member,
+        (None, true) => LookupResult::NotMember,
+        (Some(_), true) => return None,
+        (Some(_), false) => match fields.u32(DREG)? {
+            abi::immediate::VERDICT_REGISTER => LookupResult::Verdict,
+            number => LookupResult::Data(Register::from_number(number)?),
+        },
+    };
+    Some(Expr::Lookup {
+        set,
+        sreg: fields.register(SREG)?,
+        result,
+    })
+}
+
+fn immediate(fields: &Fields<'_>) -> Option<Expr> {
+    use abi::immediate::{DATA, DREG, VERDICT_REGISTER};
+    fields.only(&[DREG, DATA])?;
+    (fields.u32(DREG)? == VERDICT_REGISTER).then_some(())?;
+    let verdict = read_verdict(fields.get(DATA)?).ok()??;
+    Some(Expr::Immediate { verdict })
+}
+
+/// The verdict in a data attribute, also of elements; `None` when it is not one of ours.
+pub(crate) fn read_verdict(data: &[u8]) -> Result<Option<Verdict>, Malformed> {
+    let Some(verdict) = Attributes::new(data).find(abi::data::VERDICT)? else {
+        return Ok(None);
+    };
+    let code = Attributes::new(verdict).find(abi::data::CODE)?;
+    let code = be32(
+        code.ok_or(Malformed::Missing("NFTA_VERDICT_CODE"))?,
+        "NFTA_VERDICT_CODE",
+    )?;
+    let chain = match Attributes::new(verdict).find(abi::data::CHAIN)? {
+        Some(chain) => Some(Name::from(string(chain, "NFTA_VERDICT_CHAIN")?.to_owned())),
+        None => None,
+    };
+    Ok(match (code as i32, chain) {
+        (abi::data::ACCEPT, None) => Some(Verdict::Accept),
+        (abi::data::DROP, None) => Some(Verdict::Drop),
+        (abi::data::RETURN, None) => Some(Verdict::Return),
+        (abi::data::JUMP, Some(chain)) => Some(Verdict::Jump(chain)),
+        (abi::data::GOTO, Some(chain)) => Some(Verdict::Goto(chain)),
+        _ => None,
+    })
+}
+
+fn hash(fields: &Fields<'_>) -> Option<Expr> {
+    use abi::hash::{DREG, MODULUS, OFFSET, SYMMETRIC, TYPE};
+    fields.only(&[DREG, MODULUS, OFFSET, TYPE])?;
+    (fields.u32(TYPE)? == SYMMETRIC && fields.u32_or(OFFSET, 0)? == 0).then_some(())?;
+    Some(Expr::SymHash {
+        modulus: fields.u32(MODULUS)?,
+        dreg: fields.register(DREG)?,
+    })
+}
+
+fn nat(fields: &Fields<'_>, family: Family) -> Option<Expr> {
+    use abi::nat::{
+        ADDRESS, ADDRESS_MAX, DESTINATION, FAMILY, FLAGS, IMPLIED, PORT, PORT_MAX, TYPE,
+    };
+    let ours = fields.u32(TYPE)? == DESTINATION
+        && fields.u32(FAMILY)? == u32::from(number(family))
+        && fields.u32_or(FLAGS, 0)? & !IMPLIED == 0;
+    ours.then_some(())?;
+    let (address, port) = (fields.register(ADDRESS)?, fields.register(PORT)?);
+    // The kernel answers with the upper ends too, equal to the lower ones when none were given.
+    let single = fields.u32_or(ADDRESS_MAX, address.number())? == address.number()
+        && fields.u32_or(PORT_MAX, port.number())? == port.number();
+    single.then_some(Expr::DestinationNat { address, port })
+}
+
+fn masq(fields: &Fields<'_>) -> Option<Expr> {
+    use abi::masq::{FLAGS, FULLY_RANDOM, PORT};
+    (fields.u32(FLAGS)? == FULLY_RANDOM && fields.get(PORT).is_none()).then_some(Expr::Masquerade)
+}
+
+fn reject(fields: &Fields<'_>, family: Family) -> Option<Expr> {
+    use abi::reject::{CODE, ICMP, TYPE};
+    let ours = fields.u32(TYPE)? == ICMP && fields.get(CODE)? == [port_unreachable(family)];
+    ours.then_some(Expr::Reject)
+}
