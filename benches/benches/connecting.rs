@@ -66,6 +66,14 @@ fn compare(
         untouched.push(bench.connect_to_pod()?);
     }
     bench.load(&near)?;
+    for _ in 0..30 * endpoints {
+        bench.connect_to_service()?;
+    }
+    ensure!(
+        bench.reached.iter().all(|reached| *reached > 0),
+        "not every endpoint is reached: {:?}",
+        bench.reached
+    );
     let (mut direct, mut through, mut failure) = (Samples::new(), Samples::new(), None);
     let mut pair = || -> Result<Duration> {
         direct.push(bench.connect_to_pod()?);
@@ -91,11 +99,6 @@ fn compare(
     );
     group.finish();
     failure.map_or(Ok(()), Err)?;
-    ensure!(
-        bench.reached.iter().all(|reached| *reached > 0),
-        "endpoints reached: {:?}",
-        bench.reached
-    );
     report.row(Row {
         quantity: format!(
             "new connection through a Service of {endpoints} endpoints among {}",

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use nft::{Backend, CommitError, Family, TableContents, Transaction};
+use nft::{Adoption, Backend, CommitError, Family, TableContents, Transaction};
 use service_dataplane::{Dataplane, Outcome, Update};
 use service_model::{EndpointSlice, Index, NodeFacts, ObjectEvent, Service};
 
@@ -12,7 +12,7 @@ use service_model::{EndpointSlice, Index, NodeFacts, ObjectEvent, Service};
 #[derive(Debug)]
 pub struct Timed<B> {
     inner: B,
-    /// In [`Backend::commit`] since the last [`Timed::reset`].
+    /// In [`Backend::commit`].
     pub committing: Duration,
     /// In [`Backend::list`].
     pub listing: Duration,
@@ -20,6 +20,8 @@ pub struct Timed<B> {
     pub recorded: Vec<Transaction>,
     /// Whether to keep transactions.
     pub record: bool,
+    /// What keeping them has cost, which is not ours to count.
+    recording: Duration,
 }
 
 impl<B> Timed<B> {
@@ -31,6 +33,7 @@ impl<B> Timed<B> {
             listing: Duration::ZERO,
             recorded: Vec::new(),
             record: false,
+            recording: Duration::ZERO,
         }
     }
 
@@ -46,9 +49,15 @@ impl<B: Backend> Backend for Timed<B> {
         let result = self.inner.commit(transaction);
         self.committing += start.elapsed();
         if self.record {
+            let start = Instant::now();
             self.recorded.push(transaction.clone());
+            self.recording += start.elapsed();
         }
         result
+    }
+
+    fn adopt(&mut self, family: Family) -> Result<Adoption, CommitError> {
+        self.inner.adopt(family)
     }
 
     fn list(&mut self, family: Family) -> Result<Option<TableContents>, CommitError> {
@@ -137,9 +146,11 @@ impl<B: Backend> Node<B> {
             .collect();
         let planning = start.elapsed();
 
+        let recorded = self.dataplane.backend().recording;
         let start = Instant::now();
         let outcome = self.dataplane.commit(updates)?;
-        let dataplane = start.elapsed();
+        let elapsed = start.elapsed();
+        let dataplane = elapsed.saturating_sub(self.dataplane.backend().recording - recorded);
         ensure!(
             outcome.quarantined.is_empty(),
             "the kernel refused {:?}",

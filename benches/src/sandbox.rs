@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use lab::Namespace;
-use nft::{Kernel, KernelConfig};
+use nft::{Kernel, KernelConfig, Monitor};
 use service_dataplane::layout;
 
 use crate::bare::Bare;
@@ -31,6 +31,15 @@ impl Sandbox {
             owner: true,
         };
         Ok(self.namespace.run(|| Kernel::open(config))??)
+    }
+
+    /// The daemon's subscription to foreign changes. While there is one, the kernel tells it of each element that
+    /// anybody adds or deletes, which makes commits dearer.
+    pub fn monitor(&self, kernel: &Kernel) -> Result<Monitor> {
+        let port = kernel.port();
+        Ok(self
+            .namespace
+            .run(move || Monitor::open(layout::TABLE.into(), port))??)
     }
 
     /// A socket for ready-made messages.
