@@ -1,0 +1,211 @@
+//! The composition root of `portolan run`: starts the parts, connects them, and ends them.
+//!
+//! Three threads' worth of work: the control loop alone on one, since a commit blocks; the ports alone on
+//! another, since probes must be answered meanwhile; sources and everything else on the caller's runtime. The
+//! end of one part ends them all. Rules stay: a node without its daemon keeps forwarding.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{LogArgs, LogFormat, RunArgs};
+use crate::control::{self, ControlConfig, Reports};
+use crate::http::{self, Ports};
+use crate::metrics::Metrics;
+use crate::node_addresses;
+use crate::source::manifests::{self, ManifestsConfig};
+use crate::source::{Events, SourceEvent, api};
+use crate::status::SharedStatus;
+
+/// Events that may wait for the control loop before the sources wait for it.
+const EVENTS: usize = 1024;
+/// Being asked to stop, everything has this long to end.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// Runs until a signal asks for the end (then within two seconds), or until a part fails.
+pub async fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let app = App::start(args).await?;
+    let cancel = app.cancel.clone();
+    let mut ended = std::pin::pin!(app.ended());
+    tokio::select! {
+        result = &mut ended => return result,
+        _ = terminate.recv() => info!("stopping at SIGTERM; the rules stay"),
+        _ = interrupt.recv() => info!("stopping at SIGINT; the rules stay"),
+    }
+    cancel.cancel();
+    match tokio::time::timeout(STOP_LIMIT, ended).await {
+        Ok(result) => result,
+        Err(_) => {
+            warn!("not everything ended in time");
+            Ok(())
+        }
+    }
+}
+
+/// Sets up the log. Without effect when there is one already.
+pub fn start_log(args: &LogArgs) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log_level).context("reading the log level")?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = match args.log_format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+    Ok(())
+}
+
+/// The running parts.
+pub struct App {
+    /// Ends the parts when cancelled.
+    pub cancel: CancellationToken,
+    /// What probes are told.
+    pub status: Arc<SharedStatus>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    ports: Ports,
+    source: JoinHandle<anyhow::Result<()>>,
+    control: oneshot::Receiver<anyhow::Result<()>>,
+}
+
+impl App {
+    /// Starts everything. Fails when the configuration cannot work; what may get better by itself (a port that
+    /// is taken, a server that is away) is tried again instead.
+    pub async fn start(args: &RunArgs) -> anyhow::Result<App> {
+        let node = args.node.config()?;
+        log_config(args, &node);
+        let cancel = CancellationToken::new();
+        // A part that fails to start takes down those before it.
+        let started = cancel.clone().drop_guard();
+        let status = Arc::new(ArcSwap::default());
+        let metrics = Arc::new(Metrics::new());
+        let reports = Reports { status: status.clone(), metrics: metrics.clone() };
+        let ports = http::start(
+            args.healthz_bind_address.0,
+            args.metrics_bind_address.0,
+            http::Sources { status: status.clone(), metrics: metrics.clone() },
+            cancel.clone(),
+        )?;
+        let addresses = node_addresses::follow(cancel.clone()).await?;
+        let (sender, events) = mpsc::channel(EVENTS);
+        let source = start_source(args, &node.node_name, sender, cancel.clone()).await?;
+        let config = ControlConfig { node, own_tables: !args.no_table_owner };
+        let control = start_control(config, events, addresses, reports, cancel.clone())?;
+        let cancel = started.disarm();
+        Ok(App { cancel, status, metrics, ports, source, control })
+    }
+
+    /// Where `/healthz` is, once it is bound.
+    pub fn health_address(&self) -> watch::Receiver<Option<SocketAddr>> {
+        self.ports.health.clone()
+    }
+
+    /// Where `/metrics` is, once it is bound.
+    pub fn metrics_address(&self) -> watch::Receiver<Option<SocketAddr>> {
+        self.ports.metrics.clone()
+    }
+
+    /// Waits until a part ends, ends the others, and tells why.
+    pub async fn ended(mut self) -> anyhow::Result<()> {
+        let source = async { (&mut self.source).await.context("the source panicked").flatten() };
+        let control = async { (&mut self.control).await.context("the control loop panicked").flatten() };
+        let (mut source, mut control) = (std::pin::pin!(source), std::pin::pin!(control));
+        let result = tokio::select! {
+            ended = &mut control => {
+                self.cancel.cancel();
+                // The source has nothing to say when it ends because nobody listens.
+                let _ = source.await;
+                ended
+            }
+            ended = &mut source => {
+                let asked = self.cancel.is_cancelled();
+                self.cancel.cancel();
+                let control = control.await;
+                match ended {
+                    Ok(()) if asked => control,
+                    Ok(()) => control.and(Err(anyhow!("the source ended"))),
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        let ports = self.ports;
+        // Its runtime ends at once: it was cancelled.
+        let _ = tokio::task::spawn_blocking(move || ports.join()).await;
+        result
+    }
+}
+
+async fn start_source(
+    args: &RunArgs,
+    node_name: &str,
+    events: mpsc::Sender<SourceEvent>,
+    cancel: CancellationToken,
+) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
+    if let Some(dir) = &args.manifests {
+        let config = ManifestsConfig { dir: dir.clone(), node_ports: args.node_port_range.0.clone() };
+        return Ok(tokio::spawn(manifests::run(config, events, cancel)));
+    }
+    let client = api::client(args.kubeconfig.as_deref())
+        .await
+        .context("outside a cluster, give --kubeconfig or --manifests")?;
+    let node_name = node_name.to_owned();
+    Ok(tokio::spawn(async move {
+        api::run(client, node_name, api::ApiConfig::default(), events, cancel).await;
+        Ok(())
+    }))
+}
+
+/// On a thread of its own. A panic drops the sender, which the receiver sees.
+fn start_control(
+    config: ControlConfig,
+    events: Events,
+    addresses: watch::Receiver<Vec<std::net::IpAddr>>,
+    reports: Reports,
+    cancel: CancellationToken,
+) -> anyhow::Result<oneshot::Receiver<anyhow::Result<()>>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("making the runtime of the control loop")?;
+    let (sender, ended) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            let result = runtime.block_on(control::run(config, events, addresses, reports, cancel));
+            let _ = sender.send(result);
+        })
+        .context("starting the thread of the control loop")?;
+    Ok(ended)
+}
+
+/// The effective configuration, in one line.
+fn log_config(args: &RunArgs, node: &service_model::NodeConfig) {
+    let source = match (&args.manifests, &args.kubeconfig) {
+        (Some(dir), _) => format!("manifests {dir:?}"),
+        (None, Some(file)) => format!("kubeconfig {file:?}"),
+        (None, None) => "service account".to_owned(),
+    };
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = %node.node_name,
+        source,
+        detect_local = ?args.node.detect_local_mode,
+        cluster_cidr = %args.node.cluster_cidr,
+        nodeport_addresses = %args.node.nodeport_addresses,
+        masquerade_all = node.masquerade_all,
+        own_tables = !args.no_table_owner,
+        healthz = %args.healthz_bind_address,
+        metrics = %args.metrics_bind_address,
+        "starting"
+    );
+}

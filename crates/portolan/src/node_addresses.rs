@@ -1,0 +1,212 @@
+//! The addresses of this node's interfaces, followed over rtnetlink.
+//!
+//! Node ports may be served on interface addresses (`--nodeport-addresses` with ranges). kube-proxy looks at
+//! them once an hour; here an address serves as soon as the kernel has it. A notification is only a reason to
+//! list again, so lost ones (ENOBUFS) and misread ones do no harm. The loopback interface and link-local IPv6
+//! addresses are left out: nobody reaches a node by them.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::{Stream, StreamExt, TryStreamExt};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::{Handle, MulticastGroup};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// The loopback interface of every network namespace (`LOOPBACK_IFINDEX`, include/net/flow.h).
+const LOOPBACK: u32 = 1;
+/// Addresses that come together (an interface going up) are listed together.
+const SETTLE: Duration = Duration::from_millis(5);
+/// After the netlink socket failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Lists the addresses, sorted, and follows them until `cancel`led.
+pub async fn follow(cancel: CancellationToken) -> anyhow::Result<watch::Receiver<Vec<IpAddr>>> {
+    let (mut connection, addresses) = Connection::open().await?;
+    let (sender, receiver) = watch::channel(addresses);
+    tokio::spawn(cancel.run_until_cancelled_owned(async move {
+        loop {
+            if let Err(error) = connection.follow(&sender).await {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "interface addresses cannot be followed: trying again"
+                );
+            }
+            loop {
+                tokio::time::sleep(RETRY).await;
+                if let Ok((again, addresses)) = Connection::open().await {
+                    connection = again;
+                    publish(&sender, addresses);
+                    break;
+                }
+            }
+        }
+    }));
+    Ok(receiver)
+}
+
+/// An rtnetlink socket that hears of address changes. Closed when dropped.
+struct Connection {
+    handle: Handle,
+    changes: Box<dyn Stream<Item = ()> + Send + Unpin>,
+    _closed_on_drop: tokio_util::task::AbortOnDropHandle<()>,
+}
+
+impl Connection {
+    /// Opens it and lists, in this order: a change in between is heard.
+    async fn open() -> anyhow::Result<(Self, Vec<IpAddr>)> {
+        let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let (socket, handle, changes) =
+            rtnetlink::new_multicast_connection(&groups).context("opening an rtnetlink socket")?;
+        let task = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(socket));
+        let addresses = list(&handle).await?;
+        let connection = Connection {
+            handle,
+            changes: Box::new(changes.map(|_| ())),
+            _closed_on_drop: task,
+        };
+        Ok((connection, addresses))
+    }
+
+    /// Publishes every change; returns when the socket fails.
+    async fn follow(&mut self, sender: &watch::Sender<Vec<IpAddr>>) -> anyhow::Result<()> {
+        loop {
+            self.changes
+                .next()
+                .await
+                .context("the rtnetlink socket failed")?;
+            let mut settled = pin!(tokio::time::sleep(SETTLE));
+            loop {
+                tokio::select! {
+                    () = &mut settled => break,
+                    change = self.changes.next() => change.context("the rtnetlink socket failed")?,
+                }
+            }
+            publish(sender, list(&self.handle).await?);
+        }
+    }
+}
+
+async fn list(handle: &Handle) -> anyhow::Result<Vec<IpAddr>> {
+    let mut messages = handle.address().get().execute();
+    let mut addresses = BTreeSet::new();
+    while let Some(message) = messages
+        .try_next()
+        .await
+        .context("listing interface addresses")?
+    {
+        addresses.extend(serving(&message));
+    }
+    Ok(addresses.into_iter().collect())
+}
+
+fn publish(sender: &watch::Sender<Vec<IpAddr>>, addresses: Vec<IpAddr>) {
+    sender.send_if_modified(|known| {
+        let changed = *known != addresses;
+        if changed {
+            tracing::debug!(?addresses, "interface addresses changed");
+            *known = addresses;
+        }
+        changed
+    });
+}
+
+/// The address of a message, if others may reach this node by it.
+fn serving(message: &AddressMessage) -> Option<IpAddr> {
+    if message.header.index == LOOPBACK {
+        return None;
+    }
+    // On a point-to-point link `Address` is the peer's and `Local` is ours; elsewhere both are, or only one
+    // is there.
+    let local = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        });
+    let address = local.or_else(|| {
+        message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            })
+    })?;
+    let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    (!link_local && !address.is_loopback()).then_some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Runs in a network namespace of its own: a thread of its own enters it.
+    fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+                .expect("the tests run as root");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(test());
+        })
+        .join()
+        .unwrap();
+    }
+
+    fn ip(words: &str) {
+        let status = Command::new("ip").args(words.split(' ')).status().unwrap();
+        assert!(status.success(), "ip {words}");
+    }
+
+    async fn until(addresses: &mut watch::Receiver<Vec<IpAddr>>, expected: &[&str]) {
+        let expected: Vec<IpAddr> = expected.iter().map(|a| a.parse().unwrap()).collect();
+        let found = tokio::time::timeout(
+            Duration::from_secs(5),
+            addresses.wait_for(|a| *a == expected),
+        )
+        .await;
+        assert!(found.is_ok(), "not in time: {expected:?}");
+    }
+
+    #[test]
+    fn addresses_are_listed_and_followed_without_loopback_and_link_local() {
+        in_namespace(|| async {
+            ip("link set lo up");
+            ip("address add 192.0.2.99/32 dev lo");
+            ip("link add d0 type bridge");
+            ip("address add 192.0.2.2/24 dev d0");
+            ip("address add fe80::1/64 dev d0");
+            ip("link set d0 up");
+            let mut addresses = follow(CancellationToken::new()).await.unwrap();
+            until(&mut addresses, &["192.0.2.2"]).await;
+            ip("address add 2001:db8::1/64 dev d0 nodad");
+            ip("address add 192.0.2.1/24 dev d0");
+            until(&mut addresses, &["192.0.2.1", "192.0.2.2", "2001:db8::1"]).await;
+            ip("address del 192.0.2.2/24 dev d0");
+            until(&mut addresses, &["2001:db8::1"]).await;
+        });
+    }
+
+    #[test]
+    fn ours_is_the_local_end_of_a_point_to_point_link() {
+        in_namespace(|| async {
+            ip("link add d0 type bridge");
+            ip("address add 192.0.2.1 peer 192.0.2.7/32 dev d0");
+            let addresses = follow(CancellationToken::new()).await.unwrap();
+            assert_eq!(
+                *addresses.borrow(),
+                ["192.0.2.1".parse::<IpAddr>().unwrap()]
+            );
+        });
+    }
+}

@@ -1,0 +1,116 @@
+//! `portolan render`: the table that a folder of manifests makes on a node, as text for `nft -f`.
+//!
+//! The same objects, plan and layout as `portolan run`, without a kernel.
+
+use std::io::Write;
+use std::net::IpAddr;
+
+use service_model::{AddressFamily, Index, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectName};
+
+use crate::cli::RenderArgs;
+use crate::source::SourceEvent;
+use crate::source::manifests::{self, ManifestsConfig};
+
+/// What a folder came to.
+#[derive(Debug)]
+pub struct Rendered {
+    /// The tables, those of the families that were asked for.
+    pub text: String,
+    /// What could not be used, one line each.
+    pub problems: Vec<String>,
+}
+
+/// Reads the folder and renders it. Fails when the folder cannot be listed or the node has no name.
+pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
+    let source = ManifestsConfig {
+        dir: args.manifests.clone(),
+        node_ports: args.node_port_range.0.clone(),
+    };
+    let config = args.node.config()?;
+    let mut view = View {
+        own: config.node_name.clone(),
+        index: Index::default(),
+        node: None,
+        problems: Vec::new(),
+    };
+    for event in manifests::read(&source)? {
+        view.take(event);
+    }
+    if view.node.is_none() {
+        view.problems.push(format!(
+            "Node {}: not in the manifests: its addresses and pod ranges are unknown",
+            config.node_name
+        ));
+    }
+    let tables = view.tables(&config, &args.interface_addresses);
+    let wanted = args.family.map(AddressFamily::from);
+    let text = AddressFamily::ALL
+        .into_iter()
+        .zip(&tables)
+        .filter(|(family, _)| wanted.is_none_or(|wanted| wanted == *family))
+        .map(|(_, table)| nft::text::table(table))
+        .collect();
+    Ok(Rendered {
+        text,
+        problems: view.problems,
+    })
+}
+
+/// Prints what [`render`] returns, problems to standard error. False if there were any.
+pub fn run(args: &RenderArgs) -> anyhow::Result<bool> {
+    let rendered = render(args)?;
+    // A reader that has seen enough is no error of ours.
+    let _ = std::io::stdout().write_all(rendered.text.as_bytes());
+    for problem in &rendered.problems {
+        let _ = writeln!(std::io::stderr(), "{problem}");
+    }
+    Ok(rendered.problems.is_empty())
+}
+
+struct View {
+    own: std::sync::Arc<str>,
+    index: Index,
+    node: Option<Node>,
+    problems: Vec<String>,
+}
+
+impl View {
+    fn take(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Service(event) => self.index.service_event(event),
+            SourceEvent::EndpointSlice(event) => self.index.slice_event(event),
+            SourceEvent::Node(ObjectEvent::Reset { objects, .. }) => {
+                self.node = objects.into_iter().find(|node| node.name.name == self.own);
+            }
+            SourceEvent::Problem(problem) => self.problems.push(problem.to_string()),
+            SourceEvent::Node(_)
+            | SourceEvent::ServiceCidr(_)
+            | SourceEvent::Solved { .. }
+            | SourceEvent::Connection { .. } => {}
+        }
+    }
+
+    fn tables(
+        &mut self,
+        config: &NodeConfig,
+        interface_addresses: &[IpAddr],
+    ) -> [nft::TableContents; 2] {
+        let unknown = || Node {
+            name: ObjectName::new("", self.own.clone()),
+            zone: None,
+            addresses: Vec::new(),
+            pod_cidrs: Vec::new(),
+        };
+        let facts = NodeFacts::resolve(
+            config,
+            &self.node.clone().unwrap_or_else(unknown),
+            interface_addresses,
+        );
+        let names: Vec<ObjectName> = self.index.service_names().cloned().collect();
+        let intents: Vec<_> = names
+            .iter()
+            .filter_map(|name| self.index.plan(name, &facts))
+            .collect();
+        service_dataplane::contents(&facts, intents)
+    }
+}
