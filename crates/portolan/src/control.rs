@@ -12,8 +12,7 @@ use anyhow::{Context, Result};
 use nft::{Backend, Kernel, KernelConfig, Monitor, Notice};
 use service_dataplane::{Dataplane, Outcome, SyncError, layout};
 use service_model::{AddressFamily, NodeConfig, ObjectEvent};
-use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -59,8 +58,8 @@ pub async fn run(
 ) -> Result<()> {
     let kernel = Kernel::open(KernelConfig { table: layout::TABLE.into(), owner: config.own_tables })
         .context("could not open the nftables socket (CAP_NET_ADMIN is needed)")?;
-    let monitor = Monitor::open(layout::TABLE.into(), kernel.port_id()).context("could not listen for nftables changes")?;
-    let monitor = AsyncFd::new(monitor).context("could not watch the nftables monitor")?;
+    let monitor = Monitor::open(layout::TABLE.into(), kernel.port()).context("could not listen for nftables changes")?;
+    let foreign = listen(monitor, cancel.clone())?;
     tracing::info!(features = ?kernel.features(), "tables are written over netlink");
     let mut control = Control::new(config.node, kernel, reports);
 
@@ -80,11 +79,7 @@ pub async fn run(
             changed = addresses.changed(), if !control.addresses_gone => {
                 control.addresses_gone = changed.is_err();
             }
-            ready = monitor.readable() => {
-                let mut ready = ready.context("the nftables monitor failed")?;
-                ready.clear_ready();
-                control.heard(drain(monitor.get_ref()));
-            }
+            () = foreign.notified() => control.heard(),
             () = sleep_until(wake) => {}
         }
         let addresses = addresses.borrow_and_update().clone();
@@ -93,21 +88,29 @@ pub async fn run(
     Ok(())
 }
 
-/// All notices there are; whether one of them tells of a foreign change.
-fn drain(monitor: &Monitor) -> bool {
-    let mut foreign = false;
-    loop {
-        match monitor.poll() {
-            Ok(Some(Notice::Changed { by_us })) => foreign |= !by_us,
-            // Anything may have changed.
-            Ok(Some(Notice::Overrun)) => foreign = true,
-            Ok(None) => return foreign,
-            Err(error) => {
-                tracing::warn!(%error, "nftables notifications unreadable: comparing instead");
-                return true;
+/// How long the listener goes without looking whether it is still wanted.
+const LISTEN: Duration = Duration::from_secs(1);
+
+/// Listens on a thread of its own, and notifies of foreign changes to our tables, and of anything that may be one.
+fn listen(mut monitor: Monitor, cancel: CancellationToken) -> Result<Arc<Notify>> {
+    let foreign = Arc::new(Notify::new());
+    let notify = foreign.clone();
+    let work = move || {
+        while !cancel.is_cancelled() {
+            match monitor.wait(LISTEN) {
+                Ok(None) => {}
+                // After an overrun anything may have changed.
+                Ok(Some(Notice::Changed(_) | Notice::Overrun)) => notify.notify_one(),
+                Err(error) => {
+                    tracing::warn!(%error, "nftables notifications unreadable: comparing once a second instead");
+                    notify.notify_one();
+                    std::thread::sleep(LISTEN);
+                }
             }
         }
-    }
+    };
+    std::thread::Builder::new().name("nft-monitor".into()).spawn(work).context("could not start the listener")?;
+    Ok(foreign)
 }
 
 async fn sleep_until(wake: Option<Instant>) {
@@ -174,8 +177,9 @@ impl<B: Backend> Control<B> {
         }
     }
 
-    fn heard(&mut self, foreign_change: bool) {
-        if foreign_change && self.synced {
+    /// Somebody else changed our tables, or may have.
+    fn heard(&mut self) {
+        if self.synced {
             self.repairs.request();
         }
     }

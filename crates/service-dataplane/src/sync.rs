@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nft::{Backend, CommitError, Family, Transaction};
+use nft::{Adoption, Backend, CommitError, Family, Operation, Transaction};
 use nix::errno::Errno;
 use service_model::{NodeFacts, ObjectName};
 
@@ -149,7 +149,15 @@ impl<B: Backend> Dataplane<B> {
         self.in_step = false;
         let mut transaction = Transaction::new();
         for wanted in self.ledger.contents(&self.facts) {
-            let found = self.backend.list(wanted.table.family)?;
+            let family = wanted.table.family;
+            let found = match self.backend.adopt(family)? {
+                Adoption::NoTable => None,
+                Adoption::Ours => self.backend.list(family)?,
+                Adoption::Replace => {
+                    transaction.push(family, Operation::DeleteTable);
+                    None
+                }
+            };
             transaction.operations.extend(nft::diff::diff(found.as_ref(), &wanted).operations);
         }
         outcome.repaired += transaction.operations.len();

@@ -1,0 +1,151 @@
+use nft::{Fake, Family};
+use nix::errno::Errno;
+use service_model::wire::{self, Interner, Object};
+use service_model::{DetectLocal, EndpointSlice, Node, NodePortAddresses, Service};
+
+use super::*;
+
+fn control(backend: Fake) -> Control<Fake> {
+    let node = NodeConfig {
+        node_name: "node-a".into(),
+        detect_local: DetectLocal::NodeCidr,
+        nodeport_addresses: NodePortAddresses::Primary,
+        masquerade_all: false,
+    };
+    Control::new(node, backend, Reports { status: Arc::default(), metrics: Arc::default() })
+}
+
+fn object<W: Object + serde::de::DeserializeOwned>(value: serde_json::Value) -> W::Model {
+    serde_json::from_value::<W>(value).unwrap().into_model(&mut Interner::default()).unwrap().object
+}
+
+fn service() -> Service {
+    object::<wire::Service>(serde_json::json!({
+        "metadata": { "name": "web", "namespace": "default" },
+        "spec": { "type": "NodePort", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"],
+                  "ports": [{ "port": 80, "protocol": "TCP", "nodePort": 30080 }] },
+    }))
+}
+
+fn slice(address: &str) -> EndpointSlice {
+    object::<wire::EndpointSlice>(serde_json::json!({
+        "metadata": { "name": "web-1", "namespace": "default", "labels": { "kubernetes.io/service-name": "web" } },
+        "addressType": "IPv4",
+        "ports": [{ "port": 8080, "protocol": "TCP" }],
+        "endpoints": [{ "addresses": [address] }],
+    }))
+}
+
+fn node() -> Node {
+    object::<wire::Node>(serde_json::json!({
+        "metadata": { "name": "node-a" },
+        "spec": { "podCIDRs": ["10.244.0.0/24"] },
+        "status": { "addresses": [{ "type": "InternalIP", "address": "192.168.77.10" }] },
+    }))
+}
+
+fn all<T>(objects: Vec<T>) -> ObjectEvent<T> {
+    ObjectEvent::Reset { objects, invalid: Vec::new() }
+}
+
+fn lists() -> [SourceEvent; 3] {
+    [
+        SourceEvent::Service(all(vec![service()])),
+        SourceEvent::EndpointSlice(all(vec![slice("10.244.0.5")])),
+        SourceEvent::Node(all(vec![node()])),
+    ]
+}
+
+/// Elements of a set, as the backend holds them.
+fn elements(control: &Control<Fake>, set: &str) -> usize {
+    let contents = control.dataplane.backend().contents(Family::Ip);
+    contents.and_then(|contents| contents.elements.get(set).map(Vec::len)).unwrap_or(0)
+}
+
+#[test]
+fn nothing_is_read_or_written_before_every_kind_has_been_listed() {
+    for missing in 0..3 {
+        let mut control = control(Fake::new());
+        for (i, event) in lists().into_iter().enumerate() {
+            if i != missing {
+                control.take(event);
+            }
+        }
+        control.turn(&[]);
+        assert_eq!(control.dataplane.backend().counters(), nft::Counters::default());
+        assert_eq!(control.reports.status.load().waiting_for.len(), 1);
+        control.take(lists().into_iter().nth(missing).unwrap());
+        control.turn(&[]);
+        assert!(control.reports.status.load().synced);
+        assert_eq!(elements(&control, "frontends_1"), 1);
+        assert_eq!(elements(&control, "node_addresses"), 1);
+    }
+}
+
+#[test]
+fn a_cluster_without_services_has_its_table_all_the_same() {
+    let mut control = control(Fake::new());
+    control.take(SourceEvent::Service(all(vec![])));
+    control.take(SourceEvent::EndpointSlice(all(vec![])));
+    control.take(SourceEvent::Node(all(vec![])));
+    control.turn(&[]);
+    assert!(control.dataplane.backend().contents(Family::Ip6).is_some());
+    assert!(control.reports.status.load().synced);
+}
+
+#[test]
+fn a_node_object_that_goes_takes_no_rules_with_it() {
+    let mut control = control(Fake::new());
+    lists().into_iter().for_each(|event| control.take(event));
+    control.turn(&[]);
+    for event in [ObjectEvent::Delete(node().name), all(vec![])] {
+        control.take(SourceEvent::Node(event));
+        assert!(!control.wants_commit());
+    }
+    assert_eq!(elements(&control, "node_addresses"), 1);
+}
+
+#[test]
+fn an_unchanged_object_causes_no_commit() {
+    let mut control = control(Fake::new());
+    lists().into_iter().for_each(|event| control.take(event));
+    control.turn(&[]);
+    let before = control.dataplane.backend().counters();
+    lists().into_iter().for_each(|event| control.take(event));
+    control.turn(&[]);
+    assert_eq!(control.dataplane.backend().counters(), before);
+    assert_eq!(control.reports.status.load().pending_since, None);
+}
+
+#[test]
+fn a_commit_that_fails_is_tried_again_until_it_is_in() {
+    let mut control = control(Fake::new());
+    lists().into_iter().for_each(|event| control.take(event));
+    control.turn(&[]);
+    control.pace = Pace::default();
+    control.dataplane.backend_mut().fail_next(Errno::ENOBUFS);
+    control.take(SourceEvent::EndpointSlice(all(vec![])));
+    control.turn(&[]);
+    assert!(control.reports.status.load().pending_since.is_some());
+    assert_eq!(elements(&control, "no_endpoints"), 0);
+    let retry = control.wake(Instant::now()).unwrap();
+    assert!(retry <= Instant::now() + Duration::from_millis(100));
+    control.pace = Pace::default();
+    control.turn(&[]);
+    assert_eq!(control.reports.status.load().pending_since, None);
+    assert_eq!(elements(&control, "no_endpoints"), 1);
+}
+
+#[test]
+fn a_foreign_change_is_repaired_at_once() {
+    let mut control = control(Fake::new());
+    lists().into_iter().for_each(|event| control.take(event));
+    control.turn(&[]);
+    control.dataplane.backend_mut().vandalise(Family::Ip, |table| *table = None);
+    control.heard();
+    let now = Instant::now();
+    assert!(control.wake(now).is_some_and(|at| at <= Instant::now()));
+    control.turn(&[]);
+    assert_eq!(elements(&control, "frontends_1"), 1);
+    assert_eq!(control.wake(Instant::now()), None);
+}
