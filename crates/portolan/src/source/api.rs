@@ -1,1 +1,164 @@
 //! A Kubernetes API server as the source of objects.
+//!
+//! One task per kind lists and then watches it ([`follow`]). What holds, whatever the server or the network
+//! does:
+//!
+//! * A list is delivered as one `Reset`, whole or not at all. Nothing partial ever leaves this module, so a
+//!   reader can never mistake a list that broke off for a cluster that shrank.
+//! * Every request and every open stream has a limit on silence, so a peer that died without a word is
+//!   found within [`ApiConfig::silence`].
+//! * One object that cannot be decoded is named and left out; its neighbours are delivered.
+//! * After trouble, the server's version is compared with ours: one that is behind (etcd restored from a
+//!   backup) is listed anew, since a watch from a version in its future would stay silent
+//!   (kubernetes issue 107457).
+//!
+//! kube brings configuration, TLS, credentials and the requests; the loop is our own. `kube::runtime`'s
+//! `watcher` was read and left aside: it renews a watch that ends at once without any pause and without
+//! telling, has no limit on a list that hangs, no fall-back when streaming lists are refused, hides the
+//! reconnects at which versions are to be compared, and drops `Retry-After`. Its `DeserializeGuard` would
+//! buffer and clone every object; decoding borrowed text costs nothing and names the field.
+//!
+//! Deciding when the view is whole, and remembering last good versions, are left to the control loop.
+
+mod backoff;
+mod client;
+mod decode;
+mod follow;
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use kube::Client;
+use service_model::ObjectEvent;
+use service_model::wire::{self, LABEL_SELECTOR, Object};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::SourceEvent;
+use follow::{Follower, Target};
+
+pub use client::client;
+
+/// Times and sizes of the source. The defaults are for clusters, other values for tests.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// Objects per page of a list.
+    pub page_size: u32,
+    /// Longest silence on a connection in use: a request without answer, a body without a byte, a watch
+    /// without an event. A silent watch is renewed, since nothing else tells a quiet cluster from a dead
+    /// peer: bookmarks are promised no rhythm.
+    pub silence: Duration,
+    /// Longest time for one page, or for a whole streaming list.
+    pub list_limit: Duration,
+    /// Seconds after which the server is asked to end a watch; drawn anew for each, so that nodes spread.
+    pub watch_seconds: RangeInclusive<u32>,
+    /// How long a comparison of versions is good for, while no trouble makes another necessary.
+    pub check_every: Duration,
+    /// Mean of the first pause after a failure, times two; each further one is twice as long.
+    pub retry_base: Duration,
+    /// Upper end of a pause. A server's `Retry-After` may ask for more.
+    pub retry_limit: Duration,
+    /// How long all must be well before pauses begin small again.
+    pub stable_after: Duration,
+    /// How often to look for a kind that the server does not have, or does not let us see.
+    pub absent_retry: Duration,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        ApiConfig {
+            // What client-go asks for.
+            page_size: 500,
+            silence: Duration::from_secs(35),
+            list_limit: Duration::from_secs(120),
+            watch_seconds: 240..=285,
+            check_every: Duration::from_secs(200),
+            retry_base: Duration::from_millis(800),
+            retry_limit: Duration::from_secs(30),
+            stable_after: Duration::from_secs(60),
+            absent_retry: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Watches what the node named `node_name` needs and sends it, until `cancel`led or until the receiver is
+/// dropped. Failures of the server are reported as [`SourceEvent::Connection`] and tried again for ever.
+pub async fn run(
+    client: Client,
+    node_name: String,
+    config: ApiConfig,
+    events: mpsc::Sender<SourceEvent>,
+    cancel: CancellationToken,
+) {
+    let selected = |path| Target {
+        path,
+        label_selector: Some(LABEL_SELECTOR.to_owned()),
+        field_selector: None,
+        optional: false,
+    };
+    let own_node = Target {
+        path: "/api/v1/nodes",
+        label_selector: None,
+        field_selector: Some(format!("metadata.name={node_name}")),
+        optional: false,
+    };
+    let cidrs = Target {
+        path: "/apis/networking.k8s.io/v1/servicecidrs",
+        label_selector: None,
+        field_selector: None,
+        optional: true,
+    };
+    let start = Start {
+        client,
+        config,
+        events,
+        cancel,
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(start.follow::<wire::Service>(selected("/api/v1/services"), SourceEvent::Service));
+    tasks.spawn(start.follow::<wire::EndpointSlice>(
+        selected("/apis/discovery.k8s.io/v1/endpointslices"),
+        SourceEvent::EndpointSlice,
+    ));
+    tasks.spawn(start.follow::<wire::Node>(own_node, SourceEvent::Node));
+    tasks.spawn(start.follow::<wire::ServiceCidr>(cidrs, SourceEvent::ServiceCidr));
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            std::panic::resume_unwind(error.into_panic());
+        }
+    }
+}
+
+/// What the tasks share.
+struct Start {
+    client: Client,
+    config: ApiConfig,
+    events: mpsc::Sender<SourceEvent>,
+    cancel: CancellationToken,
+}
+
+impl Start {
+    fn follow<O: Object>(
+        &self,
+        target: Target,
+        wrap: fn(ObjectEvent<O::Model>) -> SourceEvent,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let follower = Follower::<O>::new(
+            self.client.clone(),
+            target,
+            self.config.clone(),
+            wrap,
+            self.events.clone(),
+        );
+        let cancel = self.cancel.clone();
+        async move {
+            cancel.run_until_cancelled(follower.run()).await;
+        }
+    }
+}

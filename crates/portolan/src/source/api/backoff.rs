@@ -1,0 +1,119 @@
+//! How long to wait after a failure. Knows no clock: the caller says what time it is.
+//!
+//! Full jitter (a draw between nothing and the current step), so that a thousand nodes that lost their API
+//! server together do not come back together; steps begin small again only after a stable while, so a server
+//! that answers and fails in turn is not asked at the first step's pace for ever.
+
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::time::Instant;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    base: Duration,
+    limit: Duration,
+    stable_after: Duration,
+    failures: u32,
+    well_since: Option<Instant>,
+}
+
+impl Backoff {
+    pub(super) fn new(base: Duration, limit: Duration, stable_after: Duration) -> Self {
+        Backoff {
+            base,
+            limit,
+            stable_after,
+            failures: 0,
+            well_since: None,
+        }
+    }
+
+    /// All is well, as far as one can see.
+    pub(super) fn well(&mut self, now: Instant) {
+        self.well_since.get_or_insert(now);
+    }
+
+    /// Something failed: how long to wait, at least `asked`, which is what the server wants.
+    pub(super) fn failed(
+        &mut self,
+        now: Instant,
+        asked: Option<Duration>,
+        chance: &mut impl Rng,
+    ) -> Duration {
+        if let Some(since) = self.well_since.take()
+            && now.duration_since(since) >= self.stable_after
+        {
+            self.failures = 0;
+        }
+        let step = self.step();
+        self.failures = self.failures.saturating_add(1);
+        // Added to what the server asks for, not drawn from it: it means "not before".
+        asked.unwrap_or_default() + step.mul_f64(chance.random_range(0.0..=1.0))
+    }
+
+    /// The upper end of the next draw.
+    pub(super) fn step(&self) -> Duration {
+        let factor = 2_u32.saturating_pow(self.failures.min(30));
+        self.base.saturating_mul(factor).min(self.limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+
+    const BASE: Duration = Duration::from_millis(800);
+    const LIMIT: Duration = Duration::from_secs(30);
+    const STABLE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn steps_double_up_to_the_limit_and_draws_spread_over_the_whole_step() {
+        let now = Instant::now();
+        let mut chance = SmallRng::seed_from_u64(1);
+        let mut longest = Duration::ZERO;
+        let mut shortest = LIMIT;
+        let mut backoff = Backoff::new(BASE, LIMIT, STABLE);
+        for failure in 0..200 {
+            let step = backoff.step();
+            assert_eq!(step, LIMIT.min(BASE * 2_u32.pow(failure.min(20))));
+            let pause = backoff.failed(now, None, &mut chance);
+            assert!(pause <= step);
+            if step == LIMIT {
+                longest = longest.max(pause);
+                shortest = shortest.min(pause);
+            }
+        }
+        assert!(longest > LIMIT.mul_f64(0.9) && shortest < LIMIT.mul_f64(0.1));
+    }
+
+    #[test]
+    fn steps_begin_anew_only_after_a_stable_while() {
+        let start = Instant::now();
+        let mut chance = SmallRng::seed_from_u64(1);
+        let mut backoff = Backoff::new(BASE, LIMIT, STABLE);
+        for _ in 0..3 {
+            backoff.failed(start, None, &mut chance);
+        }
+        backoff.well(start);
+        backoff.failed(start + STABLE / 2, None, &mut chance);
+        assert_eq!(backoff.step(), BASE * 16);
+        backoff.well(start + STABLE);
+        backoff.well(start + STABLE + STABLE / 2);
+        backoff.failed(start + STABLE * 2, None, &mut chance);
+        assert_eq!(backoff.step(), BASE * 2);
+    }
+
+    #[test]
+    fn the_server_is_never_asked_before_it_wants_to_be() {
+        let asked = Duration::from_secs(5);
+        let mut chance = SmallRng::seed_from_u64(1);
+        let mut backoff = Backoff::new(BASE, LIMIT, STABLE);
+        let pause = backoff.failed(Instant::now(), Some(asked), &mut chance);
+        assert!(pause >= asked && pause <= asked + BASE);
+    }
+}

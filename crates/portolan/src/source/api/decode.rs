@@ -1,0 +1,251 @@
+//! From bytes of the API server to objects of the model. Pure.
+//!
+//! Everything is decoded from borrowed text straight into the few fields that are used; the text and the
+//! wire types are gone when a function here returns. An object that cannot be decoded costs itself only.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use service_model::wire::{Interner, Metadata, Object};
+use service_model::{Invalid, ObjectName};
+
+use crate::source::Problem;
+
+/// Longest text of foreign origin in a message, in characters.
+const MAX_TEXT: usize = 200;
+/// Marks the bookmark that ends the initial events (KEP-3157).
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+/// One object, or what is wrong with it.
+#[derive(Debug)]
+pub(super) struct Decoded<M> {
+    pub(super) name: ObjectName,
+    /// `metadata.resourceVersion`; empty if there is none.
+    pub(super) version: String,
+    /// `None`: it exists, but cannot be used.
+    pub(super) model: Option<M>,
+    pub(super) problems: Vec<Problem>,
+}
+
+/// A page of a list.
+#[derive(Debug)]
+pub(super) struct Page<'a> {
+    pub(super) version: String,
+    /// What the next page is asked for with.
+    pub(super) next: Option<String>,
+    pub(super) items: Vec<&'a RawValue>,
+}
+
+/// An event of a watch.
+#[derive(Debug)]
+pub(super) enum Event<M> {
+    /// ADDED or MODIFIED.
+    Applied(Decoded<M>),
+    /// DELETED.
+    Deleted { name: ObjectName, version: String },
+    /// BOOKMARK.
+    Bookmark {
+        version: String,
+        /// The initial events are complete.
+        initial_events_end: bool,
+    },
+    /// ERROR.
+    Error { code: u16, message: String },
+    /// A type that did not exist when this was written.
+    Unknown,
+}
+
+/// Reads a page. The error is for an operator.
+pub(super) fn page(bytes: &[u8]) -> Result<Page<'_>, String> {
+    #[derive(Deserialize)]
+    struct List<'a> {
+        metadata: ListMetadata,
+        #[serde(borrow, default)]
+        items: Option<Vec<&'a RawValue>>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct ListMetadata {
+        #[serde(default)]
+        resource_version: Option<String>,
+        #[serde(default)]
+        r#continue: Option<String>,
+    }
+    let list: List<'_> =
+        serde_json::from_slice(bytes).map_err(|error| unreadable("list", &error))?;
+    Ok(Page {
+        version: list.metadata.resource_version.unwrap_or_default(),
+        next: list.metadata.r#continue.filter(|token| !token.is_empty()),
+        items: list.items.unwrap_or_default(),
+    })
+}
+
+/// Reads an event. The error, for an operator, is about the stream, never about an object in it.
+pub(super) fn event<O: Object>(
+    line: &[u8],
+    interner: &mut Interner,
+) -> Result<Event<O::Model>, String> {
+    #[derive(Deserialize)]
+    struct Envelope<'a> {
+        #[serde(borrow, rename = "type")]
+        kind: Cow<'a, str>,
+        #[serde(borrow)]
+        object: &'a RawValue,
+    }
+    let envelope: Envelope<'_> =
+        serde_json::from_slice(line).map_err(|error| unreadable("event", &error))?;
+    let text = envelope.object.get();
+    Ok(match envelope.kind.as_ref() {
+        "ADDED" | "MODIFIED" => Event::Applied(object::<O>(text, interner)),
+        "DELETED" => {
+            let metadata = metadata(text);
+            Event::Deleted {
+                name: metadata.object_name(O::KIND),
+                version: metadata.resource_version.unwrap_or_default(),
+            }
+        }
+        "BOOKMARK" => bookmark(text)?,
+        "ERROR" => error(text),
+        _ => Event::Unknown,
+    })
+}
+
+/// Decodes and converts an object.
+pub(super) fn object<O: Object>(text: &str, interner: &mut Interner) -> Decoded<O::Model> {
+    let wire = match serde_json::from_str::<O>(text) {
+        Ok(wire) => wire,
+        Err(_) => return undecodable::<O>(text),
+    };
+    let name = wire.object_name();
+    let version = wire.metadata().resource_version.clone().unwrap_or_default();
+    let problem = |invalid, whole_object| Problem {
+        place: None,
+        invalid,
+        whole_object,
+    };
+    let (model, problems) = match wire.into_model(interner) {
+        Ok(converted) => {
+            let warnings = converted.warnings.into_iter();
+            (
+                Some(converted.object),
+                warnings.map(|invalid| problem(invalid, false)).collect(),
+            )
+        }
+        Err(invalid) => (None, vec![problem(invalid, true)]),
+    };
+    Decoded {
+        name,
+        version,
+        model,
+        problems,
+    }
+}
+
+/// Names an object that does not have the shape of its kind. The second look is what it costs to say where.
+fn undecodable<O: Object>(text: &str) -> Decoded<O::Model> {
+    let metadata = metadata(text);
+    let name = metadata.object_name(O::KIND);
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let (field, reason) = match serde_path_to_error::deserialize::<_, O>(&mut deserializer) {
+        Ok(_) => (String::new(), "cannot be decoded".to_owned()),
+        Err(error) => (error.path().to_string(), error.inner().to_string()),
+    };
+    let invalid = Invalid {
+        kind: O::KIND,
+        object: name.clone(),
+        field: printable(&field),
+        reason: printable(&reason),
+    };
+    Decoded {
+        name,
+        version: metadata.resource_version.unwrap_or_default(),
+        model: None,
+        problems: vec![Problem {
+            place: None,
+            invalid,
+            whole_object: true,
+        }],
+    }
+}
+
+/// Name and version of any object, whatever the rest of it looks like.
+fn metadata(text: &str) -> Metadata {
+    let object: Value = serde_json::from_str(text).unwrap_or_default();
+    let field = |name: &str| {
+        let value = object
+            .get("metadata")
+            .and_then(|metadata| metadata.get(name));
+        value.and_then(Value::as_str).map(str::to_owned)
+    };
+    Metadata {
+        name: field("name").unwrap_or_default(),
+        namespace: field("namespace"),
+        resource_version: field("resourceVersion"),
+        ..Metadata::default()
+    }
+}
+
+fn bookmark<M>(text: &str) -> Result<Event<M>, String> {
+    #[derive(Deserialize)]
+    struct Bookmark {
+        metadata: BookmarkMetadata,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct BookmarkMetadata {
+        resource_version: String,
+        #[serde(default)]
+        annotations: Option<BTreeMap<String, String>>,
+    }
+    let bookmark: Bookmark =
+        serde_json::from_str(text).map_err(|error| unreadable("bookmark", &error))?;
+    let annotations = bookmark.metadata.annotations.unwrap_or_default();
+    Ok(Event::Bookmark {
+        version: bookmark.metadata.resource_version,
+        initial_events_end: annotations
+            .get(INITIAL_EVENTS_END)
+            .is_some_and(|end| end == "true"),
+    })
+}
+
+fn error<M>(text: &str) -> Event<M> {
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Status {
+        code: u16,
+        message: String,
+    }
+    let status: Status = serde_json::from_str(text).unwrap_or_default();
+    Event::Error {
+        code: status.code,
+        message: printable(&status.message),
+    }
+}
+
+fn unreadable(what: &str, error: &serde_json::Error) -> String {
+    printable(&format!("unreadable {what}: {error}"))
+}
+
+/// Foreign text as it may be logged: clamped, and nothing in it that is not shown as itself.
+pub(super) fn printable(text: &str) -> String {
+    let mut shown = String::new();
+    for char in text.chars().take(MAX_TEXT) {
+        match char {
+            '"' | '\'' | '\\' => shown.push(char),
+            _ => shown.extend(char.escape_debug()),
+        }
+    }
+    shown
+}
+
+/// Whether a server at version `theirs` is behind `ours`. Versions are numbers by custom only: where they
+/// are not, the answer is to be on the safe side.
+pub(super) fn is_behind(theirs: &str, ours: &str) -> bool {
+    match (theirs.parse::<u64>(), ours.parse::<u64>()) {
+        (Ok(theirs), Ok(ours)) => theirs < ours,
+        _ => theirs != ours,
+    }
+}

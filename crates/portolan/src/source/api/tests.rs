@@ -1,0 +1,249 @@
+//! The source against the fake API server, fault by fault.
+
+mod faults;
+mod harness;
+
+use std::time::Duration;
+
+use lab::fake_api::{Injection, Resource, StreamingList, Verb};
+use service_model::ObjectKind;
+
+use super::ApiConfig;
+use harness::{Bench, quick, service, slice};
+
+#[tokio::test]
+async fn a_list_arrives_as_one_reset_and_changes_follow() {
+    for mode in [StreamingList::Served, StreamingList::Refused] {
+        let mut bench = Bench::new();
+        bench.api.set_streaming_list(mode);
+        bench
+            .api
+            .apply_all((0..7).map(|i| service(&format!("s{i}"))))
+            .unwrap();
+        bench.api.apply(slice("s0-x", "s0")).unwrap();
+        bench
+            .start(ApiConfig {
+                page_size: 3,
+                ..quick()
+            })
+            .await;
+        bench
+            .until("four lists", |view| view.resets.len() == 4)
+            .await;
+        assert_eq!(bench.view.services.len(), 7);
+        assert!(
+            bench.view.resets.values().all(|&resets| resets == 1),
+            "{:?}",
+            bench.view.resets
+        );
+        assert_eq!(
+            (bench.view.slices.len(), bench.view.nodes.as_slice()),
+            (1, &["this".to_owned()][..])
+        );
+
+        bench.api.apply(service("new")).unwrap();
+        bench.api.delete(Resource::Services, "default", "s3");
+        bench
+            .api
+            .delete(Resource::EndpointSlices, "default", "s0-x");
+        bench
+            .until("changes", |view| {
+                view.services.contains("new")
+                    && !view.services.contains("s3")
+                    && view.slices.is_empty()
+            })
+            .await;
+        assert_eq!(bench.view.resets[&ObjectKind::Service], 1);
+        assert_eq!(bench.api.counts().forbidden, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_streaming_lists_is_asked_once_and_then_by_pages() {
+    let mut bench = Bench::new();
+    bench.api.set_streaming_list(StreamingList::Refused);
+    bench.start(quick()).await;
+    bench
+        .until("a list", |view| {
+            view.resets.contains_key(&ObjectKind::Service)
+        })
+        .await;
+    bench.api.compact();
+    bench.api.advance(5);
+    bench.api.compact();
+    bench.api.break_connections();
+    bench
+        .until("a second list", |view| {
+            view.resets[&ObjectKind::Service] == 2
+        })
+        .await;
+    let streaming = bench.seen(Resource::Services, Verb::Watch);
+    let streaming = streaming
+        .iter()
+        .filter(|seen| seen.parameters.contains_key("sendInitialEvents"));
+    assert_eq!(streaming.count(), 1);
+    assert!(
+        bench
+            .view
+            .failures(ObjectKind::Service)
+            .iter()
+            .all(|error| !error.contains("422"))
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_ignores_the_wish_for_a_streaming_list_is_found_out() {
+    let mut bench = Bench::new();
+    bench.api.set_streaming_list(StreamingList::Ignored);
+    bench.api.apply(service("a")).unwrap();
+    bench
+        .start(ApiConfig {
+            silence: Duration::from_millis(100),
+            ..quick()
+        })
+        .await;
+    bench
+        .until("a list", |view| view.services.contains("a"))
+        .await;
+    assert!(bench.seen(Resource::Services, Verb::List).len() == 1);
+}
+
+#[tokio::test]
+async fn requests_say_who_asks_and_ask_for_no_more_than_is_needed() {
+    let mut bench = Bench::new();
+    bench.api.set_streaming_list(StreamingList::Refused);
+    bench.start(quick()).await;
+    bench
+        .until("four lists", |view| view.resets.len() == 4)
+        .await;
+    let seen = bench.api.seen();
+    assert!(
+        seen.iter()
+            .all(|seen| seen.user_agent.starts_with("portolan/"))
+    );
+    let parameter = |resource, name: &str| {
+        let of = seen.iter().filter(move |seen| seen.resource == resource);
+        of.map(|seen| seen.parameters.get(name).cloned())
+            .collect::<Vec<_>>()
+    };
+    let selector =
+        "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless".to_owned();
+    for resource in [Resource::Services, Resource::EndpointSlices] {
+        let selectors = parameter(resource, "labelSelector");
+        assert!(
+            selectors
+                .iter()
+                .all(|found| found.as_ref() == Some(&selector)),
+            "{selectors:?}"
+        );
+    }
+    let own = Some("metadata.name=this".to_owned());
+    assert!(
+        parameter(Resource::Nodes, "fieldSelector")
+            .iter()
+            .all(|found| *found == own)
+    );
+    assert_eq!(bench.view.nodes, ["this"]);
+}
+
+#[tokio::test]
+async fn an_undecodable_object_is_named_and_its_neighbours_are_delivered() {
+    for mode in [StreamingList::Served, StreamingList::Refused] {
+        let mut bench = Bench::new();
+        bench.api.set_streaming_list(mode);
+        let mut bad = service("bad");
+        bad["spec"]["ports"] = "none\u{1b}[31m".into();
+        bench
+            .api
+            .apply_all([service("a"), bad.clone(), service("z")])
+            .unwrap();
+        bench.start(quick()).await;
+        bench
+            .until("the problem", |view| view.problems.len() == 1)
+            .await;
+        assert_eq!(bench.view.services.iter().collect::<Vec<_>>(), ["a", "z"]);
+        assert_eq!(bench.view.invalid, ["bad"]);
+        let problem = bench.view.problems[0].clone();
+        assert_eq!(
+            (
+                &*problem.invalid.object.name,
+                problem.invalid.field.as_str()
+            ),
+            ("bad", "spec.ports")
+        );
+        assert!(problem.whole_object && !problem.to_string().contains(char::is_control));
+
+        bad["metadata"]["name"] = "a".into();
+        bench.api.apply_all([bad, service("next")]).unwrap();
+        bench
+            .until("the neighbour", |view| view.services.contains("next"))
+            .await;
+        assert_eq!(&*bench.view.problems[1].invalid.object.name, "a");
+        assert!(
+            bench.view.services.contains("a"),
+            "a problem takes nothing away"
+        );
+        bench.api.apply(service("bad")).unwrap();
+        bench
+            .until("the repaired object", |view| view.services.contains("bad"))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn service_cidrs_are_optional_and_nothing_else_is() {
+    for absence in [404, 403] {
+        let mut bench = Bench::new();
+        let fault = lab::fake_api::Fault::Status {
+            code: absence,
+            retry_after: None,
+        };
+        bench
+            .api
+            .inject(Injection::always(fault).on(Resource::ServiceCidrs));
+        bench
+            .api
+            .inject(Injection::always(fault).on(Resource::Nodes));
+        bench
+            .start(ApiConfig {
+                absent_retry: Duration::from_millis(50),
+                ..quick()
+            })
+            .await;
+        bench
+            .until("lists and a complaint", |view| {
+                view.resets.len() == 3 && !view.failures(ObjectKind::Node).is_empty()
+            })
+            .await;
+        assert!(bench.view.resets.contains_key(&ObjectKind::ServiceCidr));
+        assert!(bench.view.failures(ObjectKind::ServiceCidr).is_empty());
+        assert!(bench.view.failures(ObjectKind::Node)[0].contains(&absence.to_string()));
+        // The cluster is upgraded, or the role is corrected.
+        bench.api.heal();
+        bench.until("the node", |view| view.nodes == ["this"]).await;
+        bench
+            .until("the kind", |view| {
+                view.resets[&ObjectKind::ServiceCidr] == 2
+            })
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_source_ends_whatever_it_waits_for() {
+    let mut bench = Bench::new();
+    bench.start(quick()).await;
+    bench.until("a list", |view| !view.resets.is_empty()).await;
+    bench
+        .api
+        .inject(Injection::always(lab::fake_api::Fault::Hang));
+    bench.api.break_connections();
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_missing_cluster_is_said_in_plain_words() {
+    let missing = std::path::Path::new("/nowhere/kubeconfig");
+    let error = super::client(Some(missing)).await.err().unwrap();
+    assert!(format!("{error:#}").contains("/nowhere/kubeconfig"));
+}

@@ -1,0 +1,549 @@
+//! What servers and networks do to a source, and what it makes of it.
+
+use std::time::{Duration, Instant};
+
+use kube::api::{ListParams, WatchParams};
+use kube::core::Request;
+use lab::fake_api::{Fault, GoneAs, Injection, Resource, StreamingList, Verb};
+use service_model::ObjectKind;
+
+use super::harness::{Bench, quick, service};
+use crate::source::api::{ApiConfig, request};
+
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+fn five_services() -> Bench {
+    let bench = Bench::new();
+    bench.api.apply_all(NAMES.map(service)).unwrap();
+    bench
+}
+
+/// Length of a whole list of Services, as pages or as a stream with its end.
+async fn list_length(bench: &mut Bench, mode: StreamingList) -> usize {
+    let client = bench.client().await;
+    let limit = Duration::from_secs(5);
+    let path = Request::new(Resource::Services.path());
+    if mode == StreamingList::Refused {
+        let request = path.list(&ListParams::default()).unwrap();
+        return request::whole(&client, request, limit, limit)
+            .await
+            .unwrap()
+            .len();
+    }
+    let parameters = WatchParams {
+        send_initial_events: true,
+        ..WatchParams::default()
+    };
+    let request = path.watch(&parameters, "").unwrap();
+    let mut lines = request::lines(&client, request, limit).await.unwrap();
+    let mut length = 0;
+    loop {
+        let line = lines
+            .next(tokio::time::Instant::now() + limit)
+            .await
+            .unwrap()
+            .unwrap();
+        length += line.len() + 1;
+        if line.starts_with(br#"{"type":"BOOKMARK"#) {
+            return length;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_list_cut_at_any_byte_delivers_nothing() {
+    for mode in [StreamingList::Served, StreamingList::Refused] {
+        let mut bench = five_services();
+        bench.api.set_streaming_list(mode);
+        let length = list_length(&mut bench, mode).await;
+        // A streaming list that failed is followed by pages: those fail here in another way.
+        let cut = if mode == StreamingList::Served {
+            Verb::Watch
+        } else {
+            Verb::List
+        };
+        let other = Fault::Status {
+            code: 500,
+            retry_after: None,
+        };
+        // The last byte is the end of the line, which a list of pages can do without.
+        let offsets = (0..length - 2)
+            .step_by(length / 20)
+            .chain([1, 2, length - 3]);
+        for offset in offsets {
+            for fault in [Fault::CutAfter(offset), Fault::EndAfter(offset)] {
+                let before = bench.api.seen().len();
+                bench
+                    .api
+                    .inject(Injection::always(fault).on(Resource::Services).verb(cut));
+                if cut == Verb::Watch {
+                    bench.api.inject(
+                        Injection::always(other)
+                            .on(Resource::Services)
+                            .verb(Verb::List),
+                    );
+                }
+                bench.start(quick()).await;
+                let asked = |api: &lab::fake_api::FakeApi| {
+                    let seen = api.seen();
+                    seen.iter()
+                        .skip(before)
+                        .filter(|seen| seen.resource == Resource::Services)
+                        .count()
+                };
+                bench.until_seen("attempts", |api| asked(api) > 2).await;
+                bench
+                    .until("the complaint", |view| {
+                        !view.failures(ObjectKind::Service).is_empty()
+                    })
+                    .await;
+                let told = bench.view.resets.get(&ObjectKind::Service);
+                assert_eq!(told, None, "{mode:?} {fault:?} of {length}");
+
+                bench.api.heal();
+                bench
+                    .until("the list", |view| view.services.len() == NAMES.len())
+                    .await;
+                assert_eq!(bench.view.lists, [NAMES]);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_list_is_whole_whatever_happens_to_its_pages() {
+    for seed in 0..6 {
+        let mut bench = five_services();
+        if seed % 2 == 0 {
+            bench.api.set_streaming_list(StreamingList::Refused);
+        }
+        bench.api.inject_randomly(seed, 0.4);
+        let config = ApiConfig {
+            page_size: 2,
+            silence: Duration::from_millis(50),
+            ..quick()
+        };
+        bench.start(config).await;
+        for round in 1..4 {
+            bench
+                .until("a list", |view| view.lists.len() >= round)
+                .await;
+            bench.api.advance(1);
+            bench.api.compact();
+            bench.api.break_connections();
+        }
+        bench.api.apply(service("last")).unwrap();
+        bench
+            .until("the last object", |view| view.services.contains("last"))
+            .await;
+        for list in &bench.view.lists {
+            assert!(
+                list.starts_with(&NAMES.map(str::to_owned)),
+                "seed {seed}: {list:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_storm_of_410_costs_one_list_per_step_of_back_off() {
+    for (gone, fault) in [
+        (GoneAs::Event, Fault::ErrorEvent(410)),
+        (
+            GoneAs::Status,
+            Fault::Status {
+                code: 410,
+                retry_after: None,
+            },
+        ),
+    ] {
+        let mut bench = five_services();
+        bench.api.set_streaming_list(StreamingList::Refused);
+        bench.api.inject(
+            Injection::always(fault)
+                .verb(Verb::Watch)
+                .on(Resource::Services),
+        );
+        let config = ApiConfig {
+            retry_limit: Duration::from_millis(60),
+            ..quick()
+        };
+        // Streaming lists are refused with 410 as well here, which is no refusal of streaming as such.
+        let (began, steps) = (Instant::now(), 20);
+        bench.start(config).await;
+        bench
+            .until_seen("watches", |api| {
+                let watches = |seen: &&lab::fake_api::Seen| {
+                    seen.resource == Resource::Services && seen.verb == Verb::Watch
+                };
+                api.seen().iter().filter(watches).count() >= steps
+            })
+            .await;
+        let (lists, watches) = (
+            bench.seen(Resource::Services, Verb::List),
+            bench.seen(Resource::Services, Verb::Watch),
+        );
+        assert!(lists.len() <= watches.len() + 1, "{gone:?}");
+        // Mean of a pause is 30 ms; the first few are shorter.
+        assert!(
+            began.elapsed() > Duration::from_millis(120),
+            "{gone:?}: {:?}",
+            began.elapsed()
+        );
+        assert!(
+            bench.view.lists.iter().all(|list| list == &NAMES),
+            "{gone:?}"
+        );
+        bench.api.heal();
+        bench.api.apply(service("after")).unwrap();
+        bench
+            .until("life after the storm", |view| {
+                view.services.contains("after")
+            })
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn what_went_while_the_server_was_away_goes_when_it_is_back() {
+    for compacted in [false, true] {
+        let mut bench = five_services();
+        bench.start(quick()).await;
+        bench
+            .until("the list", |view| view.services.len() == NAMES.len())
+            .await;
+        bench.api.set_reachable(false);
+        bench
+            .until("the complaint", |view| {
+                !view.failures(ObjectKind::Service).is_empty()
+            })
+            .await;
+        bench.api.delete(Resource::Services, "default", "b");
+        bench.api.apply(service("f")).unwrap();
+        if compacted {
+            bench.api.compact();
+        }
+        let connections = bench.api.counts().connections;
+        bench
+            .until_seen("attempts", |api| api.counts().connections > connections + 4)
+            .await;
+        assert_eq!(
+            bench.view.services.len(),
+            NAMES.len(),
+            "an outage takes nothing away"
+        );
+        bench.api.set_reachable(true);
+        bench
+            .until("the changes", |view| {
+                view.services.contains("f") && !view.services.contains("b")
+            })
+            .await;
+        assert_eq!(
+            bench.view.resets[&ObjectKind::Service],
+            if compacted { 2 } else { 1 }
+        );
+        bench
+            .until("the all-clear", |view| {
+                view.connections.last().is_some_and(|(_, s)| s.is_ok())
+            })
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn retry_after_is_honoured() {
+    let mut bench = five_services();
+    for code in [429, 503] {
+        let before = bench.seen(Resource::Services, Verb::Watch).len();
+        let fault = Fault::Status {
+            code,
+            retry_after: Some(1),
+        };
+        bench
+            .api
+            .inject(Injection::once(fault).on(Resource::Services));
+        bench.start(quick()).await;
+        bench
+            .until("the list", |view| view.services.len() == NAMES.len())
+            .await;
+        assert!(bench.view.failures(ObjectKind::Service)[0].contains(&code.to_string()));
+        let all = bench.api.seen();
+        let mut asked = all
+            .iter()
+            .filter(|seen| seen.resource == Resource::Services);
+        let first = asked
+            .by_ref()
+            .filter(|seen| seen.verb == Verb::Watch)
+            .nth(before)
+            .unwrap()
+            .at;
+        // The stream was refused for a while, not for good: the next attempt may be either.
+        let second = all
+            .iter()
+            .find(|seen| seen.resource == Resource::Services && seen.at > first)
+            .unwrap()
+            .at;
+        assert!(
+            second - first >= Duration::from_secs(1),
+            "{code}: {:?}",
+            second - first
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_is_left_in_time() {
+    let silence = Duration::from_millis(150);
+    // In the answer to a list; in the middle of one; in a watch.
+    for fault in [
+        Fault::Hang,
+        Fault::HangAfter(300),
+        Fault::HangAfter(100_000),
+    ] {
+        for mode in [StreamingList::Served, StreamingList::Refused] {
+            let mut bench = five_services();
+            bench.api.set_streaming_list(mode);
+            bench
+                .api
+                .inject(Injection::once(fault).on(Resource::Services));
+            let began = Instant::now();
+            bench.start(ApiConfig { silence, ..quick() }).await;
+            bench
+                .until("the list", |view| view.services.len() == NAMES.len())
+                .await;
+            bench.api.inject(
+                Injection::once(Fault::HangAfter(0))
+                    .on(Resource::Services)
+                    .verb(Verb::Watch),
+            );
+            bench.api.break_connections();
+            let watches = bench.seen(Resource::Services, Verb::Watch).len();
+            bench
+                .until_seen("a watch that hangs", |api| {
+                    let of = |seen: &&lab::fake_api::Seen| {
+                        seen.resource == Resource::Services && seen.verb == Verb::Watch
+                    };
+                    api.seen().iter().filter(of).count() > watches
+                })
+                .await;
+            bench.api.apply(service("late")).unwrap();
+            bench
+                .until("the change", |view| view.services.contains("late"))
+                .await;
+            assert!(
+                began.elapsed() < Duration::from_secs(4),
+                "{mode:?} {fault:?}: {:?}",
+                began.elapsed()
+            );
+        }
+    }
+    assert!(ApiConfig::default().silence <= Duration::from_secs(45));
+}
+
+#[tokio::test]
+async fn a_trickling_answer_is_an_answer_and_a_list_that_never_ends_is_not() {
+    let mut bench = five_services();
+    bench.api.set_streaming_list(StreamingList::Refused);
+    let slow = |bytes| Fault::Slow {
+        bytes,
+        pause: Duration::from_millis(1),
+    };
+    bench.api.inject(
+        Injection::once(slow(7))
+            .on(Resource::Services)
+            .verb(Verb::List),
+    );
+    bench
+        .start(ApiConfig {
+            silence: Duration::from_millis(500),
+            ..quick()
+        })
+        .await;
+    bench
+        .until("the slow list", |view| view.services.len() == NAMES.len())
+        .await;
+
+    bench.api.inject(
+        Injection::always(slow(1))
+            .on(Resource::Services)
+            .verb(Verb::List),
+    );
+    bench
+        .start(ApiConfig {
+            list_limit: Duration::from_millis(50),
+            ..quick()
+        })
+        .await;
+    bench
+        .until("the complaint", |view| {
+            !view.failures(ObjectKind::Service).is_empty()
+        })
+        .await;
+    assert!(!bench.view.resets.contains_key(&ObjectKind::Service));
+    bench.api.heal();
+    bench
+        .until("the list", |view| view.services.len() == NAMES.len())
+        .await;
+}
+
+#[tokio::test]
+async fn a_server_restored_from_a_backup_is_listed_anew() {
+    let mut bench = five_services();
+    let backup = bench.api.backup();
+    bench.api.delete(Resource::Services, "default", "a");
+    bench.api.apply_all(["f", "g"].map(service)).unwrap();
+    let now = ["b", "c", "d", "e", "f", "g"];
+    bench.start(quick()).await;
+    bench
+        .until("the list", |view| view.services.len() == now.len())
+        .await;
+    bench.api.restore(&backup);
+    bench.api.break_connections();
+    bench.until("the past", |view| view.lists.len() == 2).await;
+    assert_eq!(bench.view.lists, [&now[..], &NAMES[..]]);
+    bench.api.apply(service("h")).unwrap();
+    bench
+        .until("the future", |view| view.services.contains("h"))
+        .await;
+}
+
+#[tokio::test]
+async fn a_restore_behind_our_back_is_found_when_the_watch_is_renewed() {
+    let mut bench = five_services();
+    let backup = bench.api.backup();
+    bench
+        .api
+        .apply_all((0..9).map(|i| service(&format!("s{i}"))))
+        .unwrap();
+    let config = ApiConfig {
+        watch_seconds: 1..=1,
+        check_every: Duration::ZERO,
+        ..quick()
+    };
+    bench.start(config).await;
+    bench
+        .until("the list", |view| view.services.len() == NAMES.len() + 9)
+        .await;
+    bench.api.restore(&backup);
+    bench
+        .until("the past", |view| view.services.len() == NAMES.len())
+        .await;
+    assert!(
+        bench.view.failures(ObjectKind::Service).is_empty(),
+        "this was no outage"
+    );
+}
+
+#[tokio::test]
+async fn events_out_of_order_lead_to_a_list_and_never_to_an_old_object() {
+    let mut bench = five_services();
+    bench.start(quick()).await;
+    bench
+        .until("the list", |view| view.services.len() == NAMES.len())
+        .await;
+    bench.api.inject(
+        Injection::once(Fault::Replay)
+            .on(Resource::Services)
+            .verb(Verb::Watch),
+    );
+    bench.api.break_connections();
+    bench.api.apply(service("f")).unwrap();
+    bench.api.delete(Resource::Services, "default", "f");
+    bench.api.apply(service("g")).unwrap();
+    bench
+        .until("the end", |view| {
+            view.services.contains("g") && !view.services.contains("f")
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_object_told_twice_is_one_object() {
+    for mode in [StreamingList::Served, StreamingList::Refused] {
+        let mut bench = five_services();
+        bench.api.set_streaming_list(mode);
+        bench.api.inject(Injection::always(Fault::Duplicate));
+        bench.start(quick()).await;
+        bench
+            .until("the list", |view| view.services.len() == NAMES.len())
+            .await;
+        bench.api.apply(service("f")).unwrap();
+        bench
+            .until("the change", |view| view.services.contains("f"))
+            .await;
+        assert_eq!(bench.view.lists, [NAMES]);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_ends_every_watch_at_once_is_not_hammered() {
+    let mut bench = five_services();
+    bench.api.set_streaming_list(StreamingList::Refused);
+    bench.api.inject(
+        Injection::always(Fault::EndAfter(0))
+            .on(Resource::Services)
+            .verb(Verb::Watch),
+    );
+    let pause = Duration::from_millis(200);
+    bench
+        .start(ApiConfig {
+            retry_base: pause,
+            retry_limit: pause,
+            ..quick()
+        })
+        .await;
+    bench
+        .until("the list", |view| view.services.len() == NAMES.len())
+        .await;
+    let began = Instant::now();
+    let before = bench.seen(Resource::Services, Verb::Watch).len();
+    bench
+        .until_seen("more watches", |api| {
+            let of = |seen: &&lab::fake_api::Seen| {
+                seen.resource == Resource::Services && seen.verb == Verb::Watch
+            };
+            api.seen().iter().filter(of).count() >= before + 12
+        })
+        .await;
+    // Twelve pauses of 100 ms in the mean.
+    assert!(
+        began.elapsed() > Duration::from_millis(300),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(
+        bench.view.lists.len(),
+        1,
+        "an ended watch is no reason to list"
+    );
+}
+
+#[tokio::test]
+async fn credentials_that_are_refused_are_tried_again() {
+    let mut bench = five_services();
+    bench.start(quick()).await;
+    bench
+        .until("the list", |view| view.services.len() == NAMES.len())
+        .await;
+    bench.api.require_token(Some("planted"));
+    bench.api.break_connections();
+    bench
+        .until("the complaint", |view| {
+            view.failures(ObjectKind::Service)
+                .iter()
+                .any(|e| e.contains("401"))
+        })
+        .await;
+    bench.api.require_token(None);
+    bench.api.apply(service("f")).unwrap();
+    bench
+        .until("the change", |view| view.services.contains("f"))
+        .await;
+    assert!(
+        bench
+            .view
+            .connections
+            .iter()
+            .all(|(_, state)| !format!("{state:?}").contains("planted"))
+    );
+}

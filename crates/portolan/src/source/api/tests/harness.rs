@@ -1,0 +1,263 @@
+//! A source, the server it follows and what it has delivered so far.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use lab::fake_api::{FakeApi, Resource, Seen, Verb};
+use serde_json::{Value, json};
+use service_model::{ObjectEvent, ObjectKind, ObjectName};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::source::api::{self, ApiConfig};
+use crate::source::{Events, Problem, SourceEvent};
+
+/// Times for tests: nothing waits longer than a blink.
+pub(super) fn quick() -> ApiConfig {
+    ApiConfig {
+        silence: Duration::from_secs(2),
+        list_limit: Duration::from_secs(5),
+        retry_base: Duration::from_millis(5),
+        retry_limit: Duration::from_millis(40),
+        ..ApiConfig::default()
+    }
+}
+
+pub(super) fn service(name: &str) -> Value {
+    json!({
+        "kind": "Service",
+        "metadata": { "namespace": "default", "name": name },
+        "spec": { "type": "ClusterIP", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"],
+            "ports": [{ "port": 80, "protocol": "TCP" }] },
+    })
+}
+
+pub(super) fn slice(name: &str, service: &str) -> Value {
+    json!({
+        "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": { "namespace": "default", "name": name, "labels": { "kubernetes.io/service-name": service } },
+        "ports": [{ "name": "", "port": 8080, "protocol": "TCP" }],
+        "endpoints": [{ "addresses": ["10.244.0.5"], "conditions": { "ready": true }, "nodeName": "this" }],
+    })
+}
+
+/// The sum of all events.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    pub(super) services: BTreeSet<String>,
+    pub(super) slices: BTreeSet<String>,
+    pub(super) nodes: Vec<String>,
+    pub(super) resets: BTreeMap<ObjectKind, usize>,
+    /// Services that the last `Reset` called invalid.
+    pub(super) invalid: Vec<String>,
+    pub(super) problems: Vec<Problem>,
+    pub(super) connections: Vec<(ObjectKind, Result<(), String>)>,
+    /// Service names of each `Reset`, as they came.
+    pub(super) lists: Vec<Vec<String>>,
+}
+
+impl View {
+    fn take(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Service(event) => {
+                if let ObjectEvent::Reset { objects, invalid } = &event {
+                    self.lists.push(
+                        objects
+                            .iter()
+                            .map(|object| object.name.name.to_string())
+                            .collect(),
+                    );
+                    self.invalid = invalid.iter().map(|name| name.name.to_string()).collect();
+                }
+                self.heard(
+                    ObjectKind::Service,
+                    event,
+                    |object| &object.name,
+                    |view| &mut view.services,
+                );
+            }
+            SourceEvent::EndpointSlice(event) => {
+                self.heard(
+                    ObjectKind::EndpointSlice,
+                    event,
+                    |object| &object.name,
+                    |view| &mut view.slices,
+                );
+            }
+            SourceEvent::Node(event) => {
+                let mut nodes: BTreeSet<String> = self.nodes.drain(..).collect();
+                self.count(ObjectKind::Node, &event);
+                sum(&mut nodes, event, |object| &object.name);
+                self.nodes = nodes.into_iter().collect();
+            }
+            SourceEvent::ServiceCidr(event) => self.count(ObjectKind::ServiceCidr, &event),
+            SourceEvent::Problem(problem) => self.problems.push(problem),
+            SourceEvent::Connection { kind, state } => self.connections.push((kind, state)),
+            SourceEvent::Solved { .. } => panic!("watches tell of objects, not of solutions"),
+        }
+    }
+
+    fn heard<T>(
+        &mut self,
+        kind: ObjectKind,
+        event: ObjectEvent<T>,
+        name: fn(&T) -> &ObjectName,
+        names: fn(&mut View) -> &mut BTreeSet<String>,
+    ) {
+        self.count(kind, &event);
+        sum(names(self), event, name);
+    }
+
+    fn count<T>(&mut self, kind: ObjectKind, event: &ObjectEvent<T>) {
+        match event {
+            ObjectEvent::Reset { .. } => *self.resets.entry(kind).or_default() += 1,
+            _ => assert!(
+                self.resets.contains_key(&kind),
+                "a change of {kind} before its list"
+            ),
+        }
+    }
+
+    /// What was said to be wrong with the watch of a kind.
+    pub(super) fn failures(&self, kind: ObjectKind) -> Vec<&String> {
+        let of = self.connections.iter().filter(|(found, _)| *found == kind);
+        of.filter_map(|(_, state)| state.as_ref().err()).collect()
+    }
+}
+
+fn sum<T>(names: &mut BTreeSet<String>, event: ObjectEvent<T>, name: fn(&T) -> &ObjectName) {
+    match event {
+        ObjectEvent::Apply(object) => {
+            names.insert(name(&object).name.to_string());
+        }
+        ObjectEvent::Delete(name) => {
+            names.remove(&*name.name);
+        }
+        ObjectEvent::Reset { objects, invalid } => {
+            let kept = invalid
+                .into_iter()
+                .map(|name| name.name.to_string())
+                .filter(|name| names.contains(name));
+            let kept: Vec<String> = kept.collect();
+            *names = objects
+                .iter()
+                .map(|object| name(object).name.to_string())
+                .chain(kept)
+                .collect();
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Bench {
+    pub(super) api: FakeApi,
+    pub(super) view: View,
+    client: Option<kube::Client>,
+    running: Option<(Events, JoinHandle<()>, CancellationToken)>,
+}
+
+impl Bench {
+    /// A server that has the node `this` and another.
+    pub(super) fn new() -> Self {
+        let api = FakeApi::start().unwrap();
+        for name in ["this", "other"] {
+            api.apply(json!({ "kind": "Node", "metadata": { "name": name } }))
+                .unwrap();
+        }
+        Bench {
+            api,
+            view: View::default(),
+            client: None,
+            running: None,
+        }
+    }
+
+    /// A client from a kubeconfig, as an operator would have it.
+    pub(super) async fn client(&mut self) -> kube::Client {
+        if self.client.is_none() {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("kubeconfig");
+            self.api.kubeconfig(&path).unwrap();
+            self.client = Some(api::client(Some(&path)).await.unwrap());
+        }
+        self.client.clone().unwrap()
+    }
+
+    /// Starts a source from nothing; one that runs is stopped first.
+    pub(super) async fn start(&mut self, config: ApiConfig) {
+        self.stop().await;
+        self.view = View::default();
+        let (sender, events) = mpsc::channel(1);
+        let cancel = CancellationToken::new();
+        let source = api::run(
+            self.client().await,
+            "this".to_owned(),
+            config,
+            sender,
+            cancel.clone(),
+        );
+        self.running = Some((events, tokio::spawn(source), cancel));
+    }
+
+    /// Stops the source and takes in what it had sent.
+    pub(super) async fn stop(&mut self) {
+        if let Some((mut events, task, cancel)) = self.running.take() {
+            cancel.cancel();
+            while let Some(event) = events.recv().await {
+                self.view.take(event);
+            }
+            tokio::time::timeout(Duration::from_secs(5), task)
+                .await
+                .expect("the source ends")
+                .unwrap();
+        }
+    }
+
+    /// Takes in events until the view is as wished.
+    pub(super) async fn until(&mut self, what: &str, wished: impl Fn(&View) -> bool) {
+        let view = &mut self.view;
+        let (events, ..) = self.running.as_mut().expect("a running source");
+        let wait = async {
+            while !wished(view) {
+                view.take(events.recv().await.expect("the source runs"));
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(10), wait)
+            .await
+            .is_err()
+        {
+            panic!("waited in vain for {what}: {:#?}", self.view);
+        }
+    }
+
+    /// Takes in events until the server has seen what is wished.
+    pub(super) async fn until_seen(&mut self, what: &str, wished: impl Fn(&FakeApi) -> bool) {
+        let (events, ..) = self.running.as_mut().expect("a running source");
+        let (api, view) = (&self.api, &mut self.view);
+        let wait = async {
+            while !wished(api) {
+                match tokio::time::timeout(Duration::from_millis(1), events.recv()).await {
+                    Ok(event) => view.take(event.expect("the source runs")),
+                    Err(_) => continue,
+                }
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(10), wait)
+            .await
+            .is_err()
+        {
+            panic!(
+                "the server waited in vain for {what}: {:#?}",
+                self.api.seen()
+            );
+        }
+    }
+
+    /// Requests of a kind, oldest first.
+    pub(super) fn seen(&self, resource: Resource, verb: Verb) -> Vec<Seen> {
+        let seen = self.api.seen().into_iter();
+        seen.filter(|seen| seen.resource == resource && seen.verb == verb)
+            .collect()
+    }
+}
