@@ -179,14 +179,14 @@ impl Kernel {
             .socket
             .send(batch.bytes())
             .map_err(failed("send"))?;
-        let mut answers = Answers::default();
-        loop {
+        let (mut answers, mut overrun) = (Answers::default(), false);
+        while !answers.complete {
             match self.link.socket.try_receive() {
                 Ok(Some(datagram)) => answers.absorb(datagram, batch).map_err(undecodable)?,
-                Ok(None) if answers.complete => break,
+                Ok(None) if overrun => break,
                 Ok(None) => self.link.wait()?,
                 // Too many refusals to hold; those held come first.
-                Err(Errno::ENOBUFS) => answers.complete = true,
+                Err(Errno::ENOBUFS) => overrun = true,
                 Err(errno) => return Err(failed("receive")(errno)),
             }
         }
@@ -229,7 +229,7 @@ impl Kernel {
         };
         CommitError::Refused {
             errno,
-            culprit,
+            culprit: Box::new(culprit),
             message: answer.message,
         }
     }
@@ -308,11 +308,11 @@ impl Backend for Kernel {
                 .map_or(Family::Ip, |(f, _)| *f);
             return Err(CommitError::Refused {
                 errno: Errno::EOPNOTSUPP,
-                culprit: Culprit {
+                culprit: Box::new(Culprit {
                     operation,
                     family,
                     element: None,
-                },
+                }),
                 message: Some("not sent: cannot be written".to_owned()),
             });
         }
@@ -397,7 +397,7 @@ struct Answers {
     /// The batch was refused as a whole.
     whole: Option<Errno>,
     acknowledged: bool,
-    /// Nothing more is to come.
+    /// The last operation, or the batch as a whole, was answered; that comes last.
     complete: bool,
 }
 

@@ -108,7 +108,7 @@ pub enum CommitError {
         /// Error number.
         errno: nix::errno::Errno,
         /// Step at fault.
-        culprit: Culprit,
+        culprit: Box<Culprit>,
         /// Text of the kernel's extended acknowledgement.
         message: Option<String>,
     },

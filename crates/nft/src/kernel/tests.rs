@@ -1,3 +1,5 @@
+mod ownership;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -8,8 +10,7 @@ use crate::diff::diff;
 use crate::model::{
     Bytes, Chain, Data, Element, Field, Hook, Rule, Set, SetKind, Statement, Table, Verdict,
 };
-use crate::namespace::{in_namespace, kernel, listed, load};
-use crate::samples::nft;
+use crate::namespace::{in_namespace, kernel, listed, load, nft};
 use crate::wire::attribute::Attributes;
 use crate::{samples, text};
 
@@ -422,131 +423,12 @@ fn an_element_that_matches_everything_is_seen_and_can_be_deleted() {
         };
         assert_eq!(
             listed(&mut kernel, Family::Ip).elements["plain"],
-            [star.clone()]
+            std::slice::from_ref(&star)
         );
         kernel
             .commit(&transaction([delete("plain", vec![star])]))
             .unwrap();
         assert!(listed(&mut kernel, Family::Ip).elements.is_empty());
-    });
-}
-
-#[test]
-fn a_table_switched_off_by_others_shows_it() {
-    in_namespace(|| {
-        let mut kernel = small_kernel();
-        assert_eq!(kernel.table_state(Family::Ip6).unwrap(), None);
-        assert_eq!(
-            kernel.table_state(Family::Ip).unwrap(),
-            Some(TableState::default())
-        );
-        load("table ip portolan { flags dormant; }");
-        assert!(kernel.table_state(Family::Ip).unwrap().unwrap().dormant);
-        kernel.commit(&transaction([add_table()])).unwrap();
-        assert_eq!(
-            kernel.table_state(Family::Ip).unwrap(),
-            Some(TableState::default())
-        );
-    });
-}
-
-#[test]
-fn an_owned_table_outlives_foreign_flushes_and_its_socket_and_is_adopted() {
-    in_namespace(|| {
-        let mut first = kernel(true);
-        if !first.features().persist {
-            eprintln!("SKIPPED: this kernel cannot keep owned tables (Linux 6.9)");
-            return;
-        }
-        let member = Element::member(frontend(1));
-        first.commit(&small()).unwrap();
-        first
-            .commit(&transaction([add("frontends", vec![member.clone()])]))
-            .unwrap();
-        let whole = listed(&mut first, Family::Ip);
-        let owner = first.port();
-        let state = |owner| TableState {
-            owner,
-            persist: true,
-            dormant: false,
-        };
-        assert_eq!(
-            first.table_state(Family::Ip).unwrap(),
-            Some(state(Some(owner)))
-        );
-
-        nft(&["flush", "ruleset"], "").unwrap();
-        nft(&["delete", "table", "ip", "portolan"], "").unwrap_err();
-        assert_eq!(listed(&mut first, Family::Ip), whole);
-        let mut second = kernel(true);
-        let error = second.commit(&transaction([delete("frontends", vec![member.clone()])]));
-        assert!(
-            matches!(
-                error,
-                Err(CommitError::Refused {
-                    errno: Errno::EPERM,
-                    ..
-                })
-            ),
-            "{error:?}"
-        );
-
-        drop(first);
-        assert_eq!(
-            second.table_state(Family::Ip).unwrap(),
-            Some(state(None)),
-            "orphaned"
-        );
-        second.commit(&transaction([add_table()])).unwrap();
-        assert_eq!(
-            second.table_state(Family::Ip).unwrap(),
-            Some(state(Some(second.port())))
-        );
-        assert_eq!(listed(&mut second, Family::Ip), whole);
-        nft(&["flush", "ruleset"], "").unwrap();
-        second
-            .commit(&transaction([delete("frontends", vec![member])]))
-            .unwrap();
-    });
-}
-
-#[test]
-fn a_table_without_owner_is_replaced_in_one_transaction() {
-    in_namespace(|| {
-        drop(small_kernel());
-        let mut owning = kernel(true);
-        if !owning.features().persist {
-            eprintln!("SKIPPED: this kernel cannot keep owned tables (Linux 6.9)");
-            return;
-        }
-        let error = owning.commit(&transaction([add_table()]));
-        assert!(
-            matches!(
-                error,
-                Err(CommitError::Refused {
-                    errno: Errno::EOPNOTSUPP,
-                    ..
-                })
-            ),
-            "{error:?}"
-        );
-        let mut steps = transaction([Operation::DeleteTable]);
-        steps.operations.extend(small().operations);
-        owning.commit(&steps).unwrap();
-        let state = owning.table_state(Family::Ip).unwrap().unwrap();
-        assert_eq!(state.owner, Some(owning.port()));
-    });
-}
-
-#[test]
-fn asking_for_features_leaves_no_trace() {
-    in_namespace(|| {
-        let mut one = kernel(true);
-        let before = one.link.generation().unwrap();
-        let two = kernel(true);
-        assert_eq!(one.link.generation().unwrap(), before);
-        assert_eq!(one.features(), two.features());
-        assert_eq!(nft(&["list", "ruleset"], "").unwrap(), "");
     });
 }
 
