@@ -21,10 +21,10 @@ use crate::model::{Chain, Data, Element, Name, Rule, SetKind, Statement, Verdict
 use crate::transaction::{Operation, TableContents, Transaction};
 
 /// What makes `found` equal `wanted`. `None` is no table at all. Both sides are the same table: same family
-/// and name; elements are sorted, as [`TableContents::elements`] promises.
+/// and name; elements are sorted, as [`TableContents::elements`] promises. A table found is ours to change:
+/// adopting one whose owner has gone is left to the caller.
 ///
-/// A table whose comment differs is replaced whole, because the kernel cannot change it: its first step is
-/// then [`Operation::AddTable`], which adopts the table where its owner has gone.
+/// A table whose comment differs is replaced whole, because the kernel cannot change it.
 pub fn diff(found: Option<&TableContents>, wanted: &TableContents) -> Transaction {
     let mut transaction = Transaction::new();
     let family = wanted.table.family;
@@ -37,7 +37,6 @@ pub fn diff(found: Option<&TableContents>, wanted: &TableContents) -> Transactio
         }
         _ => {
             if found.is_some() {
-                transaction.push(family, Operation::AddTable(wanted.table.clone()));
                 transaction.push(family, Operation::DeleteTable);
             }
             transaction.push(family, Operation::AddTable(wanted.table.clone()));

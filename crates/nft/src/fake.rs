@@ -1,8 +1,8 @@
 //! The kernel's nf_tables in memory, for tests of everything above it.
 //!
 //! Owns what the kernel would hold and the memory of how to undo a transaction; which steps the kernel
-//! refuses, and with what error, is [`rules`]'s. Where it was doubtful, a rule was tried with nft 1.0.6 on
-//! Linux 6.18.
+//! refuses, and with what error, is left to `rules` and `elements`; a property test compares them with the
+//! kernel at hand.
 //!
 //! Invariant: a commit is carried out whole or not at all, in time proportional to the transaction, and
 //! what is held always obeys the kernel's rules, except after [`Fake::vandalise`].
@@ -13,8 +13,11 @@ use std::fmt;
 use nix::errno::Errno;
 
 use crate::model::{Bytes, Chain, Data, Element, Family, Name, Set, Table};
-use crate::transaction::{Backend, CommitError, Culprit, Operation, TableContents, Transaction};
+use crate::transaction::{
+    Adoption, Backend, CommitError, Culprit, Operation, TableContents, Transaction,
+};
 
+mod elements;
 mod rules;
 
 /// A [`Backend`] in memory that obeys the kernel's rules.
@@ -52,6 +55,8 @@ struct HeldTable {
     table: Table,
     sets: BTreeMap<Name, HeldSet>,
     chains: BTreeMap<Name, Chain>,
+    /// It cannot be adopted.
+    is_dormant: bool,
 }
 
 struct HeldSet {
@@ -141,6 +146,14 @@ impl Fake {
         change(&mut contents);
         if let Some(contents) = contents {
             self.tables.insert(family, HeldTable::from(contents));
+        }
+    }
+
+    /// Makes a table one that cannot be adopted but must be replaced, as when somebody has switched off its
+    /// rules.
+    pub fn make_dormant(&mut self, family: Family) {
+        if let Some(table) = self.tables.get_mut(&family) {
+            table.is_dormant = true;
         }
     }
 
@@ -278,7 +291,7 @@ fn refused(operation: usize, family: Family, fault: Fault) -> CommitError {
     };
     CommitError::Refused {
         errno: fault.errno,
-        culprit,
+        culprit: Box::new(culprit),
         message: None,
     }
 }
@@ -310,6 +323,16 @@ impl Backend for Fake {
         self.counters.lists += 1;
         Ok(self.contents(family))
     }
+
+    fn adopt(&mut self, family: Family) -> Result<Adoption, CommitError> {
+        Ok(
+            match self.tables.get(&family).map(|table| table.is_dormant) {
+                None => Adoption::NoTable,
+                Some(false) => Adoption::Ours,
+                Some(true) => Adoption::Replace,
+            },
+        )
+    }
 }
 
 impl fmt::Debug for Fake {
@@ -326,6 +349,7 @@ impl HeldTable {
             table,
             sets: BTreeMap::new(),
             chains: BTreeMap::new(),
+            is_dormant: false,
         }
     }
 
@@ -383,6 +407,7 @@ impl From<TableContents> for HeldTable {
             table: contents.table,
             sets,
             chains: contents.chains,
+            is_dormant: false,
         }
     }
 }

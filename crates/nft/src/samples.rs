@@ -1,9 +1,7 @@
-//! Tables of the shape that carries Services, fixed and random, and the nft binary as a witness. For tests.
+//! Tables of the shape that carries Services, fixed and random. For tests.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::{Command, Stdio};
 
 use proptest::prelude::*;
 use proptest::sample::subsequence;
@@ -438,14 +436,18 @@ pub(crate) fn any_table() -> impl Strategy<Value = TableContents> {
     prop_oneof![tables(Family::Ip), tables(Family::Ip6)]
 }
 
-/// Two random tables of one family; strangers may have meddled with the first.
+/// Two random tables of one family.
 pub(crate) fn table_pairs() -> impl Strategy<Value = (TableContents, TableContents)> {
-    let pairs = prop_oneof![
+    prop_oneof![
         (tables(Family::Ip), tables(Family::Ip)),
         (tables(Family::Ip6), tables(Family::Ip6)),
-    ];
+    ]
+}
+
+/// Two random tables of one family; strangers may have meddled with the first.
+pub(crate) fn meddled_pairs() -> impl Strategy<Value = (TableContents, TableContents)> {
     let meddled = prop_oneof![Just(vec![]), subsequence(Meddling::ALL.to_vec(), 1..=4)];
-    (pairs, meddled).prop_map(|((mut found, wanted), meddled)| {
+    (table_pairs(), meddled).prop_map(|((mut found, wanted), meddled)| {
         meddled
             .into_iter()
             .for_each(|meddling| meddling.with(&mut found));
@@ -542,46 +544,5 @@ impl Meddling {
                 }
             }
         }
-    }
-}
-
-/// Whether nft can be run in a network namespace of its own. Where `CI` is set it must.
-pub(crate) fn nft_is_there() -> bool {
-    let there = Command::new("unshare")
-        .args(["-n", "nft", "list", "ruleset"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if !there {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "nft or root is missing, and CI is set"
-        );
-        eprintln!("SKIPPED: needs root, unshare and nft");
-    }
-    there
-}
-
-/// Loads `text` with nft into a network namespace of its own and returns its listing, or nft's words.
-pub(crate) fn nft_list_of(text: &str) -> Result<String, String> {
-    let mut child = Command::new("unshare")
-        .args(["-n", "sh", "-c", "nft -f - && nft list ruleset"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| error.to_string())?;
-    let mut stdin = child.stdin.take().ok_or("no stdin")?;
-    stdin
-        .write_all(text.as_bytes())
-        .map_err(|error| error.to_string())?;
-    drop(stdin);
-    let output = child
-        .wait_with_output()
-        .map_err(|error| error.to_string())?;
-    match output.status.success() && output.stderr.is_empty() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
     }
 }

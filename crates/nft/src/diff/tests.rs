@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::fake::Fake;
 use crate::model::Family;
-use crate::samples::{self, Shape, any_table, table_pairs};
+use crate::samples::{self, Shape, any_table, meddled_pairs};
 use crate::transaction::Backend;
 
 fn plain(reworded: Vec<&'static str>) -> TableContents {
@@ -139,7 +139,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn the_difference_of_any_two_tables_makes_the_one_the_other((found, wanted) in table_pairs()) {
+    fn the_difference_of_any_two_tables_makes_the_one_the_other((found, wanted) in meddled_pairs()) {
         let family = wanted.table.family;
         let mut fake = Fake::holding(found.clone());
         let transaction = diff(Some(&found), &wanted);

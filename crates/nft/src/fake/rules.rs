@@ -1,16 +1,17 @@
-//! What the kernel refuses, and with which error (nf_tables_api.c; tried on Linux 6.18 where doubtful).
+//! What the kernel refuses of tables, sets, chains and rules, and with which error (nf_tables_api.c; tried
+//! on Linux 6.18 where doubtful). Elements are [`super::elements`]'s.
 //!
 //! Owns the checks and the steps on one table. A step either leaves the table as it was and says why, or
-//! is carried out and returns what it replaced; element steps record each change as they go.
+//! is carried out and returns what it replaced.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nix::errno::Errno;
 
-use super::{Fault, Held, HeldSet, HeldTable, Refusal, Undo};
+use super::{HeldSet, HeldTable, Undo};
 use crate::model::{
-    Bytes, Chain, Data, DataField, Element, Family, Field, Hook, Name, Operand, Rule, Set, SetKind,
-    Statement, Table, Verdict,
+    Chain, Data, DataField, Family, Field, Hook, Name, Operand, Rule, Set, SetKind, Statement,
+    Table, Verdict,
 };
 use crate::transaction::Operation;
 
@@ -27,8 +28,8 @@ const VALUE_MAX: usize = 64;
 /// How many chains may call each other (kernel: `NFT_JUMP_STACK_SIZE`).
 const JUMP_DEPTH: usize = 16;
 
-/// Elements changed by a step, with what was there before.
-type Changes = Vec<(Bytes, Option<Held>)>;
+/// What [`crate::Kernel`] says of steps that would write what can only be observed.
+const UNWRITABLE: Errno = Errno::EOPNOTSUPP;
 
 /// Whether a table may be created.
 pub(super) fn check_table(family: Family, table: &Table) -> Result<(), Errno> {
@@ -117,7 +118,7 @@ impl HeldTable {
     fn add_chain(&mut self, chain: &Chain) -> Result<Option<Undo>, Errno> {
         check_text(&chain.name, &chain.comment)?;
         if chain.hook == Some(Hook::Unknown) {
-            return Err(Errno::EINVAL);
+            return Err(UNWRITABLE);
         }
         match (
             self.chains.get(&chain.name).map(|held| held.hook),
@@ -133,8 +134,7 @@ impl HeldTable {
             }
             (Some(_), None) => Ok(None),
             (Some(held), wanted) if held == wanted => Ok(None),
-            (Some(None), Some(_)) => Err(Errno::EEXIST),
-            (Some(Some(_)), Some(_)) => Err(Errno::EOPNOTSUPP),
+            (Some(_), Some(_)) => Err(Errno::EOPNOTSUPP),
         }
     }
 
@@ -183,12 +183,12 @@ impl HeldTable {
                     SetKind::Map(data) => data == &[DataField::Address, DataField::Port],
                     _ => false,
                 }),
-                Statement::Verdict(verdict) => self.check_verdict(verdict),
+                Statement::Verdict(verdict) => check_verdict(&self.chains, verdict),
                 Statement::ProtocolIs(_)
                 | Statement::ConnectionIsDnat
                 | Statement::Masquerade
                 | Statement::Reject => Ok(()),
-                Statement::Unknown(_) => Err(Errno::EINVAL),
+                Statement::Unknown(_) => Err(UNWRITABLE),
             })
     }
 
@@ -209,17 +209,6 @@ impl HeldTable {
             Ok(())
         } else {
             Err(Errno::EINVAL)
-        }
-    }
-
-    /// Base chains cannot be called.
-    fn check_verdict(&self, verdict: &Verdict) -> Result<(), Errno> {
-        let Some(name) = verdict.target() else {
-            return Ok(());
-        };
-        match self.chains.get(name).ok_or(Errno::ENOENT)?.hook {
-            Some(_) => Err(Errno::EOPNOTSUPP),
-            None => Ok(()),
         }
     }
 
@@ -266,120 +255,19 @@ impl HeldTable {
             _ => BTreeSet::new(),
         }
     }
-
-    /// Adds elements until one is refused.
-    pub(super) fn add_elements(
-        &mut self,
-        name: &Name,
-        elements: &[Element],
-        refusals: &[Refusal],
-        changes: &mut Changes,
-    ) -> Result<(), Fault> {
-        let held = self.sets.get(name).ok_or_else(|| no_set(name))?;
-        for element in elements {
-            let fault = |errno| Fault {
-                errno,
-                element: Some((name.clone(), Some(element.clone()))),
-            };
-            if let Some(refusal) = refusals.iter().find(|r| (r.concerns)(name, element)) {
-                return Err(fault(refusal.errno));
-            }
-            self.check_element(&held.set, element).map_err(fault)?;
-        }
-        let held = self.sets.get_mut(name).ok_or_else(|| no_set(name))?;
-        for element in elements {
-            let is_new = held.is_new(element).map_err(|errno| Fault {
-                errno,
-                element: Some((name.clone(), Some(element.clone()))),
-            })?;
-            if is_new {
-                let value = Held {
-                    last: element.last.clone(),
-                    data: element.data.clone(),
-                };
-                changes.push((element.key, held.elements.insert(element.key, value)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Key and data are as the set says, and a verdict's chain can be called.
-    fn check_element(&self, set: &Set, element: &Element) -> Result<(), Errno> {
-        let width = set.key_len(self.family());
-        let range_is_sound = match &element.last {
-            Some(last) => set.interval && last.as_slice().len() == width && element.key <= **last,
-            None => !set.interval,
-        };
-        if element.key.as_slice().len() != width || !range_is_sound {
-            return Err(Errno::EINVAL);
-        }
-        match (&set.kind, &element.data) {
-            (SetKind::Set, Data::None) => Ok(()),
-            (SetKind::Map(fields), Data::Value(value))
-                if value.as_slice().len() == data_len(self.family(), fields) =>
-            {
-                Ok(())
-            }
-            (SetKind::VerdictMap, Data::Verdict(verdict)) => self.check_verdict(verdict),
-            _ => Err(Errno::EINVAL),
-        }
-    }
-
-    /// Deletes elements until one is missing.
-    pub(super) fn delete_elements(
-        &mut self,
-        name: &Name,
-        elements: &[Element],
-        changes: &mut Changes,
-    ) -> Result<(), Fault> {
-        let held = self.sets.get_mut(name).ok_or_else(|| no_set(name))?;
-        for element in elements {
-            let there = held
-                .elements
-                .get(&element.key)
-                .is_some_and(|h| h.last == element.last);
-            let before = if there {
-                held.elements.remove(&element.key)
-            } else {
-                None
-            };
-            if before.is_none() {
-                let element = Some((name.clone(), Some(element.clone())));
-                return Err(Fault {
-                    errno: Errno::ENOENT,
-                    element,
-                });
-            }
-            changes.push((element.key, before));
-        }
-        Ok(())
-    }
 }
 
-impl HeldSet {
-    /// Whether there is nothing like `element` yet. An equal one is no error; the same key with other data
-    /// is, and so is a range that overlaps another.
-    fn is_new(&self, element: &Element) -> Result<bool, Errno> {
-        let end = element.last.as_deref().unwrap_or(&element.key);
-        let Some((key, nearest)) = self.elements.range(..=end).next_back() else {
-            return Ok(true);
-        };
-        if *nearest.last.as_deref().unwrap_or(key) < element.key {
-            return Ok(true);
-        }
-        let same = *key == element.key && nearest.last == element.last;
-        if same && nearest.data == element.data {
-            Ok(false)
-        } else {
-            Err(Errno::EEXIST)
-        }
-    }
-}
-
-fn no_set(name: &Name) -> Fault {
-    Fault {
-        errno: Errno::ENOENT,
-        element: Some((name.clone(), None)),
+/// Base chains cannot be called.
+pub(super) fn check_verdict(
+    chains: &BTreeMap<Name, Chain>,
+    verdict: &Verdict,
+) -> Result<(), Errno> {
+    let Some(name) = verdict.target() else {
+        return Ok(());
+    };
+    match chains.get(name).ok_or(Errno::ENOENT)?.hook {
+        Some(_) => Err(Errno::EOPNOTSUPP),
+        None => Ok(()),
     }
 }
 
@@ -396,10 +284,12 @@ fn works_at(statement: &Statement, hook: Hook) -> bool {
 
 fn check_set(family: Family, set: &Set) -> Result<(), Errno> {
     check_text(&set.name, &set.comment)?;
+    if set.kind == SetKind::Unknown {
+        return Err(UNWRITABLE);
+    }
     let has_data = match &set.kind {
         SetKind::Map(fields) => !fields.is_empty() && data_len(family, fields) <= VALUE_MAX,
-        SetKind::Set | SetKind::VerdictMap => true,
-        SetKind::Unknown => false,
+        SetKind::Set | SetKind::VerdictMap | SetKind::Unknown => true,
     };
     let has_key = !set.key.is_empty() && set.key_len(family) <= VALUE_MAX;
     if !has_data || !has_key || set.interval && set.key.len() > 1 {
@@ -408,7 +298,7 @@ fn check_set(family: Family, set: &Set) -> Result<(), Errno> {
     Ok(())
 }
 
-fn data_len(family: Family, fields: &[DataField]) -> usize {
+pub(super) fn data_len(family: Family, fields: &[DataField]) -> usize {
     match fields {
         [one] => one.as_key().len(family),
         many => many

@@ -361,7 +361,7 @@ fn a_set_or_chain_is_not_declared_otherwise_while_it_exists() {
         sample()
     );
     let hooked = |name| chain(name, Some(Hook::NatPrerouting));
-    assert_eq!(refusal(vec![hooked("services")]), (Errno::EEXIST, 0));
+    assert_eq!(refusal(vec![hooked("services")]), (Errno::EOPNOTSUPP, 0));
     assert_eq!(refusal(vec![hooked("output")]), (Errno::EOPNOTSUPP, 0));
 }
 
@@ -430,7 +430,7 @@ fn an_injected_refusal_names_its_element_and_undoes_everything() {
         error,
         Err(CommitError::Refused {
             errno,
-            culprit,
+            culprit: Box::new(culprit),
             message: None
         })
     );
@@ -443,6 +443,18 @@ fn an_injected_refusal_names_its_element_and_undoes_everything() {
         (1, 2, 1)
     );
     assert_eq!(counters.elements, 2);
+}
+
+#[test]
+fn a_dormant_table_is_replaced_to_be_adopted() {
+    let mut fake = Fake::holding(sample());
+    assert_eq!(fake.adopt(FAMILY), Ok(Adoption::Ours));
+    assert_eq!(fake.adopt(Family::Ip6), Ok(Adoption::NoTable));
+    fake.make_dormant(FAMILY);
+    assert_eq!(fake.adopt(FAMILY), Ok(Adoption::Replace));
+    let afresh = vec![Operation::DeleteTable, Operation::AddTable(sample().table)];
+    commit(&mut fake, afresh).expect("within the rules");
+    assert_eq!(fake.adopt(FAMILY), Ok(Adoption::Ours));
 }
 
 #[test]

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{Bytes, Protocol};
-use crate::samples::{self, Shape, any_table, nft_is_there, nft_list_of};
+use crate::namespace::{nft_is_there, nft_list_of};
+use crate::samples::{self, Shape, any_table};
 
 /// Lines of a listing with the elements of each set sorted: nft sorts them by rules of its own.
 fn lines(text: &str) -> Vec<String> {
