@@ -26,10 +26,9 @@ pub(crate) const OWN_NODE: &str = "node-0";
 const OWN_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 10);
 /// Cluster IPs are taken from here on: 10.96.0.0/12.
 const FIRST_CLUSTER_IP: u32 = u32::from_be_bytes([10, 96, 0, 1]);
-/// Pods are numbered from here on: 10.128.0.0/9.
-const FIRST_POD_IP: u32 = u32::from_be_bytes([10, 128, 0, 1]);
-/// Pods that take the place of others: 172.16.0.0/12.
-const FIRST_NEW_POD_IP: u32 = u32::from_be_bytes([172, 16, 0, 1]);
+/// Pods are scattered from here on, so that the endpoints of a Service are no neighbours: 10.128.0.0/9.
+const FIRST_POD_IP: u32 = u32::from_be_bytes([10, 128, 0, 0]);
+const POD_IPS: u32 = 1 << 23;
 /// Services of a namespace, and of a manifest file.
 const SERVICES_A_NAMESPACE: u32 = 100;
 pub(crate) const PORT: u16 = 80;
@@ -131,7 +130,7 @@ impl Shape {
 
     /// The address of an endpoint.
     pub fn endpoint(self, service: u32, endpoint: u32) -> Ipv4Addr {
-        Ipv4Addr::from_bits(FIRST_POD_IP + service * self.endpoints + endpoint)
+        pod_address(service * self.endpoints + endpoint)
     }
 
     /// The name of a Service.
@@ -139,15 +138,16 @@ impl Shape {
         ObjectName::new(namespace_of(service), format!("service-{service}"))
     }
 
-    /// The `n`th change of a run: which Service, which of its endpoints, and the address of the pod that takes
-    /// its place. Visits Services as if at random, endpoints in turn.
+    /// The `n`th change of a run: which Service, which of its endpoints, and the address of the new pod that takes
+    /// its place. Visits Services and endpoints as if at random.
     pub fn change(self, n: u32) -> (u32, u32, Ipv4Addr) {
-        // A prime far from powers of two, so that neighbours in time are none in memory.
-        let service = (u64::from(n) * 7_368_787 % u64::from(self.services)) as u32;
+        let mixed = mix(u64::from(n));
+        let service = (mixed >> 32) as u32 % self.services;
+        let endpoint = mixed as u32 % self.endpoints;
         (
             service,
-            n % self.endpoints,
-            Ipv4Addr::from_bits(FIRST_NEW_POD_IP + n),
+            endpoint,
+            pod_address(self.services * self.endpoints + n),
         )
     }
 
@@ -250,6 +250,19 @@ impl Shape {
             objects,
         )
     }
+}
+
+/// A different address for each number below [`POD_IPS`]: multiplying by an odd number loses none.
+fn pod_address(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(FIRST_POD_IP + number.wrapping_mul(0x9e37_79b1) % POD_IPS)
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): numbers that look like chance and are the same at each run.
+fn mix(n: u64) -> u64 {
+    let z = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 fn namespace_of(service: u32) -> String {

@@ -9,18 +9,21 @@
 //! Invariant: a rule the kernel would refuse (unknown set or chain, NAT in the wrong hook, key beyond the
 //! registers) is an error, never a guess.
 
+mod flight;
+mod registers;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use nft::expr::{Base, CtKey, Expr, IPS_DST_NAT, LookupResult, Register, lower};
+use nft::expr::{Expr, LookupResult, lower};
 use nft::{Bytes, Data, Family, Hook, Set, TableContents, Verdict};
 use rustc_hash::FxHashMap;
 
-use crate::cluster::Transport;
-use crate::oracle::{Origin, Packet, Protocol};
+use self::flight::Flight;
+use self::registers::Registers;
+use crate::oracle::{Origin, Packet};
 
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,18 +68,6 @@ struct Members<'a> {
     ranges: Vec<(&'a [u8], &'a [u8])>,
 }
 
-/// A packet on its way, with its connection.
-struct Flight {
-    source: IpAddr,
-    destination: IpAddr,
-    port: u16,
-    protocol: u8,
-    original: (IpAddr, u16),
-    is_dnat: bool,
-    masqueraded: bool,
-    hash: u32,
-}
-
 /// How a base chain ended.
 enum End {
     Accepted,
@@ -85,9 +76,9 @@ enum End {
 }
 
 /// How a rule ended.
-enum Step {
+enum Step<'a> {
     NextRule,
-    Verdict(Verdict),
+    Verdict(&'a Verdict),
     End(End),
 }
 
@@ -225,59 +216,41 @@ impl<'a> Evaluator<'a> {
                     Some(caller) => rules = caller,
                     None => return Ok(End::Accepted),
                 },
-                Step::Verdict(Verdict::Goto(to)) => rules = self.rules(&to)?.iter(),
+                Step::Verdict(Verdict::Goto(to)) => rules = self.rules(to)?.iter(),
                 Step::Verdict(Verdict::Jump(to)) => {
                     callers.push(rules);
                     if callers.len() > JUMP_STACK_SIZE {
                         return Err(format!("jump to {to}: too deep"));
                     }
-                    rules = self.rules(&to)?.iter();
+                    rules = self.rules(to)?.iter();
                 }
             }
         }
     }
 
-    fn run_rule(
-        &self,
+    fn run_rule<'r>(
+        &'r self,
         hook: Hook,
-        rule: &[Expr],
+        rule: &'r [Expr],
         flight: &mut Flight,
         moduli: &mut BTreeSet<u32>,
-    ) -> Result<Step, String> {
+    ) -> Result<Step<'r>, String> {
         let mut registers = Registers::default();
         for expr in rule {
             match expr {
-                Expr::Payload {
-                    base,
-                    offset,
-                    len,
-                    dreg,
-                } => {
-                    let bytes = flight.payload(self.family, *base, *offset, *len)?;
-                    registers.store(*dreg, &bytes)?;
+                Expr::Payload { .. }
+                | Expr::MetaL4Proto { .. }
+                | Expr::Ct { .. }
+                | Expr::Bitwise { .. } => self.load(expr, flight, &mut registers)?,
+                Expr::SymHash { modulus, dreg } => {
+                    moduli.insert(*modulus);
+                    registers.store(*dreg, &slot(flight.hash, *modulus).to_ne_bytes())?;
                 }
-                Expr::MetaL4Proto { dreg } => registers.store(*dreg, &[flight.protocol])?,
-                Expr::Ct { key, dreg } => registers.store(*dreg, &flight.connection(*key))?,
                 Expr::Cmp { sreg, equal, data } => {
                     let held = registers.load(*sreg, data.as_slice().len())?;
                     if (held == data.as_slice()) != *equal {
                         return Ok(Step::NextRule);
                     }
-                }
-                Expr::Bitwise {
-                    sreg,
-                    dreg,
-                    mask,
-                    xor,
-                } => {
-                    let held = registers.load(*sreg, mask.as_slice().len())?;
-                    let bits = mask.as_slice().iter().zip(xor.as_slice());
-                    let out: Vec<u8> = held
-                        .iter()
-                        .zip(bits)
-                        .map(|(h, (m, x))| (h & m) ^ x)
-                        .collect();
-                    registers.store(*dreg, &out)?;
                 }
                 Expr::Lookup { set, sreg, result } => {
                     let set = self
@@ -291,7 +264,7 @@ impl<'a> Evaluator<'a> {
                             registers.store(*dreg, value.as_slice())?;
                         }
                         (LookupResult::Verdict, Some(Data::Verdict(verdict))) => {
-                            return Ok(Step::Verdict(verdict.clone()));
+                            return Ok(Step::Verdict(verdict));
                         }
                         (LookupResult::Data(_) | LookupResult::Verdict, Some(data)) => {
                             return Err(format!("element of {} has data {data:?}", set.set.name));
@@ -299,20 +272,14 @@ impl<'a> Evaluator<'a> {
                         _ => return Ok(Step::NextRule),
                     }
                 }
-                Expr::Immediate { verdict } => return Ok(Step::Verdict(verdict.clone())),
-                Expr::SymHash { modulus, dreg } => {
-                    moduli.insert(*modulus);
-                    registers.store(*dreg, &slot(flight.hash, *modulus).to_ne_bytes())?;
-                }
+                Expr::Immediate { verdict } => return Ok(Step::Verdict(verdict)),
                 Expr::DestinationNat { address, port } => {
                     allowed(hook != Hook::NatPostrouting, "dnat in postrouting")?;
                     let to = registers.load(*address, self.family.address_len())?;
                     let to = Bytes::from_slice(to).and_then(|b| b.address_at(0, self.family));
                     let port = registers.load(*port, 2)?;
-                    flight.send_to(
-                        to.ok_or("no address")?,
-                        u16::from_be_bytes([port[0], port[1]]),
-                    );
+                    let port = u16::from_be_bytes([port[0], port[1]]);
+                    flight.send_to(to.ok_or("no address")?, port);
                     return Ok(Step::End(End::Accepted));
                 }
                 Expr::Masquerade => {
@@ -328,6 +295,38 @@ impl<'a> Evaluator<'a> {
             }
         }
         Ok(Step::NextRule)
+    }
+
+    /// Expressions that only move data.
+    fn load(&self, expr: &Expr, flight: &Flight, registers: &mut Registers) -> Result<(), String> {
+        match expr {
+            Expr::Payload {
+                base,
+                offset,
+                len,
+                dreg,
+            } => {
+                let bytes = flight.payload(self.family, *base, *offset, *len)?;
+                registers.store(*dreg, bytes.as_slice())
+            }
+            Expr::MetaL4Proto { dreg } => registers.store(*dreg, &[flight.protocol]),
+            Expr::Ct { key, dreg } => registers.store(*dreg, flight.connection(*key).as_slice()),
+            Expr::Bitwise {
+                sreg,
+                dreg,
+                mask,
+                xor,
+            } => {
+                let (mask, xor) = (mask.as_slice(), xor.as_slice());
+                let mut out = [0; 64];
+                let held = registers.load(*sreg, mask.len())?.iter().zip(mask).zip(xor);
+                for (out, ((held, mask), xor)) in out.iter_mut().zip(held) {
+                    *out = (held & mask) ^ xor;
+                }
+                registers.store(*dreg, &out[..mask.len()])
+            }
+            other => Err(format!("{other:?} moves no data")),
+        }
     }
 
     fn rules(&self, chain: &str) -> Result<&[Vec<Expr>], String> {
@@ -428,116 +427,5 @@ impl<'a> Members<'a> {
             return inside.then_some(&Data::None);
         }
         self.elements.get(key).copied()
-    }
-}
-
-impl Flight {
-    fn new(packet: &Packet, hash: u32) -> Self {
-        let protocol = match packet.protocol {
-            Protocol::Transport(Transport::Tcp) => 6,
-            Protocol::Transport(Transport::Udp) => 17,
-            Protocol::Transport(Transport::Sctp) => 132,
-            Protocol::Icmp if packet.source.is_ipv4() => 1,
-            Protocol::Icmp => 58,
-        };
-        Flight {
-            source: packet.source,
-            destination: packet.destination,
-            port: packet.port,
-            protocol,
-            original: (packet.destination, packet.port),
-            is_dnat: false,
-            masqueraded: false,
-            hash,
-        }
-    }
-
-    fn send_to(&mut self, address: IpAddr, port: u16) {
-        (self.destination, self.port) = (address, port);
-        self.is_dnat = (address, port) != self.original;
-    }
-
-    /// Bytes of the headers, as far as rules of ours may read them.
-    fn payload(
-        &self,
-        family: Family,
-        base: Base,
-        offset: u32,
-        len: u32,
-    ) -> Result<Vec<u8>, String> {
-        let source_at = if family == Family::Ip { 12 } else { 8 };
-        let width = family.address_len() as u32;
-        match (base, offset, len) {
-            (Base::Network, at, len) if at == source_at && len == width => Ok(octets(self.source)),
-            (Base::Network, at, len) if at == source_at + width && len == width => {
-                Ok(octets(self.destination))
-            }
-            (Base::Transport, 2, 2) => Ok(self.port.to_be_bytes().to_vec()),
-            _ => Err(format!("payload of {len} bytes at {offset} of {base:?}")),
-        }
-    }
-
-    fn connection(&self, key: CtKey) -> Vec<u8> {
-        match key {
-            CtKey::Status => (if self.is_dnat { IPS_DST_NAT } else { 0 })
-                .to_ne_bytes()
-                .to_vec(),
-            CtKey::OriginalDestinationAddress => octets(self.original.0),
-            CtKey::OriginalDestinationPort => self.original.1.to_be_bytes().to_vec(),
-        }
-    }
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(a) => a.octets().to_vec(),
-        IpAddr::V6(a) => a.octets().to_vec(),
-    }
-}
-
-/// Sixteen registers of four bytes, empty at the start of every rule.
-struct Registers {
-    bytes: [u8; 64],
-    /// Written so far: reading anything else is a mistake, which newer kernels refuse.
-    written: [bool; 16],
-}
-
-impl Default for Registers {
-    fn default() -> Self {
-        Registers {
-            bytes: [0; 64],
-            written: [false; 16],
-        }
-    }
-}
-
-impl Registers {
-    fn span(register: Register, len: usize) -> Result<(usize, usize), String> {
-        let start = usize::from(register.0) * 4;
-        let end = start + len.next_multiple_of(4);
-        if end > 64 {
-            Err(format!("{len} bytes at register {}", register.0))
-        } else {
-            Ok((start, end))
-        }
-    }
-
-    fn store(&mut self, register: Register, value: &[u8]) -> Result<(), String> {
-        let (start, end) = Self::span(register, value.len())?;
-        self.bytes[start..end].fill(0);
-        self.bytes[start..start + value.len()].copy_from_slice(value);
-        self.written[start / 4..end / 4].fill(true);
-        Ok(())
-    }
-
-    fn load(&self, register: Register, len: usize) -> Result<&[u8], String> {
-        let (start, end) = Self::span(register, len)?;
-        match self.written[start / 4..end / 4].iter().all(|w| *w) {
-            true => Ok(&self.bytes[start..start + len]),
-            false => Err(format!(
-                "register {} read before it was written",
-                register.0
-            )),
-        }
     }
 }

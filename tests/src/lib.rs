@@ -12,6 +12,7 @@
 pub mod case;
 pub mod cluster;
 pub mod evaluator;
+pub mod field;
 pub mod judge;
 pub mod oracle;
 pub mod packets;

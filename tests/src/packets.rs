@@ -19,12 +19,13 @@ pub struct Sender {
     pub source: IpAddr,
 }
 
-/// All packets worth trying on `node`, in order, without repetition.
-pub fn interesting(cluster: &Cluster, node: &Node) -> Vec<Packet> {
+/// All packets worth trying on `node`, in order, without repetition. Pods at `client_pod` are clients, not
+/// endpoints.
+pub fn interesting(cluster: &Cluster, node: &Node, client_pod: u8) -> Vec<Packet> {
     let mut out = BTreeSet::new();
     let endpoints = endpoint_addresses(cluster);
     for ipv4 in [true, false] {
-        let senders = senders(node, ipv4);
+        let senders = senders(node, client_pod, ipv4);
         let clients = hairpins(cluster, node, ipv4, &endpoints);
         for service in &cluster.services {
             for address in service.cluster_ips.iter().filter(|a| a.is_ipv4() == ipv4) {
@@ -56,17 +57,17 @@ pub fn interesting(cluster: &Cluster, node: &Node) -> Vec<Packet> {
 }
 
 /// One of each kind: a pod on the node, one on another, the node itself, a host outside.
-fn senders(node: &Node, ipv4: bool) -> Vec<Sender> {
+fn senders(node: &Node, client_pod: u8, ipv4: bool) -> Vec<Sender> {
     let number = node.name.trim_start_matches("node-").parse().unwrap_or(1);
     let other = if number == 1 { 2 } else { 1 };
     let mut senders = vec![
         Sender {
             origin: Origin::Elsewhere,
-            source: pod_address(number, 200, ipv4),
+            source: pod_address(number, client_pod, ipv4),
         },
         Sender {
             origin: Origin::Elsewhere,
-            source: pod_address(other, 200, ipv4),
+            source: pod_address(other, client_pod, ipv4),
         },
         Sender {
             origin: Origin::Elsewhere,

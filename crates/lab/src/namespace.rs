@@ -159,8 +159,17 @@ impl Namespace {
 
     /// Runs lines of iproute2, all in one process. The lines are ours: no foreign text goes in.
     pub(crate) fn ip(&self, lines: &[String]) -> Result<()> {
+        self.ip_batch(&["-batch", "-"], lines)
+    }
+
+    /// The same for lines that say nothing of a family and mean IPv6.
+    pub(crate) fn ip6(&self, lines: &[String]) -> Result<()> {
+        self.ip_batch(&["-6", "-batch", "-"], lines)
+    }
+
+    fn ip_batch(&self, options: &[&str], lines: &[String]) -> Result<()> {
         let mut command = process::tool("ip");
-        command.args(["-batch", "-"]);
+        command.args(options);
         self.checked_output(command, &lines.join("\n"))
             .map(drop)
             .with_context(|| format!("ip -batch with\n  {}", lines.join("\n  ")))

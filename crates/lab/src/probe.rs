@@ -104,7 +104,7 @@ impl Probe {
 
     fn attempt(&self, socket: &OwnedFd) -> Result<Outcome> {
         let deadline = Instant::now() + self.patience;
-        match socket::connect(socket, self.protocol, self.to, deadline)? {
+        match socket::connect(socket, self.to, deadline)? {
             Connected::Yes => {}
             Connected::No(error) => return self.outcome_of(error),
             Connected::Late => return Ok(Outcome::TimedOut),

@@ -113,16 +113,8 @@ pub(crate) enum Connected {
 }
 
 /// Connects a socket made by [`connecting`].
-pub(crate) fn connect(
-    socket: &OwnedFd,
-    protocol: Protocol,
-    to: SocketAddr,
-    deadline: Instant,
-) -> Result<Connected> {
-    let queues_errors = protocol == Protocol::Tcp;
-    if queues_errors {
-        queue_icmp_errors(socket, to, true)?;
-    }
+pub(crate) fn connect(socket: &OwnedFd, to: SocketAddr, deadline: Instant) -> Result<Connected> {
+    queue_icmp_errors(socket, to, true)?;
     match nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
         Ok(()) => return Ok(Connected::Yes),
         Err(Errno::EINPROGRESS) => {}
@@ -135,18 +127,18 @@ pub(crate) fn connect(
     if error != 0 {
         return Ok(Connected::No(Errno::from_raw(error)));
     }
-    if queues_errors {
-        if let Some(error) = queued_icmp_error(socket)? {
-            return Ok(Connected::No(error));
-        }
-        queue_icmp_errors(socket, to, false)?;
+    if let Some(error) = queued_icmp_error(socket)? {
+        return Ok(Connected::No(error));
     }
+    // An established connection takes later ones as applications' sockets do.
+    queue_icmp_errors(socket, to, false)?;
     Ok(Connected::Yes)
 }
 
-/// Asks for ICMP errors in the socket's error queue. Between namespaces of one machine the error comes
-/// back while `connect` still holds the socket; the kernel then takes it for a soft one (`tcp_v6_err`
-/// in net/ipv6/tcp_ipv6.c) and the caller would hear of it a second later, from the next retry.
+/// Asks for every ICMP error in the socket's error queue. Without, a datagram socket hears of the fatal
+/// ones only (`__udp4_lib_err` in net/ipv4/udp.c). A stream socket would hear a second late, from its
+/// next retry: between namespaces of one machine the error comes back while `connect` still holds the
+/// socket, and the kernel takes it for a soft one then (`tcp_v6_err` in net/ipv6/tcp_ipv6.c).
 fn queue_icmp_errors(socket: &OwnedFd, to: SocketAddr, on: bool) -> nix::Result<()> {
     match to {
         SocketAddr::V4(_) => setsockopt(socket, sockopt::Ipv4RecvErr, &on),

@@ -30,6 +30,9 @@ const LINK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Nothing listens there (RFC 863, discard), so the kernel of a reachable host refuses.
 const CLOSED_PORT: u16 = 9;
 
+/// The gateway's routing table without a way. Any number but the system's own would do.
+const NOWHERE: u32 = 100;
+
 /// How a node's pods are linked to it. Both are in use in real clusters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PodLinks {
@@ -77,6 +80,14 @@ impl LabBuilder {
             format!("addr add {v6}/{UNDERLAY_LEN_V6} dev {UNDERLAY_BRIDGE} nodad"),
             format!("link set dev {UNDERLAY_BRIDGE} up"),
         ])?;
+        // It knows the way to pods for its own ICMP messages only, and forwards nothing: a packet that
+        // no rule translates and no route carries shall be heard of, not helped.
+        let forwards_nothing = [
+            format!("rule add iif {UNDERLAY_BRIDGE} lookup {NOWHERE}"),
+            format!("route add unreachable default table {NOWHERE}"),
+        ];
+        underlay.namespace().ip(&forwards_nothing)?;
+        underlay.namespace().ip6(&forwards_nothing)?;
         Ok(Lab {
             options: self,
             nodes: Mutex::default(),
@@ -125,6 +136,7 @@ impl Lab {
             pods: Mutex::default(),
         }));
         node.prepare_pod_links()?;
+        self.underlay.namespace().ip(&node.routes_to_pods())?;
         if self.options.plain_pod_routes {
             let to_others = nodes
                 .iter()

@@ -99,7 +99,7 @@ impl Held {
 fn connect_long(to: SocketAddr) -> Result<(TcpStream, String)> {
     let deadline = Instant::now() + DEFAULT_PATIENCE;
     let socket = socket::connecting(Protocol::Tcp, to, None)?;
-    match socket::connect(&socket, Protocol::Tcp, to, deadline)? {
+    match socket::connect(&socket, to, deadline)? {
         Connected::Yes => {}
         Connected::No(error) => return Err(error).with_context(|| format!("connect to {to}")),
         Connected::Late => bail!("connect to {to}: no answer"),

@@ -103,6 +103,28 @@ fn a_client_outside_reaches_nodes_and_reaches_pods_only_by_a_route() -> Result<(
 }
 
 #[test]
+fn what_no_rule_translates_and_no_route_carries_is_unreachable_at_once() -> Result<()> {
+    if !lab::require(&[]) {
+        return Ok(());
+    }
+    let lab = Lab::builder().without_pod_routes().build()?;
+    let ([a, _], [pod, beside, remote, _]) = cluster(&lab)?;
+    let services: [IpAddr; 2] = ["10.96.0.1".parse()?, "fd00:96::1".parse()?];
+    for (service, remote) in services.into_iter().zip(remote.addresses()) {
+        for protocol in BOTH {
+            for target in [service, remote] {
+                let probe = Probe::new(protocol, (target, 8080));
+                assert_eq!(pod.probe(probe)?, Outcome::Unreachable, "{probe:?}");
+                assert_eq!(a.probe(probe)?, Outcome::Unreachable, "{probe:?}");
+            }
+        }
+    }
+    let near = pod.connect(Protocol::Udp, (beside.ipv6(), 8080))?;
+    assert_eq!(near.server(), Some("a-2:8080"));
+    Ok(())
+}
+
+#[test]
 fn outcomes_tell_reject_drop_and_closed_port_apart() -> Result<()> {
     if !lab::require(&[Capability::Nft]) {
         return Ok(());
@@ -122,15 +144,22 @@ fn outcomes_tell_reject_drop_and_closed_port_apart() -> Result<()> {
     )?;
     for protocol in BOTH {
         for target in to.addresses() {
-            let probe = |port| Probe::new(protocol, (target, port)).within(SHORT);
             // More than the kernel's own limit on ICMP messages would let through.
             for _ in 0..20 {
-                assert_eq!(from.probe(probe(1001))?, Outcome::Refused);
+                let t = std::time::Instant::now();
+                let rejected = from.connect(protocol, (target, 1001))?;
+                assert_eq!(rejected, Outcome::Refused);
+                if t.elapsed() > SHORT {
+                    panic!("{:?}", t.elapsed())
+                }
             }
-            assert_eq!(from.probe(probe(1002))?, Outcome::TimedOut);
-            assert_eq!(a.probe(probe(1002))?, Outcome::TimedOut);
-            assert_eq!(from.probe(probe(1003))?, Outcome::Unreachable);
-            assert_eq!(from.probe(probe(1004))?, Outcome::Refused);
+            let dropped = Probe::new(protocol, (target, 1002)).within(SHORT);
+            assert_eq!(from.probe(dropped)?, Outcome::TimedOut);
+            assert_eq!(a.probe(dropped)?, Outcome::TimedOut);
+            let prohibited = from.connect(protocol, (target, 1003))?;
+            assert_eq!(prohibited, Outcome::Unreachable);
+            let closed = from.connect(protocol, (target, 1004))?;
+            assert_eq!(closed, Outcome::Refused);
         }
     }
     Ok(())

@@ -44,9 +44,12 @@ pub struct Counters {
     pub lists: usize,
 }
 
+/// Whether an element of a set is concerned.
+type Concerns = dyn Fn(&Name, &Element) -> bool + Send;
+
 /// Elements that are refused although the rules allow them.
 struct Refusal {
-    concerns: Box<dyn Fn(&Name, &Element) -> bool + Send>,
+    concerns: Box<Concerns>,
     errno: Errno,
 }
 

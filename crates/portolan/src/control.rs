@@ -253,7 +253,6 @@ impl<B: Backend> Control<B> {
         match result {
             Ok(outcome) => {
                 self.failed = false;
-                self.synced = true;
                 if let Some(since) = self.pending_since.take() {
                     self.reports.metrics.programmed(now - since);
                 }
@@ -277,6 +276,9 @@ impl<B: Backend> Control<B> {
         for conflict in &outcome.conflicts {
             tracing::warn!(frontend = ?conflict.claim, winner = %conflict.winner, loser = %conflict.loser,
                 "two Services ask for one frontend: the older one has it");
+        }
+        if !std::mem::replace(&mut self.synced, true) {
+            tracing::info!(services = planned, written = outcome.elements, ?elapsed, "tables are in step with the cluster");
         }
         if outcome.transactions == 0 {
             return;

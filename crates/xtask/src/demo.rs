@@ -187,10 +187,8 @@ impl Stage {
         let mut daemons = daemons.into_iter();
         let daemon = daemons.next().context("the daemon of node-a")?;
         daemon.kill()?;
-        let _restarted = self.start(portolan, &self.node_a)?;
-        wait_until("the restarted daemon to own its table again", PATIENCE, || {
-            self.node_a.nft(&["list", "tables"]).is_ok() && self.owned()
-        })?;
+        let restarted = self.start(portolan, &self.node_a)?;
+        restarted.wait_for_line("tables are in step", PATIENCE)?;
         self.node_a.nft(&["flush", "ruleset"])?;
         let exchanged = held.report().exchanges;
         wait_until("traffic after the flush", PATIENCE, || held.report().exchanges > exchanged + 200)?;
@@ -198,11 +196,6 @@ impl Stage {
         println!("   held connections lost: {}; new connections: {}, failed: {}", held.lost.len(), stream.tally.answered(), stream.tally.failed());
         ensure!(held.lost.is_empty() && stream.tally.failed() == 0, "lost {:?}, failed {:?}", held.lost, stream.failures);
         Ok(())
-    }
-
-    /// Others may not touch an owned table.
-    fn owned(&self) -> bool {
-        self.node_a.nft(&["delete", "table", "ip", "portolan"]).is_err()
     }
 
     fn show_table(&self) -> Result<()> {

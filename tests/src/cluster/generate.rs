@@ -5,12 +5,12 @@
 //! contradicting conditions), [`settle`] makes the contradiction go away, so that the reference model has
 //! one answer; [`Generator::contradictory`] leaves it in for tests of determinism.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rand::rngs::SmallRng;
-use rand::seq::{IndexedMutRandom, IndexedRandom, SliceRandom};
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 
 use super::{

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use nft::{Chain, DataField, Element, Field, Name, Operand, Rule, SetKind, Statement, Table};
 
 use super::*;
+use crate::cluster::Transport;
+use crate::oracle::Protocol;
 
 const VIP: &str = "10.96.0.1";
 const POD_A: &str = "10.244.1.5";
@@ -295,7 +297,7 @@ fn sources_are_judged_after_destination_nat() {
 fn what_was_received_for_the_node_itself_never_meets_postrouting() {
     let contents = contents();
     let evaluator = Evaluator::new(&contents).unwrap();
-    let mut seen = |origin| {
+    let seen = |origin| {
         let fates = evaluator
             .fates(&packet(origin, "192.0.2.1", VIP, 81), &[ip(POD_A)])
             .unwrap();

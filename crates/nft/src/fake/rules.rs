@@ -14,6 +14,7 @@ use crate::model::{
     Table, Verdict,
 };
 use crate::transaction::Operation;
+use crate::wire::udata;
 
 /// Longest name of a table, set or chain, in bytes (kernel: `NFT_NAME_MAXLEN` less the final zero).
 const NAME_MAX: usize = 255;
@@ -294,6 +295,12 @@ fn check_set(family: Family, set: &Set) -> Result<(), Errno> {
     let has_key = !set.key.is_empty() && set.key_len(family) <= VALUE_MAX;
     if !has_data || !has_key || set.interval && set.key.len() > 1 {
         return Err(Errno::EINVAL);
+    }
+    // Declarations by typeof leave less room for the comment: user data are 256 bytes in all, and what does
+    // not fit would be left out, so that the set could never read back as it is wanted.
+    let user_data = udata::of_set(set, family);
+    if udata::read_set_comment(&user_data).unwrap_or_default() != set.comment {
+        return Err(Errno::ERANGE);
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The kernel's rules, one by one.
 
 use super::*;
-use crate::model::{DataField, Field, Hook, Operand, Rule, SetKind, Statement, Verdict};
+use crate::model::{Field, Hook, Operand, Rule, Statement, Verdict};
 use crate::samples::{self, Shape};
 
 const FAMILY: Family = Family::Ip;
@@ -376,21 +376,21 @@ fn names_and_comments_have_limits() {
     };
     accepted(vec![named(255)]);
     assert_eq!(refusal(vec![named(256)]), (Errno::ERANGE, 0));
-    let kind = SetKind::Map(vec![DataField::Address]);
-    let key = vec![Field::Address];
-    let map = |len: usize| {
+    let commented = |name: &str, len: usize| {
         let comment = "c".repeat(len).into();
-        let (key, kind) = (key.clone(), kind.clone());
+        let set = sample().sets[name].clone();
+        let name = "new".into();
         Operation::AddSet(Set {
-            name: "new".into(),
-            key,
-            kind,
-            interval: false,
+            name,
             comment,
+            ..set
         })
     };
-    accepted(vec![map(128)]);
-    assert_eq!(refusal(vec![map(129)]), (Errno::ERANGE, 0));
+    accepted(vec![commented("hairpin", 128)]);
+    assert_eq!(refusal(vec![commented("hairpin", 129)]), (Errno::ERANGE, 0));
+    // What nft 1.0.6 could make of this declaration by typeof was tried too.
+    accepted(vec![commented("backends", 83)]);
+    assert_eq!(refusal(vec![commented("backends", 84)]), (Errno::ERANGE, 0));
 }
 
 #[test]

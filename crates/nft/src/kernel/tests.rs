@@ -1,4 +1,5 @@
 mod ownership;
+mod replies;
 
 use std::collections::BTreeMap;
 

@@ -6,6 +6,7 @@ use super::*;
 use crate::model::{Bytes, Protocol};
 use crate::namespace::{nft_is_there, nft_list_of};
 use crate::samples::{self, Shape, any_table};
+use crate::transaction::{Operation, Transaction};
 
 /// Lines of a listing with the elements of each set sorted: nft sorts them by rules of its own.
 fn lines(text: &str) -> Vec<String> {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use serde_saphyr::{Options, Spanned};
+use serde_saphyr::{Location, Options, Spanned};
 use service_model::wire::{self, Interner, Metadata};
 use service_model::{EndpointSlice, Invalid, Node, ObjectKind, ObjectName, Service, ServiceCidr};
 
@@ -74,16 +74,63 @@ pub(super) fn read(
         placed: 0,
         contents: Contents::default(),
     };
-    let mut bytes = text.as_bytes();
-    for document in serde_saphyr::read_with_options::<_, Spanned<Value>>(&mut bytes, options()) {
-        let document = document.map_err(|error| {
-            let line = error.location().map_or(0, |location| location.line());
-            (usize::try_from(line).unwrap_or_default(), clamped(error))
-        })?;
-        let line = usize::try_from(document.referenced.line()).unwrap_or_default();
-        reader.node(document.value, line, String::new(), line, None);
+    for (first, document) in documents(text) {
+        for (value, line) in parse(document).map_err(|(line, reason)| (first + line, reason))? {
+            let line = first + line;
+            reader.node(value, line, String::new(), line, None);
+        }
     }
     Ok(reader.contents)
+}
+
+/// The documents of a file, each with the number of lines before it and with its separator, if it has one:
+/// in YAML, three dashes at the start of a line can be nothing else.
+fn documents(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut rest = (!text.is_empty()).then_some(text);
+    let mut lines = 0;
+    std::iter::from_fn(move || {
+        let document = rest?;
+        let next = document
+            .match_indices("\n---")
+            .map(|(at, _)| at + 1)
+            .find(|at| {
+                let after = document.as_bytes().get(at + 3);
+                after.is_none_or(u8::is_ascii_whitespace)
+            });
+        let (document, left) = next.map_or((document, None), |at| {
+            (&document[..at], Some(&document[at..]))
+        });
+        let first = lines;
+        lines += document.bytes().filter(|byte| *byte == b'\n').count();
+        rest = left;
+        Some((first, document))
+    })
+}
+
+/// The values of a document (none, if it is empty) with their lines, from 1.
+fn parse(document: &str) -> Result<Vec<(Value, usize)>, (usize, String)> {
+    // JSON is YAML, and many times faster read as what it is. What is wrong with it, YAML's reader tells.
+    let body = document.strip_prefix("---").unwrap_or(document);
+    if body.trim_start().starts_with('{')
+        && let Ok(value) = serde_json::from_str(body)
+    {
+        let blank = body.len() - body.trim_start().len();
+        let line = 1 + body
+            .bytes()
+            .take(blank)
+            .filter(|byte| *byte == b'\n')
+            .count();
+        return Ok(vec![(value, line)]);
+    }
+    let line = |location: Location| usize::try_from(location.line()).unwrap_or_default();
+    serde_saphyr::from_multiple_with_options::<Spanned<Value>>(document, options())
+        .map(|values| {
+            values
+                .into_iter()
+                .map(|spanned| (spanned.value, line(spanned.referenced)))
+                .collect()
+        })
+        .map_err(|error| (error.location().map_or(0, line), clamped(error)))
 }
 
 /// Strict where YAML is ambiguous, bounded where it can explode.

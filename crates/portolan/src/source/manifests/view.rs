@@ -4,7 +4,7 @@
 //! there; in every other place it is a problem. An object that cannot be used stays as it was last told.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use service_model::{Invalid, ObjectEvent, ObjectKind, ObjectName};
@@ -117,7 +117,7 @@ impl<'f> Now<'f> {
         now
     }
 
-    fn object(&mut self, path: &PathBuf, found: &'f Found) {
+    fn object(&mut self, path: &Path, found: &'f Found) {
         if let Some((first, winner)) = self.objects.get(&found.key) {
             let reason = format!("is also at {first:?}:{}, which counts", winner.line);
             let (kind, object) = found.key.clone();
@@ -127,7 +127,7 @@ impl<'f> Now<'f> {
                 field: "metadata.name".into(),
                 reason,
             };
-            let place = Some((path.clone(), found.line));
+            let place = Some((path.to_owned(), found.line));
             return self.problem(Problem {
                 place,
                 invalid,
@@ -139,7 +139,7 @@ impl<'f> Now<'f> {
         }
         // An object without a name is none that another could be a double of.
         if !found.key.1.name.is_empty() {
-            self.objects.insert(&found.key, (path.clone(), found));
+            self.objects.insert(&found.key, (path.to_owned(), found));
         }
     }
 
