@@ -146,12 +146,8 @@ fn outcomes_tell_reject_drop_and_closed_port_apart() -> Result<()> {
         for target in to.addresses() {
             // More than the kernel's own limit on ICMP messages would let through.
             for _ in 0..20 {
-                let t = std::time::Instant::now();
                 let rejected = from.connect(protocol, (target, 1001))?;
                 assert_eq!(rejected, Outcome::Refused);
-                if t.elapsed() > SHORT {
-                    panic!("{:?}", t.elapsed())
-                }
             }
             let dropped = Probe::new(protocol, (target, 1002)).within(SHORT);
             assert_eq!(from.probe(dropped)?, Outcome::TimedOut);
