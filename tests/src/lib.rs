@@ -17,6 +17,7 @@ pub mod judge;
 pub mod oracle;
 pub mod packets;
 pub mod product;
+pub mod stage;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};

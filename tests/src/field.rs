@@ -1,0 +1,357 @@
+//! A lab in which packets of the reference model really go: pods that all serve the same ports, a client
+//! outside, and one node whose table is ours.
+//!
+//! Owns the translation of packets into connection attempts and of their outcomes back. Left out are
+//! packets the lab cannot send or answer (see [`Field::can_send`]).
+//!
+//! Every attempt has a source port of its own, so that no connection of an earlier table, still known to
+//! conntrack, is met again.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Capability, Client, Host, Lab, Outcome, Pod, Probe};
+use nft::{Backend, Kernel, KernelConfig, TableContents};
+
+use crate::cluster::{Node, Transport};
+use crate::oracle::{Expected, Origin, Packet, Protocol};
+
+/// A lab with its machines by address.
+pub struct Field {
+    nodes: Vec<lab::Node>,
+    pods: Vec<Pod>,
+    client: Client,
+    hosts: BTreeMap<IpAddr, Place>,
+    served: BTreeSet<(Transport, u16)>,
+    next_port: Cell<u16>,
+    /// Dropped last: with it everything above ends.
+    _lab: Lab,
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    Node(usize),
+    Pod(usize),
+    Client,
+}
+
+/// Our table on one node.
+pub struct Installed {
+    kernel: Kernel,
+    contents: Vec<TableContents>,
+}
+
+impl Field {
+    /// Nodes 1 to `nodes`, each with pods at x = 2 to `last_pod`, all of them and the nodes serving `ports`
+    /// over TCP, UDP and, where the kernel knows it, SCTP; and a client.
+    pub fn new(nodes: u8, last_pod: u8, ports: &[u16]) -> Result<Field> {
+        let lab = Lab::new()?;
+        // The lab counts from 0.
+        lab.node("node-0")?;
+        let client = lab.client("outside")?;
+        let mut field = Field {
+            nodes: Vec::new(),
+            pods: Vec::new(),
+            client,
+            hosts: BTreeMap::new(),
+            served: BTreeSet::new(),
+            next_port: Cell::new(FIRST_PORT),
+            _lab: lab,
+        };
+        for transport in Transport::ALL.into_iter().filter(|t| is_known(*t)) {
+            field
+                .served
+                .extend(ports.iter().map(|port| (transport, *port)));
+        }
+        for number in 1..=nodes {
+            let node = field._lab.node(&format!("node-{number}"))?;
+            field.note(&node, Place::Node(field.nodes.len()))?;
+            for x in 2..=last_pod {
+                let pod = node.pod(&format!("pod-{number}-{x}"))?;
+                field.note(&pod, Place::Pod(field.pods.len()))?;
+                field.pods.push(pod);
+            }
+            field.nodes.push(node);
+        }
+        for address in field.client.addresses() {
+            field.hosts.insert(address, Place::Client);
+        }
+        Ok(field)
+    }
+
+    fn note(&mut self, host: &Host, place: Place) -> Result<()> {
+        for (transport, port) in &self.served {
+            host.serve(lab_protocol(*transport), *port)?;
+        }
+        self.hosts
+            .extend(host.addresses().map(|address| (address, place)));
+        Ok(())
+    }
+
+    /// Opens the kernel of a node, and leads the client's packets for Services there.
+    pub fn install_on(&self, node: &Node) -> Result<Installed> {
+        let machine = self
+            .nodes
+            .iter()
+            .find(|n| n.name() == node.name)
+            .context("no such node")?;
+        for range in [lab::SERVICE_CIDR_V4, lab::SERVICE_CIDR_V6] {
+            self.client.route_via(machine, range.parse()?)?;
+        }
+        let config = KernelConfig {
+            table: service_dataplane::layout::TABLE.into(),
+            owner: true,
+        };
+        let kernel = machine.run(move || Kernel::open(config))??;
+        Ok(Installed {
+            kernel,
+            contents: Vec::new(),
+        })
+    }
+
+    /// Whether the lab can send this packet on `node`, and the answer would find its way back.
+    ///
+    /// Only one node has a table. A pod elsewhere reaches it by the node's own addresses, not by a
+    /// cluster IP; and a client whose address is kept is answered by endpoints elsewhere directly, past
+    /// the node that would have to translate the answer.
+    pub fn can_send(&self, node: &Node, packet: &Packet, expected: &Expected) -> bool {
+        let Protocol::Transport(transport) = packet.protocol else {
+            return false;
+        };
+        let is_here = |address: IpAddr| node.pod_cidrs.iter().any(|range| range.contains(&address));
+        let from_here = packet.origin == Origin::Node || is_here(packet.source);
+        let sender = self.hosts.get(&packet.source);
+        let is_sent_here = match sender {
+            None => false,
+            Some(Place::Pod(_)) => from_here || node.interfaces.contains(&packet.destination),
+            // It knows no way to what is behind nodes, the gateway of pods included.
+            Some(Place::Client) => !self.is_behind_a_node(packet.destination),
+            Some(Place::Node(_)) => true,
+        };
+        let comes_back = match expected {
+            Expected::Balanced(backends) => {
+                from_here
+                    || backends
+                        .iter()
+                        .all(|(to, masqueraded)| *masqueraded || is_here(to.ip()))
+            }
+            // The client, in turn, knows no way to pods.
+            _ => {
+                let to_client = matches!(self.hosts.get(&packet.destination), Some(Place::Client));
+                !to_client || packet.origin == Origin::Node
+            }
+        };
+        is_known(transport) && is_sent_here && comes_back
+    }
+
+    /// Sends `packet` as `attempts` connections and compares what came of them. With `all`, every backend
+    /// must have answered at least once.
+    pub fn check(
+        &self,
+        node: &Node,
+        packet: &Packet,
+        expected: &Expected,
+        attempts: usize,
+        all: bool,
+    ) -> Result<()> {
+        let mut answered = BTreeSet::new();
+        for _ in 0..attempts {
+            let outcome = self.send(packet, expected)?;
+            match expected {
+                Expected::Refused => ensure!(self.is_refused(packet, &outcome)?, "{outcome:?}"),
+                Expected::NotOurs => self.check_untouched(packet, &outcome)?,
+                Expected::Balanced(backends) => {
+                    answered.insert(self.check_translated(node, packet, backends, &outcome)?);
+                }
+            }
+        }
+        match expected {
+            Expected::Balanced(backends) if all && answered.len() != backends.len() => {
+                bail!("only {answered:?} answered {attempts} connections")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends one attempt. What is expected decides how long to wait for an answer.
+    pub fn send(&self, packet: &Packet, expected: &Expected) -> Result<Outcome> {
+        let Protocol::Transport(transport) = packet.protocol else {
+            bail!("ICMP is not sent")
+        };
+        let to = SocketAddr::new(packet.destination, packet.port);
+        let mut probe = Probe::new(lab_protocol(transport), to).from_port(self.source_port());
+        if *expected == Expected::NotOurs && !self.is_machine(to.ip()) {
+            probe = probe.within(NOWHERE_PATIENCE);
+        }
+        match self.hosts.get(&packet.source).context("no such sender")? {
+            Place::Node(index) => self.nodes[*index].probe(probe),
+            Place::Pod(index) => self.pods[*index].probe(probe),
+            Place::Client => self.client.probe(probe),
+        }
+    }
+
+    fn source_port(&self) -> u16 {
+        let port = self.next_port.get();
+        self.next_port.set(if port == LAST_PORT {
+            FIRST_PORT
+        } else {
+            port + 1
+        });
+        port
+    }
+
+    /// Whether a refusal was told to the sender. A datagram that is rejected where it is made fails to be
+    /// sent (`EPERM`), which the lab cannot tell from a drop; the ICMP error comes besides.
+    fn is_refused(&self, packet: &Packet, outcome: &Outcome) -> Result<bool> {
+        let is_datagram = packet.protocol == Protocol::Transport(Transport::Udp);
+        if *outcome != Outcome::TimedOut || packet.origin != Origin::Node || !is_datagram {
+            return Ok(*outcome == Outcome::Refused);
+        }
+        let (from, port) = (packet.source, self.source_port());
+        let to = SocketAddr::new(packet.destination, packet.port);
+        let Some(Place::Node(index)) = self.hosts.get(&from) else {
+            return Ok(false);
+        };
+        let answer = self.nodes[*index].run(move || {
+            let socket = UdpSocket::bind((from, port))?;
+            socket.connect(to)?;
+            socket.set_read_timeout(Some(lab::DEFAULT_PATIENCE))?;
+            let _ = socket.send(b"?");
+            socket.recv(&mut [0])
+        })?;
+        Ok(answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused))
+    }
+
+    /// The backend that answered.
+    fn check_translated(
+        &self,
+        node: &Node,
+        packet: &Packet,
+        backends: &BTreeMap<SocketAddr, bool>,
+        outcome: &Outcome,
+    ) -> Result<SocketAddr> {
+        let Outcome::Answered { server, peer } = outcome else {
+            bail!("{outcome:?}")
+        };
+        let by_name = |to: &&SocketAddr| self.server_name(**to).as_ref() == Some(server);
+        let to = backends
+            .keys()
+            .find(by_name)
+            .with_context(|| format!("{server} answered"))?;
+        let is_source_right = match backends[to] {
+            // The address of the interface by which it left. Where the node itself is the client, its own
+            // address may be the same.
+            true => node.interfaces.contains(&peer.ip()),
+            false => peer.ip() == packet.source,
+        };
+        ensure!(is_source_right, "{server} saw {peer}");
+        Ok(*to)
+    }
+
+    /// What comes of a packet that nobody translates.
+    fn check_untouched(&self, packet: &Packet, outcome: &Outcome) -> Result<()> {
+        let to = SocketAddr::new(packet.destination, packet.port);
+        let is_served = |transport| self.served.contains(&(transport, packet.port));
+        let Protocol::Transport(transport) = packet.protocol else {
+            return Ok(());
+        };
+        let right = match (self.is_machine(to.ip()), outcome) {
+            (false, outcome) => matches!(outcome, Outcome::Unreachable | Outcome::TimedOut),
+            (true, Outcome::Answered { server, peer }) => {
+                self.server_name(to).as_ref() == Some(server) && peer.ip() == packet.source
+            }
+            (true, outcome) => {
+                *outcome == Outcome::Refused
+                    && !(is_served(transport) && self.server_name(to).is_some())
+            }
+        };
+        ensure!(right, "{outcome:?}");
+        Ok(())
+    }
+
+    /// How the server at an address calls itself.
+    fn server_name(&self, at: SocketAddr) -> Option<String> {
+        let name = match self.hosts.get(&at.ip())? {
+            Place::Node(index) => self.nodes[*index].name(),
+            Place::Pod(index) => self.pods[*index].name(),
+            Place::Client => return None,
+        };
+        Some(format!("{name}:{}", at.port()))
+    }
+
+    fn is_behind_a_node(&self, address: IpAddr) -> bool {
+        self.nodes.iter().any(|node| match address {
+            IpAddr::V4(address) => node.pod_cidr_v4().contains(&address),
+            IpAddr::V6(address) => node.pod_cidr_v6().contains(&address),
+        })
+    }
+
+    fn is_machine(&self, address: IpAddr) -> bool {
+        self.hosts.contains_key(&address)
+            || address.is_loopback()
+            || self
+                .nodes
+                .iter()
+                .any(|node| node.pod_gateway().contains(&address))
+    }
+}
+
+impl Installed {
+    /// Leads from the tables in force to these, in one transaction, and reads them back.
+    pub fn replace(&mut self, tables: &[TableContents]) -> Result<()> {
+        let mut transaction = nft::Transaction::new();
+        for table in tables {
+            let before = self
+                .contents
+                .iter()
+                .find(|t| t.table.family == table.table.family);
+            transaction
+                .operations
+                .extend(nft::diff::diff(before, table).operations);
+        }
+        self.kernel.commit(&transaction)?;
+        self.contents = tables.to_vec();
+        for table in tables {
+            let found = self
+                .kernel
+                .list(table.table.family)?
+                .context("the table is gone")?;
+            let rest = nft::diff::diff(Some(&found), table);
+            ensure!(rest.is_empty(), "the kernel holds something else: {rest:?}");
+        }
+        Ok(())
+    }
+
+    /// Takes the tables away.
+    pub fn remove(mut self) -> Result<()> {
+        let mut transaction = nft::Transaction::new();
+        for table in &self.contents {
+            transaction.push(table.table.family, nft::Operation::DeleteTable);
+        }
+        Ok(self.kernel.commit(&transaction)?)
+    }
+}
+
+/// For packets to nowhere. The lab's gateway answers them, but Linux spares its answers (ip_error() in
+/// net/ipv4/route.c: five at once to one host, then one a second), so silence must do, too.
+const NOWHERE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Source ports of attempts: above the ports of servers, below the ranges of masquerading.
+const FIRST_PORT: u16 = 10_000;
+const LAST_PORT: u16 = 29_999;
+
+fn lab_protocol(transport: Transport) -> lab::Protocol {
+    match transport {
+        Transport::Tcp => lab::Protocol::Tcp,
+        Transport::Udp => lab::Protocol::Udp,
+        Transport::Sctp => lab::Protocol::Sctp,
+    }
+}
+
+fn is_known(transport: Transport) -> bool {
+    transport != Transport::Sctp || Capability::Sctp.missing().is_none()
+}

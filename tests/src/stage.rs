@@ -1,0 +1,187 @@
+//! The real program on nodes of a lab: one Service `web` with pods that answer, a client that connects, and a folder of
+//! manifests (or a fake API server) that says what there is.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::{
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Capability, Daemon, Host, Lab, Manifests, Node, Outcome, Pod,
+    Probe, Protocol, TcpService, node_object, require, wait_until,
+};
+use nft::{Backend, Family, Kernel, KernelConfig, TableContents};
+use serde_json::Value;
+use service_dataplane::layout;
+
+/// For what takes milliseconds on an idle machine; these machines are not.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the scenarios need of kernel and machine; without it they say so and end.
+pub fn can_run() -> bool {
+    require(&[Capability::TableOwner])
+}
+
+/// The program under test, built when it is not.
+pub fn portolan() -> Result<&'static Path> {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(built) = BUILT.get() {
+        return Ok(built);
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--package", "portolan"])
+        .status()?;
+    ensure!(status.success(), "could not build portolan: {status}");
+    // Test programs lie in target/PROFILE/deps.
+    let test = std::env::current_exe()?;
+    let profile = test
+        .ancestors()
+        .nth(2)
+        .context("the folder of the profile")?;
+    Ok(BUILT.get_or_init(|| profile.join("portolan")))
+}
+
+/// A node with pods, a second node with pods, and what there is in the cluster.
+pub struct Stage {
+    /// The node under test.
+    pub node: Node,
+    /// Connects to the Service.
+    pub client: Pod,
+    /// Serve TCP on the Service's target port: the even ones on the node under test.
+    pub pods: Vec<Pod>,
+    /// The Service.
+    pub web: TcpService,
+    /// What is in the cluster.
+    pub manifests: Manifests,
+    lab: Lab,
+}
+
+/// A Service of `stage` shape; `n` up to 250 makes its addresses.
+pub fn service(name: &str, n: u8) -> TcpService {
+    TcpService {
+        name: name.into(),
+        cluster_ips: [format!("10.96.0.{n}"), format!("fd00:96::{n}")],
+        port: 80,
+        target_port: 8080,
+        node_port: Some(30000 + u16::from(n)),
+    }
+}
+
+impl Stage {
+    /// Four pods behind `web`, all of them ready.
+    pub fn new() -> Result<Stage> {
+        let lab = Lab::new()?;
+        let (node, other) = (lab.node("node-a")?, lab.node("node-b")?);
+        let client = node.pod("client")?;
+        let mut pods = Vec::new();
+        for n in 0..4 {
+            let pod = if n % 2 == 0 { &node } else { &other }.pod(&format!("web-{n}"))?;
+            pod.serve(Protocol::Tcp, 8080)?;
+            pods.push(pod);
+        }
+        let manifests = Manifests::new()?;
+        manifests.write_objects("nodes.yaml", &[node_object(&node), node_object(&other)])?;
+        let stage = Stage {
+            node,
+            client,
+            pods,
+            web: service("web", 80),
+            manifests,
+            lab,
+        };
+        stage.add(&stage.web, 0..4)?;
+        Ok(stage)
+    }
+
+    /// The lab, for more nodes and clients.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// All objects of a Service with these of the pods.
+    pub fn objects(&self, service: &TcpService, pods: std::ops::Range<usize>) -> Vec<Value> {
+        let numbered = self
+            .pods
+            .iter()
+            .enumerate()
+            .skip(pods.start)
+            .take(pods.len());
+        let pods: Vec<(&Pod, &str)> = numbered
+            .map(|(n, pod)| (pod, if n % 2 == 0 { "node-a" } else { "node-b" }))
+            .collect();
+        std::iter::once(service.object())
+            .chain(service.slices(&pods))
+            .collect()
+    }
+
+    /// Writes a Service with these of the pods, or changes it.
+    pub fn add(&self, service: &TcpService, pods: std::ops::Range<usize>) -> Result<()> {
+        self.manifests.write_objects(
+            &format!("{}.yaml", service.name),
+            &self.objects(service, pods),
+        )
+    }
+
+    /// Starts the program on the node under test, with the folder of manifests.
+    pub fn start(&self, arguments: &[&str]) -> Result<Daemon> {
+        let folder = self.manifests.path().display().to_string();
+        self.start_with(&["--manifests", &folder], arguments)
+    }
+
+    /// Starts the program on the node under test with this source.
+    pub fn start_with(&self, source: &[&str], arguments: &[&str]) -> Result<Daemon> {
+        let mut command = self.node.command(portolan()?);
+        command
+            .arg("run")
+            .args(source)
+            .args(["--hostname-override", "node-a"]);
+        command
+            .arg(format!(
+                "--cluster-cidr={CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}"
+            ))
+            .args(arguments);
+        self.node.spawn("portolan", command)
+    }
+
+    /// Starts it and waits until it has brought the tables in step.
+    pub fn start_in_step(&self, arguments: &[&str]) -> Result<Daemon> {
+        let daemon = self.start(arguments)?;
+        daemon.wait_for_line("tables are in step", PATIENCE)?;
+        Ok(daemon)
+    }
+
+    /// The Service's IPv4 address and port.
+    pub fn address(service: &TcpService) -> Result<std::net::SocketAddr> {
+        Ok(std::net::SocketAddr::new(
+            service.cluster_ips[0].parse()?,
+            service.port,
+        ))
+    }
+
+    /// Waits until connections to the Service are balanced over exactly this many pods.
+    pub fn wait_for_backends(&self, service: &TcpService, count: usize) -> Result<()> {
+        let to = Self::address(service)?;
+        let what = format!("{count} backends of {}", service.name);
+        wait_until(&what, PATIENCE, || {
+            // One of 4 is missed by 60 connections once in 10^7 times, and then looked for again.
+            self.client
+                .connect_many(Protocol::Tcp, to, 60)
+                .is_ok_and(|tally| tally.failed() == 0 && tally.servers.len() == count)
+        })
+    }
+
+    /// One connection to the Service.
+    pub fn connect(&self, from: &Host, service: &TcpService) -> Result<Outcome> {
+        from.probe(Probe::new(Protocol::Tcp, Self::address(service)?))
+    }
+
+    /// Both tables as the kernel holds them, in an order of their own.
+    pub fn tables(&self) -> Result<[Option<TableContents>; 2]> {
+        self.node.run(|| {
+            let mut kernel = Kernel::open(KernelConfig { table: layout::TABLE.into(), owner: false })?;
+            Ok([kernel.list(Family::Ip)?, kernel.list(Family::Ip6)?])
+        })?
+    }
+}

@@ -1,0 +1,163 @@
+//! What happens to the daemon and to its tables, and what connections notice of it: nothing.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::{ConnectionStream, Held, Probe, Protocol, wait_until};
+use portolan_tests::number_from_env;
+use portolan_tests::stage::{PATIENCE, Stage, can_run, service};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+/// Long connections and new ones, all the time, to a Service that does not change.
+struct Traffic {
+    held: Held,
+    new: ConnectionStream,
+}
+
+impl Traffic {
+    fn start(stage: &Stage) -> Result<Traffic> {
+        let to = Stage::address(&stage.web)?;
+        let held = stage.client.hold(to, 40, Duration::from_millis(10))?;
+        let new = stage
+            .client
+            .stream_connections(Probe::new(Protocol::Tcp, to), Duration::from_micros(500))?;
+        Ok(Traffic { held, new })
+    }
+
+    /// Waits until so many more connections were made.
+    fn goes_on(&self, connections: usize) -> Result<()> {
+        let made = || self.new.report().tally;
+        let enough = made().answered() + made().failed() + connections;
+        wait_until("traffic", PATIENCE, || {
+            made().answered() + made().failed() >= enough
+        })
+    }
+
+    fn lost_nothing(self) -> Result<()> {
+        let (held, new) = (self.held.stop(), self.new.stop());
+        println!(
+            "{} new connections, {} exchanges on held ones",
+            new.tally.answered(),
+            held.exchanges
+        );
+        ensure!(
+            held.exchanges > 0 && new.tally.answered() > 0,
+            "no traffic at all"
+        );
+        ensure!(
+            held.lost.is_empty(),
+            "established connections lost: {:?}",
+            held.lost
+        );
+        ensure!(
+            new.failures.is_empty(),
+            "new connections failed: {:?}",
+            new.failures
+        );
+        Ok(())
+    }
+}
+
+#[test]
+fn a_hundred_kills_under_churn_lose_no_connection() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let seed = number_from_env("PORTOLAN_SEED", 1);
+    println!("PORTOLAN_SEED={seed}");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let stage = Stage::new()?;
+    let churning = service("churning", 81);
+    let mut daemon = stage.start_in_step(&[])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let traffic = Traffic::start(&stage)?;
+    for round in 0..100 {
+        let backends = round % 4 + 1;
+        stage.add(&churning, 0..backends)?;
+        // A random moment, counted in connections: now in the start, now in the commit, now at rest.
+        traffic.goes_on(random.random_range(0..60))?;
+        if round % 10 == 9 {
+            daemon.wait_for_line("tables are in step", PATIENCE)?;
+            stage.wait_for_backends(&churning, backends)?;
+        }
+        daemon.kill()?;
+        daemon = stage.start(&[])?;
+    }
+    daemon.wait_for_line("tables are in step", PATIENCE)?;
+    stage.wait_for_backends(&churning, 4)?;
+    traffic.lost_nothing()
+}
+
+#[test]
+fn a_hundred_foreign_flushes_lose_no_connection() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let _daemon = stage.start_in_step(&[])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let before = stage.tables()?;
+    let traffic = Traffic::start(&stage)?;
+    for _ in 0..100 {
+        stage.node.nft(&["flush", "ruleset"])?;
+        traffic.goes_on(5)?;
+    }
+    for vandalism in [
+        &["delete", "table", "ip", "portolan"][..],
+        &["flush", "table", "ip6", "portolan"],
+    ] {
+        ensure!(
+            stage.node.nft(vandalism).is_err(),
+            "somebody else could {vandalism:?}"
+        );
+    }
+    ensure!(stage.tables()? == before, "the tables have changed");
+    traffic.lost_nothing()
+}
+
+#[test]
+fn a_table_without_owner_is_repaired_whatever_is_done_to_it() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let _daemon = stage.start_in_step(&["--no-table-owner"])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let before = stage.tables()?;
+    let listing = stage.node.nft(&["list", "table", "ip", "portolan"])?;
+    ensure!(!listing.contains("flags owner"), "the table has an owner: {listing}");
+    for vandalism in [
+        "flush ruleset",
+        "delete table ip portolan",
+        "flush chain ip portolan services",
+        "flush set ip portolan cluster_ips",
+        "delete element ip6 portolan frontends_4 { fd00:96::80 . tcp . 80 }",
+        "add element ip portolan cluster_ips { 192.0.2.1 }",
+        "add rule ip portolan services drop",
+        "add chain ip portolan strange",
+        "add set ip portolan strange { type ipv4_addr; }",
+        "flush chain ip portolan prerouting; delete chain ip portolan prerouting",
+    ] {
+        stage.node.nft(&[vandalism])?;
+        let healed = || stage.tables().is_ok_and(|tables| tables == before);
+        wait_until(&format!("repair after `{vandalism}`"), PATIENCE, healed)?;
+        stage.wait_for_backends(&stage.web, 4)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn rules_stay_when_the_daemon_is_asked_to_stop() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let daemon = stage.start_in_step(&[])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let traffic = Traffic::start(&stage)?;
+    daemon.signal(nix::sys::signal::Signal::SIGTERM)?;
+    ensure!(daemon.wait(PATIENCE)?.success(), "it did not end well");
+    traffic.goes_on(100)?;
+    traffic.lost_nothing()
+}
