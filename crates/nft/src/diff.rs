@@ -8,8 +8,10 @@
 //! 3. sets, then chains, are deleted: those not wanted, and those whose declaration differs, because the
 //!    kernel cannot change it,
 //! 4. sets and chains are added,
-//! 5. elements are added,
-//! 6. rules are written.
+//! 5. rules are written,
+//! 6. elements are added: after the rules, because a rule that looks a map up makes the kernel walk all of
+//!    that map, once for each chain (`nf_tables_bind_set`; 18 such chains and 100,000 elements took two
+//!    thirds of a first commit the other way round).
 //!
 //! Invariant: carried out on `found` it is never refused and makes `wanted`; equal tables differ by
 //! nothing. Time is linear in the number of elements: both sides are sorted.
@@ -148,8 +150,8 @@ impl<'a> Difference<'a> {
             .map(|name| Operation::DeleteChain((*name).clone()));
         operations.extend(delete_chains);
         self.add_sets_and_chains(&mut operations);
-        operations.extend(added);
         self.write_rules(&mut operations);
+        operations.extend(added);
         operations
     }
 

@@ -96,9 +96,9 @@ fn a_chain_that_is_made_anew_is_freed_from_rules_and_verdicts_first() {
             "delete elements ip frontends_large",
             "delete chain ip pick_2",
             "add chain ip pick_2",
-            "add elements ip frontends_large",
             "set rules ip cluster",
             "set rules ip pick_2",
+            "add elements ip frontends_large",
         ]
     );
 }
