@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use serde_saphyr::{Location, Options, Spanned};
+use serde_saphyr::{Location, MessageFormatter, Options, Spanned, UserMessageFormatter};
 use service_model::wire::{self, Interner, Metadata};
 use service_model::{EndpointSlice, Invalid, Node, ObjectKind, ObjectName, Service, ServiceCidr};
 
@@ -74,9 +74,9 @@ pub(super) fn read(
         placed: 0,
         contents: Contents::default(),
     };
-    for (first, document) in documents(text) {
-        for (value, line) in parse(document).map_err(|(line, reason)| (first + line, reason))? {
-            let line = first + line;
+    for (before, document) in documents(text) {
+        for (value, line) in parse(document).map_err(|(line, reason)| (before + line, reason))? {
+            let line = before + line;
             reader.node(value, line, String::new(), line, None);
         }
     }
@@ -84,26 +84,26 @@ pub(super) fn read(
 }
 
 /// The documents of a file, each with the number of lines before it and with its separator, if it has one:
-/// in YAML, three dashes at the start of a line can be nothing else.
+/// in YAML, three dashes at the start of a line can be nothing else. A file with directives (`%YAML`) stays
+/// whole, since they stand before the dashes.
 fn documents(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let has_directives = text.starts_with('%') || text.contains("\n%");
     let mut rest = (!text.is_empty()).then_some(text);
     let mut lines = 0;
     std::iter::from_fn(move || {
-        let document = rest?;
-        let next = document
+        let here = rest?;
+        let end = here
             .match_indices("\n---")
             .map(|(at, _)| at + 1)
             .find(|at| {
-                let after = document.as_bytes().get(at + 3);
-                after.is_none_or(u8::is_ascii_whitespace)
+                let after = here.as_bytes().get(at + 3);
+                !has_directives && after.is_none_or(u8::is_ascii_whitespace)
             });
-        let (document, left) = next.map_or((document, None), |at| {
-            (&document[..at], Some(&document[at..]))
-        });
-        let first = lines;
+        let (document, left) = end.map_or((here, None), |end| (&here[..end], Some(&here[end..])));
+        let before = lines;
         lines += document.bytes().filter(|byte| *byte == b'\n').count();
         rest = left;
-        Some((first, document))
+        Some((before, document))
     })
 }
 
@@ -130,7 +130,13 @@ fn parse(document: &str) -> Result<Vec<(Value, usize)>, (usize, String)> {
                 .map(|spanned| (spanned.value, line(spanned.referenced)))
                 .collect()
         })
-        .map_err(|error| (error.location().map_or(0, line), clamped(error)))
+        // Without a line in the words: it would be the document's, not the file's.
+        .map_err(|error| {
+            (
+                error.location().map_or(0, line),
+                clamped(UserMessageFormatter.format_message(&error)),
+            )
+        })
 }
 
 /// Strict where YAML is ambiguous, bounded where it can explode.
