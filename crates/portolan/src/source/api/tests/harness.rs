@@ -53,6 +53,8 @@ pub(super) struct View {
     pub(super) invalid: Vec<String>,
     pub(super) problems: Vec<Problem>,
     pub(super) connections: Vec<(ObjectKind, Result<(), String>)>,
+    /// Services that were applied (true) and deleted, as they came.
+    pub(super) changes: Vec<(String, bool)>,
     /// Service names of each `Reset`, as they came.
     pub(super) lists: Vec<Vec<String>>,
 }
@@ -61,14 +63,17 @@ impl View {
     fn take(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Service(event) => {
-                if let ObjectEvent::Reset { objects, invalid } = &event {
-                    self.lists.push(
-                        objects
-                            .iter()
-                            .map(|object| object.name.name.to_string())
-                            .collect(),
-                    );
-                    self.invalid = invalid.iter().map(|name| name.name.to_string()).collect();
+                match &event {
+                    ObjectEvent::Apply(object) => {
+                        self.changes.push((object.name.name.to_string(), true));
+                    }
+                    ObjectEvent::Delete(name) => self.changes.push((name.name.to_string(), false)),
+                    ObjectEvent::Reset { objects, invalid } => {
+                        let names = objects.iter().map(|object| &object.name);
+                        self.lists
+                            .push(names.map(|name| name.name.to_string()).collect());
+                        self.invalid = invalid.iter().map(|name| name.name.to_string()).collect();
+                    }
                 }
                 self.heard(
                     ObjectKind::Service,
@@ -260,4 +265,10 @@ impl Bench {
         seen.filter(|seen| seen.resource == resource && seen.verb == verb)
             .collect()
     }
+}
+
+/// How often Services were watched.
+pub(super) fn watches(api: &FakeApi) -> usize {
+    let of = |seen: &Seen| seen.resource == Resource::Services && seen.verb == Verb::Watch;
+    api.seen().into_iter().filter(of).count()
 }
