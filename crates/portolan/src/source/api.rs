@@ -13,10 +13,10 @@
 //!   (kubernetes issue 107457).
 //!
 //! kube brings configuration, TLS, credentials and the requests; the loop is our own. `kube::runtime`'s
-//! `watcher` was read and left aside: it renews a watch that ends at once without any pause and without
-//! telling, has no limit on a list that hangs, no fall-back when streaming lists are refused, hides the
-//! reconnects at which versions are to be compared, and drops `Retry-After`. Its `DeserializeGuard` would
-//! buffer and clone every object; decoding borrowed text costs nothing and names the field.
+//! `watcher` (5.0.0) was read and left aside: it renews a watch that ends at once without any pause and
+//! without telling, has no limit on a list that hangs and no fall-back when streaming lists are refused, and
+//! hides both the reconnects at which versions are to be compared and what `Retry-After` says. Its
+//! `DeserializeGuard` buffers and clones every object; decoding borrowed text does not, and names the field.
 //!
 //! Deciding when the view is whole, and remembering last good versions, are left to the control loop.
 
