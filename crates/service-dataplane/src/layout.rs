@@ -2,11 +2,13 @@
 //!
 //! Owns names, declarations, comments and rules. Which elements a Service has is [`crate::render`]'s.
 //!
-//! Three laws of the kernel shape it (nf_tables_api.c; measured on Linux 6.18): each element message walks
-//! every set of the table, each commit walks every chain of the namespace, and adding a verdict element
-//! re-validates its whole map. So the number of sets and chains is constant, and bulk goes into data maps
-//! and plain sets. The one exception is a `pick` chain for each *number* of backends above
-//! [`EXACT_COUNTS`] that is in use, reached by a verdict map whose size is the number of such frontends.
+//! Four laws of the kernel shape it (nf_tables_api.c; measured on Linux 6.18): each element message walks every
+//! set of the table; each commit walks every chain of the namespace; adding a verdict element re-validates its
+//! whole map; and a rule that looks up a map walks all of that map when it is added, once for each chain
+//! (`nf_tables_bind_set`: 34 ms at 100,000 elements). So the number of sets and chains is constant, bulk goes into
+//! data maps and plain sets, and no rule is ever bound to a big map that has its elements. The one exception is
+//! each *number* of backends above [`EXACT_COUNTS`] that is in use: it has a map and a `pick` chain of its own,
+//! reached by a verdict map whose size is the number of such frontends.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -28,9 +30,10 @@ pub const EXACT_COUNTS: u32 = 16;
 /// The sets and maps of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetId {
-    /// Cluster IP . protocol . port . slot : endpoint.
+    /// Cluster IP . protocol . port . slot : endpoint. Of frontends with more than [`EXACT_COUNTS`] backends, the
+    /// first one only.
     Backends,
-    /// Protocol . port . slot : endpoint.
+    /// Protocol . port . slot : endpoint. Likewise.
     NodePortBackends,
     /// Cluster IP frontends with exactly this many backends.
     Frontends(u32),
@@ -54,6 +57,10 @@ pub enum SetId {
     MasqueradeNodePorts,
     /// Local endpoint . local endpoint.
     Hairpin,
+    /// All backends of cluster IP frontends with exactly this many, more than [`EXACT_COUNTS`].
+    LargeBackends(u32),
+    /// The same for node ports.
+    LargeNodePortBackends(u32),
 }
 
 /// Where a chain of backends is picked from.
@@ -86,11 +93,13 @@ impl Pick {
         }
     }
 
-    /// Map of backends.
-    pub const fn backends(self) -> SetId {
-        match self {
-            Pick::Frontend => SetId::Backends,
-            Pick::NodePort => SetId::NodePortBackends,
+    /// Map of backends of frontends that have `count` of them.
+    pub const fn backends(self, count: u32) -> SetId {
+        match (self, count <= EXACT_COUNTS) {
+            (Pick::Frontend, true) => SetId::Backends,
+            (Pick::Frontend, false) => SetId::LargeBackends(count),
+            (Pick::NodePort, true) => SetId::NodePortBackends,
+            (Pick::NodePort, false) => SetId::LargeNodePortBackends(count),
         }
     }
 
@@ -112,24 +121,20 @@ impl Pick {
 
     /// The chain that picks one of `count` backends. Its second rule catches a packet that meets a commit
     /// half way: rules are read under one generation, but each look-up reads the generation anew, so a
-    /// packet may see the old count and the new elements.
+    /// packet may see the old count and the new elements. The first backend of every frontend is in the map that
+    /// the chain for one looks up.
     pub fn chain(self, count: u32) -> Chain {
         let comment = match self {
             Pick::Frontend => "One of as many endpoints as the name says, by a hash of the flow",
             Pick::NodePort => "The same for node ports",
         };
-        Chain {
-            name: self.chain_name(count),
-            hook: None,
-            comment: comment.into(),
-            rules: vec![self.dnat(count), self.dnat(1)],
-        }
-    }
-
-    fn dnat(self, modulus: u32) -> Rule {
         let mut key = self.key();
-        key.push(Operand::SymHash { modulus });
-        vec![Statement::DnatMap { key, map: self.backends().name() }].into()
+        key.push(Operand::SymHash { modulus: count });
+        let mut rules: Vec<Rule> = vec![vec![Statement::DnatMap { key, map: self.backends(count).name() }].into()];
+        if count > 1 {
+            rules.push(vec![Statement::Verdict(Verdict::Goto(self.chain_name(1)))].into());
+        }
+        Chain { name: self.chain_name(count), hook: None, comment: comment.into(), rules }
     }
 
     /// From the sized sets to a backend; what is left over is for the caller's `last` rules.
@@ -143,16 +148,16 @@ impl Pick {
         rules.push(
             vec![Statement::VerdictMap { key: self.key(), map: self.sized(EXACT_COUNTS + 1).name() }].into(),
         );
-        rules.push(in_set(self.no_endpoints(), Statement::Reject));
+        rules.push(in_set(self.no_endpoints(), goto("refuse")));
         // A packet that meets a commit half way may have missed every set.
-        rules.push(self.dnat(1));
+        rules.push(vec![Statement::Verdict(Verdict::Jump(self.chain_name(1)))].into());
         rules.extend(last);
         Chain { name: name.into(), hook: None, comment: comment.into(), rules }
     }
 }
 
 impl SetId {
-    /// Every set of the table, in the order of its listing.
+    /// Every set that is always in the table, in the order of its listing.
     pub fn all() -> impl Iterator<Item = SetId> {
         let sized = |of: fn(u32) -> SetId| (1..=EXACT_COUNTS).map(of);
         [SetId::Backends, SetId::NodePortBackends]
@@ -187,6 +192,8 @@ impl SetId {
             count.checked_sub(1).and_then(|i| names.get(i as usize)).copied().unwrap_or(large)
         };
         Name::Borrowed(match self {
+            SetId::LargeBackends(count) => return format!("backends_{count}").into(),
+            SetId::LargeNodePortBackends(count) => return format!("nodeport_backends_{count}").into(),
             SetId::Backends => "backends",
             SetId::NodePortBackends => "nodeport_backends",
             SetId::Frontends(count) => sized(&FRONTENDS, count, "frontends_large"),
@@ -208,6 +215,16 @@ impl SetId {
         use Field::{Address, Port, Protocol, Slot};
         let endpoint = || SetKind::Map(vec![DataField::Address, DataField::Port]);
         let (key, kind, comment) = match self {
+            SetId::LargeBackends(_) => (
+                vec![Address, Protocol, Port, Slot],
+                endpoint(),
+                "The same for frontends with as many endpoints as the name says",
+            ),
+            SetId::LargeNodePortBackends(_) => (
+                vec![Protocol, Port, Slot],
+                endpoint(),
+                "The same for node ports with as many endpoints as the name says",
+            ),
             SetId::Backends => (
                 vec![Address, Protocol, Port, Slot],
                 endpoint(),
@@ -297,11 +314,15 @@ fn local_sources(family: Family, facts: &NodeFacts) -> Vec<Element> {
         .collect()
 }
 
-fn dispatch_chains() -> [Chain; 3] {
-    let goto = |set: SetId, chain: &'static str| -> Rule {
+fn goto(chain: &'static str) -> Statement {
+    Statement::Verdict(Verdict::Goto(chain.into()))
+}
+
+fn dispatch_chains() -> [Chain; 4] {
+    let goto_for = |set: SetId, chain: &'static str| -> Rule {
         vec![
             Statement::InSet { key: vec![Operand::DestinationAddress], set: set.name(), negate: false },
-            Statement::Verdict(Verdict::Goto(chain.into())),
+            goto(chain),
         ]
         .into()
     };
@@ -310,9 +331,15 @@ fn dispatch_chains() -> [Chain; 3] {
             name: "services".into(),
             hook: None,
             comment: "Every new connection".into(),
-            rules: vec![goto(SetId::ClusterIps, "cluster"), goto(SetId::NodeAddresses, "nodeports")],
+            rules: vec![goto_for(SetId::ClusterIps, "cluster"), goto_for(SetId::NodeAddresses, "nodeports")],
         },
-        Pick::Frontend.dispatch("cluster", "New connections to cluster IPs", vec![vec![Statement::Reject].into()]),
+        Chain {
+            name: "refuse".into(),
+            hook: None,
+            comment: "Frontends without endpoints, and unknown ports of cluster IPs".into(),
+            rules: vec![vec![Statement::RejectTcpReset].into(), vec![Statement::Reject].into()],
+        },
+        Pick::Frontend.dispatch("cluster", "New connections to cluster IPs", vec![vec![goto("refuse")].into()]),
         Pick::NodePort.dispatch("nodeports", "New connections to addresses of this node", Vec::new()),
     ]
 }

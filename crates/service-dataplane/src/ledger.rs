@@ -192,7 +192,8 @@ impl Ledger {
             contents.elements.insert(set.name(), members);
         }
         for (_, pick, count) in self.large.keys().filter(|(family, ..)| *family == of) {
-            let chain = pick.chain(*count);
+            let (map, chain) = (pick.backends(*count).declaration(), pick.chain(*count));
+            contents.sets.insert(map.name.clone(), map);
             contents.chains.insert(chain.name.clone(), chain);
         }
         contents
@@ -262,15 +263,14 @@ impl Changes {
             };
             into.entry((family, set)).or_default().push(Element::member(bytes));
         }
-        let (mut new_chains, mut stale_chains) = (Vec::new(), Vec::new());
+        let (mut new_picks, mut stale_picks) = (Vec::new(), Vec::new());
         for (key, by) in std::mem::take(&mut self.large) {
-            let (family, pick, size) = key;
             match count(ledger.large.entry(key).or_default(), by) {
                 Presence::Unchanged => {}
-                Presence::Appeared => new_chains.push((family, pick.chain(size))),
+                Presence::Appeared => new_picks.push(key),
                 Presence::Vanished => {
                     ledger.large.remove(&key);
-                    stale_chains.push((family, pick.chain_name(size)));
+                    stale_picks.push(key);
                 }
             }
         }
@@ -278,17 +278,20 @@ impl Changes {
         for ((family, set), elements) in self.deleted {
             transaction.push(family, Operation::DeleteElements { set: set.name(), elements });
         }
-        for (family, chain) in &new_chains {
-            transaction.push(*family, Operation::AddChain(chain.clone()));
+        for (family, pick, size) in &new_picks {
+            transaction.push(*family, Operation::AddSet(pick.backends(*size).declaration()));
+            transaction.push(*family, Operation::AddChain(pick.chain(*size)));
         }
-        for (family, chain) in new_chains {
-            transaction.push(family, Operation::SetRules(chain));
+        // Before the elements: a rule walks the map it looks up.
+        for (family, pick, size) in new_picks {
+            transaction.push(family, Operation::SetRules(pick.chain(size)));
         }
         for ((family, set), elements) in self.added {
             transaction.push(family, Operation::AddElements { set: set.name(), elements });
         }
-        for (family, chain) in stale_chains {
-            transaction.push(family, Operation::DeleteChain(chain));
+        for (family, pick, size) in stale_picks {
+            transaction.push(family, Operation::DeleteChain(pick.chain_name(size)));
+            transaction.push(family, Operation::DeleteSet(pick.backends(size).name()));
         }
         transaction
     }

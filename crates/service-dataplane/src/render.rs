@@ -15,7 +15,7 @@ pub struct Rendered {
     pub own: Vec<(SetId, Element)>,
     /// Shared with other frontends: present as long as one of them needs it. Sorted, no two alike.
     pub shared: Vec<(SetId, Bytes)>,
-    /// The `pick` chain it needs beyond the constant ones.
+    /// The `pick` chain, with its map, that it needs beyond the constant ones.
     pub large: Option<(Pick, u32)>,
 }
 
@@ -60,7 +60,11 @@ pub fn render(frontend: &Frontend) -> Rendered {
             let count = backends.len() as u32;
             for (slot, backend) in (0..).zip(backends.iter()) {
                 let value = Bytes::new().address(backend.address).port(backend.port);
-                rendered.own.push((pick.backends(), Element::value(key.slot(slot), value)));
+                let element = Element::value(key.slot(slot), value);
+                if slot == 0 && count > EXACT_COUNTS {
+                    rendered.own.push((pick.backends(1), element.clone()));
+                }
+                rendered.own.push((pick.backends(count), element));
                 if backend.local {
                     let pair = Bytes::new().address(backend.address).address(backend.address);
                     rendered.shared.push((SetId::Hairpin, pair));

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use nft::Statement;
 use proptest::prelude::*;
 use service_model::{Backend, Disposition, Masquerade};
 
@@ -45,6 +46,31 @@ proptest! {
         for batch in batches {
             ledger.apply(batch.clone());
             prop_assert!(ledger.apply(batch).transaction.is_empty());
+        }
+    }
+}
+
+proptest! {
+    /// Adding such a rule makes the kernel walk the map: milliseconds instead of microseconds.
+    #[test]
+    fn no_rule_is_bound_to_a_map_that_has_elements(batches in batches()) {
+        let mut ledger = Ledger::default();
+        for batch in batches {
+            let mut empty = Vec::new();
+            for (family, step) in ledger.apply(batch).transaction.operations {
+                match step {
+                    Operation::AddSet(set) => empty.push((family, set.name)),
+                    Operation::AddElements { set, .. } => empty.retain(|known| *known != (family, set.clone())),
+                    Operation::SetRules(chain) => {
+                        for statement in chain.rules.into_iter().flat_map(|rule| rule.statements) {
+                            if let Statement::DnatMap { map, .. } | Statement::VerdictMap { map, .. } = statement {
+                                prop_assert!(empty.contains(&(family, map.clone())), "{} is not empty", map);
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+            }
         }
     }
 }
