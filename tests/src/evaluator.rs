@@ -287,7 +287,7 @@ impl<'a> Evaluator<'a> {
                     flight.masqueraded = true;
                     return Ok(Step::End(End::Accepted));
                 }
-                Expr::Reject => {
+                Expr::Reject | Expr::RejectReset => {
                     allowed(hook != Hook::NatPostrouting, "reject in postrouting")?;
                     return Ok(Step::End(End::Rejected));
                 }

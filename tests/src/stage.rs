@@ -180,7 +180,10 @@ impl Stage {
     /// Both tables as the kernel holds them, in an order of their own.
     pub fn tables(&self) -> Result<[Option<TableContents>; 2]> {
         self.node.run(|| {
-            let mut kernel = Kernel::open(KernelConfig { table: layout::TABLE.into(), owner: false })?;
+            let mut kernel = Kernel::open(KernelConfig {
+                table: layout::TABLE.into(),
+                owner: false,
+            })?;
             Ok([kernel.list(Family::Ip)?, kernel.list(Family::Ip6)?])
         })?
     }

@@ -126,7 +126,10 @@ fn a_table_without_owner_is_repaired_whatever_is_done_to_it() -> Result<()> {
     stage.wait_for_backends(&stage.web, 4)?;
     let before = stage.tables()?;
     let listing = stage.node.nft(&["list", "table", "ip", "portolan"])?;
-    ensure!(!listing.contains("flags owner"), "the table has an owner: {listing}");
+    ensure!(
+        !listing.contains("flags owner"),
+        "the table has an owner: {listing}"
+    );
     for vandalism in [
         "flush ruleset",
         "delete table ip portolan",

@@ -19,7 +19,9 @@ pub struct Manifests {
 impl Manifests {
     /// An empty folder.
     pub fn new() -> Result<Manifests> {
-        Ok(Manifests { folder: tempfile::tempdir().context("could not make a folder for manifests")? })
+        Ok(Manifests {
+            folder: tempfile::tempdir().context("could not make a folder for manifests")?,
+        })
     }
 
     /// Where it is.
@@ -31,12 +33,20 @@ impl Manifests {
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
         let new = self.path().join(format!(".{name}.new"));
         fs::write(&new, text).with_context(|| format!("could not write {name}"))?;
-        fs::rename(&new, self.path().join(name)).with_context(|| format!("could not replace {name}"))
+        fs::rename(&new, self.path().join(name))
+            .with_context(|| format!("could not replace {name}"))
     }
 
     /// Writes a file of these objects.
-    pub fn write_objects<'a>(&self, name: &str, objects: impl IntoIterator<Item = &'a Value>) -> Result<()> {
-        let documents: Vec<String> = objects.into_iter().map(|object| format!("{object:#}\n")).collect();
+    pub fn write_objects<'a>(
+        &self,
+        name: &str,
+        objects: impl IntoIterator<Item = &'a Value>,
+    ) -> Result<()> {
+        let documents: Vec<String> = objects
+            .into_iter()
+            .map(|object| format!("{object:#}\n"))
+            .collect();
         self.write(name, &documents.join("---\n"))
     }
 

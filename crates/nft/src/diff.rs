@@ -125,7 +125,8 @@ impl<'a> Difference<'a> {
             Statement::ProtocolIs(_)
             | Statement::ConnectionIsDnat
             | Statement::Masquerade
-            | Statement::Reject => false,
+            | Statement::Reject
+            | Statement::RejectTcpReset => false,
         })
     }
 

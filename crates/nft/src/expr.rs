@@ -158,6 +158,8 @@ pub enum Expr {
     Masquerade,
     /// Rejects with ICMP port unreachable.
     Reject,
+    /// Rejects with a TCP reset.
+    RejectReset,
     /// An expression outside the closed set, as the kernel names it. Never lowered, only observed.
     Unknown {
         /// `NFTA_EXPR_NAME`.
@@ -261,6 +263,10 @@ fn lower_statement(statement: &Statement, family: Family, out: &mut Vec<Expr>) {
         }
         Statement::Masquerade => out.push(Expr::Masquerade),
         Statement::Reject => out.push(Expr::Reject),
+        Statement::RejectTcpReset => {
+            lower_statement(&Statement::ProtocolIs(Protocol::Tcp), family, out);
+            out.push(Expr::RejectReset);
+        }
         Statement::Verdict(verdict) => out.push(Expr::Immediate {
             verdict: verdict.clone(),
         }),

@@ -289,6 +289,10 @@ pub enum Statement {
     Masquerade,
     /// `reject`: ICMP port unreachable.
     Reject,
+    /// `reject with tcp reset`, for TCP only; others go on with the next rule. An ICMP error that comes back
+    /// while `connect` still holds its socket counts as a soft one, and the client would wait a second for
+    /// its next try (kernel: tcp_v4_err); a reset is heard at once.
+    RejectTcpReset,
     /// A verdict.
     Verdict(Verdict),
     /// Observed only: a rule not in our form, as the names of its kernel expressions. Equals no statement

@@ -172,6 +172,7 @@ impl Shape {
         let (key, map) = (FRONTEND.to_vec(), "frontends_large".into());
         rules.push(rule([Statement::VerdictMap { key, map }]));
         rules.push(rule([in_set(&FRONTEND, "no_endpoints"), Statement::Reject]));
+        rules.push(rule([Statement::RejectTcpReset]));
         rules.push(rule([Statement::Reject]));
         rules
     }

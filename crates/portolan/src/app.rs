@@ -57,7 +57,9 @@ pub async fn run(args: &RunArgs) -> anyhow::Result<()> {
 /// Sets up the log. Without effect when there is one already.
 pub fn start_log(args: &LogArgs) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&args.log_level).context("reading the log level")?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let _ = match args.log_format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => log.json().try_init(),
@@ -89,20 +91,36 @@ impl App {
         let started = cancel.clone().drop_guard();
         let status = Arc::new(ArcSwap::default());
         let metrics = Arc::new(Metrics::new());
-        let reports = Reports { status: status.clone(), metrics: metrics.clone() };
+        let reports = Reports {
+            status: status.clone(),
+            metrics: metrics.clone(),
+        };
         let ports = http::start(
             args.healthz_bind_address.0,
             args.metrics_bind_address.0,
-            http::Sources { status: status.clone(), metrics: metrics.clone() },
+            http::Sources {
+                status: status.clone(),
+                metrics: metrics.clone(),
+            },
             cancel.clone(),
         )?;
         let addresses = node_addresses::follow(cancel.clone()).await?;
         let (sender, events) = mpsc::channel(EVENTS);
         let source = start_source(args, &node.node_name, sender, cancel.clone()).await?;
-        let config = ControlConfig { node, own_tables: !args.no_table_owner };
+        let config = ControlConfig {
+            node,
+            own_tables: !args.no_table_owner,
+        };
         let control = start_control(config, events, addresses, reports, cancel.clone())?;
         let cancel = started.disarm();
-        Ok(App { cancel, status, metrics, ports, source, control })
+        Ok(App {
+            cancel,
+            status,
+            metrics,
+            ports,
+            source,
+            control,
+        })
     }
 
     /// Where `/healthz` is, once it is bound.
@@ -117,8 +135,18 @@ impl App {
 
     /// Waits until a part ends, ends the others, and tells why.
     pub async fn ended(mut self) -> anyhow::Result<()> {
-        let source = async { (&mut self.source).await.context("the source panicked").flatten() };
-        let control = async { (&mut self.control).await.context("the control loop panicked").flatten() };
+        let source = async {
+            (&mut self.source)
+                .await
+                .context("the source panicked")
+                .flatten()
+        };
+        let control = async {
+            (&mut self.control)
+                .await
+                .context("the control loop panicked")
+                .flatten()
+        };
         let (mut source, mut control) = (std::pin::pin!(source), std::pin::pin!(control));
         let result = tokio::select! {
             ended = &mut control => {
@@ -152,7 +180,10 @@ async fn start_source(
     cancel: CancellationToken,
 ) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
     if let Some(dir) = &args.manifests {
-        let config = ManifestsConfig { dir: dir.clone(), node_ports: args.node_port_range.0.clone() };
+        let config = ManifestsConfig {
+            dir: dir.clone(),
+            node_ports: args.node_port_range.0.clone(),
+        };
         return Ok(tokio::spawn(manifests::run(config, events, cancel)));
     }
     let client = api::client(args.kubeconfig.as_deref())

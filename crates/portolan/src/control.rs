@@ -56,9 +56,13 @@ pub async fn run(
     reports: Reports,
     cancel: CancellationToken,
 ) -> Result<()> {
-    let kernel = Kernel::open(KernelConfig { table: layout::TABLE.into(), owner: config.own_tables })
-        .context("could not open the nftables socket (CAP_NET_ADMIN is needed)")?;
-    let monitor = Monitor::open(layout::TABLE.into(), kernel.port()).context("could not listen for nftables changes")?;
+    let kernel = Kernel::open(KernelConfig {
+        table: layout::TABLE.into(),
+        owner: config.own_tables,
+    })
+    .context("could not open the nftables socket (CAP_NET_ADMIN is needed)")?;
+    let monitor = Monitor::open(layout::TABLE.into(), kernel.port())
+        .context("could not listen for nftables changes")?;
     let foreign = listen(monitor, cancel.clone())?;
     tracing::info!(features = ?kernel.features(), "tables are written over netlink");
     let mut control = Control::new(config.node, kernel, reports);
@@ -109,7 +113,10 @@ fn listen(mut monitor: Monitor, cancel: CancellationToken) -> Result<Arc<Notify>
             }
         }
     };
-    std::thread::Builder::new().name("nft-monitor".into()).spawn(work).context("could not start the listener")?;
+    std::thread::Builder::new()
+        .name("nft-monitor".into())
+        .spawn(work)
+        .context("could not start the listener")?;
     Ok(foreign)
 }
 
@@ -168,7 +175,9 @@ impl<B: Backend> Control<B> {
                 self.reports.metrics.set_connected(*kind, state.is_ok());
             }
             SourceEvent::Service(event) => self.reports.metrics.service_event(objects(event)),
-            SourceEvent::EndpointSlice(event) => self.reports.metrics.endpoint_event(objects(event)),
+            SourceEvent::EndpointSlice(event) => {
+                self.reports.metrics.endpoint_event(objects(event))
+            }
             SourceEvent::Node(_) | SourceEvent::ServiceCidr(_) | SourceEvent::Solved { .. } => {}
         }
         self.view.take(event);
@@ -186,7 +195,8 @@ impl<B: Backend> Control<B> {
 
     /// When to turn at the latest, though nothing happens.
     fn wake(&self, now: Instant) -> Option<Instant> {
-        let commit = (self.wants_commit() && self.is_whole()).then(|| self.pace.due(now).unwrap_or(now));
+        let commit =
+            (self.wants_commit() && self.is_whole()).then(|| self.pace.due(now).unwrap_or(now));
         let repair = self.repairs.due(now);
         commit.into_iter().chain(repair).min()
     }
@@ -196,7 +206,10 @@ impl<B: Backend> Control<B> {
     }
 
     fn wants_commit(&self) -> bool {
-        !self.synced || self.failed || self.view.is_dirty() || self.view.facts(&self.addresses) != *self.dataplane.facts()
+        !self.synced
+            || self.failed
+            || self.view.is_dirty()
+            || self.view.facts(&self.addresses) != *self.dataplane.facts()
     }
 
     /// Commits and repairs what is due.
@@ -239,7 +252,9 @@ impl<B: Backend> Control<B> {
         let start = Instant::now();
         self.repairs.started(start);
         let result = self.dataplane.repair();
-        if let Ok(outcome) = &result && outcome.repaired > 0 {
+        if let Ok(outcome) = &result
+            && outcome.repaired > 0
+        {
             tracing::warn!(steps = outcome.repaired, elements = outcome.elements, elapsed = ?start.elapsed(),
                 "somebody changed our tables: repaired");
             self.reports.metrics.repaired();
@@ -278,15 +293,35 @@ impl<B: Backend> Control<B> {
                 "two Services ask for one frontend: the older one has it");
         }
         if !std::mem::replace(&mut self.synced, true) {
-            tracing::info!(services = planned, written = outcome.elements, ?elapsed, "tables are in step with the cluster");
+            tracing::info!(
+                services = planned,
+                written = outcome.elements,
+                ?elapsed,
+                "tables are in step with the cluster"
+            );
         }
         if outcome.transactions == 0 {
             return;
         }
-        self.last_commit = Some(Commit { at: SystemTime::now(), elapsed, elements: outcome.elements });
-        let families: Vec<AddressFamily> = outcome.families.iter().map(|family| address_family(*family)).collect();
-        self.reports.metrics.committed(&families, outcome.elements, elapsed);
-        tracing::info!(services = planned, elements = outcome.elements, ?elapsed, "committed");
+        self.last_commit = Some(Commit {
+            at: SystemTime::now(),
+            elapsed,
+            elements: outcome.elements,
+        });
+        let families: Vec<AddressFamily> = outcome
+            .families
+            .iter()
+            .map(|family| address_family(*family))
+            .collect();
+        self.reports
+            .metrics
+            .committed(&families, outcome.elements, elapsed);
+        tracing::info!(
+            services = planned,
+            elements = outcome.elements,
+            ?elapsed,
+            "committed"
+        );
     }
 
     fn publish(&self) {
@@ -326,8 +361,16 @@ fn address_family(family: nft::Family) -> AddressFamily {
 }
 
 fn report(problem: &Problem) {
-    let (file, line) = problem.place.as_ref().map(|(file, line)| (file.display().to_string(), *line)).unzip();
-    let consequence = if problem.whole_object { "its last good version keeps serving" } else { "the rest of it serves" };
+    let (file, line) = problem
+        .place
+        .as_ref()
+        .map(|(file, line)| (file.display().to_string(), *line))
+        .unzip();
+    let consequence = if problem.whole_object {
+        "its last good version keeps serving"
+    } else {
+        "the rest of it serves"
+    };
     tracing::error!(file, line, kind = %problem.invalid.kind, object = %problem.invalid.object,
         field = problem.invalid.field, reason = problem.invalid.reason, consequence, "invalid object");
 }

@@ -15,8 +15,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use nft::{
-    Bytes, Chain, DataField, Element, Family, Field, Hook, Name, Operand, Protocol, Rule, Set, SetKind, Statement,
-    Table, TableContents, Verdict,
+    Bytes, Chain, DataField, Element, Family, Field, Hook, Name, Operand, Protocol, Rule, Set,
+    SetKind, Statement, Table, TableContents, Verdict,
 };
 use service_model::NodeFacts;
 
@@ -114,7 +114,10 @@ impl Pick {
     fn key(self) -> Vec<Operand> {
         let port = [Operand::Protocol, Operand::DestinationPort];
         match self {
-            Pick::Frontend => [Operand::DestinationAddress].into_iter().chain(port).collect(),
+            Pick::Frontend => [Operand::DestinationAddress]
+                .into_iter()
+                .chain(port)
+                .collect(),
             Pick::NodePort => port.to_vec(),
         }
     }
@@ -130,29 +133,62 @@ impl Pick {
         };
         let mut key = self.key();
         key.push(Operand::SymHash { modulus: count });
-        let mut rules: Vec<Rule> = vec![vec![Statement::DnatMap { key, map: self.backends(count).name() }].into()];
+        let mut rules: Vec<Rule> = vec![
+            vec![Statement::DnatMap {
+                key,
+                map: self.backends(count).name(),
+            }]
+            .into(),
+        ];
         if count > 1 {
             rules.push(vec![Statement::Verdict(Verdict::Goto(self.chain_name(1)))].into());
         }
-        Chain { name: self.chain_name(count), hook: None, comment: comment.into(), rules }
+        Chain {
+            name: self.chain_name(count),
+            hook: None,
+            comment: comment.into(),
+            rules,
+        }
     }
 
     /// From the sized sets to a backend; what is left over is for the caller's `last` rules.
     fn dispatch(self, name: &'static str, comment: &'static str, last: Vec<Rule>) -> Chain {
         let in_set = |set: SetId, then: Statement| -> Rule {
-            vec![Statement::InSet { key: self.key(), set: set.name(), negate: false }, then].into()
+            vec![
+                Statement::InSet {
+                    key: self.key(),
+                    set: set.name(),
+                    negate: false,
+                },
+                then,
+            ]
+            .into()
         };
         let mut rules: Vec<Rule> = (1..=EXACT_COUNTS)
-            .map(|n| in_set(self.sized(n), Statement::Verdict(Verdict::Goto(self.chain_name(n)))))
+            .map(|n| {
+                in_set(
+                    self.sized(n),
+                    Statement::Verdict(Verdict::Goto(self.chain_name(n))),
+                )
+            })
             .collect();
         rules.push(
-            vec![Statement::VerdictMap { key: self.key(), map: self.sized(EXACT_COUNTS + 1).name() }].into(),
+            vec![Statement::VerdictMap {
+                key: self.key(),
+                map: self.sized(EXACT_COUNTS + 1).name(),
+            }]
+            .into(),
         );
         rules.push(in_set(self.no_endpoints(), goto("refuse")));
         // A packet that meets a commit half way may have missed every set.
         rules.push(vec![Statement::Verdict(Verdict::Jump(self.chain_name(1)))].into());
         rules.extend(last);
-        Chain { name: name.into(), hook: None, comment: comment.into(), rules }
+        Chain {
+            name: name.into(),
+            hook: None,
+            comment: comment.into(),
+            rules,
+        }
     }
 }
 
@@ -179,21 +215,53 @@ impl SetId {
     /// Name in the table.
     pub fn name(self) -> Name {
         const FRONTENDS: [&str; EXACT_COUNTS as usize] = [
-            "frontends_1", "frontends_2", "frontends_3", "frontends_4", "frontends_5", "frontends_6", "frontends_7",
-            "frontends_8", "frontends_9", "frontends_10", "frontends_11", "frontends_12", "frontends_13",
-            "frontends_14", "frontends_15", "frontends_16",
+            "frontends_1",
+            "frontends_2",
+            "frontends_3",
+            "frontends_4",
+            "frontends_5",
+            "frontends_6",
+            "frontends_7",
+            "frontends_8",
+            "frontends_9",
+            "frontends_10",
+            "frontends_11",
+            "frontends_12",
+            "frontends_13",
+            "frontends_14",
+            "frontends_15",
+            "frontends_16",
         ];
         const NODEPORTS: [&str; EXACT_COUNTS as usize] = [
-            "nodeports_1", "nodeports_2", "nodeports_3", "nodeports_4", "nodeports_5", "nodeports_6", "nodeports_7",
-            "nodeports_8", "nodeports_9", "nodeports_10", "nodeports_11", "nodeports_12", "nodeports_13",
-            "nodeports_14", "nodeports_15", "nodeports_16",
+            "nodeports_1",
+            "nodeports_2",
+            "nodeports_3",
+            "nodeports_4",
+            "nodeports_5",
+            "nodeports_6",
+            "nodeports_7",
+            "nodeports_8",
+            "nodeports_9",
+            "nodeports_10",
+            "nodeports_11",
+            "nodeports_12",
+            "nodeports_13",
+            "nodeports_14",
+            "nodeports_15",
+            "nodeports_16",
         ];
         let sized = |names: &[&'static str], count: u32, large: &'static str| {
-            count.checked_sub(1).and_then(|i| names.get(i as usize)).copied().unwrap_or(large)
+            count
+                .checked_sub(1)
+                .and_then(|i| names.get(i as usize))
+                .copied()
+                .unwrap_or(large)
         };
         Name::Borrowed(match self {
             SetId::LargeBackends(count) => return format!("backends_{count}").into(),
-            SetId::LargeNodePortBackends(count) => return format!("nodeport_backends_{count}").into(),
+            SetId::LargeNodePortBackends(count) => {
+                return format!("nodeport_backends_{count}").into();
+            }
             SetId::Backends => "backends",
             SetId::NodePortBackends => "nodeport_backends",
             SetId::Frontends(count) => sized(&FRONTENDS, count, "frontends_large"),
@@ -235,44 +303,73 @@ impl SetId {
                 endpoint(),
                 "Where a connection to a node port goes: protocol . port . slot : endpoint",
             ),
-            SetId::Frontends(_) => {
-                (vec![Address, Protocol, Port], SetKind::Set, "Frontends with as many endpoints as the name says")
-            }
-            SetId::FrontendsLarge => {
-                (vec![Address, Protocol, Port], SetKind::VerdictMap, "Frontends with more endpoints than that")
-            }
-            SetId::NoEndpoints => {
-                (vec![Address, Protocol, Port], SetKind::Set, "Frontends without endpoints: refused")
-            }
-            SetId::NodePorts(_) => {
-                (vec![Protocol, Port], SetKind::Set, "Node ports with as many endpoints as the name says")
-            }
-            SetId::NodePortsLarge => {
-                (vec![Protocol, Port], SetKind::VerdictMap, "Node ports with more endpoints than that")
-            }
-            SetId::NodePortsNoEndpoints => {
-                (vec![Protocol, Port], SetKind::Set, "Node ports without endpoints: refused")
-            }
-            SetId::ClusterIps => (vec![Address], SetKind::Set, "Cluster IPs: any other port of them is refused"),
-            SetId::NodeAddresses => {
-                (vec![Address], SetKind::Set, "Addresses of this node that serve node ports")
-            }
+            SetId::Frontends(_) => (
+                vec![Address, Protocol, Port],
+                SetKind::Set,
+                "Frontends with as many endpoints as the name says",
+            ),
+            SetId::FrontendsLarge => (
+                vec![Address, Protocol, Port],
+                SetKind::VerdictMap,
+                "Frontends with more endpoints than that",
+            ),
+            SetId::NoEndpoints => (
+                vec![Address, Protocol, Port],
+                SetKind::Set,
+                "Frontends without endpoints: refused",
+            ),
+            SetId::NodePorts(_) => (
+                vec![Protocol, Port],
+                SetKind::Set,
+                "Node ports with as many endpoints as the name says",
+            ),
+            SetId::NodePortsLarge => (
+                vec![Protocol, Port],
+                SetKind::VerdictMap,
+                "Node ports with more endpoints than that",
+            ),
+            SetId::NodePortsNoEndpoints => (
+                vec![Protocol, Port],
+                SetKind::Set,
+                "Node ports without endpoints: refused",
+            ),
+            SetId::ClusterIps => (
+                vec![Address],
+                SetKind::Set,
+                "Cluster IPs: any other port of them is refused",
+            ),
+            SetId::NodeAddresses => (
+                vec![Address],
+                SetKind::Set,
+                "Addresses of this node that serve node ports",
+            ),
             SetId::LocalSources => (vec![Address], SetKind::Set, "Sources that are local pods"),
-            SetId::MasqueradeNodePorts => {
-                (vec![Protocol, Port], SetKind::Set, "Node ports whose clients are masqueraded")
-            }
-            SetId::Hairpin => {
-                (vec![Address, Address], SetKind::Set, "Endpoints on this node, which may reach themselves")
-            }
+            SetId::MasqueradeNodePorts => (
+                vec![Protocol, Port],
+                SetKind::Set,
+                "Node ports whose clients are masqueraded",
+            ),
+            SetId::Hairpin => (
+                vec![Address, Address],
+                SetKind::Set,
+                "Endpoints on this node, which may reach themselves",
+            ),
         };
         let interval = self == SetId::LocalSources;
-        Set { name: self.name(), key, kind, interval, comment: comment.into() }
+        Set {
+            name: self.name(),
+            key,
+            kind,
+            interval,
+            comment: comment.into(),
+        }
     }
 }
 
 /// The table of `family` without what Services need: sets, chains, rules, and the elements that `facts` give.
 pub fn base(family: Family, facts: &NodeFacts) -> TableContents {
-    let comment = "Portolan: the Services of this node. Kept by its daemon, which repairs foreign changes";
+    let comment =
+        "Portolan: the Services of this node. Kept by its daemon, which repairs foreign changes";
     let mut elements = BTreeMap::new();
     let node_addresses: Vec<Element> = facts
         .node_addresses
@@ -288,28 +385,47 @@ pub fn base(family: Family, facts: &NodeFacts) -> TableContents {
     chains.extend(dispatch_chains());
     chains.push(masquerading(facts, !local_sources.is_empty()));
     chains.extend(hooked_chains());
-    for (set, members) in [(SetId::NodeAddresses, node_addresses), (SetId::LocalSources, local_sources)] {
+    for (set, members) in [
+        (SetId::NodeAddresses, node_addresses),
+        (SetId::LocalSources, local_sources),
+    ] {
         if !members.is_empty() {
             elements.insert(set.name(), members);
         }
     }
     TableContents {
-        table: Table { family, name: TABLE.into(), comment: comment.into() },
-        sets: SetId::all().map(|set| (set.name(), set.declaration())).collect(),
-        chains: chains.into_iter().map(|chain| (chain.name.clone(), chain)).collect(),
+        table: Table {
+            family,
+            name: TABLE.into(),
+            comment: comment.into(),
+        },
+        sets: SetId::all()
+            .map(|set| (set.name(), set.declaration()))
+            .collect(),
+        chains: chains
+            .into_iter()
+            .map(|chain| (chain.name.clone(), chain))
+            .collect(),
         elements,
     }
 }
 
 /// Ranges of local pods, sorted and disjoint.
 fn local_sources(family: Family, facts: &NodeFacts) -> Vec<Element> {
-    let ranges: Vec<IpNet> =
-        facts.local_sources.iter().filter(|net| Family::of(net.network()) == family).copied().collect();
+    let ranges: Vec<IpNet> = facts
+        .local_sources
+        .iter()
+        .filter(|net| Family::of(net.network()) == family)
+        .copied()
+        .collect();
     IpNet::aggregate(&ranges)
         .into_iter()
         .map(|net| {
             let last: IpAddr = net.broadcast();
-            Element::range(Bytes::new().address(net.network()), Bytes::new().address(last))
+            Element::range(
+                Bytes::new().address(net.network()),
+                Bytes::new().address(last),
+            )
         })
         .collect()
 }
@@ -321,7 +437,11 @@ fn goto(chain: &'static str) -> Statement {
 fn dispatch_chains() -> [Chain; 4] {
     let goto_for = |set: SetId, chain: &'static str| -> Rule {
         vec![
-            Statement::InSet { key: vec![Operand::DestinationAddress], set: set.name(), negate: false },
+            Statement::InSet {
+                key: vec![Operand::DestinationAddress],
+                set: set.name(),
+                negate: false,
+            },
             goto(chain),
         ]
         .into()
@@ -331,16 +451,30 @@ fn dispatch_chains() -> [Chain; 4] {
             name: "services".into(),
             hook: None,
             comment: "Every new connection".into(),
-            rules: vec![goto_for(SetId::ClusterIps, "cluster"), goto_for(SetId::NodeAddresses, "nodeports")],
+            rules: vec![
+                goto_for(SetId::ClusterIps, "cluster"),
+                goto_for(SetId::NodeAddresses, "nodeports"),
+            ],
         },
         Chain {
             name: "refuse".into(),
             hook: None,
             comment: "Frontends without endpoints, and unknown ports of cluster IPs".into(),
-            rules: vec![vec![Statement::RejectTcpReset].into(), vec![Statement::Reject].into()],
+            rules: vec![
+                vec![Statement::RejectTcpReset].into(),
+                vec![Statement::Reject].into(),
+            ],
         },
-        Pick::Frontend.dispatch("cluster", "New connections to cluster IPs", vec![vec![goto("refuse")].into()]),
-        Pick::NodePort.dispatch("nodeports", "New connections to addresses of this node", Vec::new()),
+        Pick::Frontend.dispatch(
+            "cluster",
+            "New connections to cluster IPs",
+            vec![vec![goto("refuse")].into()],
+        ),
+        Pick::NodePort.dispatch(
+            "nodeports",
+            "New connections to addresses of this node",
+            Vec::new(),
+        ),
     ]
 }
 
@@ -381,7 +515,13 @@ fn masquerading(facts: &NodeFacts, detects_local: bool) -> Chain {
             negate: false,
         };
         rules.push(
-            vec![Statement::ProtocolIs(protocol), to(SetId::NodeAddresses), to_port, Statement::Masquerade].into(),
+            vec![
+                Statement::ProtocolIs(protocol),
+                to(SetId::NodeAddresses),
+                to_port,
+                Statement::Masquerade,
+            ]
+            .into(),
         );
     }
     Chain {
@@ -393,7 +533,8 @@ fn masquerading(facts: &NodeFacts, detects_local: bool) -> Chain {
 }
 
 fn hooked_chains() -> [Chain; 3] {
-    let services = || -> Vec<Rule> { vec![vec![Statement::Verdict(Verdict::Jump("services".into()))].into()] };
+    let services =
+        || -> Vec<Rule> { vec![vec![Statement::Verdict(Verdict::Jump("services".into()))].into()] };
     [
         Chain {
             name: "prerouting".into(),

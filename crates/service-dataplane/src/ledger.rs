@@ -30,7 +30,11 @@ pub struct Claim {
 
 impl From<&Frontend> for Claim {
     fn from(frontend: &Frontend) -> Self {
-        Claim { place: frontend.place, protocol: frontend.protocol, port: frontend.port }
+        Claim {
+            place: frontend.place,
+            protocol: frontend.protocol,
+            port: frontend.port,
+        }
     }
 }
 
@@ -56,7 +60,10 @@ pub struct Update {
 
 impl From<ServiceIntent> for Update {
     fn from(intent: ServiceIntent) -> Self {
-        Update { service: intent.service.clone(), intent: Some(Arc::new(intent)) }
+        Update {
+            service: intent.service.clone(),
+            intent: Some(Arc::new(intent)),
+        }
     }
 }
 
@@ -94,9 +101,15 @@ impl Ledger {
         let mut before: BTreeMap<Claim, Option<Frontend>> = BTreeMap::new();
         for update in &updates {
             let old = self.intents.get(&update.service);
-            for frontend in old.into_iter().chain(update.intent.as_ref()).flat_map(|intent| &intent.frontends) {
+            for frontend in old
+                .into_iter()
+                .chain(update.intent.as_ref())
+                .flat_map(|intent| &intent.frontends)
+            {
                 let claim = Claim::from(frontend);
-                before.entry(claim).or_insert_with(|| self.standing(&claim).cloned());
+                before
+                    .entry(claim)
+                    .or_insert_with(|| self.standing(&claim).cloned());
             }
         }
         let mut applied = Applied::default();
@@ -115,7 +128,10 @@ impl Ledger {
             }
         }
         applied.transaction = changes.settle(self);
-        applied.conflicts = services.iter().flat_map(|service| self.conflicts_of(service)).collect();
+        applied.conflicts = services
+            .iter()
+            .flat_map(|service| self.conflicts_of(service))
+            .collect();
         applied
     }
 
@@ -123,7 +139,9 @@ impl Ledger {
     fn standing(&self, claim: &Claim) -> Option<&Frontend> {
         let (_, winner) = self.claims.get(claim)?.first()?;
         let frontends = &self.intents.get(winner)?.frontends;
-        let found = frontends.binary_search_by(|frontend| Claim::from(frontend).cmp(claim)).ok()?;
+        let found = frontends
+            .binary_search_by(|frontend| Claim::from(frontend).cmp(claim))
+            .ok()?;
         frontends.get(found)
     }
 
@@ -151,13 +169,21 @@ impl Ledger {
                 claimants.sort_unstable();
             }
         }
-        Update { service, intent: old }
+        Update {
+            service,
+            intent: old,
+        }
     }
 
     /// The contested claims of a Service.
     fn conflicts_of(&self, service: &ObjectName) -> Vec<Conflict> {
-        let frontends = self.intents.get(service).map(|intent| intent.frontends.as_slice()).unwrap_or_default();
-        let claimants = |claim: Claim| Some((claim, self.claims.get(&claim).filter(|c| c.len() > 1)?));
+        let frontends = self
+            .intents
+            .get(service)
+            .map(|intent| intent.frontends.as_slice())
+            .unwrap_or_default();
+        let claimants =
+            |claim: Claim| Some((claim, self.claims.get(&claim).filter(|c| c.len() > 1)?));
         frontends
             .iter()
             .map(Claim::from)
@@ -165,7 +191,11 @@ impl Ledger {
             .flat_map(|(claim, claimants)| {
                 let winner = claimants.first().map(|(_, name)| name.clone());
                 claimants.iter().skip(1).filter_map(move |(_, loser)| {
-                    Some(Conflict { claim, winner: winner.clone()?, loser: loser.clone() })
+                    Some(Conflict {
+                        claim,
+                        winner: winner.clone()?,
+                        loser: loser.clone(),
+                    })
                 })
             })
             .collect()
@@ -185,7 +215,10 @@ impl Ledger {
             }
         }
         for (_, set, key) in self.shared.keys().filter(|(family, ..)| *family == of) {
-            elements.entry(*set).or_default().push(Element::member(*key));
+            elements
+                .entry(*set)
+                .or_default()
+                .push(Element::member(*key));
         }
         for (set, mut members) in elements {
             members.sort_unstable();
@@ -239,10 +272,16 @@ impl Changes {
                 (None, Some(_)) => std::cmp::Ordering::Greater,
                 (Some(a), Some(b)) => a.cmp(b),
             };
-            if order.is_le() && let Some((set, element)) = old.next() && order.is_lt() {
+            if order.is_le()
+                && let Some((set, element)) = old.next()
+                && order.is_lt()
+            {
                 self.deleted.entry((family, set)).or_default().push(element);
             }
-            if order.is_ge() && let Some((set, element)) = new.next() && order.is_gt() {
+            if order.is_ge()
+                && let Some((set, element)) = new.next()
+                && order.is_gt()
+            {
                 self.added.entry((family, set)).or_default().push(element);
             }
         }
@@ -261,7 +300,9 @@ impl Changes {
                     &mut self.deleted
                 }
             };
-            into.entry((family, set)).or_default().push(Element::member(bytes));
+            into.entry((family, set))
+                .or_default()
+                .push(Element::member(bytes));
         }
         let (mut new_picks, mut stale_picks) = (Vec::new(), Vec::new());
         for (key, by) in std::mem::take(&mut self.large) {
@@ -276,10 +317,19 @@ impl Changes {
         }
         let mut transaction = Transaction::new();
         for ((family, set), elements) in self.deleted {
-            transaction.push(family, Operation::DeleteElements { set: set.name(), elements });
+            transaction.push(
+                family,
+                Operation::DeleteElements {
+                    set: set.name(),
+                    elements,
+                },
+            );
         }
         for (family, pick, size) in &new_picks {
-            transaction.push(*family, Operation::AddSet(pick.backends(*size).declaration()));
+            transaction.push(
+                *family,
+                Operation::AddSet(pick.backends(*size).declaration()),
+            );
             transaction.push(*family, Operation::AddChain(pick.chain(*size)));
         }
         // Before the elements: a rule walks the map it looks up.
@@ -287,7 +337,13 @@ impl Changes {
             transaction.push(family, Operation::SetRules(pick.chain(size)));
         }
         for ((family, set), elements) in self.added {
-            transaction.push(family, Operation::AddElements { set: set.name(), elements });
+            transaction.push(
+                family,
+                Operation::AddElements {
+                    set: set.name(),
+                    elements,
+                },
+            );
         }
         for (family, pick, size) in stale_picks {
             transaction.push(family, Operation::DeleteChain(pick.chain_name(size)));

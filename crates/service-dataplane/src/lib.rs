@@ -22,8 +22,16 @@ use nft::TableContents;
 use service_model::{NodeFacts, ServiceIntent};
 
 /// Both tables (IPv4, IPv6) that `intents` need on the node that `facts` describe, planned from nothing.
-pub fn contents(facts: &NodeFacts, intents: impl IntoIterator<Item = ServiceIntent>) -> [TableContents; 2] {
+pub fn contents(
+    facts: &NodeFacts,
+    intents: impl IntoIterator<Item = ServiceIntent>,
+) -> [TableContents; 2] {
     let mut ledger = Ledger::default();
-    ledger.apply(intents.into_iter().map(|intent| Update::from(intent)).collect());
+    ledger.apply(
+        intents
+            .into_iter()
+            .map(|intent| Update::from(intent))
+            .collect(),
+    );
     ledger.contents(facts)
 }

@@ -55,7 +55,9 @@ pub fn render(frontend: &Frontend) -> Rendered {
 
     let mut rendered = Rendered::default();
     match &frontend.disposition {
-        Disposition::Refuse => rendered.own.push((pick.no_endpoints(), Element::member(key))),
+        Disposition::Refuse => rendered
+            .own
+            .push((pick.no_endpoints(), Element::member(key))),
         Disposition::Balance(backends) => {
             let count = backends.len() as u32;
             for (slot, backend) in (0..).zip(backends.iter()) {
@@ -66,7 +68,9 @@ pub fn render(frontend: &Frontend) -> Rendered {
                 }
                 rendered.own.push((pick.backends(count), element));
                 if backend.local {
-                    let pair = Bytes::new().address(backend.address).address(backend.address);
+                    let pair = Bytes::new()
+                        .address(backend.address)
+                        .address(backend.address);
                     rendered.shared.push((SetId::Hairpin, pair));
                 }
             }
@@ -80,10 +84,14 @@ pub fn render(frontend: &Frontend) -> Rendered {
     }
     match (frontend.place, frontend.masquerade) {
         (Place::ClusterIp(address), _) => {
-            rendered.shared.push((SetId::ClusterIps, Bytes::new().address(address)));
+            rendered
+                .shared
+                .push((SetId::ClusterIps, Bytes::new().address(address)));
         }
         (Place::NodePort(_), Masquerade::Always) => {
-            rendered.own.push((SetId::MasqueradeNodePorts, Element::member(key)));
+            rendered
+                .own
+                .push((SetId::MasqueradeNodePorts, Element::member(key)));
         }
         (Place::NodePort(_), Masquerade::OffCluster) => {}
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use service_model::{
-    AddressFamily, Backend, Disposition, Frontend, Masquerade, NodeFacts, ObjectName, Place, Protocol, ServiceIntent,
+    AddressFamily, Backend, Disposition, Frontend, Masquerade, NodeFacts, ObjectName, Place,
+    Protocol, ServiceIntent,
 };
 
 use crate::ledger::Update;
@@ -18,7 +19,9 @@ pub(crate) fn name(n: u8) -> ObjectName {
 fn address(family: AddressFamily, network: u8, host: u8) -> IpAddr {
     match family {
         AddressFamily::V4 => Ipv4Addr::new(10, network, 0, host).into(),
-        AddressFamily::V6 => Ipv6Addr::new(0xfd00, network.into(), 0, 0, 0, 0, 0, host.into()).into(),
+        AddressFamily::V6 => {
+            Ipv6Addr::new(0xfd00, network.into(), 0, 0, 0, 0, 0, host.into()).into()
+        }
     }
 }
 
@@ -36,14 +39,26 @@ fn disposition(family: AddressFamily) -> impl Strategy<Value = Disposition> {
     btree_map(1..40u8, backend, 0..20).prop_map(move |backends| {
         let backends: Arc<[Backend]> = backends
             .into_iter()
-            .map(|(host, (port, local))| Backend { address: address(family, 244, host), port: port.into(), local })
+            .map(|(host, (port, local))| Backend {
+                address: address(family, 244, host),
+                port: port.into(),
+                local,
+            })
             .collect();
-        if backends.is_empty() { Disposition::Refuse } else { Disposition::Balance(backends) }
+        if backends.is_empty() {
+            Disposition::Refuse
+        } else {
+            Disposition::Balance(backends)
+        }
     })
 }
 
 fn frontends() -> impl Strategy<Value = Vec<Frontend>> {
-    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
+    let protocol = prop_oneof![
+        Just(Protocol::Tcp),
+        Just(Protocol::Udp),
+        Just(Protocol::Sctp)
+    ];
     btree_set((place(), protocol, 80..83u16), 0..4).prop_flat_map(|claims| {
         claims
             .into_iter()
@@ -53,7 +68,13 @@ fn frontends() -> impl Strategy<Value = Vec<Frontend>> {
                         Place::ClusterIp(_) => Masquerade::OffCluster,
                         Place::NodePort(_) => Masquerade::Always,
                     };
-                    Frontend { place, protocol, port, disposition, masquerade }
+                    Frontend {
+                        place,
+                        protocol,
+                        port,
+                        disposition,
+                        masquerade,
+                    }
                 })
             })
             .collect::<Vec<_>>()
@@ -64,8 +85,13 @@ pub(crate) fn update() -> impl Strategy<Value = Update> {
     let intent = prop::option::weighted(0.8, (frontends(), prop::option::of(0..3i64)));
     (0..5u8, intent).prop_map(|(n, intent)| Update {
         service: name(n),
-        intent: intent
-            .map(|(frontends, created)| Arc::new(ServiceIntent { service: name(n), created, frontends })),
+        intent: intent.map(|(frontends, created)| {
+            Arc::new(ServiceIntent {
+                service: name(n),
+                created,
+                frontends,
+            })
+        }),
     })
 }
 
@@ -83,8 +109,13 @@ pub(crate) fn facts() -> NodeFacts {
     NodeFacts {
         node_name: "node-a".into(),
         zone: None,
-        node_addresses: vec![address(AddressFamily::V4, 1, 1), address(AddressFamily::V6, 1, 1)],
-        local_sources: ["10.244.0.0/16", "fd00:244::/32"].map(|net| net.parse().unwrap()).to_vec(),
+        node_addresses: vec![
+            address(AddressFamily::V4, 1, 1),
+            address(AddressFamily::V6, 1, 1),
+        ],
+        local_sources: ["10.244.0.0/16", "fd00:244::/32"]
+            .map(|net| net.parse().unwrap())
+            .to_vec(),
         masquerade_all: false,
     }
 }

@@ -62,7 +62,13 @@ impl<B: Backend> Dataplane<B> {
     /// Nothing is read or written yet: the first [`Dataplane::commit`] or [`Dataplane::repair`] adopts the
     /// tables it finds and writes only the difference.
     pub fn new(backend: B, facts: NodeFacts) -> Self {
-        Dataplane { backend, ledger: Ledger::default(), facts, in_step: false, quarantine: BTreeMap::new() }
+        Dataplane {
+            backend,
+            ledger: Ledger::default(),
+            facts,
+            in_step: false,
+            quarantine: BTreeMap::new(),
+        }
     }
 
     /// The backend, for what is not in the tables: features, counters.
@@ -91,13 +97,18 @@ impl<B: Backend> Dataplane<B> {
     }
 
     /// Takes over new facts about the node, together with every Service planned by them, as one transaction.
-    pub fn refresh(&mut self, facts: NodeFacts, updates: Vec<Update>) -> Result<Outcome, SyncError> {
+    pub fn refresh(
+        &mut self,
+        facts: NodeFacts,
+        updates: Vec<Update>,
+    ) -> Result<Outcome, SyncError> {
         let mut base = Transaction::new();
         if facts != self.facts {
             for family in Family::ALL {
                 let before = layout::base(family, &self.facts);
                 let after = layout::base(family, &facts);
-                base.operations.extend(nft::diff::diff(Some(&before), &after).operations);
+                base.operations
+                    .extend(nft::diff::diff(Some(&before), &after).operations);
             }
             self.facts = facts;
         }
@@ -109,7 +120,11 @@ impl<B: Backend> Dataplane<B> {
         self.write(Transaction::new(), updates)
     }
 
-    fn write(&mut self, mut transaction: Transaction, updates: Vec<Update>) -> Result<Outcome, SyncError> {
+    fn write(
+        &mut self,
+        mut transaction: Transaction,
+        updates: Vec<Update>,
+    ) -> Result<Outcome, SyncError> {
         let mut outcome = Outcome::default();
         let retry: Vec<Update> = updates.clone();
         for update in &updates {
@@ -117,7 +132,9 @@ impl<B: Backend> Dataplane<B> {
         }
         let applied = self.ledger.apply(updates);
         let attempt = if self.in_step {
-            transaction.operations.extend(applied.transaction.operations);
+            transaction
+                .operations
+                .extend(applied.transaction.operations);
             self.send(&transaction, &mut outcome)
         } else {
             self.reconcile(&mut outcome)
@@ -158,7 +175,9 @@ impl<B: Backend> Dataplane<B> {
                     None
                 }
             };
-            transaction.operations.extend(nft::diff::diff(found.as_ref(), &wanted).operations);
+            transaction
+                .operations
+                .extend(nft::diff::diff(found.as_ref(), &wanted).operations);
         }
         outcome.repaired += transaction.operations.len();
         self.send(&transaction, outcome)?;
@@ -166,21 +185,35 @@ impl<B: Backend> Dataplane<B> {
         Ok(())
     }
 
-    fn send(&mut self, transaction: &Transaction, outcome: &mut Outcome) -> Result<(), CommitError> {
+    fn send(
+        &mut self,
+        transaction: &Transaction,
+        outcome: &mut Outcome,
+    ) -> Result<(), CommitError> {
         if transaction.is_empty() {
             return Ok(());
         }
         self.backend.commit(transaction)?;
         outcome.transactions += 1;
         outcome.elements += transaction.element_count();
-        outcome.families.extend(transaction.operations.iter().map(|(family, _)| *family));
+        outcome
+            .families
+            .extend(transaction.operations.iter().map(|(family, _)| *family));
         Ok(())
     }
 
     /// Puts in what can be put in. The tables are in step before and between; when the backend fails rather than
     /// refuses, everything not yet tried is desired all the same and left to [`Dataplane::repair`].
-    fn bisect(&mut self, mut updates: Vec<Update>, outcome: &mut Outcome) -> Result<(), CommitError> {
-        let Applied { transaction, undo, conflicts } = self.ledger.apply(updates.clone());
+    fn bisect(
+        &mut self,
+        mut updates: Vec<Update>,
+        outcome: &mut Outcome,
+    ) -> Result<(), CommitError> {
+        let Applied {
+            transaction,
+            undo,
+            conflicts,
+        } = self.ledger.apply(updates.clone());
         let error = match self.send(&transaction, outcome) {
             Ok(()) => {
                 outcome.conflicts.extend(conflicts);
@@ -203,7 +236,10 @@ impl<B: Backend> Dataplane<B> {
         }
         for Update { service, .. } in updates {
             self.quarantine.insert(service.clone(), error.clone());
-            outcome.quarantined.push(Quarantined { service, error: error.clone() });
+            outcome.quarantined.push(Quarantined {
+                service,
+                error: error.clone(),
+            });
         }
         Ok(())
     }
@@ -214,7 +250,13 @@ fn is_refusal(error: &CommitError) -> bool {
     match error {
         CommitError::Refused { errno, .. } => !matches!(
             errno,
-            Errno::EPERM | Errno::EACCES | Errno::ENOMEM | Errno::ENOBUFS | Errno::EAGAIN | Errno::EINTR | Errno::EMSGSIZE
+            Errno::EPERM
+                | Errno::EACCES
+                | Errno::ENOMEM
+                | Errno::ENOBUFS
+                | Errno::EAGAIN
+                | Errno::EINTR
+                | Errno::EMSGSIZE
         ),
         CommitError::Socket { .. } | CommitError::Reply(_) => false,
     }

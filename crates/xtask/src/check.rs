@@ -13,11 +13,41 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("service-model", &[]),
     ("nft", &[]),
     ("service-dataplane", &["service-model", "nft"]),
-    ("portolan", &["service-dataplane", "service-model", "nft", "kube", "rtnetlink", "tokio"]),
+    (
+        "portolan",
+        &[
+            "service-dataplane",
+            "service-model",
+            "nft",
+            "kube",
+            "rtnetlink",
+            "tokio",
+        ],
+    ),
     ("lab", &["tokio"]),
     ("xtask", &["lab"]),
-    ("portolan-tests", &["lab", "portolan", "service-dataplane", "service-model", "nft", "tokio"]),
-    ("portolan-benches", &["lab", "portolan", "service-dataplane", "service-model", "nft", "tokio"]),
+    (
+        "portolan-tests",
+        &[
+            "lab",
+            "portolan",
+            "service-dataplane",
+            "service-model",
+            "nft",
+            "tokio",
+        ],
+    ),
+    (
+        "portolan-benches",
+        &[
+            "lab",
+            "portolan",
+            "service-dataplane",
+            "service-model",
+            "nft",
+            "tokio",
+        ],
+    ),
 ];
 
 /// Libraries whose use is restricted by the table above.
@@ -27,16 +57,27 @@ const RESTRICTED: &[&str] = &["kube", "rtnetlink", "tokio"];
 pub(crate) fn check() -> Result<()> {
     run(&mut cargo(&["fmt", "--all", "--check"])?)?;
     directions()?;
-    run(cargo(&["clippy", "--workspace", "--all-targets", "--quiet"])?.args(["--", "-D", "warnings"]))?;
+    run(
+        cargo(&["clippy", "--workspace", "--all-targets", "--quiet"])?
+            .args(["--", "-D", "warnings"]),
+    )?;
     deny()
 }
 
 fn directions() -> Result<()> {
-    let metadata = output(&mut cargo(&["metadata", "--format-version", "1", "--no-deps"])?)?;
+    let metadata = output(&mut cargo(&[
+        "metadata",
+        "--format-version",
+        "1",
+        "--no-deps",
+    ])?)?;
     let metadata: Value = serde_json::from_slice(&metadata).context("cargo metadata is JSON")?;
     let wrong = wrong_directions(&metadata);
     if !wrong.is_empty() {
-        bail!("dependencies against the direction of ARCHITECTURE.md: {}", wrong.join(", "));
+        bail!(
+            "dependencies against the direction of ARCHITECTURE.md: {}",
+            wrong.join(", ")
+        );
     }
     eprintln!("direction of dependencies: as ARCHITECTURE.md says");
     Ok(())
@@ -44,8 +85,14 @@ fn directions() -> Result<()> {
 
 /// Dependencies (build and development ones left out: tests may look at more) that the table does not allow.
 fn wrong_directions(metadata: &Value) -> Vec<String> {
-    let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let ours: BTreeSet<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
+    let packages = metadata["packages"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let ours: BTreeSet<&str> = packages
+        .iter()
+        .filter_map(|package| package["name"].as_str())
+        .collect();
     let allowed: BTreeMap<&str, &[&str]> = MAY_DEPEND_ON.iter().copied().collect();
     let mut wrong = Vec::new();
     for package in packages {
@@ -56,7 +103,8 @@ fn wrong_directions(metadata: &Value) -> Vec<String> {
         };
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let on = dependency["name"].as_str().unwrap_or_default();
-            let matters = dependency["kind"].is_null() && (ours.contains(on) || RESTRICTED.contains(&on));
+            let matters =
+                dependency["kind"].is_null() && (ours.contains(on) || RESTRICTED.contains(&on));
             if matters && !allowed.contains(&on) {
                 wrong.push(format!("{name} -> {on}"));
             }
@@ -67,12 +115,18 @@ fn wrong_directions(metadata: &Value) -> Vec<String> {
 
 /// Licences, bans and sources, where cargo-deny is installed.
 fn deny() -> Result<()> {
-    let installed = cargo(&["deny", "--version"])?.output().is_ok_and(|output| output.status.success());
+    let installed = cargo(&["deny", "--version"])?
+        .output()
+        .is_ok_and(|output| output.status.success());
     if !installed {
-        eprintln!("SKIPPED: licences and bans of dependencies (`cargo install cargo-deny` brings the tool)");
+        eprintln!(
+            "SKIPPED: licences and bans of dependencies (`cargo install cargo-deny` brings the tool)"
+        );
         return Ok(());
     }
-    run(&mut cargo(&["deny", "check", "bans", "licenses", "sources"])?)
+    run(&mut cargo(&[
+        "deny", "check", "bans", "licenses", "sources",
+    ])?)
 }
 
 #[cfg(test)]
@@ -87,6 +141,13 @@ mod tests {
             { "name": "stranger", "dependencies": [] },
         ]});
         let wrong = wrong_directions(&metadata);
-        assert_eq!(wrong, ["service-model -> kube", "nft -> service-model", "stranger has no line in the table"]);
+        assert_eq!(
+            wrong,
+            [
+                "service-model -> kube",
+                "nft -> service-model",
+                "stranger has no line in the table"
+            ]
+        );
     }
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Client, Daemon, Host, Lab, Manifests, Node, Pod, Probe, Protocol, TcpService, node_object,
-    wait_until,
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Client, Daemon, Host, Lab, Manifests, Node, Pod, Probe,
+    Protocol, TcpService, node_object, wait_until,
 };
 
 use crate::run::{cargo, root, run};
@@ -47,7 +47,10 @@ pub(crate) fn demo() -> Result<()> {
     stage.scale()?;
     stage.survive(&portolan, daemons)?;
     stage.show_table()?;
-    println!("\nDone in {:.1} s; the namespaces and everything in them are gone.", start.elapsed().as_secs_f64());
+    println!(
+        "\nDone in {:.1} s; the namespaces and everything in them are gone.",
+        start.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -80,7 +83,11 @@ impl Stage {
         let (node_a, node_b) = (lab.node("node-a")?, lab.node("node-b")?);
         let outside = lab.client("outside")?;
         let client = node_a.pod("client")?;
-        let web = [node_a.pod("web-1")?, node_b.pod("web-2")?, node_b.pod("web-3")?];
+        let web = [
+            node_a.pod("web-1")?,
+            node_b.pod("web-2")?,
+            node_b.pod("web-3")?,
+        ];
         for pod in &web {
             pod.serve(Protocol::Tcp, TARGET_PORT)?;
         }
@@ -94,46 +101,85 @@ impl Stage {
         let manifests = Manifests::new()?;
         manifests.write_objects("nodes.yaml", &[node_object(&node_a), node_object(&node_b)])?;
         manifests.write_objects("web-service.yaml", &[service.object()])?;
-        let stage = Stage { _lab: lab, node_a, node_b, outside, client, web, service, manifests };
+        let stage = Stage {
+            _lab: lab,
+            node_a,
+            node_b,
+            outside,
+            client,
+            web,
+            service,
+            manifests,
+        };
         stage.serve_with(2)?;
-        println!("   Service web: cluster IPs {} and {}, port {PORT}, node port {NODE_PORT}", CLUSTER_IPS[0], CLUSTER_IPS[1]);
+        println!(
+            "   Service web: cluster IPs {} and {}, port {PORT}, node port {NODE_PORT}",
+            CLUSTER_IPS[0], CLUSTER_IPS[1]
+        );
         println!("   endpoints web-1 on node-a, web-2 on node-b; web-3 is to come");
         Ok(stage)
     }
 
     /// Writes the endpoints: the first `count` web pods.
     fn serve_with(&self, count: usize) -> Result<()> {
-        let pods: Vec<(&Pod, &str)> = self.web.iter().zip(["node-a", "node-b", "node-b"]).take(count).collect();
-        self.manifests.write_objects("web-endpoints.yaml", &self.service.slices(&pods))
+        let pods: Vec<(&Pod, &str)> = self
+            .web
+            .iter()
+            .zip(["node-a", "node-b", "node-b"])
+            .take(count)
+            .collect();
+        self.manifests
+            .write_objects("web-endpoints.yaml", &self.service.slices(&pods))
     }
 
     fn start(&self, portolan: &Path, node: &Node) -> Result<Daemon> {
         let mut command = node.command(portolan);
-        command.arg("run").arg("--manifests").arg(self.manifests.path());
+        command
+            .arg("run")
+            .arg("--manifests")
+            .arg(self.manifests.path());
         command.args(["--hostname-override", node.name()]);
-        command.arg(format!("--cluster-cidr={CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}"));
+        command.arg(format!(
+            "--cluster-cidr={CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}"
+        ));
         node.spawn("portolan", command)
     }
 
     fn wait_for_service(&self) -> Result<()> {
         for address in CLUSTER_IPS {
             let to = socket(address, PORT)?;
-            wait_until("the Service to answer", PATIENCE, || self.answers(&self.client, to))?;
-            wait_until("the Service to answer on node-b", PATIENCE, || self.answers(&self.node_b, to))?;
+            wait_until("the Service to answer", PATIENCE, || {
+                self.answers(&self.client, to)
+            })?;
+            wait_until("the Service to answer on node-b", PATIENCE, || {
+                self.answers(&self.node_b, to)
+            })?;
         }
         Ok(())
     }
 
     fn answers(&self, from: &Host, to: SocketAddr) -> bool {
         let probe = Probe::new(Protocol::Tcp, to).within(Duration::from_millis(200));
-        from.probe(probe).is_ok_and(|outcome| outcome.server().is_some())
+        from.probe(probe)
+            .is_ok_and(|outcome| outcome.server().is_some())
     }
 
     fn connect_everywhere(&self) -> Result<()> {
         say(&format!("{CONNECTIONS} connections each way"));
-        println!("   {:<18} {:<30} {:<30} source seen by the pod", "from", "to", "answered by");
-        let cluster_ip = |i: usize| CLUSTER_IPS.get(i).map(|ip| socket(ip, PORT)).context("two cluster IPs")?;
-        let node_port = |node: &Node| [node.ipv4().into(), node.ipv6().into()].map(|ip: IpAddr| SocketAddr::new(ip, NODE_PORT));
+        println!(
+            "   {:<18} {:<30} {:<30} source seen by the pod",
+            "from", "to", "answered by"
+        );
+        let cluster_ip = |i: usize| {
+            CLUSTER_IPS
+                .get(i)
+                .map(|ip| socket(ip, PORT))
+                .context("two cluster IPs")?
+        };
+        let node_port = |node: &Node| {
+            [node.ipv4().into(), node.ipv6().into()]
+                .map(|ip: IpAddr| SocketAddr::new(ip, NODE_PORT))
+        };
         let [a4, a6] = node_port(&self.node_a);
         let [b4, b6] = node_port(&self.node_b);
         let ways: [(&str, &Host, SocketAddr); 8] = [
@@ -149,9 +195,18 @@ impl Stage {
         for (from, host, to) in ways {
             let tally = host.connect_many(Protocol::Tcp, to, CONNECTIONS)?;
             ensure!(tally.failed() == 0, "from {from} to {to}: {tally:?}");
-            let servers: Vec<String> = tally.servers.iter().map(|(name, n)| format!("{name} {n}")).collect();
+            let servers: Vec<String> = tally
+                .servers
+                .iter()
+                .map(|(name, n)| format!("{name} {n}"))
+                .collect();
             let peers: Vec<String> = tally.peers.iter().map(ToString::to_string).collect();
-            println!("   {from:<18} {:<30} {:<30} {}", to.to_string(), servers.join(", "), peers.join(", "));
+            println!(
+                "   {from:<18} {:<30} {:<30} {}",
+                to.to_string(),
+                servers.join(", "),
+                peers.join(", ")
+            );
         }
         Ok(())
     }
@@ -159,7 +214,9 @@ impl Stage {
     fn scale(&self) -> Result<()> {
         say("Scaling by editing a manifest, while the client keeps connecting");
         let to = socket(CLUSTER_IPS[0], PORT)?;
-        let stream = self.client.stream_connections(Probe::new(Protocol::Tcp, to), Duration::from_micros(500))?;
+        let stream = self
+            .client
+            .stream_connections(Probe::new(Protocol::Tcp, to), Duration::from_micros(500))?;
         for count in [3, 1, 2] {
             let before = stream.report().tally.answered();
             self.serve_with(count)?;
@@ -167,15 +224,31 @@ impl Stage {
             let wanted = count.to_string();
             let set = format!("frontends_{wanted}");
             wait_until("the edit to reach the kernel", PATIENCE, || {
-                self.node_a.nft(&["list", "set", "ip", "portolan", &set]).is_ok_and(|listing| listing.contains(CLUSTER_IPS[0]))
+                self.node_a
+                    .nft(&["list", "set", "ip", "portolan", &set])
+                    .is_ok_and(|listing| listing.contains(CLUSTER_IPS[0]))
             })?;
             let elapsed = edited.elapsed();
-            wait_until("connections after the edit", PATIENCE, || stream.report().tally.answered() > before + 200)?;
-            println!("   to {count} endpoint(s): in the kernel {:.0} ms after the edit (`nft list` included)", elapsed.as_secs_f64() * 1e3);
+            wait_until("connections after the edit", PATIENCE, || {
+                stream.report().tally.answered() > before + 200
+            })?;
+            println!(
+                "   to {count} endpoint(s): in the kernel {:.0} ms after the edit (`nft list` included)",
+                elapsed.as_secs_f64() * 1e3
+            );
         }
         let report = stream.stop();
-        println!("   {} connections meanwhile, {} failed: {:?}", report.tally.answered(), report.tally.failed(), report.tally.servers);
-        ensure!(report.tally.failed() == 0, "connections failed: {:?}", report.failures);
+        println!(
+            "   {} connections meanwhile, {} failed: {:?}",
+            report.tally.answered(),
+            report.tally.failed(),
+            report.tally.servers
+        );
+        ensure!(
+            report.tally.failed() == 0,
+            "connections failed: {:?}",
+            report.failures
+        );
         Ok(())
     }
 
@@ -183,7 +256,9 @@ impl Stage {
         say("SIGKILL to the daemon on node-a, a foreign `nft flush ruleset`, 20 held connections");
         let to = socket(CLUSTER_IPS[0], PORT)?;
         let held = self.client.hold(to, 20, Duration::from_millis(5))?;
-        let stream = self.client.stream_connections(Probe::new(Protocol::Tcp, to), Duration::from_millis(1))?;
+        let stream = self
+            .client
+            .stream_connections(Probe::new(Protocol::Tcp, to), Duration::from_millis(1))?;
         let mut daemons = daemons.into_iter();
         let daemon = daemons.next().context("the daemon of node-a")?;
         daemon.kill()?;
@@ -191,45 +266,82 @@ impl Stage {
         restarted.wait_for_line("tables are in step", PATIENCE)?;
         self.node_a.nft(&["flush", "ruleset"])?;
         let exchanged = held.report().exchanges;
-        wait_until("traffic after the flush", PATIENCE, || held.report().exchanges > exchanged + 200)?;
+        wait_until("traffic after the flush", PATIENCE, || {
+            held.report().exchanges > exchanged + 200
+        })?;
         let (held, stream) = (held.stop(), stream.stop());
-        println!("   held connections lost: {}; new connections: {}, failed: {}", held.lost.len(), stream.tally.answered(), stream.tally.failed());
-        ensure!(held.lost.is_empty() && stream.tally.failed() == 0, "lost {:?}, failed {:?}", held.lost, stream.failures);
+        println!(
+            "   held connections lost: {}; new connections: {}, failed: {}",
+            held.lost.len(),
+            stream.tally.answered(),
+            stream.tally.failed()
+        );
+        ensure!(
+            held.lost.is_empty() && stream.tally.failed() == 0,
+            "lost {:?}, failed {:?}",
+            held.lost,
+            stream.failures
+        );
         Ok(())
     }
 
     fn show_table(&self) -> Result<()> {
         say("What nft lists on node-a (IPv4; sets without elements and unused chains left out)");
-        println!("{}", in_use(&self.node_a.nft(&["list", "table", "ip", "portolan"])?));
+        println!(
+            "{}",
+            in_use(&self.node_a.nft(&["list", "table", "ip", "portolan"])?)
+        );
         println!("   All of it: `nft list ruleset` on a node, or `portolan render`.");
         Ok(())
     }
 }
 
 fn socket(address: &str, port: u16) -> Result<SocketAddr> {
-    Ok(SocketAddr::new(address.parse().with_context(|| format!("address {address}"))?, port))
+    Ok(SocketAddr::new(
+        address
+            .parse()
+            .with_context(|| format!("address {address}"))?,
+        port,
+    ))
 }
 
 /// Leaves out the blocks that only wait for other numbers of endpoints: empty sets, and the rules and chains
 /// that lead from and to them.
 fn in_use(listing: &str) -> String {
     let blocks: Vec<&str> = listing.split("\n\n").collect();
-    let is_numbered = |word: &str| word.rsplit_once('_').is_some_and(|(_, n)| n.parse::<u32>().is_ok());
-    let name = |block: &str| block.split_whitespace().nth(1).unwrap_or_default().to_owned();
+    let is_numbered = |word: &str| {
+        word.rsplit_once('_')
+            .is_some_and(|(_, n)| n.parse::<u32>().is_ok())
+    };
+    let name = |block: &str| {
+        block
+            .split_whitespace()
+            .nth(1)
+            .unwrap_or_default()
+            .to_owned()
+    };
     let used: Vec<String> = blocks
         .iter()
         .filter(|block| block.contains("elements = ") && is_numbered(&name(block)))
         .map(|block| name(block))
         .collect();
-    let pick = |set: &str| set.replace("frontends_", "pick_").replace("nodeports_", "pick_nodeport_");
+    let pick = |set: &str| {
+        set.replace("frontends_", "pick_")
+            .replace("nodeports_", "pick_nodeport_")
+    };
     let keep_block = |block: &&&str| {
         let name = name(block);
-        let is_set = block.trim_start().starts_with("set ") || block.trim_start().starts_with("map ");
+        let is_set =
+            block.trim_start().starts_with("set ") || block.trim_start().starts_with("map ");
         let is_pick = name.starts_with("pick_");
-        (!is_set || block.contains("elements = ")) && (!is_pick || used.iter().any(|set| pick(set) == name))
+        (!is_set || block.contains("elements = "))
+            && (!is_pick || used.iter().any(|set| pick(set) == name))
     };
     let keep_line = |line: &&str| {
-        let set = line.split_whitespace().find_map(|word| word.strip_prefix('@')).unwrap_or_default();
+        let set = line
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix('@'))
+            .unwrap_or_default();
         !is_numbered(set) || used.iter().any(|name| name == set)
     };
     let first = blocks.first().copied().unwrap_or_default();
@@ -238,8 +350,20 @@ fn in_use(listing: &str) -> String {
         .iter()
         .enumerate()
         .filter(|(i, block)| *i == 0 || keep_block(block))
-        .map(|(i, block)| if i == 0 && !block.contains("elements = ") { head } else { block })
-        .map(|block| block.lines().filter(keep_line).collect::<Vec<_>>().join("\n"))
+        .map(|(i, block)| {
+            if i == 0 && !block.contains("elements = ") {
+                head
+            } else {
+                block
+            }
+        })
+        .map(|block| {
+            block
+                .lines()
+                .filter(keep_line)
+                .collect::<Vec<_>>()
+                .join("\n")
+        })
         .collect::<Vec<_>>()
         .join("\n\n")
 }

@@ -8,7 +8,10 @@ use anyhow::{Context, Result, bail};
 /// The root of the checkout.
 pub(crate) fn root() -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).map(Path::to_path_buf).context("the root of the checkout is two folders up from xtask")
+    here.ancestors()
+        .nth(2)
+        .map(Path::to_path_buf)
+        .context("the root of the checkout is two folders up from xtask")
 }
 
 /// `cargo` with the tool chain that runs us, at the root of the checkout.
@@ -21,7 +24,9 @@ pub(crate) fn cargo(args: &[&str]) -> Result<Command> {
 /// Runs it, showing what is run; fails when it fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     eprintln!("+ {}", shown(command));
-    let status = command.status().with_context(|| format!("could not start {}", shown(command)))?;
+    let status = command
+        .status()
+        .with_context(|| format!("could not start {}", shown(command)))?;
     if !status.success() {
         bail!("{} ended with {status}", shown(command));
     }
@@ -30,15 +35,27 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Runs it and returns what it printed.
 pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
-    let output = command.output().with_context(|| format!("could not start {}", shown(command)))?;
+    let output = command
+        .output()
+        .with_context(|| format!("could not start {}", shown(command)))?;
     if !output.status.success() {
-        bail!("{} ended with {}: {}", shown(command), output.status, String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{} ended with {}: {}",
+            shown(command),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(output.stdout)
 }
 
 fn shown(command: &Command) -> String {
-    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program()).to_string_lossy();
-    let args = command.get_args().map(|arg| format!(" {}", arg.to_string_lossy()));
+    let program = Path::new(command.get_program())
+        .file_name()
+        .unwrap_or(command.get_program())
+        .to_string_lossy();
+    let args = command
+        .get_args()
+        .map(|arg| format!(" {}", arg.to_string_lossy()));
     std::iter::once(program.into_owned()).chain(args).collect()
 }

@@ -9,5 +9,7 @@ use crate::{check, tools};
 pub(crate) fn test(args: &[String]) -> Result<()> {
     tools::ensure()?;
     check::check()?;
-    run(cargo(&["test", "--workspace", "--no-fail-fast"])?.arg("--").args(args))
+    run(cargo(&["test", "--workspace", "--no-fail-fast"])?
+        .arg("--")
+        .args(args))
 }

@@ -8,7 +8,11 @@ use anyhow::{Result, bail};
 use crate::run::run;
 
 /// Programs that tests and the demo call, and the Debian or Ubuntu package that holds each.
-const NEEDED: &[(&str, &str)] = &[("nft", "nftables"), ("ip", "iproute2"), ("setpriv", "util-linux")];
+const NEEDED: &[(&str, &str)] = &[
+    ("nft", "nftables"),
+    ("ip", "iproute2"),
+    ("setpriv", "util-linux"),
+];
 
 /// Installs what is missing where that is possible (root on Debian or Ubuntu), else says what to install.
 pub(crate) fn ensure() -> Result<()> {
@@ -20,12 +24,18 @@ pub(crate) fn ensure() -> Result<()> {
         return Ok(());
     }
     if find("apt-get").is_none() {
-        bail!("missing packages: {}; install them with your distribution's package manager", missing.join(" "));
+        bail!(
+            "missing packages: {}; install them with your distribution's package manager",
+            missing.join(" ")
+        );
     }
     eprintln!("installing {}", missing.join(" "));
     run(Command::new("apt-get").args(["update", "-qq"]))?;
     let install = ["install", "-y", "-qq", "--no-install-recommends"];
-    run(Command::new("apt-get").args(install).args(&missing).env("DEBIAN_FRONTEND", "noninteractive"))?;
+    run(Command::new("apt-get")
+        .args(install)
+        .args(&missing)
+        .env("DEBIAN_FRONTEND", "noninteractive"))?;
     match self::missing().as_slice() {
         [] => Ok(()),
         still => bail!("still missing after the installation: {}", still.join(" ")),
@@ -33,12 +43,19 @@ pub(crate) fn ensure() -> Result<()> {
 }
 
 fn missing() -> Vec<&'static str> {
-    NEEDED.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect()
+    NEEDED
+        .iter()
+        .filter(|(program, _)| find(program).is_none())
+        .map(|(_, package)| *package)
+        .collect()
 }
 
 /// Looks along PATH and in the two folders that a user's PATH on Debian lacks.
 fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(|folder| Path::new(folder).to_path_buf());
-    std::env::split_paths(&path).chain(system).map(|folder| folder.join(program)).find(|file| file.is_file())
+    std::env::split_paths(&path)
+        .chain(system)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
 }

@@ -78,6 +78,11 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
             Expr::Immediate { verdict } => statements.push(Statement::Verdict(verdict.clone())),
             Expr::Masquerade => statements.push(Statement::Masquerade),
             Expr::Reject => statements.push(Statement::Reject),
+            Expr::RejectReset => {
+                // nft wants the protocol to be known, and takes it as part of the statement.
+                let for_tcp = statements.pop()? == Statement::ProtocolIs(Protocol::Tcp);
+                for_tcp.then(|| statements.push(Statement::RejectTcpReset))?;
+            }
             Expr::Bitwise { .. } | Expr::DestinationNat { .. } | Expr::Unknown { .. } => {
                 return None;
             }
@@ -118,7 +123,7 @@ fn describe(exprs: &[Expr]) -> String {
             Expr::SymHash { .. } => "hash",
             Expr::DestinationNat { .. } => "nat",
             Expr::Masquerade => "masq",
-            Expr::Reject => "reject",
+            Expr::Reject | Expr::RejectReset => "reject",
             Expr::Unknown { name } => name,
         })
         .collect();

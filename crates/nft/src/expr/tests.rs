@@ -84,6 +84,7 @@ fn debug(exprs: &[Expr], family: Family) -> String {
                 port.number()
             ),
             Expr::Masquerade => "masq flags 0x10".to_owned(),
+            Expr::RejectReset => "reject type 1 code 0".to_owned(),
             Expr::Reject => {
                 format!(
                     "reject type 0 code {}",
@@ -357,6 +358,7 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
             (any_key(), any_name()).prop_map(|(key, map)| Statement::DnatMap { key, map }),
             Just(Statement::Masquerade),
             Just(Statement::Reject),
+            Just(Statement::RejectTcpReset),
             any_verdict().prop_map(Statement::Verdict),
         ];
     prop::collection::vec(statement, 0..6).prop_map(Rule::from)

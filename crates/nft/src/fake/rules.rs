@@ -188,7 +188,8 @@ impl HeldTable {
                 Statement::ProtocolIs(_)
                 | Statement::ConnectionIsDnat
                 | Statement::Masquerade
-                | Statement::Reject => Ok(()),
+                | Statement::Reject
+                | Statement::RejectTcpReset => Ok(()),
                 Statement::Unknown(_) => Err(UNWRITABLE),
             })
     }
@@ -278,7 +279,9 @@ fn works_at(statement: &Statement, hook: Hook) -> bool {
     match statement {
         _ if hook == Hook::Unknown => true,
         Statement::Masquerade => hook == Hook::NatPostrouting,
-        Statement::DnatMap { .. } | Statement::Reject => hook != Hook::NatPostrouting,
+        Statement::DnatMap { .. } | Statement::Reject | Statement::RejectTcpReset => {
+            hook != Hook::NatPostrouting
+        }
         _ => true,
     }
 }

@@ -281,6 +281,7 @@ pub(crate) mod reject {
     pub(crate) const CODE: u16 = 2;
 
     pub(crate) const ICMP: u32 = 0;
+    pub(crate) const TCP_RESET: u32 = 1;
     /// RFC 792: port unreachable.
     pub(crate) const PORT_UNREACHABLE: u8 = 3;
     /// RFC 4443: port unreachable.

@@ -23,7 +23,7 @@ fn name(expr: &Expr) -> &str {
         Expr::SymHash { .. } => "hash",
         Expr::DestinationNat { .. } => "nat",
         Expr::Masquerade => "masq",
-        Expr::Reject => "reject",
+        Expr::Reject | Expr::RejectReset => "reject",
         Expr::Unknown { name } => name,
     }
 }
@@ -117,6 +117,7 @@ fn write_data(expr: &Expr, family: Family, out: &mut Writer) {
             out.put_u32(abi::reject::TYPE, abi::reject::ICMP);
             out.put(abi::reject::CODE, &[port_unreachable(family)]);
         }
+        Expr::RejectReset => out.put_u32(abi::reject::TYPE, abi::reject::TCP_RESET),
         Expr::Unknown { .. } => {}
     }
 }
@@ -426,7 +427,10 @@ fn masq(fields: &Fields<'_>) -> Option<Expr> {
 }
 
 fn reject(fields: &Fields<'_>, family: Family) -> Option<Expr> {
-    use abi::reject::{CODE, ICMP, TYPE};
-    let ours = fields.u32(TYPE)? == ICMP && fields.get(CODE)? == [port_unreachable(family)];
-    ours.then_some(Expr::Reject)
+    use abi::reject::{CODE, ICMP, TCP_RESET, TYPE};
+    match fields.u32(TYPE)? {
+        ICMP if fields.get(CODE)? == [port_unreachable(family)] => Some(Expr::Reject),
+        TCP_RESET => Some(Expr::RejectReset),
+        _ => None,
+    }
 }

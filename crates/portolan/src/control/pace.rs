@@ -35,7 +35,9 @@ impl Pace {
 
     /// A commit failed: the next one waits, longer each time.
     pub(crate) fn failed(&mut self, now: Instant) {
-        let pause = FIRST_RETRY.saturating_mul(1 << self.failures.min(10)).min(LONGEST_RETRY);
+        let pause = FIRST_RETRY
+            .saturating_mul(1 << self.failures.min(10))
+            .min(LONGEST_RETRY);
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(now + pause);
     }
@@ -69,7 +71,10 @@ mod tests {
         let now = Instant::now();
         let mut pace = Pace::default();
         pace.failed(now);
-        assert!(pace.due(now).is_some_and(|at| at <= now + Duration::from_millis(100)));
+        assert!(
+            pace.due(now)
+                .is_some_and(|at| at <= now + Duration::from_millis(100))
+        );
         for _ in 0..50 {
             pace.failed(now);
         }

@@ -27,8 +27,16 @@ impl Repairs {
 
     /// When to compare; `None` when there is no reason to.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
-        let fight = self.recent.len() >= AT_ONCE && self.recent.first().is_some_and(|oldest| now - *oldest < WINDOW);
-        let at = self.recent.last().filter(|_| fight).map_or(now, |last| *last + PAUSE);
+        let fight = self.recent.len() >= AT_ONCE
+            && self
+                .recent
+                .first()
+                .is_some_and(|oldest| now - *oldest < WINDOW);
+        let at = self
+            .recent
+            .last()
+            .filter(|_| fight)
+            .map_or(now, |last| *last + PAUSE);
         self.requested.then_some(at.max(now))
     }
 

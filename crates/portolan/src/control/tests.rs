@@ -12,11 +12,22 @@ fn control(backend: Fake) -> Control<Fake> {
         nodeport_addresses: NodePortAddresses::Primary,
         masquerade_all: false,
     };
-    Control::new(node, backend, Reports { status: Arc::default(), metrics: Arc::default() })
+    Control::new(
+        node,
+        backend,
+        Reports {
+            status: Arc::default(),
+            metrics: Arc::default(),
+        },
+    )
 }
 
 fn object<W: Object + serde::de::DeserializeOwned>(value: serde_json::Value) -> W::Model {
-    serde_json::from_value::<W>(value).unwrap().into_model(&mut Interner::default()).unwrap().object
+    serde_json::from_value::<W>(value)
+        .unwrap()
+        .into_model(&mut Interner::default())
+        .unwrap()
+        .object
 }
 
 fn service() -> Service {
@@ -45,7 +56,10 @@ fn node() -> Node {
 }
 
 fn all<T>(objects: Vec<T>) -> ObjectEvent<T> {
-    ObjectEvent::Reset { objects, invalid: Vec::new() }
+    ObjectEvent::Reset {
+        objects,
+        invalid: Vec::new(),
+    }
 }
 
 fn lists() -> [SourceEvent; 3] {
@@ -59,7 +73,9 @@ fn lists() -> [SourceEvent; 3] {
 /// Elements of a set, as the backend holds them.
 fn elements(control: &Control<Fake>, set: &str) -> usize {
     let contents = control.dataplane.backend().contents(Family::Ip);
-    contents.and_then(|contents| contents.elements.get(set).map(Vec::len)).unwrap_or(0)
+    contents
+        .and_then(|contents| contents.elements.get(set).map(Vec::len))
+        .unwrap_or(0)
 }
 
 #[test]
@@ -72,7 +88,10 @@ fn nothing_is_read_or_written_before_every_kind_has_been_listed() {
             }
         }
         control.turn(&[]);
-        assert_eq!(control.dataplane.backend().counters(), nft::Counters::default());
+        assert_eq!(
+            control.dataplane.backend().counters(),
+            nft::Counters::default()
+        );
         assert_eq!(control.reports.status.load().waiting_for.len(), 1);
         control.take(lists().into_iter().nth(missing).unwrap());
         control.turn(&[]);
@@ -141,7 +160,10 @@ fn a_foreign_change_is_repaired_at_once() {
     let mut control = control(Fake::new());
     lists().into_iter().for_each(|event| control.take(event));
     control.turn(&[]);
-    control.dataplane.backend_mut().vandalise(Family::Ip, |table| *table = None);
+    control
+        .dataplane
+        .backend_mut()
+        .vandalise(Family::Ip, |table| *table = None);
     control.heard();
     let now = Instant::now();
     assert!(control.wake(now).is_some_and(|at| at <= Instant::now()));

@@ -13,7 +13,11 @@ use service_model::{Index, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind,
 use crate::source::{Problem, SourceEvent};
 
 /// The kinds without which no Service can be planned.
-const NEEDED: [ObjectKind; 3] = [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node];
+const NEEDED: [ObjectKind; 3] = [
+    ObjectKind::Service,
+    ObjectKind::EndpointSlice,
+    ObjectKind::Node,
+];
 
 /// What is known of the cluster.
 #[derive(Debug)]
@@ -51,7 +55,9 @@ impl View {
                 self.heard(ObjectKind::Node, &event, |node| &node.name);
                 self.node_event(event);
             }
-            SourceEvent::ServiceCidr(event) => self.heard(ObjectKind::ServiceCidr, &event, |cidr| &cidr.name),
+            SourceEvent::ServiceCidr(event) => {
+                self.heard(ObjectKind::ServiceCidr, &event, |cidr| &cidr.name)
+            }
             SourceEvent::Problem(problem) => {
                 let key = (problem.invalid.kind, problem.invalid.object.clone());
                 self.invalid.insert(key, problem);
@@ -64,7 +70,12 @@ impl View {
     }
 
     /// Keeps the lists of what is known and of what cannot be used.
-    fn heard<T>(&mut self, kind: ObjectKind, event: &ObjectEvent<T>, name: impl Fn(&T) -> &ObjectName) {
+    fn heard<T>(
+        &mut self,
+        kind: ObjectKind,
+        event: &ObjectEvent<T>,
+        name: impl Fn(&T) -> &ObjectName,
+    ) {
         match event {
             // A warning about a part of an object comes after the object itself.
             ObjectEvent::Apply(object) => {
@@ -75,7 +86,8 @@ impl View {
             }
             ObjectEvent::Reset { invalid, .. } => {
                 self.listed.insert(kind);
-                self.invalid.retain(|(of, name), _| *of != kind || invalid.contains(name));
+                self.invalid
+                    .retain(|(of, name), _| *of != kind || invalid.contains(name));
             }
         }
     }
@@ -96,7 +108,10 @@ impl View {
 
     /// Kinds that have not been listed yet.
     pub(super) fn waiting_for(&self) -> Vec<ObjectKind> {
-        NEEDED.into_iter().filter(|kind| !self.listed.contains(kind)).collect()
+        NEEDED
+            .into_iter()
+            .filter(|kind| !self.listed.contains(kind))
+            .collect()
     }
 
     /// Objects that cannot be used, or not in full.
@@ -106,8 +121,20 @@ impl View {
 
     /// How many of each kind those are, kinds without any included.
     pub(super) fn invalid_by_kind(&self) -> impl Iterator<Item = (ObjectKind, usize)> {
-        let kinds = [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node, ObjectKind::ServiceCidr];
-        kinds.map(|kind| (kind, self.invalid.keys().filter(|(of, _)| *of == kind).count())).into_iter()
+        let kinds = [
+            ObjectKind::Service,
+            ObjectKind::EndpointSlice,
+            ObjectKind::Node,
+            ObjectKind::ServiceCidr,
+        ];
+        kinds
+            .map(|kind| {
+                (
+                    kind,
+                    self.invalid.keys().filter(|(of, _)| *of == kind).count(),
+                )
+            })
+            .into_iter()
     }
 
     /// Number of Services and of endpoints.

@@ -13,7 +13,10 @@ fn last_wishes(batches: &[Vec<Update>]) -> Vec<ServiceIntent> {
     for update in batches.iter().flatten() {
         last.insert(update.service.clone(), update.intent.clone());
     }
-    last.into_values().flatten().map(|intent| (*intent).clone()).collect()
+    last.into_values()
+        .flatten()
+        .map(|intent| (*intent).clone())
+        .collect()
 }
 
 proptest! {
@@ -77,7 +80,11 @@ proptest! {
 
 fn intent(n: u8, created: Option<i64>, endpoints: u8) -> Update {
     let backends = (0..endpoints)
-        .map(|host| Backend { address: [10, 244, n, host + 1].into(), port: 8080, local: false })
+        .map(|host| Backend {
+            address: [10, 244, n, host + 1].into(),
+            port: 8080,
+            local: false,
+        })
         .collect();
     let frontend = Frontend {
         place: Place::ClusterIp([10, 96, 0, 1].into()),
@@ -86,21 +93,41 @@ fn intent(n: u8, created: Option<i64>, endpoints: u8) -> Update {
         disposition: Disposition::Balance(backends),
         masquerade: Masquerade::OffCluster,
     };
-    ServiceIntent { service: name(n), created, frontends: vec![frontend] }.into()
+    ServiceIntent {
+        service: name(n),
+        created,
+        frontends: vec![frontend],
+    }
+    .into()
 }
 
 #[test]
 fn the_older_of_two_services_has_the_frontend_and_the_younger_gets_it_when_that_goes() {
     let mut ledger = Ledger::default();
-    let alone = |n, created| crate::contents(&facts(), [(*intent(n, created, 2).intent.unwrap()).clone()]);
+    let alone =
+        |n, created| crate::contents(&facts(), [(*intent(n, created, 2).intent.unwrap()).clone()]);
 
     assert_eq!(ledger.apply(vec![intent(1, Some(7), 2)]).conflicts, []);
     let conflicts = ledger.apply(vec![intent(2, Some(3), 2)]).conflicts;
-    let claim = Claim { place: Place::ClusterIp([10, 96, 0, 1].into()), protocol: Protocol::Tcp, port: 80 };
-    assert_eq!(conflicts, [Conflict { claim, winner: name(2), loser: name(1) }]);
+    let claim = Claim {
+        place: Place::ClusterIp([10, 96, 0, 1].into()),
+        protocol: Protocol::Tcp,
+        port: 80,
+    };
+    assert_eq!(
+        conflicts,
+        [Conflict {
+            claim,
+            winner: name(2),
+            loser: name(1)
+        }]
+    );
     assert_eq!(ledger.contents(&facts()), alone(2, Some(3)));
 
-    ledger.apply(vec![Update { service: name(2), intent: None }]);
+    ledger.apply(vec![Update {
+        service: name(2),
+        intent: None,
+    }]);
     assert_eq!(ledger.contents(&facts()), alone(1, Some(7)));
 }
 
@@ -109,6 +136,18 @@ fn one_endpoint_more_or_less_costs_elements_of_that_service_only() {
     let mut ledger = Ledger::default();
     ledger.apply(vec![intent(1, None, 3)]);
     // One backend and the move from one size set to the next.
-    assert_eq!(ledger.apply(vec![intent(1, None, 4)]).transaction.element_count(), 3);
-    assert_eq!(ledger.apply(vec![intent(1, None, 3)]).transaction.element_count(), 3);
+    assert_eq!(
+        ledger
+            .apply(vec![intent(1, None, 4)])
+            .transaction
+            .element_count(),
+        3
+    );
+    assert_eq!(
+        ledger
+            .apply(vec![intent(1, None, 3)])
+            .transaction
+            .element_count(),
+        3
+    );
 }

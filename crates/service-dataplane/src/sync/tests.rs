@@ -2,7 +2,9 @@ use std::sync::Arc;
 
 use nft::Fake;
 use proptest::prelude::*;
-use service_model::{Backend as Endpoint, Disposition, Frontend, Masquerade, Place, Protocol, ServiceIntent};
+use service_model::{
+    Backend as Endpoint, Disposition, Frontend, Masquerade, Place, Protocol, ServiceIntent,
+};
 
 use super::*;
 use crate::samples::{batches, facts, name, other_facts};
@@ -58,7 +60,11 @@ proptest! {
 }
 
 fn service(n: u8) -> Update {
-    let backend = Endpoint { address: [10, 244, 0, n].into(), port: 8080, local: false };
+    let backend = Endpoint {
+        address: [10, 244, 0, n].into(),
+        port: 8080,
+        local: false,
+    };
     let frontend = Frontend {
         place: Place::ClusterIp([10, 96, 0, n].into()),
         protocol: Protocol::Tcp,
@@ -66,14 +72,22 @@ fn service(n: u8) -> Update {
         disposition: Disposition::Balance(Arc::from([backend])),
         masquerade: Masquerade::OffCluster,
     };
-    ServiceIntent { service: name(n), created: None, frontends: vec![frontend] }.into()
+    ServiceIntent {
+        service: name(n),
+        created: None,
+        frontends: vec![frontend],
+    }
+    .into()
 }
 
 /// A fake that refuses whatever leads to this Service's endpoint.
 fn refusing(n: u8) -> Fake {
     let endpoint = nft::Bytes::new().address([10, 244, 0, n].into()).port(8080);
     let mut fake = Fake::new();
-    fake.refuse(move |_, element| element.data == nft::Data::Value(endpoint), Errno::ENOSPC);
+    fake.refuse(
+        move |_, element| element.data == nft::Data::Value(endpoint),
+        Errno::ENOSPC,
+    );
     fake
 }
 
@@ -81,11 +95,21 @@ fn refusing(n: u8) -> Fake {
 fn the_one_service_that_is_refused_is_quarantined_and_all_others_go_in() {
     let mut dataplane = Dataplane::new(refusing(7), facts());
     let outcome = dataplane.commit((1..=100).map(service).collect()).unwrap();
-    assert_eq!(outcome.quarantined.iter().map(|q| q.service.clone()).collect::<Vec<_>>(), [name(7)]);
+    assert_eq!(
+        outcome
+            .quarantined
+            .iter()
+            .map(|q| q.service.clone())
+            .collect::<Vec<_>>(),
+        [name(7)]
+    );
     assert_eq!(dataplane.ledger().services(), 99);
     assert!(in_step(&dataplane));
     // Later changes of others are not held up, and pay nothing for it.
-    assert_eq!(dataplane.commit(vec![service(101)]).unwrap().transactions, 1);
+    assert_eq!(
+        dataplane.commit(vec![service(101)]).unwrap().transactions,
+        1
+    );
 }
 
 #[test]
@@ -93,7 +117,11 @@ fn a_quarantined_service_keeps_its_last_good_rules_and_is_tried_again_at_its_nex
     let mut dataplane = Dataplane::new(refusing(7), facts());
     let moved = |update: Update, to: u8| {
         let mut intent = (*update.intent.unwrap()).clone();
-        let backend = Endpoint { address: [10, 244, 0, to].into(), port: 8080, local: false };
+        let backend = Endpoint {
+            address: [10, 244, 0, to].into(),
+            port: 8080,
+            local: false,
+        };
         intent.frontends[0].disposition = Disposition::Balance(Arc::from([backend]));
         Update::from(intent)
     };
@@ -126,9 +154,20 @@ fn a_backend_that_fails_loses_nothing_that_was_asked_for() {
 fn a_foreign_change_is_repaired_and_does_not_quarantine_anybody() {
     let mut dataplane = Dataplane::new(Fake::new(), facts());
     dataplane.commit((1..=20).map(service).collect()).unwrap();
-    dataplane.backend_mut().vandalise(Family::Ip, |contents| *contents = None);
+    dataplane
+        .backend_mut()
+        .vandalise(Family::Ip, |contents| *contents = None);
     // The deletion of elements that are gone is refused: read, repair, go on.
-    let outcome = dataplane.commit((1..=20).map(|n| Update { service: name(n), intent: None }).collect()).unwrap();
+    let outcome = dataplane
+        .commit(
+            (1..=20)
+                .map(|n| Update {
+                    service: name(n),
+                    intent: None,
+                })
+                .collect(),
+        )
+        .unwrap();
     assert_eq!(outcome.quarantined, []);
     assert!(in_step(&dataplane));
 }
