@@ -3,9 +3,11 @@
 //! `PORTOLAN_CLUSTERS` says how many (default: a taste), `PORTOLAN_SEED` where to begin. Cluster number i
 //! comes from seed + i, so the seed a failure prints, with one cluster, is that cluster.
 
+use nft::{Bytes, Data, Element};
 use portolan_tests::cluster::Generator;
 use portolan_tests::judge::compare;
 use portolan_tests::{in_parallel, number_from_env, product};
+use rand::seq::IndexedRandom;
 
 #[test]
 fn every_packet_of_a_random_cluster_fares_as_the_documentation_says() {
@@ -23,4 +25,44 @@ fn every_packet_of_a_random_cluster_fares_as_the_documentation_says() {
     let packets: usize = packets.iter().sum();
     println!("{clusters} clusters from seed {seed}, {packets} packets, no difference");
     assert!(packets as u64 >= 20 * clusters, "only {packets} packets");
+}
+
+/// The test of the test. Slot 0 is left alone, because tables may hold it twice.
+#[test]
+fn one_cluster_ip_too_few_or_one_backend_misdirected_is_noticed() {
+    let seed = number_from_env("PORTOLAN_SEED", 1);
+    let noticed = in_parallel(seed..seed + 300, |seed| {
+        let mut generator = Generator::new(seed);
+        let cluster = generator.cluster();
+        let node = &cluster.nodes[0];
+        let mut tables = product::contents(&cluster, node);
+        let mut places = Vec::new();
+        for (family, table) in tables.iter().enumerate() {
+            for (set, elements) in &table.elements {
+                let matters = |e: &Element| match e.data {
+                    Data::Value(_) => {
+                        set.starts_with("backends") && !e.key.as_slice().ends_with(&[0; 4])
+                    }
+                    _ => set == "cluster_ips",
+                };
+                let indices = (0..elements.len()).filter(|i| matters(&elements[*i]));
+                places.extend(indices.map(|index| (family, set.clone(), index)));
+            }
+        }
+        let (family, set, index) = places.choose(generator.rng())?;
+        let elements = tables[*family].elements.get_mut(set)?;
+        match &mut elements[*index].data {
+            Data::Value(to) => {
+                let mut wrong = to.as_slice().to_vec();
+                wrong[1] ^= 1;
+                *to = Bytes::from_slice(&wrong)?;
+            }
+            _ => drop(elements.remove(*index)),
+        }
+        let is_noticed = compare(&cluster, node, &tables).is_err();
+        assert!(is_noticed, "PORTOLAN_SEED={seed}: element {index} of {set}");
+        Some(())
+    });
+    let tried = noticed.into_iter().flatten().count();
+    assert!(tried > 200, "only {tried} clusters had something to damage");
 }
