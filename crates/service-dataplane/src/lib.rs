@@ -30,7 +30,7 @@ pub fn contents(
     ledger.apply(
         intents
             .into_iter()
-            .map(|intent| Update::from(intent))
+            .map(Update::from)
             .collect(),
     );
     ledger.contents(facts)
