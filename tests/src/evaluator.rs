@@ -14,6 +14,7 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -134,8 +135,8 @@ impl<'a> Evaluator<'a> {
                 .collect();
             let met = moduli.len();
             for start in starts {
-                if !known.contains_key(&start) {
-                    known.insert(start, self.fate(packet, local, start, &mut moduli)?);
+                if let Entry::Vacant(vacant) = known.entry(start) {
+                    vacant.insert(self.fate(packet, local, start, &mut moduli)?);
                 }
             }
             if moduli.len() == met {

@@ -27,15 +27,14 @@ pub struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "on {}:", self.node)?;
+        writeln!(f, "{}on {}:", self.manifests, self.node)?;
         if let Some(packet) = &self.packet {
             writeln!(f, "  packet:   {packet}")?;
         }
         if let Some(expected) = &self.expected {
             writeln!(f, "  expected: {expected:?}")?;
         }
-        writeln!(f, "  got:      {}", self.got)?;
-        write!(f, "{}", self.manifests)
+        write!(f, "  got:      {}", self.got)
     }
 }
 

@@ -281,7 +281,7 @@ fn slice_ports(slice: &Slice, port: &ServicePort) -> Vec<u16> {
 
 /// An endpoint's first address, if it is one of the slice's family that traffic may be sent to.
 fn usable_address(endpoint: &Endpoint, ipv4: bool) -> Option<IpAddr> {
-    let address: IpAddr = endpoint.addresses.first()?.parse().ok()?;
+    let address = parse_sloppily(endpoint.addresses.first()?)?;
     let unusable = match address {
         IpAddr::V4(a) => {
             a.is_loopback()
@@ -299,6 +299,16 @@ fn usable_address(endpoint: &Endpoint, ipv4: bool) -> Option<IpAddr> {
         }
     };
     (address.is_ipv4() == ipv4 && !unusable).then_some(address)
+}
+
+/// Old objects may hold IPv4 addresses with leading zeros, which Kubernetes reads as decimal (KEP-4858).
+fn parse_sloppily(text: &str) -> Option<IpAddr> {
+    let without_zeros = |octet: &str| octet.parse().map(|n: u8| n.to_string());
+    let octets: Result<Vec<_>, _> = text.split('.').map(without_zeros).collect();
+    octets
+        .map_or_else(|_| text.to_owned(), |octets| octets.join("."))
+        .parse()
+        .ok()
 }
 
 /// Whether the endpoint sees the node's address in place of the client's.

@@ -1,5 +1,8 @@
 //! Every case folder, on the reference model and on the rendered table.
 
+// A test that panics has failed as it should.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use nft::Family;
 use portolan_tests::case::{self, Case};
 use portolan_tests::evaluator::Evaluator;

@@ -58,7 +58,7 @@ fn real_packets_on_random_clusters_fare_as_the_documentation_says() -> Result<()
             }
             if let Err(error) = field.check(node, &packet, &expected, 1, false) {
                 panic!(
-                    "PORTOLAN_SEED={seed}, cluster {number}: {packet}\n  expected: {expected:?}\n  got: {error:#}\n{}",
+                    "{}PORTOLAN_SEED={seed}, cluster {number}: {packet}\n  expected: {expected:?}\n  got: {error:#}",
                     cluster.to_manifests()
                 );
             }

@@ -5,6 +5,9 @@
 //! empties between, with lists in place of events, and with restarts of the daemon between any two steps.
 //! `PORTOLAN_HISTORIES` says how many, `PORTOLAN_SEED` where to begin.
 
+// A test that panics has failed as it should.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 

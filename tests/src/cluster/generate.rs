@@ -2,7 +2,7 @@
 //!
 //! Every oddity that the API server lets through, or that a reader of it may meet, has a chance of its
 //! own here. Invariant: where Kubernetes leaves an outcome open (one address and port in two slices with
-//! contradicting conditions), [`settle`] makes the contradiction go away, so that the reference model has
+//! contradicting conditions), [`Generator`] makes the contradiction go away, so that the reference model has
 //! one answer; [`Generator::contradictory`] leaves it in for tests of determinism.
 
 use std::collections::BTreeSet;
@@ -78,7 +78,7 @@ pub fn node_name(node: u8) -> String {
 /// A number whose hexadecimal digits are the decimal digits of `number`: both families read alike.
 fn digits(number: u8) -> u16 {
     let number = u16::from(number);
-    (number / 100) << 8 | (number / 10 % 10) << 4 | number % 10
+    ((number / 100) << 8) | ((number / 10 % 10) << 4) | (number % 10)
 }
 
 /// Address of node number N.
