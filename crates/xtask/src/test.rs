@@ -5,11 +5,24 @@ use anyhow::Result;
 use crate::run::{cargo, run};
 use crate::{check, tools};
 
-/// Checks, then every test of the workspace.
+/// How much of the random tests the gate runs; a developer's run has a taste of each.
+const FULL_SIZE: [(&str, &str); 3] = [
+    ("PORTOLAN_CLUSTERS", "50000"),
+    ("PORTOLAN_KERNEL_CLUSTERS", "500"),
+    ("PORTOLAN_HISTORIES", "5000"),
+];
+
+/// Checks, then every test of the workspace; with `CI` set the random ones in full.
 pub(crate) fn test(args: &[String]) -> Result<()> {
     tools::ensure()?;
     check::check()?;
-    run(cargo(&["test", "--workspace", "--no-fail-fast"])?
-        .arg("--")
-        .args(args))
+    let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"])?;
+    tests.arg("--").args(args);
+    if std::env::var_os("CI").is_some() {
+        let unset = FULL_SIZE
+            .iter()
+            .filter(|(name, _)| std::env::var_os(name).is_none());
+        tests.envs(unset.copied());
+    }
+    run(&mut tests)
 }
