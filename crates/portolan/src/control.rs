@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use nft::{Backend, Kernel, KernelConfig, Monitor, Notice};
 use service_dataplane::{Dataplane, Outcome, SyncError, layout};
-use service_model::{AddressFamily, NodeConfig, ObjectEvent};
+use service_model::{AddressFamily, Invalid, NodeConfig, ObjectEvent};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -164,10 +164,7 @@ impl<B: Backend> Control<B> {
 
     fn take(&mut self, event: SourceEvent) {
         match &event {
-            SourceEvent::Problem(problem) => {
-                report(problem);
-                self.reports.metrics.problem(problem.invalid.kind);
-            }
+            SourceEvent::Problem(problem) => self.report(problem),
             SourceEvent::Connection { kind, state } => {
                 if let Err(error) = state {
                     tracing::warn!(%kind, error, "watch interrupted: the last view keeps serving");
@@ -184,6 +181,11 @@ impl<B: Backend> Control<B> {
         if self.pending_since.is_none() && self.wants_commit() {
             self.pending_since = Some(Instant::now());
         }
+    }
+
+    fn report(&self, problem: &Problem) {
+        report(problem);
+        self.reports.metrics.problem(problem.invalid.kind);
     }
 
     /// Somebody else changed our tables, or may have.
@@ -238,6 +240,16 @@ impl<B: Backend> Control<B> {
         let updates = self.view.updates(&facts, refresh);
         let planned = updates.len();
         self.reports.metrics.planned(planned);
+        for invalid in updates
+            .iter()
+            .flat_map(|update| self.view.left_out(&update.service))
+        {
+            self.report(&Problem {
+                place: None,
+                invalid,
+                whole_object: false,
+            });
+        }
         let result = if self.failed && updates.is_empty() && !refresh {
             self.dataplane.repair()
         } else if refresh {
@@ -361,18 +373,23 @@ fn address_family(family: nft::Family) -> AddressFamily {
 }
 
 fn report(problem: &Problem) {
-    let (file, line) = problem
-        .place
-        .as_ref()
-        .map(|(file, line)| (file.display().to_string(), *line))
-        .unzip();
     let consequence = if problem.whole_object {
         "its last good version keeps serving"
     } else {
         "the rest of it serves"
     };
-    tracing::error!(file, line, kind = %problem.invalid.kind, object = %problem.invalid.object,
-        field = problem.invalid.field, reason = problem.invalid.reason, consequence, "invalid object");
+    let Invalid {
+        kind,
+        object,
+        field,
+        ..
+    } = &problem.invalid;
+    if field.is_empty() {
+        // About a file: which objects it should have held, nobody knows.
+        tracing::error!("{problem}; {consequence}");
+    } else {
+        tracing::error!(%kind, %object, field, "{problem}; {consequence}");
+    }
 }
 
 #[cfg(test)]

@@ -107,6 +107,9 @@ impl View {
             interface_addresses,
         );
         let names: Vec<ObjectName> = self.index.service_names().cloned().collect();
+        let left_out = names.iter().flat_map(|name| self.index.left_out(name));
+        self.problems
+            .extend(left_out.map(|invalid| invalid.to_string()));
         let intents: Vec<_> = names
             .iter()
             .filter_map(|name| self.index.plan(name, &facts))

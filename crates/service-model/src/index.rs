@@ -15,8 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::facts::NodeFacts;
 use crate::intent::ServiceIntent;
-use crate::objects::{EndpointSlice, ObjectEvent, ObjectName, Service, ServiceType};
-use crate::plan::plan;
+use crate::objects::{EndpointSlice, Invalid, ObjectEvent, ObjectName, Service, ServiceType};
+use crate::plan::{left_out, plan};
 
 /// See the module. Plain data, owned by one task.
 #[derive(Debug, Default)]
@@ -106,13 +106,25 @@ impl Index {
     /// What a Service needs on this node. None if it is not to be programmed: it is gone, has no cluster IP
     /// (headless or ExternalName; rows 6 and 7), or carries one of the two labels of row 1.
     pub fn plan(&self, name: &ObjectName, facts: &NodeFacts) -> Option<ServiceIntent> {
+        let (service, slices) = self.programmed(name)?;
+        Some(plan(service, slices, facts))
+    }
+
+    /// What [`Index::plan`] leaves out of slices that are valid by themselves.
+    pub fn left_out(&self, name: &ObjectName) -> Vec<Invalid> {
+        self.programmed(name)
+            .map(|(service, slices)| left_out(service, slices))
+            .unwrap_or_default()
+    }
+
+    fn programmed(&self, name: &ObjectName) -> Option<(&Service, &[EndpointSlice])> {
         let entry = self.entries.get(name)?;
         let service = entry.service.as_ref().filter(|service| {
             !service.excluded
                 && service.service_type != ServiceType::ExternalName
                 && !service.cluster_ips.is_empty()
         })?;
-        Some(plan(service, &entry.slices, facts))
+        Some((service, &entry.slices))
     }
 
     /// All Services there are, sorted: what a change of node facts has to plan again.

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use crate::facts::NodeFacts;
 use crate::intent::{Backend, Disposition, Frontend, Masquerade, Place, ServiceIntent};
-use crate::objects::{AddressFamily, EndpointSlice, Service, ServicePort};
+use crate::objects::{AddressFamily, EndpointSlice, Invalid, ObjectKind, Service, ServicePort};
 use crate::select::{Candidate, select};
 
 /// What a Service needs on this node. `slices` are the Service's, sorted by name.
@@ -58,6 +58,22 @@ pub fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> S
         created: service.created,
         frontends,
     }
+}
+
+/// The endpoints at the Service's own cluster IPs, which [`plan`] leaves out though nothing is wrong with their
+/// slices alone: one value for each such slice.
+pub fn left_out(service: &Service, slices: &[EndpointSlice]) -> Vec<Invalid> {
+    let left_out = |slice: &EndpointSlice| {
+        let mut addresses = slice.endpoints.iter().map(|endpoint| endpoint.address);
+        let address = addresses.find(|address| service.cluster_ips.contains(address))?;
+        Some(Invalid {
+            kind: ObjectKind::EndpointSlice,
+            object: slice.name.clone(),
+            field: "endpoints".into(),
+            reason: format!("{address} is the cluster IP of the Service itself"),
+        })
+    };
+    slices.iter().filter_map(left_out).collect()
 }
 
 fn key(frontend: &Frontend) -> impl Ord + use<> {

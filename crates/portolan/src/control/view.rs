@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use service_dataplane::Update;
-use service_model::{Index, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName};
+use service_model::{
+    Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName,
+};
 
 use crate::source::{Problem, SourceEvent};
 
@@ -157,6 +159,11 @@ impl View {
     /// Whether any Service is to be planned again.
     pub(super) fn is_dirty(&self) -> bool {
         self.index.is_dirty()
+    }
+
+    /// What planning leaves out of a Service's slices.
+    pub(super) fn left_out(&self, service: &ObjectName) -> Vec<Invalid> {
+        self.index.left_out(service)
     }
 
     /// What the dirty Services need, or all when the facts are `new`.

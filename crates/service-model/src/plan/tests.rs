@@ -276,6 +276,21 @@ fn f42_a_cluster_ip_of_the_service_is_no_endpoint_of_it() {
 }
 
 #[test]
+fn f42_a_slice_that_leads_to_its_own_service_is_named() {
+    let service = service("shop/web", "10.96.0.1", "http/80/TCP");
+    let slices = [
+        slice("shop/web-1", "web", "http/80/TCP", "10.1.0.5"),
+        slice("shop/web-2", "web", "http/80/TCP", "10.1.0.6 10.96.0.1"),
+    ];
+    let named = left_out(&service, &slices);
+    let named: Vec<String> = named.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        named,
+        ["EndpointSlice shop/web-2: endpoints: 10.96.0.1 is the cluster IP of the Service itself"]
+    );
+}
+
+#[test]
 fn f51_frontends_are_unique_and_the_first_port_wins() {
     let slices = [slice(
         "shop/web-1",

@@ -67,7 +67,8 @@ impl Object for EndpointSlice {
     }
 
     /// A slice that is not for us (no Service named, FQDN addresses, one of the two labels) comes out empty and
-    /// `excluded`: to the index it is as good as gone.
+    /// `excluded`: to the index it is as good as gone. FQDN addresses are worth a warning, since whoever made the
+    /// slice expects them to serve.
     fn into_model(
         self,
         interner: &mut Interner,
@@ -99,8 +100,12 @@ impl Object for EndpointSlice {
             family: family.unwrap_or(AddressFamily::V4),
             ports: SmallVec::new(),
             endpoints: Vec::new(),
-            excluded: family.is_none() || service.is_empty() || labels.excluded(),
+            excluded: service.is_empty() || labels.excluded(),
         };
+        if family.is_none() && !slice.excluded {
+            report.warn("addressType", "is FQDN: only IPv4 and IPv6 are served");
+            slice.excluded = true;
+        }
         if !slice.excluded {
             slice.ports = ports(&self.ports, &mut report, interner);
             slice.endpoints = endpoints(self.endpoints, slice.family, &mut report, interner);

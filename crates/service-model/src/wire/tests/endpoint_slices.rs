@@ -49,15 +49,24 @@ fn rows_2_27_and_28_slices_that_are_not_for_us_are_empty_and_excluded() {
     ownerless["metadata"]["labels"] = json!({"app": "web"});
     let mut nameless = slice(json!([{"port": 80}]), json!([{"addresses": ["10.1.0.5"]}]));
     nameless["metadata"]["labels"][LABEL_SERVICE_NAME] = json!("");
-    let mut fqdn = slice(
-        json!([{"port": 80}]),
-        json!([{"addresses": ["example.com"]}]),
-    );
-    fqdn["addressType"] = json!("FQDN");
-    for value in [labelled, headless, ownerless, nameless, fqdn] {
+    for value in [labelled, headless, ownerless, nameless] {
         let slice = clean::<EndpointSlice>(value);
         assert!(slice.excluded && slice.ports.is_empty() && slice.endpoints.is_empty());
     }
+}
+
+#[test]
+fn f37_a_slice_of_domain_names_is_excluded_and_named_unless_it_is_not_for_us() {
+    let mut value = slice(
+        json!([{"port": 80}]),
+        json!([{"addresses": ["example.com"]}]),
+    );
+    value["addressType"] = json!("FQDN");
+    let (fqdn, skipped) = skipping::<EndpointSlice>(value.clone());
+    assert!(fqdn.excluded && fqdn.ports.is_empty() && fqdn.endpoints.is_empty());
+    assert_eq!(skipped, ["addressType"]);
+    value["metadata"]["labels"] = json!({});
+    assert!(clean::<EndpointSlice>(value).excluded);
 }
 
 #[test]
