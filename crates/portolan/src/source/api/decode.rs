@@ -7,7 +7,6 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
 use service_model::wire::{Interner, Metadata, Object};
 use service_model::{Invalid, ObjectName};
@@ -171,19 +170,35 @@ fn undecodable<O: Object>(text: &str) -> Decoded<O::Model> {
     }
 }
 
-/// Name and version of any object, whatever the rest of it looks like.
+/// Name and version of any object, whatever the rest of it looks like: what is not asked for may hold numbers that
+/// are none to us, and be nested deeper than we would follow.
 fn metadata(text: &str) -> Metadata {
-    let object: Value = serde_json::from_str(text).unwrap_or_default();
-    let field = |name: &str| {
-        let value = object
-            .get("metadata")
-            .and_then(|metadata| metadata.get(name));
-        value.and_then(Value::as_str).map(str::to_owned)
-    };
+    #[derive(Deserialize, Default)]
+    struct Object<'a> {
+        #[serde(borrow, default)]
+        metadata: Fields<'a>,
+    }
+    #[derive(Deserialize, Default)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Fields<'a> {
+        #[serde(borrow)]
+        name: Option<&'a RawValue>,
+        #[serde(borrow)]
+        namespace: Option<&'a RawValue>,
+        #[serde(borrow)]
+        resource_version: Option<&'a RawValue>,
+    }
+    let object: Object<'_> = serde_json::from_str(text).unwrap_or_default();
+    let Fields {
+        name,
+        namespace,
+        resource_version,
+    } = object.metadata;
+    let text = |value: Option<&RawValue>| serde_json::from_str(value?.get()).ok();
     Metadata {
-        name: field("name").unwrap_or_default(),
-        namespace: field("namespace"),
-        resource_version: field("resourceVersion"),
+        name: text(name).unwrap_or_default(),
+        namespace: text(namespace),
+        resource_version: text(resource_version),
         ..Metadata::default()
     }
 }
@@ -247,5 +262,47 @@ pub(super) fn is_behind(theirs: &str, ours: &str) -> bool {
     match (theirs.parse::<u64>(), ours.parse::<u64>()) {
         (Ok(theirs), Ok(ours)) => theirs < ours,
         _ => theirs != ours,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use service_model::wire;
+
+    use super::*;
+
+    fn named(text: &str) -> (String, String, String) {
+        let decoded = object::<wire::Service>(text, &mut Interner::new());
+        assert!(decoded.model.is_none());
+        let field = decoded.problems[0].invalid.field.clone();
+        (decoded.name.to_string(), decoded.version, field)
+    }
+
+    #[test]
+    fn an_object_is_named_whatever_else_it_holds() {
+        let expect = |field: &str| ("shop/web".into(), "7".into(), field.to_owned());
+        let deep = "[".repeat(500) + &"]".repeat(500);
+        for (spec, field) in [
+            (
+                r#"{"ports": [{"port": 1e400}]}"#.to_owned(),
+                "spec.ports[0].port",
+            ),
+            (format!(r#"{{"other": {deep}, "ports": 1}}"#), "spec.ports"),
+        ] {
+            let text = format!(
+                r#"{{"metadata": {{"name": "web", "namespace": "shop", "resourceVersion": "7", "x": {deep}}}, "spec": {spec}}}"#
+            );
+            assert_eq!(named(&text), expect(field), "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_is_no_name() {
+        let text = r#"{"metadata": {"name": 5, "namespace": "shop", "resourceVersion": "7"}}"#;
+        let nameless = ("shop/".into(), "7".into(), "metadata.name".into());
+        assert_eq!(named(text), nameless);
+        let (name, version, field) = named(r#"{"metadata": "web"}"#);
+        assert_eq!((name.as_str(), version.as_str()), ("default/", ""));
+        assert_eq!(field, "metadata");
     }
 }
