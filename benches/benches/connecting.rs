@@ -2,8 +2,8 @@
 //!
 //! A client pod on one node, a server pod on another, the table on the client's node, as in a cluster. Only
 //! `connect` is timed, from the first packet to the server's answer; the server accepts between the samples, on the
-//! same thread, so that nothing competes for the processor. Both kinds take turns, so that what disturbs one
-//! disturbs the other.
+//! same thread, so that nothing competes for the processor. All kinds take turns, so that what disturbs one
+//! disturbs the others.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -19,10 +19,11 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, accept, bind, connect, listen,
     setsockopt, socket, sockopt,
 };
-use portolan_benches::{Node, Report, Row, Samples, Shape, microseconds, quick, ratio};
+use portolan_benches::{Node, Report, Row, Samples, Shape, microseconds, quick, ratio, wanted};
 use service_dataplane::layout;
 use service_model::{EndpointSlice, SlicePort};
 
+const GROUP: &str = "new connection through a Service";
 /// Ports of the server pod from here on: one for each endpoint of the Service under test.
 const FIRST_PORT: u16 = 8_000;
 /// Sockets that are made at a time: a visit to the client's namespace costs more than a connection.
@@ -38,7 +39,7 @@ fn main() -> Result<()> {
         .configure_from_args();
     let mut report = Report::default();
     let services = if quick() { 100 } else { 30_000 };
-    for endpoints in [1, 10, 40] {
+    for endpoints in [1, 10, 40].into_iter().filter(|_| wanted(GROUP)) {
         compare(
             &mut criterion,
             &mut report,
@@ -57,17 +58,13 @@ fn compare(
     shape: Shape,
     endpoints: u16,
 ) -> Result<()> {
-    let lab = Lab::new()?;
-    let (near, far) = (lab.node("near")?, lab.node("far")?);
-    let mut bench = Bench::new(near.pod("client")?, &far.pod("server")?, shape, endpoints)?;
-
-    let mut untouched = Samples::new();
-    for _ in 0..if quick() { 100 } else { 20_000 } {
-        untouched.push(bench.connect_to_pod()?);
-    }
+    let (_lab, near, mut bench) = Bench::new(shape, endpoints)?;
+    // The same once more, on nodes that no table has ever been on.
+    let (_bare_lab, _, mut bare) = Bench::new(shape, endpoints)?;
     bench.load(&near)?;
     for _ in 0..30 * endpoints {
         bench.connect_to_service()?;
+        bare.connect_to_pod()?;
     }
     ensure!(
         bench.reached.iter().all(|reached| *reached > 0),
@@ -75,20 +72,22 @@ fn compare(
         bench.reached
     );
     let (mut direct, mut through, mut failure) = (Samples::new(), Samples::new(), None);
-    let mut pair = || -> Result<Duration> {
+    let mut untouched = Samples::new();
+    let mut each = || -> Result<Duration> {
+        untouched.push(bare.connect_to_pod()?);
         direct.push(bench.connect_to_pod()?);
         let elapsed = bench.connect_to_service()?;
         through.push(elapsed);
         Ok(elapsed)
     };
-    let mut group = criterion.benchmark_group("new connection through a Service");
+    let mut group = criterion.benchmark_group(GROUP);
     group.bench_function(
         BenchmarkId::new(format!("{endpoints} endpoints"), shape),
         |bencher| {
             bencher.iter_custom(|iterations| {
                 (0..iterations)
                     .map(|_| {
-                        pair().unwrap_or_else(|error| {
+                        each().unwrap_or_else(|error| {
                             failure.get_or_insert(error);
                             Duration::from_nanos(1)
                         })
@@ -139,7 +138,11 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(client: Pod, server: &Pod, shape: Shape, endpoints: u16) -> Result<Self> {
+    /// Two nodes with a pod each; the client's comes back too.
+    fn new(shape: Shape, endpoints: u16) -> Result<(Lab, LabNode, Self)> {
+        let lab = Lab::new()?;
+        let (near, far) = (lab.node("near")?, lab.node("far")?);
+        let (client, server) = (near.pod("client")?, far.pod("server")?);
         let address = server.ipv4();
         let listeners = server.run(move || {
             (0..endpoints)
@@ -147,7 +150,7 @@ impl Bench {
                 .collect()
         })?;
         let listeners: Result<Vec<OwnedFd>> = listeners;
-        Ok(Bench {
+        let bench = Bench {
             client,
             server: address,
             listeners: listeners?,
@@ -157,7 +160,8 @@ impl Bench {
             node: None,
             turn: 0,
             sockets: Vec::new(),
-        })
+        };
+        Ok((lab, near, bench))
     }
 
     /// Puts the table on the client's node.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::fake_api::FakeApi;
 use lab::{Daemon, Lab, Node};
 use nft::{Backend, Family, Kernel, KernelConfig, Monitor, Notice};
-use portolan_benches::{Report, Row, Samples, Shape, milliseconds, quick};
+use portolan_benches::{Report, Row, Samples, Shape, milliseconds, quick, wanted};
 use service_dataplane::layout;
 
 /// For the first commit.
@@ -23,6 +23,9 @@ const QUIET: Duration = Duration::from_millis(50);
 const STEADY: Duration = Duration::from_secs(3);
 
 fn main() -> Result<()> {
+    if !wanted("process") {
+        return Ok(());
+    }
     let program = program()?;
     let shape = if quick() {
         Shape::new(200, 10)

@@ -9,10 +9,13 @@ use criterion::{BenchmarkId, Criterion, SamplingMode};
 use nft::{Kernel, Monitor, Transaction};
 use portolan_benches::{
     Node, Report, Row, Samples, Sandbox, Shape, encode, kube_proxy, microseconds, milliseconds,
-    quick, ratio,
+    quick, ratio, wanted,
 };
 use service_model::EndpointSlice;
 
+const FIRST_LIST: &str = "first list";
+const RESTART: &str = "restart, nothing changed";
+const CHANGE: &str = "one endpoint changed";
 /// Changes kept to be repeated as bare messages.
 const RECORDED: usize = 5_000;
 /// The kernel frees what was deleted, and namespaces that were left, in its own time.
@@ -43,33 +46,37 @@ fn main() -> Result<()> {
         )
     };
     let mut peers = Peers::default();
-    for shape in [small, middle, large, wide] {
-        peers.measure(shape)?;
+    if wanted(FIRST_LIST) {
+        for (shape, target) in [
+            (small, ""),
+            (middle, ""),
+            (large, "< 1 s"),
+            (wide, "< 2.5 s"),
+        ] {
+            first_list(&mut criterion, &mut report, shape, target, &mut peers)?;
+        }
     }
-    for (shape, target) in [
-        (small, ""),
-        (middle, ""),
-        (large, "< 1 s"),
-        (wide, "< 2.5 s"),
-    ] {
-        cold(&mut criterion, &mut report, shape, target, &peers)?;
+    if wanted(RESTART) {
+        restart(&mut criterion, &mut report, large)?;
     }
-    restart(&mut criterion, &mut report, large)?;
-    let mut medians = Vec::new();
-    for (shape, target) in [
-        (small, ""),
-        (middle, ""),
-        (large, "median < 1 ms, p99 < 5 ms"),
-        (huge, ""),
-    ] {
-        medians.push(change(&mut criterion, &mut report, shape, target, &peers)?);
-    }
-    let (least, most) = (medians.iter().min(), medians.iter().max());
-    if let (Some(least), Some(most)) = (least, most) {
+    if wanted(CHANGE) {
+        let mut medians = Vec::new();
+        for (shape, target) in [
+            (small, ""),
+            (middle, ""),
+            (large, "median < 1 ms, p99 < 5 ms"),
+            (huge, ""),
+        ] {
+            let peers = (shape != huge).then_some(&mut peers);
+            medians.push(change(&mut criterion, &mut report, shape, target, peers)?);
+        }
+        let spread = medians.iter().max().zip(medians.iter().min());
         report.row(Row {
             quantity: format!("one change, slowest to fastest median, {small} to {huge}"),
             target: "<= 2".into(),
-            measured: ratio(*most, *least),
+            measured: spread
+                .map(|(most, least)| ratio(*most, *least))
+                .unwrap_or_default(),
             ..Row::default()
         });
     }
@@ -90,38 +97,42 @@ fn settled(failure: Option<anyhow::Error>) -> Result<()> {
     failure.map_or(Ok(()), Err)
 }
 
-/// What kube-proxy's layout takes: measured once for each shape, since it takes long.
+/// What kube-proxy's layout takes.
 #[derive(Default)]
 struct Peers {
-    peers: Vec<(Shape, Duration, Samples)>,
+    measured: Vec<Peer>,
+}
+
+#[derive(Clone)]
+struct Peer {
+    shape: Shape,
+    load: Duration,
+    changes: Samples,
 }
 
 impl Peers {
-    fn measure(&mut self, shape: Shape) -> Result<()> {
-        let sandbox = Sandbox::new()?;
+    /// Measured once for each shape: it takes up to a minute.
+    fn of(&mut self, shape: Shape) -> Result<Peer> {
+        if let Some(known) = self.measured.iter().find(|peer| peer.shape == shape) {
+            return Ok(known.clone());
+        }
         eprintln!("loading kube-proxy's layout for {shape}");
+        let sandbox = Sandbox::new()?;
         let load = sandbox.nft(&["-f", "-"], &kube_proxy::load(shape))?;
         std::thread::sleep(SETTLE);
         let mut changes = Samples::new();
         for n in 0..if quick() { 5 } else { 100 } {
             changes.push(sandbox.nft(&["-f", "-"], &kube_proxy::change(shape, n))?);
         }
-        eprintln!(
-            "  {} to load, {} to change",
-            milliseconds(load),
-            milliseconds(changes.median())
-        );
-        self.peers.push((shape, load, changes));
         drop(sandbox);
-        std::thread::sleep(SETTLE * 3);
-        Ok(())
-    }
-
-    fn of(&self, shape: Shape) -> Option<(Duration, &Samples)> {
-        self.peers
-            .iter()
-            .find(|(of, ..)| *of == shape)
-            .map(|(_, load, changes)| (*load, changes))
+        std::thread::sleep(SETTLE * 5);
+        let peer = Peer {
+            shape,
+            load,
+            changes,
+        };
+        self.measured.push(peer.clone());
+        Ok(peer)
     }
 }
 
@@ -135,18 +146,18 @@ struct Parts {
     committing: Samples,
 }
 
-fn cold(
+fn first_list(
     criterion: &mut Criterion,
     report: &mut Report,
     shape: Shape,
     target: &str,
-    peers: &Peers,
+    peers: &mut Peers,
 ) -> Result<()> {
     let (services, slices) = (shape.services(), shape.slices());
     let mut parts = Parts::default();
     let mut first = None;
     let mut failure = None;
-    let mut group = criterion.benchmark_group("first list");
+    let mut group = criterion.benchmark_group(FIRST_LIST);
     group.sampling_mode(SamplingMode::Flat);
     group.bench_function(BenchmarkId::from_parameter(shape), |bencher| {
         bencher.iter_custom(|iterations| {
@@ -155,7 +166,7 @@ fn cold(
                     let lists = (services.clone(), slices.clone());
                     keep(
                         &mut failure,
-                        first_list(shape, lists, &mut parts, &mut first),
+                        take_first_list(shape, lists, &mut parts, &mut first),
                     )
                 })
                 .sum()
@@ -174,16 +185,14 @@ fn cold(
         std::thread::sleep(SETTLE);
     }
     let total = parts.total.median();
-    let peer = peers.of(shape).map(|(load, _)| load);
+    let peer = peers.of(shape)?.load;
     report.row(Row {
         quantity: format!("first list to committed, {shape} ({elements} elements)"),
         target: target.into(),
         measured: milliseconds(total),
         floor: milliseconds(floor.median()),
-        peer: peer.map(milliseconds).unwrap_or_default(),
-        ratio: peer
-            .map(|peer| format!("peer {}", ratio(peer, total)))
-            .unwrap_or_default(),
+        peer: milliseconds(peer),
+        ratio: format!("peer {}", ratio(peer, total)),
     });
     report.row(Row {
         quantity: format!(
@@ -201,7 +210,7 @@ fn cold(
     Ok(())
 }
 
-fn first_list(
+fn take_first_list(
     shape: Shape,
     lists: (Vec<service_model::Service>, Vec<EndpointSlice>),
     parts: &mut Parts,
@@ -244,7 +253,7 @@ fn restart(criterion: &mut Criterion, report: &mut Report, shape: Shape) -> Resu
         Ok(committed.total())
     };
     let mut failure = None;
-    let mut group = criterion.benchmark_group("restart, nothing changed");
+    let mut group = criterion.benchmark_group(RESTART);
     group.sampling_mode(SamplingMode::Flat);
     group.bench_function(BenchmarkId::from_parameter(shape), |bencher| {
         bencher.iter_custom(|iterations| (0..iterations).map(|_| keep(&mut failure, once())).sum());
@@ -324,12 +333,12 @@ fn change(
     report: &mut Report,
     shape: Shape,
     target: &str,
-    peers: &Peers,
+    peers: Option<&mut Peers>,
 ) -> Result<Duration> {
     let sandbox = Sandbox::new()?;
     let mut churn = Churn::new(shape, &sandbox)?;
     let mut failure = None;
-    let mut group = criterion.benchmark_group("one endpoint changed");
+    let mut group = criterion.benchmark_group(CHANGE);
     group.bench_function(BenchmarkId::from_parameter(shape), |bencher| {
         bencher.iter_custom(|iterations| {
             (0..iterations)
@@ -340,7 +349,10 @@ fn change(
     group.finish();
     settled(failure)?;
     let floor = replay(&churn.node.dataplane.backend().recorded)?;
-    let peer = peers.of(shape).map(|(_, changes)| changes);
+    let peer = peers
+        .map(|peers| peers.of(shape))
+        .transpose()?
+        .map(|peer| peer.changes);
     let both = |samples: &Samples| {
         format!(
             "{}, p99 {}",
@@ -360,6 +372,7 @@ fn change(
         measured: format!("{} of {}", both(&churn.samples), churn.samples.len()),
         floor: both(&floor),
         peer: peer
+            .as_ref()
             .map(|peer| {
                 format!(
                     "{}, p99 {}",

@@ -29,3 +29,12 @@ pub fn quick() -> bool {
     std::env::var_os("PORTOLAN_BENCH_QUICK").is_some()
         || !std::env::args().any(|arg| arg == "--bench")
 }
+
+/// Whether the command line asks for this bench: it names none, or a part of this one's name.
+pub fn wanted(name: &str) -> bool {
+    let mut filters = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with('-'))
+        .peekable();
+    filters.peek().is_none() || filters.any(|filter| name.contains(&filter))
+}
