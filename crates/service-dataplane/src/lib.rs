@@ -27,11 +27,6 @@ pub fn contents(
     intents: impl IntoIterator<Item = ServiceIntent>,
 ) -> [TableContents; 2] {
     let mut ledger = Ledger::default();
-    ledger.apply(
-        intents
-            .into_iter()
-            .map(Update::from)
-            .collect(),
-    );
+    ledger.apply(intents.into_iter().map(Update::from).collect());
     ledger.contents(facts)
 }
