@@ -9,6 +9,7 @@
 // Indices here come from tests, and a test that panics has failed as it should.
 #![allow(clippy::panic, clippy::indexing_slicing)]
 
+pub mod bad_input;
 pub mod case;
 pub mod cluster;
 pub mod evaluator;

@@ -1,0 +1,362 @@
+//! Bad input of every kind (the table is [`portolan_tests::bad_input`]): each bad thing is named, everything else works.
+//!
+//! What is everything else: a Service that does not change answers every connection, a good edit of another one
+//! gets in after each bad thing, somebody else's table stays as it was, no foreign text is in any ruleset, and when
+//! the bad thing is gone our tables are what they were before.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::fake_api::{FakeApi, Resource};
+use lab::{ConnectionStream, Daemon, Outcome, Probe, Protocol, node_object, wait_for, wait_until};
+use nft::TableContents;
+use portolan_tests::bad_input::{Content, Find, MARK, Row, Source, Victim, files, rows};
+use portolan_tests::stage::{PATIENCE, Stage, can_run, service};
+use serde_json::Value;
+
+const BYSTANDER: &str = "table inet bystander {
+    map m { type ipv4_addr : ipv4_addr; elements = { 192.0.2.1 : 192.0.2.2 } }
+    chain c { type filter hook forward priority 7; ip saddr 192.0.2.1 drop comment \"not yours\"; }
+}";
+
+/// The stage with the program on it, before anything is bad.
+struct World<'a> {
+    stage: &'a Stage,
+    api: Option<FakeApi>,
+    daemon: Daemon,
+    steady: ConnectionStream,
+    bystander: String,
+    good: Vec<Value>,
+    tables: [Option<TableContents>; 2],
+}
+
+impl<'a> World<'a> {
+    fn new(stage: &'a Stage, source: Source) -> Result<World<'a>> {
+        stage.node.nft_stdin(BYSTANDER)?;
+        let bystander = stage.node.nft(&["list", "table", "inet", "bystander"])?;
+        let mut good = vec![node_object(&stage.node)];
+        let constant = service("steady", 81);
+        good.extend(stage.objects(&constant, 0..4));
+        good.extend(stage.objects(&stage.web, 0..4));
+        good.extend(Victim::new(stage).good());
+        // One of the rows has the node itself for an endpoint, and one has a thousand addresses of a pod.
+        stage.node.serve(Protocol::Tcp, 8080)?;
+        thousand_addresses(stage)?;
+
+        let mut api = None;
+        let daemon = match source {
+            Source::Manifests => {
+                tell_files(stage, &good)?;
+                stage.start(&[])?
+            }
+            Source::Api => {
+                let listener = stage.node.run(|| TcpListener::bind(("127.0.0.1", 0)))??;
+                let server = api.insert(FakeApi::serve(listener)?);
+                server.apply_all(good.clone())?;
+                let kubeconfig = stage.manifests.path().join("kubeconfig");
+                server.kubeconfig(&kubeconfig)?;
+                stage.start_with(&["--kubeconfig", &kubeconfig.display().to_string()], &[])?
+            }
+        };
+        daemon.wait_for_line("tables are in step", PATIENCE)?;
+        stage.wait_for_backends(&stage.web, 4)?;
+        let probe = Probe::new(Protocol::Tcp, Stage::address(&constant)?);
+        Ok(World {
+            stage,
+            api,
+            daemon,
+            steady: stage
+                .client
+                .stream_connections(probe, Duration::from_millis(1))?,
+            bystander,
+            good,
+            tables: stage.tables()?,
+        })
+    }
+
+    /// Says what there is now, besides what is good and has not turned bad.
+    fn tell(&self, content: &Content) -> Result<()> {
+        match (&self.api, content) {
+            (None, Content::Objects(objects)) => tell_files(self.stage, objects),
+            (None, Content::Files(files)) => files.iter().try_for_each(|(name, text)| {
+                let folder = self.stage.manifests.path();
+                fs::write(folder.join(".new"), text)?;
+                Ok(fs::rename(folder.join(".new"), folder.join(name))?)
+            }),
+            (Some(api), Content::Objects(objects)) => api.apply_all(objects.clone()),
+            (Some(_), Content::Files(_)) => bail!("an API server has no files"),
+        }
+    }
+
+    /// A good edit.
+    fn edit_web(&self, pods: usize) -> Result<()> {
+        self.tell(&Content::Objects(
+            self.stage.objects(&self.stage.web, 0..pods),
+        ))
+    }
+
+    /// The bad thing comes, as a change, and goes.
+    fn check(&self, row: &Row) -> Result<()> {
+        let mark = self.daemon.lines().len();
+        self.tell(&row.content)?;
+        self.holds(row, mark)?;
+        self.make_good(row)
+    }
+
+    /// The bad thing is there when everything is listed anew.
+    fn check_list(&self, row: &Row) -> Result<()> {
+        let api = self.api.as_ref().context("who lists?")?;
+        let mark = self.daemon.lines().len();
+        self.tell(&row.content)?;
+        self.holds(row, mark)?;
+        let mark = self.daemon.lines().len();
+        api.advance(1);
+        api.compact();
+        api.break_connections();
+        self.holds(row, mark)?;
+        self.make_good(row)
+    }
+
+    /// The bad thing is there when the program starts.
+    fn check_start(&mut self, row: &Row) -> Result<()> {
+        self.daemon.kill()?;
+        self.tell(&row.content)?;
+        self.daemon = self.stage.start_in_step(&[])?;
+        self.holds(row, 0)?;
+        self.make_good(row)
+    }
+
+    fn make_good(&self, row: &Row) -> Result<()> {
+        self.take_back(&row.content)?;
+        self.edit_web(4)?;
+        wait_until("the tables as they were before", PATIENCE, || {
+            self.stage
+                .tables()
+                .is_ok_and(|tables| tables == self.tables)
+        })
+    }
+
+    /// What must be so after a bad thing was told when the log had `mark` lines.
+    fn holds(&self, row: &Row, mark: usize) -> Result<()> {
+        let in_file: &[String] = if self.api.is_none() {
+            &[".yaml\":".into()]
+        } else {
+            &[]
+        };
+        for parts in &row.named {
+            self.wait_for_line(mark, &[parts, in_file].concat())?;
+        }
+        for parts in &row.said {
+            self.wait_for_line(mark, parts)?;
+        }
+        // What the kernel has of the bad thing, it has when it has this.
+        self.edit_web(3)?;
+        self.stage.wait_for_backends(&self.stage.web, 3)?;
+        wait_for("what a client finds", PATIENCE, || {
+            let found = self.find(row)?;
+            ensure!(
+                found == row.find,
+                "{found:?} at {} instead of {:?}",
+                row.to,
+                row.find
+            );
+            Ok(())
+        })?;
+        self.nobody_else_is_touched()
+    }
+
+    fn wait_for_line(&self, mark: usize, parts: &[String]) -> Result<()> {
+        wait_for(&format!("a line with {parts:?}"), PATIENCE, || {
+            let lines = self.daemon.lines();
+            let new = lines.get(mark..).unwrap_or_default();
+            let named = new
+                .iter()
+                .any(|line| parts.iter().all(|part| line.contains(part)));
+            ensure!(named, "it said\n{}", new.join("\n"));
+            Ok(())
+        })
+    }
+
+    fn find(&self, row: &Row) -> Result<Find> {
+        let client = &self.stage.client;
+        Ok(match client.connect(Protocol::Tcp, row.to)? {
+            Outcome::Refused => Find::Refusal,
+            Outcome::Unreachable => Find::Nothing,
+            Outcome::TimedOut => bail!("{} does not answer", row.to),
+            Outcome::Answered { .. } => {
+                let tally = client.connect_many(Protocol::Tcp, row.to, 60)?;
+                ensure!(tally.failed() == 0, "{tally:?}");
+                Find::Servers(tally.servers.len())
+            }
+        })
+    }
+
+    fn nobody_else_is_touched(&self) -> Result<()> {
+        let bystander = self
+            .stage
+            .node
+            .nft(&["list", "table", "inet", "bystander"])?;
+        ensure!(
+            bystander == self.bystander,
+            "the bystander is now {bystander}"
+        );
+        let ruleset = self.stage.node.nft(&["list", "ruleset"])?;
+        ensure!(!ruleset.contains(MARK), "foreign text in {ruleset}");
+        let tables = ruleset.lines().filter(|line| line.starts_with("table "));
+        ensure!(tables.count() == 3, "other tables in {ruleset}");
+        Ok(())
+    }
+
+    fn take_back(&self, content: &Content) -> Result<()> {
+        match (&self.api, content) {
+            (None, Content::Files(files)) => {
+                for (name, _) in files {
+                    fs::remove_file(self.stage.manifests.path().join(name))?;
+                }
+            }
+            (None, Content::Objects(_)) => {}
+            (Some(api), Content::Objects(objects)) => {
+                for object in objects {
+                    let text = |pointer| {
+                        object
+                            .pointer(pointer)
+                            .and_then(Value::as_str)
+                            .unwrap_or_default()
+                    };
+                    let resource = Resource::ALL
+                        .into_iter()
+                        .find(|resource| resource.kind() == text("/kind"));
+                    let resource = resource.context("a kind of ours")?;
+                    let is_good = |good: &&Value| {
+                        ["/kind", "/metadata/namespace", "/metadata/name"]
+                            .iter()
+                            .all(|pointer| good.pointer(pointer) == object.pointer(pointer))
+                    };
+                    if self.good.iter().find(is_good).is_none() {
+                        api.delete(
+                            resource,
+                            text("/metadata/namespace"),
+                            text("/metadata/name"),
+                        );
+                    }
+                }
+            }
+            (Some(_), Content::Files(_)) => {}
+        }
+        self.tell(&Content::Objects(self.good.clone()))
+    }
+
+    /// The end: no connection to a Service that did not change was lost, and the log is one.
+    fn close(self) -> Result<()> {
+        ensure!(self.daemon.is_running(), "the program has ended");
+        let steady = self.steady.stop();
+        ensure!(
+            steady.tally.answered() > 1000,
+            "too few connections: {:?}",
+            steady.tally
+        );
+        ensure!(
+            steady.failures.is_empty(),
+            "connections failed: {:?}",
+            steady.failures
+        );
+        for line in self.daemon.lines() {
+            let whole = line.starts_with("20") && !line.contains(char::is_control);
+            ensure!(whole && line.len() < 2000, "no line of a log: {line:?}");
+        }
+        Ok(())
+    }
+}
+
+/// Writes each Service with what belongs to it into a file of its name.
+fn tell_files(stage: &Stage, objects: &[Value]) -> Result<()> {
+    let mut files: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
+    let mut file = "victim.yaml";
+    for object in objects {
+        let text = |pointer| {
+            object
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
+        file = match (text("/kind"), text("/metadata/name")) {
+            ("Node", _) => "nodes.yaml",
+            ("Service", "web") => "web.yaml",
+            ("Service", "steady") => "steady.yaml",
+            ("Service" | "ServiceCIDR", _) => "victim.yaml",
+            _ => file,
+        };
+        files.entry(file).or_default().push(object);
+    }
+    files
+        .into_iter()
+        .try_for_each(|(name, objects)| stage.manifests.write_objects(name, objects))
+}
+
+/// Makes 10.244.200.0/22 addresses of the third pod, which answers on every port.
+fn thousand_addresses(stage: &Stage) -> Result<()> {
+    let pod = &stage.pods[2];
+    let mut route = stage.node.command("ip");
+    route.args([
+        "route",
+        "add",
+        "10.244.200.0/22",
+        "via",
+        &pod.ipv4().to_string(),
+    ]);
+    let output = stage.node.output(route)?;
+    ensure!(output.status.success(), "{output:?}");
+    pod.nft_stdin(
+        "table ip many { chain c {
+            type nat hook prerouting priority dstnat
+            ip daddr 10.244.200.0/22 tcp dport 1-65535 redirect to :8080
+        }; }",
+    )?;
+    Ok(())
+}
+
+fn each(rows: &[Row], source: Source, mut check: impl FnMut(&Row) -> Result<()>) -> Result<()> {
+    let mut checked = 0;
+    for row in rows {
+        if row.only.is_none_or(|only| only == source) {
+            check(row).with_context(|| row.what)?;
+            checked += 1;
+        }
+    }
+    println!("{checked} rows");
+    ensure!(checked > 0, "nothing was checked");
+    Ok(())
+}
+
+#[test]
+fn bad_manifests_are_named_and_everything_else_works() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let mut world = World::new(&stage, Source::Manifests)?;
+    let mut rows = rows(&stage);
+    each(&rows, Source::Manifests, |row| world.check(row))?;
+    each(&files(&stage), Source::Manifests, |row| world.check(row))?;
+    rows.retain(|row| !row.keeps_last_good && row.is_about_others());
+    each(&rows, Source::Manifests, |row| world.check_start(row))?;
+    world.close()
+}
+
+#[test]
+fn bad_objects_of_an_api_server_are_named_and_everything_else_works() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let world = World::new(&stage, Source::Api)?;
+    let rows = rows(&stage);
+    each(&rows, Source::Api, |row| world.check(row))?;
+    // The source lets longer and longer times pass between two lists: one row has to do.
+    let last = rows.iter().rfind(|row| row.keeps_last_good);
+    world.check_list(last.context("a row with last good versions")?)?;
+    world.close()
+}
