@@ -1,0 +1,220 @@
+//! nft reads back what we wrote over netlink: `nft -j list`, through the `nftables` crate for plain sets, which its
+//! schema knows, and as plain JSON for maps, which it does not (a verdict map or a `typeof` map does not parse).
+//!
+//! Nothing of ours decodes here but the bytes of the elements that were meant to be written.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Capability, Namespace};
+use nft::{
+    Backend, Bytes, Data, Element, Family, Field, Kernel, KernelConfig, Set, SetKind,
+    TableContents, Transaction, Verdict,
+};
+use nftables::expr::{Expression, NamedExpression};
+use nftables::schema::{NfListObject, NfObject, Nftables};
+use portolan_tests::cluster::Generator;
+use portolan_tests::{number_from_env, product};
+use serde_json::Value;
+use service_dataplane::layout;
+
+/// `nft -j list set|map FAMILY portolan NAME`, in this thread's network namespace.
+fn listed(kind: &str, family: Family, name: &str) -> Result<String> {
+    let family = family.keyword();
+    let arguments = ["-j", "list", kind, family, layout::TABLE, name];
+    let output = Command::new("nft").args(arguments).output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Members of a plain set as nft tells them, parts joined by spaces.
+fn members(family: Family, name: &str) -> Result<BTreeSet<String>> {
+    let json = listed("set", family, name)?;
+    let parsed: Nftables<'_> = serde_json::from_str(&json)?;
+    let set = parsed.objects.iter().find_map(|object| match object {
+        NfObject::ListObject(NfListObject::Set(set)) => Some(set),
+        _ => None,
+    });
+    let elements = set
+        .context("no set in the answer")?
+        .elem
+        .clone()
+        .unwrap_or_default();
+    elements.iter().map(expression).collect()
+}
+
+fn expression(expression: &Expression<'_>) -> Result<String> {
+    Ok(match expression {
+        Expression::String(text) => text.to_string(),
+        Expression::Number(number) => number.to_string(),
+        Expression::Named(NamedExpression::Concat(parts)) => parts
+            .iter()
+            .map(self::expression)
+            .collect::<Result<Vec<_>>>()?
+            .join(" "),
+        Expression::Named(NamedExpression::Prefix(prefix)) => {
+            format!("{}/{}", self::expression(&prefix.addr)?, prefix.len)
+        }
+        other => bail!("nft tells of {other:?}"),
+    })
+}
+
+/// Entries of a map as nft tells them: key and value, parts joined by spaces.
+fn entries(family: Family, name: &str) -> Result<BTreeSet<String>> {
+    let json: Value = serde_json::from_str(&listed("map", family, name)?)?;
+    let objects = json["nftables"].as_array().context("no list")?;
+    // nft 1.0.6 calls a map whose data is a concatenation a set.
+    let map = objects
+        .iter()
+        .find_map(|o| o.get("map").or(o.get("set")))
+        .context("no map")?;
+    let elements = map["elem"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    elements
+        .iter()
+        .map(|entry| Ok(format!("{} : {}", plain(&entry[0])?, plain(&entry[1])?)))
+        .collect()
+}
+
+fn plain(value: &Value) -> Result<String> {
+    Ok(match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        Value::Object(object) => match (object.get("concat"), object.get("goto")) {
+            (Some(Value::Array(parts)), _) => parts
+                .iter()
+                .map(plain)
+                .collect::<Result<Vec<_>>>()?
+                .join(" "),
+            (_, Some(goto)) => format!("goto {}", plain(&goto["target"])?),
+            _ => bail!("nft tells of {value}"),
+        },
+        _ => bail!("nft tells of {value}"),
+    })
+}
+
+/// The element that was meant, in the same words.
+fn meant(set: &Set, element: &Element, family: Family) -> Result<String> {
+    let fields: Vec<Field> = set.key.clone();
+    if let Some(last) = &element.last {
+        let (first, last) = (address(&element.key, family)?, address(last, family)?);
+        let bits = |address: IpAddr| match address {
+            IpAddr::V4(a) => u128::from(u32::from(a)),
+            IpAddr::V6(a) => u128::from(a),
+        };
+        let host_bits = (bits(first) ^ bits(last)).count_ones();
+        let len = family.address_len() as u32 * 8 - host_bits;
+        let whole = len == family.address_len() as u32 * 8;
+        return Ok(if whole {
+            first.to_string()
+        } else {
+            format!("{first}/{len}")
+        });
+    }
+    let key = parts(&element.key, &fields, family)?;
+    Ok(match &element.data {
+        Data::None => key,
+        Data::Value(value) => format!(
+            "{key} : {}",
+            parts(value, &[Field::Address, Field::Port], family)?
+        ),
+        Data::Verdict(Verdict::Goto(chain)) => format!("{key} : goto {chain}"),
+        Data::Verdict(other) => bail!("{other:?} is none of ours"),
+    })
+}
+
+fn address(bytes: &Bytes, family: Family) -> Result<IpAddr> {
+    bytes
+        .address_at(0, family)
+        .context("too short for an address")
+}
+
+fn parts(bytes: &Bytes, fields: &[Field], family: Family) -> Result<String> {
+    let mut rest = bytes.as_slice();
+    let mut words = Vec::new();
+    for field in fields {
+        let (part, after) = rest.split_at(field.padded_len(family).min(rest.len()));
+        rest = after;
+        words.push(match field {
+            Field::Address => {
+                let part = Bytes::from_slice(part).context("too long")?;
+                address(&part, family)?.to_string()
+            }
+            Field::Protocol => match part.first() {
+                Some(6) => "tcp".to_owned(),
+                Some(17) => "udp".to_owned(),
+                Some(132) => "sctp".to_owned(),
+                other => bail!("protocol {other:?}"),
+            },
+            Field::Port => u16::from_be_bytes([part[0], part[1]]).to_string(),
+            Field::Slot => u32::from_ne_bytes(part.try_into()?).to_string(),
+        });
+    }
+    Ok(words.join(" "))
+}
+
+/// Compares every set and map of a table; the number of elements seen.
+fn compare(table: &TableContents) -> Result<usize> {
+    let family = table.table.family;
+    let mut seen = 0;
+    for (name, set) in &table.sets {
+        let elements = table
+            .elements
+            .get(name)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let wanted: BTreeSet<String> = elements
+            .iter()
+            .map(|element| meant(set, element, family))
+            .collect::<Result<_>>()?;
+        let found = match set.kind {
+            SetKind::Set => members(family, name)?,
+            _ => entries(family, name)?,
+        };
+        ensure!(
+            found == wanted,
+            "{family} {name}: nft tells {found:?}, meant was {wanted:?}"
+        );
+        seen += found.len();
+    }
+    Ok(seen)
+}
+
+#[test]
+fn nft_tells_every_element_that_was_written() -> Result<()> {
+    if !lab::require(&[Capability::Nft]) {
+        return Ok(());
+    }
+    let seed = number_from_env("PORTOLAN_SEED", 1);
+    let mut seen = 0;
+    for seed in seed..seed + 5 {
+        let cluster = Generator::new(seed).cluster();
+        let tables = product::contents(&cluster, &cluster.nodes[0]);
+        seen += Namespace::new("witness")?
+            .run(move || {
+                let mut transaction = Transaction::new();
+                for table in &tables {
+                    transaction
+                        .operations
+                        .extend(nft::diff::diff(None, table).operations);
+                }
+                Kernel::open(KernelConfig {
+                    table: layout::TABLE.into(),
+                    owner: false,
+                })?
+                .commit(&transaction)?;
+                tables.iter().map(compare).sum::<Result<usize>>()
+            })?
+            .with_context(|| format!("PORTOLAN_SEED={seed}"))?;
+    }
+    ensure!(seen > 100, "only {seen} elements in all");
+    Ok(())
+}
