@@ -23,11 +23,14 @@ pub fn can_run() -> bool {
     require(&[Capability::TableOwner])
 }
 
-/// The program under test, built when it is not.
+/// The program under test: the one that `PORTOLAN_PROGRAM` names, or else it is built.
 pub fn portolan() -> Result<&'static Path> {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     if let Some(built) = BUILT.get() {
         return Ok(built);
+    }
+    if let Some(program) = std::env::var_os("PORTOLAN_PROGRAM") {
+        return Ok(BUILT.get_or_init(|| program.into()));
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)

@@ -5,7 +5,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +14,7 @@ use lab::{
     Protocol, TcpService, node_object, wait_until,
 };
 
-use crate::run::{cargo, root, run};
+use crate::run::{built, cargo, run};
 use crate::tools;
 
 /// The Service of the demo.
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) fn demo() -> Result<()> {
     tools::ensure()?;
     run(&mut cargo(&["build", "--package", "portolan"])?)?;
-    let portolan = target_dir()?.join("debug/portolan");
+    let portolan = built("portolan")?;
     let start = Instant::now();
 
     say("Making two nodes, four pods and a client outside out of network namespaces");
@@ -58,10 +58,6 @@ fn say(what: &str) {
     println!("\n== {what}");
     // Progress is worth nothing when it comes late.
     let _ = std::io::stdout().flush();
-}
-
-fn target_dir() -> Result<PathBuf> {
-    Ok(std::env::var_os("CARGO_TARGET_DIR").map_or(root()?.join("target"), PathBuf::from))
 }
 
 /// The nodes, pods and manifests of the demo.

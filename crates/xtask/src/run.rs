@@ -14,6 +14,13 @@ pub(crate) fn root() -> Result<PathBuf> {
         .context("the root of the checkout is two folders up from xtask")
 }
 
+/// A program of the workspace, where a build with the development profile puts it.
+pub(crate) fn built(program: &str) -> Result<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    let target = target.map_or(root()?.join("target"), PathBuf::from);
+    Ok(target.join("debug").join(program))
+}
+
 /// `cargo` with the tool chain that runs us, at the root of the checkout.
 pub(crate) fn cargo(args: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::run::{cargo, run};
+use crate::run::{built, cargo, run};
 use crate::{check, tools};
 
 /// How much of the random tests the gate runs; a developer's run has a taste of each.
@@ -18,6 +18,8 @@ pub(crate) fn test(args: &[String]) -> Result<()> {
     check::check()?;
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"])?;
     tests.arg("--").args(args);
+    // Built by the same command, before the first test runs: the scenarios need not build it again.
+    tests.env("PORTOLAN_PROGRAM", built("portolan")?);
     if std::env::var_os("CI").is_some() {
         let unset = FULL_SIZE
             .iter()
