@@ -186,6 +186,26 @@ const fn destination_offset(family: Family) -> u32 {
     source_offset(family) + family.address_len() as u32
 }
 
+impl Expr {
+    /// The kernel's name of the expression's kind.
+    pub fn kernel_name(&self) -> &str {
+        match self {
+            Expr::Payload { .. } => "payload",
+            Expr::MetaL4Proto { .. } => "meta",
+            Expr::Ct { .. } => "ct",
+            Expr::Cmp { .. } => "cmp",
+            Expr::Bitwise { .. } => "bitwise",
+            Expr::Lookup { .. } => "lookup",
+            Expr::Immediate { .. } => "immediate",
+            Expr::SymHash { .. } => "hash",
+            Expr::DestinationNat { .. } => "nat",
+            Expr::Masquerade => "masq",
+            Expr::Reject | Expr::RejectReset => "reject",
+            Expr::Unknown { name } => name,
+        }
+    }
+}
+
 /// Lowers a rule to the expressions that nft 1.0.6 sends for it.
 ///
 /// Keys wider than the sixteen registers yield registers that do not exist, which the kernel refuses

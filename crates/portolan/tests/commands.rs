@@ -258,10 +258,6 @@ fn get(address: &str, path: &str) -> Option<String> {
     Some(response)
 }
 
-fn wait(what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !done() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+fn wait(what: &str, done: impl FnMut() -> bool) {
+    lab::wait_until(what, Duration::from_secs(5), done).unwrap();
 }

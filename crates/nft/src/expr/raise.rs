@@ -110,22 +110,6 @@ fn protocol(data: &[u8]) -> Option<Protocol> {
 
 /// Kernel names of the expressions, for people to read.
 fn describe(exprs: &[Expr]) -> String {
-    let names: Vec<&str> = exprs
-        .iter()
-        .map(|expr| match expr {
-            Expr::Payload { .. } => "payload",
-            Expr::MetaL4Proto { .. } => "meta",
-            Expr::Ct { .. } => "ct",
-            Expr::Cmp { .. } => "cmp",
-            Expr::Bitwise { .. } => "bitwise",
-            Expr::Lookup { .. } => "lookup",
-            Expr::Immediate { .. } => "immediate",
-            Expr::SymHash { .. } => "hash",
-            Expr::DestinationNat { .. } => "nat",
-            Expr::Masquerade => "masq",
-            Expr::Reject | Expr::RejectReset => "reject",
-            Expr::Unknown { name } => name,
-        })
-        .collect();
+    let names: Vec<&str> = exprs.iter().map(Expr::kernel_name).collect();
     names.join(" ")
 }

@@ -10,29 +10,11 @@ use super::frame::number;
 use crate::expr::{Base, CtKey, Expr, LookupResult, Register};
 use crate::model::{Bytes, Family, Name, Verdict};
 
-/// The kernel's name of an expression.
-fn name(expr: &Expr) -> &str {
-    match expr {
-        Expr::Payload { .. } => "payload",
-        Expr::MetaL4Proto { .. } => "meta",
-        Expr::Ct { .. } => "ct",
-        Expr::Cmp { .. } => "cmp",
-        Expr::Bitwise { .. } => "bitwise",
-        Expr::Lookup { .. } => "lookup",
-        Expr::Immediate { .. } => "immediate",
-        Expr::SymHash { .. } => "hash",
-        Expr::DestinationNat { .. } => "nat",
-        Expr::Masquerade => "masq",
-        Expr::Reject | Expr::RejectReset => "reject",
-        Expr::Unknown { name } => name,
-    }
-}
-
 /// Appends a rule's expressions as items of a list.
 pub(crate) fn write(exprs: &[Expr], family: Family, out: &mut Writer) {
     for expr in exprs {
         out.nest(abi::LIST_ITEM, |out| {
-            out.put_str(abi::expr::NAME, name(expr));
+            out.put_str(abi::expr::NAME, expr.kernel_name());
             out.nest(abi::expr::DATA, |out| write_data(expr, family, out));
         });
     }
