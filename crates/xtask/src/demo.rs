@@ -45,8 +45,8 @@ pub(crate) fn demo() -> Result<()> {
     stage.wait_for_service()?;
     stage.connect_everywhere()?;
     stage.scale()?;
-    stage.survive(&portolan, daemons)?;
     stage.show_table()?;
+    stage.survive(&portolan, daemons)?;
     println!(
         "\nDone in {:.1} s; the namespaces and everything in them are gone.",
         start.elapsed().as_secs_f64()
@@ -163,7 +163,7 @@ impl Stage {
     fn connect_everywhere(&self) -> Result<()> {
         say(&format!("{CONNECTIONS} connections each way"));
         println!(
-            "   {:<18} {:<30} {:<30} source seen by the pod",
+            "   {:<20} {:<30} {:<30} source seen by the pod",
             "from", "to", "answered by"
         );
         let cluster_ip = |i: usize| {
@@ -198,7 +198,7 @@ impl Stage {
                 .collect();
             let peers: Vec<String> = tally.peers.iter().map(ToString::to_string).collect();
             println!(
-                "   {from:<18} {:<30} {:<30} {}",
+                "   {from:<20} {:<30} {:<30} {}",
                 to.to_string(),
                 servers.join(", "),
                 peers.join(", ")
@@ -304,62 +304,60 @@ fn socket(address: &str, port: u16) -> Result<SocketAddr> {
 /// Leaves out the blocks that only wait for other numbers of endpoints: empty sets, and the rules and chains
 /// that lead from and to them.
 fn in_use(listing: &str) -> String {
-    let blocks: Vec<&str> = listing.split("\n\n").collect();
-    let is_numbered = |word: &str| {
-        word.rsplit_once('_')
-            .is_some_and(|(_, n)| n.parse::<u32>().is_ok())
-    };
-    let name = |block: &str| {
-        block
-            .split_whitespace()
-            .nth(1)
+    let declares_set = |line: &str| line.starts_with("\tset ") || line.starts_with("\tmap ");
+    let lines: Vec<&str> = listing.lines().collect();
+    let first = lines.iter().position(|line| declares_set(line));
+    let (head, body) = lines.split_at(first.unwrap_or(lines.len()));
+    let blocks: Vec<&[&str]> = body.split(|line| line.is_empty()).collect();
+
+    let name = |block: &[&str]| {
+        let words = block.first().map(|line| line.split_whitespace());
+        words
+            .and_then(|mut words| words.nth(1))
             .unwrap_or_default()
             .to_owned()
     };
-    let used: Vec<String> = blocks
+    let is_numbered = |name: &str| {
+        name.rsplit_once('_')
+            .is_some_and(|(_, n)| n.parse::<u32>().is_ok())
+    };
+    let has_elements = |block: &[&str]| block.iter().any(|line| line.contains("elements = "));
+    let sets: Vec<String> = blocks
         .iter()
-        .filter(|block| block.contains("elements = ") && is_numbered(&name(block)))
+        .filter(|block| has_elements(block))
         .map(|block| name(block))
         .collect();
-    let pick = |set: &str| {
-        set.replace("frontends_", "pick_")
-            .replace("nodeports_", "pick_nodeport_")
+    let picks: Vec<String> = sets
+        .iter()
+        .map(|set| {
+            set.replace("frontends_", "pick_")
+                .replace("nodeports_", "pick_nodeport_")
+        })
+        .collect();
+
+    let is_in_use = |block: &&&[&str]| match block.first() {
+        Some(line) if declares_set(line) => has_elements(block),
+        _ => !name(block).starts_with("pick_") || picks.contains(&name(block)),
     };
-    let keep_block = |block: &&&str| {
-        let name = name(block);
-        let is_set =
-            block.trim_start().starts_with("set ") || block.trim_start().starts_with("map ");
-        let is_pick = name.starts_with("pick_");
-        (!is_set || block.contains("elements = "))
-            && (!is_pick || used.iter().any(|set| pick(set) == name))
-    };
-    let keep_line = |line: &&str| {
+    let leads_somewhere = |line: &&&str| {
         let set = line
             .split_whitespace()
             .find_map(|word| word.strip_prefix('@'))
             .unwrap_or_default();
-        !is_numbered(set) || used.iter().any(|name| name == set)
+        !is_numbered(set) || sets.iter().any(|name| name == set)
     };
-    let first = blocks.first().copied().unwrap_or_default();
-    let head = first.split_once("\tmap ").map_or("", |(head, _)| head);
-    blocks
+    let shown = |lines: &[&str]| {
+        lines
+            .iter()
+            .filter(leads_somewhere)
+            .copied()
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    let blocks: Vec<String> = blocks
         .iter()
-        .enumerate()
-        .filter(|(i, block)| *i == 0 || keep_block(block))
-        .map(|(i, block)| {
-            if i == 0 && !block.contains("elements = ") {
-                head
-            } else {
-                block
-            }
-        })
-        .map(|block| {
-            block
-                .lines()
-                .filter(keep_line)
-                .collect::<Vec<_>>()
-                .join("\n")
-        })
-        .collect::<Vec<_>>()
-        .join("\n\n")
+        .filter(is_in_use)
+        .map(|block| shown(block))
+        .collect();
+    format!("{}\n{}", shown(head), blocks.join("\n\n"))
 }
