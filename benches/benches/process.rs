@@ -68,8 +68,10 @@ fn main() -> Result<()> {
     let api = api.context("no API server")?;
     run.measure(&mut report, "API server", changes, "", |n| {
         let (service, endpoint, address) = shape.change(n);
-        api.apply(shape.slice_object(service, Some((endpoint, address))))
-            .map(drop)
+        let object = shape.slice_object(service, Some((endpoint, address)));
+        let now = Instant::now();
+        api.apply(object)?;
+        Ok(now)
     })?;
     report.print();
     Ok(())
@@ -152,13 +154,12 @@ impl Run {
         source: &str,
         changes: u32,
         target: &str,
-        mut change: impl FnMut(u32) -> Result<()>,
+        mut change: impl FnMut(u32) -> Result<Instant>,
     ) -> Result<()> {
         let mut samples = Samples::new();
         for n in 0..changes {
             while self.monitor.wait(QUIET)?.is_some() {}
-            let start = Instant::now();
-            change(n)?;
+            let start = change(n)?;
             match self.monitor.wait(PATIENCE)? {
                 Some(Notice::Changed(_)) => samples.push(start.elapsed()),
                 heard => bail!(

@@ -3,11 +3,11 @@
 //! Every Service has one TCP port on a cluster IP and one slice. Endpoints are spread over [`NODES`] nodes, of
 //! which [`OWN_NODE`] is ours: few are local, as on any node of a big cluster.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::fs;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use ipnet::{IpNet, Ipv4Net};
@@ -29,8 +29,9 @@ const FIRST_CLUSTER_IP: u32 = u32::from_be_bytes([10, 96, 0, 1]);
 /// Pods are scattered from here on, so that the endpoints of a Service are no neighbours: 10.128.0.0/9.
 const FIRST_POD_IP: u32 = u32::from_be_bytes([10, 128, 0, 0]);
 const POD_IPS: u32 = 1 << 23;
-/// Services of a namespace, and of a manifest file.
 const SERVICES_A_NAMESPACE: u32 = 100;
+/// Of manifests: about 80 kB.
+const SERVICES_A_FILE: u32 = 10;
 pub(crate) const PORT: u16 = 80;
 pub(crate) const TARGET_PORT: u16 = 8080;
 const PORT_NAME: &str = "http";
@@ -226,29 +227,27 @@ impl Shape {
             .chain([self.node_object()])
     }
 
-    /// Writes a folder of manifests: one file for each 100 Services, and one for the Node.
+    /// Writes a folder of manifests: one file for each 10 Services, and one for the Node.
     pub fn write_manifests(self, folder: &Path) -> Result<()> {
-        for first in (0..self.services).step_by(SERVICES_A_NAMESPACE as usize) {
+        for first in (0..self.services).step_by(SERVICES_A_FILE as usize) {
             self.write_manifest(folder, first, |_| None)?;
         }
-        write_documents(&folder.join("node.yaml"), [self.node_object()])
+        write_documents(&folder.join("node.yaml"), [self.node_object()])?;
+        Ok(())
     }
 
-    /// Writes the file that holds a Service anew, with the pods of `changed`.
+    /// Writes the file that holds a Service anew, with the pods of `changed`. Returns when it was put in place.
     pub fn write_manifest(
         self,
         folder: &Path,
         service: u32,
         changed: impl Fn(u32) -> Option<(u32, Ipv4Addr)>,
-    ) -> Result<()> {
-        let first = service - service % SERVICES_A_NAMESPACE;
-        let last = (first + SERVICES_A_NAMESPACE).min(self.services);
+    ) -> Result<Instant> {
+        let first = service - service % SERVICES_A_FILE;
+        let last = (first + SERVICES_A_FILE).min(self.services);
         let objects =
             (first..last).flat_map(|i| [self.service_object(i), self.slice_object(i, changed(i))]);
-        write_documents(
-            &folder.join(format!("{}.yaml", namespace_of(service))),
-            objects,
-        )
+        write_documents(&folder.join(format!("services-{first}.yaml")), objects)
     }
 }
 
@@ -295,16 +294,19 @@ fn metadata(namespace: &str, name: &str, number: u32, labels: Value) -> Value {
     })
 }
 
-/// As one file, put in place at once. JSON is YAML.
-fn write_documents(path: &Path, documents: impl IntoIterator<Item = Value>) -> Result<()> {
-    let draft: PathBuf = path.with_extension("draft");
-    let write = || -> Result<()> {
-        let mut file = BufWriter::new(File::create(&draft)?);
+/// As one file, put in place at once. Returns when.
+fn write_documents(path: &Path, documents: impl IntoIterator<Item = Value>) -> Result<Instant> {
+    let write = || -> Result<Instant> {
+        let mut text = String::new();
         for document in documents {
-            writeln!(file, "---\n{document:#}")?;
+            text.push_str("---\n");
+            text.push_str(&serde_saphyr::to_string(&document)?);
         }
-        file.flush()?;
-        std::fs::rename(&draft, path).map_err(Into::into)
+        let draft = path.with_extension("draft");
+        fs::write(&draft, text)?;
+        let now = Instant::now();
+        fs::rename(&draft, path)?;
+        Ok(now)
     };
     write().with_context(|| format!("write {path:?}"))
 }
