@@ -24,5 +24,5 @@ pub use index::Index;
 pub use intent::{Backend, Disposition, Frontend, Masquerade, Place, ServiceIntent};
 pub use objects::{
     AddressFamily, Conditions, Endpoint, EndpointSlice, Invalid, Node, ObjectEvent, ObjectKind,
-    ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort, TrafficPolicy,
+    ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort,
 };

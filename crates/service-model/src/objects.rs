@@ -148,16 +148,6 @@ pub enum ServiceType {
     ExternalName,
 }
 
-/// `internalTrafficPolicy` / `externalTrafficPolicy`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TrafficPolicy {
-    /// Any endpoint.
-    #[default]
-    Cluster,
-    /// Endpoints on this node only.
-    Local,
-}
-
 /// A Service as far as a node's dataplane needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
