@@ -15,6 +15,7 @@ use service_model::{AddressFamily, Invalid, NodeConfig, ObjectEvent};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::source::{Events, Problem, SourceEvent};
 use crate::status::{Commit, SharedStatus, Status};
@@ -258,6 +259,9 @@ impl<B: Backend> Control<B> {
             self.dataplane.commit(updates)
         };
         self.finish(start, planned, result);
+        if planned >= memory::LARGE {
+            memory::give_back_soon();
+        }
     }
 
     fn repair(&mut self) {

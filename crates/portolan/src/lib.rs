@@ -4,6 +4,7 @@
 //! * [`source`] turns an API server or a folder of manifests into object events.
 //! * [`control`] is the loop between events and kernel, the one owner of the table.
 //! * [`node_addresses`] follows the addresses of this node's interfaces.
+//! * [`memory`] gives back what a first list took.
 //! * [`status`], [`metrics`] and [`http`] tell others how it goes.
 //! * [`render`] prints the table of a folder of manifests.
 
@@ -11,6 +12,7 @@ pub mod app;
 pub mod cli;
 pub mod control;
 pub mod http;
+pub mod memory;
 pub mod metrics;
 pub mod node_addresses;
 pub mod render;
