@@ -10,7 +10,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 pub const MAX_NODES: u8 = 190;
 /// Most clients a lab can have: they take 192.168.77.200 to .249.
 pub const MAX_CLIENTS: u8 = 50;
-/// Most pods made on one node over its life: they take .2 to .251 of its range.
+/// Most pods on one node at a time: they take .2 to .251 of its range.
 pub const MAX_PODS: u8 = 250;
 
 /// What Service cluster IPs are taken from, IPv4.
@@ -70,31 +70,42 @@ pub(crate) fn client(index: u8) -> Result<Pair> {
     Ok(underlay(200 + index))
 }
 
-fn in_pod_range(node: u8, number: u8) -> Pair {
-    Pair {
-        v4: Ipv4Addr::new(10, 244, node, number),
-        v6: Ipv6Addr::new(0xfd00, 0x244, digits(node), 0, 0, 0, 0, digits(number)),
+/// What the pods of a node get their addresses from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PodRanges {
+    pub(crate) v4: Ipv4Net,
+    pub(crate) v6: Ipv6Net,
+}
+
+impl PodRanges {
+    /// The plan's ranges of the node of this index.
+    pub(crate) fn of_node(index: u8) -> Result<PodRanges> {
+        let v6 = Ipv6Addr::new(0xfd00, 0x244, digits(index), 0, 0, 0, 0, 0);
+        Ok(PodRanges {
+            v4: Ipv4Net::new(Ipv4Addr::new(10, 244, index, 0), POD_LEN_V4)?,
+            v6: Ipv6Net::new(v6, POD_LEN_V6)?,
+        })
     }
-}
 
-/// The pod ranges of a node.
-pub(crate) fn pod_cidrs(node: u8) -> Result<(Ipv4Net, Ipv6Net)> {
-    let base = in_pod_range(node, 0);
-    Ok((
-        Ipv4Net::new(base.v4, POD_LEN_V4)?,
-        Ipv6Net::new(base.v6, POD_LEN_V6)?,
-    ))
-}
+    fn numbered(self, number: u8) -> Pair {
+        let v4 = u32::from(self.v4.network()) | u32::from(number);
+        let v6 = u128::from(self.v6.network()) | u128::from(digits(number));
+        Pair {
+            v4: v4.into(),
+            v6: v6.into(),
+        }
+    }
 
-/// The gateway of a node's pods, an address of the node.
-pub(crate) fn pod_gateway(node: u8) -> Pair {
-    in_pod_range(node, 1)
-}
+    /// The gateway of the pods, an address of the node.
+    pub(crate) fn gateway(self) -> Pair {
+        self.numbered(1)
+    }
 
-/// The pod of this index on a node.
-pub(crate) fn pod(node: u8, index: u8) -> Result<Pair> {
-    ensure!(index < MAX_PODS, "a node has at most {MAX_PODS} pods");
-    Ok(in_pod_range(node, 2 + index))
+    /// The pod of this index.
+    pub(crate) fn pod(self, index: u8) -> Result<Pair> {
+        ensure!(index < MAX_PODS, "a node has at most {MAX_PODS} pods");
+        Ok(self.numbered(2 + index))
+    }
 }
 
 #[cfg(test)]
@@ -106,8 +117,9 @@ mod tests {
         assert_eq!(node(2)?.v4.to_string(), "192.168.77.12");
         assert_eq!(node(2)?.v6.to_string(), "fd00:77::12");
         assert_eq!(client(5)?.v6.to_string(), "fd00:77::205");
-        assert_eq!(pod(13, 96)?.v4.to_string(), "10.244.13.98");
-        assert_eq!(pod(13, 96)?.v6.to_string(), "fd00:244:13::98");
+        let pod = PodRanges::of_node(13)?.pod(96)?;
+        assert_eq!(pod.v4.to_string(), "10.244.13.98");
+        assert_eq!(pod.v6.to_string(), "fd00:244:13::98");
         Ok(())
     }
 
@@ -116,12 +128,12 @@ mod tests {
         let cluster_v4: Ipv4Net = CLUSTER_CIDR_V4.parse()?;
         let cluster_v6: Ipv6Net = CLUSTER_CIDR_V6.parse()?;
         for index in 0..MAX_NODES {
-            let (v4, v6) = pod_cidrs(index)?;
-            assert!(cluster_v4.contains(&v4) && cluster_v6.contains(&v6));
-            let last = pod(index, MAX_PODS - 1)?;
-            assert!(v4.contains(&last.v4) && v6.contains(&last.v6));
+            let ranges = PodRanges::of_node(index)?;
+            assert!(cluster_v4.contains(&ranges.v4) && cluster_v6.contains(&ranges.v6));
+            let last = ranges.pod(MAX_PODS - 1)?;
+            assert!(ranges.v4.contains(&last.v4) && ranges.v6.contains(&last.v6));
         }
-        assert!(node(MAX_NODES).is_err() && pod(0, MAX_PODS).is_err());
+        assert!(node(MAX_NODES).is_err() && PodRanges::of_node(0)?.pod(MAX_PODS).is_err());
         Ok(())
     }
 }

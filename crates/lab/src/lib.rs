@@ -23,6 +23,10 @@
 //! test whether they are there. Nothing is written outside the namespaces, and the kernel removes them
 //! with everything inside when the [`Lab`] is dropped or the process ends, however it ends.
 //!
+//! A real Kubernetes control plane ([`ControlPlane`]) and nodes that take part in it ([`Kubelet`]) make a lab a cluster:
+//! scheduler and controllers above, packets below. They need the programs that `cargo xtask control-plane` builds;
+//! [`require_control_plane`] tells a test whether they are there.
+//!
 //! # Address plan
 //!
 //! The IPv6 address has the digits of the IPv4 address' last number(s), so both read alike.
@@ -44,9 +48,11 @@
 
 mod address;
 mod capability;
+mod control_plane;
 mod echo;
 pub mod fake_api;
 mod host;
+mod kubelet;
 mod manifests;
 mod namespace;
 mod probe;
@@ -61,7 +67,12 @@ pub use address::{
     SERVICE_CIDR_V6,
 };
 pub use capability::{Capability, capabilities, require};
+pub use control_plane::{
+    API_SERVER_PORT, AuditEvent, ControlPlane, PORTOLAN_RBAC, Right, program, programs,
+    require_control_plane,
+};
 pub use host::Host;
+pub use kubelet::{Kubelet, READY_ANNOTATION};
 pub use manifests::{Manifests, TcpService, node_object};
 pub use namespace::Namespace;
 pub use probe::{DEFAULT_PATIENCE, Outcome, Probe, Tally};

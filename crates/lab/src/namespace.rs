@@ -188,6 +188,11 @@ impl Namespace {
         })?
     }
 
+    /// Whether it was given up.
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.jobs).is_none()
+    }
+
     /// Ends the thread after the job at hand; its children get SIGKILL. Done at drop as well.
     pub(crate) fn close(&self) {
         drop(lock(&self.jobs).take());

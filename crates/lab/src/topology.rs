@@ -4,6 +4,7 @@
 //! Invariant: when a constructor returns, the new host's links carry packets in both families. That is
 //! seen by a packet each way, not by flags: links come up in the kernel's own time.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::address::{self, Pair, UNDERLAY_LEN_V4, UNDERLAY_LEN_V6};
+use crate::address::{self, MAX_PODS, Pair, PodRanges, UNDERLAY_LEN_V4, UNDERLAY_LEN_V6};
 use crate::host::{FORWARDING, Host};
 use crate::namespace::{Namespace, lock};
 use crate::probe::{Outcome, Probe};
@@ -92,7 +93,7 @@ impl LabBuilder {
             options: self,
             nodes: Mutex::default(),
             clients: Mutex::default(),
-            underlay,
+            underlay: Arc::new(underlay),
         })
     }
 }
@@ -102,7 +103,7 @@ pub struct Lab {
     options: LabBuilder,
     nodes: Mutex<Vec<Node>>,
     clients: Mutex<Vec<Client>>,
-    underlay: Host,
+    underlay: Arc<Host>,
 }
 
 impl Lab {
@@ -126,14 +127,15 @@ impl Lab {
         let host = Host::new(name, address::node(index)?)?;
         host.namespace().sysctl(FORWARDING)?;
         self.attach(&host, &format!("node{index}"))?;
-        let (pod_cidr_v4, pod_cidr_v6) = address::pod_cidrs(index)?;
         let node = Node(Arc::new(NodeState {
             host,
-            index,
-            pod_cidr_v4,
-            pod_cidr_v6,
+            underlay: Arc::clone(&self.underlay),
             pod_links: self.options.pod_links,
-            pods: Mutex::default(),
+            pods: Mutex::new(Pods {
+                ranges: PodRanges::of_node(index)?,
+                next: 0,
+                made: BTreeMap::new(),
+            }),
         }));
         node.prepare_pod_links()?;
         self.underlay.namespace().ip(&node.routes_to_pods())?;
@@ -191,7 +193,7 @@ impl Drop for Lab {
             client.close();
         }
         for node in lock(&self.nodes).drain(..) {
-            for pod in lock(&node.0.pods).drain(..) {
+            for pod in std::mem::take(&mut lock(&node.0.pods).made).into_values() {
                 pod.close();
             }
             node.close();
@@ -202,12 +204,31 @@ impl Drop for Lab {
 
 struct NodeState {
     host: Host,
-    index: u8,
-    pod_cidr_v4: Ipv4Net,
-    pod_cidr_v6: Ipv6Net,
+    underlay: Arc<Host>,
     pod_links: PodLinks,
-    /// All ever made, so that an address is not used twice.
-    pods: Mutex<Vec<Pod>>,
+    pods: Mutex<Pods>,
+}
+
+/// The pods of a node by their number.
+struct Pods {
+    ranges: PodRanges,
+    /// Where to look for a free number: one that was used is used again as late as possible.
+    next: u8,
+    made: BTreeMap<u8, Pod>,
+}
+
+impl Pods {
+    /// A number that no pod has, or one whose pod is gone.
+    fn free_number(&self) -> Result<u8> {
+        (self.next..MAX_PODS)
+            .chain(0..self.next)
+            .find(|number| {
+                self.made
+                    .get(number)
+                    .is_none_or(|pod| pod.namespace().is_closed())
+            })
+            .with_context(|| format!("a node has at most {MAX_PODS} pods"))
+    }
 }
 
 /// A machine of the cluster. Clones are the same node.
@@ -225,33 +246,61 @@ impl Deref for Node {
 impl Node {
     /// The range of its pods' IPv4 addresses.
     pub fn pod_cidr_v4(&self) -> Ipv4Net {
-        self.0.pod_cidr_v4
+        self.pod_ranges().v4
     }
 
     /// The range of its pods' IPv6 addresses.
     pub fn pod_cidr_v6(&self) -> Ipv6Net {
-        self.0.pod_cidr_v6
+        self.pod_ranges().v6
+    }
+
+    fn pod_ranges(&self) -> PodRanges {
+        lock(&self.0.pods).ranges
+    }
+
+    /// Gives the node other ranges, for pods made from now on, instead of the plan's: a cluster's controller has
+    /// chosen them. The underlay learns the way; other nodes by [`Node::route_to_pods`]. Ranges must hold 250 pods
+    /// and the node's pods must be [`PodLinks::Routed`].
+    pub fn set_pod_cidrs(&self, v4: Ipv4Net, v6: Ipv6Net) -> Result<()> {
+        ensure!(
+            self.0.pod_links == PodLinks::Routed,
+            "bridged pods keep their range"
+        );
+        ensure!(
+            v4.prefix_len() <= 24 && v6.prefix_len() <= 112,
+            "{v4} or {v6} is too small"
+        );
+        lock(&self.0.pods).ranges = PodRanges { v4, v6 };
+        self.0.underlay.namespace().ip(&self.routes_to_pods())
+    }
+
+    /// Sends what is for `range`, of another node's pods, to that node's address `via`.
+    pub fn route_to_pods(&self, range: IpNet, via: IpAddr) -> Result<()> {
+        self.namespace()
+            .ip(&[format!("route replace {range} via {via}")])
     }
 
     /// The node's own addresses in its pod ranges: what a pod sees as the source of a hairpin
     /// connection, IPv4 first.
     pub fn pod_gateway(&self) -> [IpAddr; 2] {
-        let Pair { v4, v6 } = address::pod_gateway(self.0.index);
+        let Pair { v4, v6 } = self.pod_ranges().gateway();
         [v4.into(), v6.into()]
     }
 
     /// Adds a pod. `name` is free text, by which its servers answer.
     pub fn pod(&self, name: &str) -> Result<Pod> {
         let mut pods = lock(&self.0.pods);
-        let index = u8::try_from(pods.len())?;
-        let host = Host::new(name, address::pod(self.0.index, index)?)?;
-        let port = format!("pod{index}");
-        self.namespace().ip(&self.lines_for_pod(&host, &port))?;
-        host.namespace().ip(&self.lines_inside_pod(&host))?;
+        let (number, ranges) = (pods.free_number()?, pods.ranges);
+        let host = Host::new(name, ranges.pod(number)?)?;
+        let port = format!("pod{number}");
+        self.namespace()
+            .ip(&self.lines_for_pod(&host, &port, ranges))?;
+        host.namespace().ip(&self.lines_inside_pod(&host, ranges))?;
         wait_for_link_local(self.namespace(), &port)?;
-        wait_until_reachable(&host, address::pod_gateway(self.0.index))?;
+        wait_until_reachable(&host, ranges.gateway())?;
         let pod = Pod(Arc::new(host));
-        pods.push(pod.clone());
+        pods.made.insert(number, pod.clone());
+        pods.next = (number + 1) % MAX_PODS;
         Ok(pod)
     }
 
@@ -259,11 +308,9 @@ impl Node {
         if self.0.pod_links == PodLinks::Routed {
             return Ok(());
         }
-        let Pair { v4, v6 } = address::pod_gateway(self.0.index);
-        let (len_v4, len_v6) = (
-            self.pod_cidr_v4().prefix_len(),
-            self.pod_cidr_v6().prefix_len(),
-        );
+        let ranges = self.pod_ranges();
+        let Pair { v4, v6 } = ranges.gateway();
+        let (len_v4, len_v6) = (ranges.v4.prefix_len(), ranges.v6.prefix_len());
         self.namespace().ip(&[
             format!("link add name {POD_BRIDGE} type bridge mcast_snooping 0"),
             format!("addr add {v4}/{len_v4} dev {POD_BRIDGE}"),
@@ -273,9 +320,9 @@ impl Node {
     }
 
     /// What the node does for a pod behind `port`.
-    fn lines_for_pod(&self, pod: &Host, port: &str) -> Vec<String> {
+    fn lines_for_pod(&self, pod: &Host, port: &str, ranges: PodRanges) -> Vec<String> {
         let tid = pod.namespace().tid();
-        let gateway = address::pod_gateway(self.0.index);
+        let gateway = ranges.gateway();
         let mut lines = vec![format!(
             "link add name {port} type veth peer name {UPLINK} netns {tid}"
         )];
@@ -297,16 +344,12 @@ impl Node {
     }
 
     /// What a pod does for itself.
-    fn lines_inside_pod(&self, pod: &Host) -> Vec<String> {
+    fn lines_inside_pod(&self, pod: &Host, ranges: PodRanges) -> Vec<String> {
         let (len_v4, len_v6, on_link) = match self.0.pod_links {
-            PodLinks::Bridged => (
-                self.pod_cidr_v4().prefix_len(),
-                self.pod_cidr_v6().prefix_len(),
-                "",
-            ),
+            PodLinks::Bridged => (ranges.v4.prefix_len(), ranges.v6.prefix_len(), ""),
             PodLinks::Routed => (32, 128, "onlink"),
         };
-        let gateway = address::pod_gateway(self.0.index);
+        let gateway = ranges.gateway();
         vec![
             "link set dev lo up".to_owned(),
             format!("addr add {}/{len_v4} dev {UPLINK}", pod.ipv4()),
@@ -325,8 +368,8 @@ impl Node {
 
     fn routes_to_pods(&self) -> Vec<String> {
         vec![
-            format!("route add {} via {}", self.pod_cidr_v4(), self.ipv4()),
-            format!("route add {} via {}", self.pod_cidr_v6(), self.ipv6()),
+            format!("route replace {} via {}", self.pod_cidr_v4(), self.ipv4()),
+            format!("route replace {} via {}", self.pod_cidr_v6(), self.ipv6()),
         ]
     }
 }
@@ -344,7 +387,7 @@ impl Deref for Pod {
 }
 
 impl Pod {
-    /// Takes the pod away with its link, servers and children. Its address is not used again.
+    /// Takes the pod away with its link, servers and children. Its address is used again as late as possible.
     pub fn delete(&self) {
         self.close();
     }

@@ -24,7 +24,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "tokio",
         ],
     ),
-    ("lab", &["tokio"]),
+    ("lab", &["kube", "tokio"]),
     ("xtask", &["lab"]),
     (
         "portolan-tests",

@@ -1,0 +1,190 @@
+//! Talking to the API server: `kubectl`, a client for Rust, objects by value, credentials for others.
+//!
+//! Sockets are opened on the threads of the control plane's own runtime, so in its network namespace; callers are
+//! anywhere.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use kube::{Api, Client, Config};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use super::{BlockOnWorker, ControlPlane, PORTOLAN_RBAC};
+use crate::node_object;
+use crate::topology::Node;
+
+/// Who changes objects, in their `managedFields`.
+const MANAGER: &str = "lab";
+/// As long as a test may last.
+const TOKEN_SECONDS: i64 = 24 * 3600;
+/// Kinds without a namespace, of those that labs use.
+const CLUSTER_SCOPED: [&str; 6] = [
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "IPAddress",
+    "Namespace",
+    "Node",
+    "ServiceCIDR",
+];
+
+/// A client with the credentials of a kubeconfig.
+pub(super) fn client(runtime: &Runtime, kubeconfig: &Path) -> Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    runtime.block_on_worker(async move {
+        let config =
+            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        Ok(Client::try_from(config)?)
+    })
+}
+
+impl ControlPlane {
+    /// A client with all rights. It works in tasks of [`ControlPlane::handle`] and [`ControlPlane::run`] only: other
+    /// threads are in other network namespaces.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Runs a job with a client to its end, and returns its value.
+    pub fn run<T, F>(&self, job: impl FnOnce(Client) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.runtime()?.block_on_worker(job(self.client()))
+    }
+
+    /// Asks for a path that is no object's, like `/version`.
+    pub fn get_raw(&self, path: &str) -> Result<String> {
+        let request = http::Request::get(path).body(Vec::new())?;
+        self.run(|client| async move { Ok(client.request_text(request).await?) })
+    }
+
+    /// Runs `kubectl` with all rights and returns what it prints; its refusal is an error with what it said.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.kubectl_stdin(arguments, "")
+    }
+
+    /// The same with standard input: `kubectl_stdin(&["apply", "-f", "-"], manifests)`.
+    pub fn kubectl_stdin(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let mut command = self.files.kubectl(&self.machine)?;
+        command.args(arguments);
+        self.machine.namespace().checked_output(command, input)
+    }
+
+    /// Makes an object what is said here, whether it is there or not (server-side apply). A status is left out: see
+    /// [`ControlPlane::apply_status`].
+    pub fn apply(&self, object: &Value) -> Result<()> {
+        self.apply_all([object])
+    }
+
+    /// Each of them, in order, over one connection.
+    pub fn apply_all<'a>(&self, objects: impl IntoIterator<Item = &'a Value>) -> Result<()> {
+        self.patch_all(objects, false)
+    }
+
+    /// Makes the status of an object what is said here: addresses of a Node, ingress points of a Service.
+    pub fn apply_status(&self, object: &Value) -> Result<()> {
+        self.patch_all([object], true)
+    }
+
+    fn patch_all<'a>(
+        &self,
+        objects: impl IntoIterator<Item = &'a Value>,
+        status: bool,
+    ) -> Result<()> {
+        let objects: Vec<Value> = objects.into_iter().cloned().collect();
+        self.run(|client| async move {
+            let how = PatchParams::apply(MANAGER).force();
+            for object in objects {
+                let (api, name) = dynamic(&client, &object)?;
+                let patch = Patch::Apply(&object);
+                match status {
+                    false => api.patch(&name, &how, &patch).await,
+                    true => api.patch_status(&name, &how, &patch).await,
+                }
+                .with_context(|| format!("could not apply {object}"))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Deletes an object; that it is gone already is no error.
+    pub fn delete(&self, object: &Value) -> Result<()> {
+        let object = object.clone();
+        self.run(|client| async move {
+            let (api, name) = dynamic(&client, &object)?;
+            match api.delete(&name, &DeleteParams::default()).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+                other => Ok(other.map(drop)?),
+            }
+        })
+    }
+
+    /// Registers a lab's node as an object, with its addresses and the lab's own pod ranges: for a cluster
+    /// [`ControlPlane::without_controllers`], where no [`Kubelet`](crate::Kubelet) does it.
+    pub fn register(&self, node: &Node) -> Result<()> {
+        let object = node_object(node);
+        self.apply(&object)?;
+        self.apply_status(&object)
+    }
+
+    /// A kubeconfig with a certificate for a user, and for a group if given, as components have them:
+    /// `system:kube-proxy`, for whom every API server has a ClusterRole and binding.
+    pub fn kubeconfig_for_user(&self, user: &str, group: Option<&str>) -> Result<PathBuf> {
+        self.files.kubeconfig_for_user(&self.pki, user, group)
+    }
+
+    /// A kubeconfig for Portolan with exactly the rights it is shipped with: the ServiceAccount, ClusterRole and
+    /// binding of `deploy/` are applied, and a token of that account goes in.
+    pub fn kubeconfig_for_portolan(&self) -> Result<PathBuf> {
+        self.kubectl_stdin(&["apply", "-f", "-"], PORTOLAN_RBAC)?;
+        let token = self.token("kube-system", "portolan")?;
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let user = serde_json::json!({ "token": token });
+        self.files.kubeconfig(&format!("portolan-{number}"), &user)
+    }
+
+    /// A token of a service account (TokenRequest).
+    pub fn token(&self, namespace: &'static str, account: &'static str) -> Result<String> {
+        let request = TokenRequest {
+            spec: TokenRequestSpec {
+                expiration_seconds: Some(TOKEN_SECONDS),
+                ..TokenRequestSpec::default()
+            },
+            ..TokenRequest::default()
+        };
+        self.run(|client| async move {
+            let answer = Api::<ServiceAccount>::namespaced(client, namespace)
+                .create_token_request(account, &PostParams::default(), &request)
+                .await?;
+            Ok(answer.status.context("no token")?.token)
+        })
+    }
+}
+
+/// The interface to an object's kind, in its namespace, and its name.
+fn dynamic(client: &Client, object: &Value) -> Result<(Api<DynamicObject>, String)> {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
+    let (Some(version), Some(kind), Some(name)) =
+        (text("/apiVersion"), text("/kind"), text("/metadata/name"))
+    else {
+        bail!("an object without apiVersion, kind or name: {object}");
+    };
+    let (group, version) = version.rsplit_once('/').unwrap_or(("", version));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+    let api = if CLUSTER_SCOPED.contains(&kind) {
+        Api::all_with(client.clone(), &resource)
+    } else {
+        let namespace = text("/metadata/namespace").unwrap_or("default");
+        Api::namespaced_with(client.clone(), namespace, &resource)
+    };
+    Ok((api, name.to_owned()))
+}
