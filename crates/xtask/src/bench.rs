@@ -3,11 +3,12 @@
 use anyhow::Result;
 
 use crate::run::{cargo, run};
-use crate::tools;
+use crate::{control_plane, tools};
 
 /// Runs the benches whose name holds `filter`, or all.
 pub(crate) fn bench(filter: Option<&str>) -> Result<()> {
     tools::ensure()?;
+    let control_plane = control_plane::for_tests()?;
     run(&mut cargo(&[
         "build",
         "--release",
@@ -15,5 +16,6 @@ pub(crate) fn bench(filter: Option<&str>) -> Result<()> {
         "portolan",
     ])?)?;
     run(cargo(&["bench", "--package", "portolan-benches"])?
-        .args(filter.map(|f| vec!["--", f]).unwrap_or_default()))
+        .args(filter.map(|f| vec!["--", f]).unwrap_or_default())
+        .envs(control_plane.map(|folder| (control_plane::VARIABLE, folder))))
 }

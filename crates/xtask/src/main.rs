@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | test | bench | check`.
+//! The project's commands: `cargo xtask demo | test | bench | check | control-plane`.
 //!
 //! Owns what surrounds the code: tools that must be installed, the gate, the order of things. Each command is a
 //! file of its own; none of them is needed at run time.
@@ -8,6 +8,7 @@ use clap::Parser;
 
 mod bench;
 mod check;
+mod control_plane;
 mod demo;
 mod run;
 mod test;
@@ -32,6 +33,9 @@ enum Command {
     },
     /// Formatting, lints and the direction of dependencies, without running tests.
     Check,
+    /// Builds etcd, Kubernetes' control plane, kube-proxy and flanneld for the tests (once; needs Go), and prints
+    /// the folder.
+    ControlPlane,
 }
 
 fn main() -> Result<()> {
@@ -40,5 +44,6 @@ fn main() -> Result<()> {
         Command::Test { args } => test::test(&args),
         Command::Bench { filter } => bench::bench(filter.as_deref()),
         Command::Check => check::check(),
+        Command::ControlPlane => control_plane::control_plane(),
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::run::{built, cargo, run};
-use crate::{check, tools};
+use crate::{check, control_plane, tools};
 
 /// How much of the random tests the gate runs; a developer's run has a taste of each.
 const FULL_SIZE: [(&str, &str); 3] = [
@@ -16,10 +16,12 @@ const FULL_SIZE: [(&str, &str); 3] = [
 pub(crate) fn test(args: &[String]) -> Result<()> {
     tools::ensure()?;
     check::check()?;
+    let control_plane = control_plane::for_tests()?;
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"])?;
     tests.arg("--").args(args);
     // Built by the same command, before the first test runs: the scenarios need not build it again.
     tests.env("PORTOLAN_PROGRAM", built("portolan")?);
+    tests.envs(control_plane.map(|folder| (control_plane::VARIABLE, folder)));
     if std::env::var_os("CI").is_some() {
         let unset = FULL_SIZE
             .iter()

@@ -51,7 +51,7 @@ fn missing() -> Vec<&'static str> {
 }
 
 /// Looks along PATH and in the two folders that a user's PATH on Debian lacks.
-fn find(program: &str) -> Option<std::path::PathBuf> {
+pub(crate) fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(|folder| Path::new(folder).to_path_buf());
     std::env::split_paths(&path)

@@ -1,0 +1,342 @@
+//! `cargo xtask control-plane`: Kubernetes' own programs, for the tests that a stand-in cannot replace.
+//!
+//! Owns how the modules of `tests/control-plane/` become programs: where they are kept, under which names, with which
+//! versions stamped into them. What is built is upstream's own `main`, unchanged; the modules hold nothing but pins.
+//!
+//! Invariant: a folder that this returns is complete. It is named after all that decides its content, built beside
+//! its place and renamed, and never changed afterwards, so any number of checkouts may share it.
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::run::{output, root};
+use crate::tools;
+
+#[cfg(test)]
+mod tests;
+
+/// Tells the tests where the programs are.
+pub(crate) const VARIABLE: &str = "PORTOLAN_CONTROL_PLANE";
+
+/// A line for so many packages that have been compiled.
+const PACKAGES_A_LINE: usize = 250;
+
+/// What Kubernetes' own build says (`hack/lib/golang.sh`): without `grpcnotrace` the linker keeps all methods.
+const TAGS: &str = "selinux,notest,grpcnotrace";
+
+/// Part of the key: raised when this file builds otherwise from the same pins.
+const BUILT_AS: u32 = 1;
+
+const KUBERNETES: &str = "k8s.io/kubernetes";
+const FLANNEL: &str = "github.com/flannel-io/flannel";
+const ETCD: &str = "go.etcd.io/etcd/server/v3";
+
+/// A Go module of ours: pins, and the programs to build by them.
+#[derive(Debug)]
+struct Module {
+    /// Below `tests/control-plane/`.
+    folder: &'static str,
+    /// Whether it has parts in C.
+    cgo: bool,
+    /// The module whose version is said of the programs, the package of the program, and our name for it. kube-proxy
+    /// has its version in its name, since there are several.
+    programs: &'static [(&'static str, &'static str, &'static str)],
+}
+
+const MODULES: &[Module] = &[
+    Module {
+        folder: "",
+        cgo: false,
+        programs: &[
+            (ETCD, "go.etcd.io/etcd/server/v3", "etcd"),
+            (ETCD, "go.etcd.io/etcd/etcdctl/v3", "etcdctl"),
+            (
+                KUBERNETES,
+                "k8s.io/kubernetes/cmd/kube-apiserver",
+                "kube-apiserver",
+            ),
+            (
+                KUBERNETES,
+                "k8s.io/kubernetes/cmd/kube-controller-manager",
+                "kube-controller-manager",
+            ),
+            (
+                KUBERNETES,
+                "k8s.io/kubernetes/cmd/kube-scheduler",
+                "kube-scheduler",
+            ),
+            (KUBERNETES, "k8s.io/kubernetes/cmd/kubectl", "kubectl"),
+            (KUBERNETES, "k8s.io/kubernetes/cmd/kube-proxy", "kube-proxy"),
+        ],
+    },
+    Module {
+        folder: "kube-proxy-1.36",
+        cgo: false,
+        programs: &[(KUBERNETES, "k8s.io/kubernetes/cmd/kube-proxy", "kube-proxy")],
+    },
+    Module {
+        folder: "kube-proxy-1.35",
+        cgo: false,
+        programs: &[(KUBERNETES, "k8s.io/kubernetes/cmd/kube-proxy", "kube-proxy")],
+    },
+    Module {
+        folder: "flanneld",
+        // Its UDP backend is in C, and does not compile without.
+        cgo: true,
+        programs: &[(FLANNEL, FLANNEL, "flanneld")],
+    },
+];
+
+/// Builds what is not there yet, and prints the folder and the versions.
+pub(crate) fn control_plane() -> Result<()> {
+    let folder = build()?;
+    eprint!("{}", fs::read_to_string(folder.join("versions"))?);
+    println!("{}", folder.display());
+    Ok(())
+}
+
+/// The folder for the tests: the one that the environment names, else the one built here. `None`, with a warning,
+/// where there is no Go; with `CI` set that is an error.
+pub(crate) fn for_tests() -> Result<Option<PathBuf>> {
+    if let Some(folder) = std::env::var_os(VARIABLE) {
+        return Ok(Some(folder.into()));
+    }
+    if tools::find("go").is_some() {
+        return build().map(Some);
+    }
+    if std::env::var_os("CI").is_some() {
+        bail!("no Go, so no control plane, and CI is set: nothing may be skipped");
+    }
+    eprintln!(
+        "SKIPPED: every test against a real API server, controllers and kube-proxy: Go is not installed"
+    );
+    Ok(None)
+}
+
+/// Builds all programs unless that has been done, and returns their folder, which holds each under its name and a
+/// file `versions` with a line `name version` for each. Whoever comes meanwhile waits.
+pub(crate) fn build() -> Result<PathBuf> {
+    let modules = root()?.join("tests/control-plane");
+    let cache = cache()?;
+    fs::create_dir_all(&cache).with_context(|| format!("make {cache:?}"))?;
+    let key = key(&modules)?;
+    let done = cache.join(&key);
+    let lock = File::create(cache.join(format!("{key}.lock")))?;
+    lock.lock().context("wait for another build")?;
+    if done.exists() {
+        return Ok(done);
+    }
+    if tools::find("go").is_none() {
+        bail!(
+            "no program `go` on PATH: install Go, the version that tests/control-plane/go.mod asks for or newer"
+        );
+    }
+    eprintln!("building Kubernetes' programs, once for each set of versions (10 to 20 minutes)");
+    let draft = cache.join(format!("{key}.draft"));
+    if draft.exists() {
+        // Of a build that was broken off: we have the lock.
+        fs::remove_dir_all(&draft)?;
+    }
+    fs::create_dir_all(&draft)?;
+    let start = Instant::now();
+    let mut versions = String::new();
+    for module in MODULES {
+        for (name, version) in module.build(&modules, &draft)? {
+            versions += &format!("{name} {version}\n");
+        }
+    }
+    fs::write(draft.join("versions"), versions)?;
+    fs::rename(&draft, &done).with_context(|| format!("rename {draft:?} to {done:?}"))?;
+    eprintln!(
+        "built in {} into {}",
+        minutes(start.elapsed()),
+        done.display()
+    );
+    Ok(done)
+}
+
+/// `$XDG_CACHE_HOME/portolan/control-plane`, or below `~/.cache`.
+fn cache() -> Result<PathBuf> {
+    let cache = match std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()) {
+        Some(cache) => PathBuf::from(cache),
+        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),
+    };
+    Ok(cache.join("portolan/control-plane"))
+}
+
+/// A hash of all that decides what is built: the pins, and how this file builds.
+fn key(modules: &Path) -> Result<String> {
+    let mut hasher = DefaultHasher::new();
+    format!("{BUILT_AS} {TAGS} {MODULES:?}").hash(&mut hasher);
+    for module in MODULES {
+        for file in ["go.mod", "go.sum"] {
+            let path = modules.join(module.folder).join(file);
+            fs::read(&path)
+                .with_context(|| format!("read {path:?}"))?
+                .hash(&mut hasher);
+        }
+    }
+    Ok(format!("{:016x}", hasher.finish()))
+}
+
+impl Module {
+    /// Builds into `draft`; returns names and versions.
+    fn build(&self, modules: &Path, draft: &Path) -> Result<Vec<(String, String)>> {
+        let folder = modules.join(self.folder);
+        let mut built = Vec::new();
+        let mut stamps = Vec::new();
+        for (module, package, name) in self.programs {
+            let version = self.version(&folder, module)?;
+            for stamp in stamps_of(module, &version) {
+                if !stamps.contains(&stamp) {
+                    stamps.push(stamp);
+                }
+            }
+            built.push((*package, file_name(name, &version), version));
+        }
+        for (_, name, version) in &built {
+            eprintln!("  {name} {version}");
+        }
+        // In a folder of its own: kube-proxy is built under the same name by several modules.
+        let out = draft.join("out");
+        let mut go = self.go(&folder);
+        go.args(["build", "-v", "-trimpath", "-tags", TAGS, "-ldflags"])
+            .arg(format!("-s -w {}", stamps.join(" ")))
+            .arg("-o")
+            .arg(&out)
+            .args(self.programs.iter().map(|(_, package, _)| package));
+        // With -o a folder that exists, each program gets the name of its package.
+        fs::create_dir(&out)?;
+        let start = Instant::now();
+        watch(&mut go).with_context(|| format!("build the module {:?}", folder))?;
+        eprintln!("  {}", minutes(start.elapsed()));
+        for (package, name, _) in &built {
+            fs::rename(out.join(go_name(package)), draft.join(name))
+                .with_context(|| format!("take {name} over"))?;
+        }
+        fs::remove_dir(&out)?;
+        Ok(built
+            .into_iter()
+            .map(|(_, name, version)| (name, version))
+            .collect())
+    }
+
+    /// The version of a module that ours pins.
+    fn version(&self, folder: &Path, module: &str) -> Result<String> {
+        let version = output(
+            self.go(folder)
+                .args(["list", "-m", "-f", "{{.Version}}", module]),
+        )?;
+        Ok(String::from_utf8(version)?.trim().to_owned())
+    }
+
+    /// `go` as the pins want it, whatever the environment says.
+    fn go(&self, folder: &Path) -> Command {
+        let mut go = Command::new("go");
+        go.current_dir(folder)
+            .env("GOFLAGS", "-mod=readonly -buildvcs=false")
+            .env("GOWORK", "off")
+            .env("CGO_ENABLED", if self.cgo { "1" } else { "0" });
+        go
+    }
+}
+
+/// What the linker writes into variables, so that `/version`, `--version` and user agents tell the truth. Kubernetes'
+/// own build does it by `hack/lib/version.sh`; the commit and the date are not known here and stay unset.
+fn stamps_of(module: &str, version: &str) -> Vec<String> {
+    let stamp = |variable: String, value: &str| format!("-X {variable}={value}");
+    match module {
+        KUBERNETES => {
+            let (major, minor) = major_minor(version);
+            [
+                "k8s.io/component-base/version",
+                "k8s.io/client-go/pkg/version",
+            ]
+            .into_iter()
+            .flat_map(|package| {
+                [
+                    ("gitVersion", version),
+                    ("gitMajor", major),
+                    ("gitMinor", minor),
+                ]
+                .map(|(variable, value)| stamp(format!("{package}.{variable}"), value))
+            })
+            .collect()
+        }
+        FLANNEL => vec![stamp(format!("{FLANNEL}/pkg/version.Version"), version)],
+        // etcd has its version in a constant.
+        _ => Vec::new(),
+    }
+}
+
+/// Our name for a program of some version: `kube-proxy` of v1.36.3 is `kube-proxy-1.36`.
+fn file_name(name: &str, version: &str) -> String {
+    match name {
+        "kube-proxy" => {
+            let (major, minor) = major_minor(version);
+            format!("{name}-{major}.{minor}")
+        }
+        _ => name.to_owned(),
+    }
+}
+
+/// `v1.36.3` -> `1` and `36`.
+fn major_minor(version: &str) -> (&str, &str) {
+    let mut numbers = version.trim_start_matches('v').split('.');
+    (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    )
+}
+
+/// The name that `go build` gives to a program: the last part of its package's path that is no major version.
+fn go_name(package: &str) -> &str {
+    let is_version = |part: &str| {
+        part.strip_prefix('v')
+            .is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    package
+        .rsplit('/')
+        .find(|part| !is_version(part))
+        .unwrap_or(package)
+}
+
+/// Runs `go build -v`: of the packages only a count is shown, of everything else every line.
+fn watch(go: &mut Command) -> Result<()> {
+    let mut child = go
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("could not start go")?;
+    let stderr = child.stderr.take().context("no standard error")?;
+    let mut packages = 0_usize;
+    for line in BufReader::new(stderr).lines() {
+        let line = line?;
+        // `go: downloading PATH VERSION` and what is wrong have spaces; a package is its path.
+        if line.starts_with("go: downloading") {
+            continue;
+        }
+        if line.contains(' ') {
+            eprintln!("{line}");
+            continue;
+        }
+        packages += 1;
+        if packages.is_multiple_of(PACKAGES_A_LINE) {
+            eprintln!("    {packages} packages");
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("go build ended with {status}");
+    }
+    Ok(())
+}
+
+fn minutes(time: Duration) -> String {
+    format!("{} min {} s", time.as_secs() / 60, time.as_secs() % 60)
+}
