@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::fake_api::FakeApi;
 use lab::{Daemon, Lab, Node};
 use nft::{Backend, Family, Kernel, KernelConfig, Monitor, Notice};
-use portolan_benches::{Report, Row, Samples, Shape, milliseconds, quick, wanted};
+use portolan_benches::{Report, Row, Samples, Shape, milliseconds, program, quick, wanted};
 use service_dataplane::layout;
 
 /// For the first commit.
@@ -75,21 +75,6 @@ fn main() -> Result<()> {
     })?;
     report.print();
     Ok(())
-}
-
-/// The program that `cargo build --release` made, beside the folder of the bench itself.
-fn program() -> Result<PathBuf> {
-    let here = std::env::current_exe()?;
-    let program = here
-        .ancestors()
-        .nth(2)
-        .map(|folder| folder.join("portolan"))
-        .context("no target folder")?;
-    ensure!(
-        program.exists(),
-        "{program:?} is not there: cargo build --release --package portolan"
-    );
-    Ok(program)
 }
 
 /// A daemon that has committed its first list.

@@ -4,6 +4,7 @@
 //! * [`Sandbox`] is a network namespace to load tables in.
 //! * [`Bare`] sends ready-made netlink messages: the floor under what we do.
 //! * [`kube_proxy`] writes the layout of kube-proxy 1.36 for the same objects: the peer beside it.
+//! * [`peers`] runs kube-proxy itself beside Portolan.
 //! * [`Report`] prints each quantity with its target, floor and peer.
 //!
 //! Every number is taken in the run that prints it.
@@ -11,6 +12,7 @@
 mod bare;
 pub mod kube_proxy;
 mod node;
+pub mod peers;
 mod report;
 mod samples;
 mod sandbox;
@@ -22,6 +24,25 @@ pub use report::{Report, Row, microseconds, milliseconds, ratio};
 pub use samples::Samples;
 pub use sandbox::Sandbox;
 pub use shape::Shape;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+
+/// The program that `cargo build --release` made, beside the folder of the bench itself.
+pub fn program() -> Result<PathBuf> {
+    let here = std::env::current_exe()?;
+    let program = here
+        .ancestors()
+        .nth(2)
+        .map(|folder| folder.join("portolan"))
+        .context("no target folder")?;
+    ensure!(
+        program.exists(),
+        "{program:?} is not there: cargo build --release --package portolan"
+    );
+    Ok(program)
+}
 
 /// Whether only to see that everything runs, with small clusters: `PORTOLAN_BENCH_QUICK` is set, or cargo did not
 /// ask for numbers (`cargo test --benches`).

@@ -29,6 +29,8 @@ const FIRST_CLUSTER_IP: u32 = u32::from_be_bytes([10, 96, 0, 1]);
 /// Pods are scattered from here on, so that the endpoints of a Service are no neighbours: 10.128.0.0/9.
 const FIRST_POD_IP: u32 = u32::from_be_bytes([10, 128, 0, 0]);
 const POD_IPS: u32 = 1 << 23;
+/// Holds all pods.
+pub(crate) const CLUSTER_CIDR: &str = "10.128.0.0/9";
 const SERVICES_A_NAMESPACE: u32 = 100;
 /// Of manifests: about 80 kB.
 const SERVICES_A_FILE: u32 = 10;
