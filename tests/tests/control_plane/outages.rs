@@ -1,0 +1,157 @@
+//! The API server restarts, forgets, and is away for minutes. Nothing but etcd and the API server runs here: objects
+//! change when the test says so, and at no other time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use lab::{ConnectionStream, ControlPlane, Daemon, Held, Outcome, Probe, Protocol, wait_until};
+use nix::sys::signal::Signal;
+use portolan_tests::live::can_run_live;
+use portolan_tests::stage::{PATIENCE, Stage, service};
+
+/// Being able to talk to the API server again, Portolan is in step within this time.
+const CONVERGENCE: Duration = Duration::from_secs(5);
+
+/// A stage whose objects are in an API server, and Portolan, which watches them there.
+struct Watched {
+    daemon: Daemon,
+    plane: ControlPlane,
+    stage: Stage,
+}
+
+impl Watched {
+    fn start() -> Result<Watched> {
+        let stage = Stage::new()?;
+        let plane = ControlPlane::without_controllers(stage.lab())?;
+        plane.register(&stage.node)?;
+        plane.apply_all(&stage.objects(&stage.web, 0..4))?;
+        let kubeconfig = plane.kubeconfig_for_portolan()?;
+        let kubeconfig = kubeconfig.display().to_string();
+        let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
+        daemon.wait_for_line("tables are in step", PATIENCE)?;
+        stage.wait_for_backends(&stage.web, 4)?;
+        Ok(Watched {
+            daemon,
+            plane,
+            stage,
+        })
+    }
+
+    /// Gives `web` so many backends, and waits until they are served.
+    fn change_to(&self, backends: usize) -> Result<()> {
+        let Watched { plane, stage, .. } = self;
+        plane.apply_all(&stage.objects(&stage.web, 0..backends))?;
+        stage.wait_for_backends(&stage.web, backends)
+    }
+
+    fn traffic(&self) -> Result<(Held, ConnectionStream)> {
+        let (client, to) = (&self.stage.client, Stage::address(&self.stage.web)?);
+        let probe = Probe::new(Protocol::Tcp, to);
+        Ok((
+            client.hold(to, 20, Duration::from_millis(50))?,
+            client.stream_connections(probe, Duration::from_millis(5))?,
+        ))
+    }
+}
+
+fn lost_nothing((held, new): (Held, ConnectionStream)) -> Result<()> {
+    let (held, new) = (held.stop(), new.stop());
+    println!(
+        "{} new connections, {} exchanges on held ones",
+        new.tally.answered(),
+        held.exchanges
+    );
+    ensure!(
+        held.exchanges > 0 && new.tally.answered() > 0,
+        "no traffic at all"
+    );
+    ensure!(
+        held.lost.is_empty(),
+        "established connections lost: {:?}",
+        held.lost
+    );
+    ensure!(
+        new.failures.is_empty(),
+        "new connections failed: {:?}",
+        new.failures
+    );
+    Ok(())
+}
+
+#[test]
+fn an_api_server_that_is_away_for_minutes_changes_nothing_and_is_followed_within_seconds()
+-> Result<()> {
+    if !can_run_live() {
+        return Ok(());
+    }
+    let watched = Watched::start()?;
+    let away = match std::env::var_os("CI") {
+        Some(_) => Duration::from_secs(300),
+        None => Duration::from_secs(20),
+    };
+    let before = watched.stage.tables()?;
+    let traffic = watched.traffic()?;
+    watched.plane.stop_api_server()?;
+    let stopped = Instant::now();
+    while stopped.elapsed() < away {
+        ensure!(
+            watched.stage.tables()? == before,
+            "rules changed while nobody was there to say so"
+        );
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    watched.plane.start_api_server()?;
+    let ready = Instant::now();
+    watched.change_to(2)?;
+    let converged = ready.elapsed();
+    println!("away for {away:?}; in step {converged:?} after its return");
+    ensure!(
+        converged < CONVERGENCE,
+        "in step only {converged:?} after the return"
+    );
+    lost_nothing(traffic)
+}
+
+#[test]
+fn an_api_server_that_restarts_or_has_forgotten_everything_is_followed_on() -> Result<()> {
+    if !can_run_live() {
+        return Ok(());
+    }
+    let watched = Watched::start()?;
+    let Watched {
+        daemon,
+        plane,
+        stage,
+    } = &watched;
+    let traffic = watched.traffic()?;
+    for backends in [3, 4] {
+        plane.stop_api_server()?;
+        plane.start_api_server()?;
+        watched.change_to(backends)?;
+    }
+
+    let gone = service("gone", 81);
+    plane.apply_all(&stage.objects(&gone, 0..2))?;
+    stage.wait_for_backends(&gone, 2)?;
+    // Portolan hears nothing of the following, and no history of it is left for it.
+    daemon.signal(Signal::SIGSTOP)?;
+    plane.delete(&gone.object())?;
+    for backends in [1, 2, 3] {
+        plane.apply_all(&stage.objects(&stage.web, 0..backends))?;
+    }
+    plane.stop_api_server()?;
+    plane.compact_etcd()?;
+    plane.start_api_server()?;
+    daemon.signal(Signal::SIGCONT)?;
+    stage.wait_for_backends(&stage.web, 3)?;
+    wait_until("the deleted Service to be gone", PATIENCE, || {
+        let outcome = stage.connect(&stage.client, &gone);
+        outcome.is_ok_and(|outcome| outcome == Outcome::Unreachable)
+    })?;
+    ensure!(
+        plane.audit()?.iter().any(|event| event.code == 410),
+        "the API server could still tell Portolan what it had missed"
+    );
+    watched.change_to(4)?;
+    lost_nothing(traffic)
+}

@@ -1,0 +1,97 @@
+//! The ClusterRole that Portolan is shipped with: what it uses and what it may do are the same.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use lab::{ControlPlane, PORTOLAN_RBAC, Right, wait_for};
+use portolan_tests::live::can_run_live;
+use portolan_tests::stage::{PATIENCE, Stage};
+use serde_json::Value;
+
+#[test]
+fn portolan_uses_every_right_of_its_role_and_asks_for_no_other() -> Result<()> {
+    if !can_run_live() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let plane = ControlPlane::without_controllers(stage.lab())?;
+    plane.register(&stage.node)?;
+    plane.apply_all(&stage.objects(&stage.web, 0..4))?;
+    let kubeconfig = plane.kubeconfig_for_portolan()?;
+    let kubeconfig = kubeconfig.display().to_string();
+    let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
+    daemon.wait_for_line("tables are in step", PATIENCE)?;
+    let audit = plane.audit()?;
+    ensure!(
+        !audit.is_empty() && audit.iter().all(|event| event.code < 400),
+        "something was refused: {audit:?}"
+    );
+    // After trouble it looks at versions, which is a list.
+    plane.stop_api_server()?;
+    plane.start_api_server()?;
+    let given = rights_given()?;
+    wait_for("every right to be used", PATIENCE, || {
+        let used = plane.rights_used()?;
+        ensure!(used == given, "used: {used:?}, given: {given:?}");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+#[test]
+fn without_a_right_portolan_says_which_and_waits() -> Result<()> {
+    if !can_run_live() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let plane = ControlPlane::without_controllers(stage.lab())?;
+    plane.register(&stage.node)?;
+    plane.apply_all(&stage.objects(&stage.web, 0..4))?;
+    let kubeconfig = plane.kubeconfig_for_portolan()?;
+    let kubeconfig = kubeconfig.display().to_string();
+    let remove = r#"[{"op":"remove","path":"/rules/1"}]"#;
+    let patch = ["patch", "clusterrole", "portolan", "--type=json", "--patch"];
+    plane.kubectl(&[&patch[..], &[remove]].concat())?;
+    let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
+    let line = daemon.wait_for_line("forbidden", PATIENCE)?;
+    ensure!(line.contains("endpointslices"), "it says: {line}");
+    ensure!(
+        stage.tables()? == [None, None],
+        "half of what there is was written"
+    );
+    // Given it, it goes on by itself.
+    plane.kubectl_stdin(&["apply", "-f", "-"], PORTOLAN_RBAC)?;
+    daemon.wait_for_line("tables are in step", PATIENCE)?;
+    stage.wait_for_backends(&stage.web, 4)
+}
+
+/// Every group, resource and verb of the ClusterRole in `deploy/`.
+fn rights_given() -> Result<BTreeSet<Right>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(PORTOLAN_RBAC)?;
+    let role = documents
+        .iter()
+        .find(|document| document["kind"] == "ClusterRole")
+        .context("no ClusterRole")?;
+    let texts = |rule: &Value, field: &str| -> Vec<String> {
+        let values = rule[field].as_array().into_iter().flatten();
+        values
+            .filter_map(|v| v.as_str().map(str::to_owned))
+            .collect()
+    };
+    let mut rights = BTreeSet::new();
+    for rule in role["rules"].as_array().into_iter().flatten() {
+        for group in texts(rule, "apiGroups") {
+            for resource in texts(rule, "resources") {
+                for verb in texts(rule, "verbs") {
+                    rights.insert(Right {
+                        group: group.clone(),
+                        resource: resource.clone(),
+                        verb,
+                    });
+                }
+            }
+        }
+    }
+    ensure!(!rights.is_empty(), "a ClusterRole without rules");
+    Ok(rights)
+}
