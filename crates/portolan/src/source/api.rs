@@ -62,6 +62,8 @@ pub struct ApiConfig {
     pub retry_base: Duration,
     /// Upper end of a pause. A server's `Retry-After` may ask for more.
     pub retry_limit: Duration,
+    /// Upper end of a pause while nobody answers.
+    pub away_limit: Duration,
     /// How long all must be well before pauses begin small again.
     pub stable_after: Duration,
     /// How often to look for a kind that the server does not have, or does not let us see.
@@ -79,6 +81,7 @@ impl Default for ApiConfig {
             check_every: Duration::from_secs(200),
             retry_base: Duration::from_millis(800),
             retry_limit: Duration::from_secs(30),
+            away_limit: Duration::from_secs(3),
             stable_after: Duration::from_secs(60),
             absent_retry: Duration::from_secs(300),
         }

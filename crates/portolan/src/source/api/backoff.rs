@@ -3,6 +3,10 @@
 //! Full jitter (a draw between nothing and the current step), so that a thousand nodes that lost their API
 //! server together do not come back together; steps begin small again only after a stable while, so a server
 //! that answers and fails in turn is not asked at the first step's pace for ever.
+//!
+//! A server that does not answer at all has a limit of its own, a small one: an attempt costs nobody anything, and
+//! once there is a server again, nodes shall be in step within seconds, however long it was away. (client-go waits
+//! up to 30 s here too.)
 
 use std::time::Duration;
 
@@ -14,18 +18,28 @@ use tokio::time::Instant;
 pub(super) struct Backoff {
     base: Duration,
     limit: Duration,
+    away_limit: Duration,
     stable_after: Duration,
     failures: u32,
+    /// Attempts in a row that nobody answered.
+    away: u32,
     well_since: Option<Instant>,
 }
 
 impl Backoff {
-    pub(super) fn new(base: Duration, limit: Duration, stable_after: Duration) -> Self {
+    pub(super) fn new(
+        base: Duration,
+        limit: Duration,
+        away_limit: Duration,
+        stable_after: Duration,
+    ) -> Self {
         Backoff {
             base,
             limit,
+            away_limit,
             stable_after,
             failures: 0,
+            away: 0,
             well_since: None,
         }
     }
@@ -33,6 +47,14 @@ impl Backoff {
     /// All is well, as far as one can see.
     pub(super) fn well(&mut self, now: Instant) {
         self.well_since.get_or_insert(now);
+        self.away = 0;
+    }
+
+    /// Nobody answers: how long to wait.
+    pub(super) fn unanswered(&mut self, chance: &mut impl Rng) -> Duration {
+        let step = self.doubled(self.away).min(self.away_limit);
+        self.away = self.away.saturating_add(1);
+        step.mul_f64(chance.random_range(0.0..=1.0))
     }
 
     /// Something failed: how long to wait, at least `asked`, which is what the server wants.
@@ -47,6 +69,7 @@ impl Backoff {
         {
             self.failures = 0;
         }
+        self.away = 0;
         let step = self.step();
         self.failures = self.failures.saturating_add(1);
         // Added to what the server asks for, not drawn from it: it means "not before".
@@ -55,8 +78,12 @@ impl Backoff {
 
     /// The upper end of the next draw.
     pub(super) fn step(&self) -> Duration {
-        let factor = 2_u32.saturating_pow(self.failures.min(30));
-        self.base.saturating_mul(factor).min(self.limit)
+        self.doubled(self.failures).min(self.limit)
+    }
+
+    fn doubled(&self, times: u32) -> Duration {
+        self.base
+            .saturating_mul(2_u32.saturating_pow(times.min(30)))
     }
 }
 
@@ -69,6 +96,7 @@ mod tests {
 
     const BASE: Duration = Duration::from_millis(800);
     const LIMIT: Duration = Duration::from_secs(30);
+    const AWAY: Duration = Duration::from_secs(3);
     const STABLE: Duration = Duration::from_secs(60);
 
     #[test]
@@ -77,7 +105,7 @@ mod tests {
         let mut chance = SmallRng::seed_from_u64(1);
         let mut longest = Duration::ZERO;
         let mut shortest = LIMIT;
-        let mut backoff = Backoff::new(BASE, LIMIT, STABLE);
+        let mut backoff = Backoff::new(BASE, LIMIT, AWAY, STABLE);
         for failure in 0..200 {
             let step = backoff.step();
             assert_eq!(step, LIMIT.min(BASE * 2_u32.pow(failure.min(20))));
@@ -95,7 +123,7 @@ mod tests {
     fn steps_begin_anew_only_after_a_stable_while() {
         let start = Instant::now();
         let mut chance = SmallRng::seed_from_u64(1);
-        let mut backoff = Backoff::new(BASE, LIMIT, STABLE);
+        let mut backoff = Backoff::new(BASE, LIMIT, AWAY, STABLE);
         for _ in 0..3 {
             backoff.failed(start, None, &mut chance);
         }
@@ -109,10 +137,21 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_is_away_is_looked_for_every_few_seconds_however_long_it_has_been() {
+        let mut chance = SmallRng::seed_from_u64(1);
+        let mut backoff = Backoff::new(BASE, LIMIT, AWAY, STABLE);
+        let longest = (0..300).map(|_| backoff.unanswered(&mut chance)).max();
+        assert!(longest > Some(AWAY.mul_f64(0.9)) && longest <= Some(AWAY));
+        // It is back, and not ready yet: pauses are those of a first failure.
+        assert!(backoff.failed(Instant::now(), None, &mut chance) <= BASE);
+        assert!(backoff.unanswered(&mut chance) <= BASE);
+    }
+
+    #[test]
     fn the_server_is_never_asked_before_it_wants_to_be() {
         let asked = Duration::from_secs(5);
         let mut chance = SmallRng::seed_from_u64(1);
-        let mut backoff = Backoff::new(BASE, LIMIT, STABLE);
+        let mut backoff = Backoff::new(BASE, LIMIT, AWAY, STABLE);
         let pause = backoff.failed(Instant::now(), Some(asked), &mut chance);
         assert!(pause >= asked && pause <= asked + BASE);
     }

@@ -106,7 +106,12 @@ impl<O: Object> Follower<O> {
         events: mpsc::Sender<SourceEvent>,
     ) -> Self {
         Follower {
-            backoff: Backoff::new(config.retry_base, config.retry_limit, config.stable_after),
+            backoff: Backoff::new(
+                config.retry_base,
+                config.retry_limit,
+                config.away_limit,
+                config.stable_after,
+            ),
             client,
             target,
             config,
@@ -179,11 +184,15 @@ impl<O: Object> Follower<O> {
         self.tell(Err(failure.to_string()))
             .await
             .map_err(|_| Gone)?;
-        let asked = match failure {
-            Failure::Status { retry_after, .. } => retry_after,
-            Failure::Silent | Failure::Broken(_) => None,
-        };
-        Ok(self.backoff.failed(now, asked, &mut rand::rng()))
+        let mut chance = rand::rng();
+        Ok(match failure {
+            Failure::Status { retry_after, .. } => {
+                self.backoff.failed(now, retry_after, &mut chance)
+            }
+            Failure::Broken(_) => self.backoff.failed(now, None, &mut chance),
+            // Silence has taken its time already.
+            Failure::Unanswered(_) | Failure::Silent => self.backoff.unanswered(&mut chance),
+        })
     }
 
     fn is_absence(&self, failure: &Failure) -> bool {

@@ -38,6 +38,9 @@ pub(super) enum Failure {
         /// When it wants to be asked again.
         retry_after: Option<Duration>,
     },
+    /// Nothing came back: the connection was refused, or it ended before an answer.
+    #[error("{0}")]
+    Unanswered(String),
     /// No byte in the time a living server takes.
     #[error("the API server is silent")]
     Silent,
@@ -59,7 +62,7 @@ async fn send(
     let response = timeout(silence, client.send(request))
         .await
         .map_err(|_| Failure::Silent)?
-        .map_err(|error| broken("request failed", &error))?;
+        .map_err(|error| Failure::Unanswered(with_causes("request failed", &error)))?;
     if response.status().is_success() {
         return Ok(response.into_body());
     }
@@ -121,7 +124,10 @@ async fn next_piece(
         Err(_) => Err(Failure::Silent),
         Ok(None) => Ok(None),
         Ok(Some(Ok(frame))) => Ok(Some(frame.into_data().unwrap_or_default())),
-        Ok(Some(Err(error))) => Err(broken("the answer breaks off", &error)),
+        Ok(Some(Err(error))) => {
+            let text = with_causes("the answer breaks off", &error);
+            Err(Failure::Broken(text))
+        }
     }
 }
 
@@ -192,7 +198,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// An error with its causes, each said once.
-fn broken(what: &str, error: &(dyn Error + 'static)) -> Failure {
+fn with_causes(what: &str, error: &(dyn Error + 'static)) -> String {
     let mut text = what.to_owned();
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -202,5 +208,5 @@ fn broken(what: &str, error: &(dyn Error + 'static)) -> Failure {
         }
         cause = error.source();
     }
-    Failure::Broken(printable(&text))
+    printable(&text)
 }

@@ -20,6 +20,7 @@ pub(super) fn quick() -> ApiConfig {
         list_limit: Duration::from_secs(5),
         retry_base: Duration::from_millis(5),
         retry_limit: Duration::from_millis(40),
+        away_limit: Duration::from_millis(40),
         ..ApiConfig::default()
     }
 }
