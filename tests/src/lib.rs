@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod evaluator;
 pub mod field;
 pub mod judge;
+pub mod live;
 pub mod oracle;
 pub mod packets;
 pub mod product;
