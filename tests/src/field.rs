@@ -29,7 +29,7 @@ pub struct Field {
     served: BTreeSet<(Transport, u16)>,
     next_port: Cell<u16>,
     /// Dropped last: with it everything above ends.
-    _lab: Lab,
+    lab: Lab,
 }
 
 #[derive(Clone, Copy)]
@@ -60,7 +60,7 @@ impl Field {
             hosts: BTreeMap::new(),
             served: BTreeSet::new(),
             next_port: Cell::new(FIRST_PORT),
-            _lab: lab,
+            lab,
         };
         for transport in Transport::ALL.into_iter().filter(|t| is_known(*t)) {
             field
@@ -68,7 +68,7 @@ impl Field {
                 .extend(ports.iter().map(|port| (transport, *port)));
         }
         for number in 1..=nodes {
-            let node = field._lab.node(&format!("node-{number}"))?;
+            let node = field.lab.node(&format!("node-{number}"))?;
             field.note(&node, Place::Node(field.nodes.len()))?;
             for x in 2..=last_pod {
                 let pod = node.pod(&format!("pod-{number}-{x}"))?;
@@ -94,14 +94,8 @@ impl Field {
 
     /// Opens the kernel of a node, and leads the client's packets for Services there.
     pub fn install_on(&self, node: &Node) -> Result<Installed> {
-        let machine = self
-            .nodes
-            .iter()
-            .find(|n| n.name() == node.name)
-            .context("no such node")?;
-        for range in [lab::SERVICE_CIDR_V4, lab::SERVICE_CIDR_V6] {
-            self.client.route_via(machine, range.parse()?)?;
-        }
+        let machine = self.machine(&node.name)?;
+        self.lead_client_to(machine)?;
         let config = KernelConfig {
             table: service_dataplane::layout::TABLE.into(),
             owner: true,
@@ -111,6 +105,30 @@ impl Field {
             kernel,
             contents: Vec::new(),
         })
+    }
+
+    /// The node of that name.
+    pub fn machine(&self, name: &str) -> Result<&lab::Node> {
+        let found = self.nodes.iter().find(|node| node.name() == name);
+        found.with_context(|| format!("there is no node {name}"))
+    }
+
+    /// All nodes of the cluster.
+    pub fn machines(&self) -> &[lab::Node] {
+        &self.nodes
+    }
+
+    /// The lab, for more machines.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Leads the client's packets for Services to a node.
+    pub fn lead_client_to(&self, machine: &lab::Node) -> Result<()> {
+        for range in [lab::SERVICE_CIDR_V4, lab::SERVICE_CIDR_V6] {
+            self.client.route_via(machine, range.parse()?)?;
+        }
+        Ok(())
     }
 
     /// Whether the lab can send this packet on `node`, and the answer would find its way back.
@@ -179,14 +197,23 @@ impl Field {
 
     /// Sends one attempt. What is expected decides how long to wait for an answer.
     pub fn send(&self, packet: &Packet, expected: &Expected) -> Result<Outcome> {
+        let to_nowhere = !self.is_machine(packet.destination);
+        if *expected == Expected::NotOurs && to_nowhere {
+            self.send_within(packet, NOWHERE_PATIENCE)
+        } else {
+            self.send_within(packet, lab::DEFAULT_PATIENCE)
+        }
+    }
+
+    /// Sends one attempt and waits so long for an answer.
+    pub fn send_within(&self, packet: &Packet, patience: Duration) -> Result<Outcome> {
         let Protocol::Transport(transport) = packet.protocol else {
             bail!("ICMP is not sent")
         };
         let to = SocketAddr::new(packet.destination, packet.port);
-        let mut probe = Probe::new(lab_protocol(transport), to).from_port(self.source_port());
-        if *expected == Expected::NotOurs && !self.is_machine(to.ip()) {
-            probe = probe.within(NOWHERE_PATIENCE);
-        }
+        let probe = Probe::new(lab_protocol(transport), to)
+            .from_port(self.source_port())
+            .within(patience);
         match self.hosts.get(&packet.source).context("no such sender")? {
             Place::Node(index) => self.nodes[*index].probe(probe),
             Place::Pod(index) => self.pods[*index].probe(probe),
@@ -204,22 +231,32 @@ impl Field {
         port
     }
 
-    /// Whether a refusal was told to the sender. A datagram that is rejected where it is made fails to be
-    /// sent (`EPERM`), which the lab cannot tell from a drop; the ICMP error comes besides.
+    /// Whether a refusal was told to the sender.
     fn is_refused(&self, packet: &Packet, outcome: &Outcome) -> Result<bool> {
+        Ok(match outcome {
+            Outcome::Refused => true,
+            Outcome::TimedOut => self.hears_refusal(packet, lab::DEFAULT_PATIENCE)?,
+            _ => false,
+        })
+    }
+
+    /// Whether the sender of a packet that came to nothing is told so after all. A datagram that is rejected
+    /// where it is made fails to be sent (`EPERM`), which the lab cannot tell from a drop; the ICMP error
+    /// comes besides.
+    pub fn hears_refusal(&self, packet: &Packet, patience: Duration) -> Result<bool> {
         let is_datagram = packet.protocol == Protocol::Transport(Transport::Udp);
-        if *outcome != Outcome::TimedOut || packet.origin != Origin::Node || !is_datagram {
-            return Ok(*outcome == Outcome::Refused);
-        }
         let (from, port) = (packet.source, self.source_port());
         let to = SocketAddr::new(packet.destination, packet.port);
         let Some(Place::Node(index)) = self.hosts.get(&from) else {
             return Ok(false);
         };
+        if packet.origin != Origin::Node || !is_datagram {
+            return Ok(false);
+        }
         let answer = self.nodes[*index].run(move || {
             let socket = UdpSocket::bind((from, port))?;
             socket.connect(to)?;
-            socket.set_read_timeout(Some(lab::DEFAULT_PATIENCE))?;
+            socket.set_read_timeout(Some(patience))?;
             let _ = socket.send(b"?");
             socket.recv(&mut [0])
         })?;

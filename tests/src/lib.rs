@@ -12,6 +12,7 @@
 pub mod bad_input;
 pub mod case;
 pub mod cluster;
+pub mod differential;
 pub mod evaluator;
 pub mod field;
 pub mod judge;

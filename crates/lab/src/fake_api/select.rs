@@ -12,6 +12,9 @@ enum Term {
     Unequal(String, String),
 }
 
+/// Fields that a selector can name.
+const FIELDS: [&str; 3] = ["metadata.name", "metadata.namespace", "spec.clusterIP"];
+
 /// A label selector and a field selector together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Selector {
@@ -29,7 +32,7 @@ impl Selector {
         for term in &selector.fields {
             match term {
                 Term::Equal(field, _) | Term::Unequal(field, _)
-                    if matches!(field.as_str(), "metadata.name" | "metadata.namespace") => {}
+                    if FIELDS.contains(&field.as_str()) => {}
                 _ => return Err(format!("field selector not supported: {fields:?}")),
             }
         }
@@ -40,6 +43,7 @@ impl Selector {
         let label = |key: &str| object.labels.get(key).map(String::as_str);
         let field = |key: &str| match key {
             "metadata.name" => Some(object.key.1.as_str()),
+            "spec.clusterIP" => object.cluster_ip.as_deref(),
             _ => Some(object.key.0.as_str()),
         };
         self.labels.iter().all(|term| term.holds(label))

@@ -79,6 +79,8 @@ pub(super) struct Stored {
     pub(super) key: Key,
     pub(super) version: u64,
     pub(super) labels: BTreeMap<String, String>,
+    /// `spec.clusterIP` of a Service, which a field selector can ask for.
+    pub(super) cluster_ip: Option<String>,
     pub(super) json: Bytes,
 }
 
@@ -180,6 +182,7 @@ impl Store {
         stamp(&mut object, resource, version);
         let stored = Arc::new(Stored {
             labels: labels(&object),
+            cluster_ip: text_at(&object, "/spec/clusterIP"),
             json: object.to_string().into(),
             key,
             version,
@@ -203,6 +206,7 @@ impl Store {
             key: key.clone(),
             version,
             labels: before.labels.clone(),
+            cluster_ip: before.cluster_ip.clone(),
             json: object.to_string().into(),
         });
         self.record(resource, gone, Some(before), true);
@@ -344,16 +348,15 @@ impl Collection {
 
 /// Namespace and name of an object.
 pub(super) fn key_of(object: &Value) -> Option<Key> {
-    let text = |pointer| {
-        object
-            .pointer(pointer)
-            .and_then(Value::as_str)
-            .map(str::to_owned)
-    };
     Some((
-        text("/metadata/namespace").unwrap_or_default(),
-        text("/metadata/name")?,
+        text_at(object, "/metadata/namespace").unwrap_or_default(),
+        text_at(object, "/metadata/name")?,
     ))
+}
+
+fn text_at(object: &Value, pointer: &str) -> Option<String> {
+    let text = object.pointer(pointer).and_then(Value::as_str);
+    text.map(str::to_owned)
 }
 
 fn labels(object: &Value) -> BTreeMap<String, String> {

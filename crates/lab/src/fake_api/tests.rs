@@ -146,6 +146,32 @@ async fn a_watch_resumes_after_its_version_and_sees_selected_changes_only() {
 }
 
 #[tokio::test]
+async fn services_without_an_address_are_left_out_for_those_who_ask_for_it() {
+    let api = FakeApi::start().unwrap();
+    let mut headless = service("headless");
+    headless["spec"]["clusterIP"] = "None".into();
+    let mut external = service("external");
+    external["spec"] = json!({ "type": "ExternalName" });
+    api.apply_all([headless, service("plain"), external])
+        .unwrap();
+    // As kube-proxy asks since 1.36.
+    let path = "/api/v1/services?fieldSelector=spec.clusterIP%21%3DNone";
+    let (status, list) = get(&api, path).await;
+    let items = list["items"].as_array().unwrap();
+    let names: Vec<&Value> = items.iter().map(|item| &item["metadata"]["name"]).collect();
+    assert_eq!(
+        (status, names),
+        (200, vec![&json!("external"), &json!("plain")])
+    );
+    assert_eq!(
+        get(&api, "/api/v1/services?fieldSelector=spec.type%3DNone")
+            .await
+            .0,
+        400
+    );
+}
+
+#[tokio::test]
 async fn a_streaming_list_ends_with_the_annotated_bookmark_and_goes_on_as_a_watch() {
     let api = FakeApi::start().unwrap();
     api.apply_all(["a", "b"].map(service)).unwrap();

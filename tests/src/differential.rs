@@ -1,0 +1,231 @@
+//! Portolan beside kube-proxy: two labs that are alike down to the addresses, the same objects in both, and the
+//! same packets. Node 1 of one lab is run by kube-proxy in nftables mode, node 1 of the other by Portolan.
+//!
+//! Owns the comparison. What a packet meets is a set of [`Fate`]s, because both proxies choose backends by
+//! chance; both are asked until they have shown the same or chance no longer explains the difference. The
+//! reference model has no say in it: it only helps to guess how often to ask, and which packets the lab can
+//! carry. What Portolan does otherwise on purpose is listed in [`differences`].
+
+pub mod differences;
+mod fates;
+mod programs;
+mod side;
+mod supply;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::cluster::{Cluster, Node};
+use crate::oracle::{Expected, Packet, outcome};
+
+pub use differences::Difference;
+pub use fates::Fate;
+pub use programs::{KubeProxy, kube_proxies};
+pub use side::{CLIENT_POD, NODES, PODS, PORTS, Side};
+
+/// Everything that became of one packet on one side.
+pub type Fates = BTreeSet<Fate>;
+
+/// For an answer at first; what differs is asked again with more.
+const HASTE: Duration = Duration::from_millis(300);
+
+/// The two labs.
+pub struct Arena {
+    kube_proxy: Side,
+    portolan: Side,
+}
+
+/// A packet that met different fates.
+#[derive(Debug)]
+pub struct Disagreement {
+    /// The packet.
+    pub packet: Packet,
+    /// What kube-proxy made of it.
+    pub kube_proxy: Fates,
+    /// What Portolan made of it.
+    pub portolan: Fates,
+}
+
+impl fmt::Display for Disagreement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "  packet:     {}", self.packet)?;
+        writeln!(f, "  kube-proxy: {:?}", self.kube_proxy)?;
+        write!(f, "  Portolan:   {:?}", self.portolan)
+    }
+}
+
+/// What a comparison has seen: packets by the fate that both agree on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Reached a server.
+    pub answered: usize,
+    /// Refused.
+    pub refused: usize,
+    /// Got to where nobody answers, or were dropped.
+    pub lost: usize,
+    /// Differ as [`differences`] says.
+    pub differing: usize,
+}
+
+impl Seen {
+    /// Packets in all.
+    pub fn packets(&self) -> usize {
+        self.answered + self.refused + self.lost + self.differing
+    }
+
+    fn count(&mut self, fates: &Fates) {
+        let any = |wanted: fn(&Fate) -> bool| fates.iter().any(wanted);
+        if any(|fate| matches!(fate, Fate::Answered { .. })) {
+            self.answered += 1;
+        } else if any(|fate| *fate == Fate::Refused) {
+            self.refused += 1;
+        } else {
+            self.lost += 1;
+        }
+    }
+}
+
+impl std::ops::AddAssign for Seen {
+    fn add_assign(&mut self, other: Self) {
+        self.answered += other.answered;
+        self.refused += other.refused;
+        self.lost += other.lost;
+        self.differing += other.differing;
+    }
+}
+
+impl Arena {
+    /// Two labs with nobody to run their nodes yet.
+    pub fn new() -> Result<Arena> {
+        let both = in_step(&mut (), &mut (), |()| Side::new(), |()| Side::new())?;
+        Ok(Arena {
+            kube_proxy: both.0,
+            portolan: both.1,
+        })
+    }
+
+    /// Gives both labs these nodes and starts both programs with these settings, in place of earlier ones.
+    pub fn start(&mut self, program: &KubeProxy, cluster: &Cluster) -> Result<()> {
+        in_step(
+            &mut self.kube_proxy,
+            &mut self.portolan,
+            |side| side.start_kube_proxy(program, cluster),
+            |side| side.start_portolan(cluster),
+        )?;
+        Ok(())
+    }
+
+    /// Leads both to a cluster's Services and slices, and waits until both have come to their end.
+    pub fn switch_to(&mut self, cluster: &Cluster) -> Result<()> {
+        let change = |side: &mut Side| side.switch_to(cluster);
+        in_step(&mut self.kube_proxy, &mut self.portolan, change, change)?;
+        Ok(())
+    }
+
+    /// Whether the labs can carry the packet there and back.
+    pub fn can_send(&self, cluster: &Cluster, node: &Node, packet: &Packet) -> bool {
+        let expected = outcome(cluster, node, packet);
+        self.portolan.field().can_send(node, packet, &expected)
+    }
+
+    /// Sends each packet on both sides. Fails on the first difference that is not a deliberate one.
+    pub fn compare(&mut self, cluster: &Cluster, node: &Node, packets: &[Packet]) -> Result<Seen> {
+        let planned: Vec<(Packet, usize)> = packets
+            .iter()
+            .map(|packet| (*packet, attempts(&outcome(cluster, node, packet))))
+            .collect();
+        let look = |side: &mut Side| -> Result<Vec<Fates>> {
+            let all = planned.iter();
+            all.map(|(packet, attempts)| side.look(packet, *attempts, HASTE))
+                .collect()
+        };
+        let (theirs, ours) = in_step(&mut self.kube_proxy, &mut self.portolan, look, look)?;
+        let mut seen = Seen::default();
+        for ((packet, theirs), ours) in packets.iter().zip(theirs).zip(ours) {
+            let (theirs, ours) = self.settle(packet, theirs, ours, HASTE)?;
+            if theirs == ours {
+                seen.count(&ours);
+                continue;
+            }
+            // From nothing, and with all patience there is: a machine that is busy is not a difference.
+            let (theirs, ours) =
+                self.settle(packet, Fates::new(), Fates::new(), lab::DEFAULT_PATIENCE)?;
+            if theirs == ours {
+                seen.count(&ours);
+                continue;
+            }
+            let disagreement = Disagreement {
+                packet: *packet,
+                kube_proxy: theirs,
+                portolan: ours,
+            };
+            match differences::deliberate(cluster, node, &disagreement) {
+                Some(_) => seen.differing += 1,
+                None => bail!("{disagreement}"),
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Asks both again and again until they have shown the same, or one of them never shows what the other did.
+    fn settle(
+        &mut self,
+        packet: &Packet,
+        mut theirs: Fates,
+        mut ours: Fates,
+        patience: Duration,
+    ) -> Result<(Fates, Fates)> {
+        let mut asked = 0;
+        while theirs.is_empty() || theirs != ours {
+            if asked >= beyond_chance(theirs.union(&ours).count()) {
+                break;
+            }
+            let look = |side: &mut Side| side.look(packet, ROUND, patience);
+            let (a, b) = in_step(&mut self.kube_proxy, &mut self.portolan, look, look)?;
+            theirs.extend(a);
+            ours.extend(b);
+            asked += ROUND;
+        }
+        Ok((theirs, ours))
+    }
+}
+
+/// Attempts at a time while two sets differ.
+const ROUND: usize = 8;
+
+/// Attempts that most likely show every backend: of n, one is missed by n (ln n + 2) attempts in 13 of 100 cases,
+/// and then looked for again.
+fn attempts(expected: &Expected) -> usize {
+    let backends = match expected {
+        Expected::Balanced(backends) => backends.len(),
+        _ => 1,
+    };
+    let n = backends as f64;
+    (n * (n.ln() + 2.0)).ceil() as usize
+}
+
+/// Attempts after which one of `fates` equally likely ones is still missing once in 10^9 cases.
+fn beyond_chance(fates: usize) -> usize {
+    let n = fates.max(1) as f64;
+    (n * (n.ln() + 21.0)).ceil() as usize
+}
+
+/// Does both at once.
+fn in_step<X: Send, Y: Send, A: Send, B: Send>(
+    x: &mut X,
+    y: &mut Y,
+    one: impl FnOnce(&mut X) -> Result<A> + Send,
+    other: impl FnOnce(&mut Y) -> Result<B>,
+) -> Result<(A, B)> {
+    std::thread::scope(|scope| {
+        let beside = scope.spawn(move || one(x));
+        let b = other(y);
+        let a = beside
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((a?, b?))
+    })
+}

@@ -1,0 +1,114 @@
+//! The two programs and how each is told the same settings.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, Detect, Node};
+
+/// A kube-proxy program of the control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubeProxy {
+    /// Its minor version: 36 of 1.36.
+    pub minor: u32,
+    /// The program.
+    pub program: PathBuf,
+}
+
+/// Names the folder with the control plane's programs.
+const FOLDER: &str = "PORTOLAN_CONTROL_PLANE";
+const PREFIX: &str = "kube-proxy-1.";
+
+/// All kube-proxies there are, oldest first. Without the control plane there are none, which is said aloud; with
+/// `CI` set that is a failure.
+pub fn kube_proxies() -> Result<Vec<KubeProxy>> {
+    let Some(folder) = std::env::var_os(FOLDER) else {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "{FOLDER} is not set: kube-proxy must be there with CI set"
+        );
+        // Not eprintln: a passing test's output is captured. Nowhere to report that stderr is closed.
+        let _ = writeln!(
+            io::stderr(),
+            "SKIPPED: no kube-proxy to compare with, {FOLDER} is not set (see `cargo xtask control-plane`)"
+        );
+        return Ok(Vec::new());
+    };
+    let folder = PathBuf::from(folder);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&folder).with_context(|| format!("{FOLDER}={folder:?}"))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if let Some(minor) = name.strip_prefix(PREFIX).and_then(|m| m.parse().ok()) {
+            found.push(KubeProxy {
+                minor,
+                program: path,
+            });
+        }
+    }
+    found.sort_by_key(|kube_proxy| kube_proxy.minor);
+    found
+        .first()
+        .context("the control plane has no kube-proxy")?;
+    Ok(found)
+}
+
+/// The settings as a file for kube-proxy. Whatever reaches beyond a network namespace is switched off: it shall
+/// set no limit for all of the machine, and be killed for want of memory like any other process.
+pub(super) fn kube_proxy_config(cluster: &Cluster, node: &Node, kubeconfig: &Path) -> Value {
+    let settings = &cluster.settings;
+    let (mode, ranges) = match &settings.detect {
+        Detect::ClusterCidr(ranges) => ("ClusterCIDR", ranges.as_slice()),
+        Detect::NodeCidr => ("NodeCIDR", &[][..]),
+    };
+    let node_port_addresses = match &settings.nodeport_addresses {
+        Some(ranges) => json!(ranges),
+        None => json!(["primary"]),
+    };
+    json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "clientConnection": {
+            "kubeconfig": kubeconfig,
+            "contentType": "application/json",
+            "acceptContentTypes": "application/json",
+            "qps": 1000.0,
+            "burst": 1000,
+        },
+        "hostnameOverride": node.name,
+        "mode": "nftables",
+        // Not 0, which means its default of a second.
+        "nftables": {"minSyncPeriod": "1ms", "masqueradeAll": settings.masquerade_all},
+        "detectLocalMode": mode,
+        "clusterCIDR": joined(ranges),
+        "nodePortAddresses": node_port_addresses,
+        "conntrack": {
+            "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s",
+        },
+        "oomScoreAdj": 0,
+    })
+}
+
+/// The settings as flags of `portolan run`.
+pub(super) fn portolan_flags(cluster: &Cluster, node: &Node) -> Vec<String> {
+    let settings = &cluster.settings;
+    let mut flags = vec![
+        format!("--hostname-override={}", node.name),
+        format!("--masquerade-all={}", settings.masquerade_all),
+    ];
+    match &settings.detect {
+        Detect::ClusterCidr(ranges) => flags.push(format!("--cluster-cidr={}", joined(ranges))),
+        Detect::NodeCidr => flags.push("--detect-local-mode=NodeCIDR".into()),
+    }
+    if let Some(ranges) = &settings.nodeport_addresses {
+        flags.push(format!("--nodeport-addresses={}", joined(ranges)));
+    }
+    flags
+}
+
+fn joined(ranges: &[ipnet::IpNet]) -> String {
+    let texts: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+    texts.join(",")
+}

@@ -1,0 +1,262 @@
+//! One of the two labs: machines, an API server, and the program that runs node 1.
+//!
+//! Owns what makes outcomes comparable. A machine `nowhere` has all addresses of Services that nobody translates,
+//! so that a packet that passes is answered and one that is dropped is not. A Service `sentinel`, changed last
+//! at every switch, says by its answers when the program has come to the end of the changes before it.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::{Client, Daemon, Protocol, wait_for};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::fates::{Fate, observe};
+use super::programs::{KubeProxy, kube_proxy_config, portolan_flags};
+use super::supply::Supply;
+use super::{Fates, HASTE};
+use crate::cluster::generate::{node_name, pod_address};
+use crate::cluster::{Cluster, Transport};
+use crate::field::Field;
+use crate::oracle::{self, Origin, Packet};
+use crate::stage::portolan;
+
+/// Nodes of the lab.
+pub const NODES: u8 = 2;
+/// Pods of a node that may be endpoints.
+pub const PODS: u8 = 6;
+/// A pod of a node that is never an endpoint.
+pub const CLIENT_POD: u8 = 2 + PODS;
+/// Ports on which pods and nodes serve.
+pub const PORTS: [u16; 3] = [8080, 8443, 53];
+
+/// kube-proxy tries again half a minute after a failure.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Where `nowhere` answers, whatever port was asked for.
+const NOWHERE_PORT: u16 = 7;
+/// Ports of the sentinel, in turn.
+const SENTINEL_PORTS: [u16; 2] = [7000, 7001];
+
+/// A lab with one node run by a program.
+pub struct Side {
+    /// Dropped before the lab it runs in.
+    daemon: Option<Daemon>,
+    supply: Supply,
+    files: TempDir,
+    /// Switches so far.
+    turn: usize,
+    _nowhere: Client,
+    field: Field,
+}
+
+impl Side {
+    pub(super) fn new() -> Result<Side> {
+        let field = Field::new(NODES, CLIENT_POD, &PORTS)?;
+        let node = field.machine(&node_name(1))?;
+        field.lead_client_to(node)?;
+        let listener = node.run(|| TcpListener::bind(("127.0.0.1", 0)))??;
+        // Ports of attempts come round within seconds; a datagram shall not meet an older one's translation.
+        node.run(|| {
+            for timeout in [
+                "nf_conntrack_udp_timeout",
+                "nf_conntrack_udp_timeout_stream",
+            ] {
+                fs::write(format!("/proc/sys/net/netfilter/{timeout}"), "2").context(timeout)?;
+            }
+            anyhow::Ok(())
+        })??;
+        Ok(Side {
+            daemon: None,
+            supply: Supply::new(listener)?,
+            files: tempfile::tempdir()?,
+            turn: 0,
+            _nowhere: nowhere(&field)?,
+            field,
+        })
+    }
+
+    /// The machines.
+    pub fn field(&self) -> &Field {
+        &self.field
+    }
+
+    /// What the program has said.
+    pub fn log(&self) -> Vec<String> {
+        self.daemon.as_ref().map(Daemon::lines).unwrap_or_default()
+    }
+
+    pub(super) fn start_kube_proxy(
+        &mut self,
+        kube_proxy: &KubeProxy,
+        cluster: &Cluster,
+    ) -> Result<()> {
+        self.prepare(cluster)?;
+        let config = self.files.path().join("kube-proxy.json");
+        let content = kube_proxy_config(cluster, &cluster.nodes[0], &self.kubeconfig()?);
+        fs::write(&config, content.to_string())?;
+        let node = self.field.machine(&cluster.nodes[0].name)?;
+        let mut command = node.command(&kube_proxy.program);
+        command.arg("--config").arg(config);
+        self.daemon = Some(node.spawn("kube-proxy", command)?);
+        Ok(())
+    }
+
+    pub(super) fn start_portolan(&mut self, cluster: &Cluster) -> Result<()> {
+        self.prepare(cluster)?;
+        let node = self.field.machine(&cluster.nodes[0].name)?;
+        let mut command = node.command(portolan()?);
+        command
+            .args(["run", "--kubeconfig"])
+            .arg(self.kubeconfig()?);
+        command.args(portolan_flags(cluster, &cluster.nodes[0]));
+        self.daemon = Some(node.spawn("portolan", command)?);
+        Ok(())
+    }
+
+    /// Ends the program before its Node object changes under it: kube-proxy would end by itself.
+    fn prepare(&mut self, cluster: &Cluster) -> Result<()> {
+        self.daemon = None;
+        self.supply.set_nodes(cluster)
+    }
+
+    fn kubeconfig(&self) -> Result<std::path::PathBuf> {
+        let path = self.files.path().join("kubeconfig");
+        self.supply.kubeconfig(&path)?;
+        Ok(path)
+    }
+
+    pub(super) fn switch_to(&mut self, cluster: &Cluster) -> Result<()> {
+        self.turn += 1;
+        self.supply.change_to(cluster, self.turn)?;
+        self.supply.finish(sentinel(self.turn))?;
+        for ipv4 in [true, false] {
+            self.wait_for_sentinel(ipv4)?;
+        }
+        Ok(())
+    }
+
+    fn wait_for_sentinel(&self, ipv4: bool) -> Result<()> {
+        let packet = Packet {
+            origin: Origin::Elsewhere,
+            source: pod_address(1, CLIENT_POD, ipv4),
+            destination: sentinel_address(ipv4),
+            protocol: oracle::Protocol::Transport(Transport::Tcp),
+            port: SENTINEL_PORTS[self.turn % 2],
+        };
+        let wanted = format!("pod-{}-2:{}", sentinel_node(self.turn), PORTS[0]);
+        let family = if ipv4 { "IPv4" } else { "IPv6" };
+        let waited = wait_for(&format!("the sentinel over {family}"), PATIENCE, || {
+            let fate = observe(&self.field, &packet, HASTE)?;
+            let there = matches!(&fate, Fate::Answered { server, .. } if *server == wanted);
+            ensure!(there, "{fate:?} instead of {wanted}");
+            Ok(())
+        });
+        waited.with_context(|| format!("it said\n{}", self.log().join("\n")))
+    }
+
+    /// What becomes of a packet in so many attempts. Waiting for silence is dear: twice nothing is nothing.
+    pub(super) fn look(
+        &mut self,
+        packet: &Packet,
+        attempts: usize,
+        patience: Duration,
+    ) -> Result<Fates> {
+        let mut fates = Fates::new();
+        let mut silences = 0;
+        for _ in 0..attempts {
+            let fate = observe(&self.field, packet, patience)?;
+            silences += usize::from(fate == Fate::Silent);
+            fates.insert(fate);
+            if silences == 2 {
+                break;
+            }
+        }
+        Ok(fates)
+    }
+}
+
+/// A machine that answers for every address of a Service: nodes have a route for them to here.
+fn nowhere(field: &Field) -> Result<Client> {
+    let nowhere = field.lab().client("nowhere")?;
+    nowhere.serve(Protocol::Tcp, NOWHERE_PORT)?;
+    nowhere.serve(Protocol::Udp, NOWHERE_PORT)?;
+    let (v4, v6) = (lab::SERVICE_CIDR_V4, lab::SERVICE_CIDR_V6);
+    for range in [v4, v6] {
+        let family = if range.contains(':') { "-6" } else { "-4" };
+        let local = [family, "route", "add", "local", range, "dev", "lo"];
+        ip(&nowhere, &local)?;
+        for node in field.machines() {
+            let via = nowhere.addresses()[usize::from(range.contains(':'))].to_string();
+            ip(node, &["route", "add", range, "via", &via])?;
+        }
+    }
+    for node in field.machines() {
+        nowhere.route_via(node, node.pod_cidr_v4().into())?;
+        nowhere.route_via(node, node.pod_cidr_v6().into())?;
+    }
+    nowhere.nft_stdin(&format!(
+        "table inet nowhere {{
+            chain prerouting {{
+                type nat hook prerouting priority dstnat
+                ip daddr {v4} meta l4proto {{ tcp, udp }} redirect to :{NOWHERE_PORT}
+                ip6 daddr {v6} meta l4proto {{ tcp, udp }} redirect to :{NOWHERE_PORT}
+            }}
+        }}"
+    ))?;
+    Ok(nowhere)
+}
+
+fn ip(host: &lab::Host, arguments: &[&str]) -> Result<()> {
+    let mut command = host.command("ip");
+    command.args(arguments);
+    let output = host.output(command)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "ip {arguments:?}: {said}");
+    Ok(())
+}
+
+fn sentinel_address(ipv4: bool) -> IpAddr {
+    match ipv4 {
+        true => Ipv4Addr::new(10, 96, 200, 1).into(),
+        false => Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0xc801).into(),
+    }
+}
+
+/// Where the sentinel's one endpoint is at a turn: port and endpoint change together, and only both new ones
+/// together answer as they shall, so neither the Service nor a slice can be behind.
+fn sentinel_node(turn: usize) -> usize {
+    1 + turn % 2
+}
+
+fn sentinel(turn: usize) -> Vec<Value> {
+    let addresses = [true, false].map(sentinel_address);
+    let mut objects = vec![json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": "sentinel", "name": "sentinel"},
+        "spec": {
+            "type": "ClusterIP", "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"],
+            "clusterIP": addresses[0], "clusterIPs": addresses,
+            "ports": [{"name": "main", "protocol": "TCP", "port": SENTINEL_PORTS[turn % 2]}],
+        },
+    })];
+    let node = sentinel_node(turn);
+    objects.extend([true, false].map(|ipv4| {
+        let address = pod_address(node as u8, 2, ipv4);
+        let family = if ipv4 { "IPv4" } else { "IPv6" };
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {
+                "namespace": "sentinel", "name": format!("sentinel-{}", family.to_lowercase()),
+                "labels": {"kubernetes.io/service-name": "sentinel"},
+            },
+            "addressType": family,
+            "ports": [{"name": "main", "protocol": "TCP", "port": PORTS[0]}],
+            "endpoints": [{
+                "addresses": [address], "nodeName": node_name(node as u8), "conditions": {"ready": true},
+            }],
+        })
+    }));
+    objects
+}

@@ -1,0 +1,162 @@
+//! The API server of one side, and the way from one cluster's objects to the next one's.
+//!
+//! Invariant: at no moment do two Services claim one cluster IP, or one node port and protocol. A real API server
+//! would not let them, and kube-proxy relies on it: such a transaction fails, and is tried again half a minute
+//! later.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use lab::fake_api::{FakeApi, Resource};
+use serde_json::Value;
+
+use crate::cluster::Cluster;
+
+/// Kind, namespace (empty for cluster-scoped objects) and name.
+type Id = (Resource, String, String);
+
+pub(super) struct Supply {
+    api: FakeApi,
+    /// What the last cluster left in the API server, without nodes and the sentinel.
+    objects: BTreeMap<Id, Value>,
+}
+
+impl Supply {
+    pub(super) fn new(listener: TcpListener) -> Result<Supply> {
+        Ok(Supply {
+            api: FakeApi::serve(listener)?,
+            objects: BTreeMap::new(),
+        })
+    }
+
+    pub(super) fn kubeconfig(&self, path: &Path) -> Result<()> {
+        self.api.kubeconfig(path)
+    }
+
+    pub(super) fn set_nodes(&self, cluster: &Cluster) -> Result<()> {
+        let documents = cluster.documents().into_iter();
+        self.api
+            .apply_all(documents.filter(|object| object["kind"] == "Node"))
+    }
+
+    /// Applies objects that are no cluster's.
+    pub(super) fn finish(&self, objects: Vec<Value>) -> Result<()> {
+        self.api.apply_all(objects)
+    }
+
+    /// Leads to a cluster's objects; nodes stay as they are. Services or slices come first in turn.
+    pub(super) fn change_to(&mut self, cluster: &Cluster, turn: usize) -> Result<()> {
+        let mut wanted = BTreeMap::new();
+        for object in cluster.documents() {
+            if object["kind"] != "Node" {
+                wanted.insert(id(&object)?, object);
+            }
+        }
+        let gone: Vec<Id> = self.objects.keys().cloned().collect();
+        for id in gone.into_iter().filter(|id| !wanted.contains_key(id)) {
+            self.delete(&id);
+        }
+        wanted.retain(|id, object| self.objects.get(id) != Some(object));
+        let (services, others): (BTreeMap<_, _>, BTreeMap<_, _>) = wanted
+            .into_iter()
+            .partition(|((resource, ..), _)| *resource == Resource::Services);
+        if turn % 2 == 0 {
+            self.apply_services(services)?;
+            self.apply_all(others)
+        } else {
+            self.apply_all(others)?;
+            self.apply_services(services)
+        }
+    }
+
+    /// Each in place as soon as nobody else has what it claims; where they claim each other's, one goes first.
+    fn apply_services(&mut self, mut services: BTreeMap<Id, Value>) -> Result<()> {
+        while !services.is_empty() {
+            let free = services
+                .iter()
+                .find(|(id, object)| self.is_free(id, &claims(object)));
+            match free.map(|(id, _)| id.clone()) {
+                Some(id) => {
+                    let object = services.remove(&id).unwrap_or_default();
+                    // The address of a Service does not change in its life.
+                    let before = self.objects.get(&id);
+                    if before.is_some_and(|b| b["spec"]["clusterIP"] != object["spec"]["clusterIP"])
+                    {
+                        self.delete(&id);
+                    }
+                    self.apply(id, object)?;
+                }
+                None => {
+                    let waiting = services.keys().find(|id| self.objects.contains_key(*id));
+                    let first = waiting.context("Services of one cluster claim the same")?;
+                    self.delete(&first.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_free(&self, id: &Id, claimed: &BTreeSet<String>) -> bool {
+        let mut others = self.objects.iter().filter(|(other, _)| *other != id);
+        others.all(|(_, object)| claims(object).is_disjoint(claimed))
+    }
+
+    fn apply_all(&mut self, objects: BTreeMap<Id, Value>) -> Result<()> {
+        let mut objects = objects.into_iter();
+        objects.try_for_each(|(id, object)| self.apply(id, object))
+    }
+
+    fn apply(&mut self, id: Id, object: Value) -> Result<()> {
+        self.api.apply(object.clone())?;
+        self.objects.insert(id, object);
+        Ok(())
+    }
+
+    fn delete(&mut self, id: &Id) {
+        self.api.delete(id.0, &id.1, &id.2);
+        self.objects.remove(id);
+    }
+}
+
+fn id(object: &Value) -> Result<Id> {
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let resource = Resource::ALL
+        .into_iter()
+        .find(|resource| resource.kind() == kind)
+        .with_context(|| format!("kind {kind:?} is not served"))?;
+    let text = |field: &str| {
+        object["metadata"][field]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    Ok((resource, text("namespace"), text("name")))
+}
+
+/// What no two Services can have: cluster IPs, node ports with their protocol, ports for health checks.
+fn claims(object: &Value) -> BTreeSet<String> {
+    let spec = &object["spec"];
+    let mut claims = BTreeSet::new();
+    if object["kind"] != "Service" {
+        return claims;
+    }
+    for address in spec["clusterIPs"].as_array().into_iter().flatten() {
+        if address != "None" {
+            claims.insert(address.to_string());
+        }
+    }
+    for port in spec["ports"].as_array().into_iter().flatten() {
+        if port["nodePort"].as_u64().is_some_and(|port| port != 0) {
+            claims.insert(format!("{}/{}", port["nodePort"], port["protocol"]));
+        }
+    }
+    if spec["healthCheckNodePort"]
+        .as_u64()
+        .is_some_and(|port| port != 0)
+    {
+        claims.insert(format!("{}/\"TCP\"", spec["healthCheckNodePort"]));
+    }
+    claims
+}

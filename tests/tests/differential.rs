@@ -1,0 +1,103 @@
+//! Portolan and kube-proxy on the same random clusters, with the same real packets.
+//!
+//! Needs the control plane's kube-proxies (`cargo xtask control-plane`, found by `PORTOLAN_CONTROL_PLANE`).
+//! `PORTOLAN_PEER_CLUSTERS` says how many clusters the newest of them meets (default: a taste), `PORTOLAN_SEED`
+//! where to begin. The way from one cluster to the next is part of the test, so a failure is repeated with the
+//! same seed and number.
+
+use anyhow::{Context, Result};
+use lab::Capability;
+use portolan_tests::cluster::{Cluster, Generator, Space};
+use portolan_tests::differential::{
+    Arena, CLIENT_POD, KubeProxy, NODES, PODS, PORTS, Seen, kube_proxies,
+};
+use portolan_tests::oracle::{Expected, Packet, outcome};
+use portolan_tests::{number_from_env, packets};
+use rand::seq::SliceRandom;
+
+/// Clusters with the same nodes and flags, one after the other without a restart.
+const RUN: u64 = 25;
+/// Packets of a cluster that are sent, drawn from all that are interesting.
+const PACKETS: usize = 40;
+/// Those among them that nobody has to do anything with.
+const PASSING: usize = 8;
+
+#[test]
+fn packets_fare_with_portolan_as_with_the_newest_kube_proxy() -> Result<()> {
+    let kube_proxies = kube_proxies()?;
+    let Some(newest) = kube_proxies.last() else {
+        return Ok(());
+    };
+    compare_with(newest, number_from_env("PORTOLAN_PEER_CLUSTERS", 20))
+}
+
+#[test]
+fn packets_fare_with_portolan_as_with_older_kube_proxies() -> Result<()> {
+    let kube_proxies = kube_proxies()?;
+    let older = kube_proxies
+        .split_last()
+        .map_or(&[][..], |(_, older)| older);
+    for kube_proxy in older {
+        compare_with(
+            kube_proxy,
+            number_from_env("PORTOLAN_PEER_CLUSTERS", 20).div_ceil(10),
+        )?;
+    }
+    Ok(())
+}
+
+fn compare_with(kube_proxy: &KubeProxy, clusters: u64) -> Result<()> {
+    if !lab::require(&[Capability::Nft, Capability::TableOwner]) {
+        return Ok(());
+    }
+    let seed = number_from_env("PORTOLAN_SEED", 1);
+    let mut generator = Generator::in_space(seed, Space::real(NODES, PODS, PORTS.to_vec()));
+    let mut arena = Arena::new()?;
+    let mut first = Cluster::default();
+    let mut seen = Seen::default();
+    for number in 0..clusters {
+        let mut cluster = generator.cluster();
+        if number % RUN == 0 {
+            first = cluster.clone();
+            arena.start(kube_proxy, &first)?;
+        }
+        cluster.nodes.clone_from(&first.nodes);
+        cluster.settings.clone_from(&first.settings);
+        let packets = drawn(&mut generator, &arena, &cluster);
+        let compared = arena
+            .switch_to(&cluster)
+            .and_then(|()| arena.compare(&cluster, &cluster.nodes[0], &packets));
+        seen += compared.with_context(|| {
+            format!(
+                "{}kube-proxy 1.{}, PORTOLAN_SEED={seed}, cluster {number}",
+                cluster.to_manifests(),
+                kube_proxy.minor
+            )
+        })?;
+    }
+    println!(
+        "{clusters} clusters from seed {seed} beside kube-proxy 1.{}: {seen:?}",
+        kube_proxy.minor
+    );
+    for (what, count) in [("answered", seen.answered), ("refused", seen.refused)] {
+        assert!(count as u64 >= clusters, "only {count} packets were {what}");
+    }
+    Ok(())
+}
+
+/// Some of the packets worth trying that the labs can carry.
+fn drawn(generator: &mut Generator, arena: &Arena, cluster: &Cluster) -> Vec<Packet> {
+    let node = &cluster.nodes[0];
+    let mut packets = packets::interesting(cluster, node, CLIENT_POD);
+    packets.shuffle(generator.rng());
+    let mut passing = 0;
+    packets.retain(|packet| {
+        if !arena.can_send(cluster, node, packet) {
+            return false;
+        }
+        passing += usize::from(outcome(cluster, node, packet) == Expected::NotOurs);
+        outcome(cluster, node, packet) != Expected::NotOurs || passing <= PASSING
+    });
+    packets.truncate(PACKETS);
+    packets
+}
