@@ -13,7 +13,7 @@ use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Po
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, Config};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use super::{BlockOnWorker, ControlPlane, PORTOLAN_RBAC};
@@ -102,12 +102,16 @@ impl ControlPlane {
         let objects: Vec<Value> = objects.into_iter().cloned().collect();
         self.run(|client| async move {
             let how = PatchParams::apply(MANAGER).force();
-            for object in objects {
+            for mut object in objects {
                 let (api, name) = dynamic(&client, &object)?;
-                let patch = Patch::Apply(&object);
-                match status {
-                    false => api.patch(&name, &how, &patch).await,
-                    true => api.patch_status(&name, &how, &patch).await,
+                let given = object.as_object_mut().and_then(|o| o.remove("status"));
+                if status {
+                    // Server-side apply cannot hold two node addresses of one type.
+                    let patch = Patch::Merge(json!({ "status": given }));
+                    api.patch_status(&name, &PatchParams::default(), &patch)
+                        .await
+                } else {
+                    api.patch(&name, &how, &Patch::Apply(&object)).await
                 }
                 .with_context(|| format!("could not apply {object}"))?;
             }
@@ -148,7 +152,7 @@ impl ControlPlane {
         let token = self.token("kube-system", "portolan")?;
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let user = serde_json::json!({ "token": token });
+        let user = json!({ "token": token });
         self.files.kubeconfig(&format!("portolan-{number}"), &user)
     }
 

@@ -65,8 +65,6 @@ fn status(node: &Node) -> Value {
     };
     let address = |kind: &str, address: String| json!({ "type": kind, "address": address });
     json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": { "name": node.name() },
         "status": {
             "capacity": room, "allocatable": room,
             "addresses": [
