@@ -125,8 +125,7 @@ impl ControlPlane {
         })
     }
 
-    /// Starts the API server, and does not wait.
-    pub fn start_api_server_unready(&self) -> Result<()> {
+    fn start_api_server_unready(&self) -> Result<()> {
         let mut server = lock(&self.api_server);
         if server.is_some() {
             bail!("the API server is running");
@@ -179,14 +178,6 @@ impl ControlPlane {
     /// The temporary folder, for further files of a test.
     pub fn folder(&self) -> &Path {
         self.folder.path()
-    }
-
-    /// The last lines of what the API server said.
-    pub fn api_server_lines(&self) -> Vec<String> {
-        lock(&self.api_server)
-            .as_ref()
-            .map(Daemon::lines)
-            .unwrap_or_default()
     }
 
     fn runtime(&self) -> Result<&Runtime> {
