@@ -28,8 +28,9 @@ pub(super) async fn register(shared: &Shared, object: Value) -> Result<()> {
     let how = PatchParams::apply(MANAGER).force();
     let (name, status) = (shared.node.name(), status(&shared.node));
     nodes.patch(name, &how, &Patch::Apply(object)).await?;
+    // Server-side apply cannot hold two addresses of one type.
     nodes
-        .patch_status(name, &how, &Patch::Apply(status))
+        .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
         .await?;
     renew_lease(shared).await?;
     loop {
