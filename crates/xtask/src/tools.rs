@@ -19,7 +19,12 @@ pub(crate) fn ensure() -> Result<()> {
     if !nix::unistd::Uid::effective().is_root() {
         bail!("network namespaces need root: run this command as root (sudo -E cargo xtask ...)");
     }
-    let missing: Vec<&str> = missing();
+    ensure_also(NEEDED)
+}
+
+/// The same for these programs.
+pub(crate) fn ensure_also(needed: &[(&'static str, &'static str)]) -> Result<()> {
+    let missing: Vec<&str> = missing(needed);
     if missing.is_empty() {
         return Ok(());
     }
@@ -36,14 +41,14 @@ pub(crate) fn ensure() -> Result<()> {
         .args(install)
         .args(&missing)
         .env("DEBIAN_FRONTEND", "noninteractive"))?;
-    match self::missing().as_slice() {
+    match self::missing(needed).as_slice() {
         [] => Ok(()),
         still => bail!("still missing after the installation: {}", still.join(" ")),
     }
 }
 
-fn missing() -> Vec<&'static str> {
-    NEEDED
+fn missing(needed: &[(&'static str, &'static str)]) -> Vec<&'static str> {
+    needed
         .iter()
         .filter(|(program, _)| find(program).is_none())
         .map(|(_, package)| *package)
@@ -51,7 +56,7 @@ fn missing() -> Vec<&'static str> {
 }
 
 /// Looks along PATH and in the two folders that a user's PATH on Debian lacks.
-fn find(program: &str) -> Option<std::path::PathBuf> {
+pub(crate) fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(|folder| Path::new(folder).to_path_buf());
     std::env::split_paths(&path)
