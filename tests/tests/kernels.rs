@@ -49,10 +49,12 @@ impl Flushed {
         let to = Stage::address(&stage.web)?;
         let held = stage.client.hold(to, HELD, Duration::from_millis(20))?;
         let mut outages = Vec::new();
+        // What is sent into the gap has no answer, so this is also how finely the gap is seen.
+        let patience = Duration::from_millis(number_from_env("PORTOLAN_ATTEMPT_MS", 3));
+        let probe = Probe::new(Protocol::Tcp, to).within(patience);
         for _ in 0..FLUSHES {
             stage.node.nft(&["flush", "ruleset"])?;
             let flushed = Instant::now();
-            let probe = Probe::new(Protocol::Tcp, to).within(Duration::from_millis(500));
             wait_until("a new connection", PATIENCE, || {
                 matches!(stage.client.probe(probe), Ok(Outcome::Answered { .. }))
             })?;

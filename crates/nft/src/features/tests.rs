@@ -8,7 +8,7 @@ fn probed() -> Features {
 #[test]
 fn a_probe_leaves_the_ruleset_as_it_was() {
     in_namespace(|| {
-        load("table ip others { chain c { type nat hook prerouting priority 0; } }");
+        load("table ip others { chain c { type nat hook prerouting priority 0; }; }\n");
         let before = nft(&["list", "ruleset"], "").unwrap();
         let first = probed();
         assert_eq!(nft(&["list", "ruleset"], "").unwrap(), before);

@@ -147,7 +147,7 @@ fn first_root(kernel: &Unpacked, work: &Path, script: &Path) -> Result<PathBuf> 
         std::fs::write(root.join(&name), decompressed(module)?)?;
         load += &format!("insmod /{name}\n");
     }
-    write_program(&root.join("init"), &init(&load, script))?;
+    write_program(&root.join("init"), &init(&load, script, &kernel.folder))?;
     // The kernel runs this when something asks for a module that is not there.
     let modules = kernel.folder.display();
     let path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
@@ -206,7 +206,7 @@ fn write_program(path: &Path, text: &str) -> Result<()> {
 }
 
 /// The guest's first program: leads to the shared root, runs the script there, and switches off.
-fn init(load: &str, script: &Path) -> String {
+fn init(load: &str, script: &Path, modules: &Path) -> String {
     format!(
         "#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -226,10 +226,11 @@ mount -t tmpfs tmp /mnt/var/tmp
 ip link set lo up
 cp /mnt{script} /mnt/run/script
 stty -F /dev/ttyS1 raw -echo 2>/dev/null
-chroot /mnt /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/run TMPDIR=/run /bin/bash /run/script > /dev/ttyS1 2>&1
+chroot /mnt /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/run TMPDIR=/run MODULES={modules} /bin/bash /run/script > /dev/ttyS1 2>&1
 sync
 poweroff -f
 ",
-        script = script.display()
+        script = script.display(),
+        modules = modules.display(),
     )
 }

@@ -81,6 +81,8 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("PORTOLAN_KERNEL_CLUSTERS", "8"),
     ("PORTOLAN_CLUSTERS", "100"),
     ("PORTOLAN_HISTORIES", "10"),
+    ("PORTOLAN_SERVICES", "100"),
+    ("PORTOLAN_ATTEMPT_MS", "100"),
     ("RUST_BACKTRACE", "0"),
 ];
 
@@ -177,7 +179,8 @@ impl Suite {
     /// For bash in the guest: runs each, and frames its output by lines that [`Suite::results`] knows.
     pub(crate) fn script(&self) -> String {
         let mut script = String::from("echo \"kernel $(uname -r)\"\n");
-        script += "modprobe -qa br_netfilter sctp ip_vs 2>/dev/null\n";
+        // Nothing asks the kernel for these by itself.
+        script += "[ -z \"$MODULES\" ] || modprobe -d \"$MODULES\" -qa br_netfilter ip_vs\n";
         for (name, value) in &self.environment {
             script += &format!("export {name}='{value}'\n");
         }
