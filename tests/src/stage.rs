@@ -1,6 +1,7 @@
 //! The real program on nodes of a lab: one Service `web` with pods that answer, a client that connects, and a folder of
 //! manifests (or a fake API server) that says what there is.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -8,10 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Capability, Daemon, Host, Lab, Manifests, Node, Outcome, Pod,
-    Probe, Protocol, TcpService, node_object, require, wait_until,
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Capability, Daemon, Host, Lab, Manifests, Namespace, Node,
+    Outcome, Pod, Probe, Protocol, TcpService, node_object, require, wait_until,
 };
-use nft::{Backend, Family, Kernel, KernelConfig, TableContents};
+use nft::{Backend, Family, Feature, Features, Kernel, KernelConfig, TableContents};
 use serde_json::Value;
 use service_dataplane::layout;
 
@@ -20,7 +21,31 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the scenarios need of kernel and machine; without it they say so and end.
 pub fn can_run() -> bool {
-    require(&[Capability::TableOwner])
+    require(&[Capability::Nft])
+}
+
+/// What the kernel at hand can do.
+pub fn features() -> Result<Features> {
+    Ok(Namespace::new("features")?.run(Features::probe)??)
+}
+
+/// Whether a scenario can go on that is about something kernels may lack: a skip is loud, and with `CI` set a failure,
+/// since Linux 6.18 has all of it.
+///
+/// # Panics
+///
+/// When the feature is missing and the environment has `CI`.
+pub fn has(feature: Feature) -> Result<bool> {
+    let has = features()?.has(feature);
+    assert!(
+        has || std::env::var_os("CI").is_none(),
+        "a CI machine must have {feature}"
+    );
+    if !has {
+        // Past the capture of the test harness; nowhere to report that stderr is closed.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: the kernel has no {feature}");
+    }
+    Ok(has)
 }
 
 /// The program under test: the one that `PORTOLAN_PROGRAM` names, or else it is built.

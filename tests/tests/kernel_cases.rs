@@ -11,7 +11,7 @@ use portolan_tests::{case, product};
 
 #[test]
 fn every_case_holds_with_real_packets() -> Result<()> {
-    if !lab::require(&[Capability::TableOwner]) {
+    if !lab::require(&[Capability::Nft]) {
         return Ok(());
     }
     let field = Field::new(2, 14, &[8080, 8081, 9091, 5353])?;
@@ -56,7 +56,7 @@ const CHI_SQUARE_19: f64 = 63.0;
 
 #[test]
 fn connections_spread_evenly_over_the_endpoints() -> Result<()> {
-    if !lab::require(&[Capability::TableOwner]) {
+    if !lab::require(&[Capability::Nft]) {
         return Ok(());
     }
     let case = case::all()?

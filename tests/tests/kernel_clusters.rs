@@ -22,7 +22,7 @@ const PASSING: usize = 4;
 
 #[test]
 fn real_packets_on_random_clusters_fare_as_the_documentation_says() -> Result<()> {
-    if !lab::require(&[Capability::TableOwner]) {
+    if !lab::require(&[Capability::Nft]) {
         return Ok(());
     }
     let seed = number_from_env("PORTOLAN_SEED", 1);

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::{ConnectionStream, Held, Probe, Protocol, wait_until};
+use nft::Feature;
 use portolan_tests::number_from_env;
-use portolan_tests::stage::{PATIENCE, Stage, can_run, service};
+use portolan_tests::stage::{PATIENCE, Stage, can_run, has, service};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -91,7 +92,8 @@ fn a_hundred_kills_under_churn_lose_no_connection() -> Result<()> {
 
 #[test]
 fn a_hundred_foreign_flushes_lose_no_connection() -> Result<()> {
-    if !can_run() {
+    // What is done without is in kernels.rs.
+    if !can_run() || !has(Feature::TablePersist)? {
         return Ok(());
     }
     let stage = Stage::new()?;

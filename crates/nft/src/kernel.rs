@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use crate::features::trial;
 use crate::model::{Element, Family, Name, Table};
 use crate::socket::Socket;
 use crate::transaction::{
@@ -22,7 +23,7 @@ use crate::transaction::{
 use crate::wire::abi::{self, control, flag, message};
 use crate::wire::attribute::Writer;
 use crate::wire::decode::{Reading, TableState};
-use crate::wire::encode::{Batch, TableFlags};
+use crate::wire::encode::{Batch, Encoder, TableFlags};
 use crate::wire::frame::{Answer, generation};
 use crate::wire::{Malformed, Message, messages};
 
@@ -87,38 +88,44 @@ impl Kernel {
     ///
     /// Errors: [`CommitError::Socket`]; EPERM without CAP_NET_ADMIN in this network namespace.
     pub fn open(config: KernelConfig) -> Result<Self, CommitError> {
+        let mut kernel = Kernel::connect(config.table)?;
+        let persist = kernel.would_make_table(TableFlags::PERSISTENT)?;
+        let owner = persist || kernel.would_make_table(TableFlags::TIED)?;
+        kernel.features = TableFeatures { owner, persist };
+        if config.owner && persist {
+            kernel.flags = TableFlags::PERSISTENT;
+        }
+        Ok(kernel)
+    }
+
+    /// Opens a socket for tables that are owned by it and go with it, however it ends (Linux 5.12; before,
+    /// they are refused with EINVAL).
+    ///
+    /// Errors: as [`Kernel::open`].
+    pub fn open_tied(table: Name) -> Result<Self, CommitError> {
+        let mut kernel = Kernel::connect(table)?;
+        kernel.flags = TableFlags::TIED;
+        Ok(kernel)
+    }
+
+    pub(crate) fn connect(table: Name) -> Result<Self, CommitError> {
         let socket = Socket::open(0).map_err(failed("open"))?;
         socket
             .set_receive_space(RECEIVE_SPACE)
             .map_err(failed("set receive space"))?;
-        let mut kernel = Kernel {
+        Ok(Kernel {
             link: Link {
                 socket,
                 sequence: 1,
                 request: Writer::default(),
             },
             batch: Batch::default(),
-            table: config.table,
+            table,
             features: TableFeatures::default(),
             flags: TableFlags::default(),
             sent: Sent::default(),
             expected_generation: None,
-        };
-        let both = TableFlags {
-            owner: true,
-            persist: true,
-        };
-        let persist = kernel.probe(both)?;
-        let owner = persist
-            || kernel.probe(TableFlags {
-                persist: false,
-                ..both
-            })?;
-        kernel.features = TableFeatures { owner, persist };
-        if config.owner && persist {
-            kernel.flags = both;
-        }
-        Ok(kernel)
+        })
     }
 
     /// What this kernel's tables can do.
@@ -161,14 +168,42 @@ impl Kernel {
         Ok(Some(self.link.generation()?) != self.expected_generation)
     }
 
-    /// Whether the kernel would make a table with these flags. The batch has no end, so nothing is done.
-    fn probe(&mut self, flags: TableFlags) -> Result<bool, CommitError> {
-        let name = format!("{}-probe", self.table);
-        self.batch.encode_probe(&name, flags, self.link.sequence);
-        match self.exchange()? {
-            Outcome::Acknowledged => Ok(true),
-            Outcome::Refused { .. } => Ok(false),
-        }
+    /// Whether the kernel would make a table with these flags.
+    fn would_make_table(&mut self, flags: TableFlags) -> Result<bool, CommitError> {
+        let trial = self.attempt(false, |out| trial::add_table(out, flags.bits(), ""))?;
+        Ok(trial.is_ok())
+    }
+
+    /// Sends messages on the table of trials and returns the kernel's refusal of the first, if it refuses. Nothing
+    /// is done, unless they are to be carried out.
+    pub(crate) fn attempt(
+        &mut self,
+        carried_out: bool,
+        fill: impl FnOnce(&mut Encoder<'_>),
+    ) -> Result<Result<(), Answer>, CommitError> {
+        let sequence = self.link.sequence;
+        self.batch
+            .encode_trial(trial::TABLE, sequence, carried_out, fill);
+        Ok(match self.exchange()? {
+            Outcome::Acknowledged => Ok(()),
+            Outcome::Refused { answer, .. } => Err(answer),
+        })
+    }
+
+    /// Sends one request outside of batches and returns the kernel's refusal, if it refuses.
+    pub(crate) fn request(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        fill: impl FnOnce(&mut Writer),
+        absorb: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
+    ) -> Result<Result<(), Errno>, CommitError> {
+        Ok(
+            match self.link.ask(kind, flags, Some(Family::Ip), fill, absorb)? {
+                Asked::Done | Asked::Interrupted => Ok(()),
+                Asked::Refused(errno) => Err(errno),
+            },
+        )
     }
 
     /// Sends the batch and gathers its answers.

@@ -7,13 +7,15 @@
 //! * **Registers**: [`expr`] lowers statements to the kernel's register machine exactly as nft does,
 //!   and [`wire`] encodes and decodes netlink messages. Pure, fuzzed.
 //! * **Effects**: [`Kernel`] is one netlink socket that lives as long as the daemon; [`Monitor`] hears
-//!   of changes made by others; [`Fake`] obeys the kernel's rules in memory, for tests.
+//!   of changes made by others; [`Features`] finds out by trying what the kernel can do; [`Fake`] obeys
+//!   the kernel's rules in memory, for tests.
 //!
 //! No text of foreign origin can enter a ruleset: names and comments are `'static` or made by us.
 
 pub mod diff;
 pub mod expr;
 mod fake;
+pub mod features;
 mod kernel;
 pub mod model;
 mod monitor;
@@ -30,6 +32,7 @@ mod namespace;
 mod samples;
 
 pub use fake::{Counters, Fake};
+pub use features::{Feature, Features};
 pub use kernel::{Kernel, KernelConfig, Sent, TableFeatures};
 pub use model::{
     Bytes, Chain, Data, DataField, Element, Family, Field, Hook, Name, Operand, Protocol, Rule,

@@ -110,6 +110,7 @@ impl App {
         let config = ControlConfig {
             node,
             own_tables: !args.no_table_owner,
+            without: args.without_features.clone(),
         };
         let control = start_control(config, events, addresses, reports, cancel.clone())?;
         let cancel = started.disarm();

@@ -32,7 +32,7 @@ pub enum Command {
     /// Print the table that a folder of manifests makes on a node, without touching a kernel
     Render(RenderArgs),
     /// Print the version
-    Version,
+    Version(VersionArgs),
 }
 
 /// What decides the meaning of Services on this node.
@@ -126,6 +126,10 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Table")]
     pub no_table_owner: bool,
 
+    /// Do without these features of the kernel: to try what is done on kernels that lack them
+    #[arg(long, hide = true, value_name = "FEATURE[,FEATURE...]", value_delimiter = ',', value_parser = values::feature)]
+    pub without_features: Vec<nft::Feature>,
+
     /// Address of /healthz, /livez and /readyz; empty: none
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256", help_heading = "Ports",
           value_parser = |s: &str| listen_address(s, 10256))]
@@ -177,6 +181,14 @@ pub struct RenderArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub log: LogArgs,
+}
+
+/// `portolan version`
+#[derive(Clone, Debug, Args)]
+pub struct VersionArgs {
+    /// Also try what the kernel of this machine can do, and say what is done without the rest (needs CAP_NET_ADMIN)
+    #[arg(long)]
+    pub features: bool,
 }
 
 /// nftables' names of the families.

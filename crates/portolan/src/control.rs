@@ -9,12 +9,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use nft::{Backend, Kernel, KernelConfig, Monitor, Notice};
+use nft::{Backend, Feature, Features, Kernel, KernelConfig, Monitor, Notice};
+use service_dataplane::guard::{self, Guard};
 use service_dataplane::{Dataplane, Outcome, SyncError, layout};
 use service_model::{AddressFamily, Invalid, NodeConfig, ObjectEvent};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::features;
+use crate::leftovers::{self, Ipvs};
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::source::{Events, Problem, SourceEvent};
@@ -38,6 +41,8 @@ pub struct ControlConfig {
     pub node: NodeConfig,
     /// Own the tables, so that nobody else's flush can take them away (`--no-table-owner` turns it off).
     pub own_tables: bool,
+    /// Features to do without though the kernel has them: for tests of what is done then.
+    pub without: Vec<Feature>,
 }
 
 /// Where the loop tells others how it goes.
@@ -57,15 +62,24 @@ pub async fn run(
     reports: Reports,
     cancel: CancellationToken,
 ) -> Result<()> {
+    let features = Features::probe()
+        .context("could not ask the kernel what it can do (CAP_NET_ADMIN is needed)")?
+        .without(&config.without);
+    features::check(&features)?;
     let kernel = Kernel::open(KernelConfig {
         table: layout::TABLE.into(),
-        owner: config.own_tables,
+        owner: config.own_tables && features.has(Feature::TablePersist),
     })
     .context("could not open the nftables socket (CAP_NET_ADMIN is needed)")?;
+    warn_of_leftovers();
+    // Held to the end: it goes with its socket.
+    let _guard = (config.own_tables && features::needs_guard(&features))
+        .then(stand_guard)
+        .flatten();
     let monitor = Monitor::open(layout::TABLE.into(), kernel.port())
         .context("could not listen for nftables changes")?;
     let foreign = listen(monitor, cancel.clone())?;
-    tracing::info!(features = ?kernel.features(), "tables are written over netlink");
+    tracing::info!(flags = ?kernel.table_flags(), "tables are written over netlink");
     let mut control = Control::new(config.node, kernel, reports);
 
     loop {
@@ -91,6 +105,30 @@ pub async fn run(
         control.turn(&addresses);
     }
     Ok(())
+}
+
+/// In one line what kube-proxy's IPVS mode left here, if anything.
+fn warn_of_leftovers() {
+    match Ipvs::find() {
+        Ok(found) if found.is_empty() => {}
+        Ok(found) => tracing::warn!(
+            link = leftovers::LINK,
+            addresses = found.addresses.len(),
+            virtual_servers = found.virtual_servers,
+            "kube-proxy's IPVS mode left things behind: `kube-proxy --cleanup` removes them"
+        ),
+        Err(error) => tracing::debug!(error = format!("{error:#}"), "leftovers not looked for"),
+    }
+}
+
+/// Without a guard everything works but for connections that are established when somebody flushes.
+fn stand_guard() -> Option<Guard<Kernel>> {
+    let guard = Kernel::open_tied(guard::TABLE.into()).and_then(Guard::stand);
+    guard
+        .inspect_err(|error| {
+            tracing::warn!(%error, "no guard table: a foreign flush loses established connections");
+        })
+        .ok()
 }
 
 /// How long the listener goes without looking whether it is still wanted.
@@ -266,8 +304,10 @@ impl<B: Backend> Control<B> {
 
     fn repair(&mut self) {
         let start = Instant::now();
-        self.repairs.started(start);
+        self.repairs.started();
         let result = self.dataplane.repair();
+        let end = Instant::now();
+        self.repairs.ended(end, end - start);
         if let Ok(outcome) = &result
             && outcome.repaired > 0
         {

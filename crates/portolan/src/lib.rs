@@ -5,13 +5,17 @@
 //! * [`control`] is the loop between events and kernel, the one owner of the table.
 //! * [`node_addresses`] follows the addresses of this node's interfaces.
 //! * [`memory`] gives back what a first list took.
+//! * [`features`] says what is done where the kernel lacks something.
+//! * [`leftovers`] finds what kube-proxy's IPVS mode left on the node.
 //! * [`status`], [`metrics`] and [`http`] tell others how it goes.
 //! * [`render`] prints the table of a folder of manifests.
 
 pub mod app;
 pub mod cli;
 pub mod control;
+pub mod features;
 pub mod http;
+pub mod leftovers;
 pub mod memory;
 pub mod metrics;
 pub mod node_addresses;

@@ -4,14 +4,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use portolan::cli::{Cli, Command, RunArgs};
-use portolan::{app, render};
+use portolan::cli::{Cli, Command, RunArgs, VersionArgs};
+use portolan::{app, features, render};
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(&args).map(|()| true),
         Command::Render(args) => app::start_log(&args.log).and_then(|()| render::run(&args)),
-        Command::Version => Ok(version()),
+        Command::Version(args) => version(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -35,6 +35,11 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     result
 }
 
-fn version() -> bool {
-    writeln!(std::io::stdout(), "portolan {}", env!("CARGO_PKG_VERSION")).is_ok()
+fn version(args: &VersionArgs) -> anyhow::Result<bool> {
+    let mut out = std::io::stdout();
+    let printed = writeln!(out, "portolan {}", env!("CARGO_PKG_VERSION")).is_ok();
+    if args.features {
+        return Ok(printed && out.write_all(features::report()?.as_bytes()).is_ok());
+    }
+    Ok(printed)
 }

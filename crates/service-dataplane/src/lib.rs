@@ -5,9 +5,11 @@
 //! * [`Ledger`] knows what every Service asks for, settles conflicts and counts shared elements; its
 //!   changes are derived, never written by hand.
 //! * [`Dataplane`] keeps a [`nft::Backend`] equal to the ledger: commits, repairs, quarantines.
+//! * [`guard`] keeps established connections translated where the kernel cannot keep the table itself.
 //!
-//! Everything but [`Dataplane`] is a function of values.
+//! Everything but [`Dataplane`] and [`guard::Guard`] is a function of values.
 
+pub mod guard;
 pub mod layout;
 mod ledger;
 pub mod render;

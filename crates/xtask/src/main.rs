@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | test | bench | check | control-plane`.
+//! The project's commands: `cargo xtask demo | test | bench | kernels | check | control-plane`.
 //!
 //! Owns what surrounds the code: tools that must be installed, the gate, the order of things. Each command is a
 //! file of its own; none of them is needed at run time.
@@ -10,6 +10,7 @@ mod bench;
 mod check;
 mod control_plane;
 mod demo;
+mod kernels;
 mod run;
 mod test;
 mod tools;
@@ -31,6 +32,8 @@ enum Command {
         /// Only benchmarks whose name holds this.
         filter: Option<String>,
     },
+    /// The scenarios on other kernels, booted under emulation: 5.10, 6.1, 6.12 and the newest that Debian has.
+    Kernels(kernels::Options),
     /// Formatting, lints and the direction of dependencies, without running tests.
     Check,
     /// Builds etcd, Kubernetes' control plane, kube-proxy and flanneld for the tests (once; needs Go), and prints
@@ -43,6 +46,7 @@ fn main() -> Result<()> {
         Command::Demo => demo::demo(),
         Command::Test { args } => test::test(&args),
         Command::Bench { filter } => bench::bench(filter.as_deref()),
+        Command::Kernels(options) => kernels::kernels(&options),
         Command::Check => check::check(),
         Command::ControlPlane => control_plane::control_plane(),
     }

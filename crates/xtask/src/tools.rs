@@ -19,7 +19,12 @@ pub(crate) fn ensure() -> Result<()> {
     if !nix::unistd::Uid::effective().is_root() {
         bail!("network namespaces need root: run this command as root (sudo -E cargo xtask ...)");
     }
-    let missing: Vec<&str> = missing();
+    ensure_also(NEEDED)
+}
+
+/// The same for these programs.
+pub(crate) fn ensure_also(needed: &[(&'static str, &'static str)]) -> Result<()> {
+    let missing: Vec<&str> = missing(needed);
     if missing.is_empty() {
         return Ok(());
     }
@@ -36,14 +41,14 @@ pub(crate) fn ensure() -> Result<()> {
         .args(install)
         .args(&missing)
         .env("DEBIAN_FRONTEND", "noninteractive"))?;
-    match self::missing().as_slice() {
+    match self::missing(needed).as_slice() {
         [] => Ok(()),
         still => bail!("still missing after the installation: {}", still.join(" ")),
     }
 }
 
-fn missing() -> Vec<&'static str> {
-    NEEDED
+fn missing(needed: &[(&'static str, &'static str)]) -> Vec<&'static str> {
+    needed
         .iter()
         .filter(|(program, _)| find(program).is_none())
         .map(|(_, package)| *package)

@@ -119,10 +119,17 @@ pub(crate) mod set {
     pub(crate) const USERDATA: u16 = 13;
 
     pub(crate) const DESC_SIZE: u16 = 1;
+    pub(crate) const DESC_CONCATENATION: u16 = 2;
+    pub(crate) const FIELD_LEN: u16 = 1;
 
     pub(crate) const ANONYMOUS: u32 = 0x1;
     pub(crate) const INTERVAL: u32 = 0x4;
     pub(crate) const MAP: u32 = 0x8;
+    pub(crate) const TIMEOUT: u32 = 0x10;
+    /// `NFT_SET_EVAL`: rules may add elements.
+    pub(crate) const DYNAMIC: u32 = 0x20;
+    /// Ranges in a concatenation (Linux 5.6).
+    pub(crate) const CONCATENATION: u32 = 0x80;
 
     /// `NFT_DATA_VERDICT`: data type of verdict maps.
     pub(crate) const DATA_VERDICT: u32 = 0xffff_ff00;
@@ -291,4 +298,59 @@ pub(crate) mod reject {
 /// `enum nft_gen_attributes`
 pub(crate) mod generation {
     pub(crate) const ID: u16 = 1;
+}
+
+/// `enum nft_fib_result`, `enum nft_fib_flags` and their attributes
+pub(crate) mod fib {
+    pub(crate) const DREG: u16 = 1;
+    pub(crate) const RESULT: u16 = 2;
+    pub(crate) const FLAGS: u16 = 3;
+
+    pub(crate) const ADDRESS_TYPE: u32 = 3;
+    pub(crate) const DESTINATION: u32 = 0x2;
+}
+
+/// `enum nft_dynset_attributes` and `enum nft_dynset_ops`
+pub(crate) mod dynset {
+    pub(crate) const SET: u16 = 1;
+    pub(crate) const OPERATION: u16 = 3;
+    pub(crate) const KEY: u16 = 4;
+    pub(crate) const DATA: u16 = 5;
+
+    pub(crate) const UPDATE: u32 = 1;
+}
+
+/// `linux/netfilter/nfnetlink_conntrack.h`
+pub(crate) mod conntrack {
+    /// `IPCTNL_MSG_CT_DELETE` of `NFNL_SUBSYS_CTNETLINK`.
+    pub(crate) const DELETE: u16 = 1 << 8 | 2;
+
+    pub(crate) const TUPLE_ORIGINAL: u16 = 1;
+    /// Linux 5.8.
+    pub(crate) const FILTER: u16 = 25;
+
+    /// `enum ctattr_tuple` and `enum ctattr_ip`
+    pub(crate) mod tuple {
+        pub(crate) const ADDRESSES: u16 = 1;
+        pub(crate) const PROTOCOL: u16 = 2;
+
+        pub(crate) const SOURCE4: u16 = 1;
+        pub(crate) const DESTINATION4: u16 = 2;
+    }
+
+    /// `enum ctattr_l4proto`
+    pub(crate) mod protocol {
+        pub(crate) const NUMBER: u16 = 1;
+        pub(crate) const SOURCE_PORT: u16 = 2;
+        pub(crate) const DESTINATION_PORT: u16 = 3;
+    }
+
+    /// `enum ctattr_filter` and the flags of `nf_internals.h`
+    pub(crate) mod filter {
+        pub(crate) const ORIGINAL_FLAGS: u16 = 1;
+        pub(crate) const REPLY_FLAGS: u16 = 2;
+
+        pub(crate) const BY_SOURCE: u32 = 0x1;
+        pub(crate) const BY_DESTINATION: u32 = 0x2;
+    }
 }

@@ -31,7 +31,18 @@ pub struct TableFlags {
 }
 
 impl TableFlags {
-    fn bits(self) -> u32 {
+    /// Owner and persistence.
+    pub const PERSISTENT: TableFlags = TableFlags {
+        owner: true,
+        persist: true,
+    };
+    /// Owner alone: the table goes when its socket does.
+    pub const TIED: TableFlags = TableFlags {
+        owner: true,
+        persist: false,
+    };
+
+    pub(crate) fn bits(self) -> u32 {
         let owner = if self.owner { abi::table::OWNED } else { 0 };
         let persist = if self.persist { abi::table::PERSIST } else { 0 };
         owner | persist
@@ -91,22 +102,27 @@ impl Batch {
         Ok(())
     }
 
-    /// Encodes what creates a table but is never carried out, because the batch has no end: the kernel
-    /// checks the flags and answers.
-    pub(crate) fn encode_probe(&mut self, table: &str, flags: TableFlags, sequence: u32) {
+    /// Encodes messages made by hand, on a table that is not the one of transactions. Without its end a batch is
+    /// never carried out: the kernel checks each message, answers, and forgets.
+    pub(crate) fn encode_trial(
+        &mut self,
+        table: &str,
+        sequence: u32,
+        carried_out: bool,
+        fill: impl FnOnce(&mut Encoder<'_>),
+    ) {
         self.begin(sequence);
-        let mut encoder = Encoder {
+        fill(&mut Encoder {
             batch: self,
             table,
             family: Family::Ip,
             operation: 0,
-            flags,
-        };
-        encoder.message(message::NEW_TABLE, flag::CREATE, |out| {
-            out.put_str(abi::table::NAME, table);
-            out.put_u32(abi::table::FLAGS, flags.bits());
+            flags: TableFlags::default(),
         });
         self.ask_for_answer();
+        if carried_out {
+            self.frame(control::BATCH_END);
+        }
     }
 
     /// The bytes to send in one piece.
@@ -212,9 +228,9 @@ fn is_interval_end(item: &[u8]) -> bool {
 }
 
 /// Appends the messages of one step. Its functions answer `None` for what is only ever observed.
-struct Encoder<'a> {
+pub(crate) struct Encoder<'a> {
     batch: &'a mut Batch,
-    table: &'a str,
+    pub(crate) table: &'a str,
     family: Family,
     operation: usize,
     flags: TableFlags,
@@ -252,7 +268,7 @@ impl Encoder<'_> {
     }
 
     /// One message of this step.
-    fn message(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Writer)) {
+    pub(crate) fn message(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Writer)) {
         let start = self.start(kind, flags, 0);
         fill(&mut self.batch.writer);
         self.batch.writer.finish(start);

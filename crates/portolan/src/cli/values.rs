@@ -196,3 +196,11 @@ fn write_list(f: &mut fmt::Formatter<'_>, cidrs: &[IpNet]) -> fmt::Result {
     }
     Ok(())
 }
+
+/// The feature of this name.
+pub(super) fn feature(name: &str) -> Result<nft::Feature, String> {
+    nft::Feature::from_name(name).ok_or_else(|| {
+        let names = nft::Feature::ALL.map(nft::Feature::name);
+        format!("no such feature; there are {}", names.join(", "))
+    })
+}

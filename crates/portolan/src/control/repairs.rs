@@ -1,22 +1,21 @@
 //! When to compare the tables with what they should hold, after somebody else changed them.
 //!
-//! At once the first times; when it goes on (another daemon that fights ours), at most once a second.
+//! At once, as long as repairs take a small part of the time: a foreign flush is a cut for every new connection, and
+//! twenty of them in a row are no reason to wait. When it goes on (another daemon that fights ours), each repair is
+//! followed by a pause that grows with what repairs cost.
 
 use std::time::{Duration, Instant};
 
-/// So many repairs within [`WINDOW`] are made at once.
-const AT_ONCE: usize = 5;
-/// How long a repair counts.
-const WINDOW: Duration = Duration::from_secs(60);
-/// Pause between repairs in a fight.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a repair, as a multiple of what it took: repairs take at most a fifth of a processor.
+const REST: u32 = 4;
+/// Longest pause.
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// Paces repairs.
 #[derive(Debug, Default)]
 pub(crate) struct Repairs {
     requested: bool,
-    /// The last [`AT_ONCE`] starts, oldest first.
-    recent: Vec<Instant>,
+    not_before: Option<Instant>,
 }
 
 impl Repairs {
@@ -27,26 +26,18 @@ impl Repairs {
 
     /// When to compare; `None` when there is no reason to.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
-        let fight = self.recent.len() >= AT_ONCE
-            && self
-                .recent
-                .first()
-                .is_some_and(|oldest| now - *oldest < WINDOW);
-        let at = self
-            .recent
-            .last()
-            .filter(|_| fight)
-            .map_or(now, |last| *last + PAUSE);
+        let at = self.not_before.unwrap_or(now);
         self.requested.then_some(at.max(now))
     }
 
-    /// A comparison starts now.
-    pub(crate) fn started(&mut self, now: Instant) {
+    /// A comparison begins, of what was there before it.
+    pub(crate) fn started(&mut self) {
         self.requested = false;
-        if self.recent.len() >= AT_ONCE {
-            self.recent.remove(0);
-        }
-        self.recent.push(now);
+    }
+
+    /// It has ended.
+    pub(crate) fn ended(&mut self, now: Instant, elapsed: Duration) {
+        self.not_before = Some(now + elapsed.saturating_mul(REST).min(LONGEST));
     }
 }
 
@@ -55,17 +46,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn repairs_are_made_at_once_until_they_become_a_fight() {
-        let start = Instant::now();
+    fn repairs_are_made_at_once_and_take_a_fifth_of_the_time_at_most() {
+        let mut now = Instant::now();
         let mut repairs = Repairs::default();
-        assert_eq!(repairs.due(start), None);
-        for _ in 0..AT_ONCE {
+        assert_eq!(repairs.due(now), None);
+        for _ in 0..100 {
             repairs.request();
-            assert_eq!(repairs.due(start), Some(start));
-            repairs.started(start);
+            assert_eq!(repairs.due(now), Some(now));
+            repairs.started();
+            assert_eq!(repairs.due(now), None);
+            now += Duration::from_millis(10);
+            repairs.ended(now, Duration::from_millis(10));
+            // Heard while it went on: not before the pause is over.
+            repairs.request();
+            assert_eq!(repairs.due(now), Some(now + Duration::from_millis(40)));
+            now += Duration::from_millis(40);
         }
+    }
+
+    #[test]
+    fn no_repair_waits_longer_than_a_second() {
+        let now = Instant::now();
+        let mut repairs = Repairs::default();
+        repairs.ended(now, Duration::from_secs(60));
         repairs.request();
-        assert_eq!(repairs.due(start), Some(start + PAUSE));
-        assert_eq!(repairs.due(start + 2 * WINDOW), Some(start + 2 * WINDOW));
+        assert_eq!(repairs.due(now), Some(now + LONGEST));
     }
 }

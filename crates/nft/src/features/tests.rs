@@ -1,0 +1,81 @@
+use super::*;
+use crate::namespace::{in_namespace, load, nft};
+
+fn probed() -> Features {
+    Features::probe().expect("a probe")
+}
+
+#[test]
+fn a_probe_leaves_the_ruleset_as_it_was() {
+    in_namespace(|| {
+        load("table ip others { chain c { type nat hook prerouting priority 0; }; }\n");
+        let before = nft(&["list", "ruleset"], "").unwrap();
+        let first = probed();
+        assert_eq!(nft(&["list", "ruleset"], "").unwrap(), before);
+        assert_eq!(probed(), first);
+    });
+}
+
+#[test]
+fn this_kernel_has_what_its_tables_need() {
+    in_namespace(|| {
+        let features = probed();
+        for (feature, found) in features.iter() {
+            eprintln!("{feature}: {found:?}");
+        }
+        for feature in [
+            Feature::NatByMap,
+            Feature::Masquerade,
+            Feature::SymHash,
+            Feature::RejectInNat,
+            Feature::IntervalConcatenation,
+            Feature::DynamicMaps,
+            Feature::Comments,
+        ] {
+            assert!(features.has(feature), "{feature}");
+        }
+        let tables = crate::namespace::kernel(false).features();
+        assert_eq!(features.has(Feature::TableOwner), tables.owner);
+        assert_eq!(features.has(Feature::TablePersist), tables.persist);
+    });
+}
+
+#[test]
+fn a_rule_where_it_may_not_stand_is_refused_when_it_is_tried() {
+    in_namespace(|| {
+        let mut kernel = Kernel::connect(trial::TABLE.into()).unwrap();
+        // Hook postrouting: `reject` has no place there on any kernel.
+        let refused = kernel
+            .attempt(true, |out| {
+                trial::add_table(out, 1, "");
+                trial::add_chain(out, Some((4, 1000)), "");
+                trial::add_reject(out);
+            })
+            .unwrap();
+        assert_eq!(refused.unwrap_err().errno, Errno::EOPNOTSUPP as i32);
+        assert_eq!(nft(&["list", "ruleset"], "").unwrap(), "");
+    });
+}
+
+#[test]
+fn what_is_switched_off_is_missing_and_says_so() {
+    in_namespace(|| {
+        let features = probed().without(&[Feature::SymHash]);
+        assert!(!features.has(Feature::SymHash));
+        let missing = features.iter().filter_map(|(feature, found)| {
+            found
+                .err()
+                .filter(|_| feature == Feature::SymHash)
+                .map(ToString::to_string)
+        });
+        assert_eq!(missing.collect::<Vec<_>>(), ["switched off"]);
+    });
+}
+
+#[test]
+fn every_feature_is_found_by_its_name() {
+    for feature in Feature::ALL {
+        assert_eq!(Feature::from_name(feature.name()), Some(feature));
+    }
+    assert_eq!(Feature::from_name("teleportation"), None);
+}

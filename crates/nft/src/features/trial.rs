@@ -1,0 +1,244 @@
+//! The messages by which features are tried, all on one table of their own. Written by hand, as they are more than
+//! what the model of our table knows.
+
+use super::Feature;
+use crate::expr::Register;
+use crate::wire::abi::{self, conntrack, flag, message};
+use crate::wire::attribute::Writer;
+use crate::wire::encode::{Encoder, NAT, TableFlags};
+use crate::wire::{Malformed, Message, udata};
+
+/// Name of the table. Nobody else's, we hope; one that is there is left alone, since it would be refused or ignored.
+pub(crate) const TABLE: &str = "portolan_trial";
+const CHAIN: &str = "trial";
+const SET: &str = "trial";
+
+/// Widths in bytes.
+const ADDRESS: u32 = 4;
+const PROTOCOL: u32 = 4;
+const PORT: u32 = 4;
+
+/// The messages that try one feature by being accepted.
+pub(crate) fn write(feature: Feature, out: &mut Encoder<'_>) {
+    match feature {
+        Feature::TableOwner => return add_table(out, TableFlags::TIED.bits(), ""),
+        Feature::TablePersist => return add_table(out, TableFlags::PERSISTENT.bits(), ""),
+        _ => add_table(out, 0, ""),
+    }
+    add_chain(out, None, "");
+    let (first, second) = (Register(0), Register(1));
+    match feature {
+        Feature::SymHash => add_rule(out, |out| symhash(out, first)),
+        Feature::Masquerade => add_rule(out, |out| {
+            expression(out, "masq", |out| {
+                out.put_u32(abi::masq::FLAGS, abi::masq::FULLY_RANDOM);
+            });
+        }),
+        Feature::Fib => add_rule(out, |out| {
+            expression(out, "fib", |out| {
+                out.put_u32(abi::fib::DREG, first.number());
+                out.put_u32(abi::fib::RESULT, abi::fib::ADDRESS_TYPE);
+                out.put_u32(abi::fib::FLAGS, abi::fib::DESTINATION);
+            });
+        }),
+        Feature::NatByMap => {
+            add_set(out, abi::set::MAP, ADDRESS, Some(ADDRESS + PORT), &[]);
+            add_rule(out, |out| {
+                destination_address(out, first);
+                expression(out, "lookup", |out| {
+                    out.put_u32(abi::lookup::SREG, first.number());
+                    out.put_u32(abi::lookup::DREG, first.number());
+                    out.put_str(abi::lookup::SET, SET);
+                });
+                expression(out, "nat", |out| {
+                    out.put_u32(abi::nat::TYPE, abi::nat::DESTINATION);
+                    out.put_u32(abi::nat::FAMILY, 2);
+                    out.put_u32(abi::nat::ADDRESS, first.number());
+                    out.put_u32(abi::nat::PORT, second.number());
+                });
+            });
+        }
+        Feature::IntervalConcatenation => {
+            let fields = [ADDRESS, PROTOCOL, PORT, ADDRESS];
+            let flags = abi::set::INTERVAL | abi::set::CONCATENATION;
+            add_set(out, flags, fields.iter().sum(), None, &fields);
+        }
+        Feature::DynamicMaps => {
+            let flags = abi::set::MAP | abi::set::DYNAMIC | abi::set::TIMEOUT;
+            add_set(out, flags, ADDRESS, Some(ADDRESS), &[]);
+            add_rule(out, |out| {
+                destination_address(out, first);
+                destination_address(out, second);
+                expression(out, "dynset", |out| {
+                    out.put_str(abi::dynset::SET, SET);
+                    out.put_u32(abi::dynset::OPERATION, abi::dynset::UPDATE);
+                    out.put_u32(abi::dynset::KEY, first.number());
+                    out.put_u32(abi::dynset::DATA, second.number());
+                });
+            });
+        }
+        // Tried otherwise.
+        Feature::TableOwner
+        | Feature::TablePersist
+        | Feature::RejectInNat
+        | Feature::Comments
+        | Feature::ConntrackFilter => {}
+    }
+}
+
+/// A table that meets no packet, with a NAT chain, both with a comment.
+pub(crate) fn add_dormant(out: &mut Encoder<'_>, owner: bool) {
+    let owned = if owner { TableFlags::TIED.bits() } else { 0 };
+    add_table(out, abi::table::DORMANT | owned, COMMENT);
+    // Hook prerouting, behind everybody.
+    add_chain(out, Some((0, 1000)), COMMENT);
+}
+
+/// A rule that the kernel refuses, at the commit, where `reject` may not stand.
+pub(crate) fn add_reject(out: &mut Encoder<'_>) {
+    add_rule(out, |out| {
+        expression(out, "reject", |out| {
+            out.put_u32(abi::reject::TYPE, abi::reject::ICMP);
+            out.put(abi::reject::CODE, &[abi::reject::PORT_UNREACHABLE]);
+        });
+    });
+}
+
+/// Takes the table away.
+pub(crate) fn delete_table(out: &mut Encoder<'_>) {
+    out.message(message::DEL_TABLE, 0, name);
+}
+
+/// The table's name; in a request for chains or for the table.
+pub(crate) fn name(out: &mut Writer) {
+    out.put_str(abi::table::NAME, TABLE);
+}
+
+const COMMENT: &str = "Seen here, it was left by a probe that was killed";
+
+/// Whether a message shows our table or our chain with its comment.
+pub(crate) fn has_comment(message: &Message<'_>) -> Result<bool, Malformed> {
+    let attribute = match message.kind {
+        message::NEW_TABLE => abi::table::USERDATA,
+        message::NEW_CHAIN => abi::chain::USERDATA,
+        _ => return Ok(false),
+    };
+    // Both name their table in attribute 1.
+    let table = message.attributes()?.find(abi::table::NAME)?;
+    let ours = table.and_then(|name| name.strip_suffix(&[0])) == Some(TABLE.as_bytes());
+    let udata = message.attributes()?.find(attribute)?.unwrap_or_default();
+    Ok(ours && udata::read_comment(udata).is_some_and(|comment| comment == COMMENT))
+}
+
+/// A filter that no connection passes.
+pub(crate) fn conntrack_filter(out: &mut Writer) {
+    use conntrack::{filter, protocol, tuple};
+    out.nest(conntrack::TUPLE_ORIGINAL, |out| {
+        out.nest(tuple::ADDRESSES, |out| {
+            out.put(tuple::SOURCE4, &[0; 4]);
+            out.put(tuple::DESTINATION4, &[0; 4]);
+        });
+        out.nest(tuple::PROTOCOL, |out| {
+            out.put(protocol::NUMBER, &[17]);
+            out.put(protocol::SOURCE_PORT, &[0; 2]);
+            out.put(protocol::DESTINATION_PORT, &[0; 2]);
+        });
+    });
+    out.nest(conntrack::FILTER, |out| {
+        let addresses = filter::BY_SOURCE | filter::BY_DESTINATION;
+        out.put(filter::ORIGINAL_FLAGS, &addresses.to_ne_bytes());
+        out.put(filter::REPLY_FLAGS, &0u32.to_ne_bytes());
+    });
+}
+
+pub(crate) fn add_table(out: &mut Encoder<'_>, flags: u32, comment: &str) {
+    out.message(message::NEW_TABLE, flag::CREATE, |out| {
+        out.put_str(abi::table::NAME, TABLE);
+        out.put_u32(abi::table::FLAGS, flags);
+        put_comment(abi::table::USERDATA, comment, out);
+    });
+}
+
+pub(crate) fn add_chain(out: &mut Encoder<'_>, hook: Option<(u32, u32)>, comment: &str) {
+    out.message(message::NEW_CHAIN, flag::CREATE, |out| {
+        out.put_str(abi::chain::TABLE, TABLE);
+        out.put_str(abi::chain::NAME, CHAIN);
+        if let Some((number, priority)) = hook {
+            out.put_str(abi::chain::TYPE, NAT);
+            out.nest(abi::chain::HOOK, |out| {
+                out.put_u32(abi::chain::HOOK_NUMBER, number);
+                out.put_u32(abi::chain::HOOK_PRIORITY, priority);
+            });
+        }
+        put_comment(abi::chain::USERDATA, comment, out);
+    });
+}
+
+fn put_comment(kind: u16, comment: &str, out: &mut Writer) {
+    if !comment.is_empty() {
+        out.put(kind, &udata::comment(comment));
+    }
+}
+
+/// A set; `fields` are the widths of a concatenation with ranges.
+fn add_set(out: &mut Encoder<'_>, flags: u32, key: u32, data: Option<u32>, fields: &[u32]) {
+    out.message(message::NEW_SET, flag::CREATE, |out| {
+        out.put_str(abi::set::TABLE, TABLE);
+        out.put_str(abi::set::NAME, SET);
+        out.put_u32(abi::set::FLAGS, flags);
+        // A type is a number that only nft reads.
+        out.put_u32(abi::set::KEY_TYPE, 0);
+        out.put_u32(abi::set::KEY_LEN, key);
+        if let Some(data) = data {
+            out.put_u32(abi::set::DATA_TYPE, 0);
+            out.put_u32(abi::set::DATA_LEN, data);
+        }
+        out.put_u32(abi::set::ID, 1);
+        if !fields.is_empty() {
+            out.nest(abi::set::DESC, |out| {
+                out.nest(abi::set::DESC_CONCATENATION, |out| {
+                    for field in fields {
+                        out.nest(abi::LIST_ITEM, |out| {
+                            out.put_u32(abi::set::FIELD_LEN, *field)
+                        });
+                    }
+                });
+            });
+        }
+    });
+}
+
+fn add_rule(out: &mut Encoder<'_>, expressions: impl FnOnce(&mut Writer)) {
+    out.message(message::NEW_RULE, flag::CREATE | flag::APPEND, |out| {
+        out.put_str(abi::rule::TABLE, TABLE);
+        out.put_str(abi::rule::CHAIN, CHAIN);
+        out.nest(abi::rule::EXPRESSIONS, expressions);
+    });
+}
+
+fn expression(out: &mut Writer, name: &str, fill: impl FnOnce(&mut Writer)) {
+    out.nest(abi::LIST_ITEM, |out| {
+        out.put_str(abi::expr::NAME, name);
+        out.nest(abi::expr::DATA, fill);
+    });
+}
+
+/// `ip daddr`
+fn destination_address(out: &mut Writer, to: Register) {
+    expression(out, "payload", |out| {
+        out.put_u32(abi::payload::DREG, to.number());
+        out.put_u32(abi::payload::BASE, abi::payload::NETWORK_HEADER);
+        out.put_u32(abi::payload::OFFSET, 16);
+        out.put_u32(abi::payload::LEN, ADDRESS);
+    });
+}
+
+/// `symhash mod 2`
+fn symhash(out: &mut Writer, to: Register) {
+    expression(out, "hash", |out| {
+        out.put_u32(abi::hash::DREG, to.number());
+        out.put_u32(abi::hash::MODULUS, 2);
+        out.put_u32(abi::hash::OFFSET, 0);
+        out.put_u32(abi::hash::TYPE, abi::hash::SYMMETRIC);
+    });
+}

@@ -1,0 +1,167 @@
+//! What the kernel can do with links and routes, found out by trying: for the overlay.
+//!
+//! Nexthop objects are asked for by a number that none has. VXLAN links have to be made, which is done in a network
+//! namespace that lives as long as the trial; without the right to make one (CAP_SYS_ADMIN) it is not tried.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+
+use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
+use rtnetlink::LinkVxlan;
+
+/// Something of links and routes that kernels have or have not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkFeature {
+    /// Nexthop objects (Linux 5.3).
+    NexthopObjects,
+    /// VXLAN links with learning off, a local address and a port (CONFIG_VXLAN).
+    Vxlan,
+}
+
+impl LinkFeature {
+    /// A short name without spaces.
+    pub const fn name(self) -> &'static str {
+        match self {
+            LinkFeature::NexthopObjects => "nexthop-objects",
+            LinkFeature::Vxlan => "vxlan",
+        }
+    }
+
+    /// What is done without.
+    pub const fn instead(self) -> &'static str {
+        match self {
+            LinkFeature::NexthopObjects => "plain routes",
+            LinkFeature::Vxlan => "Services work, an overlay does not",
+        }
+    }
+}
+
+impl fmt::Display for LinkFeature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What came of a trial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The kernel has it.
+    Yes,
+    /// It has not, for this reason.
+    No(String),
+    /// Nobody knows, for this reason.
+    Untried(String),
+}
+
+/// Tries everything. Changes nothing in the calling thread's network namespace.
+pub fn probe() -> [(LinkFeature, Found); 2] {
+    [
+        (LinkFeature::NexthopObjects, nexthop_objects()),
+        (LinkFeature::Vxlan, vxlan()),
+    ]
+}
+
+fn nexthop_objects() -> Found {
+    match ask_for_nexthop() {
+        Ok(Errno::ENOENT) => Found::Yes,
+        Ok(errno) => Found::No(format!("the kernel says {errno}")),
+        Err(error) => Found::Untried(format!("{error:#}")),
+    }
+}
+
+/// The kernel's answer to a request for a nexthop that does not exist: ENOENT where it knows the request.
+fn ask_for_nexthop() -> Result<Errno> {
+    /// `RTM_GETNEXTHOP` and `NHA_ID` of `linux/rtnetlink.h` and `linux/nexthop.h`.
+    const GET_NEXTHOP: u16 = 106;
+    const ID: u16 = 1;
+    const REQUEST: u16 = 1;
+
+    let mut request = Vec::new();
+    // struct nlmsghdr: length, type, flags, sequence, port.
+    request.extend_from_slice(&32u32.to_ne_bytes());
+    request.extend_from_slice(&GET_NEXTHOP.to_ne_bytes());
+    request.extend_from_slice(&REQUEST.to_ne_bytes());
+    request.extend_from_slice(&[0; 8]);
+    // struct nhmsg, all zero; then the number.
+    request.extend_from_slice(&[0; 8]);
+    request.extend_from_slice(&8u16.to_ne_bytes());
+    request.extend_from_slice(&ID.to_ne_bytes());
+    request.extend_from_slice(&u32::MAX.to_ne_bytes());
+
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )
+    .context("open an rtnetlink socket")?;
+    send(socket.as_raw_fd(), &request, MsgFlags::empty()).context("ask for a nexthop")?;
+    let mut answer = [0; 4096];
+    let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()).context("hear of it")?;
+    // After the header of an NLMSG_ERROR its code, a negative error number.
+    let code = answer
+        .get(..len)
+        .and_then(|answer| answer.get(16..20)?.try_into().ok())
+        .map(i32::from_ne_bytes)
+        .context("a short answer")?;
+    Ok(Errno::from_raw(code.saturating_neg()))
+}
+
+fn vxlan() -> Found {
+    let trial = std::thread::Builder::new()
+        .name("vxlan-trial".into())
+        .spawn(|| {
+            if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
+                return Found::Untried(format!("no network namespace for it: {errno}"));
+            }
+            match make_vxlan() {
+                Ok(()) => Found::Yes,
+                Err(error) => Found::No(format!("{error:#}")),
+            }
+        });
+    match trial.map(std::thread::JoinHandle::join) {
+        Ok(Ok(found)) => found,
+        Ok(Err(_)) => Found::Untried("the trial panicked".into()),
+        Err(error) => Found::Untried(error.to_string()),
+    }
+}
+
+/// In the namespace of the calling thread, which is made for it.
+fn make_vxlan() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let connection = tokio::spawn(connection);
+        let link = LinkVxlan::new("trial", 1)
+            .learning(false)
+            .local(Ipv4Addr::LOCALHOST)
+            .port(4789)
+            .build();
+        let made = handle.link().add(link).execute().await;
+        connection.abort();
+        made.map_err(|error| anyhow!("the kernel says {error}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_link_feature_is_tried_where_namespaces_can_be_made() {
+        for (feature, found) in probe() {
+            assert!(
+                !matches!(found, Found::No(_)),
+                "{feature} is in every kernel since 5.3: {found:?}"
+            );
+        }
+    }
+}

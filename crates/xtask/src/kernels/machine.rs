@@ -1,0 +1,236 @@
+//! A virtual machine: another kernel on this machine's programs.
+//!
+//! Owns the first file system of the guest (busybox, the few modules that lead to this machine's root) and the command
+//! line of QEMU. The root is shared read-only over 9p; `/run`, `/var/tmp` and `/dev/shm` are the guest's own memory.
+//! Modules are loaded as on any machine, when the kernel asks for them, from the unpacked package. There is no
+//! network, and no hardware help: it is emulated, some ten times slower.
+//!
+//! What the script prints comes back over a serial line of its own; the console is kept in the log.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::BOOT;
+use super::packages::Unpacked;
+use crate::run::output;
+use crate::tools;
+
+/// Drivers that lead to the root: the bus, its transport, the file system.
+const DRIVERS: [&str; 3] = ["virtio_pci", "9pnet_virtio", "9p"];
+
+/// Kernels from this series on panic now and then with two emulated processors.
+const ONE_PROCESSOR_FROM: u32 = 7;
+
+/// Boots the kernel, runs the script by bash as root, and returns what it printed. `log` gets the console.
+///
+/// Errors: when it does not end in `limit` and the time of booting, or never came to run the script.
+pub(crate) fn boot(kernel: &Unpacked, script: &str, limit: Duration, log: &Path) -> Result<String> {
+    let work = tempfile::tempdir().context("make a folder for the machine")?;
+    let script_file = work.path().join("script");
+    std::fs::write(&script_file, script)?;
+    let first_root = first_root(kernel, work.path(), &script_file)?;
+    let answers = work.path().join("answers");
+    let mut qemu = qemu(kernel, &first_root, &answers)?;
+    let console =
+        std::fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
+    let mut machine = qemu
+        .stdin(Stdio::null())
+        .stdout(console.try_clone()?)
+        .stderr(console)
+        .spawn()
+        .context("start QEMU")?;
+    let end = Instant::now() + limit + BOOT;
+    let in_time = loop {
+        if machine.try_wait()?.is_some() {
+            break true;
+        }
+        if Instant::now() >= end {
+            machine.kill()?;
+            machine.wait()?;
+            break false;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    let answers = std::fs::read(&answers).unwrap_or_default();
+    let answers = String::from_utf8_lossy(&answers).replace('\r', "");
+    let mut console = std::fs::OpenOptions::new().append(true).open(log)?;
+    writeln!(console, "\n--- what the scenarios printed:\n{answers}")?;
+    if !in_time {
+        eprintln!("{}: stopped after {limit:?}", kernel.release);
+    }
+    if answers.is_empty() {
+        bail!(
+            "{} did not come to run anything: see {}",
+            kernel.release,
+            log.display()
+        );
+    }
+    Ok(answers)
+}
+
+fn qemu(kernel: &Unpacked, first_root: &Path, answers: &Path) -> Result<Command> {
+    let boot = kernel.folder.join("boot");
+    let image = std::fs::read_dir(&boot)
+        .with_context(|| format!("look into {}", boot.display()))?
+        .filter_map(Result::ok)
+        .map(|file| file.path())
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"))
+        })
+        .with_context(|| format!("no image in {}", boot.display()))?;
+    let major: u32 = kernel
+        .release
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .parse()
+        .unwrap_or(0);
+    let (processors, threads) = if major >= ONE_PROCESSOR_FROM {
+        ("1", "single")
+    } else {
+        ("2", "multi")
+    };
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args([
+        "-accel",
+        &format!("tcg,thread={threads}"),
+        "-cpu",
+        "max",
+        "-smp",
+        processors,
+    ])
+    .args([
+        "-m",
+        "2048",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-nodefaults",
+        "-nic",
+        "none",
+    ])
+    .args(["-serial", "stdio"])
+    .arg("-serial")
+    .arg(format!("file:{}", answers.display()))
+    .arg("-kernel")
+    .arg(image)
+    .arg("-initrd")
+    .arg(first_root)
+    .args([
+        "-append",
+        "console=ttyS0 panic=-1 quiet edd=off mitigations=off",
+    ])
+    .args([
+        "-virtfs",
+        "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
+    ]);
+    Ok(qemu)
+}
+
+/// The guest's first root as a compressed archive.
+fn first_root(kernel: &Unpacked, work: &Path, script: &Path) -> Result<PathBuf> {
+    let root = work.join("root");
+    for folder in ["bin", "sbin", "proc", "sys", "dev", "mnt", "modules"] {
+        std::fs::create_dir_all(root.join(folder))?;
+    }
+    let busybox = tools::find("busybox").context("busybox is gone")?;
+    std::fs::copy(&busybox, root.join("bin/busybox")).context("copy busybox")?;
+    let mut load = String::new();
+    for (number, module) in drivers(kernel)?.iter().enumerate() {
+        let name = format!("modules/{number}.ko");
+        std::fs::write(root.join(&name), decompressed(module)?)?;
+        load += &format!("insmod /{name}\n");
+    }
+    write_program(&root.join("init"), &init(&load, script, &kernel.folder))?;
+    // The kernel runs this when something asks for a module that is not there.
+    let modules = kernel.folder.display();
+    let path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+    write_program(
+        &root.join("sbin/modprobe"),
+        &format!(
+            "#!/bin/busybox sh\nexec /bin/busybox chroot /mnt /usr/bin/env {path} modprobe -d {modules} \"$@\"\n"
+        ),
+    )?;
+    let archive = work.join("root.gz");
+    let pack = format!(
+        "cd '{}' && find . | cpio -o -H newc --quiet | gzip -1 > '{}'",
+        root.display(),
+        archive.display()
+    );
+    output(Command::new("sh").args(["-c", &pack]))?;
+    Ok(archive)
+}
+
+/// The files of [`DRIVERS`] and what they need, in the order of loading. What the kernel has built in is none.
+fn drivers(kernel: &Unpacked) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for driver in DRIVERS {
+        let mut command = Command::new("modprobe");
+        command.arg("-d").arg(&kernel.folder).args([
+            "-S",
+            &kernel.release,
+            "--show-depends",
+            driver,
+        ]);
+        for line in String::from_utf8_lossy(&output(&mut command)?).lines() {
+            if let Some(file) = line.strip_prefix("insmod ") {
+                let file = PathBuf::from(file.trim());
+                if !files.contains(&file) {
+                    files.push(file);
+                }
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn decompressed(module: &Path) -> Result<Vec<u8>> {
+    let program = match module.extension().and_then(|e| e.to_str()) {
+        Some("xz") => "xz",
+        Some("zst") => "zstd",
+        _ => return std::fs::read(module).with_context(|| format!("read {}", module.display())),
+    };
+    output(Command::new(program).arg("-dc").arg(module))
+}
+
+fn write_program(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// The guest's first program: leads to the shared root, runs the script there, and switches off.
+fn init(load: &str, script: &Path, modules: &Path) -> String {
+    format!(
+        "#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin:/sbin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+{load}\
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,ro,cache=loose host /mnt || echo 'no root'
+mount -t proc proc /mnt/proc
+mount -t sysfs sys /mnt/sys
+mount -t devtmpfs dev /mnt/dev
+mkdir -p /mnt/dev/shm
+mount -t tmpfs shm /mnt/dev/shm
+mount -t tmpfs run /mnt/run
+mount -t tmpfs tmp /mnt/var/tmp
+ip link set lo up
+cp /mnt{script} /mnt/run/script
+stty -F /dev/ttyS1 raw -echo 2>/dev/null
+chroot /mnt /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/run TMPDIR=/run MODULES={modules} /bin/bash /run/script > /dev/ttyS1 2>&1
+sync
+poweroff -f
+",
+        script = script.display(),
+        modules = modules.display(),
+    )
+}

@@ -1,0 +1,336 @@
+//! What kernels lack, and what is done then: forced by `--without-features` on kernels that have everything, and for
+//! real where `cargo xtask kernels` boots others. What nobody can have otherwise is said by a line "FALLBACK: ...".
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Daemon, Outcome, Probe, Protocol, TcpService, wait_until};
+use nft::Feature;
+use portolan_tests::number_from_env;
+use portolan_tests::stage::{PATIENCE, Stage, can_run, features, portolan, service};
+use service_dataplane::guard;
+
+/// Held through all flushes.
+const HELD: usize = 100;
+const FLUSHES: usize = 100;
+
+/// So many Services beside the one that is looked at, each with four endpoints: bar B6 is for a thousand.
+fn add_services(stage: &Stage, count: u64) -> Result<()> {
+    let mut objects = Vec::new();
+    for n in 0..count {
+        let (high, low) = (n / 250 + 1, n % 250 + 1);
+        let service = TcpService {
+            name: format!("many-{n}"),
+            cluster_ips: [
+                format!("10.96.{high}.{low}"),
+                format!("fd00:96::{high:x}:{low:x}"),
+            ],
+            port: 80,
+            target_port: 8080,
+            node_port: None,
+        };
+        objects.extend(stage.objects(&service, 0..4));
+    }
+    stage.manifests.write_objects("many.yaml", &objects)
+}
+
+/// What foreign flushes did.
+struct Flushed {
+    /// Held connections that were lost.
+    lost: usize,
+    /// From the end of each flush to the first new connection that is answered.
+    outages: Vec<Duration>,
+}
+
+impl Flushed {
+    /// `FLUSHES` times `nft flush ruleset` while `HELD` connections go on.
+    fn on(stage: &Stage) -> Result<Flushed> {
+        let to = Stage::address(&stage.web)?;
+        let held = stage.client.hold(to, HELD, Duration::from_millis(20))?;
+        let mut outages = Vec::new();
+        // What is sent into the gap has no answer, so this is also how finely the gap is seen.
+        let patience = Duration::from_millis(number_from_env("PORTOLAN_ATTEMPT_MS", 3));
+        let probe = Probe::new(Protocol::Tcp, to).within(patience);
+        for _ in 0..FLUSHES {
+            stage.node.nft(&["flush", "ruleset"])?;
+            let flushed = Instant::now();
+            wait_until("a new connection", PATIENCE, || {
+                matches!(stage.client.probe(probe), Ok(Outcome::Answered { .. }))
+            })?;
+            outages.push(flushed.elapsed());
+            // Every held connection says something between two flushes.
+            let before = held.report().exchanges;
+            wait_until("held connections", PATIENCE, || {
+                let report = held.report();
+                report.exchanges >= before + HELD as u64 || !report.lost.is_empty()
+            })?;
+        }
+        outages.sort();
+        let report = held.stop();
+        for (at, why) in report.lost.iter().take(5) {
+            println!("lost after {at:?}: {why}");
+        }
+        Ok(Flushed {
+            lost: report.lost.len(),
+            outages,
+        })
+    }
+
+    fn tell(&self, what: &str) {
+        let nth = |percent: usize| {
+            self.outages
+                .get(self.outages.len() * percent / 100)
+                .copied()
+        };
+        println!(
+            "{what}: {} of {HELD} held connections lost over {FLUSHES} flushes; new ones back after {:?} \
+             (median), {:?} (95th of 100), {:?} (longest)",
+            self.lost,
+            nth(50).unwrap_or_default(),
+            nth(95).unwrap_or_default(),
+            self.outages.last().copied().unwrap_or_default(),
+        );
+    }
+}
+
+fn start_without_persistence(stage: &Stage) -> Result<Daemon> {
+    stage.start_in_step(&["--without-features=table-persist"])
+}
+
+#[test]
+fn a_guard_keeps_established_connections_through_a_hundred_foreign_flushes() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    add_services(&stage, number_from_env("PORTOLAN_SERVICES", 1000))?;
+    let _daemon = start_without_persistence(&stage)?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let before = stage.tables()?;
+    let flushed = Flushed::on(&stage)?;
+    let healed = || stage.tables().is_ok_and(|tables| tables == before);
+    wait_until("the tables as they were", PATIENCE, healed)?;
+    if features()?.has(Feature::TableOwner) {
+        flushed.tell("with a guard");
+        ensure!(flushed.lost == 0, "established connections were lost");
+    } else {
+        flushed.tell("FALLBACK: repaired at once, without a guard (no owned tables)");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_guard_goes_with_the_daemon_and_leaves_the_table() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let daemon = start_without_persistence(&stage)?;
+    let has_guard = || {
+        let tables = stage.node.nft(&["list", "tables"]);
+        tables.is_ok_and(|tables| tables.contains(guard::TABLE))
+    };
+    ensure!(
+        has_guard() == features()?.has(Feature::TableOwner),
+        "a guard where it can be one"
+    );
+    stage.wait_for_backends(&stage.web, 4)?;
+    daemon.kill()?;
+    wait_until("the guard to go", PATIENCE, || !has_guard())?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    // The next daemon has a guard of its own, and finds the table right.
+    let _daemon = start_without_persistence(&stage)?;
+    ensure!(
+        has_guard() == features()?.has(Feature::TableOwner),
+        "a guard again"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_missing_feature_is_refused_by_its_name_and_what_stands_keeps_serving() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    stage.start_in_step(&[])?.kill()?;
+    let before = stage.tables()?;
+    let daemon = stage.start(&["--without-features=symhash,fib"])?;
+    let status = daemon.wait(PATIENCE)?;
+    ensure!(!status.success(), "it went on");
+    ensure!(
+        daemon.lines().iter().any(|line| line.contains("symhash")),
+        "what is missing has no name: {:?}",
+        daemon.lines()
+    );
+    ensure!(stage.tables()? == before, "the tables have changed");
+    stage.wait_for_backends(&stage.web, 4)
+}
+
+#[test]
+fn the_program_tells_every_feature_of_this_kernel() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let mut command = stage.node.command(portolan()?);
+    command.args(["version", "--features"]);
+    let output = stage.node.output(command)?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    println!("{printed}");
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let told: BTreeMap<&str, bool> = printed
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, words)| (name, words.trim() == "yes"))
+        .collect();
+    for (feature, found) in features()?.iter() {
+        let told = told
+            .get(feature.name())
+            .with_context(|| format!("{feature} is not told"))?;
+        ensure!(
+            *told == found.is_ok(),
+            "{feature}: {found:?}, told is {told}"
+        );
+    }
+    ensure!(
+        stage.node.nft(&["list", "ruleset"])?.is_empty(),
+        "it left something behind"
+    );
+    Ok(())
+}
+
+/// Loss, delay and reordering on what leaves a host; `false`, loudly, on kernels without netem.
+fn disturb(hosts: &[&lab::Host]) -> Result<bool> {
+    for host in hosts {
+        let mut command = host.command("tc");
+        command.args(["qdisc", "add", "dev", "eth0", "root", "netem"]);
+        command.args(["delay", "2ms", "1ms", "loss", "1%", "reorder", "25%", "50%"]);
+        let output = host.output(command)?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr).into_owned();
+            eprintln!(
+                "SKIPPED: no netem: {}",
+                words.lines().next().unwrap_or_default()
+            );
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[test]
+fn kills_and_flushes_under_loss_and_reordering_lose_no_connection() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let mut hosts: Vec<&lab::Host> = stage.pods.iter().map(|pod| &**pod).collect();
+    hosts.push(&stage.client);
+    if !disturb(&hosts)? {
+        return Ok(());
+    }
+    let persists = features()?.has(Feature::TablePersist);
+    let churning = service("churning", 81);
+    let mut daemon = stage.start_in_step(&[])?;
+    let to = Stage::address(&stage.web)?;
+    wait_until("the Service", PATIENCE, || {
+        stage
+            .connect(&stage.client, &stage.web)
+            .is_ok_and(|o| o.server().is_some())
+    })?;
+    let held = stage.client.hold(to, 20, Duration::from_millis(20))?;
+    // A lost SYN is sent again after 1, 3 and 7 s.
+    let patient = Probe::new(Protocol::Tcp, to).within(Duration::from_secs(15));
+    let new = stage
+        .client
+        .stream_connections(patient, Duration::from_millis(5))?;
+    for round in 0..10 {
+        stage.add(&churning, 0..round % 4 + 1)?;
+        // Without persistence a new connection may meet the gap; that is another scenario.
+        if persists {
+            stage.node.nft(&["flush", "ruleset"])?;
+        }
+        let made = new.report().tally.answered();
+        wait_until("traffic", PATIENCE, || {
+            new.report().tally.answered() >= made + 10
+        })?;
+        daemon.kill()?;
+        daemon = stage.start_in_step(&[])?;
+    }
+    let (held, new) = (held.stop(), new.stop());
+    println!(
+        "{} exchanges, {} new connections",
+        held.exchanges,
+        new.tally.answered()
+    );
+    ensure!(held.lost.is_empty(), "lost: {:?}", held.lost);
+    ensure!(new.failures.is_empty(), "failed: {:?}", new.failures);
+    Ok(())
+}
+
+/// What kube-proxy's IPVS mode leaves on a node: cluster IPs on a link, and virtual servers that lead nowhere.
+fn leave_ipvs(stage: &Stage) -> Result<()> {
+    let run = |program: &str, arguments: &[&str]| -> Result<bool> {
+        let mut command = stage.node.command(program);
+        command.args(arguments);
+        Ok(stage.node.output(command)?.status.success())
+    };
+    let mut made = false;
+    for kind in ["dummy", "bridge"] {
+        made = made || run("ip", &["link", "add", "kube-ipvs0", "type", kind])?;
+    }
+    ensure!(made, "no link of any kind");
+    for address in ["10.96.0.80/32", "fd00:96::80/128", "10.96.0.99/32"] {
+        ensure!(
+            run("ip", &["addr", "add", address, "dev", "kube-ipvs0"])?,
+            "{address}"
+        );
+    }
+    let Some(ipvsadm) = std::env::var_os("PORTOLAN_IPVSADM") else {
+        println!("no virtual servers: PORTOLAN_IPVSADM names no program");
+        return Ok(());
+    };
+    let ipvsadm = ipvsadm.to_string_lossy();
+    let gone = "10.244.0.250:8080";
+    if run(&ipvsadm, &["-A", "-t", "10.96.0.80:80", "-s", "rr"])? {
+        ensure!(
+            run(&ipvsadm, &["-a", "-t", "10.96.0.80:80", "-r", gone, "-m"])?,
+            "a server that is gone"
+        );
+    } else {
+        println!("no virtual servers: the kernel has no IPVS");
+    }
+    Ok(())
+}
+
+#[test]
+fn leftovers_of_ipvs_mode_do_not_stand_in_the_way() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    leave_ipvs(&stage)?;
+    let outside = stage.lab().client("outside")?;
+    let _daemon = stage.start_in_step(&[])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let to = Stage::address(&stage.web)?;
+    let from_the_node = stage.node.connect_many(Protocol::Tcp, to, 60)?;
+    ensure!(
+        from_the_node.failed() == 0,
+        "from the node: {from_the_node:?}"
+    );
+    let node_port = (
+        stage.node.ipv4(),
+        stage.web.node_port.context("a node port")?,
+    );
+    let from_outside = outside.connect_many(Protocol::Tcp, node_port, 60)?;
+    ensure!(from_outside.failed() == 0, "from outside: {from_outside:?}");
+    Ok(())
+}

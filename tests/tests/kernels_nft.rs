@@ -1,0 +1,146 @@
+//! Every table we write, read by every nft that people use: each version lists it, and loads its own listing into an
+//! empty namespace, which then holds the same tables.
+//!
+//! `PORTOLAN_NFT` names the versions (`1.0.6=/path/to/nft,...`; `cargo xtask kernels` fills it with Debian's); without
+//! it the installed one is the witness.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use lab::{Capability, Namespace};
+use nft::{Backend, Family, Kernel, KernelConfig, TableContents, Transaction};
+use portolan_tests::cluster::Generator;
+use portolan_tests::{case, number_from_env, product};
+use service_dataplane::{guard, layout};
+
+/// What a version cannot do with a table of ours, and why that is no fault of the table. None so far.
+const EXCEPTIONS: &[(&str, &str)] = &[];
+
+/// A program `nft` and the version it is.
+struct Reader {
+    version: String,
+    program: PathBuf,
+}
+
+fn readers() -> Result<Vec<Reader>> {
+    let named = std::env::var("PORTOLAN_NFT").unwrap_or_default();
+    let mut readers = Vec::new();
+    for reader in named.split(',').filter(|reader| !reader.is_empty()) {
+        let (version, program) = reader
+            .split_once('=')
+            .context("PORTOLAN_NFT is VERSION=PATH,...")?;
+        readers.push(Reader {
+            version: version.into(),
+            program: program.into(),
+        });
+    }
+    if readers.is_empty() {
+        readers.push(Reader {
+            version: "installed".into(),
+            program: "nft".into(),
+        });
+    }
+    Ok(readers)
+}
+
+fn run(program: &Path, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("{program:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn kernel(table: &'static str) -> Result<Kernel> {
+    Ok(Kernel::open(KernelConfig {
+        table: table.into(),
+        owner: false,
+    })?)
+}
+
+/// Both families of one table, as this thread's network namespace holds them.
+fn held(table: &'static str) -> Result<[Option<TableContents>; 2]> {
+    let mut kernel = kernel(table)?;
+    Ok([kernel.list(Family::Ip)?, kernel.list(Family::Ip6)?])
+}
+
+/// Writes the tables over netlink, has each version list them, and load its listing.
+fn check(readers: &[Reader], table: &'static str, tables: &[TableContents; 2]) -> Result<()> {
+    let written = Namespace::new("written")?;
+    let wanted = tables.clone();
+    let by_netlink = written.run(move || {
+        let mut transaction = Transaction::new();
+        for table in &wanted {
+            transaction
+                .operations
+                .extend(nft::diff::diff(None, table).operations);
+        }
+        kernel(table)?.commit(&transaction)?;
+        held(table)
+    })??;
+    ensure!(
+        by_netlink == tables.clone().map(Some),
+        "the kernel holds another table"
+    );
+    for reader in readers {
+        if let Some((_, why)) = EXCEPTIONS
+            .iter()
+            .find(|(version, _)| *version == reader.version)
+        {
+            println!("nft {} is left out: {why}", reader.version);
+            continue;
+        }
+        let program = reader.program.clone();
+        let listing = written.run(move || run(&program, &["list", "ruleset"]))?;
+        let listing = listing.with_context(|| format!("nft {} cannot list", reader.version))?;
+        let program = reader.program.clone();
+        let again = Namespace::new("again")?.run(move || {
+            let file = tempfile::NamedTempFile::new()?;
+            std::fs::write(file.path(), &listing)?;
+            run(&program, &["-f", &file.path().display().to_string()])?;
+            held(table)
+        })?;
+        let again =
+            again.with_context(|| format!("nft {} cannot load its listing", reader.version))?;
+        ensure!(
+            again == by_netlink,
+            "nft {}: its listing makes another table",
+            reader.version
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn every_nft_lists_every_table_and_loads_its_listing() -> Result<()> {
+    if !lab::require(&[Capability::Nft]) {
+        return Ok(());
+    }
+    let readers = readers()?;
+    let mut read = 0;
+    for case in case::all()? {
+        let tables = product::contents(&case.cluster, &case.node);
+        check(&readers, layout::TABLE, &tables).with_context(|| case.name.clone())?;
+        read += 1;
+    }
+    let seed = number_from_env("PORTOLAN_SEED", 1);
+    for seed in seed..seed + 3 {
+        let cluster = Generator::new(seed).cluster();
+        let tables = product::contents(&cluster, &cluster.nodes[0]);
+        check(&readers, layout::TABLE, &tables).with_context(|| format!("PORTOLAN_SEED={seed}"))?;
+        read += 1;
+    }
+    check(&readers, guard::TABLE, &Family::ALL.map(guard::contents)).context("the guard")?;
+    let versions: Vec<&str> = readers
+        .iter()
+        .map(|reader| reader.version.as_str())
+        .collect();
+    println!("{read} clusters, read by nft {}", versions.join(", "));
+    Ok(())
+}
