@@ -16,6 +16,7 @@ pub mod evaluator;
 pub mod field;
 pub mod judge;
 pub mod oracle;
+pub mod overlay;
 pub mod packets;
 pub mod product;
 pub mod stage;
