@@ -14,6 +14,7 @@ pub mod case;
 pub mod cluster;
 pub mod evaluator;
 pub mod field;
+pub mod frame;
 pub mod judge;
 pub mod oracle;
 pub mod overlay;

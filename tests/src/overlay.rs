@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use lab::fake_api::FakeApi;
 use lab::{
     CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Capability, Daemon, Host, Lab, Manifests, Node, Pod,
     Protocol, node_object, require, wait_until,
@@ -100,7 +101,52 @@ impl OverlayStage {
             "--cluster-cidr",
             &clusters,
             "--subnet-file",
+            &self.file(node, "env"),
+            "--healthz-bind-address",
             "",
+            "--metrics-bind-address",
+            "",
+        ];
+        host.spawn_daemon(portolan()?, arguments.iter().chain(more))
+    }
+
+    /// A path of a file of a node's own, no manifest.
+    pub fn file(&self, node: usize, ending: &str) -> String {
+        let path = self.manifests.path().join(format!("node-{node}.{ending}"));
+        path.display().to_string()
+    }
+
+    /// Serves the Node objects from an API server on the first node's address, and writes a kubeconfig.
+    pub fn serve_api(&self) -> Result<(FakeApi, String)> {
+        let address = SocketAddr::new(self.nodes[0].ipv4().into(), 6443);
+        let listener = self.nodes[0].run(move || TcpListener::bind(address))??;
+        let api = FakeApi::serve(listener)?;
+        api.set_node_patches(true);
+        api.apply_all(self.nodes.iter().map(|node| node_object(node)))?;
+        let kubeconfig = self.manifests.path().join("kubeconfig");
+        api.kubeconfig(&kubeconfig)?;
+        Ok((api, kubeconfig.display().to_string()))
+    }
+
+    /// Starts the program on a node with an API server.
+    pub fn start_with_api(&self, node: usize, kubeconfig: &str, more: &[&str]) -> Result<Daemon> {
+        let host = &self.nodes[node];
+        let clusters = format!("{CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}");
+        let (env, cache) = (self.file(node, "env"), self.file(node, "peers"));
+        let arguments = [
+            "run",
+            "--kubeconfig",
+            kubeconfig,
+            "--hostname-override",
+            host.name(),
+            "--overlay",
+            "vxlan",
+            "--cluster-cidr",
+            &clusters,
+            "--subnet-file",
+            &env,
+            "--overlay-cache",
+            &cache,
             "--healthz-bind-address",
             "",
             "--metrics-bind-address",
@@ -214,10 +260,12 @@ fn beat(to: SocketAddr, stop: &AtomicBool) -> Result<BeatReport> {
     socket.set_read_timeout(Some(BEAT))?;
     let mut report = BeatReport::default();
     let (mut buffer, mut last) = ([0; 512], Instant::now());
-    let mut ending = None;
-    while ending.is_none_or(|end| Instant::now() < end && report.answered < report.sent) {
+    // From the moment it is stopped: whether answers are still owed then does not lengthen a gap.
+    let mut stopped: Option<Instant> = None;
+    let patience = Duration::from_millis(500);
+    while stopped.is_none_or(|at| at.elapsed() < patience && report.answered < report.sent) {
         let next = Instant::now() + BEAT;
-        if ending.is_none() {
+        if stopped.is_none() {
             // A way that is missing is an outage like any other.
             let _ = socket.send(b"beat");
             report.sent += 1;
@@ -234,15 +282,14 @@ fn beat(to: SocketAddr, stop: &AtomicBool) -> Result<BeatReport> {
                 Err(_) => std::thread::sleep(Duration::from_micros(200)),
             }
         }
-        if ending.is_none() && stop.load(Ordering::Relaxed) {
-            ending = Some(Instant::now() + Duration::from_millis(500));
+        if stopped.is_none() && stop.load(Ordering::Relaxed) {
+            stopped = Some(Instant::now());
         }
     }
-    report.longest_gap = report.longest_gap.max(if report.answered < report.sent {
-        last.elapsed()
-    } else {
-        Duration::ZERO
-    });
+    let silent_at_the_end = stopped.map(|at| at.saturating_duration_since(last));
+    report.longest_gap = report
+        .longest_gap
+        .max(silent_at_the_end.unwrap_or_default());
     Ok(report)
 }
 
@@ -287,4 +334,23 @@ pub fn state(host: &Host, device: &str) -> Result<BTreeMap<&'static str, Vec<Str
         state.insert(what, lines);
     }
     Ok(state)
+}
+
+/// The hardware address of a device, as text and bytes.
+pub fn mac_of(host: &Host, device: &str) -> Result<[u8; 6]> {
+    let text = tool(host, "ip", &format!("-o link show dev {device}"))?;
+    let after = text
+        .split("link/ether ")
+        .nth(1)
+        .context("no hardware address")?;
+    let parts: Vec<u8> = after
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16))
+        .collect::<Result<_, _>>()?;
+    parts
+        .try_into()
+        .map_err(|_| anyhow::anyhow!("{text}: no hardware address"))
 }

@@ -102,12 +102,15 @@ impl App {
             status: status.clone(),
             metrics: metrics.clone(),
         };
+        let overlay_status = SharedOverlayStatus::default();
+        let has_overlay = args.overlay.overlay == OverlayKind::Vxlan;
         let ports = http::start(
             args.healthz_bind_address.0,
             args.metrics_bind_address.0,
             http::Sources {
                 status: status.clone(),
                 metrics: metrics.clone(),
+                overlay: has_overlay.then(|| overlay_status.clone()),
             },
             cancel.clone(),
         )?;
@@ -117,15 +120,22 @@ impl App {
             Some(_) => None,
             None => Some(client(args).await?),
         };
-        let overlay_status = SharedOverlayStatus::default();
         let (sender, overlay) = match args.overlay.overlay {
             OverlayKind::None => (sender, None),
             OverlayKind::Vxlan => {
                 let (cluster, own) = (&args.node.cluster_cidr.0, node.node_name.clone());
-                let config = OverlayConfig::new(&args.overlay, cluster, own, client.is_none())?;
+                let mut config = OverlayConfig::new(&args.overlay, cluster, own, client.is_none())?;
+                config.own_tables = !args.no_table_owner;
                 let (sender, nodes) = branch(sender, node.node_name.clone());
                 let status = overlay_status.clone();
-                let ended = overlay::start(config, client.clone(), nodes, status, cancel.clone())?;
+                let ended = overlay::start(
+                    config,
+                    client.clone(),
+                    nodes,
+                    status,
+                    metrics.clone(),
+                    cancel.clone(),
+                )?;
                 (sender, Some(ended))
             }
         };

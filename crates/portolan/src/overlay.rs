@@ -17,16 +17,19 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use vxlan_overlay::{
     Config, Deletions, Facts, HOLD, Kernel, Monitor, Names, Node, Observed, Operation, Peers, Plan,
-    Preferences, Problem, Refused, Tunnel, Watched, difference, plan, stale,
+    Preferences, Problem, Refused, RuleOptions, Tunnel, Watched, difference, plan, stale, tables,
 };
 
 pub mod args;
 mod cache;
 mod files;
 mod publish;
+mod table;
 
+use crate::metrics::Metrics;
 use args::OverlayArgs;
 use publish::Publication;
+use table::OverlayTable;
 
 /// Passes of one turn: a device is made in the first, filled in the second, and seen to be right in the third.
 const PASSES: usize = 5;
@@ -59,8 +62,10 @@ pub struct OverlayConfig {
     pub own: Arc<str>,
     /// Peers without annotations are worked out from their names and addresses (folders of manifests).
     pub infer: bool,
-    /// `FLANNEL_IPMASQ`
-    pub masquerade: bool,
+    /// What the nftables table is for; its masquerading is told as `FLANNEL_IPMASQ`.
+    pub rules: RuleOptions,
+    /// Own the table, so that nobody else's flush can take it away.
+    pub own_tables: bool,
     /// Set the condition `NetworkUnavailable`.
     pub set_condition: bool,
     subnet_file: PathBuf,
@@ -82,7 +87,8 @@ impl OverlayConfig {
             names: args.names()?,
             own,
             infer,
-            masquerade: args.ip_masq,
+            rules: args.rules(),
+            own_tables: true,
             set_condition: args.set_node_network_unavailable,
             subnet_file: args.subnet_file.clone(),
             cni_conf: args.cni_conf.clone(),
@@ -113,6 +119,12 @@ pub struct OverlayStatus {
 /// Published whole by the loop.
 pub type SharedOverlayStatus = Arc<ArcSwap<OverlayStatus>>;
 
+/// Where the loop tells others how it goes.
+struct Reports {
+    status: SharedOverlayStatus,
+    metrics: Arc<Metrics>,
+}
+
 /// Starts the loop on a thread of its own, and with a client the task that publishes. Ends when cancelled; the tunnel
 /// stays.
 pub fn start(
@@ -120,9 +132,11 @@ pub fn start(
     client: Option<Client>,
     nodes: NodeEvents,
     status: SharedOverlayStatus,
+    metrics: Arc<Metrics>,
     cancel: CancellationToken,
 ) -> Result<oneshot::Receiver<Result<()>>> {
     let (publication, wanted) = watch::channel(Publication::default());
+    let reports = Reports { status, metrics };
     if let Some(client) = client {
         let own = config.own.to_string();
         tokio::spawn(publish::run(
@@ -141,7 +155,7 @@ pub fn start(
     std::thread::Builder::new()
         .name("overlay".into())
         .spawn(move || {
-            let _ = sender.send(runtime.block_on(run(config, nodes, publication, status, cancel)));
+            let _ = sender.send(runtime.block_on(run(config, nodes, publication, reports, cancel)));
         })
         .context("starting the thread of the overlay")?;
     Ok(ended)
@@ -151,31 +165,39 @@ async fn run(
     config: OverlayConfig,
     mut nodes: NodeEvents,
     publication: watch::Sender<Publication>,
-    status: SharedOverlayStatus,
+    reports: Reports,
     cancel: CancellationToken,
 ) -> Result<()> {
     let kernel = Kernel::open().context("opening an rtnetlink socket")?;
     let devices = Arc::new(ArcSwap::from_pointee(None));
     let foreign = listen(&kernel, devices.clone(), cancel.clone())?;
-    let mut overlay = Overlay::new(config, kernel, publication, status, devices);
+    let table_changed = Arc::new(Notify::new());
+    let table = OverlayTable::open(config.own_tables, table_changed.clone(), cancel.clone())?;
+    let mut overlay = Overlay::new(config, kernel, table, publication, reports, devices);
     overlay.recall();
+    let mut due = true;
     loop {
-        overlay.turn(Instant::now());
+        if due {
+            overlay.turn(Instant::now());
+        }
+        due = true;
         let wake = overlay.wake(Instant::now());
         tokio::select! {
             biased;
             () = cancel.cancelled() => break,
             event = nodes.recv() => {
                 let Some(event) = event else { break };
-                overlay.take(event);
+                // A kubelet writes its Node every few minutes: nothing that matters here.
+                due = overlay.take(event);
                 while let Ok(event) = nodes.try_recv() {
-                    overlay.take(event);
+                    due |= overlay.take(event);
                 }
             }
             () = foreign.notified() => {
                 tokio::time::sleep(SETTLE).await;
                 overlay.heard = true;
             }
+            () = table_changed.notified() => overlay.table.doubt(),
             () = tokio::time::sleep_until(wake.into()) => {}
         }
     }
@@ -222,10 +244,11 @@ fn listen(kernel: &Kernel, devices: Devices, cancel: CancellationToken) -> Resul
 struct Overlay {
     config: OverlayConfig,
     kernel: Kernel,
+    table: OverlayTable,
     watched: Watched,
     peers: Peers,
     publication: watch::Sender<Publication>,
-    status: SharedOverlayStatus,
+    reports: Reports,
     devices: Devices,
     /// Since when deletions are held for fear that the list is too short.
     held_since: Option<Instant>,
@@ -246,8 +269,9 @@ impl Overlay {
     fn new(
         config: OverlayConfig,
         kernel: Kernel,
+        table: OverlayTable,
         publication: watch::Sender<Publication>,
-        status: SharedOverlayStatus,
+        reports: Reports,
         devices: Devices,
     ) -> Self {
         let watched = Watched {
@@ -255,12 +279,13 @@ impl Overlay {
             can_reach: config.preferences.can_reach,
         };
         Overlay {
+            peers: Peers::new(config.names.clone(), config.config.vni),
             config,
             kernel,
+            table,
             watched,
-            peers: Peers::default(),
             publication,
-            status,
+            reports,
             devices,
             held_since: None,
             cleaned: false,
@@ -280,9 +305,11 @@ impl Overlay {
             return;
         }
         match cache::read(&self.config.cache) {
-            Ok(nodes) => nodes
-                .into_iter()
-                .for_each(|node| drop(self.peers.apply(node))),
+            Ok(nodes) => {
+                for node in nodes {
+                    self.peers.apply(node);
+                }
+            }
             Err(error) => tracing::warn!(
                 error = format!("{error:#}"),
                 "remembered peers are of no use"
@@ -290,7 +317,8 @@ impl Overlay {
         }
     }
 
-    fn take(&mut self, event: ObjectEvent<service_model::Node>) {
+    /// Whether anything has changed.
+    fn take(&mut self, event: ObjectEvent<service_model::Node>) -> bool {
         let now = Instant::now();
         let changed = match event {
             ObjectEvent::Apply(node) => self.peers.apply(known(node)),
@@ -308,6 +336,7 @@ impl Overlay {
         if changed {
             self.remember_at.get_or_insert(now + REMEMBER);
         }
+        changed
     }
 
     /// When to turn at the latest.
@@ -331,10 +360,16 @@ impl Overlay {
         self.audited = now;
         let result = self.settle(now, repairing);
         self.retry_at = None;
-        let (plan, trouble) = match result {
+        let (plan, mut trouble) = match result {
             Ok((plan, trouble)) => (plan, trouble),
-            Err(error) => (self.status.load().plan.clone(), Some(format!("{error:#}"))),
+            Err(error) => (
+                self.reports.status.load().plan.clone(),
+                Some(format!("{error:#}")),
+            ),
         };
+        if let Err(error) = self.sync_table(&plan) {
+            trouble.get_or_insert(format!("{error:#}"));
+        }
         if trouble.is_some() {
             self.retry_at = Some(now + RETRY);
         }
@@ -358,7 +393,17 @@ impl Overlay {
         self.ready |= complete;
         self.tell(&plan, trouble.as_deref());
         self.publish(&plan);
-        self.status.store(Arc::new(OverlayStatus {
+        let peers = plan
+            .peers
+            .iter()
+            .map(|peers| peers.len())
+            .max()
+            .unwrap_or_default();
+        let (problems, held) = (plan.problems.len(), self.peers.held().count());
+        self.reports
+            .metrics
+            .set_overlay(peers, problems, held, complete);
+        self.reports.status.store(Arc::new(OverlayStatus {
             ready: self.ready,
             plan,
             held: self.peers.held().cloned().collect(),
@@ -380,9 +425,11 @@ impl Overlay {
             }
             let started = Instant::now();
             refused = self.kernel.apply(&steps)?;
-            if repairing {
-                self.repairs += steps.len() as u64;
-            }
+            let repairs = if repairing { steps.len() } else { 0 };
+            self.repairs += repairs as u64;
+            self.reports
+                .metrics
+                .overlay_changed(repairs, started.elapsed());
             tracing::info!(
                 steps = steps.len(),
                 refused = refused.len(),
@@ -398,6 +445,28 @@ impl Overlay {
             .map_or_else(|| "the kernel's state keeps changing".to_owned(), describe);
         let observed = self.kernel.observe(&self.watched)?;
         Ok((self.plan(&observed), Some(reason)))
+    }
+
+    /// The table follows the plan once the list of peers is complete: a filter that does not know all would drop
+    /// what is right.
+    fn sync_table(&mut self, plan: &Plan) -> Result<()> {
+        if !self.peers.is_listed() {
+            return Ok(());
+        }
+        let wanted = tables(&self.config.config, self.config.rules, plan);
+        let steps = self
+            .table
+            .sync(&wanted)
+            .context("writing the overlay's nftables table")?;
+        if steps > 0 {
+            tracing::info!(steps, "changed the overlay's table");
+            if self.config.rules.masquerade {
+                self.table
+                    .remove_flannels()
+                    .context("removing flannel's tables")?;
+            }
+        }
+        Ok(())
     }
 
     fn plan(&self, observed: &Observed) -> Plan {
@@ -546,7 +615,7 @@ impl Overlay {
         };
         write(
             &self.config.subnet_file,
-            files::subnet_env(&self.config.config, plan, self.config.masquerade),
+            files::subnet_env(&self.config.config, plan, self.config.rules.masquerade),
         );
         if let Some(path) = &self.config.cni_conf {
             write(path, files::cni_conf(&self.config.config, plan));

@@ -3,7 +3,7 @@
 //! * **Facts**: [`Config`] (an operator's decisions), [`Node`]s with [`annotations`] (who is where), [`Surroundings`]
 //!   (the network below).
 //! * **Decision**: [`plan`] says what the kernel should hold, [`difference`] by which steps; both are functions of
-//!   values.
+//!   values. [`tables`] are the nftables rules that belong to it.
 //! * **Effects**: [`Kernel`] reads and writes over rtnetlink, [`Monitor`] hears of changes.
 //!
 //! The crate knows no Kubernetes client: where nodes come from and where annotations go is the daemon's business.
@@ -18,6 +18,7 @@ mod mac;
 mod monitor;
 mod peers;
 mod plan;
+mod rules;
 mod underlay;
 
 #[cfg(test)]
@@ -35,4 +36,5 @@ pub use monitor::Monitor;
 pub use peers::{HOLD, Node, Peers};
 pub use plan::{Device, Facts, PeerEnd, Plan, Problem, Tunnel, Way, overhead, plan};
 pub use regex::Regex;
+pub use rules::{Filter, RuleOptions, TABLE, tables};
 pub use underlay::{External, Interface, InterfaceAddress, Preferences, Surroundings};

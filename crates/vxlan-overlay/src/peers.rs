@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use crate::annotations::Annotations;
+use crate::annotations::{Annotations, Names, Said};
 
 /// How long nodes are held that a list left out implausibly.
 pub const HOLD: Duration = Duration::from_secs(600);
@@ -32,22 +32,46 @@ pub struct Node {
 }
 
 /// All nodes, this one included.
+///
+/// Annotations that stopped making sense (another backend's for a moment, which is how a node makes flannel peers
+/// read it anew; a mark that was removed) do not take the place of those that did.
 #[derive(Debug, Default)]
 pub struct Peers {
+    names: Names,
+    vni: u32,
     nodes: BTreeMap<Arc<str>, Node>,
     held: BTreeMap<Arc<str>, Instant>,
     listed: bool,
 }
 
 impl Peers {
+    /// None yet. Annotations have these names and are of this VNI.
+    pub fn new(names: Names, vni: u32) -> Peers {
+        Peers {
+            names,
+            vni,
+            ..Peers::default()
+        }
+    }
+
     /// A node is there, or has changed. Whether anything has.
-    pub fn apply(&mut self, node: Node) -> bool {
+    pub fn apply(&mut self, mut node: Node) -> bool {
         let was_held = self.held.remove(&node.name).is_some();
+        if let Some(known) = self.nodes.get(&node.name)
+            && self.makes_sense(known)
+            && !self.makes_sense(&node)
+        {
+            node.annotations = known.annotations.clone();
+        }
         if self.nodes.get(&node.name) == Some(&node) {
             return was_held;
         }
         self.nodes.insert(node.name.clone(), node);
         true
+    }
+
+    fn makes_sense(&self, node: &Node) -> bool {
+        matches!(self.names.read(&node.annotations, self.vni), Said::Vteps(_))
     }
 
     /// A node was deleted, by name.
@@ -150,6 +174,22 @@ mod tests {
         assert!(!peers.expire(start + HOLD / 2));
         assert!(peers.expire(start + HOLD));
         assert_eq!(names(&peers), ["a", "c"]);
+    }
+
+    #[test]
+    fn annotations_that_stop_making_sense_leave_the_good_ones_in_force() {
+        let (names, mut peers) = (Names::default(), Peers::new(Names::default(), 1));
+        let good = Arc::new(names.write(1, &[None, None]));
+        peers.apply(Node {
+            annotations: good.clone(),
+            ..node("a")
+        });
+        peers.apply(Node {
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+            ..node("a")
+        });
+        let kept = peers.get("a").unwrap();
+        assert_eq!((&kept.annotations, kept.addresses.len()), (&good, 1));
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args, ValueEnum};
 use ipnet::IpNet;
-use vxlan_overlay::{Config, Names, Preferences, Regex, annotations::DEFAULT_PREFIX};
+use vxlan_overlay::annotations::DEFAULT_PREFIX;
+use vxlan_overlay::{Config, Filter, Names, Preferences, Regex, RuleOptions};
 
 /// How packets for pods on other nodes get there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -16,6 +17,28 @@ pub enum OverlayKind {
     None,
     /// Through VXLAN, as flannel does
     Vxlan,
+}
+
+/// What becomes of forged frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum FilterKind {
+    /// No filter
+    Off,
+    /// Count them
+    #[default]
+    Monitor,
+    /// Count and drop them
+    Enforce,
+}
+
+impl From<FilterKind> for Filter {
+    fn from(kind: FilterKind) -> Filter {
+        match kind {
+            FilterKind::Off => Filter::Off,
+            FilterKind::Monitor => Filter::Monitor,
+            FilterKind::Enforce => Filter::Enforce,
+        }
+    }
 }
 
 /// Flags of the overlay.
@@ -69,7 +92,7 @@ pub struct OverlayArgs {
         long,
         env = "FLANNELD_SUBNET_FILE",
         value_name = "FILE",
-        default_value = "/run/flannel/subnet.env"
+        default_value = "/run/flannel/subnet.env", value_parser = path_or_none
     )]
     pub subnet_file: PathBuf,
 
@@ -87,6 +110,10 @@ pub struct OverlayArgs {
           require_equals = true, default_value_t = false, default_missing_value = "true")]
     pub ip_blackhole_route: bool,
 
+    /// Frames from unknown nodes, or with a source that their node cannot have: off, monitor (count) or enforce (drop)
+    #[arg(long, value_name = "MODE", default_value = "monitor")]
+    pub overlay_filter: FilterKind,
+
     /// What comes before the names of annotations
     #[arg(long, env = "FLANNELD_KUBE_ANNOTATION_PREFIX", value_name = "PREFIX", default_value = DEFAULT_PREFIX)]
     pub kube_annotation_prefix: String,
@@ -100,7 +127,7 @@ pub struct OverlayArgs {
     #[arg(
         long,
         value_name = "FILE",
-        default_value = "/run/portolan/overlay-peers.json"
+        default_value = "/run/portolan/overlay-peers.json", value_parser = path_or_none
     )]
     pub overlay_cache: PathBuf,
 }
@@ -149,6 +176,14 @@ impl OverlayArgs {
         }
     }
 
+    /// What the overlay's table is for.
+    pub fn rules(&self) -> RuleOptions {
+        RuleOptions {
+            masquerade: self.ip_masq,
+            filter: self.overlay_filter.into(),
+        }
+    }
+
     /// The names of annotations.
     pub fn names(&self) -> anyhow::Result<Names> {
         if self.kube_annotation_prefix.is_empty() {
@@ -156,4 +191,9 @@ impl OverlayArgs {
         }
         Ok(Names::new(&self.kube_annotation_prefix))
     }
+}
+
+/// A path; empty text is allowed, unlike in clap's own parser.
+fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
 }

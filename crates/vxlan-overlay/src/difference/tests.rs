@@ -44,7 +44,9 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
             Operation::SetUp(_) => found.device.as_mut().unwrap().up = true,
             Operation::AddAddress(_, address) => assert!(found.addresses.insert(address)),
             Operation::DeleteAddress(_, address) => assert!(found.addresses.remove(&address)),
-            Operation::PutNeighbour(_, address, mac) => drop(found.neighbours.insert(address, mac)),
+            Operation::PutNeighbour(_, address, mac) => {
+                found.neighbours.insert(address, mac);
+            }
             Operation::DeleteNeighbour(_, address) => {
                 drop(found.neighbours.remove(&address).unwrap())
             }
