@@ -283,6 +283,8 @@ impl<'a> Evaluator<'a> {
                     flight.send_to(to.ok_or("no address")?, port);
                     return Ok(Step::End(End::Accepted));
                 }
+                // Services' tables have none: the packet would go on as it is.
+                Expr::Counter | Expr::NoTrack => {}
                 Expr::Masquerade => {
                     allowed(hook == Hook::NatPostrouting, "masquerade before routing")?;
                     flight.masqueraded = true;

@@ -12,6 +12,7 @@ mod answer;
 mod body;
 mod discovery;
 mod faults;
+mod nodes;
 mod select;
 mod server;
 mod store;
@@ -222,6 +223,16 @@ impl FakeApi {
     /// Whether the server knows ServiceCIDRs; if not, they are answered with 404.
     pub fn set_service_cidrs(&self, known: bool) {
         self.server.settings().service_cidrs = known;
+    }
+
+    /// Whether single Nodes can be read and patched; if not, such requests are answered with 403.
+    pub fn set_node_patches(&self, allowed: bool) {
+        self.server.settings().node_patches = allowed;
+    }
+
+    /// A Node as it is now.
+    pub fn node(&self, name: &str) -> Option<Value> {
+        nodes::get(&self.server, name).ok()
     }
 
     /// Requires a bearer token; requests without it are answered with 401.

@@ -123,7 +123,10 @@ impl<'a> Difference<'a> {
                 !(self.leaving_sets.is_empty() && self.leaving_chains.is_empty())
             }
             Statement::ProtocolIs(_)
+            | Statement::Equals { .. }
             | Statement::ConnectionIsDnat
+            | Statement::Counter
+            | Statement::NoTrack
             | Statement::Masquerade
             | Statement::Reject
             | Statement::RejectTcpReset => false,

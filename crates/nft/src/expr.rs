@@ -154,6 +154,10 @@ pub enum Expr {
         /// Register of the port.
         port: Register,
     },
+    /// Counts; its state is not read.
+    Counter,
+    /// Keeps the packet from connection tracking.
+    NoTrack,
     /// `masquerade fully-random`.
     Masquerade,
     /// Rejects with ICMP port unreachable.
@@ -199,6 +203,8 @@ impl Expr {
             Expr::Immediate { .. } => "immediate",
             Expr::SymHash { .. } => "hash",
             Expr::DestinationNat { .. } => "nat",
+            Expr::Counter => "counter",
+            Expr::NoTrack => "notrack",
             Expr::Masquerade => "masq",
             Expr::Reject | Expr::RejectReset => "reject",
             Expr::Unknown { name } => name,
@@ -242,6 +248,20 @@ fn lower_statement(statement: &Statement, family: Family, out: &mut Vec<Expr>) {
                 data: protocol_byte(*protocol),
             });
         }
+        Statement::Equals {
+            operand,
+            value,
+            negate,
+        } => {
+            lower_key(&[*operand], family, out);
+            out.push(Expr::Cmp {
+                sreg: first,
+                equal: !negate,
+                data: *value,
+            });
+        }
+        Statement::Counter => out.push(Expr::Counter),
+        Statement::NoTrack => out.push(Expr::NoTrack),
         Statement::ConnectionIsDnat => {
             out.push(Expr::Ct {
                 key: CtKey::Status,
@@ -299,6 +319,7 @@ fn lower_key(key: &[Operand], family: Family, out: &mut Vec<Expr>) {
     let mut slot = 0u8;
     for operand in key {
         out.push(load(*operand, family, Register(slot)));
+        out.extend(mask(*operand, Register(slot)));
         slot = slot.saturating_add((width(*operand, family) / 4) as u8);
     }
 }
@@ -313,7 +334,28 @@ fn width(operand: Operand, family: Family) -> usize {
         | Operand::DestinationPort
         | Operand::OriginalDestinationPort
         | Operand::SymHash { .. } => 4,
+        Operand::Transport { len, .. } => usize::from(len).next_multiple_of(4),
     }
+}
+
+/// What cuts an operand to the bits that count.
+fn mask(operand: Operand, register: Register) -> Option<Expr> {
+    let Operand::Transport { len, prefix, .. } = operand else {
+        return None;
+    };
+    let bits = |byte: u8| prefix.saturating_sub(byte.saturating_mul(8)).min(8);
+    let bytes: Vec<u8> = (0..len)
+        .map(|byte| 0xff_u8.checked_shl(8 - u32::from(bits(byte))).unwrap_or(0))
+        .collect();
+    bytes
+        .iter()
+        .any(|byte| *byte != 0xff)
+        .then(|| Expr::Bitwise {
+            sreg: register,
+            dreg: register,
+            xor: Bytes::from_slice(&vec![0; bytes.len()]).unwrap_or_default(),
+            mask: Bytes::from_slice(&bytes).unwrap_or_default(),
+        })
 }
 
 /// The expression that loads an operand.
@@ -341,6 +383,12 @@ fn load(operand: Operand, family: Family, dreg: Register) -> Expr {
         },
         Operand::OriginalDestinationPort => Expr::Ct {
             key: CtKey::OriginalDestinationPort,
+            dreg,
+        },
+        Operand::Transport { offset, len, .. } => Expr::Payload {
+            base: Base::Transport,
+            offset: offset.into(),
+            len: len.into(),
             dreg,
         },
         Operand::SymHash { modulus } => Expr::SymHash { modulus, dreg },

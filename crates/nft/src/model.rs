@@ -167,8 +167,8 @@ impl Set {
     }
 }
 
-/// Where a base chain is hooked, with its priority. All are `type nat`, which sees the first packet of
-/// each connection only; policy is always accept.
+/// Where a base chain is hooked, with its priority. `type nat` sees the first packet of each connection only,
+/// `type filter` each packet; policy is always accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// nat prerouting, priority dstnat (-100).
@@ -177,8 +177,29 @@ pub enum Hook {
     NatOutput,
     /// nat postrouting, priority srcnat (100).
     NatPostrouting,
+    /// filter prerouting, priority raw (-300): before connection tracking.
+    RawPrerouting,
+    /// filter output, priority raw (-300): before connection tracking.
+    RawOutput,
+    /// filter input, priority -10: before other people's filters.
+    FilterInput,
+    /// filter forward, priority -10: before other people's filters.
+    FilterForward,
     /// Observed only: another type, hook, priority or policy. Writing one is refused.
     Unknown,
+}
+
+impl Hook {
+    /// All that can be written.
+    pub const KNOWN: [Hook; 7] = [
+        Hook::NatPrerouting,
+        Hook::NatOutput,
+        Hook::NatPostrouting,
+        Hook::RawPrerouting,
+        Hook::RawOutput,
+        Hook::FilterInput,
+        Hook::FilterForward,
+    ];
 }
 
 /// A chain with all its rules.
@@ -222,6 +243,16 @@ pub enum Operand {
     OriginalDestinationAddress,
     /// `ct original proto-dst`; the rule must also hold [`Statement::ProtocolIs`] (nft's grammar).
     OriginalDestinationPort,
+    /// `@th,OFFSET,LEN`: bytes behind the start of the transport header, whatever they mean, of which the first
+    /// `prefix` bits count.
+    Transport {
+        /// First byte.
+        offset: u8,
+        /// Bytes, 1 to 16.
+        len: u8,
+        /// Leading bits that count; the others read as zero.
+        prefix: u8,
+    },
     /// `symhash mod N`: symmetric hash of the flow, keyed per boot (kernel: nft_hash.c).
     SymHash {
         /// N, at least 1.
@@ -268,8 +299,21 @@ pub enum Statement {
     },
     /// `meta l4proto tcp`
     ProtocolIs(Protocol),
+    /// `OPERAND VALUE` or, negated, `OPERAND != VALUE`: for operands of up to 16 bytes without a mask.
+    Equals {
+        /// What is compared; [`Operand::DestinationPort`] or [`Operand::Transport`].
+        operand: Operand,
+        /// As many bytes as the operand has.
+        value: Bytes,
+        /// `!=`
+        negate: bool,
+    },
     /// `ct status dnat`: destination NAT was applied to this connection.
     ConnectionIsDnat,
+    /// `counter`: counts packets and bytes. What it stands at is no part of the rule.
+    Counter,
+    /// `notrack`: no connection tracking for this packet.
+    NoTrack,
     /// `KEY vmap @map`; a miss goes on with the next rule.
     VerdictMap {
         /// Parts of the key.

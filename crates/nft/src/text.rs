@@ -147,6 +147,10 @@ impl fmt::Display for Hook {
             Hook::NatPrerouting => "type nat hook prerouting priority dstnat; policy accept;",
             Hook::NatOutput => "type nat hook output priority -100; policy accept;",
             Hook::NatPostrouting => "type nat hook postrouting priority srcnat; policy accept;",
+            Hook::RawPrerouting => "type filter hook prerouting priority raw; policy accept;",
+            Hook::RawOutput => "type filter hook output priority raw; policy accept;",
+            Hook::FilterInput => "type filter hook input priority filter - 10; policy accept;",
+            Hook::FilterForward => "type filter hook forward priority filter - 10; policy accept;",
             Hook::Unknown => "# hooked in a way that is not ours",
         })
     }
@@ -347,6 +351,23 @@ fn write_statement(
             write!(f, " {}@{set}", if *negate { "!= " } else { "" })
         }
         Statement::ProtocolIs(protocol) => write!(f, "meta l4proto {}", protocol.keyword()),
+        Statement::Equals {
+            operand,
+            value,
+            negate,
+        } => {
+            write_key(f, family, &[*operand])?;
+            f.write_str(if *negate { " != " } else { " " })?;
+            match operand {
+                Operand::DestinationPort => write_field(f, Field::Port, value.as_slice()),
+                _ => {
+                    let fold = |sum: u128, byte: &u8| sum << 8 | u128::from(*byte);
+                    write!(f, "{:#x}", value.as_slice().iter().fold(0, fold))
+                }
+            }
+        }
+        Statement::Counter => f.write_str("counter"),
+        Statement::NoTrack => f.write_str("notrack"),
         Statement::ConnectionIsDnat => f.write_str("ct status dnat"),
         Statement::VerdictMap { key, map } => {
             write_key(f, family, key)?;
@@ -373,6 +394,20 @@ fn write_key(f: &mut fmt::Formatter<'_>, family: Family, key: &[Operand]) -> fmt
         Operand::DestinationPort => f.write_str("th dport"),
         Operand::OriginalDestinationAddress => write!(f, "ct original {family} daddr"),
         Operand::OriginalDestinationPort => f.write_str("ct original proto-dst"),
+        Operand::Transport {
+            offset,
+            len,
+            prefix,
+        } => {
+            let (start, bits) = (u32::from(offset) * 8, u32::from(len) * 8);
+            write!(f, "@th,{start},{bits}")?;
+            let masked = bits.saturating_sub(prefix.into());
+            if masked > 0 && bits <= 128 {
+                let mask = (u128::MAX >> (128 - bits)).checked_shr(masked).unwrap_or(0) << masked;
+                write!(f, " & {mask:#x}")?;
+            }
+            Ok(())
+        }
         Operand::SymHash { modulus } => write!(f, "symhash mod {modulus}"),
     })
 }

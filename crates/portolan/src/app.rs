@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
+use kube::Client;
+use service_model::ObjectEvent;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -23,6 +25,8 @@ use crate::control::{self, ControlConfig, Reports};
 use crate::http::{self, Ports};
 use crate::metrics::Metrics;
 use crate::node_addresses;
+use crate::overlay::args::OverlayKind;
+use crate::overlay::{self, NodeEvents, OverlayConfig, SharedOverlayStatus};
 use crate::source::manifests::{self, ManifestsConfig};
 use crate::source::{Events, SourceEvent, api};
 use crate::status::SharedStatus;
@@ -75,8 +79,11 @@ pub struct App {
     pub status: Arc<SharedStatus>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// How the overlay is, if there is one.
+    pub overlay_status: SharedOverlayStatus,
     ports: Ports,
     source: JoinHandle<anyhow::Result<()>>,
+    overlay: Option<oneshot::Receiver<anyhow::Result<()>>>,
     control: oneshot::Receiver<anyhow::Result<()>>,
 }
 
@@ -95,18 +102,44 @@ impl App {
             status: status.clone(),
             metrics: metrics.clone(),
         };
+        let overlay_status = SharedOverlayStatus::default();
+        let has_overlay = args.overlay.overlay == OverlayKind::Vxlan;
         let ports = http::start(
             args.healthz_bind_address.0,
             args.metrics_bind_address.0,
             http::Sources {
                 status: status.clone(),
                 metrics: metrics.clone(),
+                overlay: has_overlay.then(|| overlay_status.clone()),
             },
             cancel.clone(),
         )?;
         let addresses = node_addresses::follow(cancel.clone()).await?;
         let (sender, events) = mpsc::channel(EVENTS);
-        let source = start_source(args, &node.node_name, sender, cancel.clone()).await?;
+        let client = match args.manifests {
+            Some(_) => None,
+            None => Some(client(args).await?),
+        };
+        let (sender, overlay) = match args.overlay.overlay {
+            OverlayKind::None => (sender, None),
+            OverlayKind::Vxlan => {
+                let (cluster, own) = (&args.node.cluster_cidr.0, node.node_name.clone());
+                let mut config = OverlayConfig::new(&args.overlay, cluster, own, client.is_none())?;
+                config.own_tables = !args.no_table_owner;
+                let (sender, nodes) = branch(sender, node.node_name.clone());
+                let status = overlay_status.clone();
+                let ended = overlay::start(
+                    config,
+                    client.clone(),
+                    nodes,
+                    status,
+                    metrics.clone(),
+                    cancel.clone(),
+                )?;
+                (sender, Some(ended))
+            }
+        };
+        let source = start_source(args, client, &node.node_name, sender, cancel.clone());
         let config = ControlConfig {
             node,
             own_tables: !args.no_table_owner,
@@ -118,8 +151,10 @@ impl App {
             cancel,
             status,
             metrics,
+            overlay_status,
             ports,
             source,
+            overlay,
             control,
         })
     }
@@ -148,8 +183,25 @@ impl App {
                 .context("the control loop panicked")
                 .flatten()
         };
+        let overlay = async {
+            match &mut self.overlay {
+                Some(overlay) => overlay.await.context("the overlay panicked").flatten(),
+                None => std::future::pending().await,
+            }
+        };
         let (mut source, mut control) = (std::pin::pin!(source), std::pin::pin!(control));
         let result = tokio::select! {
+            ended = overlay, if !self.cancel.is_cancelled() => {
+                let asked = self.cancel.is_cancelled();
+                self.cancel.cancel();
+                let _ = source.await;
+                let control = control.await;
+                match ended {
+                    Ok(()) if asked => control,
+                    Ok(()) => control.and(Err(anyhow!("the overlay ended"))),
+                    Err(error) => Err(error),
+                }
+            }
             ended = &mut control => {
                 self.cancel.cancel();
                 // The source has nothing to say when it ends because nobody listens.
@@ -174,27 +226,68 @@ impl App {
     }
 }
 
-async fn start_source(
+/// A client for the API server that the flags name.
+async fn client(args: &RunArgs) -> anyhow::Result<Client> {
+    api::client(args.kubeconfig.as_deref())
+        .await
+        .context("outside a cluster, give --kubeconfig or --manifests")
+}
+
+fn start_source(
     args: &RunArgs,
+    client: Option<Client>,
     node_name: &str,
     events: mpsc::Sender<SourceEvent>,
     cancel: CancellationToken,
-) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
-    if let Some(dir) = &args.manifests {
-        let config = ManifestsConfig {
-            dir: dir.clone(),
-            node_ports: args.node_port_range.0.clone(),
-        };
-        return Ok(tokio::spawn(manifests::run(config, events, cancel)));
+) -> JoinHandle<anyhow::Result<()>> {
+    match (client, &args.manifests) {
+        (Some(client), _) => {
+            let node_name = node_name.to_owned();
+            let config = api::ApiConfig {
+                all_nodes: args.overlay.overlay == OverlayKind::Vxlan,
+                ..api::ApiConfig::default()
+            };
+            tokio::spawn(async move {
+                api::run(client, node_name, config, events, cancel).await;
+                Ok(())
+            })
+        }
+        (None, dir) => {
+            let config = ManifestsConfig {
+                dir: dir.clone().unwrap_or_default(),
+                node_ports: args.node_port_range.0.clone(),
+            };
+            tokio::spawn(manifests::run(config, events, cancel))
+        }
     }
-    let client = api::client(args.kubeconfig.as_deref())
-        .await
-        .context("outside a cluster, give --kubeconfig or --manifests")?;
-    let node_name = node_name.to_owned();
-    Ok(tokio::spawn(async move {
-        api::run(client, node_name, api::ApiConfig::default(), events, cancel).await;
-        Ok(())
-    }))
+}
+
+/// Lets the overlay hear of every Node, and the control loop of all else and of its own Node.
+fn branch(
+    events: mpsc::Sender<SourceEvent>,
+    own: Arc<str>,
+) -> (mpsc::Sender<SourceEvent>, NodeEvents) {
+    let (sender, mut all) = mpsc::channel(EVENTS);
+    let (to_overlay, nodes) = mpsc::channel(EVENTS);
+    tokio::spawn(async move {
+        while let Some(event) = all.recv().await {
+            let mut theirs = true;
+            if let SourceEvent::Node(event) = &event {
+                theirs = match event {
+                    ObjectEvent::Apply(node) => node.name.name == own,
+                    ObjectEvent::Delete(name) => name.name == own,
+                    ObjectEvent::Reset { .. } => true,
+                };
+                if to_overlay.send(event.clone()).await.is_err() {
+                    return;
+                }
+            }
+            if theirs && events.send(event).await.is_err() {
+                return;
+            }
+        }
+    });
+    (sender, nodes)
 }
 
 /// On a thread of its own. A panic drops the sender, which the receiver sees.

@@ -12,6 +12,8 @@ use service_model::{AddressFamily, DetectLocal, NodeConfig, NodePortAddresses};
 
 mod values;
 
+use crate::overlay::args::OverlayArgs;
+
 pub use values::{CidrList, ListenAddress, NodePortAddressList, NodePortRange};
 use values::{detect_local_mode, listen_address, node_name};
 
@@ -121,6 +123,10 @@ pub struct RunArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub node: NodeArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub overlay: OverlayArgs,
 
     /// Do not claim the table: other programs may change it (changes are repaired)
     #[arg(long, help_heading = "Table")]

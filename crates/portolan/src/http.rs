@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::metrics::Metrics;
+use crate::overlay::SharedOverlayStatus;
 use crate::status::SharedStatus;
 
 mod answers;
@@ -52,6 +53,8 @@ pub struct Sources {
     pub status: Arc<SharedStatus>,
     /// Recorded by everyone.
     pub metrics: Arc<Metrics>,
+    /// How the overlay is, where there is one.
+    pub overlay: Option<SharedOverlayStatus>,
 }
 
 /// The running ports. They end when the token given to [`start`] is cancelled.
@@ -200,7 +203,14 @@ fn respond(port: Port, method: &Method, path: &str, sources: &Sources) -> Respon
                 sources.metrics.livez_answered(answer.code.as_u16());
                 answer
             }
-            (Port::Health, "/readyz") => answers::readyz(&status),
+            (Port::Health, "/readyz") => answers::readyz(
+                &status,
+                sources
+                    .overlay
+                    .as_ref()
+                    .map(|overlay| overlay.load())
+                    .as_deref(),
+            ),
             (Port::Metrics, "/metrics") => Answer::metrics(sources.metrics.encode()),
             (Port::Metrics, "/proxyMode") => Answer::text(StatusCode::OK, "nftables"),
             (Port::Metrics, "/healthz") => Answer::text(StatusCode::OK, "ok"),

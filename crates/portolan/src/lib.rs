@@ -7,6 +7,7 @@
 //! * [`memory`] gives back what a first list took.
 //! * [`features`] says what is done where the kernel lacks something.
 //! * [`leftovers`] finds what kube-proxy's IPVS mode left on the node.
+//! * [`overlay`] keeps the tunnel to other nodes' pods.
 //! * [`status`], [`metrics`] and [`http`] tell others how it goes.
 //! * [`render`] prints the table of a folder of manifests.
 
@@ -19,6 +20,7 @@ pub mod leftovers;
 pub mod memory;
 pub mod metrics;
 pub mod node_addresses;
+pub mod overlay;
 pub mod render;
 pub mod source;
 pub mod status;

@@ -42,6 +42,18 @@ pub struct Metrics {
     connected: Family<KindLabel, Gauge>,
     services: Gauge,
     endpoints: Gauge,
+    overlay: OverlayMetrics,
+}
+
+/// What the overlay reports.
+#[derive(Debug, Default)]
+struct OverlayMetrics {
+    peers: Gauge,
+    ready: Gauge,
+    problems: Gauge,
+    held: Gauge,
+    repairs: Counter,
+    apply: Counter<f64, AtomicU64>,
 }
 
 /// `ip_family="IPv4"`, as kube-proxy writes it.
@@ -119,6 +131,7 @@ impl Metrics {
             connected: Family::default(),
             services: Gauge::default(),
             endpoints: Gauge::default(),
+            overlay: OverlayMetrics::default(),
         };
         metrics.register_kube_proxys();
         metrics.register_ours();
@@ -192,6 +205,36 @@ impl Metrics {
             "repairs",
             "Foreign changes of the table that were undone",
             self.repairs.clone(),
+        );
+        r.register(
+            "overlay_peers",
+            "Nodes whose pods the overlay reaches",
+            self.overlay.peers.clone(),
+        );
+        r.register(
+            "overlay_ready",
+            "The overlay is in the kernel as planned",
+            self.overlay.ready.clone(),
+        );
+        r.register(
+            "overlay_problems",
+            "What the overlay cannot serve",
+            self.overlay.problems.clone(),
+        );
+        r.register(
+            "overlay_held_nodes",
+            "Nodes served on though a list left them out",
+            self.overlay.held.clone(),
+        );
+        r.register(
+            "overlay_repairs",
+            "Steps that undid what others did to the overlay",
+            self.overlay.repairs.clone(),
+        );
+        r.register(
+            "overlay_apply_seconds",
+            "Time in the kernel for changes of the overlay",
+            self.overlay.apply.clone(),
         );
         r.register(
             "services_planned",
@@ -277,6 +320,21 @@ impl Metrics {
     /// A change reached the kernel this long after its event.
     pub fn programmed(&self, latency: Duration) {
         self.programming_latency.observe(latency.as_secs_f64());
+    }
+
+    /// State of the overlay after a turn: peers that are reached, problems, nodes served on though a list left them
+    /// out, and whether all of it is in the kernel.
+    pub fn set_overlay(&self, peers: usize, problems: usize, held: usize, ready: bool) {
+        self.overlay.peers.set(gauge(peers));
+        self.overlay.problems.set(gauge(problems));
+        self.overlay.held.set(gauge(held));
+        self.overlay.ready.set(i64::from(ready));
+    }
+
+    /// The overlay carried steps out, so many of them to undo what others did.
+    pub fn overlay_changed(&self, repairs: usize, elapsed: Duration) {
+        self.overlay.repairs.inc_by(repairs as u64);
+        self.overlay.apply.inc_by(elapsed.as_secs_f64());
     }
 
     /// Services were planned.

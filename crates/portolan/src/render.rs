@@ -100,6 +100,7 @@ impl View {
             zone: None,
             addresses: Vec::new(),
             pod_cidrs: Vec::new(),
+            annotations: std::sync::Arc::default(),
         };
         let facts = NodeFacts::resolve(
             config,

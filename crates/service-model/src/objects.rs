@@ -2,6 +2,7 @@
 //!
 //! Everything here has been validated and canonicalised; see [`crate::wire`] for where it comes from.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -240,6 +241,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs` (or `podCIDR`).
     pub pod_cidrs: Vec<IpNet>,
+    /// The annotations an overlay publishes (flannel's), by full name: foreign text, to be parsed and not repeated.
+    pub annotations: Arc<BTreeMap<Box<str>, Box<str>>>,
 }
 
 /// A range that cluster IPs are taken from.

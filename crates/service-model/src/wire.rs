@@ -10,6 +10,7 @@
 //! conversion returns; it never panics, and no text it returns holds control characters.
 
 mod address;
+mod annotations;
 mod endpoint_slice;
 mod interner;
 mod node;
@@ -28,6 +29,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 
 pub use address::{parse_address, parse_cidr};
+pub use annotations::Annotations;
 pub use endpoint_slice::EndpointSlice;
 pub use interner::Interner;
 pub use node::Node;
@@ -134,15 +136,6 @@ impl Labels {
     pub(crate) fn excluded(&self) -> bool {
         self.service_proxy_name || self.headless
     }
-}
-
-/// The annotations that are used; the others are not stored.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Annotations {
-    /// `endpoints.kubernetes.io/last-change-trigger-time`, RFC 3339 with fractions of a second.
-    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
-    pub last_change_trigger_time: Option<String>,
 }
 
 impl Metadata {

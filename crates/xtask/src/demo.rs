@@ -37,7 +37,8 @@ pub(crate) fn demo() -> Result<()> {
 
     say("Making two nodes, four pods and a client outside out of network namespaces");
     let stage = Stage::new()?;
-    say("Starting `portolan run --manifests` on both nodes");
+    println!("   the network between the nodes knows no way to pods: that is the overlay's");
+    say("Starting `portolan run --manifests --overlay vxlan` on both nodes");
     let mut daemons = Vec::new();
     for node in [&stage.node_a, &stage.node_b] {
         daemons.push(stage.start(&portolan, node)?);
@@ -75,7 +76,7 @@ struct Stage {
 
 impl Stage {
     fn new() -> Result<Stage> {
-        let lab = Lab::new()?;
+        let lab = Lab::builder().without_pod_routes().build()?;
         let (node_a, node_b) = (lab.node("node-a")?, lab.node("node-b")?);
         let outside = lab.client("outside")?;
         let client = node_a.pod("client")?;
@@ -138,10 +139,21 @@ impl Stage {
         command.arg(format!(
             "--cluster-cidr={CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}"
         ));
+        let subnet_file = self.manifests.path().join(format!("{}.env", node.name()));
+        command.args(["--overlay", "vxlan", "--subnet-file"]);
+        command.arg(subnet_file);
         node.spawn("portolan", command)
     }
 
     fn wait_for_service(&self) -> Result<()> {
+        for pod in &self.web {
+            for address in [IpAddr::from(pod.ipv4()), pod.ipv6().into()] {
+                let what = format!("a pod of node-a to reach {} at {address}", pod.name());
+                wait_until(&what, PATIENCE, || {
+                    self.answers(&self.client, SocketAddr::new(address, TARGET_PORT))
+                })?;
+            }
+        }
         for address in CLUSTER_IPS {
             let to = socket(address, PORT)?;
             wait_until("the Service to answer", PATIENCE, || {
@@ -278,6 +290,29 @@ impl Stage {
             held.lost,
             stream.failures
         );
+        self.lose_the_tunnel()
+    }
+
+    fn lose_the_tunnel(&self) -> Result<()> {
+        say("The tunnel device on node-a deleted, 20 held connections to a pod of node-b");
+        let [_, web, _] = &self.web;
+        let held = self
+            .client
+            .hold((web.ipv4(), TARGET_PORT), 20, Duration::from_millis(5))?;
+        let mut delete = self.node_a.command("ip");
+        delete.args(["link", "del", "flannel.1"]);
+        self.node_a.output(delete)?;
+        let exchanged = held.report().exchanges;
+        wait_until("traffic after the device is back", PATIENCE, || {
+            held.report().exchanges > exchanged + 200
+        })?;
+        let held = held.stop();
+        println!(
+            "   held connections lost: {}; longest wait for an echo {:.0} ms",
+            held.lost.len(),
+            held.longest_echo.as_secs_f64() * 1e3
+        );
+        ensure!(held.lost.is_empty(), "lost {:?}", held.lost);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::{Either, Full};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -22,6 +22,7 @@ use super::answer::{self, Parameters, Refusal};
 use super::body::Pieces;
 use super::discovery;
 use super::faults::{Fault, Faults, Verb};
+use super::nodes;
 use super::store::{Resource, Store};
 
 /// What the server does with `sendInitialEvents=true`.
@@ -66,6 +67,7 @@ pub(super) struct Settings {
     pub(super) gone: GoneAs,
     pub(super) bookmark_interval: Duration,
     pub(super) service_cidrs: bool,
+    pub(super) node_patches: bool,
     pub(super) token: Option<String>,
     pub(super) reachable: bool,
 }
@@ -77,6 +79,7 @@ impl Default for Settings {
             gone: GoneAs::Status,
             bookmark_interval: Duration::from_secs(60),
             service_cidrs: true,
+            node_patches: false,
             token: None,
             reachable: true,
         }
@@ -208,6 +211,11 @@ impl Server {
         {
             return Ok(reply(200, None, Either::Left(document.to_string().into())));
         }
+        if self.settings().node_patches
+            && let Some(name) = nodes::node_of(request.uri().path()).map(str::to_owned)
+        {
+            return Ok(self.answer_about_node(&name, request).await);
+        }
         let outcome = match self.route(&request) {
             Ok((resource, verb, parameters)) => self.serve(resource, verb, &parameters).await,
             Err(refusal) => Err(refusal),
@@ -220,6 +228,28 @@ impl Server {
                 Either::Left(refusal.status().into()),
             ),
         })
+    }
+
+    async fn answer_about_node(&self, name: &str, request: Request<Incoming>) -> Reply {
+        let answer = match *request.method() {
+            Method::GET => nodes::get(self, name),
+            Method::PATCH => {
+                let body = request
+                    .into_body()
+                    .collect()
+                    .await
+                    .map(http_body_util::Collected::to_bytes);
+                match body.map(|body| serde_json::from_slice(&body)) {
+                    Ok(Ok(patch)) => nodes::patch(self, name, &patch),
+                    _ => Err(Refusal::new(400, "not a patch")),
+                }
+            }
+            _ => Err(Refusal::new(405, "read and patched only")),
+        };
+        match answer {
+            Ok(node) => reply(200, None, Either::Left(node.to_string().into())),
+            Err(refusal) => reply(refusal.code, None, Either::Left(refusal.status().into())),
+        }
     }
 
     fn route(&self, request: &Request<Incoming>) -> Result<(Resource, Verb, Parameters), Refusal> {

@@ -4,7 +4,10 @@
 //! into a statement. Its answer is then lowered again and compared, so that odd registers or leftovers
 //! can never pass for a rule of ours.
 
-use super::{Base, CtKey, Expr, LookupResult, destination_offset, lower, source_offset};
+use super::{
+    Base, CtKey, DESTINATION_PORT_OFFSET, Expr, LookupResult, destination_offset, lower,
+    source_offset,
+};
 use crate::model::{Family, Operand, Protocol, Rule, Statement};
 
 /// Recognises a rule that [`lower`] made. Anything else becomes a rule of one [`Statement::Unknown`],
@@ -45,10 +48,22 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
                 key.push(Operand::OriginalDestinationPort);
             }
             Expr::SymHash { modulus, .. } => key.push(Operand::SymHash { modulus: *modulus }),
-            Expr::Cmp { data, .. } => {
-                take(&mut key);
-                statements.push(Statement::ProtocolIs(protocol(data.as_slice())?));
-            }
+            Expr::Cmp { data, equal, .. } => statements.push(match take(&mut key).as_slice() {
+                [Operand::Protocol] => Statement::ProtocolIs(protocol(data.as_slice())?),
+                [operand] => Statement::Equals {
+                    operand: *operand,
+                    value: *data,
+                    negate: !equal,
+                },
+                _ => return None,
+            }),
+            Expr::Bitwise { mask, .. } => match key.last_mut()? {
+                Operand::Transport { prefix, .. } => {
+                    let ones = mask.as_slice().iter().map(|byte| byte.leading_ones());
+                    *prefix = u8::try_from(ones.sum::<u32>()).ok()?;
+                }
+                _ => return None,
+            },
             Expr::Ct {
                 key: CtKey::Status, ..
             } => {
@@ -76,6 +91,8 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
                 });
             }
             Expr::Immediate { verdict } => statements.push(Statement::Verdict(verdict.clone())),
+            Expr::Counter => statements.push(Statement::Counter),
+            Expr::NoTrack => statements.push(Statement::NoTrack),
             Expr::Masquerade => statements.push(Statement::Masquerade),
             Expr::Reject => statements.push(Statement::Reject),
             Expr::RejectReset => {
@@ -83,7 +100,7 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
                 let for_tcp = statements.pop()? == Statement::ProtocolIs(Protocol::Tcp);
                 for_tcp.then(|| statements.push(Statement::RejectTcpReset))?;
             }
-            Expr::Bitwise { .. } | Expr::DestinationNat { .. } | Expr::Unknown { .. } => {
+            Expr::DestinationNat { .. } | Expr::Unknown { .. } => {
                 return None;
             }
         }
@@ -97,7 +114,18 @@ fn payload(base: Base, offset: u32, len: u32, family: Family) -> Option<Operand>
         (Base::Network, true) if offset == destination_offset(family) => {
             Some(Operand::DestinationAddress)
         }
-        (Base::Transport, _) => Some(Operand::DestinationPort),
+        (Base::Transport, _) if offset == DESTINATION_PORT_OFFSET && len == 2 => {
+            Some(Operand::DestinationPort)
+        }
+        (Base::Transport, _) => {
+            let len = u8::try_from(len).ok().filter(|len| *len <= 16)?;
+            let (offset, prefix) = (u8::try_from(offset).ok()?, len * 8);
+            Some(Operand::Transport {
+                offset,
+                len,
+                prefix,
+            })
+        }
         _ => None,
     }
 }

@@ -185,8 +185,16 @@ impl HeldTable {
                     _ => false,
                 }),
                 Statement::Verdict(verdict) => check_verdict(&self.chains, verdict),
+                Statement::Equals { operand, value, .. } => {
+                    let width = operand_len(self.family(), operand);
+                    (value.as_slice().len() == width)
+                        .then_some(())
+                        .ok_or(Errno::EINVAL)
+                }
                 Statement::ProtocolIs(_)
                 | Statement::ConnectionIsDnat
+                | Statement::Counter
+                | Statement::NoTrack
                 | Statement::Masquerade
                 | Statement::Reject
                 | Statement::RejectTcpReset => Ok(()),
@@ -279,9 +287,8 @@ fn works_at(statement: &Statement, hook: Hook) -> bool {
     match statement {
         _ if hook == Hook::Unknown => true,
         Statement::Masquerade => hook == Hook::NatPostrouting,
-        Statement::DnatMap { .. } | Statement::Reject | Statement::RejectTcpReset => {
-            hook != Hook::NatPostrouting
-        }
+        Statement::DnatMap { .. } => matches!(hook, Hook::NatPrerouting | Hook::NatOutput),
+        Statement::Reject | Statement::RejectTcpReset => hook != Hook::NatPostrouting,
         _ => true,
     }
 }
@@ -319,19 +326,25 @@ pub(super) fn data_len(family: Family, fields: &[DataField]) -> usize {
 }
 
 fn key_len(family: Family, key: &[Operand]) -> usize {
-    let field = |operand: &Operand| match operand {
+    match key {
+        [one] => operand_len(family, one),
+        many => many
+            .iter()
+            .map(|operand| operand_len(family, operand).next_multiple_of(4))
+            .sum(),
+    }
+}
+
+/// Bytes of an operand, without padding.
+fn operand_len(family: Family, operand: &Operand) -> usize {
+    let field = match operand {
         Operand::SourceAddress
         | Operand::DestinationAddress
         | Operand::OriginalDestinationAddress => Field::Address,
         Operand::Protocol => Field::Protocol,
         Operand::DestinationPort | Operand::OriginalDestinationPort => Field::Port,
         Operand::SymHash { .. } => Field::Slot,
+        Operand::Transport { len, .. } => return usize::from(*len),
     };
-    match key {
-        [one] => field(one).len(family),
-        many => many
-            .iter()
-            .map(|operand| field(operand).padded_len(family))
-            .sum(),
-    }
+    field.len(family)
 }

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 
 use super::abi::{self, element, message};
 use super::attribute::{Attributes, be32, string};
-use super::encode::{NAT, TYPE_BITS, data_len, data_type, field_type, hook_numbers, predecessor};
+use super::encode::{
+    TYPE_BITS, chain_type, data_len, data_type, field_type, hook_numbers, predecessor,
+};
 use super::{Malformed, Message, expression, udata};
 use crate::expr::raise;
 use crate::model::{
@@ -387,10 +389,10 @@ fn read_hook(fields: Attributes<'_>, flags: u32) -> Result<Option<Hook>, Malform
         Some(kind) => string(kind, "NFTA_CHAIN_TYPE")?,
         None => "",
     };
-    let ours = kind == NAT && policy == Some(abi::data::ACCEPT as u32) && flags & !BASE == 0;
-    let known = [Hook::NatPrerouting, Hook::NatOutput, Hook::NatPostrouting]
-        .into_iter()
-        .find(|hook| ours && hook_numbers(*hook) == Some((at, priority as i32)));
+    let ours = policy == Some(abi::data::ACCEPT as u32) && flags & !BASE == 0;
+    let known = Hook::KNOWN.into_iter().find(|hook| {
+        ours && chain_type(*hook) == kind && hook_numbers(*hook) == Some((at, priority as i32))
+    });
     Ok(Some(known.unwrap_or(Hook::Unknown)))
 }
 

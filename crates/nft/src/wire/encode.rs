@@ -333,13 +333,13 @@ impl Encoder<'_> {
         let table = self.table;
         let hook = match chain.hook {
             None => None,
-            Some(hook) => Some(hook_numbers(hook)?),
+            Some(hook) => Some((chain_type(hook), hook_numbers(hook)?)),
         };
         self.message(message::NEW_CHAIN, flag::CREATE, |out| {
             out.put_str(abi::chain::TABLE, table);
             out.put_str(abi::chain::NAME, &chain.name);
-            if let Some((number, priority)) = hook {
-                out.put_str(abi::chain::TYPE, NAT);
+            if let Some((kind, (number, priority))) = hook {
+                out.put_str(abi::chain::TYPE, kind);
                 out.put_u32(abi::chain::POLICY, abi::data::ACCEPT as u32);
                 out.nest(abi::chain::HOOK, |out| {
                     out.put_u32(abi::chain::HOOK_NUMBER, number);
@@ -397,8 +397,17 @@ impl Encoder<'_> {
     }
 }
 
-/// The type of all our base chains.
-pub(crate) const NAT: &str = "nat";
+/// The type of a base chain (`NFTA_CHAIN_TYPE`).
+pub(crate) fn chain_type(hook: Hook) -> &'static str {
+    match hook {
+        Hook::NatPrerouting | Hook::NatOutput | Hook::NatPostrouting => "nat",
+        Hook::RawPrerouting
+        | Hook::RawOutput
+        | Hook::FilterInput
+        | Hook::FilterForward
+        | Hook::Unknown => "filter",
+    }
+}
 
 /// Hook number (`enum nf_inet_hooks`) and priority (`enum nf_ip_hook_priorities`).
 pub(crate) fn hook_numbers(hook: Hook) -> Option<(u32, i32)> {
@@ -406,6 +415,10 @@ pub(crate) fn hook_numbers(hook: Hook) -> Option<(u32, i32)> {
         Hook::NatPrerouting => Some((0, -100)),
         Hook::NatOutput => Some((3, -100)),
         Hook::NatPostrouting => Some((4, 100)),
+        Hook::RawPrerouting => Some((0, -300)),
+        Hook::RawOutput => Some((3, -300)),
+        Hook::FilterInput => Some((1, -10)),
+        Hook::FilterForward => Some((2, -10)),
         Hook::Unknown => None,
     }
 }

@@ -94,6 +94,8 @@ fn write_data(expr: &Expr, family: Family, out: &mut Writer) {
             out.put_u32(abi::nat::ADDRESS, address.number());
             out.put_u32(abi::nat::PORT, port.number());
         }
+        // The kernel starts it at zero.
+        Expr::Counter | Expr::NoTrack => {}
         Expr::Masquerade => out.put_u32(abi::masq::FLAGS, abi::masq::FULLY_RANDOM),
         Expr::Reject => {
             out.put_u32(abi::reject::TYPE, abi::reject::ICMP);
@@ -175,6 +177,8 @@ fn read_one(item: &[u8], family: Family) -> Result<Expr, Malformed> {
         "immediate" => immediate(&fields),
         "hash" => hash(&fields),
         "nat" => nat(&fields, family),
+        "counter" => Some(Expr::Counter),
+        "notrack" => Some(Expr::NoTrack),
         "masq" => masq(&fields),
         "reject" => reject(&fields, family),
         _ => None,

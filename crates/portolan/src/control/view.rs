@@ -151,6 +151,7 @@ impl View {
             zone: None,
             addresses: Vec::new(),
             pod_cidrs: Vec::new(),
+            annotations: Arc::default(),
         };
         let node = self.node.clone().unwrap_or_else(unknown);
         NodeFacts::resolve(&self.config, &node, interface_addresses)

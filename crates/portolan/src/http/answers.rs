@@ -1,5 +1,6 @@
 //! What the probes are told: a function of the published status and the time.
 
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
 use crate::metrics;
+use crate::overlay::OverlayStatus;
 use crate::status::{Health, Status};
 
 /// A response without its connection.
@@ -81,8 +83,15 @@ fn verdict(healthy: bool, status: &Status, wall: SystemTime) -> Answer {
     )
 }
 
-/// 200 once the first complete view is in the kernel; before, what is missing.
-pub(super) fn readyz(status: &Status) -> Answer {
+/// 200 once the first complete view is in the kernel, Services and overlay; before, what is missing.
+pub(super) fn readyz(status: &Status, overlay: Option<&Arc<OverlayStatus>>) -> Answer {
+    if let Some(overlay) = overlay.filter(|overlay| !overlay.ready) {
+        let trouble = overlay.trouble.clone();
+        let problems = overlay.plan.problems.iter().map(ToString::to_string);
+        let reasons: Vec<String> = trouble.into_iter().chain(problems).collect();
+        let text = format!("waiting for the overlay: {}\n", reasons.join("; "));
+        return Answer::text(StatusCode::SERVICE_UNAVAILABLE, text);
+    }
     if status.synced {
         return Answer::text(StatusCode::OK, "ok\n");
     }

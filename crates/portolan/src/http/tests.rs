@@ -21,6 +21,7 @@ struct Server {
 impl Server {
     fn start() -> Server {
         let sources = Sources {
+            overlay: None,
             status: Arc::new(ArcSwap::default()),
             metrics: Arc::new(Metrics::new()),
         };
@@ -218,6 +219,7 @@ fn a_taken_port_is_bound_as_soon_as_it_is_free() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let sources = Sources {
+        overlay: None,
         status: Arc::new(ArcSwap::default()),
         metrics: Arc::new(Metrics::new()),
     };

@@ -68,6 +68,8 @@ pub struct ApiConfig {
     pub stable_after: Duration,
     /// How often to look for a kind that the server does not have, or does not let us see.
     pub absent_retry: Duration,
+    /// Watch the Nodes of the whole cluster, for an overlay.
+    pub all_nodes: bool,
 }
 
 impl Default for ApiConfig {
@@ -84,6 +86,7 @@ impl Default for ApiConfig {
             away_limit: Duration::from_secs(3),
             stable_after: Duration::from_secs(60),
             absent_retry: Duration::from_secs(300),
+            all_nodes: false,
         }
     }
 }
@@ -103,10 +106,11 @@ pub async fn run(
         field_selector: None,
         optional: false,
     };
-    let own_node = Target {
+    let own_node = (!config.all_nodes).then(|| format!("metadata.name={node_name}"));
+    let nodes = Target {
         path: "/api/v1/nodes",
         label_selector: None,
-        field_selector: Some(format!("metadata.name={node_name}")),
+        field_selector: own_node,
         optional: false,
     };
     let cidrs = Target {
@@ -127,7 +131,7 @@ pub async fn run(
         selected("/apis/discovery.k8s.io/v1/endpointslices"),
         SourceEvent::EndpointSlice,
     ));
-    tasks.spawn(start.follow::<wire::Node>(own_node, SourceEvent::Node));
+    tasks.spawn(start.follow::<wire::Node>(nodes, SourceEvent::Node));
     tasks.spawn(start.follow::<wire::ServiceCidr>(cidrs, SourceEvent::ServiceCidr));
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended

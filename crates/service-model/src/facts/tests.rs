@@ -16,6 +16,7 @@ fn node(addresses: &[&str], pod_cidrs: &[&str]) -> Node {
         zone: Some("a".into()),
         addresses: parsed(addresses),
         pod_cidrs: parsed(pod_cidrs),
+        annotations: Default::default(),
     }
 }
 

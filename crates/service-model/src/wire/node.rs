@@ -1,6 +1,7 @@
-//! core/v1 Node: the few fields of this node's own object.
+//! core/v1 Node: the few fields that Services and the overlay need.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -65,6 +66,7 @@ impl Object for Node {
                 .map(|zone| interner.intern(zone)),
             addresses: self.status.addresses(&mut report),
             pod_cidrs: self.spec.pod_cidrs(&mut report),
+            annotations: Arc::new(self.metadata.annotations.overlay),
         };
         Ok(report.converted(node))
     }

@@ -1,0 +1,199 @@
+//! The overlay's part of the command line: flannel's names where it has one, flags and environment alike.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::{ArgAction, Args, ValueEnum};
+use ipnet::IpNet;
+use vxlan_overlay::annotations::DEFAULT_PREFIX;
+use vxlan_overlay::{Config, Filter, Names, Preferences, Regex, RuleOptions};
+
+/// How packets for pods on other nodes get there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OverlayKind {
+    /// Somebody else's business
+    #[default]
+    None,
+    /// Through VXLAN, as flannel does
+    Vxlan,
+}
+
+/// What becomes of forged frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum FilterKind {
+    /// No filter
+    Off,
+    /// Count them
+    #[default]
+    Monitor,
+    /// Count and drop them
+    Enforce,
+}
+
+impl From<FilterKind> for Filter {
+    fn from(kind: FilterKind) -> Filter {
+        match kind {
+            FilterKind::Off => Filter::Off,
+            FilterKind::Monitor => Filter::Monitor,
+            FilterKind::Enforce => Filter::Enforce,
+        }
+    }
+}
+
+/// Flags of the overlay.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Overlay")]
+pub struct OverlayArgs {
+    /// Carry packets between nodes' pods: vxlan (flannel's scheme; nodes with flannel may be among the peers)
+    #[arg(
+        long,
+        env = "PORTOLAN_OVERLAY",
+        value_name = "KIND",
+        default_value = "none"
+    )]
+    pub overlay: OverlayKind,
+
+    /// flannel's net-conf.json: ranges, VNI, port, MTU, DirectRouting [default: VNI 1, port 8472]
+    #[arg(long, env = "FLANNELD_NET_CONFIG_PATH", value_name = "FILE")]
+    pub net_config_path: Option<PathBuf>,
+
+    /// First part of the device's name: NAME.VNI, and NAME-v6.VNI for IPv6
+    #[arg(long, value_name = "NAME", default_value = "flannel")]
+    pub overlay_device: String,
+
+    /// Interface to other nodes, by name or address; the first that is there
+    #[arg(
+        long,
+        env = "FLANNELD_IFACE",
+        value_name = "NAME|IP",
+        value_delimiter = ','
+    )]
+    pub iface: Vec<String>,
+
+    /// Interface to other nodes, by a pattern of its addresses or name
+    #[arg(long, env = "FLANNELD_IFACE_REGEX", value_name = "REGEX")]
+    pub iface_regex: Vec<Regex>,
+
+    /// Interface to other nodes: the one on the way to this address
+    #[arg(long, env = "FLANNELD_IFACE_CAN_REACH", value_name = "IP")]
+    pub iface_can_reach: Option<IpAddr>,
+
+    /// IPv4 address other nodes are to use for this one
+    #[arg(long, env = "FLANNELD_PUBLIC_IP", value_name = "IP")]
+    pub public_ip: Option<Ipv4Addr>,
+
+    /// IPv6 address other nodes are to use for this one
+    #[arg(long, env = "FLANNELD_PUBLIC_IPV6", value_name = "IP")]
+    pub public_ipv6: Option<Ipv6Addr>,
+
+    /// Where ranges and MTU are written for the CNI plugin; empty: nowhere
+    #[arg(
+        long,
+        env = "FLANNELD_SUBNET_FILE",
+        value_name = "FILE",
+        default_value = "/run/flannel/subnet.env", value_parser = path_or_none
+    )]
+    pub subnet_file: PathBuf,
+
+    /// Where to write a CNI configuration (bridge, host-local, portmap) once pods can be carried
+    #[arg(long, value_name = "FILE")]
+    pub cni_conf: Option<PathBuf>,
+
+    /// Masquerade what pods send out of the cluster
+    #[arg(long, env = "FLANNELD_IP_MASQ", value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1,
+          require_equals = true, default_value_t = false, default_missing_value = "true")]
+    pub ip_masq: bool,
+
+    /// Unused addresses of this node's pod ranges lead nowhere
+    #[arg(long, env = "FLANNELD_IP_BLACKHOLE_ROUTE", value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1,
+          require_equals = true, default_value_t = false, default_missing_value = "true")]
+    pub ip_blackhole_route: bool,
+
+    /// Frames from unknown nodes, or with a source that their node cannot have: off, monitor (count) or enforce (drop)
+    #[arg(long, value_name = "MODE", default_value = "monitor")]
+    pub overlay_filter: FilterKind,
+
+    /// What comes before the names of annotations
+    #[arg(long, env = "FLANNELD_KUBE_ANNOTATION_PREFIX", value_name = "PREFIX", default_value = DEFAULT_PREFIX)]
+    pub kube_annotation_prefix: String,
+
+    /// Set the Node's condition NetworkUnavailable to False once pods can be carried
+    #[arg(long, env = "FLANNELD_SET_NODE_NETWORK_UNAVAILABLE", value_name = "BOOL", action = ArgAction::Set,
+          num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true")]
+    pub set_node_network_unavailable: bool,
+
+    /// Where peers are remembered over a restart without API server; empty: nowhere
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/run/portolan/overlay-peers.json", value_parser = path_or_none
+    )]
+    pub overlay_cache: PathBuf,
+}
+
+impl OverlayArgs {
+    /// The overlay's configuration. `cluster` are the pod ranges of `--cluster-cidr`, which stand in where
+    /// net-conf.json says nothing.
+    pub fn config(&self, cluster: &[IpNet]) -> anyhow::Result<Config> {
+        let mut config = match &self.net_config_path {
+            Some(path) => {
+                let text =
+                    std::fs::read_to_string(path).with_context(|| format!("reading {path:?}"))?;
+                Config::from_net_conf(&text).with_context(|| format!("in {path:?}"))?
+            }
+            None => Config::default(),
+        };
+        config.device.clone_from(&self.overlay_device);
+        config.blackhole = self.ip_blackhole_route;
+        let of = |v6: bool| {
+            cluster
+                .iter()
+                .find(|range| range.addr().is_ipv6() == v6)
+                .copied()
+        };
+        config.network = config.network.or(of(false));
+        config.ipv6_network = config.ipv6_network.or(of(true));
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The operator's word about the interface.
+    pub fn preferences(&self) -> Preferences {
+        Preferences {
+            names: self
+                .iface
+                .iter()
+                .filter(|name| !name.is_empty())
+                .cloned()
+                .collect(),
+            patterns: self.iface_regex.clone(),
+            can_reach: self.iface_can_reach,
+            public_ip: [
+                self.public_ip.map(IpAddr::V4),
+                self.public_ipv6.map(IpAddr::V6),
+            ],
+        }
+    }
+
+    /// What the overlay's table is for.
+    pub fn rules(&self) -> RuleOptions {
+        RuleOptions {
+            masquerade: self.ip_masq,
+            filter: self.overlay_filter.into(),
+        }
+    }
+
+    /// The names of annotations.
+    pub fn names(&self) -> anyhow::Result<Names> {
+        if self.kube_annotation_prefix.is_empty() {
+            bail!("--kube-annotation-prefix must not be empty");
+        }
+        Ok(Names::new(&self.kube_annotation_prefix))
+    }
+}
+
+/// A path; empty text is allowed, unlike in clap's own parser.
+fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
+}

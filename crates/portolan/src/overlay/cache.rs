@@ -1,0 +1,55 @@
+//! Peers as last told, for a restart while no API server answers. The kernel keeps what it has in any case; this is
+//! what lets a daemon heal it that has not heard from the cluster yet.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use vxlan_overlay::Node;
+
+/// More would not be a list of nodes of ours.
+const MAX_SIZE: u64 = 64 << 20;
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    name: Arc<str>,
+    pod_cidrs: Vec<IpNet>,
+    addresses: Vec<std::net::IpAddr>,
+    annotations: BTreeMap<Box<str>, Box<str>>,
+}
+
+/// The text of the file.
+pub(super) fn text<'a>(nodes: impl Iterator<Item = &'a Node>) -> anyhow::Result<String> {
+    let entries: Vec<Entry> = nodes
+        .map(|node| Entry {
+            name: node.name.clone(),
+            pod_cidrs: node.pod_cidrs.clone(),
+            addresses: node.addresses.clone(),
+            annotations: node.annotations.as_ref().clone(),
+        })
+        .collect();
+    Ok(serde_json::to_string(&entries)?)
+}
+
+/// Reads the file; none is no error.
+pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Node>> {
+    let text = match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Ok(metadata) if metadata.len() > MAX_SIZE => {
+            anyhow::bail!("{path:?} is too long for a list of nodes")
+        }
+        _ => std::fs::read_to_string(path).with_context(|| format!("reading {path:?}"))?,
+    };
+    let entries: Vec<Entry> =
+        serde_json::from_str(&text).with_context(|| format!("decoding {path:?}"))?;
+    let node = |entry: Entry| Node {
+        name: entry.name,
+        pod_cidrs: entry.pod_cidrs,
+        addresses: entry.addresses,
+        annotations: Arc::new(entry.annotations),
+    };
+    Ok(entries.into_iter().map(node).collect())
+}

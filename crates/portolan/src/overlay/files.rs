@@ -1,0 +1,105 @@
+//! What the overlay leaves for the CNI plugins of this node: flannel's `subnet.env`, and a CNI configuration when asked.
+//!
+//! A file is written only when its text differs, and whole: a reader never sees half of it.
+
+use std::fmt::Write;
+use std::io;
+use std::path::Path;
+
+use ipnet::IpNet;
+use nft::Family;
+use serde_json::{Value, json};
+use vxlan_overlay::{Config, Plan, Tunnel};
+
+/// The largest packet of pods: what fits through the tunnels of both families.
+pub(super) fn pod_mtu(plan: &Plan) -> Option<u32> {
+    plan.tunnels
+        .iter()
+        .flatten()
+        .map(|tunnel| tunnel.device.mtu)
+        .min()
+}
+
+/// `subnet.env`, in flannel's order. `None` until there is a tunnel and the cluster's network is known.
+pub(super) fn subnet_env(config: &Config, plan: &Plan, masquerade: bool) -> Option<String> {
+    let mut text = String::new();
+    for (family, tunnel) in Family::ALL.into_iter().zip(&plan.tunnels) {
+        let Some(tunnel) = tunnel else { continue };
+        let network = config.network(family)?;
+        let prefix = match family {
+            Family::Ip => "FLANNEL_",
+            Family::Ip6 => "FLANNEL_IPV6_",
+        };
+        writeln!(
+            text,
+            "{prefix}NETWORK={network}\n{prefix}SUBNET={}",
+            gateway(tunnel)?
+        )
+        .ok()?;
+    }
+    writeln!(
+        text,
+        "FLANNEL_MTU={}\nFLANNEL_IPMASQ={masquerade}",
+        pod_mtu(plan)?
+    )
+    .ok()?;
+    Some(text)
+}
+
+/// A configuration list that needs no plugin of flannel's: `bridge`, `host-local` and `portmap`, with the names that
+/// flannel's delegate uses, so that addresses handed out before stay known.
+pub(super) fn cni_conf(config: &Config, plan: &Plan) -> Option<String> {
+    let tunnels = || plan.tunnels.iter().flatten();
+    let ranges: Vec<Value> = tunnels()
+        .map(|tunnel| json!([{ "subnet": tunnel.pod_cidr }]))
+        .collect();
+    let networks = Family::ALL
+        .into_iter()
+        .filter_map(|family| config.network(family));
+    let mut routes: Vec<Value> = networks.map(|network| json!({ "dst": network })).collect();
+    routes.extend(tunnels().map(|tunnel| match tunnel.pod_cidr {
+        IpNet::V4(_) => json!({ "dst": "0.0.0.0/0" }),
+        IpNet::V6(_) => json!({ "dst": "::/0" }),
+    }));
+    let list = json!({
+        "name": "cbr0",
+        "cniVersion": "0.3.1",
+        "plugins": [
+            {
+                "type": "bridge", "bridge": "cni0", "mtu": pod_mtu(plan)?, "isGateway": true,
+                "isDefaultGateway": true, "hairpinMode": true, "ipMasq": false,
+                "ipam": { "type": "host-local", "ranges": ranges, "routes": routes },
+            },
+            { "type": "portmap", "capabilities": { "portMappings": true } },
+        ],
+    });
+    Some(format!("{list:#}\n"))
+}
+
+/// Replaces a file whole, unless it says the same. Whether it was written.
+pub(super) fn replace(path: &Path, text: &str) -> io::Result<bool> {
+    if std::fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return Ok(false);
+    }
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(folder)?;
+    let mut new = path.to_owned();
+    new.as_mut_os_string().push(".new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(&new, path)?;
+    Ok(true)
+}
+
+/// The first address of the pod range that a host can have, with the range's length.
+fn gateway(tunnel: &Tunnel) -> Option<IpNet> {
+    let range = tunnel.pod_cidr;
+    let first = match range {
+        IpNet::V4(v4) => {
+            std::net::Ipv4Addr::from_bits(v4.network().to_bits().checked_add(1)?).into()
+        }
+        IpNet::V6(v6) => {
+            std::net::Ipv6Addr::from_bits(v6.network().to_bits().checked_add(1)?).into()
+        }
+    };
+    IpNet::new(first, range.prefix_len()).ok()
+}

@@ -1,0 +1,131 @@
+//! Brings the overlay's nftables table in step with the plan, and keeps it there.
+//!
+//! What was committed last is believed until somebody else changes it; then the table is read and repaired.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nft::{
+    Adoption, Backend, Family, Kernel, KernelConfig, Monitor, Notice, TableContents, Transaction,
+};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use vxlan_overlay::TABLE;
+
+/// The tables of flannel's nftables mode.
+const FLANNELS: [(Family, &str); 2] = [(Family::Ip, "flannel-ipv4"), (Family::Ip6, "flannel-ipv6")];
+
+/// How long the listener goes without looking whether it is still wanted.
+const LISTEN: Duration = Duration::from_millis(500);
+
+/// The table in the kernel.
+pub(super) struct OverlayTable {
+    kernel: Kernel,
+    believed: [Option<TableContents>; 2],
+    changed: Arc<Notify>,
+}
+
+impl OverlayTable {
+    /// Opens the kernel, and notifies of foreign changes until cancelled.
+    pub(super) fn open(
+        owner: bool,
+        changed: Arc<Notify>,
+        cancel: CancellationToken,
+    ) -> Result<Self> {
+        let kernel = Kernel::open(KernelConfig {
+            table: TABLE.into(),
+            owner,
+        })
+        .context("opening the nftables socket")?;
+        let mut monitor =
+            Monitor::open(TABLE.into(), kernel.port()).context("listening for nftables changes")?;
+        let heard = changed.clone();
+        let work = move || {
+            while !cancel.is_cancelled() {
+                match monitor.wait(LISTEN) {
+                    Ok(None) => {}
+                    Ok(Some(Notice::Changed(_) | Notice::Overrun)) => heard.notify_one(),
+                    Err(error) => {
+                        tracing::warn!(%error, "nftables notifications unreadable: comparing twice a second instead");
+                        heard.notify_one();
+                        std::thread::sleep(LISTEN);
+                    }
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("overlay-nft".into())
+            .spawn(work)
+            .context("starting the listener")?;
+        Ok(OverlayTable {
+            kernel,
+            believed: [None, None],
+            changed,
+        })
+    }
+
+    /// The tables may not be what they were: read them before the next change.
+    pub(super) fn doubt(&mut self) {
+        self.believed = [None, None];
+    }
+
+    /// Takes away what flannel's nftables mode left behind on this node. To be called when our masquerading stands:
+    /// meanwhile two layers do no harm, only the first to match acts on a connection.
+    pub(super) fn remove_flannels(&self) -> Result<()> {
+        for (family, table) in FLANNELS {
+            let mut kernel = Kernel::open(KernelConfig {
+                table: table.into(),
+                owner: false,
+            })?;
+            if kernel.table_state(family)?.is_some() {
+                let mut transaction = Transaction::new();
+                transaction.push(family, nft::Operation::DeleteTable);
+                kernel.commit(&transaction)?;
+                tracing::info!(table, "removed what flannel left behind");
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the tables as wanted; a family without a wish stays as it is. How many steps it took.
+    pub(super) fn sync(&mut self, wanted: &[Option<TableContents>; 2]) -> Result<usize> {
+        let mut steps = 0;
+        for (family, wanted) in Family::ALL.into_iter().zip(wanted) {
+            let Some(wanted) = wanted else { continue };
+            let result = self.sync_one(family, wanted);
+            if result.is_err() {
+                self.doubt();
+                self.changed.notify_one();
+            }
+            steps += result?;
+        }
+        Ok(steps)
+    }
+
+    fn sync_one(&mut self, family: Family, wanted: &TableContents) -> Result<usize> {
+        let [v4, v6] = &mut self.believed;
+        let believed = if family == Family::Ip { v4 } else { v6 };
+        if believed.as_ref() == Some(wanted) {
+            return Ok(0);
+        }
+        let mut transaction = Transaction::new();
+        let found = match believed.take() {
+            Some(found) => Some(found),
+            None => match self.kernel.adopt(family)? {
+                Adoption::NoTable => None,
+                Adoption::Ours => self.kernel.list(family)?,
+                Adoption::Replace => {
+                    transaction.push(family, nft::Operation::DeleteTable);
+                    None
+                }
+            },
+        };
+        transaction
+            .operations
+            .extend(nft::diff::diff(found.as_ref(), wanted).operations);
+        self.kernel.commit(&transaction)?;
+        *believed = Some(wanted.clone());
+        Ok(transaction.operations.len())
+    }
+}

@@ -1,0 +1,279 @@
+//! What an operator decides about the overlay, and flannel's `net-conf.json`, which says most of it.
+
+use ipnet::IpNet;
+use nft::Family;
+use serde_json::Value;
+
+/// The kernel's and flannel's default port on Linux; RFC 7348 assigns 4789.
+pub const DEFAULT_PORT: u16 = 8472;
+/// VNIs have 24 bits (RFC 7348).
+const MAX_VNI: u32 = (1 << 24) - 1;
+/// Longest name of a link (`IFNAMSIZ`, without its end).
+const MAX_LINK_NAME: usize = 15;
+
+/// The overlay as decided for a cluster. All nodes must have the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// First part of the devices' names: `NAME.VNI` and `NAME-v6.VNI`.
+    pub device: String,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port, the same on all nodes.
+    pub port: u16,
+    /// MTU of the network below, if it is not the external interface's.
+    pub outer_mtu: Option<u32>,
+    /// Nodes on the same link are reached by a plain route.
+    pub direct_routing: bool,
+    /// Range of all IPv4 pods. Peers' ranges outside it are left out.
+    pub network: Option<IpNet>,
+    /// Range of all IPv6 pods.
+    pub ipv6_network: Option<IpNet>,
+    /// Carry IPv4 pods.
+    pub ipv4: bool,
+    /// Carry IPv6 pods.
+    pub ipv6: bool,
+    /// Unused addresses of this node's own pod ranges lead nowhere instead of to the default gateway.
+    pub blackhole: bool,
+}
+
+impl Default for Config {
+    /// flannel's defaults, with both families: each is carried where the nodes have pod ranges of it.
+    fn default() -> Self {
+        Config {
+            device: "flannel".to_owned(),
+            vni: 1,
+            port: DEFAULT_PORT,
+            outer_mtu: None,
+            direct_routing: false,
+            network: None,
+            ipv6_network: None,
+            ipv4: true,
+            ipv6: true,
+            blackhole: false,
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Not JSON, or not an object.
+    #[error("net-conf.json is not a JSON object: {0}")]
+    NotAnObject(String),
+    /// A key has a value that it cannot have.
+    #[error("{key}: {reason}")]
+    Value {
+        /// The key, as flannel documents it.
+        key: &'static str,
+        /// What would be right.
+        reason: &'static str,
+    },
+}
+
+impl Config {
+    /// Whether this family is carried.
+    pub fn carries(&self, family: Family) -> bool {
+        match family {
+            Family::Ip => self.ipv4,
+            Family::Ip6 => self.ipv6,
+        }
+    }
+
+    /// The range of all pods of this family, if it is known.
+    pub fn network(&self, family: Family) -> Option<IpNet> {
+        match family {
+            Family::Ip => self.network,
+            Family::Ip6 => self.ipv6_network,
+        }
+    }
+
+    /// The name of this family's device, flannel's scheme.
+    pub fn device_name(&self, family: Family) -> String {
+        match family {
+            Family::Ip => format!("{}.{}", self.device, self.vni),
+            Family::Ip6 => format!("{}-v6.{}", self.device, self.vni),
+        }
+    }
+
+    /// Refuses what cannot be, with the key at fault.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key, reason| Err(ConfigError::Value { key, reason });
+        if self.vni > MAX_VNI {
+            return refuse("Backend.VNI", "at most 16777215");
+        }
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        let fits = |family: &Family| self.device_name(*family).len() <= MAX_LINK_NAME;
+        let mut carried = Family::ALL
+            .into_iter()
+            .filter(|family| self.carries(*family));
+        if self.device.is_empty()
+            || !self.device.bytes().all(plain)
+            || !carried.all(|family| fits(&family))
+        {
+            return refuse(
+                "device name",
+                "letters, digits, '-', '_' and '.'; NAME.VNI, and NAME-v6.VNI for IPv6, have at most 15 characters",
+            );
+        }
+        if self.port == 0 {
+            return refuse("Backend.Port", "1 to 65535");
+        }
+        if self
+            .outer_mtu
+            .is_some_and(|mtu| !(576..=65535).contains(&mtu))
+        {
+            return refuse("Backend.MTU", "576 to 65535: the MTU of the network below");
+        }
+        if !matches!(self.network, None | Some(IpNet::V4(_))) {
+            return refuse("Network", "an IPv4 range");
+        }
+        if !matches!(self.ipv6_network, None | Some(IpNet::V6(_))) {
+            return refuse("IPv6Network", "an IPv6 range");
+        }
+        if !self.ipv4 && !self.ipv6 {
+            return refuse("EnableIPv4", "one family at least is to be carried");
+        }
+        Ok(())
+    }
+
+    /// Reads flannel's `net-conf.json`. Keys match whatever their case, as Go's decoder has it; keys of other
+    /// backends and of the etcd manager are passed over.
+    pub fn from_net_conf(text: &str) -> Result<Config, ConfigError> {
+        let value: Value = serde_json::from_str(text)
+            .map_err(|error| ConfigError::NotAnObject(error.to_string()))?;
+        if !value.is_object() {
+            return Err(ConfigError::NotAnObject("not an object".to_owned()));
+        }
+        let backend = get(&value, "Backend").cloned().unwrap_or(Value::Null);
+        match get(&backend, "Type") {
+            None => {}
+            Some(Value::String(kind)) if kind.eq_ignore_ascii_case("vxlan") => {}
+            Some(_) => {
+                return Err(ConfigError::Value {
+                    key: "Backend.Type",
+                    reason: "only vxlan is supported",
+                });
+            }
+        }
+        if flag(&backend, "Learning", "Backend.Learning")?.unwrap_or(false) {
+            return Err(ConfigError::Value {
+                key: "Backend.Learning",
+                reason: "learning lets forged packets change where traffic goes: leave it off",
+            });
+        }
+        let defaults = Config::default();
+        let port = number(&backend, "Port", "Backend.Port")?.filter(|port| *port != 0);
+        let config = Config {
+            vni: number(&backend, "VNI", "Backend.VNI")?.unwrap_or(defaults.vni),
+            port: match port.map(u16::try_from) {
+                None => defaults.port,
+                Some(Ok(port)) => port,
+                Some(Err(_)) => {
+                    return Err(ConfigError::Value {
+                        key: "Backend.Port",
+                        reason: "1 to 65535",
+                    });
+                }
+            },
+            outer_mtu: number(&backend, "MTU", "Backend.MTU")?.filter(|mtu| *mtu != 0),
+            direct_routing: flag(&backend, "DirectRouting", "Backend.DirectRouting")?
+                .unwrap_or(false),
+            network: range(&value, "Network", "Network")?,
+            ipv6_network: range(&value, "IPv6Network", "IPv6Network")?,
+            ipv4: flag(&value, "EnableIPv4", "EnableIPv4")?.unwrap_or(true),
+            ipv6: flag(&value, "EnableIPv6", "EnableIPv6")?.unwrap_or(false),
+            ..defaults
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+fn get<'a>(object: &'a Value, key: &str) -> Option<&'a Value> {
+    let (_, value) = object
+        .as_object()?
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(key))?;
+    (!value.is_null()).then_some(value)
+}
+
+fn flag(object: &Value, key: &str, name: &'static str) -> Result<Option<bool>, ConfigError> {
+    let wrong = ConfigError::Value {
+        key: name,
+        reason: "true or false",
+    };
+    get(object, key)
+        .map(|value| value.as_bool().ok_or(wrong))
+        .transpose()
+}
+
+fn number(object: &Value, key: &str, name: &'static str) -> Result<Option<u32>, ConfigError> {
+    let read = |value: &Value| u32::try_from(value.as_u64()?).ok();
+    let wrong = ConfigError::Value {
+        key: name,
+        reason: "a whole number",
+    };
+    get(object, key)
+        .map(|value| read(value).ok_or(wrong))
+        .transpose()
+}
+
+fn range(object: &Value, key: &str, name: &'static str) -> Result<Option<IpNet>, ConfigError> {
+    let read = |value: &Value| value.as_str()?.parse::<IpNet>().ok();
+    let wrong = ConfigError::Value {
+        key: name,
+        reason: "a range of addresses",
+    };
+    get(object, key)
+        .map(|value| read(value).map(|net| net.trunc()).ok_or(wrong))
+        .transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flannels_own_example_reads_as_flannel_reads_it() {
+        let text = r#"{"Network": "10.244.0.0/16", "EnableNFTables": false, "Backend": {"Type": "vxlan"}}"#;
+        let config = Config::from_net_conf(text).unwrap();
+        let expected = Config {
+            network: Some("10.244.0.0/16".parse().unwrap()),
+            ipv6: false,
+            ..Config::default()
+        };
+        assert_eq!(config, expected);
+        assert_eq!(config.device_name(Family::Ip), "flannel.1");
+        assert_eq!(config.device_name(Family::Ip6), "flannel-v6.1");
+    }
+
+    #[test]
+    fn keys_match_whatever_their_case() {
+        let text = r#"{"network": "10.244.0.0/16", "ipv6network": "fd00:244::/32", "enableipv6": true,
+                       "backend": {"type": "VXLAN", "Vni": 4096, "port": 4789, "mtu": 9000, "directrouting": true}}"#;
+        let config = Config::from_net_conf(text).unwrap();
+        assert_eq!(
+            (config.vni, config.port, config.outer_mtu),
+            (4096, 4789, Some(9000))
+        );
+        assert!(config.direct_routing && config.ipv6 && config.ipv6_network.is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_by_its_key() {
+        for (text, key) in [
+            (r#"{"Backend": {"Type": "wireguard"}}"#, "Backend.Type"),
+            (r#"{"Backend": {"VNI": 16777216}}"#, "Backend.VNI"),
+            (r#"{"Backend": {"Port": 70000}}"#, "Backend.Port"),
+            (r#"{"Backend": {"Learning": true}}"#, "Backend.Learning"),
+            (r#"{"Network": "fd00::/48"}"#, "Network"),
+            (r#"{"EnableIPv4": false}"#, "EnableIPv4"),
+        ] {
+            match Config::from_net_conf(text) {
+                Err(ConfigError::Value { key: found, .. }) => assert_eq!(found, key),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+        assert!(Config::from_net_conf("[]").is_err() && Config::from_net_conf("{").is_err());
+    }
+}

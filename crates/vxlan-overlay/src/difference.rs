@@ -1,0 +1,267 @@
+//! What the kernel holds, and the ordered steps from there to what it should hold.
+//!
+//! Owns the kernel's habits (measured on Linux 6.18): a device that goes down loses routes and neighbours; one whose
+//! hardware address changes while it is up loses its neighbours, even permanent ones, but not its FDB; one that loses
+//! its last address loses its IPv4 routes; `local` and parent change in place as long as the port is not mentioned.
+//! Additions come before deletions, and what leads to a peer before the route to it, so that no packet meets half a
+//! way.
+//!
+//! Invariant: carried out on what was observed, the steps make what is wanted, or a device to observe again. Equal
+//! states differ by nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::mac::Mac;
+use crate::plan::{Device, Tunnel, Way};
+use crate::underlay::Surroundings;
+
+/// The mark of our routes (`rtm_protocol`). Any number that nobody else uses would do (see `rt_protos` of iproute2).
+pub const PROTOCOL: u8 = 112;
+/// Behind every other route to the same range.
+pub const BLACKHOLE_METRIC: u32 = u32::MAX - 1;
+
+/// What the kernel shows at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The network below.
+    pub surroundings: Surroundings,
+    /// Our devices and what belongs to them, by family.
+    pub tunnels: [ObservedTunnel; 2],
+}
+
+/// One of our devices with everything that hangs on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedTunnel {
+    /// The device of this name.
+    pub device: Option<ObservedDevice>,
+    /// Its addresses, but for link-local ones.
+    pub addresses: BTreeSet<IpNet>,
+    /// Routes of the main table and this family: those through the device by a gateway, and those marked as ours.
+    pub routes: BTreeSet<ObservedRoute>,
+    /// Its permanent neighbours of this family.
+    pub neighbours: BTreeMap<IpAddr, Mac>,
+    /// Its permanent FDB entries.
+    pub fdb: BTreeSet<(Mac, IpAddr)>,
+}
+
+/// A device as found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedDevice {
+    /// Number.
+    pub index: u32,
+    /// Switched on.
+    pub up: bool,
+    /// Hardware address.
+    pub mac: Mac,
+    /// Largest inner packet.
+    pub mtu: u32,
+    /// What it is of VXLAN; `None` for a device of another kind.
+    pub vxlan: Option<ObservedVxlan>,
+}
+
+/// The VXLAN part of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedVxlan {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+    /// Interface that outer packets leave by.
+    pub parent: u32,
+    /// Their source.
+    pub local: Option<IpAddr>,
+    /// Learns hardware addresses from packets.
+    pub learning: bool,
+}
+
+/// A route as found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObservedRoute {
+    /// Where to.
+    pub destination: IpNet,
+    /// Lower is better; 0 stands for the kernel's default of the family.
+    pub metric: u32,
+    /// How; `None` for ways that we never make.
+    pub way: Option<Way>,
+    /// `rtm_protocol`
+    pub protocol: u8,
+}
+
+/// One step. Those with a number are about the device of that number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Makes the device, switched off and without address.
+    CreateDevice(Device),
+    /// Changes the largest packet.
+    SetMtu(u32, u32),
+    /// Changes the hardware address; the kernel forgets the device's neighbours.
+    SetMac(u32, Mac),
+    /// Changes the interface and source of outer packets, and switches learning off, in place.
+    SetOuter(u32, u32, IpAddr),
+    /// Switches it on.
+    SetUp(u32),
+    /// Gives it an address.
+    AddAddress(u32, IpNet),
+    /// Takes an address away.
+    DeleteAddress(u32, IpNet),
+    /// Adds or replaces a permanent neighbour.
+    PutNeighbour(u32, IpAddr, Mac),
+    /// Deletes a neighbour.
+    DeleteNeighbour(u32, IpAddr),
+    /// Adds or replaces a permanent FDB entry.
+    PutForwarding(u32, Mac, IpAddr),
+    /// Deletes an FDB entry.
+    DeleteForwarding(u32, Mac, IpAddr),
+    /// Adds or replaces a route; the number is the tunnel device's.
+    PutRoute(u32, IpNet, Way),
+    /// Deletes exactly this route; the number is the tunnel device's.
+    DeleteRoute(u32, ObservedRoute),
+}
+
+/// The device of our name is another one than ours would be, in a way that only making it anew could change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "device {what} cannot be changed in place: delete it, and it will be made anew (its peers are cut off meanwhile)"
+)]
+pub struct Mismatch {
+    /// What differs.
+    pub what: &'static str,
+}
+
+/// Whether entries that nobody wants are deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletions {
+    /// They stay: the list of peers is not known to be complete.
+    Held,
+    /// They go.
+    Allowed,
+}
+
+/// The steps for one family.
+pub fn difference(
+    wanted: &Tunnel,
+    found: &ObservedTunnel,
+    deletions: Deletions,
+) -> Result<Vec<Operation>, Mismatch> {
+    let Some(device) = &found.device else {
+        return Ok(vec![Operation::CreateDevice(wanted.device.clone())]);
+    };
+    let mut steps = Vec::new();
+    let forgets_neighbours = device_steps(&wanted.device, device, found, &mut steps)?;
+    let index = device.index;
+    for (address, mac) in &wanted.neighbours {
+        if forgets_neighbours || found.neighbours.get(address) != Some(mac) {
+            steps.push(Operation::PutNeighbour(index, *address, *mac));
+        }
+    }
+    for (mac, node) in &wanted.fdb {
+        if !found.fdb.contains(&(*mac, *node)) {
+            steps.push(Operation::PutForwarding(index, *mac, *node));
+        }
+    }
+    for (destination, way) in &wanted.routes {
+        let route = route(*destination, *way);
+        if !found.routes.contains(&route) {
+            steps.push(Operation::PutRoute(index, *destination, *way));
+        }
+    }
+    if deletions == Deletions::Allowed {
+        deletion_steps(wanted, found, index, &mut steps);
+    }
+    Ok(steps)
+}
+
+/// Entries of peers that would be deleted, and all there are.
+pub fn stale(wanted: &Tunnel, found: &ObservedTunnel) -> (usize, usize) {
+    let gateways: BTreeSet<IpAddr> = found.neighbours.keys().copied().collect();
+    let stale = gateways
+        .iter()
+        .filter(|gateway| !wanted.neighbours.contains_key(gateway))
+        .count();
+    (stale, gateways.len())
+}
+
+/// How a wanted route looks when it is there.
+pub(crate) fn route(destination: IpNet, way: Way) -> ObservedRoute {
+    let metric = if way == Way::Blackhole {
+        BLACKHOLE_METRIC
+    } else {
+        0
+    };
+    ObservedRoute {
+        destination,
+        metric,
+        way: Some(way),
+        protocol: PROTOCOL,
+    }
+}
+
+/// Steps for the device itself. Whether the kernel will have forgotten its neighbours after them.
+fn device_steps(
+    wanted: &Device,
+    device: &ObservedDevice,
+    found: &ObservedTunnel,
+    steps: &mut Vec<Operation>,
+) -> Result<bool, Mismatch> {
+    let what = match &device.vxlan {
+        None => Err("kind"),
+        Some(vxlan) if vxlan.vni != wanted.vni => Err("VNI"),
+        Some(vxlan) if vxlan.port != wanted.port => Err("port"),
+        Some(vxlan) => Ok(vxlan),
+    };
+    let vxlan = what.map_err(|what| Mismatch { what })?;
+    let index = device.index;
+    if (vxlan.parent, vxlan.local, vxlan.learning) != (wanted.parent, Some(wanted.local), false) {
+        steps.push(Operation::SetOuter(index, wanted.parent, wanted.local));
+    }
+    if device.mtu != wanted.mtu {
+        steps.push(Operation::SetMtu(index, wanted.mtu));
+    }
+    if device.mac != wanted.mac {
+        steps.push(Operation::SetMac(index, wanted.mac));
+    }
+    if !found.addresses.contains(&wanted.address) {
+        steps.push(Operation::AddAddress(index, wanted.address));
+    }
+    if !device.up {
+        steps.push(Operation::SetUp(index));
+    }
+    Ok(device.mac != wanted.mac)
+}
+
+/// Routes first: what they lead to goes after them.
+fn deletion_steps(wanted: &Tunnel, found: &ObservedTunnel, index: u32, steps: &mut Vec<Operation>) {
+    for route_found in &found.routes {
+        // A wanted route replaces another to the same range with the same metric.
+        let stays = wanted
+            .routes
+            .get(&route_found.destination)
+            .is_some_and(|way| route(route_found.destination, *way).metric == route_found.metric);
+        if !stays {
+            steps.push(Operation::DeleteRoute(index, route_found.clone()));
+        }
+    }
+    // Another pod range's, from before; anything but a lone address is somebody else's doing and left alone.
+    let stray = found.addresses.iter().filter(|address| {
+        **address != wanted.device.address && address.prefix_len() == address.max_prefix_len()
+    });
+    for address in stray {
+        steps.push(Operation::DeleteAddress(index, *address));
+    }
+    for (mac, node) in &found.fdb {
+        if !wanted.fdb.contains_key(mac) {
+            steps.push(Operation::DeleteForwarding(index, *mac, *node));
+        }
+    }
+    for address in found.neighbours.keys() {
+        if !wanted.neighbours.contains_key(address) {
+            steps.push(Operation::DeleteNeighbour(index, *address));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

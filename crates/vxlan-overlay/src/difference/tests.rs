@@ -1,0 +1,195 @@
+use nft::Family;
+use proptest::prelude::*;
+
+use super::*;
+use crate::plan::plan;
+use crate::samples::{Cluster, cluster};
+
+fn tunnel(cluster: &Cluster, family: Family) -> Tunnel {
+    crate::underlay::of(&plan(cluster.facts(), cluster.nodes.iter()).tunnels, family)
+        .clone()
+        .unwrap()
+}
+
+/// A kernel in memory, with the habits of the real one; the same steps run on the real one in the lab.
+fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
+    for step in steps {
+        match step.clone() {
+            Operation::CreateDevice(device) => {
+                let vxlan = ObservedVxlan {
+                    vni: device.vni,
+                    port: device.port,
+                    parent: device.parent,
+                    local: Some(device.local),
+                    learning: false,
+                };
+                *found = ObservedTunnel::default();
+                found.device = Some(ObservedDevice {
+                    index: 9,
+                    up: false,
+                    mac: device.mac,
+                    mtu: device.mtu,
+                    vxlan: Some(vxlan),
+                });
+            }
+            Operation::SetMtu(_, mtu) => found.device.as_mut().unwrap().mtu = mtu,
+            Operation::SetMac(_, mac) => {
+                found.device.as_mut().unwrap().mac = mac;
+                found.neighbours.clear();
+            }
+            Operation::SetOuter(_, parent, local) => {
+                let vxlan = found.device.as_mut().unwrap().vxlan.as_mut().unwrap();
+                (vxlan.parent, vxlan.local, vxlan.learning) = (parent, Some(local), false);
+            }
+            Operation::SetUp(_) => found.device.as_mut().unwrap().up = true,
+            Operation::AddAddress(_, address) => assert!(found.addresses.insert(address)),
+            Operation::DeleteAddress(_, address) => assert!(found.addresses.remove(&address)),
+            Operation::PutNeighbour(_, address, mac) => {
+                found.neighbours.insert(address, mac);
+            }
+            Operation::DeleteNeighbour(_, address) => {
+                drop(found.neighbours.remove(&address).unwrap())
+            }
+            Operation::PutForwarding(_, mac, node) => {
+                found.fdb.retain(|(other, _)| *other != mac);
+                found.fdb.insert((mac, node));
+            }
+            Operation::DeleteForwarding(_, mac, node) => assert!(found.fdb.remove(&(mac, node))),
+            Operation::PutRoute(_, destination, way) => {
+                assert!(
+                    found.device.as_ref().unwrap().up,
+                    "the kernel takes no route through a device that is down"
+                );
+                if let Way::Tunnel(gateway) = way {
+                    assert!(
+                        found.neighbours.contains_key(&gateway),
+                        "a route before its neighbour"
+                    );
+                }
+                let new = route(destination, way);
+                found
+                    .routes
+                    .retain(|old| (old.destination, old.metric) != (destination, new.metric));
+                found.routes.insert(new);
+            }
+            Operation::DeleteRoute(_, route) => assert!(found.routes.remove(&route)),
+        }
+    }
+}
+
+/// From anything to what is wanted; two passes when the device has to be made.
+fn settle(wanted: &Tunnel, found: &mut ObservedTunnel) {
+    for _ in 0..2 {
+        let steps = difference(wanted, found, Deletions::Allowed).unwrap();
+        carry_out(found, &steps);
+    }
+    assert_eq!(difference(wanted, found, Deletions::Allowed).unwrap(), []);
+}
+
+fn settled(wanted: &Tunnel) -> ObservedTunnel {
+    let mut found = ObservedTunnel::default();
+    settle(wanted, &mut found);
+    found
+}
+
+#[test]
+fn from_nothing_two_passes_make_everything_and_a_third_finds_nothing_to_do() {
+    for family in Family::ALL {
+        let wanted = tunnel(&cluster(5), family);
+        let found = settled(&wanted);
+        assert_eq!(
+            (found.routes.len(), found.neighbours.len(), found.fdb.len()),
+            (4, 4, 4)
+        );
+        assert!(
+            found
+                .device
+                .is_some_and(|device| device.up && device.mac == wanted.device.mac)
+        );
+    }
+}
+
+#[test]
+fn nothing_is_deleted_while_deletions_are_held() {
+    let found = settled(&tunnel(&cluster(5), Family::Ip));
+    let fewer = tunnel(&cluster(2), Family::Ip);
+    assert_eq!(difference(&fewer, &found, Deletions::Held).unwrap(), []);
+    assert_eq!(stale(&fewer, &found), (3, 4));
+    assert_eq!(
+        difference(&fewer, &found, Deletions::Allowed)
+            .unwrap()
+            .len(),
+        9
+    );
+}
+
+#[test]
+fn a_changed_hardware_address_brings_all_neighbours_back_in_the_same_steps() {
+    let wanted = tunnel(&cluster(5), Family::Ip);
+    let mut found = settled(&wanted);
+    found.device.as_mut().unwrap().mac = Mac([2, 0, 0, 0, 0, 9]);
+    let steps = difference(&wanted, &found, Deletions::Allowed).unwrap();
+    assert_eq!(steps.len(), 5);
+    assert!(matches!(steps[0], Operation::SetMac(..)));
+}
+
+#[test]
+fn a_foreign_route_to_a_peers_range_is_replaced_and_never_deleted_first() {
+    let wanted = tunnel(&cluster(2), Family::Ip);
+    let mut found = settled(&wanted);
+    let ours = found.routes.pop_first().unwrap();
+    // flannel's: protocol boot.
+    found.routes.insert(ObservedRoute {
+        protocol: 3,
+        ..ours.clone()
+    });
+    let steps = difference(&wanted, &found, Deletions::Allowed).unwrap();
+    assert_eq!(
+        steps,
+        [Operation::PutRoute(9, ours.destination, ours.way.unwrap())]
+    );
+}
+
+#[test]
+fn another_vni_port_or_kind_is_refused_and_nothing_else_is() {
+    let wanted = tunnel(&cluster(2), Family::Ip);
+    for (what, change) in [
+        (
+            "kind",
+            (|d: &mut ObservedDevice| d.vxlan = None) as fn(&mut ObservedDevice),
+        ),
+        ("VNI", |d| d.vxlan.as_mut().unwrap().vni = 2),
+        ("port", |d| d.vxlan.as_mut().unwrap().port = 4789),
+    ] {
+        let mut found = settled(&wanted);
+        change(found.device.as_mut().unwrap());
+        assert_eq!(
+            difference(&wanted, &found, Deletions::Allowed),
+            Err(Mismatch { what })
+        );
+    }
+}
+
+proptest! {
+    /// Whatever two clusters and whatever was broken in between, the steps lead from one to the other.
+    #[test]
+    fn any_state_settles_to_any_plan(
+        before in 1u8..12, after in 1u8..12, broken in any::<[bool; 8]>(), direct: bool, blackhole: bool, family in 0usize..2,
+    ) {
+        let family = Family::ALL[family];
+        let mut target = cluster(after);
+        (target.config.direct_routing, target.config.blackhole) = (direct, blackhole);
+        target.nodes.reverse();
+        let mut found = settled(&tunnel(&cluster(before), family));
+        let device = found.device.as_mut().unwrap();
+        if broken[0] { (device.up, found.routes, found.neighbours) = (false, BTreeSet::new(), BTreeMap::new()) }
+        if broken[1] { (device.mac, found.neighbours) = (Mac([2, 0, 0, 0, 0, 9]), BTreeMap::new()) }
+        if broken[2] { device.mtu = 1000 }
+        if broken[3] { device.vxlan.as_mut().unwrap().local = None }
+        if broken[4] { device.vxlan.as_mut().unwrap().learning = true }
+        if broken[5] { (found.addresses, found.routes) = (BTreeSet::new(), BTreeSet::new()) }
+        if broken[6] { found.fdb = found.fdb.iter().map(|(mac, _)| (*mac, "203.0.113.1".parse().unwrap())).collect() }
+        if broken[7] { found.device = None }
+        settle(&tunnel(&target, family), &mut found);
+    }
+}

@@ -1,0 +1,297 @@
+//! Steps and questions as rtnetlink messages: a function of values.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use nft::Family;
+
+use crate::difference::{BLACKHOLE_METRIC, ObservedRoute, Operation, PROTOCOL};
+use crate::mac::Mac;
+use crate::plan::{Device, Way};
+
+/// Appends a message to a buffer; netlink aligns messages to 4 bytes.
+pub(crate) fn append(buffer: &mut Vec<u8>, message: Message, flags: u16, sequence: u32) {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    header.sequence_number = sequence;
+    let mut message = NetlinkMessage::new(header, message.into());
+    message.finalize();
+    let start = buffer.len();
+    buffer.resize((start + message.buffer_len()).next_multiple_of(4), 0);
+    if let Some(place) = buffer.get_mut(start..) {
+        message.serialize(place);
+    }
+}
+
+/// The message of a step, and its flags.
+pub(crate) fn step(operation: &Operation) -> (Message, u16) {
+    let put = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+    let new = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    match operation {
+        Operation::CreateDevice(device) => (Message::NewLink(create(device)), new),
+        Operation::SetMtu(index, mtu) => {
+            (change(*index, vec![LinkAttribute::Mtu(*mtu)]), NLM_F_ACK)
+        }
+        Operation::SetMac(index, mac) => (
+            change(*index, vec![LinkAttribute::Address(mac.0.into())]),
+            NLM_F_ACK,
+        ),
+        Operation::SetOuter(index, parent, local) => {
+            // The port must not be mentioned: the kernel would refuse even the same one.
+            let data = vec![
+                InfoVxlan::Link(*parent),
+                local_end(*local),
+                InfoVxlan::Learning(false),
+            ];
+            (change(*index, vec![vxlan(data)]), NLM_F_ACK)
+        }
+        Operation::SetUp(index) => {
+            let mut message = LinkMessage::default();
+            message.header.index = *index;
+            message.header.flags = LinkFlags::Up;
+            message.header.change_mask = LinkFlags::Up;
+            (Message::NewLink(message), NLM_F_ACK)
+        }
+        Operation::AddAddress(index, net) => (Message::NewAddress(address(*index, *net)), put),
+        Operation::DeleteAddress(index, net) => {
+            (Message::DelAddress(address(*index, *net)), NLM_F_ACK)
+        }
+        Operation::PutNeighbour(index, ip, mac) => (
+            Message::NewNeighbour(neighbour(*index, *ip, Some(*mac))),
+            put,
+        ),
+        Operation::DeleteNeighbour(index, ip) => (
+            Message::DelNeighbour(neighbour(*index, *ip, None)),
+            NLM_F_ACK,
+        ),
+        Operation::PutForwarding(index, mac, ip) => {
+            (Message::NewNeighbour(forwarding(*index, *mac, *ip)), put)
+        }
+        Operation::DeleteForwarding(index, mac, ip) => (
+            Message::DelNeighbour(forwarding(*index, *mac, *ip)),
+            NLM_F_ACK,
+        ),
+        Operation::PutRoute(index, destination, way) => {
+            let found = ObservedRoute {
+                destination: *destination,
+                metric: 0,
+                way: Some(*way),
+                protocol: PROTOCOL,
+            };
+            let metric = if *way == Way::Blackhole {
+                BLACKHOLE_METRIC
+            } else {
+                0
+            };
+            (
+                Message::NewRoute(route(*index, &ObservedRoute { metric, ..found })),
+                put,
+            )
+        }
+        Operation::DeleteRoute(index, found) => {
+            (Message::DelRoute(route(*index, found)), NLM_F_ACK)
+        }
+    }
+}
+
+/// What can be asked, each answered by a dump or one message.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Question {
+    /// All links.
+    Links,
+    /// All addresses.
+    Addresses,
+    /// Routes of the main table.
+    Routes(Family),
+    /// Neighbours of a device.
+    Neighbours(Family, u32),
+    /// FDB of a device.
+    Forwarding(u32),
+    /// The route to an address.
+    WayTo(IpAddr),
+}
+
+/// The message of a question, and its flags.
+pub(crate) fn question(question: Question) -> (Message, u16) {
+    match question {
+        Question::Links => (Message::GetLink(LinkMessage::default()), NLM_F_DUMP),
+        Question::Addresses => (Message::GetAddress(AddressMessage::default()), NLM_F_DUMP),
+        Question::Routes(of) => {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family(of);
+            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            (Message::GetRoute(message), NLM_F_DUMP)
+        }
+        Question::Neighbours(of, index) => {
+            let mut message = NeighbourMessage::default();
+            message.header.family = family(of);
+            message.attributes = vec![NeighbourAttribute::IfIndex(index)];
+            (Message::GetNeighbour(message), NLM_F_DUMP)
+        }
+        Question::Forwarding(index) => {
+            let mut message = NeighbourMessage::default();
+            message.header.family = AddressFamily::Bridge;
+            message.header.ifindex = index;
+            (Message::GetNeighbour(message), NLM_F_DUMP)
+        }
+        Question::WayTo(to) => {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family(Family::of(to));
+            message.header.destination_prefix_length = if to.is_ipv4() { 32 } else { 128 };
+            message.attributes = vec![RouteAttribute::Destination(to.into())];
+            (Message::GetRoute(message), NLM_F_ACK)
+        }
+    }
+}
+
+pub(crate) fn family(family: Family) -> AddressFamily {
+    match family {
+        Family::Ip => AddressFamily::Inet,
+        Family::Ip6 => AddressFamily::Inet6,
+    }
+}
+
+fn create(device: &Device) -> LinkMessage {
+    let data = vec![
+        InfoVxlan::Id(device.vni),
+        InfoVxlan::Link(device.parent),
+        local_end(device.local),
+        InfoVxlan::Learning(false),
+        InfoVxlan::Port(device.port),
+    ];
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(device.name.clone()),
+        LinkAttribute::Mtu(device.mtu),
+        // Given here, the address is nobody's to replace: udev changes only those that the kernel made up.
+        LinkAttribute::Address(device.mac.0.into()),
+        vxlan(data),
+    ];
+    message
+}
+
+fn vxlan(data: Vec<InfoVxlan>) -> LinkAttribute {
+    LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Vxlan),
+        LinkInfo::Data(InfoData::Vxlan(data)),
+    ])
+}
+
+fn local_end(local: IpAddr) -> InfoVxlan {
+    match local {
+        IpAddr::V4(v4) => InfoVxlan::Local(v4),
+        IpAddr::V6(v6) => InfoVxlan::Local6(v6),
+    }
+}
+
+fn change(index: u32, attributes: Vec<LinkAttribute>) -> Message {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = attributes;
+    Message::NewLink(message)
+}
+
+fn address(index: u32, net: IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(Family::of(net.addr()));
+    message.header.prefix_len = net.prefix_len();
+    message.header.scope = AddressScope::Universe;
+    message.header.index = index;
+    message.attributes = vec![
+        AddressAttribute::Local(net.addr()),
+        AddressAttribute::Address(net.addr()),
+    ];
+    if net.addr().is_ipv6() {
+        message
+            .attributes
+            .push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    message
+}
+
+/// With a hardware address to put it, without to delete it.
+fn neighbour(index: u32, ip: IpAddr, mac: Option<Mac>) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(Family::of(ip));
+    message.header.ifindex = index;
+    message.attributes = vec![NeighbourAttribute::Destination(neighbour_address(ip))];
+    if let Some(mac) = mac {
+        message.header.state = NeighbourState::Permanent;
+        message
+            .attributes
+            .push(NeighbourAttribute::LinkLayerAddress(mac.0.into()));
+    }
+    message
+}
+
+fn forwarding(index: u32, mac: Mac, node: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes = vec![
+        NeighbourAttribute::LinkLayerAddress(mac.0.into()),
+        NeighbourAttribute::Destination(neighbour_address(node)),
+    ];
+    message
+}
+
+fn neighbour_address(ip: IpAddr) -> NeighbourAddress {
+    match ip {
+        IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+        IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
+    }
+}
+
+/// `tunnel` is the device of ways through it.
+fn route(tunnel: u32, route: &ObservedRoute) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let destination = route.destination;
+    message.header.address_family = family(Family::of(destination.addr()));
+    message.header.destination_prefix_length = destination.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::from(route.protocol);
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![RouteAttribute::Destination(destination.addr().into())];
+    let via = match route.way {
+        Some(Way::Tunnel(gateway)) => {
+            message.header.flags = RouteFlags::Onlink;
+            Some((gateway, tunnel))
+        }
+        Some(Way::Direct(gateway, index)) => Some((gateway, index)),
+        Some(Way::Blackhole) => {
+            message.header.kind = RouteType::BlackHole;
+            None
+        }
+        None => None,
+    };
+    if let Some((gateway, index)) = via {
+        message
+            .attributes
+            .push(RouteAttribute::Gateway(gateway.into()));
+        message.attributes.push(RouteAttribute::Oif(index));
+    }
+    if route.metric != 0 {
+        message
+            .attributes
+            .push(RouteAttribute::Priority(route.metric));
+    }
+    message
+}

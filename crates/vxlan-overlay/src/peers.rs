@@ -1,0 +1,213 @@
+//! The nodes of the cluster as told so far, and the guard against lists that are too short to be true.
+//!
+//! A list that lost most of its nodes since the last one (a cache that was served empty, a folder that is being
+//! replaced) would tear the network of every pod apart if it were believed. Such nodes are held: they stay peers until
+//! they are deleted by name, come back, or have been away for [`HOLD`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use crate::annotations::{Annotations, Names, Said};
+
+/// How long nodes are held that a list left out implausibly.
+pub const HOLD: Duration = Duration::from_secs(600);
+/// So many may go with one list without being held, whatever share of all they are.
+const ALWAYS_BELIEVED: usize = 2;
+
+/// What is needed of a Node object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: Arc<str>,
+    /// `spec.podCIDRs`, or `podCIDR`.
+    pub pod_cidrs: Vec<IpNet>,
+    /// `status.addresses` of type InternalIP, then ExternalIP.
+    pub addresses: Vec<IpAddr>,
+    /// flannel's annotations.
+    pub annotations: Arc<Annotations>,
+}
+
+/// All nodes, this one included.
+///
+/// Annotations that stopped making sense (another backend's for a moment, which is how a node makes flannel peers
+/// read it anew; a mark that was removed) do not take the place of those that did.
+#[derive(Debug, Default)]
+pub struct Peers {
+    names: Names,
+    vni: u32,
+    nodes: BTreeMap<Arc<str>, Node>,
+    held: BTreeMap<Arc<str>, Instant>,
+    listed: bool,
+}
+
+impl Peers {
+    /// None yet. Annotations have these names and are of this VNI.
+    pub fn new(names: Names, vni: u32) -> Peers {
+        Peers {
+            names,
+            vni,
+            ..Peers::default()
+        }
+    }
+
+    /// A node is there, or has changed. Whether anything has.
+    pub fn apply(&mut self, mut node: Node) -> bool {
+        let was_held = self.held.remove(&node.name).is_some();
+        if let Some(known) = self.nodes.get(&node.name)
+            && self.makes_sense(known)
+            && !self.makes_sense(&node)
+        {
+            node.annotations = known.annotations.clone();
+        }
+        if self.nodes.get(&node.name) == Some(&node) {
+            return was_held;
+        }
+        self.nodes.insert(node.name.clone(), node);
+        true
+    }
+
+    fn makes_sense(&self, node: &Node) -> bool {
+        matches!(self.names.read(&node.annotations, self.vni), Said::Vteps(_))
+    }
+
+    /// A node was deleted, by name.
+    pub fn delete(&mut self, name: &str) -> bool {
+        self.held.remove(name);
+        self.nodes.remove(name).is_some()
+    }
+
+    /// A complete list. Nodes that it leaves out are gone, unless they are too many, or `own` is one of them.
+    pub fn reset(&mut self, nodes: Vec<Node>, own: &str, now: Instant) {
+        let new: BTreeMap<Arc<str>, Node> = nodes
+            .into_iter()
+            .map(|node| (node.name.clone(), node))
+            .collect();
+        let gone: Vec<Arc<str>> = self
+            .nodes
+            .keys()
+            .filter(|name| !new.contains_key(*name))
+            .cloned()
+            .collect();
+        let implausible = !self.nodes.is_empty()
+            && (gone.len() > ALWAYS_BELIEVED.max(self.nodes.len() / 2)
+                || !new.contains_key(own) && self.nodes.contains_key(own));
+        for name in gone {
+            if implausible {
+                self.held.entry(name).or_insert(now);
+            } else {
+                self.held.remove(&name);
+                self.nodes.remove(&name);
+            }
+        }
+        for node in new.into_values() {
+            self.apply(node);
+        }
+        self.listed = true;
+    }
+
+    /// Gives up those that were held for long enough. Whether there were any.
+    pub fn expire(&mut self, now: Instant) -> bool {
+        let (held, nodes) = (&mut self.held, &mut self.nodes);
+        let before = nodes.len();
+        held.retain(|name, since| {
+            let stays = now.saturating_duration_since(*since) < HOLD;
+            if !stays {
+                nodes.remove(name);
+            }
+            stays
+        });
+        nodes.len() != before
+    }
+
+    /// Whether there has been a complete list: nothing is deleted from the kernel before.
+    pub fn is_listed(&self) -> bool {
+        self.listed
+    }
+
+    /// The nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> + Clone {
+        self.nodes.values()
+    }
+
+    /// One of them.
+    pub fn get(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name)
+    }
+
+    /// Names of those that are held.
+    pub fn held(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.held.keys()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str) -> Node {
+        Node {
+            name: name.into(),
+            pod_cidrs: Vec::new(),
+            addresses: Vec::new(),
+            annotations: Arc::default(),
+        }
+    }
+
+    fn names(peers: &Peers) -> Vec<&str> {
+        peers.nodes().map(|node| &*node.name).collect()
+    }
+
+    #[test]
+    fn a_list_that_lost_most_nodes_is_not_believed_until_they_are_deleted_or_long_gone() {
+        let (mut peers, start) = (Peers::default(), Instant::now());
+        let all = ["a", "b", "c", "d", "e", "f"];
+        peers.reset(all.map(node).into(), "a", start);
+        peers.reset(vec![node("a")], "a", start);
+        assert_eq!(names(&peers), all);
+        assert_eq!(peers.held().count(), 5);
+        assert!(peers.delete("b"));
+        peers.apply(node("c"));
+        assert!(!peers.expire(start + HOLD / 2));
+        assert!(peers.expire(start + HOLD));
+        assert_eq!(names(&peers), ["a", "c"]);
+    }
+
+    #[test]
+    fn annotations_that_stop_making_sense_leave_the_good_ones_in_force() {
+        let (names, mut peers) = (Names::default(), Peers::new(Names::default(), 1));
+        let good = Arc::new(names.write(1, &[None, None]));
+        peers.apply(Node {
+            annotations: good.clone(),
+            ..node("a")
+        });
+        peers.apply(Node {
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+            ..node("a")
+        });
+        let kept = peers.get("a").unwrap();
+        assert_eq!((&kept.annotations, kept.addresses.len()), (&good, 1));
+    }
+
+    #[test]
+    fn an_empty_list_and_one_without_this_node_are_not_believed() {
+        let (mut peers, start) = (Peers::default(), Instant::now());
+        peers.reset(["a", "b"].map(node).into(), "a", start);
+        peers.reset(Vec::new(), "a", start);
+        assert_eq!(names(&peers), ["a", "b"]);
+        peers.reset(vec![node("b")], "a", start);
+        assert_eq!(names(&peers), ["a", "b"]);
+    }
+
+    #[test]
+    fn nodes_that_leave_a_few_at_a_time_are_gone_at_once() {
+        let (mut peers, start) = (Peers::default(), Instant::now());
+        peers.reset(["a", "b", "c", "d"].map(node).into(), "a", start);
+        peers.reset(["a", "b"].map(node).into(), "a", start);
+        assert_eq!(names(&peers), ["a", "b"]);
+        assert_eq!(peers.held().count(), 0);
+    }
+}

@@ -1,0 +1,420 @@
+//! The overlay's nftables table, as values: masquerade for what pods send out, and the filter that keeps forged
+//! packets out.
+//!
+//! Whoever can send UDP to the port could otherwise put any frame into the cluster: VXLAN has no authentication
+//! (RFC 7348, section 7). So a frame of our VNI must come from a known node, be addressed to our device, and carry a
+//! source that this node may have: one of its pods, or one of its own addresses. Other VNIs are other people's and
+//! left alone. Pods may not speak VXLAN to nodes at all: masqueraded, it would come from a known node. Sets of pairs
+//! are hashed, one for each length of pod range, so that a lookup and a change cost the same for any number of peers.
+//!
+//! Outer packets between nodes pass connection tracking by: they would fill its table with one-way entries.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use nft::{
+    Bytes, Chain, Element, Family, Field, Hook, Name, Operand, Protocol, Rule, Set, SetKind,
+    Statement, Table, TableContents, Verdict,
+};
+
+use crate::config::Config;
+use crate::plan::{Plan, Tunnel};
+use crate::underlay::of;
+
+/// The table's name, in both families.
+pub const TABLE: &str = "portolan-overlay";
+
+/// What becomes of forged frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Filter {
+    /// No filter.
+    Off,
+    /// They are counted, and go on.
+    #[default]
+    Monitor,
+    /// They are counted and dropped.
+    Enforce,
+}
+
+/// What the table is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleOptions {
+    /// Masquerade what pods send out of the cluster, and what comes from outside to other nodes' pods.
+    pub masquerade: bool,
+    /// What becomes of forged frames.
+    pub filter: Filter,
+}
+
+/// Places in an encapsulated packet, counted from its UDP header (RFC 768, RFC 7348, IEEE 802.3).
+const VNI: Operand = Operand::Transport {
+    offset: 12,
+    len: 3,
+    prefix: 24,
+};
+const INNER_DESTINATION: Operand = Operand::Transport {
+    offset: 16,
+    len: 6,
+    prefix: 48,
+};
+const INNER_TYPE: Operand = Operand::Transport {
+    offset: 28,
+    len: 2,
+    prefix: 16,
+};
+
+/// The inner packet's source, cut to a prefix.
+const fn inner_source(family: Family, prefix: u8) -> Operand {
+    match family {
+        Family::Ip => Operand::Transport {
+            offset: 42,
+            len: 4,
+            prefix,
+        },
+        Family::Ip6 => Operand::Transport {
+            offset: 38,
+            len: 16,
+            prefix,
+        },
+    }
+}
+
+/// The table of each family that has a tunnel.
+pub fn tables(config: &Config, options: RuleOptions, plan: &Plan) -> [Option<TableContents>; 2] {
+    Family::ALL.map(|family| {
+        let tunnel = of(&plan.tunnels, family).as_ref()?;
+        Some(table(config, options, plan, family, tunnel))
+    })
+}
+
+fn table(
+    config: &Config,
+    options: RuleOptions,
+    plan: &Plan,
+    family: Family,
+    tunnel: &Tunnel,
+) -> TableContents {
+    let table = Table {
+        family,
+        name: TABLE.into(),
+        comment: "VXLAN overlay, maintained by Portolan".into(),
+    };
+    let mut contents = TableContents {
+        table,
+        sets: BTreeMap::new(),
+        chains: BTreeMap::new(),
+        elements: BTreeMap::new(),
+    };
+    let peers = of(&plan.peers, family);
+    let outer: BTreeSet<IpAddr> = peers
+        .values()
+        .flat_map(|peer| peer.addresses.iter().copied())
+        .collect();
+    let mut known: Vec<IpNet> = peers.values().map(|peer| peer.pod_cidr).collect();
+    known.push(tunnel.pod_cidr);
+    let cluster = config
+        .network(family)
+        .map_or(known, |network| vec![network]);
+
+    contents.put_set(
+        "peers",
+        1,
+        outer
+            .iter()
+            .map(|address| Element::member(Bytes::new().address(*address))),
+    );
+    contents.put_ranges("own_pods", &[tunnel.pod_cidr]);
+    contents.put_ranges("cluster", &cluster);
+    contents.put_chain(
+        "raw_prerouting",
+        Some(Hook::RawPrerouting),
+        not_tracked(tunnel, Operand::SourceAddress),
+    );
+    contents.put_chain(
+        "raw_output",
+        Some(Hook::RawOutput),
+        not_tracked(tunnel, Operand::DestinationAddress),
+    );
+    if options.masquerade {
+        contents.put_ranges("multicast", &[multicast(family)]);
+        contents.put_chain("postrouting", Some(Hook::NatPostrouting), masquerade());
+    }
+    if options.filter != Filter::Off {
+        let sources = inner_sources(plan, family);
+        for (prefix, pairs) in &sources {
+            let pair = |(outer, inner): &(IpAddr, IpAddr)| {
+                Element::member(Bytes::new().address(*outer).address(*inner))
+            };
+            contents.put_set(source_set(*prefix), 2, pairs.iter().map(pair));
+        }
+        let mut to_vxlan = vxlan_packets(tunnel);
+        to_vxlan.push(Statement::Verdict(Verdict::Jump("vxlan".into())));
+        contents.put_chain("input", Some(Hook::FilterInput), vec![to_vxlan]);
+        contents.put_chain(
+            "vxlan",
+            None,
+            filter(tunnel, family, options.filter, sources.keys()),
+        );
+        let mut from_pods = vec![in_set(Operand::SourceAddress, "own_pods", false)];
+        from_pods.extend(vxlan_packets(tunnel));
+        from_pods.push(in_set(Operand::DestinationAddress, "peers", false));
+        from_pods.extend(refuse(options.filter));
+        contents.put_chain("forward", Some(Hook::FilterForward), vec![from_pods]);
+    }
+    contents
+}
+
+/// Pairs of an outer address and what may come inside from it, by length of the inner prefix.
+fn inner_sources(plan: &Plan, family: Family) -> BTreeMap<u8, BTreeSet<(IpAddr, IpAddr)>> {
+    let mut sources: BTreeMap<u8, BTreeSet<(IpAddr, IpAddr)>> = BTreeMap::new();
+    let whole = IpNet::from(match family {
+        Family::Ip => IpAddr::from([0; 4]),
+        Family::Ip6 => IpAddr::from([0; 16]),
+    });
+    for peer in of(&plan.peers, family).values() {
+        for outer in &peer.addresses {
+            let pods = sources.entry(peer.pod_cidr.prefix_len()).or_default();
+            pods.insert((*outer, peer.pod_cidr.network()));
+            // flannel's nftables mode sends on what comes to a node for another node's pod as it is.
+            let node = sources.entry(whole.max_prefix_len()).or_default();
+            node.extend(peer.addresses.iter().map(|inner| (*outer, *inner)));
+        }
+    }
+    sources
+}
+
+fn filter<'a>(
+    tunnel: &Tunnel,
+    family: Family,
+    filter: Filter,
+    prefixes: impl Iterator<Item = &'a u8>,
+) -> Vec<Vec<Statement>> {
+    let device = &tunnel.device;
+    let [_, high, middle, low] = device.vni.to_be_bytes();
+    let inner_type: [u8; 2] = match family {
+        Family::Ip => [0x08, 0x00],
+        Family::Ip6 => [0x86, 0xdd],
+    };
+    let unless = |statement: Statement| std::iter::once(statement).chain(refuse(filter)).collect();
+    let mut rules = vec![
+        vec![
+            differs(VNI, &[high, middle, low]),
+            Statement::Verdict(Verdict::Return),
+        ],
+        unless(in_set(Operand::SourceAddress, "peers", true)),
+        unless(differs(INNER_DESTINATION, &device.mac.0)),
+        unless(differs(INNER_TYPE, &inner_type)),
+    ];
+    // Longer prefixes have fewer members in use, but each lookup costs the same.
+    rules.extend(prefixes.map(|prefix| {
+        let key = vec![Operand::SourceAddress, inner_source(family, *prefix)];
+        let known = Statement::InSet {
+            key,
+            set: source_set(*prefix),
+            negate: false,
+        };
+        vec![known, Statement::Verdict(Verdict::Return)]
+    }));
+    rules.push(refuse(filter));
+    rules
+}
+
+/// Rows 2 to 6 of flannel's chain, as its iptables mode means them (its nftables mode lost row 6).
+fn masquerade() -> Vec<Vec<Statement>> {
+    let source = |set: &'static str, negate| in_set(Operand::SourceAddress, set, negate);
+    let destination = |set: &'static str, negate| in_set(Operand::DestinationAddress, set, negate);
+    let stays = || Statement::Verdict(Verdict::Return);
+    vec![
+        vec![
+            source("own_pods", false),
+            destination("cluster", false),
+            stays(),
+        ],
+        // Pods of other nodes and clients outside keep their address on the way to a pod of this node.
+        vec![destination("own_pods", false), stays()],
+        vec![
+            source("cluster", false),
+            destination("multicast", true),
+            Statement::Masquerade,
+        ],
+        // The reply must come back here.
+        vec![
+            source("cluster", true),
+            destination("cluster", false),
+            Statement::Masquerade,
+        ],
+    ]
+}
+
+fn not_tracked(tunnel: &Tunnel, peer: Operand) -> Vec<Vec<Statement>> {
+    let mut rule = vxlan_packets(tunnel);
+    rule.push(in_set(peer, "peers", false));
+    rule.push(Statement::NoTrack);
+    vec![rule]
+}
+
+fn vxlan_packets(tunnel: &Tunnel) -> Vec<Statement> {
+    let value = Bytes::from_slice(&tunnel.device.port.to_be_bytes()).unwrap_or_default();
+    let to_port = Statement::Equals {
+        operand: Operand::DestinationPort,
+        value,
+        negate: false,
+    };
+    vec![Statement::ProtocolIs(Protocol::Udp), to_port]
+}
+
+fn refuse(filter: Filter) -> Vec<Statement> {
+    let verdict = match filter {
+        Filter::Enforce => Verdict::Drop,
+        Filter::Off | Filter::Monitor => Verdict::Return,
+    };
+    vec![Statement::Counter, Statement::Verdict(verdict)]
+}
+
+fn in_set(operand: Operand, set: &'static str, negate: bool) -> Statement {
+    Statement::InSet {
+        key: vec![operand],
+        set: set.into(),
+        negate,
+    }
+}
+
+fn differs(operand: Operand, bytes: &[u8]) -> Statement {
+    Statement::Equals {
+        operand,
+        value: Bytes::from_slice(bytes).unwrap_or_default(),
+        negate: true,
+    }
+}
+
+fn source_set(prefix: u8) -> Name {
+    format!("sources_{prefix}").into()
+}
+
+/// 224.0.0.0/4 (RFC 5771), ff00::/8 (RFC 4291).
+fn multicast(family: Family) -> IpNet {
+    let (first, length) = match family {
+        Family::Ip => (IpAddr::from([224, 0, 0, 0]), 4),
+        Family::Ip6 => (IpAddr::from([0xff00, 0, 0, 0, 0, 0, 0, 0]), 8),
+    };
+    IpNet::new(first, length).unwrap_or_else(|_| IpNet::from(first))
+}
+
+/// Building blocks of a table.
+trait Build {
+    fn put_set(
+        &mut self,
+        name: impl Into<Name>,
+        addresses: usize,
+        elements: impl Iterator<Item = Element>,
+    );
+    fn put_ranges(&mut self, name: &'static str, ranges: &[IpNet]);
+    fn put_chain(&mut self, name: &'static str, hook: Option<Hook>, rules: Vec<Vec<Statement>>);
+}
+
+impl Build for TableContents {
+    fn put_set(
+        &mut self,
+        name: impl Into<Name>,
+        addresses: usize,
+        elements: impl Iterator<Item = Element>,
+    ) {
+        let name = name.into();
+        let mut elements: Vec<Element> = elements.collect();
+        elements.sort();
+        if !elements.is_empty() {
+            self.elements.insert(name.clone(), elements);
+        }
+        let key = vec![Field::Address; addresses];
+        let set = Set {
+            name: name.clone(),
+            key,
+            kind: SetKind::Set,
+            interval: false,
+            comment: Name::default(),
+        };
+        self.sets.insert(name, set);
+    }
+
+    fn put_ranges(&mut self, name: &'static str, ranges: &[IpNet]) {
+        let bytes = |address: IpAddr| Bytes::new().address(address);
+        // Neighbouring ranges become one: the kernel takes no two that touch for different ones.
+        let mut elements: Vec<Element> = IpNet::aggregate(&ranges.to_vec())
+            .iter()
+            .map(|range| Element::range(bytes(range.network()), bytes(range.broadcast())))
+            .collect();
+        elements.sort();
+        self.elements.insert(name.into(), elements);
+        let key = vec![Field::Address];
+        let set = Set {
+            name: name.into(),
+            key,
+            kind: SetKind::Set,
+            interval: true,
+            comment: Name::default(),
+        };
+        self.sets.insert(name.into(), set);
+    }
+
+    fn put_chain(&mut self, name: &'static str, hook: Option<Hook>, rules: Vec<Vec<Statement>>) {
+        let rules = rules.into_iter().map(Rule::from).collect();
+        let chain = Chain {
+            name: name.into(),
+            hook,
+            comment: Name::default(),
+            rules,
+        };
+        self.chains.insert(name.into(), chain);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nft::{Backend, Fake};
+
+    use super::*;
+    use crate::plan::plan;
+    use crate::samples::cluster;
+
+    fn made(nodes: u8, options: RuleOptions) -> [Option<TableContents>; 2] {
+        let cluster = cluster(nodes);
+        tables(
+            &cluster.config,
+            options,
+            &plan(cluster.facts(), cluster.nodes.iter()),
+        )
+    }
+
+    #[test]
+    fn every_change_of_peers_and_options_is_a_transaction_that_leads_there() {
+        let all = [Filter::Off, Filter::Monitor, Filter::Enforce]
+            .into_iter()
+            .flat_map(|filter| [true, false].map(|masquerade| RuleOptions { masquerade, filter }))
+            .flat_map(|options| [1, 2, 9].map(|nodes| made(nodes, options)));
+        let mut fake = Fake::new();
+        for tables in all {
+            for wanted in tables.into_iter().flatten() {
+                let family = wanted.table.family;
+                let found = fake.list(family).unwrap();
+                let transaction = nft::diff::diff(found.as_ref(), &wanted);
+                fake.commit(&transaction).unwrap();
+                assert_eq!(fake.list(family).unwrap().as_ref(), Some(&wanted));
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_may_send_from_its_pods_and_from_its_own_addresses() {
+        let [v4, _] = made(
+            3,
+            RuleOptions {
+                masquerade: false,
+                filter: Filter::Enforce,
+            },
+        );
+        let elements = v4.unwrap().elements;
+        assert_eq!(elements["sources_24"].len(), 2);
+        assert_eq!(elements["sources_32"].len(), 2);
+        assert_eq!(elements["peers"].len(), 2);
+    }
+}

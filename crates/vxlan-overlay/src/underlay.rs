@@ -1,0 +1,315 @@
+//! The network below: this node's interfaces, and which of them carries the outer packets.
+//!
+//! A function of what the kernel shows, asked again after every change: flannel chooses once and wants a restart when
+//! an address changes. Its order of choice is kept where an operator says something; where nobody does, the address
+//! that peers already hold comes first, then the Node object's own, then flannel's default route.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use nft::Family;
+use regex::Regex;
+
+/// An interface as the kernel shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Number, above 0.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Largest packet, in bytes.
+    pub mtu: u32,
+    /// Switched on.
+    pub up: bool,
+    /// Its addresses with the range on the link, in the kernel's order.
+    pub addresses: Vec<InterfaceAddress>,
+}
+
+/// An address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InterfaceAddress {
+    /// Address and prefix.
+    pub net: IpNet,
+    /// Given for good, not for a lease.
+    pub permanent: bool,
+    /// Neither temporary nor deprecated nor tentative.
+    pub stable: bool,
+}
+
+impl InterfaceAddress {
+    fn is_global(self) -> bool {
+        match self.net.addr() {
+            IpAddr::V4(v4) => !v4.is_link_local(),
+            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+        }
+    }
+}
+
+/// What the kernel shows of the network below.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// All interfaces.
+    pub interfaces: Vec<Interface>,
+    /// The default route's interface, by family.
+    pub default_route: [Option<u32>; 2],
+    /// The interface on the way to [`Preferences::can_reach`], by family.
+    pub reaching: [Option<u32>; 2],
+}
+
+/// What an operator says about the interface; flannel's flags.
+#[derive(Clone, Debug, Default)]
+pub struct Preferences {
+    /// `--iface`: names or addresses, the first that fits.
+    pub names: Vec<String>,
+    /// `--iface-regex`: matched against addresses, then names.
+    pub patterns: Vec<Regex>,
+    /// `--iface-can-reach`
+    pub can_reach: Option<IpAddr>,
+    /// `--public-ip` and `--public-ipv6`
+    pub public_ip: [Option<IpAddr>; 2],
+}
+
+/// The interface and the address of it that outer packets leave from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct External {
+    /// Number of the interface.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its MTU.
+    pub mtu: u32,
+    /// The address.
+    pub address: IpAddr,
+}
+
+impl Surroundings {
+    /// The interface for a family. `known` are addresses this node goes by, best first: each counts if an interface
+    /// has it. `None` when no interface will do: it may come yet.
+    pub fn external(
+        &self,
+        family: Family,
+        preferences: &Preferences,
+        known: &[IpAddr],
+    ) -> Option<External> {
+        if !preferences.names.is_empty() || !preferences.patterns.is_empty() {
+            let named = preferences
+                .names
+                .iter()
+                .find_map(|name| self.named(family, name));
+            let matching = || {
+                preferences
+                    .patterns
+                    .iter()
+                    .find_map(|pattern| self.matching(family, pattern))
+            };
+            return named.or_else(matching);
+        }
+        if preferences.can_reach.is_some() {
+            return self.by_index(family, *of(&self.reaching, family));
+        }
+        let known = || {
+            let all = of(&preferences.public_ip, family).iter().chain(known);
+            all.filter(|address| Family::of(**address) == family)
+        };
+        known()
+            .find_map(|address| self.owner(*address))
+            .or_else(|| self.by_index(family, *of(&self.default_route, family)))
+            // An address that has just been replaced by another of its link.
+            .or_else(|| known().find_map(|address| self.by_index(family, self.on_link(*address))))
+    }
+
+    /// Whether an address lies on a link of this node: packets to it pass no gateway.
+    pub fn on_link(&self, address: IpAddr) -> Option<u32> {
+        let up = self.interfaces.iter().filter(|interface| interface.up);
+        up.flat_map(|interface| {
+            interface
+                .addresses
+                .iter()
+                .map(move |own| (interface.index, own.net))
+        })
+        .filter(|(_, net)| net.contains(&address) && net.prefix_len() < net.max_prefix_len())
+        .max_by_key(|(_, net)| net.prefix_len())
+        .map(|(index, _)| index)
+    }
+
+    fn named(&self, family: Family, name: &str) -> Option<External> {
+        if let Ok(address) = name.parse::<IpAddr>() {
+            let interface = self
+                .interfaces
+                .iter()
+                .find(|i| i.addresses.iter().any(|a| a.net.addr() == address))?;
+            return interface.external(family, Some(address));
+        }
+        self.interfaces
+            .iter()
+            .find(|i| i.name == name)?
+            .external(family, None)
+    }
+
+    fn matching(&self, family: Family, pattern: &Regex) -> Option<External> {
+        let by_address = self.interfaces.iter().find_map(|interface| {
+            let fits = |a: &&InterfaceAddress| pattern.is_match(&a.net.addr().to_string());
+            let address = interface.addresses.iter().find(fits)?.net.addr();
+            interface.external(family, Some(address))
+        });
+        let by_name = || {
+            self.interfaces
+                .iter()
+                .filter(|i| pattern.is_match(&i.name))
+                .find_map(|i| i.external(family, None))
+        };
+        by_address.or_else(by_name)
+    }
+
+    fn by_index(&self, family: Family, index: Option<u32>) -> Option<External> {
+        self.interfaces
+            .iter()
+            .find(|i| Some(i.index) == index)?
+            .external(family, None)
+    }
+
+    fn owner(&self, address: IpAddr) -> Option<External> {
+        let owns = |interface: &&Interface| {
+            interface
+                .addresses
+                .iter()
+                .any(|own| own.net.addr() == address)
+        };
+        self.interfaces
+            .iter()
+            .find(owns)?
+            .external(Family::of(address), Some(address))
+    }
+}
+
+impl Interface {
+    /// This interface by the address that was asked for, if it is of the family, or else by its best.
+    fn external(&self, family: Family, address: Option<IpAddr>) -> Option<External> {
+        let asked = address.filter(|address| Family::of(*address) == family);
+        // flannel's order (0.28): global before link-local, permanent before leased, never a temporary one.
+        let rank = |a: &&InterfaceAddress| (!a.is_global(), !a.permanent);
+        let usable = self
+            .addresses
+            .iter()
+            .filter(|a| Family::of(a.net.addr()) == family && a.stable);
+        let address = asked.or_else(|| usable.min_by_key(rank).map(|a| a.net.addr()))?;
+        let (index, name, mtu) = (self.index, self.name.clone(), self.mtu);
+        Some(External {
+            index,
+            name,
+            mtu,
+            address,
+        })
+    }
+}
+
+/// The part of a pair that is of a family.
+pub(crate) fn of<T>(pair: &[T; 2], family: Family) -> &T {
+    let [v4, v6] = pair;
+    match family {
+        Family::Ip => v4,
+        Family::Ip6 => v6,
+    }
+}
+
+/// As [`of`], to change it.
+pub(crate) fn of_mut<T>(pair: &mut [T; 2], family: Family) -> &mut T {
+    let [v4, v6] = pair;
+    match family {
+        Family::Ip => v4,
+        Family::Ip6 => v6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(index: u32, name: &str, addresses: &[&str]) -> Interface {
+        let addresses = addresses.iter().map(|net| InterfaceAddress {
+            net: net.parse().unwrap(),
+            permanent: true,
+            stable: true,
+        });
+        Interface {
+            index,
+            name: name.to_owned(),
+            mtu: 1500,
+            up: true,
+            addresses: addresses.collect(),
+        }
+    }
+
+    fn surroundings() -> Surroundings {
+        Surroundings {
+            interfaces: vec![
+                interface(1, "lo", &["127.0.0.1/8"]),
+                interface(2, "mgmt0", &["10.0.2.15/24", "fe80::2/64"]),
+                interface(
+                    3,
+                    "eth0",
+                    &[
+                        "169.254.7.7/16",
+                        "192.0.2.7/24",
+                        "192.0.2.8/24",
+                        "2001:db8::7/64",
+                    ],
+                ),
+            ],
+            default_route: [Some(2), Some(3)],
+            reaching: [Some(3), None],
+        }
+    }
+
+    fn chosen(preferences: &Preferences, known: &[&str]) -> Option<(String, String)> {
+        let known: Vec<IpAddr> = known.iter().map(|a| a.parse().unwrap()).collect();
+        let external = surroundings().external(Family::Ip, preferences, &known)?;
+        Some((external.name, external.address.to_string()))
+    }
+
+    fn some(name: &str, address: &str) -> Option<(String, String)> {
+        Some((name.to_owned(), address.to_owned()))
+    }
+
+    #[test]
+    fn without_a_word_an_address_the_node_goes_by_comes_before_the_default_route() {
+        let nothing = Preferences::default();
+        assert_eq!(chosen(&nothing, &[]), some("mgmt0", "10.0.2.15"));
+        assert_eq!(
+            chosen(&nothing, &["198.51.100.1", "192.0.2.8"]),
+            some("eth0", "192.0.2.8")
+        );
+    }
+
+    #[test]
+    fn flags_are_tried_in_flannels_order_and_none_that_fits_is_none() {
+        let names = |names: &[&str]| Preferences {
+            names: names.iter().map(|n| (*n).to_owned()).collect(),
+            ..Preferences::default()
+        };
+        assert_eq!(
+            chosen(&names(&["eth9", "eth0"]), &[]),
+            some("eth0", "192.0.2.7")
+        );
+        assert_eq!(
+            chosen(&names(&["192.0.2.8"]), &[]),
+            some("eth0", "192.0.2.8")
+        );
+        assert_eq!(chosen(&names(&["eth9"]), &["192.0.2.8"]), None);
+        let pattern = Preferences {
+            patterns: vec![Regex::new("^192\\.0").unwrap()],
+            ..Preferences::default()
+        };
+        assert_eq!(chosen(&pattern, &[]), some("eth0", "192.0.2.7"));
+        let reach = Preferences {
+            can_reach: Some("203.0.113.1".parse().unwrap()),
+            ..Preferences::default()
+        };
+        assert_eq!(chosen(&reach, &[]), some("eth0", "192.0.2.7"));
+        let public = Preferences {
+            public_ip: [Some("192.0.2.8".parse().unwrap()), None],
+            ..Preferences::default()
+        };
+        assert_eq!(chosen(&public, &["10.0.2.15"]), some("eth0", "192.0.2.8"));
+    }
+}

@@ -1,0 +1,356 @@
+//! The real program as the overlay of a lab whose underlay knows no way to pods, and traffic that measures outages.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::fake_api::FakeApi;
+use lab::{
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Capability, Daemon, Host, Lab, Manifests, Node, Pod,
+    Protocol, node_object, require, wait_until,
+};
+
+use crate::stage::{PATIENCE, portolan};
+
+/// Where every pod echoes.
+pub const PORT: u16 = 8080;
+/// Between two datagrams of a [`Beat`].
+const BEAT: Duration = Duration::from_millis(2);
+
+/// What the scenarios need of kernel and machine; without it they say so and end.
+pub fn can_run() -> bool {
+    require(&[Capability::Vxlan, Capability::TableOwner])
+}
+
+/// Nodes with one echoing pod each, dual stack, and no way between them but the overlay.
+pub struct OverlayStage {
+    /// The nodes.
+    pub nodes: Vec<Node>,
+    /// A pod on each.
+    pub pods: Vec<Pod>,
+    /// The Node objects.
+    pub manifests: Manifests,
+    lab: Lab,
+}
+
+impl OverlayStage {
+    /// So many nodes, named `node-0` on.
+    pub fn new(nodes: usize) -> Result<OverlayStage> {
+        let lab = Lab::builder().without_pod_routes().build()?;
+        let nodes = (0..nodes)
+            .map(|n| lab.node(&format!("node-{n}")))
+            .collect::<Result<Vec<_>>>()?;
+        let mut pods = Vec::new();
+        for (n, node) in nodes.iter().enumerate() {
+            let pod = node.pod(&format!("pod-{n}"))?;
+            pod.serve(Protocol::Tcp, PORT)?;
+            pod.serve(Protocol::Udp, PORT)?;
+            pods.push(pod);
+        }
+        let manifests = Manifests::new()?;
+        let stage = OverlayStage {
+            nodes,
+            pods,
+            manifests,
+            lab,
+        };
+        stage.tell(0..stage.nodes.len())?;
+        Ok(stage)
+    }
+
+    /// The lab, for more machines.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Writes the Node objects of these nodes, one file each, and removes those of the others.
+    pub fn tell(&self, told: std::ops::Range<usize>) -> Result<()> {
+        for (n, node) in self.nodes.iter().enumerate() {
+            let file = format!("node-{n}.yaml");
+            if told.contains(&n) {
+                self.manifests.write_objects(&file, &[node_object(node)])?;
+            } else if self.manifests.path().join(&file).exists() {
+                self.manifests.remove(&file)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the program on a node.
+    pub fn start(&self, node: usize, more: &[&str]) -> Result<Daemon> {
+        let host = &self.nodes[node];
+        let manifests = self
+            .manifests
+            .path()
+            .to_str()
+            .context("a path that is text")?;
+        let clusters = format!("{CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}");
+        let arguments = [
+            "run",
+            "--manifests",
+            manifests,
+            "--hostname-override",
+            host.name(),
+            "--overlay",
+            "vxlan",
+            "--cluster-cidr",
+            &clusters,
+            "--subnet-file",
+            &self.file(node, "env"),
+            "--healthz-bind-address",
+            "",
+            "--metrics-bind-address",
+            "",
+        ];
+        host.spawn_daemon(portolan()?, arguments.iter().chain(more))
+    }
+
+    /// A path of a file of a node's own, no manifest.
+    pub fn file(&self, node: usize, ending: &str) -> String {
+        let path = self.manifests.path().join(format!("node-{node}.{ending}"));
+        path.display().to_string()
+    }
+
+    /// Serves the Node objects from an API server on the first node's address, and writes a kubeconfig.
+    pub fn serve_api(&self) -> Result<(FakeApi, String)> {
+        let address = SocketAddr::new(self.nodes[0].ipv4().into(), 6443);
+        let listener = self.nodes[0].run(move || TcpListener::bind(address))??;
+        let api = FakeApi::serve(listener)?;
+        api.set_node_patches(true);
+        api.apply_all(self.nodes.iter().map(|node| node_object(node)))?;
+        let kubeconfig = self.manifests.path().join("kubeconfig");
+        api.kubeconfig(&kubeconfig)?;
+        Ok((api, kubeconfig.display().to_string()))
+    }
+
+    /// Starts the program on a node with an API server.
+    pub fn start_with_api(&self, node: usize, kubeconfig: &str, more: &[&str]) -> Result<Daemon> {
+        let host = &self.nodes[node];
+        let clusters = format!("{CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}");
+        let (env, cache) = (self.file(node, "env"), self.file(node, "peers"));
+        let arguments = [
+            "run",
+            "--kubeconfig",
+            kubeconfig,
+            "--hostname-override",
+            host.name(),
+            "--overlay",
+            "vxlan",
+            "--cluster-cidr",
+            &clusters,
+            "--subnet-file",
+            &env,
+            "--overlay-cache",
+            &cache,
+            "--healthz-bind-address",
+            "",
+            "--metrics-bind-address",
+            "",
+        ];
+        host.spawn_daemon(portolan()?, arguments.iter().chain(more))
+    }
+
+    /// Starts it on every node and waits until every pod reaches every other.
+    pub fn start_all(&self, more: &[&str]) -> Result<Vec<Daemon>> {
+        let daemons = (0..self.nodes.len())
+            .map(|n| self.start(n, more))
+            .collect::<Result<Vec<_>>>()?;
+        self.wait_for_mesh()?;
+        Ok(daemons)
+    }
+
+    /// Waits until every pod reaches every other, by both protocols and families.
+    pub fn wait_for_mesh(&self) -> Result<()> {
+        for (n, from) in self.pods.iter().enumerate() {
+            for (m, to) in self.pods.iter().enumerate().filter(|(m, _)| *m != n) {
+                for address in to.addresses() {
+                    for protocol in [Protocol::Udp, Protocol::Tcp] {
+                        let what = format!("{protocol} from pod-{n} to pod-{m} at {address}");
+                        wait_until(&what, PATIENCE, || reaches(from, protocol, address))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Datagrams from each pod to the next, in both families.
+    pub fn beats(&self) -> Result<Vec<Beat>> {
+        let mut beats = Vec::new();
+        for (n, from) in self.pods.iter().enumerate() {
+            let to = &self.pods[(n + 1) % self.pods.len()];
+            for address in to.addresses() {
+                beats.push(Beat::start(from, address)?);
+            }
+        }
+        Ok(beats)
+    }
+
+    /// Runs a line of `ip` on a node.
+    pub fn ip(&self, node: usize, line: &str) -> Result<String> {
+        tool(&self.nodes[node], "ip", line)
+    }
+}
+
+/// Runs a tool with its arguments, and returns what it prints.
+pub fn tool(host: &Host, program: &str, line: &str) -> Result<String> {
+    let mut command = host.command(program);
+    command.args(line.split_whitespace());
+    let output = host.output(command)?;
+    ensure!(
+        output.status.success(),
+        "{program} {line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Whether one attempt is answered.
+pub fn reaches(from: &Host, protocol: Protocol, to: IpAddr) -> bool {
+    let probe = lab::Probe::new(protocol, (to, PORT)).within(Duration::from_millis(300));
+    from.probe(probe)
+        .is_ok_and(|outcome| outcome.server().is_some())
+}
+
+/// What a [`Beat`] came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BeatReport {
+    /// Datagrams sent.
+    pub sent: u64,
+    /// Of these, answered.
+    pub answered: u64,
+    /// The longest time without an answer.
+    pub longest_gap: Duration,
+}
+
+/// Datagrams to an echo server all the time, and the time in which no answer came.
+pub struct Beat {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<BeatReport>>,
+}
+
+impl Beat {
+    /// Starts sending.
+    pub fn start(from: &Host, to: IpAddr) -> Result<Beat> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = stop.clone();
+        let thread = from.thread(move || beat(SocketAddr::new(to, PORT), &stopping))?;
+        Ok(Beat { stop, thread })
+    }
+
+    /// Stops and reports, when the last answers have had time to come.
+    pub fn stop(self) -> Result<BeatReport> {
+        self.stop.store(true, Ordering::Relaxed);
+        match self.thread.join() {
+            Ok(report) => report,
+            Err(_) => bail!("the thread of a beat panicked"),
+        }
+    }
+}
+
+fn beat(to: SocketAddr, stop: &AtomicBool) -> Result<BeatReport> {
+    let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(BEAT))?;
+    let mut report = BeatReport::default();
+    let (mut buffer, mut last) = ([0; 512], Instant::now());
+    // From the moment it is stopped: whether answers are still owed then does not lengthen a gap.
+    let mut stopped: Option<Instant> = None;
+    let patience = Duration::from_millis(500);
+    while stopped.is_none_or(|at| at.elapsed() < patience && report.answered < report.sent) {
+        let next = Instant::now() + BEAT;
+        if stopped.is_none() {
+            // A way that is missing is an outage like any other.
+            let _ = socket.send(b"beat");
+            report.sent += 1;
+        }
+        while Instant::now() < next {
+            match socket.recv(&mut buffer) {
+                Ok(_) => {
+                    report.answered += 1;
+                    report.longest_gap = report.longest_gap.max(last.elapsed());
+                    last = Instant::now();
+                }
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(_) => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+        if stopped.is_none() && stop.load(Ordering::Relaxed) {
+            stopped = Some(Instant::now());
+        }
+    }
+    let silent_at_the_end = stopped.map(|at| at.saturating_duration_since(last));
+    report.longest_gap = report
+        .longest_gap
+        .max(silent_at_the_end.unwrap_or_default());
+    Ok(report)
+}
+
+/// The worst of several beats: the most lost, and the longest gap.
+pub fn worst(beats: Vec<Beat>) -> Result<(u64, Duration)> {
+    let mut worst = (0, Duration::ZERO);
+    for beat in beats {
+        let report = beat.stop()?;
+        ensure!(report.answered > 0, "nothing was ever answered");
+        worst.0 = worst.0.max(report.sent - report.answered);
+        worst.1 = worst.1.max(report.longest_gap);
+    }
+    Ok(worst)
+}
+
+/// What hangs on a device: `ip` and `bridge` lines by kind, sorted.
+pub fn state(host: &Host, device: &str) -> Result<BTreeMap<&'static str, Vec<String>>> {
+    let mut state = BTreeMap::new();
+    for (what, program, line) in [
+        ("link", "ip", format!("-d -o link show dev {device}")),
+        (
+            "addresses",
+            "ip",
+            format!("-o addr show dev {device} scope global"),
+        ),
+        ("routes", "ip", format!("route show dev {device}")),
+        (
+            "routes6",
+            "ip",
+            format!("-6 route show dev {device} proto 112"),
+        ),
+        (
+            "neighbours",
+            "ip",
+            format!("neigh show dev {device} nud permanent"),
+        ),
+        ("fdb", "bridge", format!("fdb show dev {device}")),
+    ] {
+        let text = tool(host, program, &line)?;
+        let mut lines: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+        lines.sort();
+        state.insert(what, lines);
+    }
+    Ok(state)
+}
+
+/// The hardware address of a device, as text and bytes.
+pub fn mac_of(host: &Host, device: &str) -> Result<[u8; 6]> {
+    let text = tool(host, "ip", &format!("-o link show dev {device}"))?;
+    let after = text
+        .split("link/ether ")
+        .nth(1)
+        .context("no hardware address")?;
+    let parts: Vec<u8> = after
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16))
+        .collect::<Result<_, _>>()?;
+    parts
+        .try_into()
+        .map_err(|_| anyhow::anyhow!("{text}: no hardware address"))
+}

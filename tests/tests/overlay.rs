@@ -1,0 +1,155 @@
+//! The overlay on real kernels: packets between pods of different nodes, and what disturbs them.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::wait_until;
+use portolan_tests::overlay::{OverlayStage, can_run, state, worst};
+use portolan_tests::stage::PATIENCE;
+
+/// Generous for a busy machine; what is measured is printed, and stated in `benches/`.
+const LIMIT: Duration = Duration::from_secs(1);
+
+#[test]
+fn pods_of_three_nodes_reach_each_other_in_both_families_with_nothing_but_node_objects()
+-> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(3)?;
+    let _daemons = stage.start_all(&[])?;
+    let found = state(&stage.nodes[0], "flannel.1")?;
+    ensure!(
+        found["addresses"].len() == 1 && found["addresses"][0].contains("10.244.0.0/32"),
+        "{found:?}"
+    );
+    ensure!(
+        found["routes"].len() == 2 && found["routes"][0].contains("10.244.1.0/24 via 10.244.1.0"),
+        "{found:?}"
+    );
+    ensure!(
+        found["routes"].iter().all(|route| route.contains("onlink")),
+        "{found:?}"
+    );
+    ensure!(
+        found["neighbours"].len() == 2 && found["fdb"].len() == 2,
+        "{found:?}"
+    );
+    ensure!(
+        found["link"][0].contains("mtu 1450") && found["link"][0].contains("nolearning"),
+        "{found:?}"
+    );
+    let v6 = state(&stage.nodes[0], "flannel-v6.1")?;
+    ensure!(
+        v6["link"][0].contains("mtu 1430") && v6["routes6"].len() == 2,
+        "{v6:?}"
+    );
+    Ok(())
+}
+
+/// Does something to a running mesh and waits until it is as before; the worst beat is reported and bounded.
+fn survives(what: &str, lines: &[&str]) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(3)?;
+    let _daemons = stage.start_all(&[])?;
+    let devices = ["flannel.1", "flannel-v6.1"];
+    let before = devices.map(|device| state(&stage.nodes[0], device).map_err(|e| e.to_string()));
+    let beats = stage.beats()?;
+    std::thread::sleep(Duration::from_millis(300));
+    for line in lines {
+        stage.ip(0, line)?;
+    }
+    let settled = |a: &Result<_, String>| a.as_ref().ok().map(comparable);
+    wait_until("everything is as before", PATIENCE, || {
+        let now = devices.map(|device| state(&stage.nodes[0], device).map_err(|e| e.to_string()));
+        now.iter()
+            .zip(&before)
+            .all(|(now, before)| settled(now) == settled(before))
+    })?;
+    std::thread::sleep(Duration::from_millis(300));
+    stage.wait_for_mesh()?;
+    let (lost, gap) = worst(beats)?;
+    println!("{what}: {lost} datagrams lost at most, longest gap {gap:?}");
+    ensure!(gap < LIMIT, "{what}: no answer for {gap:?}");
+    Ok(())
+}
+
+/// A device made anew has another number, and its kernel reports other counters.
+fn comparable(state: &std::collections::BTreeMap<&'static str, Vec<String>>) -> Vec<String> {
+    let strip = |line: &String| {
+        line.split_once(": ")
+            .map_or(line.clone(), |(_, rest)| rest.to_owned())
+    };
+    state
+        .iter()
+        .flat_map(|(what, lines)| {
+            let lines = lines.iter().map(move |line| {
+                if matches!(*what, "link" | "addresses") {
+                    strip(line)
+                } else {
+                    line.clone()
+                }
+            });
+            lines.collect::<Vec<_>>()
+        })
+        .map(|line| {
+            line.split(" numtxqueues")
+                .next()
+                .unwrap_or_default()
+                .to_owned()
+        })
+        .collect()
+}
+
+#[test]
+fn a_deleted_device_is_back_with_all_its_peers() -> Result<()> {
+    survives(
+        "device deleted",
+        &["link del flannel.1", "link del flannel-v6.1"],
+    )
+}
+
+#[test]
+fn a_device_that_went_down_and_up_has_its_routes_and_neighbours_again() -> Result<()> {
+    survives(
+        "down and up",
+        &[
+            "link set flannel.1 down",
+            "link set flannel.1 up",
+            "link set flannel-v6.1 down",
+        ],
+    )
+}
+
+#[test]
+fn flushed_routes_neighbours_and_fdb_are_back() -> Result<()> {
+    survives(
+        "routes flushed",
+        &[
+            "route flush dev flannel.1",
+            "-6 route flush dev flannel-v6.1",
+        ],
+    )?;
+    survives(
+        "neighbours flushed",
+        &[
+            "neigh flush dev flannel.1 nud permanent",
+            "neigh flush dev flannel-v6.1 nud permanent",
+        ],
+    )
+}
+
+#[test]
+fn a_changed_hardware_address_mtu_or_address_is_put_back() -> Result<()> {
+    survives(
+        "hardware address",
+        &[
+            "link set flannel.1 address 02:00:00:00:00:99",
+            "link set flannel-v6.1 address 02:00:00:00:00:98",
+        ],
+    )?;
+    survives("MTU", &["link set flannel.1 mtu 1300"])?;
+    survives("address", &["addr flush dev flannel.1"])
+}

@@ -1,0 +1,194 @@
+//! The overlay with an API server: what it publishes, and what it does when the server is away, short or wrong.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::fake_api::{FakeApi, Resource};
+use lab::{Daemon, wait_until};
+use portolan_tests::overlay::{Beat, OverlayStage, can_run, mac_of, tool, worst};
+use portolan_tests::stage::PATIENCE;
+use serde_json::Value;
+
+const PREFIX: &str = "flannel.alpha.coreos.com";
+
+fn start(nodes: usize) -> Result<(OverlayStage, FakeApi, Vec<Daemon>, String)> {
+    let stage = OverlayStage::new(nodes)?;
+    let (api, kubeconfig) = stage.serve_api()?;
+    let daemons = (0..nodes)
+        .map(|n| stage.start_with_api(n, &kubeconfig, &[]))
+        .collect::<Result<Vec<_>>>()?;
+    stage.wait_for_mesh()?;
+    Ok((stage, api, daemons, kubeconfig))
+}
+
+fn annotation(api: &FakeApi, node: &str, name: &str) -> Option<String> {
+    let node = api.node(node)?;
+    Some(
+        node["metadata"]["annotations"]
+            .get(format!("{PREFIX}/{name}"))?
+            .as_str()?
+            .to_owned(),
+    )
+}
+
+fn routes(stage: &OverlayStage, node: usize) -> Result<usize> {
+    Ok(tool(&stage.nodes[node], "ip", "route show dev flannel.1")?
+        .lines()
+        .count())
+}
+
+#[test]
+fn nodes_publish_flannels_annotations_and_find_each_other_by_them() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (stage, api, _daemons, _) = start(3)?;
+    for node in &stage.nodes {
+        let name = node.name();
+        for (device, data) in [
+            ("flannel.1", "backend-data"),
+            ("flannel-v6.1", "backend-v6-data"),
+        ] {
+            let mac = mac_of(node, device)?
+                .map(|byte| format!("{byte:02x}"))
+                .join(":");
+            let expected = format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
+            ensure!(
+                annotation(&api, name, data).as_deref() == Some(&expected),
+                "{data} of {name}"
+            );
+        }
+        ensure!(annotation(&api, name, "backend-type").as_deref() == Some("vxlan"));
+        ensure!(annotation(&api, name, "kube-subnet-manager").as_deref() == Some("true"));
+        ensure!(annotation(&api, name, "public-ip") == Some(node.ipv4().to_string()));
+        ensure!(annotation(&api, name, "public-ipv6") == Some(node.ipv6().to_string()));
+        let condition = |node: &Value| {
+            let all = node["status"]["conditions"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            all.iter()
+                .any(|c| c["type"] == "NetworkUnavailable" && c["status"] == "False")
+        };
+        wait_until("the condition", PATIENCE, || {
+            api.node(name).is_some_and(|node| condition(&node))
+        })?;
+    }
+    let env = std::fs::read_to_string(stage.file(1, "env"))?;
+    ensure!(
+        env == "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_IPV6_NETWORK=fd00:244::/32\n\
+                FLANNEL_IPV6_SUBNET=fd00:244:1::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\n",
+        "{env}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_node_that_leaves_is_forgotten_and_one_that_comes_back_is_reached_again() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (stage, api, _daemons, _) = start(3)?;
+    let object = api.node("node-2").context("there is a node-2")?;
+    ensure!(api.delete(Resource::Nodes, "", "node-2"));
+    wait_until("node-2 to be forgotten", PATIENCE, || {
+        routes(&stage, 0).is_ok_and(|n| n == 1)
+    })?;
+    api.apply(object)?;
+    stage.wait_for_mesh()
+}
+
+#[test]
+fn a_list_that_lost_most_nodes_takes_nothing_away() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (stage, api, _daemons, _) = start(5)?;
+    let beats = stage.beats()?;
+    api.set_reachable(false);
+    for node in 1..5 {
+        api.delete(Resource::Nodes, "", &format!("node-{node}"));
+    }
+    api.compact();
+    let lists = api.counts().watches;
+    api.set_reachable(true);
+    wait_until("every node to have listed anew", PATIENCE, || {
+        api.counts().watches >= lists + 5
+    })?;
+    std::thread::sleep(Duration::from_millis(500));
+    ensure!(
+        routes(&stage, 0)? == 4,
+        "routes were deleted for a list that cannot be true"
+    );
+    let (lost, gap) = worst(beats)?;
+    ensure!(lost == 0, "{lost} datagrams lost, gap {gap:?}");
+    Ok(())
+}
+
+#[test]
+fn a_killed_daemon_and_one_that_starts_without_an_api_server_lose_nothing_and_heal() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (stage, api, daemons, kubeconfig) = start(3)?;
+    let beats = stage.beats()?;
+    wait_until("the peers to be remembered", PATIENCE, || {
+        std::path::Path::new(&stage.file(0, "peers")).exists()
+    })?;
+    daemons[0].kill()?;
+    api.set_reachable(false);
+    std::thread::sleep(Duration::from_millis(200));
+    let restarted = stage.start_with_api(0, &kubeconfig, &[])?;
+    restarted.wait_for_line("starting", PATIENCE)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let (lost, gap) = worst(beats)?;
+    ensure!(lost == 0, "{lost} datagrams lost, gap {gap:?}");
+    stage.ip(0, "link del flannel.1")?;
+    wait_until(
+        "the device with its routes, from what was remembered",
+        PATIENCE,
+        || routes(&stage, 0).is_ok_and(|n| n == 2),
+    )?;
+    stage.wait_for_mesh()
+}
+
+#[test]
+fn a_node_that_changes_its_address_is_followed_without_new_addresses_for_pods() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (stage, api, _daemons, _) = start(3)?;
+    let others = Beat::start(&stage.pods[0], stage.pods[1].ipv4().into())?;
+    let moved = Beat::start(&stage.pods[0], stage.pods[2].ipv4().into())?;
+    tool(
+        &stage.nodes[2],
+        "sysctl",
+        "-qw net.ipv4.conf.eth0.promote_secondaries=1",
+    )?;
+    stage.ip(2, "addr add 192.168.77.150/24 dev eth0")?;
+    stage.ip(
+        2,
+        &format!("addr del {}/24 dev eth0", stage.nodes[2].ipv4()),
+    )?;
+    wait_until("the new address to be published", PATIENCE, || {
+        annotation(&api, "node-2", "public-ip").as_deref() == Some("192.168.77.150")
+    })?;
+    stage.wait_for_mesh()?;
+    let (moved, others) = (moved.stop()?, others.stop()?);
+    println!(
+        "changed address: {} of {} lost, longest gap {:?}",
+        moved.sent - moved.answered,
+        moved.sent,
+        moved.longest_gap
+    );
+    ensure!(
+        others.answered == others.sent,
+        "traffic of other nodes was disturbed"
+    );
+    ensure!(
+        moved.longest_gap < Duration::from_secs(2),
+        "no answer for {:?}",
+        moved.longest_gap
+    );
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! Living with the real flanneld: clusters that have both, taking a node over, and the way back.
+//!
+//! `PORTOLAN_CONTROL_PLANE` names the folder with the program.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::{Daemon, wait_until};
+use portolan_tests::overlay::{OverlayStage, can_run, state, tool, worst};
+use portolan_tests::stage::PATIENCE;
+
+/// The program, or a loud skip.
+fn flanneld() -> Option<PathBuf> {
+    let program = std::env::var_os("PORTOLAN_CONTROL_PLANE")
+        .map(|folder| PathBuf::from(folder).join("flanneld"));
+    let program = program.filter(|program| program.exists());
+    if program.is_none() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI needs PORTOLAN_CONTROL_PLANE with flanneld"
+        );
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: no flanneld in PORTOLAN_CONTROL_PLANE"
+        );
+    }
+    program.filter(|_| can_run())
+}
+
+fn start_flannel(
+    stage: &OverlayStage,
+    program: &PathBuf,
+    node: usize,
+    kubeconfig: &str,
+) -> Result<Daemon> {
+    let conf = stage.file(node, "net-conf");
+    let text = r#"{"Network": "10.244.0.0/16", "IPv6Network": "fd00:244::/32", "EnableIPv6": true,
+                   "EnableNFTables": true, "Backend": {"Type": "vxlan"}}"#;
+    std::fs::write(&conf, text)?;
+    let host = &stage.nodes[node];
+    let mut command = host.command("env");
+    command
+        .arg(format!("NODE_NAME={}", host.name()))
+        .arg(program)
+        .args([
+            "--kube-subnet-mgr",
+            "--kubeconfig-file",
+            kubeconfig,
+            "--net-config-path",
+            &conf,
+            "--subnet-file",
+            &stage.file(node, "env"),
+            "--iface",
+            "eth0",
+            "--ip-masq",
+        ]);
+    host.spawn("flanneld", command)
+}
+
+#[test]
+fn nodes_with_flannel_and_nodes_with_portolan_reach_each_other_whoever_comes_first() -> Result<()> {
+    let Some(program) = flanneld() else {
+        return Ok(());
+    };
+    let stage = OverlayStage::new(4)?;
+    let (_api, kubeconfig) = stage.serve_api()?;
+    let mut daemons = Vec::new();
+    for node in 0..4 {
+        daemons.push(match node % 2 {
+            0 => start_flannel(&stage, &program, node, &kubeconfig)?,
+            _ => stage.start_with_api(
+                node,
+                &kubeconfig,
+                &["--ip-masq", "--overlay-filter", "enforce"],
+            )?,
+        });
+    }
+    stage.wait_for_mesh()
+}
+
+#[test]
+fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> Result<()> {
+    let Some(program) = flanneld() else {
+        return Ok(());
+    };
+    let stage = OverlayStage::new(3)?;
+    let (_api, kubeconfig) = stage.serve_api()?;
+    let mut daemons: Vec<Option<Daemon>> = Vec::new();
+    for node in 0..3 {
+        daemons.push(Some(start_flannel(&stage, &program, node, &kubeconfig)?));
+    }
+    stage.wait_for_mesh()?;
+    let before = state(&stage.nodes[0], "flannel.1")?;
+    let beats = stage.beats()?;
+    for node in 0..3 {
+        daemons[node]
+            .take()
+            .map(|daemon| daemon.kill())
+            .transpose()?;
+        let ours = stage.start_with_api(
+            node,
+            &kubeconfig,
+            &["--ip-masq", "--overlay-filter", "monitor"],
+        )?;
+        ours.wait_for_line("pods of other nodes can be reached", PATIENCE)?;
+        daemons[node] = Some(ours);
+    }
+    let after = state(&stage.nodes[0], "flannel.1")?;
+    ensure!(
+        before["link"] == after["link"],
+        "the device is another one: {before:?} {after:?}"
+    );
+    ensure!(
+        before["neighbours"] == after["neighbours"] && before["fdb"] == after["fdb"],
+        "{before:?} {after:?}"
+    );
+    ensure!(
+        after["routes"]
+            .iter()
+            .all(|route| route.contains("proto 112")),
+        "{after:?}"
+    );
+    wait_until("flannel's table to be gone", PATIENCE, || {
+        tool(&stage.nodes[0], "nft", "list tables")
+            .is_ok_and(|tables| !tables.contains("flannel-ipv4"))
+    })?;
+    stage.wait_for_mesh()?;
+    std::thread::sleep(Duration::from_millis(500));
+    // And back.
+    for node in 0..3 {
+        daemons[node]
+            .take()
+            .map(|daemon| daemon.kill())
+            .transpose()?;
+        let theirs = start_flannel(&stage, &program, node, &kubeconfig)?;
+        theirs.wait_for_line("Running backend", PATIENCE)?;
+        daemons[node] = Some(theirs);
+    }
+    stage.wait_for_mesh()?;
+    std::thread::sleep(Duration::from_millis(500));
+    let (lost, gap) = worst(beats)?;
+    println!(
+        "take-over of three nodes and back: {lost} datagrams lost at most, longest gap {gap:?}"
+    );
+    ensure!(lost == 0, "{lost} datagrams lost, longest gap {gap:?}");
+    Ok(())
+}

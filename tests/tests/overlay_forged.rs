@@ -1,0 +1,178 @@
+//! Frames that nobody may send: written by hand, sent by machines that can, and whether they arrive.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::Result;
+use lab::{Host, wait_until};
+use portolan_tests::frame::Frame;
+use portolan_tests::overlay::{OverlayStage, can_run, mac_of};
+use portolan_tests::stage::PATIENCE;
+
+const VXLAN_PORT: u16 = 8472;
+const LISTENER: u16 = 9999;
+const BROADCAST: [u8; 6] = [0xff; 6];
+
+/// A listener on a host, of both families.
+struct Ears(Vec<UdpSocket>);
+
+impl Ears {
+    fn on(host: &Host) -> Result<Ears> {
+        let socket = host.run(|| UdpSocket::bind(("::", LISTENER)))??;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        Ok(Ears(vec![socket]))
+    }
+
+    /// All that has been heard since.
+    fn heard(&self) -> BTreeSet<String> {
+        let mut heard = BTreeSet::new();
+        let mut buffer = [0; 512];
+        for socket in &self.0 {
+            while let Ok(length) = socket.recv(&mut buffer) {
+                heard.insert(String::from_utf8_lossy(&buffer[..length]).into_owned());
+            }
+        }
+        heard
+    }
+}
+
+/// Sends a frame to a node, as a datagram of this host.
+fn send(from: &Host, to: IpAddr, frame: &Frame) -> Result<()> {
+    let bytes = frame.bytes();
+    from.run(move || -> Result<()> {
+        let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
+        UdpSocket::bind(any)?.send_to(&bytes, SocketAddr::new(to, VXLAN_PORT))?;
+        Ok(())
+    })?
+}
+
+fn set(words: &[&str]) -> BTreeSet<String> {
+    let families = ["v4", "v6"].into_iter();
+    families
+        .flat_map(|family| words.iter().map(move |word| format!("{word} {family}")))
+        .collect()
+}
+
+/// Sends every kind of frame to node-0, and returns what was heard there and in its pod.
+fn sent(stage: &OverlayStage, outsider: &Host) -> Result<BTreeSet<String>> {
+    let (pod, node) = (Ears::on(&stage.pods[0])?, Ears::on(&stage.nodes[0])?);
+    for (family, device) in ["flannel.1", "flannel-v6.1"].into_iter().enumerate() {
+        let name = ["v4", "v6"][family];
+        let address = |host: &Host| host.addresses()[family];
+        let mac = mac_of(&stage.nodes[0], device)?;
+        let to = address(&stage.nodes[0]);
+        let frame = |word: &str, source: IpAddr| Frame {
+            vni: 1,
+            mac,
+            source,
+            destination: address(&stage.pods[0]),
+            port: LISTENER,
+            payload: format!("{word} {name}"),
+        };
+        let pods: Vec<IpAddr> = stage.pods.iter().map(|pod| address(pod)).collect();
+        send(&stage.nodes[1], to, &frame("right", pods[1]))?;
+        send(
+            &stage.nodes[1],
+            to,
+            &frame("from the node itself", address(&stage.nodes[1])),
+        )?;
+        send(&stage.nodes[1], to, &frame("another node's pod", pods[2]))?;
+        send(&stage.nodes[1], to, &frame("this node's own pod", pods[0]))?;
+        send(
+            &stage.nodes[1],
+            to,
+            &frame("another network", address(outsider)),
+        )?;
+        send(outsider, to, &frame("unknown host", pods[1]))?;
+        send(
+            &stage.nodes[1],
+            to,
+            &Frame {
+                vni: 2,
+                ..frame("another VNI", pods[1])
+            },
+        )?;
+        send(&stage.pods[1], to, &frame("sent by a pod", pods[1]))?;
+        // To the node's own sockets: no secret is needed for that without a filter.
+        let gateway = stage.nodes[0].pod_gateway()[family];
+        let to_all = Frame {
+            mac: BROADCAST,
+            destination: gateway,
+            ..frame("broadcast", pods[1])
+        };
+        send(&stage.nodes[1], to, &to_all)?;
+        send(
+            outsider,
+            to,
+            &Frame {
+                payload: format!("broadcast by a stranger {name}"),
+                ..to_all
+            },
+        )?;
+    }
+    let mut heard = pod.heard();
+    heard.extend(node.heard());
+    Ok(heard)
+}
+
+#[test]
+fn forged_frames_arrive_without_a_filter_and_none_does_with_one() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(3)?;
+    let outsider = stage.lab().client("outsider")?;
+    let right = set(&["right", "from the node itself"]);
+    {
+        let _daemons = stage.start_all(&["--overlay-filter", "monitor", "--ip-masq"])?;
+        let heard = sent(&stage, &outsider)?;
+        // What the kernel drops by itself (its own addresses as a source) is not for us to prove.
+        let forged = set(&[
+            "another node's pod",
+            "unknown host",
+            "broadcast",
+            "broadcast by a stranger",
+            "sent by a pod",
+        ]);
+        assert!(
+            heard.is_superset(&right) && heard.is_superset(&forged),
+            "the frames of this test are no good: {heard:?}"
+        );
+    }
+    let _daemons = stage.start_all(&["--overlay-filter", "enforce", "--ip-masq"])?;
+    wait_until("nothing but what is right to arrive", PATIENCE, || {
+        sent(&stage, &outsider).is_ok_and(|heard| heard == right)
+    })?;
+    // And it stays so while rules are flushed by somebody else, since the table is owned.
+    stage.nodes[0].nft(&["flush", "ruleset"])?;
+    assert_eq!(sent(&stage, &outsider)?, right);
+    stage.wait_for_mesh()
+}
+
+#[test]
+fn outer_packets_leave_no_trace_in_connection_tracking_and_pods_are_masqueraded_outside()
+-> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(2)?;
+    let outside = stage.lab().client("outside")?;
+    outside.serve(lab::Protocol::Tcp, 80)?;
+    let _daemons = stage.start_all(&["--ip-masq"])?;
+    for (family, address) in outside.addresses().into_iter().enumerate() {
+        let seen = stage.pods[0].connect(lab::Protocol::Tcp, (address, 80))?;
+        let node = stage.nodes[0].addresses()[family];
+        assert!(
+            format!("{seen:?}").contains(&node.to_string()),
+            "{seen:?} is not from {node}"
+        );
+    }
+    let tracked =
+        stage.nodes[0].run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"))?;
+    // Not every kernel shows the table as a file.
+    if let Ok(tracked) = tracked {
+        assert!(!tracked.contains("dport=8472"), "{tracked}");
+    }
+    Ok(())
+}
