@@ -11,10 +11,13 @@
 //!
 //! No text of foreign origin can enter a ruleset: names and comments are `'static` or made by us.
 
+mod conntrack;
 pub mod diff;
 pub mod expr;
 mod fake;
+mod foreign;
 mod kernel;
+mod link;
 pub mod model;
 mod monitor;
 mod socket;
@@ -29,11 +32,13 @@ mod namespace;
 #[cfg(test)]
 mod samples;
 
+pub use conntrack::{Conntrack, Flow, FlowFilter};
 pub use fake::{Counters, Fake};
+pub use foreign::{Foreign, Leftovers, leftovers};
 pub use kernel::{Kernel, KernelConfig, Sent, TableFeatures};
 pub use model::{
     Bytes, Chain, Data, DataField, Element, Family, Field, Hook, Name, Operand, Protocol, Rule,
-    Set, SetKind, Statement, Table, Verdict,
+    Set, SetKind, Side, Statement, Table, Verdict,
 };
 pub use monitor::{Monitor, Notice};
 pub use transaction::{

@@ -26,6 +26,7 @@ use crate::node_addresses;
 use crate::source::manifests::{self, ManifestsConfig};
 use crate::source::{Events, SourceEvent, api};
 use crate::status::SharedStatus;
+use crate::takeover;
 
 /// Events that may wait for the control loop before the sources wait for it.
 const EVENTS: usize = 1024;
@@ -111,7 +112,14 @@ impl App {
             node,
             own_tables: !args.no_table_owner,
         };
+        let missing_settings = args.conntrack.apply();
         let control = start_control(config, events, addresses, reports, cancel.clone())?;
+        tokio::spawn(after_first_commit(
+            args.clone(),
+            missing_settings > 0,
+            status.clone(),
+            cancel.clone(),
+        ));
         let cancel = started.disarm();
         Ok(App {
             cancel,
@@ -183,6 +191,7 @@ async fn start_source(
         let config = ManifestsConfig {
             dir: dir.clone(),
             node_ports: args.node_port_range.0.clone(),
+            proxy_name: args.node.service_proxy_name.clone(),
         };
         return Ok(tokio::spawn(manifests::run(config, events, cancel)));
     }
@@ -190,10 +199,37 @@ async fn start_source(
         .await
         .context("outside a cluster, give --kubeconfig or --manifests")?;
     let node_name = node_name.to_owned();
+    let config = api::ApiConfig {
+        proxy_name: args.node.service_proxy_name.clone(),
+        ..api::ApiConfig::default()
+    };
     Ok(tokio::spawn(async move {
-        api::run(client, node_name, api::ApiConfig::default(), events, cancel).await;
+        api::run(client, node_name, config, events, cancel).await;
         Ok(())
     }))
+}
+
+/// What waits until the rules stand: settings of a kernel module that they load, and kube-proxy's end.
+async fn after_first_commit(
+    args: RunArgs,
+    settings_are_missing: bool,
+    status: Arc<SharedStatus>,
+    cancel: CancellationToken,
+) {
+    /// The first commit takes milliseconds; what it waits for may take any time.
+    const POLL: Duration = Duration::from_millis(20);
+    while !status.load().synced {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(POLL) => {}
+        }
+    }
+    if settings_are_missing {
+        args.conntrack.apply();
+    }
+    if args.takes_over_kube_proxy() {
+        takeover::run(cancel).await;
+    }
 }
 
 /// On a thread of its own. A panic drops the sender, which the receiver sees.
@@ -234,7 +270,10 @@ fn log_config(args: &RunArgs, node: &service_model::NodeConfig) {
         cluster_cidr = %args.node.cluster_cidr,
         nodeport_addresses = %args.node.nodeport_addresses,
         masquerade_all = node.masquerade_all,
+        allowed_external_ips = args.node.allowed_external_ips.as_ref().map(tracing::field::display),
+        service_proxy_name = args.node.service_proxy_name.as_deref(),
         own_tables = !args.no_table_owner,
+        take_over_kube_proxy = args.takes_over_kube_proxy(),
         healthz = %args.healthz_bind_address,
         metrics = %args.metrics_bind_address,
         "starting"

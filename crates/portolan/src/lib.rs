@@ -5,10 +5,14 @@
 //! * [`control`] is the loop between events and kernel, the one owner of the table.
 //! * [`node_addresses`] follows the addresses of this node's interfaces.
 //! * [`status`], [`metrics`] and [`http`] tell others how it goes.
+//! * [`conntrack`] ends stale flows after a commit; [`sysctl`] makes the settings of connection tracking.
+//! * [`takeover`] removes what kube-proxy has left, [`cleanup`] that or our own.
 //! * [`render`] prints the table of a folder of manifests.
 
 pub mod app;
+pub mod cleanup;
 pub mod cli;
+pub mod conntrack;
 pub mod control;
 pub mod http;
 pub mod metrics;
@@ -16,3 +20,5 @@ pub mod node_addresses;
 pub mod render;
 pub mod source;
 pub mod status;
+pub mod sysctl;
+pub mod takeover;

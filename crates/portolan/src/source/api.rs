@@ -29,11 +29,12 @@ mod request;
 mod tests;
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
 use service_model::ObjectEvent;
-use service_model::wire::{self, LABEL_SELECTOR, Object};
+use service_model::wire::{self, Object, label_selector};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -66,6 +67,8 @@ pub struct ApiConfig {
     pub stable_after: Duration,
     /// How often to look for a kind that the server does not have, or does not let us see.
     pub absent_retry: Duration,
+    /// Whose Services to watch (`--service-proxy-name`).
+    pub proxy_name: Option<Arc<str>>,
 }
 
 impl Default for ApiConfig {
@@ -81,6 +84,7 @@ impl Default for ApiConfig {
             retry_limit: Duration::from_secs(30),
             stable_after: Duration::from_secs(60),
             absent_retry: Duration::from_secs(300),
+            proxy_name: None,
         }
     }
 }
@@ -94,9 +98,10 @@ pub async fn run(
     events: mpsc::Sender<SourceEvent>,
     cancel: CancellationToken,
 ) {
+    let selector = label_selector(config.proxy_name.as_deref());
     let selected = |path| Target {
         path,
-        label_selector: Some(LABEL_SELECTOR.to_owned()),
+        label_selector: Some(selector.clone()),
         field_selector: None,
         optional: false,
     };

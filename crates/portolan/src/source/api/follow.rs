@@ -107,12 +107,12 @@ impl<O: Object> Follower<O> {
     ) -> Self {
         Follower {
             backoff: Backoff::new(config.retry_base, config.retry_limit, config.stable_after),
+            interner: Interner::for_proxy(config.proxy_name.clone()),
             client,
             target,
             config,
             wrap,
             events,
-            interner: Interner::new(),
             streaming: Streaming::Wanted,
             version: None,
             checked: Instant::now(),
