@@ -115,15 +115,19 @@ impl<'a> Difference<'a> {
     fn keeps_from_leaving(&self, rule: &Rule) -> bool {
         rule.statements.iter().any(|statement| match statement {
             Statement::InSet { set, .. } => self.leaving_sets.contains(set),
-            Statement::VerdictMap { map, .. } | Statement::DnatMap { map, .. } => {
-                self.leaving_sets.contains(map)
-            }
+            Statement::VerdictMap { map, .. }
+            | Statement::DnatMap { map, .. }
+            | Statement::SetGroup { map, .. }
+            | Statement::Learn { map, .. } => self.leaving_sets.contains(map),
             Statement::Verdict(verdict) => self.leads_to_leaving(verdict),
             Statement::Unknown(_) => {
                 !(self.leaving_sets.is_empty() && self.leaving_chains.is_empty())
             }
             Statement::ProtocolIs(_)
             | Statement::Equals { .. }
+            | Statement::LocalAddress { .. }
+            | Statement::InputInterface { .. }
+            | Statement::ClearGroup
             | Statement::ConnectionIsDnat
             | Statement::Counter
             | Statement::NoTrack

@@ -14,7 +14,7 @@ mod tests;
 
 pub use raise::raise;
 
-use crate::model::{Bytes, Family, Name, Operand, Protocol, Rule, Statement, Verdict};
+use crate::model::{Bytes, Family, Name, Operand, Protocol, Rule, Side, Statement, Verdict};
 
 /// One of the sixteen 32-bit data registers, 0 to 15. A wider value fills the following ones too.
 ///
@@ -56,7 +56,7 @@ pub enum Base {
     Transport,
 }
 
-/// What is read of the connection (`enum nft_ct_keys`); the tuple keys in the original direction.
+/// What is read of the connection (`enum nft_ct_keys`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CtKey {
     /// `NFT_CT_STATUS`: 4 bytes in host order, see [`IPS_DST_NAT`].
@@ -65,6 +65,10 @@ pub enum CtKey {
     OriginalDestinationAddress,
     /// `NFT_CT_PROTO_DST`: 2 bytes in network order, direction original.
     OriginalDestinationPort,
+    /// `NFT_CT_SRC_IP` (4 bytes) or `NFT_CT_SRC_IP6` (16 bytes), direction reply.
+    ReplySourceAddress,
+    /// `NFT_CT_PROTO_SRC`: 2 bytes in network order, direction reply.
+    ReplySourcePort,
 }
 
 /// What a lookup does on a hit.
@@ -96,6 +100,28 @@ pub enum Expr {
     },
     /// `meta l4proto`: the protocol number as one byte, padded with zeros.
     MetaL4Proto {
+        /// Register written.
+        dreg: Register,
+    },
+    /// `meta priority`: 4 bytes in host order.
+    MetaPriority {
+        /// Register written.
+        dreg: Register,
+    },
+    /// `meta iifname`: [`INTERFACE_NAME_LEN`] bytes, padded with zeros; empty where there is no interface.
+    MetaInputName {
+        /// First register written.
+        dreg: Register,
+    },
+    /// `meta priority set`: from 4 bytes in host order.
+    SetPriority {
+        /// Register read.
+        sreg: Register,
+    },
+    /// `fib saddr type` or `fib daddr type`: 4 bytes in host order, see [`RTN_LOCAL`].
+    FibType {
+        /// Of which address.
+        of: Side,
         /// Register written.
         dreg: Register,
     },
@@ -140,6 +166,24 @@ pub enum Expr {
         /// Verdict.
         verdict: Verdict,
     },
+    /// Writes constant bytes to registers.
+    ImmediateValue {
+        /// First register written.
+        dreg: Register,
+        /// Bytes, unpadded.
+        data: Bytes,
+    },
+    /// Adds an element to a map, or puts off its end (`NFT_DYNSET_OP_UPDATE`); a full map ends the rule.
+    Update {
+        /// Map.
+        map: Name,
+        /// First register of the key.
+        key: Register,
+        /// First register of the data.
+        data: Register,
+        /// Time-out in seconds.
+        seconds: u32,
+    },
     /// `symhash mod N` as 4 bytes in host order.
     SymHash {
         /// N.
@@ -174,6 +218,12 @@ pub enum Expr {
 /// `IPS_DST_NAT` of `nf_conntrack_common.h`: destination NAT was applied.
 pub const IPS_DST_NAT: u32 = 1 << 5;
 
+/// `RTN_LOCAL` of `linux/rtnetlink.h`: an address of this node.
+pub const RTN_LOCAL: u32 = 2;
+
+/// `IFNAMSIZ`
+pub const INTERFACE_NAME_LEN: usize = 16;
+
 /// Offset of the port in TCP, UDP and SCTP headers alike.
 const DESTINATION_PORT_OFFSET: u32 = 2;
 
@@ -195,12 +245,17 @@ impl Expr {
     pub fn kernel_name(&self) -> &str {
         match self {
             Expr::Payload { .. } => "payload",
-            Expr::MetaL4Proto { .. } => "meta",
+            Expr::MetaL4Proto { .. }
+            | Expr::MetaPriority { .. }
+            | Expr::MetaInputName { .. }
+            | Expr::SetPriority { .. } => "meta",
+            Expr::FibType { .. } => "fib",
+            Expr::Update { .. } => "dynset",
             Expr::Ct { .. } => "ct",
             Expr::Cmp { .. } => "cmp",
             Expr::Bitwise { .. } => "bitwise",
             Expr::Lookup { .. } => "lookup",
-            Expr::Immediate { .. } => "immediate",
+            Expr::Immediate { .. } | Expr::ImmediateValue { .. } => "immediate",
             Expr::SymHash { .. } => "hash",
             Expr::DestinationNat { .. } => "nat",
             Expr::Counter => "counter",
@@ -279,6 +334,61 @@ fn lower_statement(statement: &Statement, family: Family, out: &mut Vec<Expr>) {
                 data: word(0),
             });
         }
+        Statement::LocalAddress { of, negate } => {
+            out.push(Expr::FibType {
+                of: *of,
+                dreg: first,
+            });
+            out.push(Expr::Cmp {
+                sreg: first,
+                equal: !negate,
+                data: word(RTN_LOCAL),
+            });
+        }
+        Statement::InputInterface {
+            name,
+            prefix,
+            negate,
+        } => {
+            out.push(Expr::MetaInputName { dreg: first });
+            out.push(Expr::Cmp {
+                sreg: first,
+                equal: !negate,
+                data: interface_name(name, *prefix),
+            });
+        }
+        Statement::SetGroup { key, map } => {
+            lower_key(key, family, out);
+            out.push(Expr::Lookup {
+                set: map.clone(),
+                sreg: first,
+                result: LookupResult::Data(first),
+            });
+            out.push(Expr::SetPriority { sreg: first });
+        }
+        Statement::ClearGroup => {
+            out.push(Expr::ImmediateValue {
+                dreg: first,
+                data: word(0),
+            });
+            out.push(Expr::SetPriority { sreg: first });
+        }
+        Statement::Learn {
+            key,
+            data,
+            map,
+            seconds,
+        } => {
+            lower_key(key, family, out);
+            let after_key = Register(registers(key, family).next_multiple_of(4));
+            lower_key_at(after_key, data, family, out);
+            out.push(Expr::Update {
+                map: map.clone(),
+                key: first,
+                data: after_key,
+                seconds: *seconds,
+            });
+        }
         Statement::VerdictMap { key, map } => {
             lower_key(key, family, out);
             out.push(Expr::Lookup {
@@ -316,7 +426,11 @@ fn lower_statement(statement: &Statement, family: Family, out: &mut Vec<Expr>) {
 
 /// Loads the parts of a key side by side from register 0 on, as nft does.
 fn lower_key(key: &[Operand], family: Family, out: &mut Vec<Expr>) {
-    let mut slot = 0u8;
+    lower_key_at(Register(0), key, family, out);
+}
+
+fn lower_key_at(first: Register, key: &[Operand], family: Family, out: &mut Vec<Expr>) {
+    let mut slot = first.0;
     for operand in key {
         out.push(load(*operand, family, Register(slot)));
         out.extend(mask(*operand, Register(slot)));
@@ -324,15 +438,24 @@ fn lower_key(key: &[Operand], family: Family, out: &mut Vec<Expr>) {
     }
 }
 
+/// How many registers a key fills.
+fn registers(key: &[Operand], family: Family) -> u8 {
+    let bytes: usize = key.iter().map(|operand| width(*operand, family)).sum();
+    u8::try_from(bytes / 4).unwrap_or(Register::COUNT)
+}
+
 /// Width of an operand in registers, in bytes.
 fn width(operand: Operand, family: Family) -> usize {
     match operand {
         Operand::SourceAddress
         | Operand::DestinationAddress
-        | Operand::OriginalDestinationAddress => family.address_len(),
+        | Operand::OriginalDestinationAddress
+        | Operand::ReplySourceAddress => family.address_len(),
         Operand::Protocol
         | Operand::DestinationPort
         | Operand::OriginalDestinationPort
+        | Operand::ReplySourcePort
+        | Operand::Group
         | Operand::SymHash { .. } => 4,
         Operand::Transport { len, .. } => usize::from(len).next_multiple_of(4),
     }
@@ -367,6 +490,7 @@ fn load(operand: Operand, family: Family, dreg: Register) -> Expr {
         len,
         dreg,
     };
+    let ct = |key| Expr::Ct { key, dreg };
     match operand {
         Operand::SourceAddress => address(source_offset(family)),
         Operand::DestinationAddress => address(destination_offset(family)),
@@ -377,14 +501,11 @@ fn load(operand: Operand, family: Family, dreg: Register) -> Expr {
             len: 2,
             dreg,
         },
-        Operand::OriginalDestinationAddress => Expr::Ct {
-            key: CtKey::OriginalDestinationAddress,
-            dreg,
-        },
-        Operand::OriginalDestinationPort => Expr::Ct {
-            key: CtKey::OriginalDestinationPort,
-            dreg,
-        },
+        Operand::OriginalDestinationAddress => ct(CtKey::OriginalDestinationAddress),
+        Operand::OriginalDestinationPort => ct(CtKey::OriginalDestinationPort),
+        Operand::ReplySourceAddress => ct(CtKey::ReplySourceAddress),
+        Operand::ReplySourcePort => ct(CtKey::ReplySourcePort),
+        Operand::Group => Expr::MetaPriority { dreg },
         Operand::Transport { offset, len, .. } => Expr::Payload {
             base: Base::Transport,
             offset: offset.into(),
@@ -398,6 +519,18 @@ fn load(operand: Operand, family: Family, dreg: Register) -> Expr {
 /// A protocol number as one unpadded byte.
 fn protocol_byte(protocol: Protocol) -> Bytes {
     Bytes::from_slice(&[protocol as u8]).unwrap_or_default()
+}
+
+/// A whole name is compared with the zeros after it, a prefix without.
+fn interface_name(name: &str, prefix: bool) -> Bytes {
+    let mut padded = [0; INTERFACE_NAME_LEN];
+    let len = name.len().min(INTERFACE_NAME_LEN - 1);
+    padded
+        .iter_mut()
+        .zip(name.bytes().take(len))
+        .for_each(|(place, byte)| *place = byte);
+    let compared = padded.get(..if prefix { len } else { INTERFACE_NAME_LEN });
+    compared.and_then(Bytes::from_slice).unwrap_or_default()
 }
 
 /// A 32-bit value in host order.

@@ -12,7 +12,7 @@ use std::fmt;
 
 use nix::errno::Errno;
 
-use crate::model::{Bytes, Chain, Data, Element, Family, Name, Set, Table};
+use crate::model::{Bytes, Chain, Data, Element, Family, Name, Set, SetKind, Table};
 use crate::transaction::{
     Adoption, Backend, CommitError, Culprit, Operation, TableContents, Transaction,
 };
@@ -327,6 +327,14 @@ impl Backend for Fake {
         Ok(self.contents(family))
     }
 
+    fn learned(&mut self, family: Family, map: &Name) -> Result<Vec<Element>, CommitError> {
+        let held = self
+            .tables
+            .get(&family)
+            .and_then(|table| table.sets.get(map));
+        Ok(held.map(HeldSet::elements).unwrap_or_default())
+    }
+
     fn adopt(&mut self, family: Family) -> Result<Adoption, CommitError> {
         Ok(
             match self.tables.get(&family).map(|table| table.is_dormant) {
@@ -357,14 +365,6 @@ impl HeldTable {
     }
 
     fn contents(&self) -> TableContents {
-        let elements = |held: &HeldSet| -> Vec<Element> {
-            let element = |(key, held): (&Bytes, &Held)| Element {
-                key: *key,
-                last: held.last.clone(),
-                data: held.data.clone(),
-            };
-            held.elements.iter().map(element).collect()
-        };
         TableContents {
             table: self.table.clone(),
             sets: self
@@ -376,10 +376,25 @@ impl HeldTable {
             elements: self
                 .sets
                 .iter()
-                .filter(|(_, held)| !held.elements.is_empty())
-                .map(|(name, held)| (name.clone(), elements(held)))
+                .filter(|(_, held)| !held.elements.is_empty() && !held.is_learned())
+                .map(|(name, held)| (name.clone(), held.elements()))
                 .collect(),
         }
+    }
+}
+
+impl HeldSet {
+    fn is_learned(&self) -> bool {
+        matches!(self.set.kind, SetKind::Learned(_))
+    }
+
+    fn elements(&self) -> Vec<Element> {
+        let element = |(key, held): (&Bytes, &Held)| Element {
+            key: *key,
+            last: held.last.clone(),
+            data: held.data.clone(),
+        };
+        self.elements.iter().map(element).collect()
     }
 }
 

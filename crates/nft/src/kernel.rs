@@ -15,8 +15,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use crate::features::trial;
+use crate::link::{Asked, Link, failed, undecodable};
 use crate::model::{Element, Family, Name, Table};
-use crate::socket::Socket;
 use crate::transaction::{
     Adoption, Backend, CommitError, Culprit, Operation, TableContents, Transaction,
 };
@@ -24,12 +24,8 @@ use crate::wire::abi::{self, control, flag, message};
 use crate::wire::attribute::Writer;
 use crate::wire::decode::{Reading, TableState};
 use crate::wire::encode::{Batch, Encoder, TableFlags};
-use crate::wire::frame::{Answer, generation};
+use crate::wire::frame::Answer;
 use crate::wire::{Malformed, Message, messages};
-
-/// The kernel works through a request before `send` returns, so that answers are there already; this is
-/// for what should never happen.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Refused steps of one batch are answered one by one, with about 1 kB of kernel memory each.
 const RECEIVE_SPACE: usize = 4 << 20;
@@ -109,16 +105,8 @@ impl Kernel {
     }
 
     pub(crate) fn connect(table: Name) -> Result<Self, CommitError> {
-        let socket = Socket::open(0).map_err(failed("open"))?;
-        socket
-            .set_receive_space(RECEIVE_SPACE)
-            .map_err(failed("set receive space"))?;
         Ok(Kernel {
-            link: Link {
-                socket,
-                sequence: 1,
-                request: Writer::default(),
-            },
+            link: Link::open(RECEIVE_SPACE)?,
             batch: Batch::default(),
             table,
             features: TableFeatures::default(),
@@ -320,6 +308,35 @@ impl Kernel {
         Ok(true)
     }
 
+    /// One attempt at reading a learned map; `None` when the table was changed meanwhile.
+    fn read_learned(
+        &mut self,
+        family: Family,
+        map: &Name,
+    ) -> Result<Option<Vec<Element>>, CommitError> {
+        let mut reading = Reading::new(family, self.table.clone());
+        for kind in [message::GET_SET, message::GET_ELEMENTS] {
+            let table = self.table.clone();
+            let fill = |out: &mut Writer| {
+                out.put_str(abi::elements::TABLE, &table);
+                out.put_str(abi::elements::SET, map);
+            };
+            let flags = match kind {
+                message::GET_SET => flag::ACK,
+                _ => flag::DUMP,
+            };
+            let asked = self
+                .link
+                .ask(kind, flags, Some(family), fill, |m| reading.absorb(m))?;
+            match asked {
+                Asked::Refused(Errno::ENOENT) => return Ok(Some(Vec::new())),
+                asked if !asked.settle()? => return Ok(None),
+                _ => {}
+            }
+        }
+        Ok(Some(reading.into_elements(map)))
+    }
+
     fn ask_for_table(&mut self, reading: &mut Reading) -> Result<Asked, CommitError> {
         let (table, family) = (self.table.clone(), reading.family());
         let fill = |out: &mut Writer| out.put_str(abi::table::NAME, &table);
@@ -377,6 +394,16 @@ impl Backend for Kernel {
             std::thread::sleep(Duration::from_millis(1) * attempt);
         }
         Err(failed("read the table unchanged")(Errno::EAGAIN))
+    }
+
+    fn learned(&mut self, family: Family, map: &Name) -> Result<Vec<Element>, CommitError> {
+        for attempt in 0..READ_ATTEMPTS {
+            if let Some(elements) = self.read_learned(family, map)? {
+                return Ok(elements);
+            }
+            std::thread::sleep(Duration::from_millis(1) * attempt);
+        }
+        Err(failed("read what was learned")(Errno::EAGAIN))
     }
 
     fn adopt(&mut self, family: Family) -> Result<Adoption, CommitError> {
@@ -466,119 +493,4 @@ impl Answers {
         }
         Ok(())
     }
-}
-
-/// The socket and its numbering of requests.
-#[derive(Debug)]
-struct Link {
-    socket: Socket,
-    sequence: u32,
-    request: Writer,
-}
-
-/// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
-    Done,
-    /// What was dumped changed during the dump.
-    Interrupted,
-    Refused(Errno),
-}
-
-impl Asked {
-    /// `false` when it must be asked anew. What vanished between two questions counts as that.
-    fn settle(self) -> Result<bool, CommitError> {
-        match self {
-            Asked::Done => Ok(true),
-            Asked::Interrupted | Asked::Refused(Errno::ENOENT | Errno::EINTR | Errno::EAGAIN) => {
-                Ok(false)
-            }
-            Asked::Refused(errno) => Err(failed("read the table")(errno)),
-        }
-    }
-}
-
-impl Link {
-    /// Sends one request and hands each message of the reply to `absorb`.
-    fn ask(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        family: Option<Family>,
-        fill: impl FnOnce(&mut Writer),
-        mut absorb: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
-    ) -> Result<Asked, CommitError> {
-        let sequence = self.sequence;
-        self.sequence = sequence.wrapping_add(1);
-        self.request.bytes.clear();
-        self.request.request(kind, flags, sequence, family, fill);
-        self.socket
-            .send(&self.request.bytes)
-            .map_err(failed("send"))?;
-        let mut interrupted = false;
-        loop {
-            let Some(datagram) = self.socket.try_receive().map_err(failed("receive"))? else {
-                self.wait()?;
-                continue;
-            };
-            for message in messages(datagram) {
-                let message = message.map_err(undecodable)?;
-                if message.sequence != sequence {
-                    continue;
-                }
-                interrupted |= message.flags & flag::DUMP_INTR != 0;
-                match message.kind {
-                    control::DONE | control::ERROR => {
-                        let answer = Answer::of(&message).map_err(undecodable)?;
-                        return Ok(match (answer.errno, interrupted) {
-                            (0, false) => Asked::Done,
-                            (0, true) => Asked::Interrupted,
-                            (errno, _) => Asked::Refused(Errno::from_raw(errno)),
-                        });
-                    }
-                    _ => absorb(&message).map_err(undecodable)?,
-                }
-            }
-        }
-    }
-
-    /// Number of the ruleset's present state, any table (`NFT_MSG_GETGEN`).
-    fn generation(&mut self) -> Result<u32, CommitError> {
-        let mut found = None;
-        let asked = self.ask(
-            message::GET_GENERATION,
-            flag::ACK,
-            None,
-            |_| {},
-            |message| {
-                found = Some(generation(message)?);
-                Ok(())
-            },
-        )?;
-        match (asked, found) {
-            (Asked::Done, Some(generation)) => Ok(generation),
-            (Asked::Refused(errno), _) => Err(failed("read the generation")(errno)),
-            _ => Err(undecodable(Malformed::Missing("NFTA_GEN_ID"))),
-        }
-    }
-
-    /// Waits for the next datagram.
-    fn wait(&self) -> Result<(), CommitError> {
-        match self
-            .socket
-            .wait(Some(ANSWER_TIMEOUT))
-            .map_err(failed("wait"))?
-        {
-            true => Ok(()),
-            false => Err(failed("await acknowledgement")(Errno::ETIMEDOUT)),
-        }
-    }
-}
-
-fn failed(action: &'static str) -> impl Fn(Errno) -> CommitError {
-    move |errno| CommitError::Socket { action, errno }
-}
-
-fn undecodable(malformed: Malformed) -> CommitError {
-    CommitError::Reply(malformed.to_string())
 }

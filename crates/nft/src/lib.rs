@@ -12,11 +12,14 @@
 //!
 //! No text of foreign origin can enter a ruleset: names and comments are `'static` or made by us.
 
+mod conntrack;
 pub mod diff;
 pub mod expr;
 mod fake;
 pub mod features;
+mod foreign;
 mod kernel;
+mod link;
 pub mod model;
 mod monitor;
 mod socket;
@@ -31,12 +34,14 @@ mod namespace;
 #[cfg(test)]
 mod samples;
 
+pub use conntrack::{Conntrack, Flow, FlowFilter};
 pub use fake::{Counters, Fake};
 pub use features::{Feature, Features};
+pub use foreign::{Foreign, Leftovers, leftovers};
 pub use kernel::{Kernel, KernelConfig, Sent, TableFeatures};
 pub use model::{
     Bytes, Chain, Data, DataField, Element, Family, Field, Hook, Name, Operand, Protocol, Rule,
-    Set, SetKind, Statement, Table, Verdict,
+    Set, SetKind, Side, Statement, Table, Verdict,
 };
 pub use monitor::{Monitor, Notice};
 pub use transaction::{

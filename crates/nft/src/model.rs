@@ -101,6 +101,9 @@ pub enum Field {
     /// Slot number, 4 bytes in **host** order; typeof `numgen random mod 65536` (nft 1.0.6 crashes
     /// listing a map declared by `typeof ... symhash`, so it is declared by numgen and read by symhash).
     Slot,
+    /// `meta priority`: 4 bytes in **host** order. Carries a number from one rule to the next within a packet's
+    /// way through a chain; see [`Statement::SetGroup`].
+    Group,
 }
 
 impl Field {
@@ -110,7 +113,7 @@ impl Field {
             Field::Address => family.address_len(),
             Field::Protocol => 1,
             Field::Port => 2,
-            Field::Slot => 4,
+            Field::Slot | Field::Group => 4,
         }
     }
 
@@ -127,6 +130,8 @@ pub enum DataField {
     Address,
     /// `th dport`
     Port,
+    /// `meta priority`
+    Group,
 }
 
 /// What a set holds beside its keys.
@@ -136,6 +141,11 @@ pub enum SetKind {
     Set,
     /// A data map, declared by `typeof` on both sides.
     Map(Vec<DataField>),
+    /// A data map that only rules write ([`Statement::Learn`]), and whose elements time out. They are no part of a
+    /// table's contents: [`crate::Backend::learned`] reads them.
+    Learned(Vec<DataField>),
+    /// A plain set whose elements count the packets that are looked up (Linux 5.7).
+    Counters,
     /// A verdict map. Adding an element re-validates the whole map: keep it small.
     VerdictMap,
     /// Observed only: a set not in our form (other types, flags or user data). Writing one is refused.
@@ -151,7 +161,8 @@ pub struct Set {
     pub key: Vec<Field>,
     /// Set, map or verdict map.
     pub kind: SetKind,
-    /// `flags interval`: elements are ranges (only for keys of one field).
+    /// `flags interval`: elements are ranges. In a key of several fields each field is a range of its own
+    /// (kernel: nft_set_pipapo.c, Linux 5.6); ours differ in the last one only.
     pub interval: bool,
     /// Fixed text shown by `nft list`.
     pub comment: Name,
@@ -173,6 +184,8 @@ impl Set {
 pub enum Hook {
     /// nat prerouting, priority dstnat (-100).
     NatPrerouting,
+    /// nat input, priority 100: what is received and stays on this node.
+    NatInput,
     /// nat output, priority -100.
     NatOutput,
     /// nat postrouting, priority srcnat (100).
@@ -191,8 +204,9 @@ pub enum Hook {
 
 impl Hook {
     /// All that can be written.
-    pub const KNOWN: [Hook; 7] = [
+    pub const KNOWN: [Hook; 8] = [
         Hook::NatPrerouting,
+        Hook::NatInput,
         Hook::NatOutput,
         Hook::NatPostrouting,
         Hook::RawPrerouting,
@@ -253,11 +267,26 @@ pub enum Operand {
         /// Leading bits that count; the others read as zero.
         prefix: u8,
     },
+    /// `ct reply ip saddr` / `ct reply ip6 saddr`: after destination NAT, where the connection goes.
+    ReplySourceAddress,
+    /// `ct reply proto-src`; the rule must also hold [`Statement::ProtocolIs`].
+    ReplySourcePort,
+    /// `meta priority`; see [`Field::Group`].
+    Group,
     /// `symhash mod N`: symmetric hash of the flow, keyed per boot (kernel: nft_hash.c).
     SymHash {
         /// N, at least 1.
         modulus: u32,
     },
+}
+
+/// One of a packet's two addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Where it comes from.
+    Source,
+    /// Where it goes.
+    Destination,
 }
 
 /// Verdicts of rules and of verdict map elements.
@@ -314,6 +343,46 @@ pub enum Statement {
     Counter,
     /// `notrack`: no connection tracking for this packet.
     NoTrack,
+    /// `fib saddr type local`: the address is one of this node's. Negated, `!= local`.
+    LocalAddress {
+        /// Whose address.
+        of: Side,
+        /// `!=`
+        negate: bool,
+    },
+    /// `iifname "cni0"`, or for a prefix `iifname "veth*"`. What this node sends has no input interface.
+    InputInterface {
+        /// Name or prefix, 1 to 15 bytes.
+        name: Name,
+        /// Whether it is only the beginning of the name.
+        prefix: bool,
+        /// `!=`
+        negate: bool,
+    },
+    /// `meta priority set KEY map @map`: remembers a number for the next rules; a miss goes on with the next rule.
+    ///
+    /// The packet's priority is the one place that rules can write, that is no mark, and that nft can print
+    /// as part of a key. It means something to queueing disciplines only, so [`Statement::ClearGroup`] must follow
+    /// before the packet leaves.
+    SetGroup {
+        /// Parts of the key.
+        key: Vec<Operand>,
+        /// Data map of [`DataField::Group`].
+        map: Name,
+    },
+    /// `meta priority set none`
+    ClearGroup,
+    /// `update @map { KEY timeout Ns : DATA }`: adds an element, or puts off its end. Goes on, unless the map is full.
+    Learn {
+        /// Parts of the key.
+        key: Vec<Operand>,
+        /// Parts of the data.
+        data: Vec<Operand>,
+        /// Map of [`SetKind::Learned`].
+        map: Name,
+        /// Time-out in seconds, at least 1.
+        seconds: u32,
+    },
     /// `KEY vmap @map`; a miss goes on with the next rule.
     VerdictMap {
         /// Parts of the key.
@@ -344,8 +413,7 @@ pub enum Statement {
     Unknown(String),
 }
 
-/// Up to 36 bytes inline: the widest key of ours is 16 + 4 + 4 + 4 (address, protocol, port, slot), or
-/// two IPv6 addresses (32).
+/// Up to 40 bytes inline: the widest key of ours is 16 + 4 + 4 + 16 (address, protocol, port, client address).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bytes {
     len: u8,
@@ -354,7 +422,7 @@ pub struct Bytes {
 
 impl Bytes {
     /// Most bytes it holds.
-    pub const CAPACITY: usize = 36;
+    pub const CAPACITY: usize = 40;
 
     /// No bytes.
     pub const fn new() -> Self {
@@ -419,6 +487,18 @@ impl Bytes {
     #[must_use]
     pub fn slot(self, slot: u32) -> Self {
         self.with(&slot.to_ne_bytes())
+    }
+
+    /// Appends a group number in host order.
+    #[must_use]
+    pub fn group(self, group: u32) -> Self {
+        self.with(&group.to_ne_bytes())
+    }
+
+    /// The number in host order at `offset`.
+    pub fn number_at(&self, offset: usize) -> Option<u32> {
+        let raw = self.as_slice().get(offset..offset + 4)?;
+        Some(u32::from_ne_bytes(raw.try_into().ok()?))
     }
 
     /// The address at `offset`, if `family`'s width lies inside.

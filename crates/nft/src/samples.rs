@@ -118,7 +118,7 @@ impl Shape {
     }
 
     fn sets(&self) -> Vec<Set> {
-        use Field::{Address, Port, Protocol, Slot};
+        use Field::{Address, Group, Port, Protocol, Slot};
         let endpoint = SetKind::Map(vec![DataField::Address, DataField::Port]);
         let frontend = [Address, Protocol, Port];
         let mut sets = vec![
@@ -128,6 +128,26 @@ impl Shape {
                 endpoint.clone(),
                 "Where it goes",
             ),
+            set(
+                "affinity",
+                &[Address, Protocol, Group],
+                SetKind::Learned(vec![DataField::Address, DataField::Port]),
+                "Learned",
+            ),
+            set(
+                "allowed",
+                &[Address, Protocol, Port, Address],
+                SetKind::Set,
+                "",
+            ),
+            set("counted", &frontend, SetKind::Counters, "New connections"),
+            set(
+                "sticky",
+                &frontend,
+                SetKind::Map(vec![DataField::Group]),
+                "",
+            ),
+            set("sticky_10", &[Group], SetKind::Set, "Ten seconds"),
             set("nodeport_backends", &[Protocol, Port, Slot], endpoint, ""),
             set(
                 "frontends_large",
@@ -150,7 +170,8 @@ impl Shape {
             ));
         }
         for set in &mut sets {
-            set.interval = set.name == "pod_cidrs" || self.ranges && set.name == "cluster_ips";
+            set.interval = ["allowed", "pod_cidrs"].contains(&set.name.as_ref())
+                || self.ranges && set.name == "cluster_ips";
             if self.reworded.contains(&set.name.as_ref()) {
                 set.comment = self.comment(&set.name);
             }
@@ -190,7 +211,68 @@ impl Shape {
         moduli.into_iter().map(dnat).collect()
     }
 
-    fn chains(&self) -> Vec<Chain> {
+    /// Rules on where a packet comes from, and what its client has learned before.
+    fn policy_rules(&self) -> [Rule; 6] {
+        let from_range = [&FRONTEND[..], &[Operand::SourceAddress]].concat();
+        let not_allowed = Statement::InSet {
+            key: from_range,
+            set: "allowed".into(),
+            negate: true,
+        };
+        let local = |of, negate| Statement::LocalAddress { of, negate };
+        let interface = |name: &'static str, prefix, negate| Statement::InputInterface {
+            name: name.into(),
+            prefix,
+            negate,
+        };
+        let group = Statement::SetGroup {
+            key: FRONTEND.to_vec(),
+            map: "sticky".into(),
+        };
+        let (drop, back) = (Verdict::Drop, Verdict::Return);
+        [
+            rule([in_set(&FRONTEND, "counted")]),
+            rule([
+                in_set(&FRONTEND, "no_endpoints"),
+                not_allowed,
+                Statement::Verdict(drop),
+            ]),
+            rule([
+                local(Side::Source, true),
+                interface("veth", true, true),
+                jump("sticky"),
+            ]),
+            rule([interface("cni0", false, false), Statement::Verdict(back)]),
+            rule([local(Side::Destination, false), jump("sticky")]),
+            rule([group, jump("sticky")]),
+        ]
+    }
+
+    /// nft 1.0.6 has not registers enough to load the IPv6 form.
+    fn learning_rules(&self, family: Family) -> Vec<Rule> {
+        let learn = Statement::Learn {
+            key: vec![Operand::SourceAddress, Operand::Protocol, Operand::Group],
+            data: vec![Operand::ReplySourceAddress, Operand::ReplySourcePort],
+            map: "affinity".into(),
+            seconds: 10,
+        };
+        let group = Statement::SetGroup {
+            key: vec![
+                Operand::OriginalDestinationAddress,
+                Operand::Protocol,
+                Operand::OriginalDestinationPort,
+            ],
+            map: "sticky".into(),
+        };
+        let tcp = || Statement::ProtocolIs(Protocol::Tcp);
+        let mut rules = vec![rule([tcp(), group])];
+        let learn = rule([tcp(), in_set(&[Operand::Group], "sticky_10"), learn]);
+        rules.extend((family == Family::Ip).then_some(learn));
+        rules.push(rule([Statement::ClearGroup]));
+        rules
+    }
+
+    fn chains(&self, family: Family) -> Vec<Chain> {
         let chain = |name: &str, hook: Option<Hook>, rules: Vec<Rule>| {
             let comment = self.comment(name);
             Chain {
@@ -241,8 +323,24 @@ impl Shape {
                         in_set(&[Operand::DestinationAddress], "cluster_ips"),
                         goto("cluster"),
                     ]),
+                    rule([jump("policies")]),
                     rule([jump("nodeports")]),
                 ],
+            ),
+            chain("policies", None, self.policy_rules().into()),
+            chain(
+                "sticky",
+                None,
+                vec![rule([Statement::DnatMap {
+                    key: vec![Operand::SourceAddress, Operand::Protocol, Operand::Group],
+                    map: "affinity".into(),
+                }])],
+            ),
+            chain("learning", None, self.learning_rules(family)),
+            chain(
+                "input",
+                Some(Hook::NatInput),
+                vec![rule([Statement::ConnectionIsDnat, jump("learning")])],
             ),
             chain("masquerading", None, masquerading),
             chain(
@@ -253,7 +351,10 @@ impl Shape {
             chain(
                 "postrouting",
                 Some(Hook::NatPostrouting),
-                vec![rule([Statement::ConnectionIsDnat, jump("masquerading")])],
+                vec![
+                    rule([Statement::ConnectionIsDnat, jump("learning")]),
+                    rule([Statement::ConnectionIsDnat, jump("masquerading")]),
+                ],
             ),
         ];
         if self.output {
@@ -287,7 +388,7 @@ impl Shape {
             .map(|set| (set.name.clone(), set))
             .collect();
         let chains = self
-            .chains()
+            .chains(family)
             .into_iter()
             .map(|chain| (chain.name.clone(), chain))
             .collect();
@@ -408,6 +509,25 @@ pub(crate) fn tables(family: Family) -> impl Strategy<Value = TableContents> {
                 let members = refused.iter().skip(index).step_by(4).map(member).collect();
                 add(&format!("frontends_{size}"), members);
             }
+            add(
+                "counted",
+                refused.iter().skip(1).step_by(3).map(member).collect(),
+            );
+            add("allowed", {
+                let of = |n: &u16| {
+                    let first = frontend(family, *n).address(address(family, 16));
+                    let last = frontend(family, *n).address(address(family, 16 + n % 3));
+                    Element::range(first, last)
+                };
+                refused.iter().map(of).collect()
+            });
+            let group = |n: u16| Bytes::new().group(u32::from(n) * 0x1234_5678 + 1);
+            add("sticky", {
+                let of = |n: &u16| Element::value(frontend(family, *n), group(*n));
+                refused.iter().step_by(2).map(of).collect()
+            });
+            let groups = refused.iter().map(|n| Element::member(group(*n)));
+            add("sticky_10", groups.collect());
             add("no_endpoints", refused.iter().map(member).collect());
             let cluster_ips = cluster_ips.iter().map(lone).collect();
             add(

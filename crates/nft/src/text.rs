@@ -11,10 +11,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use smallvec::SmallVec;
 
 use crate::model::{
-    Chain, Data, DataField, Element, Family, Field, Hook, Operand, Rule, Set, SetKind, Statement,
-    Table, Verdict,
+    Chain, Data, DataField, Element, Family, Field, Hook, Operand, Rule, Set, SetKind, Side,
+    Statement, Table, Verdict,
 };
 use crate::transaction::TableContents;
+use crate::wire::encode::LEARNED_SIZE;
 
 mod transaction;
 
@@ -69,8 +70,13 @@ fn write_set(
 ) -> fmt::Result {
     writeln!(f, "\t{} {} {{", set_keyword(set), set.name)?;
     writeln!(f, "\t\t{}", DeclarationText { family, set })?;
-    if set.interval {
-        writeln!(f, "\t\tflags interval")?;
+    match set.kind {
+        SetKind::Learned(_) => {
+            writeln!(f, "\t\tsize {LEARNED_SIZE}\n\t\tflags dynamic,timeout")?;
+        }
+        SetKind::Counters => writeln!(f, "\t\tcounter")?,
+        _ if set.interval => writeln!(f, "\t\tflags interval")?,
+        _ => {}
     }
     write_comment(f, "\t\t", &set.comment)?;
     if !elements.is_empty() {
@@ -115,8 +121,8 @@ fn write_chain(f: &mut fmt::Formatter<'_>, family: Family, chain: &Chain) -> fmt
 
 fn set_keyword(set: &Set) -> &'static str {
     match set.kind {
-        SetKind::Set | SetKind::Unknown => "set",
-        SetKind::Map(_) | SetKind::VerdictMap => "map",
+        SetKind::Set | SetKind::Counters | SetKind::Unknown => "set",
+        SetKind::Map(_) | SetKind::Learned(_) | SetKind::VerdictMap => "map",
     }
 }
 
@@ -126,6 +132,7 @@ impl DataField {
         match self {
             DataField::Address => Field::Address,
             DataField::Port => Field::Port,
+            DataField::Group => Field::Group,
         }
     }
 }
@@ -135,7 +142,8 @@ impl Set {
     /// data, or by `type` names: those have no word for a slot, nor for the port of a data map as nft's
     /// `dnat` wants it.
     pub fn declared_by_typeof(&self) -> bool {
-        matches!(self.kind, SetKind::Map(_)) || self.key.contains(&Field::Slot)
+        let typed = |field: &Field| !matches!(field, Field::Slot | Field::Group);
+        matches!(self.kind, SetKind::Map(_) | SetKind::Learned(_)) || !self.key.iter().all(typed)
     }
 }
 
@@ -145,6 +153,7 @@ impl fmt::Display for Hook {
         // nft knows the name dstnat at prerouting only, srcnat at postrouting.
         f.write_str(match self {
             Hook::NatPrerouting => "type nat hook prerouting priority dstnat; policy accept;",
+            Hook::NatInput => "type nat hook input priority 100; policy accept;",
             Hook::NatOutput => "type nat hook output priority -100; policy accept;",
             Hook::NatPostrouting => "type nat hook postrouting priority srcnat; policy accept;",
             Hook::RawPrerouting => "type filter hook prerouting priority raw; policy accept;",
@@ -184,15 +193,17 @@ impl fmt::Display for DeclarationText<'_> {
             (Field::Port, true) => f.write_str("th dport"),
             (Field::Port, false) => f.write_str("inet_service"),
             (Field::Slot, _) => f.write_str("numgen random mod 65536"),
+            (Field::Group, _) => f.write_str("meta priority"),
         })?;
         match &self.set.kind {
-            SetKind::Set | SetKind::Unknown => Ok(()),
+            SetKind::Set | SetKind::Counters | SetKind::Unknown => Ok(()),
             SetKind::VerdictMap => f.write_str(" : verdict"),
-            SetKind::Map(data) => {
+            SetKind::Map(data) | SetKind::Learned(data) => {
                 f.write_str(" : ")?;
                 write_joined(f, data, |f, field| match field {
                     DataField::Address => write!(f, "{family} daddr"),
                     DataField::Port => f.write_str("th dport"),
+                    DataField::Group => f.write_str("meta priority"),
                 })
             }
         }
@@ -222,7 +233,7 @@ impl fmt::Display for ElementText<'_> {
         match (&self.element.data, &set.kind) {
             (Data::None, _) => Ok(()),
             (Data::Verdict(verdict), _) => write!(f, " : {verdict}"),
-            (Data::Value(value), SetKind::Map(data)) => {
+            (Data::Value(value), SetKind::Map(data) | SetKind::Learned(data)) => {
                 f.write_str(" : ")?;
                 let fields: SmallVec<[Field; 2]> =
                     data.iter().map(|field| field.as_key()).collect();
@@ -276,8 +287,30 @@ fn write_field(f: &mut fmt::Formatter<'_>, field: Field, raw: &[u8]) -> fmt::Res
         (Field::Protocol, [number]) => write!(f, "{number}"),
         (Field::Port, &[high, low]) => write!(f, "{}", u16::from_be_bytes([high, low])),
         (Field::Slot, &[a, b, c, d]) => write!(f, "{}", u32::from_ne_bytes([a, b, c, d])),
+        (Field::Group, &[a, b, c, d]) => write_group(f, u32::from_ne_bytes([a, b, c, d])),
         (_, raw) => write_hex(f, raw),
     }
+}
+
+/// As nft prints a traffic class (nft's meta.c: `tchandle_type_print`).
+fn write_group(f: &mut fmt::Formatter<'_>, group: u32) -> fmt::Result {
+    match group {
+        0 => f.write_str("none"),
+        u32::MAX => f.write_str("root"),
+        _ => write!(f, "{:x}:{:x}", group >> 16, group & 0xffff),
+    }
+}
+
+/// As nft prints a time-out (nft's datatype.c: `time_print`).
+fn write_seconds(f: &mut fmt::Formatter<'_>, seconds: u32) -> fmt::Result {
+    let parts = [
+        (seconds / 86400, 'd'),
+        (seconds / 3600 % 24, 'h'),
+        (seconds / 60 % 60, 'm'),
+        (seconds % 60, 's'),
+    ];
+    let mut parts = parts.iter().filter(|(number, _)| *number > 0);
+    parts.try_for_each(|(number, unit)| write!(f, "{number}{unit}"))
 }
 
 fn write_hex(f: &mut fmt::Formatter<'_>, raw: &[u8]) -> fmt::Result {
@@ -293,6 +326,17 @@ fn write_range(
     first: &[u8],
     last: &[u8],
 ) -> fmt::Result {
+    if let ([before @ .., range], true) = (fields, fields.len() > 1) {
+        let at = before.iter().map(|field| field.padded_len(family)).sum();
+        let (Some((same, first)), Some((_, last))) =
+            (first.split_at_checked(at), last.split_at_checked(at))
+        else {
+            return write_hex(f, first);
+        };
+        write_fields(f, family, before, same)?;
+        f.write_str(" . ")?;
+        return write_range(f, family, &[*range], first, last);
+    }
     write_fields(f, family, fields, first)?;
     if first == last {
         return Ok(());
@@ -369,6 +413,46 @@ fn write_statement(
         Statement::Counter => f.write_str("counter"),
         Statement::NoTrack => f.write_str("notrack"),
         Statement::ConnectionIsDnat => f.write_str("ct status dnat"),
+        Statement::LocalAddress { of, negate } => {
+            let side = match of {
+                Side::Source => "saddr",
+                Side::Destination => "daddr",
+            };
+            write!(
+                f,
+                "fib {side} type {}local",
+                if *negate { "!= " } else { "" }
+            )
+        }
+        Statement::InputInterface {
+            name,
+            prefix,
+            negate,
+        } => {
+            let negation = if *negate { "!= " } else { "" };
+            let star = if *prefix { "*" } else { "" };
+            write!(f, "iifname {negation}\"{name}{star}\"")
+        }
+        Statement::SetGroup { key, map } => {
+            f.write_str("meta priority set ")?;
+            write_key(f, family, key)?;
+            write!(f, " map @{map}")
+        }
+        Statement::ClearGroup => f.write_str("meta priority set none"),
+        Statement::Learn {
+            key,
+            data,
+            map,
+            seconds,
+        } => {
+            write!(f, "update @{map} {{ ")?;
+            write_key(f, family, key)?;
+            f.write_str(" timeout ")?;
+            write_seconds(f, *seconds)?;
+            f.write_str(" : ")?;
+            write_key(f, family, data)?;
+            f.write_str(" }")
+        }
         Statement::VerdictMap { key, map } => {
             write_key(f, family, key)?;
             write!(f, " vmap @{map}")
@@ -408,6 +492,9 @@ fn write_key(f: &mut fmt::Formatter<'_>, family: Family, key: &[Operand]) -> fmt
             }
             Ok(())
         }
+        Operand::ReplySourceAddress => write!(f, "ct reply {family} saddr"),
+        Operand::ReplySourcePort => f.write_str("ct reply proto-src"),
+        Operand::Group => f.write_str("meta priority"),
         Operand::SymHash { modulus } => write!(f, "symhash mod {modulus}"),
     })
 }

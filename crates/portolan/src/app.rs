@@ -30,6 +30,7 @@ use crate::overlay::{self, NodeEvents, OverlayConfig, SharedOverlayStatus};
 use crate::source::manifests::{self, ManifestsConfig};
 use crate::source::{Events, SourceEvent, api};
 use crate::status::SharedStatus;
+use crate::takeover;
 
 /// Events that may wait for the control loop before the sources wait for it.
 const EVENTS: usize = 1024;
@@ -145,7 +146,14 @@ impl App {
             own_tables: !args.no_table_owner,
             without: args.without_features.clone(),
         };
+        let missing_settings = args.conntrack.apply();
         let control = start_control(config, events, addresses, reports, cancel.clone())?;
+        tokio::spawn(after_first_commit(
+            args.clone(),
+            missing_settings > 0,
+            status.clone(),
+            cancel.clone(),
+        ));
         let cancel = started.disarm();
         Ok(App {
             cancel,
@@ -245,6 +253,7 @@ fn start_source(
             let node_name = node_name.to_owned();
             let config = api::ApiConfig {
                 all_nodes: args.overlay.overlay == OverlayKind::Vxlan,
+                proxy_name: args.node.service_proxy_name.clone(),
                 ..api::ApiConfig::default()
             };
             tokio::spawn(async move {
@@ -256,6 +265,7 @@ fn start_source(
             let config = ManifestsConfig {
                 dir: dir.clone().unwrap_or_default(),
                 node_ports: args.node_port_range.0.clone(),
+                proxy_name: args.node.service_proxy_name.clone(),
             };
             tokio::spawn(manifests::run(config, events, cancel))
         }
@@ -288,6 +298,29 @@ fn branch(
         }
     });
     (sender, nodes)
+}
+
+/// What waits until the rules stand: settings of a kernel module that they load, and kube-proxy's end.
+async fn after_first_commit(
+    args: RunArgs,
+    settings_are_missing: bool,
+    status: Arc<SharedStatus>,
+    cancel: CancellationToken,
+) {
+    /// The first commit takes milliseconds; what it waits for may take any time.
+    const POLL: Duration = Duration::from_millis(20);
+    while !status.load().synced {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(POLL) => {}
+        }
+    }
+    if settings_are_missing {
+        args.conntrack.apply();
+    }
+    if args.takes_over_kube_proxy() {
+        takeover::run(cancel).await;
+    }
 }
 
 /// On a thread of its own. A panic drops the sender, which the receiver sees.
@@ -328,7 +361,10 @@ fn log_config(args: &RunArgs, node: &service_model::NodeConfig) {
         cluster_cidr = %args.node.cluster_cidr,
         nodeport_addresses = %args.node.nodeport_addresses,
         masquerade_all = node.masquerade_all,
+        allowed_external_ips = args.node.allowed_external_ips.as_ref().map(tracing::field::display),
+        service_proxy_name = args.node.service_proxy_name.as_deref(),
         own_tables = !args.no_table_owner,
+        take_over_kube_proxy = args.takes_over_kube_proxy(),
         healthz = %args.healthz_bind_address,
         metrics = %args.metrics_bind_address,
         "starting"

@@ -8,14 +8,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use service_model::{AddressFamily, DetectLocal, NodeConfig, NodePortAddresses};
+use service_model::{AddressFamily, DetectLocal, LocalInterface, NodeConfig};
 
 mod values;
 
 use crate::overlay::args::OverlayArgs;
+use crate::sysctl::ConntrackArgs;
 
-pub use values::{CidrList, ListenAddress, NodePortAddressList, NodePortRange};
-use values::{detect_local_mode, listen_address, node_name};
+pub use values::{CidrList, ListenAddress, NodePortAddressList, NodePortRange, RangeList};
+use values::{detect_local_mode, interface_name, label_value, listen_address, node_name};
 
 /// Kubernetes service proxy on nftables maps.
 #[derive(Debug, Parser)]
@@ -33,6 +34,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Print the table that a folder of manifests makes on a node, without touching a kernel
     Render(RenderArgs),
+    /// Take away the rules of this node: ours, or those kube-proxy has left
+    Cleanup(CleanupArgs),
     /// Print the version
     Version(VersionArgs),
 }
@@ -49,13 +52,35 @@ pub struct NodeArgs {
     #[arg(long, value_name = "CIDR[,CIDR]", default_value = "")]
     pub cluster_cidr: CidrList,
 
-    /// How a local pod's source address is recognised: ClusterCIDR or NodeCIDR
+    /// How a local pod is recognised: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix
     #[arg(long, value_name = "MODE", default_value = "ClusterCIDR", value_parser = detect_local_mode)]
     pub detect_local_mode: DetectLocalMode,
 
-    /// Where node ports are served: primary (the Node object's addresses), or ranges of interface addresses
-    #[arg(long, value_name = "primary|CIDR[,CIDR...]", default_value = "primary")]
+    /// The bridge that local pods are behind, for BridgeInterface
+    #[arg(long, value_name = "NAME", value_parser = interface_name)]
+    pub pod_bridge_interface: Option<Arc<str>>,
+
+    /// How the names of local pods' interfaces begin, for InterfaceNamePrefix
+    #[arg(long, value_name = "PREFIX", value_parser = interface_name)]
+    pub pod_interface_name_prefix: Option<Arc<str>>,
+
+    /// Where node ports are served: primary (the Node object's addresses), all (interface addresses), localhost,
+    /// and ranges of interface addresses, in any mixture
+    #[arg(
+        long,
+        value_name = "primary|all|localhost|CIDR[,...]",
+        default_value = "primary"
+    )]
     pub nodeport_addresses: NodePortAddressList,
+
+    /// Ranges that Services may take external IPs from; others are refused and named [default: any]
+    #[arg(long, value_name = "CIDR[,CIDR...]")]
+    pub allowed_external_ips: Option<RangeList>,
+
+    /// Serve the Services with this value of the label service.kubernetes.io/service-proxy-name, and no others
+    /// [default: those without the label]
+    #[arg(long, value_name = "NAME", value_parser = label_value)]
+    pub service_proxy_name: Option<Arc<str>>,
 
     /// Masquerade everything sent to a cluster IP
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
@@ -70,6 +95,10 @@ pub enum DetectLocalMode {
     ClusterCidr,
     /// Sources within the Node object's `spec.podCIDRs`.
     NodeCidr,
+    /// What comes in by `--pod-bridge-interface`.
+    BridgeInterface,
+    /// What comes in by interfaces whose names begin with `--pod-interface-name-prefix`.
+    InterfaceNamePrefix,
 }
 
 /// Log lines for people or for machines.
@@ -135,6 +164,19 @@ pub struct RunArgs {
     /// Do without these features of the kernel: to try what is done on kernels that lack them
     #[arg(long, hide = true, value_name = "FEATURE[,FEATURE...]", value_delimiter = ',', value_parser = values::feature)]
     pub without_features: Vec<nft::Feature>,
+    /// Remove what kube-proxy has left on this node, of any mode, once our own rules stand [default: true, unless
+    /// --service-proxy-name is given: kube-proxy serves the other Services then]
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", help_heading = "Table")]
+    pub take_over_kube_proxy: Option<bool>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub conntrack: ConntrackArgs,
+
+    /// Make the settings that need privileges (those of connection tracking), then end
+    #[arg(long, help_heading = "Connection tracking")]
+    pub init_only: bool,
 
     /// Address of /healthz, /livez and /readyz; empty: none
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256", help_heading = "Ports",
@@ -145,6 +187,18 @@ pub struct RunArgs {
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249", help_heading = "Ports",
           value_parser = |s: &str| listen_address(s, 10249))]
     pub metrics_bind_address: ListenAddress,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: LogArgs,
+}
+
+/// `portolan cleanup`
+#[derive(Clone, Debug, Args)]
+pub struct CleanupArgs {
+    /// Remove what kube-proxy has left, of any mode, instead of ours; established connections through IPVS end
+    #[arg(long)]
+    pub kube_proxy: bool,
 
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -215,6 +269,14 @@ impl From<Family> for AddressFamily {
     }
 }
 
+impl RunArgs {
+    /// Whether to remove what kube-proxy has left. Beside a service proxy with a name of its own, kube-proxy goes on.
+    pub fn takes_over_kube_proxy(&self) -> bool {
+        let default = self.node.service_proxy_name.is_none();
+        self.take_over_kube_proxy.unwrap_or(default)
+    }
+}
+
 impl NodeArgs {
     /// What the flags mean. Fails when no node name is given and the host name cannot serve as one.
     pub fn config(&self) -> anyhow::Result<NodeConfig> {
@@ -222,19 +284,29 @@ impl NodeArgs {
             Some(name) => name.clone(),
             None => host_name()?,
         };
+        let interface = |name: &Option<Arc<str>>, flag: &str| {
+            let missing = || anyhow::anyhow!("this --detect-local-mode needs {flag}");
+            name.clone().ok_or_else(missing)
+        };
         let detect_local = match self.detect_local_mode {
             DetectLocalMode::ClusterCidr => DetectLocal::ClusterCidr(self.cluster_cidr.0.clone()),
             DetectLocalMode::NodeCidr => DetectLocal::NodeCidr,
-        };
-        let nodeport_addresses = match &self.nodeport_addresses {
-            NodePortAddressList::Primary => NodePortAddresses::Primary,
-            NodePortAddressList::Cidrs(cidrs) => NodePortAddresses::Cidrs(cidrs.clone()),
+            DetectLocalMode::BridgeInterface => DetectLocal::Interface(LocalInterface::Named(
+                interface(&self.pod_bridge_interface, "--pod-bridge-interface")?,
+            )),
+            DetectLocalMode::InterfaceNamePrefix => {
+                DetectLocal::Interface(LocalInterface::Prefix(interface(
+                    &self.pod_interface_name_prefix,
+                    "--pod-interface-name-prefix",
+                )?))
+            }
         };
         Ok(NodeConfig {
             node_name,
             detect_local,
-            nodeport_addresses,
+            nodeport_addresses: self.nodeport_addresses.0.clone(),
             masquerade_all: self.masquerade_all,
+            allowed_external_ips: self.allowed_external_ips.clone().map(|list| list.0),
         })
     }
 }

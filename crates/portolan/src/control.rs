@@ -16,6 +16,7 @@ use service_model::{AddressFamily, Invalid, NodeConfig, ObjectEvent};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::conntrack::Cleaner;
 use crate::features;
 use crate::leftovers::{self, Ipvs};
 use crate::memory;
@@ -80,7 +81,9 @@ pub async fn run(
         .context("could not listen for nftables changes")?;
     let foreign = listen(monitor, cancel.clone())?;
     tracing::info!(flags = ?kernel.table_flags(), "tables are written over netlink");
+    let cleaner = Cleaner::start(reports.metrics.clone())?;
     let mut control = Control::new(config.node, kernel, reports);
+    control.cleaner = Some(cleaner);
 
     loop {
         let wake = control.wake(Instant::now());
@@ -180,6 +183,8 @@ struct Control<B> {
     failed: bool,
     pending_since: Option<Instant>,
     last_commit: Option<Commit>,
+    /// Ends stale flows; without one they stay.
+    cleaner: Option<Cleaner>,
 }
 
 impl<B: Backend> Control<B> {
@@ -198,6 +203,7 @@ impl<B: Backend> Control<B> {
             failed: false,
             pending_since: None,
             last_commit: None,
+            cleaner: None,
         }
     }
 
@@ -281,7 +287,7 @@ impl<B: Backend> Control<B> {
         self.reports.metrics.planned(planned);
         for invalid in updates
             .iter()
-            .flat_map(|update| self.view.left_out(&update.service))
+            .flat_map(|update| self.view.left_out(&update.service, &facts))
         {
             self.report(&Problem {
                 place: None,
@@ -322,7 +328,11 @@ impl<B: Backend> Control<B> {
         let now = Instant::now();
         let elapsed = now - start;
         match result {
-            Ok(outcome) => {
+            Ok(mut outcome) => {
+                if let Some(cleaner) = &self.cleaner {
+                    let flows = std::mem::take(&mut outcome.flows);
+                    cleaner.check(flows, &self.dataplane.facts().node_addresses);
+                }
                 self.failed = false;
                 if let Some(since) = self.pending_since.take() {
                     self.reports.metrics.programmed(now - since);

@@ -9,10 +9,14 @@
 //! * [`leftovers`] finds what kube-proxy's IPVS mode left on the node.
 //! * [`overlay`] keeps the tunnel to other nodes' pods.
 //! * [`status`], [`metrics`] and [`http`] tell others how it goes.
+//! * [`conntrack`] ends stale flows after a commit; [`sysctl`] makes the settings of connection tracking.
+//! * [`takeover`] removes what kube-proxy has left, [`cleanup`] that or our own.
 //! * [`render`] prints the table of a folder of manifests.
 
 pub mod app;
+pub mod cleanup;
 pub mod cli;
+pub mod conntrack;
 pub mod control;
 pub mod features;
 pub mod http;
@@ -24,3 +28,5 @@ pub mod overlay;
 pub mod render;
 pub mod source;
 pub mod status;
+pub mod sysctl;
+pub mod takeover;

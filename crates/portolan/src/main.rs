@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use portolan::cli::{Cli, Command, RunArgs, VersionArgs};
-use portolan::{app, features, render};
+use portolan::{app, cleanup, features, render};
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(&args).map(|()| true),
         Command::Render(args) => app::start_log(&args.log).and_then(|()| render::run(&args)),
+        Command::Cleanup(args) => app::start_log(&args.log).and_then(|()| cleanup::run(&args)),
         Command::Version(args) => version(&args),
     };
     match result {
@@ -25,6 +26,10 @@ fn main() -> ExitCode {
 
 fn run(args: &RunArgs) -> anyhow::Result<()> {
     app::start_log(&args.log)?;
+    if args.init_only {
+        args.conntrack.apply();
+        return Ok(());
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -25,6 +25,8 @@ pub struct Metrics {
     sync_duration: Family<FamilyLabel, Histogram>,
     last_sync: Family<FamilyLabel, Gauge<f64, AtomicU64>>,
     sync_failures: Family<FamilyLabel, Counter>,
+    flow_checks: Family<FamilyLabel, Histogram>,
+    flows_deleted: Family<FamilyLabel, Counter>,
     service_changes: Counter,
     endpoint_changes: Counter,
     service_changes_pending: Gauge,
@@ -114,6 +116,10 @@ impl Metrics {
             }),
             last_sync: Family::default(),
             sync_failures: Family::default(),
+            flow_checks: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.001, 2.0, 15))
+            }),
+            flows_deleted: Family::default(),
             service_changes: Counter::default(),
             endpoint_changes: Counter::default(),
             service_changes_pending: Gauge::default(),
@@ -179,6 +185,16 @@ impl Metrics {
             "network_programming_duration_seconds",
             "From the event of a change to the kernel's acknowledgement of it",
             self.programming_latency.clone(),
+        );
+        r.register(
+            "conntrack_reconciler_sync_duration_seconds",
+            "Time of a look for stale tracked flows",
+            self.flow_checks.clone(),
+        );
+        r.register(
+            "conntrack_reconciler_deleted_entries",
+            "Stale tracked flows deleted",
+            self.flows_deleted.clone(),
         );
         r.register("proxy_healthz", "Answers of /healthz", self.healthz.clone());
         r.register("proxy_livez", "Answers of /livez", self.livez.clone());
@@ -294,6 +310,17 @@ impl Metrics {
         for family in families {
             self.sync_failures.get_or_create(&(*family).into()).inc();
         }
+    }
+
+    /// Stale flows of a family were looked for, and so many deleted.
+    pub fn flows_checked(&self, family: AddressFamily, deleted: usize, elapsed: Duration) {
+        let label = FamilyLabel::from(family);
+        self.flow_checks
+            .get_or_create(&label)
+            .observe(elapsed.as_secs_f64());
+        self.flows_deleted
+            .get_or_create(&label)
+            .inc_by(deleted as u64);
     }
 
     /// A foreign change of the table was undone.

@@ -5,6 +5,7 @@
 use std::io::Write;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use service_model::{AddressFamily, Index, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectName};
 
 use crate::cli::RenderArgs;
@@ -25,12 +26,14 @@ pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
     let source = ManifestsConfig {
         dir: args.manifests.clone(),
         node_ports: args.node_port_range.0.clone(),
+        proxy_name: args.node.service_proxy_name.clone(),
     };
     let config = args.node.config()?;
     let mut view = View {
         own: config.node_name.clone(),
         index: Index::default(),
         node: None,
+        service_cidrs: Vec::new(),
         problems: Vec::new(),
     };
     for event in manifests::read(&source)? {
@@ -71,6 +74,7 @@ struct View {
     own: std::sync::Arc<str>,
     index: Index,
     node: Option<Node>,
+    service_cidrs: Vec<IpNet>,
     problems: Vec<String>,
 }
 
@@ -83,6 +87,12 @@ impl View {
                 self.node = objects.into_iter().find(|node| node.name.name == self.own);
             }
             SourceEvent::Problem(problem) => self.problems.push(problem.to_string()),
+            SourceEvent::ServiceCidr(ObjectEvent::Reset { objects, .. }) => {
+                self.service_cidrs = objects
+                    .into_iter()
+                    .flat_map(|object| object.cidrs)
+                    .collect();
+            }
             SourceEvent::Node(_)
             | SourceEvent::ServiceCidr(_)
             | SourceEvent::Solved { .. }
@@ -106,9 +116,12 @@ impl View {
             config,
             &self.node.clone().unwrap_or_else(unknown),
             interface_addresses,
+            &self.service_cidrs,
         );
         let names: Vec<ObjectName> = self.index.service_names().cloned().collect();
-        let left_out = names.iter().flat_map(|name| self.index.left_out(name));
+        let left_out = names
+            .iter()
+            .flat_map(|name| self.index.left_out(name, &facts));
         self.problems
             .extend(left_out.map(|invalid| invalid.to_string()));
         let intents: Vec<_> = names

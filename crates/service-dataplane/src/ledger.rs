@@ -1,21 +1,28 @@
 //! What every Service asks for, and what of it stands.
 //!
 //! Owns the desired state above the constant table. A frontend that two Services claim goes to the older one
-//! (then the lesser name), wherever and in whatever order they appear; elements that several frontends share are
-//! counted. Nothing else in the crate needs to know two Services at once.
+//! (then the lesser name), wherever and in whatever order they appear; an external address yields to a cluster IP; of
+//! two Services whose affinity groups meet, the younger goes without affinity; elements that several frontends share
+//! are counted. Nothing else in the crate needs to know two Services at once.
 //!
 //! Invariant: [`Ledger::contents`] is a function of the intents alone, and every [`Applied::transaction`] leads
 //! from the contents before to the contents after.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use nft::{Bytes, Element, Family, Operation, TableContents, Transaction};
-use service_model::{Frontend, NodeFacts, ObjectName, Place, Protocol, ServiceIntent};
+use nft::{Bytes, Element, Family, TableContents, Transaction};
+use service_model::{Disposition, Frontend, NodeFacts, ObjectName, Place, Protocol, ServiceIntent};
 use smallvec::SmallVec;
 
-use crate::layout::{self, Pick, SetId};
-use crate::render::{Rendered, family, render};
+use crate::conntrack::FlowCheck;
+use crate::layout::{self, Extra, SetId};
+use crate::render::{family, render};
+
+mod changes;
+
+use changes::Changes;
 
 /// A place, protocol and port that one Service at a time can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,12 +45,12 @@ impl From<&Frontend> for Claim {
     }
 }
 
-/// A frontend that two Services ask for.
+/// A frontend that a Service asks for and another has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// What both ask for.
+    /// What is asked for.
     pub claim: Claim,
-    /// Who has it: the older Service, then the lesser name.
+    /// Who has it: the older Service, then the lesser name; or whoever has the external address as its cluster IP.
     pub winner: ObjectName,
     /// Who goes without.
     pub loser: ObjectName,
@@ -76,18 +83,34 @@ pub(crate) struct Applied {
     pub(crate) undo: Vec<Update>,
     /// Claims of this batch's Services that are contested now.
     pub(crate) conflicts: Vec<Conflict>,
+    /// Tracked flows to look for once the transaction is in.
+    pub(crate) flows: Vec<FlowCheck>,
+    /// Affinity groups that changed, or are no more.
+    pub(crate) groups: BTreeSet<(Family, u32)>,
 }
 
 /// Older first, then by name: the order in which claimants have a frontend.
 type Seniority = (i64, ObjectName);
+
+/// Who is at an address.
+#[derive(Debug, Default)]
+struct Address {
+    /// Services that have it as their cluster IP, once for each port, in order of seniority.
+    cluster_ip_of: SmallVec<[Seniority; 1]>,
+    /// Claims on it as an external address.
+    external: SmallVec<[Claim; 1]>,
+}
 
 /// The desired state.
 #[derive(Debug, Default)]
 pub struct Ledger {
     intents: HashMap<ObjectName, Arc<ServiceIntent>>,
     claims: HashMap<Claim, SmallVec<[Seniority; 1]>>,
+    addresses: HashMap<IpAddr, Address>,
+    /// Services with frontends in an affinity group, once for each frontend, in order of seniority.
+    groups: HashMap<u32, SmallVec<[Seniority; 1]>>,
     shared: HashMap<(Family, SetId, Bytes), u32>,
-    large: BTreeMap<(Family, Pick, u32), u32>,
+    extras: BTreeMap<(Family, Extra), u32>,
 }
 
 impl Ledger {
@@ -98,21 +121,12 @@ impl Ledger {
 
     /// Applies one update for each Service of a batch.
     pub(crate) fn apply(&mut self, updates: Vec<Update>) -> Applied {
-        let mut before: BTreeMap<Claim, Option<Frontend>> = BTreeMap::new();
-        for update in &updates {
-            let old = self.intents.get(&update.service);
-            for frontend in old
-                .into_iter()
-                .chain(update.intent.as_ref())
-                .flat_map(|intent| &intent.frontends)
-            {
-                let claim = Claim::from(frontend);
-                before
-                    .entry(claim)
-                    .or_insert_with(|| self.standing(&claim).cloned());
-            }
-        }
         let mut applied = Applied::default();
+        let mut before: BTreeMap<Claim, Option<Frontend>> = BTreeMap::new();
+        for claim in self.touched(&updates) {
+            before.insert(claim, self.standing(&claim));
+        }
+        let resets: BTreeSet<ObjectName> = self.wishing_reset(&updates);
         let mut services = Vec::with_capacity(updates.len());
         for update in updates {
             services.push(update.service.clone());
@@ -121,13 +135,21 @@ impl Ledger {
         let mut changes = Changes::default();
         for (claim, old) in before {
             let new = self.standing(&claim);
-            if old.as_ref() != new {
-                let new = new.map(render).unwrap_or_default();
-                let old = old.as_ref().map(render).unwrap_or_default();
-                changes.frontend(family(claim.place), old, new);
+            if old == new {
+                continue;
             }
+            let of = family(claim.place);
+            let reset = !resets.is_empty() && self.wished_by(&claim, &resets);
+            let check = FlowCheck::of_change(claim, old.as_ref(), new.as_ref(), reset);
+            applied.flows.extend(check);
+            let groups = [&old, &new].into_iter().flatten();
+            let groups = groups.filter_map(|frontend| Some((of, frontend.affinity?.group)));
+            applied.groups.extend(groups);
+            let new = new.as_ref().map(render).unwrap_or_default();
+            let old = old.as_ref().map(render).unwrap_or_default();
+            changes.frontend(of, old, new);
         }
-        applied.transaction = changes.settle(self);
+        applied.transaction = changes.settle(&mut self.shared, &mut self.extras);
         applied.conflicts = services
             .iter()
             .flat_map(|service| self.conflicts_of(service))
@@ -135,14 +157,111 @@ impl Ledger {
         applied
     }
 
-    /// The frontend that has the claim.
-    fn standing(&self, claim: &Claim) -> Option<&Frontend> {
+    /// The claims on which something may change: the Services' own, those on external addresses that are or become
+    /// cluster IPs, and those whose affinity group one of the Services is in.
+    fn touched(&self, updates: &[Update]) -> BTreeSet<Claim> {
+        let mut touched = BTreeSet::new();
+        for update in updates {
+            let old = self.intents.get(&update.service);
+            for frontend in old
+                .into_iter()
+                .chain(update.intent.as_ref())
+                .flat_map(|intent| &intent.frontends)
+            {
+                touched.insert(Claim::from(frontend));
+                if let Place::ClusterIp(address) = frontend.place
+                    && let Some(address) = self.addresses.get(&address)
+                {
+                    touched.extend(&address.external);
+                }
+                let group = frontend.affinity.and_then(|affinity| {
+                    let members = self.groups.get(&affinity.group)?;
+                    let others = members.iter().map(|(_, name)| name);
+                    Some((
+                        affinity.group,
+                        others.filter(|name| **name != update.service),
+                    ))
+                });
+                for (group, name) in group
+                    .into_iter()
+                    .flat_map(|(group, others)| others.map(move |name| (group, name)))
+                {
+                    let others = self
+                        .intents
+                        .get(name)
+                        .into_iter()
+                        .flat_map(|intent| &intent.frontends);
+                    let of_group = others.filter(|f| f.affinity.is_some_and(|a| a.group == group));
+                    touched.extend(of_group.map(Claim::from));
+                }
+            }
+        }
+        touched
+    }
+
+    /// The Services among these that wish, or wished, that connections to removed endpoints are reset.
+    fn wishing_reset(&self, updates: &[Update]) -> BTreeSet<ObjectName> {
+        let wishes = |update: &&Update| {
+            let old = self.intents.get(&update.service);
+            let mut intents = old.into_iter().chain(update.intent.as_ref());
+            intents.any(|intent| intent.reset_removed)
+        };
+        let wishing = updates.iter().filter(wishes);
+        wishing.map(|update| update.service.clone()).collect()
+    }
+
+    /// Whether one of these Services has, or had until now, the claim.
+    fn wished_by(&self, claim: &Claim, services: &BTreeSet<ObjectName>) -> bool {
+        match self
+            .claims
+            .get(claim)
+            .and_then(|claimants| claimants.first())
+        {
+            Some((_, name)) => services.contains(name),
+            None => true,
+        }
+    }
+
+    /// The frontend that has the claim, as it stands.
+    fn standing(&self, claim: &Claim) -> Option<Frontend> {
+        if let Place::External(address) = claim.place
+            && let Some(address) = self.addresses.get(&address)
+            && !address.cluster_ip_of.is_empty()
+        {
+            return None;
+        }
         let (_, winner) = self.claims.get(claim)?.first()?;
         let frontends = &self.intents.get(winner)?.frontends;
         let found = frontends
             .binary_search_by(|frontend| Claim::from(frontend).cmp(claim))
             .ok()?;
-        frontends.get(found)
+        let mut frontend = frontends.get(found)?.clone();
+        frontend.affinity = frontend.affinity.filter(|affinity| {
+            let first = self
+                .groups
+                .get(&affinity.group)
+                .and_then(|group| group.first());
+            first.is_some_and(|(_, name)| name == winner)
+        });
+        Some(frontend)
+    }
+
+    /// The endpoints that clients of an affinity group may keep.
+    pub(crate) fn endpoints_of_group(&self, of: Family, group: u32) -> BTreeSet<(IpAddr, u16)> {
+        let member = self.groups.get(&group).and_then(|group| group.first());
+        let intent = member.and_then(|(_, name)| self.intents.get(name));
+        let frontends = intent.into_iter().flat_map(|intent| &intent.frontends);
+        let in_group = |frontend: &&Frontend| {
+            family(frontend.place) == of && frontend.affinity.is_some_and(|a| a.group == group)
+        };
+        let lists = frontends
+            .filter(in_group)
+            .flat_map(|frontend| [Some(&frontend.disposition), frontend.outside.as_ref()]);
+        let backends = lists.flatten().filter_map(|disposition| match disposition {
+            Disposition::Balance(backends) => Some(backends.iter()),
+            Disposition::Refuse | Disposition::Drop => None,
+        });
+        backends.flatten().map(|b| (b.address, b.port)).collect()
     }
 
     fn replace(&mut self, update: Update) -> Update {
@@ -153,7 +272,9 @@ impl Ledger {
         };
         if let Some(old) = &old {
             let seniority = seniority(old);
-            for claim in old.frontends.iter().map(Claim::from) {
+            for frontend in &old.frontends {
+                let claim = Claim::from(frontend);
+                self.leave(&seniority, frontend);
                 if let Some(claimants) = self.claims.get_mut(&claim) {
                     claimants.retain(|claimant| *claimant != seniority);
                     if claimants.is_empty() {
@@ -163,10 +284,12 @@ impl Ledger {
             }
         }
         if let Some(new) = &intent {
-            for claim in new.frontends.iter().map(Claim::from) {
-                let claimants = self.claims.entry(claim).or_default();
-                claimants.push(seniority(new));
+            let seniority = seniority(new);
+            for frontend in &new.frontends {
+                let claimants = self.claims.entry(Claim::from(frontend)).or_default();
+                claimants.push(seniority.clone());
                 claimants.sort_unstable();
+                self.enter(&seniority, frontend);
             }
         }
         Update {
@@ -175,30 +298,88 @@ impl Ledger {
         }
     }
 
+    /// Notes a frontend's address and affinity group.
+    fn enter(&mut self, seniority: &Seniority, frontend: &Frontend) {
+        let mut insert = |members: &mut SmallVec<[Seniority; 1]>| {
+            members.push(seniority.clone());
+            members.sort_unstable();
+        };
+        match frontend.place {
+            Place::ClusterIp(address) => {
+                insert(&mut self.addresses.entry(address).or_default().cluster_ip_of);
+            }
+            Place::External(address) => {
+                let claims = &mut self.addresses.entry(address).or_default().external;
+                claims.push(Claim::from(frontend));
+            }
+            Place::NodePort(_) => {}
+        }
+        if let Some(affinity) = frontend.affinity {
+            insert(self.groups.entry(affinity.group).or_default());
+        }
+    }
+
+    /// Takes back [`Ledger::enter`].
+    fn leave(&mut self, seniority: &Seniority, frontend: &Frontend) {
+        fn remove<T: PartialEq>(list: &mut SmallVec<[T; 1]>, gone: &T) {
+            if let Some(found) = list.iter().position(|item| item == gone) {
+                list.remove(found);
+            }
+        }
+        if let Place::ClusterIp(at) | Place::External(at) = frontend.place
+            && let Some(address) = self.addresses.get_mut(&at)
+        {
+            match frontend.place {
+                Place::External(_) => remove(&mut address.external, &Claim::from(frontend)),
+                _ => remove(&mut address.cluster_ip_of, seniority),
+            }
+            if address.cluster_ip_of.is_empty() && address.external.is_empty() {
+                self.addresses.remove(&at);
+            }
+        }
+        if let Some(affinity) = frontend.affinity
+            && let Some(group) = self.groups.get_mut(&affinity.group)
+        {
+            remove(group, seniority);
+            if group.is_empty() {
+                self.groups.remove(&affinity.group);
+            }
+        }
+    }
+
     /// The contested claims of a Service.
     fn conflicts_of(&self, service: &ObjectName) -> Vec<Conflict> {
-        let frontends = self
-            .intents
-            .get(service)
-            .map(|intent| intent.frontends.as_slice())
-            .unwrap_or_default();
-        let claimants =
-            |claim: Claim| Some((claim, self.claims.get(&claim).filter(|c| c.len() > 1)?));
-        frontends
-            .iter()
-            .map(Claim::from)
-            .filter_map(claimants)
-            .flat_map(|(claim, claimants)| {
-                let winner = claimants.first().map(|(_, name)| name.clone());
-                claimants.iter().skip(1).filter_map(move |(_, loser)| {
-                    Some(Conflict {
-                        claim,
-                        winner: winner.clone()?,
-                        loser: loser.clone(),
-                    })
-                })
-            })
-            .collect()
+        let mut conflicts = Vec::new();
+        let mut lose = |claim: Claim, winner: &ObjectName, losers: &[Seniority]| {
+            conflicts.extend(losers.iter().map(|(_, loser)| Conflict {
+                claim,
+                winner: winner.clone(),
+                loser: loser.clone(),
+            }));
+        };
+        let intent = self.intents.get(service);
+        let mut cluster_ips = BTreeSet::new();
+        for frontend in intent.into_iter().flat_map(|intent| &intent.frontends) {
+            let claim = Claim::from(frontend);
+            let claimants = self.claims.get(&claim).map_or(&[][..], SmallVec::as_slice);
+            let address = claim.place.address().and_then(|at| self.addresses.get(&at));
+            let holder = address.and_then(|address| address.cluster_ip_of.first());
+            match (claim.place, holder, claimants) {
+                (Place::External(_), Some((_, holder)), losers) => lose(claim, holder, losers),
+                (_, _, [(_, winner), losers @ ..]) => lose(claim, winner, losers),
+                (_, _, []) => {}
+            }
+            if let (Place::ClusterIp(at), Some(address), Some((_, holder))) =
+                (claim.place, address, holder)
+                && cluster_ips.insert(at)
+            {
+                for claim in &address.external {
+                    let losers = self.claims.get(claim).map_or(&[][..], SmallVec::as_slice);
+                    lose(*claim, holder, losers);
+                }
+            }
+        }
+        conflicts
     }
 
     /// Both tables whole, on the node that `facts` describe.
@@ -210,7 +391,8 @@ impl Ledger {
         let mut contents = layout::base(of, facts);
         let mut elements: BTreeMap<SetId, Vec<Element>> = BTreeMap::new();
         for claim in self.claims.keys().filter(|claim| family(claim.place) == of) {
-            for (set, element) in self.standing(claim).map(render).unwrap_or_default().own {
+            let standing = self.standing(claim);
+            for (set, element) in standing.as_ref().map(render).unwrap_or_default().own {
                 elements.entry(set).or_default().push(element);
             }
         }
@@ -224,149 +406,31 @@ impl Ledger {
             members.sort_unstable();
             contents.elements.insert(set.name(), members);
         }
-        for (_, pick, count) in self.large.keys().filter(|(family, ..)| *family == of) {
-            let (map, chain) = (pick.backends(*count).declaration(), pick.chain(*count));
-            contents.sets.insert(map.name.clone(), map);
+        let extras = self.extras.keys().filter(|(family, _)| *family == of);
+        let extras: Vec<Extra> = extras.map(|(_, extra)| *extra).collect();
+        for extra in &extras {
+            let set = extra.set();
+            contents.sets.insert(set.name.clone(), set);
+        }
+        let chains = extras.iter().filter_map(|extra| extra.chain());
+        for chain in chains.chain(layout::affinity(time_outs(extras.iter()))) {
             contents.chains.insert(chain.name.clone(), chain);
         }
         contents
     }
 }
 
+/// The affinity time-outs among what is there, in seconds.
+fn time_outs<'a>(extras: impl Iterator<Item = &'a Extra>) -> impl Iterator<Item = u32> {
+    extras.filter_map(|extra| match extra {
+        Extra::TimeOut(seconds) => Some(*seconds),
+        Extra::Count(..) => None,
+    })
+}
+
 fn seniority(intent: &ServiceIntent) -> Seniority {
     // A Service without a time of creation is the youngest.
     (intent.created.unwrap_or(i64::MAX), intent.service.clone())
-}
-
-/// Net changes of a batch. Own elements of different frontends have different keys, so they need no netting;
-/// shared ones are counted first.
-#[derive(Default)]
-struct Changes {
-    deleted: BTreeMap<(Family, SetId), Vec<Element>>,
-    added: BTreeMap<(Family, SetId), Vec<Element>>,
-    shared: BTreeMap<(Family, SetId, Bytes), i64>,
-    large: BTreeMap<(Family, Pick, u32), i64>,
-}
-
-impl Changes {
-    fn frontend(&mut self, family: Family, old: Rendered, new: Rendered) {
-        for (set, key) in old.shared {
-            *self.shared.entry((family, set, key)).or_default() -= 1;
-        }
-        for (set, key) in new.shared {
-            *self.shared.entry((family, set, key)).or_default() += 1;
-        }
-        if old.large != new.large {
-            for (large, by) in [(old.large, -1), (new.large, 1)] {
-                if let Some((pick, count)) = large {
-                    *self.large.entry((family, pick, count)).or_default() += by;
-                }
-            }
-        }
-        let mut old = old.own.into_iter().peekable();
-        let mut new = new.own.into_iter().peekable();
-        loop {
-            let order = match (old.peek(), new.peek()) {
-                (None, None) => break,
-                (Some(_), None) => std::cmp::Ordering::Less,
-                (None, Some(_)) => std::cmp::Ordering::Greater,
-                (Some(a), Some(b)) => a.cmp(b),
-            };
-            if order.is_le()
-                && let Some((set, element)) = old.next()
-                && order.is_lt()
-            {
-                self.deleted.entry((family, set)).or_default().push(element);
-            }
-            if order.is_ge()
-                && let Some((set, element)) = new.next()
-                && order.is_gt()
-            {
-                self.added.entry((family, set)).or_default().push(element);
-            }
-        }
-    }
-
-    /// Updates the ledger's counts and orders the steps so that the kernel takes them: deletions first, chains
-    /// before the verdicts that lead to them, and after those that led to them.
-    fn settle(mut self, ledger: &mut Ledger) -> Transaction {
-        for (key, by) in std::mem::take(&mut self.shared) {
-            let (family, set, bytes) = key;
-            let into = match count(ledger.shared.entry(key).or_default(), by) {
-                Presence::Unchanged => continue,
-                Presence::Appeared => &mut self.added,
-                Presence::Vanished => {
-                    ledger.shared.remove(&key);
-                    &mut self.deleted
-                }
-            };
-            into.entry((family, set))
-                .or_default()
-                .push(Element::member(bytes));
-        }
-        let (mut new_picks, mut stale_picks) = (Vec::new(), Vec::new());
-        for (key, by) in std::mem::take(&mut self.large) {
-            match count(ledger.large.entry(key).or_default(), by) {
-                Presence::Unchanged => {}
-                Presence::Appeared => new_picks.push(key),
-                Presence::Vanished => {
-                    ledger.large.remove(&key);
-                    stale_picks.push(key);
-                }
-            }
-        }
-        let mut transaction = Transaction::new();
-        for ((family, set), elements) in self.deleted {
-            transaction.push(
-                family,
-                Operation::DeleteElements {
-                    set: set.name(),
-                    elements,
-                },
-            );
-        }
-        for (family, pick, size) in &new_picks {
-            transaction.push(
-                *family,
-                Operation::AddSet(pick.backends(*size).declaration()),
-            );
-            transaction.push(*family, Operation::AddChain(pick.chain(*size)));
-        }
-        // Before the elements: a rule walks the map it looks up.
-        for (family, pick, size) in new_picks {
-            transaction.push(family, Operation::SetRules(pick.chain(size)));
-        }
-        for ((family, set), elements) in self.added {
-            transaction.push(
-                family,
-                Operation::AddElements {
-                    set: set.name(),
-                    elements,
-                },
-            );
-        }
-        for (family, pick, size) in stale_picks {
-            transaction.push(family, Operation::DeleteChain(pick.chain_name(size)));
-            transaction.push(family, Operation::DeleteSet(pick.backends(size).name()));
-        }
-        transaction
-    }
-}
-
-enum Presence {
-    Appeared,
-    Vanished,
-    Unchanged,
-}
-
-fn count(counter: &mut u32, by: i64) -> Presence {
-    let before = *counter;
-    *counter = u32::try_from((i64::from(before) + by).max(0)).unwrap_or(u32::MAX);
-    match (before == 0, *counter == 0) {
-        (true, false) => Presence::Appeared,
-        (false, true) => Presence::Vanished,
-        _ => Presence::Unchanged,
-    }
 }
 
 #[cfg(test)]

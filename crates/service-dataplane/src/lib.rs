@@ -4,11 +4,14 @@
 //! * [`render`] turns one frontend into elements of those sets.
 //! * [`Ledger`] knows what every Service asks for, settles conflicts and counts shared elements; its
 //!   changes are derived, never written by hand.
+//! * [`conntrack`] says which tracked flows end with a change.
 //! * [`Dataplane`] keeps a [`nft::Backend`] equal to the ledger: commits, repairs, quarantines.
 //! * [`guard`] keeps established connections translated where the kernel cannot keep the table itself.
 //!
 //! Everything but [`Dataplane`] and [`guard::Guard`] is a function of values.
 
+mod affinity;
+pub mod conntrack;
 pub mod guard;
 pub mod layout;
 mod ledger;
@@ -17,6 +20,7 @@ pub mod render;
 mod samples;
 mod sync;
 
+pub use conntrack::{FlowCheck, FlowChecks};
 pub use ledger::{Claim, Conflict, Ledger, Update};
 pub use sync::{Dataplane, Outcome, Quarantined, SyncError};
 

@@ -4,9 +4,9 @@
 //! the same table whatever the order of events. Slots follow the order of the backends (address, then port).
 
 use nft::{Bytes, Data, Element, Family, Protocol, Verdict};
-use service_model::{Disposition, Frontend, Masquerade, Place};
+use service_model::{Backend, Disposition, Frontend, Masquerade, Place};
 
-use crate::layout::{EXACT_COUNTS, Pick, SetId};
+use crate::layout::{Extra, Pick, SetId};
 
 /// The elements of one frontend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,8 +15,8 @@ pub struct Rendered {
     pub own: Vec<(SetId, Element)>,
     /// Shared with other frontends: present as long as one of them needs it. Sorted, no two alike.
     pub shared: Vec<(SetId, Bytes)>,
-    /// The `pick` chain, with its map, that it needs beyond the constant ones.
-    pub large: Option<(Pick, u32)>,
+    /// What it needs beyond the constant part of the table. No two alike.
+    pub extras: Vec<Extra>,
 }
 
 /// The family a place is in.
@@ -27,7 +27,8 @@ pub fn family(place: Place) -> Family {
     }
 }
 
-fn protocol(protocol: service_model::Protocol) -> Protocol {
+/// The protocol as nftables numbers it.
+pub fn protocol(protocol: service_model::Protocol) -> Protocol {
     match protocol {
         service_model::Protocol::Tcp => Protocol::Tcp,
         service_model::Protocol::Udp => Protocol::Udp,
@@ -35,68 +36,98 @@ fn protocol(protocol: service_model::Protocol) -> Protocol {
     }
 }
 
-/// Which chains and sets serve a place.
-fn pick(place: Place) -> Pick {
-    match place {
-        Place::ClusterIp(_) => Pick::Frontend,
-        Place::NodePort(_) => Pick::NodePort,
-    }
-}
-
 /// Renders `frontend`.
 pub fn render(frontend: &Frontend) -> Rendered {
-    let pick = pick(frontend.place);
-    let key = match frontend.place {
-        Place::ClusterIp(address) => Bytes::new().address(address),
+    let place = match frontend.place {
+        Place::ClusterIp(address) | Place::External(address) => Bytes::new().address(address),
         Place::NodePort(_) => Bytes::new(),
-    }
-    .protocol(protocol(frontend.protocol))
-    .port(frontend.port);
+    };
+    let key = place
+        .protocol(protocol(frontend.protocol))
+        .port(frontend.port);
+    let is_node_port = matches!(frontend.place, Place::NodePort(_));
+    let by_place = |address: SetId, node_port: SetId| match is_node_port {
+        true => node_port,
+        false => address,
+    };
+    let (all, local) = match is_node_port {
+        true => (Pick::NodePort, Pick::LocalNodePort),
+        false => (Pick::Frontend, Pick::LocalFrontend),
+    };
 
     let mut rendered = Rendered::default();
-    match &frontend.disposition {
-        Disposition::Refuse => rendered
-            .own
-            .push((pick.no_endpoints(), Element::member(key))),
-        Disposition::Balance(backends) => {
-            let count = backends.len() as u32;
-            for (slot, backend) in (0..).zip(backends.iter()) {
-                let value = Bytes::new().address(backend.address).port(backend.port);
-                let element = Element::value(key.slot(slot), value);
-                if slot == 0 && count > EXACT_COUNTS {
-                    rendered.own.push((pick.backends(1), element.clone()));
-                }
-                rendered.own.push((pick.backends(count), element));
-                if backend.local {
-                    let pair = Bytes::new()
-                        .address(backend.address)
-                        .address(backend.address);
-                    rendered.shared.push((SetId::Hairpin, pair));
-                }
-            }
-            let mut member = Element::member(key);
-            if count > EXACT_COUNTS {
-                member.data = Data::Verdict(Verdict::Goto(pick.chain_name(count)));
-                rendered.large = Some((pick, count));
-            }
-            rendered.own.push((pick.sized(count), member));
+    let mut member = |set: SetId| rendered.own.push((set, Element::member(key)));
+    match (&frontend.disposition, frontend.masquerade) {
+        (Disposition::Refuse, _) => {
+            member(by_place(SetId::NoEndpoints, SetId::NodePortsNoEndpoints))
+        }
+        // Only policy Local drops, and only on cluster IPs it is for everyone.
+        (Disposition::Drop, _) => member(SetId::NoLocalEndpoints),
+        (Disposition::Balance(_), _) => {}
+    }
+    if frontend.outside.is_some() {
+        member(by_place(SetId::LocalPolicy, SetId::LocalPolicyNodePorts));
+    }
+    if frontend.masquerade == Masquerade::Always {
+        member(by_place(
+            SetId::MasqueradeFrontends,
+            SetId::MasqueradeNodePorts,
+        ));
+    }
+    if let Some(ranges) = &frontend.allowed_sources {
+        member(SetId::Guarded);
+        rendered.own.extend(ranges.iter().map(|range| {
+            let (first, last) = (key.address(range.network()), key.address(range.broadcast()));
+            (SetId::AllowedSources, Element::range(first, last))
+        }));
+    }
+    if let Disposition::Balance(backends) = &frontend.disposition {
+        rendered.balance(all, key, backends);
+        if let Some(affinity) = frontend.affinity {
+            let group = Bytes::new().group(affinity.group);
+            let set = by_place(SetId::Sticky, SetId::StickyNodePorts);
+            rendered.own.push((set, Element::value(key, group)));
+            let seconds = affinity.seconds;
+            rendered.shared.push((SetId::StickyFor(seconds), group));
+            rendered.extras.push(Extra::TimeOut(seconds));
         }
     }
-    match (frontend.place, frontend.masquerade) {
-        (Place::ClusterIp(address), _) => {
-            rendered
-                .shared
-                .push((SetId::ClusterIps, Bytes::new().address(address)));
-        }
-        (Place::NodePort(_), Masquerade::Always) => {
-            rendered
-                .own
-                .push((SetId::MasqueradeNodePorts, Element::member(key)));
-        }
-        (Place::NodePort(_), Masquerade::OffCluster) => {}
+    if let Some(Disposition::Balance(backends)) = &frontend.outside {
+        rendered.balance(local, key, backends);
+    }
+    match frontend.place {
+        Place::ClusterIp(_) => rendered.shared.push((SetId::ClusterIps, place)),
+        Place::External(_) => rendered.shared.push((SetId::ExternalIps, place)),
+        Place::NodePort(_) => {}
     }
     rendered.own.sort_unstable();
     rendered.shared.sort_unstable();
     rendered.shared.dedup();
     rendered
+}
+
+impl Rendered {
+    fn balance(&mut self, pick: Pick, key: Bytes, backends: &[Backend]) {
+        let count = backends.len() as u32;
+        for (slot, backend) in (0..).zip(backends.iter()) {
+            let value = Bytes::new().address(backend.address).port(backend.port);
+            let element = Element::value(key.slot(slot), value);
+            if slot == 0 && count > pick.exact_counts() {
+                self.own.push((pick.backends(1), element.clone()));
+            }
+            self.own.push((pick.backends(count), element));
+            if backend.local {
+                let pair = Bytes::new()
+                    .address(backend.address)
+                    .address(backend.address);
+                self.shared.push((SetId::Hairpin, pair));
+            }
+        }
+        let mut member = Element::member(key);
+        if count > pick.exact_counts() {
+            member.data = Data::Verdict(Verdict::Goto(pick.chain_name(count)));
+            self.extras.push(Extra::Count(pick, count));
+        }
+        self.own.push((pick.sized(count), member));
+    }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use service_model::{
-    AddressFamily, Backend, Disposition, Frontend, Masquerade, NodeFacts, ObjectName, Place,
-    Protocol, ServiceIntent,
+    AddressFamily, Backend, Disposition, Frontend, LocalInterface, Masquerade, NodeFacts,
+    ObjectName, Place, Protocol, ServiceIntent,
 };
 
 use crate::ledger::Update;
@@ -53,6 +53,34 @@ fn disposition(family: AddressFamily) -> impl Strategy<Value = Disposition> {
     })
 }
 
+/// With an ordinary policy, everyone allowed and no affinity.
+pub(crate) fn frontend(
+    place: Place,
+    protocol: Protocol,
+    port: u16,
+    disposition: Disposition,
+) -> Frontend {
+    let serving = match &disposition {
+        Disposition::Balance(backends) => backends.clone(),
+        Disposition::Refuse | Disposition::Drop => [].into(),
+    };
+    Frontend {
+        place,
+        protocol,
+        port,
+        disposition,
+        serving,
+        outside: None,
+        masquerade: match place {
+            Place::ClusterIp(_) => Masquerade::OffCluster,
+            Place::External(_) | Place::NodePort(_) => Masquerade::Always,
+        },
+        allowed_sources: None,
+        affinity: None,
+        counted: false,
+    }
+}
+
 fn frontends() -> impl Strategy<Value = Vec<Frontend>> {
     let protocol = prop_oneof![
         Just(Protocol::Tcp),
@@ -63,19 +91,8 @@ fn frontends() -> impl Strategy<Value = Vec<Frontend>> {
         claims
             .into_iter()
             .map(|(place, protocol, port)| {
-                disposition(place.family()).prop_map(move |disposition| {
-                    let masquerade = match place {
-                        Place::ClusterIp(_) => Masquerade::OffCluster,
-                        Place::NodePort(_) => Masquerade::Always,
-                    };
-                    Frontend {
-                        place,
-                        protocol,
-                        port,
-                        disposition,
-                        masquerade,
-                    }
-                })
+                disposition(place.family())
+                    .prop_map(move |disposition| frontend(place, protocol, port, disposition))
             })
             .collect::<Vec<_>>()
     })
@@ -90,6 +107,7 @@ pub(crate) fn update() -> impl Strategy<Value = Update> {
                 service: name(n),
                 created,
                 frontends,
+                reset_removed: false,
             })
         }),
     })
@@ -109,6 +127,7 @@ pub(crate) fn facts() -> NodeFacts {
     NodeFacts {
         node_name: "node-a".into(),
         zone: None,
+        own_addresses: vec![],
         node_addresses: vec![
             address(AddressFamily::V4, 1, 1),
             address(AddressFamily::V6, 1, 1),
@@ -116,7 +135,10 @@ pub(crate) fn facts() -> NodeFacts {
         local_sources: ["10.244.0.0/16", "fd00:244::/32"]
             .map(|net| net.parse().unwrap())
             .to_vec(),
+        local_interface: None,
         masquerade_all: false,
+        service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+        allowed_external_ips: None,
     }
 }
 
@@ -124,6 +146,8 @@ pub(crate) fn other_facts() -> NodeFacts {
     NodeFacts {
         node_addresses: vec![address(AddressFamily::V4, 1, 2)],
         local_sources: vec![],
+        local_interface: Some(LocalInterface::Prefix("veth".into())),
+        service_cidrs: vec![],
         masquerade_all: true,
         ..facts()
     }

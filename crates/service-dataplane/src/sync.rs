@@ -12,8 +12,13 @@ use nft::{Adoption, Backend, CommitError, Family, Operation, Transaction};
 use nix::errno::Errno;
 use service_model::{NodeFacts, ObjectName};
 
-use crate::layout;
+use crate::affinity::{self, Doubtful};
+use crate::conntrack::FlowCheck;
+use crate::layout::{self, SetId};
 use crate::ledger::{Applied, Conflict, Ledger, Update};
+
+/// Entries time out by themselves while they are deleted, which refuses the transaction.
+const FORGET_ATTEMPTS: usize = 4;
 
 /// A Service that the kernel refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +44,10 @@ pub struct Outcome {
     pub quarantined: Vec<Quarantined>,
     /// Frontends of this batch that two Services ask for.
     pub conflicts: Vec<Conflict>,
+    /// Entries deleted of clients that kept an endpoint which is no more.
+    pub forgotten: usize,
+    /// Tracked flows to look for, now that the rules are in. Also those of earlier batches that failed meanwhile.
+    pub flows: Vec<FlowCheck>,
 }
 
 /// Why the backend is not known to hold what it should. The batch is part of the desired state all the same,
@@ -56,6 +65,10 @@ pub struct Dataplane<B> {
     /// Whether the backend is believed to hold the ledger's contents. False at start and after a failure.
     in_step: bool,
     quarantine: BTreeMap<ObjectName, CommitError>,
+    /// Of batches that are desired and not in yet.
+    flows: Vec<FlowCheck>,
+    /// Affinity groups of which entries may lead to endpoints that are no more.
+    doubtful: Doubtful,
 }
 
 impl<B: Backend> Dataplane<B> {
@@ -68,6 +81,8 @@ impl<B: Backend> Dataplane<B> {
             facts,
             in_step: false,
             quarantine: BTreeMap::new(),
+            flows: Vec::new(),
+            doubtful: Doubtful::default(),
         }
     }
 
@@ -131,6 +146,7 @@ impl<B: Backend> Dataplane<B> {
             self.quarantine.remove(&update.service);
         }
         let applied = self.ledger.apply(updates);
+        self.doubtful.extend(applied.groups);
         let attempt = if self.in_step {
             transaction
                 .operations
@@ -140,11 +156,15 @@ impl<B: Backend> Dataplane<B> {
             self.reconcile(&mut outcome)
         };
         match attempt {
-            Ok(()) => outcome.conflicts = applied.conflicts,
+            Ok(()) => {
+                outcome.conflicts = applied.conflicts;
+                self.flows.extend(applied.flows);
+            }
             Err(error) => {
                 self.in_step = false;
                 tracing::debug!(%error, services = retry.len(), "batch refused");
                 if !is_refusal(&error) {
+                    self.flows.extend(applied.flows);
                     return Err(error.into());
                 }
                 self.ledger.apply(applied.undo);
@@ -152,6 +172,8 @@ impl<B: Backend> Dataplane<B> {
                 self.bisect(retry, &mut outcome)?;
             }
         }
+        outcome.flows = std::mem::take(&mut self.flows);
+        self.forget(&mut outcome);
         Ok(outcome)
     }
 
@@ -159,6 +181,8 @@ impl<B: Backend> Dataplane<B> {
     pub fn repair(&mut self) -> Result<Outcome, SyncError> {
         let mut outcome = Outcome::default();
         self.reconcile(&mut outcome)?;
+        outcome.flows = std::mem::take(&mut self.flows);
+        self.forget(&mut outcome);
         Ok(outcome)
     }
 
@@ -182,7 +206,39 @@ impl<B: Backend> Dataplane<B> {
         outcome.repaired += transaction.operations.len();
         self.send(&transaction, outcome)?;
         self.in_step = true;
+        // Nobody knows which groups lost endpoints meanwhile.
+        self.doubtful = Doubtful::Any;
         Ok(())
+    }
+
+    /// Deletes what was learned of endpoints that groups have no more. What cannot be deleted now times out.
+    fn forget(&mut self, outcome: &mut Outcome) {
+        let groups = std::mem::take(&mut self.doubtful);
+        let map = SetId::Affinity.name();
+        for family in groups.families() {
+            for _ in 0..FORGET_ATTEMPTS {
+                let forgotten = self.backend.learned(family, &map).and_then(|learned| {
+                    let ledger = &self.ledger;
+                    let concerns = |group| groups.concerns(family, group);
+                    let endpoints = |group| ledger.endpoints_of_group(family, group);
+                    let elements = affinity::stale(family, learned, concerns, endpoints);
+                    let count = elements.len();
+                    let mut transaction = Transaction::new();
+                    if count > 0 {
+                        let set = map.clone();
+                        transaction.push(family, Operation::DeleteElements { set, elements });
+                    }
+                    self.backend.commit(&transaction).map(|()| count)
+                });
+                match forgotten {
+                    Ok(count) => {
+                        outcome.forgotten += count;
+                        break;
+                    }
+                    Err(error) => tracing::debug!(%error, %family, "affinity not cleaned up yet"),
+                }
+            }
+        }
     }
 
     fn send(
@@ -213,23 +269,28 @@ impl<B: Backend> Dataplane<B> {
             transaction,
             undo,
             conflicts,
+            flows,
+            groups: _,
         } = self.ledger.apply(updates.clone());
         let error = match self.send(&transaction, outcome) {
             Ok(()) => {
                 outcome.conflicts.extend(conflicts);
+                self.flows.extend(flows);
                 return Ok(());
             }
             Err(error) => error,
         };
         if !is_refusal(&error) {
             self.in_step = false;
+            self.flows.extend(flows);
             return Err(error);
         }
         self.ledger.apply(undo);
         if updates.len() > 1 {
             let second = updates.split_off(updates.len() / 2);
             if let Err(error) = self.bisect(updates, outcome) {
-                self.ledger.apply(second);
+                let applied = self.ledger.apply(second);
+                self.flows.extend(applied.flows);
                 return Err(error);
             }
             return self.bisect(second, outcome);

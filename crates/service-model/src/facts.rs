@@ -19,15 +19,30 @@ pub enum DetectLocal {
     ClusterCidr(Vec<IpNet>),
     /// Sources in this node's `spec.podCIDRs` are local pods.
     NodeCidr,
+    /// What comes in by this interface is from a local pod.
+    Interface(LocalInterface),
 }
 
-/// On which of the node's addresses node ports are served (kube-proxy's `--nodeport-addresses`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodePortAddresses {
+/// The interfaces that local pods' packets come in by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LocalInterface {
+    /// `BridgeInterface`: the one of this name, 1 to 15 bytes.
+    Named(Arc<str>),
+    /// `InterfaceNamePrefix`: all whose names begin so, 1 to 15 bytes.
+    Prefix(Arc<str>),
+}
+
+/// One item of kube-proxy's `--nodeport-addresses`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodePortAddress {
     /// The Node object's own address of each family (`primary`, the default in nftables mode).
     Primary,
-    /// The node's interface addresses within these ranges, loopback excepted.
-    Cidrs(Vec<IpNet>),
+    /// Every interface address, loopback excepted (`all`).
+    All,
+    /// Loopback addresses, served by a relay in this process (`localhost`; KEP-6032): never by rules.
+    Localhost,
+    /// The node's interface addresses within this range, loopback excepted.
+    Cidr(IpNet),
 }
 
 /// What the operator asked for.
@@ -37,10 +52,26 @@ pub struct NodeConfig {
     pub node_name: Arc<str>,
     /// `--detect-local-mode` with `--cluster-cidr`.
     pub detect_local: DetectLocal,
-    /// `--nodeport-addresses`
-    pub nodeport_addresses: NodePortAddresses,
+    /// `--nodeport-addresses`: on which of the node's addresses node ports are served.
+    pub nodeport_addresses: Vec<NodePortAddress>,
     /// `--masquerade-all`
     pub masquerade_all: bool,
+    /// `--allowed-external-ips`: external IPs outside these ranges are refused (CVE-2020-8554). `None`: all are
+    /// served, as with kube-proxy.
+    pub allowed_external_ips: Option<Vec<IpNet>>,
+}
+
+impl NodeConfig {
+    /// The defaults of every flag, for the node of this name.
+    pub fn named(node_name: impl Into<Arc<str>>) -> Self {
+        NodeConfig {
+            node_name: node_name.into(),
+            detect_local: DetectLocal::ClusterCidr(Vec::new()),
+            nodeport_addresses: vec![NodePortAddress::Primary],
+            masquerade_all: false,
+            allowed_external_ips: None,
+        }
+    }
 }
 
 /// The facts a plan depends on.
@@ -50,55 +81,80 @@ pub struct NodeFacts {
     pub node_name: Arc<str>,
     /// Zone of this node.
     pub zone: Option<Arc<str>>,
+    /// The Node object's own addresses, the first of each family.
+    pub own_addresses: Vec<IpAddr>,
     /// Addresses that serve node ports, sorted, both families.
     pub node_addresses: Vec<IpAddr>,
     /// Sources that are local pods, sorted; per family an absent range means: no detector.
     pub local_sources: Vec<IpNet>,
+    /// Or the interfaces that local pods are behind.
+    pub local_interface: Option<LocalInterface>,
     /// Everything to a cluster IP is masqueraded.
     pub masquerade_all: bool,
+    /// Ranges of cluster IPs, sorted: what is not allocated in them is dropped (KEP-1880).
+    pub service_cidrs: Vec<IpNet>,
+    /// See [`NodeConfig::allowed_external_ips`].
+    pub allowed_external_ips: Option<Vec<IpNet>>,
 }
 
 impl NodeFacts {
-    /// Resolves configuration, Node object and interface addresses. Loopback addresses never serve node
-    /// ports (row 57). The order of interface addresses does not matter, nor does that of ranges but for those
-    /// of [`DetectLocal::ClusterCidr`]; of the Node's addresses the first of each family is its own.
-    pub fn resolve(config: &NodeConfig, node: &Node, interface_addresses: &[IpAddr]) -> NodeFacts {
-        let mut node_addresses: Vec<IpAddr> = match &config.nodeport_addresses {
-            NodePortAddresses::Primary => AddressFamily::ALL
-                .into_iter()
-                .filter_map(|family| {
-                    let own = node
-                        .addresses
-                        .iter()
-                        .find(|a| AddressFamily::of(**a) == family);
-                    own.copied()
-                })
-                .collect(),
-            NodePortAddresses::Cidrs(cidrs) => interface_addresses
-                .iter()
-                .filter(|a| cidrs.iter().any(|c| c.contains(*a)))
-                .copied()
-                .collect(),
+    /// Resolves configuration, Node object, interface addresses and the ranges of all ServiceCIDRs. Loopback
+    /// addresses never serve node ports (row 57). The order of interface addresses does not matter, nor does that of
+    /// ranges but for those of [`DetectLocal::ClusterCidr`]; of the Node's addresses the first of each family is its
+    /// own.
+    pub fn resolve(
+        config: &NodeConfig,
+        node: &Node,
+        interface_addresses: &[IpAddr],
+        service_cidrs: &[IpNet],
+    ) -> NodeFacts {
+        let first_of = |family| {
+            let mut own = node.addresses.iter();
+            own.find(|a| AddressFamily::of(**a) == family).copied()
         };
+        let own_addresses: Vec<IpAddr> = AddressFamily::ALL
+            .into_iter()
+            .filter_map(first_of)
+            .collect();
+        let interfaces = interface_addresses.iter().copied();
+        let mut node_addresses = Vec::new();
+        for item in &config.nodeport_addresses {
+            match item {
+                NodePortAddress::Primary => node_addresses.extend(&own_addresses),
+                NodePortAddress::All => node_addresses.extend(interfaces.clone()),
+                NodePortAddress::Cidr(cidr) => {
+                    node_addresses.extend(interfaces.clone().filter(|a| cidr.contains(a)));
+                }
+                NodePortAddress::Localhost => {}
+            }
+        }
         node_addresses.retain(|a| !a.is_loopback() && !a.is_unspecified());
-        node_addresses.sort_unstable();
-        node_addresses.dedup();
-        let mut local_sources: Vec<IpNet> = match &config.detect_local {
-            DetectLocal::ClusterCidr(cidrs) => AddressFamily::ALL
-                .into_iter()
-                .filter_map(|family| cidrs.iter().find(|c| AddressFamily::of(c.addr()) == family))
-                .map(IpNet::trunc)
-                .collect(),
-            DetectLocal::NodeCidr => node.pod_cidrs.clone(),
+        let (local_sources, local_interface) = match &config.detect_local {
+            DetectLocal::ClusterCidr(cidrs) => {
+                let first_of =
+                    |family| cidrs.iter().find(|c| AddressFamily::of(c.addr()) == family);
+                let first = AddressFamily::ALL.into_iter().filter_map(first_of);
+                (first.map(IpNet::trunc).collect(), None)
+            }
+            DetectLocal::NodeCidr => (node.pod_cidrs.clone(), None),
+            DetectLocal::Interface(interface) => (Vec::new(), Some(interface.clone())),
         };
-        local_sources.sort_unstable();
-        local_sources.dedup();
         NodeFacts {
             node_name: config.node_name.clone(),
             zone: node.zone.clone(),
-            node_addresses,
-            local_sources,
+            own_addresses,
+            node_addresses: sorted(node_addresses),
+            local_sources: sorted(local_sources),
+            local_interface,
             masquerade_all: config.masquerade_all,
+            service_cidrs: sorted(service_cidrs.to_vec()),
+            allowed_external_ips: config.allowed_external_ips.clone(),
         }
     }
+}
+
+fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
+    list.sort_unstable();
+    list.dedup();
+    list
 }

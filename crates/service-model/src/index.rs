@@ -110,10 +110,10 @@ impl Index {
         Some(plan(service, slices, facts))
     }
 
-    /// What [`Index::plan`] leaves out of slices that are valid by themselves.
-    pub fn left_out(&self, name: &ObjectName) -> Vec<Invalid> {
+    /// What [`Index::plan`] leaves out of objects that are valid by themselves.
+    pub fn left_out(&self, name: &ObjectName, facts: &NodeFacts) -> Vec<Invalid> {
         self.programmed(name)
-            .map(|(service, slices)| left_out(service, slices))
+            .map(|(service, slices)| left_out(service, slices, facts))
             .unwrap_or_default()
     }
 

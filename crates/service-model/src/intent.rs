@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::objects::{AddressFamily, ObjectName, Protocol};
 
 /// What one Service needs on this node.
@@ -14,6 +16,8 @@ pub struct ServiceIntent {
     pub created: Option<i64>,
     /// Its frontends, sorted by place, protocol and port; no two alike.
     pub frontends: Vec<Frontend>,
+    /// TCP connections to an endpoint that goes away are reset.
+    pub reset_removed: bool,
 }
 
 /// One address and port that clients connect to.
@@ -25,10 +29,33 @@ pub struct Frontend {
     pub protocol: Protocol,
     /// Port at that place.
     pub port: u16,
-    /// What happens to a new connection.
+    /// What happens to a new connection, from whomever unless `outside` says otherwise.
     pub disposition: Disposition,
+    /// External traffic policy Local: what happens instead to connections that come neither from a local pod
+    /// nor from this node itself. Never [`Disposition::Refuse`].
+    pub outside: Option<Disposition>,
     /// Whose source address is replaced.
     pub masquerade: Masquerade,
+    /// Load balancer addresses with source ranges: everyone else is dropped. Sorted, disjoint; `None` is
+    /// everyone.
+    pub allowed_sources: Option<Arc<[IpNet]>>,
+    /// A client keeps its endpoint.
+    pub affinity: Option<Affinity>,
+    /// New connections are counted.
+    pub counted: bool,
+    /// Endpoints whose tracked flows go on: all that are ready or serve, wherever they are and whatever the policy
+    /// (row 63). Sorted by address and port. Shared between frontends of one Service port.
+    pub serving: Arc<[Backend]>,
+}
+
+/// Session affinity by client address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Affinity {
+    /// Until the client has made no new connection for so many seconds.
+    pub seconds: u32,
+    /// All frontends of a Service port have the same, so they share what is remembered (row 42). A hash of the port's
+    /// name, neither 0 nor `u32::MAX`: with it the memory outlives this process. Two Services may meet in one.
+    pub group: u32,
 }
 
 /// Where a frontend is.
@@ -36,15 +63,26 @@ pub struct Frontend {
 pub enum Place {
     /// A cluster IP; other ports of it are refused.
     ClusterIp(IpAddr),
+    /// An external or load balancer address; other ports of it are nobody's business here. Yields to every
+    /// cluster IP.
+    External(IpAddr),
     /// Every address of this node that serves node ports, of this family.
     NodePort(AddressFamily),
 }
 
 impl Place {
+    /// The one address it is, if it is one.
+    pub const fn address(self) -> Option<IpAddr> {
+        match self {
+            Place::ClusterIp(address) | Place::External(address) => Some(address),
+            Place::NodePort(_) => None,
+        }
+    }
+
     /// The family the frontend and its backends are of.
     pub const fn family(self) -> AddressFamily {
         match self {
-            Place::ClusterIp(address) => AddressFamily::of(address),
+            Place::ClusterIp(address) | Place::External(address) => AddressFamily::of(address),
             Place::NodePort(family) => family,
         }
     }
@@ -58,6 +96,8 @@ pub enum Disposition {
     Balance(Arc<[Backend]>),
     /// Refused: there is no endpoint anywhere.
     Refuse,
+    /// Dropped: there are endpoints, but none on this node, and the policy is Local.
+    Drop,
 }
 
 /// One endpoint of a frontend.
@@ -79,4 +119,6 @@ pub enum Masquerade {
     OffCluster,
     /// Everyone (row 48).
     Always,
+    /// Connections of this node itself (row 49).
+    OwnNode,
 }

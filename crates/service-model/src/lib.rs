@@ -19,10 +19,11 @@ mod samples;
 pub mod select;
 pub mod wire;
 
-pub use facts::{DetectLocal, NodeConfig, NodeFacts, NodePortAddresses};
+pub use facts::{DetectLocal, LocalInterface, NodeConfig, NodeFacts, NodePortAddress};
 pub use index::Index;
-pub use intent::{Backend, Disposition, Frontend, Masquerade, Place, ServiceIntent};
+pub use intent::{Affinity, Backend, Disposition, Frontend, Masquerade, Place, ServiceIntent};
 pub use objects::{
-    AddressFamily, Conditions, Endpoint, EndpointSlice, Invalid, Node, ObjectEvent, ObjectKind,
-    ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort,
+    AddressFamily, Conditions, Endpoint, EndpointSlice, Hints, Invalid, Node, ObjectEvent,
+    ObjectKind, ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort,
+    TrafficPolicy, Wishes,
 };

@@ -149,6 +149,25 @@ pub enum ServiceType {
     ExternalName,
 }
 
+/// Which endpoints traffic of one kind may reach (core/v1 `internalTrafficPolicy`, `externalTrafficPolicy`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// All.
+    #[default]
+    Cluster,
+    /// Those on the node where the traffic arrives.
+    Local,
+}
+
+/// What an annotation of ours asks for. Off unless the value is `true`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// [`crate::wire::ANNOTATION_RESET`]: TCP connections to a removed endpoint are reset.
+    pub reset_removed: bool,
+    /// [`crate::wire::ANNOTATION_COUNT`]: new connections to each frontend are counted.
+    pub count: bool,
+}
+
 /// A Service as far as a node's dataplane needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -162,7 +181,23 @@ pub struct Service {
     pub cluster_ips: SmallVec<[IpAddr; 2]>,
     /// `spec.ports`
     pub ports: SmallVec<[ServicePort; 1]>,
-    /// Carries one of the two labels of row 1: not ours to programme.
+    /// `spec.externalIPs`, both families.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip` where `ipMode` is not `Proxy` (KEP-1860), both families.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`, both families. A family without any is open to everyone.
+    pub source_ranges: Vec<IpNet>,
+    /// `spec.externalTrafficPolicy`
+    pub external_policy: TrafficPolicy,
+    /// `spec.internalTrafficPolicy`
+    pub internal_policy: TrafficPolicy,
+    /// `spec.sessionAffinity: ClientIP` with its time-out in seconds, 1 to 86400.
+    pub affinity: Option<u32>,
+    /// `spec.healthCheckNodePort`, where it is used: type LoadBalancer with external policy Local (row 18).
+    pub health_check_node_port: Option<u16>,
+    /// Annotations of ours.
+    pub wishes: Wishes,
+    /// Not ours to programme: it carries the headless label of row 1, or is another proxy's.
     pub excluded: bool,
 }
 
@@ -228,6 +263,17 @@ pub struct Endpoint {
     pub node: Option<Arc<str>>,
     /// Conditions.
     pub conditions: Conditions,
+    /// Where it should be used from (KEP-2433, KEP-4444). Boxed: most endpoints have none.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// `hints` of an endpoint; at least one list is not empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `forZones`, names of zones.
+    pub zones: SmallVec<[Arc<str>; 1]>,
+    /// `forNodes`, names of nodes.
+    pub nodes: SmallVec<[Arc<str>; 1]>,
 }
 
 /// This node.

@@ -9,17 +9,23 @@
 mod tests;
 
 use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use crate::facts::NodeFacts;
-use crate::intent::{Backend, Disposition, Frontend, Masquerade, Place, ServiceIntent};
-use crate::objects::{AddressFamily, EndpointSlice, Invalid, ObjectKind, Service, ServicePort};
-use crate::select::{Candidate, select};
+use crate::intent::{Affinity, Backend, Disposition, Frontend, Masquerade, Place, ServiceIntent};
+use crate::objects::{
+    AddressFamily, EndpointSlice, Invalid, ObjectKind, Service, ServicePort, TrafficPolicy,
+};
+use crate::select::{Candidate, Selection, select};
 
 /// What a Service needs on this node. `slices` are the Service's, sorted by name.
 ///
-/// Every port has a frontend on each cluster IP (one of each family; row 11) and, where a node port is
-/// allocated, whatever the Service's type (row 12), one on the node's addresses of the same families. Node
-/// ports are external traffic and masquerade everyone (row 48).
+/// Every port has a frontend on each cluster IP (one of each family; row 11), on each external and load balancer
+/// address of the same families (rows 13 and 14) and, where a node port is allocated, whatever the Service's type
+/// (row 12), one on the node's addresses of the same families. All but cluster IPs are external traffic: it
+/// masquerades everyone (row 48), or with policy Local only this node itself (row 49).
 pub fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> ServiceIntent {
     let mut frontends = Vec::new();
     for family in AddressFamily::ALL {
@@ -27,43 +33,174 @@ pub fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> S
         let Some(cluster_ip) = service.cluster_ips.iter().find(of_family) else {
             continue;
         };
+        let allowed_sources = allowed_sources(service, family, facts);
         for port in &service.ports {
-            let disposition = match select(&candidates(service, port, family, slices, facts)) {
-                Some(backends) => Disposition::Balance(backends.into()),
-                None => Disposition::Refuse,
-            };
-            if let Some(node_port) = port.node_port {
-                frontends.push(Frontend {
-                    place: Place::NodePort(family),
-                    protocol: port.protocol,
-                    port: node_port,
-                    disposition: disposition.clone(),
-                    masquerade: Masquerade::Always,
-                });
-            }
-            frontends.push(Frontend {
+            let candidates = candidates(service, port, family, slices, facts);
+            let outcome = Outcome::new(select(&candidates, facts));
+            let internal = Frontend {
                 place: Place::ClusterIp(*cluster_ip),
                 protocol: port.protocol,
                 port: port.port,
-                disposition,
+                disposition: match service.internal_policy {
+                    TrafficPolicy::Cluster => outcome.cluster(),
+                    TrafficPolicy::Local => outcome.local().unwrap_or(Disposition::Refuse),
+                },
+                outside: None,
                 masquerade: Masquerade::OffCluster,
-            });
+                allowed_sources: None,
+                affinity: service.affinity.map(|seconds| Affinity {
+                    seconds,
+                    group: group(service, port),
+                }),
+                counted: service.wishes.count,
+                serving: outcome.serving.clone(),
+            };
+            let external = |place, number| Frontend {
+                place,
+                port: number,
+                disposition: outcome.cluster(),
+                outside: match service.external_policy {
+                    TrafficPolicy::Cluster => None,
+                    TrafficPolicy::Local => outcome.local(),
+                },
+                masquerade: match service.external_policy {
+                    TrafficPolicy::Cluster => Masquerade::Always,
+                    TrafficPolicy::Local => Masquerade::OwnNode,
+                },
+                ..internal.clone()
+            };
+            for address in service.load_balancer_ips.iter().filter(of_family) {
+                if service.cluster_ips.contains(address) {
+                    continue;
+                }
+                frontends.push(Frontend {
+                    allowed_sources: allowed_sources.clone(),
+                    ..external(Place::External(*address), port.port)
+                });
+            }
+            for address in service.external_ips.iter().filter(of_family) {
+                if external_ip_refusal(*address, service, facts).is_none() {
+                    frontends.push(external(Place::External(*address), port.port));
+                }
+            }
+            if let Some(node_port) = port.node_port {
+                frontends.push(external(Place::NodePort(family), node_port));
+            }
+            frontends.push(internal);
         }
     }
-    // The first of two equal places wins (F51); sorting is stable.
+    // The first of two equal places wins (F51), so that an address that is a load balancer's as well keeps its source
+    // ranges; sorting is stable.
     frontends.sort_by_key(key);
     frontends.dedup_by_key(|frontend| key(frontend));
     ServiceIntent {
         service: service.name.clone(),
         created: service.created,
         frontends,
+        reset_removed: service.wishes.reset_removed,
     }
 }
 
-/// The endpoints at the Service's own cluster IPs, which [`plan`] leaves out though nothing is wrong with their
-/// slices alone: one value for each such slice.
-pub fn left_out(service: &Service, slices: &[EndpointSlice]) -> Vec<Invalid> {
-    let left_out = |slice: &EndpointSlice| {
+/// Selected endpoints as dispositions, shared between frontends.
+struct Outcome {
+    cluster: Arc<[Backend]>,
+    local: Arc<[Backend]>,
+    serving: Arc<[Backend]>,
+}
+
+impl Outcome {
+    fn new(selection: Selection) -> Self {
+        let cluster: Arc<[Backend]> = selection.cluster.into();
+        let or_shared = |backends: Vec<Backend>| match *backends == *cluster {
+            true => cluster.clone(),
+            false => backends.into(),
+        };
+        Outcome {
+            local: or_shared(selection.local),
+            serving: or_shared(selection.serving),
+            cluster: cluster.clone(),
+        }
+    }
+
+    fn cluster(&self) -> Disposition {
+        match self.cluster.is_empty() {
+            true => Disposition::Refuse,
+            false => Disposition::Balance(self.cluster.clone()),
+        }
+    }
+
+    /// `None` when there is no endpoint anywhere: the policy does not matter then.
+    fn local(&self) -> Option<Disposition> {
+        match (self.cluster.is_empty(), self.local.is_empty()) {
+            (true, _) => None,
+            (false, true) => Some(Disposition::Drop),
+            (false, false) => Some(Disposition::Balance(self.local.clone())),
+        }
+    }
+}
+
+/// FNV-1a over the names of Service and port and the protocol: the same on every node and in every release, since
+/// the kernel remembers it.
+fn group(service: &Service, port: &ServicePort) -> u32 {
+    let protocol = port.protocol.to_string();
+    let parts = [
+        &*service.name.namespace,
+        &*service.name.name,
+        &*port.name,
+        &protocol,
+    ];
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    let hash = bytes.fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    hash.clamp(1, u32::MAX - 1)
+}
+
+/// Who may use the load balancer addresses of a family; `None` is everyone.
+///
+/// Where a range holds this node's own address, the node may reach the load balancer addresses by themselves as well:
+/// it may send from one of them (row 43).
+fn allowed_sources(
+    service: &Service,
+    family: AddressFamily,
+    facts: &NodeFacts,
+) -> Option<Arc<[IpNet]>> {
+    let ranges = service.source_ranges.iter();
+    let mut ranges: Vec<IpNet> = ranges
+        .filter(|range| AddressFamily::of(range.addr()) == family)
+        .copied()
+        .collect();
+    if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
+        return None;
+    }
+    let of_node = |range: &IpNet| facts.own_addresses.iter().any(|own| range.contains(own));
+    if ranges.iter().any(of_node) {
+        let own = service.load_balancer_ips.iter();
+        let own = own.filter(|a| AddressFamily::of(**a) == family);
+        ranges.extend(own.map(|address| IpNet::from(*address)));
+    }
+    let mut ranges = IpNet::aggregate(&ranges);
+    ranges.sort_unstable();
+    Some(ranges.into())
+}
+
+/// Why an external IP is not served, if so.
+fn external_ip_refusal(address: IpAddr, service: &Service, facts: &NodeFacts) -> Option<String> {
+    if service.cluster_ips.contains(&address) {
+        return Some(format!("{address} is the cluster IP of the Service itself"));
+    }
+    let allowed = facts.allowed_external_ips.as_ref();
+    let inside = |ranges: &Vec<IpNet>| ranges.iter().any(|range| range.contains(&address));
+    match allowed.is_none_or(inside) {
+        true => None,
+        false => Some(format!("{address} is not among the allowed external IPs")),
+    }
+}
+
+/// What [`plan`] leaves out though nothing is wrong with the objects alone: endpoints at the Service's own cluster IPs
+/// (one value for each such slice), and external IPs that this node does not allow.
+pub fn left_out(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> Vec<Invalid> {
+    let endpoints = slices.iter().filter_map(|slice| {
         let mut addresses = slice.endpoints.iter().map(|endpoint| endpoint.address);
         let address = addresses.find(|address| service.cluster_ips.contains(address))?;
         Some(Invalid {
@@ -72,8 +209,16 @@ pub fn left_out(service: &Service, slices: &[EndpointSlice]) -> Vec<Invalid> {
             field: "endpoints".into(),
             reason: format!("{address} is the cluster IP of the Service itself"),
         })
-    };
-    slices.iter().filter_map(left_out).collect()
+    });
+    let external_ips = service.external_ips.iter().filter_map(|address| {
+        Some(Invalid {
+            kind: ObjectKind::Service,
+            object: service.name.clone(),
+            field: "spec.externalIPs".into(),
+            reason: external_ip_refusal(*address, service, facts)?,
+        })
+    });
+    endpoints.chain(external_ips).collect()
 }
 
 fn key(frontend: &Frontend) -> impl Ord + use<> {
@@ -86,13 +231,13 @@ fn key(frontend: &Frontend) -> impl Ord + use<> {
 /// matter, row 22). Where slices repeat an address and port, the first in order of slice names counts, but one
 /// that is not terminating replaces one that is: the address has passed to a new pod (row 34). An endpoint at
 /// one of the Service's own cluster IPs would send connections round in circles and is left out (F42).
-fn candidates(
+fn candidates<'a>(
     service: &Service,
     port: &ServicePort,
     family: AddressFamily,
-    slices: &[EndpointSlice],
+    slices: &'a [EndpointSlice],
     facts: &NodeFacts,
-) -> Vec<Candidate> {
+) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
     for slice in slices.iter().filter(|slice| slice.family == family) {
         for slice_port in &slice.ports {
@@ -108,6 +253,7 @@ fn candidates(
                     local: endpoint.node.as_ref() == Some(&facts.node_name),
                 },
                 conditions: endpoint.conditions,
+                hints: endpoint.hints.as_deref(),
             }));
         }
     }

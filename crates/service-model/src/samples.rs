@@ -2,11 +2,13 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use crate::facts::NodeFacts;
 use crate::intent::{Disposition, Masquerade, Place, ServiceIntent};
 use crate::objects::{
     AddressFamily, Conditions, Endpoint, EndpointSlice, ObjectName, Protocol, Service, ServicePort,
-    ServiceType, SlicePort,
+    ServiceType, SlicePort, TrafficPolicy, Wishes,
 };
 
 pub(crate) fn name(text: &str) -> ObjectName {
@@ -34,6 +36,14 @@ pub(crate) fn service(text: &str, cluster_ips: &str, ports: &str) -> Service {
             .map(|text| text.parse().unwrap())
             .collect(),
         ports: ports.split_whitespace().map(port).collect(),
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        source_ranges: Vec::new(),
+        external_policy: TrafficPolicy::Cluster,
+        internal_policy: TrafficPolicy::Cluster,
+        affinity: None,
+        health_check_node_port: None,
+        wishes: Wishes::default(),
         excluded: false,
     }
 }
@@ -87,6 +97,7 @@ fn endpoint(text: &str) -> Endpoint {
             serving: has('s'),
             terminating: has('t'),
         },
+        hints: None,
     }
 }
 
@@ -101,40 +112,64 @@ fn protocol(text: &str) -> Protocol {
 
 /// Node `node-1` with an address of each family.
 pub(crate) fn facts() -> NodeFacts {
+    let own: Vec<IpAddr> = ["192.0.2.1", "2001:db8::1"]
+        .map(|text| text.parse().unwrap())
+        .into();
     NodeFacts {
         node_name: "node-1".into(),
         zone: None,
-        node_addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        own_addresses: own.clone(),
+        node_addresses: own,
         local_sources: vec!["10.1.0.0/24".parse().unwrap()],
+        local_interface: None,
         masquerade_all: false,
+        service_cidrs: Vec::new(),
+        allowed_external_ips: None,
     }
 }
 
-/// One line for each frontend: `10.96.0.1 80/TCP off-cluster: 10.1.0.5:8080* 10.1.0.6:8080`, `*` for local.
+/// One line for each frontend: `10.96.0.1 80/TCP off-cluster: 10.1.0.5:8080* 10.1.0.6:8080`, `*` for local; what is
+/// out of the ordinary follows: ` outside: ...`, ` from: 192.0.2.0/24`, ` affinity: 10`.
 pub(crate) fn lines(intent: &ServiceIntent) -> Vec<String> {
+    let outcome = |disposition: &Disposition| match disposition {
+        Disposition::Refuse => "refuse".to_owned(),
+        Disposition::Drop => "drop".to_owned(),
+        Disposition::Balance(backends) => {
+            let star = |local| if local { "*" } else { "" };
+            let backends = backends
+                .iter()
+                .map(|b| format!("{}:{}{}", b.address, b.port, star(b.local)));
+            backends.collect::<Vec<_>>().join(" ")
+        }
+    };
     let line = |frontend: &crate::intent::Frontend| {
         let place = match frontend.place {
             Place::ClusterIp(address) => address.to_string(),
+            Place::External(address) => format!("external {address}"),
             Place::NodePort(family) => format!("node-{family:?}"),
         };
         let masquerade = match frontend.masquerade {
             Masquerade::OffCluster => "off-cluster",
             Masquerade::Always => "always",
+            Masquerade::OwnNode => "own-node",
         };
-        let outcome = match &frontend.disposition {
-            Disposition::Refuse => "refuse".to_owned(),
-            Disposition::Balance(backends) => {
-                let star = |local| if local { "*" } else { "" };
-                let backends = backends
-                    .iter()
-                    .map(|b| format!("{}:{}{}", b.address, b.port, star(b.local)));
-                backends.collect::<Vec<_>>().join(" ")
-            }
-        };
-        format!(
-            "{place} {}/{} {masquerade}: {outcome}",
-            frontend.port, frontend.protocol
-        )
+        let mut line = format!(
+            "{place} {}/{} {masquerade}: {}",
+            frontend.port,
+            frontend.protocol,
+            outcome(&frontend.disposition)
+        );
+        if let Some(outside) = &frontend.outside {
+            line += &format!(" outside: {}", outcome(outside));
+        }
+        if let Some(ranges) = &frontend.allowed_sources {
+            let ranges: Vec<String> = ranges.iter().map(IpNet::to_string).collect();
+            line += &format!(" from: {}", ranges.join(","));
+        }
+        if let Some(affinity) = frontend.affinity {
+            line += &format!(" affinity: {}", affinity.seconds);
+        }
+        line
     };
     intent.frontends.iter().map(line).collect()
 }

@@ -3,72 +3,159 @@
 //! Which endpoints a Service port has at all is settled before ([`crate::plan`]); what the network does with the
 //! answer comes after.
 
+use crate::facts::NodeFacts;
 use crate::intent::Backend;
-use crate::objects::Conditions;
+use crate::objects::{Conditions, Hints};
 
 /// An endpoint of one Service port, as selection sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Candidate {
+pub struct Candidate<'a> {
     /// Where connections would go, and whether that is on this node.
     pub backend: Backend,
     /// Its conditions.
     pub conditions: Conditions,
+    /// Where it should be used from.
+    pub hints: Option<&'a Hints>,
 }
 
-/// The endpoints that take the new connections to one Service port in one address family, on this node, for
-/// traffic policy `Cluster` (the rule of kube-proxy's `topology.go`; KEP-1669 for terminating endpoints).
-/// `candidates` are all endpoints of that port, each address and port once; their order is kept.
+/// The endpoints that take new connections to one Service port in one address family, on one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// For traffic policy `Cluster`; empty if there is no endpoint anywhere.
+    pub cluster: Vec<Backend>,
+    /// For traffic policy `Local`; empty if there is none on this node.
+    pub local: Vec<Backend>,
+    /// Those that are ready or serve: flows to them go on, whoever takes new connections.
+    pub serving: Vec<Backend>,
+}
+
+/// Selects (the rule of kube-proxy's `topology.go`). `candidates` are all endpoints of the port, each address and port
+/// once; their order is kept.
 ///
-/// 1. The *ready* endpoints.
-/// 2. If there are none: those that are *serving and terminating*. While the last endpoints shut down, a
-///    connection they can still take is better than a refused one.
-/// 3. If there are none either: nothing. New connections are refused.
+/// For policy `Cluster`:
+/// 1. The *ready* endpoints. If every one of them has hints for nodes and one at least names this node, those that
+///    name this node (KEP-4444). Otherwise, if every one has hints for zones and one at least names this node's zone,
+///    those that name this zone (KEP-2433). One ready endpoint without hints is enough for none to count.
+/// 2. If there are none: those that are *serving and terminating*, hints or not (KEP-1669). While the last endpoints
+///    shut down, a connection they can still take is better than a refused one.
+/// 3. If there are none either: nothing. New connections are refused, whatever the policy.
+///
+/// For policy `Local` (KEP-1138, KEP-2086): steps 1 and 2 over the endpoints on this node, without hints. If there
+/// are none, while there are some elsewhere, new connections are dropped: somebody else will take them.
 ///
 /// Serving alone does not count: an endpoint that is neither ready nor terminating is never chosen. Ready alone
 /// does: it stays chosen when it terminates (`publishNotReadyAddresses`).
-///
-/// The policies this leaves room for choose among the same candidates: `Local` takes steps 1 and 2 over the
-/// candidates on this node (KEP-1138, KEP-2086), topology hints narrow step 1 alone (KEP-2433), and both must tell "none
-/// here" (drop) from "none anywhere" (step 3).
-pub fn select(candidates: &[Candidate]) -> Option<Vec<Backend>> {
-    let chosen = |wanted: fn(&Conditions) -> bool| {
-        let chosen = candidates.iter().filter(|c| wanted(&c.conditions));
-        let chosen: Vec<Backend> = chosen.map(|c| c.backend).collect();
-        (!chosen.is_empty()).then_some(chosen)
+pub fn select(candidates: &[Candidate<'_>], facts: &NodeFacts) -> Selection {
+    let is_ready = |c: &Candidate<'_>| c.conditions.ready;
+    let is_leaving = |c: &Candidate<'_>| c.conditions.serving && c.conditions.terminating;
+    let is_local = |c: &Candidate<'_>| c.backend.local;
+    let chosen = |wanted: &dyn Fn(&Candidate<'_>) -> bool| -> Vec<Backend> {
+        let chosen = candidates.iter().filter(|c| wanted(c));
+        chosen.map(|c| c.backend).collect()
     };
-    chosen(|c| c.ready).or_else(|| chosen(|c| c.serving && c.terminating))
+    let or_else =
+        |first: Vec<Backend>, second: &dyn Fn(&Candidate<'_>) -> bool| match first.is_empty() {
+            true => chosen(second),
+            false => first,
+        };
+    let ready = || candidates.iter().filter(|c| is_ready(c));
+    let names_node =
+        |c: &Candidate<'_>| c.hints.is_some_and(|h| h.nodes.contains(&facts.node_name));
+    let names_zone = |c: &Candidate<'_>| {
+        let zone = facts.zone.as_ref();
+        zone.is_some_and(|zone| c.hints.is_some_and(|h| h.zones.contains(zone)))
+    };
+    let by_node =
+        ready().all(|c| c.hints.is_some_and(|h| !h.nodes.is_empty())) && ready().any(names_node);
+    let by_zone =
+        ready().all(|c| c.hints.is_some_and(|h| !h.zones.is_empty())) && ready().any(names_zone);
+    let near = match (by_node, by_zone) {
+        (true, _) => chosen(&|c| is_ready(c) && names_node(c)),
+        (false, true) => chosen(&|c| is_ready(c) && names_zone(c)),
+        (false, false) => chosen(&is_ready),
+    };
+    let local = chosen(&|c| is_local(c) && is_ready(c));
+    Selection {
+        cluster: or_else(near, &is_leaving),
+        local: or_else(local, &|c| is_local(c) && is_leaving(c)),
+        serving: chosen(&|c| is_ready(c) || c.conditions.serving),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Conditions as `r`, `s`, `t`; the answer as indices of the candidates.
-    #[track_caller]
-    fn selects(candidates: &[&str], expected: &[usize]) {
-        let candidates: Vec<Candidate> = candidates
+    /// Conditions as `r`, `s`, `t`, then `*` on this node, hints as `zone=a,b` and `node=a,b`; this node is `me` in
+    /// zone `here`.
+    fn parsed(candidates: &[&str], test: impl FnOnce(&[Candidate<'_>], &NodeFacts)) {
+        let mut facts = crate::samples::facts();
+        (facts.node_name, facts.zone) = ("me".into(), Some("here".into()));
+        let names = |text: &str, key: &str| {
+            let list = text.split(' ').find_map(|word| word.strip_prefix(key));
+            let names = list.into_iter().flat_map(|list| list.split(','));
+            names.map(Into::into).collect()
+        };
+        let hints: Vec<Hints> = candidates
             .iter()
-            .enumerate()
-            .map(|(i, letters)| Candidate {
-                backend: backend(i),
-                conditions: Conditions {
-                    ready: letters.contains('r'),
-                    serving: letters.contains('s'),
-                    terminating: letters.contains('t'),
-                },
+            .map(|text| Hints {
+                zones: names(text, "zone="),
+                nodes: names(text, "node="),
             })
             .collect();
-        let expected: Vec<Backend> = expected.iter().map(|i| backend(*i)).collect();
-        assert_eq!(select(&candidates).unwrap_or_default(), expected);
+        let parsed: Vec<Candidate<'_>> = candidates
+            .iter()
+            .enumerate()
+            .map(|(i, text)| {
+                let letters = text.split(' ').next().unwrap();
+                Candidate {
+                    backend: Backend {
+                        address: [10, 0, 0, u8::try_from(i).unwrap()].into(),
+                        port: 80,
+                        local: letters.contains('*'),
+                    },
+                    conditions: Conditions {
+                        ready: letters.contains('r'),
+                        serving: letters.contains('s'),
+                        terminating: letters.contains('t'),
+                    },
+                    hints: (hints[i] != Hints::default()).then_some(&hints[i]),
+                }
+            })
+            .collect();
+        test(&parsed, &facts);
     }
 
-    fn backend(i: usize) -> Backend {
-        let address = [10, 0, 0, u8::try_from(i).unwrap()].into();
-        Backend {
-            address,
-            port: 80,
-            local: false,
-        }
+    fn indices(backends: &[Backend]) -> Vec<usize> {
+        let last = |b: &Backend| match b.address {
+            std::net::IpAddr::V4(v4) => usize::from(v4.octets()[3]),
+            std::net::IpAddr::V6(_) => unreachable!(),
+        };
+        backends.iter().map(last).collect()
+    }
+
+    /// The answer for policy Cluster, as indices of the candidates.
+    #[track_caller]
+    fn selects(candidates: &[&str], expected: &[usize]) {
+        parsed(candidates, |candidates, facts| {
+            assert_eq!(indices(&select(candidates, facts).cluster), expected);
+        });
+    }
+
+    /// The answer for policy Local.
+    #[track_caller]
+    fn selects_local(candidates: &[&str], expected: &[usize]) {
+        parsed(candidates, |candidates, facts| {
+            assert_eq!(indices(&select(candidates, facts).local), expected);
+        });
+    }
+
+    #[test]
+    fn flows_go_on_to_whatever_still_serves() {
+        let candidates = ["rs zone=there", "r", "s", "st", "t", "", "rst*"];
+        parsed(&candidates, |candidates, facts| {
+            assert_eq!(indices(&select(candidates, facts).serving), [0, 1, 2, 3, 6]);
+        });
     }
 
     #[test]
@@ -100,6 +187,50 @@ mod tests {
 
     #[test]
     fn without_endpoints_nothing_is_chosen() {
-        assert_eq!(select(&[]), None);
+        selects(&[], &[]);
+        selects_local(&[], &[]);
+    }
+
+    #[test]
+    fn policy_local_keeps_to_this_node_even_where_only_terminating_ones_are_left() {
+        selects_local(&["rs*", "rs", "rs*"], &[0, 2]);
+        selects_local(&["rs", "st*"], &[1]);
+        selects_local(&["rs*", "st*"], &[0]);
+        selects_local(&["rs", "st", "s*", "t*"], &[]);
+    }
+
+    #[test]
+    fn hints_for_this_zone_count_when_every_ready_endpoint_has_hints() {
+        selects(
+            &["r zone=here", "r zone=there", "r zone=there,here"],
+            &[0, 2],
+        );
+        selects(&["r zone=here", "r"], &[0, 1]);
+        selects(&["r zone=there", "r zone=elsewhere"], &[0, 1]);
+        // Those that are not ready have no say, and no hints bind them.
+        selects(&["r zone=here", "s", "st zone=there"], &[0]);
+        selects(&["st zone=here", "st zone=there"], &[0, 1]);
+        selects_local(&["r* zone=there", "r zone=here"], &[0]);
+    }
+
+    #[test]
+    fn hints_for_this_node_come_before_those_for_its_zone() {
+        selects(&["r node=me zone=there", "r node=you zone=here"], &[0]);
+        selects(&["r node=you zone=there", "r node=you zone=here"], &[1]);
+        selects(
+            &["r node=me zone=here", "r zone=here", "r zone=there"],
+            &[0, 1],
+        );
+    }
+
+    #[test]
+    fn a_node_without_zone_follows_no_zone() {
+        parsed(&["r zone=here", "r zone="], |candidates, facts| {
+            let facts = NodeFacts {
+                zone: None,
+                ..facts.clone()
+            };
+            assert_eq!(indices(&select(candidates, &facts).cluster), [0, 1]);
+        });
     }
 }

@@ -37,7 +37,7 @@ pub use service::Service;
 pub use service_cidr::ServiceCidr;
 pub use timestamp::parse_timestamp;
 
-use crate::objects::{Invalid, ObjectKind, ObjectName};
+use crate::objects::{Invalid, ObjectKind, ObjectName, Wishes};
 use report::Report;
 
 /// Services with this label are another proxy's (row 1; KEP-2447).
@@ -46,10 +46,21 @@ pub const LABEL_SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-
 pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 /// The Service an EndpointSlice belongs to.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
-/// The label selector kube-proxy lists Services and EndpointSlices with (rows 1 and 2). Objects it hides are
-/// recognised here as well (`excluded`), so a source without selectors behaves alike.
-pub const LABEL_SELECTOR: &str =
-    "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+/// Annotation of ours on Services: TCP connections to an endpoint that is removed are reset, so that clients
+/// notice at once. Off unless the value is `true`.
+pub const ANNOTATION_RESET: &str = "portolan/reset-removed-endpoints";
+/// Annotation of ours on Services: new connections to each frontend are counted. Off unless the value is `true`.
+pub const ANNOTATION_COUNT: &str = "portolan/count-connections";
+
+/// The label selector to list Services and EndpointSlices with: kube-proxy's (rows 1 and 2), or, for a proxy that
+/// has a name (`--service-proxy-name`), that of the Services given to it. Objects it hides are recognised here as
+/// well (`excluded`), so a source without selectors behaves alike.
+pub fn label_selector(proxy_name: Option<&str>) -> String {
+    match proxy_name {
+        None => format!("!{LABEL_SERVICE_PROXY_NAME},!{LABEL_HEADLESS}"),
+        Some(name) => format!("{LABEL_SERVICE_PROXY_NAME}={name},!{LABEL_HEADLESS}"),
+    }
+}
 
 /// An API object as decoded.
 pub trait Object: Clone + Debug + DeserializeOwned + Send + 'static {
@@ -114,12 +125,12 @@ pub struct Labels {
     /// [`LABEL_SERVICE_NAME`]
     #[serde(rename = "kubernetes.io/service-name")]
     pub service_name: Option<String>,
-    /// [`LABEL_SERVICE_PROXY_NAME`] is there, whatever its value.
+    /// [`LABEL_SERVICE_PROXY_NAME`]; without a value, an empty one.
     #[serde(
         rename = "service.kubernetes.io/service-proxy-name",
-        deserialize_with = "present"
+        deserialize_with = "present_text"
     )]
-    pub service_proxy_name: bool,
+    pub service_proxy_name: Option<String>,
     /// [`LABEL_HEADLESS`] is there, whatever its value.
     #[serde(
         rename = "service.kubernetes.io/headless",
@@ -132,9 +143,19 @@ pub struct Labels {
 }
 
 impl Labels {
-    /// Hidden from kube-proxy by [`LABEL_SELECTOR`].
-    pub(crate) fn excluded(&self) -> bool {
-        self.service_proxy_name || self.headless
+    /// Hidden by [`label_selector`].
+    pub(crate) fn excluded(&self, interner: &Interner) -> bool {
+        self.headless || self.service_proxy_name.as_deref() != interner.proxy_name()
+    }
+}
+
+impl Annotations {
+    fn wishes(&self) -> Wishes {
+        let is_true = |text: &Option<String>| text.as_deref() == Some("true");
+        Wishes {
+            reset_removed: is_true(&self.reset),
+            count: is_true(&self.count),
+        }
     }
 }
 
@@ -222,4 +243,11 @@ where
 /// A key whose value does not matter.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     IgnoredAny::deserialize(deserializer).map(|_| true)
+}
+
+/// A key that is there whatever its value, with the value if it is text.
+fn present_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Some(
+        Option::<String>::deserialize(deserializer)?.unwrap_or_default(),
+    ))
 }

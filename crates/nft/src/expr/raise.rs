@@ -5,10 +5,10 @@
 //! can never pass for a rule of ours.
 
 use super::{
-    Base, CtKey, DESTINATION_PORT_OFFSET, Expr, LookupResult, destination_offset, lower,
-    source_offset,
+    Base, CtKey, DESTINATION_PORT_OFFSET, Expr, INTERFACE_NAME_LEN, LookupResult, Register,
+    destination_offset, lower, source_offset,
 };
-use crate::model::{Family, Operand, Protocol, Rule, Statement};
+use crate::model::{Bytes, Family, Operand, Protocol, Rule, Statement};
 
 /// Recognises a rule that [`lower`] made. Anything else becomes a rule of one [`Statement::Unknown`],
 /// which equals no rule of ours.
@@ -46,6 +46,55 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
                 ..
             } => {
                 key.push(Operand::OriginalDestinationPort);
+            }
+            Expr::Ct {
+                key: CtKey::ReplySourceAddress,
+                ..
+            } => key.push(Operand::ReplySourceAddress),
+            Expr::Ct {
+                key: CtKey::ReplySourcePort,
+                ..
+            } => key.push(Operand::ReplySourcePort),
+            Expr::MetaPriority { .. } => key.push(Operand::Group),
+            Expr::FibType { of, .. } => {
+                let (equal, _) = compared(&mut rest)?;
+                statements.push(Statement::LocalAddress {
+                    of: *of,
+                    negate: !equal,
+                });
+            }
+            Expr::MetaInputName { .. } => {
+                let (equal, data) = compared(&mut rest)?;
+                let bytes = data.as_slice();
+                let prefix = bytes.len() < INTERFACE_NAME_LEN;
+                let name = bytes.split(|byte| *byte == 0).next()?;
+                statements.push(Statement::InputInterface {
+                    name: String::from_utf8(name.to_vec()).ok()?.into(),
+                    prefix,
+                    negate: !equal,
+                });
+            }
+            Expr::ImmediateValue { .. } => {
+                rest = rest.get(1..)?;
+                statements.push(Statement::ClearGroup);
+            }
+            Expr::Update {
+                map, data, seconds, ..
+            } => {
+                // The loads just before: the data's go to the registers from `data` on.
+                let mut key = take(&mut key);
+                let end = exprs.len() - rest.len() - 1;
+                let loads = exprs.get(end.checked_sub(key.len())?..end)?;
+                let split = loads
+                    .iter()
+                    .position(|load| register(load) >= Some(*data))?;
+                let data = key.split_off(split);
+                statements.push(Statement::Learn {
+                    key,
+                    data,
+                    map: map.clone(),
+                    seconds: *seconds,
+                });
             }
             Expr::SymHash { modulus, .. } => key.push(Operand::SymHash { modulus: *modulus }),
             Expr::Cmp { data, equal, .. } => statements.push(match take(&mut key).as_slice() {
@@ -85,8 +134,12 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
                     },
                     LookupResult::Verdict => Statement::VerdictMap { key, map: set },
                     LookupResult::Data(_) => {
-                        rest = rest.get(1..)?;
-                        Statement::DnatMap { key, map: set }
+                        let (user, after) = rest.split_first()?;
+                        rest = after;
+                        match user {
+                            Expr::SetPriority { .. } => Statement::SetGroup { key, map: set },
+                            _ => Statement::DnatMap { key, map: set },
+                        }
                     }
                 });
             }
@@ -100,12 +153,34 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
                 let for_tcp = statements.pop()? == Statement::ProtocolIs(Protocol::Tcp);
                 for_tcp.then(|| statements.push(Statement::RejectTcpReset))?;
             }
-            Expr::DestinationNat { .. } | Expr::Unknown { .. } => {
+            Expr::DestinationNat { .. } | Expr::SetPriority { .. } | Expr::Unknown { .. } => {
                 return None;
             }
         }
     }
     Some(Rule { statements })
+}
+
+/// What a comparison just behind a load compares with, and whether for equality.
+fn compared<'a>(rest: &mut &'a [Expr]) -> Option<(bool, &'a Bytes)> {
+    let (expr, after) = rest.split_first()?;
+    *rest = after;
+    match expr {
+        Expr::Cmp { equal, data, .. } => Some((*equal, data)),
+        _ => None,
+    }
+}
+
+/// The first register that an operand is loaded to.
+fn register(load: &Expr) -> Option<Register> {
+    match load {
+        Expr::Payload { dreg, .. }
+        | Expr::MetaL4Proto { dreg }
+        | Expr::MetaPriority { dreg }
+        | Expr::Ct { dreg, .. }
+        | Expr::SymHash { dreg, .. } => Some(*dreg),
+        _ => None,
+    }
 }
 
 fn payload(base: Base, offset: u32, len: u32, family: Family) -> Option<Operand> {

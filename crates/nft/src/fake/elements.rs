@@ -113,8 +113,8 @@ impl HeldSet {
         data: &Data,
     ) -> Result<(), Errno> {
         match (&self.set.kind, data) {
-            (SetKind::Set, Data::None) => Ok(()),
-            (SetKind::Map(fields), Data::Value(value))
+            (SetKind::Set | SetKind::Counters, Data::None) => Ok(()),
+            (SetKind::Map(fields) | SetKind::Learned(fields), Data::Value(value))
                 if value.as_slice().len() == data_len(family, fields) =>
             {
                 Ok(())

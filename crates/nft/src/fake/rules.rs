@@ -142,7 +142,10 @@ impl HeldTable {
     fn set_is_used(&self, name: &Name) -> bool {
         let uses = |statement: &Statement| match statement {
             Statement::InSet { set, .. } => set == name,
-            Statement::VerdictMap { map, .. } | Statement::DnatMap { map, .. } => map == name,
+            Statement::VerdictMap { map, .. }
+            | Statement::DnatMap { map, .. }
+            | Statement::SetGroup { map, .. }
+            | Statement::Learn { map, .. } => map == name,
             _ => false,
         };
         self.chains
@@ -174,15 +177,27 @@ impl HeldTable {
         rule.statements
             .iter()
             .try_for_each(|statement| match statement {
-                Statement::InSet { key, set, .. } => {
-                    self.check_lookup(key, set, |kind| *kind == SetKind::Set)
-                }
+                Statement::InSet { key, set, .. } => self.check_lookup(key, set, |kind| {
+                    matches!(kind, SetKind::Set | SetKind::Counters)
+                }),
                 Statement::VerdictMap { key, map } => {
                     self.check_lookup(key, map, |kind| *kind == SetKind::VerdictMap)
                 }
                 Statement::DnatMap { key, map } => self.check_lookup(key, map, |kind| match kind {
-                    SetKind::Map(data) => data == &[DataField::Address, DataField::Port],
+                    SetKind::Map(data) | SetKind::Learned(data) => {
+                        data == &[DataField::Address, DataField::Port]
+                    }
                     _ => false,
+                }),
+                Statement::SetGroup { key, map } => self.check_lookup(
+                    key,
+                    map,
+                    |kind| matches!(kind, SetKind::Map(data) if data == &[DataField::Group]),
+                ),
+                Statement::Learn { key, data, map, .. } => self.check_lookup(key, map, |kind| {
+                    let len = |fields: &[DataField]| data_len(self.family(), fields);
+                    matches!(kind, SetKind::Learned(fields)
+                        if len(fields) == key_len(self.family(), data))
                 }),
                 Statement::Verdict(verdict) => check_verdict(&self.chains, verdict),
                 Statement::Equals { operand, value, .. } => {
@@ -192,6 +207,9 @@ impl HeldTable {
                         .ok_or(Errno::EINVAL)
                 }
                 Statement::ProtocolIs(_)
+                | Statement::LocalAddress { .. }
+                | Statement::InputInterface { .. }
+                | Statement::ClearGroup
                 | Statement::ConnectionIsDnat
                 | Statement::Counter
                 | Statement::NoTrack
@@ -299,11 +317,13 @@ fn check_set(family: Family, set: &Set) -> Result<(), Errno> {
         return Err(UNWRITABLE);
     }
     let has_data = match &set.kind {
-        SetKind::Map(fields) => !fields.is_empty() && data_len(family, fields) <= VALUE_MAX,
-        SetKind::Set | SetKind::VerdictMap | SetKind::Unknown => true,
+        SetKind::Map(fields) | SetKind::Learned(fields) => {
+            !fields.is_empty() && data_len(family, fields) <= VALUE_MAX
+        }
+        SetKind::Set | SetKind::Counters | SetKind::VerdictMap | SetKind::Unknown => true,
     };
     let has_key = !set.key.is_empty() && set.key_len(family) <= VALUE_MAX;
-    if !has_data || !has_key || set.interval && set.key.len() > 1 {
+    if !has_data || !has_key || set.interval && set.kind != SetKind::Set {
         return Err(Errno::EINVAL);
     }
     // Declarations by typeof leave less room for the comment: user data are 256 bytes in all, and what does
@@ -340,9 +360,13 @@ fn operand_len(family: Family, operand: &Operand) -> usize {
     let field = match operand {
         Operand::SourceAddress
         | Operand::DestinationAddress
-        | Operand::OriginalDestinationAddress => Field::Address,
+        | Operand::OriginalDestinationAddress
+        | Operand::ReplySourceAddress => Field::Address,
         Operand::Protocol => Field::Protocol,
-        Operand::DestinationPort | Operand::OriginalDestinationPort => Field::Port,
+        Operand::DestinationPort | Operand::OriginalDestinationPort | Operand::ReplySourcePort => {
+            Field::Port
+        }
+        Operand::Group => Field::Group,
         Operand::SymHash { .. } => Field::Slot,
         Operand::Transport { len, .. } => return usize::from(*len),
     };

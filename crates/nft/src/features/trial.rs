@@ -3,9 +3,10 @@
 
 use super::Feature;
 use crate::expr::Register;
+use crate::model::Hook;
 use crate::wire::abi::{self, conntrack, flag, message};
 use crate::wire::attribute::Writer;
-use crate::wire::encode::{Encoder, NAT, TableFlags};
+use crate::wire::encode::{Encoder, TableFlags, chain_type};
 use crate::wire::{Malformed, Message, udata};
 
 /// Name of the table. Nobody else's, we hope; one that is there is left alone, since it would be refused or ignored.
@@ -71,7 +72,7 @@ pub(crate) fn write(feature: Feature, out: &mut Encoder<'_>) {
                 destination_address(out, second);
                 expression(out, "dynset", |out| {
                     out.put_str(abi::dynset::SET, SET);
-                    out.put_u32(abi::dynset::OPERATION, abi::dynset::UPDATE);
+                    out.put_u32(abi::dynset::OP, abi::dynset::UPDATE);
                     out.put_u32(abi::dynset::KEY, first.number());
                     out.put_u32(abi::dynset::DATA, second.number());
                 });
@@ -164,7 +165,7 @@ pub(crate) fn add_chain(out: &mut Encoder<'_>, hook: Option<(u32, u32)>, comment
         out.put_str(abi::chain::TABLE, TABLE);
         out.put_str(abi::chain::NAME, CHAIN);
         if let Some((number, priority)) = hook {
-            out.put_str(abi::chain::TYPE, NAT);
+            out.put_str(abi::chain::TYPE, chain_type(Hook::NatPrerouting));
             out.nest(abi::chain::HOOK, |out| {
                 out.put_u32(abi::chain::HOOK_NUMBER, number);
                 out.put_u32(abi::chain::HOOK_PRIORITY, priority);

@@ -117,9 +117,13 @@ pub(crate) mod set {
     pub(crate) const DESC: u16 = 9;
     pub(crate) const ID: u16 = 10;
     pub(crate) const USERDATA: u16 = 13;
+    /// An expression that every element has (Linux 5.7).
+    pub(crate) const EXPRESSION: u16 = 17;
 
     pub(crate) const DESC_SIZE: u16 = 1;
+    /// Widths of the fields of a concatenation (Linux 5.6).
     pub(crate) const DESC_CONCATENATION: u16 = 2;
+    /// `NFTA_SET_FIELD_LEN`
     pub(crate) const FIELD_LEN: u16 = 1;
 
     pub(crate) const ANONYMOUS: u32 = 0x1;
@@ -148,6 +152,9 @@ pub(crate) mod element {
     pub(crate) const DATA: u16 = 2;
     pub(crate) const FLAGS: u16 = 3;
     pub(crate) const USERDATA: u16 = 6;
+    pub(crate) const EXPRESSION: u16 = 7;
+    /// Last value of a range of several fields (Linux 5.6).
+    pub(crate) const KEY_END: u16 = 10;
 
     pub(crate) const INTERVAL_END: u32 = 0x1;
     /// Matches what no other element does (Linux 5.13).
@@ -190,7 +197,10 @@ pub(crate) mod payload {
 pub(crate) mod meta {
     pub(crate) const DREG: u16 = 1;
     pub(crate) const KEY: u16 = 2;
+    pub(crate) const SREG: u16 = 3;
 
+    pub(crate) const PRIORITY: u32 = 2;
+    pub(crate) const IIFNAME: u32 = 6;
     pub(crate) const L4PROTO: u32 = 16;
 }
 
@@ -201,11 +211,44 @@ pub(crate) mod ct {
     pub(crate) const DIRECTION: u16 = 3;
 
     pub(crate) const STATUS: u32 = 2;
+    pub(crate) const PROTO_SRC: u32 = 11;
     pub(crate) const PROTO_DST: u32 = 12;
+    pub(crate) const SRC_IP: u32 = 19;
     pub(crate) const DST_IP: u32 = 20;
+    pub(crate) const SRC_IP6: u32 = 21;
     pub(crate) const DST_IP6: u32 = 22;
 
     pub(crate) const ORIGINAL: u8 = 0;
+    pub(crate) const REPLY: u8 = 1;
+}
+
+/// `enum nft_fib_attributes`, `enum nft_fib_result` and `enum nft_fib_flags`
+pub(crate) mod fib {
+    pub(crate) const DREG: u16 = 1;
+    pub(crate) const RESULT: u16 = 2;
+    pub(crate) const FLAGS: u16 = 3;
+
+    pub(crate) const ADDRESS_TYPE: u32 = 3;
+    pub(crate) const SOURCE: u32 = 0x1;
+    pub(crate) const DESTINATION: u32 = 0x2;
+}
+
+/// `enum nft_dynset_attributes` and `enum nft_dynset_ops`
+pub(crate) mod dynset {
+    pub(crate) const SET: u16 = 1;
+    pub(crate) const OP: u16 = 3;
+    pub(crate) const KEY: u16 = 4;
+    pub(crate) const DATA: u16 = 5;
+    /// Milliseconds, 8 bytes.
+    pub(crate) const TIMEOUT: u16 = 6;
+
+    pub(crate) const UPDATE: u32 = 1;
+}
+
+/// `enum nft_counter_attributes`
+pub(crate) mod counter {
+    pub(crate) const BYTES: u16 = 1;
+    pub(crate) const PACKETS: u16 = 2;
 }
 
 /// `enum nft_cmp_attributes` and `enum nft_cmp_ops`
@@ -298,26 +341,6 @@ pub(crate) mod reject {
 /// `enum nft_gen_attributes`
 pub(crate) mod generation {
     pub(crate) const ID: u16 = 1;
-}
-
-/// `enum nft_fib_result`, `enum nft_fib_flags` and their attributes
-pub(crate) mod fib {
-    pub(crate) const DREG: u16 = 1;
-    pub(crate) const RESULT: u16 = 2;
-    pub(crate) const FLAGS: u16 = 3;
-
-    pub(crate) const ADDRESS_TYPE: u32 = 3;
-    pub(crate) const DESTINATION: u32 = 0x2;
-}
-
-/// `enum nft_dynset_attributes` and `enum nft_dynset_ops`
-pub(crate) mod dynset {
-    pub(crate) const SET: u16 = 1;
-    pub(crate) const OPERATION: u16 = 3;
-    pub(crate) const KEY: u16 = 4;
-    pub(crate) const DATA: u16 = 5;
-
-    pub(crate) const UPDATE: u32 = 1;
 }
 
 /// `linux/netfilter/nfnetlink_conntrack.h`

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use super::abi::{self, element, message};
 use super::attribute::{Attributes, be32, string};
 use super::encode::{
-    TYPE_BITS, chain_type, data_len, data_type, field_type, hook_numbers, predecessor,
+    LEARNED_SIZE, TYPE_BITS, chain_type, data_len, data_type, field_type, hook_numbers,
+    predecessor, set_flags,
 };
 use super::{Malformed, Message, expression, udata};
 use crate::expr::raise;
@@ -102,7 +103,8 @@ impl Reading {
 
     /// Sets whose elements can be read.
     pub fn readable_sets(&self) -> Vec<Name> {
-        let readable = |set: &&Set| set.kind != SetKind::Unknown;
+        // What was learned is nobody's to keep.
+        let readable = |set: &&Set| !matches!(set.kind, SetKind::Unknown | SetKind::Learned(_));
         self.sets
             .values()
             .filter(readable)
@@ -123,7 +125,10 @@ impl Reading {
         }
         let mut elements = BTreeMap::new();
         for (name, gathered) in self.elements {
-            let interval = self.sets.get(&name).is_some_and(|set| set.interval);
+            let interval = self
+                .sets
+                .get(&name)
+                .is_some_and(|set| set.interval && set.key.len() == 1);
             let mut list = gathered.elements;
             list.sort_unstable();
             if list
@@ -146,6 +151,16 @@ impl Reading {
             chains,
             elements,
         }))
+    }
+
+    /// The elements of one set, sorted; each once, though a table that grew during the dump may give some twice
+    /// and leave others out.
+    pub fn into_elements(mut self, set: &str) -> Vec<Element> {
+        let gathered = self.elements.remove(set).unwrap_or_default();
+        let mut elements = gathered.elements;
+        elements.sort_unstable();
+        elements.dedup_by(|a, b| a.key == b.key);
+        elements
     }
 
     fn absorb_table(&mut self, fields: Attributes<'_>) -> Result<(), Malformed> {
@@ -256,11 +271,12 @@ impl Reading {
 
 impl Gathered {
     fn absorb(&mut self, item: &[u8], set: &Set, family: Family) -> Result<(), Malformed> {
-        let (mut key, mut data, mut flags) = (None, None, 0);
+        let (mut key, mut last, mut data, mut flags) = (None, None, None, 0);
         for attribute in Attributes::new(item) {
             let attribute = attribute?;
             match attribute.kind {
                 element::KEY => key = Some(attribute.payload),
+                element::KEY_END => last = Some(attribute.payload),
                 element::DATA => data = Some(attribute.payload),
                 element::FLAGS => flags = be32(attribute.payload, "NFTA_SET_ELEM_FLAGS")?,
                 _ => {}
@@ -278,19 +294,27 @@ impl Gathered {
         }
         let missing = Malformed::Missing("NFTA_SET_ELEM_DATA");
         let data = match (&set.kind, data) {
-            (SetKind::Map(fields), Some(data)) => {
+            (SetKind::Map(fields) | SetKind::Learned(fields), Some(data)) => {
                 let len = data_len(fields, family) as usize;
                 Data::Value(bytes(data, len, "NFTA_SET_ELEM_DATA")?)
             }
             (SetKind::VerdictMap, Some(data)) => Data::Verdict(
                 expression::read_verdict(data)?.ok_or(Malformed::Value("NFTA_DATA_VERDICT"))?,
             ),
-            (SetKind::Map(_) | SetKind::VerdictMap, None) => return Err(missing),
-            (SetKind::Set | SetKind::Unknown, _) => Data::None,
+            (SetKind::Map(_) | SetKind::Learned(_) | SetKind::VerdictMap, None) => {
+                return Err(missing);
+            }
+            (SetKind::Set | SetKind::Counters | SetKind::Unknown, _) => Data::None,
+        };
+        let several = set.interval && set.key.len() > 1;
+        let last = match last {
+            Some(last) => Some(bytes(last, set.key_len(family), "NFTA_SET_ELEM_KEY_END")?),
+            // A range of one value.
+            None => several.then_some(key),
         };
         self.elements.push(Element {
             key,
-            last: None,
+            last: last.map(Box::new),
             data,
         });
         Ok(())
@@ -326,29 +350,47 @@ fn read_shape(
     family: Family,
 ) -> Result<Option<(Vec<Field>, SetKind)>, Malformed> {
     use abi::set::{
-        DATA_LEN, DATA_TYPE, DATA_VERDICT, DESC, DESC_SIZE, INTERVAL, KEY_LEN, KEY_TYPE, MAP,
+        CONCATENATION, DATA_LEN, DATA_TYPE, DATA_VERDICT, DESC, DESC_SIZE, DYNAMIC, EXPRESSION,
+        INTERVAL, KEY_LEN, KEY_TYPE, MAP, TIMEOUT,
     };
     let key_type = number(fields.clone(), KEY_TYPE, "NFTA_SET_KEY_TYPE")?.unwrap_or(0);
     let key_len = number(fields.clone(), KEY_LEN, "NFTA_SET_KEY_LEN")?.unwrap_or(0);
     let data_kind = number(fields.clone(), DATA_TYPE, "NFTA_SET_DATA_TYPE")?;
     let data_width = number(fields.clone(), DATA_LEN, "NFTA_SET_DATA_LEN")?;
+    let counts = fields.clone().find(EXPRESSION)?.is_some();
     let desc = fields.find(DESC)?.unwrap_or_default();
     let size = number(Attributes::new(desc), DESC_SIZE, "NFTA_SET_DESC_SIZE")?;
-    if flags & !(INTERVAL | MAP) != 0 || size.is_some_and(|size| size != 0) {
+    let learned = flags & (TIMEOUT | DYNAMIC) == TIMEOUT | DYNAMIC && flags & MAP != 0;
+    let size_fits = size.unwrap_or(0) == if learned { LEARNED_SIZE } else { 0 };
+    let known = match learned {
+        true => MAP | TIMEOUT | DYNAMIC,
+        false => INTERVAL | MAP | CONCATENATION,
+    };
+    if flags & !known != 0 || !size_fits || counts && flags != 0 {
         return Ok(None);
     }
-    let all = [Field::Address, Field::Protocol, Field::Port, Field::Slot];
+    let all = [
+        Field::Address,
+        Field::Protocol,
+        Field::Port,
+        Field::Slot,
+        Field::Group,
+    ];
     let Some(key) = split_type(key_type, &all, |field| field_type(field, family)) else {
         return Ok(None);
     };
     let kind = match (flags & MAP != 0, data_kind) {
+        (false, _) if counts => SetKind::Counters,
         (false, _) => SetKind::Set,
         (true, Some(DATA_VERDICT)) => SetKind::VerdictMap,
         (true, kind) => {
-            let all = [DataField::Address, DataField::Port];
+            let all = [DataField::Address, DataField::Port, DataField::Group];
             let one = |field| data_type(&[field], family);
             match split_type(kind.unwrap_or(0), &all, one) {
-                Some(data) if data_width == Some(data_len(&data, family)) => SetKind::Map(data),
+                Some(data) if data_width == Some(data_len(&data, family)) => match learned {
+                    true => SetKind::Learned(data),
+                    false => SetKind::Map(data),
+                },
                 _ => return Ok(None),
             }
         }
@@ -357,11 +399,12 @@ fn read_shape(
         name: "".into(),
         key,
         kind,
-        interval: false,
+        interval: flags & INTERVAL != 0,
         comment: "".into(),
     };
-    let fits =
-        probe.key_len(family) == key_len as usize && probe.key_len(family) <= Bytes::CAPACITY;
+    let fits = set_flags(&probe) == flags
+        && probe.key_len(family) == key_len as usize
+        && probe.key_len(family) <= Bytes::CAPACITY;
     Ok(fits.then_some((probe.key, probe.kind)))
 }
 

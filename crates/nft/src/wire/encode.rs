@@ -303,20 +303,23 @@ impl Encoder<'_> {
     fn add_set(&mut self, set: &Set) -> Option<()> {
         let (table, family) = (self.table, self.family);
         let data = match &set.kind {
-            SetKind::Set => None,
-            SetKind::Map(fields) => Some((data_type(fields, family), data_len(fields, family))),
+            SetKind::Set | SetKind::Counters => None,
+            SetKind::Map(fields) | SetKind::Learned(fields) => {
+                Some((data_type(fields, family), data_len(fields, family)))
+            }
             // The kernel knows how long a verdict is.
             SetKind::VerdictMap => Some((abi::set::DATA_VERDICT, 0)),
             SetKind::Unknown => return None,
         };
-        let interval = if set.interval { abi::set::INTERVAL } else { 0 };
-        let map = if data.is_some() { abi::set::MAP } else { 0 };
+        let flags = set_flags(set);
+        let learned = matches!(set.kind, SetKind::Learned(_));
+        let ranges = is_concatenated_range(set);
         // Any number that is unique in the batch; everything refers to sets by name.
         let id = self.batch.origins.len() as u32 + 1;
         self.message(message::NEW_SET, flag::CREATE, |out| {
             out.put_str(abi::set::TABLE, table);
             out.put_str(abi::set::NAME, &set.name);
-            out.put_u32(abi::set::FLAGS, interval | map);
+            out.put_u32(abi::set::FLAGS, flags);
             out.put_u32(abi::set::KEY_TYPE, key_type(&set.key, family));
             out.put_u32(abi::set::KEY_LEN, set.key_len(family) as u32);
             if let Some((kind, len)) = data {
@@ -324,7 +327,23 @@ impl Encoder<'_> {
                 out.put_u32(abi::set::DATA_LEN, len);
             }
             out.put_u32(abi::set::ID, id);
+            if learned || ranges {
+                out.nest(abi::set::DESC, |out| {
+                    if learned {
+                        out.put_u32(abi::set::DESC_SIZE, LEARNED_SIZE);
+                    }
+                    if ranges {
+                        put_field_widths(&set.key, family, out);
+                    }
+                });
+            }
             put_udata(abi::set::USERDATA, &udata::of_set(set, family), out);
+            if set.kind == SetKind::Counters {
+                out.nest(abi::set::EXPRESSION, |out| {
+                    out.put_str(abi::expr::NAME, "counter");
+                    out.nest(abi::expr::DATA, |_| {});
+                });
+            }
         });
         Some(())
     }
@@ -389,7 +408,7 @@ impl Encoder<'_> {
                 let Some((_, element)) = rest.next() else {
                     break;
                 };
-                write_element(element, out);
+                write_element(element, self.family, out);
             }
             out.close(list);
             out.finish(start);
@@ -400,7 +419,7 @@ impl Encoder<'_> {
 /// The type of a base chain (`NFTA_CHAIN_TYPE`).
 pub(crate) fn chain_type(hook: Hook) -> &'static str {
     match hook {
-        Hook::NatPrerouting | Hook::NatOutput | Hook::NatPostrouting => "nat",
+        Hook::NatPrerouting | Hook::NatInput | Hook::NatOutput | Hook::NatPostrouting => "nat",
         Hook::RawPrerouting
         | Hook::RawOutput
         | Hook::FilterInput
@@ -413,6 +432,7 @@ pub(crate) fn chain_type(hook: Hook) -> &'static str {
 pub(crate) fn hook_numbers(hook: Hook) -> Option<(u32, i32)> {
     match hook {
         Hook::NatPrerouting => Some((0, -100)),
+        Hook::NatInput => Some((1, 100)),
         Hook::NatOutput => Some((3, -100)),
         Hook::NatPostrouting => Some((4, 100)),
         Hook::RawPrerouting => Some((0, -300)),
@@ -437,7 +457,45 @@ pub(crate) fn field_type(field: Field, family: Family) -> u32 {
         (Field::Address, Family::Ip6) => 8,
         (Field::Protocol, _) => 12,
         (Field::Port, _) => 13,
+        // TYPE_CLASSID
+        (Field::Group, _) => 21,
     }
+}
+
+/// How many elements a map of [`SetKind::Learned`] holds; when it is full, nothing more is learned until some have
+/// timed out. The kernel sizes its table by it at once: 2 MB.
+pub(crate) const LEARNED_SIZE: u32 = 1 << 17;
+
+/// `enum nft_set_flags`
+pub(crate) fn set_flags(set: &Set) -> u32 {
+    use abi::set::{CONCATENATION, DYNAMIC, INTERVAL, MAP, TIMEOUT};
+    let kind = match set.kind {
+        SetKind::Set | SetKind::Counters | SetKind::Unknown => 0,
+        SetKind::Map(_) | SetKind::VerdictMap => MAP,
+        SetKind::Learned(_) => MAP | TIMEOUT | DYNAMIC,
+    };
+    let interval = if set.interval { INTERVAL } else { 0 };
+    let concat = if is_concatenated_range(set) {
+        CONCATENATION
+    } else {
+        0
+    };
+    kind | interval | concat
+}
+
+/// Whether the kernel's set of ranges of several fields is meant (nft_set_pipapo.c).
+fn is_concatenated_range(set: &Set) -> bool {
+    set.interval && set.key.len() > 1
+}
+
+fn put_field_widths(key: &[Field], family: Family, out: &mut Writer) {
+    out.nest(abi::set::DESC_CONCATENATION, |out| {
+        for field in key {
+            out.nest(abi::LIST_ITEM, |out| {
+                out.put_u32(abi::set::FIELD_LEN, field.len(family) as u32);
+            });
+        }
+    });
 }
 
 /// Bits of one type in the number of a concatenation's (`TYPE_BITS`).
@@ -454,6 +512,7 @@ pub(crate) fn as_field(field: DataField) -> Field {
     match field {
         DataField::Address => Field::Address,
         DataField::Port => Field::Port,
+        DataField::Group => Field::Group,
     }
 }
 
@@ -476,9 +535,11 @@ pub(crate) fn data_len(data: &[DataField], family: Family) -> u32 {
 }
 
 /// One element; of a range two items, as the kernel's interval sets want them: where it begins, and the
-/// first value after it.
-fn write_element(value: &Element, out: &mut Writer) {
-    let end = value.last.as_deref().map(successor);
+/// first value after it. A range of several fields is one item with both ends.
+fn write_element(value: &Element, family: Family, out: &mut Writer) {
+    let several = value.key.as_slice().len() > family.address_len();
+    let last = value.last.as_deref();
+    let end = last.filter(|_| !several).map(successor);
     let item = out.open(abi::LIST_ITEM);
     if value.key.as_slice().is_empty() {
         out.put_u32(element::FLAGS, element::CATCH_ALL);
@@ -493,6 +554,9 @@ fn write_element(value: &Element, out: &mut Writer) {
     // The range that reaches the last value has no end; nft then leaves itself a note.
     if end == Some(None) {
         out.put(element::USERDATA, &udata::open_interval());
+    }
+    if let Some(last) = last.filter(|_| several) {
+        write_bytes(element::KEY_END, last, out);
     }
     out.close(item);
     if let Some(Some(end)) = end {

@@ -8,7 +8,7 @@ use super::abi;
 use super::attribute::{Attributes, Writer, be32, string};
 use super::frame::number;
 use crate::expr::{Base, CtKey, Expr, LookupResult, Register};
-use crate::model::{Bytes, Family, Name, Verdict};
+use crate::model::{Bytes, Family, Name, Side, Verdict};
 
 /// Appends a rule's expressions as items of a list.
 pub(crate) fn write(exprs: &[Expr], family: Family, out: &mut Writer) {
@@ -37,11 +37,28 @@ fn write_data(expr: &Expr, family: Family, out: &mut Writer) {
             out.put_u32(abi::meta::KEY, abi::meta::L4PROTO);
             out.put_u32(abi::meta::DREG, dreg.number());
         }
+        Expr::MetaPriority { dreg } => {
+            out.put_u32(abi::meta::KEY, abi::meta::PRIORITY);
+            out.put_u32(abi::meta::DREG, dreg.number());
+        }
+        Expr::MetaInputName { dreg } => {
+            out.put_u32(abi::meta::KEY, abi::meta::IIFNAME);
+            out.put_u32(abi::meta::DREG, dreg.number());
+        }
+        Expr::SetPriority { sreg } => {
+            out.put_u32(abi::meta::KEY, abi::meta::PRIORITY);
+            out.put_u32(abi::meta::SREG, sreg.number());
+        }
+        Expr::FibType { of, dreg } => {
+            out.put_u32(abi::fib::FLAGS, fib_flag(*of));
+            out.put_u32(abi::fib::RESULT, abi::fib::ADDRESS_TYPE);
+            out.put_u32(abi::fib::DREG, dreg.number());
+        }
         Expr::Ct { key, dreg } => {
             out.put_u32(abi::ct::KEY, ct_number(*key, family));
             out.put_u32(abi::ct::DREG, dreg.number());
-            if *key != CtKey::Status {
-                out.put(abi::ct::DIRECTION, &[abi::ct::ORIGINAL]);
+            if let Some(direction) = ct_direction(*key) {
+                out.put(abi::ct::DIRECTION, &[direction]);
             }
         }
         Expr::Cmp { sreg, equal, data } => {
@@ -81,6 +98,25 @@ fn write_data(expr: &Expr, family: Family, out: &mut Writer) {
         Expr::Immediate { verdict } => {
             out.put_u32(abi::immediate::DREG, abi::immediate::VERDICT_REGISTER);
             out.nest(abi::immediate::DATA, |out| write_verdict(verdict, out));
+        }
+        Expr::ImmediateValue { dreg, data } => {
+            out.put_u32(abi::immediate::DREG, dreg.number());
+            write_value(abi::immediate::DATA, data, out);
+        }
+        Expr::Update {
+            map,
+            key,
+            data,
+            seconds,
+        } => {
+            out.put_u32(abi::dynset::OP, abi::dynset::UPDATE);
+            out.put_u32(abi::dynset::KEY, key.number());
+            out.put_u32(abi::dynset::DATA, data.number());
+            out.put(
+                abi::dynset::TIMEOUT,
+                &(u64::from(*seconds) * 1000).to_be_bytes(),
+            );
+            out.put_str(abi::dynset::SET, map);
         }
         Expr::SymHash { modulus, dreg } => {
             out.put_u32(abi::hash::DREG, dreg.number());
@@ -140,6 +176,26 @@ fn ct_number(key: CtKey, family: Family) -> u32 {
         (CtKey::OriginalDestinationAddress, Family::Ip) => abi::ct::DST_IP,
         (CtKey::OriginalDestinationAddress, Family::Ip6) => abi::ct::DST_IP6,
         (CtKey::OriginalDestinationPort, _) => abi::ct::PROTO_DST,
+        (CtKey::ReplySourceAddress, Family::Ip) => abi::ct::SRC_IP,
+        (CtKey::ReplySourceAddress, Family::Ip6) => abi::ct::SRC_IP6,
+        (CtKey::ReplySourcePort, _) => abi::ct::PROTO_SRC,
+    }
+}
+
+fn ct_direction(key: CtKey) -> Option<u8> {
+    match key {
+        CtKey::Status => None,
+        CtKey::OriginalDestinationAddress | CtKey::OriginalDestinationPort => {
+            Some(abi::ct::ORIGINAL)
+        }
+        CtKey::ReplySourceAddress | CtKey::ReplySourcePort => Some(abi::ct::REPLY),
+    }
+}
+
+fn fib_flag(of: Side) -> u32 {
+    match of {
+        Side::Source => abi::fib::SOURCE,
+        Side::Destination => abi::fib::DESTINATION,
     }
 }
 
@@ -175,6 +231,8 @@ fn read_one(item: &[u8], family: Family) -> Result<Expr, Malformed> {
         "bitwise" => bitwise(&fields),
         "lookup" => lookup(&fields),
         "immediate" => immediate(&fields),
+        "fib" => fib(&fields),
+        "dynset" => update(&fields),
         "hash" => hash(&fields),
         "nat" => nat(&fields, family),
         "counter" => Some(Expr::Counter),
@@ -188,9 +246,9 @@ fn read_one(item: &[u8], family: Family) -> Result<Expr, Malformed> {
     }))
 }
 
-/// The attributes of one expression by type; the highest type in use is 7.
+/// The attributes of one expression by type; the highest type in use is 7 (of a dynset 9).
 struct Fields<'a> {
-    by_kind: [Option<&'a [u8]>; 8],
+    by_kind: [Option<&'a [u8]>; 10],
     /// An attribute of a higher type was met.
     more: bool,
 }
@@ -198,7 +256,7 @@ struct Fields<'a> {
 impl<'a> Fields<'a> {
     fn read(data: &'a [u8]) -> Result<Self, Malformed> {
         let mut fields = Fields {
-            by_kind: [None; 8],
+            by_kind: [None; 10],
             more: false,
         };
         for attribute in Attributes::new(data) {
@@ -267,28 +325,66 @@ fn payload(fields: &Fields<'_>) -> Option<Expr> {
 }
 
 fn meta(fields: &Fields<'_>) -> Option<Expr> {
-    use abi::meta::{DREG, KEY, L4PROTO};
+    use abi::meta::{DREG, IIFNAME, KEY, L4PROTO, PRIORITY, SREG};
+    if fields.get(SREG).is_some() {
+        fields.only(&[SREG, KEY])?;
+        let sreg = fields.register(SREG)?;
+        return (fields.u32(KEY)? == PRIORITY).then_some(Expr::SetPriority { sreg });
+    }
     fields.only(&[DREG, KEY])?;
-    (fields.u32(KEY)? == L4PROTO).then_some(())?;
-    Some(Expr::MetaL4Proto {
+    let dreg = fields.register(DREG)?;
+    match fields.u32(KEY)? {
+        L4PROTO => Some(Expr::MetaL4Proto { dreg }),
+        PRIORITY => Some(Expr::MetaPriority { dreg }),
+        IIFNAME => Some(Expr::MetaInputName { dreg }),
+        _ => None,
+    }
+}
+
+fn fib(fields: &Fields<'_>) -> Option<Expr> {
+    use abi::fib::{ADDRESS_TYPE, DREG, FLAGS, RESULT};
+    fields.only(&[DREG, RESULT, FLAGS])?;
+    (fields.u32(RESULT)? == ADDRESS_TYPE).then_some(())?;
+    let flags = fields.u32(FLAGS)?;
+    let of = [Side::Source, Side::Destination]
+        .into_iter()
+        .find(|side| fib_flag(*side) == flags)?;
+    Some(Expr::FibType {
+        of,
         dreg: fields.register(DREG)?,
     })
 }
 
+fn update(fields: &Fields<'_>) -> Option<Expr> {
+    use abi::dynset::{DATA, KEY, OP, SET, TIMEOUT, UPDATE};
+    fields.only(&[SET, OP, KEY, DATA, TIMEOUT])?;
+    (fields.u32(OP)? == UPDATE).then_some(())?;
+    let milliseconds = u64::from_be_bytes(fields.get(TIMEOUT)?.try_into().ok()?);
+    (milliseconds % 1000 == 0).then_some(())?;
+    Some(Expr::Update {
+        map: Name::from(string(fields.get(SET)?, "").ok()?.to_owned()),
+        key: fields.register(KEY)?,
+        data: fields.register(DATA)?,
+        seconds: u32::try_from(milliseconds / 1000).ok()?,
+    })
+}
+
 fn ct(fields: &Fields<'_>, family: Family) -> Option<Expr> {
-    use abi::ct::{DIRECTION, DREG, KEY, ORIGINAL};
+    use abi::ct::{DIRECTION, DREG, KEY};
     fields.only(&[DREG, KEY, DIRECTION])?;
     let number = fields.u32(KEY)?;
     let key = [
         CtKey::Status,
         CtKey::OriginalDestinationAddress,
         CtKey::OriginalDestinationPort,
+        CtKey::ReplySourceAddress,
+        CtKey::ReplySourcePort,
     ]
     .into_iter()
     .find(|key| ct_number(*key, family) == number)?;
     let direction = fields.get(DIRECTION);
-    let expected: Option<&[u8]> = (key != CtKey::Status).then_some(&[ORIGINAL]);
-    (direction == expected).then_some(())?;
+    let expected = ct_direction(key).map(|direction| [direction]);
+    (direction == expected.as_ref().map(<[u8; 1]>::as_slice)).then_some(())?;
     Some(Expr::Ct {
         key,
         dreg: fields.register(DREG)?,
@@ -353,7 +449,12 @@ fn lookup(fields: &Fields<'_>) -> Option<Expr> {
 fn immediate(fields: &Fields<'_>) -> Option<Expr> {
     use abi::immediate::{DATA, DREG, VERDICT_REGISTER};
     fields.only(&[DREG, DATA])?;
-    (fields.u32(DREG)? == VERDICT_REGISTER).then_some(())?;
+    if fields.u32(DREG)? != VERDICT_REGISTER {
+        return Some(Expr::ImmediateValue {
+            dreg: fields.register(DREG)?,
+            data: fields.value(DATA)?,
+        });
+    }
     let verdict = read_verdict(fields.get(DATA)?).ok()??;
     Some(Expr::Immediate { verdict })
 }

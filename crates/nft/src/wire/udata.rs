@@ -44,6 +44,7 @@ mod expression {
     pub(super) const TH_DPORT: (u32, u32) = (11, 2);
 
     pub(super) const META_L4PROTO: u32 = 16;
+    pub(super) const META_PRIORITY: u32 = 2;
     pub(super) const NUMGEN_RANDOM: u32 = 1;
     /// As in `numgen random mod 65536`.
     pub(super) const NUMGEN_MODULUS: u32 = 65536;
@@ -77,18 +78,18 @@ pub(crate) fn read_set_comment(udata: &[u8]) -> Option<&str> {
 /// User data of a set.
 pub(crate) fn of_set(set: &Set, family: Family) -> Vec<u8> {
     let mut out = Vec::with_capacity(MAX);
-    let by_typeof = matches!(set.kind, SetKind::Map(_)) || set.key.contains(&Field::Slot);
+    let by_typeof = set.declared_by_typeof();
     number(
         &mut out,
         set_type::KEY_BYTE_ORDER,
         key_byte_order(&set.key, by_typeof),
     );
     match &set.kind {
-        SetKind::Map(fields) => {
+        SetKind::Map(fields) | SetKind::Learned(fields) => {
             number(&mut out, set_type::DATA_BYTE_ORDER, data_byte_order(fields))
         }
         SetKind::VerdictMap => number(&mut out, set_type::DATA_BYTE_ORDER, byte_order::NONE),
-        SetKind::Set | SetKind::Unknown => {}
+        SetKind::Set | SetKind::Counters | SetKind::Unknown => {}
     }
     let key = match (by_typeof, set.key.as_slice()) {
         (true, [one]) => Some(key_part(*one, family)),
@@ -100,7 +101,7 @@ pub(crate) fn of_set(set: &Set, family: Family) -> Vec<u8> {
         tlv(&mut out, set_type::KEY_TYPEOF, &key);
     }
     match &set.kind {
-        SetKind::Map(fields) => {
+        SetKind::Map(fields) | SetKind::Learned(fields) => {
             let data = match fields.as_slice() {
                 [one] => data_part(*one, family),
                 many => concat(many.iter().map(|field| data_part(*field, family))),
@@ -116,7 +117,10 @@ pub(crate) fn of_set(set: &Set, family: Family) -> Vec<u8> {
         }
         _ => {}
     }
-    if matches!(set.kind, SetKind::Map(_) | SetKind::VerdictMap) {
+    if matches!(
+        set.kind,
+        SetKind::Map(_) | SetKind::Learned(_) | SetKind::VerdictMap
+    ) {
         number(&mut out, set_type::DATA_INTERVAL, 0);
     }
     put_comment(&mut out, set_type::COMMENT, &set.comment);
@@ -126,13 +130,14 @@ pub(crate) fn of_set(set: &Set, family: Family) -> Vec<u8> {
 fn key_byte_order(key: &[Field], by_typeof: bool) -> u32 {
     match (key, by_typeof) {
         ([Field::Address | Field::Port], _) => byte_order::NETWORK,
-        ([Field::Protocol | Field::Slot], true) => byte_order::HOST,
+        ([Field::Protocol | Field::Slot | Field::Group], true) => byte_order::HOST,
         _ => byte_order::NONE,
     }
 }
 
 fn data_byte_order(data: &[DataField]) -> u32 {
     match data {
+        [DataField::Group] => byte_order::HOST,
         [_] => byte_order::NETWORK,
         _ => byte_order::NONE,
     }
@@ -142,11 +147,8 @@ fn key_part(field: Field, family: Family) -> Vec<u8> {
     match field {
         Field::Address => data_part(DataField::Address, family),
         Field::Port => data_part(DataField::Port, family),
-        Field::Protocol => {
-            let mut inner = Vec::new();
-            number(&mut inner, 0, expression::META_L4PROTO);
-            typeof_expression(expression::META, &inner)
-        }
+        Field::Protocol => meta(expression::META_L4PROTO),
+        Field::Group => meta(expression::META_PRIORITY),
         Field::Slot => {
             let mut inner = Vec::new();
             number(&mut inner, 0, expression::NUMGEN_RANDOM);
@@ -157,8 +159,15 @@ fn key_part(field: Field, family: Family) -> Vec<u8> {
     }
 }
 
+fn meta(what: u32) -> Vec<u8> {
+    let mut inner = Vec::new();
+    number(&mut inner, 0, what);
+    typeof_expression(expression::META, &inner)
+}
+
 fn data_part(field: DataField, family: Family) -> Vec<u8> {
     let (protocol, index) = match (field, family) {
+        (DataField::Group, _) => return meta(expression::META_PRIORITY),
         (DataField::Address, Family::Ip) => expression::IP_DADDR,
         (DataField::Address, Family::Ip6) => expression::IP6_DADDR,
         (DataField::Port, _) => expression::TH_DPORT,

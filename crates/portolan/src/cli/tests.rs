@@ -1,5 +1,5 @@
 use clap::{CommandFactory, Parser};
-use service_model::{DetectLocal, NodePortAddresses};
+use service_model::{DetectLocal, LocalInterface, NodePortAddress};
 
 use super::{Cli, Command, RunArgs};
 
@@ -31,7 +31,9 @@ fn defaults_are_those_of_kube_proxy() {
     let args = run(&["--hostname-override", "n"]).unwrap();
     let config = args.node.config().unwrap();
     assert_eq!(config.detect_local, DetectLocal::ClusterCidr(vec![]));
-    assert_eq!(config.nodeport_addresses, NodePortAddresses::Primary);
+    assert_eq!(config.nodeport_addresses, [NodePortAddress::Primary]);
+    assert_eq!(config.allowed_external_ips, None);
+    assert_eq!(args.node.service_proxy_name, None);
     assert!(!config.masquerade_all);
 }
 
@@ -50,10 +52,8 @@ fn flags_become_the_node_configuration() {
         .map(|c| c.parse().unwrap())
         .to_vec();
     assert_eq!(config.detect_local, DetectLocal::ClusterCidr(cluster));
-    let served = ["192.168.0.0/16", "fd00::/8"]
-        .map(|c| c.parse().unwrap())
-        .to_vec();
-    assert_eq!(config.nodeport_addresses, NodePortAddresses::Cidrs(served));
+    let served = ["192.168.0.0/16", "fd00::/8"].map(|c| NodePortAddress::Cidr(c.parse().unwrap()));
+    assert_eq!(config.nodeport_addresses, served);
     assert!(config.masquerade_all);
     let args = run(&[
         "--hostname-override=n",
@@ -72,9 +72,13 @@ fn a_broken_flag_names_flag_and_value_and_exits_with_two() {
         ("--cluster-cidr", "10.0.0.0/33"),
         ("--cluster-cidr", "10.0.0.0/8,11.0.0.0/8"),
         ("--cluster-cidr", "10.0.0.0/8,"),
-        ("--detect-local-mode", "BridgeInterface"),
-        ("--nodeport-addresses", "primary,10.0.0.0/8"),
-        ("--nodeport-addresses", "all"),
+        ("--detect-local-mode", "Bridge"),
+        ("--pod-bridge-interface", "sixteen-bytes-xx"),
+        ("--pod-interface-name-prefix", "veth*"),
+        ("--nodeport-addresses", "primary,10.0.0.0"),
+        ("--nodeport-addresses", "everywhere"),
+        ("--allowed-external-ips", "10.0.0.0/8,x"),
+        ("--service-proxy-name", "a,b"),
         ("--healthz-bind-address", "localhost:1"),
         ("--metrics-bind-address", "::1:99999"),
         ("--node-port-range", "5-4"),
@@ -97,14 +101,60 @@ fn a_broken_flag_names_flag_and_value_and_exits_with_two() {
 }
 
 #[test]
-fn an_unsupported_detect_local_mode_names_the_supported_ones() {
-    let text = run(&["--detect-local-mode=InterfaceNamePrefix"])
-        .unwrap_err()
-        .to_string();
-    assert!(
-        text.contains("ClusterCIDR") && text.contains("NodeCIDR"),
-        "{text}"
+fn detection_by_interface_needs_the_interface() {
+    let config = |args: &[&str]| {
+        let mut args = args.to_vec();
+        args.push("--hostname-override=n");
+        run(&args).unwrap().node.config()
+    };
+    let bridge = config(&[
+        "--detect-local-mode=BridgeInterface",
+        "--pod-bridge-interface=cni0",
+    ]);
+    let named = LocalInterface::Named("cni0".into());
+    assert_eq!(bridge.unwrap().detect_local, DetectLocal::Interface(named));
+    let prefix = config(&[
+        "--detect-local-mode=InterfaceNamePrefix",
+        "--pod-interface-name-prefix=veth",
+    ]);
+    let veth = LocalInterface::Prefix("veth".into());
+    assert_eq!(prefix.unwrap().detect_local, DetectLocal::Interface(veth));
+    let error = config(&["--detect-local-mode=BridgeInterface"]).unwrap_err();
+    assert!(error.to_string().contains("--pod-bridge-interface"));
+}
+
+#[test]
+fn key_words_of_node_port_addresses_mix_with_ranges() {
+    use NodePortAddress::{All, Cidr, Localhost, Primary};
+    let args = run(&["--nodeport-addresses=primary,localhost,127.0.0.0/8,all,10.0.0.1/8"]).unwrap();
+    let expected = vec![
+        Primary,
+        Localhost,
+        Localhost,
+        All,
+        Cidr("10.0.0.0/8".parse().unwrap()),
+    ];
+    assert_eq!(args.node.nodeport_addresses.0, expected);
+}
+
+#[test]
+fn allowed_external_ips_are_ranges_or_addresses_and_none_at_all_when_empty() {
+    let allowed = |flag| {
+        run(&["--hostname-override=n", flag])
+            .unwrap()
+            .node
+            .config()
+            .unwrap()
+            .allowed_external_ips
+    };
+    let expected = ["192.0.2.0/24", "2001:db8::1/128"]
+        .map(|c| c.parse().unwrap())
+        .to_vec();
+    assert_eq!(
+        allowed("--allowed-external-ips=192.0.2.0/24,2001:db8::1"),
+        Some(expected)
     );
+    assert_eq!(allowed("--allowed-external-ips="), Some(Vec::new()));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use service_model::NodePortAddress;
 
 use super::DetectLocalMode;
 
@@ -42,36 +43,71 @@ impl fmt::Display for CidrList {
     }
 }
 
-/// `--nodeport-addresses`
+/// `--nodeport-addresses`; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodePortAddressList {
-    /// The Node object's own addresses.
-    Primary,
-    /// Interface addresses within these ranges; never empty.
-    Cidrs(Vec<IpNet>),
-}
+pub struct NodePortAddressList(pub Vec<NodePortAddress>);
 
 impl FromStr for NodePortAddressList {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         // kube-proxy reads an empty list as the default of its mode.
-        if text.is_empty() || text == "primary" {
-            return Ok(NodePortAddressList::Primary);
+        if text.is_empty() {
+            return Ok(NodePortAddressList(vec![NodePortAddress::Primary]));
         }
-        match cidrs(text) {
-            Ok(cidrs) => Ok(NodePortAddressList::Cidrs(cidrs)),
-            Err(error) => Err(format!("{error}; supported: primary, or a list of CIDRs")),
-        }
+        let item = |item: &str| match item.trim() {
+            "primary" => Ok(NodePortAddress::Primary),
+            "all" => Ok(NodePortAddress::All),
+            "localhost" => Ok(NodePortAddress::Localhost),
+            cidr => match cidr.parse::<IpNet>() {
+                // Ranges of loopback addresses ask for what the key word does.
+                Ok(net) if net.addr().is_loopback() => Ok(NodePortAddress::Localhost),
+                Ok(net) => Ok(NodePortAddress::Cidr(net.trunc())),
+                Err(_) => Err(format!(
+                    "{cidr:?} is not a CIDR; supported: primary, all, localhost and CIDRs"
+                )),
+            },
+        };
+        let items = text.split(',').map(item).collect::<Result<_, _>>()?;
+        Ok(NodePortAddressList(items))
     }
 }
 
 impl fmt::Display for NodePortAddressList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            NodePortAddressList::Primary => f.write_str("primary"),
-            NodePortAddressList::Cidrs(cidrs) => write_list(f, cidrs),
+        for (i, item) in self.0.iter().enumerate() {
+            f.write_str(if i == 0 { "" } else { "," })?;
+            match item {
+                NodePortAddress::Primary => f.write_str("primary")?,
+                NodePortAddress::All => f.write_str("all")?,
+                NodePortAddress::Localhost => f.write_str("localhost")?,
+                NodePortAddress::Cidr(cidr) => cidr.fmt(f)?,
+            }
         }
+        Ok(())
+    }
+}
+
+/// `--allowed-external-ips`: CIDRs, any number; an address stands for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeList(pub Vec<IpNet>);
+
+impl FromStr for RangeList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let range = |text: &str| match text.parse::<IpAddr>() {
+            Ok(address) => Ok(IpNet::from(address)),
+            Err(_) => cidr(text),
+        };
+        let items = text.split(',').map(str::trim).filter(|_| !text.is_empty());
+        items.map(range).collect::<Result<_, _>>().map(RangeList)
+    }
+}
+
+impl fmt::Display for RangeList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_list(f, &self.0)
     }
 }
 
@@ -156,15 +192,43 @@ pub(super) fn node_name(text: &str) -> Result<Arc<str>, String> {
     }
 }
 
-/// The modes that work without knowing the pods' interfaces.
+/// kube-proxy's modes.
 pub(super) fn detect_local_mode(text: &str) -> Result<DetectLocalMode, String> {
     match text {
         "ClusterCIDR" | "" => Ok(DetectLocalMode::ClusterCidr),
         "NodeCIDR" => Ok(DetectLocalMode::NodeCidr),
-        "BridgeInterface" | "InterfaceNamePrefix" => {
-            Err("not supported yet; supported: ClusterCIDR, NodeCIDR".into())
-        }
-        _ => Err("unknown mode; supported: ClusterCIDR, NodeCIDR".into()),
+        "BridgeInterface" => Ok(DetectLocalMode::BridgeInterface),
+        "InterfaceNamePrefix" => Ok(DetectLocalMode::InterfaceNamePrefix),
+        _ => Err(
+            "unknown mode; supported: ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"
+                .into(),
+        ),
+    }
+}
+
+/// The name of an interface or the beginning of one: 1 to 15 bytes (`IFNAMSIZ` less the final zero) of those that
+/// mean nothing to nft's grammar.
+pub(super) fn interface_name(text: &str) -> Result<Arc<str>, String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'@');
+    match (text.len(), text.bytes().all(allowed)) {
+        (1..=15, true) => Ok(text.into()),
+        (1..=15, false) => Err(
+            "only letters, digits, '-', '_', '.' and '@' can stand in an interface name here"
+                .into(),
+        ),
+        _ => Err("an interface name has 1 to 15 bytes".into()),
+    }
+}
+
+/// A label value (apimachinery `IsValidLabelValue`), not empty: it stands in a label selector.
+pub(super) fn label_value(text: &str) -> Result<Arc<str>, String> {
+    let bytes = text.as_bytes();
+    let end = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let inner = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if bytes.len() <= 63 && end(bytes.first()) && end(bytes.last()) && bytes.iter().all(inner) {
+        Ok(text.into())
+    } else {
+        Err("not a label value: 1 to 63 letters, digits, '-', '_' and '.', a letter or digit at both ends".into())
     }
 }
 
@@ -179,15 +243,14 @@ pub(super) fn log_level(text: &str) -> Result<String, String> {
 
 /// A comma-separated list; empty text is the empty list.
 fn cidrs(text: &str) -> Result<Vec<IpNet>, String> {
-    text.split(',')
-        .map(str::trim)
-        .filter(|_| !text.is_empty())
-        .map(|cidr| {
-            cidr.parse()
-                .map(|net: IpNet| net.trunc())
-                .map_err(|_| format!("{cidr:?} is not a CIDR"))
-        })
-        .collect()
+    let items = text.split(',').map(str::trim).filter(|_| !text.is_empty());
+    items.map(cidr).collect()
+}
+
+fn cidr(text: &str) -> Result<IpNet, String> {
+    text.parse()
+        .map(|net: IpNet| net.trunc())
+        .map_err(|_| format!("{text:?} is not a CIDR"))
 }
 
 fn write_list(f: &mut fmt::Formatter<'_>, cidrs: &[IpNet]) -> fmt::Result {

@@ -1,16 +1,14 @@
 use nft::{Fake, Family};
 use nix::errno::Errno;
 use service_model::wire::{self, Interner, Object};
-use service_model::{DetectLocal, EndpointSlice, Node, NodePortAddresses, Service};
+use service_model::{DetectLocal, EndpointSlice, Node, Service};
 
 use super::*;
 
 fn control(backend: Fake) -> Control<Fake> {
     let node = NodeConfig {
-        node_name: "node-a".into(),
         detect_local: DetectLocal::NodeCidr,
-        nodeport_addresses: NodePortAddresses::Primary,
-        masquerade_all: false,
+        ..NodeConfig::named("node-a")
     };
     Control::new(
         node,

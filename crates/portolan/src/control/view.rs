@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use service_dataplane::Update;
 use service_model::{
-    Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName,
+    Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName, ServiceCidr,
 };
 
 use crate::source::{Problem, SourceEvent};
@@ -27,6 +28,7 @@ pub(super) struct View {
     config: NodeConfig,
     index: Index,
     node: Option<Node>,
+    service_cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
     listed: BTreeSet<ObjectKind>,
     invalid: BTreeMap<(ObjectKind, ObjectName), Problem>,
 }
@@ -37,6 +39,7 @@ impl View {
             config,
             index: Index::default(),
             node: None,
+            service_cidrs: BTreeMap::new(),
             listed: BTreeSet::new(),
             invalid: BTreeMap::new(),
         }
@@ -58,7 +61,8 @@ impl View {
                 self.node_event(event);
             }
             SourceEvent::ServiceCidr(event) => {
-                self.heard(ObjectKind::ServiceCidr, &event, |cidr| &cidr.name)
+                self.heard(ObjectKind::ServiceCidr, &event, |cidr| &cidr.name);
+                self.service_cidr_event(event);
             }
             SourceEvent::Problem(problem) => {
                 let key = (problem.invalid.kind, problem.invalid.object.clone());
@@ -108,6 +112,24 @@ impl View {
         }
     }
 
+    fn service_cidr_event(&mut self, event: ObjectEvent<ServiceCidr>) {
+        match event {
+            ObjectEvent::Apply(object) => {
+                self.service_cidrs.insert(object.name, object.cidrs);
+            }
+            ObjectEvent::Delete(name) => {
+                self.service_cidrs.remove(&name);
+            }
+            ObjectEvent::Reset { objects, invalid } => {
+                self.service_cidrs.retain(|name, _| invalid.contains(name));
+                let listed = objects
+                    .into_iter()
+                    .map(|object| (object.name, object.cidrs));
+                self.service_cidrs.extend(listed);
+            }
+        }
+    }
+
     /// Kinds that have not been listed yet.
     pub(super) fn waiting_for(&self) -> Vec<ObjectKind> {
         NEEDED
@@ -154,7 +176,8 @@ impl View {
             annotations: Arc::default(),
         };
         let node = self.node.clone().unwrap_or_else(unknown);
-        NodeFacts::resolve(&self.config, &node, interface_addresses)
+        let service_cidrs: Vec<IpNet> = self.service_cidrs.values().flatten().copied().collect();
+        NodeFacts::resolve(&self.config, &node, interface_addresses, &service_cidrs)
     }
 
     /// Whether any Service is to be planned again.
@@ -162,9 +185,9 @@ impl View {
         self.index.is_dirty()
     }
 
-    /// What planning leaves out of a Service's slices.
-    pub(super) fn left_out(&self, service: &ObjectName) -> Vec<Invalid> {
-        self.index.left_out(service)
+    /// What planning leaves out of a Service and its slices.
+    pub(super) fn left_out(&self, service: &ObjectName, facts: &NodeFacts) -> Vec<Invalid> {
+        self.index.left_out(service, facts)
     }
 
     /// What the dirty Services need, or all when the facts are `new`.

@@ -29,11 +29,12 @@ mod request;
 mod tests;
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
 use service_model::ObjectEvent;
-use service_model::wire::{self, LABEL_SELECTOR, Object};
+use service_model::wire::{self, Object, label_selector};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -70,6 +71,8 @@ pub struct ApiConfig {
     pub absent_retry: Duration,
     /// Watch the Nodes of the whole cluster, for an overlay.
     pub all_nodes: bool,
+    /// Whose Services to watch (`--service-proxy-name`).
+    pub proxy_name: Option<Arc<str>>,
 }
 
 impl Default for ApiConfig {
@@ -87,6 +90,7 @@ impl Default for ApiConfig {
             stable_after: Duration::from_secs(60),
             absent_retry: Duration::from_secs(300),
             all_nodes: false,
+            proxy_name: None,
         }
     }
 }
@@ -100,9 +104,10 @@ pub async fn run(
     events: mpsc::Sender<SourceEvent>,
     cancel: CancellationToken,
 ) {
+    let selector = label_selector(config.proxy_name.as_deref());
     let selected = |path| Target {
         path,
-        label_selector: Some(LABEL_SELECTOR.to_owned()),
+        label_selector: Some(selector.clone()),
         field_selector: None,
         optional: false,
     };

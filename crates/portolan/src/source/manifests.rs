@@ -14,6 +14,7 @@
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -45,11 +46,13 @@ pub struct ManifestsConfig {
     pub dir: PathBuf,
     /// Node ports that a Service may ask for.
     pub node_ports: RangeInclusive<u16>,
+    /// Whose Services to read (`--service-proxy-name`).
+    pub proxy_name: Option<Arc<str>>,
 }
 
 /// Reads the folder once: a `Reset` of each kind, then the problems. Fails when it cannot be listed.
 pub fn read(config: &ManifestsConfig) -> anyhow::Result<Vec<SourceEvent>> {
-    let mut folder = Folder::new(config.dir.clone(), config.node_ports.clone());
+    let mut folder = Folder::new(config);
     folder.refresh(&Attention::default(), Instant::now())?;
     Ok(View::default().tell_all(&folder))
 }
@@ -64,7 +67,7 @@ pub async fn run(
     let dir = std::path::absolute(&config.dir).context("finding the manifest folder")?;
     let mut source = Source {
         watch: Watch::new(dir),
-        folder: Folder::new(config.dir, config.node_ports),
+        folder: Folder::new(&config),
         view: View::default(),
         told: Told::Nothing,
     };

@@ -2,10 +2,10 @@ use std::collections::BTreeMap;
 
 use nft::Statement;
 use proptest::prelude::*;
-use service_model::{Backend, Disposition, Masquerade};
+use service_model::Backend;
 
 use super::*;
-use crate::samples::{batches, facts, name};
+use crate::samples::{batches, facts, frontend, name};
 
 /// The last wish of each Service.
 fn last_wishes(batches: &[Vec<Update>]) -> Vec<ServiceIntent> {
@@ -86,17 +86,13 @@ fn intent(n: u8, created: Option<i64>, endpoints: u8) -> Update {
             local: false,
         })
         .collect();
-    let frontend = Frontend {
-        place: Place::ClusterIp([10, 96, 0, 1].into()),
-        protocol: Protocol::Tcp,
-        port: 80,
-        disposition: Disposition::Balance(backends),
-        masquerade: Masquerade::OffCluster,
-    };
+    let place = Place::ClusterIp([10, 96, 0, 1].into());
+    let frontend = frontend(place, Protocol::Tcp, 80, Disposition::Balance(backends));
     ServiceIntent {
         service: name(n),
         created,
         frontends: vec![frontend],
+        reset_removed: false,
     }
     .into()
 }

@@ -2,12 +2,10 @@ use std::sync::Arc;
 
 use nft::Fake;
 use proptest::prelude::*;
-use service_model::{
-    Backend as Endpoint, Disposition, Frontend, Masquerade, Place, Protocol, ServiceIntent,
-};
+use service_model::{Backend as Endpoint, Disposition, Place, Protocol, ServiceIntent};
 
 use super::*;
-use crate::samples::{batches, facts, name, other_facts};
+use crate::samples::{batches, facts, frontend, name, other_facts};
 
 fn in_step(dataplane: &Dataplane<Fake>) -> bool {
     let wanted = dataplane.ledger().contents(dataplane.facts());
@@ -65,17 +63,18 @@ fn service(n: u8) -> Update {
         port: 8080,
         local: false,
     };
-    let frontend = Frontend {
-        place: Place::ClusterIp([10, 96, 0, n].into()),
-        protocol: Protocol::Tcp,
-        port: 80,
-        disposition: Disposition::Balance(Arc::from([backend])),
-        masquerade: Masquerade::OffCluster,
-    };
+    let place = Place::ClusterIp([10, 96, 0, n].into());
+    let frontend = frontend(
+        place,
+        Protocol::Tcp,
+        80,
+        Disposition::Balance(Arc::from([backend])),
+    );
     ServiceIntent {
         service: name(n),
         created: None,
         frontends: vec![frontend],
+        reset_removed: false,
     }
     .into()
 }

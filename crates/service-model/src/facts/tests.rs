@@ -1,13 +1,17 @@
 use super::*;
 use crate::objects::ObjectName;
 
-fn config(detect_local: DetectLocal, nodeport_addresses: NodePortAddresses) -> NodeConfig {
+fn config(detect_local: DetectLocal, nodeport_addresses: Vec<NodePortAddress>) -> NodeConfig {
     NodeConfig {
-        node_name: "node-1".into(),
         detect_local,
         nodeport_addresses,
-        masquerade_all: false,
+        ..NodeConfig::named("node-1")
     }
+}
+
+fn cidrs(texts: &[&str]) -> Vec<NodePortAddress> {
+    let cidrs = parsed(texts).into_iter();
+    cidrs.map(NodePortAddress::Cidr).collect()
 }
 
 fn node(addresses: &[&str], pod_cidrs: &[&str]) -> Node {
@@ -26,7 +30,7 @@ fn parsed<T: std::str::FromStr<Err: std::fmt::Debug>>(texts: &[&str]) -> Vec<T> 
 
 #[track_caller]
 fn serves_node_ports(
-    mode: NodePortAddresses,
+    mode: Vec<NodePortAddress>,
     node_has: &[&str],
     interfaces: &[&str],
     expected: &[&str],
@@ -35,7 +39,7 @@ fn serves_node_ports(
     let node = node(node_has, &[]);
     let mut interfaces: Vec<IpAddr> = parsed(interfaces);
     for _ in 0..2 {
-        let facts = NodeFacts::resolve(&config, &node, &interfaces);
+        let facts = NodeFacts::resolve(&config, &node, &interfaces, &[]);
         assert_eq!(facts.node_addresses, parsed::<IpAddr>(expected));
         interfaces.reverse();
     }
@@ -44,8 +48,9 @@ fn serves_node_ports(
 #[track_caller]
 fn has_local_sources(mode: DetectLocal, pod_cidrs: &[&str], expected: &[&str]) {
     let facts = NodeFacts::resolve(
-        &config(mode, NodePortAddresses::Primary),
+        &config(mode, vec![NodePortAddress::Primary]),
         &node(&[], pod_cidrs),
+        &[],
         &[],
     );
     assert_eq!(facts.local_sources, parsed::<IpNet>(expected));
@@ -53,7 +58,7 @@ fn has_local_sources(mode: DetectLocal, pod_cidrs: &[&str], expected: &[&str]) {
 
 #[test]
 fn primary_addresses_are_the_first_of_each_family_of_the_node_object() {
-    let primary = || NodePortAddresses::Primary;
+    let primary = || vec![NodePortAddress::Primary];
     let interfaces = &["192.0.2.9", "127.0.0.1"];
     serves_node_ports(primary(), &["192.0.2.1"], interfaces, &["192.0.2.1"]);
     serves_node_ports(
@@ -67,7 +72,6 @@ fn primary_addresses_are_the_first_of_each_family_of_the_node_object() {
 
 #[test]
 fn ranges_choose_among_interface_addresses_in_any_order() {
-    let ranges = |texts: &[&str]| NodePortAddresses::Cidrs(parsed(texts));
     let interfaces = &[
         "203.0.113.5",
         "192.0.2.1",
@@ -77,19 +81,19 @@ fn ranges_choose_among_interface_addresses_in_any_order() {
         "192.0.2.77",
     ];
     serves_node_ports(
-        ranges(&["192.0.2.0/24"]),
+        cidrs(&["192.0.2.0/24"]),
         &["198.51.100.1"],
         interfaces,
         &["192.0.2.1", "192.0.2.77"],
     );
     serves_node_ports(
-        ranges(&["2001:db8::/32", "192.0.2.0/26"]),
+        cidrs(&["2001:db8::/32", "192.0.2.0/26"]),
         &[],
         interfaces,
         &["192.0.2.1", "2001:db8::1"],
     );
     serves_node_ports(
-        ranges(&["198.51.100.0/24"]),
+        cidrs(&["198.51.100.0/24"]),
         &["198.51.100.1"],
         interfaces,
         &[],
@@ -98,14 +102,45 @@ fn ranges_choose_among_interface_addresses_in_any_order() {
 
 #[test]
 fn loopback_addresses_never_serve_node_ports() {
-    let everything = NodePortAddresses::Cidrs(parsed(&["0.0.0.0/0", "::/0"]));
+    let interfaces = &["127.0.0.1", "127.0.0.53", "::1", "192.0.2.1"];
+    let everything = cidrs(&["0.0.0.0/0", "::/0"]);
+    serves_node_ports(everything, &[], interfaces, &["192.0.2.1"]);
+    let all = vec![NodePortAddress::All];
+    serves_node_ports(all, &[], interfaces, &["192.0.2.1"]);
+    let localhost = vec![NodePortAddress::Localhost];
+    serves_node_ports(localhost, &["192.0.2.1"], interfaces, &[]);
+    let primary = vec![NodePortAddress::Primary];
+    serves_node_ports(primary, &["127.0.0.1", "::1"], &[], &[]);
+}
+
+#[test]
+fn key_words_and_ranges_mix() {
+    let mut mixed = cidrs(&["198.51.100.0/24"]);
+    mixed.extend([NodePortAddress::Primary, NodePortAddress::Localhost]);
     serves_node_ports(
-        everything,
-        &[],
-        &["127.0.0.1", "127.0.0.53", "::1", "192.0.2.1"],
+        mixed,
         &["192.0.2.1"],
+        &["198.51.100.7", "203.0.113.1"],
+        &["192.0.2.1", "198.51.100.7"],
     );
-    serves_node_ports(NodePortAddresses::Primary, &["127.0.0.1", "::1"], &[], &[]);
+}
+
+#[test]
+fn an_interface_detector_has_no_ranges() {
+    let bridge = LocalInterface::Named("cni0".into());
+    let config = config(DetectLocal::Interface(bridge.clone()), Vec::new());
+    let facts = NodeFacts::resolve(&config, &node(&[], &["10.1.0.0/24"]), &[], &[]);
+    assert_eq!(facts.local_interface, Some(bridge));
+    assert!(facts.local_sources.is_empty());
+}
+
+#[test]
+fn ranges_of_cluster_ips_come_sorted_and_once() {
+    let config = config(DetectLocal::NodeCidr, Vec::new());
+    let ranges = parsed::<IpNet>(&["fd00::/108", "10.96.0.0/16", "fd00::/108"]);
+    let facts = NodeFacts::resolve(&config, &node(&[], &[]), &[], &ranges);
+    let expected = parsed::<IpNet>(&["10.96.0.0/16", "fd00::/108"]);
+    assert_eq!(facts.service_cidrs, expected);
 }
 
 #[test]
@@ -137,9 +172,9 @@ fn with_node_ranges_the_pod_ranges_of_the_node_object_count() {
 
 #[test]
 fn name_zone_and_masquerade_all_are_carried_over() {
-    let mut config = config(DetectLocal::NodeCidr, NodePortAddresses::Primary);
+    let mut config = config(DetectLocal::NodeCidr, vec![NodePortAddress::Primary]);
     config.masquerade_all = true;
-    let facts = NodeFacts::resolve(&config, &node(&[], &[]), &[]);
+    let facts = NodeFacts::resolve(&config, &node(&[], &[]), &[], &[]);
     assert_eq!(&*facts.node_name, "node-1");
     assert_eq!(facts.zone.as_deref(), Some("a"));
     assert!(facts.masquerade_all);

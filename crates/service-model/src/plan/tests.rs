@@ -1,5 +1,7 @@
 //! Numbers such as row 34 and F42 are the catalogues' of kube-proxy's behaviour and of bad input.
 
+mod policies;
+
 use std::sync::Arc;
 
 use super::*;
@@ -16,7 +18,7 @@ fn plans(service: &Service, slices: &[EndpointSlice], expected: &[&str]) {
 fn backends(frontend: &Frontend) -> &Arc<[Backend]> {
     match &frontend.disposition {
         Disposition::Balance(backends) => backends,
-        Disposition::Refuse => panic!("no backends"),
+        Disposition::Refuse | Disposition::Drop => panic!("no backends"),
     }
 }
 
@@ -282,7 +284,7 @@ fn f42_a_slice_that_leads_to_its_own_service_is_named() {
         slice("shop/web-1", "web", "http/80/TCP", "10.1.0.5"),
         slice("shop/web-2", "web", "http/80/TCP", "10.1.0.6 10.96.0.1"),
     ];
-    let named = left_out(&service, &slices);
+    let named = left_out(&service, &slices, &facts());
     let named: Vec<String> = named.iter().map(ToString::to_string).collect();
     assert_eq!(
         named,

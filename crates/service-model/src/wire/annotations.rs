@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::{ANNOTATION_COUNT, ANNOTATION_RESET};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 /// When the change happened that an EndpointSlice brings.
@@ -26,6 +27,10 @@ const OVERLAY: [&str; 8] = [
 pub struct Annotations {
     /// `endpoints.kubernetes.io/last-change-trigger-time`, RFC 3339 with fractions of a second.
     pub last_change_trigger_time: Option<String>,
+    /// Of a Service: `portolan/reset-removed-endpoints`.
+    pub reset: Option<String>,
+    /// Of a Service: `portolan/count-connections`.
+    pub count: Option<String>,
     /// Those of an overlay, by full name.
     pub overlay: BTreeMap<Box<str>, Box<str>>,
 }
@@ -50,6 +55,8 @@ impl<'de> Visitor<'de> for Reader {
         while let Some(key) = map.next_key::<Key>()? {
             match key {
                 Key::TriggerTime => annotations.last_change_trigger_time = map.next_value()?,
+                Key::Reset => annotations.reset = map.next_value()?,
+                Key::Count => annotations.count = map.next_value()?,
                 Key::Overlay(name) => {
                     if let Some(value) = map.next_value::<Option<Box<str>>>()? {
                         annotations.overlay.insert(name, value);
@@ -65,6 +72,8 @@ impl<'de> Visitor<'de> for Reader {
 /// A name, stored only where it is wanted.
 enum Key {
     TriggerTime,
+    Reset,
+    Count,
     Overlay(Box<str>),
     Other,
 }
@@ -82,6 +91,10 @@ impl<'de> Deserialize<'de> for Key {
             fn visit_str<E>(self, name: &str) -> Result<Key, E> {
                 Ok(if name == TRIGGER_TIME {
                     Key::TriggerTime
+                } else if name == ANNOTATION_RESET {
+                    Key::Reset
+                } else if name == ANNOTATION_COUNT {
+                    Key::Count
                 } else if OVERLAY.iter().any(|end| name.ends_with(end)) {
                     Key::Overlay(name.into())
                 } else {

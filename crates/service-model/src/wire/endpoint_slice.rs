@@ -47,6 +47,22 @@ struct Endpoint {
     node_name: Option<String>,
     #[serde(deserialize_with = "null_is_default")]
     conditions: WireConditions,
+    hints: Option<Hints>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Hints {
+    #[serde(deserialize_with = "null_is_default")]
+    for_zones: Vec<Hint>,
+    #[serde(deserialize_with = "null_is_default")]
+    for_nodes: Vec<Hint>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Hint {
+    name: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -100,7 +116,7 @@ impl Object for EndpointSlice {
             family: family.unwrap_or(AddressFamily::V4),
             ports: SmallVec::new(),
             endpoints: Vec::new(),
-            excluded: service.is_empty() || labels.excluded(),
+            excluded: service.is_empty() || labels.excluded(interner),
         };
         if family.is_none() && !slice.excluded {
             report.warn("addressType", "is FQDN: only IPv4 and IPv6 are served");
@@ -153,6 +169,7 @@ fn endpoints(
                 address,
                 node: node(endpoint, interner),
                 conditions: endpoint.conditions.with_defaults(),
+                hints: hints(endpoint, interner),
             }),
             Err(reason) => report.warn(format!("endpoints[{i}].addresses[0]"), reason),
         }
@@ -181,6 +198,19 @@ fn node(endpoint: &Endpoint, interner: &mut Interner) -> Option<Arc<str>> {
         .as_deref()
         .filter(|name| !name.is_empty())?;
     Some(interner.intern(name))
+}
+
+fn hints(endpoint: &Endpoint, interner: &mut Interner) -> Option<Box<objects::Hints>> {
+    let written = endpoint.hints.as_ref()?;
+    let mut names = |hints: &[Hint]| {
+        let names = hints.iter().filter_map(|hint| hint.name.as_deref());
+        names.map(|name| interner.intern(name)).collect()
+    };
+    let hints = objects::Hints {
+        zones: names(&written.for_zones),
+        nodes: names(&written.for_nodes),
+    };
+    (hints != objects::Hints::default()).then(|| Box::new(hints))
 }
 
 impl WireConditions {

@@ -1,4 +1,5 @@
-//! One copy of each text that many objects repeat: namespaces, node names, port names.
+//! What conversions share: whose Services are ours, and one copy of each text that many objects repeat
+//! (namespaces, node names, port names).
 //!
 //! Invariant: equal texts interned while one of them lives share their memory; texts nobody uses any more
 //! are dropped in time, so a cluster whose nodes come and go does not grow us.
@@ -14,6 +15,7 @@ const FIRST_SWEEP: usize = 1024;
 pub struct Interner {
     texts: BTreeSet<Arc<str>>,
     sweep_at: usize,
+    proxy_name: Option<Arc<str>>,
 }
 
 impl Default for Interner {
@@ -21,6 +23,7 @@ impl Default for Interner {
         Interner {
             texts: BTreeSet::new(),
             sweep_at: FIRST_SWEEP,
+            proxy_name: None,
         }
     }
 }
@@ -29,6 +32,19 @@ impl Interner {
     /// Empty.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// For the proxy of this name (`--service-proxy-name`): the Services and slices labelled with it are ours, and no
+    /// others. Without a name those without the label are.
+    pub fn for_proxy(proxy_name: Option<Arc<str>>) -> Self {
+        Interner {
+            proxy_name,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn proxy_name(&self) -> Option<&str> {
+        self.proxy_name.as_deref()
     }
 
     /// The shared copy of a text.

@@ -7,13 +7,21 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use smallvec::SmallVec;
 
-use super::address::{cluster_ip_refusal, parse_address};
+use super::address::{cluster_ip_refusal, endpoint_refusal, parse_address, parse_cidr};
 use super::report::{Report, quoted};
 use super::{Converted, Interner, Metadata, Object, null_is_default};
-use crate::objects::{self, AddressFamily, Invalid, ObjectKind, Protocol, ServiceType};
+use crate::objects::{
+    self, AddressFamily, Invalid, ObjectKind, Protocol, ServiceType, TrafficPolicy,
+};
+
+/// core/v1 `DefaultClientIPServiceAffinitySeconds`
+const AFFINITY_SECONDS: u32 = 10800;
+/// core/v1 `MaxClientIPServiceAffinitySeconds`
+const AFFINITY_SECONDS_MAX: i64 = 86400;
 
 /// A Service as decoded.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -24,6 +32,43 @@ pub struct Service {
     pub metadata: Metadata,
     #[serde(deserialize_with = "null_is_default")]
     spec: Spec,
+    #[serde(deserialize_with = "null_is_default")]
+    status: Status,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Status {
+    #[serde(deserialize_with = "null_is_default")]
+    load_balancer: LoadBalancer,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct LoadBalancer {
+    #[serde(deserialize_with = "null_is_default")]
+    ingress: Vec<Ingress>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Ingress {
+    /// Absent where there is only a host name.
+    ip: Option<String>,
+    ip_mode: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct AffinityConfig {
+    #[serde(rename = "clientIP", deserialize_with = "null_is_default")]
+    client_ip: ClientIp,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ClientIp {
+    timeout_seconds: Option<i64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -36,6 +81,16 @@ struct Spec {
     cluster_ips: Vec<String>,
     #[serde(deserialize_with = "null_is_default")]
     ports: Vec<Port>,
+    #[serde(rename = "externalIPs", deserialize_with = "null_is_default")]
+    external_ips: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    load_balancer_source_ranges: Vec<String>,
+    external_traffic_policy: Option<String>,
+    internal_traffic_policy: Option<String>,
+    session_affinity: Option<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    session_affinity_config: AffinityConfig,
+    health_check_node_port: Option<i64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -59,18 +114,39 @@ impl Object for Service {
     fn into_model(self, interner: &mut Interner) -> Result<Converted<objects::Service>, Invalid> {
         let mut report = self.metadata.report(Self::KIND, interner)?;
         let service_type = service_type(self.spec.r#type.as_deref(), &report)?;
+        let labels = &self.metadata.labels;
         let mut service = objects::Service {
             name: report.object().clone(),
             created: self.metadata.created(&mut report),
             service_type,
             cluster_ips: SmallVec::new(),
             ports: SmallVec::new(),
-            excluded: self.metadata.labels.excluded(),
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            source_ranges: Vec::new(),
+            external_policy: TrafficPolicy::Cluster,
+            internal_policy: TrafficPolicy::Cluster,
+            affinity: None,
+            health_check_node_port: None,
+            wishes: self.metadata.annotations.wishes(),
+            excluded: labels.excluded(interner),
         };
         let ours = !service.excluded && service_type != ServiceType::ExternalName;
         if ours && !self.spec.is_headless() {
             service.cluster_ips = self.spec.cluster_ips(&mut report)?;
             service.ports = self.spec.ports(&mut report, interner)?;
+            service.external_ips = self.spec.external_ips(&mut report);
+            service.load_balancer_ips = self.status.load_balancer_ips(&mut report);
+            service.source_ranges = self.spec.source_ranges(&report)?;
+            let external = self.spec.external_traffic_policy.as_deref();
+            let internal = self.spec.internal_traffic_policy.as_deref();
+            service.external_policy = policy(external, "spec.externalTrafficPolicy", &report)?;
+            service.internal_policy = policy(internal, "spec.internalTrafficPolicy", &report)?;
+            service.affinity = self.spec.affinity(&mut report)?;
+            let checked = service_type == ServiceType::LoadBalancer
+                && service.external_policy == TrafficPolicy::Local;
+            let number = self.spec.health_check_node_port.filter(|_| checked);
+            service.health_check_node_port = number.and_then(port_number);
         }
         Ok(report.converted(service))
     }
@@ -201,6 +277,96 @@ impl Spec {
         }
         ports.shrink_to_fit();
         Ok(ports)
+    }
+}
+
+impl Spec {
+    fn external_ips(&self, report: &mut Report) -> Vec<IpAddr> {
+        let written = self.external_ips.iter().enumerate();
+        let written = written.map(|(i, text)| (format!("spec.externalIPs[{i}]"), text.as_str()));
+        external_addresses(written, report)
+    }
+
+    /// A range that cannot be read refuses the object: leaving it out could open the Service to everyone.
+    fn source_ranges(&self, report: &Report) -> Result<Vec<IpNet>, Invalid> {
+        let written = self.load_balancer_source_ranges.iter().enumerate();
+        let parsed = written.map(|(i, text)| {
+            parse_cidr(text.trim()).map_err(|reason| {
+                let field = format!("spec.loadBalancerSourceRanges[{i}]");
+                report.invalid(field, format!("{} {reason}", quoted(text)))
+            })
+        });
+        parsed.collect()
+    }
+
+    fn affinity(&self, report: &mut Report) -> Result<Option<u32>, Invalid> {
+        match self.session_affinity.as_deref() {
+            None | Some("" | "None") => return Ok(None),
+            Some("ClientIP") => {}
+            Some(other) => {
+                let reason = format!("{} is not ClientIP or None", quoted(other));
+                return Err(report.invalid("spec.sessionAffinity", reason));
+            }
+        }
+        let seconds = match self.session_affinity_config.client_ip.timeout_seconds {
+            None => AFFINITY_SECONDS,
+            Some(seconds @ 1..=AFFINITY_SECONDS_MAX) => {
+                u32::try_from(seconds).unwrap_or(AFFINITY_SECONDS)
+            }
+            Some(seconds) => {
+                let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+                report.warn(
+                    field,
+                    format!("{seconds} is outside 1-{AFFINITY_SECONDS_MAX}"),
+                );
+                AFFINITY_SECONDS
+            }
+        };
+        Ok(Some(seconds))
+    }
+}
+
+impl Status {
+    /// An address that the load balancer itself answers for (`ipMode: Proxy`) is none of ours (KEP-1860).
+    fn load_balancer_ips(&self, report: &mut Report) -> Vec<IpAddr> {
+        let written = self.load_balancer.ingress.iter().enumerate();
+        let written = written.filter(|(_, ingress)| ingress.ip_mode.as_deref() != Some("Proxy"));
+        let written = written.filter_map(|(i, ingress)| {
+            let text = ingress.ip.as_deref().filter(|text| !text.is_empty())?;
+            Some((format!("status.loadBalancer.ingress[{i}].ip"), text))
+        });
+        external_addresses(written, report)
+    }
+}
+
+/// Addresses that others may be sent to; each once.
+fn external_addresses<'a>(
+    written: impl Iterator<Item = (String, &'a str)>,
+    report: &mut Report,
+) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for (field, text) in written {
+        let parsed = parse_address(text).and_then(|address| match endpoint_refusal(address) {
+            Some(reason) => Err(reason),
+            None => Ok(address),
+        });
+        match parsed {
+            Ok(address) if addresses.contains(&address) => {}
+            Ok(address) => addresses.push(address),
+            Err(reason) => report.warn(field, format!("{} {reason}", quoted(text))),
+        }
+    }
+    addresses
+}
+
+fn policy(text: Option<&str>, field: &str, report: &Report) -> Result<TrafficPolicy, Invalid> {
+    match text {
+        None | Some("" | "Cluster") => Ok(TrafficPolicy::Cluster),
+        Some("Local") => Ok(TrafficPolicy::Local),
+        Some(other) => {
+            let reason = format!("{} is not Cluster or Local", quoted(other));
+            Err(report.invalid(field, reason))
+        }
     }
 }
 

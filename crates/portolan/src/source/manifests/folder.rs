@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use service_model::wire::Interner;
 
+use super::ManifestsConfig;
 use super::document::{self, Contents};
 use crate::source::Problem;
 
@@ -94,11 +95,11 @@ pub(super) struct Unlisted {
 }
 
 impl Folder {
-    pub(super) fn new(dir: PathBuf, node_ports: RangeInclusive<u16>) -> Self {
+    pub(super) fn new(config: &ManifestsConfig) -> Self {
         Folder {
-            dir,
-            node_ports,
-            interner: Interner::new(),
+            dir: config.dir.clone(),
+            node_ports: config.node_ports.clone(),
+            interner: Interner::for_proxy(config.proxy_name.clone()),
             files: BTreeMap::new(),
         }
     }

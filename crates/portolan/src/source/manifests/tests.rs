@@ -15,5 +15,6 @@ fn config(dir: &Path) -> ManifestsConfig {
     ManifestsConfig {
         dir: dir.to_owned(),
         node_ports: 30000..=32767,
+        proxy_name: None,
     }
 }

@@ -280,3 +280,30 @@ fn node_names_namespaces_and_port_names_are_shared_between_objects() {
     );
     assert_eq!(a.endpoints.capacity(), a.endpoints.len());
 }
+
+#[test]
+fn row_33_hints_are_sets_of_zones_and_nodes() {
+    let value = json!({
+        "metadata": {"name": "a", "labels": {"kubernetes.io/service-name": "a"}}, "addressType": "IPv4",
+        "endpoints": [
+            {"addresses": ["10.1.0.1"], "hints": {"forZones": [{"name": "b"}, {"name": "a"}]}},
+            {"addresses": ["10.1.0.2"], "hints": {"forNodes": [{"name": "node-1"}], "forZones": null}},
+            {"addresses": ["10.1.0.3"], "hints": {"forZones": []}},
+            {"addresses": ["10.1.0.4"], "hints": null},
+        ],
+    });
+    let slice = clean::<EndpointSlice>(value);
+    let hints: Vec<String> = slice
+        .endpoints
+        .iter()
+        .map(|e| {
+            e.hints
+                .as_ref()
+                .map_or("none".into(), |h| format!("{:?} {:?}", h.zones, h.nodes))
+        })
+        .collect();
+    assert_eq!(
+        hints,
+        [r#"["b", "a"] []"#, r#"[] ["node-1"]"#, "none", "none"]
+    );
+}

@@ -1,5 +1,7 @@
 use super::*;
-use crate::objects::{self, ServiceType};
+use std::net::IpAddr;
+
+use crate::objects::{self, ServiceType, TrafficPolicy};
 
 /// A Service with this spec.
 fn service(spec: Value) -> Value {
@@ -68,7 +70,7 @@ fn row_1_either_label_excludes_a_service_whatever_its_value() {
                 "spec": {"clusterIP": "not even looked at"},
             }));
             assert!(excluded.excluded);
-            assert!(LABEL_SELECTOR.contains(&format!("!{label}")));
+            assert!(label_selector(None).contains(&format!("!{label}")));
         }
     }
 }
@@ -260,4 +262,138 @@ fn f48_node_ports_outside_the_given_range_are_named() {
             )
         );
     }
+}
+
+#[test]
+fn a_proxy_with_a_name_takes_the_services_labelled_with_it_and_no_others() {
+    let excluded = |label: Option<&str>, proxy_name: Option<&str>| {
+        let labels = match label {
+            Some(value) => json!({LABEL_SERVICE_PROXY_NAME: value}),
+            None => json!({}),
+        };
+        let value = json!({"metadata": {"name": "a", "labels": labels}, "spec": {"clusterIP": "10.96.0.1"}});
+        let object: Service = serde_json::from_value(value).unwrap();
+        let mut interner = Interner::for_proxy(proxy_name.map(Into::into));
+        object.into_model(&mut interner).unwrap().object.excluded
+    };
+    assert!(!excluded(None, None));
+    assert!(excluded(Some("ours"), None));
+    assert!(excluded(None, Some("ours")));
+    assert!(!excluded(Some("ours"), Some("ours")));
+    assert!(excluded(Some("theirs"), Some("ours")));
+    let selector = label_selector(Some("ours"));
+    assert!(selector.contains("service-proxy-name=ours,!"), "{selector}");
+}
+
+#[test]
+fn rows_13_and_14_external_addresses_are_those_that_the_node_answers_for() {
+    let value = json!({
+        "metadata": {"name": "a"},
+        "spec": {"clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.08", "192.0.2.8", "127.0.0.1", "nonsense"]},
+        "status": {"loadBalancer": {"ingress": [
+            {"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "VIP"}, {"ip": "203.0.113.3", "ipMode": "Proxy"},
+            {"hostname": "lb.example.com"}, {"ip": ""}, {"ip": "169.254.169.254"},
+        ]}},
+    });
+    let (service, skipped) = skipping::<Service>(value);
+    let texts = |list: &[IpAddr]| list.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(&service.external_ips), ["192.0.2.8"]);
+    assert_eq!(
+        texts(&service.load_balancer_ips),
+        ["203.0.113.1", "203.0.113.2"]
+    );
+    let expected = [
+        "spec.externalIPs[2]",
+        "spec.externalIPs[3]",
+        "status.loadBalancer.ingress[5].ip",
+    ];
+    assert_eq!(skipped, expected);
+}
+
+#[test]
+fn row_15_source_ranges_are_trimmed_and_canonical_and_a_bad_one_refuses_the_service() {
+    let with = |ranges: Value| {
+        service(json!({"clusterIP": "10.96.0.1", "loadBalancerSourceRanges": ranges}))
+    };
+    let good = clean::<Service>(with(json!([" 203.0.113.000/025 ", "fd00::1/64"])));
+    let texts: Vec<String> = good.source_ranges.iter().map(|r| r.to_string()).collect();
+    assert_eq!(texts, ["203.0.113.0/25", "fd00::/64"]);
+    let (field, _) = refused::<Service>(with(json!(["203.0.113.0/24", "everyone"])));
+    assert_eq!(field, "spec.loadBalancerSourceRanges[1]");
+}
+
+#[test]
+fn row_16_affinity_has_a_time_out_of_three_hours_unless_it_says_otherwise() {
+    let with = |affinity: Value, config: Value| {
+        service(
+            json!({"clusterIP": "10.96.0.1", "sessionAffinity": affinity, "sessionAffinityConfig": config}),
+        )
+    };
+    let seconds = |affinity, config| clean::<Service>(with(affinity, config)).affinity;
+    assert_eq!(seconds(json!(null), json!(null)), None);
+    assert_eq!(
+        seconds(json!("None"), json!({"clientIP": {"timeoutSeconds": 5}})),
+        None
+    );
+    assert_eq!(seconds(json!("ClientIP"), json!(null)), Some(10800));
+    assert_eq!(
+        seconds(
+            json!("ClientIP"),
+            json!({"clientIP": {"timeoutSeconds": 5}})
+        ),
+        Some(5)
+    );
+    let (service, skipped) = skipping::<Service>(with(
+        json!("ClientIP"),
+        json!({"clientIP": {"timeoutSeconds": 0}}),
+    ));
+    assert_eq!((service.affinity, skipped.len()), (Some(10800), 1));
+    let (field, _) = refused::<Service>(with(json!("Cookie"), json!(null)));
+    assert_eq!(field, "spec.sessionAffinity");
+}
+
+#[test]
+fn rows_17_and_18_policies_and_the_health_port_that_goes_with_them() {
+    let with = |kind: &str, external: Value| {
+        clean::<Service>(service(
+            json!({"clusterIP": "10.96.0.1", "type": kind, "externalTrafficPolicy": external,
+                                        "internalTrafficPolicy": "Local", "healthCheckNodePort": 30999}),
+        ))
+    };
+    let local = with("LoadBalancer", json!("Local"));
+    assert_eq!(local.external_policy, TrafficPolicy::Local);
+    assert_eq!(local.internal_policy, TrafficPolicy::Local);
+    assert_eq!(local.health_check_node_port, Some(30999));
+    assert_eq!(
+        with("NodePort", json!("Local")).health_check_node_port,
+        None
+    );
+    let cluster = with("LoadBalancer", json!(null));
+    assert_eq!(cluster.external_policy, TrafficPolicy::Cluster);
+    assert_eq!(cluster.health_check_node_port, None);
+    let odd = service(json!({"clusterIP": "10.96.0.1", "externalTrafficPolicy": "Near"}));
+    assert_eq!(refused::<Service>(odd).0, "spec.externalTrafficPolicy");
+}
+
+#[test]
+fn annotations_of_ours_count_only_when_true() {
+    let wishes = |value: Value| {
+        let annotations = json!({ANNOTATION_RESET: value, ANNOTATION_COUNT: "true"});
+        let value = json!({"metadata": {"name": "a", "annotations": annotations}, "spec": {"clusterIP": "10.96.0.1"}});
+        clean::<Service>(value).wishes
+    };
+    assert_eq!(
+        wishes(json!("true")),
+        Wishes {
+            reset_removed: true,
+            count: true
+        }
+    );
+    assert_eq!(
+        wishes(json!("yes")),
+        Wishes {
+            reset_removed: false,
+            count: true
+        }
+    );
 }

@@ -1,0 +1,175 @@
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use super::*;
+use crate::namespace::{in_namespace, load};
+
+/// Loopback with connection tracking, where port 53 is translated and 192.0.2.0/24 leads nowhere.
+const RULES: &str = "
+table inet test {
+    chain output {
+        type nat hook output priority -100
+        ip daddr 127.0.0.1 udp dport 53 dnat ip to 127.0.0.2:5353
+        ip6 daddr ::1 udp dport 53 dnat ip6 to [::1]:5353
+    }
+}";
+
+fn ip(words: &str) {
+    let status = Command::new("ip").args(words.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {words}");
+}
+
+fn in_tracked_namespace(test: impl FnOnce(&mut Conntrack) + Send) {
+    in_namespace(|| {
+        ip("link set lo up");
+        ip("link add nowhere type veth peer name end");
+        ip("link set nowhere up");
+        ip("link set end up");
+        ip("route add 192.0.2.0/24 dev nowhere");
+        ip("neighbour add 192.0.2.1 lladdr 02:00:00:00:00:01 dev nowhere");
+        ip("address add 198.51.100.1/32 dev nowhere");
+        load(RULES);
+        test(&mut Conntrack::open().expect("ctnetlink opens"));
+    });
+}
+
+/// A flow from a port of its own.
+fn datagram(to: &str) -> SocketAddr {
+    let from = if to.starts_with('[') {
+        "[::1]:0"
+    } else {
+        "127.0.0.1:0"
+    };
+    let socket = UdpSocket::bind(from).unwrap();
+    socket.send_to(b"?", to).unwrap();
+    socket.local_addr().unwrap()
+}
+
+fn of_port(family: Family, protocol: Protocol, port: u16) -> FlowFilter {
+    FlowFilter {
+        port: Some(port),
+        ..FlowFilter::all(family, protocol)
+    }
+}
+
+/// Flows that pass the filter, without deleting any.
+fn found(conntrack: &mut Conntrack, filter: &FlowFilter) -> Vec<Flow> {
+    let mut found = Vec::new();
+    let judge = |flow: &Flow| {
+        found.push(*flow);
+        false
+    };
+    assert_eq!(conntrack.delete(filter, judge).unwrap(), 0);
+    found
+}
+
+#[test]
+fn the_kernel_hands_over_what_the_filter_lets_through_and_nothing_else() {
+    in_tracked_namespace(|conntrack| {
+        let sources: Vec<SocketAddr> = (0..20).map(|_| datagram("127.0.0.1:53")).collect();
+        for _ in 0..30 {
+            datagram("127.0.0.1:54");
+        }
+        datagram("[::1]:53");
+        let filter = FlowFilter {
+            destination: Some([127, 0, 0, 1].into()),
+            ..of_port(Family::Ip, Protocol::Udp, 53)
+        };
+        let flows = found(conntrack, &filter);
+        assert_eq!(conntrack.entries_seen(), 20);
+        for flow in &flows {
+            assert!(sources.contains(&flow.source), "{flow:?}");
+            assert_eq!(flow.destination, "127.0.0.1:53".parse().unwrap());
+            assert_eq!(flow.answers_from, "127.0.0.2:5353".parse().unwrap());
+            assert!(flow.is_translated());
+        }
+        let others = found(conntrack, &of_port(Family::Ip, Protocol::Udp, 54));
+        assert_eq!(others.len(), 30);
+        assert!(others.iter().all(|flow| !flow.is_translated()));
+        let v6 = found(conntrack, &FlowFilter::all(Family::Ip6, Protocol::Udp));
+        assert_eq!(v6.len(), 1);
+        assert_eq!(v6[0].answers_from, "[::1]:5353".parse().unwrap());
+        assert_eq!(conntrack.entries_seen(), 51);
+        let elsewhere = FlowFilter {
+            destination: Some([127, 0, 0, 9].into()),
+            ..filter
+        };
+        assert_eq!(found(conntrack, &elsewhere), []);
+        assert_eq!(conntrack.entries_seen(), 51);
+    });
+}
+
+#[test]
+fn only_the_condemned_are_deleted_with_and_without_the_kernels_help() {
+    for unfiltered in [false, true] {
+        in_tracked_namespace(|conntrack| {
+            conntrack.unfiltered = unfiltered;
+            let sources: Vec<SocketAddr> = (0..40).map(|_| datagram("127.0.0.1:53")).collect();
+            for _ in 0..10 {
+                datagram("127.0.0.1:54");
+                datagram("[::1]:53");
+            }
+            let filter = of_port(Family::Ip, Protocol::Udp, 53);
+            let (doomed, kept) = sources.split_at(25);
+            let deleted = conntrack.delete(&filter, |flow| doomed.contains(&flow.source));
+            assert_eq!(deleted, Ok(25));
+            assert_eq!(conntrack.entries_seen() > 40, unfiltered);
+            let left = found(conntrack, &filter);
+            assert_eq!(left.len(), kept.len());
+            assert!(left.iter().all(|flow| kept.contains(&flow.source)));
+            assert_eq!(conntrack.delete(&filter, |_| true), Ok(15));
+            assert_eq!(
+                found(conntrack, &of_port(Family::Ip, Protocol::Udp, 54)).len(),
+                10
+            );
+            let v6 = FlowFilter::all(Family::Ip6, Protocol::Udp);
+            assert_eq!(conntrack.delete(&v6, |_| true), Ok(10));
+        });
+    }
+}
+
+#[test]
+fn more_flows_than_fit_one_datagram_of_deletions_go() {
+    in_tracked_namespace(|conntrack| {
+        let flows = 2 * DELETIONS + 7;
+        for _ in 0..flows {
+            datagram("127.0.0.1:53");
+        }
+        let filter = FlowFilter::all(Family::Ip, Protocol::Udp);
+        assert_eq!(conntrack.delete(&filter, |_| true), Ok(flows));
+        assert_eq!(conntrack.delete(&filter, |_| true), Ok(0));
+    });
+}
+
+#[test]
+fn a_connection_attempt_without_an_answer_is_told_from_one_with() {
+    in_tracked_namespace(|conntrack| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _connected = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let nowhere = "192.0.2.1:80".parse().unwrap();
+        TcpStream::connect_timeout(&nowhere, Duration::from_millis(20)).unwrap_err();
+        let unanswered = FlowFilter {
+            unanswered: true,
+            ..FlowFilter::all(Family::Ip, Protocol::Tcp)
+        };
+        let flows = found(conntrack, &unanswered);
+        assert_eq!(flows.len(), 1);
+        assert_eq!(flows[0].destination, nowhere);
+        assert_eq!(conntrack.entries_seen(), 1);
+        let all = FlowFilter::all(Family::Ip, Protocol::Tcp);
+        assert_eq!(found(conntrack, &all).len(), 2);
+        assert_eq!(conntrack.delete(&unanswered, |_| true), Ok(1));
+        assert!(found(conntrack, &all)[0].answered);
+    });
+}
+
+#[test]
+fn a_deletion_never_lacks_a_tuple() {
+    // Without one it would flush the whole table.
+    let mut out = Writer::default();
+    let handle = wire::Handle::default();
+    handle.put(&mut out);
+    let first = crate::wire::attribute::Attributes::new(&out.bytes).next();
+    assert_eq!(first.unwrap().unwrap().kind, 1);
+}

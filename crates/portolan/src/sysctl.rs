@@ -1,0 +1,293 @@
+//! Settings of connection tracking, under kube-proxy's names: what `--init-only` is for, and what `run` does at its
+//! start as far as it may.
+//!
+//! Nothing here is fatal: a read-only `/proc/sys` (an unprivileged container) or a network namespace that may not
+//! change the machine's limits is reported, and the service goes on as the node is set.
+//!
+//! Two deviations from kube-proxy. The table's size is only ever raised: an administrator's larger one stays. And
+//! `--conntrack-tcp-be-liberal` is on unless it is switched off: a packet outside the window of a translated
+//! connection would otherwise pass untranslated, and the client would reset the connection over a packet from a
+//! stranger (kube-proxy's iptables mode drops such packets in a filter rule on everyone's way; there is none here).
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+
+/// Flags about connection tracking.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Connection tracking")]
+pub struct ConntrackArgs {
+    /// Tracked flows for each processor, together at least --conntrack-min; 0 leaves the limit alone
+    #[arg(long, value_name = "NUMBER", default_value_t = 32_768)]
+    pub conntrack_max_per_core: u32,
+
+    /// Least limit of tracked flows
+    #[arg(long, value_name = "NUMBER", default_value_t = 131_072)]
+    pub conntrack_min: u32,
+
+    /// For how long an idle established TCP connection is tracked; 0 leaves it alone
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    pub conntrack_tcp_timeout_established: Duration,
+
+    /// For how long a TCP connection in CLOSE_WAIT is tracked; 0 leaves it alone
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub conntrack_tcp_timeout_close_wait: Duration,
+
+    /// Translate TCP packets outside the window too, rather than pass them on as they are; false leaves it alone
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+          default_value_t = true, default_missing_value = "true")]
+    pub conntrack_tcp_be_liberal: bool,
+
+    /// For how long an unanswered UDP flow is tracked; 0 leaves it alone
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    pub conntrack_udp_timeout: Duration,
+
+    /// For how long an answered UDP flow is tracked; 0 leaves it alone
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    pub conntrack_udp_timeout_stream: Duration,
+}
+
+/// One setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Below the root of the file system.
+    pub path: &'static str,
+    /// What it should be.
+    pub value: u64,
+    /// A larger value stays.
+    pub at_least: bool,
+}
+
+/// What became of a setting.
+#[derive(Debug)]
+pub enum Applied {
+    /// It was so already.
+    Unchanged,
+    /// It was written.
+    Written,
+    /// It could not be read or written, and is not known to be so.
+    Failed(io::Error),
+}
+
+impl ConntrackArgs {
+    /// The settings that the flags ask for on a machine with so many processors (kube-proxy's `setupConntrack`).
+    pub fn settings(&self, processors: usize) -> Vec<Setting> {
+        let mut settings = Vec::new();
+        if self.conntrack_max_per_core > 0 {
+            let scaled = u64::from(self.conntrack_max_per_core) * processors as u64;
+            let max = scaled.max(self.conntrack_min.into());
+            let limits = [
+                ("proc/sys/net/netfilter/nf_conntrack_max", max),
+                // Four flows a bucket, as kube-proxy has it.
+                ("sys/module/nf_conntrack/parameters/hashsize", max / 4),
+            ];
+            settings.extend(limits.map(|(path, value)| Setting {
+                path,
+                value,
+                at_least: true,
+            }));
+        }
+        let timeouts = [
+            (
+                "proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established",
+                self.conntrack_tcp_timeout_established,
+            ),
+            (
+                "proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait",
+                self.conntrack_tcp_timeout_close_wait,
+            ),
+            (
+                "proc/sys/net/netfilter/nf_conntrack_udp_timeout",
+                self.conntrack_udp_timeout,
+            ),
+            (
+                "proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream",
+                self.conntrack_udp_timeout_stream,
+            ),
+        ];
+        let asked = timeouts.into_iter().filter(|(_, time)| time.as_secs() > 0);
+        settings.extend(asked.map(|(path, time)| Setting {
+            path,
+            value: time.as_secs(),
+            at_least: false,
+        }));
+        if self.conntrack_tcp_be_liberal {
+            settings.push(Setting {
+                path: "proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal",
+                value: 1,
+                at_least: false,
+            });
+        }
+        settings
+    }
+
+    /// Makes the settings of this machine and network namespace, and says in the log what it did and what it could
+    /// not do. Answers the settings that are not there (yet): connection tracking may be a module that the first
+    /// rule loads.
+    pub fn apply(&self) -> usize {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut missing = 0;
+        for setting in self.settings(processors) {
+            match setting.apply(Path::new("/")) {
+                Applied::Unchanged => {}
+                Applied::Written => tracing::info!(%setting, "set"),
+                Applied::Failed(error) => {
+                    missing += usize::from(error.kind() == io::ErrorKind::NotFound);
+                    tracing::warn!(%setting, %error, "could not be set: it stays as the node has it");
+                }
+            }
+        }
+        missing
+    }
+}
+
+impl Setting {
+    /// Writes it below `root` unless it is so already.
+    pub fn apply(&self, root: &Path) -> Applied {
+        let file: PathBuf = root.join(self.path);
+        let result = std::fs::read_to_string(&file).and_then(|text| {
+            let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+            let found: u64 = text.trim().parse().map_err(invalid)?;
+            if found == self.value || (self.at_least && found > self.value) {
+                return Ok(Applied::Unchanged);
+            }
+            std::fs::write(&file, self.value.to_string()).map(|()| Applied::Written)
+        });
+        result.unwrap_or_else(Applied::Failed)
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{} = {}", self.path, self.value)
+    }
+}
+
+/// A duration as Go writes them: `24h`, `1h30m`, `90s`, `0`; whole seconds count.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a duration such as 24h, 1h30m or 90s");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let (number, tail) = rest.split_at(digits);
+        let unit_end = tail
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_end);
+        let number: u32 = number.parse().map_err(|_| wrong())?;
+        let unit = match unit {
+            "h" => Duration::from_secs(3600),
+            "m" => Duration::from_secs(60),
+            "s" => Duration::from_secs(1),
+            "ms" => Duration::from_millis(1),
+            _ => return Err(wrong()),
+        };
+        let part = unit.checked_mul(number).ok_or_else(wrong)?;
+        total = total.checked_add(part).ok_or_else(wrong)?;
+        rest = tail;
+    }
+    match text.is_empty() {
+        true => Err(wrong()),
+        false => Ok(total),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        conntrack: ConntrackArgs,
+    }
+
+    fn args(flags: &[&str]) -> ConntrackArgs {
+        let all = std::iter::once(&"portolan").chain(flags);
+        Cli::try_parse_from(all).unwrap().conntrack
+    }
+
+    fn named(settings: &[Setting], end: &str) -> Option<u64> {
+        let found = settings.iter().find(|setting| setting.path.ends_with(end));
+        found.map(|setting| setting.value)
+    }
+
+    #[test]
+    fn defaults_are_kube_proxys_but_for_the_window() {
+        let few = args(&[]).settings(2);
+        assert_eq!(named(&few, "/nf_conntrack_max"), Some(131_072));
+        assert_eq!(named(&few, "/hashsize"), Some(32_768));
+        assert_eq!(named(&few, "tcp_timeout_established"), Some(86_400));
+        assert_eq!(named(&few, "tcp_timeout_close_wait"), Some(3_600));
+        assert_eq!(named(&few, "tcp_be_liberal"), Some(1));
+        assert_eq!(named(&few, "udp_timeout"), None);
+        let many = args(&[]).settings(64);
+        assert_eq!(named(&many, "/nf_conntrack_max"), Some(64 * 32_768));
+    }
+
+    #[test]
+    fn zero_and_false_leave_a_setting_alone() {
+        let left = args(&[
+            "--conntrack-max-per-core=0",
+            "--conntrack-tcp-timeout-established=0",
+            "--conntrack-tcp-timeout-close-wait=0s",
+            "--conntrack-tcp-be-liberal=false",
+        ]);
+        assert_eq!(left.settings(8), []);
+        let udp = args(&[
+            "--conntrack-udp-timeout=1m",
+            "--conntrack-udp-timeout-stream=2m30s",
+        ]);
+        let settings = udp.settings(8);
+        assert_eq!(named(&settings, "udp_timeout"), Some(60));
+        assert_eq!(named(&settings, "udp_timeout_stream"), Some(150));
+    }
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        for (text, seconds) in [
+            ("24h0m0s", 86_400),
+            ("1h30m", 5_400),
+            ("90s", 90),
+            ("0", 0),
+            ("1500ms", 1),
+        ] {
+            assert_eq!(duration(text).map(|d| d.as_secs()), Ok(seconds), "{text}");
+        }
+        for text in ["", "h", "5", "-1s", "1d", "99999999999h", "1h x"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn limits_are_raised_and_never_lowered() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("limit");
+        let limit = |value| Setting {
+            path: "limit",
+            value,
+            at_least: true,
+        };
+        std::fs::write(&file, "100\n").unwrap();
+        assert!(matches!(limit(50).apply(root.path()), Applied::Unchanged));
+        assert!(matches!(limit(100).apply(root.path()), Applied::Unchanged));
+        assert!(matches!(limit(200).apply(root.path()), Applied::Written));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "200");
+        let exact = Setting {
+            at_least: false,
+            ..limit(30)
+        };
+        assert!(matches!(exact.apply(root.path()), Applied::Written));
+        std::fs::remove_file(&file).unwrap();
+        assert!(matches!(limit(1).apply(root.path()), Applied::Failed(_)));
+    }
+}

@@ -1,0 +1,259 @@
+//! Removes what kube-proxy has left on the node, whatever its mode was: after our first commit, so that there is no
+//! moment without rules.
+//!
+//! kube-proxy does the same with the leftovers of its own other modes. Its rules must not stay: they come before ours in
+//! every hook (theirs were there first), so that a connection would still be sent to endpoints of the day kube-proxy
+//! ended. Established connections do not notice: their translation is in connection tracking, and our NAT chains keep
+//! it in force.
+//!
+//! What is removed is certainly kube-proxy's, by names that are its alone:
+//! * nftables mode: the tables `ip kube-proxy` and `ip6 kube-proxy`;
+//! * iptables and IPVS modes: its `KUBE-` chains and the jumps to them, in the tables of iptables' nft variant (one
+//!   transaction a table, no program needed) and of its legacy variant (with iptables' own programs, where they are;
+//!   see [`legacy`]). Chains of kubelet stay, and so does a chain that somebody else's rules lead to;
+//! * IPVS mode: the device `kube-ipvs0`, virtual servers at its addresses and IP sets. Established connections live in
+//!   IPVS itself and end when the device goes, so that only `portolan cleanup --kube-proxy` does this; `run` says that
+//!   they are there.
+//!
+//! A kube-proxy that still runs writes its rules again. They are looked for from time to time, removed again, and the
+//! fight is reported; it does no harm to connections, for either set of rules serves them.
+
+mod ipvs;
+mod legacy;
+
+use std::fmt;
+use std::time::Duration;
+
+use nft::{Family, Foreign};
+use tokio_util::sync::CancellationToken;
+
+/// Name of kube-proxy's own tables in nftables mode.
+const TABLE: &str = "kube-proxy";
+/// Tables of iptables that kube-proxy writes.
+const IPTABLES: [&str; 3] = ["nat", "filter", "mangle"];
+/// Between the first looks, and between later ones.
+const LOOKS: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(60)];
+/// So many looks are first ones.
+const FIRST_LOOKS: u32 = 30;
+
+/// Whether a chain of an iptables table is kube-proxy's (pkg/proxy/iptables and pkg/proxy/ipvs, up to 1.37).
+///
+/// Not its: kubelet's `KUBE-FIREWALL` of the filter table, `KUBE-KUBELET-CANARY` and `KUBE-IPTABLES-HINT`.
+/// `KUBE-MARK-DROP` was kubelet's, and is left behind by none but old ones.
+fn is_kube_proxys(table: &str, chain: &str) -> bool {
+    /// Of one Service or endpoint; a hash follows.
+    const HASHED: [&str; 6] = [
+        "KUBE-SVC-",
+        "KUBE-SVL-",
+        "KUBE-SEP-",
+        "KUBE-FW-",
+        "KUBE-EXT-",
+        "KUBE-XLB-",
+    ];
+    const ANYWHERE: [&str; 6] = [
+        "KUBE-SERVICES",
+        "KUBE-NODEPORTS",
+        "KUBE-NODE-PORT",
+        "KUBE-PROXY-CANARY",
+        "KUBE-PROXY-FIREWALL",
+        "KUBE-LOAD-BALANCER",
+    ];
+    const NAT: [&str; 3] = ["KUBE-POSTROUTING", "KUBE-MARK-MASQ", "KUBE-FIREWALL"];
+    const FILTER: [&str; 5] = [
+        "KUBE-EXTERNAL-SERVICES",
+        "KUBE-FORWARD",
+        "KUBE-SOURCE-RANGES-FIREWALL",
+        "KUBE-IPVS-FILTER",
+        "KUBE-IPVS-OUT-FILTER",
+    ];
+    let of_table: &[&str] = match table {
+        "nat" => &NAT,
+        "filter" => &FILTER,
+        _ => &[],
+    };
+    ANYWHERE.contains(&chain)
+        || of_table.contains(&chain)
+        || HASHED.iter().any(|prefix| chain.starts_with(prefix))
+}
+
+/// What was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Tables of nftables mode.
+    pub tables: usize,
+    /// Chains in iptables' nft variant.
+    pub chains: usize,
+    /// Chains in iptables' legacy variant.
+    pub legacy_chains: usize,
+    /// Chains that stay because somebody else's rules lead to them.
+    pub kept: Vec<String>,
+    /// What IPVS mode has left is there, or was removed.
+    pub ipvs: Ipvs,
+    /// What could not be done, each with its reason.
+    pub failures: Vec<String>,
+}
+
+/// Leftovers of IPVS mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ipvs {
+    /// There are none.
+    #[default]
+    None,
+    /// They stay: established connections live in them.
+    Stays,
+    /// They were removed.
+    Removed,
+}
+
+/// What to do with IPVS, whose established connections would end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connections {
+    /// Leaves it.
+    Keep,
+    /// Removes it all the same.
+    End,
+}
+
+impl Report {
+    /// Whether anything was removed.
+    pub fn removed(&self) -> bool {
+        self.tables + self.chains + self.legacy_chains > 0 || self.ipvs == Ipvs::Removed
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} nftables tables, {} iptables chains, {} legacy iptables chains",
+            self.tables, self.chains, self.legacy_chains
+        )?;
+        if self.ipvs == Ipvs::Removed {
+            f.write_str(", IPVS device, servers and sets")?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes everything once. Goes on after a failure, and reports each.
+pub fn remove(connections: Connections) -> Report {
+    let mut report = Report::default();
+    match Foreign::open() {
+        Ok(mut foreign) => {
+            for family in Family::ALL {
+                remove_family(&mut foreign, family, &mut report);
+            }
+            legacy::remove(&mut report);
+            ipvs::remove(&mut foreign, connections, &mut report);
+        }
+        Err(error) => report.failures.push(error.to_string()),
+    }
+    report
+}
+
+fn remove_family(foreign: &mut Foreign, family: Family, report: &mut Report) {
+    match foreign.delete_table(family, TABLE) {
+        Ok(there) => report.tables += usize::from(there),
+        Err(error) => report
+            .failures
+            .push(format!("table {family} {TABLE}: {error}")),
+    }
+    for table in IPTABLES {
+        // Asked first, as reading all chains of a node costs more than one answer.
+        let there = foreign.has_table(family, table);
+        let removed = there.and_then(|there| match there {
+            true => foreign.remove_chains(family, table, |chain| is_kube_proxys(table, chain)),
+            false => Ok(Default::default()),
+        });
+        match removed {
+            Ok(removed) => {
+                report.chains += removed.chains.len();
+                report.kept.extend(removed.kept);
+            }
+            Err(error) => report
+                .failures
+                .push(format!("table {family} {table}: {error}")),
+        }
+    }
+}
+
+/// Removes, and looks again from time to time, until cancelled. To be called once our own rules stand.
+pub async fn run(cancel: CancellationToken) {
+    let pause = async |time| {
+        tokio::select! {
+            () = cancel.cancelled() => false,
+            () = tokio::time::sleep(time) => true,
+        }
+    };
+    let mut before = Report::default();
+    let mut was_there = false;
+    for look in 0u32.. {
+        let Ok(report) = tokio::task::spawn_blocking(|| remove(Connections::Keep)).await else {
+            return;
+        };
+        log(&report, &before, was_there);
+        was_there |= report.removed();
+        before = report;
+        let [first, later] = LOOKS;
+        if !pause(if look < FIRST_LOOKS { first } else { later }).await {
+            return;
+        }
+    }
+}
+
+/// Says what was done; what stands as it did at the look before is not repeated.
+fn log(report: &Report, before: &Report, was_there: bool) {
+    match (report.removed(), was_there) {
+        (true, false) => tracing::info!(removed = %report, "taken over from kube-proxy"),
+        (true, true) => {
+            tracing::warn!(removed = %report, "kube-proxy's rules were back: does it still run on this node?")
+        }
+        (false, _) => {}
+    }
+    if report.kept != before.kept {
+        tracing::warn!(chains = ?report.kept, "somebody else's rules lead to these chains of kube-proxy: they stay");
+    }
+    if report.ipvs == Ipvs::Stays && before.ipvs != Ipvs::Stays {
+        tracing::warn!(
+            "kube-proxy's IPVS servers stay for the connections that live in them; \
+             `portolan cleanup --kube-proxy` removes them"
+        );
+    }
+    if report.failures != before.failures {
+        for failure in &report.failures {
+            tracing::warn!(failure, "something of kube-proxy's could not be removed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chains_of_kubelet_and_of_others_are_not_kube_proxys() {
+        for (table, chain) in [
+            ("filter", "KUBE-FIREWALL"),
+            ("mangle", "KUBE-KUBELET-CANARY"),
+            ("mangle", "KUBE-IPTABLES-HINT"),
+            ("nat", "KUBE-KUBELET-CANARY"),
+            ("filter", "KUBE-ROUTER-INPUT"),
+            ("filter", "KUBE-POD-FW-X"),
+            ("nat", "CNI-HOSTPORT-DNAT"),
+            ("nat", "OUTPUT"),
+            ("mangle", "KUBE-FORWARD"),
+        ] {
+            assert!(!is_kube_proxys(table, chain), "{table} {chain}");
+        }
+        for (table, chain) in [
+            ("nat", "KUBE-SERVICES"),
+            ("nat", "KUBE-SEP-ZZZ"),
+            ("nat", "KUBE-FIREWALL"),
+            ("filter", "KUBE-FORWARD"),
+            ("filter", "KUBE-IPVS-FILTER"),
+            ("mangle", "KUBE-PROXY-CANARY"),
+        ] {
+            assert!(is_kube_proxys(table, chain), "{table} {chain}");
+        }
+    }
+}

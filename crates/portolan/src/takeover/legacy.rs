@@ -1,0 +1,225 @@
+//! kube-proxy's chains in iptables' legacy variant, which only iptables' own programs can change.
+//!
+//! Owns the reading of what `iptables-save` prints and the making of what `iptables-restore` takes: one restoration for
+//! each table, which the kernel carries out whole or not at all. Rules of base chains that lead to kube-proxy's chains
+//! are given back to the program that printed them, word for word; nothing else of the text is used but chain names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::{IPTABLES, Report, is_kube_proxys};
+
+/// Where the kernel says which legacy tables this network namespace has, and the programs for them: a name that is the
+/// legacy variant's alone, and one that may be either's.
+const FAMILIES: [(&str, [&str; 2]); 2] = [
+    (
+        "/proc/thread-self/net/ip_tables_names",
+        ["iptables-legacy", "iptables"],
+    ),
+    (
+        "/proc/thread-self/net/ip6_tables_names",
+        ["ip6tables-legacy", "ip6tables"],
+    ),
+];
+
+/// Removes them, if there are any.
+pub(super) fn remove(report: &mut Report) {
+    for (names, programs) in FAMILIES {
+        let Ok(names) = std::fs::read_to_string(names) else {
+            continue;
+        };
+        let tables = IPTABLES
+            .into_iter()
+            .filter(|table| names.lines().any(|name| name == *table));
+        for table in tables {
+            match remove_table(&programs, table) {
+                Ok(Some(removal)) => {
+                    report.legacy_chains += removal.chains;
+                    report.kept.extend(removal.kept);
+                }
+                Ok(None) => {}
+                Err(error) => report
+                    .failures
+                    .push(format!("legacy table {table}: {error:#}")),
+            }
+        }
+    }
+}
+
+fn remove_table(programs: &[&str], table: &str) -> Result<Option<Removal>> {
+    let Some(program) = programs.iter().find(|program| is_legacy(program)) else {
+        bail!("{} is not here to look into it", programs.join(" or "));
+    };
+    let saved = run(&format!("{program}-save"), &["-t", table], "")?;
+    let removal = removal(table, &saved);
+    if removal.chains == 0 {
+        return Ok(Some(removal));
+    }
+    let restore = ["-w", "5", "--noflush", "--counters"];
+    run(&format!("{program}-restore"), &restore, &removal.text)?;
+    Ok(Some(removal))
+}
+
+/// Whether the program is there and of the legacy variant; before 1.8 there was no other.
+fn is_legacy(program: &str) -> bool {
+    let output = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output();
+    output.is_ok_and(|output| {
+        output.status.success() && !String::from_utf8_lossy(&output.stdout).contains("nf_tables")
+    })
+}
+
+fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {program}"))?;
+    let mut stdin = child.stdin.take().context("its standard input")?;
+    let input = input.to_owned();
+    // Beside the reading, so that neither waits for the other.
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output()?;
+    let written = writer.join();
+    if !output.status.success() {
+        bail!(
+            "{program}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    if !matches!(written, Ok(Ok(()))) {
+        bail!("{program} did not read what it was given");
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What takes kube-proxy's chains out of one table.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Removal {
+    /// For `iptables-restore --noflush`.
+    text: String,
+    chains: usize,
+    kept: BTreeSet<String>,
+}
+
+/// Plans the removal from what `iptables-save -t TABLE` printed.
+fn removal(table: &str, saved: &str) -> Removal {
+    let mut chains = BTreeMap::new();
+    let mut jumps = Vec::new();
+    for line in saved.lines() {
+        if let Some(chain) = line.strip_prefix(':') {
+            // `:NAME POLICY [PACKETS:BYTES]`; a chain of one's own has no policy.
+            let mut words = chain.split(' ');
+            if let (Some(name), Some(policy)) = (words.next(), words.next()) {
+                chains.insert(name.to_owned(), policy != "-");
+            }
+        } else if let Some((from, rule)) = rule(line)
+            && let Some(to) = target(rule)
+        {
+            jumps.push((from, to, rule));
+        }
+    }
+    let named: Vec<(&str, &str)> = jumps.iter().map(|(from, to, _)| (*from, *to)).collect();
+    let leftovers = nft::leftovers(&chains, &named, |chain| is_kube_proxys(table, chain));
+    let mut text = format!("*{table}\n");
+    // Writing to a String does not fail.
+    for chain in &leftovers.chains {
+        let _ = writeln!(text, ":{chain} - [0:0]");
+    }
+    for (from, to, rule) in &jumps {
+        if chains.get(*from) == Some(&true) && leftovers.chains.contains(*to) {
+            let _ = writeln!(text, "-D {from} {rule}");
+        }
+    }
+    for chain in &leftovers.chains {
+        let _ = writeln!(text, "-X {chain}");
+    }
+    text.push_str("COMMIT\n");
+    Removal {
+        text,
+        chains: leftovers.chains.len(),
+        kept: leftovers.kept,
+    }
+}
+
+/// Chain and the rest of `-A CHAIN ...`.
+fn rule(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix("-A ")?.split_once(' ')
+}
+
+/// Where a rule leads: the word after `-j` or `-g`, outside of quotes (a comment may hold anything).
+fn target(rule: &str) -> Option<&str> {
+    let (mut quoted, mut escaped, mut word_start) = (false, false, 0);
+    let mut after_jump = false;
+    for (at, byte) in rule.bytes().chain([b' ']).enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => quoted = !quoted,
+            b' ' if !quoted => {
+                let word = rule.get(word_start..at)?;
+                if after_jump {
+                    return Some(word);
+                }
+                after_jump = word == "-j" || word == "-g";
+                word_start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chains_are_flushed_unlinked_and_deleted_and_others_left_alone() {
+        let saved = r#"# Generated by iptables-save v1.8.9 on a day
+*nat
+:PREROUTING ACCEPT [1:60]
+:OUTPUT ACCEPT [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-A - [0:0]
+:CNI-X - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A PREROUTING -m comment --comment "not -j KUBE-SERVICES \" -j KUBE-SVC-A" -j CNI-X
+-A OUTPUT -j KUBE-SERVICES
+-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j KUBE-SVC-A
+-A KUBE-SVC-A -j DNAT --to-destination 10.0.0.1:6443
+-A CNI-X -j KUBE-MARK-MASQ
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+COMMIT
+"#;
+        let expected = r#"*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-A - [0:0]
+-D PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-D OUTPUT -j KUBE-SERVICES
+-X KUBE-SERVICES
+-X KUBE-SVC-A
+COMMIT
+"#;
+        let removal = removal("nat", saved);
+        assert_eq!(removal.text, expected);
+        assert_eq!(removal.chains, 2);
+        assert_eq!(removal.kept, ["KUBE-MARK-MASQ".to_owned()].into());
+    }
+
+    #[test]
+    fn a_table_without_kube_proxys_chains_is_not_touched() {
+        let saved = "*filter\n:INPUT DROP [0:0]\n:KUBE-FIREWALL - [0:0]\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n";
+        assert_eq!(removal("filter", saved).chains, 0);
+        assert_eq!(removal("filter", "").chains, 0);
+    }
+}

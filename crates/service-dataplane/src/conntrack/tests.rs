@@ -1,0 +1,222 @@
+use service_model::{Disposition, Masquerade, Protocol};
+
+use super::*;
+
+const PLACE: Place = Place::ClusterIp(IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)));
+const VIP: [u8; 4] = [10, 96, 0, 1];
+const NODE: [u8; 4] = [192, 168, 0, 1];
+
+fn backends(hosts: &[u8]) -> Arc<[Backend]> {
+    let backend = |host: &u8| Backend {
+        address: [10, 244, 0, *host].into(),
+        port: 8080,
+        local: false,
+    };
+    hosts.iter().map(backend).collect()
+}
+
+fn frontend(serving: &[u8]) -> Frontend {
+    Frontend {
+        place: PLACE,
+        protocol: Protocol::Udp,
+        port: 53,
+        disposition: Disposition::Refuse,
+        outside: None,
+        masquerade: Masquerade::OffCluster,
+        allowed_sources: None,
+        affinity: None,
+        counted: false,
+        serving: backends(serving),
+    }
+}
+
+fn claim(place: Place, protocol: Protocol) -> Claim {
+    Claim {
+        place,
+        protocol,
+        port: 53,
+    }
+}
+
+fn check(place: Place, protocol: Protocol, serving: Option<&[u8]>, reset: bool) -> FlowChecks {
+    let check = FlowCheck {
+        claim: claim(place, protocol),
+        serving: serving.map(backends),
+        reset,
+    };
+    let mut checks = FlowChecks::default();
+    checks.add(vec![check], [IpAddr::from(NODE)].into());
+    checks
+}
+
+/// A flow to port 53 of `to`, answered from host `from` (port 8080), or not translated.
+fn flow(protocol: nft::Protocol, to: [u8; 4], from: Option<u8>, answered: bool) -> Flow {
+    let destination = SocketAddr::from((to, 53));
+    Flow {
+        protocol,
+        source: ([10, 244, 0, 99], 40000).into(),
+        destination,
+        answers_from: from.map_or(destination, |host| ([10, 244, 0, host], 8080).into()),
+        answered,
+    }
+}
+
+#[test]
+fn only_changes_that_can_leave_flows_behind_are_checked() {
+    let check = |old: Option<&[u8]>, new: Option<&[u8]>| {
+        let (old, new) = (old.map(frontend), new.map(frontend));
+        let claim = claim(PLACE, Protocol::Udp);
+        FlowCheck::of_change(claim, old.as_ref(), new.as_ref(), false).map(|check| check.serving)
+    };
+    assert_eq!(check(Some(&[1, 2]), Some(&[1, 2])), None);
+    assert_eq!(check(Some(&[1, 2]), Some(&[1, 2, 3])), None);
+    assert_eq!(check(Some(&[1, 2]), Some(&[2])), Some(Some(backends(&[2]))));
+    assert_eq!(check(Some(&[1]), Some(&[])), Some(Some(backends(&[]))));
+    assert_eq!(check(None, Some(&[1])), Some(Some(backends(&[1]))));
+    assert_eq!(check(Some(&[]), None), Some(None));
+    assert_eq!(check(None, None), None);
+}
+
+#[test]
+fn udp_and_sctp_flows_go_unless_their_endpoint_serves() {
+    for (of, protocol) in [
+        (Protocol::Udp, nft::Protocol::Udp),
+        (Protocol::Sctp, nft::Protocol::Sctp),
+    ] {
+        let checks = check(PLACE, of, Some(&[1, 3]), false);
+        for answered in [false, true] {
+            assert!(!checks.condemn(&flow(protocol, VIP, Some(1), answered)));
+            assert!(!checks.condemn(&flow(protocol, VIP, Some(3), answered)));
+            assert!(checks.condemn(&flow(protocol, VIP, Some(2), answered)));
+            // It began before the frontend was there.
+            assert!(checks.condemn(&flow(protocol, VIP, None, answered)));
+        }
+        let none = check(PLACE, of, Some(&[]), false);
+        assert!(none.condemn(&flow(protocol, VIP, Some(1), true)));
+    }
+}
+
+#[test]
+fn of_tcp_only_attempts_without_an_answer_go() {
+    let checks = check(PLACE, Protocol::Tcp, Some(&[1]), false);
+    let tcp = nft::Protocol::Tcp;
+    assert!(checks.condemn(&flow(tcp, VIP, None, false)));
+    assert!(checks.condemn(&flow(tcp, VIP, Some(2), false)));
+    assert!(!checks.condemn(&flow(tcp, VIP, Some(1), false)));
+    assert!(!checks.condemn(&flow(tcp, VIP, Some(2), true)));
+    assert!(!checks.condemn(&flow(tcp, VIP, None, true)));
+}
+
+#[test]
+fn on_request_established_tcp_connections_to_endpoints_that_are_gone_go_too() {
+    let tcp = nft::Protocol::Tcp;
+    for serving in [Some(&[1][..]), Some(&[]), None] {
+        let checks = check(PLACE, Protocol::Tcp, serving, true);
+        assert!(checks.condemn(&flow(tcp, VIP, Some(2), true)));
+        // Somebody else's, from before the address was a Service's.
+        assert!(!checks.condemn(&flow(tcp, VIP, None, true)));
+    }
+    let checks = check(PLACE, Protocol::Tcp, Some(&[1]), true);
+    assert!(!checks.condemn(&flow(tcp, VIP, Some(1), true)));
+}
+
+#[test]
+fn a_frontend_that_is_gone_takes_its_translated_flows_along_and_no_others() {
+    let checks = check(PLACE, Protocol::Udp, None, false);
+    assert!(checks.condemn(&flow(nft::Protocol::Udp, VIP, Some(1), true)));
+    assert!(!checks.condemn(&flow(nft::Protocol::Udp, VIP, None, true)));
+}
+
+#[test]
+fn flows_to_other_places_protocols_and_ports_are_left_alone() {
+    let checks = check(PLACE, Protocol::Udp, Some(&[]), false);
+    let udp = nft::Protocol::Udp;
+    assert!(!checks.condemn(&flow(udp, [10, 96, 0, 2], Some(1), true)));
+    assert!(!checks.condemn(&flow(nft::Protocol::Tcp, VIP, Some(1), false)));
+    let other_port = Flow {
+        destination: (VIP, 54).into(),
+        ..flow(udp, VIP, Some(1), true)
+    };
+    assert!(!checks.condemn(&other_port));
+}
+
+#[test]
+fn node_ports_are_those_of_the_nodes_own_addresses() {
+    let place = Place::NodePort(AddressFamily::V4);
+    let checks = check(place, Protocol::Udp, Some(&[]), false);
+    let udp = nft::Protocol::Udp;
+    assert!(checks.condemn(&flow(udp, NODE, Some(1), true)));
+    assert!(checks.condemn(&flow(udp, NODE, None, true)));
+    assert!(checks.condemn(&flow(udp, [127, 0, 0, 1], Some(1), true)));
+    assert!(!checks.condemn(&flow(udp, [192, 168, 0, 2], Some(1), true)));
+    assert!(!checks.condemn(&flow(udp, VIP, Some(1), true)));
+}
+
+#[test]
+fn every_condemned_flow_passes_one_of_the_filters() {
+    let place = |n: u8| match n % 3 {
+        0 => Place::NodePort(AddressFamily::V4),
+        1 => Place::External([192, 0, 2, n].into()),
+        _ => Place::ClusterIp([10, 96, 0, n].into()),
+    };
+    for frontends in [1, 3, 20] {
+        let mut checks = FlowChecks::default();
+        for n in 0..frontends {
+            let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][usize::from(n / 3 % 3)];
+            let check = FlowCheck {
+                claim: claim(place(n), protocol),
+                serving: Some(backends(&[1])),
+                reset: n % 2 == 0,
+            };
+            checks.add(vec![check], [IpAddr::from(NODE)].into());
+        }
+        let filters = checks.filters();
+        let mut condemned = 0;
+        for to in (0..frontends).flat_map(|n| [[10, 96, 0, n], [192, 0, 2, n], NODE]) {
+            for protocol in [nft::Protocol::Tcp, nft::Protocol::Udp, nft::Protocol::Sctp] {
+                for (from, answered) in [(None, false), (Some(2), false), (Some(2), true)] {
+                    let flow = flow(protocol, to, from, answered);
+                    let found = filters.iter().any(|filter| filter.matches(&flow));
+                    condemned += usize::from(checks.condemn(&flow));
+                    assert!(!checks.condemn(&flow) || found, "{flow:?}: {filters:?}");
+                }
+            }
+        }
+        assert!(condemned > 0);
+    }
+}
+
+#[test]
+fn many_frontends_take_one_filter_of_each_kind() {
+    let mut checks = FlowChecks::default();
+    for n in 0..100 {
+        let check = |protocol| FlowCheck {
+            claim: claim(Place::ClusterIp([10, 96, 0, n].into()), protocol),
+            serving: None,
+            reset: false,
+        };
+        let both = vec![check(Protocol::Tcp), check(Protocol::Udp)];
+        checks.add(both, [].into());
+    }
+    let filters = checks.filters();
+    assert_eq!(filters.len(), 2);
+    assert!(
+        filters
+            .iter()
+            .all(|f| f.destination.is_none() && f.port.is_none())
+    );
+    assert!(
+        filters
+            .iter()
+            .all(|f| f.unanswered == (f.protocol == nft::Protocol::Tcp))
+    );
+}
+
+#[test]
+fn a_later_check_of_the_same_frontend_replaces_an_earlier_one() {
+    let mut checks = check(PLACE, Protocol::Udp, Some(&[]), false);
+    let later = check(PLACE, Protocol::Udp, Some(&[1]), false);
+    checks.add(later.checks.into_values().collect(), [].into());
+    assert_eq!(checks.len(), 1);
+    assert!(!checks.condemn(&flow(nft::Protocol::Udp, VIP, Some(1), true)));
+}

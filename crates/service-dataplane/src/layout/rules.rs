@@ -1,0 +1,379 @@
+//! The chains that lead a new connection to its frontend, and those that decide about its source address.
+//!
+//! Each chain's comment says what gets there; together they read as the path of a packet.
+
+use nft::{Chain, Hook, Operand, Protocol, Rule, Statement, Verdict};
+use service_model::{LocalInterface, NodeFacts};
+
+use super::{Pick, SetId};
+
+/// In the rules nft can only print `ct original proto-dst` beside a protocol, so some come three times.
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
+pub(super) fn goto(chain: &'static str) -> Statement {
+    Statement::Verdict(Verdict::Goto(chain.into()))
+}
+
+pub(super) fn jump(chain: &'static str) -> Statement {
+    Statement::Verdict(Verdict::Jump(chain.into()))
+}
+
+pub(super) fn in_set(key: Vec<Operand>, set: SetId) -> Statement {
+    Statement::InSet {
+        key,
+        set: set.name(),
+        negate: false,
+    }
+}
+
+/// Of the connection's original destination.
+fn sent_to(set: SetId) -> Statement {
+    in_set(vec![Operand::OriginalDestinationAddress], set)
+}
+
+fn original_frontend() -> Vec<Operand> {
+    vec![
+        Operand::OriginalDestinationAddress,
+        Operand::Protocol,
+        Operand::OriginalDestinationPort,
+    ]
+}
+
+fn original_node_port() -> Vec<Operand> {
+    vec![Operand::Protocol, Operand::OriginalDestinationPort]
+}
+
+fn chain(name: &'static str, comment: &'static str, rules: Vec<Vec<Statement>>) -> Chain {
+    Chain {
+        name: name.into(),
+        hook: None,
+        comment: comment.into(),
+        rules: rules.into_iter().map(Rule::from).collect(),
+    }
+}
+
+/// What tells a packet that is not from a local pod; `None` where no detector is configured.
+fn not_local(facts: &NodeFacts, detects_by_source: bool) -> Option<Statement> {
+    let by_interface = |interface: &LocalInterface| {
+        let (name, prefix) = match interface {
+            LocalInterface::Named(name) => (name, false),
+            LocalInterface::Prefix(name) => (name, true),
+        };
+        Statement::InputInterface {
+            name: name.to_string().into(),
+            prefix,
+            negate: true,
+        }
+    };
+    let by_source = || Statement::InSet {
+        key: vec![Operand::SourceAddress],
+        set: SetId::LocalSources.name(),
+        negate: true,
+    };
+    let interface = facts.local_interface.as_ref().map(by_interface);
+    interface.or_else(|| detects_by_source.then(by_source))
+}
+
+/// All chains but those that pick, and those of [`affinity`].
+pub(super) fn chains(
+    facts: &NodeFacts,
+    detects_by_source: bool,
+    guards_ranges: bool,
+) -> Vec<Chain> {
+    let not_local = not_local(facts, detects_by_source);
+    let mut chains = paths(not_local.as_ref());
+    chains.extend(dispatch());
+    chains.extend(masquerading(facts, not_local));
+    chains.extend(hooked(guards_ranges));
+    chains
+}
+
+/// From the hooks to the dispatch chains.
+fn paths(not_local: Option<&Statement>) -> Vec<Chain> {
+    let destination = || vec![Operand::DestinationAddress];
+    let frontend = || Pick::Frontend.key();
+    let from_range = || {
+        let mut key = frontend();
+        key.push(Operand::SourceAddress);
+        key
+    };
+    let guard = || {
+        let not_allowed = Statement::InSet {
+            key: from_range(),
+            set: SetId::AllowedSources.name(),
+            negate: true,
+        };
+        vec![
+            in_set(frontend(), SetId::Guarded),
+            not_allowed,
+            Statement::Verdict(Verdict::Drop),
+        ]
+    };
+    let outsiders = |key: Vec<Operand>, set: SetId, to: &'static str| {
+        let mut rule: Vec<Statement> = vec![in_set(key, set)];
+        rule.extend(not_local.cloned());
+        rule.push(goto(to));
+        rule
+    };
+    let to_cluster_ip = || vec![in_set(destination(), SetId::ClusterIps), goto("cluster")];
+    let to_external = |chain| vec![in_set(destination(), SetId::ExternalIps), jump(chain)];
+    let to_node = |chain| vec![in_set(destination(), SetId::NodeAddresses), jump(chain)];
+    vec![
+        chain(
+            "arriving",
+            "New connections from pods and from outside",
+            vec![
+                to_cluster_ip(),
+                to_external("arriving_external"),
+                to_node("arriving_nodeports"),
+            ],
+        ),
+        chain(
+            "arriving_external",
+            "To external addresses",
+            vec![
+                guard(),
+                outsiders(frontend(), SetId::LocalPolicy, "local_frontends"),
+                vec![goto("frontends")],
+            ],
+        ),
+        chain(
+            "arriving_nodeports",
+            "To addresses of this node",
+            vec![
+                outsiders(
+                    Pick::NodePort.key(),
+                    SetId::LocalPolicyNodePorts,
+                    "local_nodeports",
+                ),
+                vec![goto("nodeports")],
+            ],
+        ),
+        chain(
+            "departing",
+            "New connections of this node itself",
+            vec![
+                to_cluster_ip(),
+                to_external("departing_external"),
+                to_node("nodeports"),
+            ],
+        ),
+        chain(
+            "departing_external",
+            "To external addresses",
+            vec![guard(), vec![goto("frontends")]],
+        ),
+        chain(
+            "unallocated",
+            "To addresses that could be cluster IPs and are none",
+            vec![
+                vec![
+                    Statement::LocalAddress {
+                        of: nft::Side::Destination,
+                        negate: false,
+                    },
+                    Statement::Verdict(Verdict::Return),
+                ],
+                vec![Statement::Verdict(Verdict::Drop)],
+            ],
+        ),
+    ]
+}
+
+fn dispatch() -> Vec<Chain> {
+    let no_endpoint_here = in_set(Pick::Frontend.key(), SetId::NoLocalEndpoints);
+    let kept = Statement::DnatMap {
+        key: vec![Operand::SourceAddress, Operand::Protocol, Operand::Group],
+        map: SetId::Affinity.name(),
+    };
+    let drop = || -> Vec<Rule> { vec![vec![Statement::Verdict(Verdict::Drop)].into()] };
+    vec![
+        chain(
+            "cluster",
+            "New connections to cluster IPs",
+            vec![
+                vec![jump("frontends")],
+                vec![no_endpoint_here, Statement::Verdict(Verdict::Drop)],
+                vec![goto("refuse")],
+            ],
+        ),
+        chain(
+            "refuse",
+            "Frontends without endpoints, and unknown ports of cluster IPs",
+            vec![vec![Statement::RejectTcpReset], vec![Statement::Reject]],
+        ),
+        chain(
+            "sticky",
+            "The endpoint that the client keeps, if it has one",
+            vec![vec![kept]],
+        ),
+        Pick::Frontend.dispatch("frontends", "By number of endpoints", Vec::new()),
+        Pick::NodePort.dispatch("nodeports", "Node ports by number of endpoints", Vec::new()),
+        Pick::LocalFrontend.dispatch(
+            "local_frontends",
+            "Outsiders under policy Local: endpoints on this node or nothing",
+            drop(),
+        ),
+        Pick::LocalNodePort.dispatch(
+            "local_nodeports",
+            "Outsiders at node ports under policy Local",
+            drop(),
+        ),
+    ]
+}
+
+/// Whose source address is replaced: decided from the connection's original destination, so that neither
+/// the packet's mark nor the connection's is touched.
+fn masquerading(facts: &NodeFacts, not_local: Option<Statement>) -> [Chain; 2] {
+    let endpoint_to_itself = vec![Operand::SourceAddress, Operand::DestinationAddress];
+    let mut rules = vec![vec![
+        in_set(endpoint_to_itself, SetId::Hairpin),
+        Statement::Masquerade,
+    ]];
+    if facts.masquerade_all {
+        rules.push(vec![sent_to(SetId::ClusterIps), Statement::Masquerade]);
+    } else if let Some(not_local) = not_local {
+        rules.push(vec![
+            sent_to(SetId::ClusterIps),
+            not_local,
+            Statement::Masquerade,
+        ]);
+    }
+    let frontends_and_node_ports = |frontends: SetId, node_ports: SetId| {
+        let frontends = PROTOCOLS.map(|protocol| {
+            vec![
+                Statement::ProtocolIs(protocol),
+                in_set(original_frontend(), frontends),
+                Statement::Masquerade,
+            ]
+        });
+        let node_ports = PROTOCOLS.map(|protocol| {
+            vec![
+                Statement::ProtocolIs(protocol),
+                sent_to(SetId::NodeAddresses),
+                in_set(original_node_port(), node_ports),
+                Statement::Masquerade,
+            ]
+        });
+        frontends.into_iter().chain(node_ports)
+    };
+    let of_everyone =
+        frontends_and_node_ports(SetId::MasqueradeFrontends, SetId::MasqueradeNodePorts);
+    rules.extend(of_everyone);
+    let from_this_node = Statement::LocalAddress {
+        of: nft::Side::Source,
+        negate: false,
+    };
+    rules.push(vec![from_this_node, goto("masquerading_own")]);
+    let own = frontends_and_node_ports(SetId::LocalPolicy, SetId::LocalPolicyNodePorts);
+    [
+        chain(
+            "masquerading",
+            "Connections that a frontend sent elsewhere",
+            rules,
+        ),
+        chain(
+            "masquerading_own",
+            "Those of this node itself, under external policy Local",
+            own.collect(),
+        ),
+    ]
+}
+
+/// The chains that remember which endpoint a client has, for the time-outs that are in use (seconds). Without any they
+/// are empty.
+pub(crate) fn affinity(time_outs: impl Iterator<Item = u32>) -> [Chain; 2] {
+    let mut learn: Vec<Vec<Statement>> = Vec::new();
+    for seconds in time_outs {
+        learn.extend(PROTOCOLS.map(|protocol| {
+            vec![
+                Statement::ProtocolIs(protocol),
+                in_set(vec![Operand::Group], SetId::StickyFor(seconds)),
+                Statement::Learn {
+                    key: vec![Operand::SourceAddress, Operand::Protocol, Operand::Group],
+                    data: vec![Operand::ReplySourceAddress, Operand::ReplySourcePort],
+                    map: SetId::Affinity.name(),
+                    seconds,
+                },
+            ]
+        }));
+    }
+    let mut remembering = Vec::new();
+    if !learn.is_empty() {
+        learn.push(vec![Statement::ClearGroup]);
+        let frontends = PROTOCOLS.map(|protocol| {
+            let group = Statement::SetGroup {
+                key: original_frontend(),
+                map: SetId::Sticky.name(),
+            };
+            vec![Statement::ProtocolIs(protocol), group, jump("remember")]
+        });
+        let node_ports = PROTOCOLS.map(|protocol| {
+            let group = Statement::SetGroup {
+                key: original_node_port(),
+                map: SetId::StickyNodePorts.name(),
+            };
+            vec![
+                Statement::ProtocolIs(protocol),
+                sent_to(SetId::NodeAddresses),
+                group,
+                jump("remember"),
+            ]
+        });
+        remembering.extend(frontends.into_iter().chain(node_ports));
+    }
+    [
+        chain(
+            "remembering",
+            "Connections that a frontend sent elsewhere",
+            remembering,
+        ),
+        chain(
+            "remember",
+            "Those whose client keeps its endpoint, for as long as its group does",
+            learn,
+        ),
+    ]
+}
+
+fn hooked(guards_ranges: bool) -> [Chain; 4] {
+    let base = |name: &'static str, hook: Hook, comment: &'static str, rules| Chain {
+        hook: Some(hook),
+        ..chain(name, comment, rules)
+    };
+    let translated = |then| vec![Statement::ConnectionIsDnat, jump(then)];
+    let path = |name| {
+        let mut rules = vec![vec![jump(name)]];
+        if guards_ranges {
+            let in_range = in_set(vec![Operand::DestinationAddress], SetId::ServiceCidrs);
+            rules.push(vec![in_range, goto("unallocated")]);
+        }
+        rules
+    };
+    [
+        base(
+            "prerouting",
+            Hook::NatPrerouting,
+            "From pods and from outside",
+            path("arriving"),
+        ),
+        base(
+            "output",
+            Hook::NatOutput,
+            "From this node itself",
+            path("departing"),
+        ),
+        base(
+            "input",
+            Hook::NatInput,
+            "To endpoints on this node itself",
+            vec![translated("remembering")],
+        ),
+        base(
+            "postrouting",
+            Hook::NatPostrouting,
+            "To endpoints, and their clients' source addresses",
+            vec![translated("remembering"), translated("masquerading")],
+        ),
+    ]
+}

@@ -1,0 +1,167 @@
+//! External addresses, traffic policies and source ranges.
+
+use super::*;
+
+/// `10.96.0.1 80/TCP/30080` with external IP 198.51.100.1 and load balancer address 203.0.113.1.
+fn exposed() -> Service {
+    let mut service = service("shop/web", "10.96.0.1", "http/80/TCP/30080");
+    service.external_ips = vec!["198.51.100.1".parse().unwrap()];
+    service.load_balancer_ips = vec!["203.0.113.1".parse().unwrap()];
+    service
+}
+
+fn endpoints(endpoints: &str) -> [EndpointSlice; 1] {
+    [slice("shop/web-1", "web", "http/8080/TCP", endpoints)]
+}
+
+#[test]
+fn rows_13_14_and_48_external_addresses_serve_all_endpoints_and_masquerade_everyone() {
+    plans(
+        &exposed(),
+        &endpoints("10.1.0.5@node-1 10.1.0.6"),
+        &[
+            "10.96.0.1 80/TCP off-cluster: 10.1.0.5:8080* 10.1.0.6:8080",
+            "external 198.51.100.1 80/TCP always: 10.1.0.5:8080* 10.1.0.6:8080",
+            "external 203.0.113.1 80/TCP always: 10.1.0.5:8080* 10.1.0.6:8080",
+            "node-V4 30080/TCP always: 10.1.0.5:8080* 10.1.0.6:8080",
+        ],
+    );
+}
+
+#[test]
+fn row_49_external_policy_local_keeps_outsiders_to_this_node() {
+    let mut service = exposed();
+    service.external_policy = TrafficPolicy::Local;
+    service.load_balancer_ips.clear();
+    plans(
+        &service,
+        &endpoints("10.1.0.5@node-1 10.1.0.6"),
+        &[
+            "10.96.0.1 80/TCP off-cluster: 10.1.0.5:8080* 10.1.0.6:8080",
+            "external 198.51.100.1 80/TCP own-node: 10.1.0.5:8080* 10.1.0.6:8080 outside: 10.1.0.5:8080*",
+            "node-V4 30080/TCP own-node: 10.1.0.5:8080* 10.1.0.6:8080 outside: 10.1.0.5:8080*",
+        ],
+    );
+    plans(
+        &service,
+        &endpoints("10.1.0.6"),
+        &[
+            "10.96.0.1 80/TCP off-cluster: 10.1.0.6:8080",
+            "external 198.51.100.1 80/TCP own-node: 10.1.0.6:8080 outside: drop",
+            "node-V4 30080/TCP own-node: 10.1.0.6:8080 outside: drop",
+        ],
+    );
+    plans(
+        &service,
+        &[],
+        &[
+            "10.96.0.1 80/TCP off-cluster: refuse",
+            "external 198.51.100.1 80/TCP own-node: refuse",
+            "node-V4 30080/TCP own-node: refuse",
+        ],
+    );
+}
+
+#[test]
+fn internal_policy_local_serves_the_cluster_ip_from_this_node_alone() {
+    let mut service = exposed();
+    service.internal_policy = TrafficPolicy::Local;
+    service.external_ips.clear();
+    service.load_balancer_ips.clear();
+    let node_port = |outcome: &str| format!("node-V4 30080/TCP always: {outcome}");
+    for (written, cluster_ip, outside) in [
+        (
+            "10.1.0.5@node-1 10.1.0.6",
+            "10.1.0.5:8080*",
+            "10.1.0.5:8080* 10.1.0.6:8080",
+        ),
+        ("10.1.0.6", "drop", "10.1.0.6:8080"),
+    ] {
+        let expected = [
+            format!("10.96.0.1 80/TCP off-cluster: {cluster_ip}"),
+            node_port(outside),
+        ];
+        assert_eq!(
+            lines(&plan(&service, &endpoints(written), &facts())),
+            expected
+        );
+    }
+    let expected = [
+        "10.96.0.1 80/TCP off-cluster: refuse".to_owned(),
+        node_port("refuse"),
+    ];
+    assert_eq!(lines(&plan(&service, &[], &facts())), expected);
+}
+
+#[test]
+fn row_43_source_ranges_guard_load_balancer_addresses_of_their_family_only() {
+    let mut service = exposed();
+    service.cluster_ips.push("fd00::1".parse().unwrap());
+    service
+        .load_balancer_ips
+        .push("2001:db8::7".parse().unwrap());
+    service.source_ranges = vec![
+        "172.16.0.0/13".parse().unwrap(),
+        "172.24.0.0/13".parse().unwrap(),
+    ];
+    let guarded = |service: &Service| -> Vec<String> {
+        let lines = lines(&plan(service, &[], &facts())).into_iter();
+        lines.filter(|line| line.starts_with("external")).collect()
+    };
+    assert_eq!(
+        guarded(&service),
+        [
+            "external 198.51.100.1 80/TCP always: refuse",
+            "external 203.0.113.1 80/TCP always: refuse from: 172.16.0.0/12",
+            "external 2001:db8::7 80/TCP always: refuse",
+        ]
+    );
+    // The node's own address is among them: it may send from the load balancer's.
+    service.source_ranges = vec!["192.0.2.0/24".parse().unwrap()];
+    assert!(guarded(&service)[1].ends_with(" from: 192.0.2.0/24,203.0.113.1/32"));
+    service.source_ranges = vec!["0.0.0.0/0".parse().unwrap()];
+    assert!(guarded(&service)[1].ends_with("refuse"));
+}
+
+#[test]
+fn an_external_ip_that_is_a_load_balancer_address_too_keeps_its_source_ranges() {
+    let mut service = exposed();
+    service.load_balancer_ips = service.external_ips.clone();
+    service.source_ranges = vec!["172.16.0.0/12".parse().unwrap()];
+    let lines = lines(&plan(&service, &[], &facts()));
+    assert_eq!(
+        lines[1],
+        "external 198.51.100.1 80/TCP always: refuse from: 172.16.0.0/12"
+    );
+    assert_eq!(lines.len(), 3);
+}
+
+#[test]
+fn external_ips_outside_the_allowed_ranges_are_refused_and_named() {
+    let mut service = exposed();
+    service.external_ips.push("8.8.8.8".parse().unwrap());
+    service.external_ips.push("10.96.0.1".parse().unwrap());
+    let mut facts = facts();
+    facts.allowed_external_ips = Some(vec!["198.51.100.0/24".parse().unwrap()]);
+    let external = |facts: &NodeFacts| -> Vec<Place> {
+        let frontends = plan(&service, &[], facts).frontends.into_iter();
+        let places = frontends.map(|f| f.place);
+        places.filter(|p| matches!(p, Place::External(_))).collect()
+    };
+    let place = |text: &str| Place::External(text.parse().unwrap());
+    assert_eq!(
+        external(&facts),
+        [place("198.51.100.1"), place("203.0.113.1")]
+    );
+    let named: Vec<String> = left_out(&service, &[], &facts)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(named.len(), 2);
+    assert!(
+        named[0].contains("8.8.8.8") && named[1].contains("10.96.0.1"),
+        "{named:?}"
+    );
+    facts.allowed_external_ips = None;
+    assert_eq!(external(&facts).len(), 3);
+}
