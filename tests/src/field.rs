@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::{Capability, Client, Host, Lab, Outcome, Pod, Probe};
 use nft::{Backend, Kernel, KernelConfig, TableContents};
 
+use crate::cluster::space::{external_range, service_cidr};
 use crate::cluster::{Node, Transport};
 use crate::oracle::{Expected, Origin, Packet, Protocol};
 
@@ -99,8 +100,10 @@ impl Field {
             .iter()
             .find(|n| n.name() == node.name)
             .context("no such node")?;
-        for range in [lab::SERVICE_CIDR_V4, lab::SERVICE_CIDR_V6] {
-            self.client.route_via(machine, range.parse()?)?;
+        for ipv4 in [true, false] {
+            for range in [service_cidr(ipv4), external_range(ipv4)] {
+                self.client.route_via(machine, range)?;
+            }
         }
         let config = KernelConfig {
             table: service_dataplane::layout::TABLE.into(),
@@ -127,10 +130,11 @@ impl Field {
         let sender = self.hosts.get(&packet.source);
         let is_sent_here = match sender {
             None => false,
-            Some(Place::Pod(_)) => from_here || node.interfaces.contains(&packet.destination),
+            Some(Place::Pod(_) | Place::Node(_)) => {
+                from_here || node.interfaces.contains(&packet.destination)
+            }
             // It knows no way to what is behind nodes, the gateway of pods included.
             Some(Place::Client) => !self.is_behind_a_node(packet.destination),
-            Some(Place::Node(_)) => true,
         };
         let comes_back = match expected {
             Expected::Balanced(backends) => {
@@ -160,14 +164,7 @@ impl Field {
     ) -> Result<()> {
         let mut answered = BTreeSet::new();
         for _ in 0..attempts {
-            let outcome = self.send(packet, expected)?;
-            match expected {
-                Expected::Refused => ensure!(self.is_refused(packet, &outcome)?, "{outcome:?}"),
-                Expected::NotOurs => self.check_untouched(packet, &outcome)?,
-                Expected::Balanced(backends) => {
-                    answered.insert(self.check_translated(node, packet, backends, &outcome)?);
-                }
-            }
+            answered.extend(self.check_once(node, packet, expected)?);
         }
         match expected {
             Expected::Balanced(backends) if all && answered.len() != backends.len() => {
@@ -177,6 +174,27 @@ impl Field {
         }
     }
 
+    /// Sends one attempt and compares what came of it. Returns the backend that answered.
+    pub fn check_once(
+        &self,
+        node: &Node,
+        packet: &Packet,
+        expected: &Expected,
+    ) -> Result<Option<SocketAddr>> {
+        let outcome = self.send(packet, expected)?;
+        match expected {
+            Expected::Refused => ensure!(self.is_refused(packet, &outcome)?, "{outcome:?}"),
+            Expected::Dropped => ensure!(outcome == Outcome::TimedOut, "{outcome:?}"),
+            Expected::NotOurs => self.check_untouched(packet, &outcome)?,
+            Expected::Balanced(backends) => {
+                return self
+                    .check_translated(node, packet, backends, &outcome)
+                    .map(Some);
+            }
+        }
+        Ok(None)
+    }
+
     /// Sends one attempt. What is expected decides how long to wait for an answer.
     pub fn send(&self, packet: &Packet, expected: &Expected) -> Result<Outcome> {
         let Protocol::Transport(transport) = packet.protocol else {
@@ -184,7 +202,8 @@ impl Field {
         };
         let to = SocketAddr::new(packet.destination, packet.port);
         let mut probe = Probe::new(lab_protocol(transport), to).from_port(self.source_port());
-        if *expected == Expected::NotOurs && !self.is_machine(to.ip()) {
+        let goes_nowhere = *expected == Expected::NotOurs && !self.is_machine(to.ip());
+        if goes_nowhere || *expected == Expected::Dropped {
             probe = probe.within(NOWHERE_PATIENCE);
         }
         match self.hosts.get(&packet.source).context("no such sender")? {
@@ -323,7 +342,24 @@ impl Installed {
             let rest = nft::diff::diff(Some(&found), table);
             ensure!(rest.is_empty(), "the kernel holds something else: {rest:?}");
         }
-        Ok(())
+        self.forget()
+    }
+
+    /// Takes away what packets have left behind: endpoints that the next tables may not have.
+    fn forget(&mut self) -> Result<()> {
+        let mut transaction = nft::Transaction::new();
+        for table in &self.contents {
+            let is_learned = |set: &&nft::Set| matches!(set.kind, nft::SetKind::Learned(_));
+            for set in table.sets.values().filter(is_learned) {
+                let elements = self.kernel.learned(table.table.family, &set.name)?;
+                if !elements.is_empty() {
+                    let set = set.name.clone();
+                    let gone = nft::Operation::DeleteElements { set, elements };
+                    transaction.push(table.table.family, gone);
+                }
+            }
+        }
+        Ok(self.kernel.commit(&transaction)?)
     }
 
     /// Takes the tables away.
@@ -336,7 +372,7 @@ impl Installed {
     }
 }
 
-/// For packets to nowhere. The lab's gateway answers them, but Linux spares its answers (ip_error() in
+/// For packets that are dropped, and for packets to nowhere. The lab's gateway answers them, but Linux spares its answers (ip_error() in
 /// net/ipv4/route.c: five at once to one host, then one a second), so silence must do, too.
 const NOWHERE_PATIENCE: Duration = Duration::from_millis(100);
 
