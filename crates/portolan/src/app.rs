@@ -111,6 +111,7 @@ impl App {
         let config = ControlConfig {
             node,
             own_tables: !args.no_table_owner,
+            relays: tokio::runtime::Handle::current(),
         };
         let missing_settings = args.conntrack.apply();
         let control = start_control(config, events, addresses, reports, cancel.clone())?;

@@ -11,11 +11,13 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use nft::{Backend, Kernel, KernelConfig, Monitor, Notice};
 use service_dataplane::{Dataplane, Outcome, SyncError, layout};
-use service_model::{AddressFamily, Invalid, NodeConfig, ObjectEvent};
+use service_model::{AddressFamily, Invalid, NodeConfig, NodePortAddress, ObjectEvent};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::conntrack::Cleaner;
+use crate::localhost;
 use crate::metrics::Metrics;
 use crate::source::{Events, Problem, SourceEvent};
 use crate::status::{Commit, SharedStatus, Status};
@@ -38,6 +40,8 @@ pub struct ControlConfig {
     pub node: NodeConfig,
     /// Own the tables, so that nobody else's flush can take them away (`--no-table-owner` turns it off).
     pub own_tables: bool,
+    /// Where relays of node ports on loopback run: not beside the loop, whose commits would hold them up.
+    pub relays: Handle,
 }
 
 /// Where the loop tells others how it goes.
@@ -67,7 +71,12 @@ pub async fn run(
     let foreign = listen(monitor, cancel.clone())?;
     tracing::info!(features = ?kernel.features(), "tables are written over netlink");
     let cleaner = Cleaner::start(reports.metrics.clone())?;
+    let on_loopback = config
+        .node
+        .nodeport_addresses
+        .contains(&NodePortAddress::Localhost);
     let mut control = Control::new(config.node, kernel, reports);
+    control.loopback = on_loopback.then(|| localhost::start(&config.relays, cancel.clone()));
     control.cleaner = Some(cleaner);
 
     loop {
@@ -139,6 +148,8 @@ struct Control<B> {
     reports: Reports,
     addresses: Vec<IpAddr>,
     addresses_gone: bool,
+    /// Node ports are relayed from loopback addresses too.
+    loopback: Option<localhost::Announcer>,
     synced: bool,
     /// The tables may not hold what they should: compare before anything else.
     failed: bool,
@@ -160,6 +171,7 @@ impl<B: Backend> Control<B> {
             reports,
             addresses: Vec::new(),
             addresses_gone: false,
+            loopback: None,
             synced: false,
             failed: false,
             pending_since: None,
@@ -245,6 +257,9 @@ impl<B: Backend> Control<B> {
         let refresh = facts != *self.dataplane.facts();
         let updates = self.view.updates(&facts, refresh);
         let planned = updates.len();
+        if let Some(loopback) = &mut self.loopback {
+            loopback.announce(&updates);
+        }
         self.reports.metrics.planned(planned);
         for invalid in updates
             .iter()

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod conntrack;
 pub mod control;
 pub mod http;
+pub mod localhost;
 pub mod metrics;
 pub mod node_addresses;
 pub mod render;
