@@ -11,8 +11,11 @@
 //! packets:
 //!   - from: 10.244.1.2            # an address, or `node`: the node itself
 //!     to: "10.96.0.10:80/tcp"
-//!     expect:                     # or: refused, passes
+//!     expect:                     # or: refused, dropped, passes
 //!       "10.244.1.5:8080": kept   # an endpoint, and the source address it sees: kept or masqueraded
+//! sessions:                       # connections of one client, one after another, all to the endpoint of the first
+//!   - from: 10.244.1.2
+//!     to: ["10.96.0.10:80/tcp", "10.96.0.10:80/tcp"]
 //! ```
 //!
 //! Addresses follow the lab's plan, so that every case runs on the reference model, on the evaluator and
@@ -27,7 +30,7 @@ use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::cluster::{Cluster, Detect, Node, Settings, Transport};
+use crate::cluster::{Cluster, Detect, Node, NodePortAddresses, Settings, Transport};
 use crate::oracle::{Expected, Origin, Packet, Protocol, primary_address};
 
 /// A case, read whole.
@@ -43,6 +46,8 @@ pub struct Case {
     pub node: Node,
     /// Packets and what must become of them.
     pub packets: Vec<(Packet, Expected)>,
+    /// Packets of one client, of which the later ones must go where the first went.
+    pub sessions: Vec<Vec<Packet>>,
 }
 
 #[derive(Deserialize)]
@@ -52,6 +57,8 @@ struct File {
     #[serde(default)]
     flags: Flags,
     packets: Vec<PacketLine>,
+    #[serde(default)]
+    sessions: Vec<SessionLine>,
 }
 
 #[derive(Default, Deserialize)]
@@ -59,8 +66,12 @@ struct File {
 struct Flags {
     cluster_cidr: Vec<IpNet>,
     detect_local_mode: Option<DetectLocalMode>,
-    nodeport_addresses: Option<Vec<IpNet>>,
+    pod_bridge_interface: String,
+    pod_interface_name_prefix: String,
+    nodeport_addresses: Vec<NodePortAddresses>,
     masquerade_all: bool,
+    allowed_external_ips: Option<Vec<IpNet>>,
+    service_proxy_name: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -69,6 +80,29 @@ enum DetectLocalMode {
     ClusterCidr,
     #[serde(rename = "NodeCIDR")]
     NodeCidr,
+    BridgeInterface,
+    InterfaceNamePrefix,
+}
+
+impl Flags {
+    fn settings(self) -> Settings {
+        Settings {
+            detect: match self.detect_local_mode {
+                Some(DetectLocalMode::NodeCidr) => Detect::NodeCidr,
+                Some(DetectLocalMode::BridgeInterface) => {
+                    Detect::Interface(self.pod_bridge_interface)
+                }
+                Some(DetectLocalMode::InterfaceNamePrefix) => {
+                    Detect::InterfacePrefix(self.pod_interface_name_prefix)
+                }
+                Some(DetectLocalMode::ClusterCidr) | None => Detect::ClusterCidr(self.cluster_cidr),
+            },
+            nodeport_addresses: self.nodeport_addresses,
+            masquerade_all: self.masquerade_all,
+            allowed_external_ips: self.allowed_external_ips,
+            service_proxy_name: self.service_proxy_name,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -77,6 +111,13 @@ struct PacketLine {
     from: String,
     to: String,
     expect: Expectation,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SessionLine {
+    from: String,
+    to: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -90,6 +131,7 @@ enum Expectation {
 #[serde(rename_all = "lowercase")]
 enum Word {
     Refused,
+    Dropped,
     Passes,
 }
 
@@ -118,23 +160,19 @@ fn read(folder: &Path) -> Result<Case> {
     let mut cluster = Cluster::from_manifests(&manifests)?;
     let text = fs::read_to_string(folder.join("case.yaml")).context("case.yaml")?;
     let file: File = serde_saphyr::from_str(&text).context("case.yaml")?;
-    cluster.settings = Settings {
-        detect: match file.flags.detect_local_mode {
-            Some(DetectLocalMode::NodeCidr) => Detect::NodeCidr,
-            Some(DetectLocalMode::ClusterCidr) | None => {
-                Detect::ClusterCidr(file.flags.cluster_cidr)
-            }
-        },
-        nodeport_addresses: file.flags.nodeport_addresses,
-        masquerade_all: file.flags.masquerade_all,
-    };
+    cluster.settings = file.flags.settings();
     let node = cluster.node(&file.node).context("no such node")?.clone();
     ensure!(!file.packets.is_empty(), "no packets");
     let packets = file.packets.into_iter().map(|line| {
-        let packet = packet(&line, &node).with_context(|| format!("to {}", line.to))?;
+        let packet = packet(&line.from, &line.to, &node)?;
         Ok((packet, expected(line.expect)))
     });
     let packets = packets.collect::<Result<_>>()?;
+    let sessions = file.sessions.iter().map(|line| {
+        let to = line.to.iter().map(|to| packet(&line.from, to, &node));
+        to.collect()
+    });
+    let sessions = sessions.collect::<Result<_>>()?;
     let name = folder
         .file_name()
         .context("no name")?
@@ -146,16 +184,23 @@ fn read(folder: &Path) -> Result<Case> {
         manifests,
         node,
         packets,
+        sessions,
     })
 }
 
-fn packet(line: &PacketLine, node: &Node) -> Result<Packet> {
-    let (to, protocol) = line.to.rsplit_once('/').context("no protocol")?;
+fn packet(from: &str, to: &str, node: &Node) -> Result<Packet> {
+    read_packet(from, to, node).with_context(|| format!("from {from} to {to}"))
+}
+
+fn read_packet(from: &str, to: &str, node: &Node) -> Result<Packet> {
+    let (to, protocol) = to.rsplit_once('/').context("no protocol")?;
     let transport = Transport::ALL
         .into_iter()
         .find(|t| t.name().eq_ignore_ascii_case(protocol));
     let to: SocketAddr = to.parse()?;
-    let (origin, source) = match line.from.as_str() {
+    let (origin, source) = match from {
+        // What the node sends to an address of its own has that for its source.
+        "node" if node.interfaces.contains(&to.ip()) => (Origin::Node, to.ip()),
         "node" => {
             let own = primary_address(node, to.is_ipv4());
             (Origin::Node, own.context("the node has no address")?)
@@ -175,6 +220,7 @@ fn packet(line: &PacketLine, node: &Node) -> Result<Packet> {
 fn expected(expectation: Expectation) -> Expected {
     match expectation {
         Expectation::Word(Word::Refused) => Expected::Refused,
+        Expectation::Word(Word::Dropped) => Expected::Dropped,
         Expectation::Word(Word::Passes) => Expected::NotOurs,
         Expectation::Balanced(backends) => Expected::Balanced(
             backends

@@ -2,20 +2,24 @@
 //!
 //! Owns a description of its own, on purpose different from the product's types: manifests are the only
 //! thing the two share, so that a mistake in the product's decoding cannot hide here. [`generate`] makes
-//! random clusters, [`read`] reads those written by hand.
+//! random clusters in a [`space`], [`read`] reads those written by hand, [`write`] writes manifests.
 
 mod change;
 pub mod generate;
 pub mod read;
+pub mod space;
+pub mod write;
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use ipnet::IpNet;
-use serde_json::{Map, Value, json};
+use serde::Deserialize;
 
-pub use generate::{Generator, Space};
+pub use generate::Generator;
+pub use space::Space;
 
 /// Everything that decides what happens to a packet on any node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub struct Cluster {
     pub services: Vec<Service>,
     /// EndpointSlices.
     pub slices: Vec<Slice>,
+    /// ServiceCIDRs: name and ranges.
+    pub service_cidrs: Vec<(String, Vec<IpNet>)>,
     /// The operator's flags, alike on all nodes.
     pub settings: Settings,
 }
@@ -35,19 +41,61 @@ pub struct Cluster {
 pub struct Settings {
     /// `--detect-local-mode`
     pub detect: Detect,
-    /// `--nodeport-addresses`; `None` means `primary`.
-    pub nodeport_addresses: Option<Vec<IpNet>>,
+    /// `--nodeport-addresses`; empty means `primary`.
+    pub nodeport_addresses: Vec<NodePortAddresses>,
     /// `--masquerade-all`
     pub masquerade_all: bool,
+    /// `--allowed-external-ips`; `None` means all.
+    pub allowed_external_ips: Option<Vec<IpNet>>,
+    /// `--service-proxy-name`; `None` means Services that nobody else was asked to serve.
+    pub service_proxy_name: Option<String>,
 }
 
-/// How the source of a local pod is recognised.
+/// One item of `--nodeport-addresses`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum NodePortAddresses {
+    /// `primary`: the node's own address of each family.
+    Primary,
+    /// `all`: every address of the node but loopback.
+    All,
+    /// The node's addresses in this range.
+    Range(IpNet),
+}
+
+impl fmt::Display for NodePortAddresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NodePortAddresses::Primary => f.write_str("primary"),
+            NodePortAddresses::All => f.write_str("all"),
+            NodePortAddresses::Range(range) => range.fmt(f),
+        }
+    }
+}
+
+impl TryFrom<String> for NodePortAddresses {
+    type Error = ipnet::AddrParseError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Ok(match text.as_str() {
+            "primary" => NodePortAddresses::Primary,
+            "all" => NodePortAddresses::All,
+            range => NodePortAddresses::Range(IpNet::from_str(range)?),
+        })
+    }
+}
+
+/// How a local pod's packet is recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Detect {
     /// `ClusterCIDR`, with at most one range of each family.
     ClusterCidr(Vec<IpNet>),
     /// `NodeCIDR`
     NodeCidr,
+    /// `BridgeInterface`: it comes by the interface of this name.
+    Interface(String),
+    /// `InterfaceNamePrefix`: it comes by an interface whose name begins so.
+    InterfacePrefix(String),
 }
 
 impl Default for Detect {
@@ -65,6 +113,8 @@ pub struct Node {
     pub addresses: Vec<(&'static str, IpAddr)>,
     /// `spec.podCIDRs`
     pub pod_cidrs: Vec<IpNet>,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
     /// What its interfaces carry, loopback among them. Not part of any manifest.
     pub interfaces: Vec<IpAddr>,
 }
@@ -126,6 +176,29 @@ pub struct Service {
     pub headless: bool,
     /// `spec.ports`
     pub ports: Vec<ServicePort>,
+    /// `spec.externalIPs`, as written.
+    pub external_ips: Vec<String>,
+    /// `status.loadBalancer.ingress`
+    pub ingress: Vec<Ingress>,
+    /// `spec.loadBalancerSourceRanges`, as written.
+    pub source_ranges: Vec<String>,
+    /// `spec.externalTrafficPolicy: Local`
+    pub external_local: bool,
+    /// `spec.internalTrafficPolicy: Local`
+    pub internal_local: bool,
+    /// `spec.sessionAffinity: ClientIP`, with its time-out in seconds.
+    pub affinity: Option<u32>,
+}
+
+/// One of `status.loadBalancer.ingress`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ingress {
+    /// `ip`
+    pub ip: Option<String>,
+    /// `hostname`
+    pub hostname: Option<String>,
+    /// `ipMode`
+    pub ip_mode: Option<String>,
 }
 
 /// One of `spec.ports`.
@@ -184,6 +257,10 @@ pub struct Endpoint {
     pub serving: Option<bool>,
     /// `conditions.terminating`
     pub terminating: Option<bool>,
+    /// `hints.forZones`
+    pub zone_hints: Vec<String>,
+    /// `hints.forNodes`
+    pub node_hints: Vec<String>,
 }
 
 impl Cluster {
@@ -191,214 +268,32 @@ impl Cluster {
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.iter().find(|node| node.name == name)
     }
-
-    /// All objects as JSON documents: nodes, Services, slices.
-    pub fn documents(&self) -> Vec<Value> {
-        let nodes = self.nodes.iter().map(Node::document);
-        let services = self.services.iter().map(Service::document);
-        let slices = self.slices.iter().map(Slice::document);
-        nodes.chain(services).chain(slices).collect()
-    }
-
-    /// All objects as one YAML stream (each document in YAML's JSON form), with the flags as comments.
-    pub fn to_manifests(&self) -> String {
-        let mut out = format!("# {:?}\n", self.settings);
-        for document in self.documents() {
-            let _ = writeln!(out, "---\n{document}");
-        }
-        out
-    }
 }
 
 impl Node {
-    /// As the API server holds it.
-    pub fn document(&self) -> Value {
-        let mut addresses = vec![json!({"type": "Hostname", "address": self.name})];
-        addresses.extend(
-            self.addresses
-                .iter()
-                .map(|(kind, a)| json!({"type": kind, "address": a})),
-        );
-        let mut spec = Map::new();
-        if let Some(first) = self.pod_cidrs.first() {
-            spec.insert("podCIDR".into(), json!(first));
-            spec.insert("podCIDRs".into(), json!(self.pod_cidrs));
+    /// The interface by which packets with this source come, in the lab: pods each have one of their own, of which
+    /// the node's end is called `pod` and their number from 0; all else comes by `eth0`.
+    pub fn interface_of(&self, source: IpAddr) -> String {
+        match space::pod_of(source) {
+            Some((node, x)) if space::node_name(node) == self.name && x >= 2 => {
+                format!("pod{}", x - 2)
+            }
+            _ => "eth0".to_owned(),
         }
-        json!({
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {
-                "name": self.name,
-                "uid": format!("node-{}", self.name),
-                "resourceVersion": "1",
-                "labels": {"kubernetes.io/hostname": self.name, "kubernetes.io/os": "linux"},
-            },
-            "spec": spec,
-            "status": {"addresses": addresses, "nodeInfo": {"kernelVersion": "6.1.0"}},
-        })
     }
 }
 
 impl Service {
-    /// As the API server holds it.
-    pub fn document(&self) -> Value {
-        let mut spec = json!({
-            "type": match self.kind {
-                Kind::ClusterIp => "ClusterIP",
-                Kind::NodePort => "NodePort",
-                Kind::LoadBalancer => "LoadBalancer",
-                Kind::ExternalName => "ExternalName",
-            },
-            "ports": self.ports.iter().map(ServicePort::document).collect::<Vec<_>>(),
-            "selector": {"app": self.name},
-            "sessionAffinity": "None",
-        });
-        if self.kind == Kind::ExternalName {
-            spec["externalName"] = json!("db.example.org");
-        } else {
-            spec["internalTrafficPolicy"] = json!("Cluster");
-            spec["ipFamilies"] = self.cluster_ips.iter().map(|a| family_name(*a)).collect();
-            spec["ipFamilyPolicy"] = json!("PreferDualStack");
-        }
-        if matches!(self.kind, Kind::NodePort | Kind::LoadBalancer) {
-            spec["externalTrafficPolicy"] = json!("Cluster");
-        }
-        if self.headless {
-            spec["clusterIP"] = json!("None");
-            spec["clusterIPs"] = json!(["None"]);
-        } else if let Some(first) = self.cluster_ips.first() {
-            spec["clusterIP"] = json!(first);
-            spec["clusterIPs"] = json!(self.cluster_ips);
-        }
-        json!({
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {
-                "namespace": self.namespace,
-                "name": self.name,
-                "uid": format!("service-{}-{}", self.namespace, self.name),
-                "resourceVersion": "2",
-                "creationTimestamp": timestamp(self.created),
-                "labels": labels(&self.labels),
-                "managedFields": [{"manager": "kubectl", "operation": "Update"}],
-            },
-            "spec": spec,
-            "status": {"loadBalancer": {}},
-        })
-    }
-
     /// Whether it has that label, whatever its value.
     pub fn has_label(&self, key: &str) -> bool {
-        self.labels.iter().any(|(k, _)| k == key)
+        label(&self.labels, key).is_some()
     }
 }
 
-impl ServicePort {
-    fn document(&self) -> Value {
-        let mut port = json!({
-            "port": self.port,
-            "protocol": self.transport.name(),
-            "targetPort": "target",
-        });
-        if !self.name.is_empty() {
-            port["name"] = json!(self.name);
-        }
-        if self.node_port != 0 {
-            port["nodePort"] = json!(self.node_port);
-        }
-        port
-    }
-}
-
-impl Slice {
-    /// As the API server holds it.
-    pub fn document(&self) -> Value {
-        let mut labels = labels(&self.labels);
-        if let Some(service) = &self.service {
-            labels["kubernetes.io/service-name"] = json!(service);
-        }
-        json!({
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "namespace": self.namespace,
-                "name": self.name,
-                "uid": format!("slice-{}-{}", self.namespace, self.name),
-                "resourceVersion": "3",
-                "generation": 1,
-                "creationTimestamp": timestamp(1_700_000_000),
-                "labels": labels,
-            },
-            "addressType": self.address_type,
-            "ports": self.ports.iter().map(SlicePort::document).collect::<Vec<_>>(),
-            "endpoints": self.endpoints.iter().map(Endpoint::document).collect::<Vec<_>>(),
-        })
-    }
-
-    /// Whether it has that label, whatever its value.
-    pub fn has_label(&self, key: &str) -> bool {
-        self.labels.iter().any(|(k, _)| k == key)
-    }
-}
-
-impl SlicePort {
-    fn document(&self) -> Value {
-        let mut port = Map::new();
-        if let Some(name) = &self.name {
-            port.insert("name".into(), json!(name));
-        }
-        if let Some(transport) = self.transport {
-            port.insert("protocol".into(), json!(transport.name()));
-        }
-        if let Some(number) = self.port {
-            port.insert("port".into(), json!(number));
-        }
-        Value::Object(port)
-    }
-}
-
-impl Endpoint {
-    fn document(&self) -> Value {
-        let conditions: Map<String, Value> = [
-            ("ready", self.ready),
-            ("serving", self.serving),
-            ("terminating", self.terminating),
-        ]
-        .into_iter()
-        .filter_map(|(key, value)| Some((key.to_owned(), json!(value?))))
-        .collect();
-        let mut endpoint = json!({
-            "addresses": self.addresses,
-            "targetRef": {"kind": "Pod", "namespace": "default", "name": "some-pod"},
-        });
-        if !conditions.is_empty() {
-            endpoint["conditions"] = Value::Object(conditions);
-        }
-        if let Some(node) = &self.node {
-            endpoint["nodeName"] = json!(node);
-        }
-        endpoint
-    }
-}
-
-fn family_name(address: IpAddr) -> Value {
-    json!(if address.is_ipv4() { "IPv4" } else { "IPv6" })
-}
-
-fn labels(labels: &[(String, String)]) -> Value {
-    Value::Object(labels.iter().map(|(k, v)| (k.clone(), json!(v))).collect())
-}
-
-/// RFC 3339 of a moment in November 2023, near `1_700_000_000` (22:13:20 on the 14th).
-fn timestamp(seconds: i64) -> String {
-    let past = seconds - 1_699_920_000;
-    let (day, rest) = (14 + past.div_euclid(86_400), past.rem_euclid(86_400));
-    format!(
-        "2023-11-{day:02}T{:02}:{:02}:{:02}Z",
-        rest / 3600,
-        rest / 60 % 60,
-        rest % 60
-    )
+/// The value of a label.
+pub fn label<'a>(labels: &'a [(String, String)], key: &str) -> Option<&'a str> {
+    let found = labels.iter().find(|(k, _)| k == key);
+    found.map(|(_, value)| value.as_str())
 }
 
 /// Every address that a manifest of the cluster calls an endpoint.

@@ -10,20 +10,23 @@
 //! registers) is an error, never a guess.
 
 mod flight;
+mod members;
 mod registers;
 #[cfg(test)]
 mod tests;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use nft::expr::{Expr, LookupResult, lower};
-use nft::{Bytes, Data, Family, Hook, Set, TableContents, Verdict};
+use nft::expr::{Expr, LookupResult, Register, lower};
+use nft::{Bytes, Data, DataField, Family, Hook, Name, SetKind, TableContents, Verdict};
 use rustc_hash::FxHashMap;
 
 use self::flight::Flight;
+use self::members::Members;
 use self::registers::Registers;
+use crate::cluster::Node;
 use crate::oracle::{Origin, Packet};
 
 /// What became of a packet.
@@ -44,8 +47,39 @@ pub enum Fate {
     Passed,
 }
 
-/// The fates of a packet over all values of its flow hash, each with its share of 2^32.
-pub type Fates = BTreeMap<Fate, u64>;
+impl Fate {
+    /// Where it went, if it was translated.
+    pub fn destination(&self) -> Option<SocketAddr> {
+        match self {
+            Fate::Translated { to, .. } => Some(*to),
+            _ => None,
+        }
+    }
+}
+
+/// Elements that packets have written, by set and key.
+pub type Memory = BTreeMap<(Name, Bytes), Bytes>;
+
+/// How a packet met its fate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Course {
+    /// How much of the whole circle of hashes leads there.
+    pub share: u64,
+    /// What packets have written by then.
+    pub memory: Memory,
+}
+
+impl Default for Course {
+    fn default() -> Self {
+        Course {
+            share: WHOLE,
+            memory: Memory::new(),
+        }
+    }
+}
+
+/// The fates of a packet over all values of its flow hash.
+pub type Fates = BTreeMap<Fate, Course>;
 
 /// The whole circle of hash values.
 pub const WHOLE: u64 = 1 << 32;
@@ -59,14 +93,6 @@ pub struct Evaluator<'a> {
     sets: FxHashMap<&'a str, Members<'a>>,
     chains: FxHashMap<&'a str, Vec<Vec<Expr>>>,
     hooks: Vec<(Hook, &'a str)>,
-}
-
-/// A set with its elements.
-struct Members<'a> {
-    set: &'a Set,
-    key_len: usize,
-    elements: FxHashMap<&'a [u8], &'a Data>,
-    ranges: Vec<(&'a [u8], &'a [u8])>,
 }
 
 /// How a base chain ended.
@@ -122,10 +148,10 @@ impl<'a> Evaluator<'a> {
         Ok(evaluator)
     }
 
-    /// What becomes of `packet` on a node whose own addresses are `local`.
-    pub fn fates(&self, packet: &Packet, local: &[IpAddr]) -> Result<Fates, String> {
+    /// What becomes of `packet` on `node` after packets that wrote `memory`.
+    pub fn fates(&self, packet: &Packet, node: &Node, memory: &Memory) -> Result<Fates, String> {
         let mut moduli = BTreeSet::new();
-        let mut known: BTreeMap<u32, Fate> = BTreeMap::new();
+        let mut known: BTreeMap<u32, (Fate, Memory)> = BTreeMap::new();
         // Where slots of a modulus begin decides which hashes to try; trying may meet further moduli.
         loop {
             let starts: BTreeSet<u32> = moduli
@@ -136,7 +162,9 @@ impl<'a> Evaluator<'a> {
             let met = moduli.len();
             for start in starts {
                 if let Entry::Vacant(vacant) = known.entry(start) {
-                    vacant.insert(self.fate(packet, local, start, &mut moduli)?);
+                    let mut flight = Flight::new(packet, node, memory, start);
+                    let fate = self.fate(&mut flight, &mut moduli)?;
+                    vacant.insert((fate, flight.memory));
                 }
             }
             if moduli.len() == met {
@@ -147,39 +175,39 @@ impl<'a> Evaluator<'a> {
             .keys()
             .skip(1)
             .map(|start| u64::from(*start))
-            .chain([WHOLE]);
+            .chain([WHOLE])
+            .collect::<Vec<_>>();
         let mut fates = Fates::new();
-        for ((start, fate), end) in known.iter().zip(ends) {
-            *fates.entry(*fate).or_default() += end - u64::from(*start);
+        for ((start, (fate, memory)), end) in known.into_iter().zip(ends) {
+            let share = end - u64::from(start);
+            match fates.entry(fate) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(Course { share, memory });
+                }
+                Entry::Occupied(mut course) if course.get().memory == memory => {
+                    course.get_mut().share += share;
+                }
+                Entry::Occupied(_) => return Err(format!("{fate:?} is remembered in two ways")),
+            }
         }
         Ok(fates)
     }
 
-    fn fate(
-        &self,
-        packet: &Packet,
-        local: &[IpAddr],
-        hash: u32,
-        moduli: &mut BTreeSet<u32>,
-    ) -> Result<Fate, String> {
-        let mut flight = Flight::new(packet, hash);
-        let first = match packet.origin {
+    fn fate(&self, flight: &mut Flight<'_>, moduli: &mut BTreeSet<u32>) -> Result<Fate, String> {
+        let first = match flight.origin {
             Origin::Node => Hook::NatOutput,
             Origin::Elsewhere => Hook::NatPrerouting,
         };
-        for hook in [first, Hook::NatPostrouting] {
-            // What was received and is for the node itself goes up, not out again.
-            let is_received = packet.origin == Origin::Elsewhere;
-            if hook == Hook::NatPostrouting && is_received && local.contains(&flight.destination) {
-                break;
-            }
-            for (_, chain) in self.hooks.iter().filter(|(at, _)| *at == hook) {
-                match self.run(hook, chain, &mut flight, moduli)? {
-                    End::Accepted => {}
-                    End::Dropped => return Ok(Fate::Dropped),
-                    End::Rejected => return Ok(Fate::Rejected),
-                }
-            }
+        if let Some(fate) = self.pass(first, flight, moduli)? {
+            return Ok(fate);
+        }
+        // What was received and is for the node itself goes up, not out again.
+        let last = match flight.origin == Origin::Elsewhere && flight.is_local(flight.destination) {
+            true => Hook::NatInput,
+            false => Hook::NatPostrouting,
+        };
+        if let Some(fate) = self.pass(last, flight, moduli)? {
+            return Ok(fate);
         }
         Ok(match flight.is_dnat || flight.masqueraded {
             true => Fate::Translated {
@@ -190,12 +218,29 @@ impl<'a> Evaluator<'a> {
         })
     }
 
+    /// The packet's end, if it meets one at this hook.
+    fn pass(
+        &self,
+        hook: Hook,
+        flight: &mut Flight<'_>,
+        moduli: &mut BTreeSet<u32>,
+    ) -> Result<Option<Fate>, String> {
+        for (_, chain) in self.hooks.iter().filter(|(at, _)| *at == hook) {
+            match self.run(hook, chain, flight, moduli)? {
+                End::Accepted => {}
+                End::Dropped => return Ok(Some(Fate::Dropped)),
+                End::Rejected => return Ok(Some(Fate::Rejected)),
+            }
+        }
+        Ok(None)
+    }
+
     /// Runs one base chain.
     fn run(
         &self,
         hook: Hook,
         chain: &str,
-        flight: &mut Flight,
+        flight: &mut Flight<'_>,
         moduli: &mut BTreeSet<u32>,
     ) -> Result<End, String> {
         let mut rules = self.rules(chain)?.iter();
@@ -233,16 +278,13 @@ impl<'a> Evaluator<'a> {
         &'r self,
         hook: Hook,
         rule: &'r [Expr],
-        flight: &mut Flight,
+        flight: &mut Flight<'_>,
         moduli: &mut BTreeSet<u32>,
     ) -> Result<Step<'r>, String> {
+        let before_routing = matches!(hook, Hook::NatPrerouting | Hook::NatOutput);
         let mut registers = Registers::default();
         for expr in rule {
             match expr {
-                Expr::Payload { .. }
-                | Expr::MetaL4Proto { .. }
-                | Expr::Ct { .. }
-                | Expr::Bitwise { .. } => self.load(expr, flight, &mut registers)?,
                 Expr::SymHash { modulus, dreg } => {
                     moduli.insert(*modulus);
                     registers.store(*dreg, &slot(flight.hash, *modulus).to_ne_bytes())?;
@@ -254,28 +296,22 @@ impl<'a> Evaluator<'a> {
                     }
                 }
                 Expr::Lookup { set, sreg, result } => {
-                    let set = self
-                        .sets
-                        .get(set.as_ref())
-                        .ok_or_else(|| format!("no set {set}"))?;
-                    let found = set.get(registers.load(*sreg, set.key_len)?);
-                    match (result, found) {
-                        (LookupResult::Member, Some(_)) | (LookupResult::NotMember, None) => {}
-                        (LookupResult::Data(dreg), Some(Data::Value(value))) => {
-                            registers.store(*dreg, value.as_slice())?;
-                        }
-                        (LookupResult::Verdict, Some(Data::Verdict(verdict))) => {
-                            return Ok(Step::Verdict(verdict));
-                        }
-                        (LookupResult::Data(_) | LookupResult::Verdict, Some(data)) => {
-                            return Err(format!("element of {} has data {data:?}", set.set.name));
-                        }
-                        _ => return Ok(Step::NextRule),
+                    match self.look_up(set, *sreg, result, flight, &mut registers)? {
+                        Some(Step::NextRule) => return Ok(Step::NextRule),
+                        Some(step) => return Ok(step),
+                        None => {}
                     }
                 }
                 Expr::Immediate { verdict } => return Ok(Step::Verdict(verdict)),
+                Expr::SetPriority { sreg } => {
+                    let value = registers.load(*sreg, 4)?.try_into();
+                    flight.priority = u32::from_ne_bytes(value.map_err(|_| "no word")?);
+                }
+                Expr::Update { map, key, data, .. } => {
+                    self.update(map, *key, *data, flight, &registers)?;
+                }
                 Expr::DestinationNat { address, port } => {
-                    allowed(hook != Hook::NatPostrouting, "dnat in postrouting")?;
+                    allowed(before_routing, "dnat after routing")?;
                     let to = registers.load(*address, self.family.address_len())?;
                     let to = Bytes::from_slice(to).and_then(|b| b.address_at(0, self.family));
                     let port = registers.load(*port, 2)?;
@@ -286,22 +322,93 @@ impl<'a> Evaluator<'a> {
                 // Services' tables have none: the packet would go on as it is.
                 Expr::Counter | Expr::NoTrack => {}
                 Expr::Masquerade => {
-                    allowed(hook == Hook::NatPostrouting, "masquerade before routing")?;
+                    allowed(
+                        hook == Hook::NatPostrouting,
+                        "masquerade elsewhere than in postrouting",
+                    )?;
                     flight.masqueraded = true;
                     return Ok(Step::End(End::Accepted));
                 }
                 Expr::Reject | Expr::RejectReset => {
-                    allowed(hook != Hook::NatPostrouting, "reject in postrouting")?;
+                    allowed(before_routing, "reject after routing")?;
                     return Ok(Step::End(End::Rejected));
                 }
                 Expr::Unknown { name } => return Err(format!("unknown expression {name}")),
+                _ => self.load(expr, flight, &mut registers)?,
             }
         }
         Ok(Step::NextRule)
     }
 
+    /// A step if the rule ends here.
+    fn look_up(
+        &self,
+        set: &Name,
+        sreg: Register,
+        result: &LookupResult,
+        flight: &Flight<'_>,
+        registers: &mut Registers,
+    ) -> Result<Option<Step<'_>>, String> {
+        let members = self.members(set)?;
+        let key = registers.load(sreg, members.key_len)?;
+        if matches!(members.set.kind, SetKind::Learned(_)) {
+            let key = Bytes::from_slice(key).ok_or("a key too long")?;
+            let LookupResult::Data(dreg) = result else {
+                return Err(format!("{set} holds what was learned: {result:?}"));
+            };
+            return match flight.memory.get(&(set.clone(), key)) {
+                Some(value) => registers.store(*dreg, value.as_slice()).map(|()| None),
+                None => Ok(Some(Step::NextRule)),
+            };
+        }
+        match (result, members.get(key)) {
+            (LookupResult::Member, Some(_)) | (LookupResult::NotMember, None) => Ok(None),
+            (LookupResult::Data(dreg), Some(Data::Value(value))) => {
+                registers.store(*dreg, value.as_slice()).map(|()| None)
+            }
+            (LookupResult::Verdict, Some(Data::Verdict(verdict))) => {
+                Ok(Some(Step::Verdict(verdict)))
+            }
+            (LookupResult::Data(_) | LookupResult::Verdict, Some(data)) => {
+                Err(format!("element of {set} has data {data:?}"))
+            }
+            _ => Ok(Some(Step::NextRule)),
+        }
+    }
+
+    /// The kernel's `update`: an element that is there gets its time anew and keeps its data
+    /// (nft_set_hash.c: `nft_rhash_update` finds it and makes none).
+    fn update(
+        &self,
+        map: &Name,
+        key: Register,
+        data: Register,
+        flight: &mut Flight<'_>,
+        registers: &Registers,
+    ) -> Result<(), String> {
+        let members = self.members(map)?;
+        let SetKind::Learned(fields) = &members.set.kind else {
+            return Err(format!("{map} cannot be updated"));
+        };
+        let width = fields.iter().map(|field| match field {
+            DataField::Address => self.family.address_len(),
+            DataField::Port | DataField::Group => 4,
+        });
+        let width = width.sum();
+        let key = Bytes::from_slice(registers.load(key, members.key_len)?);
+        let value = Bytes::from_slice(registers.load(data, width)?);
+        let (key, value) = key.zip(value).ok_or("an element too long")?;
+        flight.memory.entry((map.clone(), key)).or_insert(value);
+        Ok(())
+    }
+
     /// Expressions that only move data.
-    fn load(&self, expr: &Expr, flight: &Flight, registers: &mut Registers) -> Result<(), String> {
+    fn load(
+        &self,
+        expr: &Expr,
+        flight: &Flight<'_>,
+        registers: &mut Registers,
+    ) -> Result<(), String> {
         match expr {
             Expr::Payload {
                 base,
@@ -313,6 +420,13 @@ impl<'a> Evaluator<'a> {
                 registers.store(*dreg, bytes.as_slice())
             }
             Expr::MetaL4Proto { dreg } => registers.store(*dreg, &[flight.protocol]),
+            Expr::MetaPriority { dreg } => registers.store(*dreg, &flight.priority.to_ne_bytes()),
+            Expr::MetaInputName { dreg } => registers.store(*dreg, &flight.interface_name()),
+            Expr::FibType { of, dreg } => {
+                let kind = flight.fib_type(*of);
+                registers.store(*dreg, &kind.to_ne_bytes())
+            }
+            Expr::ImmediateValue { dreg, data } => registers.store(*dreg, data.as_slice()),
             Expr::Ct { key, dreg } => registers.store(*dreg, flight.connection(*key).as_slice()),
             Expr::Bitwise {
                 sreg,
@@ -332,6 +446,10 @@ impl<'a> Evaluator<'a> {
         }
     }
 
+    fn members(&self, set: &str) -> Result<&Members<'a>, String> {
+        self.sets.get(set).ok_or_else(|| format!("no set {set}"))
+    }
+
     fn rules(&self, chain: &str) -> Result<&[Vec<Expr>], String> {
         self.chains
             .get(chain)
@@ -349,8 +467,8 @@ impl<'a> Evaluator<'a> {
         }
         for expr in self.chains.values().flatten().flatten() {
             match expr {
-                Expr::Lookup { set, .. } if !self.sets.contains_key(set.as_ref()) => {
-                    return Err(format!("no set {set}"));
+                Expr::Lookup { set, .. } | Expr::Update { map: set, .. } => {
+                    self.members(set)?;
                 }
                 Expr::Immediate {
                     verdict: Verdict::Jump(to) | Verdict::Goto(to),
@@ -381,54 +499,4 @@ fn slot(hash: u32, modulus: u32) -> u32 {
 fn slot_starts(modulus: u32) -> impl Iterator<Item = u32> {
     let modulus = u64::from(modulus.max(1));
     (0..modulus).map(move |slot| ((slot << 32).div_ceil(modulus)) as u32)
-}
-
-impl<'a> Members<'a> {
-    fn new(set: &'a Set, family: Family, elements: &'a [nft::Element]) -> Result<Self, String> {
-        let key_len = set.key_len(family);
-        let mut members = Members {
-            set,
-            key_len,
-            elements: FxHashMap::default(),
-            ranges: Vec::new(),
-        };
-        for element in elements {
-            let key = element.key.as_slice();
-            if key.len() != key_len {
-                return Err(format!(
-                    "element {:?} of {}: key is not {key_len} bytes",
-                    element.key, set.name
-                ));
-            }
-            if set.interval {
-                let last = element.last.as_ref().map_or(key, |last| last.as_slice());
-                members.ranges.push((key, last));
-            } else if members.elements.insert(key, &element.data).is_some() {
-                return Err(format!(
-                    "element {:?} of {} occurs twice",
-                    element.key, set.name
-                ));
-            }
-        }
-        members.ranges.sort_unstable();
-        if let Some(pair) = members
-            .ranges
-            .windows(2)
-            .find(|pair| pair[0].1 >= pair[1].0)
-        {
-            return Err(format!("ranges of {} overlap: {pair:?}", set.name));
-        }
-        Ok(members)
-    }
-
-    fn get(&self, key: &[u8]) -> Option<&'a Data> {
-        if self.set.interval {
-            let inside = self
-                .ranges
-                .iter()
-                .any(|(first, last)| *first <= key && key <= *last);
-            return inside.then_some(&Data::None);
-        }
-        self.elements.get(key).copied()
-    }
 }

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::{Capability, Client, Host, Lab, Outcome, Pod, Probe};
 use nft::{Backend, Kernel, KernelConfig, TableContents};
 
+use crate::cluster::space::{external_range, service_cidr};
 use crate::cluster::{Node, Transport};
 use crate::oracle::{Expected, Origin, Packet, Protocol};
 
@@ -125,8 +126,10 @@ impl Field {
 
     /// Leads the client's packets for Services to a node.
     pub fn lead_client_to(&self, machine: &lab::Node) -> Result<()> {
-        for range in [lab::SERVICE_CIDR_V4, lab::SERVICE_CIDR_V6] {
-            self.client.route_via(machine, range.parse()?)?;
+        for ipv4 in [true, false] {
+            for range in [service_cidr(ipv4), external_range(ipv4)] {
+                self.client.route_via(machine, range)?;
+            }
         }
         Ok(())
     }
@@ -145,10 +148,11 @@ impl Field {
         let sender = self.hosts.get(&packet.source);
         let is_sent_here = match sender {
             None => false,
-            Some(Place::Pod(_)) => from_here || node.interfaces.contains(&packet.destination),
+            Some(Place::Pod(_) | Place::Node(_)) => {
+                from_here || node.interfaces.contains(&packet.destination)
+            }
             // It knows no way to what is behind nodes, the gateway of pods included.
             Some(Place::Client) => !self.is_behind_a_node(packet.destination),
-            Some(Place::Node(_)) => true,
         };
         let comes_back = match expected {
             Expected::Balanced(backends) => {
@@ -178,14 +182,7 @@ impl Field {
     ) -> Result<()> {
         let mut answered = BTreeSet::new();
         for _ in 0..attempts {
-            let outcome = self.send(packet, expected)?;
-            match expected {
-                Expected::Refused => ensure!(self.is_refused(packet, &outcome)?, "{outcome:?}"),
-                Expected::NotOurs => self.check_untouched(packet, &outcome)?,
-                Expected::Balanced(backends) => {
-                    answered.insert(self.check_translated(node, packet, backends, &outcome)?);
-                }
-            }
+            answered.extend(self.check_once(node, packet, expected)?);
         }
         match expected {
             Expected::Balanced(backends) if all && answered.len() != backends.len() => {
@@ -195,10 +192,31 @@ impl Field {
         }
     }
 
+    /// Sends one attempt and compares what came of it. Returns the backend that answered.
+    pub fn check_once(
+        &self,
+        node: &Node,
+        packet: &Packet,
+        expected: &Expected,
+    ) -> Result<Option<SocketAddr>> {
+        let outcome = self.send(packet, expected)?;
+        match expected {
+            Expected::Refused => ensure!(self.is_refused(packet, &outcome)?, "{outcome:?}"),
+            Expected::Dropped => ensure!(outcome == Outcome::TimedOut, "{outcome:?}"),
+            Expected::NotOurs => self.check_untouched(packet, &outcome)?,
+            Expected::Balanced(backends) => {
+                return self
+                    .check_translated(node, packet, backends, &outcome)
+                    .map(Some);
+            }
+        }
+        Ok(None)
+    }
+
     /// Sends one attempt. What is expected decides how long to wait for an answer.
     pub fn send(&self, packet: &Packet, expected: &Expected) -> Result<Outcome> {
         let to_nowhere = !self.is_machine(packet.destination);
-        if *expected == Expected::NotOurs && to_nowhere {
+        if *expected == Expected::Dropped || *expected == Expected::NotOurs && to_nowhere {
             self.send_within(packet, NOWHERE_PATIENCE)
         } else {
             self.send_within(packet, lab::DEFAULT_PATIENCE)
@@ -360,7 +378,24 @@ impl Installed {
             let rest = nft::diff::diff(Some(&found), table);
             ensure!(rest.is_empty(), "the kernel holds something else: {rest:?}");
         }
-        Ok(())
+        self.forget()
+    }
+
+    /// Takes away what packets have left behind: endpoints that the next tables may not have.
+    fn forget(&mut self) -> Result<()> {
+        let mut transaction = nft::Transaction::new();
+        for table in &self.contents {
+            let is_learned = |set: &&nft::Set| matches!(set.kind, nft::SetKind::Learned(_));
+            for set in table.sets.values().filter(is_learned) {
+                let elements = self.kernel.learned(table.table.family, &set.name)?;
+                if !elements.is_empty() {
+                    let set = set.name.clone();
+                    let gone = nft::Operation::DeleteElements { set, elements };
+                    transaction.push(table.table.family, gone);
+                }
+            }
+        }
+        Ok(self.kernel.commit(&transaction)?)
     }
 
     /// Takes the tables away.
@@ -373,7 +408,7 @@ impl Installed {
     }
 }
 
-/// For packets to nowhere. The lab's gateway answers them, but Linux spares its answers (ip_error() in
+/// For packets that are dropped, and for packets to nowhere. The lab's gateway answers them, but Linux spares its answers (ip_error() in
 /// net/ipv4/route.c: five at once to one host, then one a second), so silence must do, too.
 const NOWHERE_PATIENCE: Duration = Duration::from_millis(100);
 

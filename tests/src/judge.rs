@@ -1,13 +1,14 @@
 //! The comparison of reference model and table, with a difference that a person can act on.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use nft::{Family, TableContents};
 
 use crate::cluster::{Cluster, Node};
-use crate::evaluator::{Evaluator, Fate, Fates, WHOLE};
-use crate::oracle::{Expected, Packet, outcome};
+use crate::evaluator::{Course, Evaluator, Fate, Fates, Memory, WHOLE};
+use crate::oracle::{Expected, Packet, has_affinity, outcome_after, shares_affinity};
 use crate::packets;
 
 /// A packet on which table and reference model differ, or a table that no kernel would take.
@@ -41,42 +42,120 @@ impl fmt::Display for Difference {
 /// Far from the pods that endpoints are made of.
 const CLIENT_POD: u8 = 200;
 
-/// Tries every interesting packet of `node`. Returns how many there were.
+/// Of one client's packets to one Service port, how many are tried first, how many of the endpoints they may go to,
+/// and how many packets after each.
+const SESSION: (usize, usize, usize) = (2, 3, 5);
+
+/// Tries every interesting packet of `node`, and with affinity what comes after it. Returns how many there were.
 pub fn compare(
     cluster: &Cluster,
     node: &Node,
     contents: &[TableContents],
 ) -> Result<usize, Box<Difference>> {
-    let difference = |packet, expected, got| {
-        let manifests = cluster.to_manifests();
-        Box::new(Difference {
-            node: node.name.clone(),
-            packet,
-            expected,
-            got,
-            manifests,
-        })
+    let comparison = Comparison {
+        cluster,
+        node,
+        evaluators: Vec::new(),
     };
-    let evaluators: Vec<(Family, Evaluator<'_>)> = contents
+    let evaluators = contents
         .iter()
         .map(|table| Ok((table.table.family, Evaluator::new(table)?)))
         .collect::<Result<_, String>>()
-        .map_err(|got| difference(None, None, got))?;
+        .map_err(|got| comparison.difference(None, None, got))?;
+    let comparison = Comparison {
+        evaluators,
+        ..comparison
+    };
     let packets = packets::interesting(cluster, node, CLIENT_POD);
+    let mut clients: BTreeMap<IpAddr, Vec<Packet>> = BTreeMap::new();
     for packet in &packets {
-        let expected = outcome(cluster, node, packet);
-        let family = Family::of(packet.destination);
-        let fates = match evaluators.iter().find(|(of, _)| *of == family) {
-            Some((_, evaluator)) => evaluator
-                .fates(packet, &node.interfaces)
-                .map_err(|got| difference(Some(*packet), Some(expected.clone()), got))?,
-            None => Fates::from([(Fate::Passed, WHOLE)]),
-        };
-        if let Err(got) = judge(&expected, &fates) {
-            return Err(difference(Some(*packet), Some(expected), got));
+        comparison.judge(packet, &[], &Memory::new())?;
+        if has_affinity(cluster, node, packet) {
+            clients.entry(packet.source).or_default().push(*packet);
         }
     }
-    Ok(packets.len())
+    let sessions: Result<usize, _> = clients.values().map(|c| comparison.sessions(c)).sum();
+    Ok(packets.len() + sessions?)
+}
+
+struct Comparison<'a> {
+    cluster: &'a Cluster,
+    node: &'a Node,
+    evaluators: Vec<(Family, Evaluator<'a>)>,
+}
+
+impl Comparison<'_> {
+    fn difference(
+        &self,
+        packet: Option<Packet>,
+        expected: Option<Expected>,
+        got: String,
+    ) -> Box<Difference> {
+        Box::new(Difference {
+            node: self.node.name.clone(),
+            packet,
+            expected,
+            got,
+            manifests: self.cluster.to_manifests(),
+        })
+    }
+
+    /// What becomes of the packet after these, if it is what must.
+    fn judge(
+        &self,
+        packet: &Packet,
+        earlier: &[(Packet, SocketAddr)],
+        memory: &Memory,
+    ) -> Result<Fates, Box<Difference>> {
+        let expected = outcome_after(self.cluster, self.node, earlier, packet);
+        let family = Family::of(packet.destination);
+        let fates = match self.evaluators.iter().find(|(of, _)| *of == family) {
+            Some((_, evaluator)) => evaluator.fates(packet, self.node, memory),
+            None => Ok(Fates::from([(Fate::Passed, Course::default())])),
+        };
+        let judged = fates.and_then(|fates| judge(&expected, &fates).map(|()| fates));
+        judged.map_err(|got| {
+            let after: Vec<_> = earlier
+                .iter()
+                .map(|(p, to)| format!("{p} to {to}"))
+                .collect();
+            let got = if after.is_empty() {
+                got
+            } else {
+                format!("{got}, after {after:?}")
+            };
+            self.difference(Some(*packet), Some(expected), got)
+        })
+    }
+
+    /// What becomes of one client's packets after some of them.
+    fn sessions(&self, packets: &[Packet]) -> Result<usize, Box<Difference>> {
+        let (firsts, endpoints, after) = SESSION;
+        let mut count = 0;
+        let mut begun: Vec<Packet> = Vec::new();
+        for first in packets {
+            let same_port =
+                |other: &&Packet| shares_affinity(self.cluster, self.node, first, other);
+            if begun.iter().filter(same_port).count() >= firsts {
+                continue;
+            }
+            begun.push(*first);
+            for (fate, course) in self
+                .judge(first, &[], &Memory::new())?
+                .iter()
+                .take(endpoints)
+            {
+                let Some(chosen) = fate.destination() else {
+                    break;
+                };
+                for packet in packets.iter().filter(same_port).take(after) {
+                    self.judge(packet, &[(*first, chosen)], &course.memory)?;
+                    count += 1;
+                }
+            }
+        }
+        Ok(count)
+    }
 }
 
 /// Whether the fates of a packet are what is expected, every backend as likely as the next.
@@ -84,6 +163,7 @@ pub fn judge(expected: &Expected, fates: &Fates) -> Result<(), String> {
     let only = |fate| fates.len() == 1 && fates.contains_key(&fate);
     let agrees = match expected {
         Expected::Refused => only(Fate::Rejected),
+        Expected::Dropped => only(Fate::Dropped),
         Expected::NotOurs => only(Fate::Passed),
         Expected::Balanced(backends) => {
             let wanted = backends.iter().map(|(to, masqueraded)| (*to, *masqueraded));
@@ -100,7 +180,8 @@ pub fn judge(expected: &Expected, fates: &Fates) -> Result<(), String> {
     if agrees {
         Ok(())
     } else {
-        Err(format!("{fates:?}"))
+        let shares = fates.iter().map(|(fate, course)| (fate, course.share));
+        Err(format!("{:?}", shares.collect::<BTreeMap<_, _>>()))
     }
 }
 
@@ -109,5 +190,5 @@ fn is_even(fates: &Fates) -> bool {
     let count = fates.len() as u64;
     fates
         .values()
-        .all(|share| (share * count).abs_diff(WHOLE) <= count)
+        .all(|course| (course.share * count).abs_diff(WHOLE) <= count)
 }

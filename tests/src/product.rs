@@ -2,18 +2,24 @@
 //!
 //! Everything between JSON and table is the product's; nothing is decided here.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use nft::TableContents;
 use serde_json::Value;
 use service_model::wire::{self, Interner, Object};
 use service_model::{
-    DetectLocal, EndpointSlice, Index, Node, NodeConfig, NodeFacts, NodePortAddresses, ObjectEvent,
-    Service,
+    DetectLocal, EndpointSlice, Index, LocalInterface, NodeConfig, NodeFacts, NodePortAddress,
+    ObjectEvent, Service, ServiceCidr,
 };
 
-use crate::cluster::{self, Cluster, Detect};
+use crate::cluster::{self, Cluster, Detect, NodePortAddresses};
+
+/// For the objects of a cluster.
+pub fn interner(cluster: &Cluster) -> Interner {
+    let name = cluster.settings.service_proxy_name.as_deref();
+    Interner::for_proxy(name.map(Arc::from))
+}
 
 /// Decodes and converts a document; `None` when nothing of it can be used.
 pub fn decode<T: Object>(document: Value, interner: &mut Interner) -> Option<T::Model> {
@@ -40,7 +46,7 @@ pub fn contents_of_manifests(
     let documents: Vec<Value> =
         serde_saphyr::from_multiple(yaml).unwrap_or_else(|error| panic!("manifests: {error}"));
     let mut index = Index::new();
-    let mut interner = Interner::new();
+    let mut interner = interner(cluster);
     let mut decoded = 0;
     for document in documents {
         match document["kind"].as_str() {
@@ -71,7 +77,7 @@ pub fn contents_of_manifests(
 /// An index of all Services and slices that can be used, applied one by one in their order.
 pub fn index(cluster: &Cluster) -> Index {
     let mut index = Index::new();
-    let mut interner = Interner::new();
+    let mut interner = interner(cluster);
     for service in cluster
         .services
         .iter()
@@ -92,22 +98,41 @@ pub fn index(cluster: &Cluster) -> Index {
 /// The facts about a node.
 pub fn facts(cluster: &Cluster, node: &cluster::Node) -> NodeFacts {
     let settings = &cluster.settings;
-    let config = NodeConfig {
-        node_name: Arc::from(node.name.as_str()),
-        detect_local: match &settings.detect {
-            Detect::ClusterCidr(ranges) => DetectLocal::ClusterCidr(ranges.clone()),
-            Detect::NodeCidr => DetectLocal::NodeCidr,
-        },
-        nodeport_addresses: match &settings.nodeport_addresses {
-            Some(ranges) => NodePortAddresses::Cidrs(ranges.clone()),
-            None => NodePortAddresses::Primary,
-        },
-        masquerade_all: settings.masquerade_all,
+    let detect_local = match &settings.detect {
+        Detect::ClusterCidr(ranges) => DetectLocal::ClusterCidr(ranges.clone()),
+        Detect::NodeCidr => DetectLocal::NodeCidr,
+        Detect::Interface(name) => {
+            DetectLocal::Interface(LocalInterface::Named(name.as_str().into()))
+        }
+        Detect::InterfacePrefix(prefix) => {
+            DetectLocal::Interface(LocalInterface::Prefix(prefix.as_str().into()))
+        }
     };
-    let object: Option<Node> = decode::<wire::Node>(node.document(), &mut Interner::new());
-    let interfaces: Vec<IpAddr> = node.interfaces.clone();
-    match object {
-        Some(object) => NodeFacts::resolve(&config, &object, &interfaces),
+    let mut config = NodeConfig {
+        detect_local,
+        masquerade_all: settings.masquerade_all,
+        allowed_external_ips: settings.allowed_external_ips.clone(),
+        ..NodeConfig::named(node.name.as_str())
+    };
+    if !settings.nodeport_addresses.is_empty() {
+        let items = settings.nodeport_addresses.iter();
+        let items = items.map(|item| match item {
+            NodePortAddresses::Primary => NodePortAddress::Primary,
+            NodePortAddresses::All => NodePortAddress::All,
+            NodePortAddresses::Range(range) => NodePortAddress::Cidr(*range),
+        });
+        config.nodeport_addresses = items.collect();
+    }
+    let mut interner = interner(cluster);
+    let service_cidrs = cluster.service_cidrs.iter().filter_map(|service_cidr| {
+        let document = cluster::write::service_cidr(service_cidr);
+        decode::<wire::ServiceCidr>(document, &mut interner)
+    });
+    let service_cidrs: Vec<IpNet> = service_cidrs
+        .flat_map(|service_cidr: ServiceCidr| service_cidr.cidrs)
+        .collect();
+    match decode::<wire::Node>(node.document(), &mut interner) {
+        Some(object) => NodeFacts::resolve(&config, &object, &node.interfaces, &service_cidrs),
         None => panic!("the product cannot use {}", node.document()),
     }
 }

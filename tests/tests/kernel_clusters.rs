@@ -8,7 +8,7 @@ use anyhow::Result;
 use lab::Capability;
 use portolan_tests::cluster::{Generator, Space};
 use portolan_tests::field::Field;
-use portolan_tests::oracle::{Expected, outcome};
+use portolan_tests::oracle::{Expected, outcome, outcome_after};
 use portolan_tests::{number_from_env, packets, product};
 use rand::seq::SliceRandom;
 
@@ -17,8 +17,8 @@ const PODS: u8 = 6;
 const PORTS: [u16; 3] = [8080, 8443, 53];
 /// Packets of a cluster that are sent, drawn from all that are interesting.
 const PACKETS: usize = 40;
-/// Those among them that pass untouched.
-const PASSING: usize = 4;
+/// Those among them, of each kind, that nobody answers.
+const SILENT: usize = 3;
 
 #[test]
 fn real_packets_on_random_clusters_fare_as_the_documentation_says() -> Result<()> {
@@ -33,7 +33,7 @@ fn real_packets_on_random_clusters_fare_as_the_documentation_says() -> Result<()
     let mut generator = Generator::in_space(seed, Space::real(NODES, PODS, PORTS.to_vec()));
     let first = generator.cluster();
     let mut installed = field.install_on(&first.nodes[0])?;
-    let (mut balanced, mut refused, mut passed) = (0, 0, 0);
+    let (mut balanced, mut kept, mut refused, mut dropped, mut passed) = (0, 0, 0, 0, 0);
     for number in 0..clusters {
         let cluster = generator.cluster();
         let node = &cluster.nodes[0];
@@ -44,32 +44,45 @@ fn real_packets_on_random_clusters_fare_as_the_documentation_says() -> Result<()
             .into_iter()
             .map(|packet| (packet, outcome(&cluster, node, &packet)));
         let possible = expected.filter(|(packet, expected)| field.can_send(node, packet, expected));
-        // Most packets that pass go nowhere, and waiting for nothing takes its time.
-        let mut passing = 0;
+        // Waiting for nothing takes its time, and most packets that pass go nowhere.
+        let (mut passing, mut dropping) = (0, 0);
         let worth_it = possible.filter(|(_, expected)| {
             passing += usize::from(*expected == Expected::NotOurs);
-            *expected != Expected::NotOurs || passing <= PASSING
+            dropping += usize::from(*expected == Expected::Dropped);
+            match expected {
+                Expected::NotOurs => passing <= SILENT,
+                Expected::Dropped => dropping <= SILENT,
+                _ => true,
+            }
         });
-        for (packet, expected) in worth_it.take(PACKETS) {
+        let mut chosen = Vec::new();
+        for (packet, _) in worth_it.take(PACKETS) {
+            let expected = outcome_after(&cluster, node, &chosen, &packet);
             match &expected {
                 Expected::Balanced(_) => balanced += 1,
                 Expected::Refused => refused += 1,
+                Expected::Dropped => dropped += 1,
                 Expected::NotOurs => passed += 1,
             }
-            if let Err(error) = field.check(node, &packet, &expected, 1, false) {
-                panic!(
+            kept += u64::from(expected != outcome(&cluster, node, &packet));
+            match field.check_once(node, &packet, &expected) {
+                Ok(to) => chosen.extend(to.map(|to| (packet, to))),
+                Err(error) => panic!(
                     "{}PORTOLAN_SEED={seed}, cluster {number}: {packet}\n  expected: {expected:?}\n  got: {error:#}",
                     cluster.to_manifests()
-                );
+                ),
             }
         }
     }
     println!(
-        "{clusters} clusters from seed {seed}: {balanced} balanced, {refused} refused, {passed} passed"
+        "{clusters} clusters from seed {seed}: {balanced} balanced, {kept} of them by affinity, {refused} refused, \
+         {dropped} dropped, {passed} passed"
     );
     for (what, count) in [
         ("balanced", balanced),
+        ("balanced by affinity", 4 * kept),
         ("refused", refused),
+        ("dropped", dropped),
         ("passed", passed),
     ] {
         assert!(count >= clusters, "only {count} packets were {what}");

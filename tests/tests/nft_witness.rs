@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Capability, Namespace};
 use nft::{
-    Backend, Bytes, Data, Element, Family, Field, Kernel, KernelConfig, Set, SetKind,
+    Backend, Bytes, Data, DataField, Element, Family, Field, Kernel, KernelConfig, Set, SetKind,
     TableContents, Transaction, Verdict,
 };
 use nftables::expr::{Expression, NamedExpression};
@@ -61,6 +61,14 @@ fn expression(expression: &Expression<'_>) -> Result<String> {
         Expression::Named(NamedExpression::Prefix(prefix)) => {
             format!("{}/{}", self::expression(&prefix.addr)?, prefix.len)
         }
+        Expression::Named(NamedExpression::Range(range)) => {
+            let [first, last] = &*range.range else {
+                bail!("a range of {range:?}")
+            };
+            format!("{}-{}", self::expression(first)?, self::expression(last)?)
+        }
+        // With what belongs to it, a counter.
+        Expression::Named(NamedExpression::Elem(element)) => self::expression(&element.val)?,
         other => bail!("nft tells of {other:?}"),
     })
 }
@@ -103,41 +111,56 @@ fn plain(value: &Value) -> Result<String> {
 
 /// The element that was meant, in the same words.
 fn meant(set: &Set, element: &Element, family: Family) -> Result<String> {
-    let fields: Vec<Field> = set.key.clone();
-    if let Some(last) = &element.last {
-        let (first, last) = (address(&element.key, family)?, address(last, family)?);
-        let bits = |address: IpAddr| match address {
-            IpAddr::V4(a) => u128::from(u32::from(a)),
-            IpAddr::V6(a) => u128::from(a),
-        };
-        let host_bits = (bits(first) ^ bits(last)).count_ones();
-        let len = family.address_len() as u32 * 8 - host_bits;
-        let whole = len == family.address_len() as u32 * 8;
-        return Ok(if whole {
-            first.to_string()
-        } else {
-            format!("{first}/{len}")
-        });
-    }
-    let key = parts(&element.key, &fields, family)?;
+    let first = parts(&element.key, &set.key, family)?;
+    let words = match &element.last {
+        None => first,
+        Some(last) => {
+            let last = parts(last, &set.key, family)?;
+            let pairs = first.into_iter().zip(last);
+            pairs.map(|(first, last)| range(&first, &last)).collect()
+        }
+    };
+    let key = words.join(" ");
     Ok(match &element.data {
         Data::None => key,
-        Data::Value(value) => format!(
-            "{key} : {}",
-            parts(value, &[Field::Address, Field::Port], family)?
-        ),
+        Data::Value(value) => {
+            let SetKind::Map(fields) = &set.kind else {
+                bail!("{} is no map", set.name)
+            };
+            let fields: Vec<Field> = fields
+                .iter()
+                .map(|field| match field {
+                    DataField::Address => Field::Address,
+                    DataField::Port => Field::Port,
+                    DataField::Group => Field::Group,
+                })
+                .collect();
+            format!("{key} : {}", parts(value, &fields, family)?.join(" "))
+        }
         Data::Verdict(Verdict::Goto(chain)) => format!("{key} : goto {chain}"),
         Data::Verdict(other) => bail!("{other:?} is none of ours"),
     })
 }
 
-fn address(bytes: &Bytes, family: Family) -> Result<IpAddr> {
-    bytes
-        .address_at(0, family)
-        .context("too short for an address")
+/// One value, a prefix where it is one, or a range.
+fn range(first: &str, last: &str) -> String {
+    let bits = |text: &str| match text.parse() {
+        Ok(IpAddr::V4(a)) => (u128::from(u32::from(a)), 32),
+        Ok(IpAddr::V6(a)) => (u128::from(a), 128),
+        Err(_) => (0, 0),
+    };
+    let ((from, width), (to, _)) = (bits(first), bits(last));
+    let host = from ^ to;
+    if first == last {
+        first.to_owned()
+    } else if host & (host + 1) == 0 && from & host == 0 {
+        format!("{first}/{}", width - host.count_ones())
+    } else {
+        format!("{first}-{last}")
+    }
 }
 
-fn parts(bytes: &Bytes, fields: &[Field], family: Family) -> Result<String> {
+fn parts(bytes: &Bytes, fields: &[Field], family: Family) -> Result<Vec<String>> {
     let mut rest = bytes.as_slice();
     let mut words = Vec::new();
     for field in fields {
@@ -146,7 +169,8 @@ fn parts(bytes: &Bytes, fields: &[Field], family: Family) -> Result<String> {
         words.push(match field {
             Field::Address => {
                 let part = Bytes::from_slice(part).context("too long")?;
-                address(&part, family)?.to_string()
+                let address = part.address_at(0, family);
+                address.context("too short for an address")?.to_string()
             }
             Field::Protocol => match part.first() {
                 Some(6) => "tcp".to_owned(),
@@ -155,10 +179,10 @@ fn parts(bytes: &Bytes, fields: &[Field], family: Family) -> Result<String> {
                 other => bail!("protocol {other:?}"),
             },
             Field::Port => u16::from_be_bytes([part[0], part[1]]).to_string(),
-            Field::Slot => u32::from_ne_bytes(part.try_into()?).to_string(),
+            Field::Slot | Field::Group => u32::from_ne_bytes(part.try_into()?).to_string(),
         });
     }
-    Ok(words.join(" "))
+    Ok(words)
 }
 
 /// Compares every set and map of a table; the number of elements seen.
@@ -176,7 +200,7 @@ fn compare(table: &TableContents) -> Result<usize> {
             .map(|element| meant(set, element, family))
             .collect::<Result<_>>()?;
         let found = match set.kind {
-            SetKind::Set => members(family, name)?,
+            SetKind::Set | SetKind::Counters => members(family, name)?,
             _ => entries(family, name)?,
         };
         ensure!(

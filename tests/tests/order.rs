@@ -38,6 +38,7 @@ impl World {
         let slices = cluster.slices.iter();
         let flags = Cluster {
             settings: cluster.settings.clone(),
+            service_cidrs: cluster.service_cidrs.clone(),
             ..Cluster::default()
         };
         World {
@@ -106,10 +107,11 @@ struct Daemon {
 impl Daemon {
     fn start(world: World, kernel: Fake, rng: SmallRng) -> Daemon {
         let dataplane = Dataplane::new(kernel, world.facts());
+        let interner = product::interner(&world.node.as_ref().unwrap().0);
         let mut daemon = Daemon {
             world,
             index: Index::new(),
-            interner: Interner::new(),
+            interner,
             dataplane,
             rng,
         };

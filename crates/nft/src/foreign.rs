@@ -198,14 +198,17 @@ impl Foreign {
         const ATTR_SETNAME: u16 = 2;
         /// The oldest that kernels of today take (`IPSET_PROTOCOL_MIN`).
         const PROTOCOL: u8 = 6;
+        /// `NLM_F_EXCL`: that there is none shall be said.
+        const EXCLUSIVE: u16 = 0x200;
         let fill = |out: &mut Writer| {
             out.put(ATTR_PROTOCOL, &[PROTOCOL]);
             out.put_str(ATTR_SETNAME, name);
         };
         let kind = NFNL_SUBSYS_IPSET << 8 | CMD_DESTROY;
+        let flags = flag::ACK | EXCLUSIVE;
         let asked = self
             .link
-            .ask(kind, flag::ACK, Some(Family::Ip), fill, |_| Ok(()))?;
+            .ask(kind, flags, Some(Family::Ip), fill, |_| Ok(()))?;
         match asked {
             Asked::Done | Asked::Interrupted => Ok(true),
             Asked::Refused(Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(false),

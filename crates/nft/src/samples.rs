@@ -521,7 +521,7 @@ pub(crate) fn tables(family: Family) -> impl Strategy<Value = TableContents> {
                 };
                 refused.iter().map(of).collect()
             });
-            let group = |n: u16| Bytes::new().group(u32::from(n) * 0x1234_5678 + 1);
+            let group = |n: u16| Bytes::new().group(u32::from(n) * 0x0712_3456 + 1);
             add("sticky", {
                 let of = |n: &u16| Element::value(frontend(family, *n), group(*n));
                 refused.iter().step_by(2).map(of).collect()

@@ -231,6 +231,8 @@ impl fmt::Display for ElementText<'_> {
             Some(last) => write_range(f, family, &set.key, first, last.as_slice())?,
         }
         match (&self.element.data, &set.kind) {
+            // As nft prints one that has counted nothing yet.
+            (Data::None, SetKind::Counters) => f.write_str(" counter packets 0 bytes 0"),
             (Data::None, _) => Ok(()),
             (Data::Verdict(verdict), _) => write!(f, " : {verdict}"),
             (Data::Value(value), SetKind::Map(data) | SetKind::Learned(data)) => {

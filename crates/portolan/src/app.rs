@@ -145,6 +145,7 @@ impl App {
             node,
             own_tables: !args.no_table_owner,
             without: args.without_features.clone(),
+            relays: tokio::runtime::Handle::current(),
         };
         let missing_settings = args.conntrack.apply();
         let control = start_control(config, events, addresses, reports, cancel.clone())?;

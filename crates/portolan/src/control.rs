@@ -12,13 +12,15 @@ use anyhow::{Context, Result};
 use nft::{Backend, Feature, Features, Kernel, KernelConfig, Monitor, Notice};
 use service_dataplane::guard::{self, Guard};
 use service_dataplane::{Dataplane, Outcome, SyncError, layout};
-use service_model::{AddressFamily, Invalid, NodeConfig, ObjectEvent};
+use service_model::{AddressFamily, Invalid, NodeConfig, NodePortAddress, ObjectEvent};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::conntrack::Cleaner;
 use crate::features;
 use crate::leftovers::{self, Ipvs};
+use crate::localhost;
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::source::{Events, Problem, SourceEvent};
@@ -44,6 +46,8 @@ pub struct ControlConfig {
     pub own_tables: bool,
     /// Features to do without though the kernel has them: for tests of what is done then.
     pub without: Vec<Feature>,
+    /// Where relays of node ports on loopback run: not beside the loop, whose commits would hold them up.
+    pub relays: Handle,
 }
 
 /// Where the loop tells others how it goes.
@@ -82,7 +86,12 @@ pub async fn run(
     let foreign = listen(monitor, cancel.clone())?;
     tracing::info!(flags = ?kernel.table_flags(), "tables are written over netlink");
     let cleaner = Cleaner::start(reports.metrics.clone())?;
+    let on_loopback = config
+        .node
+        .nodeport_addresses
+        .contains(&NodePortAddress::Localhost);
     let mut control = Control::new(config.node, kernel, reports);
+    control.loopback = on_loopback.then(|| localhost::start(&config.relays, cancel.clone()));
     control.cleaner = Some(cleaner);
 
     loop {
@@ -178,6 +187,8 @@ struct Control<B> {
     reports: Reports,
     addresses: Vec<IpAddr>,
     addresses_gone: bool,
+    /// Node ports are relayed from loopback addresses too.
+    loopback: Option<localhost::Announcer>,
     synced: bool,
     /// The tables may not hold what they should: compare before anything else.
     failed: bool,
@@ -199,6 +210,7 @@ impl<B: Backend> Control<B> {
             reports,
             addresses: Vec::new(),
             addresses_gone: false,
+            loopback: None,
             synced: false,
             failed: false,
             pending_since: None,
@@ -284,6 +296,9 @@ impl<B: Backend> Control<B> {
         let refresh = facts != *self.dataplane.facts();
         let updates = self.view.updates(&facts, refresh);
         let planned = updates.len();
+        if let Some(loopback) = &mut self.loopback {
+            loopback.announce(&updates);
+        }
         self.reports.metrics.planned(planned);
         for invalid in updates
             .iter()

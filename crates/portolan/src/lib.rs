@@ -21,6 +21,7 @@ pub mod control;
 pub mod features;
 pub mod http;
 pub mod leftovers;
+pub mod localhost;
 pub mod memory;
 pub mod metrics;
 pub mod node_addresses;

@@ -117,7 +117,8 @@ impl View {
             &self.node.clone().unwrap_or_else(unknown),
             interface_addresses,
             &self.service_cidrs,
-        );
+        )
+        .with_api_servers(self.index.api_servers());
         let names: Vec<ObjectName> = self.index.service_names().cloned().collect();
         let left_out = names
             .iter()

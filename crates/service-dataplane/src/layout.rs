@@ -9,7 +9,7 @@
 //! data maps and plain sets, and no rule is ever bound to a big map that has its elements. There are two exceptions,
 //! each [`Extra`]: a *number* of endpoints above [`Pick::exact_counts`] that is in use has a map and a `pick` chain of
 //! its own, reached by a verdict map whose size is the number of such frontends; and an affinity time-out that is in use
-//! has a set and three rules of its own.
+//! has a set and three rules of its own. (Counting has its sets only when somebody counts.)
 
 mod pick;
 mod rules;
@@ -22,7 +22,6 @@ use nft::{Bytes, Chain, Element, Family, Set, Table, TableContents};
 use service_model::NodeFacts;
 
 pub use pick::Pick;
-pub(crate) use rules::affinity;
 pub use sets::SetId;
 
 /// Name of our table in both families.
@@ -35,14 +34,20 @@ pub enum Extra {
     Count(Pick, u32),
     /// The set and rules of an affinity time-out, in seconds.
     TimeOut(u32),
+    /// The sets and rules that count new connections.
+    Counting,
 }
 
 impl Extra {
-    /// The set or map that comes with it.
-    pub fn set(self) -> Set {
+    /// The sets and maps that come with it.
+    pub fn sets(self) -> Vec<Set> {
         match self {
-            Extra::Count(pick, count) => pick.backends(count).declaration(),
-            Extra::TimeOut(seconds) => SetId::StickyFor(seconds).declaration(),
+            Extra::Count(pick, count) => vec![pick.backends(count).declaration()],
+            Extra::TimeOut(seconds) => vec![SetId::StickyFor(seconds).declaration()],
+            Extra::Counting => vec![
+                SetId::Counted.declaration(),
+                SetId::CountedNodePorts.declaration(),
+            ],
         }
     }
 
@@ -50,9 +55,24 @@ impl Extra {
     pub fn chain(self) -> Option<Chain> {
         match self {
             Extra::Count(pick, count) => Some(pick.chain(count)),
-            Extra::TimeOut(_) => None,
+            Extra::TimeOut(_) | Extra::Counting => None,
         }
     }
+}
+
+/// The chains of the constant part whose rules depend on the extras that are there: affinity and counting.
+pub(crate) fn dependent_chains<'a>(extras: impl Iterator<Item = &'a Extra>) -> Vec<Chain> {
+    let (mut time_outs, mut counts) = (Vec::new(), false);
+    for extra in extras {
+        match extra {
+            Extra::Count(..) => {}
+            Extra::TimeOut(seconds) => time_outs.push(*seconds),
+            Extra::Counting => counts = true,
+        }
+    }
+    let mut chains: Vec<Chain> = rules::affinity(time_outs.into_iter()).into();
+    chains.extend(rules::counting(counts));
+    chains
 }
 
 /// The table of `family` without what Services need: sets, chains, rules, and the elements that `facts` give.
@@ -76,7 +96,7 @@ pub fn base(family: Family, facts: &NodeFacts) -> TableContents {
         !local_sources.is_empty(),
         !service_cidrs.is_empty(),
     ));
-    chains.extend(affinity(std::iter::empty()));
+    chains.extend(dependent_chains(std::iter::empty()));
     let mut elements = BTreeMap::new();
     for (set, members) in [
         (SetId::NodeAddresses, node_addresses),

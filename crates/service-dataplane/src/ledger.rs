@@ -300,7 +300,7 @@ impl Ledger {
 
     /// Notes a frontend's address and affinity group.
     fn enter(&mut self, seniority: &Seniority, frontend: &Frontend) {
-        let mut insert = |members: &mut SmallVec<[Seniority; 1]>| {
+        let insert = |members: &mut SmallVec<[Seniority; 1]>| {
             members.push(seniority.clone());
             members.sort_unstable();
         };
@@ -408,24 +408,15 @@ impl Ledger {
         }
         let extras = self.extras.keys().filter(|(family, _)| *family == of);
         let extras: Vec<Extra> = extras.map(|(_, extra)| *extra).collect();
-        for extra in &extras {
-            let set = extra.set();
+        for set in extras.iter().flat_map(|extra| extra.sets()) {
             contents.sets.insert(set.name.clone(), set);
         }
         let chains = extras.iter().filter_map(|extra| extra.chain());
-        for chain in chains.chain(layout::affinity(time_outs(extras.iter()))) {
+        for chain in chains.chain(layout::dependent_chains(extras.iter())) {
             contents.chains.insert(chain.name.clone(), chain);
         }
         contents
     }
-}
-
-/// The affinity time-outs among what is there, in seconds.
-fn time_outs<'a>(extras: impl Iterator<Item = &'a Extra>) -> impl Iterator<Item = u32> {
-    extras.filter_map(|extra| match extra {
-        Extra::TimeOut(seconds) => Some(*seconds),
-        Extra::Count(..) => None,
-    })
 }
 
 fn seniority(intent: &ServiceIntent) -> Seniority {

@@ -74,6 +74,10 @@ pub fn render(frontend: &Frontend) -> Rendered {
             SetId::MasqueradeNodePorts,
         ));
     }
+    if frontend.counted {
+        member(by_place(SetId::Counted, SetId::CountedNodePorts));
+        rendered.extras.push(Extra::Counting);
+    }
     if let Some(ranges) = &frontend.allowed_sources {
         member(SetId::Guarded);
         rendered.own.extend(ranges.iter().map(|range| {

@@ -3,10 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use service_model::{
-    AddressFamily, Backend, Disposition, Frontend, LocalInterface, Masquerade, NodeFacts,
+    AddressFamily, Affinity, Backend, Disposition, Frontend, LocalInterface, Masquerade, NodeFacts,
     ObjectName, Place, Protocol, ServiceIntent,
 };
 
@@ -27,9 +28,12 @@ fn address(family: AddressFamily, network: u8, host: u8) -> IpAddr {
 
 fn place() -> impl Strategy<Value = Place> {
     let family = prop_oneof![Just(AddressFamily::V4), Just(AddressFamily::V6)];
-    (family, prop::option::of(1..4u8)).prop_map(|(family, host)| match host {
-        Some(host) => Place::ClusterIp(address(family, 96, host)),
-        None => Place::NodePort(family),
+    // Some external addresses are cluster IPs as well.
+    (family, 0..4u8, 1..4u8).prop_map(|(family, kind, host)| match kind {
+        0 => Place::NodePort(family),
+        1 => Place::External(address(family, 96, host)),
+        2 => Place::External(address(family, 97, host)),
+        _ => Place::ClusterIp(address(family, 96, host)),
     })
 }
 
@@ -81,6 +85,33 @@ pub(crate) fn frontend(
     }
 }
 
+/// As plans do it: cluster IPs have no outsiders, and only external addresses have source ranges.
+fn restricted(mut frontend: Frontend, outside: Option<Disposition>, guarded: bool) -> Frontend {
+    let refused = frontend.disposition == Disposition::Refuse;
+    if let Place::External(address) = frontend.place
+        && guarded
+    {
+        let range = match address {
+            IpAddr::V4(_) => "172.16.0.0/12",
+            IpAddr::V6(_) => "2001:db8::/32",
+        };
+        let ranges = [range.parse().unwrap(), IpNet::from(address)];
+        frontend.allowed_sources = Some(Arc::from(ranges));
+    }
+    match (frontend.place, outside) {
+        (Place::ClusterIp(_), _) if refused && guarded => frontend.disposition = Disposition::Drop,
+        (Place::External(_) | Place::NodePort(_), Some(outside)) if !refused => {
+            frontend.masquerade = Masquerade::OwnNode;
+            frontend.outside = Some(match outside {
+                Disposition::Refuse => Disposition::Drop,
+                other => other,
+            });
+        }
+        _ => {}
+    }
+    frontend
+}
+
 fn frontends() -> impl Strategy<Value = Vec<Frontend>> {
     let protocol = prop_oneof![
         Just(Protocol::Tcp),
@@ -91,8 +122,24 @@ fn frontends() -> impl Strategy<Value = Vec<Frontend>> {
         claims
             .into_iter()
             .map(|(place, protocol, port)| {
-                disposition(place.family())
-                    .prop_map(move |disposition| frontend(place, protocol, port, disposition))
+                let outside = prop::option::of(disposition(place.family()));
+                // Few groups and time-outs, so that Services meet in them.
+                let affinity = prop::option::of((1..3u32, 1..4u32));
+                let values = (
+                    disposition(place.family()),
+                    outside,
+                    affinity,
+                    any::<bool>(),
+                );
+                values.prop_map(move |(disposition, outside, affinity, guarded)| {
+                    let mut frontend = frontend(place, protocol, port, disposition);
+                    frontend.affinity = affinity.map(|(minutes, group)| Affinity {
+                        seconds: minutes * 60,
+                        group,
+                    });
+                    frontend.counted = guarded && port == 80;
+                    restricted(frontend, outside, guarded)
+                })
             })
             .collect::<Vec<_>>()
     })
@@ -138,6 +185,7 @@ pub(crate) fn facts() -> NodeFacts {
         local_interface: None,
         masquerade_all: false,
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+        api_servers: Vec::new(),
         allowed_external_ips: None,
     }
 }

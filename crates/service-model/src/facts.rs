@@ -4,7 +4,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -93,6 +93,8 @@ pub struct NodeFacts {
     pub masquerade_all: bool,
     /// Ranges of cluster IPs, sorted: what is not allocated in them is dropped (KEP-1880).
     pub service_cidrs: Vec<IpNet>,
+    /// Where the API server answers, sorted ([`crate::Index::api_servers`]): no external frontend may stand there.
+    pub api_servers: Vec<SocketAddr>,
     /// See [`NodeConfig::allowed_external_ips`].
     pub allowed_external_ips: Option<Vec<IpNet>>,
 }
@@ -148,7 +150,17 @@ impl NodeFacts {
             local_interface,
             masquerade_all: config.masquerade_all,
             service_cidrs: sorted(service_cidrs.to_vec()),
+            api_servers: Vec::new(),
             allowed_external_ips: config.allowed_external_ips.clone(),
+        }
+    }
+
+    /// The same with the API server's addresses.
+    #[must_use]
+    pub fn with_api_servers(self, api_servers: Vec<SocketAddr>) -> NodeFacts {
+        NodeFacts {
+            api_servers: sorted(api_servers),
+            ..self
         }
     }
 }

@@ -12,10 +12,13 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use crate::facts::NodeFacts;
 use crate::intent::ServiceIntent;
-use crate::objects::{EndpointSlice, Invalid, ObjectEvent, ObjectName, Service, ServiceType};
+use crate::objects::{
+    EndpointSlice, Invalid, ObjectEvent, ObjectName, Protocol, Service, ServiceType,
+};
 use crate::plan::{left_out, plan};
 
 /// See the module. Plain data, owned by one task.
@@ -125,6 +128,24 @@ impl Index {
                 && !service.cluster_ips.is_empty()
         })?;
         Some((service, &entry.slices))
+    }
+
+    /// Where the API server answers: the endpoints of Service `default/kubernetes`, which it keeps itself.
+    pub fn api_servers(&self) -> Vec<SocketAddr> {
+        let kubernetes = ObjectName::new("default", "kubernetes");
+        let slices = self.entries.get(&kubernetes).into_iter();
+        let mut found = Vec::new();
+        for slice in slices.flat_map(|entry| &entry.slices) {
+            for port in slice
+                .ports
+                .iter()
+                .filter(|port| port.protocol == Protocol::Tcp)
+            {
+                let addresses = slice.endpoints.iter().map(|endpoint| endpoint.address);
+                found.extend(addresses.map(|address| SocketAddr::new(address, port.port)));
+            }
+        }
+        found
     }
 
     /// All Services there are, sorted: what a change of node facts has to plan again.

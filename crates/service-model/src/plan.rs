@@ -8,7 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -16,7 +16,8 @@ use ipnet::IpNet;
 use crate::facts::NodeFacts;
 use crate::intent::{Affinity, Backend, Disposition, Frontend, Masquerade, Place, ServiceIntent};
 use crate::objects::{
-    AddressFamily, EndpointSlice, Invalid, ObjectKind, Service, ServicePort, TrafficPolicy,
+    AddressFamily, EndpointSlice, Invalid, ObjectKind, Protocol, Service, ServicePort,
+    TrafficPolicy,
 };
 use crate::select::{Candidate, Selection, select};
 
@@ -70,7 +71,7 @@ pub fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> S
                 ..internal.clone()
             };
             for address in service.load_balancer_ips.iter().filter(of_family) {
-                if service.cluster_ips.contains(address) {
+                if service.cluster_ips.contains(address) || is_api_server(*address, port, facts) {
                     continue;
                 }
                 frontends.push(Frontend {
@@ -79,7 +80,8 @@ pub fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> S
                 });
             }
             for address in service.external_ips.iter().filter(of_family) {
-                if external_ip_refusal(*address, service, facts).is_none() {
+                let refused = external_ip_refusal(*address, service, facts).is_some();
+                if !refused && !is_api_server(*address, port, facts) {
                     frontends.push(external(Place::External(*address), port.port));
                 }
             }
@@ -197,8 +199,15 @@ fn external_ip_refusal(address: IpAddr, service: &Service, facts: &NodeFacts) ->
     }
 }
 
+/// Whoever had a frontend there would have this node's connections to the API server, its own daemons' included.
+fn is_api_server(address: IpAddr, port: &ServicePort, facts: &NodeFacts) -> bool {
+    let there = SocketAddr::new(address, port.port);
+    port.protocol == Protocol::Tcp && facts.api_servers.binary_search(&there).is_ok()
+}
+
 /// What [`plan`] leaves out though nothing is wrong with the objects alone: endpoints at the Service's own cluster IPs
-/// (one value for each such slice), and external IPs that this node does not allow.
+/// (one value for each such slice), external IPs that this node does not allow, and external addresses where the API
+/// server answers.
 pub fn left_out(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> Vec<Invalid> {
     let endpoints = slices.iter().filter_map(|slice| {
         let mut addresses = slice.endpoints.iter().map(|endpoint| endpoint.address);
@@ -218,7 +227,23 @@ pub fn left_out(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) 
             reason: external_ip_refusal(*address, service, facts)?,
         })
     });
-    endpoints.chain(external_ips).collect()
+    let external = [
+        ("spec.externalIPs", &service.external_ips),
+        ("status.loadBalancer.ingress", &service.load_balancer_ips),
+    ];
+    let at_api_server = external.into_iter().flat_map(|(field, addresses)| {
+        let there = addresses.iter().filter(|address| {
+            let mut ports = service.ports.iter();
+            ports.any(|port| is_api_server(**address, port, facts))
+        });
+        there.map(move |address| Invalid {
+            kind: ObjectKind::Service,
+            object: service.name.clone(),
+            field: field.into(),
+            reason: format!("{address} is the API server's"),
+        })
+    });
+    endpoints.chain(external_ips).chain(at_api_server).collect()
 }
 
 fn key(frontend: &Frontend) -> impl Ord + use<> {

@@ -124,6 +124,7 @@ pub(crate) fn facts() -> NodeFacts {
         local_interface: None,
         masquerade_all: false,
         service_cidrs: Vec::new(),
+        api_servers: Vec::new(),
         allowed_external_ips: None,
     }
 }

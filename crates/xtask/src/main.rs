@@ -23,6 +23,9 @@ enum Command {
     Demo,
     /// Everything that must hold: formatting, lints, direction of dependencies, and every test.
     Test {
+        /// Random tests at the size of a night: 100,000 clusters through the evaluator, 2,000 with real packets.
+        #[arg(long)]
+        nightly: bool,
         /// Handed to `cargo test` after `--`.
         #[arg(last = true)]
         args: Vec<String>,
@@ -44,7 +47,7 @@ enum Command {
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Demo => demo::demo(),
-        Command::Test { args } => test::test(&args),
+        Command::Test { nightly, args } => test::test(nightly, &args),
         Command::Bench { filter } => bench::bench(filter.as_deref()),
         Command::Kernels(options) => kernels::kernels(&options),
         Command::Check => check::check(),

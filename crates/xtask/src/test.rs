@@ -7,13 +7,21 @@ use crate::{check, control_plane, tools};
 
 /// How much of the random tests the gate runs; a developer's run has a taste of each.
 const FULL_SIZE: [(&str, &str); 3] = [
-    ("PORTOLAN_CLUSTERS", "50000"),
-    ("PORTOLAN_KERNEL_CLUSTERS", "500"),
+    ("PORTOLAN_CLUSTERS", "20000"),
+    ("PORTOLAN_KERNEL_CLUSTERS", "300"),
     ("PORTOLAN_HISTORIES", "5000"),
 ];
 
-/// Checks, then every test of the workspace; with `CI` set the random ones in full.
-pub(crate) fn test(args: &[String]) -> Result<()> {
+/// What a night has time for.
+const NIGHTLY_SIZE: [(&str, &str); 3] = [
+    ("PORTOLAN_CLUSTERS", "100000"),
+    ("PORTOLAN_KERNEL_CLUSTERS", "2000"),
+    ("PORTOLAN_HISTORIES", "20000"),
+];
+
+/// Checks, then every test of the workspace; with `CI` set the random ones in full, and nightly in more than full. A
+/// size that the environment sets is left as it is.
+pub(crate) fn test(nightly: bool, args: &[String]) -> Result<()> {
     tools::ensure()?;
     check::check()?;
     let control_plane = control_plane::for_tests()?;
@@ -22,11 +30,12 @@ pub(crate) fn test(args: &[String]) -> Result<()> {
     // Built by the same command, before the first test runs: the scenarios need not build it again.
     tests.env("PORTOLAN_PROGRAM", built("portolan")?);
     tests.envs(control_plane.map(|folder| (control_plane::VARIABLE, folder)));
-    if std::env::var_os("CI").is_some() {
-        let unset = FULL_SIZE
-            .iter()
-            .filter(|(name, _)| std::env::var_os(name).is_none());
-        tests.envs(unset.copied());
-    }
+    let sizes = match (nightly, std::env::var_os("CI")) {
+        (true, _) => NIGHTLY_SIZE.as_slice(),
+        (false, Some(_)) => &FULL_SIZE,
+        (false, None) => &[],
+    };
+    let unset = |(name, _): &&(&str, &str)| std::env::var_os(name).is_none();
+    tests.envs(sizes.iter().filter(unset).copied());
     run(&mut tests)
 }

@@ -12,6 +12,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("ip", "iproute2"),
     ("setpriv", "util-linux"),
+    // Both variants come with one package.
+    ("iptables-legacy", "iptables"),
 ];
 
 /// Installs what is missing where that is possible (root on Debian or Ubuntu), else says what to install.

@@ -12,7 +12,7 @@ use super::{Cluster, Kind};
 impl Generator {
     /// Changes one thing.
     pub fn mutate(&mut self, cluster: &mut Cluster) {
-        match self.rng.random_range(0..12) {
+        match self.rng.random_range(0..14) {
             0 => self.add_service(cluster),
             1 => remove_random(&mut self.rng, &mut cluster.services),
             2 => remove_random(&mut self.rng, &mut cluster.slices),
@@ -21,6 +21,8 @@ impl Generator {
             5 => self.change_service(cluster),
             6 => self.move_slice(cluster),
             7 => self.change_node(cluster),
+            8 => cluster.service_cidrs = self.service_cidrs(),
+            9 => self.change_service(cluster),
             _ => self.change_endpoints(cluster),
         }
         self.settle(cluster);
@@ -63,18 +65,26 @@ impl Generator {
 
     fn change_service(&mut self, cluster: &mut Cluster) {
         let labels = self.labels();
-        let kind = self.rng.random_range(0..3);
-        let Some(service) = cluster.services.choose_mut(&mut self.rng) else {
+        let Some(index) = self.index(cluster.services.len()) else {
             return;
         };
-        match kind {
+        let mut service = cluster.services.remove(index);
+        match self.rng.random_range(0..8) {
             0 => service.labels = labels,
             1 => service.cluster_ips.reverse(),
+            2 => service.external_local = !service.external_local,
+            3 => service.internal_local = !service.internal_local,
+            4 => {
+                let timeouts = [None, Some(60), Some(10_800)];
+                service.affinity = *timeouts.choose(&mut self.rng).unwrap_or(&None);
+            }
+            5 | 6 => self.add_external_addresses(cluster, &mut service),
             _ if service.kind == Kind::ExternalName => service.kind = Kind::ClusterIp,
             _ => service.kind = Kind::ExternalName,
         }
         // A type change to ClusterIP without an address is what a headless Service looks like.
         service.headless = service.kind == Kind::ClusterIp && service.cluster_ips.is_empty();
+        cluster.services.insert(index, service);
     }
 
     fn move_slice(&mut self, cluster: &mut Cluster) {
@@ -121,7 +131,7 @@ impl Generator {
     }
 
     /// Gives all occurrences of an address the same node, and within a Service all terminating
-    /// (respectively all other) ones the same conditions.
+    /// (respectively all other) ones the same conditions and hints.
     pub(super) fn settle(&self, cluster: &mut Cluster) {
         if self.contradictory {
             return;
@@ -143,9 +153,17 @@ impl Generator {
                     address.clone(),
                     endpoint.terminating == Some(true),
                 );
-                (endpoint.ready, endpoint.serving) = *conditions
-                    .entry(key)
-                    .or_insert((endpoint.ready, endpoint.serving));
+                let (ready, serving, zones, nodes) = conditions.entry(key).or_insert_with(|| {
+                    let (zones, nodes) = (&endpoint.zone_hints, &endpoint.node_hints);
+                    (
+                        endpoint.ready,
+                        endpoint.serving,
+                        zones.clone(),
+                        nodes.clone(),
+                    )
+                });
+                (endpoint.ready, endpoint.serving) = (*ready, *serving);
+                (endpoint.zone_hints, endpoint.node_hints) = (zones.clone(), nodes.clone());
             }
         }
     }

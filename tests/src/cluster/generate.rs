@@ -5,131 +5,24 @@
 //! contradicting conditions), [`Generator`] makes the contradiction go away, so that the reference model has
 //! one answer; [`Generator::contradictory`] leaves it in for tests of determinism.
 
-use std::collections::BTreeSet;
+mod service;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 
+use super::space::{
+    Space, cluster_cidr, external_address, node_address, node_cidr, node_name, pod_address,
+    service_cidr,
+};
 use super::{
-    Cluster, Detect, Endpoint, Kind, Node, Service, ServicePort, Settings, Slice, SlicePort,
-    Transport,
+    Cluster, Detect, Endpoint, Kind, Node, ServicePort, Settings, Slice, SlicePort, Transport,
 };
 
-/// What clusters are made of. Node number N (from 1) has addresses 192.168.77.(10+N) and fd00:77::(10+N),
-/// and pods 10.244.N.x and fd00:244:N::x, with itself as their gateway at x = 1, as in the lab.
-#[derive(Clone, Debug)]
-pub struct Space {
-    /// Number of nodes.
-    pub nodes: u8,
-    /// Pods of a node have x in 2..2+this.
-    pub pods_per_node: u8,
-    /// Ports that endpoints listen on.
-    pub target_ports: Vec<u16>,
-    /// Endpoints whose address, node or family is not what it should be, nodes without an address, and
-    /// addresses of nodes as endpoints.
-    pub odd: bool,
-    /// Most endpoints of one slice, now and then.
-    pub crowd: usize,
-}
-
-impl Space {
-    /// For evaluation: everything that can be written down.
-    pub fn anything() -> Self {
-        Space {
-            nodes: 3,
-            pods_per_node: 30,
-            target_ports: vec![8080, 8443, 53, 80],
-            odd: true,
-            crowd: 40,
-        }
-    }
-
-    /// For real packets: only pods that exist and listen.
-    pub fn real(nodes: u8, pods_per_node: u8, target_ports: Vec<u16>) -> Self {
-        Space {
-            nodes,
-            pods_per_node,
-            target_ports,
-            odd: false,
-            crowd: 0,
-        }
-    }
-
-    fn node_number(&self, rng: &mut SmallRng) -> u8 {
-        rng.random_range(1..=self.nodes)
-    }
-
-    fn pod(&self, rng: &mut SmallRng) -> (u8, u8) {
-        (
-            self.node_number(rng),
-            rng.random_range(2..2 + self.pods_per_node),
-        )
-    }
-}
-
-/// Name of node number N.
-pub fn node_name(node: u8) -> String {
-    format!("node-{node}")
-}
-
-/// A number whose hexadecimal digits are the decimal digits of `number`: both families read alike.
-fn digits(number: u8) -> u16 {
-    let number = u16::from(number);
-    ((number / 100) << 8) | ((number / 10 % 10) << 4) | (number % 10)
-}
-
-/// Address of node number N.
-pub fn node_address(node: u8, ipv4: bool) -> IpAddr {
-    underlay_address(10 + node, ipv4)
-}
-
-fn underlay_address(number: u8, ipv4: bool) -> IpAddr {
-    match ipv4 {
-        true => Ipv4Addr::new(192, 168, 77, number).into(),
-        false => Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, digits(number)).into(),
-    }
-}
-
-/// Address of a pod on node number N.
-pub fn pod_address(node: u8, x: u8, ipv4: bool) -> IpAddr {
-    match ipv4 {
-        true => Ipv4Addr::new(10, 244, node, x).into(),
-        false => Ipv6Addr::new(0xfd00, 0x244, digits(node), 0, 0, 0, 0, digits(x)).into(),
-    }
-}
-
-/// Address of a client outside the cluster.
-pub fn outside_address(ipv4: bool) -> IpAddr {
-    underlay_address(200, ipv4)
-}
-
-fn cluster_address(number: u16, ipv4: bool) -> IpAddr {
-    match ipv4 {
-        true => Ipv4Addr::new(10, 96, 0, 10 + number as u8).into(),
-        false => Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x10 + number).into(),
-    }
-}
-
-fn cluster_cidr(ipv4: bool) -> IpNet {
-    match ipv4 {
-        true => Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16).into(),
-        false => Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 0), 32).into(),
-    }
-}
-
-fn node_cidr(node: u8, ipv4: bool) -> IpNet {
-    match ipv4 {
-        true => Ipv4Net::new_assert(Ipv4Addr::new(10, 244, node, 0), 24).into(),
-        false => Ipv6Net::new_assert(
-            Ipv6Addr::new(0xfd00, 0x244, digits(node), 0, 0, 0, 0, 0),
-            64,
-        )
-        .into(),
-    }
-}
+pub(super) use self::service::unique_ports;
 
 /// Makes clusters and changes to them.
 pub struct Generator {
@@ -138,7 +31,12 @@ pub struct Generator {
     pub(super) contradictory: bool,
     next_service: u16,
     next_slice: u16,
+    /// Of the cluster being made: most of its objects carry it then.
+    proxy_name: Option<String>,
 }
+
+/// The name of a service proxy that some Services are for.
+const OTHER_PROXY: &str = "other";
 
 impl Generator {
     /// A generator of clusters of anything.
@@ -155,6 +53,7 @@ impl Generator {
             contradictory: false,
             next_service: 0,
             next_slice: 0,
+            proxy_name: None,
         }
     }
 
@@ -177,8 +76,10 @@ impl Generator {
         let mut cluster = Cluster {
             nodes: (1..=self.space.nodes).map(|n| self.node(n)).collect(),
             settings: self.settings(),
+            service_cidrs: self.service_cidrs(),
             ..Cluster::default()
         };
+        self.proxy_name = cluster.settings.service_proxy_name.clone();
         let services = *[0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8, 12]
             .choose(&mut self.rng)
             .unwrap_or(&1);
@@ -203,14 +104,20 @@ impl Generator {
 
     fn settings(&mut self) -> Settings {
         let (v4, v6) = (cluster_cidr(true), cluster_cidr(false));
-        let detect = match self.rng.random_range(0..10) {
+        let detect = match self.rng.random_range(0..14) {
             0..=3 => Detect::ClusterCidr(vec![v4, v6]),
             4 => Detect::ClusterCidr(vec![v4]),
             5 => Detect::ClusterCidr(vec![v6]),
             6 => Detect::ClusterCidr(vec![]),
-            _ => Detect::NodeCidr,
+            7..=9 => Detect::NodeCidr,
+            10 => Detect::Interface("eth0".into()),
+            11 => Detect::Interface("pod3".into()),
+            12 => Detect::InterfacePrefix("pod".into()),
+            _ => Detect::InterfacePrefix(self.one_of(&["eth", "eth0", "cni", "pod1"]).into()),
         };
         let ranges = [
+            "primary",
+            "all",
             "192.168.77.0/24",
             "0.0.0.0/0",
             "172.16.0.0/12",
@@ -218,16 +125,44 @@ impl Generator {
             "::/0",
             "fd00:77::/64",
         ];
-        let nodeport_addresses = self.chance(40).then(|| {
-            let some = self.rng.random_range(1..=3);
-            let chosen = ranges.choose_multiple(&mut self.rng, some);
-            chosen.filter_map(|range| range.parse().ok()).collect()
-        });
+        let some = self.rng.random_range(1..=3);
+        let some = if self.chance(50) { some } else { 0 };
+        let chosen = ranges.choose_multiple(&mut self.rng, some);
+        let nodeport_addresses = chosen.filter_map(|item| (*item).to_owned().try_into().ok());
+        let nodeport_addresses = nodeport_addresses.collect();
+        let allowed = [
+            "203.0.113.0/29",
+            "2001:db8::/124",
+            "192.168.77.0/24",
+            "::/0",
+        ];
+        let some = self.rng.random_range(1..=2);
+        let allowed = allowed.choose_multiple(&mut self.rng, some);
+        let allowed = allowed.filter_map(|range| range.parse().ok()).collect();
         Settings {
             detect,
             nodeport_addresses,
             masquerade_all: self.chance(15),
+            allowed_external_ips: self.chance(15).then_some(allowed),
+            service_proxy_name: self.chance(4).then(|| OTHER_PROXY.to_owned()),
         }
+    }
+
+    pub(super) fn service_cidrs(&mut self) -> Vec<(String, Vec<IpNet>)> {
+        let both = vec![service_cidr(true), service_cidr(false)];
+        match self.rng.random_range(0..6) {
+            0 | 1 => vec![("kubernetes".into(), both)],
+            2 => vec![("kubernetes".into(), vec![service_cidr(true)])],
+            3 => {
+                let [v4, v6] = [both[0], both[1]];
+                vec![("kubernetes".into(), vec![v6]), ("more".into(), vec![v4])]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn one_of<'a>(&mut self, words: &[&'a str]) -> &'a str {
+        words.choose(&mut self.rng).copied().unwrap_or_default()
     }
 
     pub(super) fn node(&mut self, number: u8) -> Node {
@@ -243,6 +178,10 @@ impl Generator {
         interfaces.push(Ipv6Addr::LOCALHOST.into());
         if self.space.odd {
             interfaces.push(Ipv4Addr::new(172, 16, number, 1).into());
+            // Some tools give nodes the addresses of load balancers.
+            if self.chance(15) {
+                interfaces.push(external_address(6, self.chance(50)));
+            }
             if self.chance(10) {
                 addresses.remove(self.rng.random_range(0..2));
             }
@@ -259,151 +198,11 @@ impl Generator {
             name: node_name(number),
             addresses,
             pod_cidrs,
-            interfaces,
-        }
-    }
-
-    pub(super) fn add_service(&mut self, cluster: &mut Cluster) {
-        let number = self.next_service;
-        self.next_service += 1;
-        let kind = match self.rng.random_range(0..100) {
-            0..45 => Kind::ClusterIp,
-            45..88 => Kind::NodePort,
-            88..94 => Kind::LoadBalancer,
-            _ => Kind::ExternalName,
-        };
-        let mut families = vec![
-            vec![true],
-            vec![false],
-            vec![true, false],
-            vec![false, true],
-        ];
-        let families = families.swap_remove(self.rng.random_range(0..4));
-        let headless = kind == Kind::ClusterIp && self.chance(12);
-        // An ExternalName normally has no cluster IP, but may have kept one from an earlier type.
-        let has_address = !headless && (kind != Kind::ExternalName || self.chance(40));
-        let addresses = families.iter().map(|v4| cluster_address(number, *v4));
-        let service = Service {
-            namespace: ["default", "shop"]
-                .choose(&mut self.rng)
-                .copied()
-                .unwrap_or("default")
-                .into(),
-            // The same names in both namespaces, now and then.
-            name: format!("svc-{}", if self.chance(20) { number / 2 } else { number }),
-            created: 1_700_000_000 + self.rng.random_range(0..5),
-            labels: self.labels(),
-            kind,
-            cluster_ips: if has_address {
-                addresses.collect()
-            } else {
-                Vec::new()
+            zone: match self.rng.random_range(0..5) {
+                0 => None,
+                n => Some(format!("zone-{}", n % 2)),
             },
-            headless,
-            ports: self.service_ports(cluster, kind),
-        };
-        let taken = cluster
-            .services
-            .iter()
-            .any(|s| (&s.namespace, &s.name) == (&service.namespace, &service.name));
-        if !taken {
-            self.add_slices(cluster, &service);
-            cluster.services.push(service);
-            if self.space.odd && self.chance(3) {
-                self.steal_address(cluster);
-            }
-        }
-    }
-
-    /// Makes the last Service claim what another has, which the API server normally prevents.
-    fn steal_address(&mut self, cluster: &mut Cluster) {
-        let Some((last, others)) = cluster.services.split_last_mut() else {
-            return;
-        };
-        let Some(victim) = others.choose(&mut self.rng) else {
-            return;
-        };
-        if victim.created == last.created {
-            return;
-        }
-        last.cluster_ips = victim.cluster_ips.clone();
-        for (mine, theirs) in last.ports.iter_mut().zip(&victim.ports) {
-            (mine.transport, mine.port, mine.node_port) =
-                (theirs.transport, theirs.port, theirs.node_port);
-        }
-        unique_ports(&mut last.ports);
-    }
-
-    pub(super) fn labels(&mut self) -> Vec<(String, String)> {
-        let mut labels = vec![("app".to_owned(), "web".to_owned())];
-        if self.chance(5) {
-            labels.push((
-                "service.kubernetes.io/service-proxy-name".into(),
-                "other".into(),
-            ));
-        }
-        if self.chance(4) {
-            labels.push(("service.kubernetes.io/headless".into(), String::new()));
-        }
-        labels
-    }
-
-    pub(super) fn service_ports(&mut self, cluster: &Cluster, kind: Kind) -> Vec<ServicePort> {
-        let count = *[1, 1, 1, 2, 2, 3, 4].choose(&mut self.rng).unwrap_or(&1);
-        let node_ports: BTreeSet<(u16, Transport)> = cluster
-            .services
-            .iter()
-            .flat_map(|s| s.ports.iter().map(|p| (p.node_port, p.transport)))
-            .collect();
-        let mut ports: Vec<ServicePort> = Vec::new();
-        for index in 0..count {
-            let transport = *Transport::ALL
-                .choose_weighted(&mut self.rng, |t| match t {
-                    Transport::Tcp => 5,
-                    Transport::Udp => 3,
-                    Transport::Sctp => 1,
-                })
-                .unwrap_or(&Transport::Tcp);
-            let node_port = match kind {
-                Kind::NodePort => self.rng.random_range(30_000..30_040),
-                Kind::LoadBalancer if self.chance(50) => self.rng.random_range(30_000..30_040),
-                _ => 0,
-            };
-            let free = !node_ports.contains(&(node_port, transport));
-            ports.push(ServicePort {
-                name: if count == 1 && self.chance(50) {
-                    String::new()
-                } else {
-                    format!("port-{index}")
-                },
-                transport,
-                port: *[80, 443, 53, 8080].choose(&mut self.rng).unwrap_or(&80),
-                node_port: if free { node_port } else { 0 },
-            });
-        }
-        unique_ports(&mut ports);
-        ports
-    }
-
-    fn add_slices(&mut self, cluster: &mut Cluster, service: &Service) {
-        for ipv4 in [true, false] {
-            let wanted = service.cluster_ips.iter().any(|a| a.is_ipv4() == ipv4) || self.chance(20);
-            let count = if wanted {
-                *[0, 1, 1, 1, 2, 2, 3].choose(&mut self.rng).unwrap_or(&1)
-            } else {
-                0
-            };
-            let mut known = Vec::new();
-            for _ in 0..count {
-                let owner = Some(service.name.clone());
-                let mut slice = self.slice(&service.namespace, owner, ipv4, &service.ports, &known);
-                // The controller copies the two labels that matter; sometimes it has not yet.
-                if self.chance(90) {
-                    slice.labels = service.labels.clone();
-                }
-                known.extend(slice.endpoints.iter().cloned());
-                cluster.slices.push(slice);
-            }
+            interfaces,
         }
     }
 
@@ -447,6 +246,7 @@ impl Generator {
             }
         }
         endpoints.shuffle(&mut self.rng);
+        self.add_hints(&mut endpoints);
         Slice {
             namespace: namespace.to_owned(),
             name: format!("slice-{number:03}"),
@@ -508,7 +308,28 @@ impl Generator {
             ready,
             serving,
             terminating,
+            zone_hints: Vec::new(),
+            node_hints: Vec::new(),
         }
+    }
+
+    /// Hints as the slice controller gives them: for all endpoints or, on the way there, for some.
+    fn add_hints(&mut self, endpoints: &mut [Endpoint]) {
+        let (zones, nodes) = (self.chance(30), self.chance(20));
+        for endpoint in endpoints {
+            if zones && self.chance(95) {
+                endpoint.zone_hints = self.hints(&["zone-0", "zone-1", "zone-2"]);
+            }
+            if nodes && self.chance(95) {
+                endpoint.node_hints = self.hints(&["node-1", "node-2", "node-3"]);
+            }
+        }
+    }
+
+    fn hints(&mut self, places: &[&str]) -> Vec<String> {
+        let count = self.rng.random_range(1..=2);
+        let chosen = places.choose_multiple(&mut self.rng, count);
+        chosen.map(|place| (*place).to_owned()).collect()
     }
 
     pub(super) fn conditions(&mut self) -> (Option<bool>, Option<bool>, Option<bool>) {
@@ -542,16 +363,4 @@ fn odd_address(rng: &mut SmallRng, ipv4: bool) -> String {
         false => &["::1", "fe80::1", "ff02::1", "::", "::ffff:10.244.1.5"],
     };
     (*odd.choose(rng).unwrap_or(&"")).to_owned()
-}
-
-/// Drops ports that repeat a number and protocol, and node ports that repeat one.
-pub(super) fn unique_ports(ports: &mut Vec<ServicePort>) {
-    let mut seen = BTreeSet::new();
-    ports.retain(|port| seen.insert((port.port, port.transport)));
-    let mut node_ports = BTreeSet::new();
-    for port in ports {
-        if !node_ports.insert((port.node_port, port.transport)) {
-            port.node_port = 0;
-        }
-    }
 }

@@ -10,7 +10,10 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Cluster, Endpoint, Kind, Node, Service, ServicePort, Slice, SlicePort, Transport};
+use super::{
+    Cluster, Endpoint, Ingress, Kind, Node, Service, ServicePort, Slice, SlicePort, Transport,
+    label,
+};
 
 impl Cluster {
     /// Reads a stream of YAML documents. Settings are left at their defaults; a node's interfaces carry its
@@ -32,6 +35,11 @@ impl Cluster {
             "Node" => self.nodes.push(node(document)?),
             "Service" => self.services.push(service(document)?),
             "EndpointSlice" => self.slices.push(slice(document)?),
+            "ServiceCIDR" => {
+                let ranges = parsed(document, "/spec/cidrs")?.context("no cidrs")?;
+                let name = text(document, "/metadata/name")?;
+                self.service_cidrs.push((name, ranges));
+            }
             other => bail!("unknown kind {other}"),
         }
         Ok(())
@@ -108,6 +116,7 @@ fn node(document: &Value) -> Result<Node> {
         interfaces: own.chain(gateways).chain(loopback).collect(),
         addresses,
         pod_cidrs,
+        zone: label(&labels(document), "topology.kubernetes.io/zone").map(str::to_owned),
     })
 }
 
@@ -144,7 +153,46 @@ fn service(document: &Value) -> Result<Service> {
         },
         headless,
         ports,
+        external_ips: parsed(document, "/spec/externalIPs")?.unwrap_or_default(),
+        ingress: ingress(document),
+        source_ranges: parsed(document, "/spec/loadBalancerSourceRanges")?.unwrap_or_default(),
+        external_local: is_local(document, "/spec/externalTrafficPolicy")?,
+        internal_local: is_local(document, "/spec/internalTrafficPolicy")?,
+        affinity: affinity(document)?,
     })
+}
+
+fn ingress(document: &Value) -> Vec<Ingress> {
+    let entries = list(document, "/status/loadBalancer/ingress").iter();
+    let ingress = entries.map(|entry| Ingress {
+        ip: optional_text(entry, "/ip"),
+        hostname: optional_text(entry, "/hostname"),
+        ip_mode: optional_text(entry, "/ipMode"),
+    });
+    ingress.collect()
+}
+
+fn is_local(document: &Value, policy: &str) -> Result<bool> {
+    match optional_text(document, policy).as_deref() {
+        None | Some("Cluster") => Ok(false),
+        Some("Local") => Ok(true),
+        Some(other) => bail!("{policy} {other}"),
+    }
+}
+
+/// The time-out of affinity, if there is any; by default three hours, as the API server writes.
+fn affinity(document: &Value) -> Result<Option<u32>> {
+    const TIMEOUT: &str = "/spec/sessionAffinityConfig/clientIP/timeoutSeconds";
+    match optional_text(document, "/spec/sessionAffinity").as_deref() {
+        None | Some("None") => Ok(None),
+        Some("ClientIP") => Ok(Some(parsed(document, TIMEOUT)?.unwrap_or(10_800))),
+        Some(other) => bail!("sessionAffinity {other}"),
+    }
+}
+
+fn hints(endpoint: &Value, field: &str) -> Result<Vec<String>> {
+    let hints = list(endpoint, field).iter();
+    hints.map(|hint| text(hint, "/name")).collect()
 }
 
 /// Seconds of a creation timestamp. Only their order matters: the digits of RFC 3339 in UTC, read as one
@@ -180,6 +228,8 @@ fn slice(document: &Value) -> Result<Slice> {
             ready: parsed(endpoint, "/conditions/ready")?,
             serving: parsed(endpoint, "/conditions/serving")?,
             terminating: parsed(endpoint, "/conditions/terminating")?,
+            zone_hints: hints(endpoint, "/hints/forZones")?,
+            node_hints: hints(endpoint, "/hints/forNodes")?,
         });
     }
     Ok(Slice {

@@ -3,13 +3,15 @@
 use std::net::IpAddr;
 
 use nft::expr::{Base, CtKey, IPS_DST_NAT};
-use nft::{Bytes, Family};
+use nft::{Bytes, Family, Side};
 
-use crate::cluster::Transport;
-use crate::oracle::{Packet, Protocol};
+use super::Memory;
+use crate::cluster::{Node, Transport};
+use crate::oracle::{Origin, Packet, Protocol};
 
 /// A packet on its way, with its connection.
-pub(super) struct Flight {
+pub(super) struct Flight<'a> {
+    pub(super) origin: Origin,
     pub(super) source: IpAddr,
     pub(super) destination: IpAddr,
     pub(super) port: u16,
@@ -18,10 +20,17 @@ pub(super) struct Flight {
     pub(super) is_dnat: bool,
     pub(super) masqueraded: bool,
     pub(super) hash: u32,
+    /// `skb->priority`
+    pub(super) priority: u32,
+    /// By which it came; empty for the node's own.
+    interface: String,
+    /// What packets have written.
+    pub(super) memory: Memory,
+    node: &'a Node,
 }
 
-impl Flight {
-    pub(super) fn new(packet: &Packet, hash: u32) -> Self {
+impl<'a> Flight<'a> {
+    pub(super) fn new(packet: &Packet, node: &'a Node, memory: &Memory, hash: u32) -> Self {
         let protocol = match packet.protocol {
             Protocol::Transport(Transport::Tcp) => 6,
             Protocol::Transport(Transport::Udp) => 17,
@@ -30,6 +39,7 @@ impl Flight {
             Protocol::Icmp => 58,
         };
         Flight {
+            origin: packet.origin,
             source: packet.source,
             destination: packet.destination,
             port: packet.port,
@@ -38,12 +48,46 @@ impl Flight {
             is_dnat: false,
             masqueraded: false,
             hash,
+            priority: 0,
+            interface: match packet.origin {
+                Origin::Node => String::new(),
+                Origin::Elsewhere => node.interface_of(packet.source),
+            },
+            memory: memory.clone(),
+            node,
         }
+    }
+
+    /// Whether the address is the node's.
+    pub(super) fn is_local(&self, address: IpAddr) -> bool {
+        self.node.interfaces.contains(&address)
     }
 
     pub(super) fn send_to(&mut self, address: IpAddr, port: u16) {
         (self.destination, self.port) = (address, port);
         self.is_dnat = (address, port) != self.original;
+    }
+
+    /// The interface's name as the kernel compares it: 16 bytes (`IFNAMSIZ`), padded with zeros.
+    pub(super) fn interface_name(&self) -> [u8; 16] {
+        let mut name = [0; 16];
+        for (place, byte) in name.iter_mut().zip(self.interface.bytes()) {
+            *place = byte;
+        }
+        name
+    }
+
+    /// Types of addresses, of include/uapi/linux/rtnetlink.h: `RTN_LOCAL` or `RTN_UNICAST`.
+    pub(super) fn fib_type(&self, of: Side) -> u32 {
+        let address = match of {
+            Side::Source => self.source,
+            Side::Destination => self.destination,
+        };
+        if address.is_loopback() || self.is_local(address) {
+            2
+        } else {
+            1
+        }
     }
 
     /// Bytes of the headers, as far as rules of ours may read them.
@@ -68,7 +112,7 @@ impl Flight {
         }
     }
 
-    /// What the connection says, the tuple in its original direction.
+    /// What the connection says. Replies come from where the packet goes.
     pub(super) fn connection(&self, key: CtKey) -> Bytes {
         match key {
             CtKey::Status => {
@@ -76,6 +120,8 @@ impl Flight {
             }
             CtKey::OriginalDestinationAddress => Bytes::new().address(self.original.0),
             CtKey::OriginalDestinationPort => Bytes::new().port(self.original.1),
+            CtKey::ReplySourceAddress => Bytes::new().address(self.destination),
+            CtKey::ReplySourcePort => Bytes::new().port(self.port),
         }
     }
 }

@@ -1,8 +1,11 @@
 //! The interpreter on tables written by hand, so that it is not judged by what we render.
 
-use std::collections::BTreeMap;
+mod statements;
 
-use nft::{Chain, DataField, Element, Field, Name, Operand, Rule, SetKind, Statement, Table};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use nft::{Chain, Element, Field, Operand, Rule, Set, Statement, Table};
 
 use super::*;
 use crate::cluster::Transport;
@@ -230,15 +233,29 @@ fn packet(origin: Origin, source: &str, destination: &str, port: u16) -> Packet 
     }
 }
 
-fn fates(origin: Origin, source: &str, destination: &str, port: u16) -> Fates {
+fn node(address: &str) -> Node {
+    Node {
+        name: "node-1".into(),
+        addresses: Vec::new(),
+        pod_cidrs: Vec::new(),
+        zone: None,
+        interfaces: vec![ip(address)],
+    }
+}
+
+type Shares = BTreeMap<Fate, u64>;
+
+fn shares(fates: Fates) -> Shares {
+    let shares = fates.into_iter().map(|(fate, course)| (fate, course.share));
+    shares.collect()
+}
+
+fn fates(origin: Origin, source: &str, destination: &str, port: u16) -> Shares {
     let contents = contents();
     let evaluator = Evaluator::new(&contents).unwrap();
-    evaluator
-        .fates(
-            &packet(origin, source, destination, port),
-            &[ip("192.168.77.11")],
-        )
-        .unwrap()
+    let packet = packet(origin, source, destination, port);
+    let fates = evaluator.fates(&packet, &node("192.168.77.11"), &Memory::new());
+    shares(fates.unwrap())
 }
 
 fn to(address: &str, masqueraded: bool) -> Fate {
@@ -251,7 +268,7 @@ fn to(address: &str, masqueraded: bool) -> Fate {
 #[test]
 fn every_slot_has_its_exact_share() {
     let half = WHOLE / 2;
-    let expected = Fates::from([(to(POD_A, false), half), (to(POD_B, false), half)]);
+    let expected = Shares::from([(to(POD_A, false), half), (to(POD_B, false), half)]);
     assert_eq!(fates(Origin::Elsewhere, CLIENT, VIP, 80), expected);
 }
 
@@ -259,14 +276,14 @@ fn every_slot_has_its_exact_share() {
 fn a_missing_slot_goes_on_with_the_next_rule() {
     assert_eq!(
         fates(Origin::Elsewhere, CLIENT, VIP, 81),
-        Fates::from([(to(POD_A, false), WHOLE)])
+        Shares::from([(to(POD_A, false), WHOLE)])
     );
 }
 
 #[test]
 fn a_slot_missing_everywhere_leaves_the_packet_as_it_is() {
     let third = (1u64 << 32).div_ceil(3);
-    let expected = Fates::from([(to(POD_B, false), third), (Fate::Passed, WHOLE - third)]);
+    let expected = Shares::from([(to(POD_B, false), third), (Fate::Passed, WHOLE - third)]);
     assert_eq!(fates(Origin::Elsewhere, CLIENT, VIP, 83), expected);
 }
 
@@ -274,12 +291,12 @@ fn a_slot_missing_everywhere_leaves_the_packet_as_it_is() {
 fn what_no_rule_takes_passes_and_what_a_rule_rejects_is_rejected() {
     assert_eq!(
         fates(Origin::Elsewhere, CLIENT, "10.96.0.2", 80),
-        Fates::from([(Fate::Passed, WHOLE)])
+        Shares::from([(Fate::Passed, WHOLE)])
     );
     for port in [82, 99] {
         assert_eq!(
             fates(Origin::Node, CLIENT, VIP, port),
-            Fates::from([(Fate::Rejected, WHOLE)])
+            Shares::from([(Fate::Rejected, WHOLE)])
         );
     }
 }
@@ -287,9 +304,9 @@ fn what_no_rule_takes_passes_and_what_a_rule_rejects_is_rejected() {
 #[test]
 fn sources_are_judged_after_destination_nat() {
     let half = WHOLE / 2;
-    let hairpin = Fates::from([(to(POD_A, true), half), (to(POD_B, false), half)]);
+    let hairpin = Shares::from([(to(POD_A, true), half), (to(POD_B, false), half)]);
     assert_eq!(fates(Origin::Elsewhere, POD_A, VIP, 80), hairpin);
-    let outside = Fates::from([(to(POD_A, true), half), (to(POD_B, true), half)]);
+    let outside = Shares::from([(to(POD_A, true), half), (to(POD_B, true), half)]);
     assert_eq!(fates(Origin::Node, "192.168.77.11", VIP, 80), outside);
 }
 
@@ -299,7 +316,11 @@ fn what_was_received_for_the_node_itself_never_meets_postrouting() {
     let evaluator = Evaluator::new(&contents).unwrap();
     let seen = |origin| {
         let fates = evaluator
-            .fates(&packet(origin, "192.0.2.1", VIP, 81), &[ip(POD_A)])
+            .fates(
+                &packet(origin, "192.0.2.1", VIP, 81),
+                &node(POD_A),
+                &Memory::new(),
+            )
             .unwrap();
         fates.into_keys().collect::<Vec<_>>()
     };
@@ -312,9 +333,9 @@ fn a_table_the_kernel_would_refuse_is_an_error() {
     let refused = |change: fn(&mut TableContents)| {
         let mut contents = contents();
         change(&mut contents);
-        let evaluator = Evaluator::new(&contents);
-        evaluator
-            .and_then(|e| e.fates(&packet(Origin::Elsewhere, CLIENT, VIP, 80), &[]))
+        let packet = packet(Origin::Elsewhere, CLIENT, VIP, 80);
+        Evaluator::new(&contents)
+            .and_then(|e| e.fates(&packet, &node("192.168.77.11"), &Memory::new()))
             .unwrap_err()
     };
     assert_eq!(

@@ -12,7 +12,6 @@ use crate::model::{
     Bytes, Chain, Data, Element, Field, Hook, Rule, Set, SetKind, Statement, Table, Verdict,
 };
 use crate::namespace::{in_namespace, kernel, listed, load, nft};
-use crate::wire::Message;
 use crate::wire::attribute::Attributes;
 use crate::{samples, text};
 

@@ -152,7 +152,6 @@ pub(crate) mod element {
     pub(crate) const DATA: u16 = 2;
     pub(crate) const FLAGS: u16 = 3;
     pub(crate) const USERDATA: u16 = 6;
-    pub(crate) const EXPRESSION: u16 = 7;
     /// Last value of a range of several fields (Linux 5.6).
     pub(crate) const KEY_END: u16 = 10;
 
@@ -241,14 +240,9 @@ pub(crate) mod dynset {
     pub(crate) const DATA: u16 = 5;
     /// Milliseconds, 8 bytes.
     pub(crate) const TIMEOUT: u16 = 6;
+    pub(crate) const FLAGS: u16 = 9;
 
     pub(crate) const UPDATE: u32 = 1;
-}
-
-/// `enum nft_counter_attributes`
-pub(crate) mod counter {
-    pub(crate) const BYTES: u16 = 1;
-    pub(crate) const PACKETS: u16 = 2;
 }
 
 /// `enum nft_cmp_attributes` and `enum nft_cmp_ops`

@@ -458,7 +458,7 @@ pub(crate) fn field_type(field: Field, family: Family) -> u32 {
         (Field::Protocol, _) => 12,
         (Field::Port, _) => 13,
         // TYPE_CLASSID
-        (Field::Group, _) => 21,
+        (Field::Group, _) => 23,
     }
 }
 

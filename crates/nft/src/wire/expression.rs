@@ -356,9 +356,9 @@ fn fib(fields: &Fields<'_>) -> Option<Expr> {
 }
 
 fn update(fields: &Fields<'_>) -> Option<Expr> {
-    use abi::dynset::{DATA, KEY, OP, SET, TIMEOUT, UPDATE};
-    fields.only(&[SET, OP, KEY, DATA, TIMEOUT])?;
-    (fields.u32(OP)? == UPDATE).then_some(())?;
+    use abi::dynset::{DATA, FLAGS, KEY, OP, SET, TIMEOUT, UPDATE};
+    fields.only(&[SET, OP, KEY, DATA, TIMEOUT, FLAGS])?;
+    (fields.u32(OP)? == UPDATE && fields.u32_or(FLAGS, 0)? == 0).then_some(())?;
     let milliseconds = u64::from_be_bytes(fields.get(TIMEOUT)?.try_into().ok()?);
     (milliseconds % 1000 == 0).then_some(())?;
     Some(Expr::Update {

@@ -178,6 +178,7 @@ impl View {
         let node = self.node.clone().unwrap_or_else(unknown);
         let service_cidrs: Vec<IpNet> = self.service_cidrs.values().flatten().copied().collect();
         NodeFacts::resolve(&self.config, &node, interface_addresses, &service_cidrs)
+            .with_api_servers(self.index.api_servers())
     }
 
     /// Whether any Service is to be planned again.

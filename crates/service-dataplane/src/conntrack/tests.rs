@@ -220,3 +220,41 @@ fn a_later_check_of_the_same_frontend_replaces_an_earlier_one() {
     assert_eq!(checks.len(), 1);
     assert!(!checks.condemn(&flow(nft::Protocol::Udp, VIP, Some(1), true)));
 }
+
+/// A Service with these endpoints on `PLACE`, port 53 over UDP.
+fn update(serving: &[u8]) -> crate::Update {
+    service_model::ServiceIntent {
+        service: crate::samples::name(1),
+        created: None,
+        frontends: vec![frontend(serving)],
+        reset_removed: true,
+    }
+    .into()
+}
+
+#[test]
+fn checks_come_with_the_commit_they_belong_to() {
+    let facts = crate::samples::facts();
+    let mut dataplane = crate::Dataplane::new(nft::Fake::new(), facts);
+    let claims = |checks: Vec<FlowCheck>| -> Vec<_> {
+        let parts = |check: FlowCheck| (check.serving, check.reset);
+        checks.into_iter().map(parts).collect()
+    };
+    let first = dataplane.commit(vec![update(&[1, 2])]).unwrap();
+    assert_eq!(claims(first.flows), [(Some(backends(&[1, 2])), true)]);
+    // Nothing has gone.
+    let more = dataplane.commit(vec![update(&[1, 2, 3])]).unwrap();
+    assert_eq!(more.flows, []);
+    let fewer = dataplane.commit(vec![update(&[3])]).unwrap();
+    assert_eq!(claims(fewer.flows), [(Some(backends(&[3])), true)]);
+    let removal = crate::Update {
+        service: crate::samples::name(1),
+        intent: None,
+    };
+    dataplane.backend_mut().fail_next(nix::errno::Errno::ENOMEM);
+    dataplane.commit(vec![removal]).unwrap_err();
+    // Not before the rules are in.
+    let repaired = dataplane.repair().unwrap();
+    assert_eq!(claims(repaired.flows), [(None, true)]);
+    assert_eq!(dataplane.repair().unwrap().flows, []);
+}

@@ -135,7 +135,11 @@ impl Pick {
             key: self.key(),
             map: sticky.name(),
         };
-        let mut rules: Vec<Rule> = vec![vec![keeps, jump("sticky")].into()];
+        let count = match self.is_node_port() {
+            true => jump("counting_nodeports"),
+            false => jump("counting"),
+        };
+        let mut rules: Vec<Rule> = vec![vec![count].into(), vec![keeps, jump("sticky")].into()];
         rules.extend((1..=self.exact_counts()).map(|n| -> Rule {
             let pick = Statement::Verdict(Verdict::Goto(self.chain_name(n)));
             vec![in_set(self.key(), self.sized(n)), pick].into()

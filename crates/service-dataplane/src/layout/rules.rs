@@ -282,7 +282,7 @@ fn masquerading(facts: &NodeFacts, not_local: Option<Statement>) -> [Chain; 2] {
 
 /// The chains that remember which endpoint a client has, for the time-outs that are in use (seconds). Without any they
 /// are empty.
-pub(crate) fn affinity(time_outs: impl Iterator<Item = u32>) -> [Chain; 2] {
+pub(super) fn affinity(time_outs: impl Iterator<Item = u32>) -> [Chain; 2] {
     let mut learn: Vec<Vec<Statement>> = Vec::new();
     for seconds in time_outs {
         learn.extend(PROTOCOLS.map(|protocol| {
@@ -332,6 +332,26 @@ pub(crate) fn affinity(time_outs: impl Iterator<Item = u32>) -> [Chain; 2] {
             "remember",
             "Those whose client keeps its endpoint, for as long as its group does",
             learn,
+        ),
+    ]
+}
+
+/// The chains that count new connections, by frontend and by node port; empty when nobody counts.
+pub(super) fn counting(counts: bool) -> [Chain; 2] {
+    let rules = |pick: Pick, set: SetId| match counts {
+        true => vec![vec![in_set(pick.key(), set)]],
+        false => Vec::new(),
+    };
+    [
+        chain(
+            "counting",
+            "New connections to frontends whose Service asks for it",
+            rules(Pick::Frontend, SetId::Counted),
+        ),
+        chain(
+            "counting_nodeports",
+            "The same for node ports",
+            rules(Pick::NodePort, SetId::CountedNodePorts),
         ),
     ]
 }

@@ -2,11 +2,10 @@
 //!
 //! Invariant: carried out on the table before, the steps are never refused and make the table after.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use nft::{Bytes, Element, Family, Operation, Transaction};
 
-use super::time_outs;
 use crate::layout::{self, Extra, SetId};
 use crate::render::Rendered;
 
@@ -96,9 +95,17 @@ impl Changes {
             transaction.push(family, Operation::DeleteElements { set, elements });
         }
         for (family, extra) in &new {
-            transaction.push(*family, Operation::AddSet(extra.set()));
+            for set in extra.sets() {
+                transaction.push(*family, Operation::AddSet(set));
+            }
             if let Some(chain) = extra.chain() {
                 transaction.push(*family, Operation::AddChain(chain));
+            }
+        }
+        let mut dependent = BTreeSet::new();
+        for (family, extra) in new.iter().chain(&stale) {
+            if !matches!(extra, Extra::Count(..)) {
+                dependent.insert(*family);
             }
         }
         for (family, extra) in &new {
@@ -106,15 +113,10 @@ impl Changes {
                 transaction.push(*family, Operation::SetRules(chain));
             }
         }
-        for family in Family::ALL {
-            let of_family = |(of, extra): &&(Family, Extra)| {
-                *of == family && matches!(extra, Extra::TimeOut(_))
-            };
-            if new.iter().chain(&stale).any(|key| of_family(&key)) {
-                let wanted = extras.keys().filter(of_family).map(|(_, extra)| extra);
-                for chain in layout::affinity(time_outs(wanted)) {
-                    transaction.push(family, Operation::SetRules(chain));
-                }
+        for family in dependent {
+            let there = extras.keys().filter(|(of, _)| *of == family);
+            for chain in layout::dependent_chains(there.map(|(_, extra)| extra)) {
+                transaction.push(family, Operation::SetRules(chain));
             }
         }
         for ((family, set), elements) in self.added {
@@ -125,7 +127,9 @@ impl Changes {
             if let Some(chain) = extra.chain() {
                 transaction.push(family, Operation::DeleteChain(chain.name));
             }
-            transaction.push(family, Operation::DeleteSet(extra.set().name));
+            for set in extra.sets() {
+                transaction.push(family, Operation::DeleteSet(set.name));
+            }
         }
         transaction
     }

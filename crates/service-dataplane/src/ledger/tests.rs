@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use nft::Statement;
+use nft::{Operation, Statement};
 use proptest::prelude::*;
 use service_model::Backend;
 

@@ -1,6 +1,7 @@
 //! Real replies, cut and changed: the decoder against what almost is a kernel.
 
 use super::*;
+use crate::wire::Message;
 
 /// Every message of a dump of all objects, as type and payload.
 fn record(kernel: &mut Kernel, family: Family, sets: &[Name]) -> Vec<(u16, Vec<u8>)> {

@@ -165,3 +165,30 @@ fn external_ips_outside_the_allowed_ranges_are_refused_and_named() {
     facts.allowed_external_ips = None;
     assert_eq!(external(&facts).len(), 3);
 }
+
+#[test]
+fn b42_no_external_frontend_stands_where_the_api_server_answers() {
+    let mut service = service(
+        "shop/web",
+        "10.96.0.1",
+        "https/6443/TCP dns/6443/UDP other/443/TCP",
+    );
+    service.external_ips = vec!["192.0.2.100".parse().unwrap()];
+    service.load_balancer_ips = vec!["192.0.2.101".parse().unwrap()];
+    let servers = ["192.0.2.100:6443", "192.0.2.101:6443"].map(|text| text.parse().unwrap());
+    let facts = facts().with_api_servers(servers.into());
+    let external: Vec<String> = lines(&plan(&service, &[], &facts))
+        .into_iter()
+        .filter(|line| line.starts_with("external"))
+        .collect();
+    assert_eq!(
+        external,
+        [
+            "external 192.0.2.100 443/TCP always: refuse",
+            "external 192.0.2.100 6443/UDP always: refuse",
+            "external 192.0.2.101 443/TCP always: refuse",
+            "external 192.0.2.101 6443/UDP always: refuse",
+        ]
+    );
+    assert_eq!(left_out(&service, &[], &facts).len(), 2);
+}

@@ -1,0 +1,280 @@
+//! What changes while the program runs, and is followed without a restart: a client's affinity, and the facts about the
+//! node that the program has no say in.
+
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::{Host, Outcome, Protocol, node_object, wait_until};
+use portolan_tests::stage::{PATIENCE, Stage, can_run};
+use serde_json::{Value, json};
+
+/// `web` with these of the pods, changed.
+fn write(stage: &Stage, pods: &[usize], change: impl Fn(&mut Value)) -> Result<()> {
+    let mut objects = stage.objects(&stage.web, 0..4);
+    for object in &mut objects {
+        if let Some(endpoints) = object["endpoints"].as_array_mut() {
+            let mut numbers = 0..;
+            endpoints.retain(|_| numbers.next().is_some_and(|n| pods.contains(&n)));
+        }
+        change(object);
+    }
+    stage.manifests.write_objects("web.yaml", &objects)
+}
+
+fn with_affinity(seconds: u32) -> impl Fn(&mut Value) {
+    move |object| {
+        if object["kind"] == "Service" {
+            object["spec"]["sessionAffinity"] = json!("ClientIP");
+            object["spec"]["sessionAffinityConfig"] =
+                json!({"clientIP": {"timeoutSeconds": seconds}});
+        }
+    }
+}
+
+/// The pod that answers, by its number.
+fn server(outcome: &Outcome) -> Option<usize> {
+    let name = outcome.server()?.split(':').next()?;
+    name.strip_prefix("web-")?.parse().ok()
+}
+
+/// The one pod that answers this many connections, if it is one.
+fn the_one(from: &Host, to: SocketAddr, connections: usize) -> Result<usize> {
+    let tally = from.connect_many(Protocol::Tcp, to, connections)?;
+    ensure!(tally.failed() == 0, "{tally:?}");
+    match tally.server_names().as_slice() {
+        [one] => {
+            let name = one
+                .split(':')
+                .next()
+                .and_then(|name| name.strip_prefix("web-"));
+            Ok(name.context("another server")?.parse()?)
+        }
+        several => anyhow::bail!("{several:?} answered"),
+    }
+}
+
+/// A Service with affinity in force, and the pod that the client is sent to.
+fn wait_for_affinity(stage: &Stage) -> Result<usize> {
+    let to = Stage::address(&stage.web)?;
+    // Without affinity, 30 connections all meet one of four once in 10^17 times.
+    let kept = || the_one(&stage.client, to, 30).is_ok();
+    wait_until("affinity", PATIENCE, kept)?;
+    the_one(&stage.client, to, 30)
+}
+
+#[test]
+fn affinity_outlives_the_daemon_and_follows_its_endpoints() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    write(&stage, &[0, 1, 2, 3], with_affinity(10_800))?;
+    let daemon = stage.start_in_step(&[])?;
+    let first = wait_for_affinity(&stage)?;
+    let to = Stage::address(&stage.web)?;
+
+    // Whichever way the client takes, and whoever restarts.
+    let node_port = SocketAddr::new(
+        stage.node.ipv4().into(),
+        stage.web.node_port.context("has one")?,
+    );
+    ensure!(the_one(&stage.client, node_port, 20)? == first);
+    daemon.kill()?;
+    ensure!(the_one(&stage.client, to, 20)? == first);
+    let _daemon = stage.start_in_step(&[])?;
+    ensure!(the_one(&stage.client, to, 20)? == first);
+
+    // Other endpoints that go do not matter; its own takes the affinity along, and does not bring it back.
+    let others: Vec<usize> = (0..4).filter(|n| *n != first).collect();
+    write(
+        &stage,
+        &[first, others[0], others[1]],
+        with_affinity(10_800),
+    )?;
+    ensure!(the_one(&stage.client, to, 20)? == first);
+    write(&stage, &others, with_affinity(10_800))?;
+    let elsewhere = || the_one(&stage.client, to, 1).is_ok_and(|pod| pod != first);
+    wait_until("the client to be sent elsewhere", PATIENCE, elsewhere)?;
+    let second = the_one(&stage.client, to, 20)?;
+    ensure!(second != first);
+    write(&stage, &[0, 1, 2, 3], with_affinity(10_800))?;
+    // Another client sees when the endpoint is back.
+    let other = stage.node.pod("other")?;
+    let back = || the_one(&other, to, 1).is_ok();
+    wait_until("another client", PATIENCE, back)?;
+    ensure!(the_one(&stage.client, to, 30)? == second);
+    Ok(())
+}
+
+#[test]
+fn affinity_ends_when_its_time_is_over() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    write(&stage, &[0, 1, 2, 3], with_affinity(1))?;
+    let _daemon = stage.start_in_step(&[])?;
+    let first = wait_for_affinity(&stage)?;
+    let to = Stage::address(&stage.web)?;
+    for _ in 0..20 {
+        // The passing of time is what is tested. A new choice of four is the old one 20 times once in 10^12 times.
+        thread::sleep(Duration::from_millis(1_200));
+        if the_one(&stage.client, to, 1)? != first {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the client was sent to {first} for ever")
+}
+
+#[test]
+fn affinity_switched_on_and_off_is_followed() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let _daemon = stage.start_in_step(&[])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    for _ in 0..2 {
+        write(&stage, &[0, 1, 2, 3], with_affinity(10_800))?;
+        wait_for_affinity(&stage)?;
+        write(&stage, &[0, 1, 2, 3], |_| {})?;
+        stage.wait_for_backends(&stage.web, 4)?;
+    }
+    Ok(())
+}
+
+/// Node objects, the one under test changed.
+fn write_nodes(stage: &Stage, change: impl Fn(&mut Value)) -> Result<()> {
+    let mut own = node_object(&stage.node);
+    change(&mut own);
+    stage.manifests.write_objects("nodes.yaml", &[own])
+}
+
+#[test]
+fn a_node_that_changes_is_followed_without_exit() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let hinted = |object: &mut Value| {
+        for (n, endpoint) in object["endpoints"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
+            let zone = if n == 0 { "zone-a" } else { "zone-b" };
+            endpoint["hints"] = json!({"forZones": [{"name": zone}]});
+        }
+    };
+    write(&stage, &[0, 1, 2, 3], hinted)?;
+    let daemon = stage.start_in_step(&["--detect-local-mode", "NodeCIDR"])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    for (zone, backends) in [("zone-a", 1), ("zone-b", 3), ("zone-c", 4)] {
+        write_nodes(&stage, |node| {
+            node["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": zone});
+        })?;
+        stage.wait_for_backends(&stage.web, backends)?;
+    }
+
+    let to = Stage::address(&stage.web)?;
+    let seen_as = |address: IpAddr| {
+        let outcome = stage.client.connect(Protocol::Tcp, to);
+        outcome.is_ok_and(|outcome| outcome.peer().is_some_and(|peer| peer.ip() == address))
+    };
+    wait_until("the pod to keep its address", PATIENCE, || {
+        seen_as(stage.client.ipv4().into())
+    })?;
+    write_nodes(&stage, |node| {
+        node["spec"]["podCIDRs"] = json!(["10.200.0.0/24"])
+    })?;
+    let gateways = [stage.node.ipv4().into(), stage.node.pod_gateway()[0]];
+    let masqueraded = || gateways.iter().any(|gateway| seen_as(*gateway));
+    wait_until("pods of no range to be masqueraded", PATIENCE, masqueraded)?;
+    write_nodes(&stage, |_| {})?;
+    wait_until("the range again", PATIENCE, || {
+        seen_as(stage.client.ipv4().into())
+    })?;
+
+    let port = stage.web.node_port.context("it has one")?;
+    let [old, new]: [IpAddr; 2] = [stage.node.ipv4().into(), stage.node.pod_gateway()[0]];
+    let answers = |address: IpAddr| {
+        let outcome = stage.client.connect(Protocol::Tcp, (address, port));
+        outcome.is_ok_and(|outcome| server(&outcome).is_some())
+    };
+    ensure!(answers(old) && !answers(new));
+    write_nodes(&stage, |node| {
+        node["status"]["addresses"] = json!([{"type": "InternalIP", "address": new}]);
+    })?;
+    let moved = || answers(new) && !answers(old);
+    wait_until("node ports at the new address only", PATIENCE, moved)?;
+    ensure!(daemon.is_running(), "it has left");
+    Ok(())
+}
+
+#[test]
+fn an_address_that_comes_later_serves_node_ports() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let _daemon = stage.start_in_step(&["--nodeport-addresses", "192.168.77.0/24"])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let to = SocketAddr::new(
+        [192, 168, 77, 99].into(),
+        stage.web.node_port.context("it has one")?,
+    );
+    let change = |verb: &str| {
+        let mut command = stage.node.command("ip");
+        command.args(["address", verb, "192.168.77.99/32", "dev", "eth0"]);
+        let output = stage.node.output(command)?;
+        ensure!(output.status.success(), "{output:?}");
+        anyhow::Ok(())
+    };
+    let answers = || {
+        stage
+            .client
+            .connect(Protocol::Tcp, to)
+            .is_ok_and(|o| server(&o).is_some())
+    };
+    ensure!(!answers(), "served before it was there");
+    for _ in 0..2 {
+        change("add")?;
+        wait_until("node ports at the new address", PATIENCE, answers)?;
+        change("del")?;
+        wait_until("no node ports there any more", PATIENCE, || !answers())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn service_cidrs_that_come_and_go_are_followed_at_once() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let _daemon = stage.start_in_step(&[])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let nobody = SocketAddr::new([10, 96, 5, 5].into(), 80);
+    // A SYN that is sent again after a second tells silence from a gateway that spares its answers.
+    let comes_to = |wanted: Outcome| {
+        let outcome = stage.client.connect(Protocol::Tcp, nobody);
+        outcome.is_ok_and(|outcome| outcome == wanted)
+    };
+    for _ in 0..2 {
+        wait_until("an address that nobody knows", PATIENCE, || {
+            comes_to(Outcome::Unreachable)
+        })?;
+        let range = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16"]},
+        });
+        stage.manifests.write_objects("ranges.yaml", &[range])?;
+        wait_until("silence", PATIENCE, || comes_to(Outcome::TimedOut))?;
+        stage.wait_for_backends(&stage.web, 4)?;
+        stage.manifests.remove("ranges.yaml")?;
+    }
+    Ok(())
+}

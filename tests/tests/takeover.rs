@@ -1,0 +1,415 @@
+//! Taking over from kube-proxy in every mode that this kernel has, and cleaning up, while connections come and stay.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::fake_api::FakeApi;
+use lab::{
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, ConnectionStream, Daemon, Held, Probe, Protocol, node_object,
+    wait_until,
+};
+use portolan_tests::stage::{PATIENCE, Stage, can_run, portolan};
+use serde_json::json;
+
+/// Long connections and new ones to the Service, all the time.
+struct Traffic {
+    held: Held,
+    new: ConnectionStream,
+}
+
+impl Traffic {
+    fn start(stage: &Stage) -> Result<Traffic> {
+        let to = Stage::address(&stage.web)?;
+        let held = stage.client.hold(to, 40, Duration::from_millis(10))?;
+        let probe = Probe::new(Protocol::Tcp, to);
+        let new = stage
+            .client
+            .stream_connections(probe, Duration::from_micros(500))?;
+        Ok(Traffic { held, new })
+    }
+
+    /// Waits until so many more connections were made.
+    fn goes_on(&self, connections: usize) -> Result<()> {
+        let made = || {
+            let tally = self.new.report().tally;
+            tally.answered() + tally.failed()
+        };
+        let enough = made() + connections;
+        wait_until("traffic", PATIENCE, || made() >= enough)
+    }
+
+    fn lost_nothing(self) -> Result<()> {
+        let (held, new) = (self.held.stop(), self.new.stop());
+        println!(
+            "{} new connections (slowest {:?}), {} exchanges on held ones (longest {:?})",
+            new.tally.answered(),
+            new.slowest,
+            held.exchanges,
+            held.longest_echo
+        );
+        ensure!(
+            held.exchanges > 0 && new.tally.answered() > 0,
+            "no traffic at all"
+        );
+        ensure!(
+            held.lost.is_empty(),
+            "established connections lost: {:?}",
+            held.lost
+        );
+        ensure!(
+            new.failures.is_empty(),
+            "new connections failed: {:?}",
+            new.failures
+        );
+        // A lost SYN would be sent again after a second.
+        ensure!(
+            new.slowest < Duration::from_secs(1),
+            "a packet was lost: {:?}",
+            new.slowest
+        );
+        Ok(())
+    }
+}
+
+/// Runs a program on the node and returns what it prints.
+fn run(stage: &Stage, line: &str) -> Result<String> {
+    let mut words = line.split(' ');
+    let mut command = stage.node.command(words.next().unwrap_or_default());
+    command.args(words);
+    let output = stage.node.output(command)?;
+    ensure!(output.status.success(), "{line}: {output:?}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Whether iptables' programs are there; says so aloud if not, and with `CI` set they must be.
+fn has_iptables() -> bool {
+    let there = |program: &str| {
+        let output = std::process::Command::new(program)
+            .arg("--version")
+            .output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let missing = ["iptables-nft", "iptables-legacy"]
+        .into_iter()
+        .find(|p| !there(p));
+    let Some(missing) = missing else { return true };
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "{missing} must be there with CI set"
+    );
+    let _ = writeln!(
+        std::io::stderr(),
+        "SKIPPED: no {missing} (package iptables)"
+    );
+    false
+}
+
+/// All that a node has of kube-proxy's, by name, in one text.
+fn kube_proxys(stage: &Stage) -> Result<String> {
+    let mut found = String::new();
+    for listing in [
+        "nft -s list ruleset",
+        "iptables-legacy-save",
+        "ip6tables-legacy-save",
+    ] {
+        let all = run(stage, listing)?;
+        let theirs = all.lines().filter(|line| {
+            let line = line.trim_start();
+            let chain = line.strip_prefix("chain ").or(line.strip_prefix(':'));
+            chain.is_some_and(|chain| {
+                chain.starts_with("KUBE-") && !chain.starts_with("KUBE-FIREWALL")
+            }) || line.ends_with(" kube-proxy {")
+        });
+        theirs.for_each(|line| found.push_str(&format!("{line}\n")));
+    }
+    Ok(found)
+}
+
+fn wait_until_clean(stage: &Stage) -> Result<()> {
+    wait_until("kube-proxy's rules to be gone", PATIENCE, || {
+        kube_proxys(stage).is_ok_and(|found| found.is_empty())
+    })
+}
+
+/// What kube-proxy's iptables mode writes for the Service with two endpoints, with somebody else's rules beside it.
+fn iptables_rules(stage: &Stage) -> String {
+    let vip = &stage.web.cluster_ips[0];
+    let [one, two] = [0, 1].map(|n| stage.pods[n].ipv4());
+    format!(
+        r#"*nat
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:KUBE-KUBELET-CANARY - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-PROXY-CANARY - [0:0]
+:KUBE-SEP-1 - [0:0]
+:KUBE-SEP-2 - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-1 - [0:0]
+:OTHERS - [0:0]
+-A PREROUTING -d 198.51.100.7/32 -j OTHERS
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
+-A KUBE-SEP-1 -s {one}/32 -m comment --comment "default/web" -j KUBE-MARK-MASQ
+-A KUBE-SEP-1 -p tcp -m comment --comment "default/web" -m tcp -j DNAT --to-destination {one}:8080
+-A KUBE-SEP-2 -s {two}/32 -m comment --comment "default/web" -j KUBE-MARK-MASQ
+-A KUBE-SEP-2 -p tcp -m comment --comment "default/web" -m tcp -j DNAT --to-destination {two}:8080
+-A KUBE-SERVICES -d {vip}/32 -p tcp -m comment --comment "default/web cluster IP" -m tcp --dport 80 -j KUBE-SVC-1
+-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
+-A KUBE-SVC-1 -m statistic --mode random --probability 0.50000000000 -j KUBE-SEP-1
+-A KUBE-SVC-1 -j KUBE-SEP-2
+-A OTHERS -p tcp -j DNAT --to-destination 198.51.100.8
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:KUBE-FIREWALL - [0:0]
+:KUBE-FORWARD - [0:0]
+:KUBE-PROXY-FIREWALL - [0:0]
+-A INPUT -j KUBE-FIREWALL
+-A FORWARD -m conntrack --ctstate NEW -m comment --comment "kubernetes load balancer firewall" -j KUBE-PROXY-FIREWALL
+-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+COMMIT
+"#
+    )
+}
+
+/// Serves by rules of kube-proxy's iptables mode, starts the program, and looks at what is left of them.
+fn takes_over_from_iptables(variant: &str) -> Result<()> {
+    if !can_run() || !has_iptables() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let rules = stage.manifests.path().join("rules");
+    std::fs::write(&rules, iptables_rules(&stage))?;
+    run(
+        &stage,
+        &format!("iptables-{variant}-restore {}", rules.display()),
+    )?;
+    stage.wait_for_backends(&stage.web, 2)?;
+    let traffic = Traffic::start(&stage)?;
+    traffic.goes_on(200)?;
+    let daemon = stage.start_in_step(&[])?;
+    wait_until(&format!("{variant} rules to be gone"), PATIENCE, || {
+        kube_proxys(&stage).is_ok_and(|found| found.lines().all(|line| line.contains("KUBELET")))
+    })?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    traffic.goes_on(200)?;
+    traffic.lost_nothing()?;
+    daemon.wait_for_line("taken over from kube-proxy", PATIENCE)?;
+    let saved = run(&stage, &format!("iptables-{variant}-save"))?;
+    for stays in [
+        "-j OTHERS",
+        "198.51.100.8",
+        ":KUBE-FIREWALL",
+        "-j KUBE-FIREWALL",
+        ":KUBE-KUBELET-CANARY",
+    ] {
+        ensure!(saved.contains(stays), "{stays} is gone:\n{saved}");
+    }
+    Ok(())
+}
+
+#[test]
+fn rules_of_iptables_in_its_nft_variant_are_taken_over() -> Result<()> {
+    takes_over_from_iptables("nft")
+}
+
+#[test]
+fn rules_of_legacy_iptables_are_taken_over() -> Result<()> {
+    takes_over_from_iptables("legacy")
+}
+
+#[test]
+fn nothing_is_taken_over_beside_a_proxy_name_or_when_switched_off() -> Result<()> {
+    if !can_run() || !has_iptables() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let rules = stage.manifests.path().join("rules");
+    std::fs::write(&rules, iptables_rules(&stage))?;
+    run(&stage, &format!("iptables-nft-restore {}", rules.display()))?;
+    let before = kube_proxys(&stage)?;
+    for flags in [
+        &["--service-proxy-name=other"][..],
+        &["--take-over-kube-proxy=false"],
+    ] {
+        let daemon = stage.start_in_step(flags)?;
+        ensure!(kube_proxys(&stage)? == before, "{flags:?}");
+        daemon.kill()?;
+    }
+    let mut cleanup = stage.node.command(portolan()?);
+    cleanup.args(["cleanup", "--kube-proxy"]);
+    let output = stage.node.output(cleanup)?;
+    ensure!(output.status.success(), "{output:?}");
+    ensure!(
+        kube_proxys(&stage)?
+            .lines()
+            .all(|line| line.contains("KUBELET"))
+    );
+    ensure!(
+        stage.tables()?.iter().all(Option::is_some),
+        "our own tables are gone"
+    );
+    Ok(())
+}
+
+#[test]
+fn cleanup_takes_our_tables_away_and_nothing_else() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    stage
+        .node
+        .nft_stdin("table ip others { chain c { type filter hook input priority 0; accept; }; }")?;
+    let cleanup = || {
+        let mut command = stage.node.command(portolan()?);
+        command.arg("cleanup");
+        stage.node.output(command)
+    };
+    let daemon = stage.start_in_step(&[])?;
+    let refused = cleanup()?;
+    ensure!(
+        !refused.status.success(),
+        "the tables of a running daemon are its own"
+    );
+    ensure!(
+        stage.tables()?.iter().all(Option::is_some),
+        "it took them all the same"
+    );
+    daemon.kill()?;
+    ensure!(cleanup()?.status.success(), "{:?}", cleanup()?);
+    ensure!(stage.tables()? == [None, None], "tables are left");
+    let left = run(&stage, "nft list tables")?;
+    ensure!(left.trim() == "table ip others", "{left}");
+    ensure!(cleanup()?.status.success(), "nothing to do is no failure");
+    Ok(())
+}
+
+/// The kube-proxies of the control plane, none (aloud) where there are none. With `CI` set they must be there.
+fn kube_proxies() -> Result<Vec<PathBuf>> {
+    const FOLDER: &str = "PORTOLAN_CONTROL_PLANE";
+    let Some(folder) = std::env::var_os(FOLDER) else {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "{FOLDER} must be set with CI set"
+        );
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: no kube-proxy, {FOLDER} is not set"
+        );
+        return Ok(Vec::new());
+    };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&folder).with_context(|| format!("{FOLDER}={folder:?}"))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("kube-proxy-1.") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Starts a kube-proxy on the node under test.
+fn start_kube_proxy(
+    stage: &Stage,
+    program: &PathBuf,
+    mode: &str,
+    kubeconfig: &PathBuf,
+) -> Result<Daemon> {
+    let config = json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
+        "clientConnection": {
+            "kubeconfig": kubeconfig,
+            "contentType": "application/json", "acceptContentTypes": "application/json",
+        },
+        "hostnameOverride": "node-a",
+        "mode": mode,
+        "nftables": { "minSyncPeriod": "1ms" },
+        "iptables": { "minSyncPeriod": "1ms" },
+        "detectLocalMode": "ClusterCIDR",
+        "clusterCIDR": format!("{CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}"),
+        // The machine's limits are not this test's.
+        "conntrack": { "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s" },
+        "oomScoreAdj": 0,
+    });
+    let file = stage.manifests.path().join("kube-proxy-config");
+    std::fs::write(&file, config.to_string())?;
+    let mut command = stage.node.command(program);
+    command.arg("--config").arg(&file);
+    stage.node.spawn("kube-proxy", command)
+}
+
+/// kube-proxy serves, the program starts beside it, kube-proxy ends: nobody notices.
+fn takes_over_from_kube_proxy(mode: &str) -> Result<()> {
+    if !can_run() || !has_iptables() {
+        return Ok(());
+    }
+    for program in kube_proxies()? {
+        println!("{} in mode {mode}", program.display());
+        let stage = Stage::new()?;
+        let listener = stage.node.run(|| TcpListener::bind(("127.0.0.1", 0)))??;
+        let api = FakeApi::serve(listener)?;
+        api.apply(node_object(&stage.node))?;
+        api.apply_all(stage.objects(&stage.web, 0..4))?;
+        let kubeconfig = stage.manifests.path().join("kubeconfig");
+        api.kubeconfig(&kubeconfig)?;
+        let kube_proxy = start_kube_proxy(&stage, &program, mode, &kubeconfig)?;
+        if let Err(error) = stage.wait_for_backends(&stage.web, 4) {
+            bail!(
+                "kube-proxy does not serve: {error:#}\n{}",
+                kube_proxy.lines().join("\n")
+            );
+        }
+        ensure!(
+            !kube_proxys(&stage)?.is_empty(),
+            "kube-proxy has other names now"
+        );
+        let traffic = Traffic::start(&stage)?;
+        traffic.goes_on(200)?;
+        let source = ["--kubeconfig", &kubeconfig.display().to_string()];
+        // Their ports are taken while both run.
+        let daemon = stage.start_with(
+            &source,
+            &["--healthz-bind-address=", "--metrics-bind-address="],
+        )?;
+        daemon.wait_for_line("tables are in step", PATIENCE)?;
+        daemon.wait_for_line("taken over from kube-proxy", PATIENCE)?;
+        traffic.goes_on(100)?;
+        kube_proxy.kill()?;
+        // It may have written once more before it ended.
+        wait_until_clean(&stage)?;
+        traffic.goes_on(200)?;
+        // From here on, what the cluster says is done by us.
+        api.apply_all(stage.objects(&stage.web, 0..4))?;
+        stage.wait_for_backends(&stage.web, 4)?;
+        traffic.lost_nothing()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn kube_proxy_in_nftables_mode_is_taken_over_without_a_lost_packet() -> Result<()> {
+    takes_over_from_kube_proxy("nftables")
+}
+
+#[test]
+fn kube_proxy_in_iptables_mode_is_taken_over_without_a_lost_packet() -> Result<()> {
+    takes_over_from_kube_proxy("iptables")
+}
