@@ -13,7 +13,10 @@
 
 use std::collections::BTreeMap;
 
-use nft::{Adoption, Backend, Chain, CommitError, Family, Hook, Table, TableContents, Transaction};
+use nft::{
+    Adoption, Backend, Chain, CommitError, Family, Hook, Statement, Table, TableContents,
+    Transaction, Verdict,
+};
 
 /// Name of the guard's table in both families.
 pub const TABLE: &str = "portolan_guard";

@@ -73,17 +73,19 @@ pub(crate) fn boot(kernel: &Unpacked, script: &str, limit: Duration, log: &Path)
     Ok(answers)
 }
 
+/// The kernel's image: releases put it into `boot`, newer ones beside the modules.
+fn image(kernel: &Unpacked) -> Result<PathBuf> {
+    let release = &kernel.release;
+    [
+        kernel.folder.join(format!("boot/vmlinuz-{release}")),
+        kernel.folder.join(format!("lib/modules/{release}/vmlinuz")),
+    ]
+    .into_iter()
+    .find(|image| image.is_file())
+    .with_context(|| format!("no image in {}", kernel.folder.display()))
+}
+
 fn qemu(kernel: &Unpacked, first_root: &Path, answers: &Path) -> Result<Command> {
-    let boot = kernel.folder.join("boot");
-    let image = std::fs::read_dir(&boot)
-        .with_context(|| format!("look into {}", boot.display()))?
-        .filter_map(Result::ok)
-        .map(|file| file.path())
-        .find(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"))
-        })
-        .with_context(|| format!("no image in {}", boot.display()))?;
     let major: u32 = kernel
         .release
         .split('.')
@@ -119,7 +121,7 @@ fn qemu(kernel: &Unpacked, first_root: &Path, answers: &Path) -> Result<Command>
     .arg("-serial")
     .arg(format!("file:{}", answers.display()))
     .arg("-kernel")
-    .arg(image)
+    .arg(image(kernel)?)
     .arg("-initrd")
     .arg(first_root)
     .args([
