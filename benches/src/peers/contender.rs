@@ -25,7 +25,8 @@ pub enum Contender {
         program: PathBuf,
         /// `v1.37.1`
         version: String,
-        /// Its `nftables.minSyncPeriod`: at most one sync in so much time. 1 s by default.
+        /// Its `nftables.minSyncPeriod`: at most one sync in so much time. 1 s by default, also where 0 is asked for
+        /// (`SetDefaults_KubeProxyConfiguration`), so zero here is a nanosecond there.
         min_sync: Duration,
     },
 }
@@ -112,7 +113,7 @@ fn kube_proxy_config(kubeconfig: &Path, min_sync: Duration) -> String {
             "contentType": "application/json",
             "acceptContentTypes": "application/json",
         },
-        "nftables": { "minSyncPeriod": format!("{}s", min_sync.as_secs()), "syncPeriod": "30s" },
+        "nftables": { "minSyncPeriod": format!("{}ns", min_sync.as_nanos().max(1)), "syncPeriod": "30s" },
         // Settings of the machine, not of a namespace.
         "conntrack": {
             "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s",

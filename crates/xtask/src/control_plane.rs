@@ -242,13 +242,15 @@ impl Module {
         go.current_dir(folder)
             .env("GOFLAGS", "-mod=readonly -buildvcs=false")
             .env("GOWORK", "off")
+            // Compilers that collect their garbage less often: a tenth less time for about 1 GB.
+            .env("GOGC", "400")
             .env("CGO_ENABLED", if self.cgo { "1" } else { "0" });
         go
     }
 }
 
 /// What the linker writes into variables, so that `/version`, `--version` and user agents tell the truth. Kubernetes'
-/// own build does it by `hack/lib/version.sh`; the commit and the date are not known here and stay unset.
+/// own build does it by `hack/lib/version.sh`. The commit is not known here: what git would have put in its place goes.
 fn stamps_of(module: &str, version: &str) -> Vec<String> {
     let stamp = |variable: String, value: &str| format!("-X {variable}={value}");
     match module {
@@ -264,6 +266,7 @@ fn stamps_of(module: &str, version: &str) -> Vec<String> {
                     ("gitVersion", version),
                     ("gitMajor", major),
                     ("gitMinor", minor),
+                    ("gitCommit", ""),
                 ]
                 .map(|(variable, value)| stamp(format!("{package}.{variable}"), value))
             })

@@ -24,7 +24,9 @@ pub struct Right {
 pub struct AuditEvent {
     /// What it needed.
     pub right: Right,
-    /// HTTP status. A watch that the server refuses in its stream has the status of the refusal.
+    /// Path and parameters.
+    pub uri: String,
+    /// HTTP status. A watch may be refused in its stream after a 200.
     pub code: u16,
 }
 
@@ -66,6 +68,7 @@ fn event(line: &str) -> Result<AuditEvent> {
             resource,
             verb: text("/verb"),
         },
+        uri: text("/requestURI"),
         code: u16::try_from(code.unwrap_or_default())?,
     })
 }
