@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 use service_model::{
     AddressFamily, Conditions, Endpoint, EndpointSlice, NodeFacts, ObjectName, Protocol, Service,
-    ServicePort, ServiceType, SlicePort,
+    ServicePort, ServiceType, SlicePort, TrafficPolicy, Wishes,
 };
 use smallvec::smallvec;
 
@@ -77,6 +77,14 @@ impl Shape {
                     port: PORT,
                     node_port: None,
                 }],
+                external_ips: Vec::new(),
+                load_balancer_ips: Vec::new(),
+                source_ranges: Vec::new(),
+                external_policy: TrafficPolicy::Cluster,
+                internal_policy: TrafficPolicy::Cluster,
+                affinity: None,
+                health_check_node_port: None,
+                wishes: Wishes::default(),
                 excluded: false,
             })
             .collect()
@@ -107,6 +115,7 @@ impl Shape {
                             serving: true,
                             terminating: false,
                         },
+                        hints: None,
                     })
                     .collect(),
                 excluded: false,
@@ -120,9 +129,14 @@ impl Shape {
         NodeFacts {
             node_name: OWN_NODE.into(),
             zone: None,
+            own_addresses: vec![OWN_ADDRESS.into()],
             node_addresses: vec![OWN_ADDRESS.into()],
             local_sources: vec![IpNet::V4(pods)],
+            local_interface: None,
             masquerade_all: false,
+            service_cidrs: Vec::new(),
+            api_servers: Vec::new(),
+            allowed_external_ips: None,
         }
     }
 

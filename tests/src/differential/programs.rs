@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, Detect, Node};
+use crate::cluster::{Cluster, Detect, Node, NodePortAddresses};
 
 /// A kube-proxy program of the control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,13 +59,16 @@ pub fn kube_proxies() -> Result<Vec<KubeProxy>> {
 /// set no limit for all of the machine, and be killed for want of memory like any other process.
 pub(super) fn kube_proxy_config(cluster: &Cluster, node: &Node, kubeconfig: &Path) -> Value {
     let settings = &cluster.settings;
-    let (mode, ranges) = match &settings.detect {
-        Detect::ClusterCidr(ranges) => ("ClusterCIDR", ranges.as_slice()),
-        Detect::NodeCidr => ("NodeCIDR", &[][..]),
+    let none = (&[][..], "", "");
+    let (mode, (ranges, bridge, prefix)) = match &settings.detect {
+        Detect::ClusterCidr(ranges) => ("ClusterCIDR", (ranges.as_slice(), "", "")),
+        Detect::NodeCidr => ("NodeCIDR", none),
+        Detect::Interface(name) => ("BridgeInterface", (none.0, name.as_str(), "")),
+        Detect::InterfacePrefix(prefix) => ("InterfaceNamePrefix", (none.0, "", prefix.as_str())),
     };
-    let node_port_addresses = match &settings.nodeport_addresses {
-        Some(ranges) => json!(ranges),
-        None => json!(["primary"]),
+    let node_port_addresses: Vec<String> = match settings.nodeport_addresses.as_slice() {
+        [] => vec!["primary".into()],
+        items => items.iter().flat_map(item_for_kube_proxy).collect(),
     };
     json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
@@ -82,7 +85,8 @@ pub(super) fn kube_proxy_config(cluster: &Cluster, node: &Node, kubeconfig: &Pat
         // Not 0, which means its default of a second.
         "nftables": {"minSyncPeriod": "1ms", "masqueradeAll": settings.masquerade_all},
         "detectLocalMode": mode,
-        "clusterCIDR": joined(ranges),
+        "detectLocal": {"bridgeInterface": bridge, "interfaceNamePrefix": prefix},
+        "clusterCIDR": texts(ranges),
         "nodePortAddresses": node_port_addresses,
         "conntrack": {
             "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s",
@@ -99,16 +103,39 @@ pub(super) fn portolan_flags(cluster: &Cluster, node: &Node) -> Vec<String> {
         format!("--masquerade-all={}", settings.masquerade_all),
     ];
     match &settings.detect {
-        Detect::ClusterCidr(ranges) => flags.push(format!("--cluster-cidr={}", joined(ranges))),
+        Detect::ClusterCidr(ranges) => flags.push(format!("--cluster-cidr={}", texts(ranges))),
         Detect::NodeCidr => flags.push("--detect-local-mode=NodeCIDR".into()),
+        Detect::Interface(name) => {
+            flags.push("--detect-local-mode=BridgeInterface".into());
+            flags.push(format!("--pod-bridge-interface={name}"));
+        }
+        Detect::InterfacePrefix(prefix) => {
+            flags.push("--detect-local-mode=InterfaceNamePrefix".into());
+            flags.push(format!("--pod-interface-name-prefix={prefix}"));
+        }
     }
-    if let Some(ranges) = &settings.nodeport_addresses {
-        flags.push(format!("--nodeport-addresses={}", joined(ranges)));
+    if !settings.nodeport_addresses.is_empty() {
+        let items = texts(&settings.nodeport_addresses);
+        flags.push(format!("--nodeport-addresses={items}"));
+    }
+    if let Some(ranges) = &settings.allowed_external_ips {
+        flags.push(format!("--allowed-external-ips={}", texts(ranges)));
+    }
+    if let Some(name) = &settings.service_proxy_name {
+        flags.push(format!("--service-proxy-name={name}"));
     }
     flags
 }
 
-fn joined(ranges: &[ipnet::IpNet]) -> String {
-    let texts: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+/// kube-proxy has no word for all addresses, only the ranges that hold them.
+fn item_for_kube_proxy(item: &NodePortAddresses) -> Vec<String> {
+    match item {
+        NodePortAddresses::All => vec!["0.0.0.0/0".into(), "::/0".into()],
+        other => vec![other.to_string()],
+    }
+}
+
+fn texts(items: &[impl ToString]) -> String {
+    let texts: Vec<String> = items.iter().map(ToString::to_string).collect();
     texts.join(",")
 }

@@ -17,7 +17,7 @@ use super::fates::{Fate, observe};
 use super::programs::{KubeProxy, kube_proxy_config, portolan_flags};
 use super::supply::Supply;
 use super::{Fates, HASTE};
-use crate::cluster::generate::{node_name, pod_address};
+use crate::cluster::space::{node_name, pod_address};
 use crate::cluster::{Cluster, Transport};
 use crate::field::Field;
 use crate::oracle::{self, Origin, Packet};
