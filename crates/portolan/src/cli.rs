@@ -33,6 +33,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Print the table that a folder of manifests makes on a node, without touching a kernel
     Render(RenderArgs),
+    /// Remove the overlay's nftables table, once another overlay's daemon has taken over; the tunnel stays
+    OverlayUninstall,
     /// Print the version
     Version,
 }

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use portolan::cli::{Cli, Command, RunArgs};
-use portolan::{app, render};
+use portolan::{app, overlay, render};
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(&args).map(|()| true),
         Command::Render(args) => app::start_log(&args.log).and_then(|()| render::run(&args)),
+        Command::OverlayUninstall => overlay::uninstall().map(|()| true),
         Command::Version => Ok(version()),
     };
     match result {
