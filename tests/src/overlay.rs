@@ -122,7 +122,12 @@ impl OverlayStage {
         let listener = self.nodes[0].run(move || TcpListener::bind(address))??;
         let api = FakeApi::serve(listener)?;
         api.set_node_patches(true);
-        api.apply_all(self.nodes.iter().map(|node| node_object(node)))?;
+        for node in &self.nodes {
+            let mut object = node_object(node);
+            // As a real server sets it, and flannel reads it.
+            object["spec"]["podCIDR"] = object["spec"]["podCIDRs"][0].clone();
+            api.apply(object)?;
+        }
         let kubeconfig = self.manifests.path().join("kubeconfig");
         api.kubeconfig(&kubeconfig)?;
         Ok((api, kubeconfig.display().to_string()))

@@ -61,7 +61,7 @@ fn expression(expression: &Expression<'_>) -> Result<String> {
         Expression::Named(NamedExpression::Prefix(prefix)) => {
             format!("{}/{}", self::expression(&prefix.addr)?, prefix.len)
         }
-        Expression::Named(NamedExpression::Range(range)) => {
+        Expression::Range(range) => {
             let [first, last] = &*range.range else {
                 bail!("a range of {range:?}")
             };

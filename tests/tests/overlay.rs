@@ -153,3 +153,87 @@ fn a_changed_hardware_address_mtu_or_address_is_put_back() -> Result<()> {
     survives("MTU", &["link set flannel.1 mtu 1300"])?;
     survives("address", &["addr flush dev flannel.1"])
 }
+
+#[test]
+fn nodes_on_one_link_reach_each_other_directly_when_asked_to() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(3)?;
+    let conf = stage.file(0, "net-conf");
+    let text = r#"{"Network": "10.244.0.0/16", "IPv6Network": "fd00:244::/32", "EnableIPv6": true,
+                   "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
+    std::fs::write(&conf, text)?;
+    let _daemons = stage.start_all(&["--net-config-path", &conf])?;
+    let routes = stage.ip(0, "route show proto 112")?;
+    ensure!(
+        routes.lines().count() == 2 && routes.lines().all(|route| route.contains("dev eth0")),
+        "{routes}"
+    );
+    // The way through the tunnel stands by.
+    let found = state(&stage.nodes[0], "flannel.1")?;
+    ensure!(
+        found["neighbours"].len() == 2 && found["fdb"].len() == 2,
+        "{found:?}"
+    );
+    // Another link's prefix: the tunnel takes over without anybody asking.
+    let beats = stage.beats()?;
+    stage.ip(0, "addr add 192.168.77.10/32 dev eth0")?;
+    stage.ip(0, "addr del 192.168.77.10/24 dev eth0")?;
+    stage.ip(0, "route add 192.168.77.0/24 dev eth0 src 192.168.77.10")?;
+    wait_until("the routes to lead through the tunnel", PATIENCE, || {
+        state(&stage.nodes[0], "flannel.1").is_ok_and(|found| found["routes"].len() == 2)
+    })?;
+    stage.wait_for_mesh()?;
+    let (lost, gap) = worst(beats)?;
+    println!("from direct to tunnel: {lost} datagrams lost at most, longest gap {gap:?}");
+    ensure!(gap < LIMIT, "no answer for {gap:?}");
+    Ok(())
+}
+
+#[test]
+fn a_killed_daemon_loses_nothing_and_its_successor_finds_nothing_to_do() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(3)?;
+    let daemons = stage.start_all(&[])?;
+    let beats = stage.beats()?;
+    for daemon in &daemons {
+        daemon.kill()?;
+    }
+    let before = state(&stage.nodes[0], "flannel.1")?;
+    let again = stage.start_all(&[])?;
+    again[0].wait_for_line("pods of other nodes can be reached", PATIENCE)?;
+    ensure!(
+        before == state(&stage.nodes[0], "flannel.1")?,
+        "something was changed at the start"
+    );
+    let lines = again[0].lines();
+    ensure!(
+        !lines
+            .iter()
+            .any(|line| line.contains("changed the overlay ")),
+        "{lines:?}"
+    );
+    let (lost, gap) = worst(beats)?;
+    ensure!(lost == 0, "{lost} datagrams lost, longest gap {gap:?}");
+    Ok(())
+}
+
+#[test]
+fn leftovers_of_nodes_that_went_while_nobody_looked_are_cleaned_up() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(4)?;
+    let mut daemons = stage.start_all(&[])?;
+    daemons.remove(0).kill()?;
+    stage.tell(0..3)?;
+    let _again = stage.start(0, &[])?;
+    wait_until("the entries of node-3 to go", PATIENCE, || {
+        state(&stage.nodes[0], "flannel.1").is_ok_and(|found| {
+            found["routes"].len() == 2 && found["neighbours"].len() == 2 && found["fdb"].len() == 2
+        })
+    })
+}

@@ -110,10 +110,17 @@ fn a_list_that_lost_most_nodes_takes_nothing_away() -> Result<()> {
         api.delete(Resource::Nodes, "", &format!("node-{node}"));
     }
     api.compact();
-    let lists = api.counts().watches;
+    let asked = || {
+        api.seen()
+            .iter()
+            .filter(|seen| seen.resource == Resource::Nodes)
+            .count()
+    };
+    let before = asked();
     api.set_reachable(true);
+    // A version to compare, a watch that is refused, a list: of each node.
     wait_until("every node to have listed anew", PATIENCE, || {
-        api.counts().watches >= lists + 5
+        asked() >= before + 15
     })?;
     std::thread::sleep(Duration::from_millis(500));
     ensure!(
@@ -186,7 +193,7 @@ fn a_node_that_changes_its_address_is_followed_without_new_addresses_for_pods() 
         "traffic of other nodes was disturbed"
     );
     ensure!(
-        moved.longest_gap < Duration::from_secs(2),
+        moved.longest_gap < Duration::from_secs(15),
         "no answer for {:?}",
         moved.longest_gap
     );

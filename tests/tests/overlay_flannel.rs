@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use lab::{Daemon, wait_until};
 use portolan_tests::overlay::{OverlayStage, can_run, state, tool, worst};
-use portolan_tests::stage::PATIENCE;
+use portolan_tests::stage::{PATIENCE, portolan};
 
 /// The program, or a loud skip.
 fn flanneld() -> Option<PathBuf> {
@@ -137,6 +137,13 @@ fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> R
         let theirs = start_flannel(&stage, &program, node, &kubeconfig)?;
         theirs.wait_for_line("Running backend", PATIENCE)?;
         daemons[node] = Some(theirs);
+        let program = portolan()?.display().to_string();
+        tool(&stage.nodes[node], &program, "overlay-uninstall")?;
+        let tables = tool(&stage.nodes[node], "nft", "list tables")?;
+        ensure!(
+            !tables.contains("portolan-overlay") && tables.contains("flannel-ipv4"),
+            "{tables}"
+        );
     }
     stage.wait_for_mesh()?;
     std::thread::sleep(Duration::from_millis(500));

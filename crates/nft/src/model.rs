@@ -258,7 +258,7 @@ pub enum Operand {
     /// `ct original proto-dst`; the rule must also hold [`Statement::ProtocolIs`] (nft's grammar).
     OriginalDestinationPort,
     /// `@th,OFFSET,LEN`: bytes behind the start of the transport header, whatever they mean, of which the first
-    /// `prefix` bits count.
+    /// `prefix` bits count. nft lists it; in a key of several parts it does not load it (1.0.6: "datatype mismatch").
     Transport {
         /// First byte.
         offset: u8,

@@ -36,6 +36,8 @@ pub enum Command {
     Render(RenderArgs),
     /// Take away the rules of this node: ours, or those kube-proxy has left
     Cleanup(CleanupArgs),
+    /// Remove the overlay's nftables table, once another overlay's daemon has taken over; the tunnel stays
+    OverlayUninstall,
     /// Print the version
     Version(VersionArgs),
 }

@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use args::OverlayArgs;
 use publish::Publication;
 use table::OverlayTable;
+pub use table::uninstall;
 
 /// Passes of one turn: a device is made in the first, filled in the second, and seen to be right in the third.
 const PASSES: usize = 5;
@@ -37,8 +38,9 @@ const PASSES: usize = 5;
 const SETTLE: Duration = Duration::from_millis(3);
 /// How often everything is compared without having been told to.
 const AUDIT: Duration = Duration::from_secs(30);
-/// After a turn that did not reach its end.
+/// After a turn that did not reach its end: at first; twice as long each time, 32 s at most.
 const RETRY: Duration = Duration::from_millis(500);
+const MAX_DOUBLINGS: u32 = 6;
 /// How long the listener goes without looking whether it is still wanted.
 const LISTEN: Duration = Duration::from_millis(500);
 /// At most this often is the list of peers written down.
@@ -189,6 +191,7 @@ async fn run(
                 let Some(event) = event else { break };
                 // A kubelet writes its Node every few minutes: nothing that matters here.
                 due = overlay.take(event);
+                overlay.look = false;
                 while let Ok(event) = nodes.try_recv() {
                     due |= overlay.take(event);
                 }
@@ -256,9 +259,15 @@ struct Overlay {
     cleaned: bool,
     /// Others have changed something.
     heard: bool,
+    /// Look at the kernel in the next turn; if not, it is believed to be as it was left.
+    look: bool,
+    /// How it was left, where that is known for sure.
+    left: Option<Observed>,
     /// The kernel has been as planned at least once.
     ready: bool,
     retry_at: Option<Instant>,
+    /// Turns in a row that did not reach their end.
+    failures: u32,
     remember_at: Option<Instant>,
     audited: Instant,
     repairs: u64,
@@ -290,8 +299,11 @@ impl Overlay {
             held_since: None,
             cleaned: false,
             heard: false,
+            look: true,
+            left: None,
             ready: false,
             retry_at: None,
+            failures: 0,
             remember_at: None,
             audited: Instant::now(),
             repairs: 0,
@@ -371,7 +383,10 @@ impl Overlay {
             trouble.get_or_insert(format!("{error:#}"));
         }
         if trouble.is_some() {
-            self.retry_at = Some(now + RETRY);
+            self.retry_at = Some(now + RETRY * 2_u32.pow(self.failures.min(MAX_DOUBLINGS)));
+            self.failures = self.failures.saturating_add(1);
+        } else {
+            self.failures = 0;
         }
         let complete =
             trouble.is_none() && self.peers.is_listed() && plan.tunnels.iter().any(Option::is_some);
@@ -415,12 +430,19 @@ impl Overlay {
     /// Observes, plans and carries out until nothing is left to do.
     fn settle(&mut self, now: Instant, repairing: bool) -> Result<(Plan, Option<String>)> {
         let mut refused = Vec::new();
+        let look = std::mem::replace(&mut self.look, true);
+        let mut known = self.left.take().filter(|_| !look);
+        let believes = known.is_some();
         for _ in 0..PASSES {
-            let observed = self.kernel.observe(&self.watched)?;
+            let observed = match known.take() {
+                Some(observed) => observed,
+                None => self.kernel.observe(&self.watched)?,
+            };
             let plan = self.plan(&observed);
             self.watch(&observed, &plan);
             let (steps, trouble) = self.steps(&plan, &observed, now);
             if steps.is_empty() {
+                self.left = self.cleaned.then_some(observed);
                 return Ok((plan, trouble.or_else(|| refused.first().map(describe))));
             }
             let started = Instant::now();
@@ -439,6 +461,12 @@ impl Overlay {
                 "changed the overlay"
             );
             tracing::debug!(?steps, "carried out");
+            if refused.is_empty() && self.cleaned && trouble.is_none() {
+                self.left = observed.after(&plan.tunnels);
+                if self.left.is_some() && believes {
+                    return Ok((plan, None));
+                }
+            }
         }
         let reason = refused
             .first()

@@ -124,6 +124,15 @@ impl Names {
         self.address(annotations, name, family)
     }
 
+    /// The address of an interface that an operator wants to be used, as by `--public-ip` (flannel 0.25.3).
+    pub fn node_public_ip(&self, annotations: &Annotations, family: Family) -> Option<IpAddr> {
+        let name = match family {
+            Family::Ip => "node-public-ip",
+            Family::Ip6 => "node-public-ipv6",
+        };
+        self.address(annotations, name, family)
+    }
+
     fn address(&self, annotations: &Annotations, name: &str, family: Family) -> Option<IpAddr> {
         let address = self.get(annotations, name)?.parse().ok()?;
         (Family::of(address) == family).then_some(address)

@@ -32,6 +32,50 @@ pub struct Observed {
     pub tunnels: [ObservedTunnel; 2],
 }
 
+impl Observed {
+    /// What will be observed when the steps to these tunnels have been carried out, deletions too: reading thousands of
+    /// entries again would cost more than a change of one node. `None` while a device is still to be made.
+    pub fn after(&self, tunnels: &[Option<Tunnel>; 2]) -> Option<Observed> {
+        let mut after = self.clone();
+        for (found, wanted) in after.tunnels.iter_mut().zip(tunnels) {
+            if let Some(wanted) = wanted {
+                *found = found.after(wanted)?;
+            }
+        }
+        Some(after)
+    }
+}
+
+impl ObservedTunnel {
+    fn after(&self, wanted: &Tunnel) -> Option<ObservedTunnel> {
+        let vxlan = ObservedVxlan {
+            vni: wanted.device.vni,
+            port: wanted.device.port,
+            parent: wanted.device.parent,
+            local: Some(wanted.device.local),
+            learning: false,
+        };
+        let device = ObservedDevice {
+            index: self.device.as_ref()?.index,
+            up: true,
+            mac: wanted.device.mac,
+            mtu: wanted.device.mtu,
+            vxlan: Some(vxlan),
+        };
+        Some(ObservedTunnel {
+            device: Some(device),
+            addresses: BTreeSet::from([wanted.device.address]),
+            routes: wanted
+                .routes
+                .iter()
+                .map(|(destination, way)| route(*destination, *way))
+                .collect(),
+            neighbours: wanted.neighbours.clone(),
+            fdb: wanted.fdb.iter().map(|(mac, node)| (*mac, *node)).collect(),
+        })
+    }
+}
+
 /// One of our devices with everything that hangs on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedTunnel {

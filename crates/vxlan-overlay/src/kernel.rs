@@ -240,10 +240,10 @@ impl Kernel {
                     return;
                 };
                 match decode::route(message) {
-                    Some(Found::Default(out, metric)) => {
-                        if best.is_none_or(|(_, least)| metric < least) {
-                            best = Some((out, metric));
-                        }
+                    Some(Found::Default(out, metric))
+                        if best.is_none_or(|(_, least)| metric < least) =>
+                    {
+                        best = Some((out, metric));
                     }
                     Some(Found::Route(out, route))
                         if route.protocol == crate::PROTOCOL || out.is_some() && out == index =>

@@ -247,11 +247,9 @@ impl Tunnel {
 
 /// Interface and address of this node, and what is published.
 fn own_end(facts: Facts<'_>, own: &Node, family: Family) -> Option<(External, IpAddr)> {
-    let mut known: Vec<IpAddr> = facts
-        .names
-        .own_public_ip(&own.annotations, family)
-        .into_iter()
-        .collect();
+    let asked = facts.names.node_public_ip(&own.annotations, family);
+    let mut known: Vec<IpAddr> = asked.into_iter().collect();
+    known.extend(facts.names.own_public_ip(&own.annotations, family));
     known.extend(&own.addresses);
     let external = facts
         .surroundings
@@ -259,6 +257,7 @@ fn own_end(facts: Facts<'_>, own: &Node, family: Family) -> Option<(External, Ip
     let published = facts
         .names
         .public_ip_overwrite(&own.annotations, family)
+        .or(asked)
         .or(*of(&facts.preferences.public_ip, family))
         .unwrap_or(external.address);
     Some((external, published))

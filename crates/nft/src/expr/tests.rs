@@ -113,6 +113,8 @@ fn debug(exprs: &[Expr], family: Family) -> String {
                 address.number(),
                 port.number()
             ),
+            Expr::Counter => "counter pkts 0 bytes 0".to_owned(),
+            Expr::NoTrack => "notrack".to_owned(),
             Expr::Masquerade => "masq flags 0x10".to_owned(),
             Expr::RejectReset => "reject type 1 code 0".to_owned(),
             Expr::Reject => {
@@ -450,8 +452,37 @@ fn any_key() -> impl Strategy<Value = Vec<Operand>> {
         Just(Operand::ReplySourcePort),
         Just(Operand::Group),
         (1..=65536u32).prop_map(|modulus| Operand::SymHash { modulus }),
+        any_transport(),
     ];
     prop::collection::vec(operand, 1..5)
+}
+
+/// Bytes 2 and 3 are the destination port, which has a name of its own.
+fn any_transport() -> impl Strategy<Value = Operand> {
+    (4..=64u8, 1..=16u8, any::<bool>(), 0..=128u8).prop_map(|(offset, len, whole, prefix)| {
+        let prefix = if whole { len * 8 } else { prefix % (len * 8) };
+        Operand::Transport {
+            offset,
+            len,
+            prefix,
+        }
+    })
+}
+
+/// Comparisons with as many bytes as the operand has.
+fn any_comparison() -> impl Strategy<Value = Statement> {
+    let operand = prop_oneof![Just(Operand::DestinationPort), any_transport()];
+    (operand, any::<[u8; 16]>(), any::<bool>()).prop_map(|(operand, bytes, negate)| {
+        let len = match operand {
+            Operand::Transport { len, .. } => usize::from(len),
+            _ => 2,
+        };
+        Statement::Equals {
+            operand,
+            value: Bytes::from_slice(&bytes[..len]).unwrap(),
+            negate,
+        }
+    })
 }
 
 pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
@@ -489,6 +520,9 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
             ),
             (any_key(), any_name()).prop_map(|(key, map)| Statement::VerdictMap { key, map }),
             (any_key(), any_name()).prop_map(|(key, map)| Statement::DnatMap { key, map }),
+            any_comparison(),
+            Just(Statement::Counter),
+            Just(Statement::NoTrack),
             Just(Statement::Masquerade),
             Just(Statement::Reject),
             Just(Statement::RejectTcpReset),

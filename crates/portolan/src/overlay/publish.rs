@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Between two attempts, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-const TIMEOUT: Duration = Duration::from_secs(20);
+/// Short: a connection kept for the next request is dead when the node has changed its address, which is just when
+/// there is something to publish.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What is to be known of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Ends of the names under which flannel publishes a node's tunnel. What comes before them is an operator's choice
-/// (`--kube-annotation-prefix`), so the source keeps all that end so.
+/// (`--kube-annotation-prefix`), so the source keeps all that end so; `node-public-ip` is among them.
 const OVERLAY: [&str; 8] = [
     "backend-data",
     "backend-type",

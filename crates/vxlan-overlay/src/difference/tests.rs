@@ -48,7 +48,7 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
                 found.neighbours.insert(address, mac);
             }
             Operation::DeleteNeighbour(_, address) => {
-                drop(found.neighbours.remove(&address).unwrap())
+                found.neighbours.remove(&address).unwrap();
             }
             Operation::PutForwarding(_, mac, node) => {
                 found.fdb.retain(|(other, _)| *other != mac);
@@ -84,6 +84,7 @@ fn settle(wanted: &Tunnel, found: &mut ObservedTunnel) {
         carry_out(found, &steps);
     }
     assert_eq!(difference(wanted, found, Deletions::Allowed).unwrap(), []);
+    assert_eq!(found.after(wanted).as_ref(), Some(&*found));
 }
 
 fn settled(wanted: &Tunnel) -> ObservedTunnel {
