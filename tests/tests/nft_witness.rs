@@ -62,9 +62,7 @@ fn expression(expression: &Expression<'_>) -> Result<String> {
             format!("{}/{}", self::expression(&prefix.addr)?, prefix.len)
         }
         Expression::Range(range) => {
-            let [first, last] = &*range.range else {
-                bail!("a range of {range:?}")
-            };
+            let [first, last] = &range.range;
             format!("{}-{}", self::expression(first)?, self::expression(last)?)
         }
         // With what belongs to it, a counter.
