@@ -127,10 +127,16 @@ impl Arena {
         Ok(())
     }
 
-    /// Whether the labs can carry the packet there and back.
-    pub fn can_send(&self, cluster: &Cluster, node: &Node, packet: &Packet) -> bool {
-        let expected = outcome(cluster, node, packet);
-        self.portolan.field().can_send(node, packet, &expected)
+    /// Those of the packets that both labs can carry there and back.
+    pub fn sendable(&self, cluster: &Cluster, node: &Node, packets: Vec<Packet>) -> Vec<Packet> {
+        let seen = differences::as_kube_proxy_sees(cluster);
+        let can_send = |packet: &Packet| {
+            let mut expected = [cluster, &seen]
+                .map(|cluster| outcome(cluster, node, packet))
+                .into_iter();
+            expected.all(|expected| self.portolan.field().can_send(node, packet, &expected))
+        };
+        packets.into_iter().filter(can_send).collect()
     }
 
     /// Sends each packet on both sides. Fails on the first difference that is not a deliberate one.

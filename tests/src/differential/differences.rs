@@ -63,6 +63,13 @@ pub fn list() -> Result<Vec<Difference>> {
     serde_saphyr::from_str(include_str!("../../differences.yaml")).context("differences.yaml")
 }
 
+/// The cluster with all deliberate differences in it.
+pub(super) fn as_kube_proxy_sees(cluster: &Cluster) -> Cluster {
+    let mut seen = cluster.clone();
+    VIEWS.iter().for_each(|(_, view)| view(&mut seen));
+    seen
+}
+
 /// The names of the deliberate differences that this is made of; none if it is something else.
 pub(super) fn deliberate(
     field: &Field,
