@@ -29,14 +29,10 @@ fn main() -> Result<()> {
             eprintln!("{}", table::table(shape, plan.patience, &figures));
         }
         results.push((shape, figures));
+        draw(&results)?;
     }
     for (shape, figures) in &results {
         print!("{}", table::table(*shape, plan.patience, figures));
-    }
-    if !results.is_empty() {
-        let path = drawing_path()?;
-        std::fs::write(&path, drawing::draw(&results))?;
-        println!("\nThe drawing is {}", path.display());
     }
     Ok(())
 }
@@ -104,11 +100,14 @@ fn cases(
         .collect())
 }
 
-/// Beside the README that shows it; of a quick run, beside the build.
-fn drawing_path() -> Result<PathBuf> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    if quick() {
-        return Ok(program()?.with_file_name("peers.svg"));
-    }
-    Ok(here.join("peers.svg"))
+/// Beside the README that shows it if there is more than one size to show; else beside the build.
+fn draw(results: &[drawing::Results]) -> Result<()> {
+    let path = if results.len() > 1 {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("peers.svg")
+    } else {
+        program()?.with_file_name("peers.svg")
+    };
+    std::fs::write(&path, drawing::draw(results)).with_context(|| format!("write {path:?}"))?;
+    eprintln!("the drawing is {}", path.display());
+    Ok(())
 }

@@ -3,16 +3,17 @@
 //!
 //! Owns the comparison. What a packet meets is a set of [`Fate`]s, because both proxies choose backends by
 //! chance; both are asked until they have shown the same or chance no longer explains the difference. The
-//! reference model has no say in it: it only helps to guess how often to ask, and which packets the lab can
-//! carry. What Portolan does otherwise on purpose is listed in [`differences`].
+//! reference model has no say in what agrees: it only helps to guess how often to ask, which packets the lab can
+//! carry, and whether a disagreement is one of those that [`differences`] lists as deliberate.
 
 pub mod differences;
 mod fates;
 mod programs;
+mod server;
 mod side;
 mod supply;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -22,12 +23,10 @@ use crate::cluster::{Cluster, Node};
 use crate::oracle::{Expected, Packet, outcome};
 
 pub use differences::Difference;
-pub use fates::Fate;
+pub use fates::{Fate, Fates};
 pub use programs::{KubeProxy, kube_proxies};
+pub use server::Kind;
 pub use side::{CLIENT_POD, NODES, PODS, PORTS, Side};
-
-/// Everything that became of one packet on one side.
-pub type Fates = BTreeSet<Fate>;
 
 /// For an answer at first; what differs is asked again with more.
 const HASTE: Duration = Duration::from_millis(300);
@@ -66,14 +65,14 @@ pub struct Seen {
     pub refused: usize,
     /// Got to where nobody answers, or were dropped.
     pub lost: usize,
-    /// Differ as [`differences`] says.
-    pub differing: usize,
+    /// Differ on purpose, by the first name in [`differences`] that says so.
+    pub differing: BTreeMap<&'static str, usize>,
 }
 
 impl Seen {
     /// Packets in all.
     pub fn packets(&self) -> usize {
-        self.answered + self.refused + self.lost + self.differing
+        self.answered + self.refused + self.lost + self.differing.values().sum::<usize>()
     }
 
     fn count(&mut self, fates: &Fates) {
@@ -93,14 +92,17 @@ impl std::ops::AddAssign for Seen {
         self.answered += other.answered;
         self.refused += other.refused;
         self.lost += other.lost;
-        self.differing += other.differing;
+        for (name, count) in other.differing {
+            *self.differing.entry(name).or_default() += count;
+        }
     }
 }
 
 impl Arena {
     /// Two labs with nobody to run their nodes yet.
-    pub fn new() -> Result<Arena> {
-        let both = in_step(&mut (), &mut (), |()| Side::new(), |()| Side::new())?;
+    pub fn new(kind: Kind) -> Result<Arena> {
+        let side = |_: &mut ()| Side::new(kind);
+        let both = in_step(&mut (), &mut (), side, side)?;
         Ok(Arena {
             kube_proxy: both.0,
             portolan: both.1,
@@ -125,10 +127,16 @@ impl Arena {
         Ok(())
     }
 
-    /// Whether the labs can carry the packet there and back.
-    pub fn can_send(&self, cluster: &Cluster, node: &Node, packet: &Packet) -> bool {
-        let expected = outcome(cluster, node, packet);
-        self.portolan.field().can_send(node, packet, &expected)
+    /// Those of the packets that both labs can carry there and back.
+    pub fn sendable(&self, cluster: &Cluster, node: &Node, packets: Vec<Packet>) -> Vec<Packet> {
+        let seen = differences::as_kube_proxy_sees(cluster);
+        let can_send = |packet: &Packet| {
+            let mut expected = [cluster, &seen]
+                .map(|cluster| outcome(cluster, node, packet))
+                .into_iter();
+            expected.all(|expected| self.portolan.field().can_send(node, packet, &expected))
+        };
+        packets.into_iter().filter(can_send).collect()
     }
 
     /// Sends each packet on both sides. Fails on the first difference that is not a deliberate one.
@@ -162,9 +170,15 @@ impl Arena {
                 kube_proxy: theirs,
                 portolan: ours,
             };
-            match differences::deliberate(cluster, node, &disagreement) {
-                Some(_) => seen.differing += 1,
-                None => bail!("{disagreement}"),
+            let deliberate =
+                differences::deliberate(self.portolan.field(), cluster, node, &disagreement);
+            match deliberate.as_slice() {
+                [first, ..] => *seen.differing.entry(*first).or_default() += 1,
+                [] => {
+                    let theirs = self.kube_proxy.rules_about(packet.destination)?;
+                    let ours = self.portolan.rules_about(packet.destination)?;
+                    bail!("{disagreement}\n  rules: {theirs:#?}\n  and: {ours:#?}")
+                }
             }
         }
         Ok(seen)

@@ -329,7 +329,7 @@ impl Field {
     }
 
     /// How the server at an address calls itself.
-    fn server_name(&self, at: SocketAddr) -> Option<String> {
+    pub(crate) fn server_name(&self, at: SocketAddr) -> Option<String> {
         let name = match self.hosts.get(&at.ip())? {
             Place::Node(index) => self.nodes[*index].name(),
             Place::Pod(index) => self.pods[*index].name(),
@@ -412,8 +412,8 @@ impl Installed {
 /// net/ipv4/route.c: five at once to one host, then one a second), so silence must do, too.
 const NOWHERE_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Source ports of attempts: above the ports of servers, below the ranges of masquerading.
-const FIRST_PORT: u16 = 10_000;
+/// Source ports of attempts: above the ports of servers and of daemons (10249, 10256), below the ranges of masquerading.
+const FIRST_PORT: u16 = 11_000;
 const LAST_PORT: u16 = 29_999;
 
 fn lab_protocol(transport: Transport) -> lab::Protocol {

@@ -85,6 +85,10 @@ impl Kubelet {
                     .context("no pod ranges in time")?
             })
             .with_context(|| format!("could not register node {}", node.name()))?;
+        // The way back, for pods that talk to the API server.
+        let machine = plane.machine();
+        machine.route_via(node, node.pod_cidr_v4().into())?;
+        machine.route_via(node, node.pod_cidr_v6().into())?;
         let task = plane.handle()?.spawn(work(shared.clone())).abort_handle();
         Ok(Kubelet { shared, task })
     }

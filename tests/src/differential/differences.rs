@@ -1,14 +1,19 @@
 //! What Portolan deliberately does otherwise than kube-proxy: the list, and how a disagreement is recognised as
 //! one of it.
 //!
-//! `differences.yaml` is for people: a name, what each of the two does, and why. Here each name has its predicate,
-//! as narrow as can be, so that a mistake cannot hide behind it. Invariant: both have the same names.
+//! `differences.yaml` is for people: a name, what each of the two does, and why. Here each name has its *view*: the
+//! change to a cluster after which the documentation says of it what kube-proxy does. A disagreement is deliberate
+//! only if Portolan did what the reference model expects of the cluster, and kube-proxy what it expects of the
+//! cluster so seen, down to backends and source addresses. Invariant: list and views have the same names.
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use super::Disagreement;
+use super::fates::are_as_expected;
 use crate::cluster::{Cluster, Node};
+use crate::field::Field;
+use crate::oracle::outcome;
 
 /// An entry of the list.
 #[derive(Clone, Debug, Deserialize)]
@@ -24,26 +29,69 @@ pub struct Difference {
     pub reason: String,
 }
 
-type Predicate = fn(&Cluster, &Node, &Disagreement) -> bool;
+/// Makes of a cluster what kube-proxy sees in it.
+type View = fn(&mut Cluster);
 
-/// How each is recognised.
-const PREDICATES: &[(&str, Predicate)] = &[];
+const VIEWS: &[(&str, View)] = &[
+    ("node-ports-of-a-family-without-a-range", |cluster| {
+        let Some(ranges) = &mut cluster.settings.nodeport_addresses else {
+            return;
+        };
+        for (all, ipv4) in [("0.0.0.0/0", true), ("::/0", false)] {
+            if !ranges.iter().any(|range| range.addr().is_ipv4() == ipv4) {
+                ranges.extend(all.parse::<ipnet::IpNet>().ok());
+            }
+        }
+    }),
+    ("the-headless-label-on-a-service", |cluster| {
+        for service in &mut cluster.services {
+            service.labels.retain(|(key, _)| key != HEADLESS);
+        }
+    }),
+    ("the-proxy-name-label-on-a-slice", |cluster| {
+        for slice in &mut cluster.slices {
+            slice.labels.retain(|(key, _)| key != PROXY_NAME);
+        }
+    }),
+];
+
+const HEADLESS: &str = "service.kubernetes.io/headless";
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
 /// The list as it is written.
 pub fn list() -> Result<Vec<Difference>> {
     serde_saphyr::from_str(include_str!("../../differences.yaml")).context("differences.yaml")
 }
 
-/// The name of the deliberate difference that this is, if it is one.
+/// The cluster with all deliberate differences in it.
+pub(super) fn as_kube_proxy_sees(cluster: &Cluster) -> Cluster {
+    let mut seen = cluster.clone();
+    VIEWS.iter().for_each(|(_, view)| view(&mut seen));
+    seen
+}
+
+/// The names of the deliberate differences that this is made of; none if it is something else.
 pub(super) fn deliberate(
+    field: &Field,
     cluster: &Cluster,
     node: &Node,
     disagreement: &Disagreement,
-) -> Option<&'static str> {
-    PREDICATES
-        .iter()
-        .find(|(_, is_it)| is_it(cluster, node, disagreement))
-        .map(|(name, _)| *name)
+) -> Vec<&'static str> {
+    let packet = &disagreement.packet;
+    let expected = outcome(cluster, node, packet);
+    let mut seen = cluster.clone();
+    let mut names = Vec::new();
+    for (name, view) in VIEWS {
+        let before = outcome(&seen, node, packet);
+        view(&mut seen);
+        if outcome(&seen, node, packet) != before {
+            names.push(*name);
+        }
+    }
+    let theirs = outcome(&seen, node, packet);
+    let explained = are_as_expected(field, node, packet, &expected, &disagreement.portolan)
+        && are_as_expected(field, node, packet, &theirs, &disagreement.kube_proxy);
+    if explained { names } else { Vec::new() }
 }
 
 #[cfg(test)]
@@ -51,10 +99,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_difference_in_the_list_is_recognised_and_none_besides() -> Result<()> {
+    fn every_difference_in_the_list_has_its_view_and_none_has_one_besides() -> Result<()> {
         let list = list()?;
         let mut listed: Vec<&str> = list.iter().map(|entry| entry.name.as_str()).collect();
-        let mut known: Vec<&str> = PREDICATES.iter().map(|(name, _)| *name).collect();
+        let mut known: Vec<&str> = VIEWS.iter().map(|(name, _)| *name).collect();
         listed.sort_unstable();
         known.sort_unstable();
         assert_eq!(listed, known);

@@ -57,7 +57,12 @@ pub fn kube_proxies() -> Result<Vec<KubeProxy>> {
 
 /// The settings as a file for kube-proxy. Whatever reaches beyond a network namespace is switched off: it shall
 /// set no limit for all of the machine, and be killed for want of memory like any other process.
-pub(super) fn kube_proxy_config(cluster: &Cluster, node: &Node, kubeconfig: &Path) -> Value {
+pub(super) fn kube_proxy_config(
+    cluster: &Cluster,
+    node: &Node,
+    kubeconfig: &Path,
+    content_type: &str,
+) -> Value {
     let settings = &cluster.settings;
     let none = (&[][..], "", "");
     let (mode, (ranges, bridge, prefix)) = match &settings.detect {
@@ -75,8 +80,8 @@ pub(super) fn kube_proxy_config(cluster: &Cluster, node: &Node, kubeconfig: &Pat
         "kind": "KubeProxyConfiguration",
         "clientConnection": {
             "kubeconfig": kubeconfig,
-            "contentType": "application/json",
-            "acceptContentTypes": "application/json",
+            "contentType": content_type,
+            "acceptContentTypes": content_type,
             "qps": 1000.0,
             "burst": 1000,
         },

@@ -5,7 +5,7 @@
 //! at every switch, says by its answers when the program has come to the end of the changes before it.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use super::fates::{Fate, observe};
 use super::programs::{KubeProxy, kube_proxy_config, portolan_flags};
+use super::server::{Kind, Server};
 use super::supply::Supply;
 use super::{Fates, HASTE};
 use crate::cluster::space::{node_name, pod_address};
@@ -52,11 +53,10 @@ pub struct Side {
 }
 
 impl Side {
-    pub(super) fn new() -> Result<Side> {
+    pub(super) fn new(kind: Kind) -> Result<Side> {
         let field = Field::new(NODES, CLIENT_POD, &PORTS)?;
         let node = field.machine(&node_name(1))?;
         field.lead_client_to(node)?;
-        let listener = node.run(|| TcpListener::bind(("127.0.0.1", 0)))??;
         // Ports of attempts come round within seconds; a datagram shall not meet an older one's translation.
         node.run(|| {
             for timeout in [
@@ -67,12 +67,14 @@ impl Side {
             }
             anyhow::Ok(())
         })??;
+        let nowhere = nowhere(&field)?;
+        let server = Server::start(kind, &field, node)?;
         Ok(Side {
             daemon: None,
-            supply: Supply::new(listener)?,
+            supply: Supply::new(server),
             files: tempfile::tempdir()?,
             turn: 0,
-            _nowhere: nowhere(&field)?,
+            _nowhere: nowhere,
             field,
         })
     }
@@ -87,6 +89,17 @@ impl Side {
         self.daemon.as_ref().map(Daemon::lines).unwrap_or_default()
     }
 
+    /// Lines of the node's rules that name an address, for people.
+    pub(super) fn rules_about(&self, address: IpAddr) -> Result<Vec<String>> {
+        let ruleset = self
+            .field
+            .machine(&node_name(1))?
+            .nft(&["list", "ruleset"])?;
+        let address = address.to_string();
+        let lines = ruleset.lines().filter(|line| line.contains(&address));
+        Ok(lines.map(|line| line.trim().to_owned()).collect())
+    }
+
     pub(super) fn start_kube_proxy(
         &mut self,
         kube_proxy: &KubeProxy,
@@ -94,7 +107,10 @@ impl Side {
     ) -> Result<()> {
         self.prepare(cluster)?;
         let config = self.files.path().join("kube-proxy.json");
-        let content = kube_proxy_config(cluster, &cluster.nodes[0], &self.kubeconfig()?);
+        let server = self.supply.server();
+        let kubeconfig = server.kubeconfig_for_kube_proxy(self.files.path())?;
+        let content_type = server.content_type();
+        let content = kube_proxy_config(cluster, &cluster.nodes[0], &kubeconfig, content_type);
         fs::write(&config, content.to_string())?;
         let node = self.field.machine(&cluster.nodes[0].name)?;
         let mut command = node.command(&kube_proxy.program);
@@ -105,11 +121,11 @@ impl Side {
 
     pub(super) fn start_portolan(&mut self, cluster: &Cluster) -> Result<()> {
         self.prepare(cluster)?;
+        let server = self.supply.server();
+        let kubeconfig = server.kubeconfig_for_portolan(self.files.path())?;
         let node = self.field.machine(&cluster.nodes[0].name)?;
         let mut command = node.command(portolan()?);
-        command
-            .args(["run", "--kubeconfig"])
-            .arg(self.kubeconfig()?);
+        command.args(["run", "--kubeconfig"]).arg(kubeconfig);
         command.args(portolan_flags(cluster, &cluster.nodes[0]));
         self.daemon = Some(node.spawn("portolan", command)?);
         Ok(())
@@ -119,12 +135,6 @@ impl Side {
     fn prepare(&mut self, cluster: &Cluster) -> Result<()> {
         self.daemon = None;
         self.supply.set_nodes(cluster)
-    }
-
-    fn kubeconfig(&self) -> Result<std::path::PathBuf> {
-        let path = self.files.path().join("kubeconfig");
-        self.supply.kubeconfig(&path)?;
-        Ok(path)
     }
 
     pub(super) fn switch_to(&mut self, cluster: &Cluster) -> Result<()> {
@@ -147,13 +157,19 @@ impl Side {
         };
         let wanted = format!("pod-{}-2:{}", sentinel_node(self.turn), PORTS[0]);
         let family = if ipv4 { "IPv4" } else { "IPv6" };
+        let runs = || self.daemon.as_ref().is_some_and(Daemon::is_running);
         let waited = wait_for(&format!("the sentinel over {family}"), PATIENCE, || {
             let fate = observe(&self.field, &packet, HASTE)?;
             let there = matches!(&fate, Fate::Answered { server, .. } if *server == wanted);
-            ensure!(there, "{fate:?} instead of {wanted}");
+            // Who has died need not be waited for.
+            ensure!(there || !runs(), "{fate:?} instead of {wanted}");
+            Ok(there)
+        });
+        let there = waited.and_then(|there| {
+            ensure!(there, "the program has ended");
             Ok(())
         });
-        waited.with_context(|| format!("it said\n{}", self.log().join("\n")))
+        there.with_context(|| format!("it said\n{}", self.log().join("\n")))
     }
 
     /// What becomes of a packet in so many attempts. Waiting for silence is dear: twice nothing is nothing.

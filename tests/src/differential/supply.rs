@@ -4,59 +4,69 @@
 //! would not let them, and kube-proxy relies on it: such a transaction fails, and is tried again half a minute
 //! later.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpListener;
-use std::path::Path;
-
 use anyhow::{Context, Result};
-use lab::fake_api::{FakeApi, Resource};
+use lab::fake_api::Resource;
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::server::{Server, set_defaults};
 use crate::cluster::Cluster;
 
 /// Kind, namespace (empty for cluster-scoped objects) and name.
 type Id = (Resource, String, String);
 
+/// What does not change in the life of an object. The last could, but nobody does it: kube-proxy goes on serving the
+/// old Service with a slice that has moved to another one.
+const FIXED: [&str; 4] = [
+    "/spec/clusterIP",
+    "/spec/clusterIPs",
+    "/addressType",
+    "/metadata/labels/kubernetes.io~1service-name",
+];
+
 pub(super) struct Supply {
-    api: FakeApi,
+    server: Server,
     /// What the last cluster left in the API server, without nodes and the sentinel.
     objects: BTreeMap<Id, Value>,
 }
 
 impl Supply {
-    pub(super) fn new(listener: TcpListener) -> Result<Supply> {
-        Ok(Supply {
-            api: FakeApi::serve(listener)?,
+    pub(super) fn new(server: Server) -> Supply {
+        Supply {
+            server,
             objects: BTreeMap::new(),
-        })
+        }
     }
 
-    pub(super) fn kubeconfig(&self, path: &Path) -> Result<()> {
-        self.api.kubeconfig(path)
+    pub(super) fn server(&self) -> &Server {
+        &self.server
     }
 
     pub(super) fn set_nodes(&self, cluster: &Cluster) -> Result<()> {
-        let documents = cluster.documents().into_iter();
-        self.api
-            .apply_all(documents.filter(|object| object["kind"] == "Node"))
+        let documents = cluster.documents();
+        let mut nodes = documents.iter().filter(|object| object["kind"] == "Node");
+        nodes.try_for_each(|node| self.server.set_node(node))
     }
 
     /// Applies objects that are no cluster's.
     pub(super) fn finish(&self, objects: Vec<Value>) -> Result<()> {
-        self.api.apply_all(objects)
+        objects
+            .iter()
+            .try_for_each(|object| self.server.apply(object))
     }
 
     /// Leads to a cluster's objects; nodes stay as they are. Services or slices come first in turn.
     pub(super) fn change_to(&mut self, cluster: &Cluster, turn: usize) -> Result<()> {
         let mut wanted = BTreeMap::new();
-        for object in cluster.documents() {
+        for mut object in cluster.documents() {
             if object["kind"] != "Node" {
+                set_defaults(&mut object);
                 wanted.insert(id(&object)?, object);
             }
         }
         let gone: Vec<Id> = self.objects.keys().cloned().collect();
         for id in gone.into_iter().filter(|id| !wanted.contains_key(id)) {
-            self.delete(&id);
+            self.delete(&id)?;
         }
         wanted.retain(|id, object| self.objects.get(id) != Some(object));
         let (services, others): (BTreeMap<_, _>, BTreeMap<_, _>) = wanted
@@ -80,18 +90,12 @@ impl Supply {
             match free.map(|(id, _)| id.clone()) {
                 Some(id) => {
                     let object = services.remove(&id).unwrap_or_default();
-                    // The address of a Service does not change in its life.
-                    let before = self.objects.get(&id);
-                    if before.is_some_and(|b| b["spec"]["clusterIP"] != object["spec"]["clusterIP"])
-                    {
-                        self.delete(&id);
-                    }
                     self.apply(id, object)?;
                 }
                 None => {
                     let waiting = services.keys().find(|id| self.objects.contains_key(*id));
                     let first = waiting.context("Services of one cluster claim the same")?;
-                    self.delete(&first.clone());
+                    self.delete(&first.clone())?;
                 }
             }
         }
@@ -108,15 +112,25 @@ impl Supply {
         objects.try_for_each(|(id, object)| self.apply(id, object))
     }
 
+    /// Writes an object, in place where a real API server lets the old one become the new one.
     fn apply(&mut self, id: Id, object: Value) -> Result<()> {
-        self.api.apply(object.clone())?;
+        let before = self.objects.get(&id);
+        if before.is_some_and(|before| {
+            FIXED
+                .iter()
+                .any(|at| before.pointer(at) != object.pointer(at))
+        }) {
+            self.delete(&id)?;
+        }
+        self.server.apply(&object)?;
         self.objects.insert(id, object);
         Ok(())
     }
 
-    fn delete(&mut self, id: &Id) {
-        self.api.delete(id.0, &id.1, &id.2);
+    fn delete(&mut self, id: &Id) -> Result<()> {
+        self.server.delete(id.0, &id.1, &id.2)?;
         self.objects.remove(id);
+        Ok(())
     }
 }
 

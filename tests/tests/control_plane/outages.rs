@@ -167,8 +167,10 @@ fn an_api_server_that_restarts_or_has_forgotten_everything_is_followed_on() -> R
     plane.apply_all(&stage.objects(&gone, 0..2))?;
     stage.wait_for_backends(&gone, 2)?;
     let lists = whole_lists(plane)?;
-    // Portolan hears nothing of the following, and no history of it is left for it.
+    // Portolan hears nothing of the following, for it has no connection, and no history of it is left for it.
     daemon.signal(Signal::SIGSTOP)?;
+    plane.stop_api_server()?;
+    plane.start_api_server()?;
     plane.delete(&gone.object())?;
     for backends in [1, 2, 3] {
         plane.apply_all(&stage.objects(&stage.web, 0..backends))?;

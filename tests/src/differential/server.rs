@@ -1,0 +1,168 @@
+//! The API server of one side: the lab's fake one, which takes everything, or a real one.
+//!
+//! Owns how an object is brought into the form that the server has or wants. The fake one keeps what it is given, so
+//! it is given what a real one would have made of it; the real one is given what a person would write.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use lab::ControlPlane;
+use lab::fake_api::{FakeApi, Resource};
+use serde_json::{Value, json};
+
+use crate::field::Field;
+
+/// Which API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The lab's, on the node's loopback.
+    Fake,
+    /// etcd and kube-apiserver on a machine of the lab.
+    Real,
+}
+
+pub(super) enum Server {
+    Fake(Box<FakeApi>),
+    Real(Box<ControlPlane>),
+}
+
+/// Namespaces in use besides `default`.
+const NAMESPACES: [&str; 2] = ["shop", "sentinel"];
+
+impl Server {
+    pub(super) fn start(kind: Kind, field: &Field, node: &lab::Node) -> Result<Server> {
+        match kind {
+            Kind::Fake => {
+                let listener = node.run(|| TcpListener::bind(("127.0.0.1", 0)))??;
+                Ok(Server::Fake(Box::new(FakeApi::serve(listener)?)))
+            }
+            Kind::Real => {
+                let plane = ControlPlane::without_controllers(field.lab())?;
+                for name in NAMESPACES {
+                    plane.apply(&json!({
+                        "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name},
+                    }))?;
+                }
+                Ok(Server::Real(Box::new(plane)))
+            }
+        }
+    }
+
+    /// The form of the objects on the wire that kube-proxy asks for.
+    pub(super) fn content_type(&self) -> &'static str {
+        match self {
+            Server::Fake(_) => "application/json",
+            Server::Real(_) => "application/vnd.kubernetes.protobuf",
+        }
+    }
+
+    pub(super) fn kubeconfig_for_kube_proxy(&self, folder: &Path) -> Result<PathBuf> {
+        match self {
+            Server::Fake(api) => fake_kubeconfig(api, folder),
+            Server::Real(plane) => plane.kubeconfig_for_user("system:kube-proxy", None),
+        }
+    }
+
+    pub(super) fn kubeconfig_for_portolan(&self, folder: &Path) -> Result<PathBuf> {
+        match self {
+            Server::Fake(api) => fake_kubeconfig(api, folder),
+            Server::Real(plane) => plane.kubeconfig_for_portolan(),
+        }
+    }
+
+    /// A Node as it is here, in place of an earlier one: pod ranges do not change in a Node's life.
+    pub(super) fn set_node(&self, node: &Value) -> Result<()> {
+        match self {
+            Server::Fake(api) => api.apply(node.clone()).map(drop),
+            Server::Real(plane) => {
+                let node = as_written(node);
+                plane.delete(&node)?;
+                plane.apply(&node)?;
+                plane.apply_status(&node)
+            }
+        }
+    }
+
+    pub(super) fn apply(&self, object: &Value) -> Result<()> {
+        match self {
+            Server::Fake(api) => api.apply(object.clone()).map(drop),
+            Server::Real(plane) => plane.apply(&as_written(object)),
+        }
+    }
+
+    pub(super) fn delete(&self, resource: Resource, namespace: &str, name: &str) -> Result<()> {
+        match self {
+            Server::Fake(api) => {
+                api.delete(resource, namespace, name);
+                Ok(())
+            }
+            Server::Real(plane) => plane.delete(&json!({
+                "apiVersion": resource.api_version(), "kind": resource.kind(),
+                "metadata": {"namespace": namespace, "name": name},
+            })),
+        }
+    }
+}
+
+fn fake_kubeconfig(api: &FakeApi, folder: &Path) -> Result<PathBuf> {
+    let path = folder.join("kubeconfig");
+    api.kubeconfig(&path)?;
+    Ok(path)
+}
+
+/// What a real API server fills in when an EndpointSlice is written (`SetDefaults_EndpointPort`); kube-proxy ends in a
+/// panic without.
+pub(super) fn set_defaults(object: &mut Value) {
+    if object["kind"] != "EndpointSlice" {
+        return;
+    }
+    for port in object["ports"].as_array_mut().into_iter().flatten() {
+        for (field, default) in [("name", ""), ("protocol", "TCP")] {
+            if port[field].is_null() {
+                port[field] = default.into();
+            }
+        }
+    }
+}
+
+/// What a person would write to get this object, as far as a real API server accepts it.
+fn as_written(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.retain(|key, _| matches!(key.as_str(), "namespace" | "name" | "labels"));
+    }
+    match object["kind"].as_str() {
+        Some("Service") => {
+            let spec = object["spec"].as_object_mut();
+            let external = spec.as_ref().is_some_and(|s| s["type"] == "ExternalName");
+            if let Some(spec) = spec {
+                let addresses = spec.get("clusterIPs").and_then(Value::as_array);
+                let policy = match addresses.map(Vec::len) {
+                    Some(2) => "RequireDualStack",
+                    _ => "SingleStack",
+                };
+                spec.insert("ipFamilyPolicy".into(), policy.into());
+                // Of an earlier type, which the server takes away with that.
+                let leftovers = ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"];
+                spec.retain(|key, value| {
+                    let is_leftover = external && leftovers.contains(&key.as_str());
+                    !is_leftover && *value != json!([])
+                });
+            }
+        }
+        Some("EndpointSlice") => {
+            // No two ports of one name.
+            let mut names = Vec::new();
+            if let Some(ports) = object["ports"].as_array_mut() {
+                ports.retain(|port| {
+                    let is_new = !names.contains(&port["name"]);
+                    names.push(port["name"].clone());
+                    is_new
+                });
+            }
+        }
+        _ => {}
+    }
+    object
+}
