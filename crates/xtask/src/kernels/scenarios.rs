@@ -82,7 +82,6 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("PORTOLAN_CLUSTERS", "100"),
     ("PORTOLAN_HISTORIES", "10"),
     ("PORTOLAN_SERVICES", "100"),
-    ("PORTOLAN_ATTEMPT_MS", "100"),
     ("RUST_BACKTRACE", "0"),
 ];
 
