@@ -125,7 +125,10 @@ impl From<Answer> for Missing {
 
 /// Every feature, with the reason where it is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Features(BTreeMap<Feature, Result<(), Missing>>);
+pub struct Features(BTreeMap<Feature, Trial>);
+
+/// What came of a trial.
+type Trial = Result<(), Missing>;
 
 impl Features {
     /// Tries everything, in the network namespace of the calling thread. Takes a few milliseconds; modules of the
@@ -162,7 +165,7 @@ impl Features {
     pub fn iter(&self) -> impl Iterator<Item = (Feature, Result<(), &Missing>)> {
         self.0
             .iter()
-            .map(|(feature, found)| (*feature, found.as_ref().map(|()| ())))
+            .map(|(feature, found)| (*feature, found.as_ref().copied()))
     }
 
     /// The same with these taken for missing: for tests of what is done without them.
@@ -177,10 +180,7 @@ impl Features {
 
 /// Comments are an attribute that old kernels ignore, and where `reject` may stand is checked at the commit. So a
 /// dormant table is made: it has no hooks. With an owner, a kill at the wrong moment leaves nothing behind.
-fn in_a_table(
-    kernel: &mut Kernel,
-    owner: bool,
-) -> Result<(Result<(), Missing>, Result<(), Missing>), CommitError> {
+fn in_a_table(kernel: &mut Kernel, owner: bool) -> Result<(Trial, Trial), CommitError> {
     if let Err(answer) = kernel.attempt(true, |out| trial::add_dormant(out, owner))? {
         let missing = Missing::from(answer);
         return Ok((Err(missing.clone()), Err(missing)));
@@ -214,7 +214,7 @@ fn in_a_table(
 /// Asks to delete connections from 0.0.0.0 to 0.0.0.0, of which there are none. Kernels that know the filter delete
 /// none; older ones look for the one connection that the addresses and ports name, and do not find it. None of them
 /// can take it for a request to delete more.
-fn conntrack_filter(kernel: &mut Kernel) -> Result<Result<(), Missing>, CommitError> {
+fn conntrack_filter(kernel: &mut Kernel) -> Result<Trial, CommitError> {
     let deleted = kernel.request(
         conntrack::DELETE,
         flag::ACK,

@@ -82,7 +82,6 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("PORTOLAN_CLUSTERS", "100"),
     ("PORTOLAN_HISTORIES", "10"),
     ("PORTOLAN_SERVICES", "100"),
-    ("PORTOLAN_ATTEMPT_MS", "100"),
     ("RUST_BACKTRACE", "0"),
 ];
 
@@ -117,7 +116,13 @@ impl Suite {
     pub(crate) fn build(store: &Store, ci: bool, only: &[String]) -> Result<Suite> {
         run(&mut cargo(&["build", "--quiet", "--package", "portolan"])?)?;
         let mut scenarios = Vec::new();
-        for tests in SUITE {
+        // `--only kernels::guard` need not build what is not `kernels`.
+        let is_asked = |target: &str| {
+            let names =
+                |part: &String| part.split_once("::").is_none_or(|(name, _)| name == target);
+            only.is_empty() || only.iter().any(names)
+        };
+        for tests in SUITE.iter().filter(|tests| is_asked(tests.target)) {
             let binary = tests.build()?;
             let listing = output(Command::new(&binary).args(["--list", "--format", "terse"]))?;
             let listing = String::from_utf8_lossy(&listing);
