@@ -124,7 +124,8 @@ impl OverlayStage {
         api.set_node_patches(true);
         for node in &self.nodes {
             let mut object = node_object(node);
-            // As a real server sets it, and flannel reads it.
+            // flannel reads the one field, and ends with a panic where a Node has no annotation at all.
+            object["metadata"]["annotations"]["node.alpha.kubernetes.io/ttl"] = "0".into();
             object["spec"]["podCIDR"] = object["spec"]["podCIDRs"][0].clone();
             api.apply(object)?;
         }

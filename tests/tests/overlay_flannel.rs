@@ -94,18 +94,15 @@ fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> R
     stage.wait_for_mesh()?;
     let before = state(&stage.nodes[0], "flannel.1")?;
     let beats = stage.beats()?;
-    for node in 0..3 {
-        daemons[node]
-            .take()
-            .map(|daemon| daemon.kill())
-            .transpose()?;
+    for (node, daemon) in daemons.iter_mut().enumerate() {
+        daemon.take().map(|daemon| daemon.kill()).transpose()?;
         let ours = stage.start_with_api(
             node,
             &kubeconfig,
             &["--ip-masq", "--overlay-filter", "monitor"],
         )?;
         ours.wait_for_line("pods of other nodes can be reached", PATIENCE)?;
-        daemons[node] = Some(ours);
+        *daemon = Some(ours);
     }
     let after = state(&stage.nodes[0], "flannel.1")?;
     ensure!(
@@ -129,14 +126,11 @@ fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> R
     stage.wait_for_mesh()?;
     std::thread::sleep(Duration::from_millis(500));
     // And back.
-    for node in 0..3 {
-        daemons[node]
-            .take()
-            .map(|daemon| daemon.kill())
-            .transpose()?;
+    for (node, daemon) in daemons.iter_mut().enumerate() {
+        daemon.take().map(|daemon| daemon.kill()).transpose()?;
         let theirs = start_flannel(&stage, &program, node, &kubeconfig)?;
         theirs.wait_for_line("Running backend", PATIENCE)?;
-        daemons[node] = Some(theirs);
+        *daemon = Some(theirs);
         let program = portolan()?.display().to_string();
         tool(&stage.nodes[node], &program, "overlay-uninstall")?;
         let tables = tool(&stage.nodes[node], "nft", "list tables")?;

@@ -99,11 +99,13 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
             Expr::SymHash { modulus, .. } => key.push(Operand::SymHash { modulus: *modulus }),
             Expr::Cmp { data, equal, .. } => statements.push(match take(&mut key).as_slice() {
                 [Operand::Protocol] => Statement::ProtocolIs(protocol(data.as_slice())?),
-                [operand] => Statement::Equals {
-                    operand: *operand,
-                    value: *data,
-                    negate: !equal,
-                },
+                [operand @ (Operand::DestinationPort | Operand::Transport { .. })] => {
+                    Statement::Equals {
+                        operand: *operand,
+                        value: *data,
+                        negate: !equal,
+                    }
+                }
                 _ => return None,
             }),
             Expr::Bitwise { mask, .. } => match key.last_mut()? {

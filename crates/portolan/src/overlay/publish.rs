@@ -16,9 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Between two attempts, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// Short: a connection kept for the next request is dead when the node has changed its address, which is just when
-/// there is something to publish.
-const TIMEOUT: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is to be known of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,6 +109,8 @@ async fn patch_status(client: &Client, node: &str, patch: &Value) -> anyhow::Res
                 http::header::CONTENT_TYPE,
                 "application/strategic-merge-patch+json",
             )
+            // A kept connection is dead when the node has changed its address, which is just when to publish.
+            .header(http::header::CONNECTION, "close")
             .header(
                 http::header::USER_AGENT,
                 concat!("portolan/", env!("CARGO_PKG_VERSION")),
@@ -119,7 +119,6 @@ async fn patch_status(client: &Client, node: &str, patch: &Value) -> anyhow::Res
     let answer = async {
         let response = client.send(request).await?;
         let status = response.status();
-        // Read to its end, so that the connection can be used again.
         let body = response
             .into_body()
             .collect()
