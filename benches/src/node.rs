@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use nft::{Adoption, Backend, CommitError, Family, TableContents, Transaction};
+use nft::{
+    Adoption, Backend, CommitError, Element, Family, Name, TableContents, Transaction,
+};
 use service_dataplane::{Dataplane, Outcome, Update};
 use service_model::{EndpointSlice, Index, NodeFacts, ObjectEvent, Service};
 
@@ -65,6 +67,10 @@ impl<B: Backend> Backend for Timed<B> {
         let result = self.inner.list(family);
         self.listing += start.elapsed();
         result
+    }
+
+    fn learned(&mut self, family: Family, map: &Name) -> Result<Vec<Element>, CommitError> {
+        self.inner.learned(family, map)
     }
 }
 

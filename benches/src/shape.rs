@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 use service_model::{
     AddressFamily, Conditions, Endpoint, EndpointSlice, NodeFacts, ObjectName, Protocol, Service,
-    ServicePort, ServiceType, SlicePort,
+    ServicePort, SlicePort,
 };
 use smallvec::smallvec;
 
@@ -65,9 +65,7 @@ impl Shape {
         let port_name: Arc<str> = PORT_NAME.into();
         (0..self.services)
             .map(|i| Service {
-                name: self.service_name(i),
                 created: Some(1_700_000_000 + i64::from(i)),
-                service_type: ServiceType::ClusterIp,
                 cluster_ips: smallvec![self.cluster_ip(i).into()],
                 ports: smallvec![ServicePort {
                     name: port_name.clone(),
@@ -75,7 +73,7 @@ impl Shape {
                     port: PORT,
                     node_port: None,
                 }],
-                excluded: false,
+                ..Service::named(self.service_name(i))
             })
             .collect()
     }
@@ -105,6 +103,7 @@ impl Shape {
                             serving: true,
                             terminating: false,
                         },
+                        hints: None,
                     })
                     .collect(),
                 excluded: false,
@@ -118,9 +117,14 @@ impl Shape {
         NodeFacts {
             node_name: OWN_NODE.into(),
             zone: None,
+            own_addresses: vec![OWN_ADDRESS.into()],
             node_addresses: vec![OWN_ADDRESS.into()],
             local_sources: vec![IpNet::V4(pods)],
+            local_interface: None,
             masquerade_all: false,
+            service_cidrs: Vec::new(),
+            api_servers: Vec::new(),
+            allowed_external_ips: None,
         }
     }
 
