@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 use service_model::{
     AddressFamily, Conditions, Endpoint, EndpointSlice, NodeFacts, ObjectName, Protocol, Service,
-    ServicePort, ServiceType, SlicePort, TrafficPolicy, Wishes,
+    ServicePort, SlicePort,
 };
 use smallvec::smallvec;
 
@@ -67,9 +67,7 @@ impl Shape {
         let port_name: Arc<str> = PORT_NAME.into();
         (0..self.services)
             .map(|i| Service {
-                name: self.service_name(i),
                 created: Some(1_700_000_000 + i64::from(i)),
-                service_type: ServiceType::ClusterIp,
                 cluster_ips: smallvec![self.cluster_ip(i).into()],
                 ports: smallvec![ServicePort {
                     name: port_name.clone(),
@@ -77,15 +75,7 @@ impl Shape {
                     port: PORT,
                     node_port: None,
                 }],
-                external_ips: Vec::new(),
-                load_balancer_ips: Vec::new(),
-                source_ranges: Vec::new(),
-                external_policy: TrafficPolicy::Cluster,
-                internal_policy: TrafficPolicy::Cluster,
-                affinity: None,
-                health_check_node_port: None,
-                wishes: Wishes::default(),
-                excluded: false,
+                ..Service::named(self.service_name(i))
             })
             .collect()
     }

@@ -201,6 +201,28 @@ pub struct Service {
     pub excluded: bool,
 }
 
+impl Service {
+    /// A Service of type ClusterIP with nothing to it yet: no address, no port, and every policy as it is by default.
+    pub fn named(name: ObjectName) -> Self {
+        Service {
+            name,
+            created: None,
+            service_type: ServiceType::ClusterIp,
+            cluster_ips: SmallVec::new(),
+            ports: SmallVec::new(),
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            source_ranges: Vec::new(),
+            external_policy: TrafficPolicy::Cluster,
+            internal_policy: TrafficPolicy::Cluster,
+            affinity: None,
+            health_check_node_port: None,
+            wishes: Wishes::default(),
+            excluded: false,
+        }
+    }
+}
+
 /// One of a Service's ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {

@@ -8,7 +8,7 @@ use crate::facts::NodeFacts;
 use crate::intent::{Disposition, Masquerade, Place, ServiceIntent};
 use crate::objects::{
     AddressFamily, Conditions, Endpoint, EndpointSlice, ObjectName, Protocol, Service, ServicePort,
-    ServiceType, SlicePort, TrafficPolicy, Wishes,
+    SlicePort,
 };
 
 pub(crate) fn name(text: &str) -> ObjectName {
@@ -28,23 +28,13 @@ pub(crate) fn service(text: &str, cluster_ips: &str, ports: &str) -> Service {
         }
     };
     Service {
-        name: name(text),
         created: Some(7),
-        service_type: ServiceType::ClusterIp,
         cluster_ips: cluster_ips
             .split_whitespace()
             .map(|text| text.parse().unwrap())
             .collect(),
         ports: ports.split_whitespace().map(port).collect(),
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        source_ranges: Vec::new(),
-        external_policy: TrafficPolicy::Cluster,
-        internal_policy: TrafficPolicy::Cluster,
-        affinity: None,
-        health_check_node_port: None,
-        wishes: Wishes::default(),
-        excluded: false,
+        ..Service::named(name(text))
     }
 }
 

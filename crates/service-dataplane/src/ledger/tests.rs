@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use nft::{Operation, Statement};
 use proptest::prelude::*;
-use service_model::Backend;
+use service_model::{Affinity, Backend};
 
 use super::*;
 use crate::samples::{batches, facts, frontend, name};
@@ -145,5 +145,86 @@ fn one_endpoint_more_or_less_costs_elements_of_that_service_only() {
             .transaction
             .element_count(),
         3
+    );
+}
+
+/// `n`'s frontend at `place`, port 80, with one endpoint; `group` is its affinity's.
+fn at(n: u8, place: Place, group: Option<u32>) -> Update {
+    let backend = Backend {
+        address: [10, 244, n, 1].into(),
+        port: 8080,
+        local: false,
+    };
+    let disposition = Disposition::Balance([backend].into());
+    let mut frontend = frontend(place, Protocol::Tcp, 80, disposition);
+    frontend.affinity = group.map(|group| Affinity { seconds: 60, group });
+    ServiceIntent {
+        service: name(n),
+        created: Some(n.into()),
+        frontends: vec![frontend],
+        reset_removed: false,
+    }
+    .into()
+}
+
+#[test]
+fn an_external_address_yields_to_a_cluster_ip_and_serves_again_when_that_goes() {
+    let address = [10, 96, 0, 1].into();
+    let (external, cluster_ip) = (Place::External(address), Place::ClusterIp(address));
+    let mut ledger = Ledger::default();
+    // The external one is the older Service.
+    assert_eq!(ledger.apply(vec![at(1, external, None)]).conflicts, []);
+    let alone = ledger.contents(&facts());
+    let conflicts = ledger.apply(vec![at(2, cluster_ip, None)]).conflicts;
+    let lost = Conflict {
+        claim: Claim {
+            place: external,
+            protocol: Protocol::Tcp,
+            port: 80,
+        },
+        winner: name(2),
+        loser: name(1),
+    };
+    assert_eq!(conflicts, [lost.clone()]);
+    let only_cluster_ip = crate::contents(
+        &facts(),
+        [(*at(2, cluster_ip, None).intent.unwrap()).clone()],
+    );
+    assert_eq!(ledger.contents(&facts()), only_cluster_ip);
+    // Asking again does not help.
+    assert_eq!(ledger.apply(vec![at(1, external, None)]).conflicts, [lost]);
+    assert_eq!(ledger.contents(&facts()), only_cluster_ip);
+    ledger.apply(vec![Update {
+        service: name(2),
+        intent: None,
+    }]);
+    assert_eq!(ledger.contents(&facts()), alone);
+}
+
+#[test]
+fn of_two_services_whose_affinity_groups_meet_the_younger_goes_without() {
+    let place = |host: u8| Place::ClusterIp([10, 96, 0, host].into());
+    let intents = |updates: Vec<Update>| {
+        let intents = updates
+            .into_iter()
+            .map(|update| (*update.intent.unwrap()).clone());
+        crate::contents(&facts(), intents.collect::<Vec<_>>())
+    };
+    let mut ledger = Ledger::default();
+    ledger.apply(vec![at(2, place(2), Some(7))]);
+    assert_eq!(
+        ledger.contents(&facts()),
+        intents(vec![at(2, place(2), Some(7))])
+    );
+    ledger.apply(vec![at(1, place(1), Some(7))]);
+    let met = intents(vec![at(1, place(1), Some(7)), at(2, place(2), None)]);
+    assert_eq!(ledger.contents(&facts()), met);
+    ledger.apply(vec![Update {
+        service: name(1),
+        intent: None,
+    }]);
+    assert_eq!(
+        ledger.contents(&facts()),
+        intents(vec![at(2, place(2), Some(7))])
     );
 }

@@ -170,3 +170,61 @@ fn a_foreign_change_is_repaired_and_does_not_quarantine_anybody() {
     assert_eq!(outcome.quarantined, []);
     assert!(in_step(&dataplane));
 }
+
+/// What the rules of a table have learned of a client: its group and endpoint.
+fn learned(group: u32, host: u8) -> nft::Element {
+    let client = nft::Bytes::new().address([192, 0, 2, 1].into());
+    let key = client.protocol(nft::Protocol::Tcp).group(group);
+    let endpoint = nft::Bytes::new()
+        .address([10, 244, 0, host].into())
+        .port(8080);
+    nft::Element::value(key, endpoint)
+}
+
+#[test]
+fn what_was_learned_of_endpoints_outlives_changes_and_repairs_until_the_endpoint_goes() {
+    let sticky = |hosts: &[u8]| {
+        let backends: Arc<[Endpoint]> = hosts
+            .iter()
+            .map(|host| Endpoint {
+                address: [10, 244, 0, *host].into(),
+                port: 8080,
+                local: false,
+            })
+            .collect();
+        let mut intent = (*service(1).intent.unwrap()).clone();
+        intent.frontends[0].disposition = Disposition::Balance(backends);
+        let affinity = service_model::Affinity {
+            seconds: 60,
+            group: 7,
+        };
+        intent.frontends[0].affinity = Some(affinity);
+        Update::from(intent)
+    };
+    let map = SetId::Affinity.name();
+    let mut dataplane = Dataplane::new(Fake::new(), facts());
+    dataplane.commit(vec![sticky(&[1, 2])]).unwrap();
+    let mut remember = Transaction::new();
+    let elements = vec![learned(7, 2)];
+    let add = Operation::AddElements {
+        set: map.clone(),
+        elements: elements.clone(),
+    };
+    remember.push(Family::Ip, add);
+    dataplane.backend_mut().commit(&remember).unwrap();
+    assert_eq!(dataplane.repair().unwrap().transactions, 0);
+    dataplane.commit(vec![sticky(&[2, 3])]).unwrap();
+    assert_eq!(
+        dataplane.backend_mut().learned(Family::Ip, &map).unwrap(),
+        elements
+    );
+    let outcome = dataplane.commit(vec![sticky(&[3])]).unwrap();
+    assert_eq!(outcome.forgotten, 1);
+    assert_eq!(
+        dataplane.backend_mut().learned(Family::Ip, &map).unwrap(),
+        []
+    );
+    // And so at a restart: nobody knows what went meanwhile.
+    dataplane.backend_mut().commit(&remember).unwrap();
+    assert_eq!(dataplane.repair().unwrap().forgotten, 1);
+}

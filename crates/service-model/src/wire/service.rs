@@ -116,20 +116,11 @@ impl Object for Service {
         let service_type = service_type(self.spec.r#type.as_deref(), &report)?;
         let labels = &self.metadata.labels;
         let mut service = objects::Service {
-            name: report.object().clone(),
             created: self.metadata.created(&mut report),
             service_type,
-            cluster_ips: SmallVec::new(),
-            ports: SmallVec::new(),
-            external_ips: Vec::new(),
-            load_balancer_ips: Vec::new(),
-            source_ranges: Vec::new(),
-            external_policy: TrafficPolicy::Cluster,
-            internal_policy: TrafficPolicy::Cluster,
-            affinity: None,
-            health_check_node_port: None,
             wishes: self.metadata.annotations.wishes(),
             excluded: labels.excluded(interner),
+            ..objects::Service::named(report.object().clone())
         };
         let ours = !service.excluded && service_type != ServiceType::ExternalName;
         if ours && !self.spec.is_headless() {
