@@ -33,16 +33,6 @@ pub struct Difference {
 type View = fn(&mut Cluster);
 
 const VIEWS: &[(&str, View)] = &[
-    ("node-ports-of-a-family-without-a-range", |cluster| {
-        let Some(ranges) = &mut cluster.settings.nodeport_addresses else {
-            return;
-        };
-        for (all, ipv4) in [("0.0.0.0/0", true), ("::/0", false)] {
-            if !ranges.iter().any(|range| range.addr().is_ipv4() == ipv4) {
-                ranges.extend(all.parse::<ipnet::IpNet>().ok());
-            }
-        }
-    }),
     ("the-headless-label-on-a-service", |cluster| {
         for service in &mut cluster.services {
             service.labels.retain(|(key, _)| key != HEADLESS);

@@ -75,6 +75,7 @@ pub(super) fn are_as_expected(
             got.collect::<Option<BTreeSet<_>>>() == Some(wanted)
         }
         Expected::Refused => fates.iter().eq([&Fate::Refused]),
+        Expected::Dropped => fates.iter().eq([&Fate::Silent]),
         // To who has the address, or to nowhere; or there is nobody at that port.
         Expected::NotOurs => fates.iter().all(|fate| match fate {
             Fate::Answered { source, .. } => *source == packet.source,

@@ -25,8 +25,6 @@ fn debug(exprs: &[Expr], family: Family) -> String {
                     dreg.number()
                 )
             }
-            Expr::Counter => "counter pkts 0 bytes 0".into(),
-            Expr::NoTrack => "notrack".into(),
             Expr::MetaPriority { dreg } => format!("meta load priority => reg {}", dreg.number()),
             Expr::MetaInputName { dreg } => format!("meta load iifname => reg {}", dreg.number()),
             Expr::SetPriority { sreg } => format!("meta set priority with reg {}", sreg.number()),
