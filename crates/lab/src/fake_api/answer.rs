@@ -374,8 +374,14 @@ impl Watcher {
             }
             for change in changes {
                 self.sequence = change.sequence;
-                if let Some(kind) = self.classify(&change) {
-                    self.event(kind, &change.object.json);
+                match (self.classify(&change), &change.before) {
+                    // What the watcher knew, not what it must not see.
+                    (Some("DELETED"), Some(before)) if !change.deleted => {
+                        let last = before.at_version(self.resource, change.version);
+                        self.event("DELETED", &last);
+                    }
+                    (Some(kind), _) => self.event(kind, &change.object.json),
+                    (None, _) => {}
                 }
             }
             self.flush(writer).await?;

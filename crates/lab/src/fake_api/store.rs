@@ -84,6 +84,15 @@ pub(super) struct Stored {
     pub(super) json: Bytes,
 }
 
+impl Stored {
+    /// The same object under another version.
+    pub(super) fn at_version(&self, resource: Resource, version: u64) -> Bytes {
+        let mut object: Value = serde_json::from_slice(&self.json).unwrap_or_default();
+        stamp(&mut object, resource, version);
+        object.to_string().into()
+    }
+}
+
 /// A list, shared by the pages it is served in.
 pub(super) type Objects = Arc<Vec<Arc<Stored>>>;
 
@@ -200,14 +209,12 @@ impl Store {
         self.version += 1;
         let version = self.version;
         // The deletion event carries the last state under the version of the deletion.
-        let mut object: Value = serde_json::from_slice(&before.json).unwrap_or_default();
-        stamp(&mut object, resource, version);
         let gone = Arc::new(Stored {
             key: key.clone(),
             version,
             labels: before.labels.clone(),
             cluster_ip: before.cluster_ip.clone(),
-            json: object.to_string().into(),
+            json: before.at_version(resource, version),
         });
         self.record(resource, gone, Some(before), true);
         Some(version)

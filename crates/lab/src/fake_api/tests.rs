@@ -51,21 +51,23 @@ impl Events {
 
     /// Type, name and version of the next event; `None` at the end of the stream.
     async fn next(&mut self) -> Option<(String, String, u64)> {
+        let event = self.event().await?;
+        let text = |pointer| {
+            let text = event.pointer(pointer).and_then(Value::as_str);
+            text.unwrap_or_default().to_owned()
+        };
+        let version = text("/object/metadata/resourceVersion")
+            .parse()
+            .unwrap_or_default();
+        Some((text("/type"), text("/object/metadata/name"), version))
+    }
+
+    /// The next event as it is; `None` at the end of the stream.
+    async fn event(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.buffer.iter().position(|&b| b == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                let event: Value = serde_json::from_slice(&line).unwrap();
-                let text = |pointer| {
-                    event
-                        .pointer(pointer)
-                        .and_then(Value::as_str)
-                        .unwrap_or_default()
-                        .to_owned()
-                };
-                let version = text("/object/metadata/resourceVersion")
-                    .parse()
-                    .unwrap_or_default();
-                return Some((text("/type"), text("/object/metadata/name"), version));
+                return Some(serde_json::from_slice(&line).unwrap());
             }
             let frame = tokio::time::timeout(Duration::from_secs(5), self.body.frame())
                 .await
@@ -143,6 +145,25 @@ async fn a_watch_resumes_after_its_version_and_sees_selected_changes_only() {
     events.expect("MODIFIED", "b").await;
     api.delete(Resource::Services, "default", "b");
     assert_eq!(events.expect("DELETED", "b").await, api.version());
+}
+
+#[tokio::test]
+async fn who_no_longer_selects_an_object_is_told_of_the_one_it_knew() {
+    let api = FakeApi::start().unwrap();
+    let from = api.apply(service("a")).unwrap();
+    let query = format!("resourceVersion={}&labelSelector=%21hidden", from - 1);
+    let mut events = Events::open(&api, &query).await;
+    events.expect("ADDED", "a").await;
+    let mut changed = service("a");
+    changed["metadata"]["labels"] = json!({ "hidden": "" });
+    changed["spec"]["clusterIP"] = "10.0.0.2".into();
+    let version = api.apply(changed).unwrap();
+    // As a real watch cache does: kube-proxy takes back what the event says, not what it had.
+    let event = events.event().await.unwrap();
+    assert_eq!(event["type"], "DELETED");
+    assert_eq!(event["object"]["spec"]["clusterIP"], "10.0.0.1");
+    let stamp = &event["object"]["metadata"]["resourceVersion"];
+    assert_eq!(stamp, &json!(version.to_string()));
 }
 
 #[tokio::test]

@@ -84,6 +84,8 @@ pub(super) struct Follower<O: Object> {
     events: mpsc::Sender<SourceEvent>,
     interner: Interner,
     backoff: Backoff,
+    /// Of its own, since a server that has forgotten our version is well: trouble before does not make the list wait.
+    relists: Backoff,
     streaming: Streaming,
     /// Everything up to here has been delivered; `None` before the first list and when in doubt.
     version: Option<String>,
@@ -105,13 +107,17 @@ impl<O: Object> Follower<O> {
         wrap: fn(ObjectEvent<O::Model>) -> SourceEvent,
         events: mpsc::Sender<SourceEvent>,
     ) -> Self {
-        Follower {
-            backoff: Backoff::new(
+        let backoff = || {
+            Backoff::new(
                 config.retry_base,
                 config.retry_limit,
                 config.away_limit,
                 config.stable_after,
-            ),
+            )
+        };
+        Follower {
+            backoff: backoff(),
+            relists: backoff(),
             interner: Interner::for_proxy(config.proxy_name.clone()),
             client,
             target,
@@ -153,6 +159,7 @@ impl<O: Object> Follower<O> {
             None => self.resume().await?,
         };
         self.backoff.well(Instant::now());
+        self.relists.well(Instant::now());
         self.tell(Ok(())).await?;
         self.watch(&mut lines, limit).await
     }
@@ -170,7 +177,7 @@ impl<O: Object> Follower<O> {
             Stop::Lost(reason) => {
                 tracing::info!(%kind, reason, "listing anew: the last view keeps serving");
                 self.version = None;
-                None
+                return Ok(self.relists.failed(now, None, &mut rand::rng()));
             }
             Stop::Failed(failure) => Some(failure),
         };
