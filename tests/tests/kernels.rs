@@ -47,14 +47,14 @@ impl Flushed {
     /// `FLUSHES` times `nft flush ruleset` while `HELD` connections go on.
     fn on(stage: &Stage) -> Result<Flushed> {
         let to = Stage::address(&stage.web)?;
-        let held = stage.client.hold(to, HELD, Duration::from_millis(20))?;
+        let held = stage.client.hold(to, HELD, Duration::from_millis(100))?;
         let mut outages = Vec::new();
         for _ in 0..FLUSHES {
             stage.node.nft(&["flush", "ruleset"])?;
             let flushed = Instant::now();
             // What is sent into the gap has no answer; a machine that is slow to answer is given more time.
             let mut patience = Duration::from_millis(3);
-            wait_until("a new connection", PATIENCE, || {
+            wait_until("a new connection", 3 * PATIENCE, || {
                 let probe = Probe::new(Protocol::Tcp, to).within(patience);
                 patience = (patience * 2).min(Duration::from_secs(1));
                 matches!(stage.client.probe(probe), Ok(Outcome::Answered { .. }))
