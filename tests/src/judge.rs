@@ -8,7 +8,7 @@ use nft::{Family, TableContents};
 
 use crate::cluster::{Cluster, Node};
 use crate::evaluator::{Course, Evaluator, Fate, Fates, Memory, WHOLE};
-use crate::oracle::{Expected, Packet, has_affinity, outcome_after, shares_affinity};
+use crate::oracle::{Expected, Packet, are_to_one_port, has_affinity, outcome_after};
 use crate::packets;
 
 /// A packet on which table and reference model differ, or a table that no kernel would take.
@@ -135,7 +135,7 @@ impl Comparison<'_> {
         let mut begun: Vec<Packet> = Vec::new();
         for first in packets {
             let same_port =
-                |other: &&Packet| shares_affinity(self.cluster, self.node, first, other);
+                |other: &&Packet| are_to_one_port(self.cluster, self.node, first, other);
             if begun.iter().filter(same_port).count() >= firsts {
                 continue;
             }

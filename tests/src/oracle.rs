@@ -145,19 +145,29 @@ pub fn outcome_after(
     }
 }
 
-/// Whether both are one client's packets to one Service port that has affinity, under one policy: the endpoints on this
-/// node and those anywhere are two choices, of which each is kept by itself. (kube-proxy asks, of either list, whether
-/// the client was ever sent to one of it.)
+/// Whether both are one client's packets to one Service port that has affinity. Where a policy is Local, internal and
+/// external traffic may reach different endpoints, and a client has affinity for each by itself. (kube-proxy asks, of
+/// either list, whether the client was ever sent to one of it.)
 pub fn shares_affinity(cluster: &Cluster, node: &Node, one: &Packet, other: &Packet) -> bool {
     let claims = (claim(cluster, node, one), claim(cluster, node, other));
     let (Some(first), Some(second)) = claims else {
         return false;
     };
-    let only_local = |packet, claim| sources::treatment(cluster, node, packet, claim).only_local;
+    let service = first.service;
+    let is_split = service.internal_local || service.external_local;
+    let same_side = (first.at == At::ClusterIp) == (second.at == At::ClusterIp);
     one.source == other.source
-        && first.service.affinity.is_some()
+        && service.affinity.is_some()
         && std::ptr::eq(first.port, second.port)
-        && only_local(one, &first) == only_local(other, &second)
+        && (same_side || !is_split)
+}
+
+/// Whether both are one client's packets to one Service port, by whatever way.
+pub fn are_to_one_port(cluster: &Cluster, node: &Node, one: &Packet, other: &Packet) -> bool {
+    match (claim(cluster, node, one), claim(cluster, node, other)) {
+        (Some(a), Some(b)) => one.source == other.source && std::ptr::eq(a.port, b.port),
+        _ => false,
+    }
 }
 
 /// Whether the packet is to a Service port that has affinity.
@@ -165,19 +175,18 @@ pub fn has_affinity(cluster: &Cluster, node: &Node, packet: &Packet) -> bool {
     shares_affinity(cluster, node, packet, packet)
 }
 
-/// A cluster IP refuses every port that no Service has there, unless it is of a Service that someone else serves. The
-/// rest of the ranges that cluster IPs come from is silent, once it is known; but for addresses of the node itself.
+/// A cluster IP refuses every port that no Service has there. The rest of the ranges that cluster IPs come from is
+/// silent, once they are known, but for addresses of the node itself; the cluster IPs of Services that someone else
+/// serves as well, unless that has sent the packet elsewhere.
 fn unclaimed(cluster: &Cluster, node: &Node, packet: &Packet) -> Expected {
-    let owns = |service: &&Service| claims::has_cluster_ip(service, packet.destination);
-    let owners: Vec<&Service> = cluster.services.iter().filter(owns).collect();
+    let is_ours = |service: &&Service| {
+        claims::has_cluster_ip(service, packet.destination) && claims::is_ours(cluster, service)
+    };
     let ranges = cluster.service_cidrs.iter().flat_map(|(_, ranges)| ranges);
     let is_of_node = node.interfaces.contains(&packet.destination);
-    if owners
-        .iter()
-        .any(|service| claims::is_ours(cluster, service))
-    {
+    if cluster.services.iter().any(|service| is_ours(&service)) {
         Expected::Refused
-    } else if owners.is_empty() && !is_of_node && sources::within(ranges, packet.destination) {
+    } else if !is_of_node && sources::within(ranges, packet.destination) {
         Expected::Dropped
     } else {
         Expected::NotOurs

@@ -278,3 +278,19 @@ fn service_cidrs_that_come_and_go_are_followed_at_once() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn addresses_of_loopback_stay_unroutable() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let _daemon = stage.start_in_step(&[])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let setting = || std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/route_localnet");
+    ensure!(
+        stage.node.run(setting)??.trim() == "0",
+        "route_localnet was changed"
+    );
+    Ok(())
+}

@@ -130,6 +130,19 @@ impl NodeFacts {
                 NodePortAddress::Localhost => {}
             }
         }
+        // A list of ranges that are all of one family says nothing of the other, which has all (kube-proxy's
+        // `NewNodePortAddresses`; row 54).
+        for family in AddressFamily::ALL {
+            let is_other = |item: &NodePortAddress| match item {
+                NodePortAddress::Cidr(cidr) => AddressFamily::of(cidr.addr()) != family,
+                _ => false,
+            };
+            let list = &config.nodeport_addresses;
+            if !list.is_empty() && list.iter().all(is_other) {
+                let of_family = |a: &IpAddr| AddressFamily::of(*a) == family;
+                node_addresses.extend(interfaces.clone().filter(of_family));
+            }
+        }
         node_addresses.retain(|a| !a.is_loopback() && !a.is_unspecified());
         let (local_sources, local_interface) = match &config.detect_local {
             DetectLocal::ClusterCidr(cidrs) => {

@@ -53,7 +53,7 @@ pub struct Frontend {
 pub struct Affinity {
     /// Until the client has made no new connection for so many seconds.
     pub seconds: u32,
-    /// All frontends of a Service port have the same, so they share what is remembered (row 42). A hash of the port's
+    /// Frontends of a Service port that have the same share what is remembered (row 42). A hash of the port's
     /// name, neither 0 nor `u32::MAX`: with it the memory outlives this process. Two Services may meet in one.
     pub group: u32,
 }

@@ -51,7 +51,7 @@ pub fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> S
                 allowed_sources: None,
                 affinity: service.affinity.map(|seconds| Affinity {
                     seconds,
-                    group: group(service, port),
+                    group: group(service, port, false),
                 }),
                 counted: service.wishes.count,
                 serving: outcome.serving.clone(),
@@ -59,6 +59,10 @@ pub fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> S
             let external = |place, number| Frontend {
                 place,
                 port: number,
+                affinity: internal.affinity.map(|affinity| Affinity {
+                    group: group(service, port, true),
+                    ..affinity
+                }),
                 disposition: outcome.cluster(),
                 outside: match service.external_policy {
                     TrafficPolicy::Cluster => None,
@@ -143,13 +147,23 @@ impl Outcome {
 
 /// FNV-1a over the names of Service and port and the protocol: the same on every node and in every release, since
 /// the kernel remembers it.
-fn group(service: &Service, port: &ServicePort) -> u32 {
+///
+/// All frontends of a Service port are one group (row 42), unless a policy is Local. Internal and external traffic may
+/// then reach different endpoints, and what a client keeps of the one could be wrong for the other: each is a group of
+/// its own. Within a group it is the client alone that decides which endpoints it may reach.
+fn group(service: &Service, port: &ServicePort, is_external: bool) -> u32 {
+    let policies = [service.internal_policy, service.external_policy];
+    let side = match is_external && policies.contains(&TrafficPolicy::Local) {
+        true => "external",
+        false => "",
+    };
     let protocol = port.protocol.to_string();
     let parts = [
         &*service.name.namespace,
         &*service.name.name,
         &*port.name,
         &protocol,
+        side,
     ];
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
     let hash = bytes.fold(0x811c_9dc5_u32, |hash, byte| {

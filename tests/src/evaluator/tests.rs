@@ -358,7 +358,7 @@ fn a_table_the_kernel_would_refuse_is_an_error() {
             .rules
             .insert(0, Rule::from(vec![Statement::Masquerade]));
     });
-    assert_eq!(misplaced, "masquerade before routing");
+    assert_eq!(misplaced, "masquerade elsewhere than in postrouting");
     let endless = refused(|c| {
         let chain = c.chains.get_mut("services").unwrap();
         chain.rules.insert(0, Rule::from(vec![jump("services")]));

@@ -36,7 +36,8 @@ pub(super) fn claim<'a>(cluster: &'a Cluster, node: &Node, packet: &Packet) -> O
     };
     let to = packet.destination;
     let is_of_node = node_port_addresses(cluster, node).contains(&to);
-    let is_cluster_ip = cluster.services.iter().any(|s| has_cluster_ip(s, to));
+    let mut ours = cluster.services.iter().filter(|s| is_ours(cluster, s));
+    let is_cluster_ip = ours.any(|s| has_cluster_ip(s, to));
     let mut claims = Vec::new();
     for service in cluster.services.iter().filter(|s| is_ours(cluster, s)) {
         let serves_family = service

@@ -35,8 +35,9 @@ pub(super) fn treatment(
             (claim.service.internal_local, masqueraded)
         }
         _ if !claim.service.external_local => (false, true),
-        _ if from_pod == Some(true) => (false, false),
+        // Also where its own source looks like a pod's (kube-proxy does not masquerade that).
         _ if from_node => (false, true),
+        _ if from_pod == Some(true) => (false, false),
         _ => (true, false),
     };
     Treatment {

@@ -130,6 +130,28 @@ fn only_the_condemned_are_deleted_with_and_without_the_kernels_help() {
 }
 
 #[test]
+fn flows_to_an_ipv6_address_are_found_in_spite_of_the_kernels_filter() {
+    in_tracked_namespace(|conntrack| {
+        datagrams(3, "[::1]:53");
+        datagrams(4, "[::1]:54");
+        let filter = FlowFilter {
+            destination: Some("::1".parse().unwrap()),
+            ..of_port(Family::Ip6, Protocol::Udp, 53)
+        };
+        let elsewhere = FlowFilter {
+            destination: Some("::2".parse().unwrap()),
+            ..filter
+        };
+        assert_eq!(conntrack.delete(&elsewhere, |_| true), Ok(0));
+        assert_eq!(conntrack.delete(&filter, |_| true), Ok(3));
+        assert_eq!(
+            found(conntrack, &of_port(Family::Ip6, Protocol::Udp, 54)).len(),
+            4
+        );
+    });
+}
+
+#[test]
 fn more_flows_than_fit_one_datagram_of_deletions_go() {
     in_tracked_namespace(|conntrack| {
         // The machine may allow a process 1,024 descriptors.

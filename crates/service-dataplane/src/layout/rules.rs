@@ -362,26 +362,24 @@ fn hooked(guards_ranges: bool) -> [Chain; 4] {
         ..chain(name, comment, rules)
     };
     let translated = |then| vec![Statement::ConnectionIsDnat, jump(then)];
-    let path = |name| {
-        let mut rules = vec![vec![jump(name)]];
-        if guards_ranges {
-            let in_range = in_set(vec![Operand::DestinationAddress], SetId::ServiceCidrs);
-            rules.push(vec![in_range, goto("unallocated")]);
-        }
-        rules
-    };
+    let mut leaving = vec![translated("remembering"), translated("masquerading")];
+    // Only now, when another service proxy has had its turn with a Service that is not ours to serve.
+    if guards_ranges {
+        let in_range = in_set(vec![Operand::DestinationAddress], SetId::ServiceCidrs);
+        leaving.push(vec![in_range, goto("unallocated")]);
+    }
     [
         base(
             "prerouting",
             Hook::NatPrerouting,
             "From pods and from outside",
-            path("arriving"),
+            vec![vec![jump("arriving")]],
         ),
         base(
             "output",
             Hook::NatOutput,
             "From this node itself",
-            path("departing"),
+            vec![vec![jump("departing")]],
         ),
         base(
             "input",
@@ -393,7 +391,7 @@ fn hooked(guards_ranges: bool) -> [Chain; 4] {
             "postrouting",
             Hook::NatPostrouting,
             "To endpoints, and their clients' source addresses",
-            vec![translated("remembering"), translated("masquerading")],
+            leaving,
         ),
     ]
 }

@@ -84,7 +84,7 @@ fn ranges_choose_among_interface_addresses_in_any_order() {
         cidrs(&["192.0.2.0/24"]),
         &["198.51.100.1"],
         interfaces,
-        &["192.0.2.1", "192.0.2.77"],
+        &["192.0.2.1", "192.0.2.77", "2001:db8::1"],
     );
     serves_node_ports(
         cidrs(&["2001:db8::/32", "192.0.2.0/26"]),
@@ -96,7 +96,7 @@ fn ranges_choose_among_interface_addresses_in_any_order() {
         cidrs(&["198.51.100.0/24"]),
         &["198.51.100.1"],
         interfaces,
-        &[],
+        &["2001:db8::1"],
     );
 }
 
