@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use portolan_benches::peers::{Contender, Figures, Plan, Stage, drawing, measure, table};
 use portolan_benches::{Shape, program, quick, wanted};
 
@@ -16,15 +16,23 @@ const CONTROL_PLANE: &str = "PORTOLAN_CONTROL_PLANE";
 fn main() -> Result<()> {
     let (plan, shapes) = size();
     let cases = cases(&shapes, &programs()?)?;
-    let mut results = Vec::new();
+    let (mut results, mut failed) = (Vec::new(), Vec::new());
     for (shape, contenders) in cases {
         let mut figures: Vec<(String, Figures)> = Vec::new();
         for contender in contenders {
             eprintln!("peers {shape} {}", contender.name());
             let stage = Stage::new(shape)?;
-            let measured = measure(&contender, &stage, &plan)
-                .with_context(|| format!("{} at {shape}", contender.name()))?;
-            figures.push((contender.name(), measured));
+            match measure(&contender, &stage, &plan) {
+                Ok(measured) => figures.push((contender.name(), measured)),
+                // What took an hour until here shall not be lost.
+                Err(error) => {
+                    failed.push(format!("{} at {shape}: {error:#}", contender.name()));
+                    if figures.is_empty() {
+                        // Without us there is nothing to compare with.
+                        break;
+                    }
+                }
+            }
             // All that is known so far, since a run takes long.
             eprintln!("{}", table::table(shape, plan.patience, &figures));
         }
@@ -34,6 +42,7 @@ fn main() -> Result<()> {
     for (shape, figures) in &results {
         print!("{}", table::table(*shape, plan.patience, figures));
     }
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
     Ok(())
 }
 

@@ -126,12 +126,12 @@ fn panel(svg: &mut String, results: &[Results], names: &[&str], (title, value): 
     ) else {
         return;
     };
-    for power in up.powers() {
-        let y = up.at(power);
+    for tick in up.ticks() {
+        let y = up.at(tick);
         let _ = writeln!(
             svg,
             "<line x1=\"{}\" y1=\"{y:.1}\" x2=\"{}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>\
-             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{power}</text>",
+             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{tick}</text>",
             MARGINS[0],
             WIDTH - MARGINS[1],
             MARGINS[0] - 6.0,
@@ -198,10 +198,17 @@ impl Axis {
         self.from + part * (self.to - self.from)
     }
 
-    /// The powers of ten on it.
-    fn powers(&self) -> impl Iterator<Item = f64> {
-        let exponents = self.low.log10().ceil() as i32..=self.high.log10().floor() as i32;
-        exponents.map(|exponent| 10_f64.powi(exponent))
+    /// The powers of ten on it, and where those are few their doubles and halves.
+    fn ticks(&self) -> impl Iterator<Item = f64> {
+        let steps: &[f64] = if self.high / self.low < 100.0 {
+            &[1.0, 2.0, 5.0]
+        } else {
+            &[1.0]
+        };
+        let exponents = self.low.log10().floor() as i32..=self.high.log10().floor() as i32;
+        exponents
+            .flat_map(|exponent| steps.iter().map(move |step| step * 10_f64.powi(exponent)))
+            .filter(|tick| (self.low..=self.high).contains(tick))
     }
 }
 
@@ -222,7 +229,10 @@ mod tests {
         let axis = Axis::around([1.0, 100.0].into_iter(), 0.0, 200.0, 1.0);
         let axis = axis.unwrap_or_else(|| unreachable!("there are values"));
         assert!((axis.at(10.0) - 100.0).abs() < 1e-9);
-        assert_eq!(axis.powers().collect::<Vec<_>>(), [1.0, 10.0, 100.0]);
+        assert_eq!(axis.ticks().collect::<Vec<_>>(), [1.0, 10.0, 100.0]);
+        let short = Axis::around([4.0, 60.0].into_iter(), 0.0, 200.0, 1.0);
+        let short = short.unwrap_or_else(|| unreachable!("there are values"));
+        assert_eq!(short.ticks().collect::<Vec<_>>(), [5.0, 10.0, 20.0, 50.0]);
     }
 
     #[test]

@@ -3,13 +3,13 @@
 //! Owns how an object is brought into the form that the server has or wants. The fake one keeps what it is given, so
 //! it is given what a real one would have made of it; the real one is given what a person would write.
 
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use lab::ControlPlane;
 use lab::fake_api::{FakeApi, Resource};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::field::Field;
 
@@ -137,6 +137,12 @@ fn as_written(object: &Value) -> Value {
             let spec = object["spec"].as_object_mut();
             let external = spec.as_ref().is_some_and(|s| s["type"] == "ExternalName");
             if let Some(spec) = spec {
+                if spec["type"] == "LoadBalancer" {
+                    spec.insert("allocateLoadBalancerNodePorts".into(), false.into());
+                }
+                if spec["type"] == "NodePort" {
+                    set_node_ports(spec);
+                }
                 let addresses = spec.get("clusterIPs").and_then(Value::as_array);
                 let policy = match addresses.map(Vec::len) {
                     Some(2) => "RequireDualStack",
@@ -165,4 +171,21 @@ fn as_written(object: &Value) -> Value {
         _ => {}
     }
     object
+}
+
+/// Gives ports of a NodePort Service that have no node port one that only its cluster IP leads to: the server would
+/// give one by chance, perhaps that of a Service to come.
+fn set_node_ports(spec: &mut Map<String, Value>) {
+    let address = spec["clusterIP"].as_str().and_then(|a| a.parse().ok());
+    let first = match address {
+        Some(IpAddr::V4(address)) => 31_000 + 4 * u16::from(address.octets()[3]),
+        Some(IpAddr::V6(address)) => 32_000 + 4 * (address.segments()[7] & 0x7f),
+        None => return,
+    };
+    let ports = spec.get_mut("ports").and_then(Value::as_array_mut);
+    for (port, free) in ports.into_iter().flatten().zip(first..) {
+        if port["nodePort"].is_null() {
+            port["nodePort"] = free.into();
+        }
+    }
 }
