@@ -85,7 +85,7 @@ enum Undo {
 /// Why a step is refused, and the element at fault.
 struct Fault {
     errno: Errno,
-    element: Option<(Name, Option<Element>)>,
+    element: Option<Box<(Name, Option<Element>)>>,
 }
 
 impl From<Errno> for Fault {
@@ -290,7 +290,7 @@ fn refused(operation: usize, family: Family, fault: Fault) -> CommitError {
     let culprit = Culprit {
         operation,
         family,
-        element: fault.element,
+        element: fault.element.map(|element| *element),
     };
     CommitError::Refused {
         errno: fault.errno,

@@ -147,13 +147,13 @@ impl HeldSet {
 fn no_set(name: &Name) -> Fault {
     Fault {
         errno: Errno::ENOENT,
-        element: Some((name.clone(), None)),
+        element: Some(Box::new((name.clone(), None))),
     }
 }
 
 fn at(name: &Name, element: &Element, errno: Errno) -> Fault {
     Fault {
         errno,
-        element: Some((name.clone(), Some(element.clone()))),
+        element: Some(Box::new((name.clone(), Some(element.clone())))),
     }
 }
