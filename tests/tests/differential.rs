@@ -5,7 +5,7 @@
 //! where to begin. The way from one cluster to the next is part of the test, so a failure is repeated with the
 //! same seed and number.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
@@ -88,6 +88,9 @@ fn compare_with(kube_proxy: &KubeProxy, kind: Kind, clusters: u64) -> Result<()>
     let mut seen = Seen::default();
     for number in 0..clusters {
         let mut cluster = generator.cluster();
+        while kind == Kind::Real && shares_a_node_port(&cluster) {
+            cluster = generator.cluster();
+        }
         if number % RUN == 0 {
             first = cluster.clone();
             arena.start(kube_proxy, &first)?;
@@ -117,6 +120,16 @@ fn compare_with(kube_proxy: &KubeProxy, kind: Kind, clusters: u64) -> Result<()>
         assert!(count as u64 >= clusters, "only {count} packets were {what}");
     }
     Ok(())
+}
+
+/// Whether two Services have one node port, if only with different protocols: a real API server gives a number to one
+/// Service.
+fn shares_a_node_port(cluster: &Cluster) -> bool {
+    let mut owners = BTreeMap::new();
+    cluster.services.iter().enumerate().any(|(index, service)| {
+        let mut ports = service.ports.iter().filter(|port| port.node_port != 0);
+        ports.any(|port| *owners.entry(port.node_port).or_insert(index) != index)
+    })
 }
 
 /// Before 1.36, which of two entries for one endpoint counted was left to chance: the first that was met, in a Go map

@@ -86,7 +86,7 @@ impl Supply {
         while !services.is_empty() {
             let free = services
                 .iter()
-                .find(|(id, object)| self.is_free(id, &claims(object)));
+                .find(|(id, object)| self.is_free(id, &self.claims(object)));
             match free.map(|(id, _)| id.clone()) {
                 Some(id) => {
                     let object = services.remove(&id).unwrap_or_default();
@@ -104,7 +104,18 @@ impl Supply {
 
     fn is_free(&self, id: &Id, claimed: &BTreeSet<String>) -> bool {
         let mut others = self.objects.iter().filter(|(other, _)| *other != id);
-        others.all(|(_, object)| claims(object).is_disjoint(claimed))
+        others.all(|(_, object)| self.claims(object).is_disjoint(claimed))
+    }
+
+    /// A real API server gives the number of a node port to one Service, for all protocols.
+    fn claims(&self, object: &Value) -> BTreeSet<String> {
+        let claims = claims(object).into_iter();
+        match self.server {
+            Server::Fake(_) => claims.collect(),
+            Server::Real(_) => claims
+                .map(|claim| claim.split('/').next().unwrap_or_default().to_owned())
+                .collect(),
+        }
     }
 
     fn apply_all(&mut self, objects: BTreeMap<Id, Value>) -> Result<()> {
