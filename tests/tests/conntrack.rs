@@ -351,6 +351,11 @@ impl Segments {
         })?
     }
 
+    /// Waits until nothing more is under way: a delayed acknowledgement would be taken for the answer.
+    fn until_quiet(&self) {
+        while recv(self.0.as_raw_fd(), &mut [0; 2048], MsgFlags::empty()).is_ok() {}
+    }
+
     /// Sends an acknowledgement with these numbers, of a connection that has others.
     fn send_stray(&self, from: SocketAddr, to: SocketAddr) -> Result<()> {
         let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else {
@@ -424,6 +429,7 @@ fn answer_to_a_stray_segment(flags: &[&str]) -> Result<u8> {
         .1
         .parse()?;
     let segments = Segments::of(pod)?;
+    segments.until_quiet();
     segments.send_stray((pod.ipv4(), 8080).into(), peer)?;
     segments.next_from(peer)
 }

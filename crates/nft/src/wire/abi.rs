@@ -232,6 +232,14 @@ pub(crate) mod fib {
     pub(crate) const DESTINATION: u32 = 0x2;
 }
 
+/// `enum nft_byteorder_attributes`
+pub(crate) mod byteorder {
+    pub(crate) const SREG: u16 = 1;
+    pub(crate) const DREG: u16 = 2;
+    pub(crate) const LEN: u16 = 4;
+    pub(crate) const SIZE: u16 = 5;
+}
+
 /// `enum nft_dynset_attributes` and `enum nft_dynset_ops`
 pub(crate) mod dynset {
     pub(crate) const SET: u16 = 1;

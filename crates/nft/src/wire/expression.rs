@@ -206,11 +206,25 @@ fn port_unreachable(family: Family) -> u8 {
     }
 }
 
-/// Reads a rule's list of expressions.
+/// Reads a rule's list of expressions, without those that do nothing.
 pub(crate) fn read(list: &[u8], family: Family) -> Result<Vec<Expr>, Malformed> {
     Attributes::new(list)
         .map(|item| read_one(item?.payload, family))
+        .filter(|expr| !matches!(expr, Ok(Expr::Unknown { name }) if name == NOTHING))
         .collect()
+}
+
+/// Stands for an expression without effect: no kernel name is empty.
+const NOTHING: &str = "";
+
+/// nft 1.0.6 swaps the bytes of a protocol before it looks a range up: one byte by units of two, of which the kernel
+/// finds none (`nft_byteorder_eval`).
+fn byteorder(fields: &Fields<'_>) -> Option<Expr> {
+    use abi::byteorder::{DREG, LEN, SIZE, SREG};
+    let in_place = fields.register(SREG)? == fields.register(DREG)?;
+    (in_place && fields.u32(LEN)? < fields.u32(SIZE)?).then(|| Expr::Unknown {
+        name: NOTHING.to_owned(),
+    })
 }
 
 fn read_one(item: &[u8], family: Family) -> Result<Expr, Malformed> {
@@ -231,6 +245,7 @@ fn read_one(item: &[u8], family: Family) -> Result<Expr, Malformed> {
         "bitwise" => bitwise(&fields),
         "lookup" => lookup(&fields),
         "immediate" => immediate(&fields),
+        "byteorder" => byteorder(&fields),
         "fib" => fib(&fields),
         "dynset" => update(&fields),
         "hash" => hash(&fields),
