@@ -45,7 +45,7 @@ fn dns(stage: &Stage, behind: Behind<'_>) -> Result<()> {
         };
         Ok(json!({
             "addresses": [address],
-            "nodeName": if n % 2 == 0 { "node-a" } else { "node-b" },
+            "nodeName": if n.is_multiple_of(2) { "node-a" } else { "node-b" },
             "conditions": { "ready": !leaving, "serving": true, "terminating": leaving },
         }))
     };

@@ -72,7 +72,7 @@ impl Supply {
         let (services, others): (BTreeMap<_, _>, BTreeMap<_, _>) = wanted
             .into_iter()
             .partition(|((resource, ..), _)| *resource == Resource::Services);
-        if turn % 2 == 0 {
+        if turn.is_multiple_of(2) {
             self.apply_services(services)?;
             self.apply_all(others)
         } else {

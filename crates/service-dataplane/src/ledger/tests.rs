@@ -185,7 +185,7 @@ fn an_external_address_yields_to_a_cluster_ip_and_serves_again_when_that_goes() 
         winner: name(2),
         loser: name(1),
     };
-    assert_eq!(conflicts, [lost.clone()]);
+    assert_eq!(conflicts, std::slice::from_ref(&lost));
     let only_cluster_ip = crate::contents(
         &facts(),
         [(*at(2, cluster_ip, None).intent.unwrap()).clone()],
