@@ -1,6 +1,6 @@
 //! Tracked flows after a change, with real packets: those that would go astray end, all others go on.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -333,6 +333,13 @@ fn tcp_connections_to_a_removed_endpoint_are_reset_on_request_and_only_then() ->
     Ok(())
 }
 
+/// The TCP segment in an IPv4 packet, if it comes from the peer's port.
+fn segment_from(peer: SocketAddr, packet: &[u8]) -> Option<&[u8]> {
+    let header = usize::from(packet.first()? & 15) * 4;
+    let segment = packet.get(header..)?;
+    (segment.get(..2)? == peer.port().to_be_bytes()).then_some(segment)
+}
+
 /// A pod's raw TCP socket: hears every segment the pod gets, and sends what it is given.
 struct Segments(OwnedFd);
 
@@ -351,20 +358,31 @@ impl Segments {
         })?
     }
 
-    /// Waits until nothing more is under way: a delayed acknowledgement would be taken for the answer.
-    fn until_quiet(&self) {
-        while recv(self.0.as_raw_fd(), &mut [0; 2048], MsgFlags::empty()).is_ok() {}
+    /// Sequence and acknowledgement number of the last segment from `peer`, once nothing more is under way.
+    fn last_from(&self, peer: SocketAddr) -> Result<(u32, u32)> {
+        let mut last = None;
+        let mut packet = [0; 2048];
+        while let Ok(length) = recv(self.0.as_raw_fd(), &mut packet, MsgFlags::empty()) {
+            if let Some(segment) = segment_from(peer, packet.get(..length).unwrap_or_default()) {
+                let number = |at: usize| -> Option<u32> {
+                    let bytes = segment.get(at..at + 4)?;
+                    Some(u32::from_be_bytes(bytes.try_into().ok()?))
+                };
+                last = number(4).zip(number(8));
+            }
+        }
+        last.context("no segment of the connection")
     }
 
-    /// Sends an acknowledgement with these numbers, of a connection that has others.
-    fn send_stray(&self, from: SocketAddr, to: SocketAddr) -> Result<()> {
+    /// Sends an acknowledgement with these numbers.
+    fn send_stray(&self, from: SocketAddr, to: SocketAddr, numbers: (u32, u32)) -> Result<()> {
         let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else {
             bail!("IPv4 only");
         };
         let mut segment = Vec::from(from.port().to_be_bytes());
         segment.extend(to.port().to_be_bytes());
-        segment.extend(0x1234_5678_u32.to_be_bytes());
-        segment.extend(0x9abc_def0_u32.to_be_bytes());
+        segment.extend(numbers.0.to_be_bytes());
+        segment.extend(numbers.1.to_be_bytes());
         // Five words of header, a window, no checksum yet, no urgent data.
         segment.extend([5 << 4, ACK, 0x10, 0, 0, 0, 0, 0]);
         let mut summed = Vec::from(from.ip().octets());
@@ -396,14 +414,8 @@ impl Segments {
             let Ok(length) = recv(self.0.as_raw_fd(), &mut packet, MsgFlags::empty()) else {
                 continue;
             };
-            let packet = packet.get(..length).unwrap_or_default();
-            let header = usize::from(packet.first().copied().unwrap_or(0) & 15) * 4;
-            let segment = packet.get(header..).unwrap_or_default();
-            let [p0, p1, .., _, flags, _, _, _, _, _, _] = segment.get(..20).unwrap_or_default()
-            else {
-                continue;
-            };
-            if u16::from_be_bytes([*p0, *p1]) == peer.port() {
+            let segment = segment_from(peer, packet.get(..length).unwrap_or_default());
+            if let Some(flags) = segment.and_then(|segment| segment.get(13)) {
                 return Ok(*flags);
             }
         }
@@ -429,8 +441,11 @@ fn answer_to_a_stray_segment(flags: &[&str]) -> Result<u8> {
         .1
         .parse()?;
     let segments = Segments::of(pod)?;
-    segments.until_quiet();
-    segments.send_stray((pod.ipv4(), 8080).into(), peer)?;
+    (&connection).write_all(b"?")?;
+    let (client_is_at, server_is_at) = segments.last_from(peer)?;
+    // Far ahead: what is behind conntrack takes for late, and lets it pass (`tcp_in_window`, since Linux 6.0).
+    let numbers = (server_is_at.wrapping_add(1 << 30), client_is_at);
+    segments.send_stray((pod.ipv4(), 8080).into(), peer, numbers)?;
     segments.next_from(peer)
 }
 
