@@ -61,10 +61,8 @@ fn expression(expression: &Expression<'_>) -> Result<String> {
         Expression::Named(NamedExpression::Prefix(prefix)) => {
             format!("{}/{}", self::expression(&prefix.addr)?, prefix.len)
         }
-        Expression::Named(NamedExpression::Range(range)) => {
-            let [first, last] = &*range.range else {
-                bail!("a range of {range:?}")
-            };
+        Expression::Range(range) => {
+            let [first, last] = &range.range;
             format!("{}-{}", self::expression(first)?, self::expression(last)?)
         }
         // With what belongs to it, a counter.
