@@ -7,7 +7,7 @@ use crate::{check, tools};
 
 /// How much of the random tests the gate runs; a developer's run has a taste of each.
 const FULL_SIZE: [(&str, &str); 3] = [
-    ("PORTOLAN_CLUSTERS", "20000"),
+    ("PORTOLAN_CLUSTERS", "10000"),
     ("PORTOLAN_KERNEL_CLUSTERS", "300"),
     ("PORTOLAN_HISTORIES", "5000"),
 ];
