@@ -33,14 +33,14 @@ pub fn interesting(cluster: &Cluster, node: &Node, client_pod: u8) -> Vec<Packet
         };
         for service in &cluster.services {
             for address in service.cluster_ips.iter().filter(|a| a.is_ipv4() == ipv4) {
-                trials.add_to_cluster_ip(service, *address);
+                trials.try_cluster_ip(service, *address);
             }
             for address in external_addresses(service).filter(|a| a.is_ipv4() == ipv4) {
-                trials.add_to_external_address(service, address);
+                trials.try_external_address(service, address);
             }
-            trials.add_to_node_ports(service, ipv4);
+            trials.try_node_ports(service, ipv4);
         }
-        trials.add_to_strangers(ipv4);
+        trials.try_strangers(ipv4);
     }
     out.into_iter().collect()
 }
@@ -112,10 +112,10 @@ struct Trials<'a> {
 }
 
 impl Trials<'_> {
-    fn add_to_cluster_ip(&mut self, service: &Service, address: IpAddr) {
+    fn try_cluster_ip(&mut self, service: &Service, address: IpAddr) {
         for port in &service.ports {
             let protocol = Protocol::Transport(port.transport);
-            self.add_from_all(address, protocol, port.port);
+            self.try_from_all(address, protocol, port.port);
             self.beside(address, port.port);
             self.beside(address, port.node_port.max(1));
         }
@@ -123,26 +123,26 @@ impl Trials<'_> {
         self.add(&self.senders.clone(), address, Protocol::Icmp, 0);
     }
 
-    fn add_to_external_address(&mut self, service: &Service, address: IpAddr) {
+    fn try_external_address(&mut self, service: &Service, address: IpAddr) {
         for port in &service.ports {
             let protocol = Protocol::Transport(port.transport);
-            self.add_from_all(address, protocol, port.port);
+            self.try_from_all(address, protocol, port.port);
             self.beside(address, port.port);
             self.beside(address, port.node_port.max(1));
         }
         self.add(&self.senders.clone(), address, TCP, 9);
-        self.add_from_one(address, Protocol::Icmp, 0);
+        self.try_from_one(address, Protocol::Icmp, 0);
     }
 
-    fn add_to_node_ports(&mut self, service: &Service, ipv4: bool) {
+    fn try_node_ports(&mut self, service: &Service, ipv4: bool) {
         let node = self.node;
         let own = node.interfaces.iter();
         let own = own.filter(|a| a.is_ipv4() == ipv4 && !a.is_loopback());
         for port in service.ports.iter().filter(|p| p.node_port != 0) {
             let protocol = Protocol::Transport(port.transport);
             for address in own.clone() {
-                self.add_from_all(*address, protocol, port.node_port);
-                self.add_from_one(*address, protocol, port.port);
+                self.try_from_all(*address, protocol, port.node_port);
+                self.try_from_one(*address, protocol, port.port);
                 self.beside(*address, port.node_port);
             }
             // A node port is on nodes only: not on someone else's address that passes by.
@@ -161,7 +161,7 @@ impl Trials<'_> {
     }
 
     /// Addresses that no Service ever has: inside the ranges of cluster IPs and not, a pod's, one outside.
-    fn add_to_strangers(&mut self, ipv4: bool) {
+    fn try_strangers(&mut self, ipv4: bool) {
         let addresses: [IpAddr; 4] = match ipv4 {
             true => [
                 Ipv4Addr::new(10, 96, 0, 9).into(),
@@ -178,16 +178,16 @@ impl Trials<'_> {
         };
         for address in addresses {
             self.add(&self.senders.clone(), address, TCP, 80);
-            self.add_from_one(address, Protocol::Icmp, 0);
+            self.try_from_one(address, Protocol::Icmp, 0);
         }
     }
 
-    fn add_from_all(&mut self, destination: IpAddr, protocol: Protocol, port: u16) {
+    fn try_from_all(&mut self, destination: IpAddr, protocol: Protocol, port: u16) {
         self.add(&self.senders.clone(), destination, protocol, port);
         self.add(&self.clients.clone(), destination, protocol, port);
     }
 
-    fn add_from_one(&mut self, destination: IpAddr, protocol: Protocol, port: u16) {
+    fn try_from_one(&mut self, destination: IpAddr, protocol: Protocol, port: u16) {
         let one: Vec<Sender> = self.senders.iter().take(1).copied().collect();
         self.add(&one, destination, protocol, port);
     }
@@ -195,7 +195,7 @@ impl Trials<'_> {
     /// The same number over every protocol.
     fn beside(&mut self, destination: IpAddr, port: u16) {
         for transport in Transport::ALL {
-            self.add_from_one(destination, Protocol::Transport(transport), port);
+            self.try_from_one(destination, Protocol::Transport(transport), port);
         }
     }
 

@@ -1,6 +1,7 @@
 //! What `portolan render` prints, loaded by nft into a fresh namespace, is what we write over netlink; and what nft
 //! lists of that loads again.
 
+use std::net::IpAddr;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -51,7 +52,13 @@ fn text_netlink_and_the_listing_of_either_make_the_same_tables() -> Result<()> {
     }
     let seed = number_from_env("PORTOLAN_SEED", 1);
     for seed in seed..seed + 20 {
-        let cluster = Generator::new(seed).cluster();
+        let mut cluster = Generator::new(seed).cluster();
+        // nft 1.0.6 lists the rules of IPv6 affinity but has too few registers to load them (netlink_linearize.c).
+        for service in &mut cluster.services {
+            if service.cluster_ips.iter().any(IpAddr::is_ipv6) {
+                service.affinity = None;
+            }
+        }
         let tables = product::contents(&cluster, &cluster.nodes[0]);
         let wanted = tables.clone().map(Some);
         let text: String = tables.iter().map(nft::text::table).collect();

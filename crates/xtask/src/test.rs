@@ -7,7 +7,7 @@ use crate::{check, control_plane, tools};
 
 /// How much of the random tests the gate runs; a developer's run has a taste of each.
 const FULL_SIZE: [(&str, &str); 4] = [
-    ("PORTOLAN_CLUSTERS", "20000"),
+    ("PORTOLAN_CLUSTERS", "10000"),
     ("PORTOLAN_KERNEL_CLUSTERS", "500"),
     ("PORTOLAN_HISTORIES", "5000"),
     ("PORTOLAN_PEER_CLUSTERS", "300"),

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::write::{days_of_month, days_of_year};
 use super::{
     Cluster, Endpoint, Ingress, Kind, Node, Service, ServicePort, Slice, SlicePort, Transport,
     label,
@@ -195,16 +196,28 @@ fn hints(endpoint: &Value, field: &str) -> Result<Vec<String>> {
     hints.map(|hint| text(hint, "/name")).collect()
 }
 
-/// Seconds of a creation timestamp. Only their order matters: the digits of RFC 3339 in UTC, read as one
-/// number, have the same.
+/// Seconds since 1970 of a creation timestamp, which is in UTC and whole seconds.
 fn created(document: &Value) -> Result<i64> {
     let Some(stamp) = optional_text(document, "/metadata/creationTimestamp") else {
         return Ok(0);
     };
-    let digits: String = stamp.chars().filter(char::is_ascii_digit).collect();
-    digits
-        .parse()
-        .with_context(|| format!("creationTimestamp {stamp}"))
+    let numbers: Vec<i64> = stamp
+        .trim_end_matches('Z')
+        .split(['-', 'T', ':'])
+        .map(|number| {
+            number
+                .parse()
+                .with_context(|| format!("creationTimestamp {stamp}"))
+        })
+        .collect::<Result<_>>()?;
+    let [year, month, day, hour, minute, second] = numbers[..] else {
+        bail!("creationTimestamp {stamp}")
+    };
+    let days: i64 = (1970..year).map(days_of_year).sum::<i64>()
+        + (1..month)
+            .map(|month| days_of_month(year, month))
+            .sum::<i64>();
+    Ok(((days + day - 1) * 24 + hour) * 3600 + minute * 60 + second)
 }
 
 fn slice(document: &Value) -> Result<Slice> {

@@ -96,8 +96,9 @@ impl Service {
             spec["ipFamilies"] = self.cluster_ips.iter().map(|a| family_name(*a)).collect();
             spec["ipFamilyPolicy"] = json!("PreferDualStack");
         }
+        let has_node_port = self.ports.iter().any(|port| port.node_port != 0);
         let is_external = matches!(self.kind, Kind::NodePort | Kind::LoadBalancer);
-        if is_external || !self.external_ips.is_empty() {
+        if is_external || has_node_port || !self.external_ips.is_empty() {
             spec["externalTrafficPolicy"] = json!(policy(self.external_local));
         }
         if self.headless {
@@ -260,14 +261,34 @@ fn labels(labels: &[(String, String)]) -> Value {
     Value::Object(labels.iter().map(|(k, v)| (k.clone(), json!(v))).collect())
 }
 
-/// RFC 3339 of a moment in November 2023, near `1_700_000_000` (22:13:20 on the 14th).
+/// RFC 3339 of a moment since 1970, in UTC.
 fn timestamp(seconds: i64) -> String {
-    let past = seconds - 1_699_920_000;
-    let (day, rest) = (14 + past.div_euclid(86_400), past.rem_euclid(86_400));
-    format!(
-        "2023-11-{day:02}T{:02}:{:02}:{:02}Z",
-        rest / 3600,
-        rest / 60 % 60,
-        rest % 60
-    )
+    let (mut day, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let mut year = 1970;
+    while day >= days_of_year(year) {
+        day -= days_of_year(year);
+        year += 1;
+    }
+    let mut month = 1;
+    while day >= days_of_month(year, month) {
+        day -= days_of_month(year, month);
+        month += 1;
+    }
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    let day = day + 1;
+    format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+pub(super) fn days_of_year(year: i64) -> i64 {
+    (1..=12).map(|month| days_of_month(year, month)).sum()
+}
+
+pub(super) fn days_of_month(year: i64, month: i64) -> i64 {
+    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    match month {
+        2 if is_leap => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
 }
