@@ -9,13 +9,27 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Capability, Namespace};
-use nft::{Backend, Family, Kernel, KernelConfig, TableContents, Transaction};
+use nft::{Backend, Family, Kernel, KernelConfig, Rule, Statement, TableContents, Transaction};
 use portolan_tests::cluster::Generator;
 use portolan_tests::{case, number_from_env, product};
 use service_dataplane::{guard, layout};
 
-/// What a version cannot do with a table of ours, and why that is no fault of the table. None so far.
-const EXCEPTIONS: &[(&str, &str)] = &[];
+/// nft 1.0.6 lists the rule that learns affinity in an IPv6 table, and ends in an assertion of its own when it loads
+/// that listing (`netlink_gen_expr: dreg < ctx->reg_low`).
+fn loads(version: &str, tables: &[TableContents]) -> bool {
+    let learns = |rule: &Rule| {
+        rule.statements
+            .iter()
+            .any(|s| matches!(s, Statement::Learn { .. }))
+    };
+    let wide = tables
+        .iter()
+        .filter(|table| table.table.family == Family::Ip6);
+    version != "1.0.6"
+        || !wide
+            .flat_map(|table| table.chains.values())
+            .any(|chain| chain.rules.iter().any(learns))
+}
 
 /// A program `nft` and the version it is.
 struct Reader {
@@ -36,8 +50,13 @@ fn readers() -> Result<Vec<Reader>> {
         });
     }
     if readers.is_empty() {
+        // `nftables v1.0.6 (Lester Gooch #5)`
+        let told = run(Path::new("nft"), &["--version"])?;
+        let version = told
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix('v'));
         readers.push(Reader {
-            version: "installed".into(),
+            version: version.context("nft tells no version")?.into(),
             program: "nft".into(),
         });
     }
@@ -89,16 +108,13 @@ fn check(readers: &[Reader], table: &'static str, tables: &[TableContents; 2]) -
         "the kernel holds another table"
     );
     for reader in readers {
-        if let Some((_, why)) = EXCEPTIONS
-            .iter()
-            .find(|(version, _)| *version == reader.version)
-        {
-            println!("nft {} is left out: {why}", reader.version);
-            continue;
-        }
         let program = reader.program.clone();
         let listing = written.run(move || run(&program, &["list", "ruleset"]))?;
         let listing = listing.with_context(|| format!("nft {} cannot list", reader.version))?;
+        if !loads(&reader.version, tables) {
+            println!("nft {} is not asked to load IPv6 affinity", reader.version);
+            continue;
+        }
         let program = reader.program.clone();
         let again = Namespace::new("again")?.run(move || {
             let file = tempfile::NamedTempFile::new()?;

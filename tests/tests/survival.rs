@@ -135,11 +135,11 @@ fn a_table_without_owner_is_repaired_whatever_is_done_to_it() -> Result<()> {
     for vandalism in [
         "flush ruleset",
         "delete table ip portolan",
-        "flush chain ip portolan services",
+        "flush chain ip portolan arriving",
         "flush set ip portolan cluster_ips",
         "delete element ip6 portolan frontends_4 { fd00:96::80 . tcp . 80 }",
         "add element ip portolan cluster_ips { 192.0.2.1 }",
-        "add rule ip portolan services drop",
+        "add rule ip portolan arriving drop",
         "add chain ip portolan strange",
         "add set ip portolan strange { type ipv4_addr; }",
         "flush chain ip portolan prerouting; delete chain ip portolan prerouting",

@@ -223,11 +223,12 @@ impl<B: Backend> Dataplane<B> {
                     let endpoints = |group| ledger.endpoints_of_group(family, group);
                     let elements = affinity::stale(family, learned, concerns, endpoints);
                     let count = elements.len();
-                    let mut transaction = Transaction::new();
-                    if count > 0 {
-                        let set = map.clone();
-                        transaction.push(family, Operation::DeleteElements { set, elements });
+                    if count == 0 {
+                        return Ok(0);
                     }
+                    let set = map.clone();
+                    let mut transaction = Transaction::new();
+                    transaction.push(family, Operation::DeleteElements { set, elements });
                     self.backend.commit(&transaction).map(|()| count)
                 });
                 match forgotten {

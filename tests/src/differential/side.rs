@@ -18,7 +18,7 @@ use super::programs::{KubeProxy, kube_proxy_config, portolan_flags};
 use super::server::{Kind, Server};
 use super::supply::Supply;
 use super::{Fates, HASTE};
-use crate::cluster::space::{node_name, pod_address};
+use crate::cluster::space::{external_range, node_name, pod_address, service_cidr};
 use crate::cluster::{Cluster, Transport};
 use crate::field::Field;
 use crate::oracle::{self, Origin, Packet};
@@ -198,14 +198,18 @@ fn nowhere(field: &Field) -> Result<Client> {
     let nowhere = field.lab().client("nowhere")?;
     nowhere.serve(Protocol::Tcp, NOWHERE_PORT)?;
     nowhere.serve(Protocol::Udp, NOWHERE_PORT)?;
-    let (v4, v6) = (lab::SERVICE_CIDR_V4, lab::SERVICE_CIDR_V6);
-    for range in [v4, v6] {
-        let family = if range.contains(':') { "-6" } else { "-4" };
-        let local = [family, "route", "add", "local", range, "dev", "lo"];
-        ip(&nowhere, &local)?;
-        for node in field.machines() {
-            let via = nowhere.addresses()[usize::from(range.contains(':'))].to_string();
-            ip(node, &["route", "add", range, "via", &via])?;
+    let ranges_of =
+        |ipv4| [service_cidr(ipv4), external_range(ipv4)].map(|range| range.to_string());
+    for (family, via, ranges) in [("-4", 0, ranges_of(true)), ("-6", 1, ranges_of(false))] {
+        let via = nowhere.addresses()[via].to_string();
+        for range in &ranges {
+            ip(
+                &nowhere,
+                &[family, "route", "add", "local", range, "dev", "lo"],
+            )?;
+            for node in field.machines() {
+                ip(node, &["route", "add", range, "via", &via])?;
+            }
         }
     }
     for node in field.machines() {
@@ -216,10 +220,12 @@ fn nowhere(field: &Field) -> Result<Client> {
         "table inet nowhere {{
             chain prerouting {{
                 type nat hook prerouting priority dstnat
-                ip daddr {v4} meta l4proto {{ tcp, udp }} redirect to :{NOWHERE_PORT}
-                ip6 daddr {v6} meta l4proto {{ tcp, udp }} redirect to :{NOWHERE_PORT}
+                ip daddr {{ {} }} meta l4proto {{ tcp, udp }} redirect to :{NOWHERE_PORT}
+                ip6 daddr {{ {} }} meta l4proto {{ tcp, udp }} redirect to :{NOWHERE_PORT}
             }}
-        }}"
+        }}",
+        ranges_of(true).join(", "),
+        ranges_of(false).join(", ")
     ))?;
     Ok(nowhere)
 }

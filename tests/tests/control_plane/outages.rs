@@ -180,7 +180,7 @@ fn an_api_server_that_restarts_or_has_forgotten_everything_is_followed_on() -> R
     stage.wait_for_backends(&stage.web, 3)?;
     wait_until("the deleted Service to be gone", PATIENCE, || {
         let outcome = stage.connect(&stage.client, &gone);
-        outcome.is_ok_and(|outcome| outcome == Outcome::Unreachable)
+        outcome.is_ok_and(|outcome| outcome == Outcome::TimedOut)
     })?;
     ensure!(
         whole_lists(plane)? > lists,

@@ -41,8 +41,9 @@ fn a_deployment_scales_up_and_down_and_its_service_follows() -> Result<()> {
         wait_for_outcome(client, to, &Outcome::Refused)?;
     }
     scene.kubectl(&["delete", "service", "web"])?;
+    // An address of a ServiceCIDR that no Service has: dropped (KEP-1880).
     for to in addresses {
-        wait_for_outcome(client, to, &Outcome::Unreachable)?;
+        wait_for_outcome(client, to, &Outcome::TimedOut)?;
     }
     Ok(())
 }
@@ -128,7 +129,7 @@ fn a_service_changes_its_type_and_back() -> Result<()> {
         streams.lost_nothing()?;
         patch(r#"{"type":"ExternalName","externalName":"example.com"}"#)?;
         for to in addresses {
-            wait_for_outcome(client, to, &Outcome::Unreachable)?;
+            wait_for_outcome(client, to, &Outcome::TimedOut)?;
         }
         for to in node_ports {
             wait_for_outcome(outside, to, &Outcome::Refused)?;

@@ -81,14 +81,13 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
             Expr::Update {
                 map, data, seconds, ..
             } => {
-                // The loads just before: the data's go to the registers from `data` on.
+                // The loads just before, masks between them: the data's go to the registers from `data` on.
                 let mut key = take(&mut key);
-                let end = exprs.len() - rest.len() - 1;
-                let loads = exprs.get(end.checked_sub(key.len())?..end)?;
-                let split = loads
-                    .iter()
-                    .position(|load| register(load) >= Some(*data))?;
-                let data = key.split_off(split);
+                let before = exprs.get(..exprs.len() - rest.len() - 1)?;
+                let is_load = |expr: &&Expr| !matches!(expr, Expr::Bitwise { .. });
+                let loads = before.iter().rev().filter(is_load).take(key.len());
+                let of_data = loads.take_while(|load| register(load) >= Some(*data));
+                let data = key.split_off(key.len().checked_sub(of_data.count())?);
                 statements.push(Statement::Learn {
                     key,
                     data,
