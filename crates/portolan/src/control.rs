@@ -86,10 +86,13 @@ pub async fn run(
     let foreign = listen(monitor, cancel.clone())?;
     tracing::info!(flags = ?kernel.table_flags(), "tables are written over netlink");
     let cleaner = Cleaner::start(reports.metrics.clone())?;
-    let on_loopback = config
-        .node
-        .nodeport_addresses
-        .contains(&NodePortAddress::Localhost);
+    // A range of loopback addresses asks for what the key word does.
+    let asks_for_loopback = |item: &NodePortAddress| match item {
+        NodePortAddress::Localhost => true,
+        NodePortAddress::Cidr(range) => range.addr().is_loopback(),
+        NodePortAddress::Primary | NodePortAddress::All => false,
+    };
+    let on_loopback = config.node.nodeport_addresses.iter().any(asks_for_loopback);
     let mut control = Control::new(config.node, kernel, reports);
     control.loopback = on_loopback.then(|| localhost::start(&config.relays, cancel.clone()));
     control.cleaner = Some(cleaner);

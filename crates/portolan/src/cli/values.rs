@@ -60,8 +60,6 @@ impl FromStr for NodePortAddressList {
             "all" => Ok(NodePortAddress::All),
             "localhost" => Ok(NodePortAddress::Localhost),
             cidr => match cidr.parse::<IpNet>() {
-                // Ranges of loopback addresses ask for what the key word does.
-                Ok(net) if net.addr().is_loopback() => Ok(NodePortAddress::Localhost),
                 Ok(net) => Ok(NodePortAddress::Cidr(net.trunc())),
                 Err(_) => Err(format!(
                     "{cidr:?} is not a CIDR; supported: primary, all, localhost and CIDRs"

@@ -107,6 +107,10 @@ fn loopback_addresses_never_serve_node_ports() {
     serves_node_ports(everything, &[], interfaces, &["192.0.2.1"]);
     let all = vec![NodePortAddress::All];
     serves_node_ports(all, &[], interfaces, &["192.0.2.1"]);
+    // Ranges of one family leave the other open.
+    let of_ipv4 = cidrs(&["127.0.0.0/8"]);
+    let both = &["127.0.0.1", "192.0.2.1", "2001:db8::1"];
+    serves_node_ports(of_ipv4, &[], both, &["2001:db8::1"]);
     let localhost = vec![NodePortAddress::Localhost];
     serves_node_ports(localhost, &["192.0.2.1"], interfaces, &[]);
     let primary = vec![NodePortAddress::Primary];
