@@ -23,6 +23,7 @@ pub mod overlay;
 pub mod packets;
 pub mod product;
 pub mod stage;
+pub mod traffic;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};

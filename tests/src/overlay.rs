@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -83,17 +83,19 @@ impl OverlayStage {
 
     /// Starts the program on a node.
     pub fn start(&self, node: usize, more: &[&str]) -> Result<Daemon> {
-        let host = &self.nodes[node];
         let manifests = self
             .manifests
             .path()
             .to_str()
             .context("a path that is text")?;
+        self.start_from(node, &["--manifests", manifests], more)
+    }
+
+    fn start_from(&self, node: usize, source: &[&str], more: &[&str]) -> Result<Daemon> {
+        let host = &self.nodes[node];
         let clusters = format!("{CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}");
         let arguments = [
             "run",
-            "--manifests",
-            manifests,
             "--hostname-override",
             host.name(),
             "--overlay",
@@ -107,7 +109,7 @@ impl OverlayStage {
             "--metrics-bind-address",
             "",
         ];
-        host.spawn_daemon(portolan()?, arguments.iter().chain(more))
+        host.spawn_daemon(portolan()?, arguments.iter().chain(source).chain(more))
     }
 
     /// A path of a file of a node's own, no manifest.
@@ -136,29 +138,9 @@ impl OverlayStage {
 
     /// Starts the program on a node with an API server.
     pub fn start_with_api(&self, node: usize, kubeconfig: &str, more: &[&str]) -> Result<Daemon> {
-        let host = &self.nodes[node];
-        let clusters = format!("{CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}");
-        let (env, cache) = (self.file(node, "env"), self.file(node, "peers"));
-        let arguments = [
-            "run",
-            "--kubeconfig",
-            kubeconfig,
-            "--hostname-override",
-            host.name(),
-            "--overlay",
-            "vxlan",
-            "--cluster-cidr",
-            &clusters,
-            "--subnet-file",
-            &env,
-            "--overlay-cache",
-            &cache,
-            "--healthz-bind-address",
-            "",
-            "--metrics-bind-address",
-            "",
-        ];
-        host.spawn_daemon(portolan()?, arguments.iter().chain(more))
+        let cache = self.file(node, "peers");
+        let source = ["--kubeconfig", kubeconfig, "--overlay-cache", &cache];
+        self.start_from(node, &source, more)
     }
 
     /// Starts it on every node and waits until every pod reaches every other.
@@ -237,6 +219,7 @@ pub struct BeatReport {
 /// Datagrams to an echo server all the time, and the time in which no answer came.
 pub struct Beat {
     stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
     thread: JoinHandle<Result<BeatReport>>,
 }
 
@@ -244,9 +227,22 @@ impl Beat {
     /// Starts sending.
     pub fn start(from: &Host, to: IpAddr) -> Result<Beat> {
         let stop = Arc::new(AtomicBool::new(false));
-        let stopping = stop.clone();
-        let thread = from.thread(move || beat(SocketAddr::new(to, PORT), &stopping))?;
-        Ok(Beat { stop, thread })
+        let answered = Arc::new(AtomicU64::new(0));
+        let (stopping, answers) = (stop.clone(), answered.clone());
+        let thread = from.thread(move || beat(SocketAddr::new(to, PORT), &stopping, &answers))?;
+        Ok(Beat {
+            stop,
+            answered,
+            thread,
+        })
+    }
+
+    /// Waits until so many more were answered.
+    pub fn goes_on(&self, answers: u64) -> Result<()> {
+        let enough = self.answered.load(Ordering::Relaxed) + answers;
+        wait_until("answers", PATIENCE, || {
+            self.answered.load(Ordering::Relaxed) >= enough
+        })
     }
 
     /// Stops and reports, when the last answers have had time to come.
@@ -259,7 +255,7 @@ impl Beat {
     }
 }
 
-fn beat(to: SocketAddr, stop: &AtomicBool) -> Result<BeatReport> {
+fn beat(to: SocketAddr, stop: &AtomicBool, answered: &AtomicU64) -> Result<BeatReport> {
     let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
     let socket = UdpSocket::bind(any)?;
     socket.connect(to)?;
@@ -280,6 +276,7 @@ fn beat(to: SocketAddr, stop: &AtomicBool) -> Result<BeatReport> {
             match socket.recv(&mut buffer) {
                 Ok(_) => {
                     report.answered += 1;
+                    answered.store(report.answered, Ordering::Relaxed);
                     report.longest_gap = report.longest_gap.max(last.elapsed());
                     last = Instant::now();
                 }
@@ -297,6 +294,11 @@ fn beat(to: SocketAddr, stop: &AtomicBool) -> Result<BeatReport> {
         .longest_gap
         .max(silent_at_the_end.unwrap_or_default());
     Ok(report)
+}
+
+/// Waits until every one of them had more answers, enough to show a gap.
+pub fn all_go_on(beats: &[Beat]) -> Result<()> {
+    beats.iter().try_for_each(|beat| beat.goes_on(50))
 }
 
 /// The worst of several beats: the most lost, and the longest gap.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::wait_until;
-use portolan_tests::overlay::{OverlayStage, can_run, state, worst};
+use portolan_tests::overlay::{OverlayStage, all_go_on, can_run, state, worst};
 use portolan_tests::stage::PATIENCE;
 
 /// Generous for a busy machine; what is measured is printed, and stated in `benches/`.
@@ -57,7 +57,7 @@ fn survives(what: &str, lines: &[&str]) -> Result<()> {
     let devices = ["flannel.1", "flannel-v6.1"];
     let before = devices.map(|device| state(&stage.nodes[0], device).map_err(|e| e.to_string()));
     let beats = stage.beats()?;
-    std::thread::sleep(Duration::from_millis(300));
+    all_go_on(&beats)?;
     for line in lines {
         stage.ip(0, line)?;
     }
@@ -68,7 +68,7 @@ fn survives(what: &str, lines: &[&str]) -> Result<()> {
             .zip(&before)
             .all(|(now, before)| settled(now) == settled(before))
     })?;
-    std::thread::sleep(Duration::from_millis(300));
+    all_go_on(&beats)?;
     stage.wait_for_mesh()?;
     let (lost, gap) = worst(beats)?;
     println!("{what}: {lost} datagrams lost at most, longest gap {gap:?}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::fake_api::{FakeApi, Resource};
 use lab::{Daemon, wait_until};
-use portolan_tests::overlay::{Beat, OverlayStage, can_run, mac_of, tool, worst};
+use portolan_tests::overlay::{Beat, OverlayStage, all_go_on, can_run, mac_of, tool, worst};
 use portolan_tests::stage::PATIENCE;
 use serde_json::Value;
 
@@ -103,7 +103,7 @@ fn a_list_that_lost_most_nodes_takes_nothing_away() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (stage, api, _daemons, _) = start(5)?;
+    let (stage, api, daemons, _) = start(5)?;
     let beats = stage.beats()?;
     api.set_reachable(false);
     for node in 1..5 {
@@ -122,7 +122,9 @@ fn a_list_that_lost_most_nodes_takes_nothing_away() -> Result<()> {
     wait_until("every node to have listed anew", PATIENCE, || {
         asked() >= before + 15
     })?;
-    std::thread::sleep(Duration::from_millis(500));
+    // Having taken the list in, it has had its chance to delete.
+    daemons[0].wait_for_line("served on", PATIENCE)?;
+    all_go_on(&beats)?;
     ensure!(
         routes(&stage, 0)? == 4,
         "routes were deleted for a list that cannot be true"

@@ -1,64 +1,13 @@
 //! What happens to the daemon and to its tables, and what connections notice of it: nothing.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
-use lab::{ConnectionStream, Held, Probe, Protocol, wait_until};
+use lab::wait_until;
 use nft::Feature;
 use portolan_tests::number_from_env;
 use portolan_tests::stage::{PATIENCE, Stage, can_run, has, service};
+use portolan_tests::traffic::Traffic;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-
-/// Long connections and new ones, all the time, to a Service that does not change.
-struct Traffic {
-    held: Held,
-    new: ConnectionStream,
-}
-
-impl Traffic {
-    fn start(stage: &Stage) -> Result<Traffic> {
-        let to = Stage::address(&stage.web)?;
-        let held = stage.client.hold(to, 40, Duration::from_millis(10))?;
-        let new = stage
-            .client
-            .stream_connections(Probe::new(Protocol::Tcp, to), Duration::from_micros(500))?;
-        Ok(Traffic { held, new })
-    }
-
-    /// Waits until so many more connections were made.
-    fn goes_on(&self, connections: usize) -> Result<()> {
-        let made = || self.new.report().tally;
-        let enough = made().answered() + made().failed() + connections;
-        wait_until("traffic", PATIENCE, || {
-            made().answered() + made().failed() >= enough
-        })
-    }
-
-    fn lost_nothing(self) -> Result<()> {
-        let (held, new) = (self.held.stop(), self.new.stop());
-        println!(
-            "{} new connections, {} exchanges on held ones",
-            new.tally.answered(),
-            held.exchanges
-        );
-        ensure!(
-            held.exchanges > 0 && new.tally.answered() > 0,
-            "no traffic at all"
-        );
-        ensure!(
-            held.lost.is_empty(),
-            "established connections lost: {:?}",
-            held.lost
-        );
-        ensure!(
-            new.failures.is_empty(),
-            "new connections failed: {:?}",
-            new.failures
-        );
-        Ok(())
-    }
-}
 
 #[test]
 fn a_hundred_kills_under_churn_lose_no_connection() -> Result<()> {
@@ -87,7 +36,8 @@ fn a_hundred_kills_under_churn_lose_no_connection() -> Result<()> {
     }
     daemon.wait_for_line("tables are in step", PATIENCE)?;
     stage.wait_for_backends(&churning, 4)?;
-    traffic.lost_nothing()
+    traffic.lost_nothing()?;
+    Ok(())
 }
 
 #[test]
@@ -115,7 +65,8 @@ fn a_hundred_foreign_flushes_lose_no_connection() -> Result<()> {
         );
     }
     ensure!(stage.tables()? == before, "the tables have changed");
-    traffic.lost_nothing()
+    traffic.lost_nothing()?;
+    Ok(())
 }
 
 #[test]
@@ -164,5 +115,6 @@ fn rules_stay_when_the_daemon_is_asked_to_stop() -> Result<()> {
     daemon.signal(nix::sys::signal::Signal::SIGTERM)?;
     ensure!(daemon.wait(PATIENCE)?.success(), "it did not end well");
     traffic.goes_on(100)?;
-    traffic.lost_nothing()
+    traffic.lost_nothing()?;
+    Ok(())
 }

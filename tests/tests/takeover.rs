@@ -2,76 +2,25 @@
 
 use std::io::Write;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use lab::fake_api::FakeApi;
-use lab::{
-    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, ConnectionStream, Daemon, Held, Probe, Protocol, node_object,
-    wait_until,
-};
+use lab::{CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Daemon, node_object, wait_until};
+use portolan_tests::differential::{KubeProxy, kube_proxies};
 use portolan_tests::stage::{PATIENCE, Stage, can_run, portolan};
+use portolan_tests::traffic::Traffic;
 use serde_json::json;
 
-/// Long connections and new ones to the Service, all the time.
-struct Traffic {
-    held: Held,
-    new: ConnectionStream,
-}
-
-impl Traffic {
-    fn start(stage: &Stage) -> Result<Traffic> {
-        let to = Stage::address(&stage.web)?;
-        let held = stage.client.hold(to, 40, Duration::from_millis(10))?;
-        let probe = Probe::new(Protocol::Tcp, to);
-        let new = stage
-            .client
-            .stream_connections(probe, Duration::from_micros(500))?;
-        Ok(Traffic { held, new })
-    }
-
-    /// Waits until so many more connections were made.
-    fn goes_on(&self, connections: usize) -> Result<()> {
-        let made = || {
-            let tally = self.new.report().tally;
-            tally.answered() + tally.failed()
-        };
-        let enough = made() + connections;
-        wait_until("traffic", PATIENCE, || made() >= enough)
-    }
-
-    fn lost_nothing(self) -> Result<()> {
-        let (held, new) = (self.held.stop(), self.new.stop());
-        println!(
-            "{} new connections (slowest {:?}), {} exchanges on held ones (longest {:?})",
-            new.tally.answered(),
-            new.slowest,
-            held.exchanges,
-            held.longest_echo
-        );
-        ensure!(
-            held.exchanges > 0 && new.tally.answered() > 0,
-            "no traffic at all"
-        );
-        ensure!(
-            held.lost.is_empty(),
-            "established connections lost: {:?}",
-            held.lost
-        );
-        ensure!(
-            new.failures.is_empty(),
-            "new connections failed: {:?}",
-            new.failures
-        );
-        // A lost SYN would be sent again after a second.
-        ensure!(
-            new.slowest < Duration::from_secs(1),
-            "a packet was lost: {:?}",
-            new.slowest
-        );
-        Ok(())
-    }
+/// Nor was one sent again: a lost SYN would be, after a second.
+fn no_packet_was_lost(traffic: Traffic) -> Result<()> {
+    let slowest = traffic.lost_nothing()?;
+    ensure!(
+        slowest < Duration::from_secs(1),
+        "a packet was lost: {slowest:?}"
+    );
+    Ok(())
 }
 
 /// Runs a program on the node and returns what it prints.
@@ -208,7 +157,7 @@ fn takes_over_from_iptables(variant: &str) -> Result<()> {
     })?;
     stage.wait_for_backends(&stage.web, 4)?;
     traffic.goes_on(200)?;
-    traffic.lost_nothing()?;
+    no_packet_was_lost(traffic)?;
     daemon.wait_for_line("taken over from kube-proxy", PATIENCE)?;
     let saved = run(&stage, &format!("iptables-{variant}-save"))?;
     for stays in [
@@ -300,38 +249,12 @@ fn cleanup_takes_our_tables_away_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
-/// The kube-proxies of the control plane, none (aloud) where there are none. With `CI` set they must be there.
-fn kube_proxies() -> Result<Vec<PathBuf>> {
-    const FOLDER: &str = "PORTOLAN_CONTROL_PLANE";
-    let Some(folder) = std::env::var_os(FOLDER) else {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "{FOLDER} must be set with CI set"
-        );
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: no kube-proxy, {FOLDER} is not set"
-        );
-        return Ok(Vec::new());
-    };
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(&folder).with_context(|| format!("{FOLDER}={folder:?}"))? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with("kube-proxy-1.") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
 /// Starts a kube-proxy on the node under test.
 fn start_kube_proxy(
     stage: &Stage,
-    program: &PathBuf,
+    program: &Path,
     mode: &str,
-    kubeconfig: &PathBuf,
+    kubeconfig: &Path,
 ) -> Result<Daemon> {
     let config = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
@@ -361,7 +284,7 @@ fn takes_over_from_kube_proxy(mode: &str) -> Result<()> {
     if !can_run() || !has_iptables() {
         return Ok(());
     }
-    for program in kube_proxies()? {
+    for KubeProxy { program, .. } in kube_proxies()? {
         println!("{} in mode {mode}", program.display());
         let stage = Stage::new()?;
         let listener = stage.node.run(|| TcpListener::bind(("127.0.0.1", 0)))??;
@@ -399,7 +322,7 @@ fn takes_over_from_kube_proxy(mode: &str) -> Result<()> {
         // From here on, what the cluster says is done by us.
         api.apply_all(stage.objects(&stage.web, 0..4))?;
         stage.wait_for_backends(&stage.web, 4)?;
-        traffic.lost_nothing()?;
+        no_packet_was_lost(traffic)?;
     }
     Ok(())
 }

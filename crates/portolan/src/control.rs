@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::conntrack::Cleaner;
 use crate::features;
-use crate::leftovers::{self, Ipvs};
 use crate::localhost;
 use crate::memory;
 use crate::metrics::Metrics;
@@ -76,7 +75,6 @@ pub async fn run(
         owner: config.own_tables && features.has(Feature::TablePersist),
     })
     .context("could not open the nftables socket (CAP_NET_ADMIN is needed)")?;
-    warn_of_leftovers();
     // Held to the end: it goes with its socket.
     let _guard = (config.own_tables && features::needs_guard(&features))
         .then(stand_guard)
@@ -120,20 +118,6 @@ pub async fn run(
         control.turn(&addresses);
     }
     Ok(())
-}
-
-/// In one line what kube-proxy's IPVS mode left here, if anything.
-fn warn_of_leftovers() {
-    match Ipvs::find() {
-        Ok(found) if found.is_empty() => {}
-        Ok(found) => tracing::warn!(
-            link = leftovers::LINK,
-            addresses = found.addresses.len(),
-            virtual_servers = found.virtual_servers,
-            "kube-proxy's IPVS mode left things behind: `kube-proxy --cleanup` removes them"
-        ),
-        Err(error) => tracing::debug!(error = format!("{error:#}"), "leftovers not looked for"),
-    }
 }
 
 /// Without a guard everything works but for connections that are established when somebody flushes.

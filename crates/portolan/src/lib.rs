@@ -6,7 +6,6 @@
 //! * [`node_addresses`] follows the addresses of this node's interfaces.
 //! * [`memory`] gives back what a first list took.
 //! * [`features`] says what is done where the kernel lacks something.
-//! * [`leftovers`] finds what kube-proxy's IPVS mode left on the node.
 //! * [`overlay`] keeps the tunnel to other nodes' pods.
 //! * [`status`], [`metrics`] and [`http`] tell others how it goes.
 //! * [`conntrack`] ends stale flows after a commit; [`sysctl`] makes the settings of connection tracking.
@@ -20,7 +19,6 @@ pub mod conntrack;
 pub mod control;
 pub mod features;
 pub mod http;
-pub mod leftovers;
 pub mod localhost;
 pub mod memory;
 pub mod metrics;

@@ -18,7 +18,7 @@
 //! A kube-proxy that still runs writes its rules again. They are looked for from time to time, removed again, and the
 //! fight is reported; it does no harm to connections, for either set of rules serves them.
 
-mod ipvs;
+pub mod ipvs;
 mod legacy;
 
 use std::fmt;
@@ -94,13 +94,13 @@ pub struct Report {
 }
 
 /// Leftovers of IPVS mode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Ipvs {
     /// There are none.
     #[default]
     None,
     /// They stay: established connections live in them.
-    Stays,
+    Stays(ipvs::Leftovers),
     /// They were removed.
     Removed,
 }
@@ -213,8 +213,13 @@ fn log(report: &Report, before: &Report, was_there: bool) {
     if report.kept != before.kept {
         tracing::warn!(chains = ?report.kept, "somebody else's rules lead to these chains of kube-proxy: they stay");
     }
-    if report.ipvs == Ipvs::Stays && before.ipvs != Ipvs::Stays {
+    if let Ipvs::Stays(found) = &report.ipvs
+        && !matches!(before.ipvs, Ipvs::Stays(_))
+    {
         tracing::warn!(
+            device = ipvs::DEVICE,
+            addresses = found.addresses.len(),
+            virtual_servers = found.virtual_servers,
             "kube-proxy's IPVS servers stay for the connections that live in them; \
              `portolan cleanup --kube-proxy` removes them"
         );

@@ -85,7 +85,7 @@ pub(crate) struct Applied {
     pub(crate) conflicts: Vec<Conflict>,
     /// Tracked flows to look for once the transaction is in.
     pub(crate) flows: Vec<FlowCheck>,
-    /// Affinity groups that changed, or are no more.
+    /// Affinity groups that lost an endpoint.
     pub(crate) groups: BTreeSet<(Family, u32)>,
 }
 
@@ -142,9 +142,8 @@ impl Ledger {
             let reset = !resets.is_empty() && self.wished_by(&claim, &resets);
             let check = FlowCheck::of_change(claim, old.as_ref(), new.as_ref(), reset);
             applied.flows.extend(check);
-            let groups = [&old, &new].into_iter().flatten();
-            let groups = groups.filter_map(|frontend| Some((of, frontend.affinity?.group)));
-            applied.groups.extend(groups);
+            let group = group_that_loses(old.as_ref(), new.as_ref());
+            applied.groups.extend(group.map(|group| (of, group)));
             let new = new.as_ref().map(render).unwrap_or_default();
             let old = old.as_ref().map(render).unwrap_or_default();
             changes.frontend(of, old, new);
@@ -254,14 +253,7 @@ impl Ledger {
         let in_group = |frontend: &&Frontend| {
             family(frontend.place) == of && frontend.affinity.is_some_and(|a| a.group == group)
         };
-        let lists = frontends
-            .filter(in_group)
-            .flat_map(|frontend| [Some(&frontend.disposition), frontend.outside.as_ref()]);
-        let backends = lists.flatten().filter_map(|disposition| match disposition {
-            Disposition::Balance(backends) => Some(backends.iter()),
-            Disposition::Refuse | Disposition::Drop => None,
-        });
-        backends.flatten().map(|b| (b.address, b.port)).collect()
+        frontends.filter(in_group).flat_map(endpoints).collect()
     }
 
     fn replace(&mut self, update: Update) -> Update {
@@ -417,6 +409,26 @@ impl Ledger {
         }
         contents
     }
+}
+
+/// Where connections to a frontend may go, whoever makes them.
+fn endpoints(frontend: &Frontend) -> impl Iterator<Item = (IpAddr, u16)> {
+    let lists = [Some(&frontend.disposition), frontend.outside.as_ref()];
+    let backends = lists.into_iter().flatten().filter_map(|list| match list {
+        Disposition::Balance(backends) => Some(backends.iter()),
+        Disposition::Refuse | Disposition::Drop => None,
+    });
+    backends.flatten().map(|b| (b.address, b.port))
+}
+
+/// The affinity group that may remember an endpoint which this change takes away. To look what clients have been given
+/// costs a reading of all of it, so a change that only adds endpoints must not.
+fn group_that_loses(old: Option<&Frontend>, new: Option<&Frontend>) -> Option<u32> {
+    let group = old?.affinity?.group;
+    let same = new.filter(|new| new.affinity.is_some_and(|affinity| affinity.group == group));
+    let kept: BTreeSet<_> = same.into_iter().flat_map(endpoints).collect();
+    let loses = endpoints(old?).any(|endpoint| !kept.contains(&endpoint));
+    loses.then_some(group)
 }
 
 fn seniority(intent: &ServiceIntent) -> Seniority {

@@ -4,11 +4,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use lab::{ConnectionStream, ControlPlane, Daemon, Held, Outcome, Probe, Protocol, wait_until};
+use lab::{ControlPlane, Daemon, Outcome, wait_until};
 use nft::TableContents;
 use nix::sys::signal::Signal;
 use portolan_tests::live::can_run_live;
 use portolan_tests::stage::{PATIENCE, Stage, service};
+use portolan_tests::traffic::Traffic;
+
+use crate::in_an_api_server;
 
 /// Being able to talk to the API server again, Portolan is in step within this time.
 const CONVERGENCE: Duration = Duration::from_secs(5);
@@ -26,12 +29,7 @@ struct Watched {
 
 impl Watched {
     fn start() -> Result<Watched> {
-        let stage = Stage::new()?;
-        let plane = ControlPlane::without_controllers(stage.lab())?;
-        plane.register(&stage.node)?;
-        plane.apply_all(&stage.objects(&stage.web, 0..4))?;
-        let kubeconfig = plane.kubeconfig_for_portolan()?;
-        let kubeconfig = kubeconfig.display().to_string();
+        let (stage, plane, kubeconfig) = in_an_api_server()?;
         let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
         daemon.wait_for_line("tables are in step", PATIENCE)?;
         stage.wait_for_backends(&stage.web, 4)?;
@@ -70,39 +68,6 @@ impl Watched {
         }
         Ok(())
     }
-
-    fn traffic(&self) -> Result<(Held, ConnectionStream)> {
-        let (client, to) = (&self.stage.client, Stage::address(&self.stage.web)?);
-        let probe = Probe::new(Protocol::Tcp, to);
-        Ok((
-            client.hold(to, 20, Duration::from_millis(50))?,
-            client.stream_connections(probe, Duration::from_millis(5))?,
-        ))
-    }
-}
-
-fn lost_nothing((held, new): (Held, ConnectionStream)) -> Result<()> {
-    let (held, new) = (held.stop(), new.stop());
-    println!(
-        "{} new connections, {} exchanges on held ones",
-        new.tally.answered(),
-        held.exchanges
-    );
-    ensure!(
-        held.exchanges > 0 && new.tally.answered() > 0,
-        "no traffic at all"
-    );
-    ensure!(
-        held.lost.is_empty(),
-        "established connections lost: {:?}",
-        held.lost
-    );
-    ensure!(
-        new.failures.is_empty(),
-        "new connections failed: {:?}",
-        new.failures
-    );
-    Ok(())
 }
 
 /// How often Portolan has asked for all Services there are (as a stream, KEP-3157).
@@ -126,7 +91,7 @@ fn an_api_server_that_is_away_for_minutes_changes_nothing_and_is_followed_within
         None => Duration::from_secs(20),
     };
     let before = watched.stage.tables()?;
-    let traffic = watched.traffic()?;
+    let traffic = Traffic::start_gently(&watched.stage)?;
     watched.plane.stop_api_server()?;
     watched.nothing_changes(&before, away / 2)?;
     // One that has just started knows nothing, and takes nothing away.
@@ -141,7 +106,8 @@ fn an_api_server_that_is_away_for_minutes_changes_nothing_and_is_followed_within
         converged < CONVERGENCE,
         "in step only {converged:?} after the return"
     );
-    lost_nothing(traffic)
+    traffic.lost_nothing()?;
+    Ok(())
 }
 
 #[test]
@@ -156,7 +122,7 @@ fn an_api_server_that_restarts_or_has_forgotten_everything_is_followed_on() -> R
         stage,
         ..
     } = &watched;
-    let traffic = watched.traffic()?;
+    let traffic = Traffic::start_gently(&watched.stage)?;
     plane.stop_api_server()?;
     plane.start_api_server()?;
     watched.change_to(3)?;
@@ -188,5 +154,6 @@ fn an_api_server_that_restarts_or_has_forgotten_everything_is_followed_on() -> R
         plane.audit()?
     );
     watched.change_to(4)?;
-    lost_nothing(traffic)
+    traffic.lost_nothing()?;
+    Ok(())
 }

@@ -3,22 +3,19 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use lab::{ControlPlane, PORTOLAN_RBAC, Right, wait_for};
+use lab::{PORTOLAN_RBAC, Right, wait_for};
 use portolan_tests::live::can_run_live;
-use portolan_tests::stage::{PATIENCE, Stage};
+use portolan_tests::stage::PATIENCE;
 use serde_json::Value;
+
+use crate::in_an_api_server;
 
 #[test]
 fn portolan_uses_every_right_of_its_role_and_asks_for_no_other() -> Result<()> {
     if !can_run_live() {
         return Ok(());
     }
-    let stage = Stage::new()?;
-    let plane = ControlPlane::without_controllers(stage.lab())?;
-    plane.register(&stage.node)?;
-    plane.apply_all(&stage.objects(&stage.web, 0..4))?;
-    let kubeconfig = plane.kubeconfig_for_portolan()?;
-    let kubeconfig = kubeconfig.display().to_string();
+    let (stage, plane, kubeconfig) = in_an_api_server()?;
     let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
     daemon.wait_for_line("tables are in step", PATIENCE)?;
     let audit = plane.audit()?;
@@ -43,12 +40,7 @@ fn without_a_right_portolan_says_which_and_waits() -> Result<()> {
     if !can_run_live() {
         return Ok(());
     }
-    let stage = Stage::new()?;
-    let plane = ControlPlane::without_controllers(stage.lab())?;
-    plane.register(&stage.node)?;
-    plane.apply_all(&stage.objects(&stage.web, 0..4))?;
-    let kubeconfig = plane.kubeconfig_for_portolan()?;
-    let kubeconfig = kubeconfig.display().to_string();
+    let (stage, plane, kubeconfig) = in_an_api_server()?;
     let remove = r#"[{"op":"remove","path":"/rules/1"}]"#;
     let patch = ["patch", "clusterrole", "portolan", "--type=json", "--patch"];
     plane.kubectl(&[&patch[..], &[remove]].concat())?;

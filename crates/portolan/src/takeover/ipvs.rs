@@ -4,14 +4,19 @@
 //! it there is nothing to do. Virtual servers are removed where `ipvsadm` is there to do it, those at the device's
 //! addresses only; without the device no packet meets the others.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use nft::Foreign;
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::SockaddrStorage;
 
 use super::{Connections, Ipvs, Report};
 
-const DEVICE: &str = "kube-ipvs0";
+/// The device that kube-proxy binds cluster IPs to (pkg/proxy/ipvs).
+pub const DEVICE: &str = "kube-ipvs0";
 
 /// kube-proxy's IP sets, without `KUBE-` or `KUBE-6-` (pkg/proxy/ipvs/ipset.go).
 const SETS: [&str; 18] = [
@@ -35,17 +40,70 @@ const SETS: [&str; 18] = [
     "LOCAL-IP",
 ];
 
+/// What was found in the network namespace of the calling thread.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leftovers {
+    /// Whether the device is there.
+    pub device: bool,
+    /// Addresses on it, but for those that the kernel makes by itself.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Number of virtual servers.
+    pub virtual_servers: usize,
+}
+
+impl Leftovers {
+    /// Looks for them.
+    pub fn find() -> Result<Leftovers> {
+        let mut found = Leftovers::default();
+        let interfaces = getifaddrs().context("list interface addresses")?;
+        for interface in interfaces.filter(|interface| interface.interface_name == DEVICE) {
+            found.device = true;
+            let address = interface.address.as_ref().and_then(ip);
+            found
+                .addresses
+                .extend(address.filter(|ip| !is_link_local(ip)));
+        }
+        // Where the kernel has no IPVS there is no such file.
+        let servers = std::fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
+        found.virtual_servers = virtual_servers(&servers);
+        Ok(found)
+    }
+
+    /// Whether there is anything.
+    pub fn is_empty(&self) -> bool {
+        *self == Leftovers::default()
+    }
+}
+
+fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+}
+
+fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+/// Lines of `/proc/net/ip_vs` that begin a virtual server: by protocol, or by firewall mark.
+fn virtual_servers(text: &str) -> usize {
+    let kinds = ["TCP ", "UDP ", "SCTP ", "FWM "];
+    text.lines()
+        .filter(|line| kinds.iter().any(|kind| line.starts_with(kind)))
+        .count()
+}
+
 /// Removes them, or says that they stay.
 pub(super) fn remove(foreign: &mut Foreign, connections: Connections, report: &mut Report) {
-    // An index only this network namespace's devices have.
-    if nix::net::if_::if_nametoindex(DEVICE).is_err() {
-        return;
-    }
+    let found = match Leftovers::find() {
+        Ok(found) if found.device => found,
+        Ok(_) => return,
+        Err(error) => return report.failures.push(format!("IPVS: {error:#}")),
+    };
     if connections == Connections::Keep {
-        report.ipvs = Ipvs::Stays;
+        report.ipvs = Ipvs::Stays(found);
         return;
     }
-    if let Err(error) = remove_servers() {
+    if let Err(error) = remove_servers(&found) {
         report.failures.push(format!("IPVS servers: {error:#}"));
     }
     match remove_device() {
@@ -75,8 +133,8 @@ fn remove_device() -> Result<()> {
 }
 
 /// Removes the virtual servers at the device's addresses.
-fn remove_servers() -> Result<()> {
-    if !std::path::Path::new("/proc/thread-self/net/ip_vs").exists() {
+fn remove_servers(found: &Leftovers) -> Result<()> {
+    if found.virtual_servers == 0 {
         return Ok(());
     }
     let listed = Command::new("ipvsadm")
@@ -86,14 +144,6 @@ fn remove_servers() -> Result<()> {
     if !listed.status.success() {
         bail!("{}", String::from_utf8_lossy(&listed.stderr).trim());
     }
-    let addresses: Vec<_> = nix::ifaddrs::getifaddrs()?
-        .filter(|interface| interface.interface_name == DEVICE)
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|a| a.ip().to_string());
-            v4.or_else(|| address.as_sockaddr_in6().map(|a| a.ip().to_string()))
-        })
-        .collect();
     for line in String::from_utf8_lossy(&listed.stdout).lines() {
         // `-A -t 10.96.0.1:443 -s rr`, `-A -u [fd00::1]:53 -s rr`
         let mut words = line.split(' ');
@@ -106,7 +156,8 @@ fn remove_servers() -> Result<()> {
             continue;
         };
         let address = address.trim_start_matches('[').trim_end_matches(']');
-        if addresses.iter().any(|own| own == address) {
+        let address = address.parse::<IpAddr>();
+        if address.is_ok_and(|address| found.addresses.contains(&address)) {
             let status = Command::new("ipvsadm")
                 .args(["-D", kind, server])
                 .status()?;
@@ -116,4 +167,19 @@ fn remove_servers() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtual_servers_are_counted_and_their_servers_are_not() {
+        let text = "IP Virtual Server version 1.2.1 (size=4096)\n\
+                    Prot LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port Forward Weight\n\
+                    TCP  0A600001:01BB rr\n  -> C0A84D0A:192B      Masq    1      0          0\n\
+                    UDP  0A60000A:0035 rr\n";
+        assert_eq!(virtual_servers(text), 2);
+        assert_eq!(virtual_servers(""), 0);
+    }
 }

@@ -213,6 +213,13 @@ fn what_was_learned_of_endpoints_outlives_changes_and_repairs_until_the_endpoint
     remember.push(Family::Ip, add);
     dataplane.backend_mut().commit(&remember).unwrap();
     assert_eq!(dataplane.repair().unwrap().transactions, 0);
+    let readings = dataplane.backend().counters().learned;
+    dataplane.commit(vec![sticky(&[1, 2, 3])]).unwrap();
+    assert_eq!(
+        dataplane.backend().counters().learned,
+        readings,
+        "nothing went, and all that is remembered was read"
+    );
     dataplane.commit(vec![sticky(&[2, 3])]).unwrap();
     assert_eq!(
         dataplane.backend_mut().learned(Family::Ip, &map).unwrap(),
