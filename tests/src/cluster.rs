@@ -283,13 +283,6 @@ impl Node {
     }
 }
 
-impl Service {
-    /// Whether it has that label, whatever its value.
-    pub fn has_label(&self, key: &str) -> bool {
-        label(&self.labels, key).is_some()
-    }
-}
-
 /// The value of a label.
 pub fn label<'a>(labels: &'a [(String, String)], key: &str) -> Option<&'a str> {
     let found = labels.iter().find(|(k, _)| k == key);

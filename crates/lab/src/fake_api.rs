@@ -220,11 +220,6 @@ impl FakeApi {
         self.server.settings().bookmark_interval = interval;
     }
 
-    /// Whether the server knows ServiceCIDRs; if not, they are answered with 404.
-    pub fn set_service_cidrs(&self, known: bool) {
-        self.server.settings().service_cidrs = known;
-    }
-
     /// Whether single Nodes can be read and patched; if not, such requests are answered with 403.
     pub fn set_node_patches(&self, allowed: bool) {
         self.server.settings().node_patches = allowed;

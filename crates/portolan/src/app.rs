@@ -141,18 +141,20 @@ impl App {
             }
         };
         let source = start_source(args, client, &node.node_name, sender, cancel.clone());
+        let (in_step, rules_stand) = oneshot::channel();
         let config = ControlConfig {
             node,
             own_tables: !args.no_table_owner,
             without: args.without_features.clone(),
             relays: tokio::runtime::Handle::current(),
+            in_step,
         };
         let missing_settings = args.conntrack.apply();
         let control = start_control(config, events, addresses, reports, cancel.clone())?;
         tokio::spawn(after_first_commit(
             args.clone(),
             missing_settings > 0,
-            status.clone(),
+            rules_stand,
             cancel.clone(),
         ));
         let cancel = started.disarm();
@@ -305,16 +307,11 @@ fn branch(
 async fn after_first_commit(
     args: RunArgs,
     settings_are_missing: bool,
-    status: Arc<SharedStatus>,
+    rules_stand: oneshot::Receiver<()>,
     cancel: CancellationToken,
 ) {
-    /// The first commit takes milliseconds; what it waits for may take any time.
-    const POLL: Duration = Duration::from_millis(20);
-    while !status.load().synced {
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(POLL) => {}
-        }
+    if rules_stand.await.is_err() {
+        return;
     }
     if settings_are_missing {
         args.conntrack.apply();

@@ -14,7 +14,7 @@ use service_dataplane::guard::{self, Guard};
 use service_dataplane::{Dataplane, Outcome, SyncError, layout};
 use service_model::{AddressFamily, Invalid, NodeConfig, NodePortAddress, ObjectEvent};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::conntrack::Cleaner;
@@ -37,7 +37,7 @@ use view::View;
 const EVENTS_A_TURN: usize = 4096;
 
 /// What the loop needs to know besides the cluster.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ControlConfig {
     /// About this node.
     pub node: NodeConfig,
@@ -47,6 +47,8 @@ pub struct ControlConfig {
     pub without: Vec<Feature>,
     /// Where relays of node ports on loopback run: not beside the loop, whose commits would hold them up.
     pub relays: Handle,
+    /// Told when the rules stand for the first time.
+    pub in_step: oneshot::Sender<()>,
 }
 
 /// Where the loop tells others how it goes.
@@ -94,6 +96,7 @@ pub async fn run(
     let mut control = Control::new(config.node, kernel, reports);
     control.loopback = on_loopback.then(|| localhost::start(&config.relays, cancel.clone()));
     control.cleaner = Some(cleaner);
+    control.in_step = Some(config.in_step);
 
     loop {
         let wake = control.wake(Instant::now());
@@ -177,6 +180,7 @@ struct Control<B> {
     /// Node ports are relayed from loopback addresses too.
     loopback: Option<localhost::Announcer>,
     synced: bool,
+    in_step: Option<oneshot::Sender<()>>,
     /// The tables may not hold what they should: compare before anything else.
     failed: bool,
     pending_since: Option<Instant>,
@@ -199,6 +203,7 @@ impl<B: Backend> Control<B> {
             addresses_gone: false,
             loopback: None,
             synced: false,
+            in_step: None,
             failed: false,
             pending_since: None,
             last_commit: None,
@@ -269,6 +274,7 @@ impl<B: Backend> Control<B> {
                 }
             } else {
                 self.pending_since = None;
+                self.reports.metrics.nothing_pending();
             }
             if self.synced && self.repairs.due(now).is_some_and(|at| at <= now) {
                 self.repair();
@@ -336,6 +342,7 @@ impl<B: Backend> Control<B> {
                     cleaner.check(flows, &self.dataplane.facts().node_addresses);
                 }
                 self.failed = false;
+                self.reports.metrics.nothing_pending();
                 if let Some(since) = self.pending_since.take() {
                     self.reports.metrics.programmed(now - since);
                 }
@@ -367,6 +374,8 @@ impl<B: Backend> Control<B> {
                 ?elapsed,
                 "tables are in step with the cluster"
             );
+            // Nobody waits where nothing is to be done then.
+            let _ = self.in_step.take().map(|in_step| in_step.send(()));
         }
         if outcome.transactions == 0 {
             return;

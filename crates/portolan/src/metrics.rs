@@ -331,17 +331,19 @@ impl Metrics {
     /// An event about Services arrived, `objects` of them.
     pub fn service_event(&self, objects: usize) {
         self.service_changes.inc_by(objects as u64);
+        self.service_changes_pending.inc_by(gauge(objects));
     }
 
     /// An event about EndpointSlices arrived, `objects` of them.
     pub fn endpoint_event(&self, objects: usize) {
         self.endpoint_changes.inc_by(objects as u64);
+        self.endpoint_changes_pending.inc_by(gauge(objects));
     }
 
-    /// Events that are not in the kernel yet.
-    pub fn set_pending(&self, services: usize, endpoints: usize) {
-        self.service_changes_pending.set(gauge(services));
-        self.endpoint_changes_pending.set(gauge(endpoints));
+    /// No event is left that is not in the kernel.
+    pub fn nothing_pending(&self) {
+        self.service_changes_pending.set(0);
+        self.endpoint_changes_pending.set(0);
     }
 
     /// A change reached the kernel this long after its event.

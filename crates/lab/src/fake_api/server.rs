@@ -66,7 +66,6 @@ pub(super) struct Settings {
     pub(super) streaming_list: StreamingList,
     pub(super) gone: GoneAs,
     pub(super) bookmark_interval: Duration,
-    pub(super) service_cidrs: bool,
     pub(super) node_patches: bool,
     pub(super) token: Option<String>,
     pub(super) reachable: bool,
@@ -78,7 +77,6 @@ impl Default for Settings {
             streaming_list: StreamingList::Served,
             gone: GoneAs::Status,
             bookmark_interval: Duration::from_secs(60),
-            service_cidrs: true,
             node_patches: false,
             token: None,
             reachable: true,
@@ -284,12 +282,6 @@ impl Server {
             .is_some_and(|t| text(request.headers(), AUTHORIZATION) != format!("Bearer {t}"))
         {
             return Err(Refusal::new(401, "Unauthorized"));
-        }
-        if resource == Resource::ServiceCidrs && !settings.service_cidrs {
-            return Err(Refusal::new(
-                404,
-                "the server could not find the requested resource",
-            ));
         }
         Ok((resource, verb, parameters))
     }

@@ -169,3 +169,24 @@ fn a_foreign_change_is_repaired_at_once() {
     assert_eq!(elements(&control, "frontends_1"), 1);
     assert_eq!(control.wake(Instant::now()), None);
 }
+
+#[test]
+fn changes_are_pending_until_they_are_in_the_kernel() {
+    let mut control = control(Fake::new());
+    let pending = |control: &Control<Fake>| {
+        let text = control.reports.metrics.encode();
+        ["service", "endpoint"].map(|kind| {
+            let name = format!("kubeproxy_sync_proxy_rules_{kind}_changes_pending ");
+            let line = text.lines().find_map(|line| line.strip_prefix(&name));
+            line.unwrap().parse::<usize>().unwrap()
+        })
+    };
+    let [services, slices, nodes] = lists();
+    control.take(services);
+    control.take(slices);
+    control.turn(&[]);
+    assert_eq!(pending(&control), [1, 1], "the Node is not known yet");
+    control.take(nodes);
+    control.turn(&[]);
+    assert_eq!(pending(&control), [0, 0]);
+}
