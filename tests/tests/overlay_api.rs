@@ -146,10 +146,11 @@ fn a_killed_daemon_and_one_that_starts_without_an_api_server_lose_nothing_and_he
     })?;
     daemons[0].kill()?;
     api.set_reachable(false);
-    std::thread::sleep(Duration::from_millis(200));
+    all_go_on(&beats)?;
     let restarted = stage.start_with_api(0, &kubeconfig, &[])?;
-    restarted.wait_for_line("starting", PATIENCE)?;
-    std::thread::sleep(Duration::from_millis(500));
+    // It has asked in vain, and has had its chance to take the peers for gone.
+    restarted.wait_for_line("watch interrupted", PATIENCE)?;
+    all_go_on(&beats)?;
     let (lost, gap) = worst(beats)?;
     ensure!(lost == 0, "{lost} datagrams lost, gap {gap:?}");
     stage.ip(0, "link del flannel.1")?;

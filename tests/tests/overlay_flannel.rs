@@ -4,11 +4,10 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::{Daemon, wait_until};
-use portolan_tests::overlay::{OverlayStage, can_run, state, tool, worst};
+use portolan_tests::overlay::{OverlayStage, all_go_on, can_run, state, tool, worst};
 use portolan_tests::stage::{PATIENCE, portolan};
 
 /// The program, or a loud skip.
@@ -124,7 +123,7 @@ fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> R
             .is_ok_and(|tables| !tables.contains("flannel-ipv4"))
     })?;
     stage.wait_for_mesh()?;
-    std::thread::sleep(Duration::from_millis(500));
+    all_go_on(&beats)?;
     // And back.
     for (node, daemon) in daemons.iter_mut().enumerate() {
         daemon.take().map(|daemon| daemon.kill()).transpose()?;
@@ -132,7 +131,7 @@ fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> R
         theirs.wait_for_line("Running backend", PATIENCE)?;
         *daemon = Some(theirs);
         let program = portolan()?.display().to_string();
-        tool(&stage.nodes[node], &program, "overlay-uninstall")?;
+        tool(&stage.nodes[node], &program, "cleanup --overlay")?;
         let tables = tool(&stage.nodes[node], "nft", "list tables")?;
         ensure!(
             !tables.contains("portolan-overlay") && tables.contains("flannel-ipv4"),
@@ -140,7 +139,7 @@ fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> R
         );
     }
     stage.wait_for_mesh()?;
-    std::thread::sleep(Duration::from_millis(500));
+    all_go_on(&beats)?;
     let (lost, gap) = worst(beats)?;
     println!(
         "take-over of three nodes and back: {lost} datagrams lost at most, longest gap {gap:?}"

@@ -9,6 +9,7 @@ use nft::{Family, Foreign};
 use service_dataplane::layout;
 
 use crate::cli::CleanupArgs;
+
 use crate::takeover::{self, Connections};
 
 /// Cleans up; `false` when something could not be done.
@@ -23,7 +24,7 @@ pub fn run(args: &CleanupArgs) -> Result<bool> {
             }
             (report.to_string(), failures)
         }
-        false => ours(&mut Foreign::open()?),
+        false => ours(args.overlay)?,
     };
     let mut out = std::io::stdout().lock();
     writeln!(out, "removed: {removed}")?;
@@ -33,17 +34,22 @@ pub fn run(args: &CleanupArgs) -> Result<bool> {
     Ok(failures.is_empty())
 }
 
-fn ours(foreign: &mut Foreign) -> (String, Vec<String>) {
+/// Removes the tables of both families; those of Services stay when it is for the overlay only. A filter against
+/// forged frames that nobody keeps would drop what comes from nodes that join later, so the overlay's go as well.
+fn ours(overlay_only: bool) -> Result<(String, Vec<String>)> {
+    let mut foreign = Foreign::open()?;
     let (mut removed, mut failures) = (0, Vec::new());
-    for family in Family::ALL {
-        match foreign.delete_table(family, layout::TABLE) {
-            Ok(there) => removed += usize::from(there),
-            // The kernel refuses it to all but the owner.
-            Err(error) => failures.push(format!(
-                "table {family} {}: {error} (a running portolan owns its tables: stop it first)",
-                layout::TABLE
-            )),
+    let services = (!overlay_only).then_some(layout::TABLE);
+    for table in services.into_iter().chain([vxlan_overlay::TABLE]) {
+        for family in Family::ALL {
+            match foreign.delete_table(family, table) {
+                Ok(there) => removed += usize::from(there),
+                // The kernel refuses it to all but the owner.
+                Err(error) => failures.push(format!(
+                    "table {family} {table}: {error} (a running portolan owns its tables: stop it first)"
+                )),
+            }
         }
     }
-    (format!("{removed} nftables tables"), failures)
+    Ok((format!("{removed} nftables tables"), failures))
 }

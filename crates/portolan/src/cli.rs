@@ -36,8 +36,6 @@ pub enum Command {
     Render(RenderArgs),
     /// Take away the rules of this node: ours, or those kube-proxy has left
     Cleanup(CleanupArgs),
-    /// Remove the overlay's nftables table, once another overlay's daemon has taken over; the tunnel stays
-    OverlayUninstall,
     /// Print the version
     Version(VersionArgs),
 }
@@ -199,8 +197,12 @@ pub struct RunArgs {
 #[derive(Clone, Debug, Args)]
 pub struct CleanupArgs {
     /// Remove what kube-proxy has left, of any mode, instead of ours; established connections through IPVS end
-    #[arg(long)]
+    #[arg(long, conflicts_with = "overlay")]
     pub kube_proxy: bool,
+
+    /// Remove the overlay's table only, once another overlay's daemon has taken over; the tunnel stays
+    #[arg(long)]
+    pub overlay: bool,
 
     #[command(flatten)]
     #[allow(missing_docs)]

@@ -5,14 +5,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use portolan::cli::{Cli, Command, RunArgs, VersionArgs};
-use portolan::{app, cleanup, features, overlay, render};
+use portolan::{app, cleanup, features, render};
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(&args).map(|()| true),
         Command::Render(args) => app::start_log(&args.log).and_then(|()| render::run(&args)),
         Command::Cleanup(args) => app::start_log(&args.log).and_then(|()| cleanup::run(&args)),
-        Command::OverlayUninstall => overlay::uninstall().map(|()| true),
         Command::Version(args) => version(&args),
     };
     match result {

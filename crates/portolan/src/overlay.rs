@@ -28,7 +28,6 @@ use crate::metrics::Metrics;
 use args::OverlayArgs;
 use publish::Publication;
 use table::OverlayTable;
-pub use table::uninstall;
 use turn::Overlay;
 
 /// Changes that come together are looked at together.

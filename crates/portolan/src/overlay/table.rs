@@ -129,24 +129,3 @@ impl OverlayTable {
         Ok(transaction.operations.len())
     }
 }
-
-/// Removes the overlay's table of both families. A filter that nobody keeps would drop what comes from nodes that join
-/// later; tunnel, routes and neighbours are left to whoever takes over. Fails while a daemon runs.
-pub fn uninstall() -> Result<()> {
-    let config = KernelConfig {
-        table: TABLE.into(),
-        owner: true,
-    };
-    let mut kernel = Kernel::open(config).context("opening the nftables socket")?;
-    for family in Family::ALL {
-        let found = kernel
-            .adopt(family)
-            .context("the overlay's table cannot be removed while `portolan run` keeps it")?;
-        if found != Adoption::NoTable {
-            let mut transaction = Transaction::new();
-            transaction.push(family, nft::Operation::DeleteTable);
-            kernel.commit(&transaction)?;
-        }
-    }
-    Ok(())
-}
