@@ -35,6 +35,8 @@ pub use side::{CLIENT_POD, NODES, PODS, PORTS, Side};
 
 /// For an answer at first; what differs is asked again with more.
 const HASTE: Duration = Duration::from_millis(300);
+/// For none, where none is expected.
+const GREAT_HASTE: Duration = Duration::from_millis(150);
 
 /// Starts of kube-proxy until it knows ServiceCIDRs.
 const STARTS: usize = 10;
@@ -82,7 +84,11 @@ pub struct Seen {
 impl Seen {
     /// Packets in all.
     pub fn packets(&self) -> usize {
-        self.answered + self.refused + self.lost + self.kept + self.differing.values().sum::<usize>()
+        self.answered
+            + self.refused
+            + self.lost
+            + self.kept
+            + self.differing.values().sum::<usize>()
     }
 
     fn count(&mut self, fates: &Fates) {
@@ -146,6 +152,19 @@ impl Arena {
         Ok(())
     }
 
+    /// Gives both other nodes and ServiceCIDRs while the programs run.
+    pub fn change_surroundings(&mut self, cluster: &Cluster) -> Result<()> {
+        self.kube_proxy.set_surroundings(cluster)?;
+        self.portolan.set_surroundings(cluster)
+    }
+
+    /// Whether each of them, kube-proxy first, drops what goes to addresses that no Service has where this cluster's
+    /// ServiceCIDRs say so, and nowhere else. Both have carried out all earlier changes of Services.
+    pub fn know_service_cidrs(&mut self, cluster: &Cluster) -> Result<(bool, bool)> {
+        let know = |side: &mut Side| side.knows_service_cidrs(cluster);
+        in_step(&mut self.kube_proxy, &mut self.portolan, know, know)
+    }
+
     /// Leads both to a cluster's Services and slices, and waits until both have come to their end.
     pub fn switch_to(&mut self, cluster: &Cluster) -> Result<()> {
         let change = |side: &mut Side| side.switch_to(cluster);
@@ -171,7 +190,7 @@ impl Arena {
             .iter()
             .map(|packet| Planned::new(cluster, node, *packet))
             .collect();
-        let look = |side: &mut Side| side.look_at_all(&planned, HASTE);
+        let look = |side: &mut Side| side.look_at_all(&planned);
         let (theirs, ours) = in_step(&mut self.kube_proxy, &mut self.portolan, look, look)?;
         let mut sessions = Sessions::new(cluster, node);
         let mut seen = Seen::default();

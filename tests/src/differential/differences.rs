@@ -10,13 +10,11 @@
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::fates::{are_as_expected, fits};
 use super::Fates;
+use super::fates::{are_as_expected, fits};
 use crate::cluster::{Cluster, Node, Service};
 use crate::field::Field;
-use crate::oracle::{
-    Expected, Packet, contestants, is_nodes_own_like_a_pods, outcome,
-};
+use crate::oracle::{Expected, Packet, contestants, is_nodes_own_like_a_pods, outcome};
 
 /// An entry of the list.
 #[derive(Clone, Debug, Deserialize)]
@@ -74,6 +72,11 @@ const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// The list as it is written.
 pub fn list() -> Result<Vec<Difference>> {
     serde_saphyr::from_str(include_str!("../../differences.yaml")).context("differences.yaml")
+}
+
+/// Whether one of them is about this packet.
+pub fn concern(cluster: &Cluster, node: &Node, packet: &Packet) -> bool {
+    !theirs(cluster, node, packet).names.is_empty()
 }
 
 /// The names of all that random clusters show.

@@ -34,7 +34,12 @@ pub enum Fate {
 
 /// Sends one attempt.
 pub(super) fn observe(field: &Field, packet: &Packet, patience: Duration) -> Result<Fate> {
-    fate_of(field, packet, field.send_within(packet, patience)?, patience)
+    fate_of(
+        field,
+        packet,
+        field.send_within(packet, patience)?,
+        patience,
+    )
 }
 
 /// What became of an attempt by its outcome.

@@ -254,16 +254,24 @@ fn spell_properly(spec: &mut Map<String, Value>) {
 }
 
 fn proper_address(text: &str) -> String {
-    let number = |octet: &str| octet.parse().map_or(octet.to_owned(), |n: u8| n.to_string());
+    let number = |octet: &str| {
+        octet
+            .parse()
+            .map_or(octet.to_owned(), |n: u8| n.to_string())
+    };
     let octets: Vec<String> = text.split('.').map(number).collect();
     octets.join(".")
 }
 
 fn proper_range(text: &str) -> String {
     let (address, length) = text.trim().split_once('/').unwrap_or_default();
-    let range: Option<IpNet> = format!("{}/{}", proper_address(address), length.trim_start_matches('0'))
-        .parse()
-        .ok();
+    let range: Option<IpNet> = format!(
+        "{}/{}",
+        proper_address(address),
+        length.trim_start_matches('0')
+    )
+    .parse()
+    .ok();
     range.map_or(text.trim().to_owned(), |range| range.trunc().to_string())
 }
 

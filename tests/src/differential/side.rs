@@ -18,7 +18,7 @@ use super::fates::{Fate, fate_of, observe};
 use super::programs::{KubeProxy, kube_proxy_config, portolan_flags};
 use super::server::{Kind, Server};
 use super::supply::Supply;
-use super::{Fates, HASTE, Planned};
+use super::{Fates, GREAT_HASTE, HASTE, Planned};
 use crate::cluster::space::{external_range, node_name, pod_address, service_cidr};
 use crate::cluster::{Cluster, Transport};
 use crate::field::Field;
@@ -158,6 +158,10 @@ impl Side {
     /// that goes for one that stays.
     fn prepare(&mut self, cluster: &Cluster) -> Result<()> {
         self.daemon = None;
+        self.set_surroundings(cluster)
+    }
+
+    pub(super) fn set_surroundings(&self, cluster: &Cluster) -> Result<()> {
         self.supply.set_surroundings(cluster)
     }
 
@@ -192,13 +196,9 @@ impl Side {
 
     /// What becomes of packets in as many attempts as are planned; those that most likely nobody answers are waited
     /// for beside the others.
-    pub(super) fn look_at_all(
-        &mut self,
-        planned: &[Planned],
-        patience: Duration,
-    ) -> Result<Vec<Fates>> {
+    pub(super) fn look_at_all(&mut self, planned: &[Planned]) -> Result<Vec<Fates>> {
         let aside = planned.iter().map(|plan| match plan.is_silent {
-            true => Ok(Some(self.field.send_aside(&plan.packet, patience)?)),
+            true => Ok(Some(self.field.send_aside(&plan.packet, GREAT_HASTE)?)),
             false => Ok(None),
         });
         let aside: Vec<_> = aside.collect::<Result<_>>()?;
@@ -206,7 +206,7 @@ impl Side {
         for plan in planned {
             all.push(match plan.is_silent {
                 true => Fates::new(),
-                false => self.look(&plan.packet, plan.attempts, patience)?,
+                false => self.look(&plan.packet, plan.attempts, HASTE)?,
             });
         }
         for ((plan, attempt), fates) in planned.iter().zip(aside).zip(&mut all) {
@@ -214,7 +214,7 @@ impl Side {
                 let outcome = attempt
                     .join()
                     .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-                fates.insert(fate_of(&self.field, &plan.packet, outcome, patience)?);
+                fates.insert(fate_of(&self.field, &plan.packet, outcome, GREAT_HASTE)?);
             }
         }
         Ok(all)
