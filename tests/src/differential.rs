@@ -6,6 +6,7 @@
 //! reference model has no say in what agrees: it only helps to guess how often to ask, which packets the lab can
 //! carry, and whether a disagreement is one of those that [`differences`] lists as deliberate.
 
+mod affinity;
 pub mod differences;
 mod fates;
 mod programs;
@@ -17,19 +18,28 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
+use self::affinity::Sessions;
+use self::differences::Theirs;
+use self::fates::are_as_expected;
 use crate::cluster::{Cluster, Node};
-use crate::oracle::{Expected, Packet, outcome};
+use crate::field::Field;
+use crate::oracle::{Expected, Packet, has_affinity, outcome};
 
 pub use differences::Difference;
 pub use fates::{Fate, Fates};
 pub use programs::{KubeProxy, kube_proxies};
-pub use server::Kind;
+pub use server::{Kind, its_service_cidrs};
 pub use side::{CLIENT_POD, NODES, PODS, PORTS, Side};
 
 /// For an answer at first; what differs is asked again with more.
 const HASTE: Duration = Duration::from_millis(300);
+/// For none, where none is expected.
+const GREAT_HASTE: Duration = Duration::from_millis(150);
+
+/// Starts of kube-proxy until it knows ServiceCIDRs.
+const STARTS: usize = 10;
 
 /// The two labs.
 pub struct Arena {
@@ -65,6 +75,8 @@ pub struct Seen {
     pub refused: usize,
     /// Got to where nobody answers, or were dropped.
     pub lost: usize,
+    /// Were answered by the one endpoint that each side keeps the client at, which are not the same.
+    pub kept: usize,
     /// Differ on purpose, by the first name in [`differences`] that says so.
     pub differing: BTreeMap<&'static str, usize>,
 }
@@ -72,7 +84,11 @@ pub struct Seen {
 impl Seen {
     /// Packets in all.
     pub fn packets(&self) -> usize {
-        self.answered + self.refused + self.lost + self.differing.values().sum::<usize>()
+        self.answered
+            + self.refused
+            + self.lost
+            + self.kept
+            + self.differing.values().sum::<usize>()
     }
 
     fn count(&mut self, fates: &Fates) {
@@ -92,6 +108,7 @@ impl std::ops::AddAssign for Seen {
         self.answered += other.answered;
         self.refused += other.refused;
         self.lost += other.lost;
+        self.kept += other.kept;
         for (name, count) in other.differing {
             *self.differing.entry(name).or_default() += count;
         }
@@ -111,13 +128,41 @@ impl Arena {
 
     /// Gives both labs these nodes and starts both programs with these settings, in place of earlier ones.
     pub fn start(&mut self, program: &KubeProxy, cluster: &Cluster) -> Result<()> {
+        // kube-proxy learns of ServiceCIDRs beside its first full sync, in time for it or not.
+        let start_kube_proxy = |side: &mut Side| {
+            for _ in 0..STARTS {
+                side.start_kube_proxy(program, cluster)?;
+                if side.knows_service_cidrs(cluster)? {
+                    return Ok(());
+                }
+            }
+            bail!("kube-proxy went without ServiceCIDRs in {STARTS} starts")
+        };
+        let start_portolan = |side: &mut Side| {
+            side.start_portolan(cluster)?;
+            ensure!(side.knows_service_cidrs(cluster)?, "Portolan has none");
+            Ok(())
+        };
         in_step(
             &mut self.kube_proxy,
             &mut self.portolan,
-            |side| side.start_kube_proxy(program, cluster),
-            |side| side.start_portolan(cluster),
+            start_kube_proxy,
+            start_portolan,
         )?;
         Ok(())
+    }
+
+    /// Gives both other nodes and ServiceCIDRs while the programs run.
+    pub fn change_surroundings(&mut self, cluster: &Cluster) -> Result<()> {
+        self.kube_proxy.set_surroundings(cluster)?;
+        self.portolan.set_surroundings(cluster)
+    }
+
+    /// Whether each of them, kube-proxy first, drops what goes to addresses that no Service has where this cluster's
+    /// ServiceCIDRs say so, and nowhere else. Both have carried out all earlier changes of Services.
+    pub fn know_service_cidrs(&mut self, cluster: &Cluster) -> Result<(bool, bool)> {
+        let know = |side: &mut Side| side.knows_service_cidrs(cluster);
+        in_step(&mut self.kube_proxy, &mut self.portolan, know, know)
     }
 
     /// Leads both to a cluster's Services and slices, and waits until both have come to their end.
@@ -129,52 +174,49 @@ impl Arena {
 
     /// Those of the packets that both labs can carry there and back.
     pub fn sendable(&self, cluster: &Cluster, node: &Node, packets: Vec<Packet>) -> Vec<Packet> {
-        let seen = differences::as_kube_proxy_sees(cluster);
+        let field = self.portolan.field();
         let can_send = |packet: &Packet| {
-            let mut expected = [cluster, &seen]
-                .map(|cluster| outcome(cluster, node, packet))
-                .into_iter();
-            expected.all(|expected| self.portolan.field().can_send(node, packet, &expected))
+            let ours = outcome(cluster, node, packet);
+            let theirs = differences::theirs(cluster, node, packet).expected;
+            let mut expected = theirs.iter().chain([&ours]);
+            expected.all(|expected| field.can_send(node, packet, expected))
         };
         packets.into_iter().filter(can_send).collect()
     }
 
     /// Sends each packet on both sides. Fails on the first difference that is not a deliberate one.
     pub fn compare(&mut self, cluster: &Cluster, node: &Node, packets: &[Packet]) -> Result<Seen> {
-        let planned: Vec<(Packet, usize)> = packets
+        let planned: Vec<Planned> = packets
             .iter()
-            .map(|packet| (*packet, attempts(&outcome(cluster, node, packet))))
+            .map(|packet| Planned::new(cluster, node, *packet))
             .collect();
-        let look = |side: &mut Side| -> Result<Vec<Fates>> {
-            let all = planned.iter();
-            all.map(|(packet, attempts)| side.look(packet, *attempts, HASTE))
-                .collect()
-        };
+        let look = |side: &mut Side| side.look_at_all(&planned);
         let (theirs, ours) = in_step(&mut self.kube_proxy, &mut self.portolan, look, look)?;
+        let mut sessions = Sessions::new(cluster, node);
         let mut seen = Seen::default();
-        for ((packet, theirs), ours) in packets.iter().zip(theirs).zip(ours) {
-            let (theirs, ours) = self.settle(packet, theirs, ours, HASTE)?;
-            if theirs == ours {
-                seen.count(&ours);
-                continue;
-            }
-            // From nothing, and with all patience there is: a machine that is busy is not a difference.
-            let (theirs, ours) =
-                self.settle(packet, Fates::new(), Fates::new(), lab::DEFAULT_PATIENCE)?;
-            if theirs == ours {
-                seen.count(&ours);
-                continue;
-            }
-            let disagreement = Disagreement {
-                packet: *packet,
-                kube_proxy: theirs,
-                portolan: ours,
+        for ((plan, theirs), ours) in planned.iter().zip(theirs).zip(ours) {
+            let judge = &mut |field: &Field, theirs: &Fates, ours: &Fates| {
+                judge(&mut sessions, field, plan, theirs, ours)
             };
-            let deliberate =
-                differences::deliberate(self.portolan.field(), cluster, node, &disagreement);
-            match deliberate.as_slice() {
-                [first, ..] => *seen.differing.entry(*first).or_default() += 1,
-                [] => {
+            let packet = &plan.packet;
+            let (mut agreement, mut theirs, mut ours) =
+                self.settle(packet, judge, (theirs, ours), HASTE)?;
+            if agreement.is_none() {
+                // From nothing, and with all patience there is: a machine that is busy is not a difference.
+                let nothing = (Fates::new(), Fates::new());
+                (agreement, theirs, ours) =
+                    self.settle(packet, judge, nothing, lab::DEFAULT_PATIENCE)?;
+            }
+            match agreement {
+                Some(Agreement::Full) if theirs == ours => seen.count(&ours),
+                Some(Agreement::Full) => seen.kept += 1,
+                Some(Agreement::But(name)) => *seen.differing.entry(name).or_default() += 1,
+                None => {
+                    let disagreement = Disagreement {
+                        packet: *packet,
+                        kube_proxy: theirs,
+                        portolan: ours,
+                    };
                     let theirs = self.kube_proxy.rules_about(packet.destination)?;
                     let ours = self.portolan.rules_about(packet.destination)?;
                     bail!("{disagreement}\n  rules: {theirs:#?}\n  and: {ours:#?}")
@@ -184,18 +226,23 @@ impl Arena {
         Ok(seen)
     }
 
-    /// Asks both again and again until they have shown the same, or one of them never shows what the other did.
+    /// Asks both again and again until they agree, or one of them never shows what the other did.
     fn settle(
         &mut self,
         packet: &Packet,
-        mut theirs: Fates,
-        mut ours: Fates,
+        judge: &mut dyn FnMut(&Field, &Fates, &Fates) -> Option<Agreement>,
+        (mut theirs, mut ours): (Fates, Fates),
         patience: Duration,
-    ) -> Result<(Fates, Fates)> {
+    ) -> Result<(Option<Agreement>, Fates, Fates)> {
         let mut asked = 0;
-        while theirs.is_empty() || theirs != ours {
-            if asked >= beyond_chance(theirs.union(&ours).count()) {
-                break;
+        loop {
+            let is_known = !theirs.is_empty() && !ours.is_empty();
+            let judged = is_known.then(|| judge(self.portolan.field(), &theirs, &ours));
+            if let Some(Some(agreement)) = judged {
+                return Ok((Some(agreement), theirs, ours));
+            }
+            if is_known && asked >= beyond_chance(theirs.union(&ours).count()) {
+                return Ok((None, theirs, ours));
             }
             let look = |side: &mut Side| side.look(packet, ROUND, patience);
             let (a, b) = in_step(&mut self.kube_proxy, &mut self.portolan, look, look)?;
@@ -203,9 +250,64 @@ impl Arena {
             ours.extend(b);
             asked += ROUND;
         }
-        Ok((theirs, ours))
     }
 }
+
+/// How two sides agree on a packet.
+enum Agreement {
+    /// In all that a client can tell.
+    Full,
+    /// But for this difference, which is a deliberate one.
+    But(&'static str),
+}
+
+/// A packet to be sent.
+struct Planned {
+    packet: Packet,
+    /// What kube-proxy may make of it.
+    theirs: Theirs,
+    /// How often to begin with.
+    attempts: usize,
+    /// Most likely nothing comes back.
+    is_silent: bool,
+}
+
+impl Planned {
+    fn new(cluster: &Cluster, node: &Node, packet: Packet) -> Planned {
+        let expected = outcome(cluster, node, &packet);
+        let kept = has_affinity(cluster, node, &packet);
+        Planned {
+            packet,
+            theirs: differences::theirs(cluster, node, &packet),
+            attempts: if kept { FAITHFUL } else { attempts(&expected) },
+            is_silent: expected == Expected::Dropped,
+        }
+    }
+}
+
+fn judge(
+    sessions: &mut Sessions<'_>,
+    field: &Field,
+    plan: &Planned,
+    theirs: &Fates,
+    ours: &Fates,
+) -> Option<Agreement> {
+    if sessions.concern(&plan.packet, &plan.theirs) {
+        return sessions.agreement(field, &plan.packet, &plan.theirs, (theirs, ours));
+    }
+    if theirs == ours {
+        return Some(Agreement::Full);
+    }
+    let (cluster, node) = (sessions.cluster, sessions.node);
+    let expected = outcome(cluster, node, &plan.packet);
+    let explained = are_as_expected(field, node, &plan.packet, &expected, ours)
+        && plan.theirs.explain(field, node, &plan.packet, theirs);
+    let name = plan.theirs.names.first().filter(|_| explained)?;
+    Some(Agreement::But(name))
+}
+
+/// Attempts of a client that should always meet the same endpoint.
+const FAITHFUL: usize = 4;
 
 /// Attempts at a time while two sets differ.
 const ROUND: usize = 8;

@@ -11,6 +11,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -119,6 +120,11 @@ impl Field {
         &self.nodes
     }
 
+    /// The machine outside.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// The lab, for more machines.
     pub fn lab(&self) -> &Lab {
         &self.lab
@@ -225,18 +231,36 @@ impl Field {
 
     /// Sends one attempt and waits so long for an answer.
     pub fn send_within(&self, packet: &Packet, patience: Duration) -> Result<Outcome> {
+        let probe = self.attempt(packet, patience)?;
+        self.sender(packet)?.probe(probe)
+    }
+
+    /// Sends one attempt that others shall not wait for.
+    pub fn send_aside(
+        &self,
+        packet: &Packet,
+        patience: Duration,
+    ) -> Result<JoinHandle<Result<Outcome>>> {
+        let probe = self.attempt(packet, patience)?;
+        self.sender(packet)?.probe_aside(probe)
+    }
+
+    fn attempt(&self, packet: &Packet, patience: Duration) -> Result<Probe> {
         let Protocol::Transport(transport) = packet.protocol else {
             bail!("ICMP is not sent")
         };
         let to = SocketAddr::new(packet.destination, packet.port);
-        let probe = Probe::new(lab_protocol(transport), to)
-            .from_port(self.source_port())
-            .within(patience);
-        match self.hosts.get(&packet.source).context("no such sender")? {
-            Place::Node(index) => self.nodes[*index].probe(probe),
-            Place::Pod(index) => self.pods[*index].probe(probe),
-            Place::Client => self.client.probe(probe),
-        }
+        let probe = Probe::new(lab_protocol(transport), to);
+        Ok(probe.from_port(self.source_port()).within(patience))
+    }
+
+    fn sender(&self, packet: &Packet) -> Result<&Host> {
+        let place = self.hosts.get(&packet.source).context("no such sender")?;
+        Ok(match place {
+            Place::Node(index) => &self.nodes[*index],
+            Place::Pod(index) => &self.pods[*index],
+            Place::Client => &self.client,
+        })
     }
 
     fn source_port(&self) -> u16 {

@@ -127,6 +127,18 @@ pub fn outcome_after(
     earlier: &[(Packet, SocketAddr)],
     packet: &Packet,
 ) -> Expected {
+    let shares = |before: &Packet| shares_affinity(cluster, node, before, packet);
+    outcome_after_by(cluster, node, earlier, packet, shares)
+}
+
+/// The same by another rule for which of the earlier packets count.
+pub fn outcome_after_by(
+    cluster: &Cluster,
+    node: &Node,
+    earlier: &[(Packet, SocketAddr)],
+    packet: &Packet,
+    shares: impl Fn(&Packet) -> bool,
+) -> Expected {
     let expected = outcome(cluster, node, packet);
     let Expected::Balanced(backends) = &expected else {
         return expected;
@@ -134,7 +146,7 @@ pub fn outcome_after(
     let mut kept = BTreeMap::new();
     for (before, chosen) in earlier {
         if let Some(masqueraded) = backends.get(chosen)
-            && shares_affinity(cluster, node, before, packet)
+            && shares(before)
         {
             kept.insert(*chosen, *masqueraded);
         }
@@ -153,13 +165,45 @@ pub fn shares_affinity(cluster: &Cluster, node: &Node, one: &Packet, other: &Pac
     let (Some(first), Some(second)) = claims else {
         return false;
     };
-    let service = first.service;
-    let is_split = service.internal_local || service.external_local;
     let same_side = (first.at == At::ClusterIp) == (second.at == At::ClusterIp);
     one.source == other.source
-        && service.affinity.is_some()
+        && first.service.affinity.is_some()
         && std::ptr::eq(first.port, second.port)
-        && (same_side || !is_split)
+        && (same_side || !is_split(first.service))
+}
+
+fn is_split(service: &Service) -> bool {
+    service.internal_local || service.external_local
+}
+
+/// Whether a client may have one endpoint for internal and another for external traffic of this Service port.
+pub fn has_split_affinity(cluster: &Cluster, node: &Node, packet: &Packet) -> bool {
+    let claim = claim(cluster, node, packet);
+    claim.is_some_and(|claim| claim.service.affinity.is_some() && is_split(claim.service))
+}
+
+/// Services that want the packet's destination as an external address of theirs: one has it, and the others do not.
+pub fn contestants<'a>(cluster: &'a Cluster, node: &Node, packet: &Packet) -> Vec<&'a Service> {
+    let claims = claims::all(cluster, node, packet);
+    let highest = claims.iter().map(|claim| claim.at).min();
+    if highest != Some(At::External) {
+        return Vec::new();
+    }
+    let external = claims.iter().filter(|claim| claim.at == At::External);
+    let mut services: Vec<&Service> = external.map(|claim| claim.service).collect();
+    services.dedup_by(|a, b| std::ptr::eq(*a, *b));
+    services
+}
+
+/// Whether the node sends the packet to an external frontend under policy Local, from an address that a pod could have.
+pub fn is_nodes_own_like_a_pods(cluster: &Cluster, node: &Node, packet: &Packet) -> bool {
+    let claim = claim(cluster, node, packet);
+    claim.is_some_and(|claim| {
+        claim.at != At::ClusterIp
+            && claim.service.external_local
+            && sources::is_of_node(node, packet)
+            && sources::is_local_pod(cluster, node, packet) == Some(true)
+    })
 }
 
 /// Whether both are one client's packets to one Service port, by whatever way.

@@ -169,6 +169,11 @@ impl Host {
         self.run(move || probe.send())?
     }
 
+    /// Sends one attempt that others shall not wait for.
+    pub fn probe_aside(&self, probe: Probe) -> Result<JoinHandle<Result<Outcome>>> {
+        self.thread(move || probe.send())
+    }
+
     /// Connects `count` times, one after another.
     pub fn connect_many(
         &self,

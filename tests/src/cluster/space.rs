@@ -115,7 +115,8 @@ pub(super) fn cluster_address(number: u16, ipv4: bool) -> IpAddr {
     }
 }
 
-pub(super) fn cluster_cidr(ipv4: bool) -> IpNet {
+/// The range of all pods' addresses.
+pub fn cluster_cidr(ipv4: bool) -> IpNet {
     match ipv4 {
         true => Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16).into(),
         false => Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 0), 32).into(),

@@ -2,18 +2,19 @@
 //! one of it.
 //!
 //! `differences.yaml` is for people: a name, what each of the two does, and why. Here each name has its *view*: the
-//! change to a cluster after which the documentation says of it what kube-proxy does. A disagreement is deliberate
-//! only if Portolan did what the reference model expects of the cluster, and kube-proxy what it expects of the
-//! cluster so seen, down to backends and source addresses. Invariant: list and views have the same names.
+//! change to a cluster, or to the fate of a packet, after which the documentation says what kube-proxy does. A
+//! disagreement is deliberate only if Portolan did what the reference model expects of the cluster, and kube-proxy what
+//! it expects of the cluster so seen, down to backends and source addresses. Invariant: list and views have the same
+//! names, but for those that have a test of their own.
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::Disagreement;
-use super::fates::are_as_expected;
-use crate::cluster::{Cluster, Node};
+use super::Fates;
+use super::fates::{are_as_expected, fits};
+use crate::cluster::{Cluster, Node, Service};
 use crate::field::Field;
-use crate::oracle::outcome;
+use crate::oracle::{Expected, Packet, contestants, is_nodes_own_like_a_pods, outcome};
 
 /// An entry of the list.
 #[derive(Clone, Debug, Deserialize)]
@@ -29,21 +30,41 @@ pub struct Difference {
     pub reason: String,
 }
 
-/// Makes of a cluster what kube-proxy sees in it.
-type View = fn(&mut Cluster);
+/// How kube-proxy's side of a difference follows from a cluster.
+enum View {
+    /// It sees this in place of the cluster.
+    Cluster(fn(&mut Cluster)),
+    /// It may do any of these in place of what is given.
+    Fate(fn(&Cluster, &Node, &Packet, Vec<Expected>) -> Vec<Expected>),
+}
 
 const VIEWS: &[(&str, View)] = &[
-    ("the-headless-label-on-a-service", |cluster| {
-        for service in &mut cluster.services {
-            service.labels.retain(|(key, _)| key != HEADLESS);
-        }
-    }),
-    ("the-proxy-name-label-on-a-slice", |cluster| {
-        for slice in &mut cluster.slices {
-            slice.labels.retain(|(key, _)| key != PROXY_NAME);
-        }
-    }),
+    (
+        "the-headless-label-on-a-service",
+        View::Cluster(|cluster| {
+            for service in &mut cluster.services {
+                service.labels.retain(|(key, _)| key != HEADLESS);
+            }
+        }),
+    ),
+    (
+        "the-proxy-name-label-on-a-slice",
+        View::Cluster(|cluster| {
+            for slice in &mut cluster.slices {
+                slice.labels.retain(|(key, _)| key != PROXY_NAME);
+            }
+        }),
+    ),
+    (CONTESTED, View::Fate(anyone_has_it)),
+    (
+        "the-nodes-own-source-under-a-local-policy",
+        View::Fate(kept_like_a_pods),
+    ),
 ];
+
+/// In the list, and seen in packets that come one after the other (see [`super::affinity`]).
+pub(super) const SPLIT_AFFINITY: &str = "affinity-under-a-local-policy";
+const CONTESTED: &str = "one-external-address-of-two-services";
 
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
@@ -53,35 +74,118 @@ pub fn list() -> Result<Vec<Difference>> {
     serde_saphyr::from_str(include_str!("../../differences.yaml")).context("differences.yaml")
 }
 
-/// The cluster with all deliberate differences in it.
-pub(super) fn as_kube_proxy_sees(cluster: &Cluster) -> Cluster {
-    let mut seen = cluster.clone();
-    VIEWS.iter().for_each(|(_, view)| view(&mut seen));
-    seen
+/// Whether one of them is about this packet.
+pub fn concern(cluster: &Cluster, node: &Node, packet: &Packet) -> bool {
+    !theirs(cluster, node, packet).names.is_empty()
 }
 
-/// The names of the deliberate differences that this is made of; none if it is something else.
-pub(super) fn deliberate(
-    field: &Field,
-    cluster: &Cluster,
-    node: &Node,
-    disagreement: &Disagreement,
-) -> Vec<&'static str> {
-    let packet = &disagreement.packet;
-    let expected = outcome(cluster, node, packet);
-    let mut seen = cluster.clone();
-    let mut names = Vec::new();
+/// The names of all that random clusters show.
+pub fn shown_by_chance() -> impl Iterator<Item = &'static str> {
+    let views = VIEWS.iter().map(|(name, _)| *name);
+    views.chain([SPLIT_AFFINITY])
+}
+
+/// What kube-proxy may make of a packet.
+pub(super) struct Theirs {
+    /// The cluster as it sees it.
+    pub(super) cluster: Cluster,
+    /// Any of these.
+    pub(super) expected: Vec<Expected>,
+    /// The differences that this is due to.
+    pub(super) names: Vec<&'static str>,
+}
+
+/// What kube-proxy may make of a packet, with all deliberate differences.
+pub(super) fn theirs(cluster: &Cluster, node: &Node, packet: &Packet) -> Theirs {
+    let mut theirs = Theirs {
+        expected: vec![outcome(cluster, node, packet)],
+        cluster: cluster.clone(),
+        names: Vec::new(),
+    };
     for (name, view) in VIEWS {
-        let before = outcome(&seen, node, packet);
-        view(&mut seen);
-        if outcome(&seen, node, packet) != before {
-            names.push(*name);
+        let expected = match view {
+            View::Cluster(view) => {
+                view(&mut theirs.cluster);
+                vec![outcome(&theirs.cluster, node, packet)]
+            }
+            View::Fate(view) => view(&theirs.cluster, node, packet, theirs.expected.clone()),
+        };
+        if expected != theirs.expected {
+            theirs.expected = expected;
+            theirs.names.push(name);
         }
     }
-    let theirs = outcome(&seen, node, packet);
-    let explained = are_as_expected(field, node, packet, &expected, &disagreement.portolan)
-        && are_as_expected(field, node, packet, &theirs, &disagreement.kube_proxy);
-    if explained { names } else { Vec::new() }
+    theirs
+}
+
+impl Theirs {
+    /// Whether kube-proxy did what it may, and where that is one thing only, all of it.
+    pub(super) fn explain(
+        &self,
+        field: &Field,
+        node: &Node,
+        packet: &Packet,
+        fates: &Fates,
+    ) -> bool {
+        match self.expected.as_slice() {
+            [expected] => are_as_expected(field, node, packet, expected, fates),
+            several => fates.iter().all(|fate| {
+                let mut several = several.iter();
+                several.any(|expected| fits(field, node, packet, expected, fate))
+            }),
+        }
+    }
+}
+
+/// Of several Services, kube-proxy gives an external address to the one that it met last in a Go map, and to another
+/// one at the next sync. Source ranges guard it whoever has it.
+fn anyone_has_it(
+    cluster: &Cluster,
+    node: &Node,
+    packet: &Packet,
+    expected: Vec<Expected>,
+) -> Vec<Expected> {
+    let contestants = contestants(cluster, node, packet);
+    if contestants.len() < 2 {
+        return expected;
+    }
+    let is = |service: &Service, other: &Service| {
+        (&service.namespace, &service.name) == (&other.namespace, &other.name)
+    };
+    let alone = |winner: &Service| {
+        let mut cluster = cluster.clone();
+        let losers = contestants.iter().filter(|other| !is(other, winner));
+        for loser in losers {
+            let mut services = cluster.services.iter_mut();
+            if let Some(service) = services.find(|service| is(service, loser)) {
+                service.external_ips.clear();
+                service.ingress.clear();
+            }
+        }
+        outcome(&cluster, node, packet)
+    };
+    let mut all: Vec<Expected> = contestants.iter().map(|service| alone(service)).collect();
+    all.dedup();
+    all
+}
+
+/// Pods' packets are not masqueraded, and kube-proxy asks first whether it is one.
+fn kept_like_a_pods(
+    cluster: &Cluster,
+    node: &Node,
+    packet: &Packet,
+    expected: Vec<Expected>,
+) -> Vec<Expected> {
+    if !is_nodes_own_like_a_pods(cluster, node, packet) {
+        return expected;
+    }
+    let kept = |expected| match expected {
+        Expected::Balanced(backends) => {
+            Expected::Balanced(backends.into_keys().map(|to| (to, false)).collect())
+        }
+        other => other,
+    };
+    expected.into_iter().map(kept).collect()
 }
 
 #[cfg(test)]
@@ -89,10 +193,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_difference_in_the_list_has_its_view_and_none_has_one_besides() -> Result<()> {
+    fn every_difference_in_the_list_is_shown_and_none_is_besides() -> Result<()> {
         let list = list()?;
         let mut listed: Vec<&str> = list.iter().map(|entry| entry.name.as_str()).collect();
-        let mut known: Vec<&str> = VIEWS.iter().map(|(name, _)| *name).collect();
+        // Shown by `service_cidrs_are_followed_at_once_and_by_kube_proxy_at_its_next_full_sync`.
+        const LATE_SERVICE_CIDRS: &str = "service-cidrs-that-change";
+        let mut known: Vec<&str> = shown_by_chance().chain([LATE_SERVICE_CIDRS]).collect();
         listed.sort_unstable();
         known.sort_unstable();
         assert_eq!(listed, known);

@@ -1,7 +1,7 @@
 //! What became of a packet, so that two labs with the same addresses can be compared.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -34,7 +34,22 @@ pub enum Fate {
 
 /// Sends one attempt.
 pub(super) fn observe(field: &Field, packet: &Packet, patience: Duration) -> Result<Fate> {
-    Ok(match field.send_within(packet, patience)? {
+    fate_of(
+        field,
+        packet,
+        field.send_within(packet, patience)?,
+        patience,
+    )
+}
+
+/// What became of an attempt by its outcome.
+pub(super) fn fate_of(
+    field: &Field,
+    packet: &Packet,
+    outcome: Outcome,
+    patience: Duration,
+) -> Result<Fate> {
+    Ok(match outcome {
         Outcome::Answered { server, peer } => Fate::Answered {
             server,
             source: peer.ip(),
@@ -46,8 +61,8 @@ pub(super) fn observe(field: &Field, packet: &Packet, patience: Duration) -> Res
     })
 }
 
-/// Whether the fates of a packet are what the reference model expects. Only to tell whether a difference is the one it
-/// seems to be.
+/// Whether the fates of a packet are what the reference model expects, with every backend among them. Only to tell
+/// whether a difference is the one it seems to be.
 pub(super) fn are_as_expected(
     field: &Field,
     node: &Node,
@@ -55,31 +70,61 @@ pub(super) fn are_as_expected(
     expected: &Expected,
     fates: &Fates,
 ) -> bool {
-    // A masqueraded connection has the address of the interface by which it left; for the node's own connections
-    // that is nothing new.
-    let is_own = node.interfaces.contains(&packet.source);
-    let masqueraded =
-        |source: &IpAddr| !is_own && *source != packet.source && node.interfaces.contains(source);
-    match expected {
+    let is_whole = match expected {
         Expected::Balanced(backends) => {
-            let servers = backends
-                .iter()
-                .map(|(to, masqueraded)| (field.server_name(*to), *masqueraded && !is_own));
-            let wanted: BTreeSet<(Option<String>, bool)> = servers.collect();
-            let got = fates.iter().map(|fate| match fate {
-                Fate::Answered { server, source } => {
-                    Some((Some(server.clone()), masqueraded(source)))
-                }
+            let server = |fate: &Fate| match fate {
+                Fate::Answered { server, .. } => Some(server.clone()),
                 _ => None,
-            });
-            got.collect::<Option<BTreeSet<_>>>() == Some(wanted)
+            };
+            let met: BTreeSet<_> = fates.iter().map(server).collect();
+            let wanted = backends.keys().map(|to| field.server_name(*to));
+            met == wanted.collect()
         }
-        Expected::Refused => fates.iter().eq([&Fate::Refused]),
-        Expected::Dropped => fates.iter().eq([&Fate::Silent]),
+        _ => true,
+    };
+    is_whole
+        && fates
+            .iter()
+            .all(|fate| fits(field, node, packet, expected, fate))
+}
+
+/// Whether one attempt may have come to this.
+pub(super) fn fits(
+    field: &Field,
+    node: &Node,
+    packet: &Packet,
+    expected: &Expected,
+    fate: &Fate,
+) -> bool {
+    match expected {
+        Expected::Balanced(_) => backend(field, node, packet, expected, fate).is_some(),
+        Expected::Refused => *fate == Fate::Refused,
+        Expected::Dropped => *fate == Fate::Silent,
         // To who has the address, or to nowhere; or there is nobody at that port.
-        Expected::NotOurs => fates.iter().all(|fate| match fate {
+        Expected::NotOurs => match fate {
             Fate::Answered { source, .. } => *source == packet.source,
             other => *other == Fate::Refused,
-        }),
+        },
     }
+}
+
+/// Which of the expected backends answered, if it saw the source that it should.
+pub(super) fn backend(
+    field: &Field,
+    node: &Node,
+    packet: &Packet,
+    expected: &Expected,
+    fate: &Fate,
+) -> Option<SocketAddr> {
+    let (Expected::Balanced(backends), Fate::Answered { server, source }) = (expected, fate) else {
+        return None;
+    };
+    let (to, masqueraded) = backends
+        .iter()
+        .find(|(to, _)| field.server_name(**to).as_ref() == Some(server))?;
+    // A masqueraded connection has the address of the interface by which it left; for the node's own connections that
+    // is nothing new.
+    let is_own = node.interfaces.contains(&packet.source);
+    let is_masqueraded = *source != packet.source && node.interfaces.contains(source);
+    (is_own || is_masqueraded == *masqueraded).then_some(*to)
 }

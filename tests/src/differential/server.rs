@@ -7,10 +7,13 @@ use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use ipnet::IpNet;
 use lab::ControlPlane;
 use lab::fake_api::{FakeApi, Resource};
 use serde_json::{Map, Value, json};
 
+use crate::cluster::space::service_cidr;
+use crate::cluster::write::service_cidr as service_cidr_document;
 use crate::field::Field;
 
 /// Which API server.
@@ -25,6 +28,14 @@ pub enum Kind {
 pub(super) enum Server {
     Fake(Box<FakeApi>),
     Real(Box<ControlPlane>),
+}
+
+/// ServiceCIDRs that clusters have.
+const SERVICE_CIDRS: [&str; 2] = ["kubernetes", "more"];
+/// The ServiceCIDRs of a real API server.
+pub fn its_service_cidrs() -> Vec<(String, Vec<IpNet>)> {
+    let ranges = [true, false].map(service_cidr);
+    vec![("kubernetes".into(), ranges.to_vec())]
 }
 
 /// Namespaces in use besides `default`.
@@ -84,10 +95,31 @@ impl Server {
         }
     }
 
+    /// These in place of others. A real one has its own, [`its_service_cidrs`].
+    pub(super) fn set_service_cidrs(&self, wanted: &[(String, Vec<IpNet>)]) -> Result<()> {
+        let Server::Fake(api) = self else {
+            return Ok(());
+        };
+        for name in SERVICE_CIDRS {
+            if !wanted.iter().any(|(wanted, _)| wanted == name) {
+                api.delete(Resource::ServiceCidrs, "", name);
+            }
+        }
+        api.apply_all(wanted.iter().map(service_cidr_document))
+    }
+
     pub(super) fn apply(&self, object: &Value) -> Result<()> {
         match self {
             Server::Fake(api) => api.apply(object.clone()).map(drop),
-            Server::Real(plane) => plane.apply(&as_written(object)),
+            Server::Real(plane) => {
+                let written = as_written(object);
+                plane.apply(&written)?;
+                // To the end of an ingress point, it must be named.
+                match written["spec"]["type"] == "LoadBalancer" {
+                    true => plane.apply_status(&written),
+                    false => Ok(()),
+                }
+            }
         }
     }
 
@@ -143,6 +175,12 @@ fn as_written(object: &Value) -> Value {
                 if spec["type"] == "NodePort" {
                     set_node_ports(spec);
                 }
+                if spec["type"] == "LoadBalancer" && spec["externalTrafficPolicy"] == "Local" {
+                    // That of another type is 0.
+                    let port = own_ports(spec).map(|first| first + HEALTH_CHECK);
+                    spec.insert("healthCheckNodePort".into(), json!(port));
+                }
+                spell_properly(spec);
                 let addresses = spec.get("clusterIPs").and_then(Value::as_array);
                 let policy = match addresses.map(Vec::len) {
                     Some(2) => "RequireDualStack",
@@ -156,6 +194,10 @@ fn as_written(object: &Value) -> Value {
                     !is_leftover && *value != json!([])
                 });
             }
+            let ingress = object.pointer("/status/loadBalancer/ingress");
+            let ingress = ingress.map(|ingress| ingress.as_array().into_iter().flatten());
+            let ingress = ingress.map(|ingress| ingress.map(proper_ingress).collect::<Vec<_>>());
+            object["status"] = json!({"loadBalancer": {"ingress": ingress}});
         }
         Some("EndpointSlice") => {
             // No two ports of one name.
@@ -176,11 +218,8 @@ fn as_written(object: &Value) -> Value {
 /// Gives ports of a NodePort Service that have no node port one that only its cluster IP leads to: the server would
 /// give one by chance, perhaps that of a Service to come.
 fn set_node_ports(spec: &mut Map<String, Value>) {
-    let address = spec["clusterIP"].as_str().and_then(|a| a.parse().ok());
-    let first = match address {
-        Some(IpAddr::V4(address)) => 31_000 + 4 * u16::from(address.octets()[3]),
-        Some(IpAddr::V6(address)) => 32_000 + 4 * (address.segments()[7] & 0x7f),
-        None => return,
+    let Some(first) = own_ports(spec) else {
+        return;
     };
     let ports = spec.get_mut("ports").and_then(Value::as_array_mut);
     for (port, free) in ports.into_iter().flatten().zip(first..) {
@@ -188,4 +227,61 @@ fn set_node_ports(spec: &mut Map<String, Value>) {
             port["nodePort"] = free.into();
         }
     }
+}
+
+/// Beyond the node ports among a Service's own.
+const HEALTH_CHECK: u16 = 500;
+
+/// The first of four node ports that no other Service has, by its cluster IP.
+fn own_ports(spec: &Map<String, Value>) -> Option<u16> {
+    match spec["clusterIP"].as_str()?.parse().ok()? {
+        IpAddr::V4(address) => Some(31_000 + 4 * u16::from(address.octets()[3])),
+        IpAddr::V6(address) => Some(32_000 + 4 * (address.segments()[7] & 0x7f)),
+    }
+}
+
+/// Addresses and ranges as they must be written today; old objects may hold others (KEP-4858).
+fn spell_properly(spec: &mut Map<String, Value>) {
+    for (field, properly) in [
+        ("externalIPs", proper_address as fn(&str) -> String),
+        ("loadBalancerSourceRanges", proper_range),
+    ] {
+        let texts = spec.get_mut(field).and_then(Value::as_array_mut);
+        for text in texts.into_iter().flatten() {
+            *text = properly(text.as_str().unwrap_or_default()).into();
+        }
+    }
+}
+
+fn proper_address(text: &str) -> String {
+    let number = |octet: &str| {
+        octet
+            .parse()
+            .map_or(octet.to_owned(), |n: u8| n.to_string())
+    };
+    let octets: Vec<String> = text.split('.').map(number).collect();
+    octets.join(".")
+}
+
+fn proper_range(text: &str) -> String {
+    let (address, length) = text.trim().split_once('/').unwrap_or_default();
+    let range: Option<IpNet> = format!(
+        "{}/{}",
+        proper_address(address),
+        length.trim_start_matches('0')
+    )
+    .parse()
+    .ok();
+    range.map_or(text.trim().to_owned(), |range| range.trunc().to_string())
+}
+
+/// Only an address has a mode.
+fn proper_ingress(ingress: &Value) -> Value {
+    let mut ingress = ingress.clone();
+    if let Some(fields) = ingress.as_object_mut()
+        && !fields.contains_key("ip")
+    {
+        fields.remove("ipMode");
+    }
+    ingress
 }

@@ -9,15 +9,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lab::{Client, Daemon, Protocol, wait_for};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::fates::{Fate, observe};
+use super::fates::{Fate, fate_of, observe};
 use super::programs::{KubeProxy, kube_proxy_config, portolan_flags};
 use super::server::{Kind, Server};
 use super::supply::Supply;
-use super::{Fates, HASTE};
+use super::{Fates, GREAT_HASTE, HASTE, Planned};
 use crate::cluster::space::{external_range, node_name, pod_address, service_cidr};
 use crate::cluster::{Cluster, Transport};
 use crate::field::Field;
@@ -67,6 +68,9 @@ impl Side {
             }
             anyhow::Ok(())
         })??;
+        for ipv4 in [true, false] {
+            field.client().route_via(node, strangers(ipv4))?;
+        }
         let nowhere = nowhere(&field)?;
         let server = Server::start(kind, &field, node)?;
         Ok(Side {
@@ -119,6 +123,25 @@ impl Side {
         Ok(())
     }
 
+    /// Whether the program drops what goes to addresses that no Service has, as it should in this cluster.
+    pub(super) fn knows_service_cidrs(&mut self, cluster: &Cluster) -> Result<bool> {
+        self.turn += 1;
+        self.supply.finish(sentinel(self.turn))?;
+        for ipv4 in [true, false] {
+            self.wait_for_sentinel(ipv4)?;
+            let packet = Packet {
+                destination: unallocated_address(ipv4),
+                ..packet_to_sentinel(ipv4, 80)
+            };
+            let expected = oracle::outcome(cluster, &cluster.nodes[0], &packet);
+            let is_dropped = observe(&self.field, &packet, HASTE)? == Fate::Silent;
+            if is_dropped != (expected == oracle::Expected::Dropped) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     pub(super) fn start_portolan(&mut self, cluster: &Cluster) -> Result<()> {
         self.prepare(cluster)?;
         let server = self.supply.server();
@@ -131,10 +154,15 @@ impl Side {
         Ok(())
     }
 
-    /// Ends the program before its Node object changes under it: kube-proxy would end by itself.
+    /// Ends the program before its Node object changes under it: kube-proxy would end by itself, and take a ServiceCIDR
+    /// that goes for one that stays.
     fn prepare(&mut self, cluster: &Cluster) -> Result<()> {
         self.daemon = None;
-        self.supply.set_nodes(cluster)
+        self.set_surroundings(cluster)
+    }
+
+    pub(super) fn set_surroundings(&self, cluster: &Cluster) -> Result<()> {
+        self.supply.set_surroundings(cluster)
     }
 
     pub(super) fn switch_to(&mut self, cluster: &Cluster) -> Result<()> {
@@ -148,13 +176,7 @@ impl Side {
     }
 
     fn wait_for_sentinel(&self, ipv4: bool) -> Result<()> {
-        let packet = Packet {
-            origin: Origin::Elsewhere,
-            source: pod_address(1, CLIENT_POD, ipv4),
-            destination: sentinel_address(ipv4),
-            protocol: oracle::Protocol::Transport(Transport::Tcp),
-            port: SENTINEL_PORTS[self.turn % 2],
-        };
+        let packet = packet_to_sentinel(ipv4, SENTINEL_PORTS[self.turn % 2]);
         let wanted = format!("pod-{}-2:{}", sentinel_node(self.turn), PORTS[0]);
         let family = if ipv4 { "IPv4" } else { "IPv6" };
         let runs = || self.daemon.as_ref().is_some_and(Daemon::is_running);
@@ -170,6 +192,32 @@ impl Side {
             Ok(())
         });
         there.with_context(|| format!("it said\n{}", self.log().join("\n")))
+    }
+
+    /// What becomes of packets in as many attempts as are planned; those that most likely nobody answers are waited
+    /// for beside the others.
+    pub(super) fn look_at_all(&mut self, planned: &[Planned]) -> Result<Vec<Fates>> {
+        let aside = planned.iter().map(|plan| match plan.is_silent {
+            true => Ok(Some(self.field.send_aside(&plan.packet, GREAT_HASTE)?)),
+            false => Ok(None),
+        });
+        let aside: Vec<_> = aside.collect::<Result<_>>()?;
+        let mut all = Vec::new();
+        for plan in planned {
+            all.push(match plan.is_silent {
+                true => Fates::new(),
+                false => self.look(&plan.packet, plan.attempts, HASTE)?,
+            });
+        }
+        for ((plan, attempt), fates) in planned.iter().zip(aside).zip(&mut all) {
+            if let Some(attempt) = attempt {
+                let outcome = attempt
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                fates.insert(fate_of(&self.field, &plan.packet, outcome, GREAT_HASTE)?);
+            }
+        }
+        Ok(all)
     }
 
     /// What becomes of a packet in so many attempts. Waiting for silence is dear: twice nothing is nothing.
@@ -193,13 +241,21 @@ impl Side {
     }
 }
 
+/// Addresses beside those of Services, which packets are sent to all the same.
+fn strangers(ipv4: bool) -> IpNet {
+    match ipv4 {
+        true => Ipv4Net::new_assert([10, 97, 0, 0].into(), 16).into(),
+        false => Ipv6Net::new_assert([0xfd00, 0x97, 0, 0, 0, 0, 0, 0].into(), 112).into(),
+    }
+}
+
 /// A machine that answers for every address of a Service: nodes have a route for them to here.
 fn nowhere(field: &Field) -> Result<Client> {
     let nowhere = field.lab().client("nowhere")?;
     nowhere.serve(Protocol::Tcp, NOWHERE_PORT)?;
     nowhere.serve(Protocol::Udp, NOWHERE_PORT)?;
-    let ranges_of =
-        |ipv4| [service_cidr(ipv4), external_range(ipv4)].map(|range| range.to_string());
+    let ranges = |ipv4| [service_cidr(ipv4), external_range(ipv4), strangers(ipv4)];
+    let ranges_of = |ipv4| ranges(ipv4).map(|range| range.to_string());
     for (family, via, ranges) in [("-4", 0, ranges_of(true)), ("-6", 1, ranges_of(false))] {
         let via = nowhere.addresses()[via].to_string();
         for range in &ranges {
@@ -237,6 +293,24 @@ fn ip(host: &lab::Host, arguments: &[&str]) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "ip {arguments:?}: {said}");
     Ok(())
+}
+
+fn packet_to_sentinel(ipv4: bool, port: u16) -> Packet {
+    Packet {
+        origin: Origin::Elsewhere,
+        source: pod_address(1, CLIENT_POD, ipv4),
+        destination: sentinel_address(ipv4),
+        protocol: oracle::Protocol::Transport(Transport::Tcp),
+        port,
+    }
+}
+
+/// Among the addresses of Services, and no Service's.
+fn unallocated_address(ipv4: bool) -> IpAddr {
+    match ipv4 {
+        true => Ipv4Addr::new(10, 96, 201, 1).into(),
+        false => Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0xc901).into(),
+    }
 }
 
 fn sentinel_address(ipv4: bool) -> IpAddr {

@@ -26,7 +26,7 @@ const FIXED: [&str; 4] = [
 
 pub(super) struct Supply {
     server: Server,
-    /// What the last cluster left in the API server, without nodes and the sentinel.
+    /// What the last cluster left in the API server, without the surroundings and the sentinel.
     objects: BTreeMap<Id, Value>,
 }
 
@@ -42,10 +42,14 @@ impl Supply {
         &self.server
     }
 
-    pub(super) fn set_nodes(&self, cluster: &Cluster) -> Result<()> {
-        let documents = cluster.documents();
-        let mut nodes = documents.iter().filter(|object| object["kind"] == "Node");
-        nodes.try_for_each(|node| self.server.set_node(node))
+    /// What stays while one program runs: nodes and ServiceCIDRs.
+    pub(super) fn set_surroundings(&self, cluster: &Cluster) -> Result<()> {
+        for object in cluster.documents() {
+            if object["kind"] == "Node" {
+                self.server.set_node(&object)?;
+            }
+        }
+        self.server.set_service_cidrs(&cluster.service_cidrs)
     }
 
     /// Applies objects that are no cluster's.
@@ -55,11 +59,11 @@ impl Supply {
             .try_for_each(|object| self.server.apply(object))
     }
 
-    /// Leads to a cluster's objects; nodes stay as they are. Services or slices come first in turn.
+    /// Leads to a cluster's objects; nodes and ServiceCIDRs stay as they are. Services or slices come first in turn.
     pub(super) fn change_to(&mut self, cluster: &Cluster, turn: usize) -> Result<()> {
         let mut wanted = BTreeMap::new();
         for mut object in cluster.documents() {
-            if object["kind"] != "Node" {
+            if object["kind"] != "Node" && object["kind"] != "ServiceCIDR" {
                 set_defaults(&mut object);
                 wanted.insert(id(&object)?, object);
             }

@@ -31,8 +31,13 @@ pub(super) enum At {
 
 /// The Service port a packet is addressed to.
 pub(super) fn claim<'a>(cluster: &'a Cluster, node: &Node, packet: &Packet) -> Option<Claim<'a>> {
+    all(cluster, node, packet).into_iter().next()
+}
+
+/// All Service ports that a packet could be addressed to, first the one that has it.
+pub(super) fn all<'a>(cluster: &'a Cluster, node: &Node, packet: &Packet) -> Vec<Claim<'a>> {
     let Protocol::Transport(transport) = packet.protocol else {
-        return None;
+        return Vec::new();
     };
     let to = packet.destination;
     let is_of_node = node_port_addresses(cluster, node).contains(&to);
@@ -62,7 +67,8 @@ pub(super) fn claim<'a>(cluster: &'a Cluster, node: &Node, packet: &Packet) -> O
         let service = claim.service;
         (claim.at, service.created, &service.namespace, &service.name)
     };
-    claims.into_iter().min_by(|a, b| rank(a).cmp(&rank(b)))
+    claims.sort_by(|a, b| rank(a).cmp(&rank(b)));
+    claims
 }
 
 /// Services with a cluster IP that we were asked to serve: those that nobody else was asked to, or those of our name.

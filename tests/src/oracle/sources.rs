@@ -27,7 +27,7 @@ pub(super) fn treatment(
     claim: &Claim<'_>,
 ) -> Treatment {
     let from_pod = is_local_pod(cluster, node, packet);
-    let from_node = packet.origin == Origin::Node || node.interfaces.contains(&packet.source);
+    let from_node = is_of_node(node, packet);
     let (only_local, masqueraded) = match claim.at {
         At::ClusterIp => {
             let off_cluster = from_pod == Some(false);
@@ -46,8 +46,13 @@ pub(super) fn treatment(
     }
 }
 
+/// Whether the node itself sent the packet.
+pub(super) fn is_of_node(node: &Node, packet: &Packet) -> bool {
+    packet.origin == Origin::Node || node.interfaces.contains(&packet.source)
+}
+
 /// Whether a local pod sent the packet; `None` where no detector is configured for its family.
-fn is_local_pod(cluster: &Cluster, node: &Node, packet: &Packet) -> Option<bool> {
+pub(super) fn is_local_pod(cluster: &Cluster, node: &Node, packet: &Packet) -> Option<bool> {
     let in_ranges = |ranges: &[IpNet]| {
         let mut families = ranges.iter().map(|range| range.addr().is_ipv4());
         let is_configured = families.any(|ipv4| ipv4 == packet.source.is_ipv4());

@@ -4,6 +4,10 @@
 //! server together do not come back together; steps begin small again only after a stable while, so a server
 //! that answers and fails in turn is not asked at the first step's pace for ever.
 //!
+//! A server that is starting refuses for some seconds what it will allow (401, 403: its authorizer has not read the
+//! roles yet), and saying so costs it nothing. Refusals have the small limit too, until there were too many of them
+//! to come from a start.
+//!
 //! A server that does not answer at all has a limit of its own, a small one: an attempt costs nobody anything, and
 //! once there is a server again, nodes shall be in step within seconds, however long it was away. (client-go waits
 //! up to 30 s here too.)
@@ -12,6 +16,9 @@ use std::time::Duration;
 
 use rand::Rng;
 use tokio::time::Instant;
+
+/// Refusals in a row that may come from a server's start: at most half a minute of them.
+const REFUSALS_AT_START: u32 = 10;
 
 /// See the module.
 #[derive(Debug)]
@@ -23,6 +30,8 @@ pub(super) struct Backoff {
     failures: u32,
     /// Attempts in a row that nobody answered.
     away: u32,
+    /// Attempts in a row that were refused.
+    refusals: u32,
     well_since: Option<Instant>,
 }
 
@@ -40,6 +49,7 @@ impl Backoff {
             stable_after,
             failures: 0,
             away: 0,
+            refusals: 0,
             well_since: None,
         }
     }
@@ -48,12 +58,35 @@ impl Backoff {
     pub(super) fn well(&mut self, now: Instant) {
         self.well_since.get_or_insert(now);
         self.away = 0;
+        self.refusals = 0;
+    }
+
+    /// We are refused what we ask for: how long to wait.
+    pub(super) fn refused(
+        &mut self,
+        now: Instant,
+        asked: Option<Duration>,
+        chance: &mut impl Rng,
+    ) -> Duration {
+        if !self.may_be_starting() {
+            return self.failed(now, asked, chance);
+        }
+        let step = self.doubled(self.refusals).min(self.away_limit);
+        self.away = 0;
+        self.refusals += 1;
+        asked.unwrap_or_default() + step.mul_f64(chance.random_range(0.0..=1.0))
+    }
+
+    /// Whether another refusal would be one of a server that is not ready yet.
+    pub(super) fn may_be_starting(&self) -> bool {
+        self.refusals < REFUSALS_AT_START
     }
 
     /// Nobody answers: how long to wait.
     pub(super) fn unanswered(&mut self, chance: &mut impl Rng) -> Duration {
         let step = self.doubled(self.away).min(self.away_limit);
         self.away = self.away.saturating_add(1);
+        self.refusals = 0;
         step.mul_f64(chance.random_range(0.0..=1.0))
     }
 
@@ -145,6 +178,25 @@ mod tests {
         // It is back, and not ready yet: pauses are those of a first failure.
         assert!(backoff.failed(Instant::now(), None, &mut chance) <= BASE);
         assert!(backoff.unanswered(&mut chance) <= BASE);
+    }
+
+    #[test]
+    fn refusals_are_taken_for_a_start_until_there_are_too_many_of_them() {
+        let now = Instant::now();
+        let mut chance = SmallRng::seed_from_u64(1);
+        let mut backoff = Backoff::new(BASE, LIMIT, AWAY, STABLE);
+        for _ in 0..100 {
+            backoff.failed(now, None, &mut chance);
+        }
+        // Whatever was before: a server that was away starts now.
+        backoff.unanswered(&mut chance);
+        while backoff.may_be_starting() {
+            assert!(backoff.refused(now, None, &mut chance) <= AWAY);
+        }
+        let longest = (0..300).map(|_| backoff.refused(now, None, &mut chance));
+        assert!(longest.max() > Some(LIMIT.mul_f64(0.9)));
+        backoff.well(now);
+        assert!(backoff.refused(now, None, &mut chance) <= BASE);
     }
 
     #[test]

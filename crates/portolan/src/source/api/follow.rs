@@ -188,11 +188,20 @@ impl<O: Object> Follower<O> {
             return self.without_any(failure).await;
         }
         self.doubtful = true;
-        self.tell(Err(failure.to_string()))
-            .await
-            .map_err(|_| Gone)?;
+        // What we can do without is no news before it is certain.
+        let is_optional = self.target.optional && self.version.is_none();
+        if !(is_optional && matches!(failure, Failure::Status { code: 403, .. })) {
+            self.tell(Err(failure.to_string()))
+                .await
+                .map_err(|_| Gone)?;
+        }
         let mut chance = rand::rng();
         Ok(match failure {
+            Failure::Status {
+                code: 401 | 403,
+                retry_after,
+                ..
+            } => self.backoff.refused(now, retry_after, &mut chance),
             Failure::Status { retry_after, .. } => {
                 self.backoff.failed(now, retry_after, &mut chance)
             }
@@ -202,22 +211,29 @@ impl<O: Object> Follower<O> {
         })
     }
 
+    /// Whether the server does not have the kind, or does not let us see it. A server that is starting lets nobody see
+    /// anything.
     fn is_absence(&self, failure: &Failure) -> bool {
-        let refused = matches!(
-            failure,
-            Failure::Status {
-                code: 403 | 404,
-                ..
-            }
-        );
-        self.target.optional && self.version.is_none() && refused
+        let is_away = match failure {
+            Failure::Status { code: 404, .. } => true,
+            Failure::Status { code: 403, .. } => !self.backoff.may_be_starting(),
+            _ => false,
+        };
+        self.target.optional && self.version.is_none() && is_away
     }
 
     /// There are none of an optional kind; looks again after a long while.
     async fn without_any(&mut self, failure: Failure) -> Result<Duration, Gone> {
         if !self.absent {
             let kind = O::KIND;
-            tracing::debug!(%kind, %failure, "the server has none of these for us: going on without");
+            match failure {
+                Failure::Status { code: 404, .. } => {
+                    tracing::debug!(%kind, %failure, "the server has none of these: going on without");
+                }
+                _ => {
+                    tracing::warn!(%kind, %failure, "going on without these: the role lacks list or watch")
+                }
+            }
             self.absent = true;
             let none = ObjectEvent::Reset {
                 objects: Vec::new(),

@@ -230,6 +230,42 @@ async fn service_cidrs_are_optional_and_nothing_else_is() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_starting_is_asked_again_soon_and_for_service_cidrs_too() {
+    let mut bench = Bench::new();
+    bench.api.set_streaming_list(StreamingList::Refused);
+    bench.api.apply(service("a")).unwrap();
+    // It has not read the roles yet.
+    let fault = lab::fake_api::Fault::Status {
+        code: 403,
+        retry_after: None,
+    };
+    for resource in [Resource::Services, Resource::ServiceCidrs] {
+        bench
+            .api
+            .inject(Injection::always(fault).times(8).on(resource));
+    }
+    // Doubled eight times, a pause would be of half a minute.
+    bench
+        .start(ApiConfig {
+            retry_base: Duration::from_millis(120),
+            retry_limit: Duration::from_secs(3600),
+            absent_retry: Duration::from_secs(3600),
+            ..quick()
+        })
+        .await;
+    bench
+        .until("all lists", |view| view.resets.len() == 4)
+        .await;
+    assert!(bench.view.services.contains("a"));
+    let asked = bench.seen(Resource::ServiceCidrs, Verb::List);
+    let streaming = bench.seen(Resource::ServiceCidrs, Verb::Watch);
+    assert!(asked.len() + streaming.len() > 8, "{asked:?} {streaming:?}");
+    // Refusals are told where nothing goes on without.
+    assert!(bench.view.failures(ObjectKind::Service)[0].contains("403"));
+    assert!(bench.view.failures(ObjectKind::ServiceCidr).is_empty());
+}
+
+#[tokio::test]
 async fn a_cancelled_source_ends_whatever_it_waits_for() {
     let mut bench = Bench::new();
     bench.start(quick()).await;
