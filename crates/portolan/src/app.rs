@@ -22,6 +22,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{LogArgs, LogFormat, RunArgs};
 use crate::control::{self, ControlConfig, Reports};
+use crate::events::Recorder;
+use crate::health_checks;
 use crate::http::{self, Ports};
 use crate::metrics::Metrics;
 use crate::node_addresses;
@@ -140,6 +142,16 @@ impl App {
                 (sender, Some(ended))
             }
         };
+        let health_checks = health_checks::start(
+            &ports.runtime,
+            node.clone(),
+            health_checks::Reports {
+                status: status.clone(),
+                metrics: metrics.clone(),
+                recorder: Recorder::new(client.clone(), node.node_name.clone()),
+            },
+            cancel.clone(),
+        );
         let source = start_source(args, client, &node.node_name, sender, cancel.clone());
         let (in_step, rules_stand) = oneshot::channel();
         let config = ControlConfig {
@@ -147,6 +159,7 @@ impl App {
             own_tables: !args.no_table_owner,
             without: args.without_features.clone(),
             relays: tokio::runtime::Handle::current(),
+            health_checks,
             in_step,
         };
         let missing_settings = args.conntrack.apply();

@@ -19,11 +19,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::conntrack::Cleaner;
 use crate::features;
+use crate::health_checks;
 use crate::localhost;
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::source::{Events, Problem, SourceEvent};
-use crate::status::{Commit, SharedStatus, Status};
+use crate::status::{SharedStatus, Status};
 
 mod pace;
 mod repairs;
@@ -47,6 +48,8 @@ pub struct ControlConfig {
     pub without: Vec<Feature>,
     /// Where relays of node ports on loopback run: not beside the loop, whose commits would hold them up.
     pub relays: Handle,
+    /// Where load balancers are told of local endpoints.
+    pub health_checks: health_checks::Announcer,
     /// Told when the rules stand for the first time.
     pub in_step: oneshot::Sender<()>,
 }
@@ -95,6 +98,7 @@ pub async fn run(
     let on_loopback = config.node.nodeport_addresses.iter().any(asks_for_loopback);
     let mut control = Control::new(config.node, kernel, reports);
     control.loopback = on_loopback.then(|| localhost::start(&config.relays, cancel.clone()));
+    control.health_checks = Some(config.health_checks);
     control.cleaner = Some(cleaner);
     control.in_step = Some(config.in_step);
 
@@ -179,12 +183,14 @@ struct Control<B> {
     addresses_gone: bool,
     /// Node ports are relayed from loopback addresses too.
     loopback: Option<localhost::Announcer>,
+    /// Load balancers are told of local endpoints.
+    health_checks: Option<health_checks::Announcer>,
     synced: bool,
     in_step: Option<oneshot::Sender<()>>,
     /// The tables may not hold what they should: compare before anything else.
     failed: bool,
     pending_since: Option<Instant>,
-    last_commit: Option<Commit>,
+    in_step_at: Option<SystemTime>,
     /// Ends stale flows; without one they stay.
     cleaner: Option<Cleaner>,
 }
@@ -202,11 +208,12 @@ impl<B: Backend> Control<B> {
             addresses: Vec::new(),
             addresses_gone: false,
             loopback: None,
+            health_checks: None,
             synced: false,
             in_step: None,
             failed: false,
             pending_since: None,
-            last_commit: None,
+            in_step_at: None,
             cleaner: None,
         }
     }
@@ -292,6 +299,9 @@ impl<B: Backend> Control<B> {
         if let Some(loopback) = &mut self.loopback {
             loopback.announce(&updates);
         }
+        if let Some(health_checks) = &mut self.health_checks {
+            health_checks.plan(&updates);
+        }
         self.reports.metrics.planned(planned);
         for invalid in updates
             .iter()
@@ -341,7 +351,12 @@ impl<B: Backend> Control<B> {
                     let flows = std::mem::take(&mut outcome.flows);
                     cleaner.check(flows, &self.dataplane.facts().node_addresses);
                 }
+                if let Some(health_checks) = &mut self.health_checks {
+                    let refused = outcome.quarantined.iter().map(|refused| &refused.service);
+                    health_checks.announce(refused, &self.dataplane.facts().node_addresses);
+                }
                 self.failed = false;
+                self.in_step_at = Some(SystemTime::now());
                 self.reports.metrics.nothing_pending();
                 if let Some(since) = self.pending_since.take() {
                     self.reports.metrics.programmed(now - since);
@@ -380,11 +395,6 @@ impl<B: Backend> Control<B> {
         if outcome.transactions == 0 {
             return;
         }
-        self.last_commit = Some(Commit {
-            at: SystemTime::now(),
-            elapsed,
-            elements: outcome.elements,
-        });
         let families: Vec<AddressFamily> = outcome
             .families
             .iter()
@@ -413,7 +423,8 @@ impl<B: Backend> Control<B> {
             synced: self.synced,
             waiting_for: self.view.waiting_for(),
             pending_since: self.pending_since,
-            last_commit: self.last_commit,
+            in_step_at: self.in_step_at,
+            node_eligible: self.view.node_is_eligible(),
             invalid: self.view.invalid().cloned().collect(),
             quarantined: self.dataplane.quarantine().keys().cloned().collect(),
             services,

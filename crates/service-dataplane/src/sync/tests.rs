@@ -75,6 +75,7 @@ fn service(n: u8) -> Update {
         created: None,
         frontends: vec![frontend],
         reset_removed: false,
+        health_check: None,
     }
     .into()
 }
