@@ -308,13 +308,15 @@ impl Kernel {
         Ok(true)
     }
 
-    /// One attempt at reading a learned map; `None` when the table was changed meanwhile.
+    /// One attempt at reading a learned map, and whether that is all: when the table was changed meanwhile, some may be
+    /// missing.
     fn read_learned(
         &mut self,
         family: Family,
         map: &Name,
-    ) -> Result<Option<Vec<Element>>, CommitError> {
+    ) -> Result<(Vec<Element>, bool), CommitError> {
         let mut reading = Reading::new(family, self.table.clone());
+        let mut whole = true;
         for kind in [message::GET_SET, message::GET_ELEMENTS] {
             let table = self.table.clone();
             let fill = |out: &mut Writer| {
@@ -329,12 +331,11 @@ impl Kernel {
                 .link
                 .ask(kind, flags, Some(family), fill, |m| reading.absorb(m))?;
             match asked {
-                Asked::Refused(Errno::ENOENT) => return Ok(Some(Vec::new())),
-                asked if !asked.settle()? => return Ok(None),
-                _ => {}
+                Asked::Refused(Errno::ENOENT) => return Ok((Vec::new(), true)),
+                asked => whole &= asked.settle()?,
             }
         }
-        Ok(Some(reading.into_elements(map)))
+        Ok((reading.into_elements(map), whole))
     }
 
     fn ask_for_table(&mut self, reading: &mut Reading) -> Result<Asked, CommitError> {
@@ -397,13 +398,19 @@ impl Backend for Kernel {
     }
 
     fn learned(&mut self, family: Family, map: &Name) -> Result<Vec<Element>, CommitError> {
+        let mut all = Vec::new();
         for attempt in 0..READ_ATTEMPTS {
-            if let Some(elements) = self.read_learned(family, map)? {
+            let (elements, whole) = self.read_learned(family, map)?;
+            if whole {
                 return Ok(elements);
             }
+            // What one misses another finds.
+            all.extend(elements);
+            all.sort_unstable();
+            all.dedup_by(|a, b| a.key == b.key);
             std::thread::sleep(Duration::from_millis(1) * attempt);
         }
-        Err(failed("read what was learned")(Errno::EAGAIN))
+        Ok(all)
     }
 
     fn adopt(&mut self, family: Family) -> Result<Adoption, CommitError> {

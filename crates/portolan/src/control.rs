@@ -14,10 +14,10 @@ use service_dataplane::guard::{self, Guard};
 use service_dataplane::{Dataplane, Outcome, SyncError, layout};
 use service_model::{AddressFamily, Invalid, NodeConfig, NodePortAddress, ObjectEvent};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::conntrack::Cleaner;
+use crate::conntrack::{Cleaner, Forget};
 use crate::features;
 use crate::health_checks;
 use crate::localhost;
@@ -88,7 +88,8 @@ pub async fn run(
         .context("could not listen for nftables changes")?;
     let foreign = listen(monitor, cancel.clone())?;
     tracing::info!(flags = ?kernel.table_flags(), "tables are written over netlink");
-    let cleaner = Cleaner::start(reports.metrics.clone())?;
+    let (forget, mut to_forget) = mpsc::unbounded_channel();
+    let cleaner = Cleaner::start(reports.metrics.clone(), forget)?;
     // A range of loopback addresses asks for what the key word does.
     let asks_for_loopback = |item: &NodePortAddress| match item {
         NodePortAddress::Localhost => true,
@@ -119,11 +120,14 @@ pub async fn run(
                 control.addresses_gone = changed.is_err();
             }
             () = foreign.notified() => control.heard(),
+            Some(forget) = to_forget.recv() => control.forget(forget),
             () = sleep_until(wake) => {}
         }
         let addresses = addresses.borrow_and_update().clone();
         control.turn(&addresses);
     }
+    // Nobody forgets any more, so nobody is to wait for it.
+    drop(to_forget);
     Ok(())
 }
 
@@ -251,6 +255,12 @@ impl<B: Backend> Control<B> {
         }
     }
 
+    /// Clients had endpoints that are gone.
+    fn forget(&mut self, forget: Forget) {
+        let forgotten = self.dataplane.forget(forget.family, forget.learned);
+        tracing::debug!(clients = forgotten, family = %forget.family, "clients forgotten");
+    }
+
     /// When to turn at the latest, though nothing happens.
     fn wake(&self, now: Instant) -> Option<Instant> {
         let commit =
@@ -348,8 +358,10 @@ impl<B: Backend> Control<B> {
         match result {
             Ok(mut outcome) => {
                 if let Some(cleaner) = &self.cleaner {
+                    let affinity = std::mem::take(&mut outcome.affinity);
                     let flows = std::mem::take(&mut outcome.flows);
-                    cleaner.check(flows, &self.dataplane.facts().node_addresses);
+                    let node_addresses = &self.dataplane.facts().node_addresses;
+                    cleaner.check(affinity, flows, node_addresses);
                 }
                 if let Some(health_checks) = &mut self.health_checks {
                     let refused = outcome.quarantined.iter().map(|refused| &refused.service);
