@@ -16,12 +16,13 @@ use nix::errno::Errno;
 
 use crate::features::trial;
 use crate::link::{Asked, Link, failed, undecodable};
-use crate::model::{Element, Family, Name, Table};
+use crate::model::{Bytes, Element, Family, Name, Table};
 use crate::transaction::{
     Adoption, Backend, CommitError, Culprit, Operation, TableContents, Transaction,
 };
 use crate::wire::abi::{self, control, flag, message};
 use crate::wire::attribute::Writer;
+use crate::wire::counts::read_counts;
 use crate::wire::decode::{Reading, TableState};
 use crate::wire::encode::{Batch, Encoder, TableFlags};
 use crate::wire::frame::Answer;
@@ -154,6 +155,24 @@ impl Kernel {
     /// wrongly, after a transaction of ours that changed nothing.
     pub fn disturbed(&mut self) -> Result<bool, CommitError> {
         Ok(Some(self.link.generation()?) != self.expected_generation)
+    }
+
+    /// Packets that the elements of a set of [`crate::SetKind::Counters`] have counted, by key; empty when there is no
+    /// such set. When the table changes meanwhile, elements may be missing or come twice.
+    pub fn counts(&mut self, family: Family, set: &Name) -> Result<Vec<(Bytes, u64)>, CommitError> {
+        let table = self.table.clone();
+        let fill = |out: &mut Writer| {
+            out.put_str(abi::elements::TABLE, &table);
+            out.put_str(abi::elements::SET, set);
+        };
+        let mut counts = Vec::new();
+        let (kind, flags) = (message::GET_ELEMENTS, flag::DUMP);
+        let asked = self.link.ask(kind, flags, Some(family), fill, |m| {
+            counts.extend(read_counts(m)?);
+            Ok(())
+        })?;
+        asked.settle()?;
+        Ok(counts)
     }
 
     /// Whether the kernel would make a table with these flags.

@@ -311,6 +311,8 @@ impl NodeArgs {
             nodeport_addresses: self.nodeport_addresses.0.clone(),
             masquerade_all: self.masquerade_all,
             allowed_external_ips: self.allowed_external_ips.clone().map(|list| list.0),
+            // Whoever connects knows.
+            api_server: None,
         })
     }
 }

@@ -12,12 +12,13 @@ use anyhow::{Context, Result};
 use nft::{Backend, Feature, Features, Kernel, KernelConfig, Monitor, Notice};
 use service_dataplane::guard::{self, Guard};
 use service_dataplane::{Dataplane, Outcome, SyncError, layout};
-use service_model::{AddressFamily, Invalid, NodeConfig, NodePortAddress, ObjectEvent};
+use service_model::{AddressFamily, Invalid, NodeConfig, NodePortAddress, ObjectEvent, ObjectKind};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::conntrack::{Cleaner, Forget};
+use crate::counters::Counters;
 use crate::features;
 use crate::health_checks;
 use crate::localhost;
@@ -26,10 +27,12 @@ use crate::metrics::Metrics;
 use crate::source::{Events, Problem, SourceEvent};
 use crate::status::{SharedStatus, Status};
 
+mod news;
 mod pace;
 mod repairs;
 mod view;
 
+use news::News;
 use pace::Pace;
 use repairs::Repairs;
 use view::View;
@@ -50,6 +53,8 @@ pub struct ControlConfig {
     pub relays: Handle,
     /// Where load balancers are told of local endpoints.
     pub health_checks: health_checks::Announcer,
+    /// Told which frontends are counted.
+    pub counters: Arc<Counters>,
     /// Told when the rules stand for the first time.
     pub in_step: oneshot::Sender<()>,
 }
@@ -100,6 +105,7 @@ pub async fn run(
     let mut control = Control::new(config.node, kernel, reports);
     control.loopback = on_loopback.then(|| localhost::start(&config.relays, cancel.clone()));
     control.health_checks = Some(config.health_checks);
+    control.counters = config.counters;
     control.cleaner = Some(cleaner);
     control.in_step = Some(config.in_step);
 
@@ -182,6 +188,7 @@ struct Control<B> {
     dataplane: Dataplane<B>,
     pace: Pace,
     repairs: Repairs,
+    news: News,
     reports: Reports,
     addresses: Vec<IpAddr>,
     addresses_gone: bool,
@@ -189,6 +196,7 @@ struct Control<B> {
     loopback: Option<localhost::Announcer>,
     /// Load balancers are told of local endpoints.
     health_checks: Option<health_checks::Announcer>,
+    counters: Arc<Counters>,
     synced: bool,
     in_step: Option<oneshot::Sender<()>>,
     /// The tables may not hold what they should: compare before anything else.
@@ -208,11 +216,13 @@ impl<B: Backend> Control<B> {
             dataplane,
             pace: Pace::default(),
             repairs: Repairs::default(),
+            news: News::default(),
             reports,
             addresses: Vec::new(),
             addresses_gone: false,
             loopback: None,
             health_checks: None,
+            counters: Arc::default(),
             synced: false,
             in_step: None,
             failed: false,
@@ -231,11 +241,24 @@ impl<B: Backend> Control<B> {
                 }
                 self.reports.metrics.set_connected(*kind, state.is_ok());
             }
-            SourceEvent::Service(event) => self.reports.metrics.service_event(objects(event)),
-            SourceEvent::EndpointSlice(event) => {
-                self.reports.metrics.endpoint_event(objects(event))
+            SourceEvent::Service(event) => {
+                self.news
+                    .heard(ObjectKind::Service, event, |service| &service.name);
+                self.reports.metrics.service_event(objects(event));
             }
-            SourceEvent::Node(_) | SourceEvent::ServiceCidr(_) | SourceEvent::Solved { .. } => {}
+            SourceEvent::EndpointSlice(event) => {
+                self.news
+                    .heard(ObjectKind::EndpointSlice, event, |slice| &slice.name);
+                self.reports.metrics.endpoint_event(objects(event));
+            }
+            SourceEvent::Node(event) => {
+                self.news.heard(ObjectKind::Node, event, |node| &node.name);
+            }
+            SourceEvent::ServiceCidr(event) => {
+                self.news
+                    .heard(ObjectKind::ServiceCidr, event, |cidr| &cidr.name);
+            }
+            SourceEvent::Solved { kind, object } => self.news.solved(*kind, object),
         }
         self.view.take(event);
         if self.pending_since.is_none() && self.wants_commit() {
@@ -243,8 +266,10 @@ impl<B: Backend> Control<B> {
         }
     }
 
-    fn report(&self, problem: &Problem) {
-        report(problem);
+    fn report(&mut self, problem: &Problem) {
+        if self.news.is_news(problem) {
+            report(problem);
+        }
         self.reports.metrics.problem(problem.invalid.kind);
     }
 
@@ -309,14 +334,15 @@ impl<B: Backend> Control<B> {
         if let Some(loopback) = &mut self.loopback {
             loopback.announce(&updates);
         }
+        self.counters.note(&updates);
         if let Some(health_checks) = &mut self.health_checks {
             health_checks.plan(&updates);
         }
         self.reports.metrics.planned(planned);
-        for invalid in updates
+        let left_out = updates
             .iter()
-            .flat_map(|update| self.view.left_out(&update.service, &facts))
-        {
+            .flat_map(|update| self.view.left_out(&update.service, &facts));
+        for invalid in left_out.collect::<Vec<Invalid>>() {
             self.report(&Problem {
                 place: None,
                 invalid,

@@ -1,11 +1,12 @@
 //! What is counted and measured, under kube-proxy's names where it has the same thing.
 //!
-//! Labels are closed sets of ours (family, kind, code): no name of a foreign object ever becomes a label,
-//! so the number of series is bounded. Everything here is atomic; recording never blocks.
+//! Labels are closed sets of ours (family, kind, code): no name of a foreign object ever becomes a label, so the
+//! number of series is bounded (but see [`crate::counters`]). Everything here is atomic; recording never blocks.
 
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -293,6 +294,11 @@ impl Metrics {
             "Such addresses and ports that could not be listened on at first",
             self.health_check_failures.clone(),
         );
+    }
+
+    /// Adds metrics that are gathered when they are asked for.
+    pub fn collect(&mut self, collector: Box<dyn Collector>) {
+        self.registry.register_collector(collector);
     }
 
     /// OpenMetrics text; see [`CONTENT_TYPE`].

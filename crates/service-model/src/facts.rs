@@ -59,6 +59,8 @@ pub struct NodeConfig {
     /// `--allowed-external-ips`: external IPs outside these ranges are refused (CVE-2020-8554). `None`: all are
     /// served, as with kube-proxy.
     pub allowed_external_ips: Option<Vec<IpNet>>,
+    /// Where this node reaches the API server, if that is known: maybe an address of a load balancer in front of it.
+    pub api_server: Option<SocketAddr>,
 }
 
 impl NodeConfig {
@@ -70,6 +72,7 @@ impl NodeConfig {
             nodeport_addresses: vec![NodePortAddress::Primary],
             masquerade_all: false,
             allowed_external_ips: None,
+            api_server: None,
         }
     }
 
@@ -136,7 +139,8 @@ pub struct NodeFacts {
     pub masquerade_all: bool,
     /// Ranges of cluster IPs, sorted: what is not allocated in them is dropped (KEP-1880).
     pub service_cidrs: Vec<IpNet>,
-    /// Where the API server answers, sorted ([`crate::Index::api_servers`]): no external frontend may stand there.
+    /// Where the API server answers, sorted (configured, and [`crate::Index::api_servers`]): no external frontend may
+    /// stand there.
     pub api_servers: Vec<SocketAddr>,
     /// See [`NodeConfig::allowed_external_ips`].
     pub allowed_external_ips: Option<Vec<IpNet>>,
@@ -199,18 +203,17 @@ impl NodeFacts {
             local_interface,
             masquerade_all: config.masquerade_all,
             service_cidrs: sorted(service_cidrs.to_vec()),
-            api_servers: Vec::new(),
+            api_servers: config.api_server.into_iter().collect(),
             allowed_external_ips: config.allowed_external_ips.clone(),
         }
     }
 
-    /// The same with the API server's addresses.
+    /// The same with more addresses of the API server.
     #[must_use]
-    pub fn with_api_servers(self, api_servers: Vec<SocketAddr>) -> NodeFacts {
-        NodeFacts {
-            api_servers: sorted(api_servers),
-            ..self
-        }
+    pub fn with_api_servers(mut self, api_servers: Vec<SocketAddr>) -> NodeFacts {
+        self.api_servers.extend(api_servers);
+        self.api_servers = sorted(self.api_servers);
+        self
     }
 }
 

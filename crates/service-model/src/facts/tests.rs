@@ -206,3 +206,18 @@ fn sockets_beside_node_ports_listen_where_node_ports_are_served() {
         &["127.0.0.1", "192.0.2.1", "::1", "2001:db8::1"],
     );
 }
+
+#[test]
+fn the_api_server_is_where_it_is_configured_and_where_its_endpoints_are() {
+    let server = |text: &str| -> SocketAddr { text.parse().unwrap() };
+    let config = NodeConfig {
+        api_server: Some(server("192.0.2.100:6443")),
+        ..NodeConfig::named("node-1")
+    };
+    let facts = NodeFacts::resolve(&config, &node(&[], &[]), &[], &[]);
+    let facts = facts.with_api_servers(vec![server("192.0.2.1:6443"), server("192.0.2.100:6443")]);
+    assert_eq!(
+        facts.api_servers,
+        [server("192.0.2.1:6443"), server("192.0.2.100:6443")]
+    );
+}
