@@ -172,6 +172,28 @@ fn a_udp_flow_moves_on_when_its_endpoint_goes_and_is_refused_when_all_are_gone()
 }
 
 #[test]
+fn a_udp_flow_moves_on_when_the_target_port_changes() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = stage()?;
+    stage.pods[0].serve(Protocol::Udp, 5353)?;
+    let _daemon = stage.start_in_step(&[])?;
+    for port in [UDP_PORT, 5353, UDP_PORT] {
+        let mut objects = dns_objects(&stage, ready(&[0]))?;
+        for slice in objects.iter_mut().skip(1) {
+            slice["ports"][0]["port"] = json!(port);
+        }
+        stage.manifests.write_objects("dns.yaml", &objects)?;
+        let name = format!("web-0:{port}");
+        for to in frontends(&stage)? {
+            wait_for(&stage.client, to, |o| o.server() == Some(name.as_str()))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_udp_flow_of_a_client_that_keeps_its_endpoint_moves_on_when_that_goes() -> Result<()> {
     if !can_run() {
         return Ok(());
@@ -190,7 +212,7 @@ fn a_udp_flow_of_a_client_that_keeps_its_endpoint_moves_on_when_that_goes() -> R
         only(pod)?;
         let name = format!("web-{pod}");
         for to in frontends(&stage)? {
-            wait_for(&stage.client, to, |o| server(o) == Some(&name))?;
+            wait_for(&stage.client, to, |o| server(o) == Some(name.as_str()))?;
         }
     }
     Ok(())

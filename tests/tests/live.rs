@@ -2,7 +2,7 @@
 //! that the program has no say in, and what load balancers are told.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
@@ -281,13 +281,25 @@ fn service_cidrs_that_come_and_go_are_followed_at_once() -> Result<()> {
 }
 
 #[test]
-fn addresses_of_loopback_stay_unroutable() -> Result<()> {
+fn node_ports_are_served_on_loopback_on_request_and_its_addresses_stay_unroutable() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
     let stage = Stage::new()?;
-    let _daemon = stage.start_in_step(&[])?;
+    let port = stage.web.node_port.context("it has one")?;
+    let on_loopback = |address: IpAddr| {
+        let outcome = stage.node.connect(Protocol::Tcp, (address, port));
+        outcome.is_ok_and(|outcome| server(&outcome).is_some())
+    };
+    let loopback = [IpAddr::from([127, 0, 0, 1]), Ipv6Addr::LOCALHOST.into()];
+    let daemon = stage.start_in_step(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
+    ensure!(!loopback.iter().any(|address| on_loopback(*address)));
+    daemon.kill()?;
+    let _daemon = stage.start_in_step(&["--nodeport-addresses", "primary,localhost"])?;
+    for address in loopback {
+        wait_until("node ports on loopback", PATIENCE, || on_loopback(address))?;
+    }
     let setting = || std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/route_localnet");
     ensure!(
         stage.node.run(setting)??.trim() == "0",
