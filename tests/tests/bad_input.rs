@@ -106,7 +106,7 @@ impl<'a> World<'a> {
         self.make_good(row)
     }
 
-    /// The bad thing is there when everything is listed anew.
+    /// The bad thing is there when everything is listed anew: it is as it was, and nothing is said of it again.
     fn check_list(&self, row: &Row) -> Result<()> {
         let api = self.api.as_ref().context("who lists?")?;
         let mark = self.daemon.lines().len();
@@ -116,8 +116,19 @@ impl<'a> World<'a> {
         api.advance(1);
         api.compact();
         api.break_connections();
-        self.holds(row, mark)?;
-        self.make_good(row)
+        let services = ["listing anew".into(), "kind=Service".into()];
+        self.wait_for_line(mark, &services)?;
+        self.serves(row)?;
+        self.make_good(row)?;
+        let lines = self.daemon.lines();
+        let mut new = lines.get(mark..).unwrap_or_default().iter();
+        let is_named = |line: &&String| {
+            let named = |parts: &Vec<String>| parts.iter().all(|part| line.contains(part));
+            row.named.iter().any(named)
+        };
+        let again = new.find(is_named);
+        ensure!(again.is_none(), "said again: {again:?}");
+        Ok(())
     }
 
     /// The bad thing is there when the program starts.
@@ -152,6 +163,11 @@ impl<'a> World<'a> {
         for parts in &row.said {
             self.wait_for_line(mark, parts)?;
         }
+        self.serves(row)
+    }
+
+    /// What becomes of traffic while it is there.
+    fn serves(&self, row: &Row) -> Result<()> {
         // What the kernel has of the bad thing, it has when it has this.
         self.edit_web(3)?;
         self.stage.wait_for_backends(&self.stage.web, 3)?;

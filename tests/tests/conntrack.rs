@@ -37,6 +37,11 @@ fn ready(pods: &[usize]) -> Behind<'_> {
 
 /// A UDP Service on 10.96.0.53 and fd00:96::53, and its slices.
 fn dns(stage: &Stage, behind: Behind<'_>) -> Result<()> {
+    let objects = dns_objects(stage, behind)?;
+    stage.manifests.write_objects("dns.yaml", &objects)
+}
+
+fn dns_objects(stage: &Stage, behind: Behind<'_>) -> Result<Vec<Value>> {
     let pod = |n: usize, v6: bool, leaving: bool| -> Result<Value> {
         let pod = stage.pods.get(n).context("no such pod")?;
         let address = match v6 {
@@ -72,7 +77,7 @@ fn dns(stage: &Stage, behind: Behind<'_>) -> Result<()> {
             "endpoints": ready.chain(leaving).collect::<Result<Vec<_>>>()?,
         }));
     }
-    stage.manifests.write_objects("dns.yaml", &objects)
+    Ok(objects)
 }
 
 /// A stage whose pods answer UDP as well.
@@ -162,6 +167,53 @@ fn a_udp_flow_moves_on_when_its_endpoint_goes_and_is_refused_when_all_are_gone()
         wait_for(&stage.client, to, |o| *o == Outcome::Refused)?;
         dns(&stage, ready(&[2]))?;
         wait_for(&stage.client, to, |o| server(o) == Some("web-2"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_udp_flow_moves_on_when_the_target_port_changes() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = stage()?;
+    stage.pods[0].serve(Protocol::Udp, 5353)?;
+    let _daemon = stage.start_in_step(&[])?;
+    for port in [UDP_PORT, 5353, UDP_PORT] {
+        let mut objects = dns_objects(&stage, ready(&[0]))?;
+        for slice in objects.iter_mut().skip(1) {
+            slice["ports"][0]["port"] = json!(port);
+        }
+        stage.manifests.write_objects("dns.yaml", &objects)?;
+        let name = format!("web-0:{port}");
+        for to in frontends(&stage)? {
+            wait_for(&stage.client, to, |o| o.server() == Some(name.as_str()))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_udp_flow_of_a_client_that_keeps_its_endpoint_moves_on_when_that_goes() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = stage()?;
+    let only = |pod: usize| -> Result<()> {
+        let mut objects = dns_objects(&stage, ready(&[pod]))?;
+        let service = objects.first_mut().context("no Service")?;
+        service["spec"]["sessionAffinity"] = json!("ClientIP");
+        stage.manifests.write_objects("dns.yaml", &objects)
+    };
+    only(0)?;
+    let _daemon = stage.start_in_step(&[])?;
+    // Were the flow ended before the client is forgotten, it would come back to the pod that is gone.
+    for pod in [0, 1, 2, 3, 0, 1, 2, 3] {
+        only(pod)?;
+        let name = format!("web-{pod}");
+        for to in frontends(&stage)? {
+            wait_for(&stage.client, to, |o| server(o) == Some(name.as_str()))?;
+        }
     }
     Ok(())
 }

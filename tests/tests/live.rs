@@ -1,7 +1,8 @@
-//! What changes while the program runs, and is followed without a restart: a client's affinity, and the facts about the
-//! node that the program has no say in.
+//! What changes while the program runs, and is followed without a restart: a client's affinity, the facts about the node
+//! that the program has no say in, and what load balancers are told.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
@@ -280,17 +281,196 @@ fn service_cidrs_that_come_and_go_are_followed_at_once() -> Result<()> {
 }
 
 #[test]
-fn addresses_of_loopback_stay_unroutable() -> Result<()> {
+fn node_ports_are_served_on_loopback_on_request_and_its_addresses_stay_unroutable() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
     let stage = Stage::new()?;
-    let _daemon = stage.start_in_step(&[])?;
+    let port = stage.web.node_port.context("it has one")?;
+    let on_loopback = |address: IpAddr| {
+        let outcome = stage.node.connect(Protocol::Tcp, (address, port));
+        outcome.is_ok_and(|outcome| server(&outcome).is_some())
+    };
+    let loopback = [IpAddr::from([127, 0, 0, 1]), Ipv6Addr::LOCALHOST.into()];
+    let daemon = stage.start_in_step(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
+    ensure!(!loopback.iter().any(|address| on_loopback(*address)));
+    daemon.kill()?;
+    let _daemon = stage.start_in_step(&["--nodeport-addresses", "primary,localhost"])?;
+    for address in loopback {
+        wait_until("node ports on loopback", PATIENCE, || on_loopback(address))?;
+    }
     let setting = || std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/route_localnet");
     ensure!(
         stage.node.run(setting)??.trim() == "0",
         "route_localnet was changed"
     );
     Ok(())
+}
+
+const CHECK_PORT: u16 = 31_999;
+
+/// Status code and body of an HTTP answer; `None` when nobody listens there.
+fn get(from: &Host, to: SocketAddr, path: &str) -> Result<Option<(u16, String)>> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    from.run(move || {
+        let Ok(mut stream) = TcpStream::connect_timeout(&to, Duration::from_secs(1)) else {
+            return Ok(None);
+        };
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
+        let code = head.split(' ').nth(1).context("no code")?.parse()?;
+        Ok(Some((code, body.to_owned())))
+    })?
+}
+
+/// The same of `/healthz`, whose body is JSON.
+fn ask(from: &Host, to: SocketAddr) -> Result<Option<(u16, Value)>> {
+    let answer = get(from, to, "/healthz")?;
+    let read = answer.map(|(code, body)| anyhow::Ok((code, serde_json::from_str(&body)?)));
+    read.transpose()
+}
+
+/// `web` behind a load balancer, with external policy Local.
+fn behind_load_balancer(port: u16) -> impl Fn(&mut Value) {
+    move |object| {
+        if object["kind"] == "Service" {
+            object["spec"]["type"] = json!("LoadBalancer");
+            object["spec"]["externalTrafficPolicy"] = json!("Local");
+            object["spec"]["healthCheckNodePort"] = json!(port);
+            object["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
+        }
+    }
+}
+
+#[test]
+fn load_balancers_are_told_of_ready_endpoints_on_this_node() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let outside = stage.lab().client("outside")?;
+    let says = |port: u16, wanted: Option<(u16, u64)>| {
+        let what = format!("{wanted:?} at port {port}");
+        for address in stage.node.addresses() {
+            let to = SocketAddr::new(address, port);
+            wait_until(&what, PATIENCE, || {
+                ask(&outside, to).is_ok_and(|answer| {
+                    let found = answer.map(|(code, body)| (code, body["localEndpoints"].as_u64()));
+                    found == wanted.map(|(code, local)| (code, Some(local)))
+                })
+            })?;
+        }
+        anyhow::Ok(())
+    };
+    write(&stage, &[0, 1, 2, 3], behind_load_balancer(CHECK_PORT))?;
+    let _daemon = stage.start_in_step(&[])?;
+    says(CHECK_PORT, Some((200, 2)))?;
+    write(&stage, &[1, 2, 3], behind_load_balancer(CHECK_PORT))?;
+    says(CHECK_PORT, Some((200, 1)))?;
+    // Others have endpoints; here those that are left serve until they are gone, but nobody is to be sent to them.
+    write(&stage, &[0, 1, 2, 3], |object| {
+        behind_load_balancer(CHECK_PORT)(object);
+        for endpoint in object["endpoints"].as_array_mut().into_iter().flatten() {
+            if endpoint["nodeName"] == "node-a" {
+                endpoint["conditions"] =
+                    json!({"ready": false, "serving": true, "terminating": true});
+            }
+        }
+    })?;
+    says(CHECK_PORT, Some((503, 0)))?;
+    let to = SocketAddr::new([203, 0, 113, 1].into(), stage.web.port);
+    let tally = stage.client.connect_many(Protocol::Tcp, to, 20)?;
+    ensure!(tally.failed() == 0, "{tally:?}");
+    // The port moves, and goes with the policy.
+    write(&stage, &[0, 1, 2, 3], behind_load_balancer(CHECK_PORT + 1))?;
+    says(CHECK_PORT + 1, Some((200, 2)))?;
+    says(CHECK_PORT, None)?;
+    write(&stage, &[0, 1, 2, 3], |_| {})?;
+    says(CHECK_PORT + 1, None)?;
+    write(&stage, &[0, 1, 2, 3], behind_load_balancer(CHECK_PORT))?;
+    says(CHECK_PORT, Some((200, 2)))?;
+    stage.manifests.remove("web.yaml")?;
+    says(CHECK_PORT, None)
+}
+
+#[test]
+fn load_balancers_are_told_when_the_node_is_to_go() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let _daemon = stage.start_in_step(&[])?;
+    let to = SocketAddr::new(stage.node.ipv4().into(), 10_256);
+    let outside = stage.lab().client("outside")?;
+    let eligible = |wanted: bool| {
+        wait_until(&format!("eligible: {wanted}"), PATIENCE, || {
+            ask(&outside, to).is_ok_and(|answer| {
+                answer.is_some_and(|(code, body)| {
+                    (code == 200) == wanted
+                        && body["nodeEligible"] == wanted
+                        && body["healthy"] == true
+                })
+            })
+        })
+    };
+    eligible(true)?;
+    write_nodes(&stage, |node| {
+        let taint = json!({"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"});
+        node["spec"]["taints"] = json!([taint]);
+    })?;
+    eligible(false)?;
+    // What comes all the same is served.
+    stage.wait_for_backends(&stage.web, 4)?;
+    write_nodes(&stage, |_| {})?;
+    eligible(true)
+}
+
+/// New connections to a frontend of `web`, as metrics tell; `None` when they are not counted.
+fn counted(stage: &Stage, address: &str, port: u16) -> Result<Option<u64>> {
+    let metrics = get(&stage.node, ([127, 0, 0, 1], 10_249).into(), "/metrics")?;
+    let (_, metrics) = metrics.context("no metrics")?;
+    let labels = format!(r#"address="{address}",port="{port}/TCP""#);
+    let name = r#"portolan_service_connections_total{namespace="default",service="web","#;
+    let mut lines = metrics.lines();
+    let line = lines.find(|line| line.starts_with(name) && line.contains(&labels));
+    let value = line.and_then(|line| line.rsplit(' ').next());
+    Ok(value.map(str::parse).transpose()?)
+}
+
+#[test]
+fn new_connections_are_counted_for_services_that_ask_for_it() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let _daemon = stage.start_in_step(&[])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let to = Stage::address(&stage.web)?;
+    let node_port = stage.web.node_port.context("it has one")?;
+    ensure!(counted(&stage, "10.96.0.80", 80)?.is_none());
+    write(&stage, &[0, 1, 2, 3], |object| {
+        if object["kind"] == "Service" {
+            object["metadata"]["annotations"] = json!({"portolan/count-connections": "true"});
+        }
+    })?;
+    wait_until("counters", PATIENCE, || {
+        counted(&stage, "10.96.0.80", 80).is_ok_and(|count| count.is_some())
+    })?;
+    ensure!(counted(&stage, "", node_port)? == Some(0));
+    ensure!(counted(&stage, "fd00:96::80", 80)? == Some(0));
+    let tally = stage.client.connect_many(Protocol::Tcp, to, 25)?;
+    ensure!(tally.failed() == 0, "{tally:?}");
+    let at_node = (stage.node.ipv4(), node_port);
+    let tally = stage.client.connect_many(Protocol::Tcp, at_node, 7)?;
+    ensure!(tally.failed() == 0, "{tally:?}");
+    ensure!(counted(&stage, "10.96.0.80", 80)? == Some(25));
+    ensure!(counted(&stage, "", node_port)? == Some(7));
+    write(&stage, &[0, 1, 2, 3], |_| {})?;
+    wait_until("no counters any more", PATIENCE, || {
+        counted(&stage, "10.96.0.80", 80).is_ok_and(|count| count.is_none())
+    })
 }

@@ -42,8 +42,6 @@ pub struct Counters {
     pub refused: usize,
     /// Times a table was read.
     pub lists: usize,
-    /// Times what rules have learned was read.
-    pub learned: usize,
 }
 
 /// Whether an element of a set is concerned.
@@ -330,7 +328,6 @@ impl Backend for Fake {
     }
 
     fn learned(&mut self, family: Family, map: &Name) -> Result<Vec<Element>, CommitError> {
-        self.counters.learned += 1;
         let held = self
             .tables
             .get(&family)

@@ -16,12 +16,13 @@ use nix::errno::Errno;
 
 use crate::features::trial;
 use crate::link::{Asked, Link, failed, undecodable};
-use crate::model::{Element, Family, Name, Table};
+use crate::model::{Bytes, Element, Family, Name, Table};
 use crate::transaction::{
     Adoption, Backend, CommitError, Culprit, Operation, TableContents, Transaction,
 };
 use crate::wire::abi::{self, control, flag, message};
 use crate::wire::attribute::Writer;
+use crate::wire::counts::read_counts;
 use crate::wire::decode::{Reading, TableState};
 use crate::wire::encode::{Batch, Encoder, TableFlags};
 use crate::wire::frame::Answer;
@@ -154,6 +155,24 @@ impl Kernel {
     /// wrongly, after a transaction of ours that changed nothing.
     pub fn disturbed(&mut self) -> Result<bool, CommitError> {
         Ok(Some(self.link.generation()?) != self.expected_generation)
+    }
+
+    /// Packets that the elements of a set of [`crate::SetKind::Counters`] have counted, by key; empty when there is no
+    /// such set. When the table changes meanwhile, elements may be missing or come twice.
+    pub fn counts(&mut self, family: Family, set: &Name) -> Result<Vec<(Bytes, u64)>, CommitError> {
+        let table = self.table.clone();
+        let fill = |out: &mut Writer| {
+            out.put_str(abi::elements::TABLE, &table);
+            out.put_str(abi::elements::SET, set);
+        };
+        let mut counts = Vec::new();
+        let (kind, flags) = (message::GET_ELEMENTS, flag::DUMP);
+        let asked = self.link.ask(kind, flags, Some(family), fill, |m| {
+            counts.extend(read_counts(m)?);
+            Ok(())
+        })?;
+        asked.settle()?;
+        Ok(counts)
     }
 
     /// Whether the kernel would make a table with these flags.
@@ -308,13 +327,15 @@ impl Kernel {
         Ok(true)
     }
 
-    /// One attempt at reading a learned map; `None` when the table was changed meanwhile.
+    /// One attempt at reading a learned map, and whether that is all: when the table was changed meanwhile, some may be
+    /// missing.
     fn read_learned(
         &mut self,
         family: Family,
         map: &Name,
-    ) -> Result<Option<Vec<Element>>, CommitError> {
+    ) -> Result<(Vec<Element>, bool), CommitError> {
         let mut reading = Reading::new(family, self.table.clone());
+        let mut whole = true;
         for kind in [message::GET_SET, message::GET_ELEMENTS] {
             let table = self.table.clone();
             let fill = |out: &mut Writer| {
@@ -329,12 +350,11 @@ impl Kernel {
                 .link
                 .ask(kind, flags, Some(family), fill, |m| reading.absorb(m))?;
             match asked {
-                Asked::Refused(Errno::ENOENT) => return Ok(Some(Vec::new())),
-                asked if !asked.settle()? => return Ok(None),
-                _ => {}
+                Asked::Refused(Errno::ENOENT) => return Ok((Vec::new(), true)),
+                asked => whole &= asked.settle()?,
             }
         }
-        Ok(Some(reading.into_elements(map)))
+        Ok((reading.into_elements(map), whole))
     }
 
     fn ask_for_table(&mut self, reading: &mut Reading) -> Result<Asked, CommitError> {
@@ -397,13 +417,19 @@ impl Backend for Kernel {
     }
 
     fn learned(&mut self, family: Family, map: &Name) -> Result<Vec<Element>, CommitError> {
+        let mut all = Vec::new();
         for attempt in 0..READ_ATTEMPTS {
-            if let Some(elements) = self.read_learned(family, map)? {
+            let (elements, whole) = self.read_learned(family, map)?;
+            if whole {
                 return Ok(elements);
             }
+            // What one misses another finds.
+            all.extend(elements);
+            all.sort_unstable();
+            all.dedup_by(|a, b| a.key == b.key);
             std::thread::sleep(Duration::from_millis(1) * attempt);
         }
-        Err(failed("read what was learned")(Errno::EAGAIN))
+        Ok(all)
     }
 
     fn adopt(&mut self, family: Family) -> Result<Adoption, CommitError> {

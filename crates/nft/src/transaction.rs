@@ -157,7 +157,8 @@ pub trait Backend {
     /// Reads one of our tables whole; `None` when there is none.
     fn list(&mut self, family: Family) -> Result<Option<TableContents>, CommitError>;
 
-    /// What rules have put into a map of [`crate::SetKind::Learned`], sorted; empty when there is no such map.
+    /// What rules have put into a map of [`crate::SetKind::Learned`], sorted; empty when there is no such map. While
+    /// others change the table all the time, what several readings find together.
     fn learned(&mut self, family: Family, map: &Name) -> Result<Vec<Element>, CommitError>;
 
     /// Takes over a table that an earlier process left behind, without touching what is in it. A table in

@@ -9,6 +9,7 @@
 
 pub(crate) mod abi;
 pub(crate) mod attribute;
+pub mod counts;
 pub mod decode;
 pub mod encode;
 pub(crate) mod expression;

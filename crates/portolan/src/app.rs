@@ -22,6 +22,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{LogArgs, LogFormat, RunArgs};
 use crate::control::{self, ControlConfig, Reports};
+use crate::counters::Counters;
+use crate::events::Recorder;
+use crate::health_checks;
 use crate::http::{self, Ports};
 use crate::metrics::Metrics;
 use crate::node_addresses;
@@ -92,13 +95,16 @@ impl App {
     /// Starts everything. Fails when the configuration cannot work; what may get better by itself (a port that
     /// is taken, a server that is away) is tried again instead.
     pub async fn start(args: &RunArgs) -> anyhow::Result<App> {
-        let node = args.node.config()?;
+        let mut node = args.node.config()?;
         log_config(args, &node);
         let cancel = CancellationToken::new();
         // A part that fails to start takes down those before it.
         let started = cancel.clone().drop_guard();
         let status = Arc::new(ArcSwap::default());
-        let metrics = Arc::new(Metrics::new());
+        let counters = Arc::new(Counters::default());
+        let mut metrics = Metrics::new();
+        metrics.collect(Box::new(counters.clone()));
+        let metrics = Arc::new(metrics);
         let reports = Reports {
             status: status.clone(),
             metrics: metrics.clone(),
@@ -119,7 +125,11 @@ impl App {
         let (sender, events) = mpsc::channel(EVENTS);
         let client = match args.manifests {
             Some(_) => None,
-            None => Some(client(args).await?),
+            None => {
+                let server = api_server(args).await?;
+                node.api_server = server.address;
+                Some(server.client)
+            }
         };
         let (sender, overlay) = match args.overlay.overlay {
             OverlayKind::None => (sender, None),
@@ -140,6 +150,16 @@ impl App {
                 (sender, Some(ended))
             }
         };
+        let health_checks = health_checks::start(
+            &ports.runtime,
+            node.clone(),
+            health_checks::Reports {
+                status: status.clone(),
+                metrics: metrics.clone(),
+                recorder: Recorder::new(client.clone(), node.node_name.clone()),
+            },
+            cancel.clone(),
+        );
         let source = start_source(args, client, &node.node_name, sender, cancel.clone());
         let (in_step, rules_stand) = oneshot::channel();
         let config = ControlConfig {
@@ -147,6 +167,8 @@ impl App {
             own_tables: !args.no_table_owner,
             without: args.without_features.clone(),
             relays: tokio::runtime::Handle::current(),
+            health_checks,
+            counters,
             in_step,
         };
         let missing_settings = args.conntrack.apply();
@@ -237,8 +259,8 @@ impl App {
     }
 }
 
-/// A client for the API server that the flags name.
-async fn client(args: &RunArgs) -> anyhow::Result<Client> {
+/// The API server that the flags name.
+async fn api_server(args: &RunArgs) -> anyhow::Result<api::Server> {
     api::client(args.kubeconfig.as_deref())
         .await
         .context("outside a cluster, give --kubeconfig or --manifests")

@@ -178,6 +178,11 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Connection tracking")]
     pub init_only: bool,
 
+    /// How soon the kernel may end this process when memory is short, -1000 (never) to 1000
+    #[arg(long, value_name = "NUMBER", default_value_t = -999, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i16).range(-1000..=1000))]
+    pub oom_score_adj: i16,
+
     /// Address of /healthz, /livez and /readyz; empty: none
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256", help_heading = "Ports",
           value_parser = |s: &str| listen_address(s, 10256))]
@@ -311,6 +316,8 @@ impl NodeArgs {
             nodeport_addresses: self.nodeport_addresses.0.clone(),
             masquerade_all: self.masquerade_all,
             allowed_external_ips: self.allowed_external_ips.clone().map(|list| list.0),
+            // Whoever connects knows.
+            api_server: None,
         })
     }
 }

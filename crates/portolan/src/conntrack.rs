@@ -1,8 +1,11 @@
-//! Ends tracked flows that the rules would no longer make: off the way of commits, on a thread of its own.
+//! Ends what the rules would no longer do: tracked flows to endpoints that are gone, and what is remembered of clients
+//! that had them. Off the way of commits, on a thread of its own.
 //!
-//! The control loop hands over what a commit calls for ([`FlowCheck`]s) and goes on. Checks that come while others are
-//! made gather; one that failed is made again. What is stale is [`service_dataplane::conntrack`]'s to say, how entries
-//! are found and deleted [`nft::Conntrack`]'s.
+//! The control loop hands over what a commit calls for ([`FlowCheck`]s and an [`AffinityCheck`]) and goes on. Checks that
+//! come while others are made gather; one that failed is made again. What is stale is [`service_dataplane`]'s to say, how
+//! flows are found and deleted [`nft::Conntrack`]'s. The table is the control loop's alone, so what is stale of affinity
+//! goes back to it ([`Forget`]), in pieces that hold no commit up. Flows are looked at after that: one that ended sooner
+//! could come back by what was remembered.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,9 +14,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nft::{CommitError, Conntrack, Family};
+use nft::{Backend, CommitError, Conntrack, Element, Family, Kernel, KernelConfig};
 use service_dataplane::conntrack::{FlowCheck, FlowChecks};
+use service_dataplane::{AffinityCheck, affinity, layout};
 use service_model::AddressFamily;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::metrics::Metrics;
 
@@ -25,9 +30,30 @@ const REST: u32 = 19;
 /// The shortest and the longest of these pauses; kube-proxy looks once in its minimum sync period, 1 s.
 const PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Clients in one piece: as many elements as a commit writes in 2 ms.
+const PIECE: usize = 512;
+/// The control loop has this long to forget; then flows are looked at all the same.
+const FORGET_LIMIT: Duration = Duration::from_secs(5);
 
-/// What a commit calls for, and the addresses that serve node ports since then (sorted).
-type Order = (Vec<FlowCheck>, Arc<[IpAddr]>);
+/// What a commit calls for.
+#[derive(Debug)]
+struct Order {
+    affinity: AffinityCheck,
+    flows: Vec<FlowCheck>,
+    /// The addresses that serve node ports since then, sorted.
+    node_addresses: Arc<[IpAddr]>,
+}
+
+/// Clients whose endpoint is gone, to be [forgotten](service_dataplane::Dataplane::forget).
+#[derive(Debug)]
+pub struct Forget {
+    /// Whose table.
+    pub family: Family,
+    /// What was read of it.
+    pub learned: Vec<Element>,
+    /// Tells, by being dropped, that it is done.
+    _done: Sender<()>,
+}
 
 /// Where checks are handed over. The thread ends with it, as soon as the look under way is over.
 #[derive(Debug)]
@@ -37,15 +63,28 @@ pub struct Cleaner {
 }
 
 impl Cleaner {
-    /// Starts the thread, in the network namespace of the caller.
+    /// Starts the thread, in the network namespace of the caller, who has to do what comes by `forget`.
     ///
     /// Errors: without CAP_NET_ADMIN.
-    pub fn start(metrics: Arc<Metrics>) -> Result<Cleaner> {
+    pub fn start(metrics: Arc<Metrics>, forget: UnboundedSender<Forget>) -> Result<Cleaner> {
         let conntrack = Conntrack::open().context("could not open the conntrack socket")?;
+        let table = Kernel::open(KernelConfig {
+            table: layout::TABLE.into(),
+            owner: false,
+        })
+        .context("could not open a socket for reading")?;
         let (orders, receiver) = channel();
+        let worker = Worker {
+            conntrack,
+            table,
+            forget,
+            metrics,
+            affinity: AffinityCheck::default(),
+            flows: FlowChecks::default(),
+        };
         let thread = std::thread::Builder::new()
             .name("conntrack".into())
-            .spawn(move || work(conntrack, &receiver, &metrics))
+            .spawn(move || worker.work(&receiver))
             .context("could not start the conntrack thread")?;
         Ok(Cleaner {
             orders: Some(orders),
@@ -53,14 +92,18 @@ impl Cleaner {
         })
     }
 
-    /// Has flows looked for. Never waits.
-    pub fn check(&self, checks: Vec<FlowCheck>, node_addresses: &[IpAddr]) {
-        if checks.is_empty() {
+    /// Has clients and flows looked for. Never waits.
+    pub fn check(&self, affinity: AffinityCheck, flows: Vec<FlowCheck>, node_addresses: &[IpAddr]) {
+        if affinity.is_empty() && flows.is_empty() {
             return;
         }
         if let Some(orders) = &self.orders {
             // The receiver lives as long as this.
-            let _ = orders.send((checks, node_addresses.into()));
+            let _ = orders.send(Order {
+                affinity,
+                flows,
+                node_addresses: node_addresses.into(),
+            });
         }
     }
 }
@@ -74,67 +117,112 @@ impl Drop for Cleaner {
     }
 }
 
-fn work(mut conntrack: Conntrack, orders: &Receiver<Order>, metrics: &Metrics) {
-    let mut checks = FlowChecks::default();
-    let mut retry = None;
-    loop {
-        let order = match retry {
-            None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(pause) => orders.recv_timeout(pause),
-        };
-        match order {
-            Ok((new, node_addresses)) => checks.add(new, node_addresses),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+struct Worker {
+    conntrack: Conntrack,
+    /// For reading only.
+    table: Kernel,
+    forget: UnboundedSender<Forget>,
+    metrics: Arc<Metrics>,
+    affinity: AffinityCheck,
+    flows: FlowChecks,
+}
+
+impl Worker {
+    fn work(mut self, orders: &Receiver<Order>) {
+        let mut retry = None;
+        loop {
+            let order = match retry {
+                None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(pause) => orders.recv_timeout(pause),
+            };
+            match order {
+                Ok(order) => self.take(order),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            while let Ok(order) = orders.try_recv() {
+                self.take(order);
+            }
+            let start = Instant::now();
+            match self.look() {
+                Ok(()) => {
+                    retry = None;
+                    std::thread::sleep(rest(start.elapsed()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "clients and flows not checked: trying again");
+                    retry = Some(RETRY);
+                }
+            }
         }
-        while let Ok((new, node_addresses)) = orders.try_recv() {
-            checks.add(new, node_addresses);
-        }
+    }
+
+    fn take(&mut self, order: Order) {
+        self.affinity.add(order.affinity);
+        self.flows.add(order.flows, order.node_addresses);
+    }
+
+    fn look(&mut self) -> Result<(), CommitError> {
         let start = Instant::now();
-        match look(&mut conntrack, &checks, metrics) {
-            Ok(deleted) => {
-                let elapsed = start.elapsed();
-                tracing::debug!(
-                    frontends = checks.len(),
-                    deleted,
-                    ?elapsed,
-                    "tracked flows checked"
-                );
-                checks = FlowChecks::default();
-                retry = None;
-                std::thread::sleep(rest(elapsed));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "tracked flows not checked: trying again");
-                retry = Some(RETRY);
+        let clients = self.look_for_clients()?;
+        self.affinity = AffinityCheck::default();
+        let deleted = self.look_for_flows()?;
+        let frontends = self.flows.len();
+        self.flows = FlowChecks::default();
+        let elapsed = start.elapsed();
+        tracing::debug!(
+            clients,
+            frontends,
+            deleted,
+            ?elapsed,
+            "clients and tracked flows checked"
+        );
+        Ok(())
+    }
+
+    /// Has clients forgotten whose endpoint is gone, and waits until they are.
+    fn look_for_clients(&mut self) -> Result<usize, CommitError> {
+        let (done, all_done) = channel();
+        let mut clients = 0;
+        for family in self.affinity.families() {
+            let learned = self.table.learned(family, &affinity::map())?;
+            let stale = self.affinity.stale(family, learned);
+            clients += stale.len();
+            for piece in stale.chunks(PIECE) {
+                // Where nobody receives, everything ends.
+                let _ = self.forget.send(Forget {
+                    family,
+                    learned: piece.to_vec(),
+                    _done: done.clone(),
+                });
             }
         }
+        drop(done);
+        let _ = all_done.recv_timeout(FORGET_LIMIT);
+        Ok(clients)
+    }
+
+    /// Deletes what the checks condemn.
+    fn look_for_flows(&mut self) -> Result<usize, CommitError> {
+        let mut all = 0;
+        for filter in self.flows.filters() {
+            let start = Instant::now();
+            let flows = &self.flows;
+            let deleted = self.conntrack.delete(&filter, |flow| flows.condemn(flow))?;
+            let family = match filter.family {
+                Family::Ip => AddressFamily::V4,
+                Family::Ip6 => AddressFamily::V6,
+            };
+            self.metrics.flows_checked(family, deleted, start.elapsed());
+            all += deleted;
+        }
+        Ok(all)
     }
 }
 
 /// The pause after a look that took so long.
 fn rest(elapsed: Duration) -> Duration {
     elapsed.saturating_mul(REST).clamp(PAUSE, LONGEST_PAUSE)
-}
-
-/// Deletes what the checks condemn.
-fn look(
-    conntrack: &mut Conntrack,
-    checks: &FlowChecks,
-    metrics: &Metrics,
-) -> Result<usize, CommitError> {
-    let mut all = 0;
-    for filter in checks.filters() {
-        let start = Instant::now();
-        let deleted = conntrack.delete(&filter, |flow| checks.condemn(flow))?;
-        let family = match filter.family {
-            Family::Ip => AddressFamily::V4,
-            Family::Ip6 => AddressFamily::V6,
-        };
-        metrics.flows_checked(family, deleted, start.elapsed());
-        all += deleted;
-    }
-    Ok(all)
 }
 
 #[cfg(test)]

@@ -12,23 +12,27 @@ use anyhow::{Context, Result};
 use nft::{Backend, Feature, Features, Kernel, KernelConfig, Monitor, Notice};
 use service_dataplane::guard::{self, Guard};
 use service_dataplane::{Dataplane, Outcome, SyncError, layout};
-use service_model::{AddressFamily, Invalid, NodeConfig, NodePortAddress, ObjectEvent};
+use service_model::{AddressFamily, Invalid, NodeConfig, NodePortAddress, ObjectEvent, ObjectKind};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::conntrack::Cleaner;
+use crate::conntrack::{Cleaner, Forget};
+use crate::counters::Counters;
 use crate::features;
+use crate::health_checks;
 use crate::localhost;
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::source::{Events, Problem, SourceEvent};
-use crate::status::{Commit, SharedStatus, Status};
+use crate::status::{SharedStatus, Status};
 
+mod news;
 mod pace;
 mod repairs;
 mod view;
 
+use news::News;
 use pace::Pace;
 use repairs::Repairs;
 use view::View;
@@ -47,6 +51,10 @@ pub struct ControlConfig {
     pub without: Vec<Feature>,
     /// Where relays of node ports on loopback run: not beside the loop, whose commits would hold them up.
     pub relays: Handle,
+    /// Where load balancers are told of local endpoints.
+    pub health_checks: health_checks::Announcer,
+    /// Told which frontends are counted.
+    pub counters: Arc<Counters>,
     /// Told when the rules stand for the first time.
     pub in_step: oneshot::Sender<()>,
 }
@@ -85,7 +93,8 @@ pub async fn run(
         .context("could not listen for nftables changes")?;
     let foreign = listen(monitor, cancel.clone())?;
     tracing::info!(flags = ?kernel.table_flags(), "tables are written over netlink");
-    let cleaner = Cleaner::start(reports.metrics.clone())?;
+    let (forget, mut to_forget) = mpsc::unbounded_channel();
+    let cleaner = Cleaner::start(reports.metrics.clone(), forget)?;
     // A range of loopback addresses asks for what the key word does.
     let asks_for_loopback = |item: &NodePortAddress| match item {
         NodePortAddress::Localhost => true,
@@ -95,6 +104,8 @@ pub async fn run(
     let on_loopback = config.node.nodeport_addresses.iter().any(asks_for_loopback);
     let mut control = Control::new(config.node, kernel, reports);
     control.loopback = on_loopback.then(|| localhost::start(&config.relays, cancel.clone()));
+    control.health_checks = Some(config.health_checks);
+    control.counters = config.counters;
     control.cleaner = Some(cleaner);
     control.in_step = Some(config.in_step);
 
@@ -115,11 +126,14 @@ pub async fn run(
                 control.addresses_gone = changed.is_err();
             }
             () = foreign.notified() => control.heard(),
+            Some(forget) = to_forget.recv() => control.forget(forget),
             () = sleep_until(wake) => {}
         }
         let addresses = addresses.borrow_and_update().clone();
         control.turn(&addresses);
     }
+    // Nobody forgets any more, so nobody is to wait for it.
+    drop(to_forget);
     Ok(())
 }
 
@@ -174,17 +188,21 @@ struct Control<B> {
     dataplane: Dataplane<B>,
     pace: Pace,
     repairs: Repairs,
+    news: News,
     reports: Reports,
     addresses: Vec<IpAddr>,
     addresses_gone: bool,
     /// Node ports are relayed from loopback addresses too.
     loopback: Option<localhost::Announcer>,
+    /// Load balancers are told of local endpoints.
+    health_checks: Option<health_checks::Announcer>,
+    counters: Arc<Counters>,
     synced: bool,
     in_step: Option<oneshot::Sender<()>>,
     /// The tables may not hold what they should: compare before anything else.
     failed: bool,
     pending_since: Option<Instant>,
-    last_commit: Option<Commit>,
+    in_step_at: Option<SystemTime>,
     /// Ends stale flows; without one they stay.
     cleaner: Option<Cleaner>,
 }
@@ -198,15 +216,18 @@ impl<B: Backend> Control<B> {
             dataplane,
             pace: Pace::default(),
             repairs: Repairs::default(),
+            news: News::default(),
             reports,
             addresses: Vec::new(),
             addresses_gone: false,
             loopback: None,
+            health_checks: None,
+            counters: Arc::default(),
             synced: false,
             in_step: None,
             failed: false,
             pending_since: None,
-            last_commit: None,
+            in_step_at: None,
             cleaner: None,
         }
     }
@@ -220,11 +241,24 @@ impl<B: Backend> Control<B> {
                 }
                 self.reports.metrics.set_connected(*kind, state.is_ok());
             }
-            SourceEvent::Service(event) => self.reports.metrics.service_event(objects(event)),
-            SourceEvent::EndpointSlice(event) => {
-                self.reports.metrics.endpoint_event(objects(event))
+            SourceEvent::Service(event) => {
+                self.news
+                    .heard(ObjectKind::Service, event, |service| &service.name);
+                self.reports.metrics.service_event(objects(event));
             }
-            SourceEvent::Node(_) | SourceEvent::ServiceCidr(_) | SourceEvent::Solved { .. } => {}
+            SourceEvent::EndpointSlice(event) => {
+                self.news
+                    .heard(ObjectKind::EndpointSlice, event, |slice| &slice.name);
+                self.reports.metrics.endpoint_event(objects(event));
+            }
+            SourceEvent::Node(event) => {
+                self.news.heard(ObjectKind::Node, event, |node| &node.name);
+            }
+            SourceEvent::ServiceCidr(event) => {
+                self.news
+                    .heard(ObjectKind::ServiceCidr, event, |cidr| &cidr.name);
+            }
+            SourceEvent::Solved { kind, object } => self.news.solved(*kind, object),
         }
         self.view.take(event);
         if self.pending_since.is_none() && self.wants_commit() {
@@ -232,8 +266,10 @@ impl<B: Backend> Control<B> {
         }
     }
 
-    fn report(&self, problem: &Problem) {
-        report(problem);
+    fn report(&mut self, problem: &Problem) {
+        if self.news.is_news(problem) {
+            report(problem);
+        }
         self.reports.metrics.problem(problem.invalid.kind);
     }
 
@@ -242,6 +278,12 @@ impl<B: Backend> Control<B> {
         if self.synced {
             self.repairs.request();
         }
+    }
+
+    /// Clients had endpoints that are gone.
+    fn forget(&mut self, forget: Forget) {
+        let forgotten = self.dataplane.forget(forget.family, forget.learned);
+        tracing::debug!(clients = forgotten, family = %forget.family, "clients forgotten");
     }
 
     /// When to turn at the latest, though nothing happens.
@@ -292,11 +334,15 @@ impl<B: Backend> Control<B> {
         if let Some(loopback) = &mut self.loopback {
             loopback.announce(&updates);
         }
+        self.counters.note(&updates);
+        if let Some(health_checks) = &mut self.health_checks {
+            health_checks.plan(&updates);
+        }
         self.reports.metrics.planned(planned);
-        for invalid in updates
+        let left_out = updates
             .iter()
-            .flat_map(|update| self.view.left_out(&update.service, &facts))
-        {
+            .flat_map(|update| self.view.left_out(&update.service, &facts));
+        for invalid in left_out.collect::<Vec<Invalid>>() {
             self.report(&Problem {
                 place: None,
                 invalid,
@@ -338,10 +384,17 @@ impl<B: Backend> Control<B> {
         match result {
             Ok(mut outcome) => {
                 if let Some(cleaner) = &self.cleaner {
+                    let affinity = std::mem::take(&mut outcome.affinity);
                     let flows = std::mem::take(&mut outcome.flows);
-                    cleaner.check(flows, &self.dataplane.facts().node_addresses);
+                    let node_addresses = &self.dataplane.facts().node_addresses;
+                    cleaner.check(affinity, flows, node_addresses);
+                }
+                if let Some(health_checks) = &mut self.health_checks {
+                    let refused = outcome.quarantined.iter().map(|refused| &refused.service);
+                    health_checks.announce(refused, &self.dataplane.facts().node_addresses);
                 }
                 self.failed = false;
+                self.in_step_at = Some(SystemTime::now());
                 self.reports.metrics.nothing_pending();
                 if let Some(since) = self.pending_since.take() {
                     self.reports.metrics.programmed(now - since);
@@ -380,11 +433,6 @@ impl<B: Backend> Control<B> {
         if outcome.transactions == 0 {
             return;
         }
-        self.last_commit = Some(Commit {
-            at: SystemTime::now(),
-            elapsed,
-            elements: outcome.elements,
-        });
         let families: Vec<AddressFamily> = outcome
             .families
             .iter()
@@ -413,7 +461,8 @@ impl<B: Backend> Control<B> {
             synced: self.synced,
             waiting_for: self.view.waiting_for(),
             pending_since: self.pending_since,
-            last_commit: self.last_commit,
+            in_step_at: self.in_step_at,
+            node_eligible: self.view.node_is_eligible(),
             invalid: self.view.invalid().cloned().collect(),
             quarantined: self.dataplane.quarantine().keys().cloned().collect(),
             services,

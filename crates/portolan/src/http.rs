@@ -1,39 +1,32 @@
 //! The health and metrics ports: HTTP/1.1, read-only, on a thread of their own.
 //!
-//! Answers come from published values ([`Status`](crate::status::Status), [`Metrics`]), so a probe is answered while the control loop is
-//! busy or stuck, and no client can slow the proxy down: headers have a time-out, connections a limit and an
-//! end. A port that cannot be bound is tried again; proxying never depends on it.
+//! Answers come from published values ([`Status`](crate::status::Status), [`Metrics`]), so a probe is answered while
+//! the control loop is busy or stuck, and no client can slow the proxy down. A port that cannot be bound is tried
+//! again; proxying never depends on it. The ports that Services have for load balancers' questions
+//! ([`crate::health_checks`]) are served beside them.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use http::StatusCode;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::overlay::SharedOverlayStatus;
 use crate::status::SharedStatus;
 
 mod answers;
+mod listener;
 
-use answers::Answer;
+pub(crate) use answers::health_check;
+pub(crate) use listener::{Answer, accept};
 
-/// A client has this long for its request line and headers, and between two requests.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection lives this long, whatever it does: a reader that never reads cannot hold it for ever.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
-/// Connections at one time, on each port. More wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 64;
 /// Between two attempts to bind, at first and at most.
 const BIND_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
@@ -64,6 +57,8 @@ pub struct Ports {
     pub health: watch::Receiver<Option<SocketAddr>>,
     /// Where the metrics port is bound, likewise.
     pub metrics: watch::Receiver<Option<SocketAddr>>,
+    /// Where more ports may be served.
+    pub runtime: Handle,
     thread: std::thread::JoinHandle<()>,
 }
 
@@ -89,6 +84,7 @@ pub fn start(
         .context("making the runtime of the health and metrics ports")?;
     let (health_bound, health_address) = watch::channel(None);
     let (metrics_bound, metrics_address) = watch::channel(None);
+    let handle = runtime.handle().clone();
     let thread = std::thread::Builder::new()
         .name("http".into())
         .spawn(move || {
@@ -115,11 +111,12 @@ pub fn start(
     Ok(Ports {
         health: health_address,
         metrics: metrics_address,
+        runtime: handle,
         thread,
     })
 }
 
-/// Binds, with patience, and accepts for ever.
+/// Binds, with patience, and serves for ever.
 async fn serve(
     port: Port,
     address: SocketAddr,
@@ -134,26 +131,8 @@ async fn serve(
         }
         Err(error) => warn!(?port, %address, %error, "cannot tell where the port is bound"),
     }
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let sources = sources.clone();
-                tokio::spawn(async move {
-                    connection(port, stream, sources).await;
-                    drop(slot);
-                });
-            }
-            // Out of file descriptors, most likely: give others time to close some.
-            Err(error) => {
-                debug!(?port, %error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
+    let sources = sources.clone();
+    accept(listener, Arc::new(move |path| answer(port, path, &sources))).await;
 }
 
 async fn bind(port: Port, address: SocketAddr) -> TcpListener {
@@ -170,68 +149,31 @@ async fn bind(port: Port, address: SocketAddr) -> TcpListener {
     }
 }
 
-async fn connection(port: Port, stream: TcpStream, sources: Sources) {
-    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let response = respond(port, request.method(), request.uri().path(), &sources);
-        async move { Ok::<_, Infallible>(response) }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(16 * 1024)
-        .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(?port, %error, "connection ended early"),
-        Err(_) => debug!(?port, "connection ended for its age"),
-    }
-}
-
-fn respond(port: Port, method: &Method, path: &str, sources: &Sources) -> Response<Full<Bytes>> {
-    let answer = if method != Method::GET && method != Method::HEAD {
-        Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n")
-    } else {
-        let status = sources.status.load();
-        match (port, path) {
-            (Port::Health, "/healthz") => {
-                let answer = answers::healthz(&status, Instant::now(), SystemTime::now());
-                sources.metrics.healthz_answered(answer.code.as_u16());
-                answer
-            }
-            (Port::Health, "/livez") => {
-                let answer = answers::livez(&status, Instant::now(), SystemTime::now());
-                sources.metrics.livez_answered(answer.code.as_u16());
-                answer
-            }
-            (Port::Health, "/readyz") => answers::readyz(
-                &status,
-                sources
-                    .overlay
-                    .as_ref()
-                    .map(|overlay| overlay.load())
-                    .as_deref(),
-            ),
-            (Port::Metrics, "/metrics") => Answer::metrics(sources.metrics.encode()),
-            (Port::Metrics, "/proxyMode") => Answer::text(StatusCode::OK, "nftables"),
-            (Port::Metrics, "/healthz") => Answer::text(StatusCode::OK, "ok"),
-            _ => Answer::text(StatusCode::NOT_FOUND, "not found\n"),
+fn answer(port: Port, path: &str, sources: &Sources) -> Answer {
+    let status = sources.status.load();
+    match (port, path) {
+        (Port::Health, "/healthz") => {
+            let answer = answers::healthz(&status, Instant::now(), SystemTime::now());
+            sources.metrics.healthz_answered(answer.code.as_u16());
+            answer
         }
-    };
-    let mut response = Response::new(Full::new(answer.body));
-    *response.status_mut() = answer.code;
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(answer.content_type),
-    );
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        header::HeaderValue::from_static("nosniff"),
-    );
-    if answer.code == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+        (Port::Health, "/livez") => {
+            let answer = answers::livez(&status, Instant::now(), SystemTime::now());
+            sources.metrics.livez_answered(answer.code.as_u16());
+            answer
+        }
+        (Port::Health, "/readyz") => {
+            let overlay = sources.overlay.as_ref().map(|overlay| overlay.load());
+            answers::readyz(&status, overlay.as_deref())
+        }
+        (Port::Metrics, "/metrics") => Answer {
+            content_type: metrics::CONTENT_TYPE,
+            ..Answer::text(StatusCode::OK, sources.metrics.encode())
+        },
+        (Port::Metrics, "/proxyMode") => Answer::text(StatusCode::OK, "nftables"),
+        (Port::Metrics, "/healthz") => Answer::text(StatusCode::OK, "ok"),
+        _ => Answer::text(StatusCode::NOT_FOUND, "not found\n"),
     }
-    response
 }
 
 #[cfg(test)]

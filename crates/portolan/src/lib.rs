@@ -7,7 +7,8 @@
 //! * [`memory`] gives back what a first list took.
 //! * [`features`] says what is done where the kernel lacks something.
 //! * [`overlay`] keeps the tunnel to other nodes' pods.
-//! * [`status`], [`metrics`] and [`http`] tell others how it goes.
+//! * [`status`], [`metrics`] and [`http`] tell others how it goes, [`health_checks`] load balancers, [`events`] the cluster.
+//! * [`counters`] says how many connections there were to Services that want to know.
 //! * [`conntrack`] ends stale flows after a commit; [`sysctl`] makes the settings of connection tracking.
 //! * [`takeover`] removes what kube-proxy has left, [`cleanup`] that or our own.
 //! * [`render`] prints the table of a folder of manifests.
@@ -17,7 +18,10 @@ pub mod cleanup;
 pub mod cli;
 pub mod conntrack;
 pub mod control;
+pub mod counters;
+pub mod events;
 pub mod features;
+pub mod health_checks;
 pub mod http;
 pub mod localhost;
 pub mod memory;

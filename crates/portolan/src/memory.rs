@@ -1,4 +1,5 @@
-//! Gives memory back to the system after work on the whole cluster.
+//! This process and the machine's memory: it gives back what work on the whole cluster took, and asks to be spared when
+//! there is none left.
 //!
 //! Reading a first list and committing it allocates far more than what stays. glibc keeps the freed pages that lie below
 //! pages in use (mallopt(3), M_TRIM_THRESHOLD looks at the top only): measured at 10,000 Services of 10 endpoints, 14 of
@@ -21,6 +22,19 @@ pub fn give_back_soon() {
     });
 }
 
+/// Says how soon the kernel may end this process when memory is short (`--oom-score-adj`; proc_pid_oom_score_adj(5)). To
+/// be spared more than before needs CAP_SYS_RESOURCE; without it, this is said and nothing else.
+pub fn set_oom_score_adj(value: i16) {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let is_set =
+        || std::fs::read_to_string(FILE).is_ok_and(|text| text.trim() == value.to_string());
+    if !is_set()
+        && let Err(error) = std::fs::write(FILE, value.to_string())
+    {
+        tracing::warn!(%error, value, "oom_score_adj not set");
+    }
+}
+
 #[cfg(target_env = "gnu")]
 #[allow(unsafe_code)]
 fn give_back() {
@@ -31,3 +45,19 @@ fn give_back() {
 /// Other C libraries have no such call, and give back by themselves.
 #[cfg(not(target_env = "gnu"))]
 fn give_back() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_asked_to_spare_this_process() {
+        let found = || std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        let before: i16 = found().trim().parse().unwrap();
+        // More is always allowed.
+        let more = (before + 1).min(1000);
+        set_oom_score_adj(more);
+        assert_eq!(found().trim(), more.to_string());
+        set_oom_score_adj(before);
+    }
+}

@@ -1,11 +1,12 @@
 //! What is counted and measured, under kube-proxy's names where it has the same thing.
 //!
-//! Labels are closed sets of ours (family, kind, code): no name of a foreign object ever becomes a label,
-//! so the number of series is bounded. Everything here is atomic; recording never blocks.
+//! Labels are closed sets of ours (family, kind, code): no name of a foreign object ever becomes a label, so the
+//! number of series is bounded (but see [`crate::counters`]). Everything here is atomic; recording never blocks.
 
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -44,6 +45,8 @@ pub struct Metrics {
     connected: Family<KindLabel, Gauge>,
     services: Gauge,
     endpoints: Gauge,
+    health_checks: Gauge,
+    health_check_failures: Counter,
     overlay: OverlayMetrics,
 }
 
@@ -137,6 +140,8 @@ impl Metrics {
             connected: Family::default(),
             services: Gauge::default(),
             endpoints: Gauge::default(),
+            health_checks: Gauge::default(),
+            health_check_failures: Counter::default(),
             overlay: OverlayMetrics::default(),
         };
         metrics.register_kube_proxys();
@@ -279,6 +284,21 @@ impl Metrics {
         );
         r.register("services", "Services in the view", self.services.clone());
         r.register("endpoints", "Endpoints in the view", self.endpoints.clone());
+        r.register(
+            "health_check_listeners",
+            "Addresses and ports where load balancers are told of local endpoints",
+            self.health_checks.clone(),
+        );
+        r.register(
+            "health_check_listen_failures",
+            "Such addresses and ports that could not be listened on at first",
+            self.health_check_failures.clone(),
+        );
+    }
+
+    /// Adds metrics that are gathered when they are asked for.
+    pub fn collect(&mut self, collector: Box<dyn Collector>) {
+        self.registry.register_collector(collector);
     }
 
     /// OpenMetrics text; see [`CONTENT_TYPE`].
@@ -397,6 +417,16 @@ impl Metrics {
     pub fn set_totals(&self, services: usize, endpoints: usize) {
         self.services.set(gauge(services));
         self.endpoints.set(gauge(endpoints));
+    }
+
+    /// So many ports for load balancers are listened on.
+    pub fn set_health_checks(&self, listeners: usize) {
+        self.health_checks.set(gauge(listeners));
+    }
+
+    /// A port for load balancers cannot be listened on.
+    pub fn health_check_failed(&self) {
+        self.health_check_failures.inc();
     }
 
     /// `/healthz` was answered.

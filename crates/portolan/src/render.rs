@@ -110,6 +110,7 @@ impl View {
             zone: None,
             addresses: Vec::new(),
             pod_cidrs: Vec::new(),
+            leaving: false,
             annotations: std::sync::Arc::default(),
         };
         let facts = NodeFacts::resolve(

@@ -25,8 +25,11 @@ pub struct Status {
     pub waiting_for: Vec<ObjectKind>,
     /// When the oldest change arrived that is not in the kernel.
     pub pending_since: Option<Instant>,
-    /// The last successful commit.
-    pub last_commit: Option<Commit>,
+    /// When the tables were last known to be in step: written, or compared.
+    pub in_step_at: Option<SystemTime>,
+    /// Load balancers may send to this node: its Node object is there, is not being deleted and has no taint that says
+    /// so (KEP-3836).
+    pub node_eligible: bool,
     /// Objects that cannot be used at present, by name.
     pub invalid: Vec<(ObjectKind, ObjectName)>,
     /// Services that the kernel refused: their last good rules keep serving.
@@ -35,17 +38,6 @@ pub struct Status {
     pub services: usize,
     /// Endpoints in the view.
     pub endpoints: usize,
-}
-
-/// One successful commit.
-#[derive(Clone, Copy, Debug)]
-pub struct Commit {
-    /// When, by the wall clock.
-    pub at: SystemTime,
-    /// From the first netlink message to the kernel's acknowledgement.
-    pub elapsed: Duration,
-    /// Elements added and deleted.
-    pub elements: usize,
 }
 
 /// The verdict of [`Status::health`].

@@ -256,6 +256,16 @@ impl Ledger {
         frontends.filter(in_group).flat_map(endpoints).collect()
     }
 
+    /// Every affinity group there is, in the families that it has frontends of.
+    pub(crate) fn affinity_groups(&self) -> BTreeSet<(Family, u32)> {
+        let frontends = self.intents.values().flat_map(|intent| &intent.frontends);
+        let group = |frontend: &Frontend| {
+            let group = frontend.affinity?.group;
+            Some((family(frontend.place), group))
+        };
+        frontends.filter_map(group).collect()
+    }
+
     fn replace(&mut self, update: Update) -> Update {
         let Update { service, intent } = update;
         let old = match &intent {

@@ -4,13 +4,13 @@
 //! * [`render`] turns one frontend into elements of those sets.
 //! * [`Ledger`] knows what every Service asks for, settles conflicts and counts shared elements; its
 //!   changes are derived, never written by hand.
-//! * [`conntrack`] says which tracked flows end with a change.
+//! * [`conntrack`] says which tracked flows end with a change, [`affinity`] what remembered clients have to be forgotten.
 //! * [`Dataplane`] keeps a [`nft::Backend`] equal to the ledger: commits, repairs, quarantines.
 //! * [`guard`] keeps established connections translated where the kernel cannot keep the table itself.
 //!
 //! Everything but [`Dataplane`] and [`guard::Guard`] is a function of values.
 
-mod affinity;
+pub mod affinity;
 pub mod conntrack;
 pub mod guard;
 pub mod layout;
@@ -20,6 +20,7 @@ pub mod render;
 mod samples;
 mod sync;
 
+pub use affinity::AffinityCheck;
 pub use conntrack::{FlowCheck, FlowChecks};
 pub use ledger::{Claim, Conflict, Ledger, Update};
 pub use sync::{Dataplane, Outcome, Quarantined, SyncError};

@@ -7,6 +7,7 @@ use nft::{Bytes, Data, Element, Family, Protocol, Verdict};
 use service_model::{Backend, Disposition, Frontend, Masquerade, Place};
 
 use crate::layout::{Extra, Pick, SetId};
+use crate::ledger::Claim;
 
 /// The elements of one frontend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,13 +39,8 @@ pub fn protocol(protocol: service_model::Protocol) -> Protocol {
 
 /// Renders `frontend`.
 pub fn render(frontend: &Frontend) -> Rendered {
-    let place = match frontend.place {
-        Place::ClusterIp(address) | Place::External(address) => Bytes::new().address(address),
-        Place::NodePort(_) => Bytes::new(),
-    };
-    let key = place
-        .protocol(protocol(frontend.protocol))
-        .port(frontend.port);
+    let place = address(frontend.place);
+    let key = key(&frontend.into());
     let is_node_port = matches!(frontend.place, Place::NodePort(_));
     let by_place = |address: SetId, node_port: SetId| match is_node_port {
         true => node_port,
@@ -75,7 +71,7 @@ pub fn render(frontend: &Frontend) -> Rendered {
         ));
     }
     if frontend.counted {
-        member(by_place(SetId::Counted, SetId::CountedNodePorts));
+        member(counted(&frontend.into()).0);
         rendered.extras.push(Extra::Counting);
     }
     if let Some(ranges) = &frontend.allowed_sources {
@@ -108,6 +104,25 @@ pub fn render(frontend: &Frontend) -> Rendered {
     rendered.shared.sort_unstable();
     rendered.shared.dedup();
     rendered
+}
+
+/// The set that counts new connections to a frontend, where they are counted, and its element there.
+pub fn counted(claim: &Claim) -> (SetId, Bytes) {
+    let set = match claim.place {
+        Place::ClusterIp(_) | Place::External(_) => SetId::Counted,
+        Place::NodePort(_) => SetId::CountedNodePorts,
+    };
+    (set, key(claim))
+}
+
+fn key(claim: &Claim) -> Bytes {
+    let place = address(claim.place);
+    place.protocol(protocol(claim.protocol)).port(claim.port)
+}
+
+fn address(place: Place) -> Bytes {
+    let address = place.address();
+    address.map_or_else(Bytes::new, |address| Bytes::new().address(address))
 }
 
 impl Rendered {

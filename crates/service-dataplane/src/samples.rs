@@ -155,6 +155,7 @@ pub(crate) fn update() -> impl Strategy<Value = Update> {
                 created,
                 frontends,
                 reset_removed: false,
+                health_check: None,
             })
         }),
     })

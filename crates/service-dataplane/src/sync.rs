@@ -8,17 +8,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nft::{Adoption, Backend, CommitError, Family, Operation, Transaction};
+use nft::{Adoption, Backend, CommitError, Element, Family, Operation, Transaction};
 use nix::errno::Errno;
 use service_model::{NodeFacts, ObjectName};
 
-use crate::affinity::{self, Doubtful};
+use crate::affinity::{self, AffinityCheck};
 use crate::conntrack::FlowCheck;
-use crate::layout::{self, SetId};
+use crate::layout;
 use crate::ledger::{Applied, Conflict, Ledger, Update};
-
-/// Entries time out by themselves while they are deleted, which refuses the transaction.
-const FORGET_ATTEMPTS: usize = 4;
 
 /// A Service that the kernel refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,9 +41,11 @@ pub struct Outcome {
     pub quarantined: Vec<Quarantined>,
     /// Frontends of this batch that two Services ask for.
     pub conflicts: Vec<Conflict>,
-    /// Entries deleted of clients that kept an endpoint which is no more.
-    pub forgotten: usize,
-    /// Tracked flows to look for, now that the rules are in. Also those of earlier batches that failed meanwhile.
+    /// What clients may be remembered to have of endpoints that are no more: to be read, and then
+    /// [forgotten](Dataplane::forget).
+    pub affinity: AffinityCheck,
+    /// Tracked flows to look for, now that the rules are in, and after `affinity`: a flow that is looked for sooner may
+    /// come back by what is remembered. Also those of earlier batches that failed meanwhile.
     pub flows: Vec<FlowCheck>,
 }
 
@@ -68,7 +67,9 @@ pub struct Dataplane<B> {
     /// Of batches that are desired and not in yet.
     flows: Vec<FlowCheck>,
     /// Affinity groups of which entries may lead to endpoints that are no more.
-    doubtful: Doubtful,
+    doubtful: BTreeSet<(Family, u32)>,
+    /// Nobody knows which groups.
+    all_doubtful: bool,
 }
 
 impl<B: Backend> Dataplane<B> {
@@ -82,7 +83,8 @@ impl<B: Backend> Dataplane<B> {
             in_step: false,
             quarantine: BTreeMap::new(),
             flows: Vec::new(),
-            doubtful: Doubtful::default(),
+            doubtful: BTreeSet::new(),
+            all_doubtful: false,
         }
     }
 
@@ -173,7 +175,7 @@ impl<B: Backend> Dataplane<B> {
             }
         }
         outcome.flows = std::mem::take(&mut self.flows);
-        self.forget(&mut outcome);
+        outcome.affinity = self.doubts();
         Ok(outcome)
     }
 
@@ -182,7 +184,7 @@ impl<B: Backend> Dataplane<B> {
         let mut outcome = Outcome::default();
         self.reconcile(&mut outcome)?;
         outcome.flows = std::mem::take(&mut self.flows);
-        self.forget(&mut outcome);
+        outcome.affinity = self.doubts();
         Ok(outcome)
     }
 
@@ -207,37 +209,68 @@ impl<B: Backend> Dataplane<B> {
         self.send(&transaction, outcome)?;
         self.in_step = true;
         // Nobody knows which groups lost endpoints meanwhile.
-        self.doubtful = Doubtful::Any;
+        self.all_doubtful = true;
         Ok(())
     }
 
-    /// Deletes what was learned of endpoints that groups have no more. What cannot be deleted now times out.
-    fn forget(&mut self, outcome: &mut Outcome) {
-        let groups = std::mem::take(&mut self.doubtful);
-        let map = SetId::Affinity.name();
-        for family in groups.families() {
-            for _ in 0..FORGET_ATTEMPTS {
-                let forgotten = self.backend.learned(family, &map).and_then(|learned| {
-                    let ledger = &self.ledger;
-                    let concerns = |group| groups.concerns(family, group);
-                    let endpoints = |group| ledger.endpoints_of_group(family, group);
-                    let elements = affinity::stale(family, learned, concerns, endpoints);
-                    let count = elements.len();
-                    if count == 0 {
-                        return Ok(0);
-                    }
-                    let set = map.clone();
-                    let mut transaction = Transaction::new();
-                    transaction.push(family, Operation::DeleteElements { set, elements });
-                    self.backend.commit(&transaction).map(|()| count)
-                });
-                match forgotten {
-                    Ok(count) => {
-                        outcome.forgotten += count;
-                        break;
-                    }
-                    Err(error) => tracing::debug!(%error, %family, "affinity not cleaned up yet"),
-                }
+    /// What may be remembered of endpoints that groups have no more: as far as commits know, or all of it.
+    fn doubts(&mut self) -> AffinityCheck {
+        let doubtful = std::mem::take(&mut self.doubtful);
+        let all = std::mem::take(&mut self.all_doubtful);
+        let doubtful = match all {
+            true => self.ledger.affinity_groups(),
+            false => doubtful,
+        };
+        let endpoints = |(family, group)| {
+            let endpoints = self.ledger.endpoints_of_group(family, group);
+            ((family, group), endpoints)
+        };
+        AffinityCheck {
+            groups: doubtful.into_iter().map(endpoints).collect(),
+            all,
+        }
+    }
+
+    /// Deletes what rules remember of clients, where that leads to endpoints their group has not (any more), and says
+    /// how much it was. What times out meanwhile refuses a transaction, so one that is refused is halved; what cannot
+    /// be deleted at all times out.
+    pub fn forget(&mut self, family: Family, learned: Vec<Element>) -> usize {
+        let groups: BTreeSet<u32> = learned
+            .iter()
+            .filter_map(|element| affinity::read(family, element))
+            .map(|(group, _)| group)
+            .collect();
+        let endpoints = |group| {
+            let endpoints = self.ledger.endpoints_of_group(family, group);
+            ((family, group), endpoints)
+        };
+        let known = AffinityCheck {
+            groups: groups.into_iter().map(endpoints).collect(),
+            all: false,
+        };
+        let stale = known.stale(family, learned);
+        self.delete_learned(family, stale)
+    }
+
+    fn delete_learned(&mut self, family: Family, mut elements: Vec<Element>) -> usize {
+        if elements.is_empty() {
+            return 0;
+        }
+        let mut transaction = Transaction::new();
+        let delete = Operation::DeleteElements {
+            set: affinity::map(),
+            elements: elements.clone(),
+        };
+        transaction.push(family, delete);
+        match self.backend.commit(&transaction) {
+            Ok(()) => elements.len(),
+            Err(error) if is_refusal(&error) && elements.len() > 1 => {
+                let second = elements.split_off(elements.len() / 2);
+                self.delete_learned(family, elements) + self.delete_learned(family, second)
+            }
+            Err(error) => {
+                tracing::debug!(%error, %family, "a client's endpoint not forgotten");
+                0
             }
         }
     }

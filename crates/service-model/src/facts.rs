@@ -4,7 +4,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -59,6 +59,8 @@ pub struct NodeConfig {
     /// `--allowed-external-ips`: external IPs outside these ranges are refused (CVE-2020-8554). `None`: all are
     /// served, as with kube-proxy.
     pub allowed_external_ips: Option<Vec<IpNet>>,
+    /// Where this node reaches the API server, if that is known: maybe an address of a load balancer in front of it.
+    pub api_server: Option<SocketAddr>,
 }
 
 impl NodeConfig {
@@ -70,7 +72,51 @@ impl NodeConfig {
             nodeport_addresses: vec![NodePortAddress::Primary],
             masquerade_all: false,
             allowed_external_ips: None,
+            api_server: None,
         }
+    }
+
+    /// Whether node ports are on every address of a family. A list of ranges that are all of the other family says
+    /// nothing of this one, which has all (kube-proxy's `NewNodePortAddresses`; row 54).
+    fn everywhere(&self, family: AddressFamily) -> bool {
+        let is_other = |item: &NodePortAddress| match item {
+            NodePortAddress::Cidr(range) => AddressFamily::of(range.addr()) != family,
+            _ => false,
+        };
+        let is_all = |item: &NodePortAddress| match item {
+            NodePortAddress::All => true,
+            NodePortAddress::Cidr(range) => range.prefix_len() == 0 && !is_other(item),
+            NodePortAddress::Primary | NodePortAddress::Localhost => false,
+        };
+        let list = &self.nodeport_addresses;
+        list.iter().any(is_all) || (!list.is_empty() && list.iter().all(is_other))
+    }
+
+    /// Where sockets listen that stand beside node ports, sorted: the unspecified address where node ports are
+    /// everywhere, else the node addresses (of [`NodeFacts`]) that serve them, and loopback where that is asked for.
+    pub fn listening_addresses(&self, node_addresses: &[IpAddr]) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        for family in AddressFamily::ALL {
+            let (any, loopback): (IpAddr, IpAddr) = match family {
+                AddressFamily::V4 => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::LOCALHOST.into()),
+                AddressFamily::V6 => (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::LOCALHOST.into()),
+            };
+            if self.everywhere(family) {
+                addresses.push(any);
+                continue;
+            }
+            let of_family = |a: &&IpAddr| AddressFamily::of(**a) == family;
+            addresses.extend(node_addresses.iter().filter(of_family));
+            let asks_for_loopback = |item: &NodePortAddress| match item {
+                NodePortAddress::Localhost => true,
+                NodePortAddress::Cidr(range) => range.contains(&loopback),
+                NodePortAddress::Primary | NodePortAddress::All => false,
+            };
+            if self.nodeport_addresses.iter().any(asks_for_loopback) {
+                addresses.push(loopback);
+            }
+        }
+        sorted(addresses)
     }
 }
 
@@ -93,7 +139,8 @@ pub struct NodeFacts {
     pub masquerade_all: bool,
     /// Ranges of cluster IPs, sorted: what is not allocated in them is dropped (KEP-1880).
     pub service_cidrs: Vec<IpNet>,
-    /// Where the API server answers, sorted ([`crate::Index::api_servers`]): no external frontend may stand there.
+    /// Where the API server answers, sorted (configured, and [`crate::Index::api_servers`]): no external frontend may
+    /// stand there.
     pub api_servers: Vec<SocketAddr>,
     /// See [`NodeConfig::allowed_external_ips`].
     pub allowed_external_ips: Option<Vec<IpNet>>,
@@ -123,22 +170,15 @@ impl NodeFacts {
         for item in &config.nodeport_addresses {
             match item {
                 NodePortAddress::Primary => node_addresses.extend(&own_addresses),
-                NodePortAddress::All => node_addresses.extend(interfaces.clone()),
                 NodePortAddress::Cidr(cidr) => {
                     node_addresses.extend(interfaces.clone().filter(|a| cidr.contains(a)));
                 }
-                NodePortAddress::Localhost => {}
+                // All is below.
+                NodePortAddress::All | NodePortAddress::Localhost => {}
             }
         }
-        // A list of ranges that are all of one family says nothing of the other, which has all (kube-proxy's
-        // `NewNodePortAddresses`; row 54).
         for family in AddressFamily::ALL {
-            let is_other = |item: &NodePortAddress| match item {
-                NodePortAddress::Cidr(cidr) => AddressFamily::of(cidr.addr()) != family,
-                _ => false,
-            };
-            let list = &config.nodeport_addresses;
-            if !list.is_empty() && list.iter().all(is_other) {
+            if config.everywhere(family) {
                 let of_family = |a: &IpAddr| AddressFamily::of(*a) == family;
                 node_addresses.extend(interfaces.clone().filter(of_family));
             }
@@ -163,18 +203,17 @@ impl NodeFacts {
             local_interface,
             masquerade_all: config.masquerade_all,
             service_cidrs: sorted(service_cidrs.to_vec()),
-            api_servers: Vec::new(),
+            api_servers: config.api_server.into_iter().collect(),
             allowed_external_ips: config.allowed_external_ips.clone(),
         }
     }
 
-    /// The same with the API server's addresses.
+    /// The same with more addresses of the API server.
     #[must_use]
-    pub fn with_api_servers(self, api_servers: Vec<SocketAddr>) -> NodeFacts {
-        NodeFacts {
-            api_servers: sorted(api_servers),
-            ..self
-        }
+    pub fn with_api_servers(mut self, api_servers: Vec<SocketAddr>) -> NodeFacts {
+        self.api_servers.extend(api_servers);
+        self.api_servers = sorted(self.api_servers);
+        self
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a Service needs on this node, in no firewall's terms.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -18,6 +19,18 @@ pub struct ServiceIntent {
     pub frontends: Vec<Frontend>,
     /// TCP connections to an endpoint that goes away are reset.
     pub reset_removed: bool,
+    /// Load balancers ask on a port of this node whether it has endpoints.
+    pub health_check: Option<HealthCheck>,
+}
+
+/// What load balancers are to be told of a Service under external policy Local (row 18).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port of this node that they ask.
+    pub port: u16,
+    /// Ready endpoints on this node, for each family that the Service has a cluster IP of. An address counts once,
+    /// whatever its ports; terminating endpoints do not count, though they may still serve.
+    pub local_endpoints: BTreeMap<AddressFamily, usize>,
 }
 
 /// One address and port that clients connect to.

@@ -21,7 +21,9 @@ pub mod wire;
 
 pub use facts::{DetectLocal, LocalInterface, NodeConfig, NodeFacts, NodePortAddress};
 pub use index::Index;
-pub use intent::{Affinity, Backend, Disposition, Frontend, Masquerade, Place, ServiceIntent};
+pub use intent::{
+    Affinity, Backend, Disposition, Frontend, HealthCheck, Masquerade, Place, ServiceIntent,
+};
 pub use objects::{
     AddressFamily, Conditions, Endpoint, EndpointSlice, Hints, Invalid, Node, ObjectEvent,
     ObjectKind, ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort,

@@ -309,6 +309,9 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs` (or `podCIDR`).
     pub pod_cidrs: Vec<IpNet>,
+    /// It is about to go: deleted, or tainted so by the cluster autoscaler. New traffic should not be sent to it
+    /// (KEP-3836); what arrives all the same is served.
+    pub leaving: bool,
     /// The annotations an overlay publishes (flannel's), by full name: foreign text, to be parsed and not repeated.
     pub annotations: Arc<BTreeMap<Box<str>, Box<str>>>,
 }

@@ -8,13 +8,16 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::facts::NodeFacts;
-use crate::intent::{Affinity, Backend, Disposition, Frontend, Masquerade, Place, ServiceIntent};
+use crate::intent::{
+    Affinity, Backend, Disposition, Frontend, HealthCheck, Masquerade, Place, ServiceIntent,
+};
 use crate::objects::{
     AddressFamily, EndpointSlice, Invalid, ObjectKind, Protocol, Service, ServicePort,
     TrafficPolicy,
@@ -104,7 +107,31 @@ pub fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> S
         created: service.created,
         frontends,
         reset_removed: service.wishes.reset_removed,
+        health_check: health_check(service, slices, facts),
     }
+}
+
+/// Row 18: which Services have a port for it is settled when they are read.
+fn health_check(
+    service: &Service,
+    slices: &[EndpointSlice],
+    facts: &NodeFacts,
+) -> Option<HealthCheck> {
+    let families = AddressFamily::ALL.into_iter().filter(|family| {
+        let mut cluster_ips = service.cluster_ips.iter();
+        cluster_ips.any(|address| AddressFamily::of(*address) == *family)
+    });
+    let local_endpoints = |family| {
+        let ports = service.ports.iter();
+        let candidates = ports.flat_map(|port| candidates(service, port, family, slices, facts));
+        let ready = candidates.filter(|c| c.backend.local && c.conditions.ready);
+        let addresses: BTreeSet<IpAddr> = ready.map(|c| c.backend.address).collect();
+        addresses.len()
+    };
+    Some(HealthCheck {
+        port: service.health_check_node_port?,
+        local_endpoints: families.map(|f| (f, local_endpoints(f))).collect(),
+    })
 }
 
 /// Selected endpoints as dispositions, shared between frontends.

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use lab::{PORTOLAN_RBAC, Right, wait_for};
+use lab::{PORTOLAN_RBAC, Protocol, Right, wait_for};
 use portolan_tests::live::can_run_live;
 use portolan_tests::stage::PATIENCE;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::in_an_api_server;
 
@@ -16,8 +16,25 @@ fn portolan_uses_every_right_of_its_role_and_asks_for_no_other() -> Result<()> {
         return Ok(());
     }
     let (stage, plane, kubeconfig) = in_an_api_server()?;
+    // A port that somebody else has: there is something to tell the cluster.
+    stage.node.serve(Protocol::Tcp, CHECK_PORT)?;
+    plane.apply_all(&[checked_service()])?;
     let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
     daemon.wait_for_line("tables are in step", PATIENCE)?;
+    wait_for("an Event about the Service", PATIENCE, || {
+        let events = plane.kubectl(&[
+            "get",
+            "events",
+            "--namespace=default",
+            "--field-selector=reason=FailedToStartServiceHealthcheck",
+            "--output=jsonpath={.items[*].involvedObject.name}",
+        ])?;
+        ensure!(
+            events.split(' ').any(|name| name == "checked"),
+            "{events:?}"
+        );
+        Ok(())
+    })?;
     let audit = plane.audit()?;
     ensure!(
         !audit.is_empty() && audit.iter().all(|event| event.code < 400),
@@ -55,6 +72,20 @@ fn without_a_right_portolan_says_which_and_waits() -> Result<()> {
     plane.kubectl_stdin(&["apply", "-f", "-"], PORTOLAN_RBAC)?;
     daemon.wait_for_line("tables are in step", PATIENCE)?;
     stage.wait_for_backends(&stage.web, 4)
+}
+
+const CHECK_PORT: u16 = 31_998;
+
+/// A Service whose health check has a port of the node.
+fn checked_service() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": { "name": "checked", "namespace": "default" },
+        "spec": {
+            "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": CHECK_PORT,
+            "ports": [{ "port": 80 }],
+        },
+    })
 }
 
 /// Every group, resource and verb of the ClusterRole in `deploy/`.

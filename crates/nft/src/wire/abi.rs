@@ -152,6 +152,8 @@ pub(crate) mod element {
     pub(crate) const DATA: u16 = 2;
     pub(crate) const FLAGS: u16 = 3;
     pub(crate) const USERDATA: u16 = 6;
+    /// The element's own expression, with its state.
+    pub(crate) const EXPRESSION: u16 = 7;
     /// Last value of a range of several fields (Linux 5.6).
     pub(crate) const KEY_END: u16 = 10;
 

@@ -1,7 +1,7 @@
 use nft::{Fake, Family};
 use nix::errno::Errno;
 use service_model::wire::{self, Interner, Object};
-use service_model::{DetectLocal, EndpointSlice, Node, Service};
+use service_model::{DetectLocal, EndpointSlice, Node, ObjectName, Service};
 
 use super::*;
 
@@ -120,6 +120,38 @@ fn a_node_object_that_goes_takes_no_rules_with_it() {
         assert!(!control.wants_commit());
     }
     assert_eq!(elements(&control, "node_addresses"), 1);
+}
+
+#[test]
+fn load_balancers_hear_whether_the_node_is_there_and_stays() {
+    let mut control = control(Fake::new());
+    let eligible = |control: &mut Control<Fake>, event: Option<ObjectEvent<Node>>| {
+        event.map(|event| control.take(SourceEvent::Node(event)));
+        control.turn(&[]);
+        control.reports.status.load().node_eligible
+    };
+    let leaving = Node {
+        leaving: true,
+        ..node()
+    };
+    let other = Node {
+        name: ObjectName::new("", "node-b"),
+        ..node()
+    };
+    assert!(!eligible(&mut control, None));
+    assert!(eligible(&mut control, Some(all(vec![node()]))));
+    assert!(!eligible(&mut control, Some(ObjectEvent::Apply(leaving))));
+    assert!(eligible(&mut control, Some(ObjectEvent::Apply(node()))));
+    let others = ObjectEvent::Delete(other.name.clone());
+    assert!(eligible(&mut control, Some(others)));
+    let unreadable = ObjectEvent::Reset {
+        objects: vec![],
+        invalid: vec![node().name],
+    };
+    assert!(eligible(&mut control, Some(unreadable)));
+    let gone = ObjectEvent::Delete(node().name);
+    assert!(!eligible(&mut control, Some(gone)));
+    assert!(!eligible(&mut control, Some(all(vec![other]))));
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub(super) struct View {
     config: NodeConfig,
     index: Index,
     node: Option<Node>,
+    /// Its object is there: `node` is not what is left of one that is gone.
+    node_exists: bool,
     service_cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
     listed: BTreeSet<ObjectKind>,
     invalid: BTreeMap<(ObjectKind, ObjectName), Problem>,
@@ -39,6 +41,7 @@ impl View {
             config,
             index: Index::default(),
             node: None,
+            node_exists: false,
             service_cidrs: BTreeMap::new(),
             listed: BTreeSet::new(),
             invalid: BTreeMap::new(),
@@ -100,16 +103,27 @@ impl View {
 
     /// A Node that is gone keeps serving with its last facts: rules never go because an object went.
     fn node_event(&mut self, event: ObjectEvent<Node>) {
-        let ours = |node: &Node| *node.name.name == *self.config.node_name;
-        match event {
-            ObjectEvent::Apply(node) if ours(&node) => self.node = Some(node),
-            ObjectEvent::Reset { objects, .. } => {
-                if let Some(node) = objects.into_iter().find(ours) {
-                    self.node = Some(node);
+        let own = self.config.node_name.clone();
+        let ours = |name: &ObjectName| name.name == own;
+        let known = match event {
+            ObjectEvent::Apply(node) if ours(&node.name) => Some(node),
+            ObjectEvent::Delete(name) if ours(&name) => None,
+            ObjectEvent::Reset { objects, invalid } => {
+                let found = objects.into_iter().find(|node| ours(&node.name));
+                if found.is_none() && invalid.iter().any(ours) {
+                    return;
                 }
+                found
             }
-            ObjectEvent::Apply(_) | ObjectEvent::Delete(_) => {}
-        }
+            ObjectEvent::Apply(_) | ObjectEvent::Delete(_) => return,
+        };
+        self.node_exists = known.is_some();
+        self.node = known.or(self.node.take());
+    }
+
+    /// Whether load balancers may send to this node (KEP-3836).
+    pub(super) fn node_is_eligible(&self) -> bool {
+        self.node_exists && self.node.as_ref().is_some_and(|node| !node.leaving)
     }
 
     fn service_cidr_event(&mut self, event: ObjectEvent<ServiceCidr>) {
@@ -173,6 +187,7 @@ impl View {
             zone: None,
             addresses: Vec::new(),
             pod_cidrs: Vec::new(),
+            leaving: false,
             annotations: Arc::default(),
         };
         let node = self.node.clone().unwrap_or_else(unknown);

@@ -3,84 +3,76 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use bytes::Bytes;
 use http::StatusCode;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
+use service_model::ObjectName;
 
-use crate::metrics;
+use super::listener::Answer;
 use crate::overlay::OverlayStatus;
 use crate::status::{Health, Status};
 
-/// A response without its connection.
-#[derive(Debug)]
-pub(super) struct Answer {
-    /// Status code
-    pub(super) code: StatusCode,
-    /// `Content-Type`
-    pub(super) content_type: &'static str,
-    /// Body
-    pub(super) body: Bytes,
-}
-
-impl Answer {
-    pub(super) fn text(code: StatusCode, text: impl Into<String>) -> Self {
-        Answer {
-            code,
-            content_type: "text/plain; charset=utf-8",
-            body: Bytes::from(text.into()),
-        }
-    }
-
-    pub(super) fn metrics(text: String) -> Self {
-        Answer {
-            code: StatusCode::OK,
-            content_type: metrics::CONTENT_TYPE,
-            body: Bytes::from(text),
-        }
-    }
-
-    fn json(code: StatusCode, body: &serde_json::Value) -> Self {
-        Answer {
-            code,
-            content_type: "application/json",
-            body: Bytes::from(body.to_string()),
-        }
-    }
-}
-
-/// 200 when the table holds everything that is known: what a load balancer may rely on. The body has
-/// kube-proxy's keys.
+/// 200 when the table holds everything that is known, and the node is one that load balancers may send to (KEP-3836).
+/// The body has kube-proxy's keys, and its meaning of them: `healthy` is said of the proxy alone.
 pub(super) fn healthz(status: &Status, now: Instant, wall: SystemTime) -> Answer {
-    verdict(status.health(now) == Health::Healthy, status, wall)
+    let healthy = status.health(now) == Health::Healthy;
+    verdict(healthy, Some(status.node_eligible), status, wall)
 }
 
-/// 200 unless a change has been stuck: what a liveness probe may rely on. A start that waits for the source
-/// is alive; restarting would not help it.
+/// 200 unless a change has been stuck: what a liveness probe may rely on, whatever becomes of the node. A start that
+/// waits for the source is alive; restarting would not help it.
 pub(super) fn livez(status: &Status, now: Instant, wall: SystemTime) -> Answer {
-    verdict(status.health(now) != Health::Stuck, status, wall)
+    verdict(status.health(now) != Health::Stuck, None, status, wall)
 }
 
-fn verdict(healthy: bool, status: &Status, wall: SystemTime) -> Answer {
+fn verdict(
+    healthy: bool,
+    node_eligible: Option<bool>,
+    status: &Status,
+    wall: SystemTime,
+) -> Answer {
+    let passes = healthy && node_eligible != Some(false);
     // As kube-proxy: when all is well, what was last updated is as new as the question.
-    let updated = if healthy {
-        Some(wall)
-    } else {
-        status.last_commit.map(|c| c.at)
+    let updated = match passes {
+        true => Some(wall),
+        false => status.in_step_at,
     };
-    let body = json!({
+    let mut body = json!({
         "lastUpdated": updated.map(rfc3339),
         "currentTime": rfc3339(wall),
         "healthy": healthy,
     });
-    Answer::json(
-        if healthy {
-            StatusCode::OK
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        },
-        &body,
-    )
+    if let Some(eligible) = node_eligible {
+        body["nodeEligible"] = eligible.into();
+    }
+    // Both families are written together, so what holds for one holds for the other.
+    if let Some(at) = status.in_step_at {
+        let family = json!({ "lastUpdated": rfc3339(at), "healthy": healthy });
+        body["status"] = json!({ "IPv4": family, "IPv6": family });
+    }
+    Answer::json(code(passes), &body)
+}
+
+/// What a load balancer is told of a Service under external policy Local: 200 when there are ready endpoints on this
+/// node and the proxy is well. Body and headers are kube-proxy's (row 18).
+pub(crate) fn health_check(service: &ObjectName, local: usize, status: &Status) -> Answer {
+    let healthy = status.health(Instant::now()) != Health::Stuck;
+    let body = json!({
+        "service": { "namespace": service.namespace, "name": service.name },
+        "localEndpoints": local,
+        "serviceProxyHealthy": healthy,
+    });
+    Answer {
+        weight: Some(local),
+        ..Answer::json(code(local > 0 && healthy), &body)
+    }
+}
+
+fn code(passes: bool) -> StatusCode {
+    match passes {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    }
 }
 
 /// 200 once the first complete view is in the kernel, Services and overlay; before, what is missing.

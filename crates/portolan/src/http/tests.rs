@@ -1,13 +1,15 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+use serde_json::{Value, json};
 use service_model::ObjectKind;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::listener::MAX_CONNECTIONS;
 use super::{Ports, Sources, start};
 use crate::metrics::Metrics;
 use crate::status::Status;
@@ -97,6 +99,7 @@ fn code(response: &str) -> u16 {
 fn synced() -> Status {
     Status {
         synced: true,
+        node_eligible: true,
         ..Status::default()
     }
 }
@@ -132,20 +135,47 @@ fn probes_follow_the_published_status() {
 #[test]
 fn the_body_of_healthz_has_kube_proxys_keys() {
     let server = Server::start();
-    server.publish(synced());
-    let response = get(server.health(), "/healthz");
-    let (head, body) = response.split_once("\r\n\r\n").unwrap();
-    assert!(
-        head.to_lowercase()
-            .contains("content-type: application/json"),
-        "{head}"
-    );
-    let body: serde_json::Value = serde_json::from_str(body).unwrap();
-    assert_eq!(body["healthy"], true);
-    for key in ["lastUpdated", "currentTime"] {
-        let time = body[key].as_str().unwrap();
-        time.parse::<k8s_openapi::jiff::Timestamp>().unwrap();
+    server.publish(Status {
+        in_step_at: Some(SystemTime::UNIX_EPOCH),
+        ..synced()
+    });
+    for (path, eligible) in [("/healthz", json!(true)), ("/livez", Value::Null)] {
+        let response = get(server.health(), path);
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        let head = head.to_lowercase();
+        for header in [
+            "content-type: application/json",
+            "x-content-type-options: nosniff",
+        ] {
+            assert!(head.lines().any(|line| line == header), "{head}");
+        }
+        let body: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["healthy"], true);
+        assert_eq!(body["nodeEligible"], eligible);
+        for key in ["lastUpdated", "currentTime"] {
+            let time = body[key].as_str().unwrap();
+            let time: k8s_openapi::jiff::Timestamp = time.parse().unwrap();
+            assert!(time.as_second() > 0, "{key} is as new as the question");
+        }
+        let family = json!({ "lastUpdated": "1970-01-01T00:00:00Z", "healthy": true });
+        assert_eq!(body["status"], json!({ "IPv4": family, "IPv6": family }));
     }
+}
+
+#[test]
+fn a_node_that_is_to_go_is_alive_but_not_for_load_balancers() {
+    let server = Server::start();
+    server.publish(Status {
+        node_eligible: false,
+        ..synced()
+    });
+    let response = get(server.health(), "/healthz");
+    assert_eq!(code(&response), 503);
+    let (_, body) = response.split_once("\r\n\r\n").unwrap();
+    let body: Value = serde_json::from_str(body).unwrap();
+    assert_eq!(body["nodeEligible"], false);
+    assert_eq!(body["healthy"], true, "said of the proxy");
+    assert_eq!(code(&get(server.health(), "/livez")), 200);
 }
 
 #[test]
@@ -206,7 +236,7 @@ fn idle_connections_do_not_lock_others_out_for_long() {
     let server = Server::start();
     server.publish(synced());
     let address = server.health();
-    let idle: Vec<TcpStream> = (0..super::MAX_CONNECTIONS)
+    let idle: Vec<TcpStream> = (0..MAX_CONNECTIONS)
         .map(|_| TcpStream::connect(address).unwrap())
         .collect();
     // Waits in the queue until the idle ones are cut off for sending no header.

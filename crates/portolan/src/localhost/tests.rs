@@ -39,6 +39,7 @@ fn update(
             counted: false,
         }],
         reset_removed: false,
+        health_check: None,
     })
 }
 

@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 use super::SourceEvent;
 use follow::{Follower, Target};
 
-pub use client::client;
+pub use client::{Server, client};
 
 /// Times and sizes of the source. The defaults are for clusters, other values for tests.
 #[derive(Clone, Debug)]

@@ -228,6 +228,7 @@ fn update(serving: &[u8]) -> crate::Update {
         created: None,
         frontends: vec![frontend(serving)],
         reset_removed: true,
+        health_check: None,
     }
     .into()
 }

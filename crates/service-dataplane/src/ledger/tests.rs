@@ -93,6 +93,7 @@ fn intent(n: u8, created: Option<i64>, endpoints: u8) -> Update {
         created,
         frontends: vec![frontend],
         reset_removed: false,
+        health_check: None,
     }
     .into()
 }
@@ -163,6 +164,7 @@ fn at(n: u8, place: Place, group: Option<u32>) -> Update {
         created: Some(n.into()),
         frontends: vec![frontend],
         reset_removed: false,
+        health_check: None,
     }
     .into()
 }

@@ -75,6 +75,7 @@ fn service(n: u8) -> Update {
         created: None,
         frontends: vec![frontend],
         reset_removed: false,
+        health_check: None,
     }
     .into()
 }
@@ -171,67 +172,110 @@ fn a_foreign_change_is_repaired_and_does_not_quarantine_anybody() {
     assert!(in_step(&dataplane));
 }
 
-/// What the rules of a table have learned of a client: its group and endpoint.
-fn learned(group: u32, host: u8) -> nft::Element {
-    let client = nft::Bytes::new().address([192, 0, 2, 1].into());
-    let key = client.protocol(nft::Protocol::Tcp).group(group);
-    let endpoint = nft::Bytes::new()
+fn endpoint(host: u8) -> nft::Bytes {
+    nft::Bytes::new()
         .address([10, 244, 0, host].into())
-        .port(8080);
-    nft::Element::value(key, endpoint)
+        .port(8080)
+}
+
+/// What the rules of a table have learned of a client: its group and endpoint.
+fn learned(client: u8, host: u8) -> nft::Element {
+    let key = nft::Bytes::new().address([192, 0, 2, client].into());
+    let key = key.protocol(nft::Protocol::Tcp).group(7);
+    nft::Element::value(key, endpoint(host))
+}
+
+/// Service 1 with affinity, in group 7.
+fn sticky(hosts: &[u8]) -> Update {
+    let backends: Arc<[Endpoint]> = hosts
+        .iter()
+        .map(|host| Endpoint {
+            address: [10, 244, 0, *host].into(),
+            port: 8080,
+            local: false,
+        })
+        .collect();
+    let mut intent = (*service(1).intent.unwrap()).clone();
+    intent.frontends[0].disposition = match backends.is_empty() {
+        true => Disposition::Refuse,
+        false => Disposition::Balance(backends),
+    };
+    intent.frontends[0].affinity = Some(service_model::Affinity {
+        seconds: 60,
+        group: 7,
+    });
+    Update::from(intent)
 }
 
 #[test]
 fn what_was_learned_of_endpoints_outlives_changes_and_repairs_until_the_endpoint_goes() {
-    let sticky = |hosts: &[u8]| {
-        let backends: Arc<[Endpoint]> = hosts
-            .iter()
-            .map(|host| Endpoint {
-                address: [10, 244, 0, *host].into(),
-                port: 8080,
-                local: false,
-            })
-            .collect();
-        let mut intent = (*service(1).intent.unwrap()).clone();
-        intent.frontends[0].disposition = Disposition::Balance(backends);
-        let affinity = service_model::Affinity {
-            seconds: 60,
-            group: 7,
-        };
-        intent.frontends[0].affinity = Some(affinity);
-        Update::from(intent)
-    };
-    let map = SetId::Affinity.name();
+    let map = affinity::map();
     let mut dataplane = Dataplane::new(Fake::new(), facts());
-    dataplane.commit(vec![sticky(&[1, 2])]).unwrap();
+    // What the daemon does after a commit, from another thread.
+    let clean = |dataplane: &mut Dataplane<Fake>, outcome: Outcome| {
+        let mut forgotten = 0;
+        for family in outcome.affinity.families() {
+            let learned = dataplane.backend_mut().learned(family, &map).unwrap();
+            let stale = outcome.affinity.stale(family, learned);
+            forgotten += dataplane.forget(family, stale);
+        }
+        forgotten
+    };
+    let outcome = dataplane.commit(vec![sticky(&[1, 2])]).unwrap();
+    clean(&mut dataplane, outcome);
     let mut remember = Transaction::new();
-    let elements = vec![learned(7, 2)];
+    let elements = vec![learned(1, 2)];
     let add = Operation::AddElements {
         set: map.clone(),
         elements: elements.clone(),
     };
     remember.push(Family::Ip, add);
     dataplane.backend_mut().commit(&remember).unwrap();
-    assert_eq!(dataplane.repair().unwrap().transactions, 0);
-    let readings = dataplane.backend().counters().learned;
-    dataplane.commit(vec![sticky(&[1, 2, 3])]).unwrap();
-    assert_eq!(
-        dataplane.backend().counters().learned,
-        readings,
-        "nothing went, and all that is remembered was read"
+    let outcome = dataplane.repair().unwrap();
+    assert_eq!(outcome.transactions, 0);
+    assert_eq!(clean(&mut dataplane, outcome), 0);
+    let outcome = dataplane.commit(vec![sticky(&[1, 2, 3])]).unwrap();
+    assert!(
+        outcome.affinity.is_empty(),
+        "nothing went, so nothing is to be read"
     );
-    dataplane.commit(vec![sticky(&[2, 3])]).unwrap();
-    assert_eq!(
-        dataplane.backend_mut().learned(Family::Ip, &map).unwrap(),
-        elements
-    );
+    let outcome = dataplane.commit(vec![sticky(&[2, 3])]).unwrap();
+    assert_eq!(clean(&mut dataplane, outcome), 0);
     let outcome = dataplane.commit(vec![sticky(&[3])]).unwrap();
-    assert_eq!(outcome.forgotten, 1);
+    assert_eq!(clean(&mut dataplane, outcome), 1);
     assert_eq!(
         dataplane.backend_mut().learned(Family::Ip, &map).unwrap(),
         []
     );
     // And so at a restart: nobody knows what went meanwhile.
     dataplane.backend_mut().commit(&remember).unwrap();
-    assert_eq!(dataplane.repair().unwrap().forgotten, 1);
+    let outcome = dataplane.repair().unwrap();
+    assert_eq!(clean(&mut dataplane, outcome), 1);
+}
+
+#[test]
+fn what_was_found_stale_is_not_forgotten_when_its_endpoint_is_back_or_it_is_gone_itself() {
+    let map = affinity::map();
+    let mut dataplane = Dataplane::new(Fake::new(), facts());
+    dataplane.commit(vec![sticky(&[1, 2])]).unwrap();
+    let mut remember = Transaction::new();
+    let add = Operation::AddElements {
+        set: map.clone(),
+        elements: vec![learned(1, 1), learned(2, 2), learned(3, 1)],
+    };
+    remember.push(Family::Ip, add);
+    dataplane.backend_mut().commit(&remember).unwrap();
+    let outcome = dataplane.commit(vec![sticky(&[])]).unwrap();
+    let found = dataplane.backend_mut().learned(Family::Ip, &map).unwrap();
+    let mut stale = outcome.affinity.stale(Family::Ip, found);
+    assert_eq!(stale.len(), 3);
+    // Meanwhile one endpoint is back, and entries have timed out.
+    dataplane.commit(vec![sticky(&[2])]).unwrap();
+    stale.insert(1, learned(4, 1));
+    stale.insert(0, learned(0, 1));
+    assert_eq!(dataplane.forget(Family::Ip, stale), 2);
+    assert_eq!(
+        dataplane.backend_mut().learned(Family::Ip, &map).unwrap(),
+        [learned(2, 2)]
+    );
 }

@@ -20,6 +20,7 @@ fn node(addresses: &[&str], pod_cidrs: &[&str]) -> Node {
         zone: Some("a".into()),
         addresses: parsed(addresses),
         pod_cidrs: parsed(pod_cidrs),
+        leaving: false,
         annotations: Default::default(),
     }
 }
@@ -182,4 +183,41 @@ fn name_zone_and_masquerade_all_are_carried_over() {
     assert_eq!(&*facts.node_name, "node-1");
     assert_eq!(facts.zone.as_deref(), Some("a"));
     assert!(facts.masquerade_all);
+}
+
+#[test]
+fn sockets_beside_node_ports_listen_where_node_ports_are_served() {
+    let listens = |mode: Vec<NodePortAddress>, expected: &[&str]| {
+        let config = config(DetectLocal::NodeCidr, mode);
+        let node_addresses: Vec<IpAddr> = parsed(&["192.0.2.1", "2001:db8::1"]);
+        assert_eq!(
+            config.listening_addresses(&node_addresses),
+            parsed::<IpAddr>(expected)
+        );
+    };
+    let (primary, localhost) = (NodePortAddress::Primary, NodePortAddress::Localhost);
+    listens(vec![primary], &["192.0.2.1", "2001:db8::1"]);
+    listens(vec![NodePortAddress::All], &["0.0.0.0", "::"]);
+    listens(cidrs(&["192.0.2.0/24"]), &["192.0.2.1", "::"]);
+    listens(cidrs(&["::/0"]), &["0.0.0.0", "::"]);
+    listens(vec![], &["192.0.2.1", "2001:db8::1"]);
+    listens(
+        vec![primary, localhost],
+        &["127.0.0.1", "192.0.2.1", "::1", "2001:db8::1"],
+    );
+}
+
+#[test]
+fn the_api_server_is_where_it_is_configured_and_where_its_endpoints_are() {
+    let server = |text: &str| -> SocketAddr { text.parse().unwrap() };
+    let config = NodeConfig {
+        api_server: Some(server("192.0.2.100:6443")),
+        ..NodeConfig::named("node-1")
+    };
+    let facts = NodeFacts::resolve(&config, &node(&[], &[]), &[], &[]);
+    let facts = facts.with_api_servers(vec![server("192.0.2.1:6443"), server("192.0.2.100:6443")]);
+    assert_eq!(
+        facts.api_servers,
+        [server("192.0.2.1:6443"), server("192.0.2.100:6443")]
+    );
 }

@@ -31,7 +31,18 @@ struct Spec {
     pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs", deserialize_with = "null_is_default")]
     pod_cidrs: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    taints: Vec<Taint>,
 }
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Taint {
+    key: Option<String>,
+}
+
+/// What the cluster autoscaler puts on a node that it is about to take away (its `ToBeDeletedTaint`).
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -66,6 +77,7 @@ impl Object for Node {
                 .map(|zone| interner.intern(zone)),
             addresses: self.status.addresses(&mut report),
             pod_cidrs: self.spec.pod_cidrs(&mut report),
+            leaving: self.metadata.deletion_timestamp.is_some() || self.spec.is_to_be_deleted(),
             annotations: Arc::new(self.metadata.annotations.overlay),
         };
         Ok(report.converted(node))
@@ -95,6 +107,11 @@ impl Status {
 }
 
 impl Spec {
+    fn is_to_be_deleted(&self) -> bool {
+        let mut keys = self.taints.iter().filter_map(|taint| taint.key.as_deref());
+        keys.any(|key| key == TO_BE_DELETED)
+    }
+
     fn pod_cidrs(&self, report: &mut Report) -> Vec<IpNet> {
         if self.pod_cidrs.is_empty() {
             let one = self.pod_cidr.iter().filter(|text| !text.is_empty());

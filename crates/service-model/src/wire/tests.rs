@@ -73,6 +73,24 @@ fn a_node_without_the_list_of_pod_ranges_has_the_single_one() {
 }
 
 #[test]
+fn a_node_is_leaving_when_it_is_deleted_or_the_autoscaler_says_so() {
+    let leaving = |metadata: Value, spec: Value| {
+        let node = json!({"metadata": metadata, "spec": spec});
+        clean::<Node>(node).leaving
+    };
+    let taint = |key: &str| json!({"taints": [{"key": key, "effect": "NoSchedule"}, {}]});
+    let named = json!({"name": "a", "deletionTimestamp": null});
+    assert!(!leaving(
+        named.clone(),
+        taint("node.kubernetes.io/unreachable")
+    ));
+    assert!(!leaving(named.clone(), json!({"taints": null})));
+    assert!(leaving(named, taint("ToBeDeletedByClusterAutoscaler")));
+    let deleted = json!({"name": "a", "deletionTimestamp": "2026-07-01T00:30:00Z"});
+    assert!(leaving(deleted, json!({})));
+}
+
+#[test]
 fn bad_values_in_a_node_or_service_range_are_named_and_the_others_serve() {
     let (node, skipped) = skipping::<Node>(json!({
         "metadata": {"name": "n"},

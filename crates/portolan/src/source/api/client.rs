@@ -1,9 +1,11 @@
 //! Builds the client: whose cluster, with which credentials, over connections that notice when they die.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use http::Uri;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -24,11 +26,19 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Long enough for the pages of a list, too short for a connection to die in the pool unnoticed.
 const POOL_IDLE: Duration = Duration::from_secs(5);
 
+/// How to reach an API server.
+pub struct Server {
+    /// The client.
+    pub client: Client,
+    /// Where it connects to, unless that is a name.
+    pub address: Option<SocketAddr>,
+}
+
 /// A client for the cluster that a kubeconfig's current context names, or for the one we run in.
 ///
 /// Token files and the cluster's CA file are read anew while it lives (kube: at least each minute). Pauses and
 /// repetitions after failures are the caller's.
-pub async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
+pub async fn client(kubeconfig: Option<&Path>) -> Result<Server> {
     let config = match kubeconfig {
         Some(path) => {
             let kubeconfig = Kubeconfig::read_from(path)
@@ -42,7 +52,18 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
              or a folder of manifests with --manifests",
         )?,
     };
-    connect(config).context("could not set up the connection to the API server")
+    let address = address(&config.cluster_url);
+    let client = connect(config).context("could not set up the connection to the API server")?;
+    Ok(Server { client, address })
+}
+
+fn address(url: &Uri) -> Option<SocketAddr> {
+    let host = url.host()?.trim_matches(['[', ']']).parse().ok()?;
+    let default = match url.scheme_str() {
+        Some("http") => 80,
+        _ => 443,
+    };
+    Some(SocketAddr::new(host, url.port_u16().unwrap_or(default)))
 }
 
 /// kube's own stack with other connections: its connector has no keep-alive, and its pool hands out
@@ -75,4 +96,18 @@ fn connect(config: Config) -> Result<Client> {
         Some(auth) => builder.with_layer(&auth).with_layer(&base).build(),
         None => builder.with_layer(&base).build(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_api_server_has_an_address_unless_it_has_a_name() {
+        let found = |url: &'static str| address(&Uri::from_static(url)).map(|a| a.to_string());
+        assert_eq!(found("https://10.0.0.1:6443").unwrap(), "10.0.0.1:6443");
+        assert_eq!(found("https://10.0.0.1/").unwrap(), "10.0.0.1:443");
+        assert_eq!(found("http://[fd00::1]").unwrap(), "[fd00::1]:80");
+        assert_eq!(found("https://api.example.com:6443"), None);
+    }
 }

@@ -192,3 +192,37 @@ fn b42_no_external_frontend_stands_where_the_api_server_answers() {
     );
     assert_eq!(left_out(&service, &[], &facts).len(), 2);
 }
+
+#[test]
+fn row_18_load_balancers_are_told_of_ready_endpoints_here_each_address_once() {
+    let mut service = service("shop/web", "10.96.0.1 fd00::1", "http/80/TCP admin/81/TCP");
+    service.health_check_node_port = Some(30999);
+    let told = |service: &Service, slices: &[EndpointSlice]| {
+        let check = plan(service, slices, &facts()).health_check?;
+        assert_eq!(check.port, 30999);
+        let counts = check.local_endpoints.into_iter();
+        Some(counts.collect::<Vec<(AddressFamily, usize)>>())
+    };
+    let slices = [
+        slice(
+            "shop/web-1",
+            "web",
+            "http/8080/TCP admin/9090/TCP",
+            "10.1.0.5@node-1 10.1.0.6@node-2 10.1.0.7:s@node-1 10.1.0.8:st@node-1 10.1.0.9:rst@node-1",
+        ),
+        // The same pod for another port, and one more.
+        slice(
+            "shop/web-2",
+            "web",
+            "admin/9091/TCP",
+            "10.1.0.5@node-1 10.1.0.10@node-1",
+        ),
+        slice("shop/web-3", "web", "http/8080/TCP", "fd00:1::5:st@node-1"),
+    ];
+    let both = vec![(AddressFamily::V4, 3), (AddressFamily::V6, 0)];
+    assert_eq!(told(&service, &slices), Some(both));
+    service.cluster_ips.truncate(1);
+    assert_eq!(told(&service, &[]), Some(vec![(AddressFamily::V4, 0)]));
+    service.health_check_node_port = None;
+    assert_eq!(told(&service, &slices), None);
+}

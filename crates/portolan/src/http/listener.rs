@@ -1,0 +1,122 @@
+//! Accepting connections and answering requests on one address, with limits that no client can get round: headers
+//! have a time-out, connections a number and an end.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tracing::debug;
+
+/// A client has this long for its request line and headers, and between two requests.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection lives this long, whatever it does: a reader that never reads cannot hold it for ever.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+/// Connections at one time, on each address. More wait in the kernel's queue.
+pub(super) const MAX_CONNECTIONS: usize = 64;
+
+/// A response without its connection.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// Status code
+    pub(crate) code: StatusCode,
+    /// `Content-Type`
+    pub(crate) content_type: &'static str,
+    /// `X-Load-Balancing-Endpoint-Weight`: how much a load balancer may send here
+    pub(crate) weight: Option<usize>,
+    /// Body
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    pub(crate) fn text(code: StatusCode, text: impl Into<String>) -> Self {
+        Answer {
+            code,
+            content_type: "text/plain; charset=utf-8",
+            weight: None,
+            body: Bytes::from(text.into()),
+        }
+    }
+
+    pub(crate) fn json(code: StatusCode, body: &serde_json::Value) -> Self {
+        Answer {
+            code,
+            content_type: "application/json",
+            weight: None,
+            body: Bytes::from(body.to_string()),
+        }
+    }
+
+    fn into_response(self) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::new(self.body));
+        *response.status_mut() = self.code;
+        let headers = response.headers_mut();
+        let content_type = HeaderValue::from_static(self.content_type);
+        headers.insert(header::CONTENT_TYPE, content_type);
+        let nosniff = HeaderValue::from_static("nosniff");
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+        if self.code == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        if let Some(weight) = self.weight {
+            headers.insert("x-load-balancing-endpoint-weight", weight.into());
+        }
+        response
+    }
+}
+
+/// Answers what is asked at a path, by whoever asks with GET or HEAD.
+pub(crate) type Answers = Arc<dyn Fn(&str) -> Answer + Send + Sync>;
+
+/// Accepts for ever. Connections end with this.
+pub(crate) async fn accept(listener: TcpListener, answers: Answers) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let answers = answers.clone();
+                connections.spawn(async move {
+                    connection(stream, answers).await;
+                    drop(slot);
+                });
+            }
+            // Out of file descriptors, most likely: give others time to close some.
+            Err(error) => {
+                debug!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, answers: Answers) {
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let answer = match *request.method() {
+            Method::GET | Method::HEAD => answers(request.uri().path()),
+            _ => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"),
+        };
+        async move { Ok::<_, Infallible>(answer.into_response()) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "connection ended early"),
+        Err(_) => debug!("connection ended for its age"),
+    }
+}
