@@ -239,7 +239,12 @@ fn tell(columns: &[Column]) -> Result<Vec<String>> {
         })
         .collect();
     let all: usize = columns.iter().map(|column| column.results.len()).sum();
-    println!("{} passed, {} failed", all - failed.len(), failed.len());
+    let skipped: usize = columns.iter().map(Column::skipped).sum();
+    let passed = all - failed.len() - skipped;
+    println!(
+        "{passed} passed, {} failed, {skipped} skipped",
+        failed.len()
+    );
     if !failed.is_empty() {
         eprintln!("what was printed is in {}", logs()?.display());
     }

@@ -104,6 +104,14 @@ impl Column {
         failed.map(|(name, _)| name.clone()).collect()
     }
 
+    /// How many were left out.
+    pub(crate) fn skipped(&self) -> usize {
+        let verdicts = self.results.values();
+        verdicts
+            .filter(|v| matches!(v, Verdict::Skipped(_)))
+            .count()
+    }
+
     /// Whether nothing ran at all.
     pub(crate) fn is_empty(&self) -> bool {
         self.elapsed.is_zero()

@@ -114,7 +114,7 @@ pub(crate) const WHOLE: Size = Size {
     all: Duration::from_secs(1500),
     environment: &[
         ("PORTOLAN_KERNEL_CLUSTERS", "5"),
-        ("PORTOLAN_SERVICES", "100"),
+        ("PORTOLAN_SERVICES", "30"),
         ("PORTOLAN_FLUSHES", "100"),
         ("PORTOLAN_KILLS", "20"),
         ("PORTOLAN_SEEDS", "2"),
@@ -134,6 +134,20 @@ pub(crate) const CI: Size = Size {
         ("PORTOLAN_EVERY", "20"),
     ],
 };
+
+/// Modules that nothing asks the kernel for by itself.
+const MODULES: [&str; 10] = [
+    "br_netfilter",
+    "ip_vs",
+    "ip_tables",
+    "iptable_nat",
+    "iptable_filter",
+    "iptable_mangle",
+    "ip6_tables",
+    "ip6table_nat",
+    "ip6table_filter",
+    "ip6table_mangle",
+];
 
 /// So many times slower than this machine the tests take an emulated one for.
 const SLOWNESS: &str = "10";
@@ -216,8 +230,8 @@ impl Suite {
     /// For bash on the kernel: runs each of `names`, and frames its output by lines that [`Column::read`] knows.
     pub(crate) fn script(&self, names: &[String], is_emulated: bool) -> String {
         let mut script = String::from("echo \"kernel $(uname -r)\"\n");
-        // Nothing asks the kernel for these by itself.
-        script += "[ -z \"$MODULES\" ] || modprobe -d \"$MODULES\" -qa br_netfilter ip_vs\n";
+        let modules = MODULES.join(" ");
+        script += &format!("[ -z \"$MODULES\" ] || modprobe -d \"$MODULES\" -qa {modules}\n");
         for (name, value) in &self.environment {
             script += &format!("export {name}='{value}'\n");
         }
