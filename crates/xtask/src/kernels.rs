@@ -21,6 +21,7 @@ mod scenarios;
 
 use packages::{Kernel, Store, Unpacked};
 use printed::Column;
+pub(crate) use scenarios::Built;
 use scenarios::{CI, Suite, WHOLE};
 
 /// Programs and the packages that hold them, beyond what tests need anyway.
@@ -66,7 +67,7 @@ pub(crate) struct Options {
 /// Boots each kernel and prints the tables. Fails when a scenario failed anywhere.
 pub(crate) fn kernels(options: &Options) -> Result<()> {
     if options.ci {
-        return for_ci();
+        return for_ci(Built::Nothing);
     }
     if options.table {
         return tell(&stored()?).map(drop);
@@ -80,7 +81,7 @@ pub(crate) fn kernels(options: &Options) -> Result<()> {
         }
         return Ok(());
     }
-    let suite = Suite::build(&store, &WHOLE, &options.only)?;
+    let suite = Suite::build(&store, &WHOLE, Built::Nothing, &options.only)?;
     let mut columns = Vec::new();
     if options.versions.is_empty() || options.versions.iter().any(|version| version == "here") {
         columns.push(suite.run_here(&logs()?)?);
@@ -103,7 +104,7 @@ pub(crate) fn kernels(options: &Options) -> Result<()> {
 
 /// The gate's part: the oldest and the newest kernel, a few scenarios. What cannot be had here (the emulator, a package,
 /// a kernel that comes up under this emulator) is named and left out; what runs must pass.
-pub(crate) fn for_ci() -> Result<()> {
+pub(crate) fn for_ci(built: Built) -> Result<()> {
     let (store, kernels) = match to_be_had() {
         Ok(found) => found,
         Err(error) => {
@@ -111,7 +112,7 @@ pub(crate) fn for_ci() -> Result<()> {
             return Ok(());
         }
     };
-    let suite = Suite::build(&store, &CI, &[])?;
+    let suite = Suite::build(&store, &CI, built, &[])?;
     let (mut columns, mut down) = (Vec::new(), Vec::new());
     for kernel in &kernels {
         match run_on(&suite, kernel) {

@@ -43,7 +43,7 @@ pub(crate) fn test(nightly: bool, args: &[String]) -> Result<()> {
     run(&mut tests)?;
     match (nightly, std::env::var_os("CI")) {
         (true, _) => kernels::kernels(&kernels::Options::default()),
-        (false, Some(_)) => kernels::for_ci(),
+        (false, Some(_)) => kernels::for_ci(kernels::Built::Workspace),
         (false, None) => Ok(()),
     }
 }

@@ -168,7 +168,12 @@ pub(crate) struct Suite {
 
 impl Suite {
     /// Builds the tests and the program, and lists what they hold.
-    pub(crate) fn build(store: &Store, size: &'static Size, only: &[String]) -> Result<Suite> {
+    pub(crate) fn build(
+        store: &Store,
+        size: &'static Size,
+        already: Built,
+        only: &[String],
+    ) -> Result<Suite> {
         // `--only kernels::guard` need not build what is not `kernels`.
         let is_asked = |target: &str| {
             let names =
@@ -176,7 +181,7 @@ impl Suite {
             only.is_empty() || only.iter().any(names)
         };
         let wanted: Vec<&Tests> = SUITE.iter().filter(|t| is_asked(t.target)).collect();
-        let binaries = build(&wanted, size.is_ci)?;
+        let binaries = build(&wanted, already)?;
         let mut scenarios = Vec::new();
         for (tests, binary) in wanted.into_iter().zip(binaries) {
             let listing = output(Command::new(&binary).args(["--list", "--format", "terse"]))?;
@@ -275,16 +280,24 @@ impl Suite {
     }
 }
 
-/// Builds the program and the test binaries, and says where these are, in the same order. The gate has built the whole
-/// workspace, and asked for it in the same words nothing is built again.
-fn build(tests: &[&Tests], whole_workspace: bool) -> Result<Vec<PathBuf>> {
-    let packages: Vec<&str> = match whole_workspace {
-        true => vec!["--workspace"],
-        false => PACKAGES.iter().flat_map(|p| ["--package", p]).collect(),
+/// What has been built before, as cargo sees it: asked for in other words, the same is built once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Built {
+    /// Nothing that counts.
+    Nothing,
+    /// The tests of the whole workspace, with the program.
+    Workspace,
+}
+
+/// Builds the program and the test binaries, and says where these are, in the same order.
+fn build(tests: &[&Tests], already: Built) -> Result<Vec<PathBuf>> {
+    let packages = match already {
+        Built::Workspace => vec!["--workspace"],
+        Built::Nothing => {
+            run(&mut cargo(&["build", "--quiet", "--package", "portolan"])?)?;
+            PACKAGES.iter().flat_map(|p| ["--package", p]).collect()
+        }
     };
-    run(cargo(&["build", "--quiet"])?
-        .args(["--bin", "portolan"])
-        .args(&packages))?;
     let mut command = cargo(&["test", "--no-run", "--quiet"])?;
     command.args(["--message-format", "json-render-diagnostics"]);
     command.args(&packages);
