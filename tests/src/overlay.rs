@@ -15,16 +15,17 @@ use lab::{
     Protocol, node_object, require, wait_until,
 };
 
+use crate::slowness;
 use crate::stage::{PATIENCE, portolan};
 
 /// Where every pod echoes.
 pub const PORT: u16 = 8080;
-/// Between two datagrams of a [`Beat`].
+/// Between two datagrams of a [`Beat`], on a machine of ordinary speed.
 const BEAT: Duration = Duration::from_millis(2);
 
 /// What the scenarios need of kernel and machine; without it they say so and end.
 pub fn can_run() -> bool {
-    require(&[Capability::Vxlan, Capability::TableOwner])
+    require(&[Capability::Vxlan, Capability::Nft])
 }
 
 /// Nodes with one echoing pod each, dual stack, and no way between them but the overlay.
@@ -200,7 +201,8 @@ pub fn tool(host: &Host, program: &str, line: &str) -> Result<String> {
 
 /// Whether one attempt is answered.
 pub fn reaches(from: &Host, protocol: Protocol, to: IpAddr) -> bool {
-    let probe = lab::Probe::new(protocol, (to, PORT)).within(Duration::from_millis(300));
+    let probe =
+        lab::Probe::new(protocol, (to, PORT)).within(Duration::from_millis(300) * slowness());
     from.probe(probe)
         .is_ok_and(|outcome| outcome.server().is_some())
 }
@@ -259,14 +261,15 @@ fn beat(to: SocketAddr, stop: &AtomicBool, answered: &AtomicU64) -> Result<BeatR
     let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
     let socket = UdpSocket::bind(any)?;
     socket.connect(to)?;
-    socket.set_read_timeout(Some(BEAT))?;
+    let pause = BEAT * slowness();
+    socket.set_read_timeout(Some(pause))?;
     let mut report = BeatReport::default();
     let (mut buffer, mut last) = ([0; 512], Instant::now());
     // From the moment it is stopped: whether answers are still owed then does not lengthen a gap.
     let mut stopped: Option<Instant> = None;
-    let patience = Duration::from_millis(500);
+    let patience = Duration::from_millis(500) * slowness();
     while stopped.is_none_or(|at| at.elapsed() < patience && report.answered < report.sent) {
-        let next = Instant::now() + BEAT;
+        let next = Instant::now() + pause;
         if stopped.is_none() {
             // A way that is missing is an outage like any other.
             let _ = socket.send(b"beat");

@@ -16,8 +16,8 @@ use nft::{Backend, Family, Feature, Features, Kernel, KernelConfig, TableContent
 use serde_json::Value;
 use service_dataplane::layout;
 
-/// For what takes milliseconds on an idle machine; these machines are not.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// For what takes milliseconds on an idle machine; these machines are not, and some are emulated.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the scenarios need of kernel and machine; without it they say so and end.
 pub fn can_run() -> bool {

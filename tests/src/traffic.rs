@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lab::{ConnectionStream, Held, Probe, Protocol, wait_until};
+use lab::{ConnectionStream, DEFAULT_PATIENCE, Held, Probe, Protocol, wait_until};
 
+use crate::slowness;
 use crate::stage::{PATIENCE, Stage};
 
 /// Goes on until it is asked what became of it.
@@ -14,8 +15,11 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// As much as shows a gap of a millisecond.
+    /// As much as shows a gap of a millisecond; a slow machine would do nothing else, and has less of it.
     pub fn start(stage: &Stage) -> Result<Traffic> {
+        if slowness() > 1 {
+            return Self::start_gently(stage);
+        }
         Self::at(
             stage,
             40,
@@ -36,11 +40,10 @@ impl Traffic {
 
     fn at(stage: &Stage, held: usize, beat: Duration, pause: Duration) -> Result<Traffic> {
         let to = Stage::address(&stage.web)?;
+        let probe = Probe::new(Protocol::Tcp, to).within(DEFAULT_PATIENCE * slowness());
         Ok(Traffic {
             held: stage.client.hold(to, held, beat)?,
-            new: stage
-                .client
-                .stream_connections(Probe::new(Protocol::Tcp, to), pause)?,
+            new: stage.client.stream_connections(probe, pause)?,
         })
     }
 

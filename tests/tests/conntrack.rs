@@ -13,13 +13,16 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
+use portolan_tests::slowness;
 use portolan_tests::stage::{PATIENCE, Stage, can_run, service};
 use serde_json::{Value, json};
 
 const UDP_PORT: u16 = 53;
 const NODE_PORT: u16 = 30053;
 /// For what should be answered within milliseconds, or is asked again.
-const SOON: Duration = Duration::from_millis(500);
+fn soon() -> Duration {
+    Duration::from_millis(500) * slowness()
+}
 
 /// Which pods are behind the UDP Service, and in which condition.
 #[derive(Clone, Copy)]
@@ -100,7 +103,11 @@ fn frontends(stage: &Stage) -> Result<[SocketAddr; 3]> {
 
 /// A datagram of one flow: always from the same port.
 fn ask(client: &Host, to: SocketAddr) -> Result<Outcome> {
-    client.probe(Probe::new(Protocol::Udp, to).from_port(40_053).within(SOON))
+    client.probe(
+        Probe::new(Protocol::Udp, to)
+            .from_port(40_053)
+            .within(soon()),
+    )
 }
 
 fn server(outcome: &Outcome) -> Option<&str> {
@@ -251,7 +258,7 @@ fn a_udp_flow_goes_on_while_its_endpoint_still_serves() -> Result<()> {
     wait_until("new flows to move", PATIENCE, || {
         let outcome = stage
             .client
-            .probe(Probe::new(Protocol::Udp, to).within(SOON));
+            .probe(Probe::new(Protocol::Udp, to).within(soon()));
         outcome.is_ok_and(|outcome| server(&outcome) == Some("web-1"))
     })?;
     for _ in 0..20 {
@@ -272,9 +279,9 @@ fn flows_that_began_before_their_service_was_there_find_it() -> Result<()> {
     let to = Stage::address(&late)?;
     lead_nowhere(&stage, "10.96.0.90")?;
     let client = stage.client.clone();
-    // Retransmits its SYN after 1, 3 and 7 seconds.
+    // Retransmits its SYN after 1, 3, 7 and 15 seconds.
     let waiting = std::thread::spawn(move || {
-        client.probe(Probe::new(Protocol::Tcp, to).within(Duration::from_secs(12)))
+        client.probe(Probe::new(Protocol::Tcp, to).within(Duration::from_secs(40)))
     });
     wait_until("the SYN to pass", PATIENCE, || {
         flows(&stage, Family::Ip, nft::Protocol::Tcp, late.port)
@@ -301,7 +308,9 @@ fn a_restart_ends_no_flow_but_those_whose_endpoint_went_meanwhile() -> Result<()
     }
     let stage = stage()?;
     dns(&stage, ready(&[0, 1, 2, 3]))?;
-    let daemon = stage.start_in_step(&[])?;
+    // A flow of one datagram and its answer is forgotten by itself after 30 s.
+    let flags = ["--conntrack-udp-timeout=10m"];
+    let daemon = stage.start_in_step(&flags)?;
     let [to, ..] = frontends(&stage)?;
     for port in 41_000..41_040 {
         let outcome = stage
@@ -320,7 +329,7 @@ fn a_restart_ends_no_flow_but_those_whose_endpoint_went_meanwhile() -> Result<()
     let before = udp()?;
     ensure!(before.len() == 40, "{before:?}");
     daemon.kill()?;
-    let daemon = stage.start_in_step(&[])?;
+    let daemon = stage.start_in_step(&flags)?;
     // Another change's check comes after those of the start.
     let gone = service("gone", 91);
     stage.add(&gone, 0..1)?;
@@ -330,7 +339,7 @@ fn a_restart_ends_no_flow_but_those_whose_endpoint_went_meanwhile() -> Result<()
     let last = stage.pods.last().context("no pods")?;
     ensure!(of(&before, last) > 0, "the test needs luck it has not had");
     dns(&stage, ready(&[0, 1, 2]))?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_in_step(&flags)?;
     wait_until("the flows to the pod that is gone to end", PATIENCE, || {
         udp().is_ok_and(|flows| of(&flows, last) == 0)
     })?;

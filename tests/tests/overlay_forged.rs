@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lab::{Host, wait_until};
+use nft::Feature;
 use portolan_tests::frame::Frame;
 use portolan_tests::overlay::{OverlayStage, can_run, mac_of};
-use portolan_tests::stage::PATIENCE;
+use portolan_tests::slowness;
+use portolan_tests::stage::{PATIENCE, features};
 
 const VXLAN_PORT: u16 = 8472;
 const LISTENER: u16 = 9999;
@@ -20,7 +22,7 @@ struct Ears(Vec<UdpSocket>);
 impl Ears {
     fn on(host: &Host) -> Result<Ears> {
         let socket = host.run(|| UdpSocket::bind(("::", LISTENER)))??;
-        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        socket.set_read_timeout(Some(Duration::from_millis(50) * slowness()))?;
         Ok(Ears(vec![socket]))
     }
 
@@ -144,9 +146,18 @@ fn forged_frames_arrive_without_a_filter_and_none_does_with_one() -> Result<()> 
     wait_until("nothing but what is right to arrive", PATIENCE, || {
         sent(&stage, &outsider).is_ok_and(|heard| heard == right)
     })?;
-    // And it stays so while rules are flushed by somebody else, since the table is owned.
+    // And it stays so while rules are flushed by somebody else, where the table is owned.
     stage.nodes[0].nft(&["flush", "ruleset"])?;
-    assert_eq!(sent(&stage, &outsider)?, right);
+    if features()?.has(Feature::TablePersist) {
+        assert_eq!(sent(&stage, &outsider)?, right);
+    } else {
+        println!(
+            "FALLBACK: the filter is repaired after a foreign flush, and forged frames pass until then"
+        );
+        wait_until("the filter again", PATIENCE, || {
+            sent(&stage, &outsider).is_ok_and(|heard| heard == right)
+        })?;
+    }
     stage.wait_for_mesh()
 }
 

@@ -51,7 +51,7 @@ fn text_netlink_and_the_listing_of_either_make_the_same_tables() -> Result<()> {
         return Ok(());
     }
     let seed = number_from_env("PORTOLAN_SEED", 1);
-    for seed in seed..seed + 20 {
+    for seed in seed..seed + number_from_env("PORTOLAN_SEEDS", 20) {
         let mut cluster = Generator::new(seed).cluster();
         // nft 1.0.6 lists the rules of IPv6 affinity but has too few registers to load them (netlink_linearize.c).
         for service in &mut cluster.services {
@@ -99,7 +99,8 @@ fn a_restart_with_nothing_changed_sends_nothing_but_the_adoption_of_owned_tables
         return Ok(());
     }
     let seed = number_from_env("PORTOLAN_SEED", 1);
-    for (seed, owner) in (seed..seed + 20).flat_map(|seed| [(seed, false), (seed, true)]) {
+    let seeds = seed..seed + number_from_env("PORTOLAN_SEEDS", 20);
+    for (seed, owner) in seeds.flat_map(|seed| [(seed, false), (seed, true)]) {
         let cluster = Generator::new(seed).cluster();
         let node = &cluster.nodes[0];
         let (index, facts) = (product::index(&cluster), product::facts(&cluster, node));

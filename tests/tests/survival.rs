@@ -1,4 +1,6 @@
 //! What happens to the daemon and to its tables, and what connections notice of it: nothing.
+//!
+//! `PORTOLAN_KILLS` and `PORTOLAN_FLUSHES` make it fewer than a hundred, for slow machines.
 
 use anyhow::{Result, ensure};
 use lab::wait_until;
@@ -22,7 +24,7 @@ fn a_hundred_kills_under_churn_lose_no_connection() -> Result<()> {
     let mut daemon = stage.start_in_step(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let traffic = Traffic::start(&stage)?;
-    for round in 0..100 {
+    for round in 0..number_from_env("PORTOLAN_KILLS", 100) as usize {
         let backends = round % 4 + 1;
         stage.add(&churning, 0..backends)?;
         // A random moment, counted in connections: now in the start, now in the commit, now at rest.
@@ -51,7 +53,7 @@ fn a_hundred_foreign_flushes_lose_no_connection() -> Result<()> {
     stage.wait_for_backends(&stage.web, 4)?;
     let before = stage.tables()?;
     let traffic = Traffic::start(&stage)?;
-    for _ in 0..100 {
+    for _ in 0..number_from_env("PORTOLAN_FLUSHES", 100) {
         stage.node.nft(&["flush", "ruleset"])?;
         traffic.goes_on(5)?;
     }

@@ -27,7 +27,7 @@ const UNDERLAY_BRIDGE: &str = "underlay0";
 const POD_BRIDGE: &str = "cni0";
 
 /// For a link to come up; milliseconds on an idle machine.
-const LINK_TIMEOUT: Duration = Duration::from_secs(10);
+const LINK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Nothing listens there (RFC 863, discard), so the kernel of a reachable host refuses.
 const CLOSED_PORT: u16 = 9;
 

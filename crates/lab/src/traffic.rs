@@ -21,7 +21,7 @@ use crate::probe::{DEFAULT_PATIENCE, Outcome, Probe, Tally};
 use crate::socket::{self, Connected, Protocol};
 
 /// A held connection without an echo for so long is lost.
-const SILENCE_LIMIT: Duration = Duration::from_secs(5);
+const SILENCE_LIMIT: Duration = Duration::from_secs(20);
 
 /// What became of held connections.
 #[derive(Debug, Clone, Default)]

@@ -81,7 +81,8 @@ fn consequence(features: &Features, feature: Feature) -> Without {
     }
 }
 
-/// `portolan version --features`: a line for each feature.
+/// `portolan version --features`: a line for each feature: its name, and `yes`, `no (WHY); WHAT IS DONE` or
+/// `not tried (WHY)`.
 pub fn report() -> Result<String> {
     let features = Features::probe()
         .context("could not ask the kernel what it can do (CAP_NET_ADMIN is needed)")?;
@@ -97,7 +98,7 @@ pub fn report() -> Result<String> {
                 line(
                     &mut out,
                     feature.name(),
-                    &format!("no, {missing}: {instead}"),
+                    &format!("no ({missing}); {instead}"),
                 );
             }
         }
@@ -109,11 +110,11 @@ pub fn report() -> Result<String> {
                 line(
                     &mut out,
                     feature.name(),
-                    &format!("no, {why}: {}", feature.instead()),
+                    &format!("no ({why}); {}", feature.instead()),
                 );
             }
             links::Found::Untried(why) => {
-                line(&mut out, feature.name(), &format!("not tried, {why}"))
+                line(&mut out, feature.name(), &format!("not tried ({why})"))
             }
         }
     }

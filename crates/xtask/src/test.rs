@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::run::{built, cargo, run};
-use crate::{check, control_plane, tools};
+use crate::{check, control_plane, kernels, tools};
 
 /// How much of the random tests the gate runs; a developer's run has a taste of each.
 const FULL_SIZE: [(&str, &str); 4] = [
@@ -22,7 +22,8 @@ const NIGHTLY_SIZE: [(&str, &str); 4] = [
 ];
 
 /// Checks, then every test of the workspace; with `CI` set the random ones in full, and nightly in more than full. A
-/// size that the environment sets is left as it is.
+/// size that the environment sets is left as it is. With `CI` set, a few scenarios on the oldest and the newest kernel
+/// follow; nightly, all of them on all kernels.
 pub(crate) fn test(nightly: bool, args: &[String]) -> Result<()> {
     tools::ensure()?;
     check::check()?;
@@ -39,5 +40,10 @@ pub(crate) fn test(nightly: bool, args: &[String]) -> Result<()> {
     };
     let unset = |(name, _): &&(&str, &str)| std::env::var_os(name).is_none();
     tests.envs(sizes.iter().filter(unset).copied());
-    run(&mut tests)
+    run(&mut tests)?;
+    match (nightly, std::env::var_os("CI")) {
+        (true, _) => kernels::kernels(&kernels::Options::default()),
+        (false, Some(_)) => kernels::for_ci(kernels::Built::Workspace),
+        (false, None) => Ok(()),
+    }
 }

@@ -5,15 +5,14 @@
 //! Modules are loaded as on any machine, when the kernel asks for them, from the unpacked package. There is no
 //! network, and no hardware help: it is emulated, some ten times slower.
 //!
-//! What the script prints comes back over a serial line of its own; the console is kept in the log.
+//! What the script prints comes back over a serial line of its own; the console is kept in a file beside it.
 
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 
 use super::BOOT;
 use super::packages::Unpacked;
@@ -26,51 +25,53 @@ const DRIVERS: [&str; 3] = ["virtio_pci", "9pnet_virtio", "9p"];
 /// Kernels from this series on panic now and then with two emulated processors.
 const ONE_PROCESSOR_FROM: u32 = 7;
 
-/// Boots the kernel, runs the script by bash as root, and returns what it printed. `log` gets the console.
+/// Boots the kernel and runs the script by bash as root. What it prints is appended to `answers`, the console to
+/// `console`.
 ///
 /// Errors: when it does not end in `limit` and the time of booting, or never came to run the script.
-pub(crate) fn boot(kernel: &Unpacked, script: &str, limit: Duration, log: &Path) -> Result<String> {
+pub(crate) fn boot(
+    kernel: &Unpacked,
+    script: &str,
+    limit: Duration,
+    answers: &Path,
+    console: &Path,
+) -> Result<()> {
     let work = tempfile::tempdir().context("make a folder for the machine")?;
     let script_file = work.path().join("script");
     std::fs::write(&script_file, script)?;
     let first_root = first_root(kernel, work.path(), &script_file)?;
-    let answers = work.path().join("answers");
-    let mut qemu = qemu(kernel, &first_root, &answers)?;
-    let console =
-        std::fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
-    let mut machine = qemu
+    let printed = |file: &Path| std::fs::metadata(file).map_or(0, |file| file.len());
+    let before = printed(answers);
+    let append = std::fs::OpenOptions::new().append(true).open(console);
+    let log = append.with_context(|| format!("open {}", console.display()))?;
+    let mut machine = qemu(kernel, &first_root, answers)?
         .stdin(Stdio::null())
-        .stdout(console.try_clone()?)
-        .stderr(console)
+        .stdout(log.try_clone()?)
+        .stderr(log)
         .spawn()
         .context("start QEMU")?;
     let end = Instant::now() + limit + BOOT;
-    let in_time = loop {
+    // A kernel that does not come up need not be waited for as long as one that works.
+    let up = Instant::now() + BOOT;
+    loop {
         if machine.try_wait()?.is_some() {
-            break true;
+            break;
         }
-        if Instant::now() >= end {
+        let is_down = Instant::now() >= up && printed(answers) == before;
+        if Instant::now() >= end || is_down {
             machine.kill()?;
             machine.wait()?;
-            break false;
+            ensure!(is_down, "stopped, since it was not over in {limit:?}");
+            break;
         }
         std::thread::sleep(Duration::from_millis(200));
-    };
-    let answers = std::fs::read(&answers).unwrap_or_default();
-    let answers = String::from_utf8_lossy(&answers).replace('\r', "");
-    let mut console = std::fs::OpenOptions::new().append(true).open(log)?;
-    writeln!(console, "\n--- what the scenarios printed:\n{answers}")?;
-    if !in_time {
-        eprintln!("{}: stopped after {limit:?}", kernel.release);
     }
-    if answers.is_empty() {
-        bail!(
-            "{} did not come to run anything: see {}",
-            kernel.release,
-            log.display()
-        );
-    }
-    Ok(answers)
+    ensure!(
+        printed(answers) > before,
+        "it did not come to run anything: see {}",
+        console.display()
+    );
+    Ok(())
 }
 
 /// The kernel's image: releases put it into `boot`, newer ones beside the modules.
@@ -98,9 +99,10 @@ fn qemu(kernel: &Unpacked, first_root: &Path, answers: &Path) -> Result<Command>
     } else {
         ("2", "multi")
     };
-    let mut qemu = Command::new("qemu-system-x86_64");
+    // It shall not outlive us.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-accel"]);
     qemu.args([
-        "-accel",
         &format!("tcg,thread={threads}"),
         "-cpu",
         "max",
@@ -118,8 +120,12 @@ fn qemu(kernel: &Unpacked, first_root: &Path, answers: &Path) -> Result<Command>
         "none",
     ])
     .args(["-serial", "stdio"])
-    .arg("-serial")
-    .arg(format!("file:{}", answers.display()))
+    .arg("-chardev")
+    .arg(format!(
+        "file,id=answers,append=on,path={}",
+        answers.display()
+    ))
+    .args(["-serial", "chardev:answers"])
     .arg("-kernel")
     .arg(image(kernel)?)
     .arg("-initrd")

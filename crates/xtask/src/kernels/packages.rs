@@ -225,9 +225,18 @@ impl Store {
             std::fs::create_dir_all(state.join(folder))?;
         }
         std::fs::write(state.join("status"), "")?;
-        std::fs::write(state.join("sources.list"), sources(release)?)?;
-        run(self.apt("apt-get", release).args(["-qq", "update"]))?;
-        std::fs::write(&stamp, "")?;
+        let fetched = sources(release).and_then(|sources| {
+            std::fs::write(state.join("sources.list"), sources)?;
+            run(self.apt("apt-get", release).args(["-qq", "update"]))
+        });
+        match fetched {
+            Ok(()) => std::fs::write(&stamp, "")?,
+            // What is in the cache can be used without a mirror.
+            Err(error) if stamp.exists() => {
+                eprintln!("lists of {release} are old: {error:#}");
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
