@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lab::fake_api::FakeApi;
 use lab::{
-    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Capability, Daemon, Host, Lab, Manifests, Node, Pod,
-    Protocol, node_object, require, wait_until,
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Capability, ControlPlane, Daemon, Host, Lab, Manifests, Node,
+    Pod, Protocol, node_object, require, wait_until,
 };
 
 use crate::stage::{PATIENCE, portolan};
@@ -134,6 +134,17 @@ impl OverlayStage {
         let kubeconfig = self.manifests.path().join("kubeconfig");
         api.kubeconfig(&kubeconfig)?;
         Ok((api, kubeconfig.display().to_string()))
+    }
+
+    /// Serves them from a real API server with nobody else in it, and a kubeconfig with exactly the rights that are
+    /// shipped for an overlay.
+    pub fn serve_real_api(&self) -> Result<(ControlPlane, String)> {
+        let plane = ControlPlane::without_controllers(&self.lab)?;
+        for node in &self.nodes {
+            plane.register(node)?;
+        }
+        let kubeconfig = plane.kubeconfig_for_overlay()?.display().to_string();
+        Ok((plane, kubeconfig))
     }
 
     /// Starts the program on a node with an API server.

@@ -19,7 +19,9 @@ use vxlan_overlay::{Config, Kernel, Monitor, Names, Plan, Preferences, RuleOptio
 
 pub mod args;
 mod cache;
+mod condition;
 mod files;
+mod flannel;
 mod publish;
 mod table;
 mod turn;
@@ -162,7 +164,17 @@ async fn run(
     let foreign = listen(&kernel, devices.clone(), cancel.clone())?;
     let table_changed = Arc::new(Notify::new());
     let table = OverlayTable::open(config.own_tables, table_changed.clone(), cancel.clone())?;
-    let mut overlay = Overlay::new(config, kernel, table, publication, reports, devices);
+    let (masquerading, stand) = watch::channel(Vec::new());
+    tokio::spawn(flannel::run(stand, cancel.clone()));
+    let mut overlay = Overlay::new(
+        config,
+        kernel,
+        table,
+        publication,
+        masquerading,
+        reports,
+        devices,
+    );
     overlay.recall();
     let mut due = true;
     loop {

@@ -13,9 +13,6 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use vxlan_overlay::TABLE;
 
-/// The tables of flannel's nftables mode.
-const FLANNELS: [(Family, &str); 2] = [(Family::Ip, "flannel-ipv4"), (Family::Ip6, "flannel-ipv6")];
-
 /// How long the listener goes without looking whether it is still wanted.
 const LISTEN: Duration = Duration::from_millis(500);
 
@@ -68,24 +65,6 @@ impl OverlayTable {
     /// The tables may not be what they were: read them before the next change.
     pub(super) fn doubt(&mut self) {
         self.believed = [None, None];
-    }
-
-    /// Takes away what flannel's nftables mode left behind on this node. To be called when our masquerading stands:
-    /// meanwhile two layers do no harm, only the first to match acts on a connection.
-    pub(super) fn remove_flannels(&self) -> Result<()> {
-        for (family, table) in FLANNELS {
-            let mut kernel = Kernel::open(KernelConfig {
-                table: table.into(),
-                owner: false,
-            })?;
-            if kernel.table_state(family)?.is_some() {
-                let mut transaction = Transaction::new();
-                transaction.push(family, nft::Operation::DeleteTable);
-                kernel.commit(&transaction)?;
-                tracing::info!(table, "removed what flannel left behind");
-            }
-        }
-        Ok(())
     }
 
     /// Makes the tables as wanted; a family without a wish stays as it is. How many steps it took.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nft::Family;
 use service_model::ObjectEvent;
 use tokio::sync::watch;
 use vxlan_overlay::{
@@ -15,6 +16,7 @@ use vxlan_overlay::{
     Tunnel, Watched, difference, plan, stale, tables,
 };
 
+use super::condition::{Availability, Cause};
 use super::publish::Publication;
 use super::table::OverlayTable;
 use super::{Devices, OverlayConfig, OverlayStatus, Reports, cache, files};
@@ -39,6 +41,8 @@ pub(super) struct Overlay {
     watched: Watched,
     peers: Peers,
     publication: watch::Sender<Publication>,
+    /// The families whose masquerading is ours.
+    masquerading: watch::Sender<Vec<Family>>,
     reports: Reports,
     devices: Devices,
     /// Since when deletions are held for fear that the list is too short.
@@ -53,6 +57,9 @@ pub(super) struct Overlay {
     left: Option<Observed>,
     /// The kernel has been as planned at least once.
     ready: bool,
+    /// Tunnel devices that are there and can be used.
+    usable: usize,
+    availability: Availability,
     retry_at: Option<Instant>,
     /// Turns in a row that did not reach their end.
     failures: u32,
@@ -68,11 +75,12 @@ impl Overlay {
         kernel: Kernel,
         table: OverlayTable,
         publication: watch::Sender<Publication>,
+        masquerading: watch::Sender<Vec<Family>>,
         reports: Reports,
         devices: Devices,
     ) -> Self {
         let watched = Watched {
-            devices: nft::Family::ALL.map(|family| config.config.device_name(family)),
+            devices: Family::ALL.map(|family| config.config.device_name(family)),
             can_reach: config.preferences.can_reach,
         };
         Overlay {
@@ -82,6 +90,7 @@ impl Overlay {
             table,
             watched,
             publication,
+            masquerading,
             reports,
             devices,
             held_since: None,
@@ -90,6 +99,8 @@ impl Overlay {
             look: true,
             left: None,
             ready: false,
+            usable: 0,
+            availability: Availability::default(),
             retry_at: None,
             failures: 0,
             remember_at: None,
@@ -142,7 +153,7 @@ impl Overlay {
     /// When to turn at the latest.
     pub(super) fn wake(&self, now: Instant) -> Instant {
         let audit = self.audited + AUDIT;
-        [self.retry_at, self.remember_at]
+        [self.retry_at, self.remember_at, self.availability.due()]
             .into_iter()
             .flatten()
             .fold(audit, Instant::min)
@@ -195,7 +206,7 @@ impl Overlay {
         }
         self.ready |= complete;
         self.tell(&plan, trouble.as_deref());
-        self.publish(&plan);
+        self.publish(&plan, complete, now);
         let peers = plan
             .peers
             .iter()
@@ -276,11 +287,14 @@ impl Overlay {
             .context("writing the overlay's nftables table")?;
         if steps > 0 {
             tracing::info!(steps, "changed the overlay's table");
-            if self.config.rules.masquerade {
-                self.table
-                    .remove_flannels()
-                    .context("removing flannel's tables")?;
-            }
+        }
+        if self.config.rules.masquerade {
+            let stand: Vec<Family> = wanted.iter().flatten().map(|t| t.table.family).collect();
+            self.masquerading.send_if_modified(|old| {
+                let changed = *old != stand;
+                *old = stand;
+                changed
+            });
         }
         Ok(())
     }
@@ -308,10 +322,14 @@ impl Overlay {
     ) -> (Vec<Operation>, Option<String>) {
         let (mut steps, mut trouble) = (Vec::new(), None);
         let deletions = self.deletions(plan, observed, now);
+        self.usable = 0;
         for (wanted, found) in plan.tunnels.iter().zip(&observed.tunnels) {
             let Some(wanted) = wanted else { continue };
             match difference(wanted, found, deletions) {
-                Ok(more) => steps.extend(more),
+                Ok(more) => {
+                    self.usable += usize::from(found.device.is_some());
+                    steps.extend(more);
+                }
                 Err(mismatch) => trouble = Some(format!("{}: {mismatch}", wanted.device.name)),
             }
         }
@@ -392,7 +410,9 @@ impl Overlay {
     }
 
     /// What the Node should say and does not.
-    fn publish(&self, plan: &Plan) {
+    fn publish(&mut self, plan: &Plan, complete: bool, now: Instant) {
+        let cause = Cause::of(plan, self.usable).filter(|_| self.peers.is_listed());
+        let verdict = self.availability.judge(complete, cause, now);
         let Some(own) = self.peers.get(&self.config.own) else {
             return;
         };
@@ -402,14 +422,14 @@ impl Overlay {
                 public_ip: tunnel.published,
             })
         });
-        if ends.iter().all(Option::is_none) {
-            return;
-        }
-        let mut annotations = self.config.names.write(self.config.config.vni, &ends);
+        let mut annotations = match ends.iter().any(Option::is_some) {
+            true => self.config.names.write(self.config.config.vni, &ends),
+            false => Default::default(),
+        };
         annotations.retain(|name, value| own.annotations.get(name) != Some(value));
         let wish = Publication {
             annotations,
-            ready: self.ready,
+            verdict,
         };
         self.publication.send_if_modified(|old| {
             let changed = *old != wish;
@@ -434,7 +454,8 @@ impl Overlay {
             files::subnet_env(&self.config.config, plan, self.config.rules.masquerade),
         );
         if let Some(path) = &self.config.cni_conf {
-            write(path, files::cni_conf(&self.config.config, plan));
+            let masquerade = self.config.rules.masquerade;
+            write(path, files::cni_conf(&self.config.config, plan, masquerade));
         }
     }
 
