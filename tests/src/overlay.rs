@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lab::fake_api::FakeApi;
 use lab::{
-    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Capability, ControlPlane, Daemon, Host, Lab, Manifests, Node,
-    Pod, Protocol, node_object, require, wait_until,
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Capability, ControlPlane, Daemon, Held, Host, Lab, Manifests,
+    Node, Pod, Protocol, node_object, require, wait_until,
 };
 
 use crate::stage::{PATIENCE, portolan};
@@ -190,6 +190,17 @@ impl OverlayStage {
         Ok(beats)
     }
 
+    /// Open connections from each pod to the next, in both families, that exchange something all the time.
+    pub fn connections(&self) -> Result<Vec<Held>> {
+        let mut held = Vec::new();
+        for (n, from) in self.pods.iter().enumerate() {
+            for address in self.pods[(n + 1) % self.pods.len()].addresses() {
+                held.push(from.hold((address, PORT), 1, BEAT)?);
+            }
+        }
+        Ok(held)
+    }
+
     /// Runs a line of `ip` on a node.
     pub fn ip(&self, node: usize, line: &str) -> Result<String> {
         tool(&self.nodes[node], "ip", line)
@@ -310,6 +321,17 @@ fn beat(to: SocketAddr, stop: &AtomicBool, answered: &AtomicU64) -> Result<BeatR
 /// Waits until every one of them had more answers, enough to show a gap.
 pub fn all_go_on(beats: &[Beat]) -> Result<()> {
     beats.iter().try_for_each(|beat| beat.goes_on(50))
+}
+
+/// The longest time that an open connection waited for an echo; each must still be there.
+pub fn longest_echo(connections: Vec<Held>) -> Result<Duration> {
+    let mut longest = Duration::ZERO;
+    for held in connections {
+        let report = held.stop();
+        ensure!(report.lost.is_empty(), "{:?}", report.lost);
+        longest = longest.max(report.longest_echo);
+    }
+    Ok(longest)
 }
 
 /// The worst of several beats: the most lost, and the longest gap.

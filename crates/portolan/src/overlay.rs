@@ -26,6 +26,7 @@ mod publish;
 mod table;
 mod turn;
 
+use crate::features::links::{self, Found, LinkFeature};
 use crate::metrics::Metrics;
 use args::OverlayArgs;
 use publish::Publication;
@@ -119,13 +120,18 @@ struct Reports {
 /// Starts the loop on a thread of its own, and with a client the task that publishes. Ends when cancelled; the tunnel
 /// stays.
 pub fn start(
-    config: OverlayConfig,
+    mut config: OverlayConfig,
     client: Option<Client>,
     nodes: NodeEvents,
     status: SharedOverlayStatus,
     metrics: Arc<Metrics>,
     cancel: CancellationToken,
 ) -> Result<oneshot::Receiver<Result<()>>> {
+    if let missing @ (Found::No(_) | Found::Untried(_)) = links::nexthop_objects() {
+        let instead = LinkFeature::NexthopObjects.instead();
+        tracing::info!(?missing, instead, "no nexthop objects");
+        config.config.nexthops_above = usize::MAX;
+    }
     let (publication, wanted) = watch::channel(Publication::default());
     let reports = Reports { status, metrics };
     if let Some(client) = client {

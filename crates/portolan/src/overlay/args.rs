@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use clap::{ArgAction, Args, ValueEnum};
 use ipnet::IpNet;
 use vxlan_overlay::annotations::DEFAULT_PREFIX;
-use vxlan_overlay::{Config, Filter, Names, Preferences, Regex, RuleOptions};
+use vxlan_overlay::{Config, Filter, NEXTHOPS_ABOVE, Names, Preferences, Regex, RuleOptions};
 
 /// How packets for pods on other nodes get there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -110,6 +110,10 @@ pub struct OverlayArgs {
           require_equals = true, default_value_t = false, default_missing_value = "true")]
     pub ip_blackhole_route: bool,
 
+    /// More IPv4 peers than these are routed to by nexthop objects: plain routes cost quadratic time
+    #[arg(long, value_name = "PEERS", default_value_t = NEXTHOPS_ABOVE)]
+    pub nexthop_objects_above: usize,
+
     /// Frames from unknown nodes, or with a source that their node cannot have: off, monitor (count) or enforce (drop)
     #[arg(long, value_name = "MODE", default_value = "monitor")]
     pub overlay_filter: FilterKind,
@@ -146,6 +150,7 @@ impl OverlayArgs {
         };
         config.device.clone_from(&self.overlay_device);
         config.blackhole = self.ip_blackhole_route;
+        config.nexthops_above = self.nexthop_objects_above;
         let of = |v6: bool| {
             cluster
                 .iter()
