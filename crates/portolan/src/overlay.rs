@@ -73,6 +73,13 @@ impl OverlayConfig {
         own: Arc<str>,
         infer: bool,
     ) -> Result<Self> {
+        let given = args.meaningless.given();
+        if !given.is_empty() {
+            tracing::info!(
+                flags = given.join(" "),
+                "these flags of flannel's mean nothing here"
+            );
+        }
         Ok(OverlayConfig {
             config: args.config(cluster).context("configuring the overlay")?,
             preferences: args.preferences(),
@@ -99,7 +106,7 @@ pub struct OverlayStatus {
     /// Everything planned is in the kernel, from a complete list.
     pub ready: bool,
     /// The plan in force.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// Names of nodes that a list left out implausibly, and that are served on.
     pub held: Vec<Arc<str>>,
     /// What keeps the kernel from being as planned.
@@ -169,7 +176,7 @@ async fn run(
     let devices = Arc::new(ArcSwap::from_pointee(None));
     let foreign = listen(&kernel, devices.clone(), cancel.clone())?;
     let table_changed = Arc::new(Notify::new());
-    let table = OverlayTable::open(config.own_tables, table_changed.clone(), cancel.clone())?;
+    let table = OverlayTable::open(&config, table_changed.clone(), cancel.clone())?;
     let (masquerading, stand) = watch::channel(Vec::new());
     tokio::spawn(flannel::run(stand, cancel.clone()));
     let mut overlay = Overlay::new(

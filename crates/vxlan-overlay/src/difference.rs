@@ -48,6 +48,21 @@ impl Observed {
     }
 }
 
+impl Observed {
+    /// The same without what hangs on the devices, which [`Observed::after`] puts back.
+    pub fn below(&self) -> Observed {
+        let tunnel = |tunnel: &ObservedTunnel| ObservedTunnel {
+            device: tunnel.device.clone(),
+            foreign_nexthops: tunnel.foreign_nexthops.clone(),
+            ..ObservedTunnel::default()
+        };
+        Observed {
+            surroundings: self.surroundings.clone(),
+            tunnels: self.tunnels.each_ref().map(tunnel),
+        }
+    }
+}
+
 impl ObservedTunnel {
     fn after(&self, wanted: &Tunnel) -> Option<ObservedTunnel> {
         let vxlan = ObservedVxlan {

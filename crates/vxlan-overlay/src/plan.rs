@@ -383,8 +383,8 @@ fn peers<'a>(
 }
 
 fn end_of(facts: Facts<'_>, node: &Node, family: Family) -> Result<Option<Vtep>, &'static str> {
-    match facts.names.read(&node.annotations, facts.config.vni) {
-        Said::Vteps(vteps) => Ok(*of(&vteps, family)),
+    match &node.said {
+        Said::Vteps(vteps) => Ok(*of(vteps, family)),
         Said::Unusable(reason) => Err(reason),
         Said::Nothing if facts.infer => Ok(node
             .addresses
