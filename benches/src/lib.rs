@@ -5,6 +5,7 @@
 //! * [`Bare`] sends ready-made netlink messages: the floor under what we do.
 //! * [`kube_proxy`] writes the layout of kube-proxy 1.36 for the same objects: the peer beside it.
 //! * [`peers`] runs kube-proxy itself beside Portolan.
+//! * [`overlay`] measures the overlay: programming, memory, packets.
 //! * [`Report`] prints each quantity with its target, floor and peer.
 //!
 //! Every number is taken in the run that prints it.
@@ -12,6 +13,7 @@
 mod bare;
 pub mod kube_proxy;
 mod node;
+pub mod overlay;
 pub mod peers;
 mod report;
 mod samples;

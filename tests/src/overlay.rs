@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lab::fake_api::FakeApi;
 use lab::{
-    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Capability, Daemon, Host, Lab, Manifests, Node, Pod,
-    Protocol, node_object, require, wait_until,
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Capability, ControlPlane, Daemon, Held, Host, Lab, Manifests,
+    Node, Pod, Protocol, node_object, require, wait_until,
 };
 
 use crate::slowness;
@@ -137,6 +137,17 @@ impl OverlayStage {
         Ok((api, kubeconfig.display().to_string()))
     }
 
+    /// Serves them from a real API server with nobody else in it, and a kubeconfig with exactly the rights that are
+    /// shipped for an overlay.
+    pub fn serve_real_api(&self) -> Result<(ControlPlane, String)> {
+        let plane = ControlPlane::without_controllers(&self.lab)?;
+        for node in &self.nodes {
+            plane.register(node)?;
+        }
+        let kubeconfig = plane.kubeconfig_for_overlay()?.display().to_string();
+        Ok((plane, kubeconfig))
+    }
+
     /// Starts the program on a node with an API server.
     pub fn start_with_api(&self, node: usize, kubeconfig: &str, more: &[&str]) -> Result<Daemon> {
         let cache = self.file(node, "peers");
@@ -178,6 +189,17 @@ impl OverlayStage {
             }
         }
         Ok(beats)
+    }
+
+    /// Open connections from each pod to the next, in both families, that exchange something all the time.
+    pub fn connections(&self) -> Result<Vec<Held>> {
+        let mut held = Vec::new();
+        for (n, from) in self.pods.iter().enumerate() {
+            for address in self.pods[(n + 1) % self.pods.len()].addresses() {
+                held.push(from.hold((address, PORT), 1, BEAT)?);
+            }
+        }
+        Ok(held)
     }
 
     /// Runs a line of `ip` on a node.
@@ -302,6 +324,17 @@ fn beat(to: SocketAddr, stop: &AtomicBool, answered: &AtomicU64) -> Result<BeatR
 /// Waits until every one of them had more answers, enough to show a gap.
 pub fn all_go_on(beats: &[Beat]) -> Result<()> {
     beats.iter().try_for_each(|beat| beat.goes_on(50))
+}
+
+/// The longest time that an open connection waited for an echo; each must still be there.
+pub fn longest_echo(connections: Vec<Held>) -> Result<Duration> {
+    let mut longest = Duration::ZERO;
+    for held in connections {
+        let report = held.stop();
+        ensure!(report.lost.is_empty(), "{:?}", report.lost);
+        longest = longest.max(report.longest_echo);
+    }
+    Ok(longest)
 }
 
 /// The worst of several beats: the most lost, and the longest gap.

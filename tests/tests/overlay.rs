@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::wait_until;
-use portolan_tests::overlay::{OverlayStage, all_go_on, can_run, state, worst};
+use portolan_tests::overlay::{OverlayStage, all_go_on, can_run, longest_echo, state, tool, worst};
 use portolan_tests::slowness;
 use portolan_tests::stage::PATIENCE;
 
@@ -50,20 +50,24 @@ fn pods_of_three_nodes_reach_each_other_in_both_families_with_nothing_but_node_o
     Ok(())
 }
 
-/// Does something to a running mesh and waits until it is as before; the worst beat is reported and bounded.
-fn survives(what: &str, lines: &[&str]) -> Result<()> {
+/// Does something to the first node of a running mesh and waits until it is as before; the worst beat is reported and
+/// bounded, and connections that were open go on.
+fn survives(
+    what: &str,
+    flags: &[&str],
+    meddle: impl Fn(&OverlayStage) -> Result<()>,
+) -> Result<()> {
     if !can_run() {
         return Ok(());
     }
     let stage = OverlayStage::new(3)?;
-    let _daemons = stage.start_all(&[])?;
+    let _daemons = stage.start_all(flags)?;
     let devices = ["flannel.1", "flannel-v6.1"];
     let before = devices.map(|device| state(&stage.nodes[0], device).map_err(|e| e.to_string()));
     let beats = stage.beats()?;
+    let connections = stage.connections()?;
     all_go_on(&beats)?;
-    for line in lines {
-        stage.ip(0, line)?;
-    }
+    meddle(&stage)?;
     let settled = |a: &Result<_, String>| a.as_ref().ok().map(comparable);
     wait_until("everything is as before", PATIENCE, || {
         let now = devices.map(|device| state(&stage.nodes[0], device).map_err(|e| e.to_string()));
@@ -74,8 +78,22 @@ fn survives(what: &str, lines: &[&str]) -> Result<()> {
     all_go_on(&beats)?;
     stage.wait_for_mesh()?;
     let (lost, gap) = worst(beats)?;
-    println!("{what}: {lost} datagrams lost at most, longest gap {gap:?}");
+    let echo = longest_echo(connections)?;
+    println!("| {what} | {lost} | {gap:.1?} | {echo:.1?} |");
     ensure!(gap < limit(), "{what}: no answer for {gap:?}");
+    Ok(())
+}
+
+/// The same with lines of programs.
+fn survives_lines(what: &str, lines: &[&str]) -> Result<()> {
+    survives(what, &[], |stage| run_lines(stage, lines))
+}
+
+fn run_lines(stage: &OverlayStage, lines: &[&str]) -> Result<()> {
+    for line in lines {
+        let (program, arguments) = line.split_once(' ').unwrap_or((line, ""));
+        tool(&stage.nodes[0], program, arguments)?;
+    }
     Ok(())
 }
 
@@ -108,53 +126,128 @@ fn comparable(state: &std::collections::BTreeMap<&'static str, Vec<String>>) -> 
 
 #[test]
 fn a_deleted_device_is_back_with_all_its_peers() -> Result<()> {
-    survives(
+    survives_lines(
         "device deleted",
-        &["link del flannel.1", "link del flannel-v6.1"],
+        &["ip link del flannel.1", "ip link del flannel-v6.1"],
     )
 }
 
 #[test]
 fn a_device_that_went_down_and_up_has_its_routes_and_neighbours_again() -> Result<()> {
+    let lines = [
+        "ip link set flannel.1 down",
+        "ip link set flannel.1 up",
+        "ip link set flannel-v6.1 down",
+    ];
+    survives_lines("device down and up", &lines)?;
     survives(
-        "down and up",
+        "device down and up, nexthop objects",
+        &["--nexthop-objects-above", "1"],
+        |stage| run_lines(stage, &lines),
+    )
+}
+
+#[test]
+fn the_interface_below_may_go_down_and_up() -> Result<()> {
+    survives_lines(
+        "interface below down and up",
         &[
-            "link set flannel.1 down",
-            "link set flannel.1 up",
-            "link set flannel-v6.1 down",
+            // Else the kernel takes its IPv6 addresses away, and nobody gives them back.
+            "sysctl -qw net.ipv6.conf.eth0.keep_addr_on_down=1",
+            "ip link set eth0 down",
+            "ip link set eth0 up",
         ],
     )
 }
 
 #[test]
 fn flushed_routes_neighbours_and_fdb_are_back() -> Result<()> {
-    survives(
+    survives_lines(
         "routes flushed",
         &[
-            "route flush dev flannel.1",
-            "-6 route flush dev flannel-v6.1",
+            "ip route flush dev flannel.1",
+            "ip -6 route flush dev flannel-v6.1",
         ],
     )?;
-    survives(
+    survives_lines(
         "neighbours flushed",
         &[
-            "neigh flush dev flannel.1 nud permanent",
-            "neigh flush dev flannel-v6.1 nud permanent",
+            "ip neigh flush dev flannel.1 nud permanent",
+            "ip neigh flush dev flannel-v6.1 nud permanent",
         ],
-    )
+    )?;
+    survives("FDB flushed", &[], |stage| {
+        for device in ["flannel.1", "flannel-v6.1"] {
+            for entry in &state(&stage.nodes[0], device)?["fdb"] {
+                let words: Vec<&str> = entry.split_whitespace().collect();
+                let [mac, "dst", to, ..] = words[..] else {
+                    continue;
+                };
+                let line = format!("fdb del {mac} dev {device} dst {to} self");
+                tool(&stage.nodes[0], "bridge", &line)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_flushed_ruleset_interrupts_nothing() -> Result<()> {
+    let flags = ["--ip-masq", "--overlay-filter", "enforce"];
+    survives("ruleset flushed", &flags, |stage| {
+        run_lines(stage, &["nft flush ruleset"])
+    })?;
+    let flags = [&flags[..], &["--no-table-owner"]].concat();
+    survives("ruleset flushed, tables without owner", &flags, |stage| {
+        run_lines(stage, &["nft flush ruleset"])?;
+        wait_until("the table to be back", PATIENCE, || {
+            tool(&stage.nodes[0], "nft", "list tables")
+                .is_ok_and(|tables| tables.matches("portolan-overlay").count() == 2)
+        })
+    })
 }
 
 #[test]
 fn a_changed_hardware_address_mtu_or_address_is_put_back() -> Result<()> {
-    survives(
-        "hardware address",
+    survives_lines(
+        "hardware address changed",
         &[
-            "link set flannel.1 address 02:00:00:00:00:99",
-            "link set flannel-v6.1 address 02:00:00:00:00:98",
+            "ip link set flannel.1 address 02:00:00:00:00:99",
+            "ip link set flannel-v6.1 address 02:00:00:00:00:98",
         ],
     )?;
-    survives("MTU", &["link set flannel.1 mtu 1300"])?;
-    survives("address", &["addr flush dev flannel.1"])
+    survives_lines("MTU changed", &["ip link set flannel.1 mtu 1300"])?;
+    survives_lines("address removed", &["ip addr flush dev flannel.1"])
+}
+
+#[test]
+fn nexthop_objects_that_were_flushed_are_back_and_a_number_of_somebody_elses_is_left_alone()
+-> Result<()> {
+    let flags = ["--nexthop-objects-above", "1"];
+    survives("nexthop objects flushed", &flags, |stage| {
+        let routes = stage.ip(0, "route show dev flannel.1")?;
+        ensure!(routes.matches("nhid").count() == 2, "{routes}");
+        run_lines(stage, &["ip nexthop flush proto 112"])
+    })?;
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(3)?;
+    // 10.244.1.0 as a number.
+    let taken = u32::from_be_bytes([10, 244, 1, 0]);
+    stage.ip(0, &format!("nexthop add id {taken} blackhole"))?;
+    let _daemons = stage.start_all(&flags)?;
+    let routes = stage.ip(0, "route show dev flannel.1")?;
+    ensure!(routes.matches("nhid").count() == 1, "{routes}");
+    let nexthops = stage.ip(0, "nexthop show")?;
+    ensure!(nexthops.contains("blackhole"), "{nexthops}");
+    // Fewer nodes than the number: plain routes, and no object is left of ours.
+    stage.tell(0..2)?;
+    wait_until("the nexthop objects to go", PATIENCE, || {
+        stage
+            .ip(0, "nexthop show")
+            .is_ok_and(|nexthops| nexthops.lines().count() == 1)
+    })
 }
 
 #[test]
@@ -189,7 +282,7 @@ fn nodes_on_one_link_reach_each_other_directly_when_asked_to() -> Result<()> {
     })?;
     stage.wait_for_mesh()?;
     let (lost, gap) = worst(beats)?;
-    println!("from direct to tunnel: {lost} datagrams lost at most, longest gap {gap:?}");
+    println!("| from direct routes to the tunnel | {lost} | {gap:.1?} | |");
     ensure!(gap < limit(), "no answer for {gap:?}");
     Ok(())
 }
@@ -220,6 +313,7 @@ fn a_killed_daemon_loses_nothing_and_its_successor_finds_nothing_to_do() -> Resu
         "{lines:?}"
     );
     let (lost, gap) = worst(beats)?;
+    println!("| daemons killed and started again | {lost} | {gap:.1?} | |");
     ensure!(lost == 0, "{lost} datagrams lost, longest gap {gap:?}");
     Ok(())
 }

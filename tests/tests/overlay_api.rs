@@ -130,6 +130,7 @@ fn a_list_that_lost_most_nodes_takes_nothing_away() -> Result<()> {
         "routes were deleted for a list that cannot be true"
     );
     let (lost, gap) = worst(beats)?;
+    println!("| a list without most Nodes | {lost} | {gap:.1?} | |");
     ensure!(lost == 0, "{lost} datagrams lost, gap {gap:?}");
     Ok(())
 }
@@ -152,6 +153,7 @@ fn a_killed_daemon_and_one_that_starts_without_an_api_server_lose_nothing_and_he
     restarted.wait_for_line("watch interrupted", PATIENCE)?;
     all_go_on(&beats)?;
     let (lost, gap) = worst(beats)?;
+    println!("| daemon killed, and started without an API server | {lost} | {gap:.1?} | |");
     ensure!(lost == 0, "{lost} datagrams lost, gap {gap:?}");
     stage.ip(0, "link del flannel.1")?;
     wait_until(
@@ -186,9 +188,8 @@ fn a_node_that_changes_its_address_is_followed_without_new_addresses_for_pods() 
     stage.wait_for_mesh()?;
     let (moved, others) = (moved.stop()?, others.stop()?);
     println!(
-        "changed address: {} of {} lost, longest gap {:?}",
+        "| address of a node replaced without notice | {} | {:.1?} | |",
         moved.sent - moved.answered,
-        moved.sent,
         moved.longest_gap
     );
     ensure!(
@@ -200,5 +201,45 @@ fn a_node_that_changes_its_address_is_followed_without_new_addresses_for_pods() 
         "no answer for {:?}",
         moved.longest_gap
     );
+    Ok(())
+}
+
+#[test]
+fn a_node_that_is_told_its_next_address_beforehand_moves_there_without_a_lost_packet() -> Result<()>
+{
+    if !can_run() {
+        return Ok(());
+    }
+    let (stage, api, _daemons, _) = start(3)?;
+    let (old, new) = (stage.nodes[2].ipv4(), "192.168.77.152");
+    let beats = stage.beats()?;
+    all_go_on(&beats)?;
+    tool(
+        &stage.nodes[2],
+        "sysctl",
+        "-qw net.ipv4.conf.eth0.promote_secondaries=1",
+    )?;
+    stage.ip(2, &format!("addr add {new}/24 dev eth0"))?;
+    let mut object = api.node("node-2").context("there is a node-2")?;
+    object["metadata"]["annotations"][format!("{PREFIX}/node-public-ip")] = new.into();
+    api.apply(object)?;
+    let device = "-d -o link show dev flannel.1";
+    wait_until("the device to have the new address", PATIENCE, || {
+        stage
+            .ip(2, device)
+            .is_ok_and(|link| link.contains(&format!("local {new}")))
+    })?;
+    for node in 0..2 {
+        wait_until("the others to know it", PATIENCE, || {
+            tool(&stage.nodes[node], "bridge", "fdb show dev flannel.1")
+                .is_ok_and(|fdb| fdb.contains(new) && !fdb.contains(&old.to_string()))
+        })?;
+    }
+    stage.ip(2, &format!("addr del {old}/24 dev eth0"))?;
+    all_go_on(&beats)?;
+    stage.wait_for_mesh()?;
+    let (lost, gap) = worst(beats)?;
+    println!("| address of a node changed by annotation | {lost} | {gap:.1?} | |");
+    ensure!(lost == 0, "{lost} datagrams lost, gap {gap:?}");
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use lab::{Daemon, wait_until};
+use lab::{Client, Daemon, wait_until};
 use portolan_tests::overlay::{OverlayStage, all_go_on, can_run, state, tool, worst};
 use portolan_tests::stage::{PATIENCE, portolan};
 
@@ -28,18 +28,50 @@ fn flanneld() -> Option<PathBuf> {
     program.filter(|_| can_run())
 }
 
+/// flannel's firewall: its nftables mode, or its iptables mode with the programs of one variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Firewall {
+    Nftables,
+    Iptables(&'static str),
+}
+
+/// Where flannel finds iptables' programs of a variant under their plain names.
+fn iptables_of(stage: &OverlayStage, variant: &str) -> Result<PathBuf> {
+    let folder = PathBuf::from(stage.file(0, &format!("iptables-{variant}")));
+    if folder.exists() {
+        return Ok(folder);
+    }
+    std::fs::create_dir(&folder)?;
+    for family in ["iptables", "ip6tables"] {
+        for verb in ["", "-save", "-restore"] {
+            let real = format!("/usr/sbin/{family}-{variant}{verb}");
+            std::os::unix::fs::symlink(real, folder.join(format!("{family}{verb}")))?;
+        }
+    }
+    Ok(folder)
+}
+
 fn start_flannel(
     stage: &OverlayStage,
     program: &PathBuf,
     node: usize,
     kubeconfig: &str,
+    firewall: Firewall,
 ) -> Result<Daemon> {
     let conf = stage.file(node, "net-conf");
-    let text = r#"{"Network": "10.244.0.0/16", "IPv6Network": "fd00:244::/32", "EnableIPv6": true,
-                   "EnableNFTables": true, "Backend": {"Type": "vxlan"}}"#;
+    let nftables = firewall == Firewall::Nftables;
+    let text = format!(
+        r#"{{"Network": "10.244.0.0/16", "IPv6Network": "fd00:244::/32", "EnableIPv6": true,
+            "EnableNFTables": {nftables}, "Backend": {{"Type": "vxlan"}}}}"#
+    );
     std::fs::write(&conf, text)?;
     let host = &stage.nodes[node];
     let mut command = host.command("env");
+    if let Firewall::Iptables(variant) = firewall {
+        let programs = iptables_of(stage, variant)?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.arg(format!("PATH={}:{path}", programs.display()));
+    }
     command
         .arg(format!("NODE_NAME={}", host.name()))
         .arg(program)
@@ -68,7 +100,7 @@ fn nodes_with_flannel_and_nodes_with_portolan_reach_each_other_whoever_comes_fir
     let mut daemons = Vec::new();
     for node in 0..4 {
         daemons.push(match node % 2 {
-            0 => start_flannel(&stage, &program, node, &kubeconfig)?,
+            0 => start_flannel(&stage, &program, node, &kubeconfig, Firewall::Nftables)?,
             _ => stage.start_with_api(
                 node,
                 &kubeconfig,
@@ -79,18 +111,52 @@ fn nodes_with_flannel_and_nodes_with_portolan_reach_each_other_whoever_comes_fir
     stage.wait_for_mesh()
 }
 
-#[test]
-fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> Result<()> {
+/// What a node has of flannel's firewall, in any variant.
+fn flannels_rules(stage: &OverlayStage, node: usize) -> Result<String> {
+    let mut found = String::new();
+    for (program, line) in [
+        ("nft", "list tables"),
+        ("iptables-nft-save", ""),
+        ("ip6tables-nft-save", ""),
+        ("iptables-legacy-save", ""),
+        ("ip6tables-legacy-save", ""),
+    ] {
+        let all = tool(&stage.nodes[node], program, line)?;
+        let theirs = all
+            .lines()
+            .filter(|line| line.contains("FLANNEL-") || line.contains("flannel-ipv"));
+        theirs.for_each(|line| found.push_str(&format!("{program}: {line}\n")));
+    }
+    Ok(found)
+}
+
+/// Three nodes of flannel become ours one after the other, and flannel's again, while pods talk.
+fn taken_over_and_given_back(firewall: Firewall) -> Result<()> {
     let Some(program) = flanneld() else {
         return Ok(());
     };
     let stage = OverlayStage::new(3)?;
+    let outside = stage.lab().client("outside")?;
+    outside.serve(lab::Protocol::Tcp, 80)?;
     let (_api, kubeconfig) = stage.serve_api()?;
     let mut daemons: Vec<Option<Daemon>> = Vec::new();
     for node in 0..3 {
-        daemons.push(Some(start_flannel(&stage, &program, node, &kubeconfig)?));
+        let theirs = start_flannel(&stage, &program, node, &kubeconfig, firewall)?;
+        daemons.push(Some(theirs));
     }
     stage.wait_for_mesh()?;
+    for node in 0..3 {
+        wait_until("flannel's rules", PATIENCE, || {
+            flannels_rules(&stage, node).is_ok_and(|found| !found.is_empty())
+        })?;
+    }
+    let others = "*nat\n:OTHERS - [0:0]\n-A POSTROUTING -d 198.51.100.7/32 -j OTHERS\nCOMMIT\n";
+    let file = stage.file(0, "others");
+    std::fs::write(&file, others)?;
+    for variant in ["nft", "legacy"] {
+        let program = format!("iptables-{variant}-restore");
+        tool(&stage.nodes[0], &program, &format!("--noflush {file}"))?;
+    }
     let before = state(&stage.nodes[0], "flannel.1")?;
     let beats = stage.beats()?;
     for (node, daemon) in daemons.iter_mut().enumerate() {
@@ -98,9 +164,13 @@ fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> R
         let ours = stage.start_with_api(
             node,
             &kubeconfig,
-            &["--ip-masq", "--overlay-filter", "monitor"],
+            // What flannel then replaces is another form of route.
+            &["--ip-masq", "--nexthop-objects-above", "1"],
         )?;
         ours.wait_for_line("pods of other nodes can be reached", PATIENCE)?;
+        ours.wait_for_line("removed what flannel left behind", PATIENCE)?;
+        let left = flannels_rules(&stage, node)?;
+        ensure!(left.is_empty(), "{left}");
         *daemon = Some(ours);
     }
     let after = state(&stage.nodes[0], "flannel.1")?;
@@ -118,32 +188,109 @@ fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> R
             .all(|route| route.contains("proto 112")),
         "{after:?}"
     );
-    wait_until("flannel's table to be gone", PATIENCE, || {
-        tool(&stage.nodes[0], "nft", "list tables")
-            .is_ok_and(|tables| !tables.contains("flannel-ipv4"))
-    })?;
+    for variant in ["nft", "legacy"] {
+        let saved = tool(&stage.nodes[0], &format!("iptables-{variant}-save"), "")?;
+        ensure!(
+            saved.contains("-j OTHERS"),
+            "somebody else's rules went: {saved}"
+        );
+    }
     stage.wait_for_mesh()?;
+    masqueraded_outside(&stage, &outside)?;
     all_go_on(&beats)?;
     // And back.
     for (node, daemon) in daemons.iter_mut().enumerate() {
         daemon.take().map(|daemon| daemon.kill()).transpose()?;
-        let theirs = start_flannel(&stage, &program, node, &kubeconfig)?;
+        let theirs = start_flannel(&stage, &program, node, &kubeconfig, firewall)?;
         theirs.wait_for_line("Running backend", PATIENCE)?;
+        wait_until("flannel's rules", PATIENCE, || {
+            flannels_rules(&stage, node).is_ok_and(|found| !found.is_empty())
+        })?;
         *daemon = Some(theirs);
         let program = portolan()?.display().to_string();
         tool(&stage.nodes[node], &program, "cleanup --overlay")?;
         let tables = tool(&stage.nodes[node], "nft", "list tables")?;
-        ensure!(
-            !tables.contains("portolan-overlay") && tables.contains("flannel-ipv4"),
-            "{tables}"
-        );
+        ensure!(!tables.contains("portolan-overlay"), "{tables}");
     }
     stage.wait_for_mesh()?;
+    masqueraded_outside(&stage, &outside)?;
     all_go_on(&beats)?;
     let (lost, gap) = worst(beats)?;
-    println!(
-        "take-over of three nodes and back: {lost} datagrams lost at most, longest gap {gap:?}"
-    );
+    println!("| three nodes taken over and given back, {firewall:?} | {lost} | {gap:.1?} | |");
     ensure!(lost == 0, "{lost} datagrams lost, longest gap {gap:?}");
+    Ok(())
+}
+
+/// What a pod sends out of the cluster comes from its node.
+fn masqueraded_outside(stage: &OverlayStage, outside: &Client) -> Result<()> {
+    for (family, address) in outside.addresses().into_iter().enumerate() {
+        let seen = stage.pods[0].connect(lab::Protocol::Tcp, (address, 80))?;
+        let node = stage.nodes[0].addresses()[family];
+        ensure!(
+            format!("{seen:?}").contains(&node.to_string()),
+            "{seen:?} is not from {node}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> Result<()> {
+    taken_over_and_given_back(Firewall::Nftables)
+}
+
+#[test]
+fn chains_of_flannel_in_the_nft_variant_of_iptables_go_with_their_jumps_and_nothing_else_does()
+-> Result<()> {
+    taken_over_and_given_back(Firewall::Iptables("nft"))
+}
+
+#[test]
+fn chains_of_flannel_in_legacy_iptables_go_with_their_jumps_and_nothing_else_does() -> Result<()> {
+    taken_over_and_given_back(Firewall::Iptables("legacy"))
+}
+
+#[test]
+fn the_chain_that_lets_pods_through_stays_where_everything_else_is_dropped() -> Result<()> {
+    let Some(program) = flanneld() else {
+        return Ok(());
+    };
+    for variant in ["nft", "legacy"] {
+        let stage = OverlayStage::new(2)?;
+        let (_api, kubeconfig) = stage.serve_api()?;
+        let firewall = Firewall::Iptables(variant);
+        let flannels = (0..2)
+            .map(|node| start_flannel(&stage, &program, node, &kubeconfig, firewall))
+            .collect::<Result<Vec<_>>>()?;
+        stage.wait_for_mesh()?;
+        for family in ["iptables", "ip6tables"] {
+            tool(
+                &stage.nodes[0],
+                &format!("{family}-{variant}"),
+                "-P FORWARD DROP",
+            )?;
+        }
+        wait_until("flannel's rules", PATIENCE, || {
+            stage.wait_for_mesh().is_ok()
+        })?;
+        let beats = stage.beats()?;
+        flannels
+            .iter()
+            .try_for_each(|daemon| daemon.kill().map(drop))?;
+        let ours = (0..2)
+            .map(|node| stage.start_with_api(node, &kubeconfig, &["--ip-masq"]))
+            .collect::<Result<Vec<_>>>()?;
+        ours[0].wait_for_line("FLANNEL-FWD stays", PATIENCE)?;
+        ours[1].wait_for_line("removed what flannel left behind", PATIENCE)?;
+        let left = flannels_rules(&stage, 0)?;
+        ensure!(
+            left.contains("FLANNEL-FWD") && !left.contains("FLANNEL-POSTRTG"),
+            "{left}"
+        );
+        stage.wait_for_mesh()?;
+        all_go_on(&beats)?;
+        let (lost, gap) = worst(beats)?;
+        ensure!(lost == 0, "{lost} datagrams lost, longest gap {gap:?}");
+    }
     Ok(())
 }

@@ -38,6 +38,8 @@ use pki::Pki;
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// The ServiceAccount, ClusterRole and ClusterRoleBinding that Portolan is shipped with.
 pub const PORTOLAN_RBAC: &str = include_str!("../../../deploy/rbac.yaml");
+/// The ClusterRole and ClusterRoleBinding for its overlay.
+pub const PORTOLAN_OVERLAY_RBAC: &str = include_str!("../../../deploy/overlay-rbac.yaml");
 
 /// A running control plane.
 pub struct ControlPlane {

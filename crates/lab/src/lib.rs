@@ -68,8 +68,8 @@ pub use address::{
 };
 pub use capability::{Capability, capabilities, require};
 pub use control_plane::{
-    API_SERVER_PORT, AuditEvent, ControlPlane, PORTOLAN_RBAC, Right, program, programs,
-    require_control_plane,
+    API_SERVER_PORT, AuditEvent, ControlPlane, PORTOLAN_OVERLAY_RBAC, PORTOLAN_RBAC, Right,
+    program, programs, require_control_plane,
 };
 pub use host::Host;
 pub use kubelet::{Kubelet, READY_ANNOTATION};

@@ -109,6 +109,37 @@ impl Foreign {
         self.is_there(message::GET_CHAIN, family, fill)
     }
 
+    /// Whether a base chain drops what none of its rules decides on; a chain that is not there does not.
+    pub fn drops_by_default(
+        &mut self,
+        family: Family,
+        table: &str,
+        chain: &str,
+    ) -> Result<bool, CommitError> {
+        let mut policy = None;
+        let fill = |out: &mut Writer| {
+            out.put_str(abi::chain::TABLE, table);
+            out.put_str(abi::chain::NAME, chain);
+        };
+        let absorb = |message: &Message<'_>| {
+            for attribute in message.attributes()? {
+                let attribute = attribute?;
+                if attribute.kind == abi::chain::POLICY {
+                    policy = Some(be32(attribute.payload, "NFTA_CHAIN_POLICY")?.cast_signed());
+                }
+            }
+            Ok(())
+        };
+        let asked = self
+            .link
+            .ask(message::GET_CHAIN, flag::ACK, Some(family), fill, absorb)?;
+        match asked {
+            Asked::Refused(Errno::ENOENT) => Ok(false),
+            Asked::Refused(errno) => Err(failed("look for a chain")(errno)),
+            Asked::Done | Asked::Interrupted => Ok(policy == Some(data::DROP)),
+        }
+    }
+
     fn is_there(
         &mut self,
         kind: u16,

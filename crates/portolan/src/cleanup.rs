@@ -18,8 +18,8 @@ pub fn run(args: &CleanupArgs) -> Result<bool> {
         true => {
             let report = takeover::remove(Connections::End);
             let mut failures = report.failures.clone();
-            if !report.kept.is_empty() {
-                let chains = report.kept.join(", ");
+            if !report.iptables.kept.is_empty() {
+                let chains = report.iptables.kept.join(", ");
                 failures.push(format!("somebody else's rules lead to {chains}: they stay"));
             }
             (report.to_string(), failures)

@@ -128,7 +128,13 @@ pub struct LogArgs {
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     /// Kubeconfig of the API server [default: the pod's service account]
-    #[arg(long, value_name = "FILE", help_heading = "Source")]
+    #[arg(
+        long,
+        alias = "kubeconfig-file",
+        env = "FLANNELD_KUBECONFIG_FILE",
+        value_name = "FILE",
+        help_heading = "Source"
+    )]
     pub kubeconfig: Option<PathBuf>,
 
     /// Folder of manifests to serve instead of an API server's objects

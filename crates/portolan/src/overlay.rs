@@ -19,11 +19,14 @@ use vxlan_overlay::{Config, Kernel, Monitor, Names, Plan, Preferences, RuleOptio
 
 pub mod args;
 mod cache;
+mod condition;
 mod files;
+mod flannel;
 mod publish;
 mod table;
 mod turn;
 
+use crate::features::links::{self, Found, LinkFeature};
 use crate::metrics::Metrics;
 use args::OverlayArgs;
 use publish::Publication;
@@ -70,6 +73,13 @@ impl OverlayConfig {
         own: Arc<str>,
         infer: bool,
     ) -> Result<Self> {
+        let given = args.meaningless.given();
+        if !given.is_empty() {
+            tracing::info!(
+                flags = given.join(" "),
+                "these flags of flannel's mean nothing here"
+            );
+        }
         Ok(OverlayConfig {
             config: args.config(cluster).context("configuring the overlay")?,
             preferences: args.preferences(),
@@ -96,7 +106,7 @@ pub struct OverlayStatus {
     /// Everything planned is in the kernel, from a complete list.
     pub ready: bool,
     /// The plan in force.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// Names of nodes that a list left out implausibly, and that are served on.
     pub held: Vec<Arc<str>>,
     /// What keeps the kernel from being as planned.
@@ -117,13 +127,18 @@ struct Reports {
 /// Starts the loop on a thread of its own, and with a client the task that publishes. Ends when cancelled; the tunnel
 /// stays.
 pub fn start(
-    config: OverlayConfig,
+    mut config: OverlayConfig,
     client: Option<Client>,
     nodes: NodeEvents,
     status: SharedOverlayStatus,
     metrics: Arc<Metrics>,
     cancel: CancellationToken,
 ) -> Result<oneshot::Receiver<Result<()>>> {
+    if let missing @ (Found::No(_) | Found::Untried(_)) = links::nexthop_objects() {
+        let instead = LinkFeature::NexthopObjects.instead();
+        tracing::info!(?missing, instead, "no nexthop objects");
+        config.config.nexthops_above = usize::MAX;
+    }
     let (publication, wanted) = watch::channel(Publication::default());
     let reports = Reports { status, metrics };
     if let Some(client) = client {
@@ -161,8 +176,18 @@ async fn run(
     let devices = Arc::new(ArcSwap::from_pointee(None));
     let foreign = listen(&kernel, devices.clone(), cancel.clone())?;
     let table_changed = Arc::new(Notify::new());
-    let table = OverlayTable::open(config.own_tables, table_changed.clone(), cancel.clone())?;
-    let mut overlay = Overlay::new(config, kernel, table, publication, reports, devices);
+    let table = OverlayTable::open(&config, table_changed.clone(), cancel.clone())?;
+    let (masquerading, stand) = watch::channel(Vec::new());
+    tokio::spawn(flannel::run(stand, cancel.clone()));
+    let mut overlay = Overlay::new(
+        config,
+        kernel,
+        table,
+        publication,
+        masquerading,
+        reports,
+        devices,
+    );
     overlay.recall();
     let mut due = true;
     loop {

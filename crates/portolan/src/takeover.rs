@@ -10,7 +10,7 @@
 //! * nftables mode: the tables `ip kube-proxy` and `ip6 kube-proxy`;
 //! * iptables and IPVS modes: its `KUBE-` chains and the jumps to them, in the tables of iptables' nft variant (one
 //!   transaction a table, no program needed) and of its legacy variant (with iptables' own programs, where they are;
-//!   see [`legacy`]). Chains of kubelet stay, and so does a chain that somebody else's rules lead to;
+//!   see [`chains`]). Chains of kubelet stay, and so does a chain that somebody else's rules lead to;
 //! * IPVS mode: the device `kube-ipvs0`, virtual servers at its addresses and IP sets. Established connections live in
 //!   IPVS itself and end when the device goes, so that only `portolan cleanup --kube-proxy` does this; `run` says that
 //!   they are there.
@@ -18,6 +18,7 @@
 //! A kube-proxy that still runs writes its rules again. They are looked for from time to time, removed again, and the
 //! fight is reported; it does no harm to connections, for either set of rules serves them.
 
+pub(crate) mod chains;
 pub mod ipvs;
 mod legacy;
 
@@ -27,14 +28,20 @@ use std::time::Duration;
 use nft::{Family, Foreign};
 use tokio_util::sync::CancellationToken;
 
+use chains::Theirs;
+
 /// Name of kube-proxy's own tables in nftables mode.
 const TABLE: &str = "kube-proxy";
-/// Tables of iptables that kube-proxy writes.
-const IPTABLES: [&str; 3] = ["nat", "filter", "mangle"];
+/// Its chains.
+const CHAINS: Theirs = Theirs {
+    tables: &["nat", "filter", "mangle"],
+    owns: is_kube_proxys,
+    permits: None,
+};
 /// Between the first looks, and between later ones.
 const LOOKS: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(60)];
 /// So many looks are first ones.
-const FIRST_LOOKS: u32 = 30;
+const FIRST_LOOKS: usize = 30;
 
 /// Whether a chain of an iptables table is kube-proxy's (pkg/proxy/iptables and pkg/proxy/ipvs, up to 1.37).
 ///
@@ -81,12 +88,8 @@ fn is_kube_proxys(table: &str, chain: &str) -> bool {
 pub struct Report {
     /// Tables of nftables mode.
     pub tables: usize,
-    /// Chains in iptables' nft variant.
-    pub chains: usize,
-    /// Chains in iptables' legacy variant.
-    pub legacy_chains: usize,
-    /// Chains that stay because somebody else's rules lead to them.
-    pub kept: Vec<String>,
+    /// Chains of iptables' tables.
+    pub iptables: chains::Removed,
     /// What IPVS mode has left is there, or was removed.
     pub ipvs: Ipvs,
     /// What could not be done, each with its reason.
@@ -117,17 +120,13 @@ pub enum Connections {
 impl Report {
     /// Whether anything was removed.
     pub fn removed(&self) -> bool {
-        self.tables + self.chains + self.legacy_chains > 0 || self.ipvs == Ipvs::Removed
+        self.tables > 0 || self.iptables.any() || self.ipvs == Ipvs::Removed
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} nftables tables, {} iptables chains, {} legacy iptables chains",
-            self.tables, self.chains, self.legacy_chains
-        )?;
+        write!(f, "{} nftables tables, {}", self.tables, self.iptables)?;
         if self.ipvs == Ipvs::Removed {
             f.write_str(", IPVS device, servers and sets")?;
         }
@@ -141,9 +140,15 @@ pub fn remove(connections: Connections) -> Report {
     match Foreign::open() {
         Ok(mut foreign) => {
             for family in Family::ALL {
-                remove_family(&mut foreign, family, &mut report);
+                match foreign.delete_table(family, TABLE) {
+                    Ok(there) => report.tables += usize::from(there),
+                    Err(error) => report
+                        .failures
+                        .push(format!("table {family} {TABLE}: {error}")),
+                }
             }
-            legacy::remove(&mut report);
+            report.iptables = chains::remove(&mut foreign, &CHAINS, &Family::ALL);
+            report.failures.append(&mut report.iptables.failures);
             ipvs::remove(&mut foreign, connections, &mut report);
         }
         Err(error) => report.failures.push(error.to_string()),
@@ -151,54 +156,28 @@ pub fn remove(connections: Connections) -> Report {
     report
 }
 
-fn remove_family(foreign: &mut Foreign, family: Family, report: &mut Report) {
-    match foreign.delete_table(family, TABLE) {
-        Ok(there) => report.tables += usize::from(there),
-        Err(error) => report
-            .failures
-            .push(format!("table {family} {TABLE}: {error}")),
-    }
-    for table in IPTABLES {
-        // Asked first, as reading all chains of a node costs more than one answer.
-        let there = foreign.has_table(family, table);
-        let removed = there.and_then(|there| match there {
-            true => foreign.remove_chains(family, table, |chain| is_kube_proxys(table, chain)),
-            false => Ok(Default::default()),
-        });
-        match removed {
-            Ok(removed) => {
-                report.chains += removed.chains.len();
-                report.kept.extend(removed.kept);
-            }
-            Err(error) => report
-                .failures
-                .push(format!("table {family} {table}: {error}")),
-        }
-    }
-}
-
 /// Removes, and looks again from time to time, until cancelled. To be called once our own rules stand.
 pub async fn run(cancel: CancellationToken) {
-    let pause = async |time| {
-        tokio::select! {
-            () = cancel.cancelled() => false,
-            () = tokio::time::sleep(time) => true,
-        }
-    };
     let mut before = Report::default();
     let mut was_there = false;
-    for look in 0u32.. {
+    for pause in pauses() {
         let Ok(report) = tokio::task::spawn_blocking(|| remove(Connections::Keep)).await else {
             return;
         };
         log(&report, &before, was_there);
         was_there |= report.removed();
         before = report;
-        let [first, later] = LOOKS;
-        if !pause(if look < FIRST_LOOKS { first } else { later }).await {
+        let pause = cancel.run_until_cancelled(tokio::time::sleep(pause));
+        if pause.await.is_none() {
             return;
         }
     }
+}
+
+/// Times between looks for what a program that has just been replaced may still write, for ever.
+pub(crate) fn pauses() -> impl Iterator<Item = Duration> {
+    let [first, later] = LOOKS;
+    std::iter::repeat_n(first, FIRST_LOOKS).chain(std::iter::repeat(later))
 }
 
 /// Says what was done; what stands as it did at the look before is not repeated.
@@ -210,8 +189,8 @@ fn log(report: &Report, before: &Report, was_there: bool) {
         }
         (false, _) => {}
     }
-    if report.kept != before.kept {
-        tracing::warn!(chains = ?report.kept, "somebody else's rules lead to these chains of kube-proxy: they stay");
+    if report.iptables.kept != before.iptables.kept {
+        tracing::warn!(chains = ?report.iptables.kept, "somebody else's rules lead to these chains of kube-proxy: they stay");
     }
     if let Ipvs::Stays(found) = &report.ipvs
         && !matches!(before.ipvs, Ipvs::Stays(_))

@@ -132,8 +132,8 @@ pub(crate) enum Found {
 pub(crate) fn route(message: &RouteMessage) -> Option<Found> {
     let protocol = u8::from(message.header.protocol);
     let v4 = message.header.address_family == netlink_packet_route::AddressFamily::Inet;
-    let (mut to, mut gateway, mut oif, mut metric, mut table) =
-        (None, None, None, 0, u32::from(message.header.table));
+    let (mut to, mut gateway, mut oif, mut metric, mut object) = (None, None, None, 0, None);
+    let mut table = u32::from(message.header.table);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = Some(IpAddr::V4(*ip)),
@@ -143,6 +143,8 @@ pub(crate) fn route(message: &RouteMessage) -> Option<Found> {
             RouteAttribute::Oif(index) => oif = Some(*index),
             RouteAttribute::Priority(value) => metric = *value,
             RouteAttribute::Table(number) => table = *number,
+            // Gateway and interface are told as well, unless sysctl nexthop_compat_mode is off.
+            RouteAttribute::NhId(id) => object = Some(*id),
             _ => {}
         }
     }
@@ -161,10 +163,11 @@ pub(crate) fn route(message: &RouteMessage) -> Option<Found> {
     if protocol == PROTOCOL_KERNEL {
         return None;
     }
-    let way = match (message.header.kind, gateway, oif) {
+    let way = match (message.header.kind, object, gateway, oif) {
         (RouteType::BlackHole, ..) if metric == BLACKHOLE_METRIC => Some(Way::Blackhole),
+        (RouteType::Unicast, Some(id), ..) => Some(Way::Nexthop(id)),
         // Which of the two a way with a gateway is, the reader knows who knows the devices.
-        (RouteType::Unicast, Some(gateway), Some(index)) => Some(Way::Direct(gateway, index)),
+        (RouteType::Unicast, None, Some(gateway), Some(index)) => Some(Way::Direct(gateway, index)),
         _ => None,
     };
     let ours = protocol == PROTOCOL;

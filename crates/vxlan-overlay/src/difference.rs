@@ -4,7 +4,8 @@
 //! hardware address changes while it is up loses its neighbours, even permanent ones, but not its FDB; one that loses
 //! its last address loses its IPv4 routes; `local` and parent change in place as long as the port is not mentioned.
 //! Additions come before deletions, and what leads to a peer before the route to it, so that no packet meets half a
-//! way.
+//! way. With thousands of peers, IPv4 routes name nexthop objects; a number that somebody else has is left to them, and
+//! its route is a plain one.
 //!
 //! Invariant: carried out on what was observed, the steps make what is wanted, or a device to observe again. Equal
 //! states differ by nothing.
@@ -15,6 +16,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::mac::Mac;
+use crate::nexthop;
 use crate::plan::{Device, Tunnel, Way};
 use crate::underlay::Surroundings;
 
@@ -46,6 +48,21 @@ impl Observed {
     }
 }
 
+impl Observed {
+    /// The same without what hangs on the devices, which [`Observed::after`] puts back.
+    pub fn below(&self) -> Observed {
+        let tunnel = |tunnel: &ObservedTunnel| ObservedTunnel {
+            device: tunnel.device.clone(),
+            foreign_nexthops: tunnel.foreign_nexthops.clone(),
+            ..ObservedTunnel::default()
+        };
+        Observed {
+            surroundings: self.surroundings.clone(),
+            tunnels: self.tunnels.each_ref().map(tunnel),
+        }
+    }
+}
+
 impl ObservedTunnel {
     fn after(&self, wanted: &Tunnel) -> Option<ObservedTunnel> {
         let vxlan = ObservedVxlan {
@@ -65,14 +82,32 @@ impl ObservedTunnel {
         Some(ObservedTunnel {
             device: Some(device),
             addresses: BTreeSet::from([wanted.device.address]),
-            routes: wanted
-                .routes
-                .iter()
-                .map(|(destination, way)| route(*destination, *way))
-                .collect(),
+            routes: self.routes_for(wanted).collect(),
             neighbours: wanted.neighbours.clone(),
             fdb: wanted.fdb.iter().map(|(mac, node)| (*mac, *node)).collect(),
+            nexthops: self.nexthops_for(wanted),
+            foreign_nexthops: self.foreign_nexthops.clone(),
         })
+    }
+
+    /// The routes as they will look, given the nexthop objects that others have.
+    fn routes_for(&self, wanted: &Tunnel) -> impl Iterator<Item = ObservedRoute> {
+        wanted.routes.iter().map(|(destination, way)| {
+            let object = match way {
+                Way::Tunnel(gateway) if wanted.nexthops => nexthop::id(*gateway),
+                _ => None,
+            };
+            let object = object.filter(|id| !self.foreign_nexthops.contains(id));
+            route(*destination, object.map_or(*way, Way::Nexthop))
+        })
+    }
+
+    fn nexthops_for(&self, wanted: &Tunnel) -> BTreeSet<u32> {
+        let ids = self.routes_for(wanted).filter_map(|route| match route.way {
+            Some(Way::Nexthop(id)) => Some(id),
+            _ => None,
+        });
+        ids.collect()
     }
 }
 
@@ -89,6 +124,10 @@ pub struct ObservedTunnel {
     pub neighbours: BTreeMap<IpAddr, Mac>,
     /// Its permanent FDB entries.
     pub fdb: BTreeSet<(Mac, IpAddr)>,
+    /// Numbers of our nexthop objects on it.
+    pub nexthops: BTreeSet<u32>,
+    /// Numbers of all other nexthop objects.
+    pub foreign_nexthops: BTreeSet<u32>,
 }
 
 /// A device as found.
@@ -159,6 +198,10 @@ pub enum Operation {
     PutForwarding(u32, Mac, IpAddr),
     /// Deletes an FDB entry.
     DeleteForwarding(u32, Mac, IpAddr),
+    /// Makes the nexthop object of this number, through the device.
+    MakeNexthop(u32, u32),
+    /// Deletes the nexthop object of this number; the kernel deletes routes that name it.
+    DeleteNexthop(u32, u32),
     /// Adds or replaces a route; the number is the tunnel device's.
     PutRoute(u32, IpNet, Way),
     /// Deletes exactly this route; the number is the tunnel device's.
@@ -206,14 +249,18 @@ pub fn difference(
             steps.push(Operation::PutForwarding(index, *mac, *node));
         }
     }
-    for (destination, way) in &wanted.routes {
-        let route = route(*destination, *way);
-        if !found.routes.contains(&route) {
-            steps.push(Operation::PutRoute(index, *destination, *way));
+    let nexthops = found.nexthops_for(wanted);
+    let missing = nexthops.difference(&found.nexthops);
+    steps.extend(missing.map(|id| Operation::MakeNexthop(index, *id)));
+    for route in found.routes_for(wanted) {
+        if let Some(way) = route.way.filter(|_| !found.routes.contains(&route)) {
+            steps.push(Operation::PutRoute(index, route.destination, way));
         }
     }
     if deletions == Deletions::Allowed {
         deletion_steps(wanted, found, index, &mut steps);
+        let stale = found.nexthops.difference(&nexthops);
+        steps.extend(stale.map(|id| Operation::DeleteNexthop(index, *id)));
     }
     Ok(steps)
 }

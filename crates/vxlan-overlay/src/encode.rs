@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage,
+    Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkHeader, NetlinkMessage,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
@@ -20,12 +20,58 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use nft::Family;
 
-use crate::difference::{BLACKHOLE_METRIC, ObservedRoute, Operation, PROTOCOL};
+use crate::difference::{self, ObservedRoute, Operation};
 use crate::mac::Mac;
+use crate::nexthop;
 use crate::plan::{Device, Way};
 
+/// Appends the message of a step.
+pub(crate) fn append_step(buffer: &mut Vec<u8>, operation: &Operation, sequence: u32) {
+    let new = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    let (kind, flags, payload) = match operation {
+        Operation::MakeNexthop(index, id) => (nexthop::NEW, new, nexthop::to_make(*index, *id)),
+        Operation::DeleteNexthop(_, id) => (nexthop::DELETE, NLM_F_ACK, nexthop::to_delete(*id)),
+        _ => {
+            if let Some((message, flags)) = step(operation) {
+                append(buffer, message, flags, sequence);
+            }
+            return;
+        }
+    };
+    append_raw(buffer, kind, flags, sequence, &payload);
+}
+
+/// Appends a question.
+pub(crate) fn append_question(buffer: &mut Vec<u8>, asked: Question, sequence: u32) {
+    match question(asked) {
+        Some((message, flags)) => append(buffer, message, flags, sequence),
+        None => append_raw(
+            buffer,
+            nexthop::GET,
+            NLM_F_DUMP,
+            sequence,
+            &nexthop::to_list(),
+        ),
+    }
+}
+
+/// Appends a message that `netlink-packet-route` has not; its payload is aligned already.
+fn append_raw(buffer: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, payload: &[u8]) {
+    let mut header = NetlinkHeader::default();
+    header.length = (header.buffer_len() + payload.len()) as u32;
+    header.message_type = kind;
+    header.flags = NLM_F_REQUEST | flags;
+    header.sequence_number = sequence;
+    let start = buffer.len();
+    buffer.resize(start + header.buffer_len(), 0);
+    if let Some(place) = buffer.get_mut(start..) {
+        header.emit(place);
+    }
+    buffer.extend(payload);
+}
+
 /// Appends a message to a buffer; netlink aligns messages to 4 bytes.
-pub(crate) fn append(buffer: &mut Vec<u8>, message: Message, flags: u16, sequence: u32) {
+fn append(buffer: &mut Vec<u8>, message: Message, flags: u16, sequence: u32) {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
     header.sequence_number = sequence;
@@ -38,11 +84,12 @@ pub(crate) fn append(buffer: &mut Vec<u8>, message: Message, flags: u16, sequenc
     }
 }
 
-/// The message of a step, and its flags.
-pub(crate) fn step(operation: &Operation) -> (Message, u16) {
+/// The message of a step, and its flags; `None` for steps about nexthop objects.
+fn step(operation: &Operation) -> Option<(Message, u16)> {
     let put = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
     let new = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-    match operation {
+    Some(match operation {
+        Operation::MakeNexthop(..) | Operation::DeleteNexthop(..) => return None,
         Operation::CreateDevice(device) => (Message::NewLink(create(device)), new),
         Operation::SetMtu(index, mtu) => {
             (change(*index, vec![LinkAttribute::Mtu(*mtu)]), NLM_F_ACK)
@@ -87,26 +134,13 @@ pub(crate) fn step(operation: &Operation) -> (Message, u16) {
             NLM_F_ACK,
         ),
         Operation::PutRoute(index, destination, way) => {
-            let found = ObservedRoute {
-                destination: *destination,
-                metric: 0,
-                way: Some(*way),
-                protocol: PROTOCOL,
-            };
-            let metric = if *way == Way::Blackhole {
-                BLACKHOLE_METRIC
-            } else {
-                0
-            };
-            (
-                Message::NewRoute(route(*index, &ObservedRoute { metric, ..found })),
-                put,
-            )
+            let wanted = difference::route(*destination, *way);
+            (Message::NewRoute(route(*index, &wanted)), put)
         }
         Operation::DeleteRoute(index, found) => {
             (Message::DelRoute(route(*index, found)), NLM_F_ACK)
         }
-    }
+    })
 }
 
 /// What can be asked, each answered by a dump or one message.
@@ -124,11 +158,14 @@ pub(crate) enum Question {
     Forwarding(u32),
     /// The route to an address.
     WayTo(IpAddr),
+    /// All nexthop objects.
+    Nexthops,
 }
 
-/// The message of a question, and its flags.
-pub(crate) fn question(question: Question) -> (Message, u16) {
-    match question {
+/// The message of a question, and its flags; `None` for the one about nexthop objects.
+fn question(question: Question) -> Option<(Message, u16)> {
+    Some(match question {
+        Question::Nexthops => return None,
         Question::Links => (Message::GetLink(LinkMessage::default()), NLM_F_DUMP),
         Question::Addresses => (Message::GetAddress(AddressMessage::default()), NLM_F_DUMP),
         Question::Routes(of) => {
@@ -156,7 +193,7 @@ pub(crate) fn question(question: Question) -> (Message, u16) {
             message.attributes = vec![RouteAttribute::Destination(to.into())];
             (Message::GetRoute(message), NLM_F_ACK)
         }
-    }
+    })
 }
 
 pub(crate) fn family(family: Family) -> AddressFamily {
@@ -276,6 +313,10 @@ fn route(tunnel: u32, route: &ObservedRoute) -> RouteMessage {
             Some((gateway, tunnel))
         }
         Some(Way::Direct(gateway, index)) => Some((gateway, index)),
+        Some(Way::Nexthop(id)) => {
+            message.attributes.push(RouteAttribute::NhId(id));
+            None
+        }
         Some(Way::Blackhole) => {
             message.header.kind = RouteType::BlackHole;
             None

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_DUMP_INTR, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::NLM_F_DUMP_INTR;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nft::Family;
@@ -19,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::decode::{self, Found};
 use crate::difference::{Observed, ObservedRoute, ObservedTunnel, Operation};
 use crate::encode::{self, Question};
+use crate::frame::{Body, Frame, each};
 use crate::plan::Way;
 use crate::underlay::{of, of_mut};
 
@@ -110,6 +111,7 @@ impl Kernel {
         let mut observed = Observed::default();
         self.read_links(watched, &mut observed)?;
         self.read_addresses(&mut observed)?;
+        self.read_nexthops(&mut observed)?;
         for family in Family::ALL {
             self.read_routes(family, &mut observed)?;
             if let Some(device) = of(&observed.tunnels, family).device.as_ref() {
@@ -120,8 +122,8 @@ impl Kernel {
         if let Some(to) = watched.can_reach {
             let mut index = None;
             // No route is no failure: it may come.
-            let _ = self.ask("a route", Question::WayTo(to), |message| {
-                if let Message::NewRoute(message) = message {
+            let _ = self.ask("a route", Question::WayTo(to), |body| {
+                if let Body::Message(Message::NewRoute(message)) = body {
                     index = decode::way_to(message);
                 }
             });
@@ -137,24 +139,20 @@ impl Kernel {
             let first = self.sequence.wrapping_add(1);
             let mut bytes = Vec::with_capacity(batch.len() * 96);
             for operation in batch {
-                let (message, flags) = encode::step(operation);
                 self.sequence = self.sequence.wrapping_add(1);
-                encode::append(&mut bytes, message, flags, self.sequence);
+                encode::append_step(&mut bytes, operation, self.sequence);
             }
             self.socket.send(&bytes, 0).map_err(failed("send"))?;
             let mut answers = 0;
             while answers < batch.len() {
-                self.receive(|message| {
-                    let place = message.header.sequence_number.wrapping_sub(first) as usize;
-                    if let (Some(operation), NetlinkPayload::Error(answer)) =
-                        (batch.get(place), &message.payload)
-                    {
+                self.receive(|frame| {
+                    let place = frame.sequence.wrapping_sub(first) as usize;
+                    if let (Some(operation), Body::End(code)) = (batch.get(place), frame.body) {
                         answers += 1;
-                        if let Some(code) = answer.code {
-                            let errno = Errno::from_raw(code.get().saturating_neg());
+                        if code != 0 {
                             refused.push(Refused {
                                 operation: operation.clone(),
-                                errno,
+                                errno: Errno::from_raw(code),
                             });
                         }
                     }
@@ -265,6 +263,23 @@ impl Kernel {
         Ok(())
     }
 
+    /// Only IPv4 has any of ours.
+    fn read_nexthops(&mut self, observed: &mut Observed) -> Result<(), KernelError> {
+        let [v4, _] = &mut observed.tunnels;
+        let device = v4.device.as_ref().map(|device| device.index);
+        self.dump_any("nexthops", Question::Nexthops, v4, |tunnel, body| {
+            let Body::Nexthop(nexthop) = body else {
+                return;
+            };
+            let ours = device.is_some_and(|device| nexthop.is_ours(device));
+            let numbers = match ours {
+                true => &mut tunnel.nexthops,
+                false => &mut tunnel.foreign_nexthops,
+            };
+            numbers.insert(nexthop.id);
+        })
+    }
+
     fn read_entries(
         &mut self,
         family: Family,
@@ -309,12 +324,25 @@ impl Kernel {
         what: &'static str,
         question: Question,
         into: &mut T,
-        absorb: impl FnMut(&mut T, &Message),
+        mut absorb: impl FnMut(&mut T, &Message),
+    ) -> Result<(), KernelError> {
+        self.dump_any(what, question, into, |into, body| {
+            if let Body::Message(message) = body {
+                absorb(into, message);
+            }
+        })
+    }
+
+    fn dump_any<T: Clone>(
+        &mut self,
+        what: &'static str,
+        question: Question,
+        into: &mut T,
+        mut absorb: impl FnMut(&mut T, &Body),
     ) -> Result<(), KernelError> {
         let before = into.clone();
-        let mut absorb = absorb;
         for _ in 0..READ_ATTEMPTS {
-            if self.ask(what, question, |message| absorb(into, message))? {
+            if self.ask(what, question, |body| absorb(into, body))? {
                 return Ok(());
             }
             *into = before.clone();
@@ -327,28 +355,23 @@ impl Kernel {
         &mut self,
         what: &'static str,
         question: Question,
-        mut absorb: impl FnMut(&Message),
+        mut absorb: impl FnMut(&Body),
     ) -> Result<bool, KernelError> {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
         let mut bytes = Vec::with_capacity(64);
-        let (message, flags) = encode::question(question);
-        encode::append(&mut bytes, message, flags, sequence);
+        encode::append_question(&mut bytes, question, sequence);
         self.socket.send(&bytes, 0).map_err(failed("send"))?;
         let (mut whole, mut end) = (true, None);
         while end.is_none() {
-            self.receive(|message| {
-                if message.header.sequence_number != sequence {
+            self.receive(|frame| {
+                if frame.sequence != sequence {
                     return;
                 }
-                whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
-                match &message.payload {
-                    NetlinkPayload::InnerMessage(message) => absorb(message),
-                    NetlinkPayload::Done(_) => end = Some(0),
-                    NetlinkPayload::Error(answer) => {
-                        end = Some(answer.code.map_or(0, |code| code.get().saturating_neg()))
-                    }
-                    _ => {}
+                whole &= frame.flags & NLM_F_DUMP_INTR == 0;
+                match frame.body {
+                    Body::End(code) => end = Some(code),
+                    body => absorb(&body),
                 }
             })?;
         }
@@ -363,38 +386,16 @@ impl Kernel {
         }
     }
 
-    /// Waits for a datagram and hands on its messages. One that does not decode is somebody else's kind of link.
-    fn receive(
-        &mut self,
-        mut take: impl FnMut(&NetlinkMessage<Message>),
-    ) -> Result<(), KernelError> {
+    /// Waits for a datagram and hands on its messages.
+    fn receive(&mut self, take: impl FnMut(Frame)) -> Result<(), KernelError> {
         if !readable(self.socket.as_fd(), ANSWER_TIMEOUT)? {
             let error = io::Error::from(io::ErrorKind::TimedOut);
             return Err(failed("await an answer")(error));
         }
         let mut space = self.buffer.as_mut_slice();
         let length = self.socket.recv(&mut space, 0).map_err(failed("receive"))?;
-        each(self.buffer.get(..length).unwrap_or_default(), |message| {
-            take(&message)
-        });
+        each(self.buffer.get(..length).unwrap_or_default(), take);
         Ok(())
-    }
-}
-
-/// Calls `take` for each message of a datagram that decodes.
-pub(crate) fn each(datagram: &[u8], mut take: impl FnMut(NetlinkMessage<Message>)) {
-    let mut rest = datagram;
-    // A netlink header has 16 bytes and begins with the length of the whole message.
-    while let Some(length) = rest
-        .first_chunk::<4>()
-        .map(|bytes| u32::from_ne_bytes(*bytes) as usize)
-        && length >= 16
-        && let Some(message) = rest.get(..length)
-    {
-        if let Ok(message) = NetlinkMessage::deserialize(message) {
-            take(message);
-        }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
 }
 

@@ -13,9 +13,11 @@ mod config;
 mod decode;
 mod difference;
 mod encode;
+mod frame;
 mod kernel;
 mod mac;
 mod monitor;
+mod nexthop;
 mod peers;
 mod plan;
 mod rules;
@@ -25,7 +27,7 @@ mod underlay;
 mod samples;
 
 pub use annotations::{Annotations, Names, Said, Vtep};
-pub use config::{Config, ConfigError, DEFAULT_PORT};
+pub use config::{Config, ConfigError, DEFAULT_PORT, NEXTHOPS_ABOVE};
 pub use difference::{
     BLACKHOLE_METRIC, Deletions, Mismatch, Observed, ObservedDevice, ObservedRoute, ObservedTunnel,
     ObservedVxlan, Operation, PROTOCOL, difference, stale,

@@ -6,17 +6,19 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::route::RouteAttribute;
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
 use crate::difference::PROTOCOL;
-use crate::kernel::{KernelError, each, failed, readable};
+use crate::frame::{Body, each};
+use crate::kernel::{KernelError, failed, readable};
 
 /// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR` and
 /// `RTNLGRP_IPV6_ROUTE` (rtnetlink.h). The FDB's notifications come in the neighbours' group.
 const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// `RTNLGRP_NEXTHOP` (Linux 5.3): routes that go with their nexthop object are not told of.
+const NEXTHOPS: u32 = 32;
 /// Some thousands of notifications: our own, of a start, among them.
 const RECEIVE_SPACE: i32 = 4 << 20;
 const RECEIVE: usize = 64 << 10;
@@ -37,6 +39,8 @@ impl Monitor {
         for group in GROUPS {
             socket.add_membership(group).map_err(failed("subscribe"))?;
         }
+        // A kernel without has none to tell of.
+        let _ = socket.add_membership(NEXTHOPS);
         Ok(Monitor {
             socket,
             own_port,
@@ -68,9 +72,8 @@ impl Monitor {
                 Err(error) => return Err(failed("listen")(error)),
             };
             let mut concerned = false;
-            each(self.buffer.get(..length).unwrap_or_default(), |message| {
-                concerned |=
-                    message.header.port_number != self.own_port && concerns(&message, &devices);
+            each(self.buffer.get(..length).unwrap_or_default(), |frame| {
+                concerned |= frame.port != self.own_port && concerns(&frame.body, &devices);
             });
             if concerned {
                 return Ok(true);
@@ -80,9 +83,11 @@ impl Monitor {
 }
 
 /// Neighbours of other devices come and go all the time, and so do the routes and links of pods.
-fn concerns(message: &NetlinkMessage<Message>, devices: &impl Fn(u32) -> bool) -> bool {
-    let NetlinkPayload::InnerMessage(message) = &message.payload else {
-        return false;
+fn concerns(body: &Body, devices: &impl Fn(u32) -> bool) -> bool {
+    let message = match body {
+        Body::Message(message) => message,
+        Body::Nexthop(nexthop) => return nexthop.protocol == PROTOCOL,
+        Body::End(_) => return false,
     };
     match message {
         Message::NewNeighbour(neighbour) | Message::DelNeighbour(neighbour) => {

@@ -27,30 +27,59 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// `status.addresses` of type InternalIP, then ExternalIP.
     pub addresses: Vec<IpAddr>,
-    /// flannel's annotations.
+    /// What its annotations say of its ends of the tunnel.
+    pub said: Said,
+    /// The annotations themselves; [`Peers`] keeps those of this node only, for texts take more room than all the rest.
     pub annotations: Arc<Annotations>,
+}
+
+impl Node {
+    /// A node whose annotations have these names and are about this VNI.
+    pub fn new(
+        name: Arc<str>,
+        mut pod_cidrs: Vec<IpNet>,
+        mut addresses: Vec<IpAddr>,
+        annotations: Arc<Annotations>,
+        (names, vni): (&Names, u32),
+    ) -> Node {
+        pod_cidrs.shrink_to_fit();
+        addresses.shrink_to_fit();
+        Node {
+            name,
+            pod_cidrs,
+            addresses,
+            said: names.read(&annotations, vni),
+            annotations,
+        }
+    }
+
+    fn makes_sense(&self) -> bool {
+        matches!(self.said, Said::Vteps(_))
+    }
 }
 
 /// All nodes, this one included.
 ///
 /// Annotations that stopped making sense (another backend's for a moment, which is how a node makes flannel peers
 /// read it anew; a mark that was removed) do not take the place of those that did.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Peers {
-    names: Names,
-    vni: u32,
+    own: Arc<str>,
+    no_annotations: Arc<Annotations>,
     nodes: BTreeMap<Arc<str>, Node>,
     held: BTreeMap<Arc<str>, Instant>,
     listed: bool,
 }
 
 impl Peers {
-    /// None yet. Annotations have these names and are of this VNI.
-    pub fn new(names: Names, vni: u32) -> Peers {
+    /// None yet; this node has the name `own`.
+    pub fn new(own: Arc<str>) -> Peers {
         Peers {
-            names,
-            vni,
-            ..Peers::default()
+            own,
+            no_annotations: Arc::default(),
+            nodes: BTreeMap::new(),
+            held: BTreeMap::new(),
+            listed: false,
         }
     }
 
@@ -58,10 +87,14 @@ impl Peers {
     pub fn apply(&mut self, mut node: Node) -> bool {
         let was_held = self.held.remove(&node.name).is_some();
         if let Some(known) = self.nodes.get(&node.name)
-            && self.makes_sense(known)
-            && !self.makes_sense(&node)
+            && known.makes_sense()
+            && !node.makes_sense()
         {
+            node.said = known.said.clone();
             node.annotations = known.annotations.clone();
+        }
+        if node.name != self.own {
+            node.annotations = self.no_annotations.clone();
         }
         if self.nodes.get(&node.name) == Some(&node) {
             return was_held;
@@ -70,18 +103,14 @@ impl Peers {
         true
     }
 
-    fn makes_sense(&self, node: &Node) -> bool {
-        matches!(self.names.read(&node.annotations, self.vni), Said::Vteps(_))
-    }
-
     /// A node was deleted, by name.
     pub fn delete(&mut self, name: &str) -> bool {
         self.held.remove(name);
         self.nodes.remove(name).is_some()
     }
 
-    /// A complete list. Nodes that it leaves out are gone, unless they are too many, or `own` is one of them.
-    pub fn reset(&mut self, nodes: Vec<Node>, own: &str, now: Instant) {
+    /// A complete list. Nodes that it leaves out are gone, unless they are too many, or this node is one of them.
+    pub fn reset(&mut self, nodes: Vec<Node>, now: Instant) {
         let new: BTreeMap<Arc<str>, Node> = nodes
             .into_iter()
             .map(|node| (node.name.clone(), node))
@@ -94,7 +123,7 @@ impl Peers {
             .collect();
         let implausible = !self.nodes.is_empty()
             && (gone.len() > ALWAYS_BELIEVED.max(self.nodes.len() / 2)
-                || !new.contains_key(own) && self.nodes.contains_key(own));
+                || !new.contains_key(&self.own) && self.nodes.contains_key(&self.own));
         for name in gone {
             if implausible {
                 self.held.entry(name).or_insert(now);
@@ -153,6 +182,7 @@ mod tests {
             name: name.into(),
             pod_cidrs: Vec::new(),
             addresses: Vec::new(),
+            said: Said::Nothing,
             annotations: Arc::default(),
         }
     }
@@ -163,10 +193,10 @@ mod tests {
 
     #[test]
     fn a_list_that_lost_most_nodes_is_not_believed_until_they_are_deleted_or_long_gone() {
-        let (mut peers, start) = (Peers::default(), Instant::now());
+        let (mut peers, start) = (Peers::new("a".into()), Instant::now());
         let all = ["a", "b", "c", "d", "e", "f"];
-        peers.reset(all.map(node).into(), "a", start);
-        peers.reset(vec![node("a")], "a", start);
+        peers.reset(all.map(node).into(), start);
+        peers.reset(vec![node("a")], start);
         assert_eq!(names(&peers), all);
         assert_eq!(peers.held().count(), 5);
         assert!(peers.delete("b"));
@@ -178,35 +208,38 @@ mod tests {
 
     #[test]
     fn annotations_that_stop_making_sense_leave_the_good_ones_in_force() {
-        let (names, mut peers) = (Names::default(), Peers::new(Names::default(), 1));
-        let good = Arc::new(names.write(1, &[None, None]));
-        peers.apply(Node {
-            annotations: good.clone(),
-            ..node("a")
-        });
-        peers.apply(Node {
-            addresses: vec!["192.0.2.1".parse().unwrap()],
-            ..node("a")
-        });
+        let (names, mut peers) = (Names::default(), Peers::new("own".into()));
+        let told = |addresses: &[&str], annotations| {
+            let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
+            let annotations = Arc::new(annotations);
+            Node::new("a".into(), Vec::new(), addresses, annotations, (&names, 1))
+        };
+        peers.apply(told(&[], names.write(1, &[None, None])));
+        peers.apply(told(&["192.0.2.1"], Annotations::new()));
         let kept = peers.get("a").unwrap();
-        assert_eq!((&kept.annotations, kept.addresses.len()), (&good, 1));
+        assert_eq!(kept.said, Said::Vteps([None, None]));
+        assert_eq!(kept.addresses.len(), 1);
+        assert!(
+            kept.annotations.is_empty(),
+            "only this node's texts are kept"
+        );
     }
 
     #[test]
     fn an_empty_list_and_one_without_this_node_are_not_believed() {
-        let (mut peers, start) = (Peers::default(), Instant::now());
-        peers.reset(["a", "b"].map(node).into(), "a", start);
-        peers.reset(Vec::new(), "a", start);
+        let (mut peers, start) = (Peers::new("a".into()), Instant::now());
+        peers.reset(["a", "b"].map(node).into(), start);
+        peers.reset(Vec::new(), start);
         assert_eq!(names(&peers), ["a", "b"]);
-        peers.reset(vec![node("b")], "a", start);
+        peers.reset(vec![node("b")], start);
         assert_eq!(names(&peers), ["a", "b"]);
     }
 
     #[test]
     fn nodes_that_leave_a_few_at_a_time_are_gone_at_once() {
-        let (mut peers, start) = (Peers::default(), Instant::now());
-        peers.reset(["a", "b", "c", "d"].map(node).into(), "a", start);
-        peers.reset(["a", "b"].map(node).into(), "a", start);
+        let (mut peers, start) = (Peers::new("a".into()), Instant::now());
+        peers.reset(["a", "b", "c", "d"].map(node).into(), start);
+        peers.reset(["a", "b"].map(node).into(), start);
         assert_eq!(names(&peers), ["a", "b"]);
         assert_eq!(peers.held().count(), 0);
     }

@@ -71,6 +71,8 @@ pub struct Tunnel {
     pub neighbours: BTreeMap<IpAddr, Mac>,
     /// Nodes behind the hardware addresses.
     pub fdb: BTreeMap<Mac, IpAddr>,
+    /// Routes through the tunnel name nexthop objects instead of gateways.
+    pub nexthops: bool,
 }
 
 /// A tunnel device as it should be.
@@ -101,6 +103,8 @@ pub enum Way {
     Tunnel(IpAddr),
     /// By the peer itself, which is on the link of this interface.
     Direct(IpAddr, u32),
+    /// Through the tunnel, by the nexthop object of this number. Plans say [`Way::Tunnel`] and [`Tunnel::nexthops`].
+    Nexthop(u32),
     /// Nowhere.
     Blackhole,
 }
@@ -210,6 +214,7 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
             routes: BTreeMap::new(),
             neighbours: BTreeMap::new(),
             fdb: BTreeMap::new(),
+            nexthops: family == Family::Ip && peers.len() > facts.config.nexthops_above,
         };
         if facts.config.blackhole {
             tunnel.routes.insert(pod_cidr, Way::Blackhole);
@@ -378,8 +383,8 @@ fn peers<'a>(
 }
 
 fn end_of(facts: Facts<'_>, node: &Node, family: Family) -> Result<Option<Vtep>, &'static str> {
-    match facts.names.read(&node.annotations, facts.config.vni) {
-        Said::Vteps(vteps) => Ok(*of(&vteps, family)),
+    match &node.said {
+        Said::Vteps(vteps) => Ok(*of(vteps, family)),
         Said::Unusable(reason) => Err(reason),
         Said::Nothing if facts.infer => Ok(node
             .addresses

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::annotations::Names;
+use crate::annotations::{Names, Said};
 use crate::config::Config;
 use crate::mac::Mac;
 use crate::peers::Node;
@@ -58,6 +58,7 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
             format!("192.0.2.{}", 10 + number).parse().unwrap(),
             format!("2001:db8::{}", 10 + number).parse().unwrap(),
         ],
+        said: Said::Nothing,
         annotations: Arc::default(),
     };
     Cluster {

@@ -4,6 +4,7 @@
 
 mod nodes;
 mod outages;
+mod overlay;
 mod rights;
 mod services;
 

@@ -43,7 +43,7 @@ fn portolan_uses_every_right_of_its_role_and_asks_for_no_other() -> Result<()> {
     // After trouble it looks at versions, which is a list.
     plane.stop_api_server()?;
     plane.start_api_server()?;
-    let given = rights_given()?;
+    let given = rights_given(PORTOLAN_RBAC)?;
     wait_for("every right to be used", PATIENCE, || {
         let used = plane.rights_used()?;
         ensure!(used == given, "used: {used:?}, given: {given:?}");
@@ -88,9 +88,9 @@ fn checked_service() -> Value {
     })
 }
 
-/// Every group, resource and verb of the ClusterRole in `deploy/`.
-fn rights_given() -> Result<BTreeSet<Right>> {
-    let documents: Vec<Value> = serde_saphyr::from_multiple(PORTOLAN_RBAC)?;
+/// Every group, resource and verb of the ClusterRole in a file of `deploy/`.
+pub(crate) fn rights_given(manifest: &str) -> Result<BTreeSet<Right>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(manifest)?;
     let role = documents
         .iter()
         .find(|document| document["kind"] == "ClusterRole")

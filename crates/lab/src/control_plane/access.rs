@@ -16,7 +16,7 @@ use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::{BlockOnWorker, ControlPlane, PORTOLAN_RBAC};
+use super::{BlockOnWorker, ControlPlane, PORTOLAN_OVERLAY_RBAC, PORTOLAN_RBAC};
 use crate::node_object;
 use crate::topology::Node;
 
@@ -148,7 +148,18 @@ impl ControlPlane {
     /// A kubeconfig for Portolan with exactly the rights it is shipped with: the ServiceAccount, ClusterRole and
     /// binding of `deploy/` are applied, and a token of that account goes in.
     pub fn kubeconfig_for_portolan(&self) -> Result<PathBuf> {
-        self.kubectl_stdin(&["apply", "-f", "-"], PORTOLAN_RBAC)?;
+        self.kubeconfig_with(&[PORTOLAN_RBAC])
+    }
+
+    /// The same for Portolan with an overlay.
+    pub fn kubeconfig_for_overlay(&self) -> Result<PathBuf> {
+        self.kubeconfig_with(&[PORTOLAN_RBAC, PORTOLAN_OVERLAY_RBAC])
+    }
+
+    fn kubeconfig_with(&self, manifests: &[&str]) -> Result<PathBuf> {
+        for manifest in manifests {
+            self.kubectl_stdin(&["apply", "-f", "-"], manifest)?;
+        }
         let token = self.token("kube-system", "portolan")?;
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);

@@ -129,3 +129,29 @@ fn a_base_chain_stays_whatever_it_is_called() {
         assert_eq!(gone, Leftovers::default());
     });
 }
+
+#[test]
+fn a_chain_that_drops_by_default_is_told_from_others() {
+    in_namespace(|| {
+        load(
+            "table ip filter {
+                chain FORWARD { type filter hook forward priority 0; policy drop; }
+                chain INPUT { type filter hook input priority 0; }
+                chain OTHERS { }
+            }",
+        );
+        let mut foreign = Foreign::open().unwrap();
+        for (chain, drops) in [
+            ("FORWARD", true),
+            ("INPUT", false),
+            ("OTHERS", false),
+            ("NONE", false),
+        ] {
+            assert_eq!(
+                foreign.drops_by_default(Family::Ip, "filter", chain),
+                Ok(drops),
+                "{chain}"
+            );
+        }
+    });
+}

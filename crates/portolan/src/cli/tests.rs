@@ -172,3 +172,28 @@ fn an_empty_address_switches_a_listener_off_and_a_bare_one_keeps_its_port() {
 fn a_folder_of_manifests_and_a_kubeconfig_exclude_each_other() {
     assert!(run(&["--manifests=a", "--kubeconfig=b"]).is_err());
 }
+
+#[test]
+fn arguments_of_flannels_manifests_and_of_its_distributions_are_taken() {
+    let flannels = [
+        "--ip-masq",
+        "--kube-subnet-mgr",
+        "--iptables-forward-rules=false",
+        "--ip-blackhole-route",
+        "--iptables-resync=60",
+        "--kubeconfig-file=/etc/kubeconfig",
+        "--iface=eth0",
+        "--set-node-network-unavailable=false",
+    ];
+    let args = run(&flannels).unwrap();
+    assert!(args.overlay.ip_masq && args.overlay.ip_blackhole_route);
+    assert!(!args.overlay.set_node_network_unavailable);
+    assert_eq!(args.kubeconfig, Some("/etc/kubeconfig".into()));
+    let ignored = [
+        "--kube-subnet-mgr",
+        "--iptables-forward-rules",
+        "--iptables-resync",
+    ];
+    assert_eq!(args.overlay.meaningless.given(), ignored);
+    assert!(run(&["--etcd-endpoints=http://127.0.0.1:2379"]).is_err());
+}

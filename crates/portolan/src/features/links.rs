@@ -67,7 +67,8 @@ pub fn probe() -> [(LinkFeature, Found); 2] {
     ]
 }
 
-fn nexthop_objects() -> Found {
+/// Whether routes can name nexthop objects.
+pub(crate) fn nexthop_objects() -> Found {
     match ask_for_nexthop() {
         Ok(Errno::ENOENT) => Found::Yes,
         Ok(errno) => Found::No(format!("the kernel says {errno}")),

@@ -1,13 +1,16 @@
 //! The overlay's part of the command line: flannel's names where it has one, flags and environment alike.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args, ValueEnum};
 use ipnet::IpNet;
 use vxlan_overlay::annotations::DEFAULT_PREFIX;
-use vxlan_overlay::{Config, Filter, Names, Preferences, Regex, RuleOptions};
+use vxlan_overlay::{Config, Filter, NEXTHOPS_ABOVE, Names, Preferences, Regex, RuleOptions};
+
+/// Where flannel's manifests mount its configuration.
+const NET_CONF: &str = "/etc/kube-flannel/net-conf.json";
 
 /// How packets for pods on other nodes get there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -54,7 +57,8 @@ pub struct OverlayArgs {
     )]
     pub overlay: OverlayKind,
 
-    /// flannel's net-conf.json: ranges, VNI, port, MTU, DirectRouting [default: VNI 1, port 8472]
+    /// flannel's net-conf.json: ranges, VNI, port, MTU, DirectRouting [default: /etc/kube-flannel/net-conf.json if it is
+    /// there, else VNI 1, port 8472]
     #[arg(long, env = "FLANNELD_NET_CONFIG_PATH", value_name = "FILE")]
     pub net_config_path: Option<PathBuf>,
 
@@ -110,6 +114,10 @@ pub struct OverlayArgs {
           require_equals = true, default_value_t = false, default_missing_value = "true")]
     pub ip_blackhole_route: bool,
 
+    /// More IPv4 peers than these are routed to by nexthop objects: plain routes cost quadratic time
+    #[arg(long, value_name = "PEERS", default_value_t = NEXTHOPS_ABOVE)]
+    pub nexthop_objects_above: usize,
+
     /// Frames from unknown nodes, or with a source that their node cannot have: off, monitor (count) or enforce (drop)
     #[arg(long, value_name = "MODE", default_value = "monitor")]
     pub overlay_filter: FilterKind,
@@ -130,13 +138,55 @@ pub struct OverlayArgs {
         default_value = "/run/portolan/overlay-peers.json", value_parser = path_or_none
     )]
     pub overlay_cache: PathBuf,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub meaningless: Meaningless,
+}
+
+/// Flags of flannel's that are taken, so that its arguments can stay, and mean nothing here: Nodes are the only source
+/// of ranges, rules are repaired when they change, masquerading is always fully random.
+#[derive(Clone, Debug, Args)]
+pub struct Meaningless {
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    kube_subnet_mgr: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    ip_masq_fully_random_disable: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    iptables_forward_rules: Option<String>,
+    #[arg(long, hide = true)]
+    iptables_resync: Option<String>,
+    #[arg(long, hide = true)]
+    subnet_lease_renew_margin: Option<String>,
+}
+
+impl Meaningless {
+    /// Names of those that were given.
+    pub fn given(&self) -> Vec<&'static str> {
+        let all = [
+            ("--kube-subnet-mgr", &self.kube_subnet_mgr),
+            (
+                "--ip-masq-fully-random-disable",
+                &self.ip_masq_fully_random_disable,
+            ),
+            ("--iptables-forward-rules", &self.iptables_forward_rules),
+            ("--iptables-resync", &self.iptables_resync),
+            (
+                "--subnet-lease-renew-margin",
+                &self.subnet_lease_renew_margin,
+            ),
+        ];
+        let given = all.into_iter().filter(|(_, value)| value.is_some());
+        given.map(|(name, _)| name).collect()
+    }
 }
 
 impl OverlayArgs {
     /// The overlay's configuration. `cluster` are the pod ranges of `--cluster-cidr`, which stand in where
     /// net-conf.json says nothing.
     pub fn config(&self, cluster: &[IpNet]) -> anyhow::Result<Config> {
-        let mut config = match &self.net_config_path {
+        let usual = Some(Path::new(NET_CONF)).filter(|path| path.exists());
+        let mut config = match self.net_config_path.as_deref().or(usual) {
             Some(path) => {
                 let text =
                     std::fs::read_to_string(path).with_context(|| format!("reading {path:?}"))?;
@@ -146,6 +196,7 @@ impl OverlayArgs {
         };
         config.device.clone_from(&self.overlay_device);
         config.blackhole = self.ip_blackhole_route;
+        config.nexthops_above = self.nexthop_objects_above;
         let of = |v6: bool| {
             cluster
                 .iter()

@@ -1,14 +1,13 @@
 //! Peers as last told, for a restart while no API server answers. The kernel keeps what it has in any case; this is
 //! what lets a daemon heal it that has not heard from the cluster yet.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use vxlan_overlay::Node;
+use vxlan_overlay::{Annotations, Names, Node, Said};
 
 /// More would not be a list of nodes of ours.
 const MAX_SIZE: u64 = 64 << 20;
@@ -18,24 +17,30 @@ struct Entry {
     name: Arc<str>,
     pod_cidrs: Vec<IpNet>,
     addresses: Vec<std::net::IpAddr>,
-    annotations: BTreeMap<Box<str>, Box<str>>,
+    annotations: Annotations,
 }
 
-/// The text of the file.
-pub(super) fn text<'a>(nodes: impl Iterator<Item = &'a Node>) -> anyhow::Result<String> {
+/// The text of the file. What annotations have been understood is written as their node would.
+pub(super) fn text<'a>(
+    nodes: impl Iterator<Item = &'a Node>,
+    (names, vni): (&Names, u32),
+) -> anyhow::Result<String> {
     let entries: Vec<Entry> = nodes
         .map(|node| Entry {
             name: node.name.clone(),
             pod_cidrs: node.pod_cidrs.clone(),
             addresses: node.addresses.clone(),
-            annotations: node.annotations.as_ref().clone(),
+            annotations: match &node.said {
+                Said::Vteps(vteps) if node.annotations.is_empty() => names.write(vni, vteps),
+                _ => node.annotations.as_ref().clone(),
+            },
         })
         .collect();
     Ok(serde_json::to_string(&entries)?)
 }
 
 /// Reads the file; none is no error.
-pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Node>> {
+pub(super) fn read(path: &Path, about: (&Names, u32)) -> anyhow::Result<Vec<Node>> {
     let text = match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Ok(metadata) if metadata.len() > MAX_SIZE => {
@@ -45,11 +50,15 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Node>> {
     };
     let entries: Vec<Entry> =
         serde_json::from_str(&text).with_context(|| format!("decoding {path:?}"))?;
-    let node = |entry: Entry| Node {
-        name: entry.name,
-        pod_cidrs: entry.pod_cidrs,
-        addresses: entry.addresses,
-        annotations: Arc::new(entry.annotations),
+    let node = |entry: Entry| {
+        let annotations = Arc::new(entry.annotations);
+        Node::new(
+            entry.name,
+            entry.pod_cidrs,
+            entry.addresses,
+            annotations,
+            about,
+        )
     };
     Ok(entries.into_iter().map(node).collect())
 }

@@ -46,28 +46,27 @@ pub(super) fn subnet_env(config: &Config, plan: &Plan, masquerade: bool) -> Opti
     Some(text)
 }
 
-/// A configuration list that needs no plugin of flannel's: `bridge`, `host-local` and `portmap`, with the names that
-/// flannel's delegate uses, so that addresses handed out before stay known.
-pub(super) fn cni_conf(config: &Config, plan: &Plan) -> Option<String> {
+/// A configuration list that needs no plugin of flannel's: what flannel's plugin makes of the one that flannel ships,
+/// word for word, so that addresses handed out before stay known. The default route is the `bridge` plugin's to add:
+/// one that stands here as well is added twice, which the kernel refuses.
+pub(super) fn cni_conf(config: &Config, plan: &Plan, masquerade: bool) -> Option<String> {
     let tunnels = || plan.tunnels.iter().flatten();
     let ranges: Vec<Value> = tunnels()
         .map(|tunnel| json!([{ "subnet": tunnel.pod_cidr }]))
         .collect();
     let networks = Family::ALL
         .into_iter()
-        .filter_map(|family| config.network(family));
-    let mut routes: Vec<Value> = networks.map(|network| json!({ "dst": network })).collect();
-    routes.extend(tunnels().map(|tunnel| match tunnel.pod_cidr {
-        IpNet::V4(_) => json!({ "dst": "0.0.0.0/0" }),
-        IpNet::V6(_) => json!({ "dst": "::/0" }),
-    }));
+        .zip(&plan.tunnels)
+        .filter(|(_, tunnel)| tunnel.is_some())
+        .filter_map(|(family, _)| config.network(family));
+    let routes: Vec<Value> = networks.map(|network| json!({ "dst": network })).collect();
     let list = json!({
         "name": "cbr0",
         "cniVersion": "0.3.1",
         "plugins": [
             {
-                "type": "bridge", "bridge": "cni0", "mtu": pod_mtu(plan)?, "isGateway": true,
-                "isDefaultGateway": true, "hairpinMode": true, "ipMasq": false,
+                "type": "bridge", "mtu": pod_mtu(plan)?, "isGateway": true, "isDefaultGateway": true,
+                "hairpinMode": true, "ipMasq": !masquerade,
                 "ipam": { "type": "host-local", "ranges": ranges, "routes": routes },
             },
             { "type": "portmap", "capabilities": { "portMappings": true } },

@@ -1,6 +1,8 @@
 //! Brings the overlay's nftables table in step with the plan, and keeps it there.
 //!
-//! What was committed last is believed until somebody else changes it; then the table is read and repaired.
+//! What was committed last is believed until somebody else changes it; then the table is read and repaired. It is
+//! remembered by the plan it follows from, which is shared: the elements of thousands of peers would take several times
+//! as much.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +13,9 @@ use nft::{
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use vxlan_overlay::TABLE;
+use vxlan_overlay::{Config, Plan, RuleOptions, TABLE, tables};
 
-/// The tables of flannel's nftables mode.
-const FLANNELS: [(Family, &str); 2] = [(Family::Ip, "flannel-ipv4"), (Family::Ip6, "flannel-ipv6")];
+use super::OverlayConfig;
 
 /// How long the listener goes without looking whether it is still wanted.
 const LISTEN: Duration = Duration::from_millis(500);
@@ -22,20 +23,23 @@ const LISTEN: Duration = Duration::from_millis(500);
 /// The table in the kernel.
 pub(super) struct OverlayTable {
     kernel: Kernel,
-    believed: [Option<TableContents>; 2],
+    config: Config,
+    options: RuleOptions,
+    /// The plan that the table of each family was last made for.
+    believed: [Option<Arc<Plan>>; 2],
     changed: Arc<Notify>,
 }
 
 impl OverlayTable {
     /// Opens the kernel, and notifies of foreign changes until cancelled.
     pub(super) fn open(
-        owner: bool,
+        config: &OverlayConfig,
         changed: Arc<Notify>,
         cancel: CancellationToken,
     ) -> Result<Self> {
         let kernel = Kernel::open(KernelConfig {
             table: TABLE.into(),
-            owner,
+            owner: config.own_tables,
         })
         .context("opening the nftables socket")?;
         let mut monitor =
@@ -60,6 +64,8 @@ impl OverlayTable {
             .context("starting the listener")?;
         Ok(OverlayTable {
             kernel,
+            config: config.config.clone(),
+            options: config.rules,
             believed: [None, None],
             changed,
         })
@@ -70,30 +76,23 @@ impl OverlayTable {
         self.believed = [None, None];
     }
 
-    /// Takes away what flannel's nftables mode left behind on this node. To be called when our masquerading stands:
-    /// meanwhile two layers do no harm, only the first to match acts on a connection.
-    pub(super) fn remove_flannels(&self) -> Result<()> {
-        for (family, table) in FLANNELS {
-            let mut kernel = Kernel::open(KernelConfig {
-                table: table.into(),
-                owner: false,
-            })?;
-            if kernel.table_state(family)?.is_some() {
-                let mut transaction = Transaction::new();
-                transaction.push(family, nft::Operation::DeleteTable);
-                kernel.commit(&transaction)?;
-                tracing::info!(table, "removed what flannel left behind");
-            }
+    /// Makes the tables as planned; a family without a tunnel stays as it is. How many steps it took.
+    pub(super) fn sync(&mut self, plan: &Arc<Plan>) -> Result<usize> {
+        if self
+            .believed
+            .iter()
+            .zip(&plan.tunnels)
+            .all(|(believed, tunnel)| {
+                tunnel.is_none() || believed.as_ref().is_some_and(|believed| believed == plan)
+            })
+        {
+            return Ok(0);
         }
-        Ok(())
-    }
-
-    /// Makes the tables as wanted; a family without a wish stays as it is. How many steps it took.
-    pub(super) fn sync(&mut self, wanted: &[Option<TableContents>; 2]) -> Result<usize> {
         let mut steps = 0;
+        let wanted = tables(&self.config, self.options, plan);
         for (family, wanted) in Family::ALL.into_iter().zip(wanted) {
             let Some(wanted) = wanted else { continue };
-            let result = self.sync_one(family, wanted);
+            let result = self.sync_one(family, &wanted, plan);
             if result.is_err() {
                 self.doubt();
                 self.changed.notify_one();
@@ -103,15 +102,20 @@ impl OverlayTable {
         Ok(steps)
     }
 
-    fn sync_one(&mut self, family: Family, wanted: &TableContents) -> Result<usize> {
+    fn sync_one(
+        &mut self,
+        family: Family,
+        wanted: &TableContents,
+        plan: &Arc<Plan>,
+    ) -> Result<usize> {
         let [v4, v6] = &mut self.believed;
         let believed = if family == Family::Ip { v4 } else { v6 };
-        if believed.as_ref() == Some(wanted) {
-            return Ok(0);
-        }
         let mut transaction = Transaction::new();
         let found = match believed.take() {
-            Some(found) => Some(found),
+            Some(before) => {
+                let [v4, v6] = tables(&self.config, self.options, &before);
+                if family == Family::Ip { v4 } else { v6 }
+            }
             None => match self.kernel.adopt(family)? {
                 Adoption::NoTable => None,
                 Adoption::Ours => self.kernel.list(family)?,
@@ -124,8 +128,10 @@ impl OverlayTable {
         transaction
             .operations
             .extend(nft::diff::diff(found.as_ref(), wanted).operations);
-        self.kernel.commit(&transaction)?;
-        *believed = Some(wanted.clone());
+        if !transaction.operations.is_empty() {
+            self.kernel.commit(&transaction)?;
+        }
+        *believed = Some(plan.clone());
         Ok(transaction.operations.len())
     }
 }

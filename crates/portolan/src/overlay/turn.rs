@@ -8,16 +8,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nft::Family;
 use service_model::ObjectEvent;
 use tokio::sync::watch;
 use vxlan_overlay::{
-    Deletions, Facts, HOLD, Kernel, Node, Observed, Operation, Peers, Plan, Problem, Refused,
-    Tunnel, Watched, difference, plan, stale, tables,
+    Deletions, Facts, HOLD, Kernel, Names, Node, Observed, Operation, Peers, Plan, Problem,
+    Refused, Tunnel, Watched, difference, plan, stale,
 };
 
+use super::condition::{Availability, Cause};
 use super::publish::Publication;
 use super::table::OverlayTable;
 use super::{Devices, OverlayConfig, OverlayStatus, Reports, cache, files};
+use crate::memory;
 
 /// Passes of one turn: a device is made in the first, filled in the second, and seen to be right in the third.
 const PASSES: usize = 5;
@@ -39,6 +42,8 @@ pub(super) struct Overlay {
     watched: Watched,
     peers: Peers,
     publication: watch::Sender<Publication>,
+    /// The families whose masquerading is ours.
+    masquerading: watch::Sender<Vec<Family>>,
     reports: Reports,
     devices: Devices,
     /// Since when deletions are held for fear that the list is too short.
@@ -49,10 +54,13 @@ pub(super) struct Overlay {
     pub(super) heard: bool,
     /// Look at the kernel in the next turn; if not, it is believed to be as it was left.
     pub(super) look: bool,
-    /// How it was left, where that is known for sure.
-    left: Option<Observed>,
+    /// How it was left, where that is known for sure: what is below, and the plan that was carried out.
+    left: Option<(Observed, Arc<Plan>)>,
     /// The kernel has been as planned at least once.
     ready: bool,
+    /// Tunnel devices that are there and can be used.
+    usable: usize,
+    availability: Availability,
     retry_at: Option<Instant>,
     /// Turns in a row that did not reach their end.
     failures: u32,
@@ -68,20 +76,22 @@ impl Overlay {
         kernel: Kernel,
         table: OverlayTable,
         publication: watch::Sender<Publication>,
+        masquerading: watch::Sender<Vec<Family>>,
         reports: Reports,
         devices: Devices,
     ) -> Self {
         let watched = Watched {
-            devices: nft::Family::ALL.map(|family| config.config.device_name(family)),
+            devices: Family::ALL.map(|family| config.config.device_name(family)),
             can_reach: config.preferences.can_reach,
         };
         Overlay {
-            peers: Peers::new(config.names.clone(), config.config.vni),
+            peers: Peers::new(config.own.clone()),
             config,
             kernel,
             table,
             watched,
             publication,
+            masquerading,
             reports,
             devices,
             held_since: None,
@@ -90,6 +100,8 @@ impl Overlay {
             look: true,
             left: None,
             ready: false,
+            usable: 0,
+            availability: Availability::default(),
             retry_at: None,
             failures: 0,
             remember_at: None,
@@ -104,7 +116,7 @@ impl Overlay {
         if self.config.cache.as_os_str().is_empty() {
             return;
         }
-        match cache::read(&self.config.cache) {
+        match cache::read(&self.config.cache, self.about()) {
             Ok(nodes) => {
                 for node in nodes {
                     self.peers.apply(node);
@@ -121,15 +133,19 @@ impl Overlay {
     pub(super) fn take(&mut self, event: ObjectEvent<service_model::Node>) -> bool {
         let now = Instant::now();
         let changed = match event {
-            ObjectEvent::Apply(node) => self.peers.apply(known(node)),
+            ObjectEvent::Apply(node) => {
+                let node = self.known(node);
+                self.peers.apply(node)
+            }
             ObjectEvent::Delete(name) => self.peers.delete(&name.name),
             ObjectEvent::Reset { objects, invalid } => {
                 let kept = invalid
                     .iter()
                     .filter_map(|name| self.peers.get(&name.name).cloned());
                 let kept: Vec<Node> = kept.collect();
-                let nodes = objects.into_iter().map(known).chain(kept).collect();
-                self.peers.reset(nodes, &self.config.own, now);
+                let told = objects.into_iter().map(|node| self.known(node));
+                let nodes = told.chain(kept).collect();
+                self.peers.reset(nodes, now);
                 true
             }
         };
@@ -139,10 +155,27 @@ impl Overlay {
         changed
     }
 
+    /// What the annotations of nodes are read by.
+    fn about(&self) -> (&Names, u32) {
+        (&self.config.names, self.config.config.vni)
+    }
+
+    /// A Node as the overlay sees it.
+    fn known(&self, node: service_model::Node) -> Node {
+        let (name, annotations) = (node.name.name, node.annotations);
+        Node::new(
+            name,
+            node.pod_cidrs,
+            node.addresses,
+            annotations,
+            self.about(),
+        )
+    }
+
     /// When to turn at the latest.
     pub(super) fn wake(&self, now: Instant) -> Instant {
         let audit = self.audited + AUDIT;
-        [self.retry_at, self.remember_at]
+        [self.retry_at, self.remember_at, self.availability.due()]
             .into_iter()
             .flatten()
             .fold(audit, Instant::min)
@@ -188,6 +221,9 @@ impl Overlay {
             self.write_files(&plan);
         }
         if complete && !self.ready {
+            if self.peers.nodes().count() >= memory::LARGE {
+                memory::give_back_soon();
+            }
             tracing::info!(
                 peers = plan.peers.iter().map(|p| p.len()).max(),
                 "pods of other nodes can be reached"
@@ -195,7 +231,7 @@ impl Overlay {
         }
         self.ready |= complete;
         self.tell(&plan, trouble.as_deref());
-        self.publish(&plan);
+        self.publish(&plan, complete, now);
         let peers = plan
             .peers
             .iter()
@@ -216,10 +252,11 @@ impl Overlay {
     }
 
     /// Observes, plans and carries out until nothing is left to do.
-    fn settle(&mut self, now: Instant, repairing: bool) -> Result<(Plan, Option<String>)> {
+    fn settle(&mut self, now: Instant, repairing: bool) -> Result<(Arc<Plan>, Option<String>)> {
         let mut refused = Vec::new();
         let look = std::mem::replace(&mut self.look, true);
-        let mut known = self.left.take().filter(|_| !look);
+        let left = self.left.take().filter(|_| !look);
+        let mut known = left.and_then(|(below, plan)| below.after(&plan.tunnels));
         let believes = known.is_some();
         for _ in 0..PASSES {
             let observed = match known.take() {
@@ -230,7 +267,7 @@ impl Overlay {
             self.watch(&observed, &plan);
             let (steps, trouble) = self.steps(&plan, &observed, now);
             if steps.is_empty() {
-                self.left = self.cleaned.then_some(observed);
+                self.left = self.cleaned.then(|| (observed.below(), plan.clone()));
                 return Ok((plan, trouble.or_else(|| refused.first().map(describe))));
             }
             let started = Instant::now();
@@ -250,7 +287,9 @@ impl Overlay {
             );
             tracing::debug!(?steps, "carried out");
             if refused.is_empty() && self.cleaned && trouble.is_none() {
-                self.left = observed.after(&plan.tunnels);
+                // A device that was made has a number that is not known yet.
+                let made = |step: &Operation| matches!(step, Operation::CreateDevice(_));
+                self.left = (!steps.iter().any(made)).then(|| (observed.below(), plan.clone()));
                 if self.left.is_some() && believes {
                     return Ok((plan, None));
                 }
@@ -265,27 +304,34 @@ impl Overlay {
 
     /// The table follows the plan once the list of peers is complete: a filter that does not know all would drop
     /// what is right.
-    fn sync_table(&mut self, plan: &Plan) -> Result<()> {
+    fn sync_table(&mut self, plan: &Arc<Plan>) -> Result<()> {
         if !self.peers.is_listed() {
             return Ok(());
         }
-        let wanted = tables(&self.config.config, self.config.rules, plan);
         let steps = self
             .table
-            .sync(&wanted)
+            .sync(plan)
             .context("writing the overlay's nftables table")?;
         if steps > 0 {
             tracing::info!(steps, "changed the overlay's table");
-            if self.config.rules.masquerade {
-                self.table
-                    .remove_flannels()
-                    .context("removing flannel's tables")?;
-            }
+        }
+        if self.config.rules.masquerade {
+            let families = Family::ALL.into_iter().zip(&plan.tunnels);
+            let stand: Vec<Family> = families
+                .filter(|(_, tunnel)| tunnel.is_some())
+                .map(|(family, _)| family)
+                .collect();
+            self.masquerading.send_if_modified(|old| {
+                let changed = *old != stand;
+                *old = stand;
+                changed
+            });
         }
         Ok(())
     }
 
-    fn plan(&self, observed: &Observed) -> Plan {
+    /// The plan for what is observed; the last one where it is the same, so that there is one of it.
+    fn plan(&self, observed: &Observed) -> Arc<Plan> {
         let [v4, v6] = &observed.tunnels;
         let facts = Facts {
             config: &self.config.config,
@@ -296,7 +342,11 @@ impl Overlay {
             found: [v4, v6].map(|tunnel| tunnel.device.as_ref().map(|device| device.mac)),
             surroundings: &observed.surroundings,
         };
-        plan(facts, self.peers.nodes())
+        let (new, last) = (plan(facts, self.peers.nodes()), self.reports.status.load());
+        if last.plan.as_ref() == &new {
+            return last.plan.clone();
+        }
+        Arc::new(new)
     }
 
     /// The steps of both families, and what cannot be done.
@@ -308,10 +358,14 @@ impl Overlay {
     ) -> (Vec<Operation>, Option<String>) {
         let (mut steps, mut trouble) = (Vec::new(), None);
         let deletions = self.deletions(plan, observed, now);
+        self.usable = 0;
         for (wanted, found) in plan.tunnels.iter().zip(&observed.tunnels) {
             let Some(wanted) = wanted else { continue };
             match difference(wanted, found, deletions) {
-                Ok(more) => steps.extend(more),
+                Ok(more) => {
+                    self.usable += usize::from(found.device.is_some());
+                    steps.extend(more);
+                }
                 Err(mismatch) => trouble = Some(format!("{}: {mismatch}", wanted.device.name)),
             }
         }
@@ -392,7 +446,9 @@ impl Overlay {
     }
 
     /// What the Node should say and does not.
-    fn publish(&self, plan: &Plan) {
+    fn publish(&mut self, plan: &Plan, complete: bool, now: Instant) {
+        let cause = Cause::of(plan, self.usable).filter(|_| self.peers.is_listed());
+        let verdict = self.availability.judge(complete, cause, now);
         let Some(own) = self.peers.get(&self.config.own) else {
             return;
         };
@@ -402,14 +458,14 @@ impl Overlay {
                 public_ip: tunnel.published,
             })
         });
-        if ends.iter().all(Option::is_none) {
-            return;
-        }
-        let mut annotations = self.config.names.write(self.config.config.vni, &ends);
+        let mut annotations = match ends.iter().any(Option::is_some) {
+            true => self.config.names.write(self.config.config.vni, &ends),
+            false => Default::default(),
+        };
         annotations.retain(|name, value| own.annotations.get(name) != Some(value));
         let wish = Publication {
             annotations,
-            ready: self.ready,
+            verdict,
         };
         self.publication.send_if_modified(|old| {
             let changed = *old != wish;
@@ -434,7 +490,8 @@ impl Overlay {
             files::subnet_env(&self.config.config, plan, self.config.rules.masquerade),
         );
         if let Some(path) = &self.config.cni_conf {
-            write(path, files::cni_conf(&self.config.config, plan));
+            let masquerade = self.config.rules.masquerade;
+            write(path, files::cni_conf(&self.config.config, plan, masquerade));
         }
     }
 
@@ -442,7 +499,7 @@ impl Overlay {
         if self.config.cache.as_os_str().is_empty() || !self.peers.is_listed() {
             return;
         }
-        let written = cache::text(self.peers.nodes())
+        let written = cache::text(self.peers.nodes(), self.about())
             .and_then(|text| files::replace(&self.config.cache, &text).context("writing"));
         if let Err(error) = written {
             tracing::warn!(
@@ -450,16 +507,6 @@ impl Overlay {
                 "peers could not be remembered"
             );
         }
-    }
-}
-
-/// A Node as the overlay sees it.
-fn known(node: service_model::Node) -> Node {
-    Node {
-        name: node.name.name,
-        pod_cidrs: node.pod_cidrs,
-        addresses: node.addresses,
-        annotations: node.annotations,
     }
 }
 

@@ -1,7 +1,7 @@
-//! kube-proxy's chains in iptables' legacy variant, which only iptables' own programs can change.
+//! A program's chains in iptables' legacy variant, which only iptables' own programs can change.
 //!
 //! Owns the reading of what `iptables-save` prints and the making of what `iptables-restore` takes: one restoration for
-//! each table, which the kernel carries out whole or not at all. Rules of base chains that lead to kube-proxy's chains
+//! each table, which the kernel carries out whole or not at all. Rules of base chains that lead to the chains that go
 //! are given back to the program that printed them, word for word; nothing else of the text is used but chain names.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,57 +11,61 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::{IPTABLES, Report, is_kube_proxys};
+use nft::Family;
+
+use super::chains::{FORWARD, Removed, Theirs};
 
 /// Where the kernel says which legacy tables this network namespace has, and the programs for them: a name that is the
 /// legacy variant's alone, and one that may be either's.
-const FAMILIES: [(&str, [&str; 2]); 2] = [
-    (
-        "/proc/thread-self/net/ip_tables_names",
-        ["iptables-legacy", "iptables"],
-    ),
-    (
-        "/proc/thread-self/net/ip6_tables_names",
-        ["ip6tables-legacy", "ip6tables"],
-    ),
-];
+const fn names_and_programs(family: Family) -> (&'static str, [&'static str; 2]) {
+    match family {
+        Family::Ip => (
+            "/proc/thread-self/net/ip_tables_names",
+            ["iptables-legacy", "iptables"],
+        ),
+        Family::Ip6 => (
+            "/proc/thread-self/net/ip6_tables_names",
+            ["ip6tables-legacy", "ip6tables"],
+        ),
+    }
+}
 
 /// Removes them, if there are any.
-pub(super) fn remove(report: &mut Report) {
-    for (names, programs) in FAMILIES {
-        let Ok(names) = std::fs::read_to_string(names) else {
-            continue;
-        };
-        let tables = IPTABLES
-            .into_iter()
-            .filter(|table| names.lines().any(|name| name == *table));
-        for table in tables {
-            match remove_table(&programs, table) {
-                Ok(Some(removal)) => {
-                    report.legacy_chains += removal.chains;
-                    report.kept.extend(removal.kept);
-                }
-                Ok(None) => {}
-                Err(error) => report
-                    .failures
-                    .push(format!("legacy table {table}: {error:#}")),
+pub(super) fn remove(theirs: &Theirs, family: Family, removed: &mut Removed) {
+    let (names, programs) = names_and_programs(family);
+    let Ok(names) = std::fs::read_to_string(names) else {
+        return;
+    };
+    let tables = theirs
+        .tables
+        .iter()
+        .filter(|table| names.lines().any(|name| name == **table));
+    for table in tables {
+        match remove_table(theirs, &programs, table) {
+            Ok(removal) => {
+                removed.legacy_chains += removal.chains;
+                removed.kept.extend(removal.kept);
+                removed.permitting |= removal.permitting;
             }
+            Err(error) => removed
+                .failures
+                .push(format!("legacy table {table}: {error:#}")),
         }
     }
 }
 
-fn remove_table(programs: &[&str], table: &str) -> Result<Option<Removal>> {
+fn remove_table(theirs: &Theirs, programs: &[&str], table: &str) -> Result<Removal> {
     let Some(program) = programs.iter().find(|program| is_legacy(program)) else {
         bail!("{} is not here to look into it", programs.join(" or "));
     };
     let saved = run(&format!("{program}-save"), &["-t", table], "")?;
-    let removal = removal(table, &saved);
+    let removal = removal(theirs, table, &saved);
     if removal.chains == 0 {
-        return Ok(Some(removal));
+        return Ok(removal);
     }
     let restore = ["-w", "5", "--noflush", "--counters"];
     run(&format!("{program}-restore"), &restore, &removal.text)?;
-    Ok(Some(removal))
+    Ok(removal)
 }
 
 /// Whether the program is there and of the legacy variant; before 1.8 there was no other.
@@ -101,25 +105,28 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// What takes kube-proxy's chains out of one table.
+/// What takes a program's chains out of one table.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Removal {
     /// For `iptables-restore --noflush`.
     text: String,
     chains: usize,
     kept: BTreeSet<String>,
+    permitting: bool,
 }
 
 /// Plans the removal from what `iptables-save -t TABLE` printed.
-fn removal(table: &str, saved: &str) -> Removal {
+fn removal(theirs: &Theirs, table: &str, saved: &str) -> Removal {
     let mut chains = BTreeMap::new();
     let mut jumps = Vec::new();
+    let mut drops = false;
     for line in saved.lines() {
         if let Some(chain) = line.strip_prefix(':') {
             // `:NAME POLICY [PACKETS:BYTES]`; a chain of one's own has no policy.
             let mut words = chain.split(' ');
             if let (Some(name), Some(policy)) = (words.next(), words.next()) {
                 chains.insert(name.to_owned(), policy != "-");
+                drops |= name == FORWARD && policy == "DROP";
             }
         } else if let Some((from, rule)) = rule(line)
             && let Some(to) = target(rule)
@@ -128,7 +135,7 @@ fn removal(table: &str, saved: &str) -> Removal {
         }
     }
     let named: Vec<(&str, &str)> = jumps.iter().map(|(from, to, _)| (*from, *to)).collect();
-    let leftovers = nft::leftovers(&chains, &named, |chain| is_kube_proxys(table, chain));
+    let leftovers = nft::leftovers(&chains, &named, |chain| theirs.goes(table, chain, drops));
     let mut text = format!("*{table}\n");
     // Writing to a String does not fail.
     for chain in &leftovers.chains {
@@ -147,6 +154,7 @@ fn removal(table: &str, saved: &str) -> Removal {
         text,
         chains: leftovers.chains.len(),
         kept: leftovers.kept,
+        permitting: chains.keys().any(|chain| theirs.stays(chain, drops)),
     }
 }
 
@@ -181,6 +189,7 @@ fn target(rule: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::takeover::CHAINS;
 
     #[test]
     fn chains_are_flushed_unlinked_and_deleted_and_others_left_alone() {
@@ -210,7 +219,7 @@ COMMIT
 -X KUBE-SVC-A
 COMMIT
 "#;
-        let removal = removal("nat", saved);
+        let removal = removal(&CHAINS, "nat", saved);
         assert_eq!(removal.text, expected);
         assert_eq!(removal.chains, 2);
         assert_eq!(removal.kept, ["KUBE-MARK-MASQ".to_owned()].into());
@@ -219,7 +228,7 @@ COMMIT
     #[test]
     fn a_table_without_kube_proxys_chains_is_not_touched() {
         let saved = "*filter\n:INPUT DROP [0:0]\n:KUBE-FIREWALL - [0:0]\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n";
-        assert_eq!(removal("filter", saved).chains, 0);
-        assert_eq!(removal("filter", "").chains, 0);
+        assert_eq!(removal(&CHAINS, "filter", saved).chains, 0);
+        assert_eq!(removal(&CHAINS, "filter", "").chains, 0);
     }
 }

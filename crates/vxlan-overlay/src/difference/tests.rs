@@ -23,7 +23,10 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
                     local: Some(device.local),
                     learning: false,
                 };
-                *found = ObservedTunnel::default();
+                *found = ObservedTunnel {
+                    foreign_nexthops: std::mem::take(&mut found.foreign_nexthops),
+                    ..ObservedTunnel::default()
+                };
                 found.device = Some(ObservedDevice {
                     index: 9,
                     up: false,
@@ -55,6 +58,18 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
                 found.fdb.insert((mac, node));
             }
             Operation::DeleteForwarding(_, mac, node) => assert!(found.fdb.remove(&(mac, node))),
+            Operation::MakeNexthop(_, id) => {
+                assert!(!found.foreign_nexthops.contains(&id), "somebody else's");
+                assert!(found.nexthops.insert(id));
+            }
+            Operation::DeleteNexthop(_, id) => {
+                assert!(found.nexthops.remove(&id));
+                let names_it = |route: &ObservedRoute| route.way == Some(Way::Nexthop(id));
+                assert!(
+                    !found.routes.iter().any(names_it),
+                    "a route would go with it"
+                );
+            }
             Operation::PutRoute(_, destination, way) => {
                 assert!(
                     found.device.as_ref().unwrap().up,
@@ -65,6 +80,9 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
                         found.neighbours.contains_key(&gateway),
                         "a route before its neighbour"
                     );
+                }
+                if let Way::Nexthop(id) = way {
+                    assert!(found.nexthops.contains(&id), "a route before its nexthop");
                 }
                 let new = route(destination, way);
                 found
@@ -171,19 +189,50 @@ fn another_vni_port_or_kind_is_refused_and_nothing_else_is() {
     }
 }
 
+#[test]
+fn above_the_number_ipv4_routes_name_nexthops_and_one_that_is_taken_is_left_alone() {
+    let mut cluster = cluster(5);
+    cluster.config.nexthops_above = 3;
+    let wanted = tunnel(&cluster, Family::Ip);
+    let taken = u32::from_be_bytes([10, 244, 2, 0]);
+    let mut found = ObservedTunnel {
+        foreign_nexthops: BTreeSet::from([taken]),
+        ..ObservedTunnel::default()
+    };
+    settle(&wanted, &mut found);
+    let plain = |route: &&ObservedRoute| matches!(route.way, Some(Way::Tunnel(_)));
+    assert_eq!((found.nexthops.len(), found.routes.len()), (3, 4));
+    assert_eq!(found.routes.iter().filter(plain).count(), 1);
+    // Back below: plain routes first, then the objects go.
+    cluster.config.nexthops_above = 4;
+    settle(&tunnel(&cluster, Family::Ip), &mut found);
+    assert!(found.nexthops.is_empty() && found.routes.iter().all(|route| plain(&route)));
+    cluster.config.nexthops_above = 0;
+    assert!(!tunnel(&cluster, Family::Ip6).nexthops);
+}
+
 proptest! {
     /// Whatever two clusters and whatever was broken in between, the steps lead from one to the other.
     #[test]
     fn any_state_settles_to_any_plan(
-        before in 1u8..12, after in 1u8..12, broken in any::<[bool; 8]>(), direct: bool, blackhole: bool, family in 0usize..2,
+        before in 1u8..12, after in 1u8..12, broken in any::<[bool; 9]>(), direct: bool, blackhole: bool, family in 0usize..2,
+        above in any::<[u8; 2]>(), foreign in prop::collection::btree_set(0u8..12, 0..4),
     ) {
         let family = Family::ALL[family];
-        let mut target = cluster(after);
+        let (mut target, mut earlier) = (cluster(after), cluster(before));
         (target.config.direct_routing, target.config.blackhole) = (direct, blackhole);
         target.nodes.reverse();
-        let mut found = settled(&tunnel(&cluster(before), family));
+        (target.config.nexthops_above, earlier.config.nexthops_above) = (above[0] as usize % 12, above[1] as usize % 12);
+        let mut found = ObservedTunnel {
+            foreign_nexthops: foreign.iter().map(|n| u32::from_be_bytes([10, 244, *n, 0])).collect(),
+            ..ObservedTunnel::default()
+        };
+        settle(&tunnel(&earlier, family), &mut found);
         let device = found.device.as_mut().unwrap();
-        if broken[0] { (device.up, found.routes, found.neighbours) = (false, BTreeSet::new(), BTreeMap::new()) }
+        if broken[0] {
+            (device.up, found.routes, found.neighbours) = (false, BTreeSet::new(), BTreeMap::new());
+            found.nexthops.clear();
+        }
         if broken[1] { (device.mac, found.neighbours) = (Mac([2, 0, 0, 0, 0, 9]), BTreeMap::new()) }
         if broken[2] { device.mtu = 1000 }
         if broken[3] { device.vxlan.as_mut().unwrap().local = None }
@@ -191,6 +240,10 @@ proptest! {
         if broken[5] { (found.addresses, found.routes) = (BTreeSet::new(), BTreeSet::new()) }
         if broken[6] { found.fdb = found.fdb.iter().map(|(mac, _)| (*mac, "203.0.113.1".parse().unwrap())).collect() }
         if broken[7] { found.device = None }
+        if broken[8] {
+            found.nexthops.clear();
+            found.routes.retain(|route| !matches!(route.way, Some(Way::Nexthop(_))));
+        }
         settle(&tunnel(&target, family), &mut found);
     }
 }

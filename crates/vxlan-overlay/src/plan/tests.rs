@@ -38,7 +38,7 @@ fn an_annotated_peer_goes_by_what_it_says_and_one_without_counts_only_where_it_i
         mac: "12:c6:65:89:b4:e3".parse().unwrap(),
         public_ip: "198.51.100.9".parse().unwrap(),
     };
-    cluster.nodes[1].annotations = Arc::new(Names::default().write(1, &[Some(vtep), None]));
+    cluster.nodes[1].said = Said::Vteps([Some(vtep), None]);
     let plan = planned(&cluster);
     assert_eq!(v4(&plan).fdb[&vtep.mac], vtep.public_ip);
     assert_eq!(plan.tunnels[1].as_ref().unwrap().routes.len(), 1);

@@ -1,0 +1,191 @@
+//! What packets between pods of two nodes pay: throughput of one TCP stream and round trips, through the overlay with
+//! all its rules, and through a VXLAN device made by hand between nodes of the same kind, in turn.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Host, Lab, Manifests, Node, Pod, node_object, wait_until};
+
+use crate::{Report, Row, Samples, microseconds};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const PORT: u16 = 9000;
+/// Of one stream.
+const STREAM: Duration = Duration::from_millis(250);
+/// In one round.
+const ROUND_TRIPS: u32 = 500;
+
+/// Two nodes with a pod each.
+struct Pair {
+    pods: Vec<Pod>,
+    nodes: Vec<Node>,
+    _lab: Lab,
+}
+
+impl Pair {
+    fn new() -> Result<Pair> {
+        let lab = Lab::builder().without_pod_routes().build()?;
+        let nodes = vec![lab.node("node-0")?, lab.node("node-1")?];
+        let pods = nodes
+            .iter()
+            .map(|node| node.pod("pod"))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Pair {
+            pods,
+            nodes,
+            _lab: lab,
+        })
+    }
+
+    /// A device as the overlay's, made by hand.
+    fn by_hand(&self) -> Result<()> {
+        const MACS: [&str; 2] = ["02:00:00:00:00:01", "02:00:00:00:00:02"];
+        for (own, other) in [(0, 1), (1, 0)] {
+            let (node, peer) = (&self.nodes[own], &self.nodes[other]);
+            let (local, remote) = (node.ipv4(), peer.ipv4());
+            let (mac, its_mac) = (MACS[own], MACS[other]);
+            let (range, its_range) = (node.pod_cidr_v4(), peer.pod_cidr_v4());
+            let (first, gateway) = (range.network(), its_range.network());
+            for line in [
+                format!(
+                    "ip link add hand0 address {mac} mtu 1450 type vxlan id 1 dstport 8472 local {local} dev eth0 \
+                     nolearning"
+                ),
+                format!("ip addr add {first}/32 dev hand0"),
+                "ip link set hand0 up".to_owned(),
+                format!("ip neigh add {gateway} lladdr {its_mac} nud permanent dev hand0"),
+                format!("bridge fdb append {its_mac} dev hand0 dst {remote} self permanent"),
+                format!("ip route add {its_range} via {gateway} dev hand0 onlink"),
+            ] {
+                let (program, arguments) = line.split_once(' ').context("no arguments")?;
+                let mut command = node.command(program);
+                command.args(arguments.split_whitespace());
+                let output = node.output(command)?;
+                ensure!(output.status.success(), "{line}: {output:?}");
+            }
+        }
+        Ok(())
+    }
+
+    fn to(&self) -> SocketAddr {
+        SocketAddr::new(self.pods[1].ipv4().into(), PORT)
+    }
+
+    /// Serves both measurements in the second pod, until the process ends.
+    fn serve(&self) -> Result<()> {
+        let address = self.to();
+        let (listener, socket) = self.pods[1].run(move || -> Result<_> {
+            Ok((TcpListener::bind(address)?, UdpSocket::bind(address)?))
+        })??;
+        drop(self.pods[1].thread(move || {
+            let mut buffer = vec![0; 256 << 10];
+            while let Ok((mut stream, _)) = listener.accept() {
+                while matches!(stream.read(&mut buffer), Ok(length) if length > 0) {}
+                let _ = stream.write_all(b"!");
+            }
+        })?);
+        drop(self.pods[1].thread(move || {
+            let mut buffer = [0; 64];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(&buffer[..length], from);
+            }
+        })?);
+        wait_until("the other pod", PATIENCE, || {
+            round_trip(&self.pods[0], address, 1).is_ok()
+        })
+    }
+}
+
+/// Measures in so many rounds.
+pub fn measure(report: &mut Report, program: &Path, rounds: u32) -> Result<()> {
+    let (ours, by_hand) = (Pair::new()?, Pair::new()?);
+    let manifests = Manifests::new()?;
+    for node in &ours.nodes {
+        let file = format!("{}.yaml", node.name());
+        manifests.write_objects(&file, &[node_object(node)])?;
+    }
+    let folder = manifests.path().display().to_string();
+    let flags = ["--ip-masq", "--overlay-filter", "enforce"];
+    let _daemons = ours
+        .nodes
+        .iter()
+        .map(|node| super::start(program, node, &["--manifests", &folder], &flags))
+        .collect::<Result<Vec<_>>>()?;
+    by_hand.by_hand()?;
+    let mut bytes = [Vec::new(), Vec::new()];
+    let mut trips = [Samples::new(), Samples::new()];
+    for pair in [&ours, &by_hand] {
+        pair.serve()?;
+    }
+    for _ in 0..rounds {
+        for (pair, (bytes, trips)) in [&ours, &by_hand]
+            .into_iter()
+            .zip(bytes.iter_mut().zip(&mut trips))
+        {
+            bytes.push(stream(&pair.pods[0], pair.to())?);
+            trips.push(round_trip(&pair.pods[0], pair.to(), ROUND_TRIPS)?);
+        }
+    }
+    let [ours_bytes, hand_bytes] = bytes.map(median);
+    let [ours_trips, hand_trips] = trips.each_ref().map(Samples::median);
+    let gigabits = |bytes: f64| format!("{:.2} Gbit/s", bytes * 8.0 / 1e9);
+    report.row(Row {
+        quantity: "TCP between pods of two nodes, filter and masquerading on".into(),
+        target: ">= 0.97 x by hand".into(),
+        measured: gigabits(ours_bytes),
+        floor: format!("{} by hand", gigabits(hand_bytes)),
+        ratio: format!("{:.3}", ours_bytes / hand_bytes),
+        ..Row::default()
+    });
+    report.row(Row {
+        quantity: "UDP round trip between the same pods".into(),
+        target: "<= 1.03 x by hand".into(),
+        measured: microseconds(ours_trips),
+        floor: format!("{} by hand", microseconds(hand_trips)),
+        ratio: format!("{:.3}", ours_trips.as_secs_f64() / hand_trips.as_secs_f64()),
+        ..Row::default()
+    });
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+/// Bytes a second, acknowledged by the other end.
+fn stream(from: &Host, to: SocketAddr) -> Result<f64> {
+    from.run(move || -> Result<f64> {
+        let mut stream = TcpStream::connect(to)?;
+        let chunk = vec![0; 128 << 10];
+        let (start, mut sent) = (Instant::now(), 0);
+        while start.elapsed() < STREAM {
+            stream.write_all(&chunk)?;
+            sent += chunk.len();
+        }
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut end = [0; 1];
+        stream.read_exact(&mut end)?;
+        Ok(sent as f64 / start.elapsed().as_secs_f64())
+    })?
+}
+
+/// The mean of so many round trips.
+fn round_trip(from: &Host, to: SocketAddr, count: u32) -> Result<Duration> {
+    from.run(move || -> Result<Duration> {
+        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let (start, mut buffer) = (Instant::now(), [0; 64]);
+        for _ in 0..count {
+            socket.send(b"round trip")?;
+            if socket.recv(&mut buffer)? == 0 {
+                bail!("an empty answer");
+            }
+        }
+        Ok(start.elapsed() / count)
+    })?
+}

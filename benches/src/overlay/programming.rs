@@ -1,0 +1,244 @@
+//! From nodes to kernel: all peers from nothing, an audit that finds nothing to do, one changed node.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nft::{Backend, Family, KernelConfig, TableContents};
+use vxlan_overlay::{
+    Config, Deletions, Facts, Filter, Kernel, Names, Node, Observed, Operation, Plan, Preferences,
+    RuleOptions, Said, TABLE, Watched, difference, plan, tables,
+};
+
+use crate::{Report, Row, Samples, milliseconds};
+
+/// Changes of one node that are measured.
+const CHANGES: u32 = 50;
+const RULES: RuleOptions = RuleOptions {
+    masquerade: true,
+    filter: Filter::Enforce,
+};
+
+/// Measures with so many peers.
+pub fn measure(report: &mut Report, peers: u32, target: &str) -> Result<()> {
+    let rows = std::thread::spawn(move || -> Result<Measured> {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+            .context("a namespace needs root")?;
+        run(peers)
+    });
+    let measured = rows
+        .join()
+        .map_err(|_| anyhow::anyhow!("a run panicked"))??;
+    let mut row = |quantity: String, target: &str, value: String| {
+        report.row(Row {
+            quantity,
+            target: target.into(),
+            measured: value,
+            ..Row::default()
+        });
+    };
+    row(
+        format!(
+            "{peers} peers, both families: {} steps over rtnetlink, from nothing",
+            measured.steps
+        ),
+        target,
+        milliseconds(measured.programmed),
+    );
+    row(
+        format!("{peers} peers: nftables tables, from nothing"),
+        "",
+        milliseconds(measured.tables),
+    );
+    row(
+        format!("{peers} peers: an audit that finds nothing to do"),
+        "",
+        milliseconds(measured.audited),
+    );
+    let spread = |samples: &Samples| {
+        let (median, p99) = (samples.median(), samples.p99());
+        format!("{}, p99 {}", milliseconds(median), milliseconds(p99))
+    };
+    row(
+        format!("{peers} peers: one node's new address, in the kernel"),
+        "< 1 ms",
+        spread(&measured.one_in_kernel),
+    );
+    row(
+        format!("{peers} peers: of which nftables"),
+        "",
+        spread(&measured.one_in_table),
+    );
+    row(
+        format!("{peers} peers: planning and comparing for it"),
+        "",
+        spread(&measured.one_planned),
+    );
+    Ok(())
+}
+
+struct Measured {
+    steps: usize,
+    programmed: Duration,
+    tables: Duration,
+    audited: Duration,
+    one_in_kernel: Samples,
+    one_in_table: Samples,
+    one_planned: Samples,
+}
+
+fn run(peers: u32) -> Result<Measured> {
+    for line in [
+        "link set lo up",
+        "link add eth0 type bridge",
+        "addr add 192.0.2.1/24 dev eth0",
+        "addr add 2001:db8::1/64 dev eth0 nodad",
+        "link set eth0 up",
+    ] {
+        let status = Command::new("ip").args(line.split(' ')).status()?;
+        ensure!(status.success(), "ip {line}");
+    }
+    let config = Config::default();
+    let mut nodes: Vec<Node> = (0..=peers).map(node).collect();
+    let mut kernel = Kernel::open()?;
+    let mut table = nft::Kernel::open(KernelConfig {
+        table: TABLE.into(),
+        owner: true,
+    })?;
+    let watched = Watched {
+        devices: Family::ALL.map(|family| config.device_name(family)),
+        can_reach: None,
+    };
+    let (programmed, steps) = settle(&mut kernel, &watched, &config, &nodes)?;
+    let (audited, nothing) = settle(&mut kernel, &watched, &config, &nodes)?;
+    ensure!(nothing == 0, "an audit found {nothing} steps to do");
+
+    let mut observed = kernel.observe(&watched)?;
+    let mut before = tables(&config, RULES, &planned(&config, &nodes, &observed));
+    let start = Instant::now();
+    commit(&mut table, &[None, None], &before)?;
+    let loaded = start.elapsed();
+
+    let (mut in_kernel, mut in_table, mut planning) =
+        (Samples::new(), Samples::new(), Samples::new());
+    for round in 0..CHANGES {
+        nodes[1].addresses = vec![
+            format!("198.51.100.{round}").parse()?,
+            format!("2001:db8:2::{round}").parse()?,
+        ];
+        // What the daemon does when it knows how it left the kernel.
+        let start = Instant::now();
+        let plan = planned(&config, &nodes, &observed);
+        let steps = steps_of(&plan, &observed)?;
+        let wanted = tables(&config, RULES, &plan);
+        let planned = start.elapsed();
+        let start = Instant::now();
+        ensure!(kernel.apply(&steps)?.is_empty(), "refused");
+        let applied = start.elapsed();
+        let start = Instant::now();
+        observed = observed.after(&plan.tunnels).context("no device")?;
+        let compared = start.elapsed();
+        let (differing, committed) = commit(&mut table, &before, &wanted)?;
+        before = wanted;
+        planning.push(planned + compared + differing);
+        in_table.push(committed);
+        in_kernel.push(applied + committed);
+    }
+    Ok(Measured {
+        steps,
+        programmed,
+        tables: loaded,
+        audited,
+        one_in_kernel: in_kernel,
+        one_in_table: in_table,
+        one_planned: planning,
+    })
+}
+
+/// Time for the difference, and time of the kernel.
+fn commit(
+    kernel: &mut nft::Kernel,
+    before: &[Option<TableContents>; 2],
+    wanted: &[Option<TableContents>; 2],
+) -> Result<(Duration, Duration)> {
+    let (mut differing, mut committed) = (Duration::ZERO, Duration::ZERO);
+    for (before, wanted) in before.iter().zip(wanted) {
+        let start = Instant::now();
+        let wanted = wanted.as_ref().context("no table")?;
+        let transaction = nft::diff::diff(before.as_ref(), wanted);
+        differing += start.elapsed();
+        let start = Instant::now();
+        kernel.commit(&transaction)?;
+        committed += start.elapsed();
+    }
+    Ok((differing, committed))
+}
+
+/// Time and steps until nothing is left to do.
+fn settle(
+    kernel: &mut Kernel,
+    watched: &Watched,
+    config: &Config,
+    nodes: &[Node],
+) -> Result<(Duration, usize)> {
+    let (start, mut all) = (Instant::now(), 0);
+    loop {
+        let observed = kernel.observe(watched)?;
+        let steps = steps_of(&planned(config, nodes, &observed), &observed)?;
+        if steps.is_empty() {
+            return Ok((start.elapsed(), all));
+        }
+        let refused = kernel.apply(&steps)?;
+        ensure!(refused.is_empty(), "refused: {:?}", refused.first());
+        all += steps.len();
+    }
+}
+
+fn planned(config: &Config, nodes: &[Node], observed: &Observed) -> Plan {
+    let facts = Facts {
+        config,
+        preferences: &Preferences::default(),
+        names: &Names::default(),
+        own: "node-0",
+        infer: true,
+        found: [None, None],
+        surroundings: &observed.surroundings,
+    };
+    plan(facts, nodes.iter())
+}
+
+fn steps_of(plan: &Plan, observed: &Observed) -> Result<Vec<Operation>> {
+    let mut steps = Vec::new();
+    for (wanted, found) in plan.tunnels.iter().zip(&observed.tunnels) {
+        let wanted = wanted.as_ref().context("no tunnel")?;
+        steps.extend(difference(wanted, found, Deletions::Allowed)?);
+    }
+    Ok(steps)
+}
+
+fn node(number: u32) -> Node {
+    let (high, low) = (number >> 8, number & 255);
+    let address =
+        |v4: String, v6: String| vec![v4.parse(), v6.parse()].into_iter().flatten().collect();
+    let own = number == 0;
+    Node {
+        name: format!("node-{number}").into(),
+        pod_cidrs: [
+            format!("10.{}.{low}.0/24", 128 + high),
+            format!("fd00:244:{number:x}::/64"),
+        ]
+        .iter()
+        .filter_map(|range| range.parse().ok())
+        .collect(),
+        addresses: match own {
+            true => address("192.0.2.1".into(), "2001:db8::1".into()),
+            false => address(
+                format!("172.{}.{high}.{low}", 16),
+                format!("2001:db8:1::{number:x}"),
+            ),
+        },
+        said: Said::Nothing,
+        annotations: Arc::default(),
+    }
+}

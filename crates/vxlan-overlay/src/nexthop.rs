@@ -1,0 +1,127 @@
+//! Nexthop objects of IPv4 (`linux/nexthop.h`, Linux 5.3): a route names one by its number instead of saying gateway and
+//! device itself.
+//!
+//! Thousands of plain routes with a gateway each cost the kernel quadratic time, since it looks for an equal way among
+//! all of a device's; routes by number do not. Numbers are one space for all programs of a network namespace: ours are
+//! the gateway's address, so they follow from the plan, and one that somebody else has is left to them.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::difference::PROTOCOL;
+use crate::frame::number;
+
+pub(crate) const NEW: u16 = 104;
+pub(crate) const DELETE: u16 = 105;
+pub(crate) const GET: u16 = 106;
+
+const ID: u16 = 1;
+const OUT: u16 = 5;
+const GATEWAY: u16 = 6;
+/// `RTNH_F_ONLINK`
+const ONLINK: u32 = 4;
+/// `struct nhmsg`: family, scope, protocol, a reserved byte, flags.
+const HEADER: usize = 8;
+
+/// The number of the nexthop object for a gateway; IPv6 has none, its plain routes cost no more.
+pub(crate) fn id(gateway: IpAddr) -> Option<u32> {
+    match gateway {
+        IpAddr::V4(v4) => Some(v4.to_bits()),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// The gateway that this number stands for among ours.
+pub(crate) fn gateway(id: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(id)
+}
+
+/// A nexthop object as found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Nexthop {
+    pub(crate) id: u32,
+    pub(crate) out: Option<u32>,
+    pub(crate) gateway: Option<Ipv4Addr>,
+    pub(crate) protocol: u8,
+}
+
+impl Nexthop {
+    /// From what follows the netlink header.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Nexthop> {
+        let protocol = *bytes.get(2)?;
+        let (mut id, mut out, mut gateway) = (None, None, None);
+        let mut rest = bytes.get(HEADER..)?;
+        // struct nlattr: length and type, then the value.
+        while let [l0, l1, t0, t1, ..] = *rest {
+            let length = usize::from(u16::from_ne_bytes([l0, l1]));
+            let value = rest.get(4..length)?;
+            match u16::from_ne_bytes([t0, t1]) {
+                ID => id = number(value, 0),
+                OUT => out = number(value, 0),
+                GATEWAY => gateway = <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from),
+                _ => {}
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Some(Nexthop {
+            id: id?,
+            out,
+            gateway,
+            protocol,
+        })
+    }
+
+    /// Whether it is one of ours on this device.
+    pub(crate) fn is_ours(&self, device: u32) -> bool {
+        let named = self.gateway == Some(gateway(self.id));
+        named && self.out == Some(device) && self.protocol == PROTOCOL
+    }
+}
+
+/// What follows the header of a message that makes the nexthop object of this number, through a device.
+pub(crate) fn to_make(device: u32, id: u32) -> Vec<u8> {
+    let mut bytes = vec![nix::libc::AF_INET as u8, 0, PROTOCOL, 0];
+    bytes.extend(ONLINK.to_ne_bytes());
+    put(&mut bytes, ID, id.to_ne_bytes());
+    put(&mut bytes, OUT, device.to_ne_bytes());
+    put(&mut bytes, GATEWAY, gateway(id).octets());
+    bytes
+}
+
+/// What follows the header of a message that deletes it.
+pub(crate) fn to_delete(id: u32) -> Vec<u8> {
+    let mut bytes = to_list();
+    put(&mut bytes, ID, id.to_ne_bytes());
+    bytes
+}
+
+/// What follows the header of a request for all of them, of any family.
+pub(crate) fn to_list() -> Vec<u8> {
+    vec![0; HEADER]
+}
+
+fn put(bytes: &mut Vec<u8>, kind: u16, value: [u8; 4]) {
+    bytes.extend(8u16.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back_and_nonsense_does_not() {
+        let id = id("10.244.7.0".parse().unwrap()).unwrap();
+        let bytes = to_make(9, id);
+        let found = Nexthop::read(&bytes).unwrap();
+        assert_eq!((found.id, found.out), (id, Some(9)));
+        assert_eq!(found.gateway, Some(Ipv4Addr::new(10, 244, 7, 0)));
+        assert!(found.is_ours(9) && !found.is_ours(8));
+        for end in 0..bytes.len() {
+            let cut = Nexthop::read(&bytes[..end]);
+            assert!(cut.is_none_or(|cut| cut != found), "{end}");
+        }
+        // An attribute that says it has no length must not be read for ever.
+        assert_eq!(Nexthop::read(&[0; 16]), None);
+    }
+}

@@ -1,0 +1,191 @@
+//! Options of the overlay, each by what it makes of the node: state of the kernel, packets, files.
+
+use anyhow::{Context, Result, ensure};
+use lab::{Daemon, Protocol, wait_until};
+use portolan_tests::overlay::{OverlayStage, can_run, mac_of, tool};
+use portolan_tests::stage::PATIENCE;
+use serde_json::{Value, json};
+
+/// `cni-conf.json` as flannel's manifests ship it (Documentation/kube-flannel.yml).
+const FLANNELS_CONFLIST: &str = r#"{
+  "name": "cbr0",
+  "cniVersion": "0.3.1",
+  "plugins": [
+    { "type": "flannel", "delegate": { "hairpinMode": true, "isDefaultGateway": true } },
+    { "type": "portmap", "capabilities": { "portMappings": true } }
+  ]
+}"#;
+
+/// What flannel's CNI plugin makes of that with a `subnet.env`: its documented delegate.
+fn delegated(env: &str) -> Result<Value> {
+    let value = |key: &str| {
+        let line = env
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        line.with_context(|| format!("no {key} in {env}"))
+    };
+    let range = |key: &str| -> Result<String> {
+        Ok(value(key)?.parse::<ipnet::IpNet>()?.trunc().to_string())
+    };
+    let mut list: Value = serde_json::from_str(FLANNELS_CONFLIST)?;
+    let mut bridge = list["plugins"][0]["delegate"].clone();
+    bridge["type"] = "bridge".into();
+    bridge["isGateway"] = true.into();
+    bridge["ipMasq"] = (value("FLANNEL_IPMASQ")? != "true").into();
+    bridge["mtu"] = value("FLANNEL_MTU")?.parse::<u32>()?.into();
+    bridge["ipam"] = json!({
+        "type": "host-local",
+        "ranges": [[{ "subnet": range("FLANNEL_SUBNET")? }], [{ "subnet": range("FLANNEL_IPV6_SUBNET")? }]],
+        "routes": [{ "dst": value("FLANNEL_NETWORK")? }, { "dst": value("FLANNEL_IPV6_NETWORK")? }],
+    });
+    list["plugins"][0] = bridge;
+    Ok(list)
+}
+
+#[test]
+fn the_cni_configuration_is_what_flannels_plugin_makes_of_flannels_own() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    for flags in [&["--ip-masq"][..], &[]] {
+        let stage = OverlayStage::new(2)?;
+        let file = stage.file(0, "conflist");
+        let _daemons = stage.start_all(&[flags, &["--cni-conf", &file]].concat())?;
+        // Both nodes write the same file here: the one that counts is the first one's.
+        let _again = stage.start(0, &[flags, &["--cni-conf", &stage.file(0, "own")]].concat())?;
+        wait_until("the file", PATIENCE, || {
+            std::path::Path::new(&stage.file(0, "own")).exists()
+        })?;
+        let ours: Value = serde_json::from_str(&std::fs::read_to_string(stage.file(0, "own"))?)?;
+        let flannels = delegated(&std::fs::read_to_string(stage.file(0, "env"))?)?;
+        ensure!(ours == flannels, "{ours:#} instead of {flannels:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn packets_for_unused_addresses_of_a_node_end_there_and_do_not_bounce_to_the_gateway() -> Result<()>
+{
+    if !can_run() {
+        return Ok(());
+    }
+    for (flags, bounces) in [(&[][..], true), (&["--ip-blackhole-route"], false)] {
+        let stage = OverlayStage::new(2)?;
+        let _daemons = stage.start_all(flags)?;
+        stage.nodes[0].nft_stdin(
+            "table ip watch { counter seen { }; chain forward { type filter hook forward priority 0;
+               iifname \"flannel.1\" oifname \"eth0\" ip daddr 10.244.0.200 counter name seen; }; }",
+        )?;
+        let outcome = stage.pods[1].connect(
+            Protocol::Udp,
+            ("10.244.0.200".parse::<std::net::IpAddr>()?, 9),
+        )?;
+        ensure!(outcome.server().is_none(), "{outcome:?}");
+        let seen = stage.nodes[0].nft(&["list", "counter", "ip", "watch", "seen"])?;
+        ensure!(seen.contains("packets 0") != bounces, "{flags:?}: {seen}");
+        let routes = stage.ip(0, "route show type blackhole")?;
+        ensure!(
+            routes.contains("10.244.0.0/24 proto 112") != bounces,
+            "{routes}"
+        );
+        stage.wait_for_mesh()?;
+    }
+    Ok(())
+}
+
+/// Parent and local address of the first node's device.
+fn outer(stage: &OverlayStage) -> Result<(String, String)> {
+    let link = stage.ip(0, "-d -o link show dev flannel.1")?;
+    let after = |word: &str| {
+        let mut words = link.split_whitespace().skip_while(|w| *w != word);
+        words.nth(1).unwrap_or_default().to_owned()
+    };
+    Ok((after("dev"), after("local")))
+}
+
+#[test]
+fn the_interface_is_chosen_by_pattern_or_by_what_it_reaches_and_changed_in_place() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(2)?;
+    // A second network with the default route, as machines of a well-known kind have: nobody is there.
+    for line in [
+        "link add mgmt0 type bridge",
+        "addr add 10.0.2.15/24 dev mgmt0",
+        "link set mgmt0 up",
+    ] {
+        stage.ip(0, line)?;
+    }
+    let other = stage.nodes[1].ipv4().to_string();
+    let right = ("eth0".to_owned(), stage.nodes[0].ipv4().to_string());
+    let wrong = ("mgmt0".to_owned(), "10.0.2.15".to_owned());
+    let start = |flags: &[&str]| -> Result<Daemon> { stage.start(0, flags) };
+    let _other = stage.start(1, &[])?;
+    let mut number = None;
+    for (flags, expected) in [
+        (["--iface-regex", "^mgmt"], &wrong),
+        (["--iface-regex", "^192\\.168\\.77\\."], &right),
+        (["--iface-can-reach", "10.0.2.99"], &wrong),
+        (["--iface-can-reach", &other], &right),
+        (["--iface", "mgmt0"], &wrong),
+        (["--public-ip", &right.1], &right),
+    ] {
+        let daemon = start(&flags)?;
+        wait_until(
+            &format!("{flags:?} to lead to {expected:?}"),
+            PATIENCE,
+            || outer(&stage).is_ok_and(|found| found == *expected),
+        )?;
+        if expected == &right {
+            stage.wait_for_mesh()?;
+        }
+        let link = stage.ip(0, "-o link show dev flannel.1")?;
+        let this = link.split(':').next().map(str::to_owned);
+        ensure!(
+            number.is_none() || number == this,
+            "the device was made anew: {link}"
+        );
+        number = this;
+        daemon.kill()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_overwritten_public_address_is_published_and_the_local_one_stays() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(2)?;
+    let (api, kubeconfig) = stage.serve_api()?;
+    let public = "192.168.77.160";
+    // What translates addresses in front of a node is the node itself here.
+    stage.ip(1, &format!("addr add {public}/32 dev lo"))?;
+    stage.ip(
+        0,
+        &format!("route add {public} via {}", stage.nodes[1].ipv4()),
+    )?;
+    let mut object = api.node("node-1").context("there is a node-1")?;
+    object["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip-overwrite"] =
+        public.into();
+    api.apply(object)?;
+    let _daemons = (0..2)
+        .map(|n| stage.start_with_api(n, &kubeconfig, &["--overlay-filter", "enforce"]))
+        .collect::<Result<Vec<_>>>()?;
+    stage.wait_for_mesh()?;
+    let node = api.node("node-1").context("there is a node-1")?;
+    let published = &node["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"];
+    ensure!(published == public, "{published}");
+    let mac = mac_of(&stage.nodes[1], "flannel.1")?
+        .map(|byte| format!("{byte:02x}"))
+        .join(":");
+    let fdb = tool(&stage.nodes[0], "bridge", "fdb show dev flannel.1")?;
+    ensure!(fdb.contains(&format!("{mac} dst {public}")), "{fdb}");
+    let link = stage.ip(1, "-d -o link show dev flannel.1")?;
+    ensure!(
+        link.contains(&format!("local {}", stage.nodes[1].ipv4())),
+        "{link}"
+    );
+    Ok(())
+}
