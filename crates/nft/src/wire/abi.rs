@@ -152,6 +152,7 @@ pub(crate) mod element {
     pub(crate) const DATA: u16 = 2;
     pub(crate) const FLAGS: u16 = 3;
     pub(crate) const USERDATA: u16 = 6;
+    pub(crate) const EXPRESSION: u16 = 7;
     /// Last value of a range of several fields (Linux 5.6).
     pub(crate) const KEY_END: u16 = 10;
 
@@ -179,6 +180,11 @@ pub(crate) mod data {
 pub(crate) mod expr {
     pub(crate) const NAME: u16 = 1;
     pub(crate) const DATA: u16 = 2;
+}
+
+/// `enum nft_counter_attributes`
+pub(crate) mod counter {
+    pub(crate) const PACKETS: u16 = 2;
 }
 
 /// `enum nft_payload_attributes` and `enum nft_payload_bases`

@@ -567,7 +567,7 @@ fn write_element(value: &Element, family: Family, out: &mut Writer) {
     }
 }
 
-fn write_bytes(kind: u16, bytes: &Bytes, out: &mut Writer) {
+pub(crate) fn write_bytes(kind: u16, bytes: &Bytes, out: &mut Writer) {
     let start = out.open(kind);
     out.put(abi::data::VALUE, bytes.as_slice());
     out.close(start);
