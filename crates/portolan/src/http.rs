@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 
 use crate::metrics::Metrics;
 use crate::overlay::SharedOverlayStatus;
+use crate::probe::SharedProbeStatus;
 use crate::status::SharedStatus;
 
 mod answers;
@@ -55,6 +56,8 @@ pub struct Sources {
     pub metrics: Arc<Metrics>,
     /// How the overlay is, where there is one.
     pub overlay: Option<SharedOverlayStatus>,
+    /// What the probes of the overlay have found.
+    pub probes: SharedProbeStatus,
 }
 
 /// The running ports. They end when the token given to [`start`] is cancelled.
@@ -210,6 +213,7 @@ fn respond(port: Port, method: &Method, path: &str, sources: &Sources) -> Respon
                     .as_ref()
                     .map(|overlay| overlay.load())
                     .as_deref(),
+                &sources.probes.load(),
             ),
             (Port::Metrics, "/metrics") => Answer::metrics(sources.metrics.encode()),
             (Port::Metrics, "/proxyMode") => Answer::text(StatusCode::OK, "nftables"),

@@ -4,17 +4,15 @@
 //! stream; what the peer says over the host path about packets it has received tells the direction. Pure: asking is
 //! the daemon's. Nothing is alarming before [`ROUNDS_TO_TELL`] rounds in a row agree that something is.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 #[cfg(test)]
 mod tests;
 
 /// So many bad rounds in a row before anything is said: a node that restarts is no alarm.
-pub const ROUNDS_TO_TELL: u32 = 3;
+pub(crate) const ROUNDS_TO_TELL: u32 = 3;
 /// So many good ones before it is taken back.
-pub const ROUNDS_TO_CLEAR: u32 = 2;
+pub(crate) const ROUNDS_TO_CLEAR: u32 = 2;
 
 /// What became of a question.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,11 +154,11 @@ impl Measurement {
         if !self.tunnel.udp.came_back() {
             return self.verdict_without_udp();
         }
-        if self.tunnel.tcp.failed() {
-            return self
-                .corruption()
-                .unwrap_or(Verdict::Partly("TCP connections"));
+        let corruption = self.corruption().filter(|_| self.tunnel.tcp.failed());
+        if let Some(corruption) = corruption {
+            return corruption;
         }
+        // Before TCP, whose larger segments get lost by the same.
         let Sizes { full, forth, back } = self.sizes;
         for (size, forth) in [(forth, true), (back, false)] {
             if let Some(passes) = size.filter(|size| *size < full) {
@@ -171,7 +169,10 @@ impl Measurement {
                 };
             }
         }
-        Verdict::Healthy
+        match self.tunnel.tcp.failed() {
+            true => Verdict::Partly("TCP connections"),
+            false => Verdict::Healthy,
+        }
     }
 
     fn verdict_without_udp(&self) -> Verdict {
@@ -212,7 +213,22 @@ impl Verdict {
         *self == Verdict::Healthy
     }
 
-    /// One word for labels; verdicts with the same one are the same trouble.
+    /// Whether it is worth no new word after that one: what varies from round to round makes no difference.
+    fn resembles(&self, told: &Verdict) -> bool {
+        match (self, told) {
+            (
+                Verdict::Blocked { forth, back, .. },
+                Verdict::Blocked {
+                    forth: told_forth,
+                    back: told_back,
+                    ..
+                },
+            ) => (forth, back) == (told_forth, told_back),
+            _ => self.kind() == told.kind(),
+        }
+    }
+
+    /// One word for labels.
     pub fn kind(&self) -> &'static str {
         match self {
             Verdict::Healthy => "healthy",
@@ -356,8 +372,13 @@ impl Judge {
         if self.bad < ROUNDS_TO_TELL {
             return false;
         }
-        let changed = self.told.as_ref().is_none_or(|told| *told != verdict);
-        self.told = Some(verdict);
-        changed
+        let same = self
+            .told
+            .as_ref()
+            .is_some_and(|told| verdict.resembles(told));
+        if !same {
+            self.told = Some(verdict);
+        }
+        !same
     }
 }

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::metrics;
 use crate::overlay::OverlayStatus;
+use crate::probe::ProbeStatus;
 use crate::status::{Health, Status};
 
 /// A response without its connection.
@@ -84,7 +85,11 @@ fn verdict(healthy: bool, status: &Status, wall: SystemTime) -> Answer {
 }
 
 /// 200 once the first complete view is in the kernel, Services and overlay; before, what is missing.
-pub(super) fn readyz(status: &Status, overlay: Option<&Arc<OverlayStatus>>) -> Answer {
+pub(super) fn readyz(
+    status: &Status,
+    overlay: Option<&Arc<OverlayStatus>>,
+    probes: &ProbeStatus,
+) -> Answer {
     if let Some(overlay) = overlay.filter(|overlay| !overlay.ready) {
         let trouble = overlay.trouble.clone();
         let problems = overlay.plan.problems.iter().map(ToString::to_string);
@@ -93,7 +98,11 @@ pub(super) fn readyz(status: &Status, overlay: Option<&Arc<OverlayStatus>>) -> A
         return Answer::text(StatusCode::SERVICE_UNAVAILABLE, text);
     }
     if status.synced {
-        return Answer::text(StatusCode::OK, "ok\n");
+        // Others' troubles make no node unready: a partition would take all of them.
+        let found = probes.findings.iter().map(|finding| &finding.text);
+        let lines = found.chain(&probes.remedies);
+        let lines: String = lines.map(|text| format!("overlay: {text}\n")).collect();
+        return Answer::text(StatusCode::OK, format!("ok\n{lines}"));
     }
     let missing: Vec<String> = status.waiting_for.iter().map(ToString::to_string).collect();
     let reason = if missing.is_empty() {

@@ -22,6 +22,7 @@ impl Server {
     fn start() -> Server {
         let sources = Sources {
             overlay: None,
+            probes: SharedProbeStatus::default(),
             status: Arc::new(ArcSwap::default()),
             metrics: Arc::new(Metrics::new()),
         };
@@ -220,6 +221,7 @@ fn a_taken_port_is_bound_as_soon_as_it_is_free() {
     let address = taken.local_addr().unwrap();
     let sources = Sources {
         overlay: None,
+        probes: SharedProbeStatus::default(),
         status: Arc::new(ArcSwap::default()),
         metrics: Arc::new(Metrics::new()),
     };
