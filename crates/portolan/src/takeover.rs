@@ -19,7 +19,7 @@
 //! fight is reported; it does no harm to connections, for either set of rules serves them.
 
 pub mod ipvs;
-mod legacy;
+pub(crate) mod legacy;
 
 use std::fmt;
 use std::time::Duration;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Ports, Sources, start};
 use crate::metrics::Metrics;
+use crate::probe::SharedProbeStatus;
 use crate::status::Status;
 
 struct Server {

@@ -1,4 +1,5 @@
-//! kube-proxy's chains in iptables' legacy variant, which only iptables' own programs can change.
+//! iptables' legacy variant, which only iptables' own programs can change: kube-proxy's chains in it, and whether it
+//! forwards anything.
 //!
 //! Owns the reading of what `iptables-save` prints and the making of what `iptables-restore` takes: one restoration for
 //! each table, which the kernel carries out whole or not at all. Rules of base chains that lead to kube-proxy's chains
@@ -25,6 +26,30 @@ const FAMILIES: [(&str, [&str; 2]); 2] = [
         ["ip6tables-legacy", "ip6tables"],
     ),
 ];
+
+/// Tables that this network namespace has, by the program for them. One that holds nothing is there as well, once
+/// somebody has looked into it.
+pub(crate) fn tables() -> Vec<String> {
+    let tables = FAMILIES.into_iter().flat_map(|(names, [program, _])| {
+        let names = std::fs::read_to_string(names).unwrap_or_default();
+        let named = names.lines().map(|name| format!("{program} -t {name}"));
+        named.collect::<Vec<_>>()
+    });
+    tables.collect()
+}
+
+/// Programs whose FORWARD chain drops by default. What cannot be looked into is left out.
+pub(crate) fn dropping_forwarders() -> Vec<&'static str> {
+    let drops = |(names, programs): &(&str, [&'static str; 2])| {
+        let names = std::fs::read_to_string(names).ok()?;
+        names.lines().find(|name| *name == "filter")?;
+        let program = programs.iter().find(|program| is_legacy(program))?;
+        let saved = run(&format!("{program}-save"), &["-t", "filter"], "").ok()?;
+        let forward = saved.lines().any(|line| line.starts_with(":FORWARD DROP"));
+        forward.then_some(*program)
+    };
+    FAMILIES.iter().filter_map(drops).collect()
+}
 
 /// Removes them, if there are any.
 pub(super) fn remove(report: &mut Report) {
