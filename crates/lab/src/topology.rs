@@ -124,12 +124,6 @@ impl Lab {
         }
     }
 
-    /// The machine with the bridge between nodes and clients, to break the network at. The port of the node that was
-    /// added as number n is `node{n}`, a client's `client{n}`.
-    pub fn underlay(&self) -> &Host {
-        &self.underlay
-    }
-
     /// Adds a node to the underlay, with its pod ranges. `name` is free text.
     pub fn node(&self, name: &str) -> Result<Node> {
         let mut nodes = lock(&self.nodes);

@@ -253,7 +253,7 @@ pub struct RenderArgs {
 /// `portolan doctor`
 #[derive(Clone, Debug, Args)]
 pub struct DoctorArgs {
-    /// Print all that is measured between this node and this one [default: one line for each of 32 peers]
+    /// Print all that is measured between this node and this one [default: a line for each of 64 peers]
     #[arg(long, value_name = "NODE")]
     pub to: Option<String>,
 

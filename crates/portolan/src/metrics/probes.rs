@@ -22,6 +22,7 @@ pub struct ProbeMetrics {
     reachable: Gauge,
     unreachable: Gauge,
     troubles: Family<TroubleLabel, Gauge>,
+    alarms: Counter,
     offload_off: Gauge<u64, AtomicU64>,
 }
 
@@ -47,6 +48,7 @@ impl Default for ProbeMetrics {
             reachable: Gauge::default(),
             unreachable: Gauge::default(),
             troubles: Family::default(),
+            alarms: Counter::default(),
             offload_off: Gauge::default(),
         }
     }
@@ -85,6 +87,11 @@ impl ProbeMetrics {
             self.troubles.clone(),
         );
         r.register(
+            "overlay_alarms",
+            "Times that something was found wrong with the way to a peer, or something else than before",
+            self.alarms.clone(),
+        );
+        r.register(
             "overlay_checksum_offload_off",
             "Tunnels whose checksum offload was switched off since it corrupted packets",
             self.offload_off.clone(),
@@ -116,6 +123,11 @@ impl ProbeMetrics {
         if let Some(us) = measured.round_trip {
             self.round_trip.observe(f64::from(us) / 1e6);
         }
+    }
+
+    /// Something was found wrong that was not before.
+    pub fn alarm(&self) {
+        self.alarms.inc();
     }
 
     /// A round is over: peers, failing ones among them, what is wrong with these, and remedies in force.

@@ -19,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use vxlan_overlay::Measurement;
 
+use super::firewall::{notes, untraceable};
 use super::measure::Pair;
 use super::rounds::words;
 use super::{Shared, SharedProbeStatus};
@@ -59,6 +60,8 @@ pub struct Report {
     pub left_out: usize,
     /// What this node has done about what it found.
     pub remedies: Vec<String>,
+    /// What about this node's rules is worth knowing.
+    pub notes: Vec<String>,
 }
 
 /// The way to one peer in one family.
@@ -176,6 +179,10 @@ async fn examine(shared: &Shared, to: Option<&str>) -> Report {
         .buffered(AT_A_TIME)
         .collect()
         .await;
+    if measured.iter().any(|m| !m.verdict().is_healthy()) {
+        report.notes.extend(untraceable());
+    }
+    report.notes.extend(notes().await);
     let mut looks = 0;
     for (pair, measured) in pairs.iter().zip(&mut measured) {
         if looks < LOOKS && !measured.verdict().is_healthy() {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use nft::Family;
@@ -17,23 +18,30 @@ use vxlan_overlay::{Judge, Measurement, Scene, Verdict};
 use super::directory::{Directory, End, Target};
 use super::event::Events;
 use super::measure::Pair;
-use super::{Finding, ProbeStatus, Reports, Shared, remedy};
+use super::{Finding, ProbeStatus, Reports, Shared, firewall, remedy};
 
 /// Peers asked by chance in a round.
 const BY_CHANCE: usize = 3;
 /// Suspicious peers asked in a round.
 const SUSPICIOUS: usize = 16;
+/// Looks for rules in a round.
+const LOOKS: usize = 3;
+/// How often this node's own rules are looked at.
+const NOTE: Duration = Duration::from_secs(300);
 /// Findings that are told as metrics of their own.
 const TOLD: usize = 64;
 
 type Key = (Arc<str>, Family);
 
-/// What is known of peers: of those only that are worth another look.
-#[derive(Default)]
-struct Known {
+/// What is known of peers, of those only that are worth another look, and where it is told.
+struct Rounds {
+    reports: Reports,
+    events: Option<Events>,
     judges: BTreeMap<Key, Judge>,
     findings: BTreeMap<Key, Finding>,
     remedies: BTreeSet<String>,
+    notes: Vec<String>,
+    noted: Option<Instant>,
 }
 
 /// Probes until cancelled.
@@ -43,96 +51,156 @@ pub(super) async fn run(
     events: Option<Events>,
     cancel: CancellationToken,
 ) {
-    let mut known = Known::default();
-    let rounds = async {
+    let mut rounds = Rounds {
+        reports,
+        events,
+        judges: BTreeMap::new(),
+        findings: BTreeMap::new(),
+        remedies: BTreeSet::new(),
+        notes: Vec::new(),
+        noted: None,
+    };
+    let probing = async {
         loop {
-            let interval = shared.config.interval;
             // Not all nodes at the same time.
             let jitter = rand::rng().random_range(0.75..1.25);
-            tokio::time::sleep(interval.mul_f64(jitter)).await;
-            round(&shared, &reports, events.as_ref(), &mut known).await;
+            tokio::time::sleep(shared.config.interval.mul_f64(jitter)).await;
+            rounds.round(&shared).await;
         }
     };
-    cancel.run_until_cancelled(rounds).await;
+    cancel.run_until_cancelled(probing).await;
 }
 
-async fn round(shared: &Shared, reports: &Reports, events: Option<&Events>, known: &mut Known) {
-    let directory = shared.directory();
-    known.forget_the_gone(&directory);
-    let chosen = choose(
-        &directory.targets,
-        &shared.config.own,
-        &known.judges,
-        &mut rand::rng(),
-    );
-    let pairs: Vec<Pair<'_>> = chosen
-        .into_iter()
-        .filter_map(|peer| {
-            let end = directory.end(peer.family)?;
-            Some(Pair { shared, end, peer })
-        })
-        .collect();
-    let measured = join_all(pairs.iter().map(|pair| pair.measure(false))).await;
-    for (pair, measured) in pairs.iter().zip(measured) {
-        reports.metrics.probes.measured(&measured);
-        hear(pair, measured, events, known).await;
+impl Rounds {
+    async fn round(&mut self, shared: &Shared) {
+        if self.noted.is_none_or(|at| at.elapsed() >= NOTE) {
+            self.note().await;
+        }
+        let directory = shared.directory();
+        self.forget_the_gone(&directory);
+        let (targets, own) = (&directory.targets, &shared.config.own);
+        let chosen = choose(targets, own, &self.judges, &mut rand::rng());
+        let pairs: Vec<Pair<'_>> = chosen
+            .into_iter()
+            .filter_map(|peer| {
+                let end = directory.end(peer.family)?;
+                Some(Pair { shared, end, peer })
+            })
+            .collect();
+        let measured = join_all(pairs.iter().map(|pair| pair.measure(false))).await;
+        let mut looks = 0;
+        for (pair, mut measured) in pairs.iter().zip(measured) {
+            self.reports.metrics.probes.measured(&measured);
+            let Some(verdict) = self.hear(pair, &measured) else {
+                continue;
+            };
+            if verdict == (Verdict::Checksum { theirs: false }) && self.remedy(pair).await {
+                continue;
+            }
+            if looks < LOOKS {
+                looks += 1;
+                pair.find_rules(&mut measured).await;
+            }
+            self.alarm(pair, &measured, &verdict);
+        }
+        self.publish(&directory);
     }
-    known.publish(&directory, reports);
-}
 
-/// Takes in what was measured, and tells when that changes what is known.
-async fn hear(
-    pair: &Pair<'_>,
-    mut measured: Measurement,
-    events: Option<&Events>,
-    known: &mut Known,
-) {
-    let peer = pair.peer;
-    let key = (peer.node.clone(), peer.family);
-    let judge = known.judges.entry(key.clone()).or_default();
-    let changed = judge.hear(measured.verdict());
-    let told = judge.told().cloned();
-    if !judge.is_suspicious() {
-        known.judges.remove(&key);
+    /// Looks for what no probe meets: those go from node to node, pods' packets are forwarded.
+    async fn note(&mut self) {
+        self.noted = Some(Instant::now());
+        let notes = firewall::notes().await;
+        for note in notes.iter().filter(|note| !self.notes.contains(note)) {
+            tracing::warn!("{note}");
+        }
+        self.notes = notes;
     }
-    if !changed {
-        return;
-    }
-    let Some(verdict) = told else {
-        if known.findings.remove(&key).is_some() {
-            let text = format!(
-                "pods on {} can be reached again ({})",
-                peer.node, peer.family
-            );
+
+    /// Takes in what was measured. The verdict, if it is a new one and bad.
+    fn hear(&mut self, pair: &Pair<'_>, measured: &Measurement) -> Option<Verdict> {
+        let peer = pair.peer;
+        let key = (peer.node.clone(), peer.family);
+        let judge = self.judges.entry(key.clone()).or_default();
+        let changed = judge.hear(measured.verdict());
+        let told = judge.told().cloned();
+        if !judge.is_suspicious() {
+            self.judges.remove(&key);
+        }
+        if told.is_none() && self.findings.remove(&key).is_some() {
+            let (node, family) = (&peer.node, peer.family);
+            let text = format!("pods on {node} can be reached again ({family})");
             tracing::info!("{text}");
-            tell(events, "OverlayReachable", &text);
+            self.tell("OverlayReachable", &text);
         }
-        return;
-    };
-    if verdict == (Verdict::Checksum { theirs: false }) {
+        told.filter(|_| changed)
+    }
+
+    /// Whether this node could do something about its checksums.
+    async fn remedy(&mut self, pair: &Pair<'_>) -> bool {
         match remedy::switch_off(pair).await {
             Ok(Some(done)) => {
                 tracing::warn!("{done}");
-                tell(events, reason(&verdict), &done);
-                known.remedies.insert(done);
+                self.tell("OverlayChecksum", &done);
+                self.remedies.insert(done);
+                true
             }
-            Ok(None) => {}
+            Ok(None) => false,
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "checksum offload stays on");
+                false
             }
         }
     }
-    pair.find_rules(&mut measured).await;
-    let text = words(pair.shared, pair.end, peer, &measured, &verdict);
-    tracing::warn!("{text} ({})", peer.family);
-    tell(events, reason(&verdict), &text);
-    let finding = Finding {
-        node: peer.node.clone(),
-        family: peer.family,
-        kind: verdict.kind(),
-        text,
-    };
-    known.findings.insert(key, finding);
+
+    fn alarm(&mut self, pair: &Pair<'_>, measured: &Measurement, verdict: &Verdict) {
+        let Pair { shared, end, peer } = pair;
+        let text = words(shared, end, peer, measured, verdict);
+        tracing::warn!("{text} ({})", peer.family);
+        self.tell(reason(verdict), &text);
+        self.reports.metrics.probes.alarm();
+        let finding = Finding {
+            node: peer.node.clone(),
+            family: peer.family,
+            kind: verdict.kind(),
+            text,
+        };
+        self.findings
+            .insert((peer.node.clone(), peer.family), finding);
+    }
+
+    fn tell(&self, reason: &'static str, text: &str) {
+        if let Some(events) = &self.events {
+            events.tell(reason, text);
+        }
+    }
+
+    fn forget_the_gone(&mut self, directory: &Directory) {
+        let there: BTreeSet<Key> = directory
+            .targets
+            .iter()
+            .map(|target| (target.node.clone(), target.family))
+            .collect();
+        self.judges.retain(|key, _| there.contains(key));
+        self.findings.retain(|key, _| there.contains(key));
+    }
+
+    fn publish(&self, directory: &Directory) {
+        let findings: Vec<Finding> = self.findings.values().cloned().collect();
+        let nodes: BTreeSet<&Arc<str>> = directory.targets.iter().map(|t| &t.node).collect();
+        let failing: BTreeSet<&Arc<str>> = findings.iter().map(|f| &f.node).collect();
+        let told = findings.get(..TOLD).unwrap_or(&findings);
+        self.reports.metrics.probes.round(
+            nodes.len(),
+            failing.len(),
+            told,
+            self.remedies.len(),
+        );
+        self.reports.status.store(Arc::new(ProbeStatus {
+            findings,
+            remedies: self.remedies.iter().cloned().collect(),
+            notes: self.notes.clone(),
+        }));
+    }
 }
 
 /// The verdict in words.
@@ -154,12 +222,6 @@ pub(super) fn words(
     scene.tell(verdict)
 }
 
-fn tell(events: Option<&Events>, reason: &'static str, text: &str) {
-    if let Some(events) = events {
-        events.tell(reason, text);
-    }
-}
-
 /// The reason of an event.
 fn reason(verdict: &Verdict) -> &'static str {
     match verdict {
@@ -169,33 +231,6 @@ fn reason(verdict: &Verdict) -> &'static str {
         Verdict::Mtu { .. } => "OverlayMTU",
         Verdict::Checksum { .. } => "OverlayChecksum",
         Verdict::Partly(_) => "OverlayPartlyBlocked",
-    }
-}
-
-impl Known {
-    fn forget_the_gone(&mut self, directory: &Directory) {
-        let there: BTreeSet<Key> = directory
-            .targets
-            .iter()
-            .map(|target| (target.node.clone(), target.family))
-            .collect();
-        self.judges.retain(|key, _| there.contains(key));
-        self.findings.retain(|key, _| there.contains(key));
-    }
-
-    fn publish(&self, directory: &Directory, reports: &Reports) {
-        let findings: Vec<Finding> = self.findings.values().cloned().collect();
-        let nodes: BTreeSet<&Arc<str>> = directory.targets.iter().map(|t| &t.node).collect();
-        let failing: BTreeSet<&Arc<str>> = findings.iter().map(|f| &f.node).collect();
-        let told = findings.get(..TOLD).unwrap_or(&findings);
-        reports
-            .metrics
-            .probes
-            .round(nodes.len(), failing.len(), told, self.remedies.len());
-        reports.status.store(Arc::new(ProbeStatus {
-            findings,
-            remedies: self.remedies.iter().cloned().collect(),
-        }));
     }
 }
 

@@ -32,8 +32,8 @@ fn write(out: &mut String, report: &Report, tables: bool) -> std::fmt::Result {
             writeln!(out)?;
         }
     }
-    for remedy in &report.remedies {
-        writeln!(out, "{node}: {remedy}")?;
+    for line in report.remedies.iter().chain(&report.notes) {
+        writeln!(out, "{node}: {line}")?;
     }
     if report.left_out > 0 {
         writeln!(
