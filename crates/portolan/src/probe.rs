@@ -70,6 +70,8 @@ pub struct ProbeStatus {
     pub findings: Vec<Finding>,
     /// What was done about it on this node.
     pub remedies: Vec<String>,
+    /// What of this node's rules keeps pods from each other though nodes reach each other.
+    pub notes: Vec<String>,
 }
 
 /// Published whole by the rounds.

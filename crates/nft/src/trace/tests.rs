@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Foreign;
-use crate::namespace::{in_namespace, load, nft};
+use crate::namespace::{in_namespace, kernel, listed, load, nft};
 
 const PORT: u16 = 8472;
 const PLENTY: Duration = Duration::from_secs(10);
@@ -108,6 +108,30 @@ fn only_the_packets_described_are_told_of_and_only_until_the_tracer_goes() {
         drop(tracer);
         drop(_other);
         assert_eq!(tables(), "table ip wall\n");
+    });
+}
+
+#[test]
+fn the_table_that_marks_packets_reads_back_as_it_was_written_and_as_nft_loads_it() {
+    in_namespace(|| {
+        let mut kernel = kernel(false);
+        let name = Name::from("portolan");
+        kernel
+            .commit(&marking(&name, &[to_itself(V4), to_itself(V6)]))
+            .unwrap();
+        for (family, address) in [(Family::Ip, V4), (Family::Ip6, V6)] {
+            let written = listed(&mut kernel, family);
+            let hooks = [Hook::FirstPrerouting, Hook::FirstOutput].map(Some);
+            let found: Vec<_> = written.chains.values().map(|chain| chain.hook).collect();
+            assert_eq!(found, hooks);
+            for chain in written.chains.values() {
+                assert_eq!(chain.rules, [mark(&to_itself(address))]);
+            }
+            let ours = [family.keyword(), "portolan"];
+            nft(&[&["delete", "table"], &ours[..]].concat(), "").unwrap();
+            load(&crate::text::table(&written));
+            assert_eq!(listed(&mut kernel, family), written);
+        }
     });
 }
 

@@ -100,7 +100,7 @@ pub(super) fn readyz(
     if status.synced {
         // Others' troubles make no node unready: a partition would take all of them.
         let found = probes.findings.iter().map(|finding| &finding.text);
-        let lines = found.chain(&probes.remedies);
+        let lines = found.chain(&probes.remedies).chain(&probes.notes);
         let lines: String = lines.map(|text| format!("overlay: {text}\n")).collect();
         return Answer::text(StatusCode::OK, format!("ok\n{lines}"));
     }

@@ -150,6 +150,19 @@ pub fn forwarding_drops() -> Result<Vec<String>> {
     Ok(of_nft.chain(of_legacy).map(tell).collect())
 }
 
+/// What of this node's rules keeps pods from each other though nodes reach each other, in words. A ruleset that cannot
+/// be read keeps nobody from anything.
+pub(super) async fn notes() -> Vec<String> {
+    match tokio::task::spawn_blocking(forwarding_drops).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => {
+            tracing::debug!(error = format!("{error:#}"), "chains cannot be read");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
+    }
+}
+
 /// A name that somebody else has chosen, as people can read it: what cannot be printed is escaped.
 struct Foreigner<'a>(&'a str);
 
