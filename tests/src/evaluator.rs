@@ -320,7 +320,7 @@ impl<'a> Evaluator<'a> {
                     return Ok(Step::End(End::Accepted));
                 }
                 // Services' tables have none: the packet would go on as it is.
-                Expr::Counter | Expr::NoTrack => {}
+                Expr::Counter | Expr::NoTrack | Expr::Limit { .. } | Expr::SetTrace { .. } => {}
                 Expr::Masquerade => {
                     allowed(
                         hook == Hook::NatPostrouting,

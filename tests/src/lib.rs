@@ -13,6 +13,7 @@ pub mod bad_input;
 pub mod case;
 pub mod cluster;
 pub mod differential;
+pub mod doctor;
 pub mod evaluator;
 pub mod field;
 pub mod frame;

@@ -95,6 +95,11 @@ impl OverlayStage {
     fn start_from(&self, node: usize, source: &[&str], more: &[&str]) -> Result<Daemon> {
         let host = &self.nodes[node];
         let clusters = format!("{CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}");
+        let ports: Vec<&str> = ["--healthz-bind-address", "--metrics-bind-address"]
+            .into_iter()
+            .filter(|flag| !more.contains(flag))
+            .flat_map(|flag| [flag, ""])
+            .collect();
         let arguments = [
             "run",
             "--hostname-override",
@@ -105,12 +110,11 @@ impl OverlayStage {
             &clusters,
             "--subnet-file",
             &self.file(node, "env"),
-            "--healthz-bind-address",
-            "",
-            "--metrics-bind-address",
-            "",
         ];
-        host.spawn_daemon(portolan()?, arguments.iter().chain(source).chain(more))
+        host.spawn_daemon(
+            portolan()?,
+            arguments.iter().chain(&ports).chain(source).chain(more),
+        )
     }
 
     /// A path of a file of a node's own, no manifest.

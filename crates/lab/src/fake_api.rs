@@ -5,8 +5,8 @@
 //! objects, injects faults and counts requests through [`FakeApi`]. It validates nothing: what is applied is
 //! served, also when no real server would have taken it.
 //!
-//! Leaves TLS, admission, namespaced paths and writing over HTTP to real servers. Anything but a list or a
-//! watch of those four is answered with 403 and counted ([`Counts::forbidden`]).
+//! Leaves TLS, admission, namespaced paths and writing over HTTP to real servers. Events of Nodes are kept for the test to read.
+//! Anything else but a list or a watch of those four is answered with 403 and counted ([`Counts::forbidden`]).
 
 mod answer;
 mod body;
@@ -111,6 +111,11 @@ impl FakeApi {
             "contexts": [{ "name": "fake", "context": { "cluster": "fake", "user": "fake" } }],
         });
         std::fs::write(path, config.to_string()).with_context(|| format!("write {path:?}"))
+    }
+
+    /// Events written so far (events.k8s.io/v1), oldest first.
+    pub fn events(&self) -> Vec<Value> {
+        lock(&self.server.events).clone()
     }
 
     /// Adds or replaces an object of one of the four kinds, and returns its version.

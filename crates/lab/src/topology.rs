@@ -4,6 +4,8 @@
 //! Invariant: when a constructor returns, the new host's links carry packets in both families. That is
 //! seen by a packet each way, not by flags: links come up in the kernel's own time.
 
+mod fault;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
@@ -20,6 +22,8 @@ use crate::namespace::{Namespace, lock};
 use crate::probe::{Outcome, Probe};
 use crate::socket::Protocol;
 use crate::wait::{wait_for, wait_until};
+
+pub use fault::{Loss, LossyPath};
 
 /// Names of links. Inside a namespace they need not be unique in the lab.
 const UPLINK: &str = "eth0";
@@ -126,9 +130,11 @@ impl Lab {
         let index = u8::try_from(nodes.len())?;
         let host = Host::new(name, address::node(index)?)?;
         host.namespace().sysctl(FORWARDING)?;
-        self.attach(&host, &format!("node{index}"))?;
+        let port = format!("node{index}");
+        self.attach(&host, &port)?;
         let node = Node(Arc::new(NodeState {
             host,
+            port,
             underlay: Arc::clone(&self.underlay),
             pod_links: self.options.pod_links,
             pods: Mutex::new(Pods {
@@ -204,6 +210,8 @@ impl Drop for Lab {
 
 struct NodeState {
     host: Host,
+    /// The other end of its uplink.
+    port: String,
     underlay: Arc<Host>,
     pod_links: PodLinks,
     pods: Mutex<Pods>,

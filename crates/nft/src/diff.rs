@@ -131,6 +131,8 @@ impl<'a> Difference<'a> {
             | Statement::ConnectionIsDnat
             | Statement::Counter
             | Statement::NoTrack
+            | Statement::Limit { .. }
+            | Statement::Trace
             | Statement::Masquerade
             | Statement::Reject
             | Statement::RejectTcpReset => false,

@@ -202,6 +202,18 @@ pub enum Expr {
     Counter,
     /// Keeps the packet from connection tracking.
     NoTrack,
+    /// Goes on for so many packets only.
+    Limit {
+        /// Packets.
+        per_second: u32,
+        /// Packets at once.
+        burst: u32,
+    },
+    /// `meta nftrace set`: from the first byte of a register.
+    SetTrace {
+        /// Register read.
+        sreg: Register,
+    },
     /// `masquerade fully-random`.
     Masquerade,
     /// Rejects with ICMP port unreachable.
@@ -248,7 +260,9 @@ impl Expr {
             Expr::MetaL4Proto { .. }
             | Expr::MetaPriority { .. }
             | Expr::MetaInputName { .. }
-            | Expr::SetPriority { .. } => "meta",
+            | Expr::SetPriority { .. }
+            | Expr::SetTrace { .. } => "meta",
+            Expr::Limit { .. } => "limit",
             Expr::FibType { .. } => "fib",
             Expr::Update { .. } => "dynset",
             Expr::Ct { .. } => "ct",
@@ -317,6 +331,17 @@ fn lower_statement(statement: &Statement, family: Family, out: &mut Vec<Expr>) {
         }
         Statement::Counter => out.push(Expr::Counter),
         Statement::NoTrack => out.push(Expr::NoTrack),
+        Statement::Limit { per_second, burst } => out.push(Expr::Limit {
+            per_second: *per_second,
+            burst: *burst,
+        }),
+        Statement::Trace => {
+            out.push(Expr::ImmediateValue {
+                dreg: first,
+                data: Bytes::from_slice(&[1]).unwrap_or_default(),
+            });
+            out.push(Expr::SetTrace { sreg: first });
+        }
         Statement::ConnectionIsDnat => {
             out.push(Expr::Ct {
                 key: CtKey::Status,

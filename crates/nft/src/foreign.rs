@@ -7,8 +7,11 @@
 //! Invariant: a chain goes together with the jumps to it from base chains, in one transaction; one that any other
 //! foreign chain still leads to stays, with all it leads to itself.
 
+pub(crate) mod chains;
 #[cfg(test)]
 mod tests;
+
+pub use chains::{AnyFamily, BaseChain};
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -6,6 +6,7 @@
 //! Invariant: every transaction is answered before [`Backend::commit`] returns; an `Ok` means the kernel
 //! acknowledged its last step and refused none.
 
+mod counted;
 #[cfg(test)]
 mod tests;
 

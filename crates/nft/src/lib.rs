@@ -7,7 +7,7 @@
 //! * **Registers**: [`expr`] lowers statements to the kernel's register machine exactly as nft does,
 //!   and [`wire`] encodes and decodes netlink messages. Pure, fuzzed.
 //! * **Effects**: [`Kernel`] is one netlink socket that lives as long as the daemon; [`Monitor`] hears
-//!   of changes made by others; [`Features`] finds out by trying what the kernel can do; [`Fake`] obeys
+//!   of changes made by others; [`trace`] what rules do with a packet; [`Features`] finds out by trying what the kernel can do; [`Fake`] obeys
 //!   the kernel's rules in memory, for tests.
 //!
 //! No text of foreign origin can enter a ruleset: names and comments are `'static` or made by us.
@@ -24,6 +24,7 @@ pub mod model;
 mod monitor;
 mod socket;
 pub mod text;
+pub mod trace;
 mod transaction;
 pub mod wire;
 
@@ -37,7 +38,7 @@ mod samples;
 pub use conntrack::{Conntrack, Flow, FlowFilter};
 pub use fake::{Counters, Fake};
 pub use features::{Feature, Features};
-pub use foreign::{Foreign, Leftovers, leftovers};
+pub use foreign::{AnyFamily, BaseChain, Foreign, Leftovers, leftovers};
 pub use kernel::{Kernel, KernelConfig, Sent, TableFeatures};
 pub use model::{
     Bytes, Chain, Data, DataField, Element, Family, Field, Hook, Name, Operand, Protocol, Rule,

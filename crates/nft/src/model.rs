@@ -3,9 +3,13 @@
 //! A closed set of statements: what the kernel can do and we do not need is not here, so that the text
 //! writer, the lowering to registers, the fake and every evaluator can `match` on all of it.
 
+mod bytes;
+
 use std::borrow::Cow;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
+
+pub use bytes::Bytes;
 
 /// The name of a table, set or chain. Ours only: never of foreign origin.
 pub type Name = Cow<'static, str>;
@@ -182,6 +186,10 @@ impl Set {
 /// `type filter` each packet; policy is always accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
+    /// filter prerouting, before everybody else (`NF_IP_PRI_FIRST`).
+    FirstPrerouting,
+    /// filter output, before everybody else.
+    FirstOutput,
     /// nat prerouting, priority dstnat (-100).
     NatPrerouting,
     /// nat input, priority 100: what is received and stays on this node.
@@ -204,7 +212,9 @@ pub enum Hook {
 
 impl Hook {
     /// All that can be written.
-    pub const KNOWN: [Hook; 8] = [
+    pub const KNOWN: [Hook; 10] = [
+        Hook::FirstPrerouting,
+        Hook::FirstOutput,
         Hook::NatPrerouting,
         Hook::NatInput,
         Hook::NatOutput,
@@ -330,7 +340,7 @@ pub enum Statement {
     ProtocolIs(Protocol),
     /// `OPERAND VALUE` or, negated, `OPERAND != VALUE`: for operands of up to 16 bytes without a mask.
     Equals {
-        /// What is compared; [`Operand::DestinationPort`] or [`Operand::Transport`].
+        /// What is compared; an address, [`Operand::DestinationPort`] or [`Operand::Transport`].
         operand: Operand,
         /// As many bytes as the operand has.
         value: Bytes,
@@ -343,6 +353,15 @@ pub enum Statement {
     Counter,
     /// `notrack`: no connection tracking for this packet.
     NoTrack,
+    /// `limit rate N/second burst M packets`: goes on for so many packets only.
+    Limit {
+        /// N, at least 1.
+        per_second: u32,
+        /// M, at least 1.
+        burst: u32,
+    },
+    /// `meta nftrace set 1`: the kernel tells what the rules from here on do with this packet ([`crate::trace`]).
+    Trace,
     /// `fib saddr type local`: the address is one of this node's. Negated, `!= local`.
     LocalAddress {
         /// Whose address.
@@ -411,125 +430,6 @@ pub enum Statement {
     /// Observed only: a rule not in our form, as the names of its kernel expressions. Equals no statement
     /// of ours; writing one is refused.
     Unknown(String),
-}
-
-/// Up to 40 bytes inline: the widest key of ours is 16 + 4 + 4 + 16 (address, protocol, port, client address).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Bytes {
-    len: u8,
-    bytes: [u8; Bytes::CAPACITY],
-}
-
-impl Bytes {
-    /// Most bytes it holds.
-    pub const CAPACITY: usize = 40;
-
-    /// No bytes.
-    pub const fn new() -> Self {
-        Bytes {
-            len: 0,
-            bytes: [0; Bytes::CAPACITY],
-        }
-    }
-
-    /// From a slice; `None` when it is too long.
-    pub fn from_slice(slice: &[u8]) -> Option<Self> {
-        let mut out = Bytes::new();
-        out.bytes.get_mut(..slice.len())?.copy_from_slice(slice);
-        out.len = slice.len() as u8;
-        Some(out)
-    }
-
-    /// The bytes.
-    pub fn as_slice(&self) -> &[u8] {
-        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
-    }
-
-    /// Appends `part` padded with zeros to a multiple of 4. Parts of ours always fit; what would not is
-    /// cut, which a debug build refuses.
-    #[must_use]
-    pub fn with(mut self, part: &[u8]) -> Self {
-        let start = usize::from(self.len);
-        let padded = part.len().next_multiple_of(4);
-        debug_assert!(
-            start + padded <= Bytes::CAPACITY,
-            "key wider than Bytes::CAPACITY"
-        );
-        if let Some(place) = self.bytes.get_mut(start..start + part.len()) {
-            place.copy_from_slice(part);
-            self.len = (start + padded) as u8;
-        }
-        self
-    }
-
-    /// Appends an address.
-    #[must_use]
-    pub fn address(self, address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(a) => self.with(&a.octets()),
-            IpAddr::V6(a) => self.with(&a.octets()),
-        }
-    }
-
-    /// Appends a protocol number, padded.
-    #[must_use]
-    pub fn protocol(self, protocol: Protocol) -> Self {
-        self.with(&[protocol as u8])
-    }
-
-    /// Appends a port in network order, padded.
-    #[must_use]
-    pub fn port(self, port: u16) -> Self {
-        self.with(&port.to_be_bytes())
-    }
-
-    /// Appends a slot number in host order.
-    #[must_use]
-    pub fn slot(self, slot: u32) -> Self {
-        self.with(&slot.to_ne_bytes())
-    }
-
-    /// Appends a group number in host order.
-    #[must_use]
-    pub fn group(self, group: u32) -> Self {
-        self.with(&group.to_ne_bytes())
-    }
-
-    /// The number in host order at `offset`.
-    pub fn number_at(&self, offset: usize) -> Option<u32> {
-        let raw = self.as_slice().get(offset..offset + 4)?;
-        Some(u32::from_ne_bytes(raw.try_into().ok()?))
-    }
-
-    /// The address at `offset`, if `family`'s width lies inside.
-    pub fn address_at(&self, offset: usize, family: Family) -> Option<IpAddr> {
-        let raw = self.as_slice().get(offset..offset + family.address_len())?;
-        match family {
-            Family::Ip => Some(IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(raw).ok()?))),
-            Family::Ip6 => Some(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(raw).ok()?))),
-        }
-    }
-
-    /// The port at `offset`.
-    pub fn port_at(&self, offset: usize) -> Option<u16> {
-        let raw = self.as_slice().get(offset..offset + 2)?;
-        Some(u16::from_be_bytes(raw.try_into().ok()?))
-    }
-}
-
-impl Default for Bytes {
-    fn default() -> Self {
-        Bytes::new()
-    }
-}
-
-impl fmt::Debug for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in self.as_slice() {
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
-    }
 }
 
 /// What an element of a map leads to.

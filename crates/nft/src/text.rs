@@ -152,6 +152,10 @@ impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // nft knows the name dstnat at prerouting only, srcnat at postrouting.
         f.write_str(match self {
+            Hook::FirstPrerouting => {
+                "type filter hook prerouting priority -2147483648; policy accept;"
+            }
+            Hook::FirstOutput => "type filter hook output priority -2147483648; policy accept;",
             Hook::NatPrerouting => "type nat hook prerouting priority dstnat; policy accept;",
             Hook::NatInput => "type nat hook input priority 100; policy accept;",
             Hook::NatOutput => "type nat hook output priority -100; policy accept;",
@@ -406,6 +410,9 @@ fn write_statement(
             f.write_str(if *negate { " != " } else { " " })?;
             match operand {
                 Operand::DestinationPort => write_field(f, Field::Port, value.as_slice()),
+                Operand::SourceAddress | Operand::DestinationAddress => {
+                    write_field(f, Field::Address, value.as_slice())
+                }
                 _ => {
                     let fold = |sum: u128, byte: &u8| sum << 8 | u128::from(*byte);
                     write!(f, "{:#x}", value.as_slice().iter().fold(0, fold))
@@ -414,6 +421,10 @@ fn write_statement(
         }
         Statement::Counter => f.write_str("counter"),
         Statement::NoTrack => f.write_str("notrack"),
+        Statement::Limit { per_second, burst } => {
+            write!(f, "limit rate {per_second}/second burst {burst} packets")
+        }
+        Statement::Trace => f.write_str("meta nftrace set 1"),
         Statement::ConnectionIsDnat => f.write_str("ct status dnat"),
         Statement::LocalAddress { of, negate } => {
             let side = match of {

@@ -14,6 +14,7 @@ pub mod decode;
 pub mod encode;
 pub(crate) mod expression;
 pub(crate) mod frame;
+pub(crate) mod hook;
 pub(crate) mod udata;
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::node_addresses;
 use crate::overlay::args::OverlayKind;
 use crate::overlay::{self, NodeEvents, OverlayConfig, SharedOverlayStatus};
+use crate::probe::{self, ProbeConfig, SharedProbeStatus};
 use crate::source::manifests::{self, ManifestsConfig};
 use crate::source::{Events, SourceEvent, api};
 use crate::status::SharedStatus;
@@ -110,6 +111,7 @@ impl App {
             metrics: metrics.clone(),
         };
         let overlay_status = SharedOverlayStatus::default();
+        let probes = SharedProbeStatus::default();
         let has_overlay = args.overlay.overlay == OverlayKind::Vxlan;
         let ports = http::start(
             args.healthz_bind_address.0,
@@ -118,6 +120,7 @@ impl App {
                 status: status.clone(),
                 metrics: metrics.clone(),
                 overlay: has_overlay.then(|| overlay_status.clone()),
+                probes: probes.clone(),
             },
             cancel.clone(),
         )?;
@@ -160,6 +163,19 @@ impl App {
             },
             cancel.clone(),
         );
+        if has_overlay && args.overlay.overlay_probe_port != 0 {
+            let config = ProbeConfig {
+                own: node.node_name.clone(),
+                port: args.overlay.overlay_probe_port,
+                interval: args.overlay.overlay_probe_interval,
+            };
+            let reports = probe::Reports {
+                status: probes,
+                metrics: metrics.clone(),
+                client: client.clone(),
+            };
+            probe::start(config, overlay_status.clone(), reports, cancel.clone())?;
+        }
         let source = start_source(args, client, &node.node_name, sender, cancel.clone());
         let (in_step, rules_stand) = oneshot::channel();
         let config = ControlConfig {

@@ -36,6 +36,9 @@ pub enum Command {
     Render(RenderArgs),
     /// Take away the rules of this node: ours, or those kube-proxy has left
     Cleanup(CleanupArgs),
+    /// Measure now what gets to other nodes' pods through the overlay, and say what is wrong: ends with 0 if nothing
+    /// is, 1 if something is, 2 if that cannot be told
+    Doctor(DoctorArgs),
     /// Print the version
     Version(VersionArgs),
 }
@@ -256,6 +259,27 @@ pub struct RenderArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub log: LogArgs,
+}
+
+/// `portolan doctor`
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// Print all that is measured between this node and this one [default: a line for each of 64 peers]
+    #[arg(long, value_name = "NODE")]
+    pub to: Option<String>,
+
+    /// Form of the report
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    pub output: OutputForm,
+}
+
+/// Reports for people or for machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputForm {
+    /// Lines of text
+    Text,
+    /// One JSON object
+    Json,
 }
 
 /// `portolan version`

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use crate::metrics::{self, Metrics};
 use crate::overlay::SharedOverlayStatus;
+use crate::probe::SharedProbeStatus;
 use crate::status::SharedStatus;
 
 mod answers;
@@ -48,6 +49,8 @@ pub struct Sources {
     pub metrics: Arc<Metrics>,
     /// How the overlay is, where there is one.
     pub overlay: Option<SharedOverlayStatus>,
+    /// What the probes of the overlay have found.
+    pub probes: SharedProbeStatus,
 }
 
 /// The running ports. They end when the token given to [`start`] is cancelled.
@@ -164,7 +167,7 @@ fn answer(port: Port, path: &str, sources: &Sources) -> Answer {
         }
         (Port::Health, "/readyz") => {
             let overlay = sources.overlay.as_ref().map(|overlay| overlay.load());
-            answers::readyz(&status, overlay.as_deref())
+            answers::readyz(&status, overlay.as_deref(), &sources.probes.load())
         }
         (Port::Metrics, "/metrics") => Answer {
             content_type: metrics::CONTENT_TYPE,

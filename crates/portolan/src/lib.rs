@@ -7,6 +7,7 @@
 //! * [`memory`] gives back what a first list took.
 //! * [`features`] says what is done where the kernel lacks something.
 //! * [`overlay`] keeps the tunnel to other nodes' pods.
+//! * [`probe`] measures what gets through it.
 //! * [`status`], [`metrics`] and [`http`] tell others how it goes, [`health_checks`] load balancers, [`events`] the cluster.
 //! * [`counters`] says how many connections there were to Services that want to know.
 //! * [`conntrack`] ends stale flows after a commit; [`sysctl`] makes the settings of connection tracking.
@@ -28,6 +29,7 @@ pub mod memory;
 pub mod metrics;
 pub mod node_addresses;
 pub mod overlay;
+pub mod probe;
 pub mod render;
 pub mod source;
 pub mod status;

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use portolan::cli::{Cli, Command, RunArgs, VersionArgs};
+use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, RunArgs, VersionArgs};
+use portolan::probe::doctor;
 use portolan::{app, cleanup, features, render};
 
 fn main() -> ExitCode {
@@ -12,6 +13,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(&args).map(|()| true),
         Command::Render(args) => app::start_log(&args.log).and_then(|()| render::run(&args)),
         Command::Cleanup(args) => app::start_log(&args.log).and_then(|()| cleanup::run(&args)),
+        Command::Doctor(args) => return examine(&args),
         Command::Version(args) => version(&args),
     };
     match result {
@@ -39,6 +41,24 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     // Whatever has not ended by now is not waited for.
     runtime.shutdown_background();
     result
+}
+
+fn examine(args: &DoctorArgs) -> ExitCode {
+    let report = match doctor::ask(args.to.as_deref()) {
+        Ok(report) => report,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "portolan: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    let text = match args.output {
+        OutputForm::Text => report.text(args.to.is_some()),
+        OutputForm::Json => serde_json::to_string_pretty(&report).unwrap_or_default() + "\n",
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::from(report.exit_code()),
+        Err(_) => ExitCode::from(2),
+    }
 }
 
 fn version(args: &VersionArgs) -> anyhow::Result<bool> {

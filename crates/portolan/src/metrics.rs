@@ -16,6 +16,10 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use service_model::{AddressFamily, ObjectKind};
 
+mod probes;
+
+pub use probes::ProbeMetrics;
+
 /// What `Content-Type` the text of [`Metrics::encode`] has.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -48,6 +52,8 @@ pub struct Metrics {
     health_checks: Gauge,
     health_check_failures: Counter,
     overlay: OverlayMetrics,
+    /// What the probes of the overlay count.
+    pub probes: ProbeMetrics,
 }
 
 /// What the overlay reports.
@@ -143,6 +149,7 @@ impl Metrics {
             health_checks: Gauge::default(),
             health_check_failures: Counter::default(),
             overlay: OverlayMetrics::default(),
+            probes: ProbeMetrics::default(),
         };
         metrics.register_kube_proxys();
         metrics.register_ours();
@@ -282,6 +289,7 @@ impl Metrics {
             "1 while the source of this kind is connected",
             self.connected.clone(),
         );
+        self.probes.register(r);
         r.register("services", "Services in the view", self.services.clone());
         r.register("endpoints", "Endpoints in the view", self.endpoints.clone());
         r.register(

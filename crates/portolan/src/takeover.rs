@@ -20,7 +20,7 @@
 
 pub(crate) mod chains;
 pub mod ipvs;
-mod legacy;
+pub(crate) mod legacy;
 
 use std::fmt;
 use std::time::Duration;

@@ -4,6 +4,7 @@
 //!   (the network below).
 //! * **Decision**: [`plan`] says what the kernel should hold, [`difference`] by which steps; both are functions of
 //!   values. [`tables`] are the nftables rules that belong to it.
+//! * **Measured**: a [`Measurement`] of the way to a peer and back leads to a [`Verdict`] in words.
 //! * **Effects**: [`Kernel`] reads and writes over rtnetlink, [`Monitor`] hears of changes.
 //!
 //! The crate knows no Kubernetes client: where nodes come from and where annotations go is the daemon's business.
@@ -22,6 +23,7 @@ mod peers;
 mod plan;
 mod rules;
 mod underlay;
+mod verdict;
 
 #[cfg(test)]
 mod samples;
@@ -38,5 +40,6 @@ pub use monitor::Monitor;
 pub use peers::{HOLD, Node, Peers};
 pub use plan::{Device, Facts, PeerEnd, Plan, Problem, Tunnel, Way, overhead, plan};
 pub use regex::Regex;
-pub use rules::{Filter, RuleOptions, TABLE, tables};
+pub use rules::{ARRIVED, Filter, RuleOptions, TABLE, tables};
 pub use underlay::{External, Interface, InterfaceAddress, Preferences, Surroundings};
+pub use verdict::{Judge, Leg, Measurement, Outcome, Paths, Scene, Sizes, Verdict};

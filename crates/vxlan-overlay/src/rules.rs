@@ -25,6 +25,10 @@ use crate::underlay::of;
 /// The table's name, in both families.
 pub const TABLE: &str = "portolan-overlay";
 
+/// The set whose elements count the VXLAN packets that arrive from each address of a peer, before any rule can drop
+/// them: those that are lost on the way are told by it from those that are dropped here.
+pub const ARRIVED: &str = "arrived";
+
 /// What becomes of forged frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Filter {
@@ -123,17 +127,23 @@ fn table(
             .iter()
             .map(|address| Element::member(Bytes::new().address(*address))),
     );
+    contents.put_counters(
+        ARRIVED,
+        outer
+            .iter()
+            .map(|address| Element::member(Bytes::new().address(*address))),
+    );
     contents.put_ranges("own_pods", &[tunnel.pod_cidr]);
     contents.put_ranges("cluster", &cluster);
     contents.put_chain(
         "raw_prerouting",
         Some(Hook::RawPrerouting),
-        not_tracked(tunnel, Operand::SourceAddress),
+        not_tracked(tunnel, Operand::SourceAddress, ARRIVED),
     );
     contents.put_chain(
         "raw_output",
         Some(Hook::RawOutput),
-        not_tracked(tunnel, Operand::DestinationAddress),
+        not_tracked(tunnel, Operand::DestinationAddress, "peers"),
     );
     if options.masquerade {
         contents.put_ranges("multicast", &[multicast(family)]);
@@ -246,9 +256,9 @@ fn masquerade() -> Vec<Vec<Statement>> {
     ]
 }
 
-fn not_tracked(tunnel: &Tunnel, peer: Operand) -> Vec<Vec<Statement>> {
+fn not_tracked(tunnel: &Tunnel, peer: Operand, set: &'static str) -> Vec<Vec<Statement>> {
     let mut rule = vxlan_packets(tunnel);
-    rule.push(in_set(peer, "peers", false));
+    rule.push(in_set(peer, set, false));
     rule.push(Statement::NoTrack);
     vec![rule]
 }
@@ -308,6 +318,7 @@ trait Build {
         addresses: usize,
         elements: impl Iterator<Item = Element>,
     );
+    fn put_counters(&mut self, name: &'static str, elements: impl Iterator<Item = Element>);
     fn put_ranges(&mut self, name: &'static str, ranges: &[IpNet]);
     fn put_chain(&mut self, name: &'static str, hook: Option<Hook>, rules: Vec<Vec<Statement>>);
 }
@@ -334,6 +345,13 @@ impl Build for TableContents {
             comment: Name::default(),
         };
         self.sets.insert(name, set);
+    }
+
+    fn put_counters(&mut self, name: &'static str, elements: impl Iterator<Item = Element>) {
+        self.put_set(name, 1, elements);
+        if let Some(set) = self.sets.get_mut(name) {
+            set.kind = SetKind::Counters;
+        }
     }
 
     fn put_ranges(&mut self, name: &'static str, ranges: &[IpNet]) {

@@ -7,6 +7,9 @@ use super::answer::Refusal;
 use super::server::Server;
 use super::store::Resource;
 
+/// Where events of cluster-scoped objects are written; taken as they come.
+pub(super) const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
+
 /// The node of a path `/api/v1/nodes/NAME` or `/api/v1/nodes/NAME/status`.
 pub(super) fn node_of(path: &str) -> Option<&str> {
     let rest = path.strip_prefix("/api/v1/nodes/")?;

@@ -15,6 +15,7 @@ use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -98,6 +99,7 @@ pub(super) struct Server {
     settings: Mutex<Settings>,
     pub(super) faults: Mutex<Faults>,
     tally: Mutex<Tally>,
+    pub(super) events: Mutex<Vec<Value>>,
     bytes: Arc<AtomicU64>,
     /// Ticks at each change of the store.
     news: watch::Sender<()>,
@@ -119,6 +121,7 @@ impl Server {
             settings: Mutex::default(),
             faults: Mutex::default(),
             tally: Mutex::default(),
+            events: Mutex::default(),
             bytes: Arc::default(),
             news: watch::Sender::new(()),
             breaks: watch::Sender::new(()),
@@ -214,6 +217,9 @@ impl Server {
         {
             return Ok(self.answer_about_node(&name, request).await);
         }
+        if request.method() == Method::POST && request.uri().path() == nodes::EVENTS {
+            return Ok(self.take_event(request).await);
+        }
         let outcome = match self.route(&request) {
             Ok((resource, verb, parameters)) => self.serve(resource, verb, &parameters).await,
             Err(refusal) => Err(refusal),
@@ -248,6 +254,19 @@ impl Server {
             Ok(node) => reply(200, None, Either::Left(node.to_string().into())),
             Err(refusal) => reply(refusal.code, None, Either::Left(refusal.status().into())),
         }
+    }
+
+    async fn take_event(&self, request: Request<Incoming>) -> Reply {
+        let body = request.into_body().collect().await;
+        let body = body.map(http_body_util::Collected::to_bytes);
+        let answer = match body.map(|body| serde_json::from_slice::<Value>(&body)) {
+            Ok(Ok(event)) => {
+                lock(&self.events).push(event.clone());
+                (201, event.to_string())
+            }
+            _ => (400, Refusal::new(400, "not an event").status()),
+        };
+        reply(answer.0, None, Either::Left(answer.1.into()))
     }
 
     fn route(&self, request: &Request<Incoming>) -> Result<(Resource, Verb, Parameters), Refusal> {

@@ -75,8 +75,12 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
                 });
             }
             Expr::ImmediateValue { .. } => {
-                rest = rest.get(1..)?;
-                statements.push(Statement::ClearGroup);
+                let (user, after) = rest.split_first()?;
+                rest = after;
+                statements.push(match user {
+                    Expr::SetTrace { .. } => Statement::Trace,
+                    _ => Statement::ClearGroup,
+                });
             }
             Expr::Update {
                 map, data, seconds, ..
@@ -98,13 +102,16 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
             Expr::SymHash { modulus, .. } => key.push(Operand::SymHash { modulus: *modulus }),
             Expr::Cmp { data, equal, .. } => statements.push(match take(&mut key).as_slice() {
                 [Operand::Protocol] => Statement::ProtocolIs(protocol(data.as_slice())?),
-                [operand @ (Operand::DestinationPort | Operand::Transport { .. })] => {
-                    Statement::Equals {
-                        operand: *operand,
-                        value: *data,
-                        negate: !equal,
-                    }
-                }
+                [
+                    operand @ (Operand::SourceAddress
+                    | Operand::DestinationAddress
+                    | Operand::DestinationPort
+                    | Operand::Transport { .. }),
+                ] => Statement::Equals {
+                    operand: *operand,
+                    value: *data,
+                    negate: !equal,
+                },
                 _ => return None,
             }),
             Expr::Bitwise { mask, .. } => match key.last_mut()? {
@@ -147,6 +154,10 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
             Expr::Immediate { verdict } => statements.push(Statement::Verdict(verdict.clone())),
             Expr::Counter => statements.push(Statement::Counter),
             Expr::NoTrack => statements.push(Statement::NoTrack),
+            Expr::Limit { per_second, burst } => statements.push(Statement::Limit {
+                per_second: *per_second,
+                burst: *burst,
+            }),
             Expr::Masquerade => statements.push(Statement::Masquerade),
             Expr::Reject => statements.push(Statement::Reject),
             Expr::RejectReset => {
@@ -154,9 +165,10 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
                 let for_tcp = statements.pop()? == Statement::ProtocolIs(Protocol::Tcp);
                 for_tcp.then(|| statements.push(Statement::RejectTcpReset))?;
             }
-            Expr::DestinationNat { .. } | Expr::SetPriority { .. } | Expr::Unknown { .. } => {
-                return None;
-            }
+            Expr::DestinationNat { .. }
+            | Expr::SetPriority { .. }
+            | Expr::SetTrace { .. }
+            | Expr::Unknown { .. } => return None,
         }
     }
     Some(Rule { statements })

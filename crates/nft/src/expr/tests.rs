@@ -113,6 +113,10 @@ fn debug(exprs: &[Expr], family: Family) -> String {
             ),
             Expr::Counter => "counter pkts 0 bytes 0".to_owned(),
             Expr::NoTrack => "notrack".to_owned(),
+            Expr::SetTrace { sreg } => format!("meta set nftrace with reg {}", sreg.number()),
+            Expr::Limit { per_second, burst } => {
+                format!("limit rate {per_second}/second burst {burst} type packets flags 0x0")
+            }
             Expr::Masquerade => "masq flags 0x10".to_owned(),
             Expr::RejectReset => "reject type 1 code 0".to_owned(),
             Expr::Reject => {
@@ -323,6 +327,43 @@ fn rules_on_where_a_packet_comes_from_use_the_registers_of_nft() {
 }
 
 #[test]
+fn rules_that_mark_packets_for_tracing_use_the_registers_of_nft() {
+    let equals = |operand, value: &[u8]| Statement::Equals {
+        operand,
+        value: Bytes::from_slice(value).unwrap(),
+        negate: false,
+    };
+    lowers(
+        Family::Ip,
+        vec![
+            equals(Operand::SourceAddress, &[1, 2, 3, 4]),
+            Statement::ProtocolIs(Protocol::Udp),
+            equals(Operand::DestinationPort, &[0x21, 0x18]),
+            Statement::Limit {
+                per_second: 100,
+                burst: 50,
+            },
+            Statement::Trace,
+        ],
+        "[ payload load 4b @ network header + 12 => reg 1 ]
+         [ cmp eq reg 1 0x04030201 ]
+         [ meta load l4proto => reg 1 ]
+         [ cmp eq reg 1 0x00000011 ]
+         [ payload load 2b @ transport header + 2 => reg 1 ]
+         [ cmp eq reg 1 0x00001821 ]
+         [ limit rate 100/second burst 50 type packets flags 0x0 ]
+         [ immediate reg 1 0x00000001 ]
+         [ meta set nftrace with reg 1 ]",
+    );
+    lowers(
+        Family::Ip6,
+        vec![equals(Operand::DestinationAddress, &[0; 16])],
+        "[ payload load 16b @ network header + 24 => reg 1 ]
+         [ cmp eq reg 1 0x00000000 0x00000000 0x00000000 0x00000000 ]",
+    );
+}
+
+#[test]
 fn learning_rules_use_the_registers_of_nft() {
     let learn = Statement::Learn {
         key: vec![Operand::SourceAddress, Operand::Protocol, Operand::Group],
@@ -469,11 +510,17 @@ fn any_transport() -> impl Strategy<Value = Operand> {
 
 /// Comparisons with as many bytes as the operand has.
 fn any_comparison() -> impl Strategy<Value = Statement> {
-    let operand = prop_oneof![Just(Operand::DestinationPort), any_transport()];
+    let operand = prop_oneof![
+        Just(Operand::SourceAddress),
+        Just(Operand::DestinationAddress),
+        Just(Operand::DestinationPort),
+        any_transport()
+    ];
     (operand, any::<[u8; 16]>(), any::<bool>()).prop_map(|(operand, bytes, negate)| {
         let len = match operand {
             Operand::Transport { len, .. } => usize::from(len),
-            _ => 2,
+            Operand::DestinationPort => 2,
+            _ => 4,
         };
         Statement::Equals {
             operand,
@@ -521,6 +568,9 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
             any_comparison(),
             Just(Statement::Counter),
             Just(Statement::NoTrack),
+            (1..1000u32, 1..1000u32)
+                .prop_map(|(per_second, burst)| Statement::Limit { per_second, burst }),
+            Just(Statement::Trace),
             Just(Statement::Masquerade),
             Just(Statement::Reject),
             Just(Statement::RejectTcpReset),

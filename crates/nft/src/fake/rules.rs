@@ -213,6 +213,8 @@ impl HeldTable {
                 | Statement::ConnectionIsDnat
                 | Statement::Counter
                 | Statement::NoTrack
+                | Statement::Limit { .. }
+                | Statement::Trace
                 | Statement::Masquerade
                 | Statement::Reject
                 | Statement::RejectTcpReset => Ok(()),

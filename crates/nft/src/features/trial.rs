@@ -6,7 +6,8 @@ use crate::expr::Register;
 use crate::model::Hook;
 use crate::wire::abi::{self, conntrack, flag, message};
 use crate::wire::attribute::Writer;
-use crate::wire::encode::{Encoder, TableFlags, chain_type};
+use crate::wire::encode::{Encoder, TableFlags};
+use crate::wire::hook::chain_type;
 use crate::wire::{Malformed, Message, udata};
 
 /// Name of the table. Nobody else's, we hope; one that is there is left alone, since it would be refused or ignored.

@@ -368,7 +368,7 @@ fn what_others_add_reads_as_unknown_and_nothing_of_theirs_is_overlooked() {
                set odd { type mark; }
                chain prerouting { type filter hook prerouting priority 0; policy drop; }
                chain rules {
-                 ip daddr 1.2.3.4 counter accept
+                 ip ttl 7 counter accept
                  tcp dport { 80, 443 } drop
                  meta l4proto tcp accept
                  dnat to 1.2.3.4

@@ -60,6 +60,7 @@ pub(crate) mod message {
     pub(crate) const DEL_ELEMENTS: u16 = of(14);
     pub(crate) const NEW_GENERATION: u16 = of(15);
     pub(crate) const GET_GENERATION: u16 = of(16);
+    pub(crate) const TRACE: u16 = of(17);
 }
 
 /// `NFTA_LIST_ELEM`
@@ -183,6 +184,11 @@ pub(crate) mod expr {
     pub(crate) const DATA: u16 = 2;
 }
 
+/// `enum nft_counter_attributes`
+pub(crate) mod counter {
+    pub(crate) const PACKETS: u16 = 2;
+}
+
 /// `enum nft_payload_attributes` and `enum nft_payload_bases`
 pub(crate) mod payload {
     pub(crate) const DREG: u16 = 1;
@@ -202,6 +208,7 @@ pub(crate) mod meta {
 
     pub(crate) const PRIORITY: u32 = 2;
     pub(crate) const IIFNAME: u32 = 6;
+    pub(crate) const NFTRACE: u32 = 12;
     pub(crate) const L4PROTO: u32 = 16;
 }
 
@@ -293,6 +300,35 @@ pub(crate) mod immediate {
     pub(crate) const DATA: u16 = 2;
 
     pub(crate) const VERDICT_REGISTER: u32 = 0;
+}
+
+/// `enum nft_limit_attributes` and `enum nft_limit_type`
+pub(crate) mod limit {
+    /// 8 bytes.
+    pub(crate) const RATE: u16 = 1;
+    /// Seconds, 8 bytes.
+    pub(crate) const UNIT: u16 = 2;
+    pub(crate) const BURST: u16 = 3;
+    pub(crate) const TYPE: u16 = 4;
+    pub(crate) const FLAGS: u16 = 5;
+
+    pub(crate) const PACKETS: u32 = 0;
+}
+
+/// `enum nft_trace_attributes` and `enum nft_trace_types`
+pub(crate) mod trace {
+    pub(crate) const TABLE: u16 = 1;
+    pub(crate) const CHAIN: u16 = 2;
+    /// 8 bytes.
+    pub(crate) const RULE: u16 = 3;
+    pub(crate) const TYPE: u16 = 4;
+    pub(crate) const VERDICT: u16 = 5;
+    pub(crate) const ID: u16 = 6;
+    pub(crate) const POLICY: u16 = 16;
+
+    pub(crate) const OF_POLICY: u32 = 1;
+    pub(crate) const OF_RETURN: u32 = 2;
+    pub(crate) const OF_RULE: u32 = 3;
 }
 
 /// `enum nft_hash_attributes` and `enum nft_hash_types`

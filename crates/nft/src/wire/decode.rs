@@ -10,13 +10,13 @@ use std::collections::BTreeMap;
 use super::abi::{self, element, message};
 use super::attribute::{Attributes, be32, string};
 use super::encode::{
-    LEARNED_SIZE, TYPE_BITS, chain_type, data_len, data_type, field_type, hook_numbers,
-    predecessor, set_flags,
+    LEARNED_SIZE, TYPE_BITS, data_len, data_type, field_type, predecessor, set_flags,
 };
+use super::hook::read_hook;
 use super::{Malformed, Message, expression, udata};
 use crate::expr::raise;
 use crate::model::{
-    Bytes, Chain, Data, DataField, Element, Family, Field, Hook, Name, Rule, Set, SetKind, Table,
+    Bytes, Chain, Data, DataField, Element, Family, Field, Name, Rule, Set, SetKind, Table,
 };
 use crate::transaction::TableContents;
 
@@ -418,25 +418,6 @@ fn split_type<T: Copy>(mut number: u32, all: &[T], of: impl Fn(T) -> u32) -> Opt
     }
     fields.reverse();
     (!fields.is_empty()).then_some(fields)
-}
-
-fn read_hook(fields: Attributes<'_>, flags: u32) -> Result<Option<Hook>, Malformed> {
-    use abi::chain::{BASE, HOOK, HOOK_NUMBER, HOOK_PRIORITY, POLICY, TYPE};
-    let Some(hook) = fields.clone().find(HOOK)? else {
-        return Ok(None);
-    };
-    let at = number(Attributes::new(hook), HOOK_NUMBER, "NFTA_HOOK_HOOKNUM")?.unwrap_or(u32::MAX);
-    let priority = number(Attributes::new(hook), HOOK_PRIORITY, "NFTA_HOOK_PRIORITY")?.unwrap_or(0);
-    let policy = number(fields.clone(), POLICY, "NFTA_CHAIN_POLICY")?;
-    let kind = match fields.find(TYPE)? {
-        Some(kind) => string(kind, "NFTA_CHAIN_TYPE")?,
-        None => "",
-    };
-    let ours = policy == Some(abi::data::ACCEPT as u32) && flags & !BASE == 0;
-    let known = Hook::KNOWN.into_iter().find(|hook| {
-        ours && chain_type(*hook) == kind && hook_numbers(*hook) == Some((at, priority as i32))
-    });
-    Ok(Some(known.unwrap_or(Hook::Unknown)))
 }
 
 fn number(fields: Attributes<'_>, kind: u16, what: &'static str) -> Result<Option<u32>, Malformed> {

@@ -9,10 +9,11 @@ use super::abi::{self, GENERIC, HEADER, SUBSYSTEM, control, element, flag, messa
 use super::attribute::{ATTRIBUTE_HEADER, Attributes, Writer, be32};
 use super::expression::{write, write_verdict};
 use super::frame::number;
+use super::hook::{chain_type, hook_numbers};
 use super::udata;
 use crate::expr::lower;
 use crate::model::{
-    Bytes, Chain, Data, DataField, Element, Family, Field, Hook, Set, SetKind, Statement, Table,
+    Bytes, Chain, Data, DataField, Element, Family, Field, Set, SetKind, Statement, Table,
 };
 use crate::transaction::{Operation, Transaction};
 
@@ -416,33 +417,6 @@ impl Encoder<'_> {
     }
 }
 
-/// The type of a base chain (`NFTA_CHAIN_TYPE`).
-pub(crate) fn chain_type(hook: Hook) -> &'static str {
-    match hook {
-        Hook::NatPrerouting | Hook::NatInput | Hook::NatOutput | Hook::NatPostrouting => "nat",
-        Hook::RawPrerouting
-        | Hook::RawOutput
-        | Hook::FilterInput
-        | Hook::FilterForward
-        | Hook::Unknown => "filter",
-    }
-}
-
-/// Hook number (`enum nf_inet_hooks`) and priority (`enum nf_ip_hook_priorities`).
-pub(crate) fn hook_numbers(hook: Hook) -> Option<(u32, i32)> {
-    match hook {
-        Hook::NatPrerouting => Some((0, -100)),
-        Hook::NatInput => Some((1, 100)),
-        Hook::NatOutput => Some((3, -100)),
-        Hook::NatPostrouting => Some((4, 100)),
-        Hook::RawPrerouting => Some((0, -300)),
-        Hook::RawOutput => Some((3, -300)),
-        Hook::FilterInput => Some((1, -10)),
-        Hook::FilterForward => Some((2, -10)),
-        Hook::Unknown => None,
-    }
-}
-
 fn put_udata(kind: u16, udata: &[u8], out: &mut Writer) {
     if !udata.is_empty() {
         out.put(kind, udata);
@@ -567,7 +541,7 @@ fn write_element(value: &Element, family: Family, out: &mut Writer) {
     }
 }
 
-fn write_bytes(kind: u16, bytes: &Bytes, out: &mut Writer) {
+pub(crate) fn write_bytes(kind: u16, bytes: &Bytes, out: &mut Writer) {
     let start = out.open(kind);
     out.put(abi::data::VALUE, bytes.as_slice());
     out.close(start);

@@ -49,6 +49,18 @@ fn write_data(expr: &Expr, family: Family, out: &mut Writer) {
             out.put_u32(abi::meta::KEY, abi::meta::PRIORITY);
             out.put_u32(abi::meta::SREG, sreg.number());
         }
+        Expr::SetTrace { sreg } => {
+            out.put_u32(abi::meta::KEY, abi::meta::NFTRACE);
+            out.put_u32(abi::meta::SREG, sreg.number());
+        }
+        Expr::Limit { per_second, burst } => {
+            let eight = |number: u32| u64::from(number).to_be_bytes();
+            out.put(abi::limit::RATE, &eight(*per_second));
+            out.put(abi::limit::UNIT, &eight(1));
+            out.put_u32(abi::limit::BURST, *burst);
+            out.put_u32(abi::limit::TYPE, abi::limit::PACKETS);
+            out.put_u32(abi::limit::FLAGS, 0);
+        }
         Expr::FibType { of, dreg } => {
             out.put_u32(abi::fib::FLAGS, fib_flag(*of));
             out.put_u32(abi::fib::RESULT, abi::fib::ADDRESS_TYPE);
@@ -252,6 +264,7 @@ fn read_one(item: &[u8], family: Family) -> Result<Expr, Malformed> {
         "nat" => nat(&fields, family),
         "counter" => Some(Expr::Counter),
         "notrack" => Some(Expr::NoTrack),
+        "limit" => limit(&fields),
         "masq" => masq(&fields),
         "reject" => reject(&fields, family),
         _ => None,
@@ -300,6 +313,10 @@ impl<'a> Fields<'a> {
         be32(self.get(kind)?, "").ok()
     }
 
+    fn u64(&self, kind: u16) -> Option<u64> {
+        self.get(kind)?.try_into().ok().map(u64::from_be_bytes)
+    }
+
     /// The number, or `default` where the attribute is left out.
     fn u32_or(&self, kind: u16, default: u32) -> Option<u32> {
         if self.get(kind).is_none() {
@@ -340,11 +357,15 @@ fn payload(fields: &Fields<'_>) -> Option<Expr> {
 }
 
 fn meta(fields: &Fields<'_>) -> Option<Expr> {
-    use abi::meta::{DREG, IIFNAME, KEY, L4PROTO, PRIORITY, SREG};
+    use abi::meta::{DREG, IIFNAME, KEY, L4PROTO, NFTRACE, PRIORITY, SREG};
     if fields.get(SREG).is_some() {
         fields.only(&[SREG, KEY])?;
         let sreg = fields.register(SREG)?;
-        return (fields.u32(KEY)? == PRIORITY).then_some(Expr::SetPriority { sreg });
+        return match fields.u32(KEY)? {
+            PRIORITY => Some(Expr::SetPriority { sreg }),
+            NFTRACE => Some(Expr::SetTrace { sreg }),
+            _ => None,
+        };
     }
     fields.only(&[DREG, KEY])?;
     let dreg = fields.register(DREG)?;
@@ -370,11 +391,22 @@ fn fib(fields: &Fields<'_>) -> Option<Expr> {
     })
 }
 
+fn limit(fields: &Fields<'_>) -> Option<Expr> {
+    use abi::limit::{BURST, FLAGS, PACKETS, RATE, TYPE, UNIT};
+    fields.only(&[RATE, UNIT, BURST, TYPE, FLAGS])?;
+    let ours =
+        fields.u64(UNIT)? == 1 && fields.u32(TYPE)? == PACKETS && fields.u32_or(FLAGS, 0)? == 0;
+    ours.then_some(Expr::Limit {
+        per_second: u32::try_from(fields.u64(RATE)?).ok()?,
+        burst: fields.u32(BURST)?,
+    })
+}
+
 fn update(fields: &Fields<'_>) -> Option<Expr> {
     use abi::dynset::{DATA, FLAGS, KEY, OP, SET, TIMEOUT, UPDATE};
     fields.only(&[SET, OP, KEY, DATA, TIMEOUT, FLAGS])?;
     (fields.u32(OP)? == UPDATE && fields.u32_or(FLAGS, 0)? == 0).then_some(())?;
-    let milliseconds = u64::from_be_bytes(fields.get(TIMEOUT)?.try_into().ok()?);
+    let milliseconds = fields.u64(TIMEOUT)?;
     (milliseconds % 1000 == 0).then_some(())?;
     Some(Expr::Update {
         map: Name::from(string(fields.get(SET)?, "").ok()?.to_owned()),

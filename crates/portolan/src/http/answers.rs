@@ -10,6 +10,7 @@ use service_model::ObjectName;
 
 use super::listener::Answer;
 use crate::overlay::OverlayStatus;
+use crate::probe::ProbeStatus;
 use crate::status::{Health, Status};
 
 /// 200 when the table holds everything that is known, and the node is one that load balancers may send to (KEP-3836).
@@ -76,7 +77,11 @@ fn code(passes: bool) -> StatusCode {
 }
 
 /// 200 once the first complete view is in the kernel, Services and overlay; before, what is missing.
-pub(super) fn readyz(status: &Status, overlay: Option<&Arc<OverlayStatus>>) -> Answer {
+pub(super) fn readyz(
+    status: &Status,
+    overlay: Option<&Arc<OverlayStatus>>,
+    probes: &ProbeStatus,
+) -> Answer {
     if let Some(overlay) = overlay.filter(|overlay| !overlay.ready) {
         let trouble = overlay.trouble.clone();
         let problems = overlay.plan.problems.iter().map(ToString::to_string);
@@ -85,7 +90,11 @@ pub(super) fn readyz(status: &Status, overlay: Option<&Arc<OverlayStatus>>) -> A
         return Answer::text(StatusCode::SERVICE_UNAVAILABLE, text);
     }
     if status.synced {
-        return Answer::text(StatusCode::OK, "ok\n");
+        // Others' troubles make no node unready: a partition would take all of them.
+        let found = probes.findings.iter().map(|finding| &finding.text);
+        let lines = found.chain(&probes.remedies).chain(&probes.notes);
+        let lines: String = lines.map(|text| format!("overlay: {text}\n")).collect();
+        return Answer::text(StatusCode::OK, format!("ok\n{lines}"));
     }
     let missing: Vec<String> = status.waiting_for.iter().map(ToString::to_string).collect();
     let reason = if missing.is_empty() {

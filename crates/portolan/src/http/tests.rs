@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::listener::MAX_CONNECTIONS;
 use super::{Ports, Sources, start};
 use crate::metrics::Metrics;
+use crate::probe::SharedProbeStatus;
 use crate::status::Status;
 
 struct Server {
@@ -24,6 +25,7 @@ impl Server {
     fn start() -> Server {
         let sources = Sources {
             overlay: None,
+            probes: SharedProbeStatus::default(),
             status: Arc::new(ArcSwap::default()),
             metrics: Arc::new(Metrics::new()),
         };
@@ -250,6 +252,7 @@ fn a_taken_port_is_bound_as_soon_as_it_is_free() {
     let address = taken.local_addr().unwrap();
     let sources = Sources {
         overlay: None,
+        probes: SharedProbeStatus::default(),
         status: Arc::new(ArcSwap::default()),
         metrics: Arc::new(Metrics::new()),
     };

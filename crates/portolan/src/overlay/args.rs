@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args, ValueEnum};
@@ -131,6 +132,14 @@ pub struct OverlayArgs {
           num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true")]
     pub set_node_network_unavailable: bool,
 
+    /// Port on which nodes measure what gets through, by UDP and TCP, the same on all of them; 0: do not measure
+    #[arg(long, value_name = "PORT", default_value = "8473")]
+    pub overlay_probe_port: u16,
+
+    /// Between two rounds in which a few peers are measured: 10s, 500ms
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub overlay_probe_interval: Duration,
+
     /// Where peers are remembered over a restart without API server; empty: nowhere
     #[arg(
         long,
@@ -247,4 +256,17 @@ impl OverlayArgs {
 /// A path; empty text is allowed, unlike in clap's own parser.
 fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
     Ok(PathBuf::from(text))
+}
+
+/// Seconds or milliseconds, at least one of the latter.
+fn duration(text: &str) -> Result<Duration, String> {
+    let number = |digits: &str| digits.parse::<u32>().ok().filter(|number| *number > 0);
+    let milliseconds = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(digits), _) => number(digits).map(u64::from),
+        (None, Some(digits)) => number(digits).map(|seconds| u64::from(seconds) * 1000),
+        (None, None) => None,
+    };
+    milliseconds.map(Duration::from_millis).ok_or_else(|| {
+        "want a whole number of seconds or milliseconds above 0: 10s, 500ms".to_owned()
+    })
 }

@@ -1,4 +1,5 @@
-//! A program's chains in iptables' legacy variant, which only iptables' own programs can change.
+//! iptables' legacy variant, which only iptables' own programs can change: a program's chains in it, and whether it
+//! forwards anything.
 //!
 //! Owns the reading of what `iptables-save` prints and the making of what `iptables-restore` takes: one restoration for
 //! each table, which the kernel carries out whole or not at all. Rules of base chains that lead to the chains that go
@@ -15,6 +16,8 @@ use nft::Family;
 
 use super::chains::{FORWARD, Removed, Theirs};
 
+const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
+
 /// Where the kernel says which legacy tables this network namespace has, and the programs for them: a name that is the
 /// legacy variant's alone, and one that may be either's.
 const fn names_and_programs(family: Family) -> (&'static str, [&'static str; 2]) {
@@ -28,6 +31,32 @@ const fn names_and_programs(family: Family) -> (&'static str, [&'static str; 2])
             ["ip6tables-legacy", "ip6tables"],
         ),
     }
+}
+
+/// Tables that this network namespace has, by the program for them. One that holds nothing is there as well, once
+/// somebody has looked into it.
+pub(crate) fn tables() -> Vec<String> {
+    let tables = FAMILIES.into_iter().flat_map(|family| {
+        let (names, [program, _]) = names_and_programs(family);
+        let names = std::fs::read_to_string(names).unwrap_or_default();
+        let named = names.lines().map(|name| format!("{program} -t {name}"));
+        named.collect::<Vec<_>>()
+    });
+    tables.collect()
+}
+
+/// Programs whose FORWARD chain drops by default. What cannot be looked into is left out.
+pub(crate) fn dropping_forwarders() -> Vec<&'static str> {
+    let drops = |family| {
+        let (names, programs) = names_and_programs(family);
+        let names = std::fs::read_to_string(names).ok()?;
+        names.lines().find(|name| *name == "filter")?;
+        let program = programs.iter().find(|program| is_legacy(program))?;
+        let saved = run(&format!("{program}-save"), &["-t", "filter"], "").ok()?;
+        let forward = saved.lines().any(|line| line.starts_with(":FORWARD DROP"));
+        forward.then_some(*program)
+    };
+    FAMILIES.into_iter().filter_map(drops).collect()
 }
 
 /// Removes them, if there are any.

@@ -1,0 +1,162 @@
+//! A NIC with a fault, as a program between two links of a namespace of its own.
+//!
+//! The kernel hands packets to a NIC with checksums that are only begun, and says where to finish them. Packet sockets
+//! hand both on (`PACKET_VNET_HDR`, `linux/virtio_net.h`): so a packet is passed with what the kernel said of it, or as
+//! if its checksum were finished, which is the fault.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send,
+    setsockopt, socket,
+};
+use nix::unistd::Pid;
+use nix::{setsockopt_impl, sockopt_impl};
+
+use crate::namespace::Namespace;
+
+sockopt_impl!(
+    VirtioHeader,
+    SetOnly,
+    libc::SOL_PACKET,
+    libc::PACKET_VNET_HDR,
+    bool
+);
+
+/// Bytes of `struct virtio_net_hdr`; the first has the flags.
+const VIRTIO: usize = 10;
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`
+const UNFINISHED: u8 = 1;
+/// A packet that is to be cut into many (`GSO_MAX_SIZE`), with its headers.
+const LARGEST: usize = 80 << 10;
+/// How often it is looked whether it shall end.
+const LOOK_MS: u8 = 100;
+
+/// A NIC with a fault, as long as this lives: without it the node is unplugged.
+#[must_use = "dropping it unplugs the node"]
+pub struct BadNic {
+    stop: Arc<AtomicBool>,
+    spoilt: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+    _namespace: Namespace,
+}
+
+impl BadNic {
+    /// Its link to the node, and that to the network.
+    pub(crate) const INSIDE: &str = "inside";
+    pub(crate) const OUTSIDE: &str = "outside";
+
+    /// Starts it, when `plug` has put both links into the namespace of this thread.
+    pub(crate) fn new(vxlan_port: u16, plug: impl FnOnce(Pid) -> Result<()>) -> Result<Self> {
+        let namespace = Namespace::new("nic")?;
+        plug(namespace.tid())?;
+        // Before the links are up: till it is bound, a socket hears every link.
+        let sockets = namespace
+            .run(|| -> Result<_> { Ok([open(Self::INSIDE)?, open(Self::OUTSIDE)?]) })??;
+        let up = [Self::INSIDE, Self::OUTSIDE]
+            .map(|link| format!("link set dev {link} addrgenmode none up promisc on"));
+        namespace.ip(&up)?;
+        let (stop, spoilt) = <(Arc<AtomicBool>, Arc<AtomicU64>)>::default();
+        let (stopping, counter) = (stop.clone(), spoilt.clone());
+        let thread = namespace.thread(move || {
+            while !stopping.load(Ordering::Relaxed) {
+                pass(&sockets, vxlan_port, &counter);
+            }
+        })?;
+        Ok(BadNic {
+            stop,
+            spoilt,
+            thread: Some(thread),
+            _namespace: namespace,
+        })
+    }
+
+    /// How many packets it has spoilt so far.
+    pub fn spoilt(&self) -> u64 {
+        self.spoilt.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for BadNic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // It does not panic.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A socket for all frames of one link.
+fn open(link: &str) -> Result<OwnedFd> {
+    let fd = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        SockProtocol::EthAll,
+    )?;
+    setsockopt(&fd, VirtioHeader, &true).context("ask for unfinished checksums")?;
+    bind(fd.as_raw_fd(), &address(link)?).context("bind a packet socket")?;
+    Ok(fd)
+}
+
+fn address(link: &str) -> Result<LinkAddr> {
+    getifaddrs()?
+        .filter(|interface| interface.interface_name == link)
+        .find_map(|interface| interface.address?.as_link_addr().copied())
+        .with_context(|| format!("there is no link {link}"))
+}
+
+/// Passes what is there on, and waits a little if nothing is. What cannot be sent is lost, as on any link.
+fn pass([inside, outside]: &[OwnedFd; 2], vxlan_port: u16, spoilt: &AtomicU64) {
+    let mut waiting = [inside, outside].map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
+    let _ = poll(&mut waiting, PollTimeout::from(LOOK_MS));
+    let mut frame = vec![0; VIRTIO + LARGEST];
+    for (from, to) in [(inside, outside), (outside, inside)] {
+        loop {
+            let length = match recv(from.as_raw_fd(), &mut frame, MsgFlags::empty()) {
+                Ok(length) => length,
+                Err(Errno::EINTR) => continue,
+                Err(_) => break,
+            };
+            let Some((header, packet)) = frame
+                .get_mut(..length)
+                .and_then(|frame| frame.split_at_mut_checked(VIRTIO))
+            else {
+                continue;
+            };
+            let leaves = std::ptr::eq(from, inside);
+            let unfinished = header.first().is_some_and(|flags| flags & UNFINISHED != 0);
+            if leaves && unfinished && is_vxlan(packet, vxlan_port) {
+                header.fill(0);
+                spoilt.fetch_add(1, Ordering::Relaxed);
+            }
+            let _ = send(
+                to.as_raw_fd(),
+                frame.get(..length).unwrap_or_default(),
+                MsgFlags::empty(),
+            );
+        }
+    }
+}
+
+/// Whether an Ethernet frame holds a datagram to this port.
+fn is_vxlan(frame: &[u8], port: u16) -> bool {
+    const UDP: u8 = 17;
+    let byte = |at: usize| frame.get(at).copied().unwrap_or(0);
+    let number = |at: usize| u16::from_be_bytes([byte(at), byte(at + 1)]);
+    let (protocol, transport) = match number(12) {
+        0x0800 => (byte(23), 14 + usize::from(byte(14) & 0xf) * 4),
+        0x86dd => (byte(20), 54),
+        _ => return false,
+    };
+    protocol == UDP && number(transport + 2) == port
+}

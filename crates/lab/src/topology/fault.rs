@@ -1,0 +1,197 @@
+//! Networks that are broken in the ways that networks break: paths that lose certain packets without a word, and a NIC
+//! that spoils what is inside of tunnels.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::Result;
+
+use super::{Node, UNDERLAY_BRIDGE};
+use crate::host::Host;
+use crate::nic::BadNic;
+
+/// Which packets a path loses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// Datagrams to this port: a firewall or security group that knows nothing of it.
+    Udp(u16),
+    /// Packets of more bytes than these, IP header and all, and no ICMP message for them: an MTU black hole.
+    LargerThan(u16),
+    /// All of them.
+    Everything,
+}
+
+/// A path that loses packets, until this is dropped.
+#[must_use = "dropping it mends the path"]
+pub struct LossyPath {
+    underlay: Arc<Host>,
+    table: String,
+}
+
+impl Drop for LossyPath {
+    fn drop(&mut self) {
+        let line = ["delete", "table", "bridge", self.table.as_str()];
+        // The lab may have been closed before; then there is nothing to mend.
+        let _ = self.underlay.nft(&line);
+    }
+}
+
+impl Node {
+    /// Makes the underlay lose packets from here to `to`, which is on the underlay too, in that direction only.
+    pub fn lose(&self, to: &Host, loss: Loss) -> Result<LossyPath> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let table = format!("lossy_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let which = match loss {
+            Loss::Udp(port) => format!("udp dport {port}"),
+            Loss::LargerThan(bytes) => format!("meta length > {bytes}"),
+            Loss::Everything => String::new(),
+        };
+        let rules = self.addresses().into_iter().zip(to.addresses());
+        let rules: String = rules
+            .map(|(from, to)| {
+                let family = match from {
+                    IpAddr::V4(_) => "ip",
+                    IpAddr::V6(_) => "ip6",
+                };
+                format!("{family} saddr {from} {family} daddr {to} {which} drop\n")
+            })
+            .collect();
+        let chain = format!("type filter hook forward priority 0\n{rules}");
+        let ruleset = format!("table bridge {table} {{\nchain forward {{\n{chain}}}\n}}\n");
+        let underlay = Arc::clone(&self.0.underlay);
+        underlay.nft_stdin(&ruleset)?;
+        Ok(LossyPath { underlay, table })
+    }
+
+    /// Gives the node a NIC with a fault that some have had: it promises to finish checksums, and does not for
+    /// packets inside of VXLAN packets to this port. All others come and go as they should.
+    pub fn break_nic(&self, vxlan_port: u16) -> Result<BadNic> {
+        let outside = format!("{}nic", self.0.port);
+        let underlay = self.0.underlay.namespace();
+        let nic = BadNic::new(vxlan_port, |tid| {
+            let port = &self.0.port;
+            underlay.ip(&[
+                format!("link set dev {port} nomaster"),
+                format!("link set dev {port} netns {tid} name {}", BadNic::INSIDE),
+                format!(
+                    "link add name {outside} type veth peer name {} netns {tid}",
+                    BadNic::OUTSIDE
+                ),
+                format!("link set dev {outside} master {UNDERLAY_BRIDGE}"),
+                format!("link set dev {outside} up"),
+            ])
+        })?;
+        super::wait_until_reachable(self, crate::address::gateway())?;
+        Ok(nic)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::capability::{Capability, require};
+    use crate::probe::{Outcome, Probe};
+    use crate::socket::Protocol;
+    use crate::topology::Lab;
+    use crate::wait::wait_until;
+
+    const PORT: u16 = 8472;
+
+    fn answered(from: &Host, protocol: Protocol, to: impl Into<std::net::SocketAddr>) -> bool {
+        let probe = Probe::new(protocol, to).within(Duration::from_millis(300));
+        matches!(from.probe(probe), Ok(Outcome::Answered { .. }))
+    }
+
+    #[test]
+    fn a_lossy_path_loses_what_it_should_in_one_direction_and_is_mended() -> Result<()> {
+        if !require(&[Capability::Nft]) {
+            return Ok(());
+        }
+        let lab = Lab::new()?;
+        let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
+        for node in [&a, &b] {
+            node.serve(Protocol::Udp, PORT)?;
+            node.serve(Protocol::Tcp, PORT)?;
+        }
+        let lossy = a.lose(&b, Loss::Udp(PORT))?;
+        for (to_b, to_a) in b.addresses().into_iter().zip(a.addresses()) {
+            assert!(!answered(&a, Protocol::Udp, (to_b, PORT)));
+            assert!(answered(&a, Protocol::Tcp, (to_b, PORT)));
+            assert!(answered(&b, Protocol::Udp, (to_a, PORT)));
+        }
+        drop(lossy);
+        assert!(answered(&a, Protocol::Udp, (b.ipv4(), PORT)));
+        let _all = b.lose(&a, Loss::Everything)?;
+        assert!(!answered(&a, Protocol::Tcp, (b.ipv4(), PORT)));
+        Ok(())
+    }
+
+    #[test]
+    fn a_path_for_small_packets_only_loses_the_large_ones() -> Result<()> {
+        if !require(&[Capability::Nft]) {
+            return Ok(());
+        }
+        let lab = Lab::new()?;
+        let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
+        b.serve(Protocol::Udp, PORT)?;
+        let _lossy = a.lose(&b, Loss::LargerThan(1400))?;
+        for address in b.addresses() {
+            let headers = if address.is_ipv4() { 28 } else { 48 };
+            let arrives = move |bytes: usize| {
+                let any = if address.is_ipv4() {
+                    "0.0.0.0:0"
+                } else {
+                    "[::]:0"
+                };
+                let socket = std::net::UdpSocket::bind(any)?;
+                socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+                socket.send_to(&vec![0; bytes - headers], (address, PORT))?;
+                Ok::<_, std::io::Error>(socket.recv(&mut [0; 64]).is_ok())
+            };
+            assert!(a.run(move || arrives(1400))??);
+            assert!(!a.run(move || arrives(1401))??);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_bad_nic_spoils_tcp_inside_of_a_tunnel_and_nothing_else() -> Result<()> {
+        if !require(&[Capability::Vxlan]) {
+            return Ok(());
+        }
+        let lab = Lab::new()?;
+        let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
+        for (node, other, number) in [(&a, &b, 1), (&b, &a, 2)] {
+            node.namespace().ip(&[
+                format!(
+                    "link add tunnel0 type vxlan id 5 dstport {PORT} local {} remote {} dev eth0",
+                    node.ipv4(),
+                    other.ipv4()
+                ),
+                format!("addr add 10.99.0.{number}/24 dev tunnel0"),
+                "link set dev tunnel0 up".to_owned(),
+            ])?;
+        }
+        let inside = std::net::SocketAddr::from(([10, 99, 0, 2], 80));
+        let serve = crate::socket::listening;
+        let _server = b.run(move || serve(Protocol::Tcp, inside))??;
+        let connects = |a: &Node| {
+            let timeout = Duration::from_millis(300);
+            a.run(move || std::net::TcpStream::connect_timeout(&inside, timeout).is_ok())
+        };
+        wait_until("the tunnel", Duration::from_secs(10), || {
+            connects(&a).unwrap_or(false)
+        })?;
+        let nic = a.break_nic(PORT)?;
+        assert!(!connects(&a)?);
+        assert!(nic.spoilt() > 0);
+        b.serve(Protocol::Tcp, 81)?;
+        for address in b.addresses() {
+            assert!(answered(&a, Protocol::Tcp, (address, 81)));
+        }
+        Ok(())
+    }
+}

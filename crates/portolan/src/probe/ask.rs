@@ -1,0 +1,186 @@
+//! One question over one path, and what became of it.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
+};
+use std::os::fd::AsFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::time::timeout;
+use vxlan_overlay::Outcome;
+
+use super::wire::{HEADER, Packet, STREAM};
+
+/// So often is a datagram sent in the time there is: one that is lost is nothing.
+const TRIES: u32 = 3;
+/// Largest datagram of these probes.
+pub(super) const LARGEST: usize = 65_535;
+
+/// What became of a datagram.
+#[derive(Debug, Default)]
+pub(super) struct Reply {
+    pub(super) outcome: Outcome,
+    pub(super) answer: Option<Packet>,
+    pub(super) elapsed: Duration,
+}
+
+impl Reply {
+    pub(super) fn is_answered(&self) -> bool {
+        self.outcome == Outcome::Answered
+    }
+}
+
+/// A datagram socket whose packets are never fragmented, whatever is remembered of the path.
+pub(super) fn datagrams(local: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = std::net::UdpSocket::bind(local)?;
+    socket.set_nonblocking(true)?;
+    never_fragment(&socket, local.ip())?;
+    UdpSocket::from_std(socket)
+}
+
+/// `IP_PMTUDISC_PROBE`: don't-fragment, and no regard for a path MTU learnt before (ip(7)).
+pub(super) fn never_fragment(socket: impl AsFd, local: IpAddr) -> io::Result<()> {
+    match local {
+        IpAddr::V4(_) => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE)?,
+        IpAddr::V6(_) => set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE)?,
+    }
+    Ok(())
+}
+
+/// Sends a request of `size` bytes, again and again, and waits for its answer.
+pub(super) async fn udp(
+    local: IpAddr,
+    to: SocketAddr,
+    request: &Packet,
+    size: usize,
+    patience: Duration,
+) -> Reply {
+    let Packet::Request { nonce, .. } = request else {
+        return Reply::default();
+    };
+    let bytes = request.encode(size);
+    let opened = async {
+        let socket = datagrams(SocketAddr::new(local, 0))?;
+        socket.connect(to).await?;
+        io::Result::Ok(socket)
+    };
+    let Ok(socket) = opened.await else {
+        return outcome(Outcome::Unsent);
+    };
+    let mut refused = false;
+    for _ in 0..TRIES {
+        let sent = Instant::now();
+        match socket.send(&bytes).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => refused = true,
+            // Too long for this node's own devices: as lost as on the way.
+            Err(error) if errno(&error) == Errno::EMSGSIZE => return outcome(Outcome::Silent),
+            Err(_) => return outcome(Outcome::Unsent),
+        }
+        match timeout(patience / TRIES, answer(&socket, *nonce)).await {
+            Ok(Some(answer)) => {
+                return Reply {
+                    outcome: Outcome::Answered,
+                    answer: Some(answer),
+                    elapsed: sent.elapsed(),
+                };
+            }
+            Ok(None) => refused = true,
+            Err(_) => {}
+        }
+        // A daemon that is just starting may answer the next one.
+        if refused {
+            return outcome(Outcome::Refused);
+        }
+    }
+    outcome(Outcome::Silent)
+}
+
+/// The answer with this nonce; `None`: "port unreachable".
+async fn answer(socket: &UdpSocket, nonce: u64) -> Option<Packet> {
+    let mut buffer = vec![0; LARGEST];
+    loop {
+        match socket.recv(&mut buffer).await {
+            Ok(length) => match Packet::decode(buffer.get(..length).unwrap_or_default()) {
+                Some(Packet::Answer {
+                    said,
+                    nonce: its,
+                    counted,
+                    corrupt,
+                    text,
+                }) if its == nonce => {
+                    return Some(Packet::Answer {
+                        said,
+                        nonce,
+                        counted,
+                        corrupt,
+                        text,
+                    });
+                }
+                _ => {}
+            },
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return None,
+            // "Host unreachable" and the like: from somebody on the way, whom later packets may pass.
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+fn outcome(outcome: Outcome) -> Reply {
+    Reply {
+        outcome,
+        ..Reply::default()
+    }
+}
+
+fn errno(error: &io::Error) -> Errno {
+    error
+        .raw_os_error()
+        .map_or(Errno::UnknownErrno, Errno::from_raw)
+}
+
+/// Connects, sends some kilobytes and wants them back.
+pub(super) async fn tcp(local: IpAddr, to: SocketAddr, nonce: u64, patience: Duration) -> Outcome {
+    let opened = || {
+        let socket = match local {
+            IpAddr::V4(_) => TcpSocket::new_v4(),
+            IpAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        socket.bind(SocketAddr::new(local, 0))?;
+        io::Result::Ok(socket)
+    };
+    let Ok(socket) = opened() else {
+        return Outcome::Unsent;
+    };
+    let mut stream = match timeout(patience, socket.connect(to)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => return Outcome::Refused,
+        Ok(Err(error)) if matches!(errno(&error), Errno::EPERM | Errno::ENETUNREACH) => {
+            return Outcome::Unsent;
+        }
+        Ok(Err(_)) | Err(_) => return Outcome::Silent,
+    };
+    match timeout(patience, exchange(&mut stream, nonce)).await {
+        Ok(Ok(true)) => Outcome::Answered,
+        // It closed the connection: to get that far, packets went both ways.
+        Ok(Ok(false) | Err(_)) => Outcome::Refused,
+        Err(_) => Outcome::Silent,
+    }
+}
+
+async fn exchange(stream: &mut TcpStream, nonce: u64) -> io::Result<bool> {
+    let (want, asked) = (0, 0);
+    let mut bytes = Packet::Request { want, nonce, asked }.encode(STREAM);
+    for (byte, value) in bytes.iter_mut().skip(HEADER).zip((0..=u8::MAX).cycle()) {
+        *byte = value;
+    }
+    stream.write_all(&bytes).await?;
+    let mut echoed = vec![0; STREAM];
+    stream.read_exact(&mut echoed).await?;
+    Ok(echoed == bytes)
+}

@@ -1,0 +1,238 @@
+//! `portolan doctor`: asks the daemon of this node to measure the way to a peer now, and prints what it says.
+//!
+//! The daemon listens on a socket of the network namespace (`@portolan-doctor`, unix(7)): no file, so that the command
+//! works in the daemon's container and on the host alike, and nothing outside the node can reach it. Only root and the
+//! daemon's own user are answered.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net as unix;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures::StreamExt;
+use futures::stream;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+use vxlan_overlay::Measurement;
+
+use super::firewall::{notes, untraceable};
+use super::measure::Pair;
+use super::rounds::words;
+use super::{Shared, SharedProbeStatus};
+
+mod print;
+
+const SOCKET: &[u8] = b"portolan-doctor";
+/// Measuring the slowest peer takes about 10 s, and there are several at a time.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// A question is short.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+const QUESTION: u64 = 4096;
+/// Peers measured when nobody names one.
+const PEERS: usize = 64;
+/// Of these at a time.
+const AT_A_TIME: usize = 16;
+/// Of these with a look for the rule.
+const LOOKS: usize = 3;
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What is asked.
+#[derive(Debug, Serialize, Deserialize)]
+struct Question {
+    /// A peer; `None`: as many as make sense.
+    to: Option<String>,
+}
+
+/// What the daemon says.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// This node.
+    pub node: String,
+    /// Why nothing can be told, if so.
+    pub trouble: Option<String>,
+    /// By peer and family.
+    pub peers: Vec<PeerReport>,
+    /// Peers that were not asked.
+    pub left_out: usize,
+    /// What this node has done about what it found.
+    pub remedies: Vec<String>,
+    /// What about this node's rules is worth knowing.
+    pub notes: Vec<String>,
+}
+
+/// The way to one peer in one family.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Its name.
+    pub node: String,
+    /// `IPv4` or `IPv6`.
+    pub family: String,
+    /// Whether its pods can be reached.
+    pub healthy: bool,
+    /// The verdict in one word.
+    pub verdict: String,
+    /// And in words.
+    pub text: String,
+    /// What was measured.
+    pub measured: Measurement,
+}
+
+impl Report {
+    /// Exit status of the command: 0 healthy, 1 something is broken, 2 cannot tell.
+    pub fn exit_code(&self) -> u8 {
+        match self.peers.iter().all(|peer| peer.healthy) {
+            _ if self.trouble.is_some() => 2,
+            true => 0,
+            false => 1,
+        }
+    }
+}
+
+/// Answers the command until cancelled.
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    status: SharedProbeStatus,
+    cancel: CancellationToken,
+) {
+    let serving = async {
+        loop {
+            match listen() {
+                Ok(listener) => accept(&listener, &shared, &status).await,
+                Err(error) => tracing::warn!(
+                    error = format!("{error:#}"),
+                    "`portolan doctor` cannot be answered"
+                ),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    };
+    cancel.run_until_cancelled(serving).await;
+}
+
+fn listen() -> anyhow::Result<UnixListener> {
+    let address = unix::SocketAddr::from_abstract_name(SOCKET)?;
+    let listener = unix::UnixListener::bind_addr(&address).context("binding its socket")?;
+    listener.set_nonblocking(true)?;
+    Ok(UnixListener::from_std(listener)?)
+}
+
+/// One question at a time.
+async fn accept(listener: &UnixListener, shared: &Shared, status: &SharedProbeStatus) {
+    while let Ok((stream, _)) = listener.accept().await {
+        if let Err(error) = answer(stream, shared, status).await {
+            tracing::debug!(error = format!("{error:#}"), "a question was not answered");
+        }
+    }
+}
+
+async fn answer(
+    mut stream: UnixStream,
+    shared: &Shared,
+    status: &SharedProbeStatus,
+) -> anyhow::Result<()> {
+    let uid = stream.peer_cred()?.uid();
+    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
+        bail!("asked by user {uid}");
+    }
+    let mut line = String::new();
+    let (read, mut write) = stream.split();
+    let mut read = tokio::io::BufReader::new(tokio::io::AsyncReadExt::take(read, QUESTION));
+    tokio::time::timeout(QUESTION_TIMEOUT, read.read_line(&mut line)).await??;
+    let question: Question = serde_json::from_str(&line)?;
+    let mut report = examine(shared, question.to.as_deref()).await;
+    report.remedies.clone_from(&status.load().remedies);
+    let mut text = serde_json::to_vec(&report)?;
+    text.push(b'\n');
+    write.write_all(&text).await?;
+    Ok(())
+}
+
+async fn examine(shared: &Shared, to: Option<&str>) -> Report {
+    let node = shared.config.own.to_string();
+    let directory = shared.directory();
+    let mut report = Report {
+        node,
+        ..Report::default()
+    };
+    let mut pairs: Vec<Pair<'_>> = directory
+        .targets
+        .iter()
+        .filter(|target| to.is_none_or(|to| *target.node == *to))
+        .filter_map(|peer| {
+            let end = directory.end(peer.family)?;
+            Some(Pair { shared, end, peer })
+        })
+        .collect();
+    if directory.own().next().is_none() {
+        report.trouble = Some("the overlay is not up on this node".to_owned());
+    } else if let (Some(to), true) = (to, pairs.is_empty()) {
+        report.trouble = Some(format!("{to:?} is no peer of the overlay"));
+    }
+    report.left_out = pairs.len().saturating_sub(PEERS);
+    pairs.truncate(PEERS);
+    let mut measured: Vec<Measurement> = stream::iter(&pairs)
+        .map(|pair| pair.measure(to.is_some()))
+        .buffered(AT_A_TIME)
+        .collect()
+        .await;
+    if measured.iter().any(|m| !m.verdict().is_healthy()) {
+        report.notes.extend(untraceable());
+    }
+    report.notes.extend(notes().await);
+    let mut looks = 0;
+    for (pair, measured) in pairs.iter().zip(&mut measured) {
+        if looks < LOOKS && !measured.verdict().is_healthy() {
+            looks += 1;
+            pair.find_rules(measured).await;
+        }
+    }
+    for (pair, measured) in pairs.iter().zip(measured) {
+        let verdict = measured.verdict();
+        report.peers.push(PeerReport {
+            node: pair.peer.node.to_string(),
+            family: match pair.peer.family {
+                nft::Family::Ip => "IPv4".to_owned(),
+                nft::Family::Ip6 => "IPv6".to_owned(),
+            },
+            healthy: verdict.is_healthy(),
+            verdict: verdict.kind().to_owned(),
+            text: words(shared, pair.end, pair.peer, &measured, &verdict),
+            measured,
+        });
+    }
+    report
+}
+
+/// Asks the daemon of this network namespace.
+pub fn ask(to: Option<&str>) -> anyhow::Result<Report> {
+    let address = unix::SocketAddr::from_abstract_name(SOCKET)?;
+    let mut stream = unix::UnixStream::connect_addr(&address).context(
+        "no daemon of this node answers: is it run with --overlay vxlan, and this command in its network namespace?",
+    )?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let question = Question {
+        to: to.map(str::to_owned),
+    };
+    let mut text = serde_json::to_vec(&question)?;
+    text.push(b'\n');
+    stream.write_all(&text)?;
+    let mut line = String::new();
+    BufReader::new(stream)
+        .read_line(&mut line)
+        .context("waiting for the daemon's answer")?;
+    if line.is_empty() {
+        bail!("the daemon gave no answer: only root and its own user get one");
+    }
+    serde_json::from_str(&line).context("reading the daemon's answer")
+}
+
+impl Report {
+    /// For people: a table for each pair, or, where nobody was named, a line.
+    pub fn text(&self, tables: bool) -> String {
+        print::text(self, tables)
+    }
+}

@@ -1,0 +1,187 @@
+//! Which rule of this node drops a packet, and which of its chains drop pods' packets unless told otherwise.
+//!
+//! The first is asked of the kernel, which tells what every rule decides on packets that flow meanwhile
+//! ([`nft::trace`]); nothing about rules is guessed from their text. Legacy iptables is not traced: its tables are named
+//! as what cannot be seen. Names of other people's tables are for people to read, and go nowhere else.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nft::trace::{Decider, Decision, Step, Tracer};
+use nft::{AnyFamily, BaseChain, Foreign};
+
+use crate::takeover::legacy;
+
+/// Packets that somebody on this node may drop: sent from here, or arriving here.
+pub use nft::trace::Packets as Suspect;
+
+/// Steps that are remembered, to find the hook by which a packet came to the one that dropped it.
+const REMEMBERED: usize = 1024;
+
+/// The rule that dropped a packet, or the policy of the chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocker {
+    /// Family of the table.
+    pub family: AnyFamily,
+    /// Table.
+    pub table: String,
+    /// Chain.
+    pub chain: String,
+    /// Handle of the rule; `None` where the policy of the chain did it.
+    pub rule: Option<u64>,
+    /// The hook by which the packet came there, by nft's keyword; `None` where the chain is gone by now.
+    pub hook: Option<&'static str>,
+    /// It was not dropped but left to a program, which did not let it go on.
+    pub queued: bool,
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Blocker { family, .. } = self;
+        let (table, chain) = (Foreigner(&self.table), Foreigner(&self.chain));
+        write!(f, "table {family} {table}, chain {chain}, ")?;
+        match self.rule {
+            Some(handle) => write!(f, "rule handle {handle}")?,
+            None => f.write_str("its policy")?,
+        }
+        if let Some(hook) = self.hook {
+            write!(f, ", on {hook}")?;
+        }
+        if self.queued {
+            f.write_str(", by queueing to a program")?;
+        }
+        if table.is_plain() && chain.is_plain() {
+            write!(f, " (nft -a list chain {family} {table} {chain})")?;
+        }
+        Ok(())
+    }
+}
+
+/// Traces packets like these for so long, while others make some flow, and says who dropped one. Blocks, until the
+/// first is found or the time has passed.
+///
+/// What is not found was not dropped by a rule of nftables here (iptables in its nft variant included): see
+/// [`untraceable`], and [`nft::trace`] for what else is not told.
+///
+/// Errors: before Linux 5.12, and without CAP_NET_ADMIN.
+pub fn who_drops(suspects: &[Suspect], within: Duration) -> Result<Option<Blocker>> {
+    let mut tracer =
+        Tracer::start(suspects).context("tracing packets through the rules (Linux 5.12)")?;
+    let end = Instant::now() + within;
+    let mut steps: VecDeque<Step> = VecDeque::new();
+    let mut queued = None;
+    while let Some(step) = tracer.wait(end.saturating_duration_since(Instant::now()))? {
+        match step.decision {
+            Decision::Drop => return blocker(step, &steps, false).map(Some),
+            Decision::Queue => queued = Some(step.clone()),
+            Decision::Accept | Decision::Continue => {
+                // A program has let it go on.
+                let goes_on = |waiting: &Step| waiting.packet == step.packet;
+                queued = queued.filter(|waiting| !goes_on(waiting));
+            }
+        }
+        if steps.len() == REMEMBERED {
+            steps.pop_front();
+        }
+        steps.push_back(step);
+    }
+    queued.map(|step| blocker(step, &steps, true)).transpose()
+}
+
+fn blocker(step: Step, before: &VecDeque<Step>, queued: bool) -> Result<Blocker> {
+    let chains = Foreign::open()?.base_chains()?;
+    let base = |of: &Step| {
+        chains.iter().find(|chain| {
+            (chain.family, &chain.table, &chain.name) == (of.family, &of.table, &of.chain)
+        })
+    };
+    let same = |other: &&Step| {
+        (other.packet, other.family, &other.table) == (step.packet, step.family, &step.table)
+    };
+    // A chain that was jumped to comes after the rule that jumps.
+    let way = std::iter::once(&step).chain(before.iter().rev().filter(same));
+    let hook = way.filter_map(base).find_map(BaseChain::hook_keyword);
+    let rule = match step.decider {
+        Decider::Rule(handle) => Some(handle),
+        Decider::Policy | Decider::Return => None,
+    };
+    Ok(Blocker {
+        family: step.family,
+        table: step.table,
+        chain: step.chain,
+        rule,
+        hook,
+        queued,
+    })
+}
+
+/// What of this node's rules cannot be traced, in words; `None`: nothing.
+pub fn untraceable() -> Option<String> {
+    let tables = legacy::tables();
+    (!tables.is_empty()).then(|| {
+        format!(
+            "rules of legacy iptables cannot be traced: {}",
+            tables.join(", ")
+        )
+    })
+}
+
+/// Chains through which pods' packets go only where a rule of theirs lets them: those that forward and drop by
+/// default, nobody's accept elsewhere helps there. Each in words.
+///
+/// Errors: the ruleset cannot be read (CAP_NET_ADMIN).
+pub fn forwarding_drops() -> Result<Vec<String>> {
+    let chains = Foreign::open()?.base_chains()?;
+    let forwards = |chain: &&BaseChain| {
+        let families = [AnyFamily::INET, AnyFamily::IP, AnyFamily::IP6];
+        chain.drops && families.contains(&chain.family) && chain.hook_keyword() == Some("forward")
+    };
+    let of_nft = chains.iter().filter(forwards).map(|chain| {
+        let (table, name) = (Foreigner(&chain.table), Foreigner(&chain.name));
+        format!("table {} {table}, chain {name}", chain.family)
+    });
+    let of_legacy = legacy::dropping_forwarders()
+        .into_iter()
+        .map(|program| format!("{program}, chain FORWARD"));
+    let tell =
+        |who| format!("{who} drops by default: pods' packets need a rule there that accepts them");
+    Ok(of_nft.chain(of_legacy).map(tell).collect())
+}
+
+/// What of this node's rules keeps pods from each other though nodes reach each other, in words. A ruleset that cannot
+/// be read keeps nobody from anything.
+pub(super) async fn notes() -> Vec<String> {
+    match tokio::task::spawn_blocking(forwarding_drops).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => {
+            tracing::debug!(error = format!("{error:#}"), "chains cannot be read");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
+    }
+}
+
+/// A name that somebody else has chosen, as people can read it: what cannot be printed is escaped.
+struct Foreigner<'a>(&'a str);
+
+impl Foreigner<'_> {
+    /// Whether it means itself wherever it is pasted.
+    fn is_plain(&self) -> bool {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+        !self.0.is_empty() && !self.0.starts_with('-') && self.0.bytes().all(plain)
+    }
+}
+
+impl fmt::Display for Foreigner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.is_plain() {
+            true => f.write_str(self.0),
+            false => write!(f, "\"{}\"", self.0.escape_default()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,285 @@
+//! Measures the way to one peer and back: which questions are asked, in which order.
+//!
+//! Where all is well these are four: a datagram over the host path, and through the tunnel a small one, a full-sized
+//! one and a stream. Where something is not, the peer is asked over the host path what it has received.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures::future::{join, join_all, join4};
+use nft::Family;
+use tokio::time::{Instant, sleep};
+use vxlan_overlay::{Leg, Measurement, Outcome, Sizes, Verdict};
+
+use super::directory::{End, Target};
+use super::wire::{HEADER, Packet, REQUEST, said, want};
+use super::{Shared, ask, counters, ping, trace};
+
+/// How long a question waits for its answer, all tries together.
+const PATIENCE: Duration = Duration::from_millis(1200);
+/// A packet that the peer was asked to send has this long after the peer's answer.
+const ARRIVAL: Duration = Duration::from_millis(300);
+/// Below this no size is tried.
+const SMALLEST: u32 = 500;
+/// Sizes tried at a time.
+const FANOUT: u32 = 16;
+
+/// One pair of nodes in one family.
+pub(super) struct Pair<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) end: &'a End,
+    pub(super) peer: &'a Target,
+}
+
+/// What the peer says of itself.
+#[derive(Clone, Copy, Debug, Default)]
+struct Said {
+    received: bool,
+    counted: Option<u64>,
+    corrupt: Option<u64>,
+}
+
+impl Pair<'_> {
+    /// One round. A thorough one leaves no question of the table out.
+    pub(super) async fn measure(&self, thorough: bool) -> Measurement {
+        let mut measured = Measurement::default();
+        let (counted, corrupt) = (self.shared.counted(self.peer), counters::corrupt());
+        let nonce = rand::random();
+        let probe = Packet::Request {
+            want: 0,
+            nonce,
+            asked: 0,
+        };
+        let (host, tunnel) = join(
+            self.over_host(want::COUNTERS, rand::random(), 0),
+            ask::udp(self.end.tunnel, self.at_tunnel(), &probe, HEADER, PATIENCE),
+        )
+        .await;
+        let before = said(host.answer.as_ref());
+        measured.host.udp = host.outcome;
+        measured.tunnel.udp = tunnel.outcome;
+        if tunnel.is_answered() {
+            measured.round_trip = u32::try_from(tunnel.elapsed.as_micros()).ok();
+        }
+        if tunnel.outcome.came_back() {
+            let (tcp, sizes) = join(
+                self.tcp(true),
+                self.sizes(tunnel.outcome == Outcome::Answered),
+            )
+            .await;
+            (measured.tunnel.tcp, measured.sizes) = (tcp, sizes);
+        }
+        let suspicious = !measured.verdict().is_healthy();
+        if suspicious || thorough {
+            self.ask_more(&mut measured).await;
+        }
+        if suspicious {
+            self.ask_back(&mut measured, before, nonce).await;
+            measured.counted_here = grown(counted, self.shared.counted(self.peer));
+            measured.corrupt_here = grown(corrupt, counters::corrupt());
+        }
+        measured
+    }
+
+    /// The paths that were not needed so far.
+    async fn ask_more(&self, measured: &mut Measurement) {
+        let (size, nonce) = (HEADER + 48, rand::random());
+        let (end, peer) = (self.end, self.peer);
+        let (host_tcp, host_ping, tunnel_tcp, tunnel_ping) = join4(
+            self.tcp(false),
+            ping::ping(end.host, peer.host, nonce, size, PATIENCE),
+            async {
+                match measured.tunnel.tcp {
+                    Outcome::Untried => self.tcp(true).await,
+                    known => known,
+                }
+            },
+            ping::ping(end.tunnel, peer.tunnel, nonce, size, PATIENCE),
+        )
+        .await;
+        (measured.host.tcp, measured.host.ping) = (host_tcp, host_ping);
+        (measured.tunnel.tcp, measured.tunnel.ping) = (tunnel_tcp, tunnel_ping);
+    }
+
+    /// What the peer knows by now of what was sent to it, and whether something from it arrives.
+    async fn ask_back(&self, measured: &mut Measurement, before: Said, probe: u64) {
+        if measured.host.udp != Outcome::Answered {
+            return;
+        }
+        let nonce = rand::random();
+        let answer = self
+            .over_host(want::COUNTERS | want::ARRIVAL, nonce, probe)
+            .await;
+        if !answer.is_answered() {
+            return;
+        }
+        let after = said(answer.answer.as_ref());
+        measured.received_there = Some(after.received);
+        measured.counted_there = grown(before.counted, after.counted);
+        measured.corrupt_there = grown(before.corrupt, after.corrupt);
+        let until = Instant::now() + ARRIVAL;
+        let mut received = false;
+        while !received && Instant::now() < until {
+            received = self.shared.has_received(self.peer.tunnel, nonce);
+            sleep(Duration::from_millis(10)).await;
+        }
+        measured.received_here = Some(received);
+    }
+
+    /// Looks here and there for rules that drop what is sent meanwhile. Only where something is dropped at all.
+    pub(super) async fn find_rules(&self, measured: &mut Measurement) {
+        let Verdict::Blocked { forth, back, .. } = measured.verdict() else {
+            return;
+        };
+        if forth == Leg::Passes && back == Leg::Passes {
+            return;
+        }
+        let answers = measured.host.udp == Outcome::Answered;
+        if answers {
+            self.over_host(want::TRACE, rand::random(), 0).await;
+        }
+        let until = Instant::now() + trace::LOOK;
+        let sending = async {
+            while Instant::now() < until {
+                let brief = Duration::from_millis(90);
+                let (nonce, asked) = (rand::random(), 0);
+                let probe = Packet::Request {
+                    want: 0,
+                    nonce,
+                    asked,
+                };
+                let (local, to) = (self.end.tunnel, self.at_tunnel());
+                let probing = ask::udp(local, to, &probe, HEADER, brief);
+                if answers {
+                    join(probing, self.over_host(want::ARRIVAL, rand::random(), 0)).await;
+                } else {
+                    probing.await;
+                }
+            }
+        };
+        let look = trace::look(self.end, self.peer, self.shared.config.port);
+        let (found, ()) = join(look, sending).await;
+        measured.rule_here = found;
+        if !answers {
+            return;
+        }
+        // The peer began a little later.
+        for _ in 0..5 {
+            let answer = self.over_host(want::RULE, rand::random(), 0).await.answer;
+            if let Some(Packet::Answer { text, .. }) = answer
+                && !text.is_empty()
+            {
+                measured.rule_there = Some(text);
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn over_host(&self, want: u16, nonce: u64, asked: u64) -> ask::Reply {
+        let to = SocketAddr::new(self.peer.host, self.shared.config.port);
+        let request = Packet::Request { want, nonce, asked };
+        ask::udp(self.end.host, to, &request, REQUEST, PATIENCE).await
+    }
+
+    fn at_tunnel(&self) -> SocketAddr {
+        SocketAddr::new(self.peer.tunnel, self.shared.config.port)
+    }
+
+    async fn tcp(&self, tunnel: bool) -> Outcome {
+        let (local, to) = match tunnel {
+            true => (self.end.tunnel, self.peer.tunnel),
+            false => (self.end.host, self.peer.host),
+        };
+        let to = SocketAddr::new(to, self.shared.config.port);
+        ask::tcp(local, to, rand::random(), PATIENCE).await
+    }
+
+    /// The largest sizes that get through. Without an answerer, ICMP echo stands in, which cannot tell the direction.
+    async fn sizes(&self, answers: bool) -> Sizes {
+        let full = self.end.mtu;
+        let sizes = |forth, back| Sizes { full, forth, back };
+        if !answers {
+            return match self.echoed(full).await {
+                true => sizes(Some(full), Some(full)),
+                false => sizes(Some(self.search(|size| self.echoed(size)).await), None),
+            };
+        }
+        if self.passes(full, want::FULL_SIZE).await {
+            return sizes(Some(full), Some(full));
+        }
+        if self.passes(full, 0).await {
+            let back = self.search(|size| self.passes(size, want::FULL_SIZE)).await;
+            return sizes(Some(full), Some(back));
+        }
+        sizes(Some(self.search(|size| self.passes(size, 0)).await), None)
+    }
+
+    /// The largest size below the full one for which `passes` holds; 0 if there is none.
+    async fn search<F: Future<Output = bool>>(&self, passes: impl Fn(u32) -> F) -> u32 {
+        // `low` passes, or nothing is known to; `high` does not.
+        let (mut low, mut high) = (0, self.end.mtu);
+        while high > low.max(SMALLEST - 1) + 1 {
+            let from = low.max(SMALLEST - 1);
+            let step = (high - from).div_ceil(FANOUT).max(1);
+            let tried: Vec<u32> = (1..FANOUT)
+                .map(|n| from + n * step)
+                .filter(|size| *size < high)
+                .collect();
+            let passed = join_all(tried.iter().map(|size| passes(*size))).await;
+            match tried.iter().zip(passed).rfind(|(_, passed)| *passed) {
+                Some((size, _)) => {
+                    low = *size;
+                    high = high.min(low + step);
+                }
+                None => high = tried.first().copied().unwrap_or(high - 1),
+            }
+        }
+        low
+    }
+
+    /// Whether an IP packet of this size arrives, and if so wished one of the same size comes back.
+    async fn passes(&self, size: u32, want: u16) -> bool {
+        let headers = match self.peer.family {
+            Family::Ip => 28,
+            Family::Ip6 => 48,
+        };
+        let request = Packet::Request {
+            want,
+            nonce: rand::random(),
+            asked: 0,
+        };
+        let size = (size as usize).saturating_sub(headers);
+        let (local, to) = (self.end.tunnel, self.at_tunnel());
+        ask::udp(local, to, &request, size, PATIENCE)
+            .await
+            .is_answered()
+    }
+
+    async fn echoed(&self, size: u32) -> bool {
+        let (local, to) = (self.end.tunnel, self.peer.tunnel);
+        let outcome = ping::ping(local, to, rand::random(), size as usize, PATIENCE);
+        outcome.await == Outcome::Answered
+    }
+}
+
+fn said(answer: Option<&Packet>) -> Said {
+    let Some(Packet::Answer {
+        said,
+        counted,
+        corrupt,
+        ..
+    }) = answer
+    else {
+        return Said::default();
+    };
+    Said {
+        received: said & said::RECEIVED != 0,
+        counted: (said & said::COUNTED != 0).then_some(*counted),
+        corrupt: (said & said::CORRUPT != 0).then_some(*corrupt),
+    }
+}
+
+fn grown(before: Option<u64>, after: Option<u64>) -> Option<bool> {
+    Some(after? > before?)
+}

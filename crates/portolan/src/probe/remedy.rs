@@ -1,0 +1,30 @@
+//! What this node does about what it has found: checksum offload that corrupts packets is switched off.
+
+use anyhow::Context;
+use vxlan_overlay::Verdict;
+
+use super::measure::Pair;
+use super::offload::{set_tx_checksum, tx_checksum};
+
+/// Has the kernel write checksums of what enters the tunnel itself, and looks whether that helps; if not, all stays as
+/// it was. Says what was done, if anything was.
+///
+/// To be called only when packets were seen to arrive with wrong checksums: it costs speed, and elsewhere much of it.
+pub(super) async fn switch_off(pair: &Pair<'_>) -> anyhow::Result<Option<String>> {
+    let device = pair.end.device.clone();
+    if !tx_checksum(&device).context("reading the device's features")? {
+        return Ok(None);
+    }
+    set_tx_checksum(&device, false).context("switching checksum offload off")?;
+    if matches!(
+        pair.measure(false).await.verdict(),
+        Verdict::Checksum { .. }
+    ) {
+        set_tx_checksum(&device, true).context("switching checksum offload on again")?;
+        return Ok(None);
+    }
+    Ok(Some(format!(
+        "checksum offload on {} corrupts tunnelled packets; switched off",
+        pair.end.parent
+    )))
+}

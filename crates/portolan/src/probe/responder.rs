@@ -1,0 +1,200 @@
+//! Answers the probes of peers, and remembers which have arrived.
+//!
+//! Listens on one port of this node's own address and of its tunnel device's. Only known nodes are answered, on the
+//! path that their address belongs to, and never with more bytes than they sent.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::ask::{LARGEST, datagrams};
+use super::directory::{Path, Target};
+use super::wire::{ANSWER, HEADER, Packet, REQUEST, STREAM, said, want};
+use super::{Shared, trace};
+
+/// Between two looks whether this node's addresses have changed.
+const REFRESH: Duration = Duration::from_millis(500);
+/// A stream has this long.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(5);
+/// Streams at one time.
+const STREAMS: usize = 64;
+
+/// Serves until cancelled.
+pub(super) async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
+    let mut serving: BTreeMap<IpAddr, JoinHandle<()>> = BTreeMap::new();
+    let mut refresh = tokio::time::interval(REFRESH);
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => break,
+            _ = refresh.tick() => {}
+        }
+        let wanted: BTreeMap<IpAddr, Path> = shared.directory().own().collect();
+        serving.retain(|address, task| {
+            let stays = wanted.contains_key(address) && !task.is_finished();
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for (address, path) in wanted {
+            serving
+                .entry(address)
+                .or_insert_with(|| tokio::spawn(serve(shared.clone(), address, path)));
+        }
+    }
+    for task in serving.into_values() {
+        task.abort();
+    }
+}
+
+/// Ends when it cannot serve, for instance since the address is not there yet; then it is begun anew.
+async fn serve(shared: Arc<Shared>, address: IpAddr, path: Path) {
+    let at = SocketAddr::new(address, shared.config.port);
+    let result = async {
+        let socket = datagrams(at)?;
+        let listener = TcpListener::bind(at).await?;
+        tokio::try_join!(
+            answer_datagrams(&shared, &socket, path),
+            answer_streams(&shared, &listener, path)
+        )?;
+        io::Result::Ok(())
+    };
+    if let Err(error) = result.await {
+        tracing::debug!(%at, %error, "probes cannot be answered");
+    }
+}
+
+async fn answer_datagrams(shared: &Arc<Shared>, socket: &UdpSocket, path: Path) -> io::Result<()> {
+    let mut buffer = vec![0; LARGEST];
+    loop {
+        let (length, from) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            // An ICMP error about an answer sent before.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+            Err(error) => return Err(error),
+        };
+        let directory = shared.directory();
+        let Some(peer) = directory.known(from.ip(), path) else {
+            continue;
+        };
+        match Packet::decode(buffer.get(..length).unwrap_or_default()) {
+            Some(Packet::Request { want, nonce, asked }) => {
+                if path == Path::Tunnel {
+                    shared.remember(peer.tunnel, nonce);
+                }
+                let answer = match path {
+                    Path::Tunnel => Packet::Answer {
+                        said: 0,
+                        nonce,
+                        counted: 0,
+                        corrupt: 0,
+                        text: String::new(),
+                    },
+                    Path::Host => about(shared, peer, want, nonce, asked),
+                };
+                let size = match want & want::FULL_SIZE {
+                    0 => length.min(ANSWER),
+                    _ => length,
+                };
+                // What cannot be sent is as good as lost.
+                let _ = socket.send_to(&answer.encode(size), from).await;
+                if path == Path::Host && want & want::ARRIVAL != 0 && length >= REQUEST {
+                    arrive(shared, peer, nonce).await;
+                }
+            }
+            Some(Packet::Arrival { nonce }) if path == Path::Tunnel => {
+                shared.remember(peer.tunnel, nonce);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What a peer is told that asks over the host path.
+fn about(shared: &Arc<Shared>, peer: &Target, want: u16, nonce: u64, asked: u64) -> Packet {
+    let mut said = 0;
+    if shared.has_received(peer.tunnel, asked) {
+        said |= said::RECEIVED;
+    }
+    let (mut counted, mut corrupt) = (0, 0);
+    if want & want::COUNTERS != 0 {
+        if let Some(packets) = shared.counted(peer) {
+            (counted, said) = (packets, said | said::COUNTED);
+        }
+        if let Some(packets) = super::counters::corrupt() {
+            (corrupt, said) = (packets, said | said::CORRUPT);
+        }
+    }
+    if want & want::TRACE != 0 {
+        trace::begin_for(shared, peer);
+    }
+    let text = match want & want::RULE {
+        0 => String::new(),
+        _ => trace::found_for(shared, peer),
+    };
+    Packet::Answer {
+        said,
+        nonce,
+        counted,
+        corrupt,
+        text,
+    }
+}
+
+/// Sends a packet through the tunnel, to the peer's answerer.
+async fn arrive(shared: &Shared, peer: &Target, nonce: u64) {
+    let directory = shared.directory();
+    let Some(end) = directory.end(peer.family) else {
+        return;
+    };
+    let sent = async {
+        let socket = datagrams(SocketAddr::new(end.tunnel, 0))?;
+        let to = SocketAddr::new(peer.tunnel, shared.config.port);
+        let bytes = Packet::Arrival { nonce }.encode(HEADER);
+        socket.send_to(&bytes, to).await
+    };
+    let _ = sent.await;
+}
+
+async fn answer_streams(
+    shared: &Arc<Shared>,
+    listener: &TcpListener,
+    path: Path,
+) -> io::Result<()> {
+    let slots = Arc::new(Semaphore::new(STREAMS));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return Ok(());
+        };
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(_) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if shared.directory().known(from.ip(), path).is_some() {
+            tokio::spawn(async move {
+                let _ = tokio::time::timeout(STREAM_TIMEOUT, echo(stream)).await;
+                drop(slot);
+            });
+        }
+    }
+}
+
+async fn echo(mut stream: TcpStream) -> io::Result<()> {
+    let mut bytes = vec![0; STREAM];
+    stream.read_exact(&mut bytes).await?;
+    match Packet::decode(&bytes) {
+        Some(Packet::Request { .. }) => stream.write_all(&bytes).await,
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,194 @@
+use super::*;
+
+const SCENE: Scene<'_> = Scene {
+    own: "node-a",
+    peer: "node-b",
+    port: 8472,
+    interface: "eth0",
+    rule_here: None,
+    rule_there: None,
+};
+
+fn healthy() -> Measurement {
+    let all = Paths {
+        udp: Outcome::Answered,
+        tcp: Outcome::Answered,
+        ping: Outcome::Untried,
+    };
+    Measurement {
+        host: all,
+        tunnel: all,
+        sizes: Sizes {
+            full: 1450,
+            forth: Some(1450),
+            back: Some(1450),
+        },
+        ..Measurement::default()
+    }
+}
+
+fn silent_tunnel() -> Measurement {
+    Measurement {
+        tunnel: Paths {
+            udp: Outcome::Silent,
+            tcp: Outcome::Untried,
+            ping: Outcome::Silent,
+        },
+        sizes: Sizes::default(),
+        received_there: Some(false),
+        received_here: Some(false),
+        counted_there: Some(false),
+        counted_here: Some(false),
+        ..healthy()
+    }
+}
+
+fn told(measured: &Measurement) -> String {
+    SCENE.tell(&measured.verdict())
+}
+
+#[test]
+fn what_works_is_healthy_with_an_answerer_and_without() {
+    assert_eq!(healthy().verdict(), Verdict::Healthy);
+    let kernel_only = Paths {
+        udp: Outcome::Refused,
+        tcp: Outcome::Refused,
+        ping: Outcome::Answered,
+    };
+    let flannel = Measurement {
+        host: kernel_only,
+        tunnel: kernel_only,
+        ..healthy()
+    };
+    assert_eq!(flannel.verdict(), Verdict::Healthy);
+    // Nobody answers outside the tunnel: pods do not care.
+    let closed = Measurement {
+        host: Paths::default(),
+        ..healthy()
+    };
+    assert_eq!(closed.verdict(), Verdict::Healthy);
+}
+
+#[test]
+fn a_blocked_port_is_told_with_its_direction() {
+    let both = silent_tunnel();
+    assert_eq!(
+        told(&both),
+        "UDP 8472 between node-a and node-b is blocked in both directions (TCP to node-b works): \
+         open UDP 8472 between the nodes"
+    );
+    let forth = Measurement {
+        received_here: Some(true),
+        ..silent_tunnel()
+    };
+    assert_eq!(
+        told(&forth),
+        "UDP 8472 from node-a to node-b is blocked (TCP to node-b works): open UDP 8472 between the nodes"
+    );
+    let back = Measurement {
+        received_there: Some(true),
+        ..silent_tunnel()
+    };
+    assert_eq!(
+        told(&back),
+        "UDP 8472 from node-b to node-a is blocked (TCP to node-b works): open UDP 8472 between the nodes"
+    );
+    let flannel = Measurement {
+        received_there: None,
+        received_here: None,
+        ..silent_tunnel()
+    };
+    assert!(told(&flannel).starts_with("nothing comes back from node-b through UDP 8472"));
+}
+
+#[test]
+fn what_arrives_and_is_dropped_is_no_blocked_port_and_its_rule_is_named() {
+    let dropped = Measurement {
+        received_here: Some(true),
+        counted_there: Some(true),
+        ..silent_tunnel()
+    };
+    let verdict = dropped.verdict();
+    let scene = Scene {
+        rule_there: Some("inet firewall input handle 7"),
+        ..SCENE
+    };
+    assert_eq!(verdict.kind(), "dropped");
+    assert_eq!(
+        scene.tell(&verdict),
+        "VXLAN packets from node-a arrive at node-b and are dropped there; \
+         on node-b they are dropped by inet firewall input handle 7"
+    );
+}
+
+#[test]
+fn a_node_that_is_dead_is_told_from_a_tunnel_that_is() {
+    let dead = Measurement {
+        host: Paths {
+            udp: Outcome::Silent,
+            tcp: Outcome::Silent,
+            ping: Outcome::Silent,
+        },
+        received_there: None,
+        received_here: None,
+        ..silent_tunnel()
+    };
+    assert_eq!(told(&dead), "node-b does not answer at all");
+}
+
+#[test]
+fn sizes_that_do_not_arrive_are_told_with_the_largest_that_does() {
+    let mut measured = healthy();
+    measured.sizes.forth = Some(1400);
+    assert_eq!(
+        told(&measured),
+        "MTU: packets of 1450 bytes do not arrive at node-b, 1400 do"
+    );
+    measured.sizes.forth = Some(1450);
+    measured.sizes.back = Some(1380);
+    assert_eq!(
+        told(&measured),
+        "MTU: packets of 1450 bytes do not arrive from node-b, 1380 do"
+    );
+}
+
+#[test]
+fn wrong_checksums_are_the_offload_of_whoever_sent_them() {
+    let mut measured = healthy();
+    measured.tunnel.tcp = Outcome::Silent;
+    assert_eq!(measured.verdict().kind(), "partly");
+    measured.corrupt_there = Some(true);
+    assert_eq!(
+        told(&measured),
+        "checksum offload on eth0 corrupts tunnelled packets to node-b"
+    );
+    let theirs = Measurement {
+        tunnel: Paths {
+            udp: Outcome::Silent,
+            tcp: Outcome::Silent,
+            ping: Outcome::Answered,
+        },
+        corrupt_here: Some(true),
+        ..silent_tunnel()
+    };
+    assert_eq!(theirs.verdict(), Verdict::Checksum { theirs: true });
+}
+
+#[test]
+fn a_few_bad_rounds_are_no_alarm_and_one_good_round_does_not_end_one() {
+    let mut judge = Judge::default();
+    for _ in 0..ROUNDS_TO_TELL - 1 {
+        assert!(!judge.hear(Verdict::Silent));
+    }
+    assert!(!judge.hear(Verdict::Healthy));
+    assert_eq!((judge.told(), judge.is_suspicious()), (None, false));
+    for _ in 0..ROUNDS_TO_TELL - 1 {
+        assert!(!judge.hear(Verdict::Silent));
+    }
+    assert!(judge.hear(Verdict::Silent));
+    assert!(!judge.hear(Verdict::Silent));
+    assert!(!judge.hear(Verdict::Healthy));
+    assert_eq!(judge.told(), Some(&Verdict::Silent));
+    assert!(judge.hear(Verdict::Healthy));
+    assert_eq!(judge.told(), None);
+}
