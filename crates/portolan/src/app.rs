@@ -153,13 +153,14 @@ impl App {
                 (sender, Some(ended))
             }
         };
+        let recorder = Recorder::start(client.clone(), node.node_name.clone(), cancel.clone());
         let health_checks = health_checks::start(
             &ports.runtime,
             node.clone(),
             health_checks::Reports {
                 status: status.clone(),
                 metrics: metrics.clone(),
-                recorder: Recorder::new(client.clone(), node.node_name.clone()),
+                recorder: recorder.clone(),
             },
             cancel.clone(),
         );
@@ -172,7 +173,7 @@ impl App {
             let reports = probe::Reports {
                 status: probes,
                 metrics: metrics.clone(),
-                client: client.clone(),
+                recorder,
             };
             probe::start(config, overlay_status.clone(), reports, cancel.clone())?;
         }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
-use crate::events::Recorder;
+use crate::events::{Recorder, Severity, Subject};
 use crate::http::{accept, health_check};
 use crate::metrics::Metrics;
 use crate::status::SharedStatus;
@@ -258,7 +258,10 @@ impl Listeners {
         // kube-proxy's reason and action.
         let (reason, action) = ("FailedToStartServiceHealthcheck", "Listen");
         let note = format!("failed to start the health check of {service} at {address}: {error}");
-        self.reports.recorder.warn(service, reason, action, note);
+        let subject = Subject::Service(service.clone());
+        self.reports
+            .recorder
+            .tell(subject, Severity::Warning, (reason, action), &note);
         self.failed.insert(place);
     }
 }

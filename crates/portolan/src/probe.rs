@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use kube::Client;
 use nft::{Bytes, KernelConfig};
 use tokio_util::sync::CancellationToken;
 use vxlan_overlay::{ARRIVED, TABLE};
@@ -21,7 +20,6 @@ mod ask;
 mod counters;
 mod directory;
 pub mod doctor;
-mod event;
 pub mod firewall;
 mod measure;
 pub mod offload;
@@ -32,6 +30,7 @@ mod rounds;
 mod trace;
 mod wire;
 
+use crate::events::Recorder;
 use crate::metrics::Metrics;
 use crate::overlay::{OverlayStatus, SharedOverlayStatus};
 use directory::{Directory, Target};
@@ -83,8 +82,8 @@ pub struct Reports {
     pub status: SharedProbeStatus,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// For events, where there is an API server.
-    pub client: Option<Client>,
+    /// Tells the cluster.
+    pub recorder: Recorder,
 }
 
 /// Starts probing on a thread of its own, until cancelled.
@@ -99,16 +98,11 @@ pub fn start(
         .build()
         .context("making the runtime of the probes")?;
     let shared = Arc::new(Shared::new(config, overlay));
-    let own = shared.config.own.to_string();
-    let events = reports
-        .client
-        .clone()
-        .map(|client| event::start(client, own, cancel.clone()));
     let work = async move || {
         tokio::join!(
             responder::run(shared.clone(), cancel.clone()),
             doctor::serve(shared.clone(), reports.status.clone(), cancel.clone()),
-            rounds::run(shared.clone(), reports, events, cancel.clone()),
+            rounds::run(shared.clone(), reports, cancel.clone()),
         );
     };
     std::thread::Builder::new()

@@ -28,7 +28,7 @@ fn stage() -> Stage {
     let reports = Reports {
         status: status.clone(),
         metrics: metrics.clone(),
-        recorder: Recorder::new(None, "node-a".into()),
+        recorder: Recorder::start(None, "node-a".into(), CancellationToken::new()),
     };
     let config = NodeConfig {
         nodeport_addresses: vec![NodePortAddress::Primary],

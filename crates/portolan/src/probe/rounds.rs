@@ -15,8 +15,9 @@ use rand::seq::index::sample;
 use tokio_util::sync::CancellationToken;
 use vxlan_overlay::{Judge, Measurement, Scene, Verdict};
 
+use crate::events::{Severity, Subject};
+
 use super::directory::{Directory, End, Target};
-use super::event::Events;
 use super::measure::Pair;
 use super::{Finding, ProbeStatus, Reports, Shared, firewall, remedy};
 
@@ -36,7 +37,6 @@ type Key = (Arc<str>, Family);
 /// What is known of peers, of those only that are worth another look, and where it is told.
 struct Rounds {
     reports: Reports,
-    events: Option<Events>,
     judges: BTreeMap<Key, Judge>,
     findings: BTreeMap<Key, Finding>,
     remedies: BTreeSet<String>,
@@ -45,15 +45,9 @@ struct Rounds {
 }
 
 /// Probes until cancelled.
-pub(super) async fn run(
-    shared: Arc<Shared>,
-    reports: Reports,
-    events: Option<Events>,
-    cancel: CancellationToken,
-) {
+pub(super) async fn run(shared: Arc<Shared>, reports: Reports, cancel: CancellationToken) {
     let mut rounds = Rounds {
         reports,
-        events,
         judges: BTreeMap::new(),
         findings: BTreeMap::new(),
         remedies: BTreeSet::new(),
@@ -169,9 +163,14 @@ impl Rounds {
     }
 
     fn tell(&self, reason: &'static str, text: &str) {
-        if let Some(events) = &self.events {
-            events.tell(reason, text);
-        }
+        let severity = match reason {
+            REACHABLE => Severity::Normal,
+            _ => Severity::Warning,
+        };
+        let words = (reason, "Probe");
+        self.reports
+            .recorder
+            .tell(Subject::Node, severity, words, text);
     }
 
     fn forget_the_gone(&mut self, directory: &Directory) {
@@ -220,10 +219,12 @@ pub(super) fn words(
     scene.tell(verdict)
 }
 
+const REACHABLE: &str = "OverlayReachable";
+
 /// The reason of an event.
 fn reason(verdict: &Verdict) -> &'static str {
     match verdict {
-        Verdict::Healthy => "OverlayReachable",
+        Verdict::Healthy => REACHABLE,
         Verdict::Silent => "OverlayPeerSilent",
         Verdict::Blocked { .. } => "OverlayBlocked",
         Verdict::Mtu { .. } => "OverlayMTU",
