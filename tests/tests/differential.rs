@@ -33,8 +33,8 @@ const MANY: u64 = 300;
 const PACKETS: usize = 40;
 /// Those among them that nobody has to do anything with.
 const PASSING: usize = 8;
-/// Those that a deliberate difference is about: they come before others.
-const DIFFERING: usize = 4;
+/// Those that each deliberate difference is about.
+const DIFFERING: usize = 3;
 /// Those that nobody answers.
 const DROPPED: usize = 6;
 
@@ -255,24 +255,22 @@ fn drawn(generator: &mut Generator, arena: &Arena, cluster: &Cluster) -> Vec<Pac
     let all = packets::interesting(cluster, node, CLIENT_POD);
     let mut packets = arena.sendable(cluster, node, all);
     packets.shuffle(generator.rng());
-    let mut differing = 0;
-    packets.sort_by_cached_key(|packet| {
-        let is_known = differences::concern(cluster, node, packet);
-        differing += usize::from(is_known);
-        !(is_known && differing <= DIFFERING)
-    });
     let (mut passing, mut dropped) = (0, 0);
-    packets.retain(|packet| match outcome(cluster, node, packet) {
-        Expected::NotOurs => {
-            passing += 1;
-            passing <= PASSING
-        }
-        Expected::Dropped => {
-            dropped += 1;
-            dropped <= DROPPED
-        }
-        _ => true,
+    let mut differing: BTreeMap<&str, usize> = BTreeMap::new();
+    packets.retain(|packet| {
+        let (count, most) = match differences::about(cluster, node, packet) {
+            Some(name) => (differing.entry(name).or_default(), DIFFERING),
+            None => match outcome(cluster, node, packet) {
+                Expected::NotOurs => (&mut passing, PASSING),
+                Expected::Dropped => (&mut dropped, DROPPED),
+                _ => return true,
+            },
+        };
+        *count += 1;
+        *count <= most
     });
+    // What differs comes first, so that every difference is met.
+    packets.sort_by_cached_key(|packet| differences::about(cluster, node, packet).is_none());
     packets.truncate(PACKETS);
     packets
 }

@@ -74,9 +74,9 @@ pub fn list() -> Result<Vec<Difference>> {
     serde_saphyr::from_str(include_str!("../../differences.yaml")).context("differences.yaml")
 }
 
-/// Whether one of them is about this packet.
-pub fn concern(cluster: &Cluster, node: &Node, packet: &Packet) -> bool {
-    !theirs(cluster, node, packet).names.is_empty()
+/// The name of one that is about this packet.
+pub fn about(cluster: &Cluster, node: &Node, packet: &Packet) -> Option<&'static str> {
+    theirs(cluster, node, packet).names.first().copied()
 }
 
 /// The names of all that random clusters show.
@@ -198,7 +198,13 @@ mod tests {
         let mut listed: Vec<&str> = list.iter().map(|entry| entry.name.as_str()).collect();
         // Shown by `service_cidrs_are_followed_at_once_and_by_kube_proxy_at_its_next_full_sync`.
         const LATE_SERVICE_CIDRS: &str = "service-cidrs-that-change";
-        let mut known: Vec<&str> = shown_by_chance().chain([LATE_SERVICE_CIDRS]).collect();
+        // Kept out of the test: what is left to chance, or does not start, in older releases.
+        const OF_OLDER_ONES: [&str; 2] = [
+            "two-entries-for-one-endpoint-before-1.36",
+            "node-port-addresses-before-1.37",
+        ];
+        let by_chance = shown_by_chance().chain(OF_OLDER_ONES);
+        let mut known: Vec<&str> = by_chance.chain([LATE_SERVICE_CIDRS]).collect();
         listed.sort_unstable();
         known.sort_unstable();
         assert_eq!(listed, known);
