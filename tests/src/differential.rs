@@ -38,13 +38,15 @@ const HASTE: Duration = Duration::from_millis(300);
 /// For none, where none is expected.
 const GREAT_HASTE: Duration = Duration::from_millis(150);
 
-/// Starts of kube-proxy until it knows ServiceCIDRs.
+/// Starts of kube-proxy until it knows what it should.
 const STARTS: usize = 10;
 
 /// The two labs.
 pub struct Arena {
     kube_proxy: Side,
     portolan: Side,
+    /// Of the kube-proxy that was started last.
+    minor: u32,
 }
 
 /// A packet that met different fates.
@@ -123,24 +125,28 @@ impl Arena {
         Ok(Arena {
             kube_proxy: both.0,
             portolan: both.1,
+            minor: 0,
         })
     }
 
     /// Gives both labs these nodes and starts both programs with these settings, in place of earlier ones.
     pub fn start(&mut self, program: &KubeProxy, cluster: &Cluster) -> Result<()> {
-        // kube-proxy learns of ServiceCIDRs beside its first full sync, in time for it or not.
+        self.minor = program.minor;
+        // kube-proxy learns of ServiceCIDRs beside its first full sync, in time for it or not, and of its zone beside
+        // the one who shall hear of it.
         let start_kube_proxy = |side: &mut Side| {
             for _ in 0..STARTS {
                 side.start_kube_proxy(program, cluster)?;
-                if side.knows_service_cidrs(cluster)? {
+                if side.knows_service_cidrs(cluster)? && side.knows_its_zone(cluster)? {
                     return Ok(());
                 }
             }
-            bail!("kube-proxy went without ServiceCIDRs in {STARTS} starts")
+            bail!("kube-proxy missed its zone or ServiceCIDRs in {STARTS} starts")
         };
         let start_portolan = |side: &mut Side| {
             side.start_portolan(cluster)?;
-            ensure!(side.knows_service_cidrs(cluster)?, "Portolan has none");
+            ensure!(side.knows_service_cidrs(cluster)?, "ServiceCIDRs missed");
+            ensure!(side.knows_its_zone(cluster)?, "zone missed");
             Ok(())
         };
         in_step(
@@ -177,7 +183,7 @@ impl Arena {
         let field = self.portolan.field();
         let can_send = |packet: &Packet| {
             let ours = outcome(cluster, node, packet);
-            let theirs = differences::theirs(cluster, node, packet).expected;
+            let theirs = differences::theirs(self.minor, cluster, node, packet).expected;
             let mut expected = theirs.iter().chain([&ours]);
             expected.all(|expected| field.can_send(node, packet, expected))
         };
@@ -188,7 +194,7 @@ impl Arena {
     pub fn compare(&mut self, cluster: &Cluster, node: &Node, packets: &[Packet]) -> Result<Seen> {
         let planned: Vec<Planned> = packets
             .iter()
-            .map(|packet| Planned::new(cluster, node, *packet))
+            .map(|packet| Planned::new(self.minor, cluster, node, *packet))
             .collect();
         let look = |side: &mut Side| side.look_at_all(&planned);
         let (theirs, ours) = in_step(&mut self.kube_proxy, &mut self.portolan, look, look)?;
@@ -273,12 +279,12 @@ struct Planned {
 }
 
 impl Planned {
-    fn new(cluster: &Cluster, node: &Node, packet: Packet) -> Planned {
+    fn new(minor: u32, cluster: &Cluster, node: &Node, packet: Packet) -> Planned {
         let expected = outcome(cluster, node, &packet);
         let kept = has_affinity(cluster, node, &packet);
         Planned {
             packet,
-            theirs: differences::theirs(cluster, node, &packet),
+            theirs: differences::theirs(minor, cluster, node, &packet),
             attempts: if kept { FAITHFUL } else { attempts(&expected) },
             is_silent: expected == Expected::Dropped,
         }

@@ -33,8 +33,8 @@ const MANY: u64 = 300;
 const PACKETS: usize = 40;
 /// Those among them that nobody has to do anything with.
 const PASSING: usize = 8;
-/// Those that a deliberate difference is about: they come before others.
-const DIFFERING: usize = 4;
+/// Those that each deliberate difference is about.
+const DIFFERING: usize = 3;
 /// Those that nobody answers.
 const DROPPED: usize = 6;
 
@@ -160,7 +160,7 @@ fn compare_with(kube_proxy: &KubeProxy, kind: Kind, clusters: u64) -> Result<()>
         if kube_proxy.minor < 36 {
             name_each_endpoint_once(&mut cluster);
         }
-        let packets = drawn(&mut generator, &arena, &cluster);
+        let packets = drawn(&mut generator, &arena, kube_proxy.minor, &cluster);
         let compared = arena
             .switch_to(&cluster)
             .and_then(|()| arena.compare(&cluster, &cluster.nodes[0], &packets));
@@ -187,7 +187,7 @@ fn compare_with(kube_proxy: &KubeProxy, kind: Kind, clusters: u64) -> Result<()>
     // A difference that is no more shall not stay in the list.
     if clusters >= MANY {
         let shown = |name: &&str| seen.differing.contains_key(*name);
-        let not_shown: Vec<_> = differences::shown_by_chance()
+        let not_shown: Vec<_> = differences::shown_by_chance(kube_proxy.minor)
             .filter(|name| !shown(name))
             .collect();
         assert!(not_shown.is_empty(), "{not_shown:?} did not show");
@@ -250,29 +250,27 @@ fn name_each_endpoint_once(cluster: &mut Cluster) {
 }
 
 /// Some of the packets worth trying that the labs can carry.
-fn drawn(generator: &mut Generator, arena: &Arena, cluster: &Cluster) -> Vec<Packet> {
+fn drawn(generator: &mut Generator, arena: &Arena, minor: u32, cluster: &Cluster) -> Vec<Packet> {
     let node = &cluster.nodes[0];
     let all = packets::interesting(cluster, node, CLIENT_POD);
     let mut packets = arena.sendable(cluster, node, all);
     packets.shuffle(generator.rng());
-    let mut differing = 0;
-    packets.sort_by_cached_key(|packet| {
-        let is_known = differences::concern(cluster, node, packet);
-        differing += usize::from(is_known);
-        !(is_known && differing <= DIFFERING)
-    });
     let (mut passing, mut dropped) = (0, 0);
-    packets.retain(|packet| match outcome(cluster, node, packet) {
-        Expected::NotOurs => {
-            passing += 1;
-            passing <= PASSING
-        }
-        Expected::Dropped => {
-            dropped += 1;
-            dropped <= DROPPED
-        }
-        _ => true,
+    let mut differing: BTreeMap<&str, usize> = BTreeMap::new();
+    packets.retain(|packet| {
+        let (count, most) = match differences::about(minor, cluster, node, packet) {
+            Some(name) => (differing.entry(name).or_default(), DIFFERING),
+            None => match outcome(cluster, node, packet) {
+                Expected::NotOurs => (&mut passing, PASSING),
+                Expected::Dropped => (&mut dropped, DROPPED),
+                _ => return true,
+            },
+        };
+        *count += 1;
+        *count <= most
     });
+    // What differs comes first, so that every difference is met.
+    packets.sort_by_cached_key(|packet| differences::about(minor, cluster, node, packet).is_none());
     packets.truncate(PACKETS);
     packets
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use super::differences::{SPLIT_AFFINITY, Theirs};
 use super::fates::{are_as_expected, backend};
-use super::{Agreement, Fates};
+use super::{Agreement, Fate, Fates};
 use crate::cluster::{Cluster, Node};
 use crate::field::Field;
 use crate::oracle::{
@@ -51,6 +51,10 @@ impl<'a> Sessions<'a> {
         (their_fates, our_fates): (&Fates, &Fates),
     ) -> Option<Agreement> {
         let (cluster, node) = (self.cluster, self.node);
+        let is_answer = |fate: &Fate| matches!(fate, Fate::Answered { .. });
+        if their_fates == our_fates && !our_fates.iter().any(is_answer) {
+            return Some(Agreement::Full);
+        }
         let expected = outcome_after(cluster, node, &self.ours, packet);
         let our_endpoint = self.met(field, cluster, packet, &expected, our_fates)?;
         let their_endpoint = match theirs.expected.as_slice() {

@@ -38,6 +38,8 @@ pub const PORTS: [u16; 3] = [8080, 8443, 53];
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Where `nowhere` answers, whatever port was asked for.
 const NOWHERE_PORT: u16 = 7;
+/// Connections that would show both of two endpoints but once in 10^6 times.
+const HINTED: usize = 20;
 /// Ports of the sentinel, in turn.
 const SENTINEL_PORTS: [u16; 2] = [7000, 7001];
 
@@ -126,7 +128,7 @@ impl Side {
     /// Whether the program drops what goes to addresses that no Service has, as it should in this cluster.
     pub(super) fn knows_service_cidrs(&mut self, cluster: &Cluster) -> Result<bool> {
         self.turn += 1;
-        self.supply.finish(sentinel(self.turn))?;
+        self.supply.finish(sentinel(self.turn, None))?;
         for ipv4 in [true, false] {
             self.wait_for_sentinel(ipv4)?;
             let packet = Packet {
@@ -136,6 +138,23 @@ impl Side {
             let expected = oracle::outcome(cluster, &cluster.nodes[0], &packet);
             let is_dropped = observe(&self.field, &packet, HASTE)? == Fate::Silent;
             if is_dropped != (expected == oracle::Expected::Dropped) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the program follows hints for its node's zone, if there is one.
+    pub(super) fn knows_its_zone(&mut self, cluster: &Cluster) -> Result<bool> {
+        let Some(zone) = &cluster.nodes[0].zone else {
+            return Ok(true);
+        };
+        self.turn += 1;
+        self.supply.finish(sentinel(self.turn, Some(zone)))?;
+        for ipv4 in [true, false] {
+            self.wait_for_sentinel(ipv4)?;
+            let packet = packet_to_sentinel(ipv4, SENTINEL_PORTS[self.turn % 2]);
+            if self.look(&packet, HINTED, HASTE)?.len() > 1 {
                 return Ok(false);
             }
         }
@@ -168,7 +187,7 @@ impl Side {
     pub(super) fn switch_to(&mut self, cluster: &Cluster) -> Result<()> {
         self.turn += 1;
         self.supply.change_to(cluster, self.turn)?;
-        self.supply.finish(sentinel(self.turn))?;
+        self.supply.finish(sentinel(self.turn, None))?;
         for ipv4 in [true, false] {
             self.wait_for_sentinel(ipv4)?;
         }
@@ -326,7 +345,8 @@ fn sentinel_node(turn: usize) -> usize {
     1 + turn % 2
 }
 
-fn sentinel(turn: usize) -> Vec<Value> {
+/// The sentinel's objects; with a zone, there is a second endpoint, which is hinted for another zone.
+fn sentinel(turn: usize, zone: Option<&str>) -> Vec<Value> {
     let addresses = [true, false].map(sentinel_address);
     let mut objects = vec![json!({
         "apiVersion": "v1", "kind": "Service",
@@ -337,9 +357,17 @@ fn sentinel(turn: usize) -> Vec<Value> {
             "ports": [{"name": "main", "protocol": "TCP", "port": SENTINEL_PORTS[turn % 2]}],
         },
     })];
-    let node = sentinel_node(turn);
     objects.extend([true, false].map(|ipv4| {
-        let address = pod_address(node as u8, 2, ipv4);
+        let endpoint = |turn, zone: Option<&str>| {
+            let node = sentinel_node(turn) as u8;
+            let zones: Vec<Value> = zone.into_iter().map(|zone| json!({"name": zone})).collect();
+            json!({
+                "addresses": [pod_address(node, 2, ipv4)], "nodeName": node_name(node),
+                "conditions": {"ready": true}, "hints": {"forZones": zones},
+            })
+        };
+        let mut endpoints = vec![endpoint(turn, zone)];
+        endpoints.extend(zone.map(|_| endpoint(turn + 1, Some("elsewhere"))));
         let family = if ipv4 { "IPv4" } else { "IPv6" };
         json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
@@ -349,9 +377,7 @@ fn sentinel(turn: usize) -> Vec<Value> {
             },
             "addressType": family,
             "ports": [{"name": "main", "protocol": "TCP", "port": PORTS[0]}],
-            "endpoints": [{
-                "addresses": [address], "nodeName": node_name(node as u8), "conditions": {"ready": true},
-            }],
+            "endpoints": endpoints,
         })
     }));
     objects
