@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use service_dataplane::Update;
 use service_model::{AddressFamily, HealthCheck, NodeConfig, ObjectName};
 use tokio::net::TcpListener;
@@ -263,7 +264,8 @@ impl Listeners {
     }
 }
 
-/// Sockets of IPv6 leave IPv4 to others.
+/// Sockets of IPv6 leave IPv4 to others. An address need not be there yet: one of the node's that comes later, or that
+/// the kernel still looks for duplicates of, is no failure.
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(
@@ -275,6 +277,7 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
+    setsockopt(&socket, sockopt::IpFreebind, &true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(128)?;

@@ -185,7 +185,7 @@ impl Bench {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("kubeconfig");
             self.api.kubeconfig(&path).unwrap();
-            self.client = Some(api::client(Some(&path)).await.unwrap());
+            self.client = Some(api::client(Some(&path)).await.unwrap().client);
         }
         self.client.clone().unwrap()
     }
