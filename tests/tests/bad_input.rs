@@ -116,7 +116,7 @@ impl<'a> World<'a> {
         api.advance(1);
         api.compact();
         api.break_connections();
-        let services = ["listing anew".into(), "kind=Service".into()];
+        let services = ["listing anew".into(), "kind=Service ".into()];
         self.wait_for_line(mark, &services)?;
         self.serves(row)?;
         self.make_good(row)?;

@@ -216,6 +216,28 @@ fn a_node_that_changes_is_followed_without_exit() -> Result<()> {
 }
 
 #[test]
+fn cluster_ips_are_served_before_the_node_has_addresses_and_node_ports_as_soon_as_it_has()
+-> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    write_nodes(&stage, |node| node["status"]["addresses"] = json!([]))?;
+    let _daemon = stage.start_in_step(&[])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let port = stage.web.node_port.context("it has one")?;
+    let answers = || {
+        let outcome = stage
+            .client
+            .connect(Protocol::Tcp, (stage.node.ipv4(), port));
+        outcome.is_ok_and(|outcome| server(&outcome).is_some())
+    };
+    ensure!(!answers(), "node ports at an address that nobody knows of");
+    write_nodes(&stage, |_| {})?;
+    wait_until("node ports", PATIENCE, answers)
+}
+
+#[test]
 fn an_address_that_comes_later_serves_node_ports() -> Result<()> {
     if !can_run() {
         return Ok(());

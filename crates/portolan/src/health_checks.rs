@@ -11,11 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use service_dataplane::Update;
 use service_model::{AddressFamily, HealthCheck, NodeConfig, ObjectName};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
@@ -150,16 +152,18 @@ struct Listeners {
 
 impl Listeners {
     async fn run(mut self, mut changes: mpsc::UnboundedReceiver<Change>) {
+        let mut retry = tokio::time::interval(RETRY);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let change = match self.failed.is_empty() {
-                true => Ok(changes.recv().await),
-                false => tokio::time::timeout(RETRY, changes.recv()).await,
-            };
             let mut changed = BTreeSet::new();
-            match change {
-                Ok(Some(change)) => self.take(change, &mut changed),
-                Ok(None) => return,
-                Err(_) => changed.extend(self.failed.iter().map(|(service, _)| service.clone())),
+            tokio::select! {
+                change = changes.recv() => match change {
+                    Some(change) => self.take(change, &mut changed),
+                    None => return,
+                },
+                _ = retry.tick(), if !self.failed.is_empty() => {
+                    changed.extend(self.failed.iter().map(|(service, _)| service.clone()));
+                }
             }
             while let Ok(change) = changes.try_recv() {
                 self.take(change, &mut changed);
@@ -169,7 +173,7 @@ impl Listeners {
                 self.close(service).await;
             }
             for service in &changed {
-                self.open(service).await;
+                self.open(service);
             }
             self.reports.metrics.set_health_checks(self.open.len());
         }
@@ -215,7 +219,7 @@ impl Listeners {
     }
 
     /// Opens what is wanted and not open yet; elsewhere says what is true now.
-    async fn open(&mut self, service: &ObjectName) {
+    fn open(&mut self, service: &ObjectName) {
         for (address, local) in self.places(service) {
             let place = (service.clone(), address);
             if let Some(open) = self.open.get(&place) {
@@ -266,7 +270,8 @@ impl Listeners {
     }
 }
 
-/// Sockets of IPv6 leave IPv4 to others.
+/// Sockets of IPv6 leave IPv4 to others. An address need not be there yet: one of the node's that comes later, or that
+/// the kernel still looks for duplicates of, is no failure.
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(
@@ -278,6 +283,7 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
+    setsockopt(&socket, sockopt::IpFreebind, &true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(128)?;

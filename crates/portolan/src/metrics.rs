@@ -464,6 +464,7 @@ mod tests {
         metrics.service_event(3);
         metrics.set_connected(ObjectKind::ServiceCidr, true);
         metrics.healthz_answered(503);
+        metrics.flows_checked(AddressFamily::V4, 2, Duration::from_millis(3));
         let text = metrics.encode();
         for line in [
             "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
@@ -471,6 +472,8 @@ mod tests {
             "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv6\"} 1",
             "kubeproxy_sync_proxy_rules_service_changes_total 3",
             "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 2",
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"} 1",
             "portolan_elements_written_total 7",
             "portolan_source_connected{kind=\"ServiceCIDR\"} 1",
             "# EOF",

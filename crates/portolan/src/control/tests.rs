@@ -126,7 +126,9 @@ fn a_node_object_that_goes_takes_no_rules_with_it() {
 fn load_balancers_hear_whether_the_node_is_there_and_stays() {
     let mut control = control(Fake::new());
     let eligible = |control: &mut Control<Fake>, event: Option<ObjectEvent<Node>>| {
-        event.map(|event| control.take(SourceEvent::Node(event)));
+        if let Some(event) = event {
+            control.take(SourceEvent::Node(event));
+        }
         control.turn(&[]);
         control.reports.status.load().node_eligible
     };

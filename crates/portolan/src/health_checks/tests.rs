@@ -204,3 +204,17 @@ async fn nothing_is_told_before_it_stands_nor_of_what_the_kernel_refused() {
     stage.commit(&[update("web", Some((port, 1)))]);
     wait_for(port, Some((200, 1, "web"))).await;
 }
+
+#[tokio::test]
+async fn an_address_may_come_later_and_families_do_not_stand_in_each_others_way() {
+    for address in ["192.0.2.77:0", "[2001:db8::77]:0"] {
+        listen(address.parse().unwrap()).unwrap();
+    }
+    let v4 = listen("0.0.0.0:0".parse().unwrap()).unwrap();
+    let port = v4.local_addr().unwrap().port();
+    listen(SocketAddr::new(
+        std::net::Ipv6Addr::UNSPECIFIED.into(),
+        port,
+    ))
+    .unwrap();
+}
