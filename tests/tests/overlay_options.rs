@@ -50,13 +50,12 @@ fn the_cni_configuration_is_what_flannels_plugin_makes_of_flannels_own() -> Resu
     for flags in [&["--ip-masq"][..], &[]] {
         let stage = OverlayStage::new(2)?;
         let file = stage.file(0, "conflist");
-        let _daemons = stage.start_all(&[flags, &["--cni-conf", &file]].concat())?;
-        // Both nodes write the same file here: the one that counts is the first one's.
-        let _again = stage.start(0, &[flags, &["--cni-conf", &stage.file(0, "own")]].concat())?;
-        wait_until("the file", PATIENCE, || {
-            std::path::Path::new(&stage.file(0, "own")).exists()
-        })?;
-        let ours: Value = serde_json::from_str(&std::fs::read_to_string(stage.file(0, "own"))?)?;
+        let _one = stage.start(0, &[flags, &["--cni-conf", &file]].concat())?;
+        let _other = stage.start(1, flags)?;
+        stage.wait_for_mesh()?;
+        let written = || std::path::Path::new(&file).exists();
+        wait_until("the file", PATIENCE, written)?;
+        let ours: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
         let flannels = delegated(&std::fs::read_to_string(stage.file(0, "env"))?)?;
         ensure!(ours == flannels, "{ours:#} instead of {flannels:#}");
     }
@@ -113,6 +112,7 @@ fn the_interface_is_chosen_by_pattern_or_by_what_it_reaches_and_changed_in_place
     for line in [
         "link add mgmt0 type bridge",
         "addr add 10.0.2.15/24 dev mgmt0",
+        "addr add fd00:99::15/64 dev mgmt0 nodad",
         "link set mgmt0 up",
     ] {
         stage.ip(0, line)?;

@@ -253,15 +253,17 @@ impl Tunnel {
 /// Interface and address of this node, and what is published.
 fn own_end(facts: Facts<'_>, own: &Node, family: Family) -> Option<(External, IpAddr)> {
     let asked = facts.names.node_public_ip(&own.annotations, family);
+    let overwrite = facts.names.public_ip_overwrite(&own.annotations, family);
     let mut known: Vec<IpAddr> = asked.into_iter().collect();
-    known.extend(facts.names.own_public_ip(&own.annotations, family));
+    // An address that an operator wants published says nothing about an interface, even if one has it.
+    if overwrite.is_none() {
+        known.extend(facts.names.own_public_ip(&own.annotations, family));
+    }
     known.extend(&own.addresses);
     let external = facts
         .surroundings
         .external(family, facts.preferences, &known)?;
-    let published = facts
-        .names
-        .public_ip_overwrite(&own.annotations, family)
+    let published = overwrite
         .or(asked)
         .or(*of(&facts.preferences.public_ip, family))
         .unwrap_or(external.address);
