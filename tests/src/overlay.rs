@@ -1,8 +1,9 @@
 //! The real program as the overlay of a lab whose underlay knows no way to pods, and traffic that measures outages.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -25,6 +26,24 @@ const BEAT: Duration = Duration::from_millis(2);
 /// What the scenarios need of kernel and machine; without it they say so and end.
 pub fn can_run() -> bool {
     require(&[Capability::Vxlan, Capability::TableOwner])
+}
+
+/// The real flanneld, or a loud skip.
+pub fn flanneld() -> Option<PathBuf> {
+    let program = std::env::var_os("PORTOLAN_CONTROL_PLANE")
+        .map(|folder| PathBuf::from(folder).join("flanneld"));
+    let program = program.filter(|program| program.exists());
+    if program.is_none() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI needs PORTOLAN_CONTROL_PLANE with flanneld"
+        );
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: no flanneld in PORTOLAN_CONTROL_PLANE"
+        );
+    }
+    program.filter(|_| can_run())
 }
 
 /// Nodes with one echoing pod each, dual stack, and no way between them but the overlay.
@@ -145,6 +164,32 @@ impl OverlayStage {
         let cache = self.file(node, "peers");
         let source = ["--kubeconfig", kubeconfig, "--overlay-cache", &cache];
         self.start_from(node, &source, more)
+    }
+
+    /// Starts [`flanneld`] on a node.
+    pub fn start_flannel(&self, program: &Path, node: usize, kubeconfig: &str) -> Result<Daemon> {
+        let conf = self.file(node, "net-conf");
+        let text = r#"{"Network": "10.244.0.0/16", "IPv6Network": "fd00:244::/32", "EnableIPv6": true,
+                       "EnableNFTables": true, "Backend": {"Type": "vxlan"}}"#;
+        std::fs::write(&conf, text)?;
+        let host = &self.nodes[node];
+        let mut command = host.command("env");
+        command
+            .arg(format!("NODE_NAME={}", host.name()))
+            .arg(program)
+            .args([
+                "--kube-subnet-mgr",
+                "--kubeconfig-file",
+                kubeconfig,
+                "--net-config-path",
+                &conf,
+                "--subnet-file",
+                &self.file(node, "env"),
+                "--iface",
+                "eth0",
+                "--ip-masq",
+            ]);
+        host.spawn("flanneld", command)
     }
 
     /// Starts it on every node and waits until every pod reaches every other.

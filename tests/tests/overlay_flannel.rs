@@ -2,61 +2,10 @@
 //!
 //! `PORTOLAN_CONTROL_PLANE` names the folder with the program.
 
-use std::io::Write;
-use std::path::PathBuf;
-
 use anyhow::{Result, ensure};
 use lab::{Daemon, wait_until};
-use portolan_tests::overlay::{OverlayStage, all_go_on, can_run, state, tool, worst};
+use portolan_tests::overlay::{OverlayStage, all_go_on, flanneld, state, tool, worst};
 use portolan_tests::stage::{PATIENCE, portolan};
-
-/// The program, or a loud skip.
-fn flanneld() -> Option<PathBuf> {
-    let program = std::env::var_os("PORTOLAN_CONTROL_PLANE")
-        .map(|folder| PathBuf::from(folder).join("flanneld"));
-    let program = program.filter(|program| program.exists());
-    if program.is_none() {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "CI needs PORTOLAN_CONTROL_PLANE with flanneld"
-        );
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: no flanneld in PORTOLAN_CONTROL_PLANE"
-        );
-    }
-    program.filter(|_| can_run())
-}
-
-fn start_flannel(
-    stage: &OverlayStage,
-    program: &PathBuf,
-    node: usize,
-    kubeconfig: &str,
-) -> Result<Daemon> {
-    let conf = stage.file(node, "net-conf");
-    let text = r#"{"Network": "10.244.0.0/16", "IPv6Network": "fd00:244::/32", "EnableIPv6": true,
-                   "EnableNFTables": true, "Backend": {"Type": "vxlan"}}"#;
-    std::fs::write(&conf, text)?;
-    let host = &stage.nodes[node];
-    let mut command = host.command("env");
-    command
-        .arg(format!("NODE_NAME={}", host.name()))
-        .arg(program)
-        .args([
-            "--kube-subnet-mgr",
-            "--kubeconfig-file",
-            kubeconfig,
-            "--net-config-path",
-            &conf,
-            "--subnet-file",
-            &stage.file(node, "env"),
-            "--iface",
-            "eth0",
-            "--ip-masq",
-        ]);
-    host.spawn("flanneld", command)
-}
 
 #[test]
 fn nodes_with_flannel_and_nodes_with_portolan_reach_each_other_whoever_comes_first() -> Result<()> {
@@ -68,7 +17,7 @@ fn nodes_with_flannel_and_nodes_with_portolan_reach_each_other_whoever_comes_fir
     let mut daemons = Vec::new();
     for node in 0..4 {
         daemons.push(match node % 2 {
-            0 => start_flannel(&stage, &program, node, &kubeconfig)?,
+            0 => stage.start_flannel(&program, node, &kubeconfig)?,
             _ => stage.start_with_api(
                 node,
                 &kubeconfig,
@@ -88,7 +37,7 @@ fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> R
     let (_api, kubeconfig) = stage.serve_api()?;
     let mut daemons: Vec<Option<Daemon>> = Vec::new();
     for node in 0..3 {
-        daemons.push(Some(start_flannel(&stage, &program, node, &kubeconfig)?));
+        daemons.push(Some(stage.start_flannel(&program, node, &kubeconfig)?));
     }
     stage.wait_for_mesh()?;
     let before = state(&stage.nodes[0], "flannel.1")?;
@@ -127,7 +76,7 @@ fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> R
     // And back.
     for (node, daemon) in daemons.iter_mut().enumerate() {
         daemon.take().map(|daemon| daemon.kill()).transpose()?;
-        let theirs = start_flannel(&stage, &program, node, &kubeconfig)?;
+        let theirs = stage.start_flannel(&program, node, &kubeconfig)?;
         theirs.wait_for_line("Running backend", PATIENCE)?;
         *daemon = Some(theirs);
         let program = portolan()?.display().to_string();

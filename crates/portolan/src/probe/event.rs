@@ -65,7 +65,7 @@ async fn write(client: &Client, node: &str, reason: &str, text: &str) -> anyhow:
         "OverlayReachable" => "Normal",
         _ => "Warning",
     };
-    let note: String = text.chars().take(NOTE / 4).collect();
+    let note = text.get(..text.floor_char_boundary(NOTE));
     let event = json!({
         "apiVersion": "events.k8s.io/v1", "kind": "Event",
         // As client-go names them: the object, and something that no other event has.
