@@ -16,6 +16,7 @@ pub mod differential;
 pub mod doctor;
 pub mod evaluator;
 pub mod field;
+pub mod flannel;
 pub mod frame;
 pub mod judge;
 pub mod live;

@@ -1,16 +1,18 @@
 //! The overlay measured: networks broken in one way each, and what the daemon and `portolan doctor` make of them.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Daemon, Host, Loss, wait_for, wait_until};
+use portolan_tests::doctor::{FAMILIES, Told, ask, doctor, wait_until_healthy};
+use portolan_tests::flannel::{Firewall, flanneld, start_flannel};
 use portolan_tests::overlay::{OverlayStage, can_run};
-use portolan_tests::stage::{PATIENCE, portolan};
+use portolan_tests::stage::PATIENCE;
 use serde_json::Value;
 
-const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
-/// Rounds that follow each other as fast as they can.
+/// Rounds that follow each other as fast as they can, and what they count.
 const FAST: &[&str] = &[
     "--overlay-probe-interval",
     "20ms",
@@ -20,75 +22,28 @@ const FAST: &[&str] = &[
     "127.0.0.1:10256",
 ];
 
-/// What `portolan doctor` says and how it ends.
-fn doctor(host: &Host, arguments: &[&str]) -> Result<(Option<i32>, String)> {
-    let mut command = host.command(portolan()?);
-    command.arg("doctor").args(arguments);
-    let output = host.output(command)?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let complaints = String::from_utf8_lossy(&output.stderr).into_owned();
-    Ok((output.status.code(), text + &complaints))
+/// The verdict is this one, and the exit status says so.
+fn is<'a>(told: &'a Told, verdict: &str) -> Result<&'a str> {
+    let code = if verdict == "healthy" { 0 } else { 1 };
+    ensure!(
+        told.verdict() == verdict && told.code == Some(code),
+        "{:?} {}",
+        told.code,
+        told.peer
+    );
+    println!("{}", told.text());
+    Ok(told.text())
 }
 
-/// The report about one peer in one family.
-struct Told {
-    code: Option<i32>,
-    peer: Value,
-}
-
-impl Told {
-    fn verdict(&self) -> &str {
-        self.peer["verdict"].as_str().unwrap_or_default()
-    }
-
-    fn text(&self) -> &str {
-        self.peer["text"].as_str().unwrap_or_default()
-    }
-
-    fn measured(&self, path: &str) -> &Value {
-        self.peer["measured"].pointer(path).unwrap_or(&Value::Null)
-    }
-
-    fn is(&self, verdict: &str) -> Result<&Self> {
-        let code = if verdict == "healthy" { 0 } else { 1 };
-        ensure!(
-            self.verdict() == verdict && self.code == Some(code),
-            "{:?} {}",
-            self.code,
-            self.peer
-        );
-        println!("{}", self.text());
-        Ok(self)
-    }
-}
-
-fn ask(host: &Host, peer: &str, family: &str) -> Result<Told> {
-    let (code, text) = doctor(host, &["--to", peer, "--output", "json"])?;
-    let report: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
-    let peers = report["peers"].as_array().context("no peers")?;
-    let found = peers.iter().find(|entry| entry["family"] == family);
-    let peer = found.with_context(|| text.clone())?.clone();
-    Ok(Told { code, peer })
+fn measured<'a>(told: &'a Told, path: &str) -> &'a Value {
+    told.peer["measured"].pointer(path).unwrap_or(&Value::Null)
 }
 
 /// Nodes that measure each other, and whose answerers are up.
-fn start(nodes: usize, more: &[&str]) -> Result<(OverlayStage, Vec<Daemon>)> {
+fn start(nodes: usize) -> Result<(OverlayStage, Vec<Daemon>)> {
     let stage = OverlayStage::new(nodes)?;
-    let daemons = stage.start_all(&[FAST, more].concat())?;
-    for from in &stage.nodes {
-        for to in stage.nodes.iter().filter(|to| to.name() != from.name()) {
-            for family in FAMILIES {
-                let what = format!("{} to answer {} ({family})", to.name(), from.name());
-                wait_for(&what, PATIENCE, || {
-                    let told = ask(from, to.name(), family)?;
-                    for path in ["/host/udp", "/host/tcp", "/tunnel/udp", "/tunnel/tcp"] {
-                        ensure!(told.measured(path) == "answered", "{}", told.peer);
-                    }
-                    Ok(())
-                })?;
-            }
-        }
-    }
+    let daemons = stage.start_all(FAST)?;
+    wait_until_healthy(&stage)?;
     Ok((stage, daemons))
 }
 
@@ -139,15 +94,15 @@ fn a_healthy_mesh_is_healthy_in_every_row_and_a_thousand_rounds_raise_no_alarm()
     if !can_run() {
         return Ok(());
     }
-    let (stage, _daemons) = start(3, &[])?;
+    let (stage, _daemons) = start(3)?;
     let (code, text) = doctor(&stage.nodes[0], &["--to", "node-1"])?;
     println!("{text}");
     ensure!(code == Some(0), "{code:?} {text}");
     for (family, mtu) in FAMILIES.into_iter().zip([1450, 1430]) {
         let told = ask(&stage.nodes[0], "node-1", family)?;
-        told.is("healthy")?;
+        is(&told, "healthy")?;
         for path in ["/sizes/full", "/sizes/forth", "/sizes/back"] {
-            ensure!(told.measured(path) == mtu, "{}", told.peer);
+            ensure!(measured(&told, path) == mtu, "{}", told.peer);
         }
     }
     let (code, text) = doctor(&stage.nodes[0], &[])?;
@@ -179,7 +134,7 @@ fn a_path_that_loses_vxlan_packets_is_told_with_its_direction_and_everybody_else
     if !can_run() {
         return Ok(());
     }
-    let (stage, _daemons) = start(3, &[])?;
+    let (stage, _daemons) = start(3)?;
     let [a, b, c] = [&stage.nodes[0], &stage.nodes[1], &stage.nodes[2]];
     let forth = a.lose(b, Loss::Udp(8472))?;
     for family in FAMILIES {
@@ -188,10 +143,10 @@ fn a_path_that_loses_vxlan_packets_is_told_with_its_direction_and_everybody_else
             let expected = format!(
                 "UDP 8472 from node-0 to node-1 is blocked (TCP to {to} works): open UDP 8472 between the nodes"
             );
-            ensure!(told.is("blocked")?.text() == expected, "{}", told.peer);
+            ensure!(is(&told, "blocked")? == expected, "{}", told.peer);
         }
-        ask(a, "node-2", family)?.is("healthy")?;
-        ask(c, "node-1", family)?.is("healthy")?;
+        is(&ask(a, "node-2", family)?, "healthy")?;
+        is(&ask(c, "node-1", family)?, "healthy")?;
     }
     wait_for_trouble(a, "node-1", "blocked", true)?;
     ensure!(metric(a, "portolan_overlay_peers_unreachable ")? == 1);
@@ -203,9 +158,7 @@ fn a_path_that_loses_vxlan_packets_is_told_with_its_direction_and_everybody_else
     let back = b.lose(a, Loss::Udp(8472))?;
     let told = ask(a, "node-1", "IPv4")?;
     ensure!(
-        told.is("blocked")?
-            .text()
-            .contains("blocked in both directions (TCP to node-1 works)"),
+        is(&told, "blocked")?.contains("blocked in both directions (TCP to node-1 works)"),
         "{}",
         told.peer
     );
@@ -214,69 +167,43 @@ fn a_path_that_loses_vxlan_packets_is_told_with_its_direction_and_everybody_else
     ensure!(code == Some(1), "{text}");
     drop((forth, back));
     wait_for_trouble(a, "node-1", "blocked", false)?;
-    ask(a, "node-1", "IPv4")?.is("healthy")?;
+    is(&ask(a, "node-1", "IPv4")?, "healthy")?;
     Ok(())
 }
 
-/// A table of somebody else's with one rule, and the words by which that rule is told.
-fn block(node: &Host, chain: &str, rule: &str) -> Result<String> {
-    let hook = format!("type filter hook {chain} priority 0; policy accept;");
-    node.nft_stdin(&format!(
-        "table inet firewall {{ chain {chain} {{ {hook} {rule} }}; }}"
-    ))?;
-    let listing = node.nft(&["-a", "list", "chain", "inet", "firewall", chain])?;
-    let handle = listing
-        .lines()
-        .find(|line| line.contains("drop"))
-        .and_then(|line| line.split("# handle ").nth(1))
-        .context("no handle")?;
-    let handle = handle.trim();
-    Ok(format!(
-        "table inet firewall, chain {chain}, rule handle {handle}"
-    ))
-}
-
 #[test]
-fn a_rule_that_drops_is_named_on_the_sender_and_on_the_receiver() -> Result<()> {
+fn packets_that_arrive_and_do_not_get_through_are_no_blocked_port_and_their_rule_is_named()
+-> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (stage, _daemons) = start(2, &[])?;
+    let (stage, _daemons) = start(2)?;
     let [a, b] = [&stage.nodes[0], &stage.nodes[1]];
-    let cases = [
-        (
-            a,
-            "output",
-            "udp dport 8472 drop",
-            "blocked",
-            "on node-0 they are dropped by",
-        ),
-        (
-            b,
-            "input",
-            "udp dport 8472 drop",
-            "dropped",
-            "on node-1 they are dropped by",
-        ),
-        // VXLAN packets come in, and what is in them does not.
-        (
-            b,
-            "input",
-            "iifname { flannel.1, flannel-v6.1 } drop",
-            "dropped",
-            "on node-1 they are dropped by",
-        ),
-    ];
-    for (node, chain, rule, verdict, place) in cases {
-        let words = block(node, chain, rule)?;
-        for family in FAMILIES {
-            let told = ask(a, "node-1", family)?;
-            let text = told.is(verdict)?.text();
-            ensure!(text.contains(&format!("{place} {words}")), "{text}");
-        }
-        node.nft(&["delete", "table", "inet", "firewall"])?;
-        ask(a, "node-1", "IPv4")?.is("healthy")?;
+    b.nft_stdin(
+        "table inet firewall {
+             chain zone {
+                 type filter hook input priority 0; policy accept;
+                 iifname { flannel.1, flannel-v6.1 } drop
+             }
+         }",
+    )?;
+    let listing = b.nft(&["-a", "list", "table", "inet", "firewall"])?;
+    let rule = listing.lines().find(|line| line.contains("drop"));
+    let handle = rule.and_then(|rule| rule.split("# handle ").nth(1));
+    let handle = handle.context("no handle")?.trim();
+    for family in FAMILIES {
+        let told = ask(a, "node-1", family)?;
+        let text = is(&told, "dropped")?;
+        let rule = format!("table inet firewall, chain zone, rule handle {handle}");
+        ensure!(
+            text.starts_with("VXLAN packets from node-0 arrive at node-1 and are dropped there")
+                && text.contains(&format!("on node-1 they are dropped by {rule}")),
+            "{text}"
+        );
     }
+    println!("{}", doctor(a, &["--to", "node-1"])?.1);
+    b.nft(&["delete", "table", "inet", "firewall"])?;
+    is(&ask(a, "node-1", "IPv4")?, "healthy")?;
     Ok(())
 }
 
@@ -285,7 +212,7 @@ fn a_path_for_smaller_packets_is_told_with_the_largest_that_passes() -> Result<(
     if !can_run() {
         return Ok(());
     }
-    let (stage, _daemons) = start(2, &[])?;
+    let (stage, _daemons) = start(2)?;
     let [a, b] = [&stage.nodes[0], &stage.nodes[1]];
     let small = a.lose(b, Loss::LargerThan(1450))?;
     for (family, full, passes) in [("IPv4", 1450, 1400), ("IPv6", 1430, 1380)] {
@@ -293,12 +220,12 @@ fn a_path_for_smaller_packets_is_told_with_the_largest_that_passes() -> Result<(
             let told = ask(from, to, family)?;
             let expected =
                 format!("MTU: packets of {full} bytes do not arrive {way} {to}, {passes} do");
-            ensure!(told.is("mtu")?.text() == expected, "{}", told.peer);
+            ensure!(is(&told, "mtu")? == expected, "{}", told.peer);
         }
     }
     wait_for_trouble(b, "node-0", "mtu", true)?;
     drop(small);
-    ask(a, "node-1", "IPv6")?.is("healthy")?;
+    is(&ask(a, "node-1", "IPv6")?, "healthy")?;
     Ok(())
 }
 
@@ -307,11 +234,11 @@ fn a_daemon_that_is_away_is_no_alarm_and_a_node_that_is_away_is_one() -> Result<
     if !can_run() {
         return Ok(());
     }
-    let (stage, daemons) = start(2, &[])?;
+    let (stage, daemons) = start(2)?;
     let [a, b] = [&stage.nodes[0], &stage.nodes[1]];
     daemons[1].kill()?;
     rounds(a, 50)?;
-    ask(a, "node-1", "IPv4")?.is("healthy")?;
+    is(&ask(a, "node-1", "IPv4")?, "healthy")?;
     ensure!(metric(a, "portolan_overlay_alarms_total ")? == 0);
     let (code, text) = doctor(b, &[])?;
     ensure!(code == Some(2), "{code:?} {text}");
@@ -319,7 +246,7 @@ fn a_daemon_that_is_away_is_no_alarm_and_a_node_that_is_away_is_one() -> Result<
     for family in FAMILIES {
         let told = ask(a, "node-1", family)?;
         ensure!(
-            told.is("silent")?.text() == "node-1 does not answer at all",
+            is(&told, "silent")? == "node-1 does not answer at all",
             "{}",
             told.peer
         );
@@ -362,4 +289,88 @@ fn an_alarm_and_its_end_are_events_of_the_node() -> Result<()> {
     wait_until("the end to be told", 2 * PATIENCE, || {
         of("node-0", "OverlayReachable").is_some()
     })
+}
+
+#[test]
+fn a_peer_with_flannel_is_measured_by_what_its_kernel_answers() -> Result<()> {
+    let Some(program) = flanneld() else {
+        return Ok(());
+    };
+    let stage = OverlayStage::new(2)?;
+    let (_api, kubeconfig) = stage.serve_api()?;
+    let _ours = stage.start_with_api(0, &kubeconfig, FAST)?;
+    let _theirs = start_flannel(&stage, &program, 1, &kubeconfig, Firewall::Nftables)?;
+    stage.wait_for_mesh()?;
+    let [a, b] = [&stage.nodes[0], &stage.nodes[1]];
+    rounds(a, 50)?;
+    ensure!(metric(a, "portolan_overlay_alarms_total ")? == 0);
+    let told = ask(a, "node-1", "IPv4")?;
+    ensure!(
+        is(&told, "healthy").is_ok()
+            && measured(&told, "/tunnel/udp") == "refused"
+            && measured(&told, "/sizes/forth") == 1450,
+        "{}",
+        told.peer
+    );
+    let small = a.lose(b, Loss::LargerThan(1450))?;
+    let told = ask(a, "node-1", "IPv4")?;
+    let text = is(&told, "mtu")?;
+    ensure!(text.ends_with("node-1, 1400 do"), "{text}");
+    drop(small);
+    let _blocked = a.lose(b, Loss::Udp(8472))?;
+    for family in FAMILIES {
+        is(&ask(a, "node-1", family)?, "blocked")?;
+    }
+    Ok(())
+}
+
+/// What one sends of a request, by UDP to the probe port, comes back.
+fn is_answered(from: &Host, to: IpAddr) -> Result<bool> {
+    let mut request = b"PTPB\x01\x01\0\0".to_vec();
+    request.resize(384, 0);
+    from.run(move || {
+        let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
+        let socket = UdpSocket::bind(any)?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        socket.send_to(&request, (to, 8473))?;
+        let mut buffer = [0; 2048];
+        match socket.recv_from(&mut buffer) {
+            Ok((length, _)) => {
+                ensure!(length <= request.len(), "{length} bytes");
+                Ok(true)
+            }
+            Err(_) => Ok(false),
+        }
+    })?
+}
+
+#[test]
+fn who_is_no_node_gets_no_answer() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (stage, _daemons) = start(2)?;
+    let stranger = stage.lab().client("stranger")?;
+    for (pod, to) in [
+        (&stage.pods[1], stage.nodes[0].addresses()),
+        (&stage.pods[0], stage.nodes[0].addresses()),
+    ] {
+        for to in to {
+            ensure!(is_answered(&stage.nodes[1], to)?);
+            ensure!(!is_answered(&stranger, to)?);
+            ensure!(!is_answered(pod, to)?);
+        }
+    }
+    let from = stranger.run({
+        let to = stage.nodes[0].ipv4();
+        move || {
+            let mut stream = TcpStream::connect((to, 8473))?;
+            let mut text = Vec::new();
+            // Closed, with or without a reset, and not a byte.
+            let _ = stream.read_to_end(&mut text);
+            anyhow::Ok(text.len())
+        }
+    })??;
+    ensure!(from == 0);
+    Ok(())
 }

@@ -2,93 +2,11 @@
 //!
 //! `PORTOLAN_CONTROL_PLANE` names the folder with the program.
 
-use std::io::Write;
-use std::path::PathBuf;
-
 use anyhow::{Result, ensure};
 use lab::{Client, Daemon, wait_until};
-use portolan_tests::overlay::{OverlayStage, all_go_on, can_run, state, tool, worst};
+use portolan_tests::flannel::{Firewall, flanneld, start_flannel};
+use portolan_tests::overlay::{OverlayStage, all_go_on, state, tool, worst};
 use portolan_tests::stage::{PATIENCE, portolan};
-
-/// The program, or a loud skip.
-fn flanneld() -> Option<PathBuf> {
-    let program = std::env::var_os("PORTOLAN_CONTROL_PLANE")
-        .map(|folder| PathBuf::from(folder).join("flanneld"));
-    let program = program.filter(|program| program.exists());
-    if program.is_none() {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "CI needs PORTOLAN_CONTROL_PLANE with flanneld"
-        );
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: no flanneld in PORTOLAN_CONTROL_PLANE"
-        );
-    }
-    program.filter(|_| can_run())
-}
-
-/// flannel's firewall: its nftables mode, or its iptables mode with the programs of one variant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Firewall {
-    Nftables,
-    Iptables(&'static str),
-}
-
-/// Where flannel finds iptables' programs of a variant under their plain names.
-fn iptables_of(stage: &OverlayStage, variant: &str) -> Result<PathBuf> {
-    let folder = PathBuf::from(stage.file(0, &format!("iptables-{variant}")));
-    if folder.exists() {
-        return Ok(folder);
-    }
-    std::fs::create_dir(&folder)?;
-    for family in ["iptables", "ip6tables"] {
-        for verb in ["", "-save", "-restore"] {
-            let real = format!("/usr/sbin/{family}-{variant}{verb}");
-            std::os::unix::fs::symlink(real, folder.join(format!("{family}{verb}")))?;
-        }
-    }
-    Ok(folder)
-}
-
-fn start_flannel(
-    stage: &OverlayStage,
-    program: &PathBuf,
-    node: usize,
-    kubeconfig: &str,
-    firewall: Firewall,
-) -> Result<Daemon> {
-    let conf = stage.file(node, "net-conf");
-    let nftables = firewall == Firewall::Nftables;
-    let text = format!(
-        r#"{{"Network": "10.244.0.0/16", "IPv6Network": "fd00:244::/32", "EnableIPv6": true,
-            "EnableNFTables": {nftables}, "Backend": {{"Type": "vxlan"}}}}"#
-    );
-    std::fs::write(&conf, text)?;
-    let host = &stage.nodes[node];
-    let mut command = host.command("env");
-    if let Firewall::Iptables(variant) = firewall {
-        let programs = iptables_of(stage, variant)?;
-        let path = std::env::var("PATH").unwrap_or_default();
-        command.arg(format!("PATH={}:{path}", programs.display()));
-    }
-    command
-        .arg(format!("NODE_NAME={}", host.name()))
-        .arg(program)
-        .args([
-            "--kube-subnet-mgr",
-            "--kubeconfig-file",
-            kubeconfig,
-            "--net-config-path",
-            &conf,
-            "--subnet-file",
-            &stage.file(node, "env"),
-            "--iface",
-            "eth0",
-            "--ip-masq",
-        ]);
-    host.spawn("flanneld", command)
-}
 
 #[test]
 fn nodes_with_flannel_and_nodes_with_portolan_reach_each_other_whoever_comes_first() -> Result<()> {

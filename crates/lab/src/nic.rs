@@ -134,8 +134,7 @@ fn pass([inside, outside]: &[OwnedFd; 2], vxlan_port: u16, spoilt: &AtomicU64) {
                 continue;
             };
             let leaves = std::ptr::eq(from, inside);
-            let unfinished = header.first().is_some_and(|flags| flags & UNFINISHED != 0);
-            if leaves && unfinished && is_vxlan(packet, vxlan_port) {
+            if leaves && is_unfinished_within(header, packet, vxlan_port) {
                 header.fill(0);
                 spoilt.fetch_add(1, Ordering::Relaxed);
             }
@@ -148,9 +147,18 @@ fn pass([inside, outside]: &[OwnedFd; 2], vxlan_port: u16, spoilt: &AtomicU64) {
     }
 }
 
-/// Whether an Ethernet frame holds a datagram to this port.
-fn is_vxlan(frame: &[u8], port: u16) -> bool {
+/// Whether an Ethernet frame holds a datagram to this port with a checksum to be finished within. That of the datagram
+/// itself, where it has one, is one that the NIC knows how to finish.
+fn is_unfinished_within(header: &[u8], frame: &[u8], port: u16) -> bool {
     const UDP: u8 = 17;
+    const UDP_HEADER: usize = 8;
+    /// `csum_start`, from the frame's first byte.
+    const START: usize = 6;
+    let start = header
+        .get(START..START + 2)
+        .and_then(|start| start.try_into().ok());
+    let start = start.map_or(0, u16::from_ne_bytes);
+    let unfinished = header.first().is_some_and(|flags| flags & UNFINISHED != 0);
     let byte = |at: usize| frame.get(at).copied().unwrap_or(0);
     let number = |at: usize| u16::from_be_bytes([byte(at), byte(at + 1)]);
     let (protocol, transport) = match number(12) {
@@ -158,5 +166,6 @@ fn is_vxlan(frame: &[u8], port: u16) -> bool {
         0x86dd => (byte(20), 54),
         _ => return false,
     };
-    protocol == UDP && number(transport + 2) == port
+    let within = usize::from(start) >= transport + UDP_HEADER;
+    unfinished && within && protocol == UDP && number(transport + 2) == port
 }

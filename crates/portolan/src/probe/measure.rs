@@ -135,9 +135,6 @@ impl Pair<'_> {
             return;
         }
         let answers = measured.host.udp == Outcome::Answered;
-        if answers {
-            self.over_host(want::TRACE, rand::random(), 0).await;
-        }
         let until = Instant::now() + trace::LOOK;
         let sending = async {
             while Instant::now() < until {
@@ -151,7 +148,9 @@ impl Pair<'_> {
                 let (local, to) = (self.end.tunnel, self.at_tunnel());
                 let probing = ask::udp(local, to, &probe, HEADER, brief);
                 if answers {
-                    join(probing, self.over_host(want::ARRIVAL, rand::random(), 0)).await;
+                    // Again and again, since the peer may be busy looking for somebody else.
+                    let asking = want::ARRIVAL | want::TRACE;
+                    join(probing, self.over_host(asking, rand::random(), 0)).await;
                 } else {
                     probing.await;
                 }
@@ -164,7 +163,7 @@ impl Pair<'_> {
             return;
         }
         // The peer began a little later.
-        for _ in 0..5 {
+        for _ in 0..10 {
             let answer = self.over_host(want::RULE, rand::random(), 0).await.answer;
             if let Some(Packet::Answer { text, .. }) = answer
                 && !text.is_empty()

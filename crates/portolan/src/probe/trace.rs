@@ -3,6 +3,7 @@
 //! What is looked for is always the same: VXLAN packets between the two nodes, and probes inside the tunnel, either
 //! way. One look at a time, and not again at once, whoever asks.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,16 +16,17 @@ use super::firewall::{Suspect, who_drops};
 
 /// A look takes so long.
 pub(super) const LOOK: Duration = Duration::from_millis(1500);
-/// Before peers can make this node look again.
-const REST: Duration = Duration::from_secs(2);
+/// Before the same peer can make this node look again.
+const REST: Duration = Duration::from_secs(1);
 /// So long is remembered what was found.
 const REMEMBERED: Duration = Duration::from_secs(30);
 
 /// Looks that peers have asked for.
 #[derive(Debug, Default)]
 pub(super) struct Traces {
-    last: Option<(Instant, IpAddr)>,
-    found: Option<String>,
+    running: bool,
+    /// When a look for a peer, by its address, ended, and what it found.
+    found: BTreeMap<IpAddr, (Instant, String)>,
 }
 
 /// Packets between this node and a peer that may be dropped.
@@ -63,32 +65,31 @@ pub(super) fn begin_for(shared: &Arc<Shared>, peer: &Target) {
     };
     {
         let mut traces = shared.traces();
-        if traces
-            .last
-            .is_some_and(|(at, _)| at.elapsed() < LOOK + REST)
+        let found = &traces.found;
+        if traces.running
+            || found
+                .get(&peer.host)
+                .is_some_and(|(at, _)| at.elapsed() < REST)
         {
             return;
         }
-        *traces = Traces {
-            last: Some((Instant::now(), peer.host)),
-            found: None,
-        };
+        traces.running = true;
     }
     let (shared, peer) = (shared.clone(), peer.clone());
     tokio::spawn(async move {
         let found = look(&end, &peer, shared.config.port).await;
         let mut traces = shared.traces();
-        if traces.last.is_some_and(|(_, of)| of == peer.host) {
-            traces.found = found;
-        }
+        traces.running = false;
+        traces.found.retain(|_, (at, _)| at.elapsed() < REMEMBERED);
+        let found = found.unwrap_or_default();
+        traces.found.insert(peer.host, (Instant::now(), found));
     });
 }
 
 /// What was found for this peer; empty: nothing.
 pub(super) fn found_for(shared: &Shared, peer: &Target) -> String {
     let traces = shared.traces();
-    let fresh = traces
-        .last
-        .is_some_and(|(at, of)| of == peer.host && at.elapsed() < REMEMBERED);
-    traces.found.clone().filter(|_| fresh).unwrap_or_default()
+    let found = traces.found.get(&peer.host);
+    let fresh = found.filter(|(at, _)| at.elapsed() < REMEMBERED);
+    fresh.map(|(_, text)| text.clone()).unwrap_or_default()
 }

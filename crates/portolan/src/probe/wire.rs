@@ -94,10 +94,9 @@ impl Packet {
         }
         let room = size.saturating_sub(HEADER + 1).min(usize::from(u8::MAX));
         if !text.is_empty() && room > 0 {
-            let end = (0..=room.min(text.len()))
-                .rev()
-                .find(|end| text.is_char_boundary(*end));
-            let text = text.get(..end.unwrap_or_default()).unwrap_or_default();
+            let text = text
+                .get(..text.floor_char_boundary(room))
+                .unwrap_or_default();
             bytes.push(u8::try_from(text.len()).unwrap_or_default());
             bytes.extend_from_slice(text.as_bytes());
         }

@@ -1,0 +1,92 @@
+//! The real flanneld on nodes of an overlay's stage.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use lab::Daemon;
+
+use crate::overlay::{OverlayStage, can_run};
+
+/// The program, or a loud skip. `PORTOLAN_CONTROL_PLANE` names the folder with it.
+pub fn flanneld() -> Option<PathBuf> {
+    let program = std::env::var_os("PORTOLAN_CONTROL_PLANE")
+        .map(|folder| PathBuf::from(folder).join("flanneld"));
+    let program = program.filter(|program| program.exists());
+    if program.is_none() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI needs PORTOLAN_CONTROL_PLANE with flanneld"
+        );
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: no flanneld in PORTOLAN_CONTROL_PLANE"
+        );
+    }
+    program.filter(|_| can_run())
+}
+
+/// flannel's firewall: its nftables mode, or its iptables mode with the programs of one variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Firewall {
+    /// nftables mode.
+    Nftables,
+    /// iptables mode: `nft` or `legacy`.
+    Iptables(&'static str),
+}
+
+/// Where flannel finds iptables' programs of a variant under their plain names.
+fn iptables_of(stage: &OverlayStage, variant: &str) -> Result<PathBuf> {
+    let folder = PathBuf::from(stage.file(0, &format!("iptables-{variant}")));
+    if folder.exists() {
+        return Ok(folder);
+    }
+    std::fs::create_dir(&folder)?;
+    for family in ["iptables", "ip6tables"] {
+        for verb in ["", "-save", "-restore"] {
+            let real = format!("/usr/sbin/{family}-{variant}{verb}");
+            std::os::unix::fs::symlink(real, folder.join(format!("{family}{verb}")))?;
+        }
+    }
+    Ok(folder)
+}
+
+/// Starts it on a node.
+pub fn start_flannel(
+    stage: &OverlayStage,
+    program: &Path,
+    node: usize,
+    kubeconfig: &str,
+    firewall: Firewall,
+) -> Result<Daemon> {
+    let conf = stage.file(node, "net-conf");
+    let nftables = firewall == Firewall::Nftables;
+    let text = format!(
+        r#"{{"Network": "10.244.0.0/16", "IPv6Network": "fd00:244::/32", "EnableIPv6": true,
+            "EnableNFTables": {nftables}, "Backend": {{"Type": "vxlan"}}}}"#
+    );
+    std::fs::write(&conf, text)?;
+    let host = &stage.nodes[node];
+    let mut command = host.command("env");
+    if let Firewall::Iptables(variant) = firewall {
+        let programs = iptables_of(stage, variant)?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.arg(format!("PATH={}:{path}", programs.display()));
+    }
+    command
+        .arg(format!("NODE_NAME={}", host.name()))
+        .arg(program)
+        .args([
+            "--kube-subnet-mgr",
+            "--kubeconfig-file",
+            kubeconfig,
+            "--net-config-path",
+            &conf,
+            "--subnet-file",
+            &stage.file(node, "env"),
+            "--iface",
+            "eth0",
+            "--ip-masq",
+        ]);
+    host.spawn("flanneld", command)
+}

@@ -1,0 +1,173 @@
+//! Nodes that break the overlay themselves, by a NIC or a firewall of theirs: found, named, and mended where that is
+//! ours to do.
+
+use anyhow::{Context, Result, ensure};
+use lab::{Loss, Node, Protocol, wait_for, wait_until};
+use portolan_tests::doctor::{FAMILIES, FAST, Told, ask, doctor, wait_until_healthy};
+use portolan_tests::overlay::{OverlayStage, can_run, reaches};
+use portolan_tests::stage::PATIENCE;
+use serde_json::json;
+
+const VXLAN: u16 = 8472;
+
+/// The handle of the only rule with a counter.
+fn handle(node: &Node) -> Result<String> {
+    let listing = node.nft(&["-a", "list", "table", "inet", "firewall"])?;
+    let line = listing.lines().find(|line| line.contains("counter"));
+    let handle = line.and_then(|line| line.rsplit("# handle ").next());
+    Ok(handle.context("no rule")?.to_owned())
+}
+
+/// A firewall of the node's own that drops VXLAN packets on a hook. What names its rule in full.
+fn raise_firewall(node: &Node, hook: &str) -> Result<[String; 3]> {
+    node.nft_stdin(&format!(
+        "table inet firewall {{
+            chain zone {{ udp dport {VXLAN} counter drop; }}
+            chain base {{ type filter hook {hook} priority 0; jump zone; }}
+        }}"
+    ))?;
+    Ok([
+        "table inet firewall".into(),
+        "chain zone".into(),
+        format!("handle {}", handle(node)?),
+    ])
+}
+
+fn names(told: &Told, field: &str, rule: &[String; 3]) -> bool {
+    let said = told.peer["measured"][field].as_str().unwrap_or_default();
+    rule.iter()
+        .all(|part| said.contains(part.as_str()) && told.text().contains(part.as_str()))
+}
+
+/// Raises a firewall on a node, and waits until the doctor on node-0 has named its rule in this field, in both
+/// families; then takes the rule away by that name, and waits until all is well.
+fn firewall_is_named(at: usize, hook: &str, field: &str) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(2)?;
+    let _daemons = stage.start_all(&[])?;
+    wait_until_healthy(&stage)?;
+    let node = &stage.nodes[at];
+    let rule = raise_firewall(node, hook)?;
+    for family in FAMILIES {
+        let told = wait_for("the rule", PATIENCE, || {
+            let told = ask(&stage.nodes[0], "node-1", family)?;
+            ensure!(names(&told, field, &rule), "{}", told.peer);
+            Ok(told)
+        })?;
+        println!("{}", told.text());
+        ensure!(
+            told.code == Some(1) && told.peer["healthy"] == false,
+            "{}",
+            told.peer
+        );
+    }
+    let handle = handle(node)?;
+    node.nft(&[
+        "delete", "rule", "inet", "firewall", "zone", "handle", &handle,
+    ])?;
+    wait_until_healthy(&stage)
+}
+
+#[test]
+fn a_firewall_of_the_receiver_that_drops_vxlan_packets_is_named_at_the_sender() -> Result<()> {
+    firewall_is_named(1, "input", "rule_there")
+}
+
+#[test]
+fn a_firewall_of_the_sender_that_drops_vxlan_packets_is_named() -> Result<()> {
+    firewall_is_named(0, "output", "rule_here")
+}
+
+#[test]
+fn a_nic_that_corrupts_checksums_in_the_tunnel_is_found_and_the_kernel_does_its_work() -> Result<()>
+{
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(2)?;
+    let _daemons = stage.start_all(FAST)?;
+    wait_until_healthy(&stage)?;
+    let nic = stage.nodes[0].break_nic(VXLAN)?;
+    for (family, address) in FAMILIES.into_iter().zip(stage.pods[1].addresses()) {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let what = format!("{protocol} between pods ({family})");
+            wait_until(&what, PATIENCE, || {
+                reaches(&stage.pods[0], protocol, address)
+            })?;
+        }
+    }
+    ensure!(nic.spoilt() > 0, "the NIC did nothing");
+    wait_until_healthy(&stage)?;
+    let spoilt = nic.spoilt();
+    let told = ask(&stage.nodes[0], "node-1", "IPv4")?;
+    let remedies = told.report["remedies"].to_string();
+    println!("{remedies}");
+    ensure!(remedies.contains("eth0"), "{}", told.report);
+    for address in stage.pods[1].addresses() {
+        ensure!(reaches(&stage.pods[0], Protocol::Tcp, address), "{address}");
+    }
+    ensure!(
+        nic.spoilt() == spoilt,
+        "it is given unfinished checksums still"
+    );
+    let other = ask(&stage.nodes[1], "node-0", "IPv4")?;
+    ensure!(
+        other.report["remedies"] == json!([]),
+        "the other node's NIC is well: {}",
+        other.report
+    );
+    Ok(())
+}
+
+#[test]
+fn connections_that_fail_for_another_reason_leave_offload_as_it_is() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(2)?;
+    let _daemons = stage.start_all(FAST)?;
+    wait_until_healthy(&stage)?;
+    let _path = stage.nodes[0].lose(&stage.nodes[1], Loss::LargerThan(1000))?;
+    let told = wait_for("a verdict", PATIENCE, || {
+        let told = ask(&stage.nodes[0], "node-1", "IPv4")?;
+        ensure!(told.peer["healthy"] == false, "{}", told.peer);
+        Ok(told)
+    })?;
+    ensure!(told.verdict() == "mtu", "{}", told.peer);
+    ensure!(told.report["remedies"] == json!([]), "{}", told.report);
+    Ok(())
+}
+
+#[test]
+fn chains_that_forward_nothing_by_default_are_named_though_nodes_reach_each_other() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = OverlayStage::new(2)?;
+    let node = &stage.nodes[0];
+    node.nft_stdin(
+        "table ip docker {
+            chain fence { type filter hook forward priority 0; policy drop; }
+        }",
+    )?;
+    let daemons = [stage.start(0, FAST)?, stage.start(1, FAST)?];
+    wait_until_healthy(&stage)?;
+    let (code, text) = doctor(node, &[])?;
+    println!("{text}");
+    ensure!(code == Some(0), "{text}");
+    let named = |line: &String| line.contains("table ip docker") && line.contains("chain fence");
+    ensure!(
+        text.lines().map(str::to_owned).any(|line| named(&line)),
+        "{text}"
+    );
+    wait_until("a line in the log", PATIENCE, || {
+        daemons[0].lines().iter().any(named)
+    })?;
+    ensure!(
+        !daemons[1].lines().iter().any(named),
+        "the other node has no such chain"
+    );
+    Ok(())
+}
