@@ -38,6 +38,10 @@ pub const PORTS: [u16; 3] = [8080, 8443, 53];
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Where `nowhere` answers, whatever port was asked for.
 const NOWHERE_PORT: u16 = 7;
+const NO_TABLES_OF_KUBE_PROXY: &str = "table ip kube-proxy
+    delete table ip kube-proxy
+    table ip6 kube-proxy
+    delete table ip6 kube-proxy";
 /// Connections that would show both of two endpoints but once in 10^6 times.
 const HINTED: usize = 20;
 /// Ports of the sentinel, in turn.
@@ -119,6 +123,10 @@ impl Side {
         let content = kube_proxy_config(cluster, &cluster.nodes[0], &kubeconfig, content_type);
         fs::write(&config, content.to_string())?;
         let node = self.field.machine(&cluster.nodes[0].name)?;
+        if kube_proxy.minor < 36 {
+            // It would take chains that its last process had emptied and not yet deleted for full ones.
+            node.nft_stdin(NO_TABLES_OF_KUBE_PROXY)?;
+        }
         let mut command = node.command(&kube_proxy.program);
         command.arg("--config").arg(config);
         self.daemon = Some(node.spawn("kube-proxy", command)?);
