@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use lab::{Client, Daemon, Protocol, wait_for};
+use lab::{Client, DEFAULT_PATIENCE, Daemon, Protocol, wait_for};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -144,8 +144,10 @@ impl Side {
                 ..packet_to_sentinel(ipv4, 80)
             };
             let expected = oracle::outcome(cluster, &cluster.nodes[0], &packet);
-            let is_dropped = observe(&self.field, &packet, HASTE)? == Fate::Silent;
-            if is_dropped != (expected == oracle::Expected::Dropped) {
+            let shall_drop = expected == oracle::Expected::Dropped;
+            let patience = if shall_drop { HASTE } else { DEFAULT_PATIENCE };
+            let is_dropped = observe(&self.field, &packet, patience)? == Fate::Silent;
+            if is_dropped != shall_drop {
                 return Ok(false);
             }
         }
@@ -162,7 +164,10 @@ impl Side {
         for ipv4 in [true, false] {
             self.wait_for_sentinel(ipv4)?;
             let packet = packet_to_sentinel(ipv4, SENTINEL_PORTS[self.turn % 2]);
-            if self.look(&packet, HINTED, HASTE)?.len() > 1 {
+            let wanted = sentinel_server(self.turn);
+            let is_other =
+                |fate: &Fate| matches!(fate, Fate::Answered { server, .. } if *server != wanted);
+            if self.look(&packet, HINTED, HASTE)?.iter().any(is_other) {
                 return Ok(false);
             }
         }
@@ -204,7 +209,7 @@ impl Side {
 
     fn wait_for_sentinel(&self, ipv4: bool) -> Result<()> {
         let packet = packet_to_sentinel(ipv4, SENTINEL_PORTS[self.turn % 2]);
-        let wanted = format!("pod-{}-2:{}", sentinel_node(self.turn), PORTS[0]);
+        let wanted = sentinel_server(self.turn);
         let family = if ipv4 { "IPv4" } else { "IPv6" };
         let runs = || self.daemon.as_ref().is_some_and(Daemon::is_running);
         let waited = wait_for(&format!("the sentinel over {family}"), PATIENCE, || {
@@ -351,6 +356,11 @@ fn sentinel_address(ipv4: bool) -> IpAddr {
 /// together answer as they shall, so neither the Service nor a slice can be behind.
 fn sentinel_node(turn: usize) -> usize {
     1 + turn % 2
+}
+
+/// How that endpoint calls itself.
+fn sentinel_server(turn: usize) -> String {
+    format!("pod-{}-2:{}", sentinel_node(turn), PORTS[0])
 }
 
 /// The sentinel's objects; with a zone, there is a second endpoint, which is hinted for another zone.
