@@ -4,7 +4,8 @@
 //! Owns the comparison. What a packet meets is a set of [`Fate`]s, because both proxies choose backends by
 //! chance; both are asked until they have shown the same or chance no longer explains the difference. The
 //! reference model has no say in what agrees: it only helps to guess how often to ask, which packets the lab can
-//! carry, and whether a disagreement is one of those that [`differences`] lists as deliberate.
+//! carry, and whether a disagreement is one of those that [`differences`] lists as deliberate. With session affinity
+//! alone, where each side shows one endpoint of several, it says which those are (see [`affinity`]).
 
 mod affinity;
 pub mod differences;
