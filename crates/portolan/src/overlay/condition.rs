@@ -17,15 +17,15 @@ const TYPE: &str = "NetworkUnavailable";
 const OURS: &str = "Portolan";
 const FLANNELS: &str = "FlannelIsUp";
 
-/// Why pods cannot be carried.
+/// Why pods cannot be carried: what is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// The Node has no range for pods.
-    NoPodRange,
-    /// No interface leads to other nodes.
-    NoInterface,
-    /// There is no tunnel device, or one that cannot be used.
-    NoDevice,
+    /// A range for pods in the Node.
+    PodRange,
+    /// An interface that leads to other nodes.
+    Interface,
+    /// A tunnel device that can be used.
+    Device,
 }
 
 impl Cause {
@@ -34,29 +34,26 @@ impl Cause {
         if devices > 0 {
             None
         } else if plan.problems.contains(&Problem::NoPodCidr) {
-            Some(Cause::NoPodRange)
+            Some(Cause::PodRange)
         } else if plan.tunnels.iter().any(Option::is_some) {
-            Some(Cause::NoDevice)
+            Some(Cause::Device)
         } else {
             let no_way = |problem: &Problem| matches!(problem, Problem::NoExternal(_));
-            plan.problems
-                .iter()
-                .any(no_way)
-                .then_some(Cause::NoInterface)
+            plan.problems.iter().any(no_way).then_some(Cause::Interface)
         }
     }
 
     const fn words(self) -> (&'static str, &'static str) {
         match self {
-            Cause::NoPodRange => (
+            Cause::PodRange => (
                 "PortolanNoPodCIDR",
                 "The Node has no spec.podCIDRs: no pod can be carried",
             ),
-            Cause::NoInterface => (
+            Cause::Interface => (
                 "PortolanNoInterface",
                 "No interface leads to the other nodes: no pod can be carried",
             ),
-            Cause::NoDevice => (
+            Cause::Device => (
                 "PortolanNoDevice",
                 "The tunnel device cannot be made or used: no pod can be carried",
             ),
@@ -180,7 +177,7 @@ mod tests {
 
     #[test]
     fn only_an_absent_condition_flannels_and_ours_are_written_and_only_when_they_differ() {
-        let (up, down) = (Verdict::Available, Verdict::Unavailable(Cause::NoDevice));
+        let (up, down) = (Verdict::Available, Verdict::Unavailable(Cause::Device));
         let set = |old: &[Condition], verdict| status(decide(old, verdict, NOW));
         assert_eq!(set(&[], up).as_deref(), Some("False"));
         assert_eq!(set(&[], down).as_deref(), Some("True"));
@@ -198,7 +195,7 @@ mod tests {
         assert_eq!(decide(&downs, down, NOW), Decision::Leave);
         assert_eq!(set(&downs, up).as_deref(), Some("False"));
         // Another cause is another reason.
-        let other = Verdict::Unavailable(Cause::NoPodRange);
+        let other = Verdict::Unavailable(Cause::PodRange);
         assert_eq!(set(&downs, other).as_deref(), Some("True"));
         for verdict in [up, down] {
             let foreign = condition("True", "NoRouteCreated");
@@ -210,14 +207,14 @@ mod tests {
     #[test]
     fn a_cause_counts_once_it_has_lasted_and_its_end_at_once() {
         let (mut state, start) = (Availability::default(), Instant::now());
-        let cause = Some(Cause::NoDevice);
+        let cause = Some(Cause::Device);
         assert_eq!(state.judge(false, None, start), None);
         assert_eq!(state.judge(true, None, start), Some(Verdict::Available));
         for (seconds, expected) in [
             (1, Verdict::Available),
             (30, Verdict::Available),
-            (31, Verdict::Unavailable(Cause::NoDevice)),
-            (90, Verdict::Unavailable(Cause::NoDevice)),
+            (31, Verdict::Unavailable(Cause::Device)),
+            (90, Verdict::Unavailable(Cause::Device)),
         ] {
             let now = start + Duration::from_secs(seconds);
             assert_eq!(
@@ -239,8 +236,8 @@ mod tests {
         assert_eq!(Cause::of(&plan, 0), None, "no Node yet is nobody's fault");
         plan.problems = vec![Problem::NoExternal(nft::Family::Ip6)];
         assert_eq!(Cause::of(&plan, 1), None);
-        assert_eq!(Cause::of(&plan, 0), Some(Cause::NoInterface));
+        assert_eq!(Cause::of(&plan, 0), Some(Cause::Interface));
         plan.problems = vec![Problem::NoPodCidr];
-        assert_eq!(Cause::of(&plan, 0), Some(Cause::NoPodRange));
+        assert_eq!(Cause::of(&plan, 0), Some(Cause::PodRange));
     }
 }

@@ -85,7 +85,8 @@ pub(crate) fn support(columns: &[Column], date: &str) -> String {
         let yes = vec!["yes"; columns.len()].join(" | ");
         let _ = writeln!(out, "| {} | {yes} | |", everywhere.join(", "));
     }
-    let kinds: [(&str, fn(&Verdict) -> bool); 4] = [
+    type Kind = fn(&Verdict) -> bool;
+    let kinds: [(&str, Kind); 4] = [
         ("scenarios that hold", |v| {
             matches!(
                 v,
