@@ -65,7 +65,9 @@ pub fn wait_until_healthy(stage: &OverlayStage) -> Result<()> {
                     let measured = &told.peer["measured"];
                     let answered = ["host", "tunnel"].iter().all(|path| {
                         let protocols = ["udp", "tcp"].iter();
-                        protocols.map(|name| &measured[path][name]).all(|said| said == "answered")
+                        protocols
+                            .map(|name| &measured[path][name])
+                            .all(|said| said == "answered")
                     });
                     ensure!(answered && told.peer["healthy"] == true, "{}", told.peer);
                     Ok(())

@@ -189,12 +189,10 @@ impl Rounds {
         let nodes: BTreeSet<&Arc<str>> = directory.targets.iter().map(|t| &t.node).collect();
         let failing: BTreeSet<&Arc<str>> = findings.iter().map(|f| &f.node).collect();
         let told = findings.get(..TOLD).unwrap_or(&findings);
-        self.reports.metrics.probes.round(
-            nodes.len(),
-            failing.len(),
-            told,
-            self.remedies.len(),
-        );
+        self.reports
+            .metrics
+            .probes
+            .round(nodes.len(), failing.len(), told, self.remedies.len());
         self.reports.status.store(Arc::new(ProbeStatus {
             findings,
             remedies: self.remedies.iter().cloned().collect(),
