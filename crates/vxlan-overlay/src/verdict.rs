@@ -169,7 +169,9 @@ impl Measurement {
                 };
             }
         }
-        match self.tunnel.tcp.failed() {
+        // Without an answerer, a firewall that hides closed ports makes as much silence: outside the tunnel too.
+        let speaks = self.tunnel.udp == Outcome::Answered || self.host.tcp.came_back();
+        match self.tunnel.tcp.failed() && speaks {
             true => Verdict::Partly("TCP connections"),
             false => Verdict::Healthy,
         }
@@ -178,9 +180,11 @@ impl Measurement {
     fn verdict_without_udp(&self) -> Verdict {
         if self.tunnel.ping.came_back() || self.tunnel.tcp.came_back() {
             // The kernel writes checksums of ICMP itself, and leaves those of UDP and TCP for later.
-            return self
-                .corruption()
-                .unwrap_or(Verdict::Partly("UDP datagrams"));
+            return match (self.corruption(), self.host.udp.came_back()) {
+                (Some(corruption), _) => corruption,
+                (None, true) => Verdict::Partly("UDP datagrams"),
+                (None, false) => Verdict::Healthy,
+            };
         }
         let leg = |received, counted| match (received, counted) {
             (Some(true), _) => Leg::Passes,
@@ -297,7 +301,10 @@ impl Scene<'_> {
                 )
             }
             Verdict::Partly(what) => {
-                format!("{what} through the tunnel to {peer} do not get through, other packets do")
+                let text = format!(
+                    "{what} through the tunnel to {peer} do not get through, other packets do"
+                );
+                self.with_rules(vec![text])
             }
         }
     }
@@ -332,7 +339,11 @@ impl Scene<'_> {
                 ));
             }
         }
-        for (rule, node) in [(self.rule_here, own), (self.rule_there, peer)] {
+        self.with_rules(parts)
+    }
+
+    fn with_rules(&self, mut parts: Vec<String>) -> String {
+        for (rule, node) in [(self.rule_here, self.own), (self.rule_there, self.peer)] {
             if let Some(rule) = rule {
                 parts.push(format!("on {node} they are dropped by {rule}"));
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::future::{join, join_all, join4};
 use nft::Family;
 use tokio::time::{Instant, sleep};
-use vxlan_overlay::{Leg, Measurement, Outcome, Sizes, Verdict};
+use vxlan_overlay::{Measurement, Outcome, Sizes, Verdict};
 
 use super::directory::{End, Target};
 use super::wire::{HEADER, Packet, REQUEST, said, want};
@@ -69,7 +69,8 @@ impl Pair<'_> {
             .await;
             (measured.tunnel.tcp, measured.sizes) = (tcp, sizes);
         }
-        let suspicious = !measured.verdict().is_healthy();
+        // What the verdict makes of it may depend on the host path, which is not known yet.
+        let suspicious = !measured.verdict().is_healthy() || !measured.tunnel.tcp.came_back();
         if suspicious || thorough {
             self.ask_more(&mut measured).await;
         }
@@ -126,12 +127,9 @@ impl Pair<'_> {
         measured.received_here = Some(received);
     }
 
-    /// Looks here and there for rules that drop what is sent meanwhile. Only where something is dropped at all.
+    /// Looks here and there for rules that drop what is sent meanwhile. Only where small datagrams get lost.
     pub(super) async fn find_rules(&self, measured: &mut Measurement) {
-        let Verdict::Blocked { forth, back, .. } = measured.verdict() else {
-            return;
-        };
-        if forth == Leg::Passes && back == Leg::Passes {
+        if measured.tunnel.udp.came_back() || measured.verdict() == Verdict::Silent {
             return;
         }
         let answers = measured.host.udp == Outcome::Answered;
@@ -199,9 +197,11 @@ impl Pair<'_> {
         let full = self.end.mtu;
         let sizes = |forth, back| Sizes { full, forth, back };
         if !answers {
-            return match self.echoed(full).await {
-                true => sizes(Some(full), Some(full)),
-                false => sizes(Some(self.search(|size| self.echoed(size)).await), None),
+            return match join(self.echoed(full), self.echoed(SMALLEST)).await {
+                (true, _) => sizes(Some(full), Some(full)),
+                (false, true) => sizes(Some(self.search(|size| self.echoed(size)).await), None),
+                // It answers no echo requests, or none can be sent from here.
+                (false, false) => sizes(None, None),
             };
         }
         if self.passes(full, want::FULL_SIZE).await {

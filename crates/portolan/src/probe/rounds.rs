@@ -27,6 +27,8 @@ const BY_CHANCE: usize = 3;
 const SUSPICIOUS: usize = 16;
 /// Looks for rules in a round.
 const LOOKS: usize = 3;
+/// What did not help is tried again after this time.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
 /// How often this node's own rules are looked at.
 const NOTE: Duration = Duration::from_secs(300);
 /// Findings that are told as metrics of their own.
@@ -40,6 +42,8 @@ struct Rounds {
     judges: BTreeMap<Key, Judge>,
     findings: BTreeMap<Key, Finding>,
     remedies: BTreeSet<String>,
+    /// When checksum offload was last switched off, to see whether that helps.
+    tried: Option<Instant>,
     notes: Vec<String>,
     noted: Option<Instant>,
 }
@@ -51,6 +55,7 @@ pub(super) async fn run(shared: Arc<Shared>, reports: Reports, cancel: Cancellat
         judges: BTreeMap::new(),
         findings: BTreeMap::new(),
         remedies: BTreeSet::new(),
+        tried: None,
         notes: Vec::new(),
         noted: None,
     };
@@ -85,12 +90,13 @@ impl Rounds {
         let mut looks = 0;
         for (pair, mut measured) in pairs.iter().zip(measured) {
             self.reports.metrics.probes.measured(&measured);
-            let Some(verdict) = self.hear(pair, &measured) else {
-                continue;
-            };
-            if verdict == (Verdict::Checksum { theirs: false }) && self.remedy(pair).await {
+            let news = self.hear(pair, &measured);
+            if self.is_to_be_mended(pair, news.is_some()) && self.remedy(pair).await {
                 continue;
             }
+            let Some(verdict) = news else {
+                continue;
+            };
             if looks < LOOKS {
                 looks += 1;
                 pair.find_rules(&mut measured).await;
@@ -129,8 +135,17 @@ impl Rounds {
         told.filter(|_| changed)
     }
 
+    /// Whether this node's own checksums arrive wrong, and it is time to do something about it.
+    fn is_to_be_mended(&self, pair: &Pair<'_>, news: bool) -> bool {
+        let key = (pair.peer.node.clone(), pair.peer.family);
+        let told = self.judges.get(&key).and_then(Judge::told);
+        let ours = told == Some(&Verdict::Checksum { theirs: false });
+        ours && (news || self.tried.is_none_or(|at| at.elapsed() >= TRY_AGAIN))
+    }
+
     /// Whether this node could do something about its checksums.
     async fn remedy(&mut self, pair: &Pair<'_>) -> bool {
+        self.tried = Some(Instant::now());
         match remedy::switch_off(pair).await {
             Ok(Some(done)) => {
                 tracing::warn!("{done}");

@@ -70,6 +70,31 @@ fn what_works_is_healthy_with_an_answerer_and_without() {
 }
 
 #[test]
+fn a_peer_without_an_answerer_whose_firewall_hides_closed_ports_is_no_alarm() {
+    let hidden = Paths {
+        udp: Outcome::Silent,
+        tcp: Outcome::Silent,
+        ping: Outcome::Answered,
+    };
+    let mut measured = Measurement {
+        host: hidden,
+        tunnel: hidden,
+        ..healthy()
+    };
+    assert_eq!(measured.verdict(), Verdict::Healthy);
+    measured.host.udp = Outcome::Answered;
+    assert_eq!(measured.verdict(), Verdict::Partly("UDP datagrams"));
+    let resets_hidden = Paths {
+        udp: Outcome::Refused,
+        ..hidden
+    };
+    measured.tunnel = resets_hidden;
+    assert_eq!(measured.verdict(), Verdict::Healthy);
+    measured.host.tcp = Outcome::Refused;
+    assert_eq!(measured.verdict(), Verdict::Partly("TCP connections"));
+}
+
+#[test]
 fn a_blocked_port_is_told_with_its_direction() {
     let both = silent_tunnel();
     assert_eq!(

@@ -99,6 +99,38 @@ fn chains_that_forward_nothing_by_default_are_found() -> Result<()> {
 }
 
 #[test]
+fn legacy_iptables_is_said_to_be_out_of_sight_and_what_it_does_not_forward_is_found() -> Result<()>
+{
+    if !require(&[]) {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let node = lab.node("node-a")?;
+    assert_eq!(node.run(untraceable)?, None);
+    let mut command = node.command("iptables-legacy");
+    command.args(["-P", "FORWARD", "DROP"]);
+    let output = node.output(command)?;
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "no legacy iptables: {why}"
+        );
+        eprintln!("SKIPPED: no legacy iptables: {why}");
+        return Ok(());
+    }
+    let told = node.run(untraceable)?.context("nothing is out of sight")?;
+    assert!(told.contains("iptables-legacy -t filter"), "{told}");
+    let found = node.run(forwarding_drops)??;
+    assert_eq!(found.len(), 1);
+    assert!(
+        found[0].starts_with("iptables-legacy, chain FORWARD "),
+        "{found:?}"
+    );
+    Ok(())
+}
+
+#[test]
 fn the_names_of_others_reach_neither_a_terminal_nor_a_command_unless_they_are_plain() {
     let mut blocker = Blocker {
         family: AnyFamily::INET,
