@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 
+use super::counts::read_counts;
 use super::decode::Reading;
 use super::encode::{Batch, TableFlags};
 use super::frame::{Answer, generation};
@@ -20,6 +21,7 @@ fn decode_all(datagram: &[u8]) -> usize {
         for message in messages(datagram).flatten() {
             let _ = Answer::of(&message);
             let _ = generation(&message);
+            let _ = read_counts(&message);
             let _ = reading.absorb(&message);
         }
         let _ = (reading.state(), reading.readable_sets());
