@@ -320,7 +320,7 @@ impl Ipvs {
             return Ok(Ipvs(None));
         };
         if let Err(error) = run(stage, &ipvsadm, &["-A", "-t", "10.96.0.80:80", "-s", "rr"]) {
-            eprintln!("SKIPPED: virtual servers, no IPVS in the kernel: {error:#}");
+            eprintln!("SKIPPED: no virtual servers of IPVS can be made: {error:#}");
             return Ok(Ipvs(None));
         }
         let gone = "10.244.0.250:8080";

@@ -21,7 +21,6 @@ mod scenarios;
 
 use packages::{Kernel, Store, Unpacked};
 use printed::Column;
-pub(crate) use scenarios::Built;
 use scenarios::{CI, Suite, WHOLE};
 
 /// Programs and the packages that hold them, beyond what tests need anyway.
@@ -51,7 +50,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
 
-    /// What the gate runs with CI set: the oldest and the newest kernel, and what there is time for
+    /// A few scenarios on the oldest and the newest kernel, in some minutes
     #[arg(long, conflicts_with_all = ["versions", "only"])]
     ci: bool,
 
@@ -67,7 +66,7 @@ pub(crate) struct Options {
 /// Boots each kernel and prints the tables. Fails when a scenario failed anywhere.
 pub(crate) fn kernels(options: &Options) -> Result<()> {
     if options.ci {
-        return for_ci(Built::Nothing);
+        return few();
     }
     if options.table {
         return tell(&stored()?).map(drop);
@@ -81,7 +80,7 @@ pub(crate) fn kernels(options: &Options) -> Result<()> {
         }
         return Ok(());
     }
-    let suite = Suite::build(&store, &WHOLE, Built::Nothing, &options.only)?;
+    let suite = Suite::build(&store, &WHOLE, &options.only)?;
     let mut columns = Vec::new();
     if options.versions.is_empty() || options.versions.iter().any(|version| version == "here") {
         columns.push(suite.run_here(&logs()?)?);
@@ -102,9 +101,9 @@ pub(crate) fn kernels(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The gate's part: the oldest and the newest kernel, a few scenarios. What cannot be had here (the emulator, a package,
+/// The oldest and the newest kernel, a few scenarios. What cannot be had here (the emulator, a package,
 /// a kernel that comes up under this emulator) is named and left out; what runs must pass.
-pub(crate) fn for_ci(built: Built) -> Result<()> {
+fn few() -> Result<()> {
     let (store, kernels) = match to_be_had() {
         Ok(found) => found,
         Err(error) => {
@@ -112,7 +111,7 @@ pub(crate) fn for_ci(built: Built) -> Result<()> {
             return Ok(());
         }
     };
-    let suite = Suite::build(&store, &CI, built, &[])?;
+    let suite = Suite::build(&store, &CI, &[])?;
     let (mut columns, mut down) = (Vec::new(), Vec::new());
     for kernel in &kernels {
         match run_on(&suite, kernel) {

@@ -22,8 +22,7 @@ const NIGHTLY_SIZE: [(&str, &str); 4] = [
 ];
 
 /// Checks, then every test of the workspace; with `CI` set the random ones in full, and nightly in more than full. A
-/// size that the environment sets is left as it is. With `CI` set, a few scenarios on the oldest and the newest kernel
-/// follow; nightly, all of them on all kernels.
+/// size that the environment sets is left as it is. Nightly, the scenarios on all kernels follow.
 pub(crate) fn test(nightly: bool, args: &[String]) -> Result<()> {
     tools::ensure()?;
     check::check()?;
@@ -41,9 +40,8 @@ pub(crate) fn test(nightly: bool, args: &[String]) -> Result<()> {
     let unset = |(name, _): &&(&str, &str)| std::env::var_os(name).is_none();
     tests.envs(sizes.iter().filter(unset).copied());
     run(&mut tests)?;
-    match (nightly, std::env::var_os("CI")) {
-        (true, _) => kernels::kernels(&kernels::Options::default()),
-        (false, Some(_)) => kernels::for_ci(kernels::Built::Workspace),
-        (false, None) => Ok(()),
+    match nightly {
+        true => kernels::kernels(&kernels::Options::default()),
+        false => Ok(()),
     }
 }

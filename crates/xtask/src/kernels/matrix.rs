@@ -56,6 +56,9 @@ fn cell(verdict: &Verdict, reasons: &mut Vec<String>) -> String {
     }
 }
 
+/// A row of verdicts that are counted, and which.
+type Kind = (&'static str, fn(&Verdict) -> bool);
+
 /// What each kernel can do and how the scenarios fared there, to be pasted into the README.
 pub(crate) fn support(columns: &[Column], date: &str) -> String {
     let mut out = format!("Made by `cargo xtask kernels` on {date}:\n\n| |");
@@ -85,8 +88,7 @@ pub(crate) fn support(columns: &[Column], date: &str) -> String {
         let yes = vec!["yes"; columns.len()].join(" | ");
         let _ = writeln!(out, "| {} | {yes} | |", everywhere.join(", "));
     }
-    type Kind = fn(&Verdict) -> bool;
-    let kinds: [(&str, Kind); 4] = [
+    let kinds: [Kind; 4] = [
         ("scenarios that hold", |v| {
             matches!(
                 v,

@@ -133,7 +133,7 @@ impl Store {
     pub(crate) fn nft_versions(&self) -> Result<Vec<(String, PathBuf)>> {
         let mut found: Vec<(String, PathBuf)> = Vec::new();
         for release in NFT_RELEASES {
-            match self.program(release, "nftables", "usr/sbin/nft") {
+            match self.program(release, "nftables", "nft") {
                 Ok(nft) if found.iter().any(|(version, _)| *version == nft.0) => {}
                 Ok(nft) => found.push(nft),
                 Err(error) => eprintln!("SKIPPED: nft of {release}: {error:#}"),
@@ -145,7 +145,7 @@ impl Store {
     /// `ipvsadm`, by which a test makes what kube-proxy's IPVS mode would leave.
     pub(crate) fn ipvsadm(&self) -> Result<PathBuf> {
         let [release, ..] = NFT_RELEASES;
-        Ok(self.program(release, "ipvsadm", "usr/sbin/ipvsadm")?.1)
+        Ok(self.program(release, "ipvsadm", "ipvsadm")?.1)
     }
 
     /// A program of another release with its own libraries, and its version.
@@ -161,7 +161,11 @@ impl Store {
         if !wrapper.exists() {
             let library = |name: &str| name.starts_with("lib");
             self.fetch(release, package, &library, &folder)?;
-            write_wrapper(&folder, &folder.join(program), &wrapper)?;
+            // Older packages have it where `/sbin` was a folder of its own.
+            let places = ["usr/sbin", "sbin"].map(|place| folder.join(place).join(program));
+            let program = places.iter().find(|place| place.is_file());
+            let program = program.with_context(|| format!("{package} has no such program"))?;
+            write_wrapper(&folder, program, &wrapper)?;
         }
         Ok((version.to_owned(), wrapper))
     }
@@ -366,11 +370,6 @@ fn release_in(folder: &Path) -> Result<String> {
 /// A script that runs a program with the libraries of its folder, down to the C library.
 fn write_wrapper(folder: &Path, program: &Path, wrapper: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    ensure!(
-        program.is_file(),
-        "{} is not in its package",
-        program.display()
-    );
     let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|l| folder.join(l));
     let loader = libraries
         .iter()

@@ -122,7 +122,7 @@ pub(crate) const WHOLE: Size = Size {
     ],
 };
 
-/// In the gate: some three minutes for each of two kernels.
+/// Where there is little time: some minutes for each of two kernels.
 pub(crate) const CI: Size = Size {
     is_ci: true,
     scenario: Duration::from_secs(180),
@@ -168,12 +168,7 @@ pub(crate) struct Suite {
 
 impl Suite {
     /// Builds the tests and the program, and lists what they hold.
-    pub(crate) fn build(
-        store: &Store,
-        size: &'static Size,
-        already: Built,
-        only: &[String],
-    ) -> Result<Suite> {
+    pub(crate) fn build(store: &Store, size: &'static Size, only: &[String]) -> Result<Suite> {
         // `--only kernels::guard` need not build what is not `kernels`.
         let is_asked = |target: &str| {
             let names =
@@ -181,7 +176,7 @@ impl Suite {
             only.is_empty() || only.iter().any(names)
         };
         let wanted: Vec<&Tests> = SUITE.iter().filter(|t| is_asked(t.target)).collect();
-        let binaries = build(&wanted, already)?;
+        let binaries = build(&wanted)?;
         let mut scenarios = Vec::new();
         for (tests, binary) in wanted.into_iter().zip(binaries) {
             let listing = output(Command::new(&binary).args(["--list", "--format", "terse"]))?;
@@ -280,27 +275,12 @@ impl Suite {
     }
 }
 
-/// What has been built before, as cargo sees it: asked for in other words, the same is built once more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Built {
-    /// Nothing that counts.
-    Nothing,
-    /// The tests of the whole workspace, with the program.
-    Workspace,
-}
-
 /// Builds the program and the test binaries, and says where these are, in the same order.
-fn build(tests: &[&Tests], already: Built) -> Result<Vec<PathBuf>> {
-    let packages = match already {
-        Built::Workspace => vec!["--workspace"],
-        Built::Nothing => {
-            run(&mut cargo(&["build", "--quiet", "--package", "portolan"])?)?;
-            PACKAGES.iter().flat_map(|p| ["--package", p]).collect()
-        }
-    };
+fn build(tests: &[&Tests]) -> Result<Vec<PathBuf>> {
+    run(&mut cargo(&["build", "--quiet", "--package", "portolan"])?)?;
     let mut command = cargo(&["test", "--no-run", "--quiet"])?;
     command.args(["--message-format", "json-render-diagnostics"]);
-    command.args(&packages);
+    command.args(PACKAGES.iter().flat_map(|p| ["--package", p]));
     for tests in tests {
         command.args(["--test", tests.target]);
     }
