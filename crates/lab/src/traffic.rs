@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::echo;
 use crate::namespace::{Namespace, lock};
-use crate::probe::{DEFAULT_PATIENCE, Outcome, Probe, Tally};
+use crate::probe::{Outcome, Probe, Tally};
 use crate::socket::{self, Connected, Protocol};
 
 /// A held connection without an echo for so long is lost.
@@ -97,7 +97,8 @@ impl Held {
 
 /// A connection and the server that greeted.
 fn connect_long(to: SocketAddr) -> Result<(TcpStream, String)> {
-    let deadline = Instant::now() + DEFAULT_PATIENCE;
+    // As patient as what follows: where packets are lost, so may be the first ones.
+    let deadline = Instant::now() + SILENCE_LIMIT;
     let socket = socket::connecting(Protocol::Tcp, to, None)?;
     match socket::connect(&socket, to, deadline)? {
         Connected::Yes => {}
@@ -107,7 +108,7 @@ fn connect_long(to: SocketAddr) -> Result<(TcpStream, String)> {
     let stream = TcpStream::from(socket);
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(DEFAULT_PATIENCE))?;
+    stream.set_read_timeout(Some(SILENCE_LIMIT))?;
     let mut line = String::new();
     // The server says nothing more until it hears something, so the reader buffers no later byte.
     BufReader::new(&stream)
