@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::super::{SourceEvent, read, run};
+use super::super::{SourceEvent, TICK, read, run};
 use super::{config, service};
 use crate::source::{Events, Problem};
 
@@ -125,25 +125,23 @@ impl Follower {
 }
 
 #[tokio::test]
-async fn an_edit_arrives_within_100_ms() {
+async fn an_edit_arrives_by_notification_not_by_the_next_look_at_the_folder() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("web.yaml");
     fs::write(&file, service("web", "10.96.0.1", 80)).unwrap();
     let mut follower = Follower::ready(dir.path()).await;
     assert_eq!(follower.port("web"), Some(80));
+    let mut fastest = Duration::MAX;
     for port in 81..=90 {
         let start = Instant::now();
         fs::write(&file, service("web", "10.96.0.1", port)).unwrap();
         follower
             .until("the edit", |f| f.port("web") == u16::try_from(port).ok())
             .await;
-        // The promise is to the kernel; half of it is ours. (The folder's own tick takes ten times as long.)
-        assert!(
-            start.elapsed() < Duration::from_millis(100),
-            "{:?}",
-            start.elapsed()
-        );
+        fastest = fastest.min(start.elapsed());
     }
+    // Ten edits in a row that only the next look finds would take that long each; a busy machine does not slow down all.
+    assert!(fastest < TICK / 2, "{fastest:?}");
 }
 
 #[tokio::test]
