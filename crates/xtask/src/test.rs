@@ -18,7 +18,7 @@ const NIGHTLY_SIZE: [(&str, &str); 4] = [
     ("PORTOLAN_CLUSTERS", "100000"),
     ("PORTOLAN_KERNEL_CLUSTERS", "2000"),
     ("PORTOLAN_HISTORIES", "20000"),
-    ("PORTOLAN_PEER_CLUSTERS", "300"),
+    ("PORTOLAN_PEER_CLUSTERS", "1000"),
 ];
 
 /// Checks, then every test of the workspace; with `CI` set the random ones in full, and nightly in more than full. A
