@@ -158,10 +158,10 @@ fn table(
             contents.put_set(source_set(*prefix), 2, pairs.iter().map(pair));
         }
         let mut to_vxlan = vxlan_packets(tunnel);
-        to_vxlan.push(Statement::Verdict(Verdict::Jump("vxlan".into())));
+        to_vxlan.push(Statement::Verdict(Verdict::Jump("encapsulated".into())));
         contents.put_chain("input", Some(Hook::FilterInput), vec![to_vxlan]);
         contents.put_chain(
-            "vxlan",
+            "encapsulated",
             None,
             filter(tunnel, family, options.filter, sources.keys()),
         );
