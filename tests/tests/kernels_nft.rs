@@ -146,11 +146,16 @@ impl Reader {
         })?;
         let loaded =
             loaded.with_context(|| format!("nft {} cannot load its listing", self.version))?;
-        ensure!(
-            loaded == *wanted,
-            "nft {}: its listing makes another table",
-            self.version
-        );
+        for (loaded, wanted) in loaded.iter().zip(wanted) {
+            let missing = wanted
+                .as_ref()
+                .map(|wanted| nft::diff::diff(loaded.as_ref(), wanted).operations);
+            ensure!(
+                loaded == wanted,
+                "nft {}: its listing makes another table, which lacks {missing:?}",
+                self.version
+            );
+        }
         Ok(())
     }
 }

@@ -286,14 +286,26 @@ impl Expr {
 /// Keys wider than the sixteen registers yield registers that do not exist, which the kernel refuses
 /// with ERANGE. [`Statement::Unknown`] lowers to [`Expr::Unknown`], which is never sent.
 pub fn lower(rule: &Rule, family: Family) -> Vec<Expr> {
+    lower_placing(rule, family, |end| end.next_multiple_of(4))
+}
+
+/// The same with another register for what a rule learns: a function of the first one behind the key.
+fn lower_placing(rule: &Rule, family: Family, data: Placement) -> Vec<Expr> {
     let mut out = Vec::with_capacity(rule.statements.len() * 4);
     for statement in &rule.statements {
-        lower_statement(statement, family, &mut out);
+        lower_statement(statement, family, data, &mut out);
     }
     out
 }
 
-fn lower_statement(statement: &Statement, family: Family, out: &mut Vec<Expr>) {
+type Placement = fn(u8) -> u8;
+
+fn lower_statement(
+    statement: &Statement,
+    family: Family,
+    placement: Placement,
+    out: &mut Vec<Expr>,
+) {
     let first = Register(0);
     match statement {
         Statement::InSet { key, set, negate } => {
@@ -405,7 +417,7 @@ fn lower_statement(statement: &Statement, family: Family, out: &mut Vec<Expr>) {
             seconds,
         } => {
             lower_key(key, family, out);
-            let after_key = Register(registers(key, family).next_multiple_of(4));
+            let after_key = Register(placement(registers(key, family)));
             lower_key_at(after_key, data, family, out);
             out.push(Expr::Update {
                 map: map.clone(),
@@ -439,7 +451,8 @@ fn lower_statement(statement: &Statement, family: Family, out: &mut Vec<Expr>) {
         Statement::Masquerade => out.push(Expr::Masquerade),
         Statement::Reject => out.push(Expr::Reject),
         Statement::RejectTcpReset => {
-            lower_statement(&Statement::ProtocolIs(Protocol::Tcp), family, out);
+            let tcp = Statement::ProtocolIs(Protocol::Tcp);
+            lower_statement(&tcp, family, placement, out);
             out.push(Expr::RejectReset);
         }
         Statement::Verdict(verdict) => out.push(Expr::Immediate {

@@ -6,7 +6,7 @@
 
 use super::{
     Base, CtKey, DESTINATION_PORT_OFFSET, Expr, INTERFACE_NAME_LEN, LookupResult, Register,
-    destination_offset, lower, source_offset,
+    destination_offset, lower, lower_placing, source_offset,
 };
 use crate::model::{Bytes, Family, Operand, Protocol, Rule, Statement};
 
@@ -15,6 +15,8 @@ use crate::model::{Bytes, Family, Operand, Protocol, Rule, Statement};
 pub fn raise(exprs: &[Expr], family: Family) -> Rule {
     match parse(exprs, family) {
         Some(rule) if lower(&rule, family) == exprs => rule,
+        // nft 1.1 loads what is learned right behind the key, as tightly as it can: the same rule.
+        Some(rule) if lower_placing(&rule, family, |end| end) == exprs => rule,
         _ => Rule {
             statements: vec![Statement::Unknown(describe(exprs))],
         },

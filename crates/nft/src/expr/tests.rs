@@ -406,6 +406,26 @@ fn learning_rules_use_the_registers_of_nft() {
 }
 
 #[test]
+fn a_learning_rule_is_the_same_wherever_nft_puts_what_is_learned() {
+    let rule = Rule {
+        statements: vec![Statement::Learn {
+            key: vec![Operand::SourceAddress, Operand::Protocol, Operand::Group],
+            data: vec![Operand::ReplySourceAddress, Operand::ReplySourcePort],
+            map: "affinity".into(),
+            seconds: 10800,
+        }],
+    };
+    for family in Family::ALL {
+        let as_by_nft_1_1 = lower_placing(&rule, family, |end| end);
+        assert_ne!(as_by_nft_1_1, lower(&rule, Family::Ip));
+        assert_eq!(raise(&as_by_nft_1_1, family), rule);
+        // Over its own key it is another rule.
+        let overlapping = lower_placing(&rule, family, |end| end - 1);
+        assert_ne!(raise(&overlapping, family), rule);
+    }
+}
+
+#[test]
 fn every_register_keeps_its_place_through_the_kernel_numbers() {
     for slot in 0..Register::COUNT {
         assert_eq!(
