@@ -26,6 +26,7 @@ use crate::counters::Counters;
 use crate::events::Recorder;
 use crate::health_checks;
 use crate::http::{self, Ports};
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::node_addresses;
 use crate::overlay::args::OverlayKind;
@@ -98,6 +99,7 @@ impl App {
     pub async fn start(args: &RunArgs) -> anyhow::Result<App> {
         let mut node = args.node.config()?;
         log_config(args, &node);
+        memory::set_oom_score_adj(args.oom_score_adj);
         let cancel = CancellationToken::new();
         // A part that fails to start takes down those before it.
         let started = cancel.clone().drop_guard();

@@ -24,8 +24,8 @@ use crate::metrics::Metrics;
 
 /// After a failure; a SYN is retransmitted after a second.
 const RETRY: Duration = Duration::from_millis(500);
-/// After a look, so many times what it took goes by before the next, and changes meanwhile share that one: the kernel
-/// walks all buckets of its table however few flows it finds (4 ms for 262,144), which must not add up under churn.
+/// After a look at flows, so many times what it took goes by before the next, and changes meanwhile share that one: the
+/// kernel walks all buckets of its table however few flows it finds (4 ms for 262,144), which must not add up.
 const REST: u32 = 19;
 /// The shortest and the longest of these pauses; kube-proxy looks once in its minimum sync period, 1 s.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -81,6 +81,8 @@ impl Cleaner {
             metrics,
             affinity: AffinityCheck::default(),
             flows: FlowChecks::default(),
+            clients_at: Instant::now(),
+            flows_at: Instant::now(),
         };
         let thread = std::thread::Builder::new()
             .name("conntrack".into())
@@ -125,15 +127,18 @@ struct Worker {
     metrics: Arc<Metrics>,
     affinity: AffinityCheck,
     flows: FlowChecks,
+    /// Not before; a look at clients rests as long as it took.
+    clients_at: Instant,
+    /// Not before, see [`REST`].
+    flows_at: Instant,
 }
 
 impl Worker {
     fn work(mut self, orders: &Receiver<Order>) {
-        let mut retry = None;
         loop {
-            let order = match retry {
+            let order = match self.due() {
                 None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(pause) => orders.recv_timeout(pause),
+                Some(at) => orders.recv_timeout(at.saturating_duration_since(Instant::now())),
             };
             match order {
                 Ok(order) => self.take(order),
@@ -143,16 +148,8 @@ impl Worker {
             while let Ok(order) = orders.try_recv() {
                 self.take(order);
             }
-            let start = Instant::now();
-            match self.look() {
-                Ok(()) => {
-                    retry = None;
-                    std::thread::sleep(rest(start.elapsed()));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "clients and flows not checked: trying again");
-                    retry = Some(RETRY);
-                }
+            if self.due().is_some_and(|at| at <= Instant::now()) {
+                self.look();
             }
         }
     }
@@ -162,22 +159,38 @@ impl Worker {
         self.flows.add(order.flows, order.node_addresses);
     }
 
-    fn look(&mut self) -> Result<(), CommitError> {
+    /// When to look next: for clients first, since until they are forgotten they are sent to endpoints that are gone.
+    fn due(&self) -> Option<Instant> {
+        if !self.affinity.is_empty() {
+            Some(self.clients_at)
+        } else if !self.flows.is_empty() {
+            Some(self.flows_at)
+        } else {
+            None
+        }
+    }
+
+    fn look(&mut self) {
         let start = Instant::now();
-        let clients = self.look_for_clients()?;
-        self.affinity = AffinityCheck::default();
-        let deleted = self.look_for_flows()?;
-        let frontends = self.flows.len();
-        self.flows = FlowChecks::default();
-        let elapsed = start.elapsed();
-        tracing::debug!(
-            clients,
-            frontends,
-            deleted,
-            ?elapsed,
-            "clients and tracked flows checked"
-        );
-        Ok(())
+        let result = match self.affinity.is_empty() {
+            false => self.look_for_clients().map(|clients| {
+                let elapsed = start.elapsed();
+                tracing::debug!(clients, ?elapsed, "clients of gone endpoints forgotten");
+                self.affinity = AffinityCheck::default();
+                self.clients_at = Instant::now() + elapsed.min(LONGEST_PAUSE);
+            }),
+            true => self.look_for_flows().map(|deleted| {
+                let (frontends, elapsed) = (self.flows.len(), start.elapsed());
+                tracing::debug!(frontends, deleted, ?elapsed, "tracked flows checked");
+                self.flows = FlowChecks::default();
+                self.flows_at = Instant::now() + rest(elapsed);
+            }),
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "clients and flows not checked: trying again");
+            self.clients_at = Instant::now() + RETRY;
+            self.flows_at = self.clients_at;
+        }
     }
 
     /// Has clients forgotten whose endpoint is gone, and waits until they are.

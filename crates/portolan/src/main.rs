@@ -32,7 +32,6 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
         args.conntrack.apply();
         return Ok(());
     }
-    portolan::memory::set_oom_score_adj(args.oom_score_adj);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
