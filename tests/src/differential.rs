@@ -21,12 +21,15 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
+use lab::wait_for;
+
 use self::affinity::Sessions;
 use self::differences::Theirs;
 use self::fates::are_as_expected;
 use crate::cluster::{Cluster, Node};
 use crate::field::Field;
 use crate::oracle::{Expected, Packet, has_affinity, outcome};
+use crate::stage::PATIENCE;
 
 pub use differences::Difference;
 pub use fates::{Fate, Fates};
@@ -146,9 +149,12 @@ impl Arena {
         };
         let start_portolan = |side: &mut Side| {
             side.start_portolan(cluster)?;
-            ensure!(side.knows_service_cidrs(cluster)?, "ServiceCIDRs missed");
-            ensure!(side.knows_its_zone(cluster)?, "zone missed");
-            Ok(())
+            // They are not waited for before the first commit, and followed as soon as they are known.
+            wait_for("ServiceCIDRs and zone to be followed", PATIENCE, || {
+                ensure!(side.knows_service_cidrs(cluster)?, "ServiceCIDRs missed");
+                ensure!(side.knows_its_zone(cluster)?, "zone missed");
+                Ok(())
+            })
         };
         in_step(
             &mut self.kube_proxy,
