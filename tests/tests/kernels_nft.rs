@@ -32,6 +32,10 @@ fn loads(version: &str, tables: &[TableContents]) -> bool {
             .any(|chain| chain.rules.iter().any(learns))
 }
 
+/// The inner source of a frame is bytes at an offset to nft, and these versions cannot read what they print of such a
+/// key. Any other has to.
+const WITHOUT_RAW_KEYS: [&str; 3] = ["1.0.6", "1.1.3", "1.1.7"];
+
 /// A program `nft` and the version it is.
 struct Reader {
     version: String,
@@ -206,13 +210,17 @@ fn every_nft_lists_the_table_of_the_overlay() -> Result<()> {
     );
     for reader in readers()? {
         let listing = reader.list(node)?;
-        // The inner source of a frame is bytes at an offset to nft, which has no words for them in a key.
-        if let Err(error) = reader.load(listing, vxlan_overlay::TABLE, &by_netlink) {
-            println!(
+        ensure!(
+            listing.matches(vxlan_overlay::TABLE).count() >= 2,
+            "{listing}"
+        );
+        let loaded = reader.load(listing, vxlan_overlay::TABLE, &by_netlink);
+        match (loaded, WITHOUT_RAW_KEYS.contains(&&*reader.version)) {
+            (Err(_), true) => println!(
                 "EXCEPTION: nft {} lists the filter of the overlay but cannot load it",
                 reader.version
-            );
-            println!("{error:#}");
+            ),
+            (loaded, _) => loaded?,
         }
     }
     Ok(())

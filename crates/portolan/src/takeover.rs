@@ -117,13 +117,6 @@ pub enum Connections {
     End,
 }
 
-impl Report {
-    /// Whether anything was removed.
-    pub fn removed(&self) -> bool {
-        self.tables > 0 || self.iptables.any() || self.ipvs == Ipvs::Removed
-    }
-}
-
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} nftables tables, {}", self.tables, self.iptables)?;
@@ -158,13 +151,33 @@ pub fn remove(connections: Connections) -> Report {
 
 /// Removes, and looks again from time to time, until cancelled. To be called once our own rules stand.
 pub async fn run(cancel: CancellationToken) {
-    let mut before = Report::default();
-    let mut was_there = false;
-    for pause in pauses() {
-        let Ok(report) = tokio::task::spawn_blocking(|| remove(Connections::Keep)).await else {
+    keep_removing(|| || remove(Connections::Keep), cancel).await;
+}
+
+/// What a look for another program's leftovers has come to.
+pub(crate) trait Removal: Default + Send + 'static {
+    /// Whether anything was removed.
+    fn removed(&self) -> bool;
+
+    /// Says what was done; what stands as it did at the look `before` is not repeated. `was_there`: an earlier look
+    /// has removed something already.
+    fn log(&self, before: &Self, was_there: bool);
+}
+
+/// Removes, and looks again from time to time for what a program that has just been replaced may still write, until
+/// cancelled.
+pub(crate) async fn keep_removing<R: Removal, F: FnOnce() -> R + Send + 'static>(
+    mut look: impl FnMut() -> F,
+    cancel: CancellationToken,
+) {
+    let [first, later] = LOOKS;
+    let pauses = std::iter::repeat_n(first, FIRST_LOOKS).chain(std::iter::repeat(later));
+    let (mut before, mut was_there) = (R::default(), false);
+    for pause in pauses {
+        let Ok(report) = tokio::task::spawn_blocking(look()).await else {
             return;
         };
-        log(&report, &before, was_there);
+        report.log(&before, was_there);
         was_there |= report.removed();
         before = report;
         let pause = cancel.run_until_cancelled(tokio::time::sleep(pause));
@@ -174,38 +187,37 @@ pub async fn run(cancel: CancellationToken) {
     }
 }
 
-/// Times between looks for what a program that has just been replaced may still write, for ever.
-pub(crate) fn pauses() -> impl Iterator<Item = Duration> {
-    let [first, later] = LOOKS;
-    std::iter::repeat_n(first, FIRST_LOOKS).chain(std::iter::repeat(later))
-}
+impl Removal for Report {
+    fn removed(&self) -> bool {
+        self.tables > 0 || self.iptables.any() || self.ipvs == Ipvs::Removed
+    }
 
-/// Says what was done; what stands as it did at the look before is not repeated.
-fn log(report: &Report, before: &Report, was_there: bool) {
-    match (report.removed(), was_there) {
-        (true, false) => tracing::info!(removed = %report, "taken over from kube-proxy"),
-        (true, true) => {
-            tracing::warn!(removed = %report, "kube-proxy's rules were back: does it still run on this node?")
+    fn log(&self, before: &Report, was_there: bool) {
+        match (self.removed(), was_there) {
+            (true, false) => tracing::info!(removed = %self, "taken over from kube-proxy"),
+            (true, true) => {
+                tracing::warn!(removed = %self, "kube-proxy's rules were back: does it still run on this node?")
+            }
+            (false, _) => {}
         }
-        (false, _) => {}
-    }
-    if report.iptables.kept != before.iptables.kept {
-        tracing::warn!(chains = ?report.iptables.kept, "somebody else's rules lead to these chains of kube-proxy: they stay");
-    }
-    if let Ipvs::Stays(found) = &report.ipvs
-        && !matches!(before.ipvs, Ipvs::Stays(_))
-    {
-        tracing::warn!(
-            device = ipvs::DEVICE,
-            addresses = found.addresses.len(),
-            virtual_servers = found.virtual_servers,
-            "kube-proxy's IPVS servers stay for the connections that live in them; \
-             `portolan cleanup --kube-proxy` removes them"
-        );
-    }
-    if report.failures != before.failures {
-        for failure in &report.failures {
-            tracing::warn!(failure, "something of kube-proxy's could not be removed");
+        if self.iptables.kept != before.iptables.kept {
+            tracing::warn!(chains = ?self.iptables.kept, "somebody else's rules lead to these chains of kube-proxy: they stay");
+        }
+        if let Ipvs::Stays(found) = &self.ipvs
+            && !matches!(before.ipvs, Ipvs::Stays(_))
+        {
+            tracing::warn!(
+                device = ipvs::DEVICE,
+                addresses = found.addresses.len(),
+                virtual_servers = found.virtual_servers,
+                "kube-proxy's IPVS servers stay for the connections that live in them; \
+                 `portolan cleanup --kube-proxy` removes them"
+            );
+        }
+        if self.failures != before.failures {
+            for failure in &self.failures {
+                tracing::warn!(failure, "something of kube-proxy's could not be removed");
+            }
         }
     }
 }

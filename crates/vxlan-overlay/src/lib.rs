@@ -3,7 +3,7 @@
 //! * **Facts**: [`Config`] (an operator's decisions), [`Node`]s with [`annotations`] (who is where), [`Surroundings`]
 //!   (the network below).
 //! * **Decision**: [`plan`] says what the kernel should hold, [`difference`] by which steps; both are functions of
-//!   values. [`tables`] are the nftables rules that belong to it.
+//!   values. [`table`] has the nftables rules that belong to it.
 //! * **Measured**: a [`Measurement`] of the way to a peer and back leads to a [`Verdict`] in words.
 //! * **Effects**: [`Kernel`] reads and writes over rtnetlink, [`Monitor`] hears of changes.
 //!
@@ -40,6 +40,6 @@ pub use monitor::Monitor;
 pub use peers::{HOLD, Node, Peers};
 pub use plan::{Device, Facts, PeerEnd, Plan, Problem, Tunnel, Way, overhead, plan};
 pub use regex::Regex;
-pub use rules::{ARRIVED, Filter, RuleOptions, TABLE, tables};
+pub use rules::{ARRIVED, Filter, RuleOptions, TABLE, table};
 pub use underlay::{External, Interface, InterfaceAddress, Preferences, Surroundings};
 pub use verdict::{Judge, Leg, Measurement, Outcome, Paths, Scene, Sizes, Verdict};

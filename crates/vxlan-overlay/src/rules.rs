@@ -83,21 +83,14 @@ const fn inner_source(family: Family, prefix: u8) -> Operand {
     }
 }
 
-/// The table of each family that has a tunnel.
-pub fn tables(config: &Config, options: RuleOptions, plan: &Plan) -> [Option<TableContents>; 2] {
-    Family::ALL.map(|family| {
-        let tunnel = of(&plan.tunnels, family).as_ref()?;
-        Some(table(config, options, plan, family, tunnel))
-    })
-}
-
-fn table(
+/// The table of a family, if that has a tunnel.
+pub fn table(
     config: &Config,
     options: RuleOptions,
     plan: &Plan,
     family: Family,
-    tunnel: &Tunnel,
-) -> TableContents {
+) -> Option<TableContents> {
+    let tunnel = of(&plan.tunnels, family).as_ref()?;
     let table = Table {
         family,
         name: TABLE.into(),
@@ -171,7 +164,7 @@ fn table(
         from_pods.extend(refuse(options.filter));
         contents.put_chain("forward", Some(Hook::FilterForward), vec![from_pods]);
     }
-    contents
+    Some(contents)
 }
 
 /// Pairs of an outer address and what may come inside from it, by length of the inner prefix.
@@ -396,11 +389,8 @@ mod tests {
 
     fn made(nodes: u8, options: RuleOptions) -> [Option<TableContents>; 2] {
         let cluster = cluster(nodes);
-        tables(
-            &cluster.config,
-            options,
-            &plan(cluster.facts(), cluster.nodes.iter()),
-        )
+        let plan = plan(cluster.facts(), cluster.nodes.iter());
+        Family::ALL.map(|family| table(&cluster.config, options, &plan, family))
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::takeover::chains::{self, Removed, Theirs};
-use crate::takeover::pauses;
+use crate::takeover::{Removal, keep_removing};
 
 const POSTROUTING: &str = "FLANNEL-POSTRTG";
 const FORWARD: &str = "FLANNEL-FWD";
@@ -46,20 +46,11 @@ pub(super) async fn run(mut stand: watch::Receiver<Vec<Family>>, cancel: Cancell
     if !matches!(cancel.run_until_cancelled(any).await, Some(Ok(_))) {
         return;
     }
-    let (mut before, mut was_there) = (Report::default(), false);
-    for pause in pauses() {
+    let look = || {
         let families = stand.borrow().clone();
-        let Ok(report) = tokio::task::spawn_blocking(move || remove(&families)).await else {
-            return;
-        };
-        log(&report, &before, was_there);
-        was_there |= report.removed();
-        before = report;
-        let pause = cancel.run_until_cancelled(tokio::time::sleep(pause));
-        if pause.await.is_none() {
-            return;
-        }
-    }
+        move || remove(&families)
+    };
+    keep_removing(look, cancel).await;
 }
 
 fn remove(families: &[Family]) -> Report {
@@ -84,31 +75,30 @@ fn remove(families: &[Family]) -> Report {
     report
 }
 
-impl Report {
+impl Removal for Report {
     fn removed(&self) -> bool {
         !self.tables.is_empty() || self.iptables.any()
     }
-}
 
-/// Says what was done; what stands as it did at the look before is not repeated.
-fn log(report: &Report, before: &Report, was_there: bool) {
-    let (tables, iptables) = (&report.tables, &report.iptables);
-    if report.removed() && was_there {
-        tracing::warn!(?tables, chains = %iptables, "flannel's rules were back: does it still run on this node?");
-    } else if report.removed() {
-        tracing::info!(?tables, chains = %iptables, "removed what flannel left behind");
-    }
-    if iptables.kept != before.iptables.kept {
-        tracing::warn!(chains = ?iptables.kept, "somebody else's rules lead to these chains of flannel: they stay");
-    }
-    if iptables.permitting && !before.iptables.permitting {
-        tracing::warn!(
-            "{FORWARD} stays: FORWARD drops by default, and this chain lets the packets of pods through"
-        );
-    }
-    if iptables.failures != before.iptables.failures {
-        for failure in &iptables.failures {
-            tracing::warn!(failure, "something of flannel's could not be removed");
+    fn log(&self, before: &Report, was_there: bool) {
+        let (tables, iptables) = (&self.tables, &self.iptables);
+        if self.removed() && was_there {
+            tracing::warn!(?tables, chains = %iptables, "flannel's rules were back: does it still run on this node?");
+        } else if self.removed() {
+            tracing::info!(?tables, chains = %iptables, "removed what flannel left behind");
+        }
+        if iptables.kept != before.iptables.kept {
+            tracing::warn!(chains = ?iptables.kept, "somebody else's rules lead to these chains of flannel: they stay");
+        }
+        if iptables.permitting && !before.iptables.permitting {
+            tracing::warn!(
+                "{FORWARD} stays: FORWARD drops by default, and this chain lets the packets of pods through"
+            );
+        }
+        if iptables.failures != before.iptables.failures {
+            for failure in &iptables.failures {
+                tracing::warn!(failure, "something of flannel's could not be removed");
+            }
         }
     }
 }

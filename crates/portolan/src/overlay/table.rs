@@ -13,7 +13,7 @@ use nft::{
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use vxlan_overlay::{Config, Plan, RuleOptions, TABLE, tables};
+use vxlan_overlay::{Config, Plan, RuleOptions, TABLE, table};
 
 use super::OverlayConfig;
 
@@ -89,9 +89,10 @@ impl OverlayTable {
             return Ok(0);
         }
         let mut steps = 0;
-        let wanted = tables(&self.config, self.options, plan);
-        for (family, wanted) in Family::ALL.into_iter().zip(wanted) {
-            let Some(wanted) = wanted else { continue };
+        for family in Family::ALL {
+            let Some(wanted) = table(&self.config, self.options, plan, family) else {
+                continue;
+            };
             let result = self.sync_one(family, &wanted, plan);
             if result.is_err() {
                 self.doubt();
@@ -112,10 +113,7 @@ impl OverlayTable {
         let believed = if family == Family::Ip { v4 } else { v6 };
         let mut transaction = Transaction::new();
         let found = match believed.take() {
-            Some(before) => {
-                let [v4, v6] = tables(&self.config, self.options, &before);
-                if family == Family::Ip { v4 } else { v6 }
-            }
+            Some(before) => table(&self.config, self.options, &before, family),
             None => match self.kernel.adopt(family)? {
                 Adoption::NoTable => None,
                 Adoption::Ours => self.kernel.list(family)?,

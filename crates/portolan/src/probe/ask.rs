@@ -107,20 +107,8 @@ async fn answer(socket: &UdpSocket, nonce: u64) -> Option<Packet> {
     loop {
         match socket.recv(&mut buffer).await {
             Ok(length) => match Packet::decode(buffer.get(..length).unwrap_or_default()) {
-                Some(Packet::Answer {
-                    said,
-                    nonce: its,
-                    counted,
-                    corrupt,
-                    text,
-                }) if its == nonce => {
-                    return Some(Packet::Answer {
-                        said,
-                        nonce,
-                        counted,
-                        corrupt,
-                        text,
-                    });
+                Some(answer @ Packet::Answer { nonce: its, .. }) if its == nonce => {
+                    return Some(answer);
                 }
                 _ => {}
             },

@@ -130,7 +130,7 @@ impl Rounds {
             let (node, family) = (&peer.node, peer.family);
             let text = format!("pods on {node} can be reached again ({family})");
             tracing::info!("{text}");
-            self.tell("OverlayReachable", &text);
+            self.tell(REACHABLE, &text);
         }
         told.filter(|_| changed)
     }
@@ -149,7 +149,7 @@ impl Rounds {
         match remedy::switch_off(pair).await {
             Ok(Some(done)) => {
                 tracing::warn!("{done}");
-                self.tell("OverlayChecksum", &done);
+                self.tell(CHECKSUM, &done);
                 self.remedies.insert(done);
                 true
             }
@@ -235,6 +235,7 @@ pub(super) fn words(
 }
 
 const REACHABLE: &str = "OverlayReachable";
+const CHECKSUM: &str = "OverlayChecksum";
 
 /// The reason of an event.
 fn reason(verdict: &Verdict) -> &'static str {
@@ -243,7 +244,7 @@ fn reason(verdict: &Verdict) -> &'static str {
         Verdict::Silent => "OverlayPeerSilent",
         Verdict::Blocked { .. } => "OverlayBlocked",
         Verdict::Mtu { .. } => "OverlayMTU",
-        Verdict::Checksum { .. } => "OverlayChecksum",
+        Verdict::Checksum { .. } => CHECKSUM,
         Verdict::Partly(_) => "OverlayPartlyBlocked",
     }
 }
