@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use nft::{Backend, Family, KernelConfig, TableContents};
 use vxlan_overlay::{
     Config, Deletions, Facts, Filter, Kernel, Names, Node, Observed, Operation, Plan, Preferences,
-    RuleOptions, Said, TABLE, Watched, difference, plan, tables,
+    RuleOptions, Said, TABLE, Watched, difference, plan, table,
 };
 
 use crate::{Report, Row, Samples, milliseconds};
@@ -102,7 +102,7 @@ fn run(peers: u32) -> Result<Measured> {
     let config = Config::default();
     let mut nodes: Vec<Node> = (0..=peers).map(node).collect();
     let mut kernel = Kernel::open()?;
-    let mut table = nft::Kernel::open(KernelConfig {
+    let mut in_nftables = nft::Kernel::open(KernelConfig {
         table: TABLE.into(),
         owner: true,
     })?;
@@ -115,9 +115,9 @@ fn run(peers: u32) -> Result<Measured> {
     ensure!(nothing == 0, "an audit found {nothing} steps to do");
 
     let mut observed = kernel.observe(&watched)?;
-    let mut before = tables(&config, RULES, &planned(&config, &nodes, &observed));
+    let mut before = planned(&config, &nodes, &observed);
     let start = Instant::now();
-    commit(&mut table, &[None, None], &before)?;
+    commit(&mut in_nftables, &[None, None], &tables(&config, &before))?;
     let loaded = start.elapsed();
 
     let (mut in_kernel, mut in_table, mut planning) =
@@ -131,7 +131,8 @@ fn run(peers: u32) -> Result<Measured> {
         let start = Instant::now();
         let plan = planned(&config, &nodes, &observed);
         let steps = steps_of(&plan, &observed)?;
-        let wanted = tables(&config, RULES, &plan);
+        // The table before is made again rather than kept.
+        let (old, wanted) = (tables(&config, &before), tables(&config, &plan));
         let planned = start.elapsed();
         let start = Instant::now();
         ensure!(kernel.apply(&steps)?.is_empty(), "refused");
@@ -139,8 +140,8 @@ fn run(peers: u32) -> Result<Measured> {
         let start = Instant::now();
         observed = observed.after(&plan.tunnels).context("no device")?;
         let compared = start.elapsed();
-        let (differing, committed) = commit(&mut table, &before, &wanted)?;
-        before = wanted;
+        let (differing, committed) = commit(&mut in_nftables, &old, &wanted)?;
+        before = plan;
         planning.push(planned + compared + differing);
         in_table.push(committed);
         in_kernel.push(applied + committed);
@@ -154,6 +155,10 @@ fn run(peers: u32) -> Result<Measured> {
         one_in_table: in_table,
         one_planned: planning,
     })
+}
+
+fn tables(config: &Config, plan: &Plan) -> [Option<TableContents>; 2] {
+    Family::ALL.map(|family| table(config, RULES, plan, family))
 }
 
 /// Time for the difference, and time of the kernel.
