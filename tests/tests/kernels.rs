@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::{Daemon, Outcome, Probe, Protocol, TcpService, wait_until};
 use nft::Feature;
-use portolan_tests::number_from_env;
 use portolan_tests::stage::{PATIENCE, Stage, can_run, features, portolan, service};
+use portolan_tests::{number_from_env, slowness};
 use service_dataplane::guard;
 
 /// Held through all flushes.
@@ -51,7 +51,8 @@ impl Flushed {
     /// Many times `nft flush ruleset` while `HELD` connections go on.
     fn on(stage: &Stage) -> Result<Flushed> {
         let to = Stage::address(&stage.web)?;
-        let held = stage.client.hold(to, HELD, Duration::from_millis(100))?;
+        let pause = Duration::from_millis(100) * slowness();
+        let held = stage.client.hold(to, HELD, pause)?;
         let mut outages = Vec::new();
         for _ in 0..flushes() {
             stage.node.nft(&["flush", "ruleset"])?;
@@ -117,12 +118,53 @@ fn a_guard_keeps_established_connections_through_a_hundred_foreign_flushes() -> 
     let flushed = Flushed::on(&stage)?;
     let healed = || stage.tables().is_ok_and(|tables| tables == before);
     wait_until("the tables as they were", PATIENCE, healed)?;
-    if features()?.has(Feature::TableOwner) {
-        flushed.tell("with a guard");
-        ensure!(flushed.lost == 0, "established connections were lost");
-    } else {
-        flushed.tell("FALLBACK: repaired at once, without a guard (no owned tables)");
+    match features()?.has(Feature::TableOwner) {
+        true => flushed.tell("with a guard table"),
+        false => flushed.tell("FALLBACK: with a guard chain in iptables' legacy variant"),
     }
+    ensure!(flushed.lost == 0, "established connections were lost");
+    Ok(())
+}
+
+#[test]
+fn where_no_table_can_be_owned_a_chain_of_iptables_keeps_established_connections() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let guards = || -> Result<usize> {
+        let mut chains = 0;
+        for program in ["iptables-legacy", "ip6tables-legacy"] {
+            let mut command = stage.node.command(program);
+            command.args(["-t", "nat", "-S"]);
+            let listed = stage.node.output(command)?;
+            let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+            chains += listed
+                .lines()
+                .filter(|line| line.starts_with("-N "))
+                .count();
+        }
+        Ok(chains)
+    };
+    for round in 0..2 {
+        let daemon = stage.start_in_step(&["--without-features=table-owner,table-persist"])?;
+        stage.wait_for_backends(&stage.web, 4)?;
+        ensure!(guards()? == 2, "one chain a family, in round {round}");
+        let flushed = Flushed::on(&stage)?;
+        flushed.tell("with a guard chain");
+        ensure!(flushed.lost == 0, "established connections were lost");
+        // It stays for the next daemon.
+        daemon.kill()?;
+    }
+    let mut command = stage.node.command(portolan()?);
+    command.arg("cleanup");
+    let output = stage.node.output(command)?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    ensure!(guards()? == 0, "cleaned up");
     Ok(())
 }
 
@@ -267,12 +309,13 @@ fn kills_and_flushes_under_loss_and_reordering_lose_no_connection() -> Result<()
             .connect(&stage.client, &stage.web)
             .is_ok_and(|o| o.server().is_some())
     })?;
-    let held = stage.client.hold(to, 20, Duration::from_millis(20))?;
+    let pause = Duration::from_millis(20) * slowness();
+    let held = stage.client.hold(to, 20, pause)?;
     // A lost SYN is sent again after 1, 3, 7, 15 and 31 s.
     let patient = Probe::new(Protocol::Tcp, to).within(Duration::from_secs(60));
     let new = stage
         .client
-        .stream_connections(patient, Duration::from_millis(5))?;
+        .stream_connections(patient, Duration::from_millis(5) * slowness())?;
     for round in 0..10 {
         stage.add(&churning, 0..round % 4 + 1)?;
         // Without persistence a new connection may meet the gap; that is another scenario.

@@ -2,6 +2,7 @@
 //!
 //! Goes on after a failure, reports each, and says what it did on standard output.
 
+use std::fmt::Write as _;
 use std::io::Write;
 
 use anyhow::Result;
@@ -9,7 +10,7 @@ use nft::{Family, Foreign};
 use service_dataplane::layout;
 
 use crate::cli::CleanupArgs;
-
+use crate::guard;
 use crate::takeover::{self, Connections};
 
 /// Cleans up; `false` when something could not be done.
@@ -51,5 +52,13 @@ fn ours(overlay_only: bool) -> Result<(String, Vec<String>)> {
             }
         }
     }
-    Ok((format!("{removed} nftables tables"), failures))
+    let mut removed = format!("{removed} nftables tables");
+    if !overlay_only {
+        let chains = guard::remove(&mut foreign);
+        failures.extend(chains.failures);
+        if chains.legacy_chains > 0 {
+            let _ = write!(removed, ", {} legacy iptables chains", chains.legacy_chains);
+        }
+    }
+    Ok((removed, failures))
 }

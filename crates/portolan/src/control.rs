@@ -10,7 +10,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use nft::{Backend, Feature, Features, Kernel, KernelConfig, Monitor, Notice};
-use service_dataplane::guard::{self, Guard};
 use service_dataplane::{Dataplane, Outcome, SyncError, layout};
 use service_model::{AddressFamily, Invalid, NodeConfig, NodePortAddress, ObjectEvent, ObjectKind};
 use tokio::runtime::Handle;
@@ -20,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::conntrack::{Cleaner, Forget};
 use crate::counters::Counters;
 use crate::features;
+use crate::guard;
 use crate::health_checks;
 use crate::localhost;
 use crate::memory;
@@ -86,9 +86,7 @@ pub async fn run(
     })
     .context("could not open the nftables socket (CAP_NET_ADMIN is needed)")?;
     // Held to the end: it goes with its socket.
-    let _guard = (config.own_tables && features::needs_guard(&features))
-        .then(stand_guard)
-        .flatten();
+    let _guard = config.own_tables.then(|| guard::stand(&features));
     let monitor = Monitor::open(layout::TABLE.into(), kernel.port())
         .context("could not listen for nftables changes")?;
     let foreign = listen(monitor, cancel.clone())?;
@@ -135,16 +133,6 @@ pub async fn run(
     // Nobody forgets any more, so nobody is to wait for it.
     drop(to_forget);
     Ok(())
-}
-
-/// Without a guard everything works but for connections that are established when somebody flushes.
-fn stand_guard() -> Option<Guard<Kernel>> {
-    let guard = Kernel::open_tied(guard::TABLE.into()).and_then(Guard::stand);
-    guard
-        .inspect_err(|error| {
-            tracing::warn!(%error, "no guard table: a foreign flush loses established connections");
-        })
-        .ok()
 }
 
 /// How long the listener goes without looking whether it is still wanted.

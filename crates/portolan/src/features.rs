@@ -28,7 +28,7 @@ pub const fn without(feature: Feature) -> Without {
             Without::Refused
         }
         Feature::TableOwner => Without::Instead(
-            "others can flush the tables: they are repaired at once, but established connections may be lost",
+            "others can flush the tables: they are repaired at once, and a guard chain in iptables' legacy variant keeps established connections, where its program is",
         ),
         Feature::TablePersist => Without::Instead(
             "others can flush the tables: they are repaired at once, and a guard table keeps established connections",
@@ -45,11 +45,6 @@ pub const fn without(feature: Feature) -> Without {
             Without::Instead("connections are looked through and deleted one by one")
         }
     }
-}
-
-/// Whether a guard table is worth it: tables can be owned, but would not outlive the daemon.
-pub fn needs_guard(features: &Features) -> bool {
-    features.has(Feature::TableOwner) && !features.has(Feature::TablePersist)
 }
 
 /// Says what is missing, a line each. Fails, naming all of it, where that is something the tables cannot be without.

@@ -22,6 +22,7 @@ pub mod control;
 pub mod counters;
 pub mod events;
 pub mod features;
+mod guard;
 pub mod health_checks;
 pub mod http;
 pub mod localhost;

@@ -59,6 +59,32 @@ pub(crate) fn dropping_forwarders() -> Vec<&'static str> {
     FAMILIES.into_iter().filter_map(drops).collect()
 }
 
+/// Writes `rules` as the only content of a chain that nothing leads to, in one table; makes both where they are not.
+/// Chain and rules must be ours: they go into the text for `iptables-restore`.
+///
+/// Errors: when the program is not here, or does not take it.
+pub(crate) fn write_chain(
+    family: Family,
+    table: &'static str,
+    chain: &'static str,
+    rules: &[&'static str],
+) -> Result<()> {
+    let (_, programs) = names_and_programs(family);
+    let program = legacy(&programs)?;
+    let mut text = format!("*{table}\n:{chain} - [0:0]\n");
+    for rule in rules {
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "-A {chain} {rule}");
+    }
+    text.push_str("COMMIT\n");
+    run(
+        &format!("{program}-restore"),
+        &["-w", "5", "--noflush"],
+        &text,
+    )?;
+    Ok(())
+}
+
 /// Removes them, if there are any.
 pub(super) fn remove(theirs: &Theirs, family: Family, removed: &mut Removed) {
     let (names, programs) = names_and_programs(family);
@@ -83,10 +109,8 @@ pub(super) fn remove(theirs: &Theirs, family: Family, removed: &mut Removed) {
     }
 }
 
-fn remove_table(theirs: &Theirs, programs: &[&str], table: &str) -> Result<Removal> {
-    let Some(program) = programs.iter().find(|program| is_legacy(program)) else {
-        bail!("{} is not here to look into it", programs.join(" or "));
-    };
+fn remove_table(theirs: &Theirs, programs: &[&'static str], table: &str) -> Result<Removal> {
+    let program = legacy(programs)?;
     let saved = run(&format!("{program}-save"), &["-t", table], "")?;
     let removal = removal(theirs, table, &saved);
     if removal.chains == 0 {
@@ -95,6 +119,18 @@ fn remove_table(theirs: &Theirs, programs: &[&str], table: &str) -> Result<Remov
     let restore = ["-w", "5", "--noflush", "--counters"];
     run(&format!("{program}-restore"), &restore, &removal.text)?;
     Ok(removal)
+}
+
+/// The first of the programs that is here and of the legacy variant.
+fn legacy(programs: &[&'static str]) -> Result<&'static str> {
+    let found = programs.iter().find(|program| is_legacy(program));
+    let missing = || {
+        format!(
+            "{} is not here, in its legacy variant",
+            programs.join(" or ")
+        )
+    };
+    found.copied().with_context(missing)
 }
 
 /// Whether the program is there and of the legacy variant; before 1.8 there was no other.
