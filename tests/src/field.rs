@@ -71,7 +71,10 @@ impl Field {
         }
         for number in 1..=nodes {
             let node = field.lab.node(&format!("node-{number}"))?;
-            field.note(&node, Place::Node(field.nodes.len()))?;
+            let place = Place::Node(field.nodes.len());
+            field.note(&node, place)?;
+            let gateways = node.gateways().map(|address| (address, place));
+            field.hosts.extend(gateways);
             for x in 2..=last_pod {
                 let pod = node.pod(&format!("pod-{number}-{x}"))?;
                 field.note(&pod, Place::Pod(field.pods.len()))?;

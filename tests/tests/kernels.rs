@@ -48,13 +48,13 @@ struct Flushed {
 }
 
 impl Flushed {
-    /// Many times `nft flush ruleset` while `HELD` connections go on.
-    fn on(stage: &Stage) -> Result<Flushed> {
+    /// So many times `nft flush ruleset` while `HELD` connections go on.
+    fn on(stage: &Stage, flushes: u64) -> Result<Flushed> {
         let to = Stage::address(&stage.web)?;
         let pause = Duration::from_millis(100) * slowness();
         let held = stage.client.hold(to, HELD, pause)?;
         let mut outages = Vec::new();
-        for _ in 0..flushes() {
+        for _ in 0..flushes {
             stage.node.nft(&["flush", "ruleset"])?;
             let flushed = Instant::now();
             // What is sent into the gap has no answer; a machine that is slow to answer is given more time.
@@ -115,7 +115,7 @@ fn a_guard_keeps_established_connections_through_a_hundred_foreign_flushes() -> 
     let _daemon = start_without_persistence(&stage)?;
     stage.wait_for_backends(&stage.web, 4)?;
     let before = stage.tables()?;
-    let flushed = Flushed::on(&stage)?;
+    let flushed = Flushed::on(&stage, flushes())?;
     let healed = || stage.tables().is_ok_and(|tables| tables == before);
     wait_until("the tables as they were", PATIENCE, healed)?;
     match features()?.has(Feature::TableOwner) {
@@ -150,7 +150,7 @@ fn where_no_table_can_be_owned_a_chain_of_iptables_keeps_established_connections
         let daemon = stage.start_in_step(&["--without-features=table-owner,table-persist"])?;
         stage.wait_for_backends(&stage.web, 4)?;
         ensure!(guards()? == 2, "one chain a family, in round {round}");
-        let flushed = Flushed::on(&stage)?;
+        let flushed = Flushed::on(&stage, flushes().div_ceil(10))?;
         flushed.tell("with a guard chain");
         ensure!(flushed.lost == 0, "established connections were lost");
         // It stays for the next daemon.

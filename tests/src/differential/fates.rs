@@ -123,8 +123,10 @@ pub(super) fn backend(
         .iter()
         .find(|(to, _)| field.server_name(**to).as_ref() == Some(server))?;
     // A masqueraded connection has the address of the interface by which it left; for the node's own connections that
-    // is nothing new.
-    let is_own = node.interfaces.contains(&packet.source);
-    let is_masqueraded = *source != packet.source && node.interfaces.contains(source);
-    (is_own || is_masqueraded == *masqueraded).then_some(*to)
+    // may be nothing new.
+    let is_source_right = match masqueraded {
+        true => node.interfaces.contains(source),
+        false => *source == packet.source,
+    };
+    is_source_right.then_some(*to)
 }

@@ -60,11 +60,12 @@ fn all<T>(objects: Vec<T>) -> ObjectEvent<T> {
     }
 }
 
-fn lists() -> [SourceEvent; 3] {
+fn lists() -> [SourceEvent; 4] {
     [
         SourceEvent::Service(all(vec![service()])),
         SourceEvent::EndpointSlice(all(vec![slice("10.244.0.5")])),
         SourceEvent::Node(all(vec![node()])),
+        SourceEvent::ServiceCidr(all(vec![])),
     ]
 }
 
@@ -78,7 +79,7 @@ fn elements(control: &Control<Fake>, set: &str) -> usize {
 
 #[test]
 fn nothing_is_read_or_written_before_every_kind_has_been_listed() {
-    for missing in 0..3 {
+    for missing in 0..4 {
         let mut control = control(Fake::new());
         for (i, event) in lists().into_iter().enumerate() {
             if i != missing {
@@ -100,11 +101,29 @@ fn nothing_is_read_or_written_before_every_kind_has_been_listed() {
 }
 
 #[test]
+fn services_do_not_wait_for_service_cidrs_that_the_server_cannot_list() {
+    let mut control = control(Fake::new());
+    lists()
+        .into_iter()
+        .take(3)
+        .for_each(|event| control.take(event));
+    control.turn(&[]);
+    assert!(!control.reports.status.load().synced);
+    control.take(SourceEvent::Connection {
+        kind: ObjectKind::ServiceCidr,
+        state: Err("500".into()),
+    });
+    control.turn(&[]);
+    assert!(control.reports.status.load().synced);
+}
+
+#[test]
 fn a_cluster_without_services_has_its_table_all_the_same() {
     let mut control = control(Fake::new());
     control.take(SourceEvent::Service(all(vec![])));
     control.take(SourceEvent::EndpointSlice(all(vec![])));
     control.take(SourceEvent::Node(all(vec![])));
+    control.take(SourceEvent::ServiceCidr(all(vec![])));
     control.turn(&[]);
     assert!(control.dataplane.backend().contents(Family::Ip6).is_some());
     assert!(control.reports.status.load().synced);
@@ -215,9 +234,10 @@ fn changes_are_pending_until_they_are_in_the_kernel() {
             line.unwrap().parse::<usize>().unwrap()
         })
     };
-    let [services, slices, nodes] = lists();
+    let [services, slices, nodes, cidrs] = lists();
     control.take(services);
     control.take(slices);
+    control.take(cidrs);
     control.turn(&[]);
     assert_eq!(pending(&control), [1, 1], "the Node is not known yet");
     control.take(nodes);

@@ -15,11 +15,13 @@ use service_model::{
 
 use crate::source::{Problem, SourceEvent};
 
-/// The kinds without which no Service can be planned.
-const NEEDED: [ObjectKind; 3] = [
+/// The kinds without which no Service can be planned, and the one without which packets to addresses of no Service
+/// would pass for a moment. A cluster may have none of that: its source says so.
+const NEEDED: [ObjectKind; 4] = [
     ObjectKind::Service,
     ObjectKind::EndpointSlice,
     ObjectKind::Node,
+    ObjectKind::ServiceCidr,
 ];
 
 /// What is known of the cluster.
@@ -73,6 +75,13 @@ impl View {
             }
             SourceEvent::Solved { kind, object } => {
                 self.invalid.remove(&(kind, object));
+            }
+            SourceEvent::Connection {
+                kind: ObjectKind::ServiceCidr,
+                state: Err(_),
+            } => {
+                // Services do not wait for what they can do without.
+                self.listed.insert(ObjectKind::ServiceCidr);
             }
             SourceEvent::Connection { .. } => {}
         }
