@@ -8,7 +8,7 @@ use lab::Capability;
 use portolan_tests::case::{self, Case};
 use portolan_tests::field::Field;
 use portolan_tests::oracle::{self, Expected, Packet};
-use portolan_tests::product;
+use portolan_tests::{number_from_env, product};
 
 #[test]
 fn every_case_holds_with_real_packets() -> Result<()> {
@@ -17,7 +17,9 @@ fn every_case_holds_with_real_packets() -> Result<()> {
     }
     let field = Field::new(2, 14, &[8080, 8081, 9091, 5353])?;
     let (mut sent, mut left_out) = (0, 0);
-    for case in case::all()? {
+    // One case in so many, for slow machines.
+    let every = number_from_env("PORTOLAN_EVERY", 1) as usize;
+    for case in case::all()?.into_iter().step_by(every) {
         let mut installed = field.install_on(&case.node)?;
         installed.replace(&product::contents_of_manifests(
             &case.manifests,
@@ -51,7 +53,7 @@ fn every_case_holds_with_real_packets() -> Result<()> {
     }
     println!("{sent} packets of cases sent, {left_out} left out");
     assert!(
-        sent > 3 * left_out,
+        every > 1 || sent > 3 * left_out,
         "{left_out} packets left out, {sent} sent"
     );
     Ok(())

@@ -22,7 +22,8 @@ const NIGHTLY_SIZE: [(&str, &str); 4] = [
 ];
 
 /// Checks, then every test of the workspace; with `CI` set the random ones in full, and nightly in more than full. A
-/// size that the environment sets is left as it is. Nightly, the scenarios on all kernels follow.
+/// size that the environment sets is left as it is. With `CI` a few scenarios on the oldest and the newest kernel
+/// follow, nightly all on all.
 pub(crate) fn test(nightly: bool, args: &[String]) -> Result<()> {
     tools::ensure()?;
     check::check()?;
@@ -32,16 +33,18 @@ pub(crate) fn test(nightly: bool, args: &[String]) -> Result<()> {
     // Built by the same command, before the first test runs: the scenarios need not build it again.
     tests.env("PORTOLAN_PROGRAM", built("portolan")?);
     tests.envs(control_plane.map(|folder| (control_plane::VARIABLE, folder)));
-    let sizes = match (nightly, std::env::var_os("CI")) {
+    let is_ci = std::env::var_os("CI").is_some();
+    let sizes = match (nightly, is_ci) {
         (true, _) => NIGHTLY_SIZE.as_slice(),
-        (false, Some(_)) => &FULL_SIZE,
-        (false, None) => &[],
+        (false, true) => &FULL_SIZE,
+        (false, false) => &[],
     };
     let unset = |(name, _): &&(&str, &str)| std::env::var_os(name).is_none();
     tests.envs(sizes.iter().filter(unset).copied());
     run(&mut tests)?;
-    match nightly {
-        true => kernels::kernels(&kernels::Options::default()),
-        false => Ok(()),
+    match (nightly, is_ci) {
+        (true, _) => kernels::kernels(&kernels::Options::default()),
+        (false, true) => kernels::few(),
+        (false, false) => Ok(()),
     }
 }

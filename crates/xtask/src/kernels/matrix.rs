@@ -52,6 +52,7 @@ fn cell(verdict: &Verdict, reasons: &mut Vec<String>) -> String {
             format!("{:.1} s ({})", elapsed.as_secs_f64(), number(why))
         }
         Verdict::Skipped(why) => format!("skipped ({})", number(why)),
+        Verdict::Late(why) => format!("LATE ({})", number(why)),
         Verdict::Failed(why) => format!("FAILED ({})", number(why)),
     }
 }
@@ -88,7 +89,7 @@ pub(crate) fn support(columns: &[Column], date: &str) -> String {
         let yes = vec!["yes"; columns.len()].join(" | ");
         let _ = writeln!(out, "| {} | {yes} | |", everywhere.join(", "));
     }
-    let kinds: [Kind; 4] = [
+    let kinds: [Kind; 5] = [
         ("scenarios that hold", |v| {
             matches!(
                 v,
@@ -99,6 +100,9 @@ pub(crate) fn support(columns: &[Column], date: &str) -> String {
             matches!(v, Verdict::FellBack(..))
         }),
         ("scenarios left out", |v| matches!(v, Verdict::Skipped(_))),
+        ("scenarios without time to end", |v| {
+            matches!(v, Verdict::Late(_))
+        }),
         ("scenarios that fail", |v| matches!(v, Verdict::Failed(_))),
     ];
     for (what, is_it) in kinds {
@@ -231,7 +235,7 @@ mod tests {
              | | 5.10 | 6.1 | what is done without |\n|---|---|---|---|\n\
              | owner | no | yes | repaired |\n| fib | yes | yes | |\n\
              | scenarios that hold | 1 | 1 | |\n| of these by another way | 0 | 0 | |\n\
-             | scenarios left out | 1 | 1 | |\n| scenarios that fail | 0 | 0 | |\n\n\
+             | scenarios left out | 1 | 1 | |\n| scenarios without time to end | 0 | 0 | |\n| scenarios that fail | 0 | 0 | |\n\n\
              - 5.10, 6.1: not tried, b c: no SCTP.\n- nft 1.0.6 cannot.\n"
         );
     }

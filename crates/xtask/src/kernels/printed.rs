@@ -17,7 +17,9 @@ pub(crate) enum Verdict {
     Again(Duration, String),
     /// Something is missing, in its words.
     Skipped(String),
-    /// It did not hold, or did not end, or was not reached.
+    /// It did not end in its time, or was not reached.
+    Late(String),
+    /// It did not hold.
     Failed(String),
 }
 
@@ -71,7 +73,7 @@ impl Column {
             }
         }
         for name in names {
-            let missing = || Verdict::Failed("not reached".into());
+            let missing = || Verdict::Late("not reached".into());
             column.results.entry(name.clone()).or_insert_with(missing);
         }
         column
@@ -86,12 +88,13 @@ impl Column {
         let exceptions = said.lines().filter_map(|line| after(line, "EXCEPTION: "));
         self.exceptions.extend(exceptions);
         let verdict = match (self.results.get(name), judge(said, code, elapsed)) {
-            (Some(Verdict::Failed(first)), Verdict::Passed(_) | Verdict::FellBack(..)) => {
-                Verdict::Again(
-                    elapsed,
-                    format!("held at the second try; at the first: {first}"),
-                )
-            }
+            (
+                Some(Verdict::Failed(first) | Verdict::Late(first)),
+                Verdict::Passed(_) | Verdict::FellBack(..),
+            ) => Verdict::Again(
+                elapsed,
+                format!("held at the second try; at the first: {first}"),
+            ),
             (_, verdict) => verdict,
         };
         self.results.insert(name.to_owned(), verdict);
@@ -99,9 +102,18 @@ impl Column {
 
     /// Names of what failed.
     pub(crate) fn failed(&self) -> Vec<String> {
-        let failed = self.results.iter();
-        let failed = failed.filter(|(_, verdict)| matches!(verdict, Verdict::Failed(_)));
-        failed.map(|(name, _)| name.clone()).collect()
+        self.names(|verdict| matches!(verdict, Verdict::Failed(_)))
+    }
+
+    /// Names of what there was no time for.
+    pub(crate) fn late(&self) -> Vec<String> {
+        self.names(|verdict| matches!(verdict, Verdict::Late(_)))
+    }
+
+    fn names(&self, is_it: impl Fn(&Verdict) -> bool) -> Vec<String> {
+        let results = self.results.iter();
+        let found = results.filter(|(_, verdict)| is_it(verdict));
+        found.map(|(name, _)| name.clone()).collect()
     }
 
     /// How many were left out.
@@ -145,8 +157,8 @@ fn judge(said: &str, code: Option<i32>, elapsed: Duration) -> Verdict {
         (Some(0), Some(why), _) => Verdict::Skipped(why),
         (Some(0), None, Some(way)) => Verdict::FellBack(elapsed, way),
         (Some(0), None, None) => Verdict::Passed(elapsed),
-        (None, ..) => Verdict::Failed("the machine ended with it".into()),
-        (Some(124 | 137), ..) => Verdict::Failed(format!("not over in {} s", elapsed.as_secs())),
+        (None, ..) => Verdict::Late("the machine ended with it".into()),
+        (Some(124 | 137), ..) => Verdict::Late(format!("not over in {} s", elapsed.as_secs())),
         _ => {
             let is_error = |line: &&str| line.contains("Error: ") || line.contains("panicked at");
             let lines: Vec<&str> = said.lines().collect();
@@ -183,14 +195,15 @@ mod tests {
                 "d",
                 Verdict::FellBack(Duration::from_secs(2), "a guard".into()),
             ),
-            ("e", Verdict::Failed("the machine ended with it".into())),
-            ("f", Verdict::Failed("not reached".into())),
+            ("e", Verdict::Late("the machine ended with it".into())),
+            ("f", Verdict::Late("not reached".into())),
         ];
         assert_eq!(
             column.results,
             expected.map(|(name, v)| (name.to_owned(), v)).into()
         );
-        assert_eq!(column.failed(), ["c", "e", "f"]);
+        assert_eq!(column.failed(), ["c"]);
+        assert_eq!(column.late(), ["e", "f"]);
     }
 
     #[test]

@@ -126,7 +126,7 @@ pub(crate) const WHOLE: Size = Size {
 pub(crate) const CI: Size = Size {
     is_ci: true,
     scenario: Duration::from_secs(180),
-    all: Duration::from_secs(420),
+    all: Duration::from_secs(600),
     environment: &[
         ("PORTOLAN_SERVICES", "20"),
         ("PORTOLAN_FLUSHES", "10"),
