@@ -135,6 +135,7 @@ fn associations_outlive_kills_and_foreign_flushes() -> Result<()> {
         .client
         .run(move || (0..20).map(|_| associate(at)).collect::<Result<Vec<_>>>())??;
     let is_owned = features()?.has(Feature::TableOwner);
+    let before = stage.tables()?;
     for round in 0..10 {
         daemon.kill()?;
         daemon = stage.start_in_step(&[])?;
@@ -144,6 +145,9 @@ fn associations_outlive_kills_and_foreign_flushes() -> Result<()> {
         for stream in &mut streams {
             exchange(stream, round)?;
         }
+        // A guard table goes with its daemon: only a repaired table outlives the next kill.
+        let healed = || stage.tables().is_ok_and(|tables| tables == before);
+        wait_until("the tables as they were", PATIENCE, healed)?;
     }
     if !is_owned {
         println!("FALLBACK: no flushes, since no owned tables keep associations through them");
