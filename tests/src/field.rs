@@ -71,10 +71,7 @@ impl Field {
         }
         for number in 1..=nodes {
             let node = field.lab.node(&format!("node-{number}"))?;
-            let place = Place::Node(field.nodes.len());
-            field.note(&node, place)?;
-            let gateways = node.gateways().map(|address| (address, place));
-            field.hosts.extend(gateways);
+            field.note(&node, Place::Node(field.nodes.len()))?;
             for x in 2..=last_pod {
                 let pod = node.pod(&format!("pod-{number}-{x}"))?;
                 field.note(&pod, Place::Pod(field.pods.len()))?;
@@ -154,7 +151,7 @@ impl Field {
         };
         let is_here = |address: IpAddr| node.pod_cidrs.iter().any(|range| range.contains(&address));
         let from_here = packet.origin == Origin::Node || is_here(packet.source);
-        let sender = self.hosts.get(&packet.source);
+        let sender = self.sends_from(packet.source);
         let is_sent_here = match sender {
             None => false,
             Some(Place::Pod(_) | Place::Node(_)) => {
@@ -257,11 +254,18 @@ impl Field {
         Ok(probe.from_port(self.source_port()).within(patience))
     }
 
+    /// Who sends from this address. Nobody serves at the gateways of pods, but nodes send from them.
+    fn sends_from(&self, address: IpAddr) -> Option<Place> {
+        let is_gateway = |node: &lab::Node| node.pod_gateway().contains(&address);
+        let gateway = || self.nodes.iter().position(is_gateway).map(Place::Node);
+        self.hosts.get(&address).copied().or_else(gateway)
+    }
+
     fn sender(&self, packet: &Packet) -> Result<&Host> {
-        let place = self.hosts.get(&packet.source).context("no such sender")?;
+        let place = self.sends_from(packet.source).context("no such sender")?;
         Ok(match place {
-            Place::Node(index) => &self.nodes[*index],
-            Place::Pod(index) => &self.pods[*index],
+            Place::Node(index) => &self.nodes[index],
+            Place::Pod(index) => &self.pods[index],
             Place::Client => &self.client,
         })
     }
@@ -292,13 +296,13 @@ impl Field {
         let is_datagram = packet.protocol == Protocol::Transport(Transport::Udp);
         let (from, port) = (packet.source, self.source_port());
         let to = SocketAddr::new(packet.destination, packet.port);
-        let Some(Place::Node(index)) = self.hosts.get(&from) else {
+        let Some(Place::Node(index)) = self.sends_from(from) else {
             return Ok(false);
         };
         if packet.origin != Origin::Node || !is_datagram {
             return Ok(false);
         }
-        let answer = self.nodes[*index].run(move || {
+        let answer = self.nodes[index].run(move || {
             let socket = UdpSocket::bind((from, port))?;
             socket.connect(to)?;
             socket.set_read_timeout(Some(patience))?;

@@ -262,12 +262,6 @@ impl Node {
         self.pod_ranges().v6
     }
 
-    /// Its addresses as the gateway of its pods.
-    pub fn gateways(&self) -> [IpAddr; 2] {
-        let Pair { v4, v6 } = self.pod_ranges().gateway();
-        [v4.into(), v6.into()]
-    }
-
     fn pod_ranges(&self) -> PodRanges {
         lock(&self.0.pods).ranges
     }
