@@ -22,7 +22,16 @@ fn main() -> Result<()> {
     }
     let program = program()?;
     overlay::memory::measure(&mut report, &program, if quick() { 100 } else { 5_000 })?;
-    overlay::packets::measure(&mut report, &program, if quick() { 2 } else { 41 })?;
+    let rules: [(&str, &[&str]); 2] = [
+        ("no filter, no masquerading", &["--overlay-filter", "off"]),
+        (
+            "filter and masquerading on",
+            &["--ip-masq", "--overlay-filter", "enforce"],
+        ),
+    ];
+    for rules in rules {
+        overlay::packets::measure(&mut report, &program, if quick() { 2 } else { 41 }, rules)?;
+    }
     report.print();
     Ok(())
 }

@@ -7,27 +7,30 @@ pub mod programming;
 use std::path::Path;
 
 use anyhow::Result;
-use lab::{CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Daemon, Node};
+use lab::{Daemon, Node};
 
-/// Starts the program on a node, with an overlay and without listeners.
-fn start(program: &Path, node: &Node, source: &[&str], more: &[&str]) -> Result<Daemon> {
-    let clusters = format!("{CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}");
+/// Starts the program on a node, without listeners. Pods are in `ranges`.
+fn start(program: &Path, node: &Node, ranges: &str, more: &[&str]) -> Result<Daemon> {
     let arguments = [
         "run",
         "--hostname-override",
         node.name(),
-        "--overlay",
-        "vxlan",
         "--cluster-cidr",
-        &clusters,
-        "--subnet-file",
-        "",
-        "--overlay-cache",
-        "",
+        ranges,
         "--healthz-bind-address",
         "",
         "--metrics-bind-address",
         "",
     ];
-    node.spawn_daemon(program, arguments.iter().chain(source).chain(more))
+    node.spawn_daemon(program, arguments.iter().chain(more))
 }
+
+/// For an overlay that leaves no files.
+const OVERLAY: [&str; 6] = [
+    "--overlay",
+    "vxlan",
+    "--subnet-file",
+    "",
+    "--overlay-cache",
+    "",
+];

@@ -45,13 +45,13 @@ fn resident(program: &Path, peers: u32) -> Result<u64> {
     api.apply_all((1..=peers).map(peer))?;
     api.kubeconfig(&kubeconfig)?;
     let kubeconfig = kubeconfig.display().to_string();
-    let source = [
-        "--kubeconfig",
-        &kubeconfig,
-        "--cluster-cidr",
-        "10.0.0.0/8,fd00:244::/32",
-    ];
-    let daemon = super::start(program, &node, &source, &["--ip-masq"])?;
+    let ranges = "10.0.0.0/8,fd00:244::/32";
+    let more = [
+        &super::OVERLAY[..],
+        &["--ip-masq", "--kubeconfig", &kubeconfig],
+    ]
+    .concat();
+    let daemon = super::start(program, &node, ranges, &more)?;
     daemon.wait_for_line("pods of other nodes can be reached", PATIENCE)?;
     wait_until("the routes", PATIENCE, || {
         let mut command = node.command("ip");

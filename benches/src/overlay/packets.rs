@@ -1,5 +1,6 @@
-//! What packets between pods of two nodes pay: throughput of one TCP stream and round trips, through the overlay with
-//! all its rules, and through a VXLAN device made by hand between nodes of the same kind, in turn.
+//! What packets between pods of two nodes pay: throughput of one TCP stream and round trips, through the overlay and
+//! through a VXLAN device made by hand between nodes of the same kind, in turn. Both pairs of nodes have the tables for
+//! Services, and so connection tracking.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -7,7 +8,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Host, Lab, Manifests, Node, Pod, node_object, wait_until};
+use lab::{
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Host, Lab, Manifests, Node, Pod, node_object, wait_until,
+};
 
 use crate::{Report, Row, Samples, microseconds};
 
@@ -99,8 +102,13 @@ impl Pair {
     }
 }
 
-/// Measures in so many rounds.
-pub fn measure(report: &mut Report, program: &Path, rounds: u32) -> Result<()> {
+/// Measures in so many rounds, with these `rules` of the overlay, told as `what`.
+pub fn measure(
+    report: &mut Report,
+    program: &Path,
+    rounds: u32,
+    (what, rules): (&str, &[&str]),
+) -> Result<()> {
     let (ours, by_hand) = (Pair::new()?, Pair::new()?);
     let manifests = Manifests::new()?;
     for node in &ours.nodes {
@@ -108,12 +116,17 @@ pub fn measure(report: &mut Report, program: &Path, rounds: u32) -> Result<()> {
         manifests.write_objects(&file, &[node_object(node)])?;
     }
     let folder = manifests.path().display().to_string();
-    let flags = ["--ip-masq", "--overlay-filter", "enforce"];
-    let _daemons = ours
-        .nodes
-        .iter()
-        .map(|node| super::start(program, node, &["--manifests", &folder], &flags))
-        .collect::<Result<Vec<_>>>()?;
+    let ranges = format!("{CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}");
+    let overlay = [&super::OVERLAY[..], rules].concat();
+    let mut daemons = Vec::new();
+    for (pair, flags) in [(&ours, &overlay[..]), (&by_hand, &[])] {
+        for node in &pair.nodes {
+            let more = [&["--manifests", &folder], flags].concat();
+            let daemon = super::start(program, node, &ranges, &more)?;
+            daemon.wait_for_line("tables are in step", PATIENCE)?;
+            daemons.push(daemon);
+        }
+    }
     by_hand.by_hand()?;
     let mut bytes = [Vec::new(), Vec::new()];
     let mut trips = [Samples::new(), Samples::new()];
@@ -133,7 +146,7 @@ pub fn measure(report: &mut Report, program: &Path, rounds: u32) -> Result<()> {
     let [ours_trips, hand_trips] = trips.each_ref().map(Samples::median);
     let gigabits = |bytes: f64| format!("{:.2} Gbit/s", bytes * 8.0 / 1e9);
     report.row(Row {
-        quantity: "TCP between pods of two nodes, filter and masquerading on".into(),
+        quantity: format!("TCP between pods of two nodes, {what}"),
         target: ">= 0.97 x by hand".into(),
         measured: gigabits(ours_bytes),
         floor: format!("{} by hand", gigabits(hand_bytes)),
@@ -141,7 +154,7 @@ pub fn measure(report: &mut Report, program: &Path, rounds: u32) -> Result<()> {
         ..Row::default()
     });
     report.row(Row {
-        quantity: "UDP round trip between the same pods".into(),
+        quantity: format!("UDP round trip between the same pods, {what}"),
         target: "<= 1.03 x by hand".into(),
         measured: microseconds(ours_trips),
         floor: format!("{} by hand", microseconds(hand_trips)),
