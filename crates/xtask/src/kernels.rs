@@ -257,8 +257,8 @@ fn tell(columns: &[Column]) -> Result<()> {
     std::fs::write(&file, &text).with_context(|| format!("write {}", file.display()))?;
     println!("{text}");
     let count = |of: fn(&Column) -> usize| columns.iter().map(of).sum::<usize>();
-    let failed = count(|column| column.failed().len() + column.late().len());
-    let skipped = count(Column::skipped);
+    let failed = count(|column| column.failed().len());
+    let skipped = count(|column| column.skipped() + column.late().len());
     let passed = count(|column| column.results.len()) - failed - skipped;
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     if failed > 0 {
