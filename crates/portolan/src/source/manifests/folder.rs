@@ -1,9 +1,9 @@
 //! The files of a folder as they were last readable: the effects of reading, and nothing about meaning.
 //!
-//! A file is read when it is new, when it differs from what was read before, or when it is named; never while
-//! somebody is writing it. What cannot be read or is not YAML keeps its last good contents. A file must stay
-//! away for [`GRACE`] before it counts as gone: some editors move the old file aside before they write the
-//! new one.
+//! A file is read when it is named, and when it differs from what was read before; never while somebody is
+//! known to be writing it. What cannot be read or is not YAML keeps its last good contents. A difference that
+//! is only seen, not named, must last for [`GRACE`]: some editors move the old file aside before they write the
+//! new one, and word that somebody has begun to write may arrive after the look that finds half a file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -42,13 +42,17 @@ pub(super) struct Folder {
     interner: Interner,
     /// By name: the order decides who wins when two files hold the same object.
     files: BTreeMap<OsString, FileState>,
+    /// Files that differ from what was read of them, what they look like (`None`: they are away), and since
+    /// when.
+    differing: BTreeMap<OsString, (Option<Fingerprint>, Instant)>,
+    /// Before the first look there is nothing to keep instead of what is found.
+    first: bool,
 }
 
 /// A file as it was last readable.
 #[derive(Debug, Default)]
 pub(super) struct FileState {
     seen: Option<Fingerprint>,
-    missing_since: Option<Instant>,
     /// The last contents that were YAML.
     pub(super) contents: Contents,
     /// What is wrong with the file itself at present.
@@ -77,12 +81,22 @@ impl Fingerprint {
     }
 }
 
+/// What is to be done about a file.
+enum Verdict {
+    /// Nothing.
+    Leave,
+    /// Nothing yet.
+    Wait,
+    /// It is to be read, or to be forgotten when it is away.
+    Take,
+}
+
 /// What a refresh came to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refreshed {
     /// Some file's state is another one.
     pub(super) changed: bool,
-    /// A file is away: look again after [`GRACE`].
+    /// A file differs, and has not for [`GRACE`] yet: look again then.
     pub(super) unsettled: bool,
 }
 
@@ -101,6 +115,8 @@ impl Folder {
             node_ports: config.node_ports.clone(),
             interner: Interner::for_proxy(config.proxy_name.clone()),
             files: BTreeMap::new(),
+            differing: BTreeMap::new(),
+            first: true,
         }
     }
 
@@ -125,32 +141,64 @@ impl Folder {
             changed: false,
             unsettled: false,
         };
-        self.files.retain(|name, file| {
-            if present.contains_key(name) {
-                file.missing_since = None;
-                return true;
+        self.differing
+            .retain(|name, _| present.contains_key(name) || self.files.contains_key(name));
+        let names: BTreeSet<_> = present.keys().chain(self.files.keys()).cloned().collect();
+        for name in names {
+            let there = present.get(&name).copied();
+            match self.verdict(&name, there, attention, now) {
+                Verdict::Leave => {
+                    self.differing.remove(&name);
+                    continue;
+                }
+                Verdict::Wait => {
+                    refreshed.unsettled = true;
+                    continue;
+                }
+                Verdict::Take => {}
             }
-            let since = *file.missing_since.get_or_insert(now);
-            let gone = now.saturating_duration_since(since) >= GRACE;
-            refreshed.changed |= gone;
-            refreshed.unsettled |= !gone;
-            !gone
-        });
-        for (name, seen) in present {
-            if self.is_due(&name, seen, attention) {
+            self.differing.remove(&name);
+            refreshed.changed = true;
+            if there.is_some() {
                 self.read(name);
-                refreshed.changed = true;
+            } else {
+                self.files.remove(&name);
             }
         }
+        self.first = false;
         Ok(refreshed)
     }
 
-    fn is_due(&self, name: &OsStr, seen: Fingerprint, attention: &Attention) -> bool {
-        match self.files.get(name) {
-            // At the first look there is nothing to keep instead.
-            None => !attention.leave.contains(name),
-            Some(_) if attention.leave.contains(name) => false,
-            Some(file) => file.seen != Some(seen) || attention.read.contains(name),
+    /// What to do about a file that looks like `there` now.
+    fn verdict(
+        &mut self,
+        name: &OsStr,
+        there: Option<Fingerprint>,
+        attention: &Attention,
+        now: Instant,
+    ) -> Verdict {
+        let known = self.files.get(name);
+        let same = known.is_some_and(|file| there.is_some() && file.seen == there);
+        if there.is_some() && attention.leave.contains(name) {
+            return Verdict::Leave;
+        }
+        if there.is_some() && (self.first || attention.read.contains(name)) {
+            return Verdict::Take;
+        }
+        if same {
+            return Verdict::Leave;
+        }
+        let (looked, since) = self
+            .differing
+            .entry(name.to_owned())
+            .or_insert((there, now));
+        if *looked != there {
+            (*looked, *since) = (there, now);
+        }
+        if now.saturating_duration_since(*since) < GRACE {
+            Verdict::Wait
+        } else {
+            Verdict::Take
         }
     }
 
@@ -256,7 +304,49 @@ pub(super) fn is_manifest(name: &OsStr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use super::super::tests::{config, service};
     use super::*;
+
+    /// Word that somebody writes comes on a thread of its own: a look may be faster.
+    #[test]
+    fn half_a_file_that_nobody_has_told_of_is_not_read() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let file = dir.path().join("web.yaml");
+        fs::write(&file, service("web", "10.96.0.1", 80)).unwrap();
+        let mut folder = Folder::new(&config(dir.path()));
+        let start = Instant::now();
+        let untold = Attention::default();
+        let looked = |folder: &mut Folder, attention: &Attention, after: Duration| {
+            let refreshed = folder.refresh(attention, start + after).unwrap();
+            let services: usize = folder
+                .files()
+                .map(|(_, file)| file.contents.objects.len())
+                .sum();
+            (refreshed.changed, refreshed.unsettled, services)
+        };
+        let ms = Duration::from_millis;
+        assert_eq!(looked(&mut folder, &untold, ms(0)), (true, false, 1));
+
+        fs::write(&file, "").unwrap();
+        assert_eq!(looked(&mut folder, &untold, ms(1)), (false, true, 1));
+        fs::write(&file, "apiVersion: v1\n").unwrap();
+        // Another difference: its time starts again.
+        assert_eq!(looked(&mut folder, &untold, ms(40)), (false, true, 1));
+        fs::write(&file, service("web", "10.96.0.1", 81)).unwrap();
+        let told = Attention {
+            read: [OsString::from("web.yaml")].into(),
+            leave: BTreeSet::new(),
+        };
+        assert_eq!(looked(&mut folder, &told, ms(41)), (true, false, 1));
+        assert_eq!(looked(&mut folder, &untold, ms(42)), (false, false, 1));
+
+        // What lasts is what was meant, told or not.
+        fs::write(&file, "").unwrap();
+        assert_eq!(looked(&mut folder, &untold, ms(50)), (false, true, 1));
+        assert_eq!(looked(&mut folder, &untold, ms(80)), (true, false, 0));
+    }
 
     #[test]
     fn temporary_files_of_editors_are_no_manifests() {

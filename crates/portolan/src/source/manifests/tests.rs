@@ -5,13 +5,13 @@ use super::ManifestsConfig;
 mod following;
 mod reading;
 
-fn service(name: &str, ip: &str, port: u32) -> String {
+pub(super) fn service(name: &str, ip: &str, port: u32) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\nspec:\n  clusterIP: {ip}\n  ports:\n  - port: {port}\n"
     )
 }
 
-fn config(dir: &Path) -> ManifestsConfig {
+pub(super) fn config(dir: &Path) -> ManifestsConfig {
     ManifestsConfig {
         dir: dir.to_owned(),
         node_ports: 30000..=32767,

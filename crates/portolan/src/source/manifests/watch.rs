@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
@@ -120,24 +120,32 @@ impl News {
     }
 
     fn file(&self, path: &Path, name: &OsStr, kind: EventKind) {
-        let settled = match kind {
-            EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
-            EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(_) => true,
+        let (read, leave) = match kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => (true, false),
+            EventKind::Modify(ModifyKind::Name(RenameMode::To)) => (true, false),
+            // What is found at its name afterwards may be half written already, and is not meant.
+            EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(_) => {
+                (false, false)
+            }
             // A link is whole from the start, a new file is closed when it is.
-            EventKind::Create(_) => is_link(path),
-            EventKind::Modify(ModifyKind::Data(_)) => false,
+            EventKind::Create(_) if is_link(path) => (true, false),
+            EventKind::Create(_) | EventKind::Modify(ModifyKind::Data(_)) => (false, true),
             EventKind::Modify(ModifyKind::Metadata(_)) => return self.arrived.notify_one(),
             _ => return,
         };
         self.lock(|attention| {
-            if settled {
+            if leave {
+                attention.leave.insert(name.to_owned());
+            } else {
                 attention.leave.remove(name);
+            }
+            if read {
                 attention.read.insert(name.to_owned());
             } else {
-                attention.leave.insert(name.to_owned());
+                attention.read.remove(name);
             }
         });
-        if settled {
+        if !leave {
             self.arrived.notify_one();
         }
     }
@@ -155,4 +163,29 @@ impl News {
 fn is_link(path: &Path) -> bool {
     std::fs::symlink_metadata(path)
         .is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is at the name by the time that somebody looks may be half of the next version.
+    #[test]
+    fn a_file_moved_aside_is_no_file_to_read() {
+        let (dir, news) = (Path::new("/manifests"), News::default());
+        let names = |news: &News| news.lock(|attention| attention.read.len());
+        let hear = |kind| news.take(dir, Ok(Event::new(kind).add_path(dir.join("web.yaml"))));
+        let closed = EventKind::Access(AccessKind::Close(AccessMode::Write));
+        for gone in [
+            EventKind::Modify(ModifyKind::Name(RenameMode::From)),
+            EventKind::Remove(notify::event::RemoveKind::File),
+        ] {
+            hear(closed);
+            assert_eq!(names(&news), 1);
+            hear(gone);
+            assert_eq!(names(&news), 0, "{gone:?}");
+        }
+        hear(EventKind::Modify(ModifyKind::Name(RenameMode::To)));
+        assert_eq!(names(&news), 1);
+    }
 }
