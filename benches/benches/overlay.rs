@@ -1,6 +1,7 @@
 //! The overlay: its way into the kernel, its memory, and what packets pay for it.
 //!
-//! `cargo xtask bench overlay`, or `cargo bench -p portolan-benches --bench overlay` after `cargo build --release`.
+//! `cargo xtask bench overlay`, or `cargo bench -p portolan-benches --bench overlay` after `cargo build --release`; its
+//! parts are `overlay programming`, `overlay memory` and `overlay packets`.
 //! Programming happens in a namespace of its own with a bridge without ports as the network below; memory is the
 //! released program's, with a fake API server; packets go between pods of two nodes, beside the same two nodes with a
 //! VXLAN device made by hand.
@@ -9,19 +10,34 @@ use anyhow::Result;
 use portolan_benches::{Report, overlay, program, quick, wanted};
 
 fn main() -> Result<()> {
-    if !wanted("overlay") {
+    let mut report = Report::default();
+    programming(&mut report)?;
+    if wanted("overlay memory") {
+        overlay::memory::measure(&mut report, &program()?, if quick() { 100 } else { 5_000 })?;
+    }
+    packets(&mut report)?;
+    report.print();
+    Ok(())
+}
+
+fn programming(report: &mut Report) -> Result<()> {
+    if !wanted("overlay programming") {
         return Ok(());
     }
-    let mut report = Report::default();
     let sizes: &[(u32, &str)] = match quick() {
         true => &[(100, "")],
         false => &[(100, ""), (1_000, "< 100 ms"), (5_000, "< 500 ms")],
     };
     for (peers, target) in sizes {
-        overlay::programming::measure(&mut report, *peers, target)?;
+        overlay::programming::measure(report, *peers, target)?;
     }
-    let program = program()?;
-    overlay::memory::measure(&mut report, &program, if quick() { 100 } else { 5_000 })?;
+    Ok(())
+}
+
+fn packets(report: &mut Report) -> Result<()> {
+    if !wanted("overlay packets") {
+        return Ok(());
+    }
     let rules: [(&str, &[&str]); 2] = [
         ("no filter, no masquerading", &["--overlay-filter", "off"]),
         (
@@ -30,8 +46,7 @@ fn main() -> Result<()> {
         ),
     ];
     for rules in rules {
-        overlay::packets::measure(&mut report, &program, if quick() { 2 } else { 41 }, rules)?;
+        overlay::packets::measure(report, &program()?, if quick() { 2 } else { 41 }, rules)?;
     }
-    report.print();
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Daemon, Host, Loss, wait_for, wait_until};
+use lab::{Daemon, Host, Lab, Loss, wait_for, wait_until};
 use portolan_tests::doctor::{FAMILIES, Told, ask, doctor, wait_until_healthy};
 use portolan_tests::flannel::{Firewall, flanneld, start_flannel};
 use portolan_tests::overlay::{OverlayStage, can_run};
@@ -372,5 +372,40 @@ fn who_is_no_node_gets_no_answer() -> Result<()> {
         }
     })??;
     ensure!(from == 0);
+    Ok(())
+}
+
+/// The name of the daemon's socket belongs to nobody: whoever comes first has it, a pod on the host's network, say.
+#[test]
+fn somebody_else_who_answers_in_the_daemons_place_is_not_believed() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    const NOBODY: &str = "65534";
+    const ANSWER: &str = r#"{"node":"n","trouble":null,"peers":[],"left_out":0,"remedies":[],"notes":["all is well"]}"#;
+    let lab = Lab::builder().build()?;
+    let node = lab.node("node-0")?;
+    let script = format!(
+        r#"$| = 1; socket(L, AF_UNIX, SOCK_STREAM, 0) or die;
+           bind(L, pack("S a*", AF_UNIX, "\0portolan-doctor")) or die; listen(L, 1); print "listening\n";
+           while (accept(C, L)) {{ my $question = <C>; print C '{ANSWER}', "\n"; close C; }}"#
+    );
+    let squatter = [
+        "--reuid",
+        NOBODY,
+        "--clear-groups",
+        "perl",
+        "-MSocket",
+        "-e",
+        &script,
+    ];
+    let squatter = node.spawn_daemon("setpriv", squatter)?;
+    squatter.wait_for_line("listening", PATIENCE)?;
+    let (code, said) = doctor(&node, &[])?;
+    ensure!(code == Some(2), "{code:?} {said}");
+    ensure!(
+        said.contains(NOBODY) && !said.contains("all is well"),
+        "{said}"
+    );
     Ok(())
 }

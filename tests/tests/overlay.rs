@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::wait_until;
+use nix::sys::signal::Signal;
 use portolan_tests::overlay::{OverlayStage, all_go_on, can_run, longest_echo, state, tool, worst};
 use portolan_tests::slowness;
 use portolan_tests::stage::PATIENCE;
@@ -297,6 +298,17 @@ fn nodes_on_one_link_reach_each_other_directly_when_asked_to() -> Result<()> {
 
 #[test]
 fn a_killed_daemon_loses_nothing_and_its_successor_finds_nothing_to_do() -> Result<()> {
+    outlived("daemons killed and started again", Signal::SIGKILL)
+}
+
+#[test]
+fn a_daemon_that_is_asked_to_end_leaves_the_tunnel_and_its_successor_finds_nothing_to_do()
+-> Result<()> {
+    outlived("daemons ended and started again", Signal::SIGTERM)
+}
+
+/// Nothing is lost when all daemons end by a signal, and nothing is left to do for those that follow.
+fn outlived(what: &str, signal: Signal) -> Result<()> {
     if !can_run() {
         return Ok(());
     }
@@ -304,7 +316,12 @@ fn a_killed_daemon_loses_nothing_and_its_successor_finds_nothing_to_do() -> Resu
     let daemons = stage.start_all(&[])?;
     let beats = stage.beats()?;
     for daemon in &daemons {
-        daemon.kill()?;
+        daemon.signal(signal)?;
+        let status = daemon.wait(PATIENCE)?;
+        ensure!(
+            status.success() || signal == Signal::SIGKILL,
+            "ended with {status}"
+        );
     }
     let before = state(&stage.nodes[0], "flannel.1")?;
     let again = stage.start_all(&[])?;
@@ -321,7 +338,7 @@ fn a_killed_daemon_loses_nothing_and_its_successor_finds_nothing_to_do() -> Resu
         "{lines:?}"
     );
     let (lost, gap) = worst(beats)?;
-    println!("| daemons killed and started again | {lost} | {gap:.1?} | |");
+    println!("| {what} | {lost} | {gap:.1?} | |");
     ensure!(lost == 0, "{lost} datagrams lost, longest gap {gap:?}");
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use vxlan_overlay::{Annotations, Names, Node, Said};
 
 /// More would not be a list of nodes of ours.
@@ -25,18 +25,19 @@ pub(super) fn text<'a>(
     nodes: impl Iterator<Item = &'a Node>,
     (names, vni): (&Names, u32),
 ) -> anyhow::Result<String> {
-    let entries: Vec<Entry> = nodes
-        .map(|node| Entry {
-            name: node.name.clone(),
-            pod_cidrs: node.pod_cidrs.clone(),
-            addresses: node.addresses.clone(),
-            annotations: match &node.said {
-                Said::Vteps(vteps) if node.annotations.is_empty() => names.write(vni, vteps),
-                _ => node.annotations.as_ref().clone(),
-            },
-        })
-        .collect();
-    Ok(serde_json::to_string(&entries)?)
+    let entry = |node: &Node| Entry {
+        name: node.name.clone(),
+        pod_cidrs: node.pod_cidrs.clone(),
+        addresses: node.addresses.clone(),
+        annotations: match &node.said {
+            Said::Vteps(vteps) if node.annotations.is_empty() => names.write(vni, vteps),
+            _ => node.annotations.as_ref().clone(),
+        },
+    };
+    // One by one: all of them at once are several times the text.
+    let mut text = Vec::new();
+    serde_json::Serializer::new(&mut text).collect_seq(nodes.map(entry))?;
+    Ok(String::from_utf8(text)?)
 }
 
 /// Reads the file; none is no error.

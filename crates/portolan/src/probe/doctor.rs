@@ -1,8 +1,8 @@
 //! `portolan doctor`: asks the daemon of this node to measure the way to a peer now, and prints what it says.
 //!
 //! The daemon listens on a socket of the network namespace (`@portolan-doctor`, unix(7)): no file, so that the command
-//! works in the daemon's container and on the host alike, and nothing outside the node can reach it. Only root and the
-//! daemon's own user are answered.
+//! works in the daemon's container and on the host alike, and nothing outside the node can reach it. Such a name
+//! belongs to nobody, so each side looks who the other is: root, or its own user.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -10,9 +10,11 @@ use std::os::unix::net as unix;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use futures::StreamExt;
 use futures::stream;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -135,9 +137,7 @@ async fn answer(
     status: &SharedProbeStatus,
 ) -> anyhow::Result<()> {
     let uid = stream.peer_cred()?.uid();
-    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
-        bail!("asked by user {uid}");
-    }
+    ensure!(is_trusted(uid), "asked by user {uid}");
     let mut line = String::new();
     let (read, mut write) = stream.split();
     let mut read = tokio::io::BufReader::new(tokio::io::AsyncReadExt::take(read, QUESTION));
@@ -149,6 +149,10 @@ async fn answer(
     text.push(b'\n');
     write.write_all(&text).await?;
     Ok(())
+}
+
+fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
 async fn examine(shared: &Shared, to: Option<&str>) -> Report {
@@ -213,6 +217,11 @@ pub fn ask(to: Option<&str>) -> anyhow::Result<Report> {
     let mut stream = unix::UnixStream::connect_addr(&address).context(
         "no daemon of this node answers: is it run with --overlay vxlan, and this command in its network namespace?",
     )?;
+    let uid = getsockopt(&stream, PeerCredentials)?.uid();
+    ensure!(
+        is_trusted(uid),
+        "user {uid} has taken the daemon's socket @portolan-doctor: end what listens there"
+    );
     stream.set_read_timeout(Some(PATIENCE))?;
     let question = Question {
         to: to.map(str::to_owned),
