@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, RunArgs, VersionArgs};
 use portolan::probe::doctor;
-use portolan::{app, cleanup, features, render};
+use portolan::{app, cleanup, features, memory, render};
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<()> {
+    memory::share_one_heap();
     app::start_log(&args.log)?;
     if args.init_only {
         args.conntrack.apply();

