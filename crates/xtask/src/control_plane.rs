@@ -137,7 +137,7 @@ pub(crate) fn build() -> Result<PathBuf> {
             "no program `go` on PATH: install Go, the version that tests/control-plane/go.mod asks for or newer"
         );
     }
-    eprintln!("building Kubernetes' programs, once for each set of versions (10 to 20 minutes)");
+    eprintln!("building Kubernetes' programs, once for each set of versions (20 to 30 minutes)");
     let draft = cache.join(format!("{key}.draft"));
     if draft.exists() {
         // Of a build that was broken off: we have the lock.
