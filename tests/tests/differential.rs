@@ -226,13 +226,16 @@ fn as_older_ones_understand(cluster: &mut Cluster) {
     }
 }
 
-/// Whether two Services have one node port, if only with different protocols: a real API server gives a number to one
-/// Service.
+/// Whether two Services have one node port, if only with different protocols, or two ports of one: a real API server gives
+/// a number to one port of one Service, whatever its protocols.
 fn shares_a_node_port(cluster: &Cluster) -> bool {
     let mut owners = BTreeMap::new();
     cluster.services.iter().enumerate().any(|(index, service)| {
         let mut ports = service.ports.iter().filter(|port| port.node_port != 0);
-        ports.any(|port| *owners.entry(port.node_port).or_insert(index) != index)
+        ports.any(|port| {
+            let owner = (index, port.port);
+            *owners.entry(port.node_port).or_insert(owner) != owner
+        })
     })
 }
 
