@@ -32,8 +32,11 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// Prints the table on standard output.
+    /// Prints the table on standard output; nothing when nothing was measured.
     pub fn print(&self) {
+        if self.rows.is_empty() {
+            return;
+        }
         println!("\n| quantity | target | measured | floor | kube-proxy 1.36 layout | ratio |");
         println!("|---|---|---|---|---|---|");
         for row in &self.rows {

@@ -188,7 +188,6 @@ impl Overlay {
         if self.remember_at.is_some_and(|at| at <= now) {
             self.remember_at = None;
             self.remember();
-            self.give_back();
         }
         let repairing = std::mem::take(&mut self.heard) && self.ready;
         self.audited = now;
@@ -222,7 +221,9 @@ impl Overlay {
             self.write_files(&plan);
         }
         if complete && !self.ready {
-            self.give_back();
+            if self.peers.nodes().count() >= memory::LARGE {
+                memory::give_back_soon();
+            }
             tracing::info!(
                 peers = plan.peers.iter().map(|p| p.len()).max(),
                 "pods of other nodes can be reached"
@@ -491,13 +492,6 @@ impl Overlay {
         if let Some(path) = &self.config.cni_conf {
             let masquerade = self.config.rules.masquerade;
             write(path, files::cni_conf(&self.config.config, plan, masquerade));
-        }
-    }
-
-    /// What work on all peers took, where there are many.
-    fn give_back(&self) {
-        if self.peers.nodes().count() >= memory::LARGE {
-            memory::give_back_soon();
         }
     }
 
