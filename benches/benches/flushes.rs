@@ -134,8 +134,8 @@ fn until_answered(client: &Pod, to: SocketAddr) -> Result<()> {
         if let Outcome::Answered { .. } = attempt.context("connect")? {
             return Ok(());
         }
-        // A machine that is slow to answer is given more time.
-        patience = (patience + ATTEMPT / 2).min(Duration::from_millis(50));
+        // A machine that is slow to answer is given more time, in steps that blur an outage little.
+        patience = (patience + ATTEMPT / 16).min(Duration::from_millis(50));
     }
     bail!("no new connection for {PATIENCE:?}")
 }

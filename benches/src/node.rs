@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use nft::{Adoption, Backend, CommitError, Element, Family, Name, TableContents, Transaction};
+use nft::{
+    Adoption, Backend, CommitError, Element, Family, Generation, Name, TableContents, Transaction,
+};
 use service_dataplane::{Dataplane, Outcome, Update};
 use service_model::{EndpointSlice, Index, NodeFacts, ObjectEvent, Service};
 
@@ -58,6 +60,10 @@ impl<B: Backend> Backend for Timed<B> {
 
     fn adopt(&mut self, family: Family) -> Result<Adoption, CommitError> {
         self.inner.adopt(family)
+    }
+
+    fn generation(&mut self) -> Result<Generation, CommitError> {
+        self.inner.generation()
     }
 
     fn list(&mut self, family: Family) -> Result<Option<TableContents>, CommitError> {

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 
 use crate::model::{Bytes, Chain, Data, Element, Family, Name, Set, SetKind, Table};
 use crate::transaction::{
-    Adoption, Backend, CommitError, Culprit, Operation, TableContents, Transaction,
+    Adoption, Backend, CommitError, Culprit, Generation, Operation, TableContents, Transaction,
 };
 
 mod elements;
@@ -26,6 +26,7 @@ pub struct Fake {
     tables: BTreeMap<Family, HeldTable>,
     refusals: Vec<Refusal>,
     failure: Option<Errno>,
+    generation: u32,
     counters: Counters,
 }
 
@@ -145,6 +146,7 @@ impl Fake {
 
     /// Changes a table behind its owner's back, even against the rules. `None` is no table.
     pub fn vandalise(&mut self, family: Family, change: impl FnOnce(&mut Option<TableContents>)) {
+        self.generation = self.generation.wrapping_add(1);
         let mut contents = self.tables.remove(&family).map(|held| held.contents());
         change(&mut contents);
         if let Some(contents) = contents {
@@ -313,6 +315,7 @@ impl Backend for Fake {
         };
         match outcome {
             Ok(()) => {
+                self.generation = self.generation.wrapping_add(1);
                 self.counters.transactions += 1;
                 self.counters.operations += transaction.operations.len();
                 self.counters.elements += transaction.element_count();
@@ -320,6 +323,10 @@ impl Backend for Fake {
             Err(_) => self.counters.refused += 1,
         }
         outcome
+    }
+
+    fn generation(&mut self) -> Result<Generation, CommitError> {
+        Ok(Generation(self.generation))
     }
 
     fn list(&mut self, family: Family) -> Result<Option<TableContents>, CommitError> {

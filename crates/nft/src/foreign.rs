@@ -19,7 +19,7 @@ use nix::errno::Errno;
 
 use crate::link::{Asked, Link, failed};
 use crate::model::Family;
-use crate::transaction::CommitError;
+use crate::transaction::{CommitError, Generation};
 use crate::wire::abi::{self, LIST_ITEM, SUBSYSTEM, control, data, expr, flag, immediate, message};
 use crate::wire::attribute::{Attributes, Writer, be32, string};
 use crate::wire::frame::number;
@@ -399,12 +399,12 @@ struct Deletions {
 
 impl Deletions {
     /// With a generation, the kernel refuses it if anything has changed since.
-    fn begin(link: &Link, generation: Option<u32>) -> Self {
+    fn begin(link: &Link, generation: Option<Generation>) -> Self {
         let mut out = Writer::default();
         let first = link.sequence;
         let start = out.start(control::BATCH_BEGIN, flag::REQUEST, first, 0, SUBSYSTEM);
         if let Some(generation) = generation {
-            out.put_u32(BATCH_GENERATION, generation);
+            out.put_u32(BATCH_GENERATION, generation.0);
         }
         out.finish(start);
         Deletions {

@@ -19,7 +19,7 @@ use crate::features::trial;
 use crate::link::{Asked, Link, failed, undecodable};
 use crate::model::{Bytes, Element, Family, Name, Table};
 use crate::transaction::{
-    Adoption, Backend, CommitError, Culprit, Operation, TableContents, Transaction,
+    Adoption, Backend, CommitError, Culprit, Generation, Operation, TableContents, Transaction,
 };
 use crate::wire::abi::{self, control, flag, message};
 use crate::wire::attribute::Writer;
@@ -77,8 +77,6 @@ pub struct Kernel {
     features: TableFeatures,
     flags: TableFlags,
     sent: Sent,
-    /// Generation of the last whole reading, counted on by our own transactions.
-    expected_generation: Option<u32>,
 }
 
 impl Kernel {
@@ -114,7 +112,6 @@ impl Kernel {
             features: TableFeatures::default(),
             flags: TableFlags::default(),
             sent: Sent::default(),
-            expected_generation: None,
         })
     }
 
@@ -149,13 +146,6 @@ impl Kernel {
             Asked::Refused(errno) => Err(failed("read the table")(errno)),
             Asked::Done | Asked::Interrupted => Ok(reading.state()),
         }
-    }
-
-    /// Whether anybody else has changed anything in this network namespace, any table, since the last
-    /// [`Backend::list`]. Costs one small message; to be asked when notifications were lost. May say yes
-    /// wrongly, after a transaction of ours that changed nothing.
-    pub fn disturbed(&mut self) -> Result<bool, CommitError> {
-        Ok(Some(self.link.generation()?) != self.expected_generation)
     }
 
     /// Packets that the elements of a set of [`crate::SetKind::Counters`] have counted, by key; empty when there is no
@@ -212,6 +202,40 @@ impl Kernel {
                 Asked::Refused(errno) => Err(errno),
             },
         )
+    }
+
+    fn carry_out(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
+        let encoded = self
+            .batch
+            .encode(transaction, &self.table, self.flags, self.link.sequence);
+        if let Err(unencodable) = encoded {
+            let operation = unencodable.operation;
+            let family = transaction
+                .operations
+                .get(operation)
+                .map_or(Family::Ip, |(f, _)| *f);
+            return Err(CommitError::Refused {
+                errno: Errno::EOPNOTSUPP,
+                culprit: Box::new(Culprit {
+                    operation,
+                    family,
+                    element: None,
+                }),
+                message: Some("not sent: cannot be written".to_owned()),
+            });
+        }
+        if self.batch.message_count() == 0 {
+            return Ok(());
+        }
+        let bytes = self.batch.bytes().len() as u64;
+        self.sent.transactions += 1;
+        self.sent.messages += self.batch.message_count() as u64;
+        self.sent.bytes += bytes;
+        self.sent.last_bytes = bytes;
+        match self.exchange()? {
+            Outcome::Acknowledged => Ok(()),
+            Outcome::Refused { sequence, answer } => Err(self.blame(transaction, sequence, answer)),
+        }
     }
 
     /// Sends the batch and gathers its answers.
@@ -291,7 +315,6 @@ impl Kernel {
         let Ok(contents) = reading.finish() else {
             return Ok(None);
         };
-        self.expected_generation = Some(before);
         Ok(Some(contents))
     }
 
@@ -370,40 +393,13 @@ impl Kernel {
 
 impl Backend for Kernel {
     fn commit(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
-        let encoded = self
-            .batch
-            .encode(transaction, &self.table, self.flags, self.link.sequence);
-        if let Err(unencodable) = encoded {
-            let operation = unencodable.operation;
-            let family = transaction
-                .operations
-                .get(operation)
-                .map_or(Family::Ip, |(f, _)| *f);
-            return Err(CommitError::Refused {
-                errno: Errno::EOPNOTSUPP,
-                culprit: Box::new(Culprit {
-                    operation,
-                    family,
-                    element: None,
-                }),
-                message: Some("not sent: cannot be written".to_owned()),
-            });
-        }
-        if self.batch.message_count() == 0 {
-            return Ok(());
-        }
-        let bytes = self.batch.bytes().len() as u64;
-        self.sent.transactions += 1;
-        self.sent.messages += self.batch.message_count() as u64;
-        self.sent.bytes += bytes;
-        self.sent.last_bytes = bytes;
-        match self.exchange()? {
-            Outcome::Acknowledged => {
-                self.expected_generation = self.expected_generation.map(next_generation);
-                Ok(())
-            }
-            Outcome::Refused { sequence, answer } => Err(self.blame(transaction, sequence, answer)),
-        }
+        let result = self.carry_out(transaction);
+        self.batch.give_back();
+        result
+    }
+
+    fn generation(&mut self) -> Result<Generation, CommitError> {
+        self.link.generation()
     }
 
     fn list(&mut self, family: Family) -> Result<Option<TableContents>, CommitError> {
@@ -464,11 +460,6 @@ impl AsFd for Kernel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.link.socket.as_fd()
     }
-}
-
-/// The kernel counts from 1 and leaves out 0 (`nf_tables_commit`).
-fn next_generation(generation: u32) -> u32 {
-    generation.wrapping_add(1).max(1)
 }
 
 /// What became of a batch.

@@ -46,7 +46,7 @@ pub use model::{
 };
 pub use monitor::{Monitor, Notice};
 pub use transaction::{
-    Adoption, Backend, CommitError, Culprit, Operation, TableContents, Transaction,
+    Adoption, Backend, CommitError, Culprit, Generation, Operation, TableContents, Transaction,
 };
 pub use wire::decode::TableState;
 pub use wire::encode::TableFlags;

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use crate::model::Family;
 use crate::socket::Socket;
-use crate::transaction::CommitError;
+use crate::transaction::{CommitError, Generation};
 use crate::wire::abi::{control, flag, message};
 use crate::wire::attribute::Writer;
 use crate::wire::frame::{Answer, generation};
@@ -143,7 +143,7 @@ impl Link {
     }
 
     /// Number of the ruleset's present state, any table (`NFT_MSG_GETGEN`).
-    pub(crate) fn generation(&mut self) -> Result<u32, CommitError> {
+    pub(crate) fn generation(&mut self) -> Result<Generation, CommitError> {
         let mut found = None;
         let asked = self.ask(
             message::GET_GENERATION,

@@ -5,8 +5,9 @@
 //! their header; of others' only the table's name is read. What changed is left to
 //! [`crate::Backend::list`].
 //!
-//! Bulk loads of our own, notified element by element, may still overrun the socket. Then
-//! [`crate::Kernel::disturbed`] tells for the price of one small message whether anybody else wrote.
+//! The kernel ends the notifications of a transaction with the generation that it made
+//! (`nf_tables_gen_notify`). A transaction of others is told once, with that generation: who has read the table at
+//! it or later need not read it again.
 
 #[cfg(test)]
 mod tests;
@@ -17,11 +18,12 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::model::{Family, Name};
+use crate::model::Name;
 use crate::socket::Socket;
-use crate::transaction::CommitError;
+use crate::transaction::{CommitError, Generation};
 use crate::wire::abi::{SUBSYSTEM, message, table};
 use crate::wire::attribute::string;
+use crate::wire::frame::generation;
 use crate::wire::{Malformed, Message, messages};
 
 /// `1 << (NFNLGRP_NFTABLES - 1)`, the group as a bit of the address.
@@ -33,8 +35,8 @@ const RECEIVE_SPACE: usize = 32 << 20;
 /// What was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// Somebody else changed our table of this family, or something in it.
-    Changed(Family),
+    /// Somebody else changed a table of ours, or something in it, and the ruleset came to this generation.
+    Changed(Generation),
     /// Notifications were lost: anything may have changed.
     Overrun,
 }
@@ -45,7 +47,9 @@ pub struct Monitor {
     socket: Socket,
     table: Name,
     own_port: u32,
-    /// Heard in one datagram and not handed out yet; at most one of each kind.
+    /// The transaction that is being told changes a table of ours, and is somebody else's.
+    is_ours_changed: bool,
+    /// Heard in one datagram and not handed out yet.
     pending: VecDeque<Notice>,
 }
 
@@ -61,6 +65,7 @@ impl Monitor {
             socket,
             table,
             own_port,
+            is_ours_changed: false,
             pending: VecDeque::new(),
         })
     }
@@ -74,7 +79,8 @@ impl Monitor {
             }
             match self.socket.try_receive() {
                 Ok(Some(datagram)) => {
-                    let heard = heard(datagram, &self.table, self.own_port);
+                    let changed = &mut self.is_ours_changed;
+                    let heard = heard(datagram, &self.table, self.own_port, changed);
                     self.pending.extend(heard);
                 }
                 Ok(None) => return Ok(None),
@@ -114,13 +120,26 @@ impl AsRawFd for Monitor {
     }
 }
 
-/// The notices in a datagram, each at most once. One that does not decode may hide anything.
-pub(crate) fn heard(datagram: &[u8], table: &str, own_port: u32) -> Vec<Notice> {
+/// The notices in a datagram. One that does not decode may hide anything. `is_ours_changed` outlives the datagram, since
+/// a transaction may be told in several.
+pub(crate) fn heard(
+    datagram: &[u8],
+    table: &str,
+    own_port: u32,
+    is_ours_changed: &mut bool,
+) -> Vec<Notice> {
     let mut notices = Vec::new();
     for message in messages(datagram) {
         let notice = match message.and_then(|message| read(&message, table, own_port)) {
-            Ok(None) => continue,
-            Ok(Some(family)) => Notice::Changed(family),
+            Ok(Told::Nothing) => continue,
+            Ok(Told::Change) => {
+                *is_ours_changed = true;
+                continue;
+            }
+            Ok(Told::End(generation)) => match std::mem::take(is_ours_changed) {
+                true => Notice::Changed(generation),
+                false => continue,
+            },
             Err(_) => Notice::Overrun,
         };
         if !notices.contains(&notice) {
@@ -130,23 +149,29 @@ pub(crate) fn heard(datagram: &[u8], table: &str, own_port: u32) -> Vec<Notice> 
     notices
 }
 
-/// The family of our table, if the message tells of a change that somebody else made to it.
-fn read(
-    message: &Message<'_>,
-    our_table: &str,
-    own_port: u32,
-) -> Result<Option<Family>, Malformed> {
-    let generation = message.kind == message::NEW_GENERATION;
-    if message.port == own_port || generation || message.kind >> 8 != SUBSYSTEM {
-        return Ok(None);
+/// What one message tells.
+enum Told {
+    Nothing,
+    /// Somebody else changed a table of ours.
+    Change,
+    /// All of a transaction was told.
+    End(Generation),
+}
+
+fn read(message: &Message<'_>, our_table: &str, own_port: u32) -> Result<Told, Malformed> {
+    if message.kind >> 8 != SUBSYSTEM || message.port == own_port {
+        return Ok(Told::Nothing);
     }
-    let Some(family) = message.family() else {
-        return Ok(None);
-    };
+    if message.kind == message::NEW_GENERATION {
+        return generation(message).map(Told::End);
+    }
+    if message.family().is_none() {
+        return Ok(Told::Nothing);
+    }
     // Every nf_tables object names its table in attribute 1.
     match message.attributes()?.find(table::NAME)? {
-        Some(name) if string(name, "table name")? == our_table => Ok(Some(family)),
-        _ => Ok(None),
+        Some(name) if string(name, "table name")? == our_table => Ok(Told::Change),
+        _ => Ok(Told::Nothing),
     }
 }
 

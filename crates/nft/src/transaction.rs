@@ -149,10 +149,24 @@ pub enum Adoption {
     Replace,
 }
 
+/// A state of the whole ruleset, any table: each transaction makes the next (`nft_base_seq`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Generation(pub u32);
+
+impl Generation {
+    /// Whether it is `other` or came after it. The kernel's count wraps around.
+    pub fn is_since(self, other: Generation) -> bool {
+        self.0.wrapping_sub(other.0) <= u32::MAX / 2
+    }
+}
+
 /// Where tables live: the kernel, or the fake that obeys its rules.
 pub trait Backend {
     /// Carries out all steps or none. An empty transaction sends nothing.
     fn commit(&mut self, transaction: &Transaction) -> Result<(), CommitError>;
+
+    /// The ruleset's present state.
+    fn generation(&mut self) -> Result<Generation, CommitError>;
 
     /// Reads one of our tables whole; `None` when there is none.
     fn list(&mut self, family: Family) -> Result<Option<TableContents>, CommitError>;

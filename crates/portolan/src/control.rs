@@ -13,7 +13,7 @@ use nft::{Backend, Feature, Features, Kernel, KernelConfig, Monitor, Notice};
 use service_dataplane::{Dataplane, Outcome, SyncError, layout};
 use service_model::{AddressFamily, Invalid, NodeConfig, NodePortAddress, ObjectEvent, ObjectKind};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::conntrack::{Cleaner, Forget};
@@ -89,7 +89,7 @@ pub async fn run(
     let _guard = config.own_tables.then(|| guard::stand(&features));
     let monitor = Monitor::open(layout::TABLE.into(), kernel.port())
         .context("could not listen for nftables changes")?;
-    let foreign = listen(monitor, cancel.clone())?;
+    let mut foreign = listen(monitor, cancel.clone())?;
     tracing::info!(flags = ?kernel.table_flags(), "tables are written over netlink");
     let (forget, mut to_forget) = mpsc::unbounded_channel();
     let cleaner = Cleaner::start(reports.metrics.clone(), forget)?;
@@ -123,7 +123,12 @@ pub async fn run(
             changed = addresses.changed(), if !control.addresses_gone => {
                 control.addresses_gone = changed.is_err();
             }
-            () = foreign.notified() => control.heard(),
+            Some(notice) = foreign.recv() => {
+                control.heard(notice);
+                while let Ok(notice) = foreign.try_recv() {
+                    control.heard(notice);
+                }
+            }
             Some(forget) = to_forget.recv() => control.forget(forget),
             () = sleep_until(wake) => {}
         }
@@ -138,21 +143,25 @@ pub async fn run(
 /// How long the listener goes without looking whether it is still wanted.
 const LISTEN: Duration = Duration::from_secs(1);
 
-/// Listens on a thread of its own, and notifies of foreign changes to our tables, and of anything that may be one.
-fn listen(mut monitor: Monitor, cancel: CancellationToken) -> Result<Arc<Notify>> {
-    let foreign = Arc::new(Notify::new());
-    let notify = foreign.clone();
+/// Listens on a thread of its own, and tells of foreign changes to our tables, and of anything that may be one.
+fn listen(
+    mut monitor: Monitor,
+    cancel: CancellationToken,
+) -> Result<mpsc::UnboundedReceiver<Notice>> {
+    let (tell, foreign) = mpsc::unbounded_channel();
     let work = move || {
         while !cancel.is_cancelled() {
-            match monitor.wait(LISTEN) {
-                Ok(None) => {}
-                // After an overrun anything may have changed.
-                Ok(Some(Notice::Changed(_) | Notice::Overrun)) => notify.notify_one(),
+            let told = match monitor.wait(LISTEN) {
+                Ok(None) => Ok(()),
+                Ok(Some(notice)) => tell.send(notice),
                 Err(error) => {
                     tracing::warn!(%error, "nftables notifications unreadable: comparing once a second instead");
-                    notify.notify_one();
                     std::thread::sleep(LISTEN);
+                    tell.send(Notice::Overrun)
                 }
+            };
+            if told.is_err() {
+                break;
             }
         }
     };
@@ -261,9 +270,14 @@ impl<B: Backend> Control<B> {
         self.reports.metrics.problem(problem.invalid.kind);
     }
 
-    /// Somebody else changed our tables, or may have.
-    fn heard(&mut self) {
-        if self.synced {
+    /// Somebody else changed our tables, or may have. What the last comparison has seen is no reason for another, which
+    /// would hold up what comes next.
+    fn heard(&mut self, notice: Notice) {
+        let is_known = match notice {
+            Notice::Changed(generation) => self.dataplane.has_read(generation),
+            Notice::Overrun => false,
+        };
+        if self.synced && !is_known {
             self.repairs.request();
         }
     }

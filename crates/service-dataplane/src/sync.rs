@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nft::{Adoption, Backend, CommitError, Element, Family, Operation, Transaction};
+use nft::{Adoption, Backend, CommitError, Element, Family, Generation, Operation, Transaction};
 use nix::errno::Errno;
 use service_model::{NodeFacts, ObjectName};
 
@@ -63,6 +63,8 @@ pub struct Dataplane<B> {
     facts: NodeFacts,
     /// Whether the backend is believed to hold the ledger's contents. False at start and after a failure.
     in_step: bool,
+    /// When the tables were last read: what others did until then is made good.
+    read_at: Option<Generation>,
     quarantine: BTreeMap<ObjectName, CommitError>,
     /// Of batches that are desired and not in yet.
     flows: Vec<FlowCheck>,
@@ -81,6 +83,7 @@ impl<B: Backend> Dataplane<B> {
             ledger: Ledger::default(),
             facts,
             in_step: false,
+            read_at: None,
             quarantine: BTreeMap::new(),
             flows: Vec::new(),
             doubtful: BTreeSet::new(),
@@ -188,8 +191,14 @@ impl<B: Backend> Dataplane<B> {
         Ok(outcome)
     }
 
+    /// Whether a change that somebody else made with this generation is made good already.
+    pub fn has_read(&self, generation: Generation) -> bool {
+        self.read_at.is_some_and(|at| at.is_since(generation))
+    }
+
     fn reconcile(&mut self, outcome: &mut Outcome) -> Result<(), CommitError> {
         self.in_step = false;
+        let read_at = self.backend.generation()?;
         let mut transaction = Transaction::new();
         for wanted in self.ledger.contents(&self.facts) {
             let family = wanted.table.family;
@@ -208,6 +217,7 @@ impl<B: Backend> Dataplane<B> {
         outcome.repaired += transaction.operations.len();
         self.send(&transaction, outcome)?;
         self.in_step = true;
+        self.read_at = Some(read_at);
         // Nobody knows which groups lost endpoints meanwhile.
         self.all_doubtful = true;
         Ok(())

@@ -434,21 +434,21 @@ fn an_element_that_matches_everything_is_seen_and_can_be_deleted() {
 }
 
 #[test]
-fn only_the_transactions_of_others_disturb() {
+fn each_transaction_of_anybody_makes_the_next_generation() {
     in_namespace(|| {
         let mut kernel = small_kernel();
+        let before = kernel.generation().unwrap();
         listed(&mut kernel, Family::Ip);
-        kernel
-            .commit(&transaction([add(
-                "frontends",
-                vec![Element::member(frontend(1))],
-            )]))
-            .unwrap();
-        assert!(!kernel.disturbed().unwrap());
+        assert_eq!(kernel.generation().unwrap(), before);
+        let element = Element::member(frontend(1));
+        let addition = transaction([add("frontends", vec![element])]);
+        kernel.commit(&addition).unwrap();
+        let ours = kernel.generation().unwrap();
         load("add table ip other");
-        assert!(kernel.disturbed().unwrap());
-        listed(&mut kernel, Family::Ip);
-        assert!(!kernel.disturbed().unwrap());
+        let theirs = kernel.generation().unwrap();
+        assert!(theirs.is_since(ours) && ours.is_since(before));
+        assert!(!before.is_since(ours) && !ours.is_since(theirs));
+        assert!(Generation(1).is_since(Generation(u32::MAX)));
     });
 }
 

@@ -185,11 +185,17 @@ impl Batch {
         None
     }
 
-    fn begin(&mut self, sequence: u32) {
-        /// More is given back after a bulk load.
-        const KEPT: usize = 1 << 20;
+    /// Forgets what was encoded once it is settled: a first commit takes megabytes, a change a few kilobytes.
+    pub(crate) fn give_back(&mut self) {
+        const KEPT: usize = 64 << 10;
         self.writer.bytes.clear();
         self.writer.bytes.shrink_to(KEPT);
+        self.origins.clear();
+        self.origins.shrink_to(KEPT / size_of::<Origin>());
+    }
+
+    fn begin(&mut self, sequence: u32) {
+        self.writer.bytes.clear();
         self.writer.overflow = false;
         self.origins.clear();
         self.sequence = sequence;

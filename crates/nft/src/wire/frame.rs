@@ -4,6 +4,7 @@ use super::Malformed;
 use super::abi::{self, GENERIC, HEADER, control, error_attribute, flag};
 use super::attribute::{Attributes, Writer, be32, string};
 use crate::model::Family;
+use crate::transaction::Generation;
 
 /// One netlink message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,10 +148,11 @@ pub(crate) const fn number(family: Family) -> u8 {
     }
 }
 
-/// The generation id in an answer to `NFT_MSG_GETGEN`.
-pub(crate) fn generation(message: &Message<'_>) -> Result<u32, Malformed> {
+/// The generation in an answer to `NFT_MSG_GETGEN`, or at the end of a transaction that is told.
+pub(crate) fn generation(message: &Message<'_>) -> Result<Generation, Malformed> {
     let id = message.attributes()?.find(abi::generation::ID)?;
-    be32(id.ok_or(Malformed::Missing("NFTA_GEN_ID"))?, "NFTA_GEN_ID")
+    let id = be32(id.ok_or(Malformed::Missing("NFTA_GEN_ID"))?, "NFTA_GEN_ID")?;
+    Ok(Generation(id))
 }
 
 impl Writer {
