@@ -6,6 +6,7 @@
 //! 60 MiB. `malloc_trim` gives them back; it takes milliseconds, so it runs beside the control loop and only after large
 //! commits.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// From this many Services planned in one turn on, memory is given back afterwards.
@@ -14,10 +15,15 @@ pub const LARGE: usize = 1_000;
 /// Sources and the commit free their last buffers within this time.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Gives freed memory back once what led here has settled. Needs a tokio runtime; does not wait.
+/// Gives freed memory back once what led here has settled, at most once in that time. Needs a tokio runtime; does not wait.
 pub fn give_back_soon() {
+    static IS_COMING: AtomicBool = AtomicBool::new(false);
+    if IS_COMING.swap(true, Ordering::Relaxed) {
+        return;
+    }
     tokio::spawn(async {
         tokio::time::sleep(SETTLE).await;
+        IS_COMING.store(false, Ordering::Relaxed);
         let _ = tokio::task::spawn_blocking(give_back).await;
     });
 }

@@ -23,6 +23,7 @@ mod timestamp;
 mod tests;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -201,7 +202,13 @@ impl Metadata {
         if !namespace.is_empty() && !is_name(namespace, MAX_LABEL) {
             return Err(refused("metadata.namespace", namespace));
         }
-        let (namespace, name) = (interner.intern(namespace), interner.intern(&self.name));
+        let namespace = interner.intern(namespace);
+        let name = match kind {
+            // Slices say the name of their Service.
+            ObjectKind::Service => interner.intern(&self.name),
+            // Said once: to keep it for others would only outlive what it is the name of.
+            _ => Arc::from(&*self.name),
+        };
         Ok(Report::new(kind, ObjectName { namespace, name }))
     }
 

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 
 use crate::mac::Mac;
 use crate::nexthop;
-use crate::plan::{Device, Tunnel, Way};
+use crate::plan::{Device, Entries, Peer, Tunnel, Way};
 use crate::underlay::Surroundings;
 
 /// The mark of our routes (`rtm_protocol`). Any number that nobody else uses would do (see `rt_protos` of iproute2).
@@ -79,20 +79,25 @@ impl ObservedTunnel {
             mtu: wanted.device.mtu,
             vxlan: Some(vxlan),
         };
+        let entries = wanted.entries();
         Some(ObservedTunnel {
             device: Some(device),
             addresses: BTreeSet::from([wanted.device.address]),
-            routes: self.routes_for(wanted).collect(),
-            neighbours: wanted.neighbours.clone(),
-            fdb: wanted.fdb.iter().map(|(mac, node)| (*mac, *node)).collect(),
-            nexthops: self.nexthops_for(wanted),
+            routes: self.routes_for(wanted, &entries).collect(),
+            nexthops: self.nexthops_for(wanted, &entries),
+            neighbours: entries.neighbours,
+            fdb: entries.fdb.into_iter().collect(),
             foreign_nexthops: self.foreign_nexthops.clone(),
         })
     }
 
     /// The routes as they will look, given the nexthop objects that others have.
-    fn routes_for(&self, wanted: &Tunnel) -> impl Iterator<Item = ObservedRoute> {
-        wanted.routes.iter().map(|(destination, way)| {
+    fn routes_for(
+        &self,
+        wanted: &Tunnel,
+        entries: &Entries,
+    ) -> impl Iterator<Item = ObservedRoute> {
+        entries.routes.iter().map(|(destination, way)| {
             let object = match way {
                 Way::Tunnel(gateway) if wanted.nexthops => nexthop::id(*gateway),
                 _ => None,
@@ -102,11 +107,13 @@ impl ObservedTunnel {
         })
     }
 
-    fn nexthops_for(&self, wanted: &Tunnel) -> BTreeSet<u32> {
-        let ids = self.routes_for(wanted).filter_map(|route| match route.way {
-            Some(Way::Nexthop(id)) => Some(id),
-            _ => None,
-        });
+    fn nexthops_for(&self, wanted: &Tunnel, entries: &Entries) -> BTreeSet<u32> {
+        let ids = self
+            .routes_for(wanted, entries)
+            .filter_map(|route| match route.way {
+                Some(Way::Nexthop(id)) => Some(id),
+                _ => None,
+            });
         ids.collect()
     }
 }
@@ -239,26 +246,27 @@ pub fn difference(
     let mut steps = Vec::new();
     let forgets_neighbours = device_steps(&wanted.device, device, found, &mut steps)?;
     let index = device.index;
-    for (address, mac) in &wanted.neighbours {
+    let entries = wanted.entries();
+    for (address, mac) in &entries.neighbours {
         if forgets_neighbours || found.neighbours.get(address) != Some(mac) {
             steps.push(Operation::PutNeighbour(index, *address, *mac));
         }
     }
-    for (mac, node) in &wanted.fdb {
+    for (mac, node) in &entries.fdb {
         if !found.fdb.contains(&(*mac, *node)) {
             steps.push(Operation::PutForwarding(index, *mac, *node));
         }
     }
-    let nexthops = found.nexthops_for(wanted);
+    let nexthops = found.nexthops_for(wanted, &entries);
     let missing = nexthops.difference(&found.nexthops);
     steps.extend(missing.map(|id| Operation::MakeNexthop(index, *id)));
-    for route in found.routes_for(wanted) {
+    for route in found.routes_for(wanted, &entries) {
         if let Some(way) = route.way.filter(|_| !found.routes.contains(&route)) {
             steps.push(Operation::PutRoute(index, route.destination, way));
         }
     }
     if deletions == Deletions::Allowed {
-        deletion_steps(wanted, found, index, &mut steps);
+        deletion_steps((wanted, &entries), found, index, &mut steps);
         let stale = found.nexthops.difference(&nexthops);
         steps.extend(stale.map(|id| Operation::DeleteNexthop(index, *id)));
     }
@@ -267,12 +275,10 @@ pub fn difference(
 
 /// Entries of peers that would be deleted, and all there are.
 pub fn stale(wanted: &Tunnel, found: &ObservedTunnel) -> (usize, usize) {
-    let gateways: BTreeSet<IpAddr> = found.neighbours.keys().copied().collect();
-    let stale = gateways
-        .iter()
-        .filter(|gateway| !wanted.neighbours.contains_key(gateway))
-        .count();
-    (stale, gateways.len())
+    let gateways: BTreeSet<IpAddr> = wanted.peers.iter().map(Peer::gateway).collect();
+    let found = found.neighbours.keys();
+    let all = found.len();
+    (found.filter(|found| !gateways.contains(found)).count(), all)
 }
 
 /// How a wanted route looks when it is there.
@@ -324,10 +330,15 @@ fn device_steps(
 }
 
 /// Routes first: what they lead to goes after them.
-fn deletion_steps(wanted: &Tunnel, found: &ObservedTunnel, index: u32, steps: &mut Vec<Operation>) {
+fn deletion_steps(
+    (wanted, entries): (&Tunnel, &Entries),
+    found: &ObservedTunnel,
+    index: u32,
+    steps: &mut Vec<Operation>,
+) {
     for route_found in &found.routes {
         // A wanted route replaces another to the same range with the same metric.
-        let stays = wanted
+        let stays = entries
             .routes
             .get(&route_found.destination)
             .is_some_and(|way| route(route_found.destination, *way).metric == route_found.metric);
@@ -343,12 +354,12 @@ fn deletion_steps(wanted: &Tunnel, found: &ObservedTunnel, index: u32, steps: &m
         steps.push(Operation::DeleteAddress(index, *address));
     }
     for (mac, node) in &found.fdb {
-        if !wanted.fdb.contains_key(mac) {
+        if !entries.fdb.contains_key(mac) {
             steps.push(Operation::DeleteForwarding(index, *mac, *node));
         }
     }
     for address in found.neighbours.keys() {
-        if !wanted.neighbours.contains_key(address) {
+        if !entries.neighbours.contains_key(address) {
             steps.push(Operation::DeleteNeighbour(index, *address));
         }
     }

@@ -38,7 +38,7 @@ pub use kernel::{Kernel, KernelError, Refused, Watched};
 pub use mac::Mac;
 pub use monitor::Monitor;
 pub use peers::{HOLD, Node, Peers};
-pub use plan::{Device, Facts, PeerEnd, Plan, Problem, Tunnel, Way, overhead, plan};
+pub use plan::{Device, Entries, Facts, Peer, Plan, Problem, Tunnel, Way, overhead, plan};
 pub use regex::Regex;
 pub use rules::{ARRIVED, Filter, RuleOptions, TABLE, table};
 pub use underlay::{External, Interface, InterfaceAddress, Preferences, Surroundings};

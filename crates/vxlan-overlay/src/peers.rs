@@ -24,9 +24,9 @@ pub struct Node {
     /// Its name.
     pub name: Arc<str>,
     /// `spec.podCIDRs`, or `podCIDR`.
-    pub pod_cidrs: Vec<IpNet>,
+    pub pod_cidrs: Box<[IpNet]>,
     /// `status.addresses` of type InternalIP, then ExternalIP.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Box<[IpAddr]>,
     /// What its annotations say of its ends of the tunnel.
     pub said: Said,
     /// The annotations themselves; [`Peers`] keeps those of this node only, for texts take more room than all the rest.
@@ -35,21 +35,30 @@ pub struct Node {
 
 impl Node {
     /// A node whose annotations have these names and are about this VNI.
+    ///
+    /// Nothing of it is shared with what it is made from but the annotations: what stays of thousands of Node objects
+    /// must not lie between their texts, or the memory of those could never be given back.
     pub fn new(
-        name: Arc<str>,
-        mut pod_cidrs: Vec<IpNet>,
-        mut addresses: Vec<IpAddr>,
+        name: &str,
+        pod_cidrs: &[IpNet],
+        addresses: &[IpAddr],
         annotations: Arc<Annotations>,
         (names, vni): (&Names, u32),
     ) -> Node {
-        pod_cidrs.shrink_to_fit();
-        addresses.shrink_to_fit();
         Node {
-            name,
-            pod_cidrs,
-            addresses,
+            name: name.into(),
+            pod_cidrs: pod_cidrs.into(),
+            addresses: addresses.into(),
             said: names.read(&annotations, vni),
             annotations,
+        }
+    }
+
+    /// The same in memory of its own.
+    fn anew(&self) -> Node {
+        Node {
+            name: Arc::from(&*self.name),
+            ..self.clone()
         }
     }
 
@@ -66,7 +75,8 @@ impl Node {
 pub struct Peers {
     own: Arc<str>,
     no_annotations: Arc<Annotations>,
-    nodes: BTreeMap<Arc<str>, Node>,
+    /// Sorted by name.
+    nodes: Vec<Node>,
     held: BTreeMap<Arc<str>, Instant>,
     listed: bool,
 }
@@ -77,16 +87,32 @@ impl Peers {
         Peers {
             own,
             no_annotations: Arc::default(),
-            nodes: BTreeMap::new(),
+            nodes: Vec::new(),
             held: BTreeMap::new(),
             listed: false,
         }
     }
 
     /// A node is there, or has changed. Whether anything has.
-    pub fn apply(&mut self, mut node: Node) -> bool {
+    pub fn apply(&mut self, node: Node) -> bool {
         let was_held = self.held.remove(&node.name).is_some();
-        if let Some(known) = self.nodes.get(&node.name)
+        let place = self.place(&node.name);
+        let known = place.ok().and_then(|place| self.nodes.get(place));
+        let node = self.after(known, node);
+        if known == Some(&node) {
+            return was_held;
+        }
+        if let Ok(place) = place {
+            self.nodes.remove(place);
+        }
+        let (Ok(place) | Err(place)) = place;
+        self.nodes.insert(place, node);
+        true
+    }
+
+    /// What is remembered of a node that was `known` as it was before.
+    fn after(&self, known: Option<&Node>, mut node: Node) -> Node {
+        if let Some(known) = known
             && known.makes_sense()
             && !node.makes_sense()
         {
@@ -96,45 +122,39 @@ impl Peers {
         if node.name != self.own {
             node.annotations = self.no_annotations.clone();
         }
-        if self.nodes.get(&node.name) == Some(&node) {
-            return was_held;
-        }
-        self.nodes.insert(node.name.clone(), node);
-        true
+        node
     }
 
     /// A node was deleted, by name.
     pub fn delete(&mut self, name: &str) -> bool {
         self.held.remove(name);
-        self.nodes.remove(name).is_some()
+        let place = self.place(name);
+        place.map(|place| self.nodes.remove(place)).is_ok()
     }
 
     /// A complete list. Nodes that it leaves out are gone, unless they are too many, or this node is one of them.
-    pub fn reset(&mut self, nodes: Vec<Node>, now: Instant) {
-        let new: BTreeMap<Arc<str>, Node> = nodes
-            .into_iter()
-            .map(|node| (node.name.clone(), node))
-            .collect();
-        let gone: Vec<Arc<str>> = self
-            .nodes
-            .keys()
-            .filter(|name| !new.contains_key(*name))
-            .cloned()
-            .collect();
+    pub fn reset(&mut self, nodes: impl Iterator<Item = Node>, now: Instant) {
+        let mut new: Vec<Node> = Vec::with_capacity(self.nodes.len());
+        new.extend(nodes.map(|node| self.after(self.get(&node.name), node)));
+        new.sort_by(|a, b| a.name.cmp(&b.name));
+        new.dedup_by(|a, b| a.name == b.name);
+        let is_new = |name: &str| new.binary_search_by(|node| (*node.name).cmp(name)).is_ok();
+        let gone = self.nodes.iter().filter(|node| !is_new(&node.name)).count();
         let implausible = !self.nodes.is_empty()
-            && (gone.len() > ALWAYS_BELIEVED.max(self.nodes.len() / 2)
-                || !new.contains_key(&self.own) && self.nodes.contains_key(&self.own));
-        for name in gone {
-            if implausible {
-                self.held.entry(name).or_insert(now);
-            } else {
-                self.held.remove(&name);
-                self.nodes.remove(&name);
+            && (gone > ALWAYS_BELIEVED.max(self.nodes.len() / 2)
+                || !is_new(&self.own) && self.get(&self.own).is_some());
+        self.held.retain(|name, _| implausible && !is_new(name));
+        if implausible {
+            let mut kept = std::mem::take(&mut self.nodes);
+            kept.retain(|node| !is_new(&node.name));
+            for node in &kept {
+                self.held.entry(node.name.clone()).or_insert(now);
             }
+            new.extend(kept);
+            new.sort_by(|a, b| a.name.cmp(&b.name));
         }
-        for node in new.into_values() {
-            self.apply(node);
-        }
+        self.nodes = Vec::with_capacity(new.len());
+        self.nodes.extend(new.iter().map(Node::anew));
         self.listed = true;
     }
 
@@ -145,7 +165,7 @@ impl Peers {
         held.retain(|name, since| {
             let stays = now.saturating_duration_since(*since) < HOLD;
             if !stays {
-                nodes.remove(name);
+                nodes.retain(|node| node.name != *name);
             }
             stays
         });
@@ -159,12 +179,17 @@ impl Peers {
 
     /// The nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> + Clone {
-        self.nodes.values()
+        self.nodes.iter()
     }
 
     /// One of them.
     pub fn get(&self, name: &str) -> Option<&Node> {
-        self.nodes.get(name)
+        self.nodes.get(self.place(name).ok()?)
+    }
+
+    /// Where it is, or where it would be.
+    fn place(&self, name: &str) -> Result<usize, usize> {
+        self.nodes.binary_search_by(|node| (*node.name).cmp(name))
     }
 
     /// Names of those that are held.
@@ -180,8 +205,8 @@ mod tests {
     fn node(name: &str) -> Node {
         Node {
             name: name.into(),
-            pod_cidrs: Vec::new(),
-            addresses: Vec::new(),
+            pod_cidrs: Box::default(),
+            addresses: Box::default(),
             said: Said::Nothing,
             annotations: Arc::default(),
         }
@@ -195,8 +220,8 @@ mod tests {
     fn a_list_that_lost_most_nodes_is_not_believed_until_they_are_deleted_or_long_gone() {
         let (mut peers, start) = (Peers::new("a".into()), Instant::now());
         let all = ["a", "b", "c", "d", "e", "f"];
-        peers.reset(all.map(node).into(), start);
-        peers.reset(vec![node("a")], start);
+        peers.reset(all.into_iter().map(node), start);
+        peers.reset([node("a")].into_iter(), start);
         assert_eq!(names(&peers), all);
         assert_eq!(peers.held().count(), 5);
         assert!(peers.delete("b"));
@@ -210,9 +235,9 @@ mod tests {
     fn annotations_that_stop_making_sense_leave_the_good_ones_in_force() {
         let (names, mut peers) = (Names::default(), Peers::new("own".into()));
         let told = |addresses: &[&str], annotations| {
-            let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
+            let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
             let annotations = Arc::new(annotations);
-            Node::new("a".into(), Vec::new(), addresses, annotations, (&names, 1))
+            Node::new("a", &[], &addresses, annotations, (&names, 1))
         };
         peers.apply(told(&[], names.write(1, &[None, None])));
         peers.apply(told(&["192.0.2.1"], Annotations::new()));
@@ -228,18 +253,18 @@ mod tests {
     #[test]
     fn an_empty_list_and_one_without_this_node_are_not_believed() {
         let (mut peers, start) = (Peers::new("a".into()), Instant::now());
-        peers.reset(["a", "b"].map(node).into(), start);
-        peers.reset(Vec::new(), start);
+        peers.reset(["a", "b"].into_iter().map(node), start);
+        peers.reset(std::iter::empty(), start);
         assert_eq!(names(&peers), ["a", "b"]);
-        peers.reset(vec![node("b")], start);
+        peers.reset([node("b")].into_iter(), start);
         assert_eq!(names(&peers), ["a", "b"]);
     }
 
     #[test]
     fn nodes_that_leave_a_few_at_a_time_are_gone_at_once() {
         let (mut peers, start) = (Peers::new("a".into()), Instant::now());
-        peers.reset(["a", "b", "c", "d"].map(node).into(), start);
-        peers.reset(["a", "b"].map(node).into(), start);
+        peers.reset(["a", "b", "c", "d"].into_iter().map(node), start);
+        peers.reset(["a", "b"].into_iter().map(node), start);
         assert_eq!(names(&peers), ["a", "b"]);
         assert_eq!(peers.held().count(), 0);
     }

@@ -51,11 +51,24 @@ pub struct Plan {
     pub tunnels: [Option<Tunnel>; 2],
     /// What cannot be served.
     pub problems: Vec<Problem>,
-    /// Peers that are reached, by family.
-    pub peers: [BTreeMap<Arc<str>, PeerEnd>; 2],
 }
 
-/// The tunnel of one family.
+impl Plan {
+    /// Peers that are reached in this family, by name.
+    pub fn peers(&self, family: Family) -> &[Peer] {
+        let tunnel = of(&self.tunnels, family);
+        tunnel.as_ref().map_or(&[], |tunnel| &tunnel.peers)
+    }
+
+    /// Number of peers that are reached, in the family that reaches more.
+    pub fn peer_count(&self) -> usize {
+        let counts = Family::ALL.map(|family| self.peers(family).len());
+        counts.into_iter().max().unwrap_or_default()
+    }
+}
+
+/// The tunnel of one family. Of thousands of peers only this is remembered: all that the kernel should hold for them
+/// follows, see [`Tunnel::entries`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel {
     /// The device.
@@ -65,14 +78,23 @@ pub struct Tunnel {
     pub published: IpAddr,
     /// This node's pod range.
     pub pod_cidr: IpNet,
+    /// What of that no pod has leads nowhere.
+    pub blackhole: bool,
+    /// Who is reached, by name.
+    pub peers: Vec<Peer>,
+    /// Routes through the tunnel name nexthop objects instead of gateways.
+    pub nexthops: bool,
+}
+
+/// What hangs on a tunnel's device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
     /// Ways to peers' pods.
     pub routes: BTreeMap<IpNet, Way>,
     /// Hardware addresses behind the gateways of those routes.
     pub neighbours: BTreeMap<IpAddr, Mac>,
     /// Nodes behind the hardware addresses.
     pub fdb: BTreeMap<Mac, IpAddr>,
-    /// Routes through the tunnel name nexthop objects instead of gateways.
-    pub nexthops: bool,
 }
 
 /// A tunnel device as it should be.
@@ -103,7 +125,8 @@ pub enum Way {
     Tunnel(IpAddr),
     /// By the peer itself, which is on the link of this interface.
     Direct(IpAddr, u32),
-    /// Through the tunnel, by the nexthop object of this number. Plans say [`Way::Tunnel`] and [`Tunnel::nexthops`].
+    /// Through the tunnel, by the nexthop object of this number. [`Entries`] say [`Way::Tunnel`], and their tunnel
+    /// says [`Tunnel::nexthops`].
     Nexthop(u32),
     /// Nowhere.
     Blackhole,
@@ -111,13 +134,30 @@ pub enum Way {
 
 /// A peer in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerEnd {
+pub struct Peer {
+    /// Its name.
+    pub name: Arc<str>,
     /// Hardware and node address.
     pub vtep: Vtep,
     /// Its pods.
     pub pod_cidr: IpNet,
-    /// All addresses it may send from: public address and Node addresses of the family.
-    pub addresses: Vec<IpAddr>,
+    /// It is on the link of our interface, and reached without the tunnel.
+    pub direct: bool,
+    /// Addresses of the Node object, of the family, beside the public one.
+    pub more_addresses: Box<[IpAddr]>,
+}
+
+impl Peer {
+    /// The address of its device: the first of its pod range.
+    pub fn gateway(&self) -> IpAddr {
+        self.pod_cidr.network()
+    }
+
+    /// All addresses it may send from: the public one first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + Clone {
+        let more = self.more_addresses.iter().copied();
+        std::iter::once(self.vtep.public_ip).chain(more)
+    }
 }
 
 /// Something that cannot be served.
@@ -176,7 +216,7 @@ pub enum Problem {
     },
 }
 
-/// Plans for the node `facts.own` among `nodes`.
+/// Plans for the node `facts.own` among `nodes`, which come in the order of their names.
 pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone) -> Plan {
     let mut plan = Plan::default();
     let Some(own) = nodes.clone().find(|node| *node.name == *facts.own) else {
@@ -198,32 +238,28 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
             continue;
         };
         let device = device(facts, own, family, pod_cidr, &external);
-        let peers = peers(
+        let ends = (device.mac, published);
+        let mut peers = peers(
             facts,
             own,
             family,
             pod_cidr,
-            (device.mac, published),
+            ends,
             nodes.clone(),
             &mut plan.problems,
         );
-        let mut tunnel = Tunnel {
+        for peer in &mut peers {
+            let link = facts.surroundings.on_link(peer.vtep.public_ip);
+            peer.direct = facts.config.direct_routing && link == Some(device.parent);
+        }
+        *of_mut(&mut plan.tunnels, family) = Some(Tunnel {
             device,
             published,
             pod_cidr,
-            routes: BTreeMap::new(),
-            neighbours: BTreeMap::new(),
-            fdb: BTreeMap::new(),
+            blackhole: facts.config.blackhole,
             nexthops: family == Family::Ip && peers.len() > facts.config.nexthops_above,
-        };
-        if facts.config.blackhole {
-            tunnel.routes.insert(pod_cidr, Way::Blackhole);
-        }
-        for peer in peers.values() {
-            tunnel.add(peer, facts);
-        }
-        *of_mut(&mut plan.tunnels, family) = Some(tunnel);
-        *of_mut(&mut plan.peers, family) = peers;
+            peers,
+        });
     }
     plan.problems.sort();
     plan.problems.dedup();
@@ -232,21 +268,22 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
 
 impl Tunnel {
     /// Neighbour and FDB entry are there for direct peers as well: when the link goes, the tunnel serves at once.
-    fn add(&mut self, peer: &PeerEnd, facts: Facts<'_>) {
-        let gateway = peer.pod_cidr.network();
-        let direct = facts
-            .config
-            .direct_routing
-            .then(|| facts.surroundings.on_link(peer.vtep.public_ip))
-            .flatten()
-            .filter(|index| *index == self.device.parent);
-        let way = match direct {
-            Some(index) => Way::Direct(peer.vtep.public_ip, index),
-            None => Way::Tunnel(gateway),
-        };
-        self.routes.insert(peer.pod_cidr, way);
-        self.neighbours.insert(gateway, peer.vtep.mac);
-        self.fdb.insert(peer.vtep.mac, peer.vtep.public_ip);
+    pub fn entries(&self) -> Entries {
+        let mut entries = Entries::default();
+        if self.blackhole {
+            entries.routes.insert(self.pod_cidr, Way::Blackhole);
+        }
+        for peer in &self.peers {
+            let Vtep { mac, public_ip } = peer.vtep;
+            let way = match peer.direct {
+                true => Way::Direct(public_ip, self.device.parent),
+                false => Way::Tunnel(peer.gateway()),
+            };
+            entries.routes.insert(peer.pod_cidr, way);
+            entries.neighbours.insert(peer.gateway(), mac);
+            entries.fdb.insert(mac, public_ip);
+        }
+        entries
     }
 }
 
@@ -307,12 +344,12 @@ fn peers<'a>(
     own_end: (Mac, IpAddr),
     nodes: impl Iterator<Item = &'a Node>,
     problems: &mut Vec<Problem>,
-) -> BTreeMap<Arc<str>, PeerEnd> {
+) -> Vec<Peer> {
     let mut macs: BTreeMap<Mac, &Arc<str>> = BTreeMap::from([(own_end.0, &own.name)]);
     let mut addresses: BTreeMap<IpAddr, &Arc<str>> = BTreeMap::from([(own_end.1, &own.name)]);
     let mut ranges = Ranges::default();
     ranges.claim(own_range, own.name.clone());
-    let mut peers = BTreeMap::new();
+    let mut peers = Vec::new();
     for node in nodes.filter(|node| node.name != own.name) {
         let Some(pod_cidr) = range_of(node, family) else {
             continue;
@@ -366,21 +403,17 @@ fn peers<'a>(
         }
         macs.insert(vtep.mac, &node.name);
         addresses.insert(vtep.public_ip, &node.name);
-        let mut from = vec![vtep.public_ip];
-        from.extend(
-            node.addresses
-                .iter()
-                .filter(|a| Family::of(**a) == family && **a != vtep.public_ip),
-        );
-        peers.insert(
-            node.name.clone(),
-            PeerEnd {
-                vtep,
-                pod_cidr,
-                addresses: from,
-            },
-        );
+        let more = node.addresses.iter().copied();
+        let more = more.filter(|a| Family::of(*a) == family && *a != vtep.public_ip);
+        peers.push(Peer {
+            name: node.name.clone(),
+            vtep,
+            pod_cidr,
+            direct: false,
+            more_addresses: more.collect(),
+        });
     }
+    peers.shrink_to_fit();
     peers
 }
 

@@ -50,14 +50,16 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
     };
     let node = |number: u8| Node {
         name: format!("node-{number}").into(),
-        pod_cidrs: vec![
+        pod_cidrs: [
             format!("10.244.{number}.0/24").parse().unwrap(),
             format!("fd00:244:0:{number}::/64").parse().unwrap(),
-        ],
-        addresses: vec![
+        ]
+        .into(),
+        addresses: [
             format!("192.0.2.{}", 10 + number).parse().unwrap(),
             format!("2001:db8::{}", 10 + number).parse().unwrap(),
-        ],
+        ]
+        .into(),
         said: Said::Nothing,
         annotations: Arc::default(),
     };

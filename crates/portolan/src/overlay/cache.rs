@@ -15,8 +15,8 @@ const MAX_SIZE: u64 = 64 << 20;
 #[derive(Serialize, Deserialize)]
 struct Entry {
     name: Arc<str>,
-    pod_cidrs: Vec<IpNet>,
-    addresses: Vec<std::net::IpAddr>,
+    pod_cidrs: Box<[IpNet]>,
+    addresses: Box<[std::net::IpAddr]>,
     annotations: Annotations,
 }
 
@@ -54,9 +54,9 @@ pub(super) fn read(path: &Path, about: (&Names, u32)) -> anyhow::Result<Vec<Node
     let node = |entry: Entry| {
         let annotations = Arc::new(entry.annotations);
         Node::new(
-            entry.name,
-            entry.pod_cidrs,
-            entry.addresses,
+            &entry.name,
+            &entry.pod_cidrs,
+            &entry.addresses,
             annotations,
             about,
         )

@@ -134,7 +134,7 @@ impl Overlay {
         let now = Instant::now();
         let changed = match event {
             ObjectEvent::Apply(node) => {
-                let node = self.known(node);
+                let node = known(node, self.about());
                 self.peers.apply(node)
             }
             ObjectEvent::Delete(name) => self.peers.delete(&name.name),
@@ -143,9 +143,10 @@ impl Overlay {
                     .iter()
                     .filter_map(|name| self.peers.get(&name.name).cloned());
                 let kept: Vec<Node> = kept.collect();
-                let told = objects.into_iter().map(|node| self.known(node));
-                let nodes = told.chain(kept).collect();
-                self.peers.reset(nodes, now);
+                let about = (&self.config.names, self.config.config.vni);
+                // One by one: what they are made from goes at once.
+                let told = objects.into_iter().map(|node| known(node, about));
+                self.peers.reset(told.chain(kept), now);
                 true
             }
         };
@@ -158,18 +159,6 @@ impl Overlay {
     /// What the annotations of nodes are read by.
     fn about(&self) -> (&Names, u32) {
         (&self.config.names, self.config.config.vni)
-    }
-
-    /// A Node as the overlay sees it.
-    fn known(&self, node: service_model::Node) -> Node {
-        let (name, annotations) = (node.name.name, node.annotations);
-        Node::new(
-            name,
-            node.pod_cidrs,
-            node.addresses,
-            annotations,
-            self.about(),
-        )
     }
 
     /// When to turn at the latest.
@@ -221,27 +210,21 @@ impl Overlay {
             self.write_files(&plan);
         }
         if complete && !self.ready {
-            if self.peers.nodes().count() >= memory::LARGE {
-                memory::give_back_soon();
-            }
             tracing::info!(
-                peers = plan.peers.iter().map(|p| p.len()).max(),
+                peers = plan.peer_count(),
                 "pods of other nodes can be reached"
             );
         }
         self.ready |= complete;
+        if self.peers.nodes().count() >= memory::LARGE {
+            memory::give_back_soon();
+        }
         self.tell(&plan, trouble.as_deref());
         self.publish(&plan, complete, now);
-        let peers = plan
-            .peers
-            .iter()
-            .map(|peers| peers.len())
-            .max()
-            .unwrap_or_default();
         let (problems, held) = (plan.problems.len(), self.peers.held().count());
         self.reports
             .metrics
-            .set_overlay(peers, problems, held, complete);
+            .set_overlay(plan.peer_count(), problems, held, complete);
         self.reports.status.store(Arc::new(OverlayStatus {
             ready: self.ready,
             plan,
@@ -281,7 +264,7 @@ impl Overlay {
                 steps = steps.len(),
                 refused = refused.len(),
                 repairing,
-                peers = plan.peers.iter().map(|p| p.len()).max(),
+                peers = plan.peer_count(),
                 elapsed = ?started.elapsed(),
                 "changed the overlay"
             );
@@ -508,6 +491,12 @@ impl Overlay {
             );
         }
     }
+}
+
+/// A Node as the overlay sees it.
+fn known(node: service_model::Node, about: (&Names, u32)) -> Node {
+    let (name, ranges, addresses) = (&node.name.name, &node.pod_cidrs, &node.addresses);
+    Node::new(name, ranges, addresses, node.annotations, about)
 }
 
 fn describe(refused: &Refused) -> String {

@@ -1,11 +1,11 @@
 //! Who is where: the overlay's plan as the probes need it.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use nft::Family;
-use vxlan_overlay::{Plan, Tunnel};
+use vxlan_overlay::{Peer, Plan, Tunnel};
 
 /// This node's end of one family's tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(super) struct Target {
 }
 
 /// A path between two nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Path {
     /// Outside the tunnel.
     Host,
@@ -46,48 +46,56 @@ pub(super) enum Path {
     Tunnel,
 }
 
-/// All of them.
+/// All of them. Of thousands of peers the plan remembers what there is to know, and here is how to find them.
 #[derive(Debug, Default)]
 pub(super) struct Directory {
+    plan: Arc<Plan>,
     ends: [Option<End>; 2],
-    /// Sorted by name, then family.
-    pub(super) targets: Vec<Target>,
-    by_address: HashMap<IpAddr, (usize, Path)>,
+    /// Which address of which path is whose, by family and place in the plan; sorted.
+    by_address: Vec<(IpAddr, Path, Family, u32)>,
 }
 
 impl Directory {
     /// What a plan says. Looks up names of interfaces.
-    pub(super) fn of(plan: &Plan) -> Directory {
+    pub(super) fn of(plan: &Arc<Plan>) -> Directory {
         let ends = plan
             .tunnels
             .each_ref()
             .map(|tunnel| tunnel.as_ref().map(end));
-        let mut targets: Vec<Target> = Vec::new();
-        for (family, (peers, end)) in Family::ALL.into_iter().zip(plan.peers.iter().zip(&ends)) {
-            if end.is_none() {
-                continue;
-            }
-            targets.extend(peers.iter().map(|(node, peer)| Target {
-                node: node.clone(),
-                family,
-                host: peer.vtep.public_ip,
-                hosts: peer.addresses.clone(),
-                tunnel: peer.pod_cidr.network(),
-            }));
-        }
-        targets.sort_by(|a, b| (&a.node, a.tunnel).cmp(&(&b.node, b.tunnel)));
-        let mut by_address = HashMap::new();
-        for (index, target) in targets.iter().enumerate() {
-            by_address.insert(target.tunnel, (index, Path::Tunnel));
-            for host in &target.hosts {
-                by_address.insert(*host, (index, Path::Host));
+        let mut by_address = Vec::new();
+        for family in Family::ALL {
+            for (peer, place) in plan.peers(family).iter().zip(0..) {
+                by_address.push((peer.gateway(), Path::Tunnel, family, place));
+                let hosts = peer.addresses();
+                by_address.extend(hosts.map(|host| (host, Path::Host, family, place)));
             }
         }
+        by_address.shrink_to_fit();
+        by_address.sort_unstable();
         Directory {
+            plan: plan.clone(),
             ends,
-            targets,
             by_address,
         }
+    }
+
+    /// Names of all peers.
+    pub(super) fn names(&self) -> BTreeSet<&Arc<str>> {
+        let peers = Family::ALL.map(|family| self.plan.peers(family));
+        peers.into_iter().flatten().map(|peer| &peer.name).collect()
+    }
+
+    /// A peer in all families that it is reached in.
+    pub(super) fn targets<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Target> + 'a {
+        let target = move |family| self.target(name, family);
+        Family::ALL.into_iter().filter_map(target)
+    }
+
+    /// A peer in one family.
+    pub(super) fn target(&self, name: &str, family: Family) -> Option<Target> {
+        let peers = self.plan.peers(family);
+        let place = peers.binary_search_by(|peer| (*peer.name).cmp(name)).ok()?;
+        Some(target(family, peers.get(place)?))
     }
 
     /// This node's end.
@@ -106,9 +114,22 @@ impl Directory {
     }
 
     /// The peer that has this address on this path.
-    pub(super) fn known(&self, address: IpAddr, path: Path) -> Option<&Target> {
-        let (index, its) = self.by_address.get(&address)?;
-        self.targets.get(*index).filter(|_| *its == path)
+    pub(super) fn known(&self, address: IpAddr, path: Path) -> Option<Target> {
+        let key = |entry: &(IpAddr, Path, Family, u32)| (entry.0, entry.1);
+        let found = self.by_address.binary_search_by_key(&(address, path), key);
+        let (_, _, family, place) = self.by_address.get(found.ok()?)?;
+        let peers = self.plan.peers(*family);
+        Some(target(*family, peers.get(usize::try_from(*place).ok()?)?))
+    }
+}
+
+fn target(family: Family, peer: &Peer) -> Target {
+    Target {
+        node: peer.name.clone(),
+        family,
+        host: peer.vtep.public_ip,
+        hosts: peer.addresses().collect(),
+        tunnel: peer.gateway(),
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use vxlan_overlay::Measurement;
 
+use super::directory::Target;
 use super::firewall::{notes, untraceable};
 use super::measure::Pair;
 use super::rounds::words;
@@ -162,10 +163,11 @@ async fn examine(shared: &Shared, to: Option<&str>) -> Report {
         node,
         ..Report::default()
     };
-    let mut pairs: Vec<Pair<'_>> = directory
-        .targets
+    let names = directory.names().into_iter();
+    let asked = names.filter(|name| to.is_none_or(|to| ***name == *to));
+    let targets: Vec<Target> = asked.flat_map(|name| directory.targets(name)).collect();
+    let mut pairs: Vec<Pair<'_>> = targets
         .iter()
-        .filter(|target| to.is_none_or(|to| *target.node == *to))
         .filter_map(|peer| {
             let end = directory.end(peer.family)?;
             Some(Pair { shared, end, peer })

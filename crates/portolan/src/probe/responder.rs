@@ -81,8 +81,7 @@ async fn answer_datagrams(shared: &Arc<Shared>, socket: &UdpSocket, path: Path) 
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
             Err(error) => return Err(error),
         };
-        let directory = shared.directory();
-        let Some(peer) = directory.known(from.ip(), path) else {
+        let Some(peer) = shared.directory().known(from.ip(), path) else {
             continue;
         };
         match Packet::decode(buffer.get(..length).unwrap_or_default()) {
@@ -98,7 +97,7 @@ async fn answer_datagrams(shared: &Arc<Shared>, socket: &UdpSocket, path: Path) 
                         corrupt: 0,
                         text: String::new(),
                     },
-                    Path::Host => about(shared, peer, want, nonce, asked),
+                    Path::Host => about(shared, &peer, want, nonce, asked),
                 };
                 let size = match want & want::FULL_SIZE {
                     0 => length.min(ANSWER),
@@ -107,7 +106,7 @@ async fn answer_datagrams(shared: &Arc<Shared>, socket: &UdpSocket, path: Path) 
                 // What cannot be sent is as good as lost.
                 let _ = socket.send_to(&answer.encode(size), from).await;
                 if path == Path::Host && want & want::ARRIVAL != 0 && length >= REQUEST {
-                    arrive(shared, peer, nonce).await;
+                    arrive(shared, &peer, nonce).await;
                 }
             }
             Some(Packet::Arrival { nonce }) if path == Path::Tunnel => {

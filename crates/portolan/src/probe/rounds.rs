@@ -77,10 +77,12 @@ impl Rounds {
         }
         let directory = shared.directory();
         self.forget_the_gone(&directory);
-        let (targets, own) = (&directory.targets, &shared.config.own);
-        let chosen = choose(targets, own, &self.judges, &mut rand::rng());
+        let names: Vec<&Arc<str>> = directory.names().into_iter().collect();
+        let chosen = choose(&names, &shared.config.own, &self.judges, &mut rand::rng());
+        let chosen = chosen.into_iter().flat_map(|name| directory.targets(name));
+        let chosen: Vec<Target> = chosen.collect();
         let pairs: Vec<Pair<'_>> = chosen
-            .into_iter()
+            .iter()
             .filter_map(|peer| {
                 let end = directory.end(peer.family)?;
                 Some(Pair { shared, end, peer })
@@ -189,18 +191,14 @@ impl Rounds {
     }
 
     fn forget_the_gone(&mut self, directory: &Directory) {
-        let there: BTreeSet<Key> = directory
-            .targets
-            .iter()
-            .map(|target| (target.node.clone(), target.family))
-            .collect();
-        self.judges.retain(|key, _| there.contains(key));
-        self.findings.retain(|key, _| there.contains(key));
+        let is_there = |(name, family): &Key| directory.target(name, *family).is_some();
+        self.judges.retain(|key, _| is_there(key));
+        self.findings.retain(|key, _| is_there(key));
     }
 
     fn publish(&self, directory: &Directory) {
         let findings: Vec<Finding> = self.findings.values().cloned().collect();
-        let nodes: BTreeSet<&Arc<str>> = directory.targets.iter().map(|t| &t.node).collect();
+        let nodes = directory.names();
         let failing: BTreeSet<&Arc<str>> = findings.iter().map(|f| &f.node).collect();
         let told = findings.get(..TOLD).unwrap_or(&findings);
         self.reports
@@ -249,18 +247,15 @@ fn reason(verdict: &Verdict) -> &'static str {
     }
 }
 
-/// Those to ask now: both neighbours of `own` in the order of names, some by chance, and suspicious ones; of each
-/// node all families. `targets` are sorted by name.
+/// Those to ask now, of `names`, which are sorted: both neighbours of `own`, some by chance, and suspicious ones.
 fn choose<'a>(
-    targets: &'a [Target],
+    names: &[&'a Arc<str>],
     own: &str,
-    judges: &BTreeMap<Key, Judge>,
+    judges: &'a BTreeMap<Key, Judge>,
     random: &mut impl Rng,
-) -> Vec<&'a Target> {
-    let mut names: Vec<&Arc<str>> = targets.iter().map(|target| &target.node).collect();
-    names.dedup();
+) -> BTreeSet<&'a str> {
     if names.is_empty() {
-        return Vec::new();
+        return BTreeSet::new();
     }
     let count = names.len();
     let next = names.partition_point(|name| ***name < *own);
@@ -274,10 +269,7 @@ fn choose<'a>(
     let suspicious: Vec<&str> = suspicious.into_iter().collect();
     let asked = sample(random, suspicious.len(), SUSPICIOUS.min(suspicious.len()));
     chosen.extend(asked.into_iter().filter_map(|index| suspicious.get(index)));
-    targets
-        .iter()
-        .filter(|target| chosen.contains(&*target.node))
-        .collect()
+    chosen
 }
 
 #[cfg(test)]
@@ -287,40 +279,29 @@ mod tests {
 
     use super::*;
 
-    fn targets(nodes: usize) -> Vec<Target> {
-        let node = |n: usize| {
-            Family::ALL.map(|family| Target {
-                node: format!("node-{n:04}").into(),
-                family,
-                host: [192, 0, 2, 1].into(),
-                hosts: Vec::new(),
-                tunnel: [10, 0, 0, 0].into(),
-            })
-        };
-        (0..nodes)
-            .filter(|n| *n != nodes / 2)
-            .flat_map(node)
-            .collect()
+    fn names(nodes: usize) -> Vec<Arc<str>> {
+        let name = |n: usize| format!("node-{n:04}").into();
+        let others = (0..nodes).filter(|n| *n != nodes / 2);
+        others.map(name).collect()
     }
 
     #[test]
     fn a_round_asks_neighbours_and_a_few_others_however_many_there_are_and_all_in_time() {
-        let mut random = SmallRng::seed_from_u64(1);
+        let (mut random, nobody) = (SmallRng::seed_from_u64(1), BTreeMap::new());
         for nodes in [1, 2, 3, 10, 1000] {
-            let targets = targets(nodes);
+            let names = names(nodes);
+            let names: Vec<&Arc<str>> = names.iter().collect();
             let own = format!("node-{:04}", nodes / 2);
             let mut asked: BTreeSet<&str> = BTreeSet::new();
             for _ in 0..10 * nodes {
-                let chosen = choose(&targets, &own, &BTreeMap::new(), &mut random);
-                assert!(chosen.len() <= 2 * (2 + BY_CHANCE));
-                let now: BTreeSet<&str> = chosen.iter().map(|target| &*target.node).collect();
-                assert_eq!(chosen.len(), 2 * now.len());
+                let chosen = choose(&names, &own, &nobody, &mut random);
+                assert!(chosen.len() <= 2 + BY_CHANCE);
                 if nodes >= 3 {
                     for neighbour in [nodes / 2 - 1, nodes / 2 + 1] {
-                        assert!(now.contains(&*format!("node-{neighbour:04}")));
+                        assert!(chosen.contains(&*format!("node-{neighbour:04}")));
                     }
                 }
-                asked.extend(now);
+                asked.extend(chosen);
             }
             assert_eq!(asked.len(), nodes - 1);
         }
@@ -328,18 +309,14 @@ mod tests {
 
     #[test]
     fn suspicious_peers_are_asked_again_but_never_too_many_at_a_time() {
-        let (targets, mut random) = (targets(1000), SmallRng::seed_from_u64(1));
-        let judge = |target: &Target| ((target.node.clone(), target.family), Judge::default());
-        let few: BTreeMap<Key, Judge> = targets.iter().take(6).map(judge).collect();
-        let chosen = choose(&targets, "node-0500", &few, &mut random);
-        assert!(
-            targets
-                .iter()
-                .take(6)
-                .all(|target| chosen.contains(&target))
-        );
-        let all: BTreeMap<Key, Judge> = targets.iter().map(judge).collect();
-        let chosen = choose(&targets, "node-0500", &all, &mut random);
-        assert!(chosen.len() <= 2 * (2 + BY_CHANCE + SUSPICIOUS));
+        let (names, mut random) = (names(1000), SmallRng::seed_from_u64(1));
+        let names: Vec<&Arc<str>> = names.iter().collect();
+        let judge = |name: &&Arc<str>| (((*name).clone(), Family::Ip), Judge::default());
+        let few: BTreeMap<Key, Judge> = names.iter().take(6).map(judge).collect();
+        let chosen = choose(&names, "node-0500", &few, &mut random);
+        assert!(names.iter().take(6).all(|name| chosen.contains(&***name)));
+        let all: BTreeMap<Key, Judge> = names.iter().map(judge).collect();
+        let chosen = choose(&names, "node-0500", &all, &mut random);
+        assert!(chosen.len() <= 2 + BY_CHANCE + SUSPICIOUS);
     }
 }

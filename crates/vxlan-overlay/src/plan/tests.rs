@@ -18,13 +18,14 @@ fn a_tunnel_is_flannels_scheme_device_address_route_neighbour_and_fdb() {
     assert_eq!(tunnel.device.address.to_string(), "10.244.0.0/32");
     assert_eq!((tunnel.device.mtu, tunnel.device.port), (1450, 8472));
     let gateway = "10.244.2.0".parse().unwrap();
+    let entries = tunnel.entries();
     assert_eq!(
-        tunnel.routes[&"10.244.2.0/24".parse().unwrap()],
+        entries.routes[&"10.244.2.0/24".parse().unwrap()],
         Way::Tunnel(gateway)
     );
     let mac = Mac::of_node("node-2", Family::Ip);
-    assert_eq!(tunnel.neighbours[&gateway], mac);
-    assert_eq!(tunnel.fdb[&mac], "192.0.2.12".parse::<IpAddr>().unwrap());
+    assert_eq!(entries.neighbours[&gateway], mac);
+    assert_eq!(entries.fdb[&mac], "192.0.2.12".parse::<IpAddr>().unwrap());
     let v6 = plan.tunnels[1].as_ref().unwrap();
     assert_eq!(v6.device.name, "flannel-v6.1");
     assert_eq!(v6.device.address.to_string(), "fd00:244::/128");
@@ -40,10 +41,10 @@ fn an_annotated_peer_goes_by_what_it_says_and_one_without_counts_only_where_it_i
     };
     cluster.nodes[1].said = Said::Vteps([Some(vtep), None]);
     let plan = planned(&cluster);
-    assert_eq!(v4(&plan).fdb[&vtep.mac], vtep.public_ip);
-    assert_eq!(plan.tunnels[1].as_ref().unwrap().routes.len(), 1);
+    assert_eq!(v4(&plan).entries().fdb[&vtep.mac], vtep.public_ip);
+    assert_eq!(plan.tunnels[1].as_ref().unwrap().entries().routes.len(), 1);
     cluster.infer = false;
-    assert_eq!(v4(&planned(&cluster)).routes.len(), 1);
+    assert_eq!(v4(&planned(&cluster)).entries().routes.len(), 1);
 }
 
 #[test]
@@ -73,12 +74,13 @@ fn the_own_hardware_address_is_what_peers_hold_then_what_is_there_then_the_names
 #[test]
 fn overlapping_ranges_and_double_addresses_leave_the_later_name_out_and_say_so() {
     let mut cluster = cluster(5);
-    cluster.nodes[2].pod_cidrs = vec!["10.244.1.128/25".parse().unwrap()];
-    cluster.nodes[3].pod_cidrs = vec!["10.244.0.0/24".parse().unwrap()];
+    cluster.nodes[2].pod_cidrs = ["10.244.1.128/25".parse().unwrap()].into();
+    cluster.nodes[3].pod_cidrs = ["10.244.0.0/24".parse().unwrap()].into();
     cluster.nodes[4].addresses = cluster.nodes[1].addresses.clone();
     let plan = planned(&cluster);
     assert_eq!(
         v4(&plan)
+            .entries()
             .routes
             .keys()
             .map(ToString::to_string)
@@ -109,18 +111,22 @@ fn overlapping_ranges_and_double_addresses_leave_the_later_name_out_and_say_so()
 fn peers_on_the_link_are_reached_directly_while_they_are_and_keep_their_way_through_the_tunnel() {
     let mut cluster = cluster(3);
     cluster.config.direct_routing = true;
-    cluster.nodes[2].addresses = vec!["198.51.100.12".parse().unwrap()];
+    cluster.nodes[2].addresses = ["198.51.100.12".parse().unwrap()].into();
     let plan = planned(&cluster);
     let direct = Way::Direct("192.0.2.11".parse().unwrap(), 2);
-    assert_eq!(v4(&plan).routes[&"10.244.1.0/24".parse().unwrap()], direct);
+    assert_eq!(
+        v4(&plan).entries().routes[&"10.244.1.0/24".parse().unwrap()],
+        direct
+    );
     assert!(matches!(
-        v4(&plan).routes[&"10.244.2.0/24".parse().unwrap()],
+        v4(&plan).entries().routes[&"10.244.2.0/24".parse().unwrap()],
         Way::Tunnel(_)
     ));
-    assert_eq!(v4(&plan).neighbours.len(), 2);
+    assert_eq!(v4(&plan).entries().neighbours.len(), 2);
     cluster.surroundings.interfaces[0].addresses[0].net = "192.0.2.10/32".parse().unwrap();
     assert!(
         v4(&planned(&cluster))
+            .entries()
             .routes
             .values()
             .all(|way| matches!(way, Way::Tunnel(_)))
@@ -139,7 +145,7 @@ fn what_is_missing_on_this_node_is_named() {
             Problem::NoExternal(Family::Ip6)
         ]
     );
-    cluster.nodes[0].pod_cidrs.clear();
+    cluster.nodes[0].pod_cidrs = Box::default();
     assert_eq!(planned(&cluster).problems, [Problem::NoPodCidr]);
     cluster.nodes.remove(0);
     assert_eq!(planned(&cluster).problems, [Problem::NoOwnNode]);
