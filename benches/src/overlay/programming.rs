@@ -123,10 +123,11 @@ fn run(peers: u32) -> Result<Measured> {
     let (mut in_kernel, mut in_table, mut planning) =
         (Samples::new(), Samples::new(), Samples::new());
     for round in 0..CHANGES {
-        nodes[1].addresses = vec![
+        nodes[1].addresses = [
             format!("198.51.100.{round}").parse()?,
             format!("2001:db8:2::{round}").parse()?,
-        ];
+        ]
+        .into();
         // What the daemon does when it knows how it left the kernel.
         let start = Instant::now();
         let plan = planned(&config, &nodes, &observed);

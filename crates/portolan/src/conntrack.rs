@@ -7,20 +7,22 @@
 //! goes back to it ([`Forget`]), in pieces that hold no commit up. Flows are looked at after that: one that ended sooner
 //! could come back by what was remembered.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nft::{Backend, CommitError, Conntrack, Element, Family, Kernel, KernelConfig};
+use nft::{Backend, CommitError, Conntrack, Element, Family, Kernel, KernelConfig, Protocol};
 use service_dataplane::conntrack::{FlowCheck, FlowChecks};
 use service_dataplane::{AffinityCheck, affinity, layout};
 use service_model::AddressFamily;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::metrics::Metrics;
+
+mod challenge;
 
 /// After a failure; a SYN is retransmitted after a second.
 const RETRY: Duration = Duration::from_millis(500);
@@ -220,8 +222,15 @@ impl Worker {
         let mut all = 0;
         for filter in self.flows.filters() {
             let start = Instant::now();
-            let flows = &self.flows;
-            let deleted = self.conntrack.delete(&filter, |flow| flows.condemn(flow))?;
+            let (flows, mut established) = (&self.flows, Vec::new());
+            let deleted = self.conntrack.delete(&filter, |flow| {
+                let goes = flows.condemn(flow);
+                if goes && flow.protocol == Protocol::Tcp && flow.answered {
+                    established.push((flow.source, flow.destination));
+                }
+                goes
+            })?;
+            reset(&established);
             let family = match filter.family {
                 Family::Ip => AddressFamily::V4,
                 Family::Ip6 => AddressFamily::V6,
@@ -230,6 +239,15 @@ impl Worker {
             all += deleted;
         }
         Ok(all)
+    }
+}
+
+/// Has clients of connections reset that are tracked no more. Those that send anything are reset without it.
+fn reset(connections: &[(SocketAddr, SocketAddr)]) {
+    for (client, frontend) in connections {
+        if let Err(error) = challenge::challenge(*client, *frontend) {
+            tracing::debug!(%client, %frontend, %error, "reset when the client sends next");
+        }
     }
 }
 

@@ -1,0 +1,96 @@
+//! Makes clients speak whose connections have ended without them.
+//!
+//! A client that waits for an answer sends nothing, and would wait for good: it is reset when its next packet finds no
+//! connection. A SYN amid a connection is answered by an acknowledgement, whatever its numbers (RFC 5961, section 4);
+//! that answer is the next packet. With FIN beside it, connection tracking takes it for no packet of any connection
+//! (`tcp_valid_flags` of nf_conntrack_proto_tcp.c) and makes no entry that would keep the answer from being translated.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// `IPPROTO_RAW`: packets are sent with the headers they have.
+const RAW: i32 = 255;
+/// `IPPROTO_TCP`
+const TCP: u8 = 6;
+const TTL: u8 = 64;
+const SYN_FIN: u8 = 0x03;
+const TCP_HEADER: u8 = 20;
+
+/// Challenges the client of a connection to `frontend`, in its name.
+///
+/// Errors: EPERM without CAP_NET_RAW in this network namespace.
+pub(super) fn challenge(client: SocketAddr, frontend: SocketAddr) -> io::Result<()> {
+    let domain = Domain::for_address(client);
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(RAW)))?;
+    socket.set_nonblocking(true)?;
+    let to = SocketAddr::new(client.ip(), 0);
+    socket.send_to(&packet(client, frontend)?, &to.into())?;
+    Ok(())
+}
+
+/// The packet with its headers. The kernel adds the checksum of the IPv4 header (raw(7)).
+fn packet(client: SocketAddr, frontend: SocketAddr) -> io::Result<Vec<u8>> {
+    let segment = segment(client, frontend);
+    match (frontend.ip(), client.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => Ok(ipv4(from, to, &segment)),
+        (IpAddr::V6(from), IpAddr::V6(to)) => Ok(ipv6(from, to, &segment)),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+/// RFC 791, section 3.1
+fn ipv4(from: Ipv4Addr, to: Ipv4Addr, segment: &[u8]) -> Vec<u8> {
+    const HEADER: u8 = 20;
+    let (version_and_words, length) = (0x45, HEADER + TCP_HEADER);
+    let mut packet = vec![version_and_words, 0, 0, length];
+    packet.extend([0, 0, 0, 0, TTL, TCP, 0, 0]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(segment);
+    packet
+}
+
+/// RFC 8200, section 3
+fn ipv6(from: Ipv6Addr, to: Ipv6Addr, segment: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, TCP_HEADER, TCP, TTL];
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(segment);
+    packet
+}
+
+/// RFC 9293, section 3.1
+fn segment(client: SocketAddr, frontend: SocketAddr) -> Vec<u8> {
+    let mut segment = Vec::from(frontend.port().to_be_bytes());
+    segment.extend(client.port().to_be_bytes());
+    segment.extend([0; 8]);
+    segment.extend([TCP_HEADER / 4 << 4, SYN_FIN]);
+    segment.extend([0; 6]);
+    let mut summed = octets(frontend.ip());
+    summed.extend(octets(client.ip()));
+    summed.extend([0, TCP, 0, TCP_HEADER]);
+    summed.extend(&segment);
+    let sum = checksum(&summed).to_be_bytes();
+    if let Some(place) = segment.get_mut(16..18) {
+        place.copy_from_slice(&sum);
+    }
+    segment
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().into(),
+        IpAddr::V6(v6) => v6.octets().into(),
+    }
+}
+
+/// RFC 1071, of an even number of bytes.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.as_chunks::<2>().0.iter();
+    let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes(*word))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let folded = (folded & 0xffff) + (folded >> 16);
+    !u16::try_from(folded).unwrap_or(u16::MAX)
+}
