@@ -66,7 +66,8 @@ fn segment(client: SocketAddr, frontend: SocketAddr) -> Vec<u8> {
     let mut segment = Vec::from(frontend.port().to_be_bytes());
     segment.extend(client.port().to_be_bytes());
     segment.extend([0; 8]);
-    segment.extend([TCP_HEADER / 4 << 4, SYN_FIN]);
+    // The header is so many words long.
+    segment.extend([(TCP_HEADER / 4) << 4, SYN_FIN]);
     segment.extend([0; 6]);
     let mut summed = octets(frontend.ip());
     summed.extend(octets(client.ip()));
