@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod differential;
 pub mod doctor;
 pub mod evaluator;
+pub mod exceptions;
 pub mod field;
 pub mod flannel;
 pub mod frame;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Capability, Namespace};
 use nft::{Backend, Family, Kernel, KernelConfig, Rule, Statement, TableContents, Transaction};
 use portolan_tests::cluster::Generator;
+use portolan_tests::exceptions::cannot_load_protocols_in_intervals;
 use portolan_tests::overlay::{self, OverlayStage};
 use portolan_tests::{case, number_from_env, product};
 use service_dataplane::{guard, layout};
@@ -40,6 +41,9 @@ const WITHOUT_RAW_KEYS: [&str; 3] = ["1.0.6", "1.1.3", "1.1.7"];
 struct Reader {
     version: String,
     program: PathBuf,
+    /// This kernel takes nothing from it that holds an interval set with a protocol in its key, as every table of Services
+    /// does.
+    is_refused: bool,
 }
 
 fn readers() -> Result<Vec<Reader>> {
@@ -49,10 +53,7 @@ fn readers() -> Result<Vec<Reader>> {
         let (version, program) = reader
             .split_once('=')
             .context("PORTOLAN_NFT is VERSION=PATH,...")?;
-        readers.push(Reader {
-            version: version.into(),
-            program: program.into(),
-        });
+        readers.push(Reader::new(version, program)?);
     }
     if readers.is_empty() {
         // `nftables v1.0.6 (Lester Gooch #5)`
@@ -60,10 +61,10 @@ fn readers() -> Result<Vec<Reader>> {
         let version = told
             .split_whitespace()
             .find_map(|word| word.strip_prefix('v'));
-        readers.push(Reader {
-            version: version.context("nft tells no version")?.into(),
-            program: "nft".into(),
-        });
+        readers.push(Reader::new(
+            version.context("nft tells no version")?,
+            "nft",
+        )?);
     }
     Ok(readers)
 }
@@ -114,6 +115,13 @@ fn check(readers: &[Reader], table: &'static str, tables: &[TableContents; 2]) -
     );
     for reader in readers {
         let listing = reader.list(&written)?;
+        if reader.is_refused {
+            println!(
+                "EXCEPTION: nft {} lists every table but can load none on this kernel, which refuses its step for one-byte fields",
+                reader.version
+            );
+            continue;
+        }
         if !loads(&reader.version, tables) {
             println!(
                 "EXCEPTION: nft {} lists IPv6 affinity but cannot load it",
@@ -127,6 +135,15 @@ fn check(readers: &[Reader], table: &'static str, tables: &[TableContents; 2]) -
 }
 
 impl Reader {
+    fn new(version: &str, program: &str) -> Result<Reader> {
+        let program = PathBuf::from(program);
+        Ok(Reader {
+            version: version.into(),
+            is_refused: cannot_load_protocols_in_intervals(&program)?,
+            program,
+        })
+    }
+
     /// All that is in a network namespace.
     fn list(&self, namespace: &Namespace) -> Result<String> {
         let program = self.program.clone();

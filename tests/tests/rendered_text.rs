@@ -2,12 +2,14 @@
 //! lists of that loads again.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Capability, Namespace, wait_for};
 use nft::{Backend, Family, Kernel, KernelConfig, TableContents, Transaction};
 use portolan_tests::cluster::Generator;
+use portolan_tests::exceptions::cannot_load_protocols_in_intervals;
 use portolan_tests::stage::PATIENCE;
 use portolan_tests::{number_from_env, product};
 use service_dataplane::{Dataplane, Update, layout};
@@ -50,6 +52,10 @@ fn text_netlink_and_the_listing_of_either_make_the_same_tables() -> Result<()> {
     if !lab::require(&[Capability::Nft]) {
         return Ok(());
     }
+    let is_refused = cannot_load_protocols_in_intervals(Path::new("nft"))?;
+    if is_refused {
+        println!("EXCEPTION: nft 1.0.6 can load no table of Services on this kernel");
+    }
     let seed = number_from_env("PORTOLAN_SEED", 1);
     for seed in seed..seed + number_from_env("PORTOLAN_SEEDS", 20) {
         let mut cluster = Generator::new(seed).cluster();
@@ -62,11 +68,6 @@ fn text_netlink_and_the_listing_of_either_make_the_same_tables() -> Result<()> {
         let tables = product::contents(&cluster, &cluster.nodes[0]);
         let wanted = tables.clone().map(Some);
         let text: String = tables.iter().map(nft::text::table).collect();
-        let by_text = Namespace::new("text")?.run(move || load(&text).and_then(|()| held()))??;
-        ensure!(
-            by_text == wanted,
-            "PORTOLAN_SEED={seed}: text makes another table"
-        );
         let netlink = Namespace::new("netlink")?;
         let (by_netlink, listing) = netlink.run(move || {
             let mut transaction = Transaction::new();
@@ -81,6 +82,14 @@ fn text_netlink_and_the_listing_of_either_make_the_same_tables() -> Result<()> {
         ensure!(
             by_netlink == wanted,
             "PORTOLAN_SEED={seed}: netlink makes another table"
+        );
+        if is_refused {
+            continue;
+        }
+        let by_text = Namespace::new("text")?.run(move || load(&text).and_then(|()| held()))??;
+        ensure!(
+            by_text == wanted,
+            "PORTOLAN_SEED={seed}: text makes another table"
         );
         let again = Namespace::new("listing")?
             .run(move || load(&listing).and_then(|()| held()))?
