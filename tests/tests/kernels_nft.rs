@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Capability, Namespace};
 use nft::{Backend, Family, Kernel, KernelConfig, Rule, Statement, TableContents, Transaction};
 use portolan_tests::cluster::Generator;
-use portolan_tests::exceptions::cannot_load_protocols_in_intervals;
+use portolan_tests::exceptions::{cannot_load_protocols_in_intervals, kernel as kernel_name};
 use portolan_tests::overlay::{self, OverlayStage};
 use portolan_tests::{case, number_from_env, product};
 use service_dataplane::{guard, layout};
@@ -117,8 +117,9 @@ fn check(readers: &[Reader], table: &'static str, tables: &[TableContents; 2]) -
         let listing = reader.list(&written)?;
         if reader.is_refused {
             println!(
-                "EXCEPTION: nft {} lists every table but can load none on this kernel, which refuses its step for one-byte fields",
-                reader.version
+                "EXCEPTION: nft {} lists every table but can load none on {}, which refuses its step for one-byte fields",
+                reader.version,
+                kernel_name()?
             );
             continue;
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Capability, Namespace, wait_for};
 use nft::{Backend, Family, Kernel, KernelConfig, TableContents, Transaction};
 use portolan_tests::cluster::Generator;
-use portolan_tests::exceptions::cannot_load_protocols_in_intervals;
+use portolan_tests::exceptions::{self, cannot_load_protocols_in_intervals};
 use portolan_tests::stage::PATIENCE;
 use portolan_tests::{number_from_env, product};
 use service_dataplane::{Dataplane, Update, layout};
@@ -54,7 +54,8 @@ fn text_netlink_and_the_listing_of_either_make_the_same_tables() -> Result<()> {
     }
     let is_refused = cannot_load_protocols_in_intervals(Path::new("nft"))?;
     if is_refused {
-        println!("EXCEPTION: nft 1.0.6 can load no table of Services on this kernel");
+        let kernel = exceptions::kernel()?;
+        println!("EXCEPTION: nft 1.0.6 can load no table of Services on {kernel}");
     }
     let seed = number_from_env("PORTOLAN_SEED", 1);
     for seed in seed..seed + number_from_env("PORTOLAN_SEEDS", 20) {
