@@ -229,8 +229,10 @@ impl Worker {
                     established.push((flow.source, flow.destination));
                 }
                 goes
-            })?;
+            });
+            // Some may be gone though not all went, and are not found again.
             reset(&established);
+            let deleted = deleted?;
             let family = match filter.family {
                 Family::Ip => AddressFamily::V4,
                 Family::Ip6 => AddressFamily::V6,

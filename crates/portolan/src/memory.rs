@@ -3,13 +3,13 @@
 //!
 //! Reading a first list and committing it allocates far more than what stays. glibc keeps the freed pages that lie below
 //! pages in use (mallopt(3), M_TRIM_THRESHOLD looks at the top only): measured at 10,000 Services of 10 endpoints, 14 of
-//! 60 MiB. `malloc_trim` gives them back; it takes milliseconds, so it runs beside the control loop and only after large
-//! commits.
+//! 60 MiB. `malloc_trim` gives them back; it takes milliseconds, so it runs beside the control loops and only after work
+//! on many Services or peers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// From this many Services planned in one turn on, memory is given back afterwards.
+/// From this many Services planned in one turn, or peers, on, memory is given back afterwards.
 pub const LARGE: usize = 1_000;
 
 /// Sources and the commit free their last buffers within this time.
