@@ -217,8 +217,8 @@ fn take_first_list(
     first: &mut Option<Transaction>,
 ) -> Result<Duration> {
     let sandbox = Sandbox::new()?;
-    let kernel = sandbox.kernel()?;
-    let monitor = sandbox.monitor(&kernel)?;
+    let mut kernel = sandbox.kernel()?;
+    let monitor = sandbox.monitor(&mut kernel)?;
     let mut node = Node::new(kernel, shape.facts());
     node.dataplane.backend_mut().record = first.is_none();
     let committed = node.list(lists.0, lists.1)?;
@@ -289,8 +289,8 @@ struct Churn {
 
 impl Churn {
     fn new(shape: Shape, sandbox: &Sandbox) -> Result<Self> {
-        let kernel = sandbox.kernel()?;
-        let mut monitor = sandbox.monitor(&kernel)?;
+        let mut kernel = sandbox.kernel()?;
+        let mut monitor = sandbox.monitor(&mut kernel)?;
         let mut node = Node::new(kernel, shape.facts());
         let slices = shape.slices();
         node.dataplane.backend_mut().record = true;

@@ -33,13 +33,15 @@ impl Sandbox {
         Ok(self.namespace.run(|| Kernel::open(config))??)
     }
 
-    /// The daemon's subscription to foreign changes. While there is one, the kernel tells it of each element that
-    /// anybody adds or deletes, which makes commits dearer.
-    pub fn monitor(&self, kernel: &Kernel) -> Result<Monitor> {
+    /// The daemon's subscription to foreign changes. The kernel tells it of each element that anybody adds or deletes, which
+    /// makes small commits dearer; it is spared large ones, as in the daemon.
+    pub fn monitor(&self, kernel: &mut Kernel) -> Result<Monitor> {
         let port = kernel.port();
-        Ok(self
+        let monitor = self
             .namespace
-            .run(move || Monitor::open(layout::TABLE.into(), port))??)
+            .run(move || Monitor::open(layout::TABLE.into(), port))??;
+        kernel.spare(monitor.membership()?);
+        Ok(monitor)
     }
 
     /// A socket for ready-made messages.

@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use crate::features::trial;
 use crate::link::{Asked, Link, failed, undecodable};
 use crate::model::{Bytes, Element, Family, Name, Table};
+use crate::monitor::Membership;
 use crate::transaction::{
     Adoption, Backend, CommitError, Culprit, Generation, Operation, TableContents, Transaction,
 };
@@ -35,6 +36,9 @@ const RECEIVE_SPACE: usize = 4 << 20;
 /// A dump that other people's commits keep interrupting is given up after this many attempts, which take
 /// 0.2 s and the time of the dumps.
 const READ_ATTEMPTS: u32 = 20;
+
+/// A transaction of this many bytes, some thousands of elements, is large.
+const LARGE: usize = 128 << 10;
 
 /// How to open the kernel.
 #[derive(Clone, Debug)]
@@ -77,6 +81,8 @@ pub struct Kernel {
     features: TableFeatures,
     flags: TableFlags,
     sent: Sent,
+    /// Of the monitor that is spared our large transactions.
+    spared: Option<Membership>,
 }
 
 impl Kernel {
@@ -112,7 +118,14 @@ impl Kernel {
             features: TableFeatures::default(),
             flags: TableFlags::default(),
             sent: Sent::default(),
+            spared: None,
         })
+    }
+
+    /// From now on the monitor is not told of large transactions of ours, which it would leave unread. What others do
+    /// meanwhile it is told as [`crate::Notice::Overrun`].
+    pub fn spare(&mut self, monitor: Membership) {
+        self.spared = Some(monitor);
     }
 
     /// What this kernel's tables can do.
@@ -232,10 +245,42 @@ impl Kernel {
         self.sent.messages += self.batch.message_count() as u64;
         self.sent.bytes += bytes;
         self.sent.last_bytes = bytes;
-        match self.exchange()? {
+        let outcome = match self.spared.take_if(|_| bytes >= LARGE as u64) {
+            None => self.exchange(),
+            Some(monitor) => {
+                let outcome = self.unheard_by(&monitor, Kernel::exchange);
+                self.spared = Some(monitor);
+                outcome
+            }
+        };
+        match outcome? {
             Outcome::Acknowledged => Ok(()),
             Outcome::Refused { sequence, answer } => Err(self.blame(transaction, sequence, answer)),
         }
+    }
+
+    /// Has `monitor` leave the group while `exchange` runs.
+    ///
+    /// Errors: besides those of `exchange`, when the monitor cannot be had back: then it is deaf.
+    fn unheard_by(
+        &mut self,
+        monitor: &Membership,
+        exchange: impl FnOnce(&mut Self) -> Result<Outcome, CommitError>,
+    ) -> Result<Outcome, CommitError> {
+        // In this order: what others do before it has left, it is told.
+        let before = self.link.generation()?;
+        monitor.leave().map_err(failed("leave the group"))?;
+        let outcome = exchange(self);
+        let joined = monitor.join();
+        let expected = match outcome {
+            Ok(Outcome::Acknowledged) => before.next(),
+            _ => before,
+        };
+        if joined.is_err() || self.link.generation()? != expected {
+            monitor.missed().map_err(failed("tell the monitor"))?;
+        }
+        joined.map_err(failed("join the group"))?;
+        outcome
     }
 
     /// Sends the batch and gathers its answers.

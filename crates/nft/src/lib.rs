@@ -44,7 +44,7 @@ pub use model::{
     Bytes, Chain, Data, DataField, Element, Family, Field, Hook, Name, Operand, Protocol, Rule,
     Set, SetKind, Side, Statement, Table, Verdict,
 };
-pub use monitor::{Monitor, Notice};
+pub use monitor::{Membership, Monitor, Notice};
 pub use transaction::{
     Adoption, Backend, CommitError, Culprit, Generation, Operation, TableContents, Transaction,
 };

@@ -9,11 +9,14 @@
 //! (`nf_tables_gen_notify`). A transaction of others is told once, with that generation: who has read the table at
 //! it or later need not read it again.
 
+mod membership;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -25,6 +28,8 @@ use crate::wire::abi::{SUBSYSTEM, message, table};
 use crate::wire::attribute::string;
 use crate::wire::frame::generation;
 use crate::wire::{Malformed, Message, messages};
+
+pub use membership::Membership;
 
 /// `1 << (NFNLGRP_NFTABLES - 1)`, the group as a bit of the address.
 const GROUP: u32 = 1 << 6;
@@ -51,6 +56,8 @@ pub struct Monitor {
     is_ours_changed: bool,
     /// Heard in one datagram and not handed out yet.
     pending: VecDeque<Notice>,
+    /// Something may have changed while the socket was not in the group.
+    missed: Arc<AtomicBool>,
 }
 
 impl Monitor {
@@ -67,6 +74,15 @@ impl Monitor {
             own_port,
             is_ours_changed: false,
             pending: VecDeque::new(),
+            missed: Arc::default(),
+        })
+    }
+
+    /// For [`crate::Kernel::spare`].
+    pub fn membership(&self) -> Result<Membership, CommitError> {
+        Ok(Membership {
+            socket: self.socket.try_clone().map_err(failed("subscribe"))?,
+            missed: self.missed.clone(),
         })
     }
 
@@ -76,6 +92,9 @@ impl Monitor {
         loop {
             if let Some(notice) = self.pending.pop_front() {
                 return Ok(Some(notice));
+            }
+            if self.missed.swap(false, Ordering::Acquire) {
+                return Ok(Some(Notice::Overrun));
             }
             match self.socket.try_receive() {
                 Ok(Some(datagram)) => {

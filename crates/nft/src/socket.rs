@@ -30,6 +30,21 @@ sockopt_impl!(
     bool
 );
 
+sockopt_impl!(
+    JoinGroup,
+    SetOnly,
+    libc::SOL_NETLINK,
+    libc::NETLINK_ADD_MEMBERSHIP,
+    libc::c_int
+);
+sockopt_impl!(
+    LeaveGroup,
+    SetOnly,
+    libc::SOL_NETLINK,
+    libc::NETLINK_DROP_MEMBERSHIP,
+    libc::c_int
+);
+
 /// The kernel fills dumps up to 32 kB a datagram, more when it has once seen a longer buffer.
 const RECEIVE: usize = 64 << 10;
 
@@ -67,6 +82,12 @@ impl Socket {
     /// The port id the kernel chose.
     pub(crate) fn port(&self) -> u32 {
         self.port
+    }
+
+    /// Another descriptor of the same socket.
+    pub(crate) fn try_clone(&self) -> Result<OwnedFd, Errno> {
+        let cloned = self.fd.try_clone();
+        cloned.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))
     }
 
     /// Asks for room for this many bytes of unread messages. Best effort without CAP_NET_ADMIN.

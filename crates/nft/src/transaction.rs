@@ -154,6 +154,12 @@ pub enum Adoption {
 pub struct Generation(pub u32);
 
 impl Generation {
+    /// The one that the next transaction makes.
+    pub fn next(self) -> Generation {
+        // Zero is left out (`nf_tables_commit`).
+        Generation(self.0.checked_add(1).unwrap_or(1))
+    }
+
     /// Whether it is `other` or came after it. The kernel's count wraps around.
     pub fn is_since(self, other: Generation) -> bool {
         self.0.wrapping_sub(other.0) <= u32::MAX / 2

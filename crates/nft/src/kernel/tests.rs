@@ -11,6 +11,7 @@ use crate::diff::diff;
 use crate::model::{
     Bytes, Chain, Data, Element, Field, Hook, Rule, Set, SetKind, Statement, Table, Verdict,
 };
+use crate::monitor::{Monitor, Notice};
 use crate::namespace::{in_namespace, kernel, listed, load, nft};
 use crate::wire::attribute::Attributes;
 use crate::{samples, text};
@@ -487,5 +488,46 @@ fn reading_beside_a_busy_writer_sees_whole_transactions_only() {
                 }
             }
         });
+    });
+}
+
+#[test]
+fn what_others_change_while_the_monitor_is_away_is_told_it() {
+    in_namespace(|| {
+        let mut kernel = kernel(false);
+        let mut monitor = Monitor::open("portolan".into(), kernel.port()).unwrap();
+        let membership = monitor.membership().unwrap();
+        for is_changed in [false, true, false] {
+            let beside = |_: &mut Kernel| {
+                if is_changed {
+                    load("add table ip other; add table ip portolan");
+                }
+                Err(failed("send")(Errno::EIO))
+            };
+            assert!(kernel.unheard_by(&membership, beside).is_err());
+            let expected = is_changed.then_some(Notice::Overrun);
+            assert_eq!(monitor.try_next().unwrap(), expected);
+        }
+        load("delete table ip portolan");
+        let changed = Notice::Changed(kernel.generation().unwrap());
+        assert_eq!(monitor.try_next().unwrap(), Some(changed));
+    });
+}
+
+/// Whoever waits is woken, though what woke it is no notification.
+#[test]
+fn a_monitor_that_waits_is_woken_by_what_was_missed() {
+    in_namespace(|| {
+        let kernel = kernel(false);
+        let mut monitor = Monitor::open("portolan".into(), kernel.port()).unwrap();
+        let membership = monitor.membership().unwrap();
+        let (waits, waiting) = std::sync::mpsc::channel();
+        let waiter = std::thread::spawn(move || {
+            waits.send(()).unwrap();
+            monitor.wait(Duration::from_secs(60))
+        });
+        waiting.recv().unwrap();
+        membership.missed().unwrap();
+        assert_eq!(waiter.join().unwrap().unwrap(), Some(Notice::Overrun));
     });
 }

@@ -104,7 +104,7 @@ fn lost_notifications_are_said_to_be_lost() {
         let mut monitor = Monitor::open("portolan".into(), kernel.port()).unwrap();
         kernel.commit(&filled(0)).unwrap();
         monitor.socket.set_receive_space(2048).unwrap();
-        kernel.commit(&filled(5_000)).unwrap();
+        kernel.commit(&filled(20_000)).unwrap();
         assert_eq!(monitor.try_next().unwrap(), Some(Notice::Overrun));
         assert_eq!(monitor.try_next().unwrap(), None);
     });
@@ -115,4 +115,36 @@ proptest! {
     fn any_datagram_is_heard_without_harm(datagram in prop::collection::vec(any::<u8>(), 0..300)) {
         prop_assert!(heard(&datagram, "portolan", 7, &mut false).len() <= 15);
     }
+}
+
+/// Whether anything has come to its socket.
+fn is_told(monitor: &mut Monitor) -> bool {
+    let mut told = false;
+    while monitor.socket.try_receive().unwrap().is_some() {
+        told = true;
+    }
+    told
+}
+
+#[test]
+fn a_large_transaction_of_ours_is_not_told_to_who_is_spared_it() {
+    in_namespace(|| {
+        let mut kernel = kernel(false);
+        let mut monitor = Monitor::open("portolan".into(), kernel.port()).unwrap();
+        kernel.commit(&filled(20_000)).unwrap();
+        assert!(is_told(&mut monitor), "the kernel tells our own, too");
+        let mut deletion = Transaction::new();
+        deletion.push(Family::Ip, Operation::DeleteTable);
+        kernel.commit(&deletion).unwrap();
+        assert!(is_told(&mut monitor));
+
+        kernel.spare(monitor.membership().unwrap());
+        kernel.commit(&filled(20_000)).unwrap();
+        assert!(!is_told(&mut monitor));
+        assert_eq!(monitor.try_next().unwrap(), None);
+        load("add element ip portolan frontends { 1.1.1.1 . tcp . 1 }");
+        let generation = kernel.generation().unwrap();
+        let changed = Some(Notice::Changed(generation));
+        assert_eq!(monitor.try_next().unwrap(), changed);
+    });
 }
