@@ -124,20 +124,14 @@ impl<B: Backend> Node<B> {
         slices: Vec<EndpointSlice>,
     ) -> Result<Committed> {
         self.commit(|index| {
-            index.service_event(ObjectEvent::Reset {
-                objects: services,
-                invalid: Vec::new(),
-            });
-            index.slice_event(ObjectEvent::Reset {
-                objects: slices,
-                invalid: Vec::new(),
-            });
+            index.service_event(ObjectEvent::list(services));
+            index.slice_event(ObjectEvent::list(slices));
         })
     }
 
     /// One slice added or changed.
     pub fn apply(&mut self, slice: EndpointSlice) -> Result<Committed> {
-        self.commit(|index| index.slice_event(ObjectEvent::Apply(slice)))
+        self.commit(|index| index.slice_event(ObjectEvent::Apply(Arc::new(slice))))
     }
 
     fn commit(&mut self, take_in: impl FnOnce(&mut Index)) -> Result<Committed> {

@@ -126,6 +126,7 @@ impl Shape {
             masquerade_all: false,
             service_cidrs: Vec::new(),
             api_servers: Vec::new(),
+            listeners: Vec::new(),
             allowed_external_ips: None,
         }
     }

@@ -55,13 +55,13 @@ pub fn contents_of_manifests(
                 decoded += usize::from(service.is_some());
                 service
                     .into_iter()
-                    .for_each(|s| index.service_event(ObjectEvent::Apply(s)));
+                    .for_each(|s| index.service_event(ObjectEvent::Apply(Arc::new(s))));
             }
             Some("EndpointSlice") => {
                 let slice = decode::<wire::EndpointSlice>(document, &mut interner);
                 slice
                     .into_iter()
-                    .for_each(|s| index.slice_event(ObjectEvent::Apply(s)));
+                    .for_each(|s| index.slice_event(ObjectEvent::Apply(Arc::new(s))));
             }
             _ => {}
         }
@@ -83,14 +83,14 @@ pub fn index(cluster: &Cluster) -> Index {
         .iter()
         .filter_map(|s| self::service(s, &mut interner))
     {
-        index.service_event(ObjectEvent::Apply(service));
+        index.service_event(ObjectEvent::Apply(Arc::new(service)));
     }
     for slice in cluster
         .slices
         .iter()
         .filter_map(|s| self::slice(s, &mut interner))
     {
-        index.slice_event(ObjectEvent::Apply(slice));
+        index.slice_event(ObjectEvent::Apply(Arc::new(slice)));
     }
     index
 }

@@ -237,6 +237,49 @@ fn cluster_ips_are_served_before_the_node_has_addresses_and_node_ports_as_soon_a
     wait_until("node ports", PATIENCE, answers)
 }
 
+/// Bar B42: an external IP may be the node's own, but takes no port there that a process has.
+#[test]
+fn what_listens_on_the_node_keeps_its_port_from_external_frontends() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let own = stage.node.ipv4();
+    write(&stage, &[0, 1, 2, 3], |object| {
+        if object["kind"] == "Service" {
+            object["spec"]["externalIPs"] = json!([own]);
+        }
+    })?;
+    let daemon = stage.start_in_step(&[])?;
+    let outside = stage.lab().client("outside")?;
+    let answered_by = |from: &Host| -> Option<String> {
+        let outcome = from.connect(Protocol::Tcp, (own, stage.web.port)).ok()?;
+        Some(outcome.server()?.split(':').next()?.to_owned())
+    };
+    let by_node = || {
+        let all: [&Host; 3] = [&outside, &stage.client, &stage.node];
+        all.iter()
+            .all(|from| answered_by(from).as_deref() == Some("node-a"))
+    };
+    let by_pod = || answered_by(&outside).is_some_and(|name| name.starts_with("web-"));
+    wait_until("the Service at the node's address", PATIENCE, by_pod)?;
+    // Somebody begins to listen later, for all addresses.
+    stage.node.serve(Protocol::Tcp, stage.web.port)?;
+    wait_until("the node's own service", PATIENCE, by_node)?;
+    ensure!(
+        stage
+            .connect(&stage.client, &stage.web)?
+            .server()
+            .is_some_and(|name| name.starts_with("web-")),
+        "the cluster IP is nobody else's"
+    );
+    // It has the port from the first packet on when it was there before.
+    drop(daemon);
+    let _daemon = stage.start_in_step(&[])?;
+    ensure!(by_node(), "{:?}", answered_by(&outside));
+    Ok(())
+}
+
 #[test]
 fn an_address_that_comes_later_serves_node_ports() -> Result<()> {
     if !can_run() {

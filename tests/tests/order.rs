@@ -139,20 +139,10 @@ impl Daemon {
         let interner = &mut self.interner;
         let services = services
             .iter()
-            .map(|s| product::service(s, interner).unwrap())
-            .collect();
-        let slices = slices
-            .iter()
-            .filter_map(|s| product::slice(s, interner))
-            .collect();
-        let services = ObjectEvent::Reset {
-            objects: services,
-            invalid: Vec::new(),
-        };
-        let slices = ObjectEvent::Reset {
-            objects: slices,
-            invalid: Vec::new(),
-        };
+            .map(|s| product::service(s, interner).unwrap());
+        let services = ObjectEvent::list(services);
+        let slices = slices.iter().filter_map(|s| product::slice(s, interner));
+        let slices = ObjectEvent::list(slices);
         if self.rng.random() {
             self.index.service_event(services);
             self.index.slice_event(slices);
@@ -166,12 +156,13 @@ impl Daemon {
         match event {
             Event::Service(key, Some(service)) => {
                 let object = product::service(&service, &mut self.interner).unwrap();
-                self.index.service_event(ObjectEvent::Apply(object));
+                self.index
+                    .service_event(ObjectEvent::Apply(Arc::new(object)));
                 self.world.services.insert(key, service);
             }
             Event::Slice(key, Some(slice)) => {
                 match product::slice(&slice, &mut self.interner) {
-                    Some(object) => self.index.slice_event(ObjectEvent::Apply(object)),
+                    Some(object) => self.index.slice_event(ObjectEvent::Apply(Arc::new(object))),
                     // A source has nothing to apply: no owner, or FQDN. What it was before is gone.
                     None => self.index.slice_event(ObjectEvent::Delete(name(&key))),
                 }

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use nft::{Backend, Feature, Features, Kernel, KernelConfig, Monitor, Notice};
 use service_dataplane::{Dataplane, Outcome, SyncError, layout};
-use service_model::{AddressFamily, Invalid, NodeConfig, NodePortAddress, ObjectEvent, ObjectKind};
+use service_model::{
+    AddressFamily, Invalid, NodeConfig, NodeFacts, NodePortAddress, ObjectEvent, ObjectKind,
+};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +23,7 @@ use crate::counters::Counters;
 use crate::features;
 use crate::guard;
 use crate::health_checks;
+use crate::listeners::{self, Listeners};
 use crate::localhost;
 use crate::memory;
 use crate::metrics::Metrics;
@@ -80,7 +83,7 @@ pub async fn run(
         .context("could not ask the kernel what it can do (CAP_NET_ADMIN is needed)")?
         .without(&config.without);
     features::check(&features)?;
-    let kernel = Kernel::open(KernelConfig {
+    let mut kernel = Kernel::open(KernelConfig {
         table: layout::TABLE.into(),
         owner: config.own_tables && features.has(Feature::TablePersist),
     })
@@ -89,6 +92,7 @@ pub async fn run(
     let _guard = config.own_tables.then(|| guard::stand(&features));
     let monitor = Monitor::open(layout::TABLE.into(), kernel.port())
         .context("could not listen for nftables changes")?;
+    kernel.spare(monitor.membership()?);
     let mut foreign = listen(monitor, cancel.clone())?;
     tracing::info!(flags = ?kernel.table_flags(), "tables are written over netlink");
     let (forget, mut to_forget) = mpsc::unbounded_channel();
@@ -189,6 +193,9 @@ struct Control<B> {
     reports: Reports,
     addresses: Vec<IpAddr>,
     addresses_gone: bool,
+    listeners: Listeners,
+    /// Where, among the places that Services ask for, processes of this node listen.
+    occupied: Vec<listeners::Place>,
     /// Node ports are relayed from loopback addresses too.
     loopback: Option<localhost::Announcer>,
     /// Load balancers are told of local endpoints.
@@ -217,6 +224,8 @@ impl<B: Backend> Control<B> {
             reports,
             addresses: Vec::new(),
             addresses_gone: false,
+            listeners: Listeners::default(),
+            occupied: Vec::new(),
             loopback: None,
             health_checks: None,
             counters: Arc::default(),
@@ -293,7 +302,8 @@ impl<B: Backend> Control<B> {
         let commit =
             (self.wants_commit() && self.is_whole()).then(|| self.pace.due(now).unwrap_or(now));
         let repair = self.repairs.due(now);
-        commit.into_iter().chain(repair).min()
+        let look = self.listeners.due();
+        commit.into_iter().chain(repair).chain(look).min()
     }
 
     fn is_whole(&self) -> bool {
@@ -304,13 +314,20 @@ impl<B: Backend> Control<B> {
         !self.synced
             || self.failed
             || self.view.is_dirty()
-            || self.view.facts(&self.addresses) != *self.dataplane.facts()
+            || self.facts() != *self.dataplane.facts()
+    }
+
+    fn facts(&self) -> NodeFacts {
+        let facts = self.view.facts(&self.addresses);
+        facts.with_listeners(self.occupied.clone())
     }
 
     /// Commits and repairs what is due.
     fn turn(&mut self, addresses: &[IpAddr]) {
         self.addresses = addresses.to_vec();
         let now = Instant::now();
+        let asked = self.view.external_sockets_here();
+        self.occupied = self.listeners.among(asked, now);
         if self.is_whole() {
             if self.wants_commit() {
                 if self.pace.due(now).is_none() {
@@ -329,7 +346,7 @@ impl<B: Backend> Control<B> {
 
     fn commit(&mut self) {
         let start = Instant::now();
-        let facts = self.view.facts(&self.addresses);
+        let facts = self.facts();
         let refresh = facts != *self.dataplane.facts();
         let updates = self.view.updates(&facts, refresh);
         let planned = updates.len();

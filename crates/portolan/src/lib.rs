@@ -3,7 +3,7 @@
 //! * [`cli`] is the command line; [`app`] composes what `portolan run` needs and owns its life time.
 //! * [`source`] turns an API server or a folder of manifests into object events.
 //! * [`control`] is the loop between events and kernel, the one owner of the table.
-//! * [`node_addresses`] follows the addresses of this node's interfaces.
+//! * [`node_addresses`] follows the addresses of this node's interfaces, [`listeners`] who listens there.
 //! * [`memory`] gives back what a first list took.
 //! * [`features`] says what is done where the kernel lacks something.
 //! * [`overlay`] keeps the tunnel to other nodes' pods.
@@ -25,6 +25,7 @@ pub mod features;
 mod guard;
 pub mod health_checks;
 pub mod http;
+pub mod listeners;
 pub mod localhost;
 pub mod memory;
 pub mod metrics;

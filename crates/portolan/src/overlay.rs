@@ -4,7 +4,6 @@
 //! observes, plans, and carries out the difference until there is none. It runs on a thread of its own, since the
 //! kernel is asked and waited for; nothing it does when it ends can make the tunnel go away.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use kube::Client;
 use service_model::ObjectEvent;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use vxlan_overlay::{Config, Kernel, Monitor, Names, Plan, Preferences, RuleOptions};
+use vxlan_overlay::{Concern, Config, Kernel, Monitor, Names, Plan, Preferences, RuleOptions};
 
 pub mod args;
 mod cache;
@@ -173,7 +172,7 @@ async fn run(
     cancel: CancellationToken,
 ) -> Result<()> {
     let kernel = Kernel::open().context("opening an rtnetlink socket")?;
-    let devices = Arc::new(ArcSwap::from_pointee(None));
+    let devices = Arc::new(ArcSwap::from_pointee(Concern::default()));
     let foreign = listen(&kernel, devices.clone(), cancel.clone())?;
     let table_changed = Arc::new(Notify::new());
     let table = OverlayTable::open(&config, table_changed.clone(), cancel.clone())?;
@@ -219,8 +218,8 @@ async fn run(
     Ok(())
 }
 
-/// Numbers of the devices whose changes matter; `None`: any.
-type Devices = Arc<ArcSwap<Option<BTreeSet<u32>>>>;
+/// Whose changes matter at present.
+type Devices = Arc<ArcSwap<Concern>>;
 
 /// Listens on a thread of its own, in the same network namespace.
 fn listen(kernel: &Kernel, devices: Devices, cancel: CancellationToken) -> Result<Arc<Notify>> {
@@ -230,14 +229,7 @@ fn listen(kernel: &Kernel, devices: Devices, cancel: CancellationToken) -> Resul
     let notify = foreign.clone();
     let work = move || {
         while !cancel.is_cancelled() {
-            let concerns = |index| {
-                devices
-                    .load()
-                    .as_ref()
-                    .as_ref()
-                    .is_none_or(|known| known.contains(&index))
-            };
-            match monitor.wait(LISTEN, concerns) {
+            match monitor.wait(LISTEN, || devices.load_full()) {
                 Ok(false) => {}
                 Ok(true) => notify.notify_one(),
                 Err(error) => {

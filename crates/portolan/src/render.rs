@@ -4,6 +4,7 @@
 
 use std::io::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use service_model::{AddressFamily, Index, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectName};
@@ -73,7 +74,7 @@ pub fn run(args: &RenderArgs) -> anyhow::Result<bool> {
 struct View {
     own: std::sync::Arc<str>,
     index: Index,
-    node: Option<Node>,
+    node: Option<Arc<Node>>,
     service_cidrs: Vec<IpNet>,
     problems: Vec<String>,
 }
@@ -90,7 +91,7 @@ impl View {
             SourceEvent::ServiceCidr(ObjectEvent::Reset { objects, .. }) => {
                 self.service_cidrs = objects
                     .into_iter()
-                    .flat_map(|object| object.cidrs)
+                    .flat_map(|object| object.cidrs.clone())
                     .collect();
             }
             SourceEvent::Node(_)
@@ -105,14 +106,7 @@ impl View {
         config: &NodeConfig,
         interface_addresses: &[IpAddr],
     ) -> [nft::TableContents; 2] {
-        let unknown = || Node {
-            name: ObjectName::new("", self.own.clone()),
-            zone: None,
-            addresses: Vec::new(),
-            pod_cidrs: Vec::new(),
-            leaving: false,
-            annotations: std::sync::Arc::default(),
-        };
+        let unknown = || Arc::new(Node::unknown(self.own.clone()));
         let facts = NodeFacts::resolve(
             config,
             &self.node.clone().unwrap_or_else(unknown),

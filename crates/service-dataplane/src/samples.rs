@@ -187,6 +187,7 @@ pub(crate) fn facts() -> NodeFacts {
         masquerade_all: false,
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
         api_servers: Vec::new(),
+        listeners: Vec::new(),
         allowed_external_ips: None,
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::objects::{AddressFamily, Node};
+use crate::objects::{AddressFamily, Node, Protocol};
 
 /// How a local pod's source address is recognised (kube-proxy's `--detect-local-mode`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,6 +142,9 @@ pub struct NodeFacts {
     /// Where the API server answers, sorted (configured, and [`crate::Index::api_servers`]): no external frontend may
     /// stand there.
     pub api_servers: Vec<SocketAddr>,
+    /// Where processes of this node listen at addresses of its Node object, sorted: no external frontend may stand there
+    /// either. Of them, those that a Service asks for are enough ([`crate::Index::external_sockets`]).
+    pub listeners: Vec<(Protocol, SocketAddr)>,
     /// See [`NodeConfig::allowed_external_ips`].
     pub allowed_external_ips: Option<Vec<IpNet>>,
 }
@@ -204,8 +207,16 @@ impl NodeFacts {
             masquerade_all: config.masquerade_all,
             service_cidrs: sorted(service_cidrs.to_vec()),
             api_servers: config.api_server.into_iter().collect(),
+            listeners: Vec::new(),
             allowed_external_ips: config.allowed_external_ips.clone(),
         }
+    }
+
+    /// The same with listeners of this node.
+    #[must_use]
+    pub fn with_listeners(mut self, listeners: Vec<(Protocol, SocketAddr)>) -> NodeFacts {
+        self.listeners = sorted(listeners);
+        self
     }
 
     /// The same with more addresses of the API server.

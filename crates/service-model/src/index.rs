@@ -12,7 +12,10 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use smallvec::SmallVec;
 
 use crate::facts::NodeFacts;
 use crate::intent::ServiceIntent;
@@ -28,6 +31,8 @@ pub struct Index {
     /// The Service each slice counts for. The label decides at each event (row 36), so this is how the Service
     /// is found that a slice leaves.
     owners: BTreeMap<ObjectName, ObjectName>,
+    /// The Services that ask for each external address.
+    external: BTreeMap<IpAddr, SmallVec<[ObjectName; 1]>>,
     dirty: BTreeSet<ObjectName>,
     services: usize,
     endpoints: usize,
@@ -36,9 +41,9 @@ pub struct Index {
 /// What is known under one Service name.
 #[derive(Debug, Default)]
 struct Entry {
-    service: Option<Service>,
+    service: Option<Arc<Service>>,
     /// Sorted by name.
-    slices: Vec<EndpointSlice>,
+    slices: Vec<Arc<EndpointSlice>>,
 }
 
 impl Index {
@@ -120,7 +125,7 @@ impl Index {
             .unwrap_or_default()
     }
 
-    fn programmed(&self, name: &ObjectName) -> Option<(&Service, &[EndpointSlice])> {
+    fn programmed(&self, name: &ObjectName) -> Option<(&Service, &[Arc<EndpointSlice>])> {
         let entry = self.entries.get(name)?;
         let service = entry.service.as_ref().filter(|service| {
             !service.excluded
@@ -148,6 +153,21 @@ impl Index {
         found
     }
 
+    /// What Services ask for at `addresses` as external frontends.
+    pub fn external_sockets(&self, addresses: &[IpAddr]) -> BTreeSet<(Protocol, SocketAddr)> {
+        let mut sockets = BTreeSet::new();
+        for address in addresses {
+            let names = self.external.get(address).into_iter().flatten();
+            for (service, _) in names.filter_map(|name| self.programmed(name)) {
+                let ports = service.ports.iter();
+                sockets.extend(
+                    ports.map(|port| (port.protocol, SocketAddr::new(*address, port.port))),
+                );
+            }
+        }
+        sockets
+    }
+
     /// All Services there are, sorted: what a change of node facts has to plan again.
     pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
         let known = self
@@ -157,26 +177,47 @@ impl Index {
         known.map(|(name, _)| name)
     }
 
-    fn apply_service(&mut self, service: Service) {
+    fn apply_service(&mut self, service: Arc<Service>) {
         let entry = self.entries.entry(service.name.clone()).or_default();
         if entry.service.as_ref() != Some(&service) {
             self.dirty.insert(service.name.clone());
             self.services += usize::from(entry.service.is_none());
-            entry.service = Some(service);
+            let before = entry.service.replace(service.clone());
+            if let Some(before) = before {
+                self.forget_external(&before);
+            }
+            for address in external_addresses(&service) {
+                let names = self.external.entry(*address).or_default();
+                if !names.contains(&service.name) {
+                    names.push(service.name.clone());
+                }
+            }
+        }
+    }
+
+    fn forget_external(&mut self, service: &Service) {
+        for address in external_addresses(service) {
+            if let Some(names) = self.external.get_mut(address) {
+                names.retain(|name| *name != service.name);
+                if names.is_empty() {
+                    self.external.remove(address);
+                }
+            }
         }
     }
 
     fn delete_service(&mut self, name: &ObjectName) {
         if let Some(entry) = self.entries.get_mut(name)
-            && entry.service.take().is_some()
+            && let Some(service) = entry.service.take()
         {
+            self.forget_external(&service);
             self.services -= 1;
             self.dirty.insert(name.clone());
             self.forget_if_empty(name);
         }
     }
 
-    fn apply_slice(&mut self, slice: EndpointSlice) {
+    fn apply_slice(&mut self, slice: Arc<EndpointSlice>) {
         let owner = self.owners.get(&slice.name);
         if slice.excluded || owner.is_some_and(|owner| *owner != slice.service) {
             self.delete_slice(&slice.name);
@@ -225,6 +266,11 @@ impl Index {
             self.entries.remove(service);
         }
     }
+}
+
+fn external_addresses(service: &Service) -> impl Iterator<Item = &IpAddr> {
+    let external = service.external_ips.iter();
+    external.chain(&service.load_balancer_ips)
 }
 
 /// The names that a complete list no longer has. Invalid objects exist: their last good version stays.

@@ -120,20 +120,45 @@ pub struct Invalid {
     pub reason: String,
 }
 
-/// One thing that happened to the watched objects of a kind.
-#[derive(Clone, Debug)]
+/// One thing that happened to the watched objects of a kind. Whoever tells it may remember the objects as well, so they
+/// are shared.
+#[derive(Debug)]
 pub enum ObjectEvent<T> {
     /// Added or changed.
-    Apply(T),
+    Apply(Arc<T>),
     /// Gone.
     Delete(ObjectName),
     /// A complete list: what is neither in `objects` nor in `invalid` is gone.
     Reset {
         /// The objects.
-        objects: Vec<T>,
+        objects: Vec<Arc<T>>,
         /// Objects that exist but are invalid now: their last good version keeps serving.
         invalid: Vec<ObjectName>,
     },
+}
+
+impl<T> ObjectEvent<T> {
+    /// A complete list of usable objects.
+    pub fn list(objects: impl IntoIterator<Item = T>) -> Self {
+        ObjectEvent::Reset {
+            objects: objects.into_iter().map(Arc::new).collect(),
+            invalid: Vec::new(),
+        }
+    }
+}
+
+// Derived, it would ask the objects to be `Clone`.
+impl<T> Clone for ObjectEvent<T> {
+    fn clone(&self) -> Self {
+        match self {
+            ObjectEvent::Apply(object) => ObjectEvent::Apply(object.clone()),
+            ObjectEvent::Delete(name) => ObjectEvent::Delete(name.clone()),
+            ObjectEvent::Reset { objects, invalid } => ObjectEvent::Reset {
+                objects: objects.clone(),
+                invalid: invalid.clone(),
+            },
+        }
+    }
 }
 
 /// Service types (core/v1 `ServiceType`).
@@ -314,6 +339,20 @@ pub struct Node {
     pub leaving: bool,
     /// The annotations an overlay publishes (flannel's), by full name: foreign text, to be parsed and not repeated.
     pub annotations: Arc<BTreeMap<Box<str>, Box<str>>>,
+}
+
+impl Node {
+    /// What is known of the node of this name while there is no object: nothing.
+    pub fn unknown(name: impl Into<Arc<str>>) -> Self {
+        Node {
+            name: ObjectName::new("", name),
+            zone: None,
+            addresses: Vec::new(),
+            pod_cidrs: Vec::new(),
+            leaving: false,
+            annotations: Arc::default(),
+        }
+    }
 }
 
 /// A range that cluster IPs are taken from.

@@ -8,6 +8,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -30,7 +31,11 @@ use crate::select::{Candidate, Selection, select};
 /// address of the same families (rows 13 and 14) and, where a node port is allocated, whatever the Service's type
 /// (row 12), one on the node's addresses of the same families. All but cluster IPs are external traffic: it
 /// masquerades everyone (row 48), or with policy Local only this node itself (row 49).
-pub fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> ServiceIntent {
+pub fn plan(
+    service: &Service,
+    slices: &[impl Borrow<EndpointSlice>],
+    facts: &NodeFacts,
+) -> ServiceIntent {
     let mut frontends = Vec::new();
     for family in AddressFamily::ALL {
         let of_family = |a: &&IpAddr| AddressFamily::of(**a) == family;
@@ -78,7 +83,7 @@ pub fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> S
                 ..internal.clone()
             };
             for address in service.load_balancer_ips.iter().filter(of_family) {
-                if service.cluster_ips.contains(address) || is_api_server(*address, port, facts) {
+                if service.cluster_ips.contains(address) || owner(*address, port, facts).is_some() {
                     continue;
                 }
                 frontends.push(Frontend {
@@ -88,7 +93,7 @@ pub fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> S
             }
             for address in service.external_ips.iter().filter(of_family) {
                 let refused = external_ip_refusal(*address, service, facts).is_some();
-                if !refused && !is_api_server(*address, port, facts) {
+                if !refused && owner(*address, port, facts).is_none() {
                     frontends.push(external(Place::External(*address), port.port));
                 }
             }
@@ -114,7 +119,7 @@ pub fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> S
 /// Row 18: which Services have a port for it is settled when they are read.
 fn health_check(
     service: &Service,
-    slices: &[EndpointSlice],
+    slices: &[impl Borrow<EndpointSlice>],
     facts: &NodeFacts,
 ) -> Option<HealthCheck> {
     let families = AddressFamily::ALL.into_iter().filter(|family| {
@@ -240,17 +245,30 @@ fn external_ip_refusal(address: IpAddr, service: &Service, facts: &NodeFacts) ->
     }
 }
 
-/// Whoever had a frontend there would have this node's connections to the API server, its own daemons' included.
-fn is_api_server(address: IpAddr, port: &ServicePort, facts: &NodeFacts) -> bool {
+/// Whose traffic an external frontend there would take: the API server's, this node's own connections to it included, or
+/// that of a process of this node (kube-proxy before 1.23 left such frontends out as well, since it could not open the
+/// port itself).
+fn owner(address: IpAddr, port: &ServicePort, facts: &NodeFacts) -> Option<&'static str> {
     let there = SocketAddr::new(address, port.port);
-    port.protocol == Protocol::Tcp && facts.api_servers.binary_search(&there).is_ok()
+    if port.protocol == Protocol::Tcp && facts.api_servers.binary_search(&there).is_ok() {
+        return Some("the API server");
+    }
+    let is_listener = facts
+        .listeners
+        .binary_search(&(port.protocol, there))
+        .is_ok();
+    is_listener.then_some("a process of this node")
 }
 
 /// What [`plan`] leaves out though nothing is wrong with the objects alone: endpoints at the Service's own cluster IPs
 /// (one value for each such slice), external IPs that this node does not allow, and external addresses where the API
-/// server answers.
-pub fn left_out(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> Vec<Invalid> {
-    let endpoints = slices.iter().filter_map(|slice| {
+/// server or a process of this node answers.
+pub fn left_out(
+    service: &Service,
+    slices: &[impl Borrow<EndpointSlice>],
+    facts: &NodeFacts,
+) -> Vec<Invalid> {
+    let endpoints = slices.iter().map(Borrow::borrow).filter_map(|slice| {
         let mut addresses = slice.endpoints.iter().map(|endpoint| endpoint.address);
         let address = addresses.find(|address| service.cluster_ips.contains(address))?;
         Some(Invalid {
@@ -272,19 +290,21 @@ pub fn left_out(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) 
         ("spec.externalIPs", &service.external_ips),
         ("status.loadBalancer.ingress", &service.load_balancer_ips),
     ];
-    let at_api_server = external.into_iter().flat_map(|(field, addresses)| {
-        let there = addresses.iter().filter(|address| {
-            let mut ports = service.ports.iter();
-            ports.any(|port| is_api_server(**address, port, facts))
-        });
-        there.map(move |address| Invalid {
-            kind: ObjectKind::Service,
-            object: service.name.clone(),
-            field: field.into(),
-            reason: format!("{address} is the API server's"),
+    let taken = external.into_iter().flat_map(|(field, addresses)| {
+        let ports = |address| service.ports.iter().map(move |port| (address, port));
+        let there = addresses.iter().copied().flat_map(ports);
+        there.filter_map(move |(address, port)| {
+            let owner = owner(address, port, facts)?;
+            let (there, protocol) = (SocketAddr::new(address, port.port), port.protocol);
+            Some(Invalid {
+                kind: ObjectKind::Service,
+                object: service.name.clone(),
+                field: field.into(),
+                reason: format!("{owner} answers at {there}/{protocol}"),
+            })
         })
     });
-    endpoints.chain(external_ips).chain(at_api_server).collect()
+    endpoints.chain(external_ips).chain(taken).collect()
 }
 
 fn key(frontend: &Frontend) -> impl Ord + use<> {
@@ -301,11 +321,15 @@ fn candidates<'a>(
     service: &Service,
     port: &ServicePort,
     family: AddressFamily,
-    slices: &'a [EndpointSlice],
+    slices: &'a [impl Borrow<EndpointSlice>],
     facts: &NodeFacts,
 ) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.family == family) {
+    for slice in slices
+        .iter()
+        .map(Borrow::borrow)
+        .filter(|slice| slice.family == family)
+    {
         for slice_port in &slice.ports {
             if slice_port.name != port.name || slice_port.protocol != port.protocol {
                 continue;

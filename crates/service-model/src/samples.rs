@@ -115,6 +115,7 @@ pub(crate) fn facts() -> NodeFacts {
         masquerade_all: false,
         service_cidrs: Vec::new(),
         api_servers: Vec::new(),
+        listeners: Vec::new(),
         allowed_external_ips: None,
     }
 }

@@ -66,7 +66,7 @@ pub fn label_selector(proxy_name: Option<&str>) -> String {
 /// An API object as decoded.
 pub trait Object: Clone + Debug + DeserializeOwned + Send + 'static {
     /// What it becomes.
-    type Model: Clone + Debug + Send + 'static;
+    type Model: Clone + Debug + Send + Sync + 'static;
 
     /// Its kind.
     const KIND: ObjectKind;

@@ -36,8 +36,8 @@ pub use difference::{
 };
 pub use kernel::{Kernel, KernelError, Refused, Watched};
 pub use mac::Mac;
-pub use monitor::Monitor;
-pub use peers::{HOLD, Node, Peers};
+pub use monitor::{Concern, Monitor};
+pub use peers::{Both, HOLD, Node, Peers};
 pub use plan::{Device, Entries, Facts, Peer, Plan, Problem, Tunnel, Way, overhead, plan};
 pub use regex::Regex;
 pub use rules::{ARRIVED, Filter, RuleOptions, TABLE, table};

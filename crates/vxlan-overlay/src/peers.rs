@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use smallvec::SmallVec;
 
 use crate::annotations::{Annotations, Names, Said};
 
@@ -18,15 +19,18 @@ pub const HOLD: Duration = Duration::from_secs(600);
 /// So many may go with one list without being held, whatever share of all they are.
 const ALWAYS_BELIEVED: usize = 2;
 
+/// Room within a node for a range and an address of each family: thousands of nodes lie in one piece of memory.
+pub type Both<T> = SmallVec<[T; 2]>;
+
 /// What is needed of a Node object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// Its name.
     pub name: Arc<str>,
     /// `spec.podCIDRs`, or `podCIDR`.
-    pub pod_cidrs: Box<[IpNet]>,
+    pub pod_cidrs: Both<IpNet>,
     /// `status.addresses` of type InternalIP, then ExternalIP.
-    pub addresses: Box<[IpAddr]>,
+    pub addresses: Both<IpAddr>,
     /// What its annotations say of its ends of the tunnel.
     pub said: Said,
     /// The annotations themselves; [`Peers`] keeps those of this node only, for texts take more room than all the rest.
@@ -34,29 +38,21 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node whose annotations have these names and are about this VNI. It shares nothing but these with what it is
-    /// made from.
+    /// A node whose annotations have these names and are about this VNI. Of what it is made from it
+    /// shares these and the name.
     pub fn new(
-        name: &str,
+        name: Arc<str>,
         pod_cidrs: &[IpNet],
         addresses: &[IpAddr],
         annotations: Arc<Annotations>,
         (names, vni): (&Names, u32),
     ) -> Node {
         Node {
-            name: name.into(),
+            name,
             pod_cidrs: pod_cidrs.into(),
             addresses: addresses.into(),
             said: names.read(&annotations, vni),
             annotations,
-        }
-    }
-
-    /// The same in memory of its own.
-    fn anew(&self) -> Node {
-        Node {
-            name: Arc::from(&*self.name),
-            ..self.clone()
         }
     }
 
@@ -151,10 +147,14 @@ impl Peers {
             new.extend(kept);
             new.sort_by(|a, b| a.name.cmp(&b.name));
         }
-        // The texts of thousands of Node objects are freed by now. What stays must not lie between the places where they
-        // were, or the memory could not be given back: at 5,000 nodes that was a third of it.
-        self.nodes = Vec::with_capacity(new.len());
-        self.nodes.extend(new.iter().map(Node::anew));
+        // What thousands of Node objects consisted of is freed by now, but for their names. A name that stayed between the
+        // places where the rest was would keep its page from being given back: at 5,000 nodes that was half of it all.
+        let names: Vec<Arc<str>> = new.iter().map(|node| Arc::from(&*node.name)).collect();
+        for (node, name) in new.iter_mut().zip(names) {
+            node.name = name;
+        }
+        new.shrink_to_fit();
+        self.nodes = new;
         self.listed = true;
     }
 
@@ -205,8 +205,8 @@ mod tests {
     fn node(name: &str) -> Node {
         Node {
             name: name.into(),
-            pod_cidrs: Box::default(),
-            addresses: Box::default(),
+            pod_cidrs: Both::default(),
+            addresses: Both::default(),
             said: Said::Nothing,
             annotations: Arc::default(),
         }
@@ -237,7 +237,7 @@ mod tests {
         let told = |addresses: &[&str], annotations| {
             let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
             let annotations = Arc::new(annotations);
-            Node::new("a", &[], &addresses, annotations, (&names, 1))
+            Node::new("a".into(), &[], &addresses, annotations, (&names, 1))
         };
         peers.apply(told(&[], names.write(1, &[None, None])));
         peers.apply(told(&["192.0.2.1"], Annotations::new()));

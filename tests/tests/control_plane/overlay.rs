@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    ControlPlane, Daemon, PORTOLAN_OVERLAY_RBAC, PORTOLAN_RBAC, Right, wait_for, wait_until,
+    ControlPlane, Daemon, Loss, PORTOLAN_OVERLAY_RBAC, PORTOLAN_RBAC, Right, wait_for, wait_until,
 };
+use portolan_tests::doctor::FAST;
 use portolan_tests::live::can_run_live;
 use portolan_tests::overlay::{OverlayStage, can_run, mac_of, tool};
 use portolan_tests::stage::PATIENCE;
@@ -16,11 +17,11 @@ use crate::rights::rights_given;
 
 const PREFIX: &str = "flannel.alpha.coreos.com/";
 
-fn start(nodes: usize) -> Result<(OverlayStage, ControlPlane, Vec<Daemon>)> {
+fn start(nodes: usize, more: &[&str]) -> Result<(OverlayStage, ControlPlane, Vec<Daemon>)> {
     let stage = OverlayStage::new(nodes)?;
     let (plane, kubeconfig) = stage.serve_real_api()?;
     let daemons = (0..nodes)
-        .map(|n| stage.start_with_api(n, &kubeconfig, &[]))
+        .map(|n| stage.start_with_api(n, &kubeconfig, more))
         .collect::<Result<Vec<_>>>()?;
     Ok((stage, plane, daemons))
 }
@@ -100,7 +101,7 @@ fn nodes_join_leave_and_move_by_exactly_the_rights_of_both_roles() -> Result<()>
     if !can_run_live() || !can_run() {
         return Ok(());
     }
-    let (stage, plane, _daemons) = start(3)?;
+    let (stage, plane, _daemons) = start(3, &[])?;
     stage.wait_for_mesh()?;
     for (number, host) in stage.nodes.iter().enumerate() {
         let expected = expected(&stage, number, &host.ipv4().to_string())?;
@@ -153,6 +154,32 @@ fn nodes_join_leave_and_move_by_exactly_the_rights_of_both_roles() -> Result<()>
         Ok(())
     })?;
     Ok(())
+}
+
+/// What people look at when pods cannot talk.
+#[test]
+fn an_alarm_and_its_end_are_seen_by_who_describes_the_node() -> Result<()> {
+    if !can_run_live() || !can_run() {
+        return Ok(());
+    }
+    let (stage, plane, _daemons) = start(2, FAST)?;
+    stage.wait_for_mesh()?;
+    let tells = |reason: &'static str, words: &'static str| {
+        wait_for("an event of node-0", 2 * PATIENCE, || {
+            let told = plane.kubectl(&["describe", "node", "node-0"])?;
+            let events = told.split("Events:").nth(1).unwrap_or_default();
+            let is_told = |line: &str| line.contains(reason) && line.contains(words);
+            ensure!(events.lines().any(is_told), "{events}");
+            Ok(())
+        })
+    };
+    let blocked = stage.nodes[0].lose(&stage.nodes[1], Loss::Udp(8472))?;
+    tells(
+        "OverlayBlocked",
+        "UDP 8472 from node-0 to node-1 is blocked",
+    )?;
+    drop(blocked);
+    tells("OverlayReachable", "node-1")
 }
 
 #[test]

@@ -37,10 +37,11 @@ impl News {
             ObjectEvent::Apply(object) => self.renewed(kind, name(object)),
             ObjectEvent::Delete(name) => self.solved(kind, name),
             ObjectEvent::Reset { objects, invalid } => {
-                for name in objects.iter().map(&name) {
+                let names = || objects.iter().map(|object| name(object));
+                for name in names() {
                     self.renewed(kind, name);
                 }
-                let there: HashSet<&ObjectName> = objects.iter().map(name).chain(invalid).collect();
+                let there: HashSet<&ObjectName> = names().chain(invalid).collect();
                 self.said
                     .retain(|(of, object), _| *of != kind || there.contains(object));
             }
@@ -83,6 +84,8 @@ impl News {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     const KIND: ObjectKind = ObjectKind::Service;
@@ -105,6 +108,7 @@ mod tests {
     }
 
     fn listed(objects: Vec<ObjectName>, invalid: Vec<ObjectName>) -> ObjectEvent<ObjectName> {
+        let objects = objects.into_iter().map(Arc::new).collect();
         ObjectEvent::Reset { objects, invalid }
     }
 
@@ -119,7 +123,7 @@ mod tests {
         }
         assert!(news.is_news(&problem("bad otherwise", true)));
         assert!(news.is_news(&whole));
-        news.heard(KIND, &ObjectEvent::Apply(name()), |n| n);
+        news.heard(KIND, &ObjectEvent::Apply(Arc::new(name())), |n| n);
         assert!(news.is_news(&part));
         for _ in 0..3 {
             news.heard(KIND, &listed(vec![name()], vec![]), |n| n);
@@ -135,15 +139,15 @@ mod tests {
         let mut news = News::default();
         let (whole, part) = (problem("bad", true), problem("odd", false));
         assert!(news.is_news(&whole));
-        news.heard(KIND, &ObjectEvent::Apply(name()), |n| n);
+        news.heard(KIND, &ObjectEvent::Apply(Arc::new(name())), |n| n);
         assert!(news.is_news(&whole));
         news.heard(KIND, &ObjectEvent::<ObjectName>::Delete(name()), |n| n);
         assert!(news.is_news(&whole));
         news.heard(KIND, &listed(vec![], vec![]), |n| n);
         assert!(news.is_news(&whole));
         assert!(news.is_news(&part));
-        news.heard(KIND, &ObjectEvent::Apply(name()), |n| n);
-        news.heard(KIND, &ObjectEvent::Apply(name()), |n| n);
+        news.heard(KIND, &ObjectEvent::Apply(Arc::new(name())), |n| n);
+        news.heard(KIND, &ObjectEvent::Apply(Arc::new(name())), |n| n);
         assert!(news.is_news(&part));
         news.solved(KIND, &name());
         assert!(news.is_news(&part));

@@ -54,10 +54,7 @@ fn node() -> Node {
 }
 
 fn all<T>(objects: Vec<T>) -> ObjectEvent<T> {
-    ObjectEvent::Reset {
-        objects,
-        invalid: Vec::new(),
-    }
+    ObjectEvent::list(objects)
 }
 
 fn lists() -> [SourceEvent; 4] {
@@ -161,8 +158,14 @@ fn load_balancers_hear_whether_the_node_is_there_and_stays() {
     };
     assert!(!eligible(&mut control, None));
     assert!(eligible(&mut control, Some(all(vec![node()]))));
-    assert!(!eligible(&mut control, Some(ObjectEvent::Apply(leaving))));
-    assert!(eligible(&mut control, Some(ObjectEvent::Apply(node()))));
+    assert!(!eligible(
+        &mut control,
+        Some(ObjectEvent::Apply(leaving.into()))
+    ));
+    assert!(eligible(
+        &mut control,
+        Some(ObjectEvent::Apply(node().into()))
+    ));
     let others = ObjectEvent::Delete(other.name.clone());
     assert!(eligible(&mut control, Some(others)));
     let unreadable = ObjectEvent::Reset {

@@ -4,13 +4,14 @@
 //! [`View::waiting_for`] is empty: no time-out goes round that, the old table serves meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use service_dataplane::Update;
 use service_model::{
-    Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName, ServiceCidr,
+    Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName, Protocol,
+    ServiceCidr,
 };
 
 use crate::source::{Problem, SourceEvent};
@@ -29,7 +30,7 @@ const NEEDED: [ObjectKind; 4] = [
 pub(super) struct View {
     config: NodeConfig,
     index: Index,
-    node: Option<Node>,
+    node: Option<Arc<Node>>,
     /// Its object is there: `node` is not what is left of one that is gone.
     node_exists: bool,
     service_cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
@@ -138,7 +139,8 @@ impl View {
     fn service_cidr_event(&mut self, event: ObjectEvent<ServiceCidr>) {
         match event {
             ObjectEvent::Apply(object) => {
-                self.service_cidrs.insert(object.name, object.cidrs);
+                self.service_cidrs
+                    .insert(object.name.clone(), object.cidrs.clone());
             }
             ObjectEvent::Delete(name) => {
                 self.service_cidrs.remove(&name);
@@ -147,7 +149,7 @@ impl View {
                 self.service_cidrs.retain(|name, _| invalid.contains(name));
                 let listed = objects
                     .into_iter()
-                    .map(|object| (object.name, object.cidrs));
+                    .map(|object| (object.name.clone(), object.cidrs.clone()));
                 self.service_cidrs.extend(listed);
             }
         }
@@ -191,18 +193,17 @@ impl View {
 
     /// The facts to plan by. Without a Node object there are no node addresses, zone and pod ranges.
     pub(super) fn facts(&self, interface_addresses: &[IpAddr]) -> NodeFacts {
-        let unknown = || Node {
-            name: ObjectName::new("", self.config.node_name.clone()),
-            zone: None,
-            addresses: Vec::new(),
-            pod_cidrs: Vec::new(),
-            leaving: false,
-            annotations: Arc::default(),
-        };
+        let unknown = || Arc::new(Node::unknown(self.config.node_name.clone()));
         let node = self.node.clone().unwrap_or_else(unknown);
         let service_cidrs: Vec<IpNet> = self.service_cidrs.values().flatten().copied().collect();
         NodeFacts::resolve(&self.config, &node, interface_addresses, &service_cidrs)
             .with_api_servers(self.index.api_servers())
+    }
+
+    /// What Services ask for at the addresses of this Node, as external frontends.
+    pub(super) fn external_sockets_here(&self) -> BTreeSet<(Protocol, SocketAddr)> {
+        let addresses = self.node.as_ref().map(|node| &*node.addresses);
+        self.index.external_sockets(addresses.unwrap_or_default())
     }
 
     /// Whether any Service is to be planned again.

@@ -27,8 +27,8 @@ pub(super) fn text<'a>(
 ) -> anyhow::Result<String> {
     let entry = |node: &Node| Entry {
         name: node.name.clone(),
-        pod_cidrs: node.pod_cidrs.clone(),
-        addresses: node.addresses.clone(),
+        pod_cidrs: node.pod_cidrs.as_slice().into(),
+        addresses: node.addresses.as_slice().into(),
         annotations: match &node.said {
             Said::Vteps(vteps) if node.annotations.is_empty() => names.write(vni, vteps),
             _ => node.annotations.as_ref().clone(),
@@ -54,7 +54,7 @@ pub(super) fn read(path: &Path, about: (&Names, u32)) -> anyhow::Result<Vec<Node
     let node = |entry: Entry| {
         let annotations = Arc::new(entry.annotations);
         Node::new(
-            &entry.name,
+            entry.name,
             &entry.pod_cidrs,
             &entry.addresses,
             annotations,

@@ -37,13 +37,14 @@ impl OverlayTable {
         changed: Arc<Notify>,
         cancel: CancellationToken,
     ) -> Result<Self> {
-        let kernel = Kernel::open(KernelConfig {
+        let mut kernel = Kernel::open(KernelConfig {
             table: TABLE.into(),
             owner: config.own_tables,
         })
         .context("opening the nftables socket")?;
         let mut monitor =
             Monitor::open(TABLE.into(), kernel.port()).context("listening for nftables changes")?;
+        kernel.spare(monitor.membership()?);
         let heard = changed.clone();
         let work = move || {
             while !cancel.is_cancelled() {

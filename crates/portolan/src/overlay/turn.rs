@@ -12,8 +12,8 @@ use nft::Family;
 use service_model::ObjectEvent;
 use tokio::sync::watch;
 use vxlan_overlay::{
-    Deletions, Facts, HOLD, Kernel, Names, Node, Observed, Operation, Peers, Plan, Problem,
-    Refused, Tunnel, Watched, difference, plan, stale,
+    Concern, Deletions, Facts, HOLD, Kernel, Names, Node, Observed, Operation, Peers, Plan,
+    Problem, Refused, Tunnel, Watched, difference, plan, stale,
 };
 
 use super::condition::{Availability, Cause};
@@ -385,30 +385,22 @@ impl Overlay {
 
     /// Which devices' changes matter: ours and those they stand on. While there is no way, any.
     fn watch(&self, observed: &Observed, plan: &Plan) {
-        let known = plan
+        let parents = plan.tunnels.iter().flatten();
+        let parents = parents.map(|tunnel| tunnel.device.parent);
+        let devices = observed
             .tunnels
             .iter()
-            .flatten()
-            .map(|tunnel| tunnel.device.parent);
-        let ours = observed
-            .tunnels
-            .iter()
-            .filter_map(|tunnel| tunnel.device.as_ref())
-            .map(|device| device.index);
-        let all: BTreeSet<u32> = known.chain(ours).collect();
+            .filter_map(|tunnel| tunnel.device.as_ref());
+        let tunnels: BTreeSet<u32> = devices.clone().map(|device| device.index).collect();
         let wanted = plan.tunnels.iter().flatten().count();
-        let there = observed
-            .tunnels
-            .iter()
-            .filter(|tunnel| tunnel.device.is_some())
-            .count();
         let any = wanted == 0
-            || there < wanted
+            || devices.count() < wanted
             || plan
                 .problems
                 .iter()
                 .any(|p| matches!(p, Problem::NoExternal(_)));
-        self.devices.store(Arc::new((!any).then_some(all)));
+        let below = (!any).then(|| parents.collect());
+        self.devices.store(Arc::new(Concern { tunnels, below }));
     }
 
     /// Each trouble once, and again when it has been away.
@@ -494,9 +486,10 @@ impl Overlay {
 }
 
 /// A Node as the overlay sees it.
-fn known(node: service_model::Node, about: (&Names, u32)) -> Node {
-    let (name, ranges, addresses) = (&node.name.name, &node.pod_cidrs, &node.addresses);
-    Node::new(name, ranges, addresses, node.annotations, about)
+fn known(node: Arc<service_model::Node>, about: (&Names, u32)) -> Node {
+    let (ranges, addresses) = (&node.pod_cidrs, &node.addresses);
+    let (name, annotations) = (node.name.name.clone(), node.annotations.clone());
+    Node::new(name, ranges, addresses, annotations, about)
 }
 
 fn describe(refused: &Refused) -> String {

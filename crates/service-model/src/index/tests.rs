@@ -15,20 +15,13 @@ fn http(name: &str, service: &str, endpoints: &str) -> EndpointSlice {
     slice(name, service, "http/8080/TCP", endpoints)
 }
 
-fn reset<T>(objects: Vec<T>) -> ObjectEvent<T> {
-    ObjectEvent::Reset {
-        objects,
-        invalid: vec![],
-    }
-}
-
 impl Index {
     fn apply(&mut self, service: &Service) {
-        self.service_event(ObjectEvent::Apply(service.clone()));
+        self.service_event(ObjectEvent::Apply(Arc::new(service.clone())));
     }
 
     fn apply_one(&mut self, slice: &EndpointSlice) {
-        self.slice_event(ObjectEvent::Apply(slice.clone()));
+        self.slice_event(ObjectEvent::Apply(Arc::new(slice.clone())));
     }
 
     fn delete_one(&mut self, slice: &str) {
@@ -47,6 +40,35 @@ impl Index {
         };
         lines(&intent)[0].split_once(": ").unwrap().1.to_owned()
     }
+}
+
+#[test]
+fn what_is_asked_for_at_an_address_follows_the_services() {
+    let mut index = Index::new();
+    let address = "192.0.2.10".parse().unwrap();
+    let asked = |index: &Index| {
+        let sockets = index.external_sockets(&[address]);
+        let shown = sockets
+            .iter()
+            .map(|(protocol, socket)| format!("{socket}/{protocol}"));
+        shown.collect::<Vec<_>>()
+    };
+    let mut first = service("shop/a", "10.96.0.1", "http/80/TCP dns/53/UDP");
+    first.external_ips = vec![address];
+    first.load_balancer_ips = vec![address];
+    let mut second = web();
+    second.load_balancer_ips = vec![address, "192.0.2.11".parse().unwrap()];
+    index.apply(&first);
+    index.apply(&second);
+    assert_eq!(asked(&index), ["192.0.2.10:80/TCP", "192.0.2.10:53/UDP"]);
+    first.external_ips.clear();
+    index.apply(&first);
+    first.load_balancer_ips.clear();
+    index.apply(&first);
+    assert_eq!(asked(&index), ["192.0.2.10:80/TCP"]);
+    index.service_event(ObjectEvent::Delete(name(WEB)));
+    assert_eq!(asked(&index), [] as [String; 0]);
+    assert!(index.external.is_empty());
 }
 
 #[test]
@@ -83,8 +105,8 @@ fn row_20_an_equal_object_dirties_nothing() {
     index.take_dirty();
     index.apply(&web());
     index.apply_one(&slice);
-    index.service_event(reset(vec![web()]));
-    index.slice_event(reset(vec![slice]));
+    index.service_event(ObjectEvent::list(vec![web()]));
+    index.slice_event(ObjectEvent::list(vec![slice]));
     assert!(index.take_dirty().is_empty());
 }
 
@@ -230,7 +252,7 @@ fn a_reset_removes_what_is_not_listed_and_keeps_what_is_invalid_now() {
     }
     index.take_dirty();
     index.service_event(ObjectEvent::Reset {
-        objects: vec![service("shop/a", "10.96.0.1", "http/81/TCP")],
+        objects: vec![Arc::new(service("shop/a", "10.96.0.1", "http/81/TCP"))],
         invalid: vec![name("shop/b"), name("shop/unknown")],
     });
     assert_eq!(index.dirty(), ["shop/a", "shop/c"]);
@@ -281,16 +303,16 @@ fn the_slices_of_a_service_take_no_more_room_than_they_need() {
 fn counts_follow_services_and_endpoints_that_come_change_and_go() {
     let mut index = Index::new();
     let slice = http("shop/web-1", "web", "10.244.0.5 10.244.0.6");
-    index.slice_event(ObjectEvent::Apply(slice.clone()));
-    index.slice_event(ObjectEvent::Apply(slice.clone()));
-    index.service_event(ObjectEvent::Apply(web()));
-    index.service_event(ObjectEvent::Apply(web()));
+    index.apply_one(&slice);
+    index.apply_one(&slice);
+    index.apply(&web());
+    index.apply(&web());
     assert_eq!((index.service_count(), index.endpoint_count()), (1, 2));
     let mut emptied = slice.clone();
     emptied.endpoints.pop();
-    index.slice_event(ObjectEvent::Apply(emptied));
+    index.apply_one(&emptied);
     assert_eq!((index.service_count(), index.endpoint_count()), (1, 1));
     index.slice_event(ObjectEvent::Delete(slice.name));
-    index.service_event(reset(vec![]));
+    index.service_event(ObjectEvent::list(vec![]));
     assert_eq!((index.service_count(), index.endpoint_count()), (0, 0));
 }

@@ -1,4 +1,7 @@
+use smallvec::smallvec;
+
 use super::*;
+use crate::peers::Both;
 use crate::samples::{Cluster, cluster};
 
 fn planned(cluster: &Cluster) -> Plan {
@@ -74,8 +77,8 @@ fn the_own_hardware_address_is_what_peers_hold_then_what_is_there_then_the_names
 #[test]
 fn overlapping_ranges_and_double_addresses_leave_the_later_name_out_and_say_so() {
     let mut cluster = cluster(5);
-    cluster.nodes[2].pod_cidrs = ["10.244.1.128/25".parse().unwrap()].into();
-    cluster.nodes[3].pod_cidrs = ["10.244.0.0/24".parse().unwrap()].into();
+    cluster.nodes[2].pod_cidrs = smallvec!["10.244.1.128/25".parse().unwrap()];
+    cluster.nodes[3].pod_cidrs = smallvec!["10.244.0.0/24".parse().unwrap()];
     cluster.nodes[4].addresses = cluster.nodes[1].addresses.clone();
     let plan = planned(&cluster);
     assert_eq!(
@@ -111,7 +114,7 @@ fn overlapping_ranges_and_double_addresses_leave_the_later_name_out_and_say_so()
 fn peers_on_the_link_are_reached_directly_while_they_are_and_keep_their_way_through_the_tunnel() {
     let mut cluster = cluster(3);
     cluster.config.direct_routing = true;
-    cluster.nodes[2].addresses = ["198.51.100.12".parse().unwrap()].into();
+    cluster.nodes[2].addresses = smallvec!["198.51.100.12".parse().unwrap()];
     let plan = planned(&cluster);
     let direct = Way::Direct("192.0.2.11".parse().unwrap(), 2);
     assert_eq!(
@@ -145,7 +148,7 @@ fn what_is_missing_on_this_node_is_named() {
             Problem::NoExternal(Family::Ip6)
         ]
     );
-    cluster.nodes[0].pod_cidrs = Box::default();
+    cluster.nodes[0].pod_cidrs = Both::default();
     assert_eq!(planned(&cluster).problems, [Problem::NoPodCidr]);
     cluster.nodes.remove(0);
     assert_eq!(planned(&cluster).problems, [Problem::NoOwnNode]);

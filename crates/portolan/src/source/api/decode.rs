@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -25,7 +26,7 @@ pub(super) struct Decoded<M> {
     /// `metadata.resourceVersion`; empty if there is none.
     pub(super) version: String,
     /// `None`: it exists, but cannot be used.
-    pub(super) model: Option<M>,
+    pub(super) model: Option<Arc<M>>,
     pub(super) problems: Vec<Problem>,
 }
 
@@ -129,7 +130,7 @@ pub(super) fn object<O: Object>(text: &str, interner: &mut Interner) -> Decoded<
         Ok(converted) => {
             let warnings = converted.warnings.into_iter();
             (
-                Some(converted.object),
+                Some(Arc::new(converted.object)),
                 warnings.map(|invalid| problem(invalid, false)).collect(),
             )
         }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
@@ -458,7 +459,7 @@ struct Gone;
 /// A list under way.
 struct Gathered<M> {
     /// `None` for those that cannot be used. A map, since a list may name an object twice.
-    objects: BTreeMap<ObjectName, Option<M>>,
+    objects: BTreeMap<ObjectName, Option<Arc<M>>>,
     problems: Vec<Problem>,
 }
 

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use service_model::{Invalid, ObjectEvent, ObjectKind, ObjectName};
+use service_model::{
+    EndpointSlice, Invalid, Node, ObjectEvent, ObjectKind, ObjectName, Service, ServiceCidr,
+};
 
 use super::document::{Found, Key, Object};
 use super::folder::Folder;
@@ -165,20 +167,20 @@ impl<'f> Now<'f> {
 /// Objects sorted into kinds.
 #[derive(Default)]
 struct Lists {
-    services: Vec<service_model::Service>,
-    slices: Vec<service_model::EndpointSlice>,
-    nodes: Vec<service_model::Node>,
-    cidrs: Vec<service_model::ServiceCidr>,
+    services: Vec<Arc<Service>>,
+    slices: Vec<Arc<EndpointSlice>>,
+    nodes: Vec<Arc<Node>>,
+    cidrs: Vec<Arc<ServiceCidr>>,
     invalid: BTreeMap<ObjectKind, Vec<ObjectName>>,
 }
 
 impl Lists {
     fn push(&mut self, object: &Object) {
         match object {
-            Object::Service(service) => self.services.push(service.as_ref().clone()),
-            Object::EndpointSlice(slice) => self.slices.push(slice.as_ref().clone()),
-            Object::Node(node) => self.nodes.push(node.as_ref().clone()),
-            Object::ServiceCidr(cidr) => self.cidrs.push(cidr.as_ref().clone()),
+            Object::Service(service) => self.services.push(service.clone()),
+            Object::EndpointSlice(slice) => self.slices.push(slice.clone()),
+            Object::Node(node) => self.nodes.push(node.clone()),
+            Object::ServiceCidr(cidr) => self.cidrs.push(cidr.clone()),
         }
     }
 
@@ -207,18 +209,12 @@ impl Lists {
 
 fn event(object: &Object) -> SourceEvent {
     match object {
-        Object::Service(service) => {
-            SourceEvent::Service(ObjectEvent::Apply(Arc::unwrap_or_clone(service.clone())))
-        }
+        Object::Service(service) => SourceEvent::Service(ObjectEvent::Apply(service.clone())),
         Object::EndpointSlice(slice) => {
-            SourceEvent::EndpointSlice(ObjectEvent::Apply(Arc::unwrap_or_clone(slice.clone())))
+            SourceEvent::EndpointSlice(ObjectEvent::Apply(slice.clone()))
         }
-        Object::Node(node) => {
-            SourceEvent::Node(ObjectEvent::Apply(Arc::unwrap_or_clone(node.clone())))
-        }
-        Object::ServiceCidr(cidr) => {
-            SourceEvent::ServiceCidr(ObjectEvent::Apply(Arc::unwrap_or_clone(cidr.clone())))
-        }
+        Object::Node(node) => SourceEvent::Node(ObjectEvent::Apply(node.clone())),
+        Object::ServiceCidr(cidr) => SourceEvent::ServiceCidr(ObjectEvent::Apply(cidr.clone())),
     }
 }
 

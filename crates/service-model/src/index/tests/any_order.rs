@@ -32,7 +32,9 @@ fn follow<T: Clone>(
     key: fn(&T) -> &ObjectName,
 ) {
     match event {
-        ObjectEvent::Apply(object) => drop(objects.insert(key(object).clone(), object.clone())),
+        ObjectEvent::Apply(object) => {
+            objects.insert(key(object).clone(), T::clone(object));
+        }
         ObjectEvent::Delete(name) => drop(objects.remove(name)),
         ObjectEvent::Reset {
             objects: listed,
@@ -42,7 +44,7 @@ fn follow<T: Clone>(
             objects.extend(
                 listed
                     .iter()
-                    .map(|object| (key(object).clone(), object.clone())),
+                    .map(|object| (key(object).clone(), T::clone(object))),
             );
         }
     }
@@ -63,13 +65,13 @@ impl World {
             .services
             .values()
             .cloned()
-            .map(ObjectEvent::Apply)
+            .map(|object| ObjectEvent::Apply(Arc::new(object)))
             .map(Step::Service);
         let slices = self
             .slices
             .values()
             .cloned()
-            .map(ObjectEvent::Apply)
+            .map(|object| ObjectEvent::Apply(Arc::new(object)))
             .map(Step::Slice);
         services.chain(slices).collect()
     }
@@ -77,8 +79,8 @@ impl World {
     /// From nothing, by one list of each kind.
     fn intents(&self) -> Intents {
         let mut index = Index::new();
-        index.service_event(reset(self.services.values().cloned().collect()));
-        index.slice_event(reset(self.slices.values().cloned().collect()));
+        index.service_event(ObjectEvent::list(self.services.values().cloned()));
+        index.slice_event(ObjectEvent::list(self.slices.values().cloned()));
         let names: Vec<ObjectName> = index.service_names().cloned().collect();
         names
             .iter()
@@ -167,9 +169,12 @@ fn some_event<T: Clone + std::fmt::Debug>(
         prop::collection::vec(name(), 0..2),
     );
     prop_oneof![
-        6 => object().prop_map(ObjectEvent::Apply),
+        6 => object().prop_map(|object| ObjectEvent::Apply(Arc::new(object))),
         2 => name().prop_map(ObjectEvent::Delete),
-        1 => lists.prop_map(|(objects, invalid)| ObjectEvent::Reset { objects, invalid }),
+        1 => lists.prop_map(|(objects, invalid)| ObjectEvent::Reset {
+            objects: objects.into_iter().map(Arc::new).collect(),
+            invalid,
+        }),
     ]
 }
 

@@ -2,6 +2,8 @@
 
 use super::*;
 
+const NO_SLICES: [EndpointSlice; 0] = [];
+
 /// `10.96.0.1 80/TCP/30080` with external IP 198.51.100.1 and load balancer address 203.0.113.1.
 fn exposed() -> Service {
     let mut service = service("shop/web", "10.96.0.1", "http/80/TCP/30080");
@@ -90,7 +92,7 @@ fn internal_policy_local_serves_the_cluster_ip_from_this_node_alone() {
         "10.96.0.1 80/TCP off-cluster: refuse".to_owned(),
         node_port("refuse"),
     ];
-    assert_eq!(lines(&plan(&service, &[], &facts())), expected);
+    assert_eq!(lines(&plan(&service, &NO_SLICES, &facts())), expected);
 }
 
 #[test]
@@ -105,7 +107,7 @@ fn row_43_source_ranges_guard_load_balancer_addresses_of_their_family_only() {
         "172.24.0.0/13".parse().unwrap(),
     ];
     let guarded = |service: &Service| -> Vec<String> {
-        let lines = lines(&plan(service, &[], &facts())).into_iter();
+        let lines = lines(&plan(service, &NO_SLICES, &facts())).into_iter();
         lines.filter(|line| line.starts_with("external")).collect()
     };
     assert_eq!(
@@ -128,7 +130,7 @@ fn an_external_ip_that_is_a_load_balancer_address_too_keeps_its_source_ranges() 
     let mut service = exposed();
     service.load_balancer_ips = service.external_ips.clone();
     service.source_ranges = vec!["172.16.0.0/12".parse().unwrap()];
-    let lines = lines(&plan(&service, &[], &facts()));
+    let lines = lines(&plan(&service, &NO_SLICES, &facts()));
     assert_eq!(
         lines[1],
         "external 198.51.100.1 80/TCP always: refuse from: 172.16.0.0/12"
@@ -144,7 +146,7 @@ fn external_ips_outside_the_allowed_ranges_are_refused_and_named() {
     let mut facts = facts();
     facts.allowed_external_ips = Some(vec!["198.51.100.0/24".parse().unwrap()]);
     let external = |facts: &NodeFacts| -> Vec<Place> {
-        let frontends = plan(&service, &[], facts).frontends.into_iter();
+        let frontends = plan(&service, &NO_SLICES, facts).frontends.into_iter();
         let places = frontends.map(|f| f.place);
         places.filter(|p| matches!(p, Place::External(_))).collect()
     };
@@ -153,7 +155,7 @@ fn external_ips_outside_the_allowed_ranges_are_refused_and_named() {
         external(&facts),
         [place("198.51.100.1"), place("203.0.113.1")]
     );
-    let named: Vec<String> = left_out(&service, &[], &facts)
+    let named: Vec<String> = left_out(&service, &NO_SLICES, &facts)
         .iter()
         .map(ToString::to_string)
         .collect();
@@ -177,7 +179,7 @@ fn b42_no_external_frontend_stands_where_the_api_server_answers() {
     service.load_balancer_ips = vec!["192.0.2.101".parse().unwrap()];
     let servers = ["192.0.2.100:6443", "192.0.2.101:6443"].map(|text| text.parse().unwrap());
     let facts = facts().with_api_servers(servers.into());
-    let external: Vec<String> = lines(&plan(&service, &[], &facts))
+    let external: Vec<String> = lines(&plan(&service, &NO_SLICES, &facts))
         .into_iter()
         .filter(|line| line.starts_with("external"))
         .collect();
@@ -190,7 +192,27 @@ fn b42_no_external_frontend_stands_where_the_api_server_answers() {
             "external 192.0.2.101 6443/UDP always: refuse",
         ]
     );
-    assert_eq!(left_out(&service, &[], &facts).len(), 2);
+    assert_eq!(left_out(&service, &NO_SLICES, &facts).len(), 2);
+}
+
+#[test]
+fn b42_no_external_frontend_stands_where_a_process_of_this_node_listens() {
+    let mut service = service("shop/git", "10.96.0.1", "ssh/22/TCP/30022 mosh/22/UDP");
+    service.external_ips = vec!["192.0.2.10".parse().unwrap()];
+    let ssh = (Protocol::Tcp, "192.0.2.10:22".parse().unwrap());
+    let facts = facts().with_listeners(vec![ssh]);
+    assert_eq!(
+        lines(&plan(&service, &NO_SLICES, &facts)),
+        [
+            "10.96.0.1 22/TCP off-cluster: refuse",
+            "10.96.0.1 22/UDP off-cluster: refuse",
+            "external 192.0.2.10 22/UDP always: refuse",
+            "node-V4 30022/TCP always: refuse",
+        ]
+    );
+    let named = left_out(&service, &NO_SLICES, &facts);
+    assert_eq!(named.len(), 1);
+    assert_eq!(named[0].field, "spec.externalIPs");
 }
 
 #[test]

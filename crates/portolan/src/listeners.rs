@@ -1,0 +1,225 @@
+//! Where processes of this node listen, among the places that Services ask for.
+//!
+//! A Service may name an address of the node as an external IP or have it from a load balancer (k3s does that). Its
+//! frontend must not take the node's own ssh or kubelet away (bar B42): where a process listens, the process has the
+//! port, as with kube-proxy before 1.23, which left a port out that it could not open itself. Nothing is asked of the
+//! kernel while no Service asks for an address of the Node object; other addresses of the node are not protected,
+//! since they may have been put there for the Service (kube-vip).
+//!
+//! The kernel does not tell who begins to listen, so it is asked again now and then (sock_diag(7); SCTP is not asked
+//! about). What was seen counts for a while longer: a daemon that is restarted is to find its port.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
+use netlink_packet_sock_diag::inet::nlas::Nla;
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use service_model::Protocol;
+
+/// How often the kernel is asked.
+const AGAIN: Duration = Duration::from_secs(10);
+/// So long a listener counts after it was last seen.
+const HOLD: Duration = Duration::from_secs(30);
+/// A datagram of a dump: the kernel fills at most this (NLMSG_GOODSIZE is less).
+const DATAGRAM: usize = 64 << 10;
+
+/// A place that a process may listen at and a Service ask for.
+pub type Place = (Protocol, SocketAddr);
+
+/// What is known of the places that are asked for.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    asked: BTreeSet<Place>,
+    seen: BTreeMap<Place, Instant>,
+    looked_at: Option<Instant>,
+    is_blind: bool,
+}
+
+impl Listeners {
+    /// The places among those `asked` for where somebody listens. Asks the kernel if these are others than before, or
+    /// if it has not been asked for a while.
+    pub fn among(&mut self, asked: BTreeSet<Place>, now: Instant) -> Vec<Place> {
+        let is_due = self.due().is_none_or(|at| at <= now);
+        if !asked.is_empty() && (is_due || asked != self.asked) {
+            self.looked_at = Some(now);
+            match listening() {
+                Ok(found) => self.found(&asked, &found, now),
+                Err(error) if !self.is_blind => {
+                    self.is_blind = true;
+                    tracing::warn!(%error, "who listens on this node is not known: external frontends at its addresses are served");
+                }
+                Err(_) => {}
+            }
+        }
+        self.asked = asked;
+        self.seen.retain(|place, at| {
+            self.asked.contains(place) && now.saturating_duration_since(*at) < HOLD
+        });
+        self.seen.keys().copied().collect()
+    }
+
+    /// When to ask again.
+    pub fn due(&self) -> Option<Instant> {
+        let is_wanted = !self.asked.is_empty();
+        self.looked_at.filter(|_| is_wanted).map(|at| at + AGAIN)
+    }
+
+    fn found(&mut self, asked: &BTreeSet<Place>, found: &[Listening], now: Instant) {
+        let is_blind = std::mem::replace(&mut self.is_blind, false);
+        if is_blind {
+            tracing::info!("who listens on this node is known again");
+        }
+        for place in asked {
+            if found.iter().any(|listening| listening.is_at(place)) {
+                self.seen.insert(*place, now);
+            }
+        }
+    }
+}
+
+/// A socket that takes what comes from anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Listening {
+    protocol: Protocol,
+    local: SocketAddr,
+    /// An unspecified IPv6 address stands for IPv6 only (ipv6(7), IPV6_V6ONLY).
+    v6_only: bool,
+}
+
+impl Listening {
+    fn is_at(&self, (protocol, place): &Place) -> bool {
+        let is_everywhere = match self.local.ip() {
+            IpAddr::V4(ip) => ip.is_unspecified() && place.is_ipv4(),
+            IpAddr::V6(ip) => ip.is_unspecified() && (place.is_ipv6() || !self.v6_only),
+        };
+        self.protocol == *protocol
+            && self.local.port() == place.port()
+            && (is_everywhere || self.local.ip().to_canonical() == place.ip())
+    }
+}
+
+/// All TCP and UDP listeners of this network namespace.
+fn listening() -> io::Result<Vec<Listening>> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    let mut found = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for family in [AF_INET, AF_INET6] {
+            dump(&socket, protocol, family, &mut found)?;
+        }
+    }
+    Ok(found)
+}
+
+fn dump(
+    socket: &Socket,
+    protocol: Protocol,
+    family: u8,
+    found: &mut Vec<Listening>,
+) -> io::Result<()> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let (number, states) = match protocol {
+        Protocol::Udp => (IPPROTO_UDP, StateFlags::CLOSE),
+        _ => (IPPROTO_TCP, StateFlags::LISTEN),
+    };
+    let request = InetRequest {
+        family,
+        protocol: number,
+        extensions: ExtensionFlags::empty(),
+        states,
+        socket_id: SocketId::new_v4(),
+    };
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+
+    let mut datagram = vec![0; DATAGRAM];
+    loop {
+        let length = socket.recv(&mut &mut datagram[..], 0)?;
+        let mut rest = datagram.get(..length).unwrap_or_default();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                    let id = &response.header.socket_id;
+                    found.push(Listening {
+                        protocol,
+                        local: SocketAddr::new(id.source_address, id.source_port),
+                        v6_only: response.nlas.contains(&Nla::SkV6Only(true)),
+                    });
+                }
+                NetlinkPayload::Done(_) => return Ok(()),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
+            // Messages are aligned to four bytes (NLMSG_ALIGN).
+            let taken = (message.header.length as usize).next_multiple_of(4);
+            rest = rest.get(taken.max(4)..).unwrap_or_default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    fn at(protocol: Protocol, place: SocketAddr, address: &str) -> Place {
+        (
+            protocol,
+            SocketAddr::new(address.parse().unwrap(), place.port()),
+        )
+    }
+
+    #[test]
+    fn who_listens_has_the_port_and_who_only_talks_has_not() {
+        let everywhere = TcpListener::bind("[::]:0").unwrap().local_addr().unwrap();
+        let everywhere = TcpListener::bind(everywhere).unwrap();
+        let one = UdpSocket::bind("127.0.0.2:0").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let talks = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (everywhere, one) = (everywhere.local_addr().unwrap(), one.local_addr().unwrap());
+        let there = [
+            at(Protocol::Tcp, everywhere, "192.0.2.1"),
+            at(Protocol::Tcp, everywhere, "2001:db8::1"),
+            at(Protocol::Udp, one, "127.0.0.2"),
+        ];
+        let not_there = [
+            at(Protocol::Udp, everywhere, "192.0.2.1"),
+            at(Protocol::Udp, one, "127.0.0.3"),
+            at(Protocol::Tcp, talks.local_addr().unwrap(), "127.0.0.1"),
+        ];
+        let asked: BTreeSet<Place> = there.into_iter().chain(not_there).collect();
+        let found = Listeners::default().among(asked, Instant::now());
+        assert_eq!(BTreeSet::from_iter(found), BTreeSet::from(there));
+    }
+
+    #[test]
+    fn a_listener_is_kept_for_a_while_and_nothing_is_asked_for_nobody() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let place = at(Protocol::Udp, socket.local_addr().unwrap(), "127.0.0.1");
+        let (mut listeners, start) = (Listeners::default(), Instant::now());
+        assert_eq!(listeners.due(), None);
+        assert_eq!(listeners.among([place].into(), start), [place]);
+        drop(socket);
+        assert_eq!(listeners.due(), Some(start + AGAIN));
+        assert_eq!(listeners.among([place].into(), start + HOLD / 2), [place]);
+        assert_eq!(listeners.among([place].into(), start + HOLD), []);
+        listeners.among(BTreeSet::new(), start + HOLD);
+        assert_eq!(listeners.due(), None);
+    }
+}
