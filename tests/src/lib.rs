@@ -41,7 +41,7 @@ pub fn number_from_env(name: &str, default: u64) -> u64 {
     }
 }
 
-/// How many times slower than an ordinary machine this one is (`PORTOLAN_SLOWNESS`; `cargo xtask kernels` says 10 to
+/// How many times slower than an ordinary machine this one is (`PORTOLAN_SLOWNESS`; `cargo xtask kernels` says 10 or 20 to
 /// emulated ones): traffic is thinner by it, and what has an end waits longer.
 pub fn slowness() -> u32 {
     u32::try_from(number_from_env("PORTOLAN_SLOWNESS", 1).max(1)).unwrap_or(u32::MAX)

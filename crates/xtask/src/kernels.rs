@@ -224,7 +224,7 @@ fn run_on(suite: &Suite, kernel: &Unpacked) -> Result<Column> {
             left.len(),
             answers.display()
         );
-        let script = suite.script(&left, true);
+        let script = suite.script(&left, Some(machine::processors(kernel)));
         error = machine::boot(kernel, &script, suite.limit(), &answers, &console).err();
         let text = std::fs::read(&answers)?;
         column = Column::read(&kernel.release, &names, &String::from_utf8_lossy(&text));

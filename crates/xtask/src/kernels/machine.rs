@@ -86,19 +86,19 @@ fn image(kernel: &Unpacked) -> Result<PathBuf> {
     .with_context(|| format!("no image in {}", kernel.folder.display()))
 }
 
+/// How many a machine with this kernel has.
+pub(crate) fn processors(kernel: &Unpacked) -> u32 {
+    let series = kernel.release.split('.').next();
+    let series = series.and_then(|number| number.parse::<u32>().ok());
+    match series.unwrap_or(0) {
+        ONE_PROCESSOR_FROM.. => 1,
+        _ => 2,
+    }
+}
+
 fn qemu(kernel: &Unpacked, first_root: &Path, answers: &Path) -> Result<Command> {
-    let major: u32 = kernel
-        .release
-        .split('.')
-        .next()
-        .unwrap_or_default()
-        .parse()
-        .unwrap_or(0);
-    let (processors, threads) = if major >= ONE_PROCESSOR_FROM {
-        ("1", "single")
-    } else {
-        ("2", "multi")
-    };
+    let processors = processors(kernel);
+    let threads = if processors == 1 { "single" } else { "multi" };
     // It shall not outlive us.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-accel"]);
@@ -107,7 +107,7 @@ fn qemu(kernel: &Unpacked, first_root: &Path, answers: &Path) -> Result<Command>
         "-cpu",
         "max",
         "-smp",
-        processors,
+        &processors.to_string(),
     ])
     .args([
         "-m",
