@@ -48,7 +48,7 @@ fn resident(program: &Path, peers: u32) -> Result<u64> {
     let kubeconfig = kubeconfig.display().to_string();
     let ranges = "10.0.0.0/8,fd00:244::/32";
     // A round of probes takes what it takes whatever the number of peers, of whom none is there to answer.
-    let no_rounds = ["--overlay-probe-interval", "1h"];
+    let no_rounds = ["--overlay-probe-interval", "3600s"];
     let source = ["--ip-masq", "--kubeconfig", &kubeconfig];
     let more = [&super::OVERLAY[..], &source, &no_rounds].concat();
     let daemon = super::start(program, &node, ranges, &more)?;
