@@ -47,12 +47,12 @@ pub struct Listeners {
 impl Listeners {
     /// The places among those `asked` for where somebody listens. Asks the kernel if these are others than before, or
     /// if it has not been asked for a while.
-    pub fn among(&mut self, asked: BTreeSet<Place>, now: Instant) -> Vec<Place> {
+    pub fn among(&mut self, asked: &BTreeSet<Place>, now: Instant) -> Vec<Place> {
         let is_due = self.due().is_none_or(|at| at <= now);
-        if !asked.is_empty() && (is_due || asked != self.asked) {
+        if !asked.is_empty() && (is_due || *asked != self.asked) {
             self.looked_at = Some(now);
             match listening() {
-                Ok(found) => self.found(&asked, &found, now),
+                Ok(found) => self.found(asked, &found, now),
                 Err(error) if !self.is_blind => {
                     self.is_blind = true;
                     tracing::warn!(%error, "who listens on this node is not known: external frontends at its addresses are served");
@@ -60,7 +60,9 @@ impl Listeners {
                 Err(_) => {}
             }
         }
-        self.asked = asked;
+        if *asked != self.asked {
+            self.asked = asked.clone();
+        }
         self.seen.retain(|place, at| {
             self.asked.contains(place) && now.saturating_duration_since(*at) < HOLD
         });
@@ -204,7 +206,7 @@ mod tests {
             at(Protocol::Tcp, talks.local_addr().unwrap(), "127.0.0.1"),
         ];
         let asked: BTreeSet<Place> = there.into_iter().chain(not_there).collect();
-        let found = Listeners::default().among(asked, Instant::now());
+        let found = Listeners::default().among(&asked, Instant::now());
         assert_eq!(BTreeSet::from_iter(found), BTreeSet::from(there));
     }
 
@@ -214,12 +216,12 @@ mod tests {
         let place = at(Protocol::Udp, socket.local_addr().unwrap(), "127.0.0.1");
         let (mut listeners, start) = (Listeners::default(), Instant::now());
         assert_eq!(listeners.due(), None);
-        assert_eq!(listeners.among([place].into(), start), [place]);
+        assert_eq!(listeners.among(&[place].into(), start), [place]);
         drop(socket);
         assert_eq!(listeners.due(), Some(start + AGAIN));
-        assert_eq!(listeners.among([place].into(), start + HOLD / 2), [place]);
-        assert_eq!(listeners.among([place].into(), start + HOLD), []);
-        listeners.among(BTreeSet::new(), start + HOLD);
+        assert_eq!(listeners.among(&[place].into(), start + HOLD / 2), [place]);
+        assert_eq!(listeners.among(&[place].into(), start + HOLD), []);
+        listeners.among(&BTreeSet::new(), start + HOLD);
         assert_eq!(listeners.due(), None);
     }
 }

@@ -72,7 +72,7 @@ pub fn run(args: &RenderArgs) -> anyhow::Result<bool> {
 }
 
 struct View {
-    own: std::sync::Arc<str>,
+    own: Arc<str>,
     index: Index,
     node: Option<Arc<Node>>,
     service_cidrs: Vec<IpNet>,

@@ -15,8 +15,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
 use crate::facts::NodeFacts;
 use crate::intent::ServiceIntent;
 use crate::objects::{
@@ -31,8 +29,8 @@ pub struct Index {
     /// The Service each slice counts for. The label decides at each event (row 36), so this is how the Service
     /// is found that a slice leaves.
     owners: BTreeMap<ObjectName, ObjectName>,
-    /// The Services that ask for each external address.
-    external: BTreeMap<IpAddr, SmallVec<[ObjectName; 1]>>,
+    /// External addresses, each with the Services that ask for it: thousands may share one.
+    external: BTreeSet<(IpAddr, ObjectName)>,
     dirty: BTreeSet<ObjectName>,
     services: usize,
     endpoints: usize,
@@ -156,9 +154,11 @@ impl Index {
     /// What Services ask for at `addresses` as external frontends.
     pub fn external_sockets(&self, addresses: &[IpAddr]) -> BTreeSet<(Protocol, SocketAddr)> {
         let mut sockets = BTreeSet::new();
+        let least = ObjectName::new("", "");
         for address in addresses {
-            let names = self.external.get(address).into_iter().flatten();
-            for (service, _) in names.filter_map(|name| self.programmed(name)) {
+            let from = self.external.range((*address, least.clone())..);
+            let here = from.take_while(|(there, _)| there == address);
+            for (service, _) in here.filter_map(|(_, name)| self.programmed(name)) {
                 let ports = service.ports.iter();
                 sockets.extend(
                     ports.map(|port| (port.protocol, SocketAddr::new(*address, port.port))),
@@ -186,23 +186,15 @@ impl Index {
             if let Some(before) = before {
                 self.forget_external(&before);
             }
-            for address in external_addresses(&service) {
-                let names = self.external.entry(*address).or_default();
-                if !names.contains(&service.name) {
-                    names.push(service.name.clone());
-                }
-            }
+            let asked = external_addresses(&service);
+            let asked = asked.map(|address| (*address, service.name.clone()));
+            self.external.extend(asked);
         }
     }
 
     fn forget_external(&mut self, service: &Service) {
         for address in external_addresses(service) {
-            if let Some(names) = self.external.get_mut(address) {
-                names.retain(|name| *name != service.name);
-                if names.is_empty() {
-                    self.external.remove(address);
-                }
-            }
+            self.external.remove(&(*address, service.name.clone()));
         }
     }
 

@@ -1,9 +1,10 @@
 //! Spares a monitor what we write ourselves.
 //!
-//! The kernel tells the group of every element, also of ours, which costs it a sixth of the time of a large transaction
-//! and the reader as much again. While nobody is in the group it tells nothing (`nfnetlink_has_listeners`). So the
-//! monitor's socket leaves for the time of a large transaction; that nobody else changed anything meanwhile is seen by
-//! the generations, and if somebody has, the monitor is told [`super::Notice::Overrun`].
+//! The kernel tells the group of every element, also of ours: that was near half of what a large transaction took
+//! (benches/README.md), and more work for the reader. While nobody is in the group it tells nothing
+//! (`nfnetlink_has_listeners`). So the monitor's socket leaves for the time of a large transaction; that nobody else
+//! changed anything meanwhile is seen by the generations, and if somebody has, the monitor is told
+//! [`super::Notice::Overrun`].
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;

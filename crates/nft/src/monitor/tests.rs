@@ -104,7 +104,7 @@ fn lost_notifications_are_said_to_be_lost() {
         let mut monitor = Monitor::open("portolan".into(), kernel.port()).unwrap();
         kernel.commit(&filled(0)).unwrap();
         monitor.socket.set_receive_space(2048).unwrap();
-        kernel.commit(&filled(20_000)).unwrap();
+        kernel.commit(&filled(5_000)).unwrap();
         assert_eq!(monitor.try_next().unwrap(), Some(Notice::Overrun));
         assert_eq!(monitor.try_next().unwrap(), None);
     });

@@ -30,6 +30,8 @@ const NEEDED: [ObjectKind; 4] = [
 pub(super) struct View {
     config: NodeConfig,
     index: Index,
+    /// Found anew when Services or the Node change; endpoints, which change most, have no part in it.
+    external_sockets_here: Option<BTreeSet<(Protocol, SocketAddr)>>,
     node: Option<Arc<Node>>,
     /// Its object is there: `node` is not what is left of one that is gone.
     node_exists: bool,
@@ -43,6 +45,7 @@ impl View {
         View {
             config,
             index: Index::default(),
+            external_sockets_here: None,
             node: None,
             node_exists: false,
             service_cidrs: BTreeMap::new(),
@@ -55,6 +58,7 @@ impl View {
     pub(super) fn take(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Service(event) => {
+                self.external_sockets_here = None;
                 self.heard(ObjectKind::Service, &event, |service| &service.name);
                 self.index.service_event(event);
             }
@@ -63,6 +67,7 @@ impl View {
                 self.index.slice_event(event);
             }
             SourceEvent::Node(event) => {
+                self.external_sockets_here = None;
                 self.heard(ObjectKind::Node, &event, |node| &node.name);
                 self.node_event(event);
             }
@@ -201,9 +206,10 @@ impl View {
     }
 
     /// What Services ask for at the addresses of this Node, as external frontends.
-    pub(super) fn external_sockets_here(&self) -> BTreeSet<(Protocol, SocketAddr)> {
+    pub(super) fn external_sockets_here(&mut self) -> &BTreeSet<(Protocol, SocketAddr)> {
         let addresses = self.node.as_ref().map(|node| &*node.addresses);
-        self.index.external_sockets(addresses.unwrap_or_default())
+        let find = || self.index.external_sockets(addresses.unwrap_or_default());
+        self.external_sockets_here.get_or_insert_with(find)
     }
 
     /// Whether any Service is to be planned again.
