@@ -5,11 +5,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GetParams, Patch, PatchParams, PostParams,
+};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, Config};
@@ -24,6 +27,10 @@ use crate::topology::Node;
 const MANAGER: &str = "lab";
 /// As long as a test may last.
 const TOKEN_SECONDS: i64 = 24 * 3600;
+/// Between two looks whether a cache has forgotten an object.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
+/// A cache that takes longer is not following.
+const FORGETTING: Duration = Duration::from_secs(20);
 /// Kinds without a namespace, of those that labs use.
 const CLUSTER_SCOPED: [&str; 6] = [
     "ClusterRole",
@@ -128,6 +135,31 @@ impl ControlPlane {
                 Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
                 other => Ok(other.map(drop)?),
             }
+        })
+    }
+
+    /// The same for what nothing holds back, until the server's cache has forgotten it too.
+    ///
+    /// What is written next under its name would else begin with the cached one, and only then with nothing: of a Service
+    /// that takes the same node port twice, which is refused, and leaves the first one taken by nobody (apiserver's
+    /// `Store.Update` makes allocations final before the transaction that may have to be tried again).
+    pub fn delete_and_forget(&self, object: &Value) -> Result<()> {
+        self.delete(object)?;
+        let object = object.clone();
+        self.run(|client| async move {
+            let (api, name) = dynamic(&client, &object)?;
+            let forgotten = async {
+                loop {
+                    match api.get_with(&name, &GetParams::any()).await {
+                        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+                        Err(error) => return Err(error),
+                        Ok(_) => tokio::time::sleep(ASK_AGAIN).await,
+                    }
+                }
+            };
+            let limited = tokio::time::timeout(FORGETTING, forgotten).await;
+            limited.with_context(|| format!("{name} stays in the cache"))??;
+            Ok(())
         })
     }
 
