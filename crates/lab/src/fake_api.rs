@@ -1,7 +1,7 @@
 //! A fake Kubernetes API server: lists, watches, and everything that goes wrong with them.
 //!
 //! Serves Services, EndpointSlices, Nodes and ServiceCIDRs over plain HTTP/1.1, with paging over consistent
-//! snapshots, watches with versions, bookmarks and a bounded history, and streaming lists. A test changes
+//! snapshots, watches with versions, bookmarks and a bounded history, of metadata only if asked for, and streaming lists. A test changes
 //! objects, injects faults and counts requests through [`FakeApi`]. It validates nothing: what is applied is
 //! served, also when no real server would have taken it.
 //!
@@ -55,7 +55,7 @@ pub struct Counts {
     pub forbidden: u64,
     /// TCP connections.
     pub connections: u64,
-    /// Bytes of bodies of lists and watches handed to the network.
+    /// Bytes of objects handed to the network: bodies of lists and watches, and single Nodes.
     pub bytes: u64,
 }
 
@@ -240,7 +240,7 @@ impl FakeApi {
         self.server.settings().token = token.map(str::to_owned);
     }
 
-    /// Every request for the four kinds, oldest first.
+    /// Every list, watch and reading of the four kinds, oldest first.
     pub fn seen(&self) -> Vec<Seen> {
         self.server.seen()
     }
@@ -248,14 +248,11 @@ impl FakeApi {
     /// What has been asked so far.
     pub fn counts(&self) -> Counts {
         let seen = self.server.seen();
-        let lists = seen
-            .iter()
-            .filter(|request| request.verb == Verb::List)
-            .count();
+        let asked = |verb| seen.iter().filter(|seen| seen.verb == verb).count();
         let (forbidden, connections, bytes) = self.server.totals();
         Counts {
-            lists,
-            watches: seen.len() - lists,
+            lists: asked(Verb::List),
+            watches: asked(Verb::Watch),
             forbidden,
             connections,
             bytes,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::body::{Closed, Pieces, Pipe, pipe};
@@ -68,11 +68,15 @@ impl Refusal {
 
 /// Parameters of a request, decoded.
 #[derive(Debug, Default)]
-pub(super) struct Parameters(pub(super) BTreeMap<String, String>);
+pub(super) struct Parameters {
+    pub(super) query: BTreeMap<String, String>,
+    /// Objects are wanted as `PartialObjectMetadata`; heeded by watches.
+    pub(super) metadata_only: bool,
+}
 
 impl Parameters {
     fn get(&self, name: &str) -> &str {
-        self.0.get(name).map_or("", String::as_str)
+        self.query.get(name).map_or("", String::as_str)
     }
 
     pub(super) fn is_true(&self, name: &str) -> bool {
@@ -205,6 +209,7 @@ struct Watcher {
     /// The version it asked to start after.
     since: u64,
     bookmarks: bool,
+    metadata_only: bool,
     fault: Option<Fault>,
     /// For [`Fault::Replay`].
     first: Option<Bytes>,
@@ -259,6 +264,7 @@ pub(super) fn watch(
         sequence,
         since: from.unwrap_or(0),
         bookmarks,
+        metadata_only: parameters.metadata_only,
         fault,
         first: None,
         piece: BytesMut::with_capacity(PIECE),
@@ -306,6 +312,15 @@ fn streaming_list(server: &Server, parameters: &Parameters) -> Result<bool, Refu
             Ok(parameters.is_true("allowWatchBookmarks"))
         }
     }
+}
+
+/// The `PartialObjectMetadata` of an object.
+fn metadata_of(object: &[u8]) -> Vec<u8> {
+    let object: Value = serde_json::from_slice(object).unwrap_or_default();
+    let partial = json!({
+        "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"],
+    });
+    partial.to_string().into()
 }
 
 impl Watcher {
@@ -407,7 +422,10 @@ impl Watcher {
         let start = self.piece.len();
         self.piece
             .extend_from_slice(format!(r#"{{"type":"{kind}","object":"#).as_bytes());
-        self.piece.extend_from_slice(object);
+        match self.metadata_only {
+            true => self.piece.extend_from_slice(&metadata_of(object)),
+            false => self.piece.extend_from_slice(object),
+        }
         self.piece.extend_from_slice(b"}\n");
         let again = match self.fault {
             Some(Fault::Duplicate) => Bytes::copy_from_slice(&self.piece[start..]),

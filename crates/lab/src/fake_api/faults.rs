@@ -17,6 +17,8 @@ pub enum Verb {
     List,
     /// A watch, with or without initial events.
     Watch,
+    /// One object by its name: answered, refused or left hanging, no other fault befalls it.
+    Get,
 }
 
 /// One thing that goes wrong with one request.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
@@ -59,6 +59,8 @@ pub struct Seen {
     pub parameters: BTreeMap<String, String>,
     /// `User-Agent`.
     pub user_agent: String,
+    /// Objects are wanted as `PartialObjectMetadata` (API concepts, "Metadata-only fetches").
+    pub metadata_only: bool,
 }
 
 /// What a test can set.
@@ -215,7 +217,8 @@ impl Server {
         if self.settings().node_patches
             && let Some(name) = nodes::node_of(request.uri().path()).map(str::to_owned)
         {
-            return Ok(self.answer_about_node(&name, request).await);
+            let answer = self.answer_about_node(&name, request).await;
+            return Ok(answer.unwrap_or_else(|refusal| refused(&refusal)));
         }
         if request.method() == Method::POST && request.uri().path() == nodes::EVENTS {
             return Ok(self.take_event(request).await);
@@ -226,17 +229,21 @@ impl Server {
         };
         Ok(match outcome {
             Ok(body) => reply(200, None, Either::Right(body)),
-            Err(refusal) => reply(
-                refusal.code,
-                refusal.retry_after,
-                Either::Left(refusal.status().into()),
-            ),
+            Err(refusal) => refused(&refusal),
         })
     }
 
-    async fn answer_about_node(&self, name: &str, request: Request<Incoming>) -> Reply {
-        let answer = match *request.method() {
-            Method::GET => nodes::get(self, name),
+    async fn answer_about_node(
+        &self,
+        name: &str,
+        request: Request<Incoming>,
+    ) -> Result<Reply, Refusal> {
+        let node = match *request.method() {
+            Method::GET => {
+                self.saw(&request, Resource::Nodes, Verb::Get, BTreeMap::new());
+                self.strike(Resource::Nodes, Verb::Get).await?;
+                nodes::get(self, name)
+            }
             Method::PATCH => {
                 let body = request
                     .into_body()
@@ -249,11 +256,10 @@ impl Server {
                 }
             }
             _ => Err(Refusal::new(405, "read and patched only")),
-        };
-        match answer {
-            Ok(node) => reply(200, None, Either::Left(node.to_string().into())),
-            Err(refusal) => reply(refusal.code, None, Either::Left(refusal.status().into())),
-        }
+        }?;
+        let body = Bytes::from(node.to_string());
+        self.bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
+        Ok(reply(200, None, Either::Left(body.into())))
     }
 
     async fn take_event(&self, request: Request<Incoming>) -> Reply {
@@ -281,19 +287,16 @@ impl Server {
                 format!("{} {path} is not allowed", request.method()),
             ));
         };
-        let parameters = Parameters(parameters(request.uri().query().unwrap_or_default()));
+        let parameters = Parameters {
+            query: parameters(request.uri().query().unwrap_or_default()),
+            metadata_only: metadata_only(request),
+        };
         let verb = if parameters.is_true("watch") {
             Verb::Watch
         } else {
             Verb::List
         };
-        lock(&self.tally).seen.push(Seen {
-            at: Instant::now(),
-            resource,
-            verb,
-            parameters: parameters.0.clone(),
-            user_agent: text(request.headers(), USER_AGENT),
-        });
+        self.saw(request, resource, verb, parameters.query.clone());
         let settings = self.settings();
         if settings
             .token
@@ -305,26 +308,46 @@ impl Server {
         Ok((resource, verb, parameters))
     }
 
+    fn saw(
+        &self,
+        request: &Request<Incoming>,
+        resource: Resource,
+        verb: Verb,
+        parameters: BTreeMap<String, String>,
+    ) {
+        lock(&self.tally).seen.push(Seen {
+            at: Instant::now(),
+            resource,
+            verb,
+            parameters,
+            user_agent: text(request.headers(), USER_AGENT),
+            metadata_only: metadata_only(request),
+        });
+    }
+
+    /// Draws the fault that befalls a request: one without an answer is refused or waits for ever here, others are returned.
+    async fn strike(&self, resource: Resource, verb: Verb) -> Result<Option<Fault>, Refusal> {
+        let fault = lock(&self.faults).draw(resource, verb);
+        match fault {
+            Some(Fault::Status { code, retry_after }) => Err(Refusal {
+                retry_after,
+                ..Refusal::new(code, "refused on purpose")
+            }),
+            Some(Fault::Hang) => std::future::pending().await,
+            fault => Ok(fault),
+        }
+    }
+
     async fn serve(
         self: &Arc<Self>,
         resource: Resource,
         verb: Verb,
         parameters: &Parameters,
     ) -> Result<Pieces, Refusal> {
-        let fault = lock(&self.faults).draw(resource, verb);
-        match fault {
-            Some(Fault::Status { code, retry_after }) => {
-                return Err(Refusal {
-                    retry_after,
-                    ..Refusal::new(code, "refused on purpose")
-                });
-            }
-            Some(Fault::Hang) => std::future::pending::<()>().await,
-            _ => {}
-        }
+        let fault = self.strike(resource, verb).await?;
         match verb {
             Verb::List => answer::list(self, resource, parameters, fault),
-            Verb::Watch => answer::watch(self, resource, parameters, fault),
+            _ => answer::watch(self, resource, parameters, fault),
         }
     }
 }
@@ -341,6 +364,15 @@ fn reply(code: u16, retry_after: Option<u64>, body: Either<Full<Bytes>, Pieces>)
         response.headers_mut().insert(RETRY_AFTER, seconds.into());
     }
     response
+}
+
+fn refused(refusal: &Refusal) -> Reply {
+    let body = Either::Left(refusal.status().into());
+    reply(refusal.code, refusal.retry_after, body)
+}
+
+fn metadata_only(request: &Request<Incoming>) -> bool {
+    text(request.headers(), ACCEPT).contains("as=PartialObjectMetadata")
 }
 
 fn text(headers: &HeaderMap, name: http::HeaderName) -> String {

@@ -24,6 +24,8 @@ mod backoff;
 mod client;
 mod decode;
 mod follow;
+mod gathered;
+mod outline;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -41,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::SourceEvent;
 use follow::{Follower, Target};
+use outline::Outlines;
 
 pub use client::{Server, client};
 
@@ -69,8 +72,10 @@ pub struct ApiConfig {
     pub stable_after: Duration,
     /// How often to look for a kind that the server does not have, or does not let us see.
     pub absent_retry: Duration,
-    /// Watch the Nodes of the whole cluster, for an overlay.
+    /// Watch the Nodes of the whole cluster, for an overlay: their metadata, see [`outline`].
     pub all_nodes: bool,
+    /// How long a Node of which only metadata are watched goes unread, at most.
+    pub read_again: Duration,
     /// Whose Services to watch (`--service-proxy-name`).
     pub proxy_name: Option<Arc<str>>,
 }
@@ -90,6 +95,7 @@ impl Default for ApiConfig {
             stable_after: Duration::from_secs(60),
             absent_retry: Duration::from_secs(300),
             all_nodes: false,
+            read_again: Duration::from_secs(6 * 3600),
             proxy_name: None,
         }
     }
@@ -136,7 +142,11 @@ pub async fn run(
         selected("/apis/discovery.k8s.io/v1/endpointslices"),
         SourceEvent::EndpointSlice,
     ));
-    tasks.spawn(start.follow::<wire::Node>(nodes, SourceEvent::Node));
+    let of_nodes = start.follower::<wire::Node>(nodes, SourceEvent::Node);
+    tasks.spawn(start.run(match start.config.all_nodes {
+        true => of_nodes.by_metadata(Outlines::of_nodes(node_name, start.config.read_again)),
+        false => of_nodes,
+    }));
     tasks.spawn(start.follow::<wire::ServiceCidr>(cidrs, SourceEvent::ServiceCidr));
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended
@@ -161,13 +171,19 @@ impl Start {
         target: Target,
         wrap: fn(ObjectEvent<O::Model>) -> SourceEvent,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let follower = Follower::<O>::new(
-            self.client.clone(),
-            target,
-            self.config.clone(),
-            wrap,
-            self.events.clone(),
-        );
+        self.run(self.follower::<O>(target, wrap))
+    }
+
+    fn follower<O: Object>(
+        &self,
+        target: Target,
+        wrap: fn(ObjectEvent<O::Model>) -> SourceEvent,
+    ) -> Follower<O> {
+        let (client, config) = (self.client.clone(), self.config.clone());
+        Follower::new(client, target, config, wrap, self.events.clone())
+    }
+
+    fn run<O: Object>(&self, follower: Follower<O>) -> impl Future<Output = ()> + Send + use<O> {
         let cancel = self.cancel.clone();
         async move {
             cancel.run_until_cancelled(follower.run()).await;

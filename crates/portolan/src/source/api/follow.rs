@@ -4,13 +4,12 @@
 //! connection means for it. Invariant: `version` is only ever moved forward by what has been delivered, and
 //! whenever that cannot be vouched for it is dropped, which means a whole list.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use kube::api::{ListParams, WatchParams};
+use kube::api::{GetParams, ListParams, WatchParams};
 use kube::core::Request;
 use rand::Rng;
 use service_model::wire::{Interner, Object};
@@ -21,7 +20,9 @@ use tokio::time::Instant;
 use super::ApiConfig;
 use super::backoff::Backoff;
 use super::decode::{self, Decoded, Event, is_behind};
-use super::request::{self, Failure, Lines};
+use super::gathered::Gathered;
+use super::outline::Outlines;
+use super::request::{self, Extent, Failure, Lines};
 use crate::source::{Problem, SourceEvent};
 
 /// A server that does not end a watch when asked to gets this much longer.
@@ -84,6 +85,8 @@ pub(super) struct Follower<O: Object> {
     wrap: fn(ObjectEvent<O::Model>) -> SourceEvent,
     events: mpsc::Sender<SourceEvent>,
     interner: Interner,
+    /// For watches that bring metadata only.
+    outlines: Option<Outlines<O::Model>>,
     backoff: Backoff,
     /// Of its own, since a server that has forgotten our version is well: trouble before does not make the list wait.
     relists: Backoff,
@@ -120,6 +123,7 @@ impl<O: Object> Follower<O> {
             backoff: backoff(),
             relists: backoff(),
             interner: Interner::for_proxy(config.proxy_name.clone()),
+            outlines: None,
             client,
             target,
             config,
@@ -131,6 +135,14 @@ impl<O: Object> Follower<O> {
             doubtful: false,
             told: None,
             absent: false,
+        }
+    }
+
+    /// Lets watches bring metadata only; whole objects are read where that does not suffice.
+    pub(super) fn by_metadata(self, outlines: Outlines<O::Model>) -> Self {
+        Follower {
+            outlines: Some(outlines),
+            ..self
         }
     }
 
@@ -246,7 +258,8 @@ impl<O: Object> Follower<O> {
         Ok(self.config.absent_retry.mul_f64(spread))
     }
 
-    /// Lists everything and delivers it. A streaming list goes on as a watch, which is returned.
+    /// Lists everything and delivers it. A streaming list goes on as a watch, which is returned if it brings what a watch
+    /// should.
     async fn list(&mut self) -> Result<Option<(Lines, Instant)>, Stop> {
         if self.streaming == Streaming::Wanted {
             // Until it has finished, it counts as failed.
@@ -254,7 +267,7 @@ impl<O: Object> Follower<O> {
             match self.list_as_stream().await {
                 Ok(watch) => {
                     self.streaming = Streaming::Wanted;
-                    return Ok(Some(watch));
+                    return Ok(self.outlines.is_none().then_some(watch));
                 }
                 Err(Stop::Failed(Failure::Status { code, .. })) if is_refusal(code) => {
                     let kind = O::KIND;
@@ -272,7 +285,7 @@ impl<O: Object> Follower<O> {
     }
 
     async fn list_as_stream(&mut self) -> Result<(Lines, Instant), Stop> {
-        let (mut lines, end) = self.open("", true).await?;
+        let (mut lines, end) = self.open("", true, Extent::Whole).await?;
         let limit = end.min(Instant::now() + self.config.list_limit);
         let mut gathered = Gathered::default();
         loop {
@@ -319,7 +332,11 @@ impl<O: Object> Follower<O> {
         if version.is_empty() {
             return Err(broken("the list has no version"));
         }
-        let (reset, problems) = gathered.finish();
+        let (objects, invalid, problems) = gathered.finish();
+        if let Some(outlines) = &mut self.outlines {
+            outlines.reset(objects.iter().map(Arc::as_ref));
+        }
+        let reset = ObjectEvent::Reset { objects, invalid };
         self.send((self.wrap)(reset)).await?;
         for problem in problems {
             self.send(SourceEvent::Problem(problem)).await?;
@@ -350,7 +367,11 @@ impl<O: Object> Follower<O> {
     /// Opens a watch from where we stand.
     async fn resume(&self) -> Result<(Lines, Instant), Stop> {
         let version = self.version.as_deref().unwrap_or_default();
-        self.open(version, false).await
+        let extent = match self.outlines {
+            Some(_) => Extent::Metadata,
+            None => Extent::Whole,
+        };
+        self.open(version, false, extent).await
     }
 
     /// Delivers events until the watch ends, one way or the other.
@@ -363,17 +384,12 @@ impl<O: Object> Follower<O> {
                 Err(failure) => return Err(failure.into()),
             };
             match decode::event::<O>(&line, &mut self.interner).map_err(broken)? {
-                Event::Applied(object) => {
-                    self.advance(object.version)?;
-                    if let Some(model) = object.model {
-                        self.send((self.wrap)(ObjectEvent::Apply(model))).await?;
-                    }
-                    for problem in object.problems {
-                        self.send(SourceEvent::Problem(problem)).await?;
-                    }
-                }
+                Event::Applied(object) => self.applied(object).await?,
                 Event::Deleted { name, version } => {
                     self.advance(version)?;
+                    if let Some(outlines) = &mut self.outlines {
+                        outlines.forget(&name);
+                    }
                     self.send((self.wrap)(ObjectEvent::Delete(name))).await?;
                 }
                 Event::Bookmark { version, .. } => self.advance(version)?,
@@ -381,6 +397,60 @@ impl<O: Object> Follower<O> {
                 Event::Unknown => {}
             }
         }
+    }
+
+    async fn applied(&mut self, object: Decoded<O::Model>) -> Result<(), Stop> {
+        // Before the version is taken: if reading fails, the event must come again.
+        let news = match &self.outlines {
+            None => Some((object.model, object.problems)),
+            Some(_) => self.whole(&object.name, object.model.as_deref()).await?,
+        };
+        self.advance(object.version)?;
+        let Some((model, problems)) = news else {
+            return Ok(());
+        };
+        if let Some(model) = model {
+            self.send((self.wrap)(ObjectEvent::Apply(model))).await?;
+        }
+        for problem in problems {
+            self.send(SourceEvent::Problem(problem)).await?;
+        }
+        Ok(())
+    }
+
+    /// The whole object, and what is wrong with it, unless it is as `told` by its metadata and as delivered, or gone since.
+    async fn whole(
+        &mut self,
+        name: &ObjectName,
+        told: Option<&O::Model>,
+    ) -> Result<Option<News<O::Model>>, Stop> {
+        let (Some(outlines), Some(told)) = (&mut self.outlines, told) else {
+            return Ok(None);
+        };
+        if outlines.suffices(told) {
+            return Ok(None);
+        }
+        let request = Request::new(self.target.path)
+            .get(&name.name, &GetParams::default())
+            .map_err(|error| broken(error.to_string()))?;
+        let ApiConfig {
+            silence,
+            list_limit,
+            ..
+        } = self.config;
+        let answer = match request::whole(&self.client, request, silence, list_limit).await {
+            Ok(answer) => answer,
+            // Its end is an event that is under way.
+            Err(Failure::Status { code: 404, .. }) => return Ok(None),
+            Err(failure) => return Err(failure.into()),
+        };
+        let text = std::str::from_utf8(&answer).map_err(|error| broken(error.to_string()))?;
+        let object = decode::object::<O>(text, &mut self.interner);
+        match &object.model {
+            Some(model) => outlines.delivered(model),
+            None => outlines.forget(name),
+        }
+        Ok(Some((object.model, object.problems)))
     }
 
     /// Takes the version of an event. Within a kind they only grow; anything else means that we and the
@@ -399,7 +469,12 @@ impl<O: Object> Follower<O> {
     }
 
     /// Opens a watch; also says until when it may last.
-    async fn open(&self, version: &str, initial_events: bool) -> Result<(Lines, Instant), Stop> {
+    async fn open(
+        &self,
+        version: &str,
+        initial_events: bool,
+        extent: Extent,
+    ) -> Result<(Lines, Instant), Stop> {
         let seconds = rand::rng().random_range(self.config.watch_seconds.clone());
         let parameters = WatchParams {
             label_selector: self.target.label_selector.clone(),
@@ -412,7 +487,7 @@ impl<O: Object> Follower<O> {
             .watch(&parameters, version)
             .map_err(|error| broken(error.to_string()))?;
         let limit = Instant::now() + Duration::from_secs(seconds.into()) + OVERTIME;
-        let lines = request::lines(&self.client, request, self.config.silence).await?;
+        let lines = request::lines(&self.client, request, extent, self.config.silence).await?;
         Ok((lines, limit))
     }
 
@@ -456,51 +531,8 @@ impl<O: Object> Follower<O> {
 #[derive(Debug)]
 struct Gone;
 
-/// A list under way.
-struct Gathered<M> {
-    /// `None` for those that cannot be used. A map, since a list may name an object twice.
-    objects: BTreeMap<ObjectName, Option<Arc<M>>>,
-    problems: Vec<Problem>,
-}
-
-impl<M> Default for Gathered<M> {
-    fn default() -> Self {
-        Gathered {
-            objects: BTreeMap::new(),
-            problems: Vec::new(),
-        }
-    }
-}
-
-impl<M> Gathered<M> {
-    fn add(&mut self, object: Decoded<M>) {
-        let name = object.name.clone();
-        if self.objects.insert(object.name, object.model).is_some() {
-            self.problems
-                .retain(|problem| problem.invalid.object != name);
-        }
-        self.problems.extend(object.problems);
-    }
-
-    fn remove(&mut self, name: &ObjectName) {
-        if self.objects.remove(name).is_some() {
-            self.problems
-                .retain(|problem| problem.invalid.object != *name);
-        }
-    }
-
-    fn finish(self) -> (ObjectEvent<M>, Vec<Problem>) {
-        let mut objects = Vec::with_capacity(self.objects.len());
-        let mut invalid = Vec::new();
-        for (name, object) in self.objects {
-            match object {
-                Some(object) => objects.push(object),
-                None => invalid.push(name),
-            }
-        }
-        (ObjectEvent::Reset { objects, invalid }, self.problems)
-    }
-}
+/// An object, if it can be used, and what is wrong with it.
+type News<M> = (Option<Arc<M>>, Vec<Problem>);
 
 /// Codes with which servers answer parameters they do not have or allow; the others mean something else.
 fn is_refusal(code: u16) -> bool {

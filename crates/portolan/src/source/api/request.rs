@@ -49,15 +49,34 @@ pub(super) enum Failure {
     Broken(String),
 }
 
+/// How much of its objects an answer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All.
+    Whole,
+    /// Their metadata (API concepts, "Metadata-only fetches"; all servers from 1.15 on have it).
+    Metadata,
+}
+
+impl Extent {
+    const fn accept(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Extent::Whole => "application/json",
+            Extent::Metadata => "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
+        })
+    }
+}
+
 /// Sends a request, and returns the body of a good answer.
 async fn send(
     client: &Client,
     request: Request<Vec<u8>>,
+    extent: Extent,
     silence: Duration,
 ) -> Result<Body, Failure> {
     let mut request = request.map(Body::from);
     let headers = request.headers_mut();
-    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(ACCEPT, extent.accept());
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     let response = timeout(silence, client.send(request))
         .await
@@ -92,7 +111,7 @@ pub(super) async fn whole(
     limit: Duration,
 ) -> Result<Bytes, Failure> {
     let limit = Instant::now() + limit;
-    let body = send(client, request, silence).await?;
+    let body = send(client, request, Extent::Whole, silence).await?;
     read(body, MAX_PAGE, silence, limit).await
 }
 
@@ -145,9 +164,10 @@ pub(super) struct Lines {
 pub(super) async fn lines(
     client: &Client,
     request: Request<Vec<u8>>,
+    extent: Extent,
     silence: Duration,
 ) -> Result<Lines, Failure> {
-    let body = send(client, request, silence).await?;
+    let body = send(client, request, extent, silence).await?;
     Ok(Lines {
         body,
         silence,

@@ -2,6 +2,7 @@
 
 mod faults;
 mod harness;
+mod nodes;
 
 use std::time::Duration;
 

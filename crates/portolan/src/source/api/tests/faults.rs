@@ -35,7 +35,9 @@ async fn list_length(bench: &mut Bench, mode: StreamingList) -> usize {
         ..WatchParams::default()
     };
     let request = path.watch(&parameters, "").unwrap();
-    let mut lines = request::lines(&client, request, limit).await.unwrap();
+    let mut lines = request::lines(&client, request, request::Extent::Whole, limit)
+        .await
+        .unwrap();
     let mut length = 0;
     loop {
         let line = lines

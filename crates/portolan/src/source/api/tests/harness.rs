@@ -1,11 +1,12 @@
 //! A source, the server it follows and what it has delivered so far.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lab::fake_api::{FakeApi, Resource, Seen, Verb};
 use serde_json::{Value, json};
-use service_model::{ObjectEvent, ObjectKind, ObjectName};
+use service_model::{Node, ObjectEvent, ObjectKind, ObjectName};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +50,8 @@ pub(super) struct View {
     pub(super) services: BTreeSet<String>,
     pub(super) slices: BTreeSet<String>,
     pub(super) nodes: Vec<String>,
+    /// Nodes that were applied, as they came.
+    pub(super) applied_nodes: Vec<Arc<Node>>,
     pub(super) resets: BTreeMap<ObjectKind, usize>,
     /// Services that the last `Reset` called invalid.
     pub(super) invalid: Vec<String>,
@@ -94,6 +97,9 @@ impl View {
             SourceEvent::Node(event) => {
                 let mut nodes: BTreeSet<String> = self.nodes.drain(..).collect();
                 self.count(ObjectKind::Node, &event);
+                if let ObjectEvent::Apply(node) = &event {
+                    self.applied_nodes.push(node.clone());
+                }
                 sum(&mut nodes, event, |object| &object.name);
                 self.nodes = nodes.into_iter().collect();
             }

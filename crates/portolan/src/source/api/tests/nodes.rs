@@ -1,0 +1,191 @@
+//! All Nodes of a cluster: of most changes, only metadata are wanted.
+
+use std::time::{Duration, Instant};
+
+use lab::fake_api::{Fault, Injection, Resource, StreamingList, Verb};
+use serde_json::{Value, json};
+use service_model::ObjectKind;
+
+use super::harness::{Bench, View, quick};
+use crate::source::api::ApiConfig;
+
+const PUBLIC_IP: &str = "flannel.alpha.coreos.com/public-ip";
+
+fn all_nodes() -> ApiConfig {
+    ApiConfig {
+        all_nodes: true,
+        ..quick()
+    }
+}
+
+/// A Node that publishes this, and whose kubelet has reported so often: ten kilobytes, as of a real one.
+fn node(name: &str, public_ip: &str, report: usize) -> Value {
+    let images: Vec<Value> = (0..50)
+        .map(|image| json!({ "names": [format!("registry.example/image-{image}@sha256:{report:064x}")] }))
+        .collect();
+    json!({
+        "kind": "Node",
+        "metadata": { "name": name, "annotations": { PUBLIC_IP: public_ip } },
+        "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"] },
+        "status": { "addresses": [{ "type": "InternalIP", "address": "192.0.2.7" }], "images": images },
+    })
+}
+
+/// A running source that knows `this` and `other`, published at 192.0.2.1.
+async fn started(config: ApiConfig, mode: StreamingList) -> Bench {
+    let mut bench = Bench::new();
+    bench.api.set_node_patches(true);
+    bench.api.set_streaming_list(mode);
+    for name in ["this", "other"] {
+        bench.api.apply(node(name, "192.0.2.1", 0)).unwrap();
+    }
+    bench.start(config).await;
+    bench
+        .until("the nodes", |view| view.nodes == ["other", "this"])
+        .await;
+    let listed = bench.seen(Resource::Nodes, Verb::List).len();
+    bench
+        .until_seen("the watch", |api| {
+            api.seen()
+                .iter()
+                .any(|seen| seen.resource == Resource::Nodes && seen.metadata_only)
+        })
+        .await;
+    assert_eq!(listed, bench.seen(Resource::Nodes, Verb::List).len());
+    bench
+}
+
+/// Names of Nodes that were applied, as they came.
+fn applied(view: &View) -> Vec<&str> {
+    view.applied_nodes
+        .iter()
+        .map(|node| &*node.name.name)
+        .collect()
+}
+
+fn published(view: &View, ip: &str) -> bool {
+    let last = view.applied_nodes.last();
+    last.is_some_and(|node| {
+        node.annotations
+            .get(PUBLIC_IP)
+            .is_some_and(|found| **found == *ip)
+            && node.pod_cidrs.len() == 1
+            && node.addresses.len() == 1
+    })
+}
+
+#[tokio::test]
+async fn what_kubelets_report_of_other_nodes_stays_with_the_server() {
+    for mode in [StreamingList::Served, StreamingList::Refused] {
+        let mut bench = started(all_nodes(), mode).await;
+        let before = bench.api.counts().bytes;
+        for report in 1..=100 {
+            bench.api.apply(node("other", "192.0.2.1", report)).unwrap();
+        }
+        bench.api.apply(node("other", "192.0.2.2", 100)).unwrap();
+        bench
+            .until("the new address", |view| published(view, "192.0.2.2"))
+            .await;
+        assert_eq!(applied(&bench.view), ["other"]);
+        let (each, bytes) = (
+            node("other", "", 0).to_string().len() as u64,
+            bench.api.counts().bytes - before,
+        );
+        // One whole Node and a hundred pieces of metadata, not a hundred Nodes.
+        assert!((each..10 * each).contains(&bytes), "{bytes} of {each} each");
+        assert_eq!(bench.seen(Resource::Nodes, Verb::Get).len(), 1);
+        assert_eq!(bench.view.resets[&ObjectKind::Node], 1);
+        assert!(bench.view.failures(ObjectKind::Node).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn this_node_and_one_without_ranges_are_read_at_each_change() {
+    let mut bench = started(all_nodes(), StreamingList::Served).await;
+    bench.api.apply(node("this", "192.0.2.1", 1)).unwrap();
+    bench
+        .until("this node", |view| applied(view) == ["this"])
+        .await;
+    let mut joining = node("new", "192.0.2.3", 0);
+    let spec = joining["spec"].take();
+    bench.api.apply(joining.clone()).unwrap();
+    bench
+        .until("a new node", |view| applied(view) == ["this", "new"])
+        .await;
+    assert!(!published(&bench.view, "192.0.2.3"));
+    joining["spec"] = spec;
+    bench.api.apply(joining).unwrap();
+    bench
+        .until("its ranges", |view| published(view, "192.0.2.3"))
+        .await;
+    // Known by now.
+    bench.api.apply(node("new", "192.0.2.3", 1)).unwrap();
+    // Gone and back: another one, whatever its metadata say.
+    bench.api.delete(Resource::Nodes, "", "other");
+    bench
+        .until("the end", |view| !view.nodes.contains(&"other".to_owned()))
+        .await;
+    bench.api.apply(node("other", "192.0.2.1", 0)).unwrap();
+    bench
+        .until("its return", |view| view.nodes.len() == 3)
+        .await;
+    assert_eq!(applied(&bench.view), ["this", "new", "new", "other"]);
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_be_read_is_read_later_and_one_that_is_gone_is_not_waited_for() {
+    let mut bench = started(all_nodes(), StreamingList::Served).await;
+    let refused = |code| Fault::Status {
+        code,
+        retry_after: None,
+    };
+    for fault in [refused(500), Fault::Hang] {
+        bench
+            .api
+            .inject(Injection::once(fault).on(Resource::Nodes).verb(Verb::Get));
+    }
+    let quickly = |address: &str| node("other", address, 0);
+    bench.api.apply(quickly("192.0.2.2")).unwrap();
+    bench
+        .until("the new address", |view| published(view, "192.0.2.2"))
+        .await;
+    assert_eq!(applied(&bench.view), ["other"]);
+    assert_eq!(bench.seen(Resource::Nodes, Verb::Get).len(), 3);
+    assert_eq!(bench.view.resets[&ObjectKind::Node], 1);
+
+    bench.api.inject(
+        Injection::once(refused(404))
+            .on(Resource::Nodes)
+            .verb(Verb::Get),
+    );
+    bench.api.apply(quickly("192.0.2.3")).unwrap();
+    bench.api.apply(node("this", "192.0.2.1", 1)).unwrap();
+    bench
+        .until("what comes after", |view| {
+            applied(view) == ["other", "this"]
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_node_is_read_again_after_a_while() {
+    let config = ApiConfig {
+        read_again: Duration::from_millis(50),
+        ..all_nodes()
+    };
+    let mut bench = started(config, StreamingList::Served).await;
+    let (began, mut report) = (Instant::now(), 0);
+    while !applied(&bench.view).contains(&"other") && began.elapsed() < Duration::from_secs(5) {
+        report += 1;
+        for name in ["other", "this"] {
+            bench.api.apply(node(name, "192.0.2.1", report)).unwrap();
+        }
+        bench
+            .until("this node's change", |view| {
+                let of = |name: &&&str| **name == "this";
+                applied(view).iter().filter(of).count() == report
+            })
+            .await;
+    }
+    assert!(applied(&bench.view).contains(&"other"), "{report} reports");
+}
