@@ -128,12 +128,12 @@ impl App {
         )?;
         let addresses = node_addresses::follow(cancel.clone()).await?;
         let (sender, events) = mpsc::channel(EVENTS);
-        let client = match args.manifests {
-            Some(_) => None,
+        let (client, writer) = match args.manifests {
+            Some(_) => (None, None),
             None => {
                 let server = api_server(args).await?;
                 node.api_server = server.address;
-                Some(server.client)
+                (Some(server.client), Some(server.writer))
             }
         };
         let (sender, overlay) = match args.overlay.overlay {
@@ -146,7 +146,7 @@ impl App {
                 let status = overlay_status.clone();
                 let ended = overlay::start(
                     config,
-                    client.clone(),
+                    writer.clone(),
                     nodes,
                     status,
                     metrics.clone(),
@@ -155,7 +155,7 @@ impl App {
                 (sender, Some(ended))
             }
         };
-        let recorder = Recorder::start(client.clone(), node.node_name.clone(), cancel.clone());
+        let recorder = Recorder::start(writer, node.node_name.clone(), cancel.clone());
         let health_checks = health_checks::start(
             &ports.runtime,
             node.clone(),

@@ -154,8 +154,6 @@ async fn ask(
     body: Vec<u8>,
 ) -> anyhow::Result<Bytes> {
     let request = request
-        // A kept connection is dead when the node has changed its address, which is just when to publish.
-        .header(http::header::CONNECTION, "close")
         .header(
             http::header::USER_AGENT,
             concat!("portolan/", env!("CARGO_PKG_VERSION")),

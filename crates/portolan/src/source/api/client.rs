@@ -30,6 +30,9 @@ const POOL_IDLE: Duration = Duration::from_secs(5);
 pub struct Server {
     /// The client.
     pub client: Client,
+    /// The same for what is written: each request has a connection of its own, which is not kept. Kept ones are dead when the
+    /// node has changed its address, which is just when an overlay writes.
+    pub writer: Client,
     /// Where it connects to, unless that is a name.
     pub address: Option<SocketAddr>,
 }
@@ -53,8 +56,14 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Server> {
         )?,
     };
     let address = address(&config.cluster_url);
-    let client = connect(config).context("could not set up the connection to the API server")?;
-    Ok(Server { client, address })
+    let connect = |kept| {
+        connect(config.clone(), kept).context("could not set up the connection to the API server")
+    };
+    Ok(Server {
+        client: connect(usize::MAX)?,
+        writer: connect(0)?,
+        address,
+    })
 }
 
 fn address(url: &Uri) -> Option<SocketAddr> {
@@ -67,8 +76,8 @@ fn address(url: &Uri) -> Option<SocketAddr> {
 }
 
 /// kube's own stack with other connections: its connector has no keep-alive, and its pool hands out
-/// connections that were idle for up to 90 s.
-fn connect(config: Config) -> Result<Client> {
+/// connections that were idle for up to 90 s. At most so many are `kept`.
+fn connect(config: Config, kept: usize) -> Result<Client> {
     if config.proxy_url.is_some() {
         bail!("a proxy on the way to the API server is not supported (proxy-url)");
     }
@@ -84,6 +93,7 @@ fn connect(config: Config) -> Result<Client> {
     let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)
+        .pool_max_idle_per_host(kept)
         .build(https);
 
     let builder = ClientBuilder::new(
