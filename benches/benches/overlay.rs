@@ -46,7 +46,7 @@ fn packets(report: &mut Report) -> Result<()> {
         ),
     ];
     for rules in rules {
-        overlay::packets::measure(report, &program()?, if quick() { 2 } else { 41 }, rules)?;
+        overlay::packets::measure(report, &program()?, if quick() { 2 } else { 101 }, rules)?;
     }
     Ok(())
 }

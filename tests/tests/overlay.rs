@@ -163,7 +163,7 @@ fn the_interface_below_may_go_down_and_up() -> Result<()> {
         "ip link set eth0 down",
         "ip link set eth0 up",
     ];
-    // The nodes have to find each other's hardware addresses anew, with a second between two requests.
+    // The nodes have to find each other's hardware addresses anew, with a second between two requests if one is lost.
     survives_within(3 * LIMIT, "interface below down and up", &[], |stage| {
         run_lines(stage, &lines)
     })

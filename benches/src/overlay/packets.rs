@@ -112,7 +112,8 @@ pub fn measure(
     rounds: usize,
     (what, rules): (&str, &[&str]),
 ) -> Result<()> {
-    let pairs = [Pair::new()?, Pair::new()?, Pair::new()?];
+    let (hand, ours, hand_again) = (Pair::new()?, Pair::new()?, Pair::new()?);
+    let pairs = [ours, hand, hand_again];
     let [ours, hand, hand_again] = &pairs;
     let manifests = Manifests::new()?;
     for node in &ours.nodes {
