@@ -8,6 +8,7 @@
 //! * Every request and every open stream has a limit on silence, so a peer that died without a word is
 //!   found within [`ApiConfig::silence`].
 //! * One object that cannot be decoded is named and left out; its neighbours are delivered.
+//! * For an overlay, watches of Nodes bring their metadata, and a Node is read whole when that may matter ([`outline`]).
 //! * After trouble, the server's version is compared with ours: one that is behind (etcd restored from a
 //!   backup) is listed anew, since a watch from a version in its future would stay silent
 //!   (kubernetes issue 107457).
@@ -72,7 +73,7 @@ pub struct ApiConfig {
     pub stable_after: Duration,
     /// How often to look for a kind that the server does not have, or does not let us see.
     pub absent_retry: Duration,
-    /// Watch the Nodes of the whole cluster, for an overlay: their metadata, see [`outline`].
+    /// Watch the Nodes of the whole cluster, for an overlay: their metadata, and a whole one when it matters.
     pub all_nodes: bool,
     /// How long a Node of which only metadata are watched goes unread, at most.
     pub read_again: Duration,
