@@ -156,6 +156,68 @@ fn nodes_join_leave_and_move_by_exactly_the_rights_of_both_roles() -> Result<()>
     Ok(())
 }
 
+#[test]
+fn a_node_is_read_when_it_joins_or_moves_and_not_when_its_kubelet_reports() -> Result<()> {
+    const REPORTS: usize = 20;
+    if !can_run_live() || !can_run() {
+        return Ok(());
+    }
+    let (stage, plane, daemons) = start(2, &[])?;
+    stage.wait_for_mesh()?;
+    let spare = |address: &str| {
+        let annotations = [
+            ("backend-data", r#"{"VNI":1,"VtepMAC":"02:00:00:00:00:63"}"#),
+            ("backend-type", "vxlan"),
+            ("kube-subnet-manager", "true"),
+            ("public-ip", address),
+        ];
+        let annotations: BTreeMap<String, &str> = annotations
+            .map(|(name, value)| (format!("{PREFIX}{name}"), value))
+            .into();
+        json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": { "name": "spare", "annotations": annotations },
+            "spec": { "podCIDR": "10.244.99.0/24", "podCIDRs": ["10.244.99.0/24"] },
+        })
+    };
+    let is_known_at = |address: &str| {
+        wait_for("all nodes to know it", PATIENCE, || {
+            for node in &stage.nodes {
+                let entries = tool(node, "bridge", "fdb show dev flannel.1")?;
+                ensure!(entries.contains(address), "{entries}");
+            }
+            Ok(())
+        })
+    };
+    plane.apply(&spare("192.168.77.98"))?;
+    is_known_at("192.168.77.98")?;
+    for report in 0..REPORTS {
+        let time = format!("2026-01-01T00:00:{report:02}Z");
+        plane.apply_status(&json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": { "name": "spare" },
+            "status": { "conditions": [{
+                "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z", "lastHeartbeatTime": time,
+            }] },
+        }))?;
+    }
+    // Events come in order: whoever has heard of this has heard of all reports.
+    plane.apply(&spare("192.168.77.99"))?;
+    is_known_at("192.168.77.99")?;
+    let audit = plane.audit()?;
+    let read = audit
+        .iter()
+        .filter(|event| event.uri == "/api/v1/nodes/spare");
+    let read = read.count();
+    // Once as it joins, once as it moves, and a first report may come between the two looks at one that joins.
+    let expected = 2 * daemons.len()..=3 * daemons.len();
+    ensure!(
+        expected.contains(&read),
+        "read {read} times in {REPORTS} reports"
+    );
+    Ok(())
+}
+
 /// What people look at when pods cannot talk.
 #[test]
 fn an_alarm_and_its_end_are_seen_by_who_describes_the_node() -> Result<()> {
