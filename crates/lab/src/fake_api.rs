@@ -1,9 +1,9 @@
 //! A fake Kubernetes API server: lists, watches, and everything that goes wrong with them.
 //!
 //! Serves Services, EndpointSlices, Nodes and ServiceCIDRs over plain HTTP/1.1, with paging over consistent
-//! snapshots, watches with versions, bookmarks and a bounded history, of metadata only if asked for, and streaming lists. A test changes
-//! objects, injects faults and counts requests through [`FakeApi`]. It validates nothing: what is applied is
-//! served, also when no real server would have taken it.
+//! snapshots, watches with versions, bookmarks and a bounded history, of metadata only if asked for, and streaming
+//! lists. A test changes objects, injects faults and counts requests through [`FakeApi`]. It validates nothing: what is
+//! applied is served, also when no real server would have taken it.
 //!
 //! Leaves TLS, admission, namespaced paths and writing over HTTP to real servers. Events of Nodes are kept for the test to read.
 //! Anything else but a list or a watch of those four is answered with 403 and counted ([`Counts::forbidden`]).

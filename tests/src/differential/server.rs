@@ -285,37 +285,3 @@ fn proper_ingress(ingress: &Value) -> Value {
     }
     ingress
 }
-
-#[cfg(test)]
-mod tests {
-    use lab::{Capability, Lab};
-
-    use super::*;
-
-    #[test]
-    fn a_service_that_was_deleted_can_be_written_again_with_its_ports() -> Result<()> {
-        if !lab::require_control_plane() || !lab::require(&[Capability::Nft]) {
-            return Ok(());
-        }
-        let lab = Lab::new()?;
-        let server = Server::Real(Box::new(ControlPlane::without_controllers(&lab)?));
-        let service = |kind: &str, policy: &str| {
-            json!({
-                "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": "service"},
-                "spec": {
-                    "type": kind, "externalTrafficPolicy": policy, "clusterIP": "10.96.0.10",
-                    "clusterIPs": ["10.96.0.10"], "ipFamilies": ["IPv4"],
-                    "ports": [{"port": 80, "protocol": "TCP"}],
-                },
-            })
-        };
-        // Neither has what the other claims: the one that is deleted would be taken for the one that is to change.
-        for _ in 0..50 {
-            for (kind, policy) in [("NodePort", "Cluster"), ("LoadBalancer", "Local")] {
-                server.apply(&service(kind, policy))?;
-                server.delete(Resource::Services, "default", "service")?;
-            }
-        }
-        Ok(())
-    }
-}

@@ -142,7 +142,8 @@ impl ControlPlane {
     ///
     /// What is written next under its name would else begin with the cached one, and only then with nothing: of a Service
     /// that takes the same node port twice, which is refused, and leaves the first one taken by nobody (apiserver's
-    /// `Store.Update` makes allocations final before the transaction that may have to be tried again).
+    /// `Store.Update` makes allocations final before the transaction that may have to be tried again). Once in some hundred
+    /// times on a busy machine.
     pub fn delete_and_forget(&self, object: &Value) -> Result<()> {
         self.delete(object)?;
         let object = object.clone();

@@ -401,9 +401,9 @@ impl<O: Object> Follower<O> {
 
     async fn applied(&mut self, object: Decoded<O::Model>) -> Result<(), Stop> {
         // Before the version is taken: if reading fails, the event must come again.
-        let news = match &self.outlines {
-            None => Some((object.model, object.problems)),
-            Some(_) => self.whole(&object.name, object.model.as_deref()).await?,
+        let news = match (&self.outlines, &object.model) {
+            (Some(_), Some(told)) => self.whole(&object.name, told).await?,
+            _ => Some((object.model, object.problems)),
         };
         self.advance(object.version)?;
         let Some((model, problems)) = news else {
@@ -422,14 +422,11 @@ impl<O: Object> Follower<O> {
     async fn whole(
         &mut self,
         name: &ObjectName,
-        told: Option<&O::Model>,
+        told: &O::Model,
     ) -> Result<Option<News<O::Model>>, Stop> {
-        let (Some(outlines), Some(told)) = (&mut self.outlines, told) else {
+        let Some(outlines) = self.outlines.as_mut().filter(|o| !o.suffices(told)) else {
             return Ok(None);
         };
-        if outlines.suffices(told) {
-            return Ok(None);
-        }
         let request = Request::new(self.target.path)
             .get(&name.name, &GetParams::default())
             .map_err(|error| broken(error.to_string()))?;

@@ -189,3 +189,25 @@ async fn a_node_is_read_again_after_a_while() {
     }
     assert!(applied(&bench.view).contains(&"other"), "{report} reports");
 }
+
+#[tokio::test]
+async fn metadata_that_cannot_be_decoded_are_named() {
+    let mut bench = started(all_nodes(), StreamingList::Served).await;
+    let mut bad = node("other", "", 0);
+    bad["metadata"]["annotations"] = "none".into();
+    bench.api.apply(bad).unwrap();
+    bench
+        .until("the problem", |view| !view.problems.is_empty())
+        .await;
+    let invalid = &bench.view.problems[0].invalid;
+    assert_eq!(
+        (&*invalid.object.name, invalid.field.as_str()),
+        ("other", "metadata.annotations")
+    );
+    assert_eq!(
+        bench.view.nodes,
+        ["other", "this"],
+        "a problem takes nothing away"
+    );
+    assert!(bench.seen(Resource::Nodes, Verb::Get).is_empty());
+}
