@@ -83,6 +83,9 @@ impl Node {
             ])
         })?;
         super::wait_until_reachable(self, crate::address::gateway())?;
+        // Whom the node looked for while it was unplugged, it would look for again only a second later
+        // (`retrans_time_ms`).
+        self.namespace().ip(&["neigh flush dev eth0".to_owned()])?;
         Ok(nic)
     }
 }
@@ -185,7 +188,11 @@ mod tests {
         wait_until("the tunnel", Duration::from_secs(10), || {
             connects(&a).unwrap_or(false)
         })?;
+        // Somebody on the node who does not stop asking for the other one while the NIC is changed.
+        let asking = Probe::new(Protocol::Udp, (b.ipv4(), PORT)).within(Duration::from_millis(1));
+        let asking = a.stream_connections(asking, Duration::from_millis(1))?;
         let nic = a.break_nic(PORT)?;
+        drop(asking);
         assert!(!connects(&a)?);
         assert!(nic.spoilt() > 0);
         b.serve(Protocol::Tcp, 81)?;
