@@ -356,7 +356,9 @@ fn who_is_no_node_gets_no_answer() -> Result<()> {
         (&stage.pods[0], stage.nodes[0].addresses()),
     ] {
         for to in to {
-            ensure!(is_answered(&stage.nodes[1], to)?);
+            wait_until("an answer for a node", PATIENCE, || {
+                is_answered(&stage.nodes[1], to).unwrap_or(false)
+            })?;
             ensure!(!is_answered(&stranger, to)?);
             ensure!(!is_answered(pod, to)?);
         }

@@ -22,7 +22,7 @@ struct Ears(Vec<UdpSocket>);
 impl Ears {
     fn on(host: &Host) -> Result<Ears> {
         let socket = host.run(|| UdpSocket::bind(("::", LISTENER)))??;
-        socket.set_read_timeout(Some(Duration::from_millis(50) * slowness()))?;
+        socket.set_read_timeout(Some(Duration::from_millis(200) * slowness()))?;
         Ok(Ears(vec![socket]))
     }
 

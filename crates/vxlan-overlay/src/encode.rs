@@ -25,20 +25,28 @@ use crate::mac::Mac;
 use crate::nexthop;
 use crate::plan::{Device, Way};
 
-/// Appends the message of a step.
-pub(crate) fn append_step(buffer: &mut Vec<u8>, operation: &Operation, sequence: u32) {
-    let new = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+/// What must not be there yet.
+const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+
+/// Appends the message of a step. A refusal is answered always, success only where `acknowledged` is set.
+pub(crate) fn append_step(
+    buffer: &mut Vec<u8>,
+    operation: &Operation,
+    sequence: u32,
+    acknowledged: bool,
+) {
+    let ack = if acknowledged { NLM_F_ACK } else { 0 };
     let (kind, flags, payload) = match operation {
-        Operation::MakeNexthop(index, id) => (nexthop::NEW, new, nexthop::to_make(*index, *id)),
-        Operation::DeleteNexthop(_, id) => (nexthop::DELETE, NLM_F_ACK, nexthop::to_delete(*id)),
+        Operation::MakeNexthop(index, id) => (nexthop::NEW, NEW, nexthop::to_make(*index, *id)),
+        Operation::DeleteNexthop(_, id) => (nexthop::DELETE, 0, nexthop::to_delete(*id)),
         _ => {
             if let Some((message, flags)) = step(operation) {
-                append(buffer, message, flags, sequence);
+                append(buffer, message, flags | ack, sequence);
             }
             return;
         }
     };
-    append_raw(buffer, kind, flags, sequence, &payload);
+    append_raw(buffer, kind, flags | ack, sequence, &payload);
 }
 
 /// Appends a question.
@@ -86,17 +94,14 @@ fn append(buffer: &mut Vec<u8>, message: Message, flags: u16, sequence: u32) {
 
 /// The message of a step, and its flags; `None` for steps about nexthop objects.
 fn step(operation: &Operation) -> Option<(Message, u16)> {
-    let put = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-    let new = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    let put = NLM_F_CREATE | NLM_F_REPLACE;
     Some(match operation {
         Operation::MakeNexthop(..) | Operation::DeleteNexthop(..) => return None,
-        Operation::CreateDevice(device) => (Message::NewLink(create(device)), new),
-        Operation::SetMtu(index, mtu) => {
-            (change(*index, vec![LinkAttribute::Mtu(*mtu)]), NLM_F_ACK)
-        }
+        Operation::CreateDevice(device) => (Message::NewLink(create(device)), NEW),
+        Operation::SetMtu(index, mtu) => (change(*index, vec![LinkAttribute::Mtu(*mtu)]), 0),
         Operation::SetMac(index, mac) => (
             change(*index, vec![LinkAttribute::Address(mac.0.into())]),
-            NLM_F_ACK,
+            0,
         ),
         Operation::SetOuter(index, parent, local) => {
             // The port must not be mentioned: the kernel would refuse even the same one.
@@ -105,41 +110,35 @@ fn step(operation: &Operation) -> Option<(Message, u16)> {
                 local_end(*local),
                 InfoVxlan::Learning(false),
             ];
-            (change(*index, vec![vxlan(data)]), NLM_F_ACK)
+            (change(*index, vec![vxlan(data)]), 0)
         }
         Operation::SetUp(index) => {
             let mut message = LinkMessage::default();
             message.header.index = *index;
             message.header.flags = LinkFlags::Up;
             message.header.change_mask = LinkFlags::Up;
-            (Message::NewLink(message), NLM_F_ACK)
+            (Message::NewLink(message), 0)
         }
         Operation::AddAddress(index, net) => (Message::NewAddress(address(*index, *net)), put),
-        Operation::DeleteAddress(index, net) => {
-            (Message::DelAddress(address(*index, *net)), NLM_F_ACK)
-        }
+        Operation::DeleteAddress(index, net) => (Message::DelAddress(address(*index, *net)), 0),
         Operation::PutNeighbour(index, ip, mac) => (
             Message::NewNeighbour(neighbour(*index, *ip, Some(*mac))),
             put,
         ),
-        Operation::DeleteNeighbour(index, ip) => (
-            Message::DelNeighbour(neighbour(*index, *ip, None)),
-            NLM_F_ACK,
-        ),
+        Operation::DeleteNeighbour(index, ip) => {
+            (Message::DelNeighbour(neighbour(*index, *ip, None)), 0)
+        }
         Operation::PutForwarding(index, mac, ip) => {
             (Message::NewNeighbour(forwarding(*index, *mac, *ip)), put)
         }
-        Operation::DeleteForwarding(index, mac, ip) => (
-            Message::DelNeighbour(forwarding(*index, *mac, *ip)),
-            NLM_F_ACK,
-        ),
+        Operation::DeleteForwarding(index, mac, ip) => {
+            (Message::DelNeighbour(forwarding(*index, *mac, *ip)), 0)
+        }
         Operation::PutRoute(index, destination, way) => {
             let wanted = difference::route(*destination, *way);
             (Message::NewRoute(route(*index, &wanted)), put)
         }
-        Operation::DeleteRoute(index, found) => {
-            (Message::DelRoute(route(*index, found)), NLM_F_ACK)
-        }
+        Operation::DeleteRoute(index, found) => (Message::DelRoute(route(*index, found)), 0),
     })
 }
 

@@ -1,8 +1,8 @@
 //! The one place with effects on the kernel: an rtnetlink socket that reads everything and carries steps out.
 //!
 //! Owns sequence numbers, dumps that are repeated when they were interrupted, and batches: many steps in one send,
-//! each answered. What messages mean is left to `encode` and `decode`. The socket is that of the network namespace of
-//! the thread that opens it.
+//! of which the refused and the last are answered. What messages mean is left to `encode` and `decode`. The socket is
+//! that of the network namespace of the thread that opens it.
 
 use std::io;
 use std::net::IpAddr;
@@ -25,7 +25,8 @@ use crate::underlay::{of, of_mut};
 
 /// The kernel answers before `send` returns; this is for what should never happen.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Steps in one send: their answers, about 1 kB of kernel memory each, fit the socket's default receive space.
+/// Steps in one send: should all be refused, the answers, about 1 kB of kernel memory each, fit the socket's default
+/// receive space.
 const BATCH: usize = 64;
 /// The kernel's dumps come in pieces of at most 32 KiB.
 const RECEIVE: usize = 64 << 10;
@@ -138,17 +139,18 @@ impl Kernel {
         for batch in steps.chunks(BATCH) {
             let first = self.sequence.wrapping_add(1);
             let mut bytes = Vec::with_capacity(batch.len() * 96);
-            for operation in batch {
+            for (place, operation) in batch.iter().enumerate() {
                 self.sequence = self.sequence.wrapping_add(1);
-                encode::append_step(&mut bytes, operation, self.sequence);
+                let is_last = place + 1 == batch.len();
+                encode::append_step(&mut bytes, operation, self.sequence, is_last);
             }
             self.socket.send(&bytes, 0).map_err(failed("send"))?;
-            let mut answers = 0;
-            while answers < batch.len() {
+            let mut through = false;
+            while !through {
                 self.receive(|frame| {
                     let place = frame.sequence.wrapping_sub(first) as usize;
                     if let (Some(operation), Body::End(code)) = (batch.get(place), frame.body) {
-                        answers += 1;
+                        through |= place + 1 == batch.len();
                         if code != 0 {
                             refused.push(Refused {
                                 operation: operation.clone(),
