@@ -180,9 +180,12 @@ fn compare_with(kube_proxy: &KubeProxy, kind: Kind, clusters: u64) -> Result<()>
         ("answered", seen.answered),
         ("refused", seen.refused),
         ("lost", seen.lost),
-        ("kept at an endpoint", seen.kept),
     ] {
         assert!(count as u64 >= clusters, "only {count} packets were {what}");
+    }
+    // Each side keeps a client at an endpoint that it draws: in a few clusters they may always have drawn the same.
+    if clusters >= RUN {
+        assert!(seen.kept > 0, "no packet was kept at an endpoint");
     }
     // A difference that is no more shall not stay in the list.
     if clusters >= MANY {
