@@ -28,8 +28,9 @@ fn programming(report: &mut Report) -> Result<()> {
         true => &[(100, "")],
         false => &[(100, ""), (1_000, "< 100 ms"), (5_000, "< 500 ms")],
     };
+    let mut namespaces = Vec::new();
     for (peers, target) in sizes {
-        overlay::programming::measure(report, *peers, target)?;
+        namespaces.extend(overlay::programming::measure(report, *peers, target)?);
     }
     Ok(())
 }

@@ -356,8 +356,9 @@ fn who_is_no_node_gets_no_answer() -> Result<()> {
         (&stage.pods[0], stage.nodes[0].addresses()),
     ] {
         for to in to {
-            wait_until("an answer for a node", PATIENCE, || {
-                is_answered(&stage.nodes[1], to).unwrap_or(false)
+            wait_for("an answer for a node", PATIENCE, || {
+                ensure!(is_answered(&stage.nodes[1], to)?);
+                Ok(())
             })?;
             ensure!(!is_answered(&stranger, to)?);
             ensure!(!is_answered(pod, to)?);

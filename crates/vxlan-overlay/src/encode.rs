@@ -25,8 +25,12 @@ use crate::mac::Mac;
 use crate::nexthop;
 use crate::plan::{Device, Way};
 
-/// What must not be there yet.
+/// Makes what must not be there yet.
 const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+/// Makes what is there or not.
+const PUT: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+/// Changes or deletes what must be there.
+const THERE: u16 = 0;
 
 /// Appends the message of a step. A refusal is answered always, success only where `acknowledged` is set.
 pub(crate) fn append_step(
@@ -38,7 +42,7 @@ pub(crate) fn append_step(
     let ack = if acknowledged { NLM_F_ACK } else { 0 };
     let (kind, flags, payload) = match operation {
         Operation::MakeNexthop(index, id) => (nexthop::NEW, NEW, nexthop::to_make(*index, *id)),
-        Operation::DeleteNexthop(_, id) => (nexthop::DELETE, 0, nexthop::to_delete(*id)),
+        Operation::DeleteNexthop(_, id) => (nexthop::DELETE, THERE, nexthop::to_delete(*id)),
         _ => {
             if let Some((message, flags)) = step(operation) {
                 append(buffer, message, flags | ack, sequence);
@@ -94,14 +98,13 @@ fn append(buffer: &mut Vec<u8>, message: Message, flags: u16, sequence: u32) {
 
 /// The message of a step, and its flags; `None` for steps about nexthop objects.
 fn step(operation: &Operation) -> Option<(Message, u16)> {
-    let put = NLM_F_CREATE | NLM_F_REPLACE;
     Some(match operation {
         Operation::MakeNexthop(..) | Operation::DeleteNexthop(..) => return None,
         Operation::CreateDevice(device) => (Message::NewLink(create(device)), NEW),
-        Operation::SetMtu(index, mtu) => (change(*index, vec![LinkAttribute::Mtu(*mtu)]), 0),
+        Operation::SetMtu(index, mtu) => (change(*index, vec![LinkAttribute::Mtu(*mtu)]), THERE),
         Operation::SetMac(index, mac) => (
             change(*index, vec![LinkAttribute::Address(mac.0.into())]),
-            0,
+            THERE,
         ),
         Operation::SetOuter(index, parent, local) => {
             // The port must not be mentioned: the kernel would refuse even the same one.
@@ -110,35 +113,35 @@ fn step(operation: &Operation) -> Option<(Message, u16)> {
                 local_end(*local),
                 InfoVxlan::Learning(false),
             ];
-            (change(*index, vec![vxlan(data)]), 0)
+            (change(*index, vec![vxlan(data)]), THERE)
         }
         Operation::SetUp(index) => {
             let mut message = LinkMessage::default();
             message.header.index = *index;
             message.header.flags = LinkFlags::Up;
             message.header.change_mask = LinkFlags::Up;
-            (Message::NewLink(message), 0)
+            (Message::NewLink(message), THERE)
         }
-        Operation::AddAddress(index, net) => (Message::NewAddress(address(*index, *net)), put),
-        Operation::DeleteAddress(index, net) => (Message::DelAddress(address(*index, *net)), 0),
+        Operation::AddAddress(index, net) => (Message::NewAddress(address(*index, *net)), PUT),
+        Operation::DeleteAddress(index, net) => (Message::DelAddress(address(*index, *net)), THERE),
         Operation::PutNeighbour(index, ip, mac) => (
             Message::NewNeighbour(neighbour(*index, *ip, Some(*mac))),
-            put,
+            PUT,
         ),
         Operation::DeleteNeighbour(index, ip) => {
-            (Message::DelNeighbour(neighbour(*index, *ip, None)), 0)
+            (Message::DelNeighbour(neighbour(*index, *ip, None)), THERE)
         }
         Operation::PutForwarding(index, mac, ip) => {
-            (Message::NewNeighbour(forwarding(*index, *mac, *ip)), put)
+            (Message::NewNeighbour(forwarding(*index, *mac, *ip)), PUT)
         }
         Operation::DeleteForwarding(index, mac, ip) => {
-            (Message::DelNeighbour(forwarding(*index, *mac, *ip)), 0)
+            (Message::DelNeighbour(forwarding(*index, *mac, *ip)), THERE)
         }
         Operation::PutRoute(index, destination, way) => {
             let wanted = difference::route(*destination, *way);
-            (Message::NewRoute(route(*index, &wanted)), put)
+            (Message::NewRoute(route(*index, &wanted)), PUT)
         }
-        Operation::DeleteRoute(index, found) => (Message::DelRoute(route(*index, found)), 0),
+        Operation::DeleteRoute(index, found) => (Message::DelRoute(route(*index, found)), THERE),
     })
 }
 
