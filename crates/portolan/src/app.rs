@@ -32,10 +32,10 @@ use crate::node_addresses;
 use crate::overlay::args::OverlayKind;
 use crate::overlay::{self, NodeEvents, OverlayConfig, SharedOverlayStatus};
 use crate::probe::{self, ProbeConfig, SharedProbeStatus};
-use crate::source::manifests::{self, ManifestsConfig};
-use crate::source::{Events, SourceEvent, api};
 use crate::status::SharedStatus;
 use crate::takeover;
+use object_source::manifests::{self, ManifestsConfig};
+use object_source::{Events, SourceEvent, api};
 
 /// Events that may wait for the control loop before the sources wait for it.
 const EVENTS: usize = 1024;

@@ -121,7 +121,7 @@ pub struct LogArgs {
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 
-    /// Level, error to trace, or a list by module: info,portolan::source=debug
+    /// Level, error to trace, or a list by module: info,object_source=debug
     #[arg(short = 'v', long, env = "PORTOLAN_LOG", value_name = "LEVEL", default_value = "info",
           value_parser = values::log_level)]
     pub log_level: String,

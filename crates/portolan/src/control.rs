@@ -27,8 +27,8 @@ use crate::listeners::{self, Listeners};
 use crate::localhost;
 use crate::memory;
 use crate::metrics::Metrics;
-use crate::source::{Events, Problem, SourceEvent};
 use crate::status::{SharedStatus, Status};
+use object_source::{Events, Problem, SourceEvent};
 
 mod news;
 mod pace;

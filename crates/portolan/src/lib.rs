@@ -1,7 +1,6 @@
 //! The Portolan daemon: effects around the pure crates.
 //!
 //! * [`cli`] is the command line; [`app`] composes what `portolan run` needs and owns its life time.
-//! * [`source`] turns an API server or a folder of manifests into object events.
 //! * [`control`] is the loop between events and kernel, the one owner of the table.
 //! * [`node_addresses`] follows the addresses of this node's interfaces, [`listeners`] who listens there.
 //! * [`memory`] gives back what a first list took.
@@ -33,7 +32,6 @@ pub mod node_addresses;
 pub mod overlay;
 pub mod probe;
 pub mod render;
-pub mod source;
 pub mod status;
 pub mod sysctl;
 pub mod takeover;

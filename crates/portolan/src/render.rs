@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use service_model::{AddressFamily, Index, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectName};
 
 use crate::cli::RenderArgs;
-use crate::source::SourceEvent;
-use crate::source::manifests::{self, ManifestsConfig};
+use object_source::SourceEvent;
+use object_source::manifests::{self, ManifestsConfig};
 
 /// What a folder came to.
 #[derive(Debug)]

@@ -14,6 +14,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("nft", &[]),
     ("service-dataplane", &["service-model", "nft"]),
     ("vxlan-overlay", &["nft"]),
+    ("object-source", &["service-model", "kube", "tokio"]),
     (
         "portolan",
         &[
@@ -21,6 +22,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "service-model",
             "nft",
             "vxlan-overlay",
+            "object-source",
             "kube",
             "rtnetlink",
             "tokio",

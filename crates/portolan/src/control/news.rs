@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use service_model::{Invalid, ObjectEvent, ObjectKind, ObjectName};
 
-use crate::source::Problem;
+use object_source::Problem;
 
 /// What is remembered of one object; beyond that, things are said again.
 const REMEMBERED: usize = 16;

@@ -14,7 +14,7 @@ use service_model::{
     ServiceCidr,
 };
 
-use crate::source::{Problem, SourceEvent};
+use object_source::{Problem, SourceEvent};
 
 /// The kinds without which no Service can be planned, and the one without which packets to addresses of no Service
 /// would pass for a moment. A cluster may have none of that: its source says so.

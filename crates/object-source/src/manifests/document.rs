@@ -14,7 +14,7 @@ use service_model::wire::{self, Interner, Metadata};
 use service_model::{EndpointSlice, Invalid, Node, ObjectKind, ObjectName, Service, ServiceCidr};
 
 use super::line::Lines;
-use crate::source::Problem;
+use crate::Problem;
 
 /// Nodes in one document: a list of 100,000 endpoints has about two million. Bounds memory.
 const MAX_NODES: usize = 16_000_000;

@@ -13,7 +13,7 @@ use service_model::{
 
 use super::document::{Found, Key, Object};
 use super::folder::Folder;
-use crate::source::{Problem, SourceEvent};
+use crate::{Problem, SourceEvent};
 
 /// What has been told.
 #[derive(Debug, Default)]

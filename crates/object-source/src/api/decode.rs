@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use service_model::wire::{Interner, Metadata, Object};
 use service_model::{Invalid, ObjectName};
 
-use crate::source::Problem;
+use crate::Problem;
 
 /// Longest text of foreign origin in a message, in characters.
 const MAX_TEXT: usize = 200;

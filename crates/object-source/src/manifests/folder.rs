@@ -18,7 +18,7 @@ use service_model::wire::Interner;
 
 use super::ManifestsConfig;
 use super::document::{self, Contents};
-use crate::source::Problem;
+use crate::Problem;
 
 /// A file larger than this is refused: 100,000 endpoints take about 15 MB.
 const MAX_FILE: u64 = 64 << 20;

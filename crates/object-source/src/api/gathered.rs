@@ -6,7 +6,7 @@ use std::sync::Arc;
 use service_model::ObjectName;
 
 use super::decode::Decoded;
-use crate::source::Problem;
+use crate::Problem;
 
 /// A list under way.
 pub(super) struct Gathered<M> {

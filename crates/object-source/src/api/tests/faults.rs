@@ -8,7 +8,7 @@ use lab::fake_api::{Fault, GoneAs, Injection, Resource, StreamingList, Verb};
 use service_model::ObjectKind;
 
 use super::harness::{Bench, quick, service, watches};
-use crate::source::api::{ApiConfig, request};
+use crate::api::{ApiConfig, request};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 

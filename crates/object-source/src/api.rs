@@ -42,7 +42,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::SourceEvent;
+use crate::SourceEvent;
 use follow::{Follower, Target};
 use outline::Outlines;
 

@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::source::api::{self, ApiConfig};
-use crate::source::{Events, Problem, SourceEvent};
+use crate::api::{self, ApiConfig};
+use crate::{Events, Problem, SourceEvent};
 
 /// Times for tests: nothing waits longer than a blink.
 pub(super) fn quick() -> ApiConfig {

@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::super::{SourceEvent, TICK, read, run};
 use super::{config, service};
-use crate::source::{Events, Problem};
+use crate::{Events, Problem};
 
 const LIMIT: Duration = Duration::from_secs(5);
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use service_model::ObjectKind;
 
 use super::harness::{Bench, View, quick};
-use crate::source::api::ApiConfig;
+use crate::api::ApiConfig;
 
 const PUBLIC_IP: &str = "flannel.alpha.coreos.com/public-ip";
 

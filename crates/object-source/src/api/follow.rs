@@ -23,7 +23,7 @@ use super::decode::{self, Decoded, Event, is_behind};
 use super::gathered::Gathered;
 use super::outline::Outlines;
 use super::request::{self, Extent, Failure, Lines};
-use crate::source::{Problem, SourceEvent};
+use crate::{Problem, SourceEvent};
 
 /// A server that does not end a watch when asked to gets this much longer.
 const OVERTIME: Duration = Duration::from_secs(10);

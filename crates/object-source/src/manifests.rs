@@ -22,7 +22,7 @@ use service_model::ObjectKind;
 use tokio::sync::mpsc::Sender;
 use tokio_util::sync::CancellationToken;
 
-use super::SourceEvent;
+use crate::SourceEvent;
 
 mod document;
 mod folder;

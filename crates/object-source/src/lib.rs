@@ -1,9 +1,9 @@
-//! Where the watched objects come from, and what every source owes the control loop.
+//! Sources of the watched Kubernetes objects, and what every source owes its reader.
 //!
 //! A source sends one `Reset` per kind once that kind is completely known, then changes. It validates:
 //! whatever arrives as an object is usable, whatever is not arrives as a [`Problem`] and is kept out
 //! (inside a `Reset`: named in `invalid`). Sources never wait for each other's kinds; that readers act only
-//! on a whole view is the control loop's business.
+//! on a whole view is the reader's business.
 //!
 //! Two sources exist: a Kubernetes API server ([`api`]) and a folder of manifests ([`manifests`]).
 
