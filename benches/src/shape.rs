@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 use service_model::{
-    AddressFamily, Conditions, Endpoint, EndpointSlice, NodeFacts, ObjectName, Protocol, Service,
+    Conditions, Endpoint, EndpointSlice, Family, NodeFacts, ObjectName, Protocol, Service,
     ServicePort, SlicePort,
 };
 use smallvec::smallvec;
@@ -90,7 +90,7 @@ impl Shape {
             .map(|i| EndpointSlice {
                 name: ObjectName::new(namespace_of(i), slice_name(i)),
                 service: self.service_name(i),
-                family: AddressFamily::V4,
+                family: Family::Ip,
                 ports: smallvec![SlicePort {
                     name: port_name.clone(),
                     protocol: Protocol::Tcp,

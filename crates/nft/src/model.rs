@@ -6,80 +6,12 @@
 mod bytes;
 
 use std::borrow::Cow;
-use std::fmt;
-use std::net::IpAddr;
 
 pub use bytes::Bytes;
+pub use net_types::{Family, Protocol};
 
 /// The name of a table, set or chain. Ours only: never of foreign origin.
 pub type Name = Cow<'static, str>;
-
-/// The two families that carry Services; one table each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// `ip`, NFPROTO_IPV4 (2).
-    Ip,
-    /// `ip6`, NFPROTO_IPV6 (10).
-    Ip6,
-}
-
-impl Family {
-    /// Both families, in the order used everywhere.
-    pub const ALL: [Family; 2] = [Family::Ip, Family::Ip6];
-
-    /// Width of an address in bytes: 4 or 16.
-    pub const fn address_len(self) -> usize {
-        match self {
-            Family::Ip => 4,
-            Family::Ip6 => 16,
-        }
-    }
-
-    /// The family of an address.
-    pub const fn of(address: IpAddr) -> Family {
-        match address {
-            IpAddr::V4(_) => Family::Ip,
-            IpAddr::V6(_) => Family::Ip6,
-        }
-    }
-
-    /// nft's keyword: `ip` or `ip6`.
-    pub const fn keyword(self) -> &'static str {
-        match self {
-            Family::Ip => "ip",
-            Family::Ip6 => "ip6",
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.keyword())
-    }
-}
-
-/// A transport protocol that Services know, by its IANA number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Protocol {
-    /// 6
-    Tcp = 6,
-    /// 17
-    Udp = 17,
-    /// 132
-    Sctp = 132,
-}
-
-impl Protocol {
-    /// nft's name: `tcp`, `udp`, `sctp`.
-    pub const fn keyword(self) -> &'static str {
-        match self {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-            Protocol::Sctp => "sctp",
-        }
-    }
-}
 
 /// A table and what it is for. `comment` is at most 128 bytes (kernel: NFT_USERDATA_MAXLEN less TLV).
 #[derive(Clone, Debug, PartialEq, Eq)]

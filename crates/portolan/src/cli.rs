@@ -7,8 +7,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use service_model::{AddressFamily, DetectLocal, LocalInterface, NodeConfig};
+use service_model::{DetectLocal, Family, LocalInterface, NodeConfig};
 
 mod values;
 
@@ -253,7 +254,7 @@ pub struct RenderArgs {
     pub node: NodeArgs,
 
     /// Print only this family's table [default: both]
-    #[arg(long, value_name = "FAMILY")]
+    #[arg(long, value_name = "FAMILY", value_parser = family_parser())]
     pub family: Option<Family>,
 
     #[command(flatten)]
@@ -290,22 +291,14 @@ pub struct VersionArgs {
     pub features: bool,
 }
 
-/// nftables' names of the families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Family {
-    /// IPv4
-    Ip,
-    /// IPv6
-    Ip6,
-}
-
-impl From<Family> for AddressFamily {
-    fn from(family: Family) -> Self {
-        match family {
-            Family::Ip => AddressFamily::V4,
-            Family::Ip6 => AddressFamily::V6,
+/// Accepts nftables' names of the families.
+fn family_parser() -> impl TypedValueParser<Value = Family> {
+    PossibleValuesParser::new(Family::ALL.map(Family::keyword)).map(|keyword| {
+        match keyword == Family::Ip6.keyword() {
+            true => Family::Ip6,
+            false => Family::Ip,
         }
-    }
+    })
 }
 
 impl RunArgs {

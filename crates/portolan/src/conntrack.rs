@@ -17,7 +17,6 @@ use anyhow::{Context, Result};
 use nft::{Backend, CommitError, Conntrack, Element, Family, Kernel, KernelConfig, Protocol};
 use service_dataplane::conntrack::{FlowCheck, FlowChecks};
 use service_dataplane::{AffinityCheck, affinity, layout};
-use service_model::AddressFamily;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::metrics::Metrics;
@@ -233,11 +232,8 @@ impl Worker {
             // Some may be gone though not all went, and are not found again.
             reset(&established);
             let deleted = deleted?;
-            let family = match filter.family {
-                Family::Ip => AddressFamily::V4,
-                Family::Ip6 => AddressFamily::V6,
-            };
-            self.metrics.flows_checked(family, deleted, start.elapsed());
+            self.metrics
+                .flows_checked(filter.family, deleted, start.elapsed());
             all += deleted;
         }
         Ok(all)

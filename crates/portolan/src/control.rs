@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use nft::{Backend, Feature, Features, Kernel, KernelConfig, Monitor, Notice};
 use service_dataplane::{Dataplane, Outcome, SyncError, layout};
 use service_model::{
-    AddressFamily, Invalid, NodeConfig, NodeFacts, NodePortAddress, ObjectEvent, ObjectKind,
+    Family, Invalid, NodeConfig, NodeFacts, NodePortAddress, ObjectEvent, ObjectKind,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -424,7 +424,7 @@ impl<B: Backend> Control<B> {
             Err(error) => {
                 self.failed = true;
                 self.pace.failed(now);
-                self.reports.metrics.commit_failed(&AddressFamily::ALL);
+                self.reports.metrics.commit_failed(&Family::ALL);
                 tracing::error!(%error, "commit failed: what stands keeps serving, trying again");
             }
         }
@@ -452,11 +452,7 @@ impl<B: Backend> Control<B> {
         if outcome.transactions == 0 {
             return;
         }
-        let families: Vec<AddressFamily> = outcome
-            .families
-            .iter()
-            .map(|family| address_family(*family))
-            .collect();
+        let families: Vec<Family> = outcome.families.iter().copied().collect();
         self.reports
             .metrics
             .committed(&families, outcome.elements, elapsed);
@@ -495,13 +491,6 @@ fn objects<T>(event: &ObjectEvent<T>) -> usize {
     match event {
         ObjectEvent::Apply(_) | ObjectEvent::Delete(_) => 1,
         ObjectEvent::Reset { objects, .. } => objects.len(),
-    }
-}
-
-fn address_family(family: nft::Family) -> AddressFamily {
-    match family {
-        nft::Family::Ip => AddressFamily::V4,
-        nft::Family::Ip6 => AddressFamily::V6,
     }
 }
 

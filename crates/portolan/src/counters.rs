@@ -18,7 +18,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use service_dataplane::layout::{self, SetId};
 use service_dataplane::{Claim, Update, render};
-use service_model::{AddressFamily, ObjectName, Place};
+use service_model::{ObjectName, Place};
 
 /// Frontends whose counts are told; those of further Services, by name, are left out.
 pub const LIMIT: usize = 10_000;
@@ -101,7 +101,7 @@ impl Collector for Counters {
             .flat_map(|(service, claims)| claims.iter().map(move |claim| (service, claim)));
         for (service, claim) in frontends.take(LIMIT) {
             let (set, key) = render::counted(claim);
-            if let Some(packets) = counts.get(&(render::family(claim.place), set, key)) {
+            if let Some(packets) = counts.get(&(claim.place.family(), set, key)) {
                 let labels = labels(service, claim);
                 let counter = ConstCounter::new(*packets);
                 counter.encode(metric.encode_family(&labels)?)?;
@@ -117,10 +117,7 @@ fn labels(service: &ObjectName, claim: &Claim) -> [(&'static str, String); 6] {
         Place::External(address) => ("external", Some(address)),
         Place::NodePort(_) => ("node_port", None),
     };
-    let family = match claim.place.family() {
-        AddressFamily::V4 => "IPv4",
-        AddressFamily::V6 => "IPv6",
-    };
+    let family = claim.place.family().api_name();
     let address = address.as_ref().map(IpAddr::to_string);
     [
         ("namespace", service.namespace.to_string()),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use service_dataplane::Update;
-use service_model::{AddressFamily, HealthCheck, NodeConfig, ObjectName};
+use service_model::{Family, HealthCheck, NodeConfig, ObjectName};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -199,7 +199,7 @@ impl Listeners {
             return BTreeMap::new();
         };
         let place = |address: &IpAddr| {
-            let local = wanted.local_endpoints.get(&AddressFamily::of(*address))?;
+            let local = wanted.local_endpoints.get(&Family::of(*address))?;
             Some((SocketAddr::new(*address, wanted.port), *local))
         };
         self.addresses.iter().filter_map(place).collect()

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use service_dataplane::Update;
-use service_model::{AddressFamily, Backend, Disposition, Frontend, ObjectName, Place, Protocol};
+use service_model::{Backend, Disposition, Family, Frontend, ObjectName, Place, Protocol};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -32,7 +32,7 @@ const UDP_CLIENTS: usize = 1024;
 const DATAGRAM: usize = 65_535;
 
 /// A node port of a family, TCP or UDP.
-type Port = (AddressFamily, Protocol, u16);
+type Port = (Family, Protocol, u16);
 /// Where a port leads to.
 type Endpoints = Arc<[Backend]>;
 /// A port to serve, or no more.
@@ -149,8 +149,8 @@ async fn relay(mut changes: mpsc::UnboundedReceiver<Change>) {
 
 async fn serve((family, protocol, port): Port, endpoints: Arc<Choice>) {
     let address: IpAddr = match family {
-        AddressFamily::V4 => Ipv4Addr::LOCALHOST.into(),
-        AddressFamily::V6 => Ipv6Addr::LOCALHOST.into(),
+        Family::Ip => Ipv4Addr::LOCALHOST.into(),
+        Family::Ip6 => Ipv6Addr::LOCALHOST.into(),
     };
     let address = SocketAddr::new(address, port);
     let result = match protocol {

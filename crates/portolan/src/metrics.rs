@@ -7,14 +7,14 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use service_model::{AddressFamily, ObjectKind};
+use service_model::{Family as IpFamily, ObjectKind};
 
 mod probes;
 
@@ -70,22 +70,13 @@ struct OverlayMetrics {
 /// `ip_family="IPv4"`, as kube-proxy writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FamilyLabel {
-    ip_family: FamilyValue,
+    ip_family: &'static str,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum FamilyValue {
-    IPv4,
-    IPv6,
-}
-
-impl From<AddressFamily> for FamilyLabel {
-    fn from(family: AddressFamily) -> Self {
+impl From<IpFamily> for FamilyLabel {
+    fn from(family: IpFamily) -> Self {
         FamilyLabel {
-            ip_family: match family {
-                AddressFamily::V4 => FamilyValue::IPv4,
-                AddressFamily::V6 => FamilyValue::IPv6,
-            },
+            ip_family: family.api_name(),
         }
     }
 }
@@ -318,7 +309,7 @@ impl Metrics {
     }
 
     /// The kernel took a transaction that touched these families.
-    pub fn committed(&self, families: &[AddressFamily], elements: usize, elapsed: Duration) {
+    pub fn committed(&self, families: &[IpFamily], elements: usize, elapsed: Duration) {
         self.commits.inc();
         self.elements_written.inc_by(elements as u64);
         let now = SystemTime::now()
@@ -334,14 +325,14 @@ impl Metrics {
     }
 
     /// The kernel refused a transaction that touched these families.
-    pub fn commit_failed(&self, families: &[AddressFamily]) {
+    pub fn commit_failed(&self, families: &[IpFamily]) {
         for family in families {
             self.sync_failures.get_or_create(&(*family).into()).inc();
         }
     }
 
     /// Stale flows of a family were looked for, and so many deleted.
-    pub fn flows_checked(&self, family: AddressFamily, deleted: usize, elapsed: Duration) {
+    pub fn flows_checked(&self, family: IpFamily, deleted: usize, elapsed: Duration) {
         let label = FamilyLabel::from(family);
         self.flow_checks
             .get_or_create(&label)
@@ -459,12 +450,12 @@ mod tests {
     #[test]
     fn counts_appear_under_kube_proxys_names() {
         let metrics = Metrics::new();
-        metrics.committed(&AddressFamily::ALL, 7, Duration::from_micros(20));
-        metrics.commit_failed(&[AddressFamily::V6]);
+        metrics.committed(&IpFamily::ALL, 7, Duration::from_micros(20));
+        metrics.commit_failed(&[IpFamily::Ip6]);
         metrics.service_event(3);
         metrics.set_connected(ObjectKind::ServiceCidr, true);
         metrics.healthz_answered(503);
-        metrics.flows_checked(AddressFamily::V4, 2, Duration::from_millis(3));
+        metrics.flows_checked(IpFamily::Ip, 2, Duration::from_millis(3));
         let text = metrics.encode();
         for line in [
             "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",

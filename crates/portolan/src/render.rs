@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use service_model::{AddressFamily, Index, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectName};
+use service_model::{Family, Index, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectName};
 
 use crate::cli::RenderArgs;
 use object_source::SourceEvent;
@@ -47,11 +47,10 @@ pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
         ));
     }
     let tables = view.tables(&config, &args.interface_addresses);
-    let wanted = args.family.map(AddressFamily::from);
-    let text = AddressFamily::ALL
+    let text = Family::ALL
         .into_iter()
         .zip(&tables)
-        .filter(|(family, _)| wanted.is_none_or(|wanted| wanted == *family))
+        .filter(|(family, _)| args.family.is_none_or(|wanted| wanted == *family))
         .map(|(_, table)| nft::text::table(table))
         .collect();
     Ok(Rendered {

@@ -24,11 +24,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use nft::{Family, Flow, FlowFilter};
-use service_model::{AddressFamily, Backend, Frontend, Place};
+use nft::{Family, Flow, FlowFilter, Protocol};
+use service_model::{Backend, Frontend, Place};
 
 use crate::ledger::Claim;
-use crate::render;
 
 /// So many frontends are looked for one by one; more of a kind by one walk over all flows of that kind.
 const ONE_BY_ONE: usize = 4;
@@ -70,8 +69,8 @@ impl FlowCheck {
             None => !flow.is_translated(),
         };
         let ends = match flow.protocol {
-            nft::Protocol::Tcp => !flow.answered || (self.reset && flow.is_translated()),
-            nft::Protocol::Udp | nft::Protocol::Sctp => true,
+            Protocol::Tcp => !flow.answered || (self.reset && flow.is_translated()),
+            Protocol::Udp | Protocol::Sctp => true,
         };
         !serves && ends
     }
@@ -121,11 +120,11 @@ impl FlowChecks {
         for check in self.checks.values() {
             let place = check.claim.place;
             let filter = FlowFilter {
-                family: render::family(place),
-                protocol: render::protocol(check.claim.protocol),
+                family: place.family(),
+                protocol: check.claim.protocol,
                 destination: place.address(),
                 port: Some(check.claim.port),
-                unanswered: check.claim.protocol == service_model::Protocol::Tcp && !check.reset,
+                unanswered: check.claim.protocol == Protocol::Tcp && !check.reset,
             };
             let kind = (filter.family, filter.protocol as u8, filter.unanswered);
             kinds.entry(kind).or_default().push(filter);
@@ -148,18 +147,13 @@ impl FlowChecks {
         let places = [
             Some(Place::ClusterIp(address)),
             Some(Place::External(address)),
-            on_node.then(|| Place::NodePort(AddressFamily::of(address))),
+            on_node.then(|| Place::NodePort(Family::of(address))),
         ];
-        let protocol = match flow.protocol {
-            nft::Protocol::Tcp => service_model::Protocol::Tcp,
-            nft::Protocol::Udp => service_model::Protocol::Udp,
-            nft::Protocol::Sctp => service_model::Protocol::Sctp,
-        };
         let check = |place| {
             let port = flow.destination.port();
             let claim = Claim {
                 place,
-                protocol,
+                protocol: flow.protocol,
                 port,
             };
             self.checks.get(&claim)

@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 
 use crate::conntrack::FlowCheck;
 use crate::layout::{self, Extra, SetId};
-use crate::render::{family, render};
+use crate::render::render;
 
 mod changes;
 
@@ -138,7 +138,7 @@ impl Ledger {
             if old == new {
                 continue;
             }
-            let of = family(claim.place);
+            let of = claim.place.family();
             let reset = !resets.is_empty() && self.wished_by(&claim, &resets);
             let check = FlowCheck::of_change(claim, old.as_ref(), new.as_ref(), reset);
             applied.flows.extend(check);
@@ -251,7 +251,7 @@ impl Ledger {
         let intent = member.and_then(|(_, name)| self.intents.get(name));
         let frontends = intent.into_iter().flat_map(|intent| &intent.frontends);
         let in_group = |frontend: &&Frontend| {
-            family(frontend.place) == of && frontend.affinity.is_some_and(|a| a.group == group)
+            frontend.place.family() == of && frontend.affinity.is_some_and(|a| a.group == group)
         };
         frontends.filter(in_group).flat_map(endpoints).collect()
     }
@@ -261,7 +261,7 @@ impl Ledger {
         let frontends = self.intents.values().flat_map(|intent| &intent.frontends);
         let group = |frontend: &Frontend| {
             let group = frontend.affinity?.group;
-            Some((family(frontend.place), group))
+            Some((frontend.place.family(), group))
         };
         frontends.filter_map(group).collect()
     }
@@ -392,7 +392,11 @@ impl Ledger {
     fn family_contents(&self, of: Family, facts: &NodeFacts) -> TableContents {
         let mut contents = layout::base(of, facts);
         let mut elements: BTreeMap<SetId, Vec<Element>> = BTreeMap::new();
-        for claim in self.claims.keys().filter(|claim| family(claim.place) == of) {
+        for claim in self
+            .claims
+            .keys()
+            .filter(|claim| claim.place.family() == of)
+        {
             let standing = self.standing(claim);
             for (set, element) in standing.as_ref().map(render).unwrap_or_default().own {
                 elements.entry(set).or_default().push(element);

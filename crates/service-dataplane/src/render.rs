@@ -3,7 +3,7 @@
 //! A pure function: what a frontend needs does not depend on what was there before, so the same cluster gives
 //! the same table whatever the order of events. Slots follow the order of the backends (address, then port).
 
-use nft::{Bytes, Data, Element, Family, Protocol, Verdict};
+use nft::{Bytes, Data, Element, Verdict};
 use service_model::{Backend, Disposition, Frontend, Masquerade, Place};
 
 use crate::layout::{Extra, Pick, SetId};
@@ -18,23 +18,6 @@ pub struct Rendered {
     pub shared: Vec<(SetId, Bytes)>,
     /// What it needs beyond the constant part of the table. No two alike.
     pub extras: Vec<Extra>,
-}
-
-/// The family a place is in.
-pub fn family(place: Place) -> Family {
-    match place.family() {
-        service_model::AddressFamily::V4 => Family::Ip,
-        service_model::AddressFamily::V6 => Family::Ip6,
-    }
-}
-
-/// The protocol as nftables numbers it.
-pub fn protocol(protocol: service_model::Protocol) -> Protocol {
-    match protocol {
-        service_model::Protocol::Tcp => Protocol::Tcp,
-        service_model::Protocol::Udp => Protocol::Udp,
-        service_model::Protocol::Sctp => Protocol::Sctp,
-    }
 }
 
 /// Renders `frontend`.
@@ -117,7 +100,7 @@ pub fn counted(claim: &Claim) -> (SetId, Bytes) {
 
 fn key(claim: &Claim) -> Bytes {
     let place = address(claim.place);
-    place.protocol(protocol(claim.protocol)).port(claim.port)
+    place.protocol(claim.protocol).port(claim.port)
 }
 
 fn address(place: Place) -> Bytes {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use service_model::{
-    AddressFamily, Affinity, Backend, Disposition, Frontend, LocalInterface, Masquerade, NodeFacts,
+    Affinity, Backend, Disposition, Family, Frontend, LocalInterface, Masquerade, NodeFacts,
     ObjectName, Place, Protocol, ServiceIntent,
 };
 
@@ -17,17 +17,15 @@ pub(crate) fn name(n: u8) -> ObjectName {
     ObjectName::new("default", format!("service-{n}"))
 }
 
-fn address(family: AddressFamily, network: u8, host: u8) -> IpAddr {
+fn address(family: Family, network: u8, host: u8) -> IpAddr {
     match family {
-        AddressFamily::V4 => Ipv4Addr::new(10, network, 0, host).into(),
-        AddressFamily::V6 => {
-            Ipv6Addr::new(0xfd00, network.into(), 0, 0, 0, 0, 0, host.into()).into()
-        }
+        Family::Ip => Ipv4Addr::new(10, network, 0, host).into(),
+        Family::Ip6 => Ipv6Addr::new(0xfd00, network.into(), 0, 0, 0, 0, 0, host.into()).into(),
     }
 }
 
 fn place() -> impl Strategy<Value = Place> {
-    let family = prop_oneof![Just(AddressFamily::V4), Just(AddressFamily::V6)];
+    let family = prop_oneof![Just(Family::Ip), Just(Family::Ip6)];
     // Some external addresses are cluster IPs as well.
     (family, 0..4u8, 1..4u8).prop_map(|(family, kind, host)| match kind {
         0 => Place::NodePort(family),
@@ -38,7 +36,7 @@ fn place() -> impl Strategy<Value = Place> {
 }
 
 /// Up to 20 backends, so that both sides of [`crate::layout::EXACT_COUNTS`] occur.
-fn disposition(family: AddressFamily) -> impl Strategy<Value = Disposition> {
+fn disposition(family: Family) -> impl Strategy<Value = Disposition> {
     let backend = (1..40u8, any::<bool>());
     btree_map(1..40u8, backend, 0..20).prop_map(move |backends| {
         let backends: Arc<[Backend]> = backends
@@ -176,10 +174,7 @@ pub(crate) fn facts() -> NodeFacts {
         node_name: "node-a".into(),
         zone: None,
         own_addresses: vec![],
-        node_addresses: vec![
-            address(AddressFamily::V4, 1, 1),
-            address(AddressFamily::V6, 1, 1),
-        ],
+        node_addresses: vec![address(Family::Ip, 1, 1), address(Family::Ip6, 1, 1)],
         local_sources: ["10.244.0.0/16", "fd00:244::/32"]
             .map(|net| net.parse().unwrap())
             .to_vec(),
@@ -194,7 +189,7 @@ pub(crate) fn facts() -> NodeFacts {
 
 pub(crate) fn other_facts() -> NodeFacts {
     NodeFacts {
-        node_addresses: vec![address(AddressFamily::V4, 1, 2)],
+        node_addresses: vec![address(Family::Ip, 1, 2)],
         local_sources: vec![],
         local_interface: Some(LocalInterface::Prefix("veth".into())),
         service_cidrs: vec![],

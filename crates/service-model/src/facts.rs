@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::objects::{AddressFamily, Node, Protocol};
+use crate::objects::{Family, Node, Protocol};
 
 /// How a local pod's source address is recognised (kube-proxy's `--detect-local-mode`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,9 +78,9 @@ impl NodeConfig {
 
     /// Whether node ports are on every address of a family. A list of ranges that are all of the other family says
     /// nothing of this one, which has all (kube-proxy's `NewNodePortAddresses`; row 54).
-    fn everywhere(&self, family: AddressFamily) -> bool {
+    fn everywhere(&self, family: Family) -> bool {
         let is_other = |item: &NodePortAddress| match item {
-            NodePortAddress::Cidr(range) => AddressFamily::of(range.addr()) != family,
+            NodePortAddress::Cidr(range) => Family::of(range.addr()) != family,
             _ => false,
         };
         let is_all = |item: &NodePortAddress| match item {
@@ -96,16 +96,16 @@ impl NodeConfig {
     /// everywhere, else the node addresses (of [`NodeFacts`]) that serve them, and loopback where that is asked for.
     pub fn listening_addresses(&self, node_addresses: &[IpAddr]) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
-        for family in AddressFamily::ALL {
+        for family in Family::ALL {
             let (any, loopback): (IpAddr, IpAddr) = match family {
-                AddressFamily::V4 => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::LOCALHOST.into()),
-                AddressFamily::V6 => (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::LOCALHOST.into()),
+                Family::Ip => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::LOCALHOST.into()),
+                Family::Ip6 => (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::LOCALHOST.into()),
             };
             if self.everywhere(family) {
                 addresses.push(any);
                 continue;
             }
-            let of_family = |a: &&IpAddr| AddressFamily::of(**a) == family;
+            let of_family = |a: &&IpAddr| Family::of(**a) == family;
             addresses.extend(node_addresses.iter().filter(of_family));
             let asks_for_loopback = |item: &NodePortAddress| match item {
                 NodePortAddress::Localhost => true,
@@ -162,12 +162,9 @@ impl NodeFacts {
     ) -> NodeFacts {
         let first_of = |family| {
             let mut own = node.addresses.iter();
-            own.find(|a| AddressFamily::of(**a) == family).copied()
+            own.find(|a| Family::of(**a) == family).copied()
         };
-        let own_addresses: Vec<IpAddr> = AddressFamily::ALL
-            .into_iter()
-            .filter_map(first_of)
-            .collect();
+        let own_addresses: Vec<IpAddr> = Family::ALL.into_iter().filter_map(first_of).collect();
         let interfaces = interface_addresses.iter().copied();
         let mut node_addresses = Vec::new();
         for item in &config.nodeport_addresses {
@@ -180,18 +177,17 @@ impl NodeFacts {
                 NodePortAddress::All | NodePortAddress::Localhost => {}
             }
         }
-        for family in AddressFamily::ALL {
+        for family in Family::ALL {
             if config.everywhere(family) {
-                let of_family = |a: &IpAddr| AddressFamily::of(*a) == family;
+                let of_family = |a: &IpAddr| Family::of(*a) == family;
                 node_addresses.extend(interfaces.clone().filter(of_family));
             }
         }
         node_addresses.retain(|a| !a.is_loopback() && !a.is_unspecified());
         let (local_sources, local_interface) = match &config.detect_local {
             DetectLocal::ClusterCidr(cidrs) => {
-                let first_of =
-                    |family| cidrs.iter().find(|c| AddressFamily::of(c.addr()) == family);
-                let first = AddressFamily::ALL.into_iter().filter_map(first_of);
+                let first_of = |family| cidrs.iter().find(|c| Family::of(c.addr()) == family);
+                let first = Family::ALL.into_iter().filter_map(first_of);
                 (first.map(IpNet::trunc).collect(), None)
             }
             DetectLocal::NodeCidr => (node.pod_cidrs.clone(), None),

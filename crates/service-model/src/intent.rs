@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::objects::{AddressFamily, ObjectName, Protocol};
+use crate::objects::{Family, ObjectName, Protocol};
 
 /// What one Service needs on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct HealthCheck {
     pub port: u16,
     /// Ready endpoints on this node, for each family that the Service has a cluster IP of. An address counts once,
     /// whatever its ports; terminating endpoints do not count, though they may still serve.
-    pub local_endpoints: BTreeMap<AddressFamily, usize>,
+    pub local_endpoints: BTreeMap<Family, usize>,
 }
 
 /// One address and port that clients connect to.
@@ -80,7 +80,7 @@ pub enum Place {
     /// cluster IP.
     External(IpAddr),
     /// Every address of this node that serves node ports, of this family.
-    NodePort(AddressFamily),
+    NodePort(Family),
 }
 
 impl Place {
@@ -93,9 +93,9 @@ impl Place {
     }
 
     /// The family the frontend and its backends are of.
-    pub const fn family(self) -> AddressFamily {
+    pub const fn family(self) -> Family {
         match self {
-            Place::ClusterIp(address) | Place::External(address) => AddressFamily::of(address),
+            Place::ClusterIp(address) | Place::External(address) => Family::of(address),
             Place::NodePort(family) => family,
         }
     }

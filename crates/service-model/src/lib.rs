@@ -25,7 +25,7 @@ pub use intent::{
     Affinity, Backend, Disposition, Frontend, HealthCheck, Masquerade, Place, ServiceIntent,
 };
 pub use objects::{
-    AddressFamily, Conditions, Endpoint, EndpointSlice, Hints, Invalid, Node, ObjectEvent,
-    ObjectKind, ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort,
-    TrafficPolicy, Wishes,
+    Conditions, Endpoint, EndpointSlice, Family, Hints, Invalid, Node, ObjectEvent, ObjectKind,
+    ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort, TrafficPolicy,
+    Wishes,
 };

@@ -10,48 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
-/// IPv4 or IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum AddressFamily {
-    /// IPv4
-    V4,
-    /// IPv6
-    V6,
-}
-
-impl AddressFamily {
-    /// Both.
-    pub const ALL: [AddressFamily; 2] = [AddressFamily::V4, AddressFamily::V6];
-
-    /// The family of an address.
-    pub const fn of(address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(_) => AddressFamily::V4,
-            IpAddr::V6(_) => AddressFamily::V6,
-        }
-    }
-}
-
-/// Transport protocols a Service port can have (core/v1 `Protocol`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Protocol {
-    /// TCP
-    Tcp,
-    /// UDP
-    Udp,
-    /// SCTP
-    Sctp,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-            Protocol::Sctp => "SCTP",
-        })
-    }
-}
+pub use net_types::{Family, Protocol};
 
 /// `namespace/name`. Cluster-scoped objects have an empty namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -269,7 +228,7 @@ pub struct EndpointSlice {
     /// Label `kubernetes.io/service-name`, in the slice's namespace.
     pub service: ObjectName,
     /// `addressType`
-    pub family: AddressFamily,
+    pub family: Family,
     /// Usable ports (rows 29 and F38-F39).
     pub ports: SmallVec<[SlicePort; 1]>,
     /// Usable endpoints.

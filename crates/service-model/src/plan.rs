@@ -20,8 +20,7 @@ use crate::intent::{
     Affinity, Backend, Disposition, Frontend, HealthCheck, Masquerade, Place, ServiceIntent,
 };
 use crate::objects::{
-    AddressFamily, EndpointSlice, Invalid, ObjectKind, Protocol, Service, ServicePort,
-    TrafficPolicy,
+    EndpointSlice, Family, Invalid, ObjectKind, Protocol, Service, ServicePort, TrafficPolicy,
 };
 use crate::select::{Candidate, Selection, select};
 
@@ -37,8 +36,8 @@ pub fn plan(
     facts: &NodeFacts,
 ) -> ServiceIntent {
     let mut frontends = Vec::new();
-    for family in AddressFamily::ALL {
-        let of_family = |a: &&IpAddr| AddressFamily::of(**a) == family;
+    for family in Family::ALL {
+        let of_family = |a: &&IpAddr| Family::of(**a) == family;
         let Some(cluster_ip) = service.cluster_ips.iter().find(of_family) else {
             continue;
         };
@@ -122,9 +121,9 @@ fn health_check(
     slices: &[impl Borrow<EndpointSlice>],
     facts: &NodeFacts,
 ) -> Option<HealthCheck> {
-    let families = AddressFamily::ALL.into_iter().filter(|family| {
+    let families = Family::ALL.into_iter().filter(|family| {
         let mut cluster_ips = service.cluster_ips.iter();
-        cluster_ips.any(|address| AddressFamily::of(*address) == *family)
+        cluster_ips.any(|address| Family::of(*address) == *family)
     });
     let local_endpoints = |family| {
         let ports = service.ports.iter();
@@ -208,14 +207,10 @@ fn group(service: &Service, port: &ServicePort, is_external: bool) -> u32 {
 ///
 /// Where a range holds this node's own address, the node may reach the load balancer addresses by themselves as well:
 /// it may send from one of them (row 43).
-fn allowed_sources(
-    service: &Service,
-    family: AddressFamily,
-    facts: &NodeFacts,
-) -> Option<Arc<[IpNet]>> {
+fn allowed_sources(service: &Service, family: Family, facts: &NodeFacts) -> Option<Arc<[IpNet]>> {
     let ranges = service.source_ranges.iter();
     let mut ranges: Vec<IpNet> = ranges
-        .filter(|range| AddressFamily::of(range.addr()) == family)
+        .filter(|range| Family::of(range.addr()) == family)
         .copied()
         .collect();
     if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
@@ -224,7 +219,7 @@ fn allowed_sources(
     let of_node = |range: &IpNet| facts.own_addresses.iter().any(|own| range.contains(own));
     if ranges.iter().any(of_node) {
         let own = service.load_balancer_ips.iter();
-        let own = own.filter(|a| AddressFamily::of(**a) == family);
+        let own = own.filter(|a| Family::of(**a) == family);
         ranges.extend(own.map(|address| IpNet::from(*address)));
     }
     let mut ranges = IpNet::aggregate(&ranges);
@@ -320,7 +315,7 @@ fn key(frontend: &Frontend) -> impl Ord + use<> {
 fn candidates<'a>(
     service: &Service,
     port: &ServicePort,
-    family: AddressFamily,
+    family: Family,
     slices: &'a [impl Borrow<EndpointSlice>],
     facts: &NodeFacts,
 ) -> Vec<Candidate<'a>> {

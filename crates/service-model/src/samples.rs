@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use crate::facts::NodeFacts;
 use crate::intent::{Disposition, Masquerade, Place, ServiceIntent};
 use crate::objects::{
-    AddressFamily, Conditions, Endpoint, EndpointSlice, ObjectName, Protocol, Service, ServicePort,
+    Conditions, Endpoint, EndpointSlice, Family, ObjectName, Protocol, Service, ServicePort,
     SlicePort,
 };
 
@@ -59,7 +59,7 @@ pub(crate) fn slice(text: &str, service: &str, ports: &str, endpoints: &str) -> 
         name,
         family: endpoints
             .first()
-            .map_or(AddressFamily::V4, |e| AddressFamily::of(e.address)),
+            .map_or(Family::Ip, |e| Family::of(e.address)),
         ports: ports.split_whitespace().map(port).collect(),
         endpoints,
         excluded: false,
@@ -138,7 +138,7 @@ pub(crate) fn lines(intent: &ServiceIntent) -> Vec<String> {
         let place = match frontend.place {
             Place::ClusterIp(address) => address.to_string(),
             Place::External(address) => format!("external {address}"),
-            Place::NodePort(family) => format!("node-{family:?}"),
+            Place::NodePort(family) => format!("node-{family}"),
         };
         let masquerade = match frontend.masquerade {
             Masquerade::OffCluster => "off-cluster",

@@ -10,10 +10,11 @@ use crate::run::{cargo, output, run};
 /// What each crate of ours may depend on, of ours and of the few libraries that stand for an effect. The picture
 /// is ARCHITECTURE.md's; a line here changes together with it.
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
-    ("service-model", &[]),
-    ("nft", &[]),
-    ("service-dataplane", &["service-model", "nft"]),
-    ("vxlan-overlay", &["nft"]),
+    ("net-types", &[]),
+    ("service-model", &["net-types"]),
+    ("nft", &["net-types"]),
+    ("service-dataplane", &["service-model", "nft", "net-types"]),
+    ("vxlan-overlay", &["nft", "net-types"]),
     ("object-source", &["service-model", "kube", "tokio"]),
     (
         "portolan",
@@ -21,6 +22,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "service-dataplane",
             "service-model",
             "nft",
+            "net-types",
             "vxlan-overlay",
             "object-source",
             "kube",
@@ -38,6 +40,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "service-dataplane",
             "service-model",
             "nft",
+            "net-types",
             "vxlan-overlay",
             "tokio",
         ],
@@ -50,6 +53,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "service-dataplane",
             "service-model",
             "nft",
+            "net-types",
             "vxlan-overlay",
             "tokio",
         ],

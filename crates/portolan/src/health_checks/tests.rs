@@ -63,7 +63,7 @@ fn update(service: &str, check: Option<(u16, usize)>) -> Update {
         reset_removed: false,
         health_check: check.map(|(port, local)| HealthCheck {
             port,
-            local_endpoints: [(AddressFamily::V4, local)].into(),
+            local_endpoints: [(Family::Ip, local)].into(),
         }),
     })
 }

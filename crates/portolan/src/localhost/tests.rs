@@ -3,12 +3,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 
-fn update(
-    family: AddressFamily,
-    protocol: Protocol,
-    port: u16,
-    endpoints: &[SocketAddr],
-) -> Update {
+fn update(family: Family, protocol: Protocol, port: u16, endpoints: &[SocketAddr]) -> Update {
     let mut backends: Vec<Backend> = endpoints
         .iter()
         .map(|endpoint| Backend {
@@ -83,7 +78,7 @@ async fn a_node_port_on_loopback_leads_to_its_endpoints_in_turn_and_follows_them
     let mut announcer = start(&Handle::current(), cancel.clone());
     let (one, two) = (server("one").await, server("two").await);
     let port = free_port();
-    let v4 = AddressFamily::V4;
+    let v4 = Family::Ip;
     announcer.announce(&[update(v4, Protocol::Tcp, port, &[one, two])]);
     let mut said = [says(port).await, says(port).await];
     said.sort_unstable();
@@ -112,12 +107,7 @@ async fn an_endpoint_that_refuses_gives_way_to_the_next() {
         free_port(),
     );
     let alive = server("alive").await;
-    announcer.announce(&[update(
-        AddressFamily::V4,
-        Protocol::Tcp,
-        port,
-        &[dead, alive],
-    )]);
+    announcer.announce(&[update(Family::Ip, Protocol::Tcp, port, &[dead, alive])]);
     for _ in 0..4 {
         assert_eq!(says(port).await, "alive");
     }
@@ -135,7 +125,7 @@ async fn udp_answers_come_back_to_the_client_that_asked() {
         }
     });
     let port = free_port();
-    announcer.announce(&[update(AddressFamily::V4, Protocol::Udp, port, &[endpoint])]);
+    announcer.announce(&[update(Family::Ip, Protocol::Udp, port, &[endpoint])]);
     for name in ["first", "second"] {
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         client.connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();

@@ -140,10 +140,7 @@ impl ProbeMetrics {
         for finding in findings {
             let label = TroubleLabel {
                 node: finding.node.to_string(),
-                ip_family: match finding.family {
-                    nft::Family::Ip => "IPv4",
-                    nft::Family::Ip6 => "IPv6",
-                },
+                ip_family: finding.family.api_name(),
                 verdict: finding.kind,
             };
             self.troubles.get_or_create(&label).set(1);

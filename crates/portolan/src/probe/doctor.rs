@@ -200,10 +200,7 @@ async fn examine(shared: &Shared, to: Option<&str>) -> Report {
         let verdict = measured.verdict();
         report.peers.push(PeerReport {
             node: pair.peer.node.to_string(),
-            family: match pair.peer.family {
-                nft::Family::Ip => "IPv4".to_owned(),
-                nft::Family::Ip6 => "IPv6".to_owned(),
-            },
+            family: pair.peer.family.api_name().to_owned(),
             healthy: verdict.is_healthy(),
             verdict: verdict.kind().to_owned(),
             text: words(shared, pair.end, pair.peer, &measured, &verdict),

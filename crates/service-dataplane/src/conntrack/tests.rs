@@ -50,7 +50,7 @@ fn check(place: Place, protocol: Protocol, serving: Option<&[u8]>, reset: bool) 
 }
 
 /// A flow to port 53 of `to`, answered from host `from` (port 8080), or not translated.
-fn flow(protocol: nft::Protocol, to: [u8; 4], from: Option<u8>, answered: bool) -> Flow {
+fn flow(protocol: Protocol, to: [u8; 4], from: Option<u8>, answered: bool) -> Flow {
     let destination = SocketAddr::from((to, 53));
     Flow {
         protocol,
@@ -80,8 +80,8 @@ fn only_changes_that_can_leave_flows_behind_are_checked() {
 #[test]
 fn udp_and_sctp_flows_go_unless_their_endpoint_serves() {
     for (of, protocol) in [
-        (Protocol::Udp, nft::Protocol::Udp),
-        (Protocol::Sctp, nft::Protocol::Sctp),
+        (Protocol::Udp, Protocol::Udp),
+        (Protocol::Sctp, Protocol::Sctp),
     ] {
         let checks = check(PLACE, of, Some(&[1, 3]), false);
         for answered in [false, true] {
@@ -99,7 +99,7 @@ fn udp_and_sctp_flows_go_unless_their_endpoint_serves() {
 #[test]
 fn of_tcp_only_attempts_without_an_answer_go() {
     let checks = check(PLACE, Protocol::Tcp, Some(&[1]), false);
-    let tcp = nft::Protocol::Tcp;
+    let tcp = Protocol::Tcp;
     assert!(checks.condemn(&flow(tcp, VIP, None, false)));
     assert!(checks.condemn(&flow(tcp, VIP, Some(2), false)));
     assert!(!checks.condemn(&flow(tcp, VIP, Some(1), false)));
@@ -109,7 +109,7 @@ fn of_tcp_only_attempts_without_an_answer_go() {
 
 #[test]
 fn on_request_established_tcp_connections_to_endpoints_that_are_gone_go_too() {
-    let tcp = nft::Protocol::Tcp;
+    let tcp = Protocol::Tcp;
     for serving in [Some(&[1][..]), Some(&[]), None] {
         let checks = check(PLACE, Protocol::Tcp, serving, true);
         assert!(checks.condemn(&flow(tcp, VIP, Some(2), true)));
@@ -123,16 +123,16 @@ fn on_request_established_tcp_connections_to_endpoints_that_are_gone_go_too() {
 #[test]
 fn a_frontend_that_is_gone_takes_its_translated_flows_along_and_no_others() {
     let checks = check(PLACE, Protocol::Udp, None, false);
-    assert!(checks.condemn(&flow(nft::Protocol::Udp, VIP, Some(1), true)));
-    assert!(!checks.condemn(&flow(nft::Protocol::Udp, VIP, None, true)));
+    assert!(checks.condemn(&flow(Protocol::Udp, VIP, Some(1), true)));
+    assert!(!checks.condemn(&flow(Protocol::Udp, VIP, None, true)));
 }
 
 #[test]
 fn flows_to_other_places_protocols_and_ports_are_left_alone() {
     let checks = check(PLACE, Protocol::Udp, Some(&[]), false);
-    let udp = nft::Protocol::Udp;
+    let udp = Protocol::Udp;
     assert!(!checks.condemn(&flow(udp, [10, 96, 0, 2], Some(1), true)));
-    assert!(!checks.condemn(&flow(nft::Protocol::Tcp, VIP, Some(1), false)));
+    assert!(!checks.condemn(&flow(Protocol::Tcp, VIP, Some(1), false)));
     let other_port = Flow {
         destination: (VIP, 54).into(),
         ..flow(udp, VIP, Some(1), true)
@@ -142,9 +142,9 @@ fn flows_to_other_places_protocols_and_ports_are_left_alone() {
 
 #[test]
 fn node_ports_are_those_of_the_nodes_own_addresses() {
-    let place = Place::NodePort(AddressFamily::V4);
+    let place = Place::NodePort(Family::Ip);
     let checks = check(place, Protocol::Udp, Some(&[]), false);
-    let udp = nft::Protocol::Udp;
+    let udp = Protocol::Udp;
     assert!(checks.condemn(&flow(udp, NODE, Some(1), true)));
     assert!(checks.condemn(&flow(udp, NODE, None, true)));
     assert!(checks.condemn(&flow(udp, [127, 0, 0, 1], Some(1), true)));
@@ -155,7 +155,7 @@ fn node_ports_are_those_of_the_nodes_own_addresses() {
 #[test]
 fn every_condemned_flow_passes_one_of_the_filters() {
     let place = |n: u8| match n % 3 {
-        0 => Place::NodePort(AddressFamily::V4),
+        0 => Place::NodePort(Family::Ip),
         1 => Place::External([192, 0, 2, n].into()),
         _ => Place::ClusterIp([10, 96, 0, n].into()),
     };
@@ -173,7 +173,7 @@ fn every_condemned_flow_passes_one_of_the_filters() {
         let filters = checks.filters();
         let mut condemned = 0;
         for to in (0..frontends).flat_map(|n| [[10, 96, 0, n], [192, 0, 2, n], NODE]) {
-            for protocol in [nft::Protocol::Tcp, nft::Protocol::Udp, nft::Protocol::Sctp] {
+            for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
                 for (from, answered) in [(None, false), (Some(2), false), (Some(2), true)] {
                     let flow = flow(protocol, to, from, answered);
                     let found = filters.iter().any(|filter| filter.matches(&flow));
@@ -208,7 +208,7 @@ fn many_frontends_take_one_filter_of_each_kind() {
     assert!(
         filters
             .iter()
-            .all(|f| f.unanswered == (f.protocol == nft::Protocol::Tcp))
+            .all(|f| f.unanswered == (f.protocol == Protocol::Tcp))
     );
 }
 
@@ -218,7 +218,7 @@ fn a_later_check_of_the_same_frontend_replaces_an_earlier_one() {
     let later = check(PLACE, Protocol::Udp, Some(&[1]), false);
     checks.add(later.checks.into_values().collect(), [].into());
     assert_eq!(checks.len(), 1);
-    assert!(!checks.condemn(&flow(nft::Protocol::Udp, VIP, Some(1), true)));
+    assert!(!checks.condemn(&flow(Protocol::Udp, VIP, Some(1), true)));
 }
 
 /// A Service with these endpoints on `PLACE`, port 53 over UDP.

@@ -181,7 +181,7 @@ fn endpoint(host: u8) -> nft::Bytes {
 /// What the rules of a table have learned of a client: its group and endpoint.
 fn learned(client: u8, host: u8) -> nft::Element {
     let key = nft::Bytes::new().address([192, 0, 2, client].into());
-    let key = key.protocol(nft::Protocol::Tcp).group(7);
+    let key = key.protocol(Protocol::Tcp).group(7);
     nft::Element::value(key, endpoint(host))
 }
 

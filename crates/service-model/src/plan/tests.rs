@@ -57,7 +57,7 @@ fn row_12_a_node_port_is_served_whatever_the_type_and_shares_its_backends() {
             &slices,
             &[
                 "10.96.0.1 80/TCP off-cluster: 10.1.0.5:8080",
-                "node-V4 30080/TCP always: 10.1.0.5:8080",
+                "node-ip 30080/TCP always: 10.1.0.5:8080",
             ],
         );
         let intent = plan(&service, &slices, &facts());
@@ -80,8 +80,8 @@ fn rows_11_and_27_each_family_has_its_own_address_node_port_and_endpoints() {
         &[
             "10.96.0.1 80/TCP off-cluster: 10.1.0.5:8080",
             "fd00::1 80/TCP off-cluster: fd00:1::5:8080",
-            "node-V4 30080/TCP always: 10.1.0.5:8080",
-            "node-V6 30080/TCP always: fd00:1::5:8080",
+            "node-ip 30080/TCP always: 10.1.0.5:8080",
+            "node-ip6 30080/TCP always: fd00:1::5:8080",
         ],
     );
     plans(
@@ -89,7 +89,7 @@ fn rows_11_and_27_each_family_has_its_own_address_node_port_and_endpoints() {
         &slices,
         &[
             "fd00::1 80/TCP off-cluster: fd00:1::5:8080",
-            "node-V6 30080/TCP always: fd00:1::5:8080",
+            "node-ip6 30080/TCP always: fd00:1::5:8080",
         ],
     );
 }
@@ -163,7 +163,7 @@ fn without_endpoints_a_frontend_refuses() {
     let service = service("shop/web", "10.96.0.1", "http/80/TCP/30080");
     let refuse = &[
         "10.96.0.1 80/TCP off-cluster: refuse",
-        "node-V4 30080/TCP always: refuse",
+        "node-ip 30080/TCP always: refuse",
     ];
     plans(&service, &[], refuse);
     plans(
@@ -309,7 +309,7 @@ fn f51_frontends_are_unique_and_the_first_port_wins() {
         &slices,
         &[
             "10.96.0.1 80/TCP off-cluster: 10.1.0.5:8081",
-            "node-V4 30080/TCP always: 10.1.0.5:8081",
+            "node-ip 30080/TCP always: 10.1.0.5:8081",
         ],
     );
 }

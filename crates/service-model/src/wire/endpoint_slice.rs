@@ -15,7 +15,7 @@ use super::service::{out_of_range, parse_protocol, port_number};
 use super::{
     Converted, Interner, LABEL_SERVICE_NAME, MAX_NAME, Metadata, Object, is_name, null_is_default,
 };
-use crate::objects::{self, AddressFamily, Conditions, Invalid, ObjectKind, ObjectName};
+use crate::objects::{self, Conditions, Family, Invalid, ObjectKind, ObjectName};
 
 /// An EndpointSlice as decoded.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -91,8 +91,8 @@ impl Object for EndpointSlice {
     ) -> Result<Converted<objects::EndpointSlice>, Invalid> {
         let mut report = self.metadata.report(Self::KIND, interner)?;
         let family = match self.address_type.as_deref() {
-            Some("IPv4") => Some(AddressFamily::V4),
-            Some("IPv6") => Some(AddressFamily::V6),
+            Some("IPv4") => Some(Family::Ip),
+            Some("IPv6") => Some(Family::Ip6),
             Some("FQDN") => None,
             None => return Err(report.invalid("addressType", "is missing")),
             Some(other) => {
@@ -113,7 +113,7 @@ impl Object for EndpointSlice {
                 namespace: report.object().namespace.clone(),
                 name: interner.intern(service),
             },
-            family: family.unwrap_or(AddressFamily::V4),
+            family: family.unwrap_or(Family::Ip),
             ports: SmallVec::new(),
             endpoints: Vec::new(),
             excluded: service.is_empty() || labels.excluded(interner),
@@ -158,7 +158,7 @@ fn ports(
 
 fn endpoints(
     written: Vec<Endpoint>,
-    family: AddressFamily,
+    family: Family,
     report: &mut Report,
     interner: &mut Interner,
 ) -> Vec<objects::Endpoint> {
@@ -179,11 +179,11 @@ fn endpoints(
 }
 
 /// Only the first address counts (row 30); the API says that all of them lead to the same endpoint.
-fn address(endpoint: &Endpoint, family: AddressFamily) -> Result<IpAddr, String> {
+fn address(endpoint: &Endpoint, family: Family) -> Result<IpAddr, String> {
     let text = endpoint.addresses.first().ok_or("is missing")?;
     let refused = |reason| format!("{} {reason}", quoted(text));
     let address = parse_address(text).map_err(refused)?;
-    if AddressFamily::of(address) != family {
+    if Family::of(address) != family {
         return Err(refused("is not of the slice's addressType"));
     }
     match endpoint_refusal(address) {

@@ -14,9 +14,7 @@ use smallvec::SmallVec;
 use super::address::{cluster_ip_refusal, endpoint_refusal, parse_address, parse_cidr};
 use super::report::{Report, quoted};
 use super::{Converted, Interner, Metadata, Object, null_is_default};
-use crate::objects::{
-    self, AddressFamily, Invalid, ObjectKind, Protocol, ServiceType, TrafficPolicy,
-};
+use crate::objects::{self, Family, Invalid, ObjectKind, Protocol, ServiceType, TrafficPolicy};
 
 /// core/v1 `DefaultClientIPServiceAffinitySeconds`
 const AFFINITY_SECONDS: u32 = 10800;
@@ -190,8 +188,8 @@ impl Spec {
             if let Some(reason) = cluster_ip_refusal(address) {
                 return Err(refused(reason));
             }
-            let family = AddressFamily::of(address);
-            if addresses.iter().any(|a| AddressFamily::of(*a) == family) {
+            let family = Family::of(address);
+            if addresses.iter().any(|a| Family::of(*a) == family) {
                 report.warn(
                     field,
                     format!("{address} is a second address of one family"),

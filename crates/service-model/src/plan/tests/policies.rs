@@ -25,7 +25,7 @@ fn rows_13_14_and_48_external_addresses_serve_all_endpoints_and_masquerade_every
             "10.96.0.1 80/TCP off-cluster: 10.1.0.5:8080* 10.1.0.6:8080",
             "external 198.51.100.1 80/TCP always: 10.1.0.5:8080* 10.1.0.6:8080",
             "external 203.0.113.1 80/TCP always: 10.1.0.5:8080* 10.1.0.6:8080",
-            "node-V4 30080/TCP always: 10.1.0.5:8080* 10.1.0.6:8080",
+            "node-ip 30080/TCP always: 10.1.0.5:8080* 10.1.0.6:8080",
         ],
     );
 }
@@ -41,7 +41,7 @@ fn row_49_external_policy_local_keeps_outsiders_to_this_node() {
         &[
             "10.96.0.1 80/TCP off-cluster: 10.1.0.5:8080* 10.1.0.6:8080",
             "external 198.51.100.1 80/TCP own-node: 10.1.0.5:8080* 10.1.0.6:8080 outside: 10.1.0.5:8080*",
-            "node-V4 30080/TCP own-node: 10.1.0.5:8080* 10.1.0.6:8080 outside: 10.1.0.5:8080*",
+            "node-ip 30080/TCP own-node: 10.1.0.5:8080* 10.1.0.6:8080 outside: 10.1.0.5:8080*",
         ],
     );
     plans(
@@ -50,7 +50,7 @@ fn row_49_external_policy_local_keeps_outsiders_to_this_node() {
         &[
             "10.96.0.1 80/TCP off-cluster: 10.1.0.6:8080",
             "external 198.51.100.1 80/TCP own-node: 10.1.0.6:8080 outside: drop",
-            "node-V4 30080/TCP own-node: 10.1.0.6:8080 outside: drop",
+            "node-ip 30080/TCP own-node: 10.1.0.6:8080 outside: drop",
         ],
     );
     plans(
@@ -59,7 +59,7 @@ fn row_49_external_policy_local_keeps_outsiders_to_this_node() {
         &[
             "10.96.0.1 80/TCP off-cluster: refuse",
             "external 198.51.100.1 80/TCP own-node: refuse",
-            "node-V4 30080/TCP own-node: refuse",
+            "node-ip 30080/TCP own-node: refuse",
         ],
     );
 }
@@ -70,7 +70,7 @@ fn internal_policy_local_serves_the_cluster_ip_from_this_node_alone() {
     service.internal_policy = TrafficPolicy::Local;
     service.external_ips.clear();
     service.load_balancer_ips.clear();
-    let node_port = |outcome: &str| format!("node-V4 30080/TCP always: {outcome}");
+    let node_port = |outcome: &str| format!("node-ip 30080/TCP always: {outcome}");
     for (written, cluster_ip, outside) in [
         (
             "10.1.0.5@node-1 10.1.0.6",
@@ -207,7 +207,7 @@ fn b42_no_external_frontend_stands_where_a_process_of_this_node_listens() {
             "10.96.0.1 22/TCP off-cluster: refuse",
             "10.96.0.1 22/UDP off-cluster: refuse",
             "external 192.0.2.10 22/UDP always: refuse",
-            "node-V4 30022/TCP always: refuse",
+            "node-ip 30022/TCP always: refuse",
         ]
     );
     let named = left_out(&service, &NO_SLICES, &facts);
@@ -223,7 +223,7 @@ fn row_18_load_balancers_are_told_of_ready_endpoints_here_each_address_once() {
         let check = plan(service, slices, &facts()).health_check?;
         assert_eq!(check.port, 30999);
         let counts = check.local_endpoints.into_iter();
-        Some(counts.collect::<Vec<(AddressFamily, usize)>>())
+        Some(counts.collect::<Vec<(Family, usize)>>())
     };
     let slices = [
         slice(
@@ -241,10 +241,10 @@ fn row_18_load_balancers_are_told_of_ready_endpoints_here_each_address_once() {
         ),
         slice("shop/web-3", "web", "http/8080/TCP", "fd00:1::5:st@node-1"),
     ];
-    let both = vec![(AddressFamily::V4, 3), (AddressFamily::V6, 0)];
+    let both = vec![(Family::Ip, 3), (Family::Ip6, 0)];
     assert_eq!(told(&service, &slices), Some(both));
     service.cluster_ips.truncate(1);
-    assert_eq!(told(&service, &[]), Some(vec![(AddressFamily::V4, 0)]));
+    assert_eq!(told(&service, &[]), Some(vec![(Family::Ip, 0)]));
     service.health_check_node_port = None;
     assert_eq!(told(&service, &slices), None);
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::objects::{self, AddressFamily, Conditions};
+use crate::objects::{self, Conditions, Family};
 
 /// An IPv4 slice of Service `shop/web` with these ports and endpoints.
 fn slice(ports: Value, endpoints: Value) -> Value {
@@ -27,7 +27,7 @@ fn a_whole_slice_is_converted() {
     ));
     assert_eq!(slice.name, ObjectName::new("shop", "web-1"));
     assert_eq!(slice.service, ObjectName::new("shop", "web"));
-    assert_eq!(slice.family, AddressFamily::V4);
+    assert_eq!(slice.family, Family::Ip);
     let ports: Vec<_> = slice
         .ports
         .iter()
