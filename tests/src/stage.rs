@@ -59,7 +59,7 @@ pub fn portolan() -> Result<&'static Path> {
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--quiet", "--package", "portolan"])
+        .args(["build", "--quiet", "--workspace", "--bin", "portolan"])
         .status()?;
     ensure!(status.success(), "could not build portolan: {status}");
     // Test programs lie in target/PROFILE/deps.

@@ -334,11 +334,13 @@ fn takes_over_from_kube_proxy(mode: &str) -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs kube-proxy"]
 fn kube_proxy_in_nftables_mode_is_taken_over_without_a_lost_packet() -> Result<()> {
     takes_over_from_kube_proxy("nftables")
 }
 
 #[test]
+#[ignore = "needs kube-proxy"]
 fn kube_proxy_in_iptables_mode_is_taken_over_without_a_lost_packet() -> Result<()> {
     takes_over_from_kube_proxy("iptables")
 }

@@ -8,7 +8,7 @@ use crate::{control_plane, tools};
 /// Runs the benches whose name holds `filter`, or all.
 pub(crate) fn bench(filter: Option<&str>) -> Result<()> {
     tools::ensure()?;
-    let control_plane = control_plane::for_tests()?;
+    let control_plane = control_plane::for_tests(control_plane::Versions::All)?;
     run(&mut cargo(&[
         "build",
         "--release",

@@ -47,11 +47,30 @@ struct Module {
     /// The module whose version is said of the programs, the package of the program, and our name for it. kube-proxy
     /// has its version in its name, since there are several.
     programs: &'static [(&'static str, &'static str, &'static str)],
+    /// Whether it has an older kube-proxy and nothing else.
+    is_older: bool,
+}
+
+/// Which kube-proxies to build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Versions {
+    /// That of the control plane's release.
+    Newest,
+    /// Those of the two releases before as well.
+    All,
+}
+
+impl Versions {
+    fn modules(self) -> impl Iterator<Item = &'static Module> {
+        let is_wanted = move |module: &&Module| self == Versions::All || !module.is_older;
+        MODULES.iter().filter(is_wanted)
+    }
 }
 
 const MODULES: &[Module] = &[
     Module {
         folder: "",
+        is_older: false,
         cgo: false,
         programs: &[
             (ETCD, "go.etcd.io/etcd/server/v3", "etcd"),
@@ -77,16 +96,19 @@ const MODULES: &[Module] = &[
     },
     Module {
         folder: "kube-proxy-1.36",
+        is_older: true,
         cgo: false,
         programs: &[(KUBERNETES, "k8s.io/kubernetes/cmd/kube-proxy", "kube-proxy")],
     },
     Module {
         folder: "kube-proxy-1.35",
+        is_older: true,
         cgo: false,
         programs: &[(KUBERNETES, "k8s.io/kubernetes/cmd/kube-proxy", "kube-proxy")],
     },
     Module {
         folder: "flanneld",
+        is_older: false,
         // Its UDP backend is in C, and does not compile without.
         cgo: true,
         programs: &[(FLANNEL, FLANNEL, "flanneld")],
@@ -95,7 +117,7 @@ const MODULES: &[Module] = &[
 
 /// Builds what is not there yet, and prints the folder and the versions.
 pub(crate) fn control_plane() -> Result<()> {
-    let folder = build()?;
+    let folder = build(Versions::All)?;
     eprint!("{}", fs::read_to_string(folder.join("versions"))?);
     println!("{}", folder.display());
     Ok(())
@@ -103,12 +125,12 @@ pub(crate) fn control_plane() -> Result<()> {
 
 /// The folder for the tests: the one that the environment names, else the one built here. `None`, with a warning,
 /// where there is no Go; with `CI` set that is an error.
-pub(crate) fn for_tests() -> Result<Option<PathBuf>> {
+pub(crate) fn for_tests(versions: Versions) -> Result<Option<PathBuf>> {
     if let Some(folder) = std::env::var_os(VARIABLE) {
         return Ok(Some(folder.into()));
     }
     if tools::find("go").is_some() {
-        return build().map(Some);
+        return build(versions).map(Some);
     }
     if std::env::var_os("CI").is_some() {
         bail!("no Go, so no control plane, and CI is set: nothing may be skipped");
@@ -121,11 +143,11 @@ pub(crate) fn for_tests() -> Result<Option<PathBuf>> {
 
 /// Builds all programs unless that has been done, and returns their folder, which holds each under its name and a
 /// file `versions` with a line `name version` for each. Whoever comes meanwhile waits.
-pub(crate) fn build() -> Result<PathBuf> {
+fn build(versions: Versions) -> Result<PathBuf> {
     let modules = root()?.join("tests/control-plane");
     let cache = cache()?;
     fs::create_dir_all(&cache).with_context(|| format!("make {cache:?}"))?;
-    let key = key(&modules)?;
+    let key = key(&modules, versions)?;
     let done = cache.join(&key);
     let lock = File::create(cache.join(format!("{key}.lock")))?;
     lock.lock().context("wait for another build")?;
@@ -145,13 +167,13 @@ pub(crate) fn build() -> Result<PathBuf> {
     }
     fs::create_dir_all(&draft)?;
     let start = Instant::now();
-    let mut versions = String::new();
-    for module in MODULES {
+    let mut built = String::new();
+    for module in versions.modules() {
         for (name, version) in module.build(&modules, &draft)? {
-            versions += &format!("{name} {version}\n");
+            built += &format!("{name} {version}\n");
         }
     }
-    fs::write(draft.join("versions"), versions)?;
+    fs::write(draft.join("versions"), built)?;
     fs::rename(&draft, &done).with_context(|| format!("rename {draft:?} to {done:?}"))?;
     eprintln!(
         "built in {} into {}",
@@ -171,10 +193,11 @@ fn cache() -> Result<PathBuf> {
 }
 
 /// A hash of all that decides what is built: the pins, and how this file builds.
-fn key(modules: &Path) -> Result<String> {
+fn key(modules: &Path, versions: Versions) -> Result<String> {
     let mut hasher = DefaultHasher::new();
-    format!("{BUILT_AS} {TAGS} {MODULES:?}").hash(&mut hasher);
-    for module in MODULES {
+    format!("{BUILT_AS} {TAGS}").hash(&mut hasher);
+    for module in versions.modules() {
+        format!("{module:?}").hash(&mut hasher);
         for file in ["go.mod", "go.sum"] {
             let path = modules.join(module.folder).join(file);
             fs::read(&path)

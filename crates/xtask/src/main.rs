@@ -19,38 +19,30 @@ mod tools;
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
 enum Command {
-    /// Shows the main job on real packets: two nodes, pods, Services, no cluster needed (about a minute).
+    /// Show Portolan on real packets: two nodes, pods, a Service, no cluster needed (about a minute).
     Demo,
-    /// Everything that must hold: formatting, lints, direction of dependencies, and every test.
-    Test {
-        /// Random tests at the size of a night: 100,000 clusters through the evaluator, 2,000 with real packets.
-        #[arg(long)]
-        nightly: bool,
-        /// Handed to `cargo test` after `--`.
-        #[arg(last = true)]
-        args: Vec<String>,
-    },
-    /// Benchmarks with their floors and peers beside them; see benches/README.md.
+    /// Run format, lints, directions, and the quick tests; --all and --nightly run more.
+    Test(test::Options),
+    /// Run the benchmarks with their floors and peers; see benches/README.md.
     Bench {
-        /// Only benchmarks whose name holds this.
+        /// Run only benchmarks whose name contains this text.
         filter: Option<String>,
     },
-    /// The scenarios on other kernels, booted under emulation: 5.10, 6.1, 6.12 and the newest that Debian has.
+    /// Run the scenarios on other kernels under emulation: 5.10, 6.1, 6.12 and the newest of Debian.
     Kernels(kernels::Options),
-    /// Formatting, lints and the direction of dependencies, without running tests.
+    /// Check formatting, lints and the direction of dependencies, without running tests.
     Check,
-    /// Builds etcd, Kubernetes' control plane, kube-proxy and flanneld for the tests (once; needs Go), and prints
-    /// the folder.
+    /// Build etcd, Kubernetes' control plane, kube-proxy and flanneld for the tests (needs Go), and print the folder.
     ControlPlane,
 }
 
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Demo => demo::demo(),
-        Command::Test { nightly, args } => test::test(nightly, &args),
+        Command::Test(options) => test::test(&options),
         Command::Bench { filter } => bench::bench(filter.as_deref()),
         Command::Kernels(options) => kernels::kernels(&options),
-        Command::Check => check::check(),
+        Command::Check => check::all(),
         Command::ControlPlane => control_plane::control_plane(),
     }
 }

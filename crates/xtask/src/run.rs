@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
@@ -21,6 +22,18 @@ pub(crate) fn built(program: &str) -> Result<PathBuf> {
     Ok(target.join("debug").join(program))
 }
 
+/// Builds the daemon where [`built`] says, with the features of the whole workspace: with those of its package alone cargo
+/// would build many dependencies a second time.
+pub(crate) fn build_portolan() -> Result<()> {
+    run(&mut cargo(&[
+        "build",
+        "--quiet",
+        "--workspace",
+        "--bin",
+        "portolan",
+    ])?)
+}
+
 /// `cargo` with the tool chain that runs us, at the root of the checkout.
 pub(crate) fn cargo(args: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -28,15 +41,21 @@ pub(crate) fn cargo(args: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs it, showing what is run; fails when it fails.
+/// Runs it, showing what is run and how long it took; fails when it fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     eprintln!("+ {}", shown(command));
+    let start = Instant::now();
     let status = command
         .status()
         .with_context(|| format!("could not start {}", shown(command)))?;
     if !status.success() {
         bail!("{} ended with {status}", shown(command));
     }
+    eprintln!(
+        "  {:.0} s: {}",
+        start.elapsed().as_secs_f64(),
+        shown(command)
+    );
     Ok(())
 }
 

@@ -1,50 +1,177 @@
-//! `cargo xtask test`: the gate.
+//! `cargo xtask test`: the tests in three tiers.
+//!
+//! The quick tests are what `cargo test --workspace` runs. Tests marked `#[ignore = "needs ..."]` want programs that take
+//! long to build (Kubernetes' control plane, kube-proxy, flanneld); `--all` runs them as well, the random tests at
+//! larger sizes, and a few scenarios on other kernels. `--nightly` has larger sizes, older kube-proxies and all
+//! scenarios on all kernels.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
-use crate::run::{built, cargo, run};
-use crate::{check, control_plane, kernels, tools};
+use crate::control_plane::{self, Versions};
+use crate::kernels;
+use crate::run::{build_portolan, built, cargo, run};
+use crate::{check, tools};
 
-/// How much of the random tests the gate runs; a developer's run has a taste of each.
-const FULL_SIZE: [(&str, &str); 4] = [
+/// Sizes of the random tests for `--all`; the tests' own defaults are for the quick tier.
+const LARGE: [(&str, &str); 4] = [
     ("PORTOLAN_CLUSTERS", "10000"),
     ("PORTOLAN_KERNEL_CLUSTERS", "500"),
     ("PORTOLAN_HISTORIES", "5000"),
     ("PORTOLAN_PEER_CLUSTERS", "300"),
 ];
 
-/// What a night has time for.
-const NIGHTLY_SIZE: [(&str, &str); 4] = [
+/// Sizes for `--nightly`.
+const NIGHTLY: [(&str, &str); 4] = [
     ("PORTOLAN_CLUSTERS", "100000"),
     ("PORTOLAN_KERNEL_CLUSTERS", "2000"),
     ("PORTOLAN_HISTORIES", "20000"),
     ("PORTOLAN_PEER_CLUSTERS", "1000"),
 ];
 
-/// Checks, then every test of the workspace; with `CI` set the random ones in full, and nightly in more than full. A
-/// size that the environment sets is left as it is. With `CI` a few scenarios on the oldest and the newest kernel
-/// follow, nightly all on all.
-pub(crate) fn test(nightly: bool, args: &[String]) -> Result<()> {
+/// Test targets that read the sizes.
+const RANDOM: [&str; 3] = ["random_clusters", "kernel_clusters", "order"];
+/// Test targets with tests that are ignored in the quick tier.
+const IGNORED: [&str; 4] = [
+    "control_plane",
+    "differential",
+    "overlay_flannel",
+    "takeover",
+];
+/// Part of the names of tests that only `--nightly` builds the programs for.
+const NIGHTLY_ONLY: &str = "older_kube_proxies";
+
+/// Which tests to run.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Run the quick tests, then the control plane, kube-proxy, flanneld, other kernels and large random sets
+    #[arg(long)]
+    all: bool,
+    /// Run only what --all adds to the quick tests
+    #[arg(long)]
+    rest: bool,
+    /// Run what --all runs, with older kube-proxies, all scenarios on all kernels and random sets ten times as large
+    #[arg(long)]
+    nightly: bool,
+    /// Arguments for the test programs of the quick tests
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+/// Runs the tiers that the options select.
+pub(crate) fn test(options: &Options) -> Result<()> {
     tools::ensure()?;
-    check::check()?;
-    let control_plane = control_plane::for_tests()?;
-    let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"])?;
-    tests.arg("--").args(args);
-    // Built by the same command, before the first test runs: the scenarios need not build it again.
-    tests.env("PORTOLAN_PROGRAM", built("portolan")?);
-    tests.envs(control_plane.map(|folder| (control_plane::VARIABLE, folder)));
-    let is_ci = std::env::var_os("CI").is_some();
-    let sizes = match (nightly, is_ci) {
-        (true, _) => NIGHTLY_SIZE.as_slice(),
-        (false, true) => &FULL_SIZE,
-        (false, false) => &[],
+    if options.nightly || options.all || !options.rest {
+        quick(&options.args)?;
+    }
+    if options.nightly || options.all || options.rest {
+        rest(options.nightly)?;
+    }
+    Ok(())
+}
+
+/// Checks, then every test that needs nothing but this checkout and its kernel.
+fn quick(args: &[String]) -> Result<()> {
+    check::all()?;
+    let mut tests = tests()?;
+    // A control plane that happens to be there changes nothing.
+    tests.env_remove(control_plane::VARIABLE);
+    run(tests.arg("--").args(args))
+}
+
+/// What `--all` adds. Every part runs, also after one that failed.
+fn rest(nightly: bool) -> Result<()> {
+    build_portolan()?;
+    let sizes = if nightly { NIGHTLY } else { LARGE };
+    let unset = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
+    let sizes: Vec<_> = sizes.into_iter().filter(unset).collect();
+    let parts: [(&str, &dyn Fn() -> Result<()>); 4] = [
+        ("dependencies", &check::dependencies::check),
+        ("large random sets", &|| random(&sizes)),
+        ("control plane", &|| ignored(&sizes, nightly)),
+        ("other kernels", &|| match nightly {
+            true => kernels::kernels(&kernels::Options::default()),
+            false => kernels::few(),
+        }),
+    ];
+    let mut failed = Vec::new();
+    for (name, part) in parts {
+        if let Err(error) = part() {
+            eprintln!("FAILED: {name}: {error:#}");
+            failed.push(name);
+        }
+    }
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
+}
+
+/// The random tests at these sizes.
+fn random(sizes: &[(&str, &str)]) -> Result<()> {
+    let mut tests = tests()?;
+    tests.args(RANDOM.iter().flat_map(|target| ["--test", target]));
+    run(tests.envs(sizes.iter().copied()))
+}
+
+/// The tests that the quick tier ignores.
+fn ignored(sizes: &[(&str, &str)], nightly: bool) -> Result<()> {
+    let versions = if nightly {
+        Versions::All
+    } else {
+        Versions::Newest
     };
-    let unset = |(name, _): &&(&str, &str)| std::env::var_os(name).is_none();
-    tests.envs(sizes.iter().filter(unset).copied());
-    run(&mut tests)?;
-    match (nightly, is_ci) {
-        (true, _) => kernels::kernels(&kernels::Options::default()),
-        (false, true) => kernels::few(),
-        (false, false) => Ok(()),
+    let Some(programs) = control_plane::for_tests(versions)? else {
+        return Ok(());
+    };
+    let mut tests = tests()?;
+    tests.args(IGNORED.iter().flat_map(|target| ["--test", target]));
+    tests.args(["--", "--ignored"]);
+    if !nightly {
+        tests.args(["--skip", NIGHTLY_ONLY]);
+    }
+    tests.env(control_plane::VARIABLE, programs);
+    run(tests.envs(sizes.iter().copied()))
+}
+
+/// `cargo test` over the whole workspace, whatever is selected: with fewer packages cargo would choose other features for
+/// their dependencies and build these once more.
+fn tests() -> Result<std::process::Command> {
+    let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"])?;
+    // The quick tier builds it by the same command; the scenarios need not build it again.
+    tests.env("PORTOLAN_PROGRAM", built("portolan")?);
+    Ok(tests)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::root;
+
+    #[test]
+    fn every_ignored_test_is_in_a_target_that_all_runs() -> Result<()> {
+        let folder = root()?.join("tests/tests");
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            let files: Vec<_> = match path.is_dir() {
+                true => std::fs::read_dir(&path)?
+                    .map(|file| Ok(file?.path()))
+                    .collect::<Result<_>>()?,
+                false => vec![path.clone()],
+            };
+            let target = path.file_stem().unwrap_or_default().to_string_lossy();
+            for file in files {
+                let has_ignored = std::fs::read_to_string(&file)?.contains("#[ignore");
+                assert!(!has_ignored || IGNORED.contains(&&*target), "{file:?}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_target_of_the_tiers_exists() -> Result<()> {
+        let folder = root()?.join("tests/tests");
+        for target in RANDOM.iter().chain(&IGNORED) {
+            let file = folder.join(format!("{target}.rs"));
+            assert!(file.is_file() || folder.join(target).is_dir(), "{target}");
+        }
+        Ok(())
     }
 }

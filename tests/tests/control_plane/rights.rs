@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::in_an_api_server;
 
 #[test]
+#[ignore = "needs a control plane"]
 fn portolan_uses_every_right_of_its_role_and_asks_for_no_other() -> Result<()> {
     if !can_run_live() {
         return Ok(());
@@ -53,6 +54,7 @@ fn portolan_uses_every_right_of_its_role_and_asks_for_no_other() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs a control plane"]
 fn without_a_right_portolan_says_which_and_waits() -> Result<()> {
     if !can_run_live() {
         return Ok(());

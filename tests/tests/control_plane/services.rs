@@ -11,6 +11,7 @@ use portolan_tests::live::{
 use crate::{GRACE, SHORT_GRACE};
 
 #[test]
+#[ignore = "needs a control plane"]
 fn a_deployment_scales_up_and_down_and_its_service_follows() -> Result<()> {
     if !can_run_live() {
         return Ok(());
@@ -49,6 +50,7 @@ fn a_deployment_scales_up_and_down_and_its_service_follows() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs a control plane"]
 fn twenty_pods_roll_and_portolan_restarts_and_no_connection_fails() -> Result<()> {
     if !can_run_live() {
         return Ok(());
@@ -102,6 +104,7 @@ fn servers(scene: &Scene, to: SocketAddr) -> Result<Vec<String>> {
 }
 
 #[test]
+#[ignore = "needs a control plane"]
 fn a_service_changes_its_type_and_back() -> Result<()> {
     if !can_run_live() {
         return Ok(());
@@ -140,6 +143,7 @@ fn a_service_changes_its_type_and_back() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs a control plane"]
 fn services_without_a_cluster_ip_leave_no_trace() -> Result<()> {
     if !can_run_live() {
         return Ok(());
@@ -183,6 +187,7 @@ fn services_without_a_cluster_ip_leave_no_trace() -> Result<()> {
 }
 
 #[test]
+#[ignore = "needs a control plane"]
 fn a_pod_that_turns_unready_gets_no_new_connection_until_it_is_ready_again() -> Result<()> {
     if !can_run_live() {
         return Ok(());
@@ -217,6 +222,7 @@ fn a_pod_that_turns_unready_gets_no_new_connection_until_it_is_ready_again() -> 
 }
 
 #[test]
+#[ignore = "needs a control plane"]
 fn the_api_server_is_reached_through_its_own_service() -> Result<()> {
     if !can_run_live() {
         return Ok(());

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::packages::Store;
 use super::printed::{Column, FEATURES};
-use crate::run::{built, cargo, output, run};
+use crate::run::{build_portolan, built, cargo, output};
 
 /// Test binaries of the suite, by target, and those of their tests that are part of it, by parts of their names: by
 /// hand, and where there is little time.
@@ -86,9 +86,6 @@ const SUITE: &[Tests] = &[
         ci: &[],
     },
 ];
-
-/// Packages that have the targets above.
-const PACKAGES: [&str; 2] = ["portolan-tests", "portolan"];
 
 struct Tests {
     target: &'static str,
@@ -288,10 +285,9 @@ impl Suite {
 
 /// Builds the program and the test binaries, and says where these are, in the same order.
 fn build(tests: &[&Tests]) -> Result<Vec<PathBuf>> {
-    run(&mut cargo(&["build", "--quiet", "--package", "portolan"])?)?;
-    let mut command = cargo(&["test", "--no-run", "--quiet"])?;
+    build_portolan()?;
+    let mut command = cargo(&["test", "--no-run", "--quiet", "--workspace"])?;
     command.args(["--message-format", "json-render-diagnostics"]);
-    command.args(PACKAGES.iter().flat_map(|p| ["--package", p]));
     for tests in tests {
         command.args(["--test", tests.target]);
     }
