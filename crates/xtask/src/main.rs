@@ -31,7 +31,7 @@ enum Command {
     /// Run the scenarios on other kernels under emulation: 5.10, 6.1, 6.12 and the newest of Debian.
     Kernels(kernels::Options),
     /// Check formatting, lints and the direction of dependencies, without running tests.
-    Check,
+    Check(check::Options),
     /// Build etcd, Kubernetes' control plane, kube-proxy and flanneld for the tests (needs Go), and print the folder.
     ControlPlane,
 }
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
         Command::Test(options) => test::test(&options),
         Command::Bench { filter } => bench::bench(filter.as_deref()),
         Command::Kernels(options) => kernels::kernels(&options),
-        Command::Check => check::all(),
+        Command::Check(options) => check::check(&options),
         Command::ControlPlane => control_plane::control_plane(),
     }
 }

@@ -1,0 +1,44 @@
+//! References that a reader can follow: no numbers of catalogs that the repository does not have (`F12`, `B42`).
+
+use anyhow::Result;
+use regex::Regex;
+
+use super::source::{Sources, Violation};
+
+/// Every reference of that form in prose, and tests named after one.
+pub(super) fn violations(sources: &Sources) -> Result<Vec<Violation>> {
+    let number = Regex::new(r"(?-u)\b[FB]\d{1,2}\b")?;
+    let test = Regex::new(r"(?-u)\bfn ([fb]\d{1,2}_\w+)")?;
+    let mut found = Vec::new();
+    for source in &sources.files {
+        for (line, text) in source.prose() {
+            for reference in number.find_iter(&text) {
+                found.push(source.violation(
+                    line,
+                    format!("{}: no such catalog here", reference.as_str()),
+                ));
+            }
+        }
+        for (line, text) in source.lines() {
+            if let Some(name) = test.captures(&text).and_then(|found| found.get(1)) {
+                found.push(
+                    source.violation(line, format!("{}: named after a catalog", name.as_str())),
+                );
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_catalogs_are_found_in_comments_strings_and_names() {
+        let text = "// As F12 says.\nfn f41_slices() { g(\"bar B6\", 0xF1, B2::new()) }\n";
+        let found = violations(&Sources::of(&[("a.rs", text)])).unwrap();
+        let places: Vec<&str> = found.iter().map(|one| one.place.as_str()).collect();
+        assert_eq!(places, ["a.rs:1", "a.rs:2", "a.rs:2"]);
+    }
+}
