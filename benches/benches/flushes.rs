@@ -100,7 +100,7 @@ impl Flushed {
         command.args(["--cluster-cidr", "10.128.0.0/9,fd00:244::/32"]);
         command.arg("--without-features=table-persist");
         let daemon = near.spawn("portolan", command)?;
-        daemon.wait_for_line("tables are in step", PATIENCE)?;
+        daemon.wait_for_line("initial sync complete", PATIENCE)?;
 
         let to = SocketAddr::new(web.cluster_ips[0].parse()?, web.port);
         let held = client.hold(to, HELD, BEAT)?;

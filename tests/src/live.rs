@@ -108,7 +108,7 @@ impl LiveCluster {
             ));
         }
         let daemon = node.spawn("portolan", command)?;
-        daemon.wait_for_line("tables are in step", PATIENCE)?;
+        daemon.wait_for_line("initial sync complete", PATIENCE)?;
         locked(&self.portolans).insert(node.name().to_owned(), daemon);
         Ok(())
     }

@@ -176,7 +176,7 @@ impl Stage {
     /// Starts it and waits until it has brought the tables in step.
     pub fn start_in_step(&self, arguments: &[&str]) -> Result<Daemon> {
         let daemon = self.start(arguments)?;
-        daemon.wait_for_line("tables are in step", PATIENCE)?;
+        daemon.wait_for_line("initial sync complete", PATIENCE)?;
         Ok(daemon)
     }
 

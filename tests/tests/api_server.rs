@@ -16,7 +16,7 @@ fn start(stage: &Stage) -> Result<(FakeApi, Daemon)> {
     let kubeconfig = stage.manifests.path().join("kubeconfig");
     api.kubeconfig(&kubeconfig)?;
     let daemon = stage.start_with(&["--kubeconfig", &kubeconfig.display().to_string()], &[])?;
-    daemon.wait_for_line("tables are in step", PATIENCE)?;
+    daemon.wait_for_line("initial sync complete", PATIENCE)?;
     Ok((api, daemon))
 }
 

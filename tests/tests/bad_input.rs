@@ -61,7 +61,7 @@ impl<'a> World<'a> {
                 stage.start_with(&["--kubeconfig", &kubeconfig.display().to_string()], &[])?
             }
         };
-        daemon.wait_for_line("tables are in step", PATIENCE)?;
+        daemon.wait_for_line("initial sync complete", PATIENCE)?;
         stage.wait_for_backends(&stage.web, 4)?;
         let probe = Probe::new(Protocol::Tcp, Stage::address(&constant)?);
         Ok(World {

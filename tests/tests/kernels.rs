@@ -414,7 +414,7 @@ fn leftovers_of_ipvs_mode_do_not_stand_in_the_way() -> Result<()> {
     let from_outside = outside.connect_many(Protocol::Tcp, node_port, 60)?;
     ensure!(from_outside.failed() == 0, "from outside: {from_outside:?}");
     // Connections may live in them: they are told of, and stay.
-    daemon.wait_for_line("IPVS servers stay", PATIENCE)?;
+    daemon.wait_for_line("keeping kube-proxy's IPVS servers", PATIENCE)?;
     run(&stage, "ip", &["link", "show", DEVICE])?;
     if let Ipvs(Some(ipvsadm)) = ipvs {
         let servers = run(&stage, &ipvsadm, &["--save", "--numeric"])?;

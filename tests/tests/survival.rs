@@ -30,13 +30,13 @@ fn a_hundred_kills_under_churn_lose_no_connection() -> Result<()> {
         // A random moment, counted in connections: now in the start, now in the commit, now at rest.
         traffic.goes_on(random.random_range(0..60))?;
         if round % 10 == 9 {
-            daemon.wait_for_line("tables are in step", PATIENCE)?;
+            daemon.wait_for_line("initial sync complete", PATIENCE)?;
             stage.wait_for_backends(&churning, backends)?;
         }
         daemon.kill()?;
         daemon = stage.start(&[])?;
     }
-    daemon.wait_for_line("tables are in step", PATIENCE)?;
+    daemon.wait_for_line("initial sync complete", PATIENCE)?;
     stage.wait_for_backends(&churning, 4)?;
     traffic.lost_nothing()?;
     Ok(())

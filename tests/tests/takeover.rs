@@ -160,7 +160,7 @@ fn takes_over_from_iptables(variant: &str) -> Result<()> {
     stage.wait_for_backends(&stage.web, 4)?;
     traffic.goes_on(200)?;
     no_packet_was_lost(traffic)?;
-    daemon.wait_for_line("taken over from kube-proxy", PATIENCE)?;
+    daemon.wait_for_line("removed kube-proxy leftovers", PATIENCE)?;
     let saved = run(&stage, &format!("iptables-{variant}-save"))?;
     for stays in [
         "-j OTHERS",
@@ -318,8 +318,8 @@ fn takes_over_from_kube_proxy(mode: &str) -> Result<()> {
             &source,
             &["--healthz-bind-address=", "--metrics-bind-address="],
         )?;
-        daemon.wait_for_line("tables are in step", PATIENCE)?;
-        daemon.wait_for_line("taken over from kube-proxy", PATIENCE)?;
+        daemon.wait_for_line("initial sync complete", PATIENCE)?;
+        daemon.wait_for_line("removed kube-proxy leftovers", PATIENCE)?;
         traffic.goes_on(100)?;
         kube_proxy.kill()?;
         // It may have written once more before it ended.

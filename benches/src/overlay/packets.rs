@@ -128,7 +128,7 @@ pub fn measure(
         for node in &pair.nodes {
             let more = [&["--manifests", &folder], flags].concat();
             let daemon = super::start(program, node, &ranges, &more)?;
-            daemon.wait_for_line("tables are in step", PATIENCE)?;
+            daemon.wait_for_line("initial sync complete", PATIENCE)?;
             daemons.push(daemon);
         }
     }

@@ -1,8 +1,8 @@
 //! The composition root of `portolan run`: starts the parts, connects them, and ends them.
 //!
-//! Three threads' worth of work: the control loop alone on one, since a commit blocks; the ports alone on
-//! another, since probes must be answered meanwhile; sources and everything else on the caller's runtime. The
-//! end of one part ends them all. Rules stay: a node without its daemon keeps forwarding.
+//! The control loop has a thread of its own, since a commit blocks; so have the HTTP ports, since probes must be
+//! answered meanwhile. Sources and everything else run on the caller's runtime. When one part ends, all end. Rules
+//! stay in place: a node without its daemon keeps forwarding.
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -37,42 +37,42 @@ use crate::takeover;
 use object_source::manifests::{self, ManifestsConfig};
 use object_source::{Events, SourceEvent, api};
 
-/// Events that may wait for the control loop before the sources wait for it.
+/// Capacity of the channel from the sources to the control loop.
 const EVENTS: usize = 1024;
-/// Being asked to stop, everything has this long to end.
+/// Time for all parts to end after a signal.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
-/// Runs until a signal asks for the end (then within two seconds), or until a part fails.
+/// Runs until SIGTERM or SIGINT (then ends within two seconds), or until a part fails.
 pub async fn run(args: &RunArgs) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let app = App::start(args).await?;
     let cancel = app.cancel.clone();
     let mut ended = std::pin::pin!(app.ended());
     tokio::select! {
         result = &mut ended => return result,
-        _ = terminate.recv() => info!("stopping at SIGTERM; the rules stay"),
-        _ = interrupt.recv() => info!("stopping at SIGINT; the rules stay"),
+        _ = terminate.recv() => info!(signal = "SIGTERM", "stopping; rules stay in place"),
+        _ = interrupt.recv() => info!(signal = "SIGINT", "stopping; rules stay in place"),
     }
     cancel.cancel();
     match tokio::time::timeout(STOP_LIMIT, ended).await {
         Ok(result) => result,
         Err(_) => {
-            warn!("not everything ended in time");
+            warn!(timeout_seconds = STOP_LIMIT.as_secs(), "shutdown timed out");
             Ok(())
         }
     }
 }
 
-/// Sets up the log. Without effect when there is one already.
+/// Sets up the log. Has no effect when there is one already.
 pub fn start_log(args: &LogArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log_level).context("reading the log level")?;
+    let filter = EnvFilter::try_new(&args.log_level).context("invalid log level")?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     let _ = match args.log_format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => log.json().try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
     };
     Ok(())
 }
@@ -282,7 +282,7 @@ impl App {
 async fn api_server(args: &RunArgs) -> anyhow::Result<api::Server> {
     api::client(args.kubeconfig.as_deref())
         .await
-        .context("outside a cluster, give --kubeconfig or --manifests")
+        .context("cannot connect to an API server")
 }
 
 fn start_source(
@@ -308,7 +308,7 @@ fn start_source(
         (None, dir) => {
             let config = ManifestsConfig {
                 dir: dir.clone().unwrap_or_default(),
-                node_ports: args.node_port_range.0.clone(),
+                node_ports: args.node.node_port_range.0.clone(),
                 proxy_name: args.node.service_proxy_name.clone(),
             };
             tokio::spawn(manifests::run(config, events, cancel))
@@ -385,18 +385,18 @@ fn start_control(
     Ok(ended)
 }
 
-/// The effective configuration, in one line.
+/// Logs the effective configuration in one line.
 fn log_config(args: &RunArgs, node: &service_model::NodeConfig) {
     let source = match (&args.manifests, &args.kubeconfig) {
-        (Some(dir), _) => format!("manifests {dir:?}"),
-        (None, Some(file)) => format!("kubeconfig {file:?}"),
+        (Some(dir), _) => format!("manifests {}", dir.display()),
+        (None, Some(file)) => format!("kubeconfig {}", file.display()),
         (None, None) => "service account".to_owned(),
     };
     info!(
         version = env!("CARGO_PKG_VERSION"),
         node = %node.node_name,
         source,
-        detect_local = ?args.node.detect_local_mode,
+        detect_local = %args.node.detect_local_mode,
         cluster_cidr = %args.node.cluster_cidr,
         nodeport_addresses = %args.node.nodeport_addresses,
         masquerade_all = node.masquerade_all,

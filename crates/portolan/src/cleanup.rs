@@ -21,7 +21,7 @@ pub fn run(args: &CleanupArgs) -> Result<bool> {
             let mut failures = report.failures.clone();
             if !report.iptables.kept.is_empty() {
                 let chains = report.iptables.kept.join(", ");
-                failures.push(format!("somebody else's rules lead to {chains}: they stay"));
+                failures.push(format!("kept chains that other rules jump to: {chains}; remove those rules and run cleanup again"));
             }
             (report.to_string(), failures)
         }
@@ -47,7 +47,7 @@ fn ours(overlay_only: bool) -> Result<(String, Vec<String>)> {
                 Ok(there) => removed += usize::from(there),
                 // The kernel refuses it to all but the owner.
                 Err(error) => failures.push(format!(
-                    "table {family} {table}: {error} (a running portolan owns its tables: stop it first)"
+                    "table {family} {table}: {error} (stop a running portolan first: it owns its tables)"
                 )),
             }
         }

@@ -1,8 +1,8 @@
 //! The command line: flags, their defaults and the values they take.
 //!
-//! Flags carry kube-proxy's names where it has one, and accept the values it accepts as far as Portolan can
-//! honour them; a value it cannot honour is refused with the values it can, never ignored. What flags mean
-//! is decided elsewhere: [`NodeArgs::config`] is the one place where they become a [`NodeConfig`].
+//! Flags that kube-proxy has too carry kube-proxy's names and accept its values as far as Portolan supports them. An
+//! unsupported value is an error that lists the supported ones. [`NodeArgs::config`] is the one place where flags
+//! become a [`NodeConfig`].
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,14 +31,33 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Keep the table of this node right until stopped; the rules stay when it stops
+    /// Run the service proxy on this node. Its rules stay in place when it exits
+    #[command(after_help = "\
+Exit codes:
+  0  stopped by SIGTERM or SIGINT
+  1  could not start, or a part failed
+  2  invalid flags")]
     Run(Box<RunArgs>),
-    /// Print the table that a folder of manifests makes on a node, without touching a kernel
+    /// Print the nftables rules for a directory of manifests, without touching the kernel
+    #[command(after_help = "\
+Exit codes:
+  0  everything was rendered
+  1  the directory cannot be read, or objects or fields were ignored
+  2  invalid flags")]
     Render(RenderArgs),
-    /// Take away the rules of this node: ours, or those kube-proxy has left
+    /// Remove rules from this node: Portolan's own, or what kube-proxy left behind (--kube-proxy)
+    #[command(after_help = "\
+Exit codes:
+  0  everything that was found is removed
+  1  something could not be removed
+  2  invalid flags")]
     Cleanup(CleanupArgs),
-    /// Measure now what gets to other nodes' pods through the overlay, and say what is wrong: ends with 0 if nothing
-    /// is, 1 if something is, 2 if that cannot be told
+    /// Test the overlay between this node and others, and diagnose failures
+    #[command(after_help = "\
+Exit codes:
+  0  healthy
+  1  problem found
+  2  could not test, or invalid flags")]
     Doctor(DoctorArgs),
     /// Print the version
     Version(VersionArgs),
@@ -46,30 +65,29 @@ pub enum Command {
 
 /// What decides the meaning of Services on this node.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "This node")]
+#[command(next_help_heading = "Node")]
 pub struct NodeArgs {
-    /// Name of this node's Node object [default: the host name, lower-cased]
+    /// Name of this node's Node object [default: lower-cased host name]
     #[arg(long, env = "NODE_NAME", value_name = "NAME", value_parser = node_name)]
     pub hostname_override: Option<Arc<str>>,
 
-    /// Pod range of the cluster, one of each family: 10.244.0.0/16,fd00:10:244::/56
+    /// Pod CIDRs of the cluster, at most one per IP family, such as 10.244.0.0/16,fd00:10:244::/56
     #[arg(long, value_name = "CIDR[,CIDR]", default_value = "")]
     pub cluster_cidr: CidrList,
 
-    /// How a local pod is recognised: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix
+    /// How to recognize local pods: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix
     #[arg(long, value_name = "MODE", default_value = "ClusterCIDR", value_parser = detect_local_mode)]
     pub detect_local_mode: DetectLocalMode,
 
-    /// The bridge that local pods are behind, for BridgeInterface
+    /// Bridge that local pods are attached to, for --detect-local-mode=BridgeInterface
     #[arg(long, value_name = "NAME", value_parser = interface_name)]
     pub pod_bridge_interface: Option<Arc<str>>,
 
-    /// How the names of local pods' interfaces begin, for InterfaceNamePrefix
+    /// Prefix of local pods' interface names, for --detect-local-mode=InterfaceNamePrefix
     #[arg(long, value_name = "PREFIX", value_parser = interface_name)]
     pub pod_interface_name_prefix: Option<Arc<str>>,
 
-    /// Where node ports are served: primary (the Node object's addresses), all (interface addresses), localhost,
-    /// and ranges of interface addresses, in any mixture
+    /// Addresses that serve node ports: primary (of the Node object), all, localhost, CIDRs of interface addresses
     #[arg(
         long,
         value_name = "primary|all|localhost|CIDR[,...]",
@@ -77,16 +95,24 @@ pub struct NodeArgs {
     )]
     pub nodeport_addresses: NodePortAddressList,
 
-    /// Ranges that Services may take external IPs from; others are refused and named [default: any]
+    /// CIDRs that Services may use external IPs from; others are ignored with a warning [default: any]
     #[arg(long, value_name = "CIDR[,CIDR...]")]
     pub allowed_external_ips: Option<RangeList>,
 
-    /// Serve the Services with this value of the label service.kubernetes.io/service-proxy-name, and no others
-    /// [default: those without the label]
+    /// Value of the label service.kubernetes.io/service-proxy-name that Services must have [default: no such label]
     #[arg(long, value_name = "NAME", value_parser = label_value)]
     pub service_proxy_name: Option<Arc<str>>,
 
-    /// Masquerade everything sent to a cluster IP
+    /// Range of the node ports that manifests may use
+    #[arg(
+        long,
+        value_name = "FIRST-LAST",
+        default_value = "30000-32767",
+        help_heading = "Source"
+    )]
+    pub node_port_range: NodePortRange,
+
+    /// Masquerade all connections to cluster IPs
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           default_value_t = false, default_missing_value = "true")]
     pub masquerade_all: bool,
@@ -99,30 +125,30 @@ pub enum DetectLocalMode {
     ClusterCidr,
     /// Sources within the Node object's `spec.podCIDRs`.
     NodeCidr,
-    /// What comes in by `--pod-bridge-interface`.
+    /// Packets that arrive at `--pod-bridge-interface`.
     BridgeInterface,
-    /// What comes in by interfaces whose names begin with `--pod-interface-name-prefix`.
+    /// Packets that arrive at interfaces whose names begin with `--pod-interface-name-prefix`.
     InterfaceNamePrefix,
 }
 
-/// Log lines for people or for machines.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// One line of text an event
+    /// One line of text per event
     Text,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 
-/// How much is logged, and how.
+/// Log level and format.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Logging")]
 pub struct LogArgs {
-    /// Form of the log
+    /// Format of the log
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 
-    /// Level, error to trace, or a list by module: info,object_source=debug
+    /// Log level (error, warn, info, debug, trace), or a list by module such as info,portolan::control=debug
     #[arg(short = 'v', long, env = "PORTOLAN_LOG", value_name = "LEVEL", default_value = "info",
           value_parser = values::log_level)]
     pub log_level: String,
@@ -131,7 +157,7 @@ pub struct LogArgs {
 /// `portolan run`
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// Kubeconfig of the API server [default: the pod's service account]
+    /// Kubeconfig file of the API server [default: the pod's service account]
     #[arg(
         long,
         alias = "kubeconfig-file",
@@ -141,7 +167,7 @@ pub struct RunArgs {
     )]
     pub kubeconfig: Option<PathBuf>,
 
-    /// Folder of manifests to serve instead of an API server's objects
+    /// Directory of manifests to serve instead of an API server's objects
     #[arg(
         long,
         value_name = "DIR",
@@ -149,15 +175,6 @@ pub struct RunArgs {
         help_heading = "Source"
     )]
     pub manifests: Option<PathBuf>,
-
-    /// Node ports a manifest may ask for
-    #[arg(
-        long,
-        value_name = "FIRST-LAST",
-        default_value = "30000-32767",
-        help_heading = "Source"
-    )]
-    pub node_port_range: NodePortRange,
 
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -167,15 +184,15 @@ pub struct RunArgs {
     #[allow(missing_docs)]
     pub overlay: OverlayArgs,
 
-    /// Do not claim the table: other programs may change it (changes are repaired)
+    /// Create tables that other programs may change too; Portolan repairs such changes
     #[arg(long, help_heading = "Table")]
     pub no_table_owner: bool,
 
-    /// Do without these features of the kernel: to try what is done on kernels that lack them
+    /// Kernel features to treat as absent, to exercise fallbacks
     #[arg(long, hide = true, value_name = "FEATURE[,FEATURE...]", value_delimiter = ',', value_parser = values::feature)]
     pub without_features: Vec<nft::Feature>,
-    /// Remove what kube-proxy has left on this node, of any mode, once our own rules stand [default: true, unless
-    /// --service-proxy-name is given: kube-proxy serves the other Services then]
+
+    /// Remove kube-proxy's rules, of any mode, after the initial sync [default: true; false with --service-proxy-name]
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           default_missing_value = "true", help_heading = "Table")]
     pub take_over_kube_proxy: Option<bool>,
@@ -184,21 +201,21 @@ pub struct RunArgs {
     #[allow(missing_docs)]
     pub conntrack: ConntrackArgs,
 
-    /// Make the settings that need privileges (those of connection tracking), then end
+    /// Set the conntrack sysctls, then exit
     #[arg(long, help_heading = "Connection tracking")]
     pub init_only: bool,
 
-    /// How soon the kernel may end this process when memory is short, -1000 (never) to 1000
+    /// Set this process's oom_score_adj, from -1000 (never kill) to 1000
     #[arg(long, value_name = "NUMBER", default_value_t = -999, allow_negative_numbers = true,
           value_parser = clap::value_parser!(i16).range(-1000..=1000))]
     pub oom_score_adj: i16,
 
-    /// Address of /healthz, /livez and /readyz; empty: none
+    /// Address that serves /healthz, /livez and /readyz; empty to disable
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256", help_heading = "Ports",
           value_parser = |s: &str| listen_address(s, 10256))]
     pub healthz_bind_address: ListenAddress,
 
-    /// Address of /metrics and /proxyMode; empty: none
+    /// Address that serves /metrics and /proxyMode; empty to disable
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249", help_heading = "Ports",
           value_parser = |s: &str| listen_address(s, 10249))]
     pub metrics_bind_address: ListenAddress,
@@ -211,11 +228,11 @@ pub struct RunArgs {
 /// `portolan cleanup`
 #[derive(Clone, Debug, Args)]
 pub struct CleanupArgs {
-    /// Remove what kube-proxy has left, of any mode, instead of ours; established connections through IPVS end
+    /// Remove kube-proxy's leftovers, of any mode, instead of Portolan's rules; breaks established IPVS connections
     #[arg(long, conflicts_with = "overlay")]
     pub kube_proxy: bool,
 
-    /// Remove the overlay's table only, once another overlay's daemon has taken over; the tunnel stays
+    /// Remove only the overlay's nftables tables; the VXLAN device and its routes stay
     #[arg(long)]
     pub overlay: bool,
 
@@ -227,25 +244,16 @@ pub struct CleanupArgs {
 /// `portolan render`
 #[derive(Clone, Debug, Args)]
 pub struct RenderArgs {
-    /// Folder of manifests
+    /// Directory of manifests
     #[arg(long, value_name = "DIR", help_heading = "Source")]
     pub manifests: PathBuf,
 
-    /// Node ports a manifest may ask for
-    #[arg(
-        long,
-        value_name = "FIRST-LAST",
-        default_value = "30000-32767",
-        help_heading = "Source"
-    )]
-    pub node_port_range: NodePortRange,
-
-    /// Addresses of this node's interfaces, for --nodeport-addresses with ranges
+    /// Interface addresses to assume, for CIDRs in --nodeport-addresses
     #[arg(
         long,
         value_name = "IP[,IP...]",
         value_delimiter = ',',
-        help_heading = "This node"
+        help_heading = "Node"
     )]
     pub interface_addresses: Vec<std::net::IpAddr>,
 
@@ -253,7 +261,7 @@ pub struct RenderArgs {
     #[allow(missing_docs)]
     pub node: NodeArgs,
 
-    /// Print only this family's table [default: both]
+    /// Print only the table of this family [default: both]
     #[arg(long, value_name = "FAMILY", value_parser = family_parser())]
     pub family: Option<Family>,
 
@@ -265,16 +273,16 @@ pub struct RenderArgs {
 /// `portolan doctor`
 #[derive(Clone, Debug, Args)]
 pub struct DoctorArgs {
-    /// Print all that is measured between this node and this one [default: a line for each of 64 peers]
+    /// Print every measurement to this node [default: one line per peer, up to 64 peers]
     #[arg(long, value_name = "NODE")]
     pub to: Option<String>,
 
-    /// Form of the report
-    #[arg(long, value_name = "FORM", default_value = "text")]
+    /// Format of the report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub output: OutputForm,
 }
 
-/// Reports for people or for machines.
+/// Format of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OutputForm {
     /// Lines of text
@@ -286,7 +294,7 @@ pub enum OutputForm {
 /// `portolan version`
 #[derive(Clone, Debug, Args)]
 pub struct VersionArgs {
-    /// Also try what the kernel of this machine can do, and say what is done without the rest (needs CAP_NET_ADMIN)
+    /// Also probe kernel features, and print the fallback for each missing one; needs CAP_NET_ADMIN
     #[arg(long)]
     pub features: bool,
 }
@@ -302,7 +310,7 @@ fn family_parser() -> impl TypedValueParser<Value = Family> {
 }
 
 impl RunArgs {
-    /// Whether to remove what kube-proxy has left. Beside a service proxy with a name of its own, kube-proxy goes on.
+    /// Whether to remove kube-proxy's rules. With `--service-proxy-name`, kube-proxy keeps serving the other Services.
     pub fn takes_over_kube_proxy(&self) -> bool {
         let default = self.node.service_proxy_name.is_none();
         self.take_over_kube_proxy.unwrap_or(default)
@@ -310,14 +318,19 @@ impl RunArgs {
 }
 
 impl NodeArgs {
-    /// What the flags mean. Fails when no node name is given and the host name cannot serve as one.
+    /// The node configuration that the flags describe. Fails without a usable node name.
     pub fn config(&self) -> anyhow::Result<NodeConfig> {
         let node_name = match &self.hostname_override {
             Some(name) => name.clone(),
             None => host_name()?,
         };
         let interface = |name: &Option<Arc<str>>, flag: &str| {
-            let missing = || anyhow::anyhow!("this --detect-local-mode needs {flag}");
+            let missing = || {
+                anyhow::anyhow!(
+                    "--detect-local-mode={} needs {flag}",
+                    self.detect_local_mode
+                )
+            };
             name.clone().ok_or_else(missing)
         };
         let detect_local = match self.detect_local_mode {
@@ -339,7 +352,7 @@ impl NodeArgs {
             nodeport_addresses: self.nodeport_addresses.0.clone(),
             masquerade_all: self.masquerade_all,
             allowed_external_ips: self.allowed_external_ips.clone().map(|list| list.0),
-            // Whoever connects knows.
+            // Known once the API client is made.
             api_server: None,
         })
     }
@@ -350,7 +363,7 @@ fn host_name() -> anyhow::Result<Arc<str>> {
     use anyhow::Context;
     let name = nix::unistd::gethostname().context("reading the host name")?;
     node_name(&name.to_string_lossy()).map_err(|reason| {
-        anyhow::anyhow!("host name {name:?} as node name: {reason}; give --hostname-override")
+        anyhow::anyhow!("host name {name:?} is not a node name ({reason}); set --hostname-override")
     })
 }
 

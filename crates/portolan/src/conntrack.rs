@@ -68,12 +68,12 @@ impl Cleaner {
     ///
     /// Errors: without CAP_NET_ADMIN.
     pub fn start(metrics: Arc<Metrics>, forget: UnboundedSender<Forget>) -> Result<Cleaner> {
-        let conntrack = Conntrack::open().context("could not open the conntrack socket")?;
+        let conntrack = Conntrack::open().context("cannot open the conntrack socket")?;
         let table = Kernel::open(KernelConfig {
             table: layout::TABLE.into(),
             owner: false,
         })
-        .context("could not open a socket for reading")?;
+        .context("cannot open an nftables socket")?;
         let (orders, receiver) = channel();
         let worker = Worker {
             conntrack,
@@ -88,7 +88,7 @@ impl Cleaner {
         let thread = std::thread::Builder::new()
             .name("conntrack".into())
             .spawn(move || worker.work(&receiver))
-            .context("could not start the conntrack thread")?;
+            .context("cannot start the conntrack thread")?;
         Ok(Cleaner {
             orders: Some(orders),
             thread: Some(thread),
@@ -176,19 +176,30 @@ impl Worker {
         let result = match self.affinity.is_empty() {
             false => self.look_for_clients().map(|clients| {
                 let elapsed = start.elapsed();
-                tracing::debug!(clients, ?elapsed, "clients of gone endpoints forgotten");
+                let elapsed_seconds = elapsed.as_secs_f64();
+                tracing::debug!(
+                    entries = clients,
+                    elapsed_seconds,
+                    "checked affinity entries"
+                );
                 self.affinity = AffinityCheck::default();
                 self.clients_at = Instant::now() + elapsed.min(LONGEST_PAUSE);
             }),
             true => self.look_for_flows().map(|deleted| {
                 let (frontends, elapsed) = (self.flows.len(), start.elapsed());
-                tracing::debug!(frontends, deleted, ?elapsed, "tracked flows checked");
+                let elapsed_seconds = elapsed.as_secs_f64();
+                tracing::debug!(
+                    frontends,
+                    deleted,
+                    elapsed_seconds,
+                    "checked conntrack entries"
+                );
                 self.flows = FlowChecks::default();
                 self.flows_at = Instant::now() + rest(elapsed);
             }),
         };
         if let Err(error) = result {
-            tracing::warn!(%error, "clients and flows not checked: trying again");
+            tracing::warn!(%error, retry_seconds = RETRY.as_secs_f64(), "cannot check affinity and conntrack entries; retrying");
             self.clients_at = Instant::now() + RETRY;
             self.flows_at = self.clients_at;
         }
@@ -244,7 +255,7 @@ impl Worker {
 fn reset(connections: &[(SocketAddr, SocketAddr)]) {
     for (client, frontend) in connections {
         if let Err(error) = challenge::challenge(*client, *frontend) {
-            tracing::debug!(%client, %frontend, %error, "reset when the client sends next");
+            tracing::debug!(%client, %frontend, %error, "cannot challenge the client; its next packet resets the connection");
         }
     }
 }

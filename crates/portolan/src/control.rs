@@ -10,9 +10,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use nft::{Backend, Feature, Features, Kernel, KernelConfig, Monitor, Notice};
-use service_dataplane::{Dataplane, Outcome, SyncError, layout};
+use service_dataplane::{Claim, Dataplane, Outcome, SyncError, layout};
 use service_model::{
-    Family, Invalid, NodeConfig, NodeFacts, NodePortAddress, ObjectEvent, ObjectKind,
+    Family, Invalid, NodeConfig, NodeFacts, NodePortAddress, ObjectEvent, ObjectKind, Place,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -80,21 +80,26 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<()> {
     let features = Features::probe()
-        .context("could not ask the kernel what it can do (CAP_NET_ADMIN is needed)")?
+        .context("cannot probe kernel features; run with CAP_NET_ADMIN")?
         .without(&config.without);
     features::check(&features)?;
     let mut kernel = Kernel::open(KernelConfig {
         table: layout::TABLE.into(),
         owner: config.own_tables && features.has(Feature::TablePersist),
     })
-    .context("could not open the nftables socket (CAP_NET_ADMIN is needed)")?;
+    .context("cannot open the nftables socket; run with CAP_NET_ADMIN")?;
     // Held to the end: it goes with its socket.
     let _guard = config.own_tables.then(|| guard::stand(&features));
     let monitor = Monitor::open(layout::TABLE.into(), kernel.port())
-        .context("could not listen for nftables changes")?;
+        .context("cannot subscribe to nftables notifications")?;
     kernel.spare(monitor.membership()?);
     let mut foreign = listen(monitor, cancel.clone())?;
-    tracing::info!(flags = ?kernel.table_flags(), "tables are written over netlink");
+    let flags = kernel.table_flags();
+    tracing::info!(
+        owner = flags.owner,
+        persist = flags.persist,
+        "connected to nftables"
+    );
     let (forget, mut to_forget) = mpsc::unbounded_channel();
     let cleaner = Cleaner::start(reports.metrics.clone(), forget)?;
     // A range of loopback addresses asks for what the key word does.
@@ -159,7 +164,7 @@ fn listen(
                 Ok(None) => Ok(()),
                 Ok(Some(notice)) => tell.send(notice),
                 Err(error) => {
-                    tracing::warn!(%error, "nftables notifications unreadable: comparing once a second instead");
+                    tracing::warn!(%error, "cannot read nftables notifications; comparing the tables every second instead");
                     std::thread::sleep(LISTEN);
                     tell.send(Notice::Overrun)
                 }
@@ -172,7 +177,7 @@ fn listen(
     std::thread::Builder::new()
         .name("nft-monitor".into())
         .spawn(work)
-        .context("could not start the listener")?;
+        .context("cannot start the nftables monitor")?;
     Ok(foreign)
 }
 
@@ -243,7 +248,7 @@ impl<B: Backend> Control<B> {
             SourceEvent::Problem(problem) => self.report(problem),
             SourceEvent::Connection { kind, state } => {
                 if let Err(error) = state {
-                    tracing::warn!(%kind, error, "watch interrupted: the last view keeps serving");
+                    tracing::warn!(%kind, error, "watch interrupted; retrying, existing rules keep working");
                 }
                 self.reports.metrics.set_connected(*kind, state.is_ok());
             }
@@ -294,7 +299,7 @@ impl<B: Backend> Control<B> {
     /// Clients had endpoints that are gone.
     fn forget(&mut self, forget: Forget) {
         let forgotten = self.dataplane.forget(forget.family, forget.learned);
-        tracing::debug!(clients = forgotten, family = %forget.family, "clients forgotten");
+        tracing::debug!(entries = forgotten, family = %forget.family, "deleted affinity entries of removed endpoints");
     }
 
     /// When to turn at the latest, though nothing happens.
@@ -390,8 +395,12 @@ impl<B: Backend> Control<B> {
         if let Ok(outcome) = &result
             && outcome.repaired > 0
         {
-            tracing::warn!(steps = outcome.repaired, elements = outcome.elements, elapsed = ?start.elapsed(),
-                "somebody changed our tables: repaired");
+            tracing::warn!(
+                operations = outcome.repaired,
+                elements = outcome.elements,
+                elapsed_seconds = start.elapsed().as_secs_f64(),
+                "repaired a foreign change to the tables"
+            );
             self.reports.metrics.repaired();
         }
         self.finish(start, 0, result);
@@ -425,7 +434,7 @@ impl<B: Backend> Control<B> {
                 self.failed = true;
                 self.pace.failed(now);
                 self.reports.metrics.commit_failed(&Family::ALL);
-                tracing::error!(%error, "commit failed: what stands keeps serving, trying again");
+                tracing::error!(%error, "commit failed; retrying, existing rules keep working");
             }
         }
     }
@@ -433,18 +442,18 @@ impl<B: Backend> Control<B> {
     fn committed(&mut self, planned: usize, elapsed: Duration, outcome: &Outcome) {
         for quarantined in &outcome.quarantined {
             tracing::error!(service = %quarantined.service, error = %quarantined.error,
-                "the kernel refuses this Service: its last good rules stay, all others are in");
+                "the kernel refused this Service; it is quarantined and its last good rules stay in place");
         }
         for conflict in &outcome.conflicts {
-            tracing::warn!(frontend = ?conflict.claim, winner = %conflict.winner, loser = %conflict.loser,
-                "two Services ask for one frontend: the older one has it");
+            tracing::warn!(frontend = %frontend(&conflict.claim), winner = %conflict.winner, loser = %conflict.loser,
+                "two Services claim one frontend; the older one keeps it");
         }
         if !std::mem::replace(&mut self.synced, true) {
             tracing::info!(
                 services = planned,
-                written = outcome.elements,
-                ?elapsed,
-                "tables are in step with the cluster"
+                elements = outcome.elements,
+                elapsed_seconds = elapsed.as_secs_f64(),
+                "initial sync complete"
             );
             // Nobody waits where nothing is to be done then.
             let _ = self.in_step.take().map(|in_step| in_step.send(()));
@@ -459,7 +468,7 @@ impl<B: Backend> Control<B> {
         tracing::info!(
             services = planned,
             elements = outcome.elements,
-            ?elapsed,
+            elapsed_seconds = elapsed.as_secs_f64(),
             "committed"
         );
     }
@@ -494,11 +503,26 @@ fn objects<T>(event: &ObjectEvent<T>) -> usize {
     }
 }
 
+/// `cluster IP 10.96.0.1, port 80/TCP`
+fn frontend(claim: &Claim) -> String {
+    let Claim {
+        place,
+        protocol,
+        port,
+    } = claim;
+    match place {
+        Place::ClusterIp(address) => format!("cluster IP {address}, port {port}/{protocol}"),
+        Place::External(address) => format!("external IP {address}, port {port}/{protocol}"),
+        Place::NodePort(Family::Ip) => format!("IPv4 node port {port}/{protocol}"),
+        Place::NodePort(Family::Ip6) => format!("IPv6 node port {port}/{protocol}"),
+    }
+}
+
 fn report(problem: &Problem) {
     let consequence = if problem.whole_object {
-        "its last good version keeps serving"
+        "the object is ignored, and an earlier valid version keeps serving"
     } else {
-        "the rest of it serves"
+        "the rest of the object is served"
     };
     let Invalid {
         kind,

@@ -86,13 +86,13 @@ impl Collector for Counters {
         let counts = match self.read() {
             Ok(counts) => counts,
             Err(error) => {
-                tracing::warn!(%error, "new connections cannot be read");
+                tracing::warn!(%error, "cannot read connection counters");
                 return Ok(());
             }
         };
         let mut metric = encoder.encode_descriptor(
             "portolan_service_connections",
-            "New connections to the frontends of Services that ask to have them counted",
+            "New connections by frontend, of Services annotated portolan/count-connections",
             None,
             MetricType::Counter,
         )?;

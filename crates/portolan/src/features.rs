@@ -1,9 +1,9 @@
-//! What is done where the kernel lacks something.
+//! Fallbacks for missing kernel features.
 //!
-//! Owns the consequence of each missing feature: a fall-back, a refusal that names it, or nothing. How features are
-//! tried is left to [`nft::Features`] and, for what belongs to links and routes, to [`links`].
+//! Owns the consequence of each missing feature: a fallback, or an error that names the feature. [`nft::Features`]
+//! probes nftables features, and [`links`] those of links and routes.
 //!
-//! Invariant: each missing thing is one line for the reader, in the log at start and in `portolan version --features`.
+//! Invariant: each missing feature is one line, in the log at start and in `portolan version --features`.
 
 use std::fmt::Write;
 
@@ -12,42 +12,42 @@ use nft::{Feature, Features};
 
 pub mod links;
 
-/// What becomes of the proxy without a feature.
+/// Consequence of a missing feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Without {
-    /// It does not start: what an earlier process wrote keeps serving.
+    /// The proxy does not start; rules of an earlier process keep working.
     Refused,
-    /// Another way, or a smaller one, in words.
+    /// The fallback, in words.
     Instead(&'static str),
 }
 
-/// What is done without a feature.
+/// Consequence of a missing feature.
 pub const fn without(feature: Feature) -> Without {
     match feature {
         Feature::NatByMap | Feature::Masquerade | Feature::SymHash | Feature::RejectInNat => {
             Without::Refused
         }
         Feature::TableOwner => Without::Instead(
-            "others can flush the tables: they are repaired at once, and a guard chain in iptables' legacy variant keeps established connections, where its program is",
+            "tables can be flushed by others and are repaired at once; a guard chain in legacy iptables (if installed) keeps established connections",
         ),
         Feature::TablePersist => Without::Instead(
-            "others can flush the tables: they are repaired at once, and a guard table keeps established connections",
+            "tables can be flushed by others and are repaired at once; a guard table keeps established connections",
         ),
         Feature::IntervalConcatenation => {
-            Without::Instead("Services with source ranges cannot be written and are named")
+            Without::Instead("Services with source ranges are quarantined and logged")
         }
         Feature::DynamicMaps => {
-            Without::Instead("Services with session affinity cannot be written and are named")
+            Without::Instead("Services with session affinity are quarantined and logged")
         }
-        Feature::Fib => Without::Instead("none needed: addresses of the node are kept in a set"),
-        Feature::Comments => Without::Instead("the tables are listed without their explanations"),
+        Feature::Fib => Without::Instead("none needed; node addresses are kept in a set"),
+        Feature::Comments => Without::Instead("tables are listed without comments"),
         Feature::ConntrackFilter => {
-            Without::Instead("connections are looked through and deleted one by one")
+            Without::Instead("conntrack entries are dumped and filtered in user space")
         }
     }
 }
 
-/// Says what is missing, a line each. Fails, naming all of it, where that is something the tables cannot be without.
+/// Logs each missing feature. Fails, naming all of them, if required features are missing.
 pub fn check(features: &Features) -> Result<()> {
     let mut refused = Vec::new();
     for (feature, found) in features.iter() {
@@ -55,20 +55,20 @@ pub fn check(features: &Features) -> Result<()> {
         match consequence(features, feature) {
             Without::Refused => refused.push(format!("{feature}: {missing}")),
             Without::Instead(instead) => {
-                tracing::info!(%feature, %missing, instead, "the kernel lacks a feature");
+                tracing::info!(%feature, reason = %missing, fallback = instead, "kernel feature missing");
             }
         }
     }
     if !refused.is_empty() {
         bail!(
-            "the kernel lacks what Services need; rules of an earlier process keep serving: {}",
+            "the kernel lacks required features ({}); rules of an earlier process keep working. Use a kernel with these features",
             refused.join("; ")
         );
     }
     Ok(())
 }
 
-/// What is done on a kernel with these features: without the owner, persistence is of no use either.
+/// Consequence on this kernel: without the owner flag, the persist flag is of no use either.
 fn consequence(features: &Features, feature: Feature) -> Without {
     match feature {
         Feature::TablePersist if !features.has(Feature::TableOwner) => without(Feature::TableOwner),
@@ -76,18 +76,18 @@ fn consequence(features: &Features, feature: Feature) -> Without {
     }
 }
 
-/// `portolan version --features`: a line for each feature: its name, and `yes`, `no (WHY); WHAT IS DONE` or
-/// `not tried (WHY)`.
+/// `portolan version --features`: one line per feature: `NAME yes`, `NAME no (REASON); FALLBACK` or
+/// `NAME not tried (REASON)`.
 pub fn report() -> Result<String> {
-    let features = Features::probe()
-        .context("could not ask the kernel what it can do (CAP_NET_ADMIN is needed)")?;
+    let features =
+        Features::probe().context("cannot probe kernel features; run with CAP_NET_ADMIN")?;
     let mut out = String::new();
     for (feature, found) in features.iter() {
         match found {
             Ok(()) => line(&mut out, feature.name(), "yes"),
             Err(missing) => {
                 let instead = match consequence(&features, feature) {
-                    Without::Refused => "`portolan run` refuses to start",
+                    Without::Refused => "`portolan run` does not start",
                     Without::Instead(instead) => instead,
                 };
                 line(

@@ -40,14 +40,14 @@ pub(crate) fn stand(features: &Features) -> Option<Guard<Kernel>> {
         let guard = Kernel::open_tied(guard::TABLE.into()).and_then(Guard::stand);
         return guard
             .inspect_err(|error| {
-                tracing::warn!(%error, "no guard table: a foreign flush loses established connections");
+                tracing::warn!(%error, "cannot create the guard table; a foreign flush breaks established connections");
             })
             .ok();
     }
     for family in Family::ALL {
         if let Err(error) = legacy::write_chain(family, TABLE, CHAIN, &[RULE]) {
             let error = format!("{error:#}");
-            tracing::warn!(%family, error, "no guard chain: a foreign flush loses established connections");
+            tracing::warn!(%family, error, "cannot create the guard chain; a foreign flush breaks established connections");
         }
     }
     None

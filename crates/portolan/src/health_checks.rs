@@ -228,7 +228,7 @@ impl Listeners {
             }
             match listen(address) {
                 Ok(listener) => {
-                    info!(%service, %address, "health check open");
+                    info!(%service, %address, "health check listening");
                     self.failed.remove(&place);
                     self.open
                         .insert(place, self.serve(service, local, listener));
@@ -257,7 +257,7 @@ impl Listeners {
         if self.failed.contains(&place) {
             return;
         }
-        warn!(%service, %address, %error, "cannot listen for health checks: trying again");
+        warn!(%service, %address, %error, "cannot bind health check port; retrying every second");
         self.reports.metrics.health_check_failed();
         // kube-proxy's reason and action.
         let (reason, action) = ("FailedToStartServiceHealthcheck", "Listen");

@@ -5,6 +5,7 @@
 //! again; proxying never depends on it. The ports that Services have for load balancers' questions
 //! ([`crate::health_checks`]) are served beside them.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -40,6 +41,15 @@ pub enum Port {
     Metrics,
 }
 
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Port::Health => "health",
+            Port::Metrics => "metrics",
+        })
+    }
+}
+
 /// The values that answers are made of.
 #[derive(Clone)]
 pub struct Sources {
@@ -69,7 +79,7 @@ impl Ports {
     /// Waits for the thread to end.
     pub fn join(self) {
         if self.thread.join().is_err() {
-            warn!("the thread of the health and metrics ports panicked");
+            warn!("the HTTP thread panicked");
         }
     }
 }
@@ -129,10 +139,10 @@ async fn serve(
     let listener = bind(port, address).await;
     match listener.local_addr() {
         Ok(address) => {
-            info!(?port, %address, "listening");
+            info!(%port, %address, "listening");
             bound.send_replace(Some(address));
         }
-        Err(error) => warn!(?port, %address, %error, "cannot tell where the port is bound"),
+        Err(error) => warn!(%port, %address, %error, "cannot read the bound address"),
     }
     let sources = sources.clone();
     accept(listener, Arc::new(move |path| answer(port, path, &sources))).await;
@@ -144,7 +154,7 @@ async fn bind(port: Port, address: SocketAddr) -> TcpListener {
         match TcpListener::bind(address).await {
             Ok(listener) => return listener,
             Err(error) => {
-                warn!(?port, %address, %error, retry = ?wait, "cannot bind");
+                warn!(%port, %address, %error, retry_seconds = wait.as_secs(), "cannot bind; retrying");
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(BIND_RETRY.1);
             }

@@ -1,7 +1,7 @@
 //! Where processes of this node listen, among the places that Services ask for.
 //!
 //! A Service may name an address of the node as an external IP or have it from a load balancer (k3s does that). Its
-//! frontend must not take the node's own ssh or kubelet away (bar B42): where a process listens, the process has the
+//! frontend must not take the node's own ssh or kubelet away: where a process listens, the process has the
 //! port, as with kube-proxy before 1.23, which left a port out that it could not open itself. Nothing is asked of the
 //! kernel while no Service asks for an address of the Node object; other addresses of the node are not protected,
 //! since they may have been put there for the Service (kube-vip).
@@ -55,7 +55,7 @@ impl Listeners {
                 Ok(found) => self.found(asked, &found, now),
                 Err(error) if !self.is_blind => {
                     self.is_blind = true;
-                    tracing::warn!(%error, "who listens on this node is not known: external frontends at its addresses are served");
+                    tracing::warn!(%error, "cannot list listening sockets; external frontends at node addresses may hide local processes");
                 }
                 Err(_) => {}
             }
@@ -78,7 +78,7 @@ impl Listeners {
     fn found(&mut self, asked: &BTreeSet<Place>, found: &[Listening], now: Instant) {
         let is_blind = std::mem::replace(&mut self.is_blind, false);
         if is_blind {
-            tracing::info!("who listens on this node is known again");
+            tracing::info!("listing listening sockets works again");
         }
         for place in asked {
             if found.iter().any(|listening| listening.is_at(place)) {

@@ -159,7 +159,7 @@ async fn serve((family, protocol, port): Port, endpoints: Arc<Choice>) {
         Protocol::Sctp => Ok(()),
     };
     if let Err(error) = result {
-        tracing::warn!(%address, %protocol, %error, "node port not served on loopback");
+        tracing::warn!(%address, %protocol, %error, "cannot serve node port on loopback");
     }
 }
 

@@ -38,7 +38,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let result = runtime.block_on(app::run(args));
-    // Whatever has not ended by now is not waited for.
+    // Do not wait for tasks that have not ended by now.
     runtime.shutdown_background();
     result
 }

@@ -37,7 +37,7 @@ pub fn set_oom_score_adj(value: i16) {
     if !is_set()
         && let Err(error) = std::fs::write(FILE, value.to_string())
     {
-        tracing::warn!(%error, value, "oom_score_adj not set");
+        tracing::warn!(%error, value, "cannot set oom_score_adj; run with CAP_SYS_RESOURCE to lower it");
     }
 }
 

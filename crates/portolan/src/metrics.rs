@@ -151,70 +151,74 @@ impl Metrics {
         let r = self.registry.sub_registry_with_prefix("kubeproxy");
         r.register(
             "sync_proxy_rules_duration_seconds",
-            "From the first netlink message of a commit to the kernel's acknowledgement",
+            "Duration of a commit, from its first netlink message to the kernel's acknowledgement, in seconds",
             self.sync_duration.clone(),
         );
         r.register(
             "sync_proxy_rules_last_timestamp_seconds",
-            "Time of the last commit",
+            "Time of the last commit, in seconds since 1970",
             self.last_sync.clone(),
         );
         r.register(
             "sync_proxy_rules_nftables_sync_failures",
-            "Transactions the kernel refused",
+            "Commits that failed",
             self.sync_failures.clone(),
         );
         r.register(
             "sync_proxy_rules_service_changes",
-            "Service events",
+            "Service changes received",
             self.service_changes.clone(),
         );
         r.register(
             "sync_proxy_rules_endpoint_changes",
-            "EndpointSlice events",
+            "EndpointSlice changes received",
             self.endpoint_changes.clone(),
         );
         r.register(
             "sync_proxy_rules_service_changes_pending",
-            "Service events not yet in the kernel",
+            "Service changes received but not committed",
             self.service_changes_pending.clone(),
         );
         r.register(
             "sync_proxy_rules_endpoint_changes_pending",
-            "EndpointSlice events not yet in the kernel",
+            "EndpointSlice changes received but not committed",
             self.endpoint_changes_pending.clone(),
         );
         r.register(
             "network_programming_duration_seconds",
-            "From the event of a change to the kernel's acknowledgement of it",
+            "Duration from the receipt of a change to its commit, in seconds",
             self.programming_latency.clone(),
         );
         r.register(
             "conntrack_reconciler_sync_duration_seconds",
-            "Time of a look for stale tracked flows",
+            "Duration of a check for stale conntrack entries, in seconds",
             self.flow_checks.clone(),
         );
         r.register(
             "conntrack_reconciler_deleted_entries",
-            "Stale tracked flows deleted",
+            "Stale conntrack entries deleted",
             self.flows_deleted.clone(),
         );
-        r.register("proxy_healthz", "Answers of /healthz", self.healthz.clone());
-        r.register("proxy_livez", "Answers of /livez", self.livez.clone());
+        r.register(
+            "proxy_healthz",
+            "Responses of /healthz by status code",
+            self.healthz.clone(),
+        );
+        r.register(
+            "proxy_livez",
+            "Responses of /livez by status code",
+            self.livez.clone(),
+        );
     }
 
     fn register_ours(&mut self) {
         let r = self.registry.sub_registry_with_prefix("portolan");
         r.register(
             "build",
-            "Version",
+            "Version of Portolan",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
-        r.register(
-            "commits",
-            "Transactions the kernel took",
-            self.commits.clone(),
-        );
+        r.register("commits", "Transactions committed", self.commits.clone());
         r.register(
             "elements_written",
             "Set elements added or deleted",
@@ -222,75 +226,75 @@ impl Metrics {
         );
         r.register(
             "repairs",
-            "Foreign changes of the table that were undone",
+            "Foreign changes of the tables that were repaired",
             self.repairs.clone(),
         );
         r.register(
             "overlay_peers",
-            "Nodes whose pods the overlay reaches",
+            "Peers of the overlay",
             self.overlay.peers.clone(),
         );
         r.register(
             "overlay_ready",
-            "The overlay is in the kernel as planned",
+            "1 while the overlay is in the kernel as planned, else 0",
             self.overlay.ready.clone(),
         );
         r.register(
             "overlay_problems",
-            "What the overlay cannot serve",
+            "Problems of the overlay at present",
             self.overlay.problems.clone(),
         );
         r.register(
             "overlay_held_nodes",
-            "Nodes served on though a list left them out",
+            "Peers kept although the latest Node list lacks them",
             self.overlay.held.clone(),
         );
         r.register(
             "overlay_repairs",
-            "Steps that undid what others did to the overlay",
+            "Steps that repaired foreign changes of the overlay",
             self.overlay.repairs.clone(),
         );
         r.register(
             "overlay_apply_seconds",
-            "Time in the kernel for changes of the overlay",
+            "Time spent changing the overlay in the kernel, in seconds",
             self.overlay.apply.clone(),
         );
         r.register(
             "services_planned",
-            "Times a Service was planned",
+            "Services planned, counted at each planning",
             self.services_planned.clone(),
         );
         r.register(
             "quarantined_services",
-            "Services the kernel refused",
+            "Services quarantined because the kernel refused them",
             self.quarantined.clone(),
         );
         r.register(
             "invalid_objects",
-            "Objects that cannot be used at present",
+            "Invalid objects at present, by kind",
             self.invalid.clone(),
         );
         r.register(
             "object_problems",
-            "Times an object could not be used",
+            "Invalid objects and fields received, by kind",
             self.problems.clone(),
         );
         r.register(
             "source_connected",
-            "1 while the source of this kind is connected",
+            "1 while the source of this kind is connected, else 0",
             self.connected.clone(),
         );
         self.probes.register(r);
-        r.register("services", "Services in the view", self.services.clone());
-        r.register("endpoints", "Endpoints in the view", self.endpoints.clone());
+        r.register("services", "Services known", self.services.clone());
+        r.register("endpoints", "Endpoints known", self.endpoints.clone());
         r.register(
             "health_check_listeners",
-            "Addresses and ports where load balancers are told of local endpoints",
+            "Health-check sockets listening for load balancers",
             self.health_checks.clone(),
         );
         r.register(
             "health_check_listen_failures",
-            "Such addresses and ports that could not be listened on at first",
+            "Health-check sockets whose first bind failed",
             self.health_check_failures.clone(),
         );
     }

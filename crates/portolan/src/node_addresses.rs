@@ -33,7 +33,7 @@ pub async fn follow(cancel: CancellationToken) -> anyhow::Result<watch::Receiver
             if let Err(error) = connection.follow(&sender).await {
                 tracing::warn!(
                     error = format!("{error:#}"),
-                    "interface addresses cannot be followed: trying again"
+                    "cannot follow interface addresses; retrying"
                 );
             }
             loop {
@@ -108,7 +108,8 @@ fn publish(sender: &watch::Sender<Vec<IpAddr>>, addresses: Vec<IpAddr>) {
     sender.send_if_modified(|known| {
         let changed = *known != addresses;
         if changed {
-            tracing::debug!(?addresses, "interface addresses changed");
+            let listed: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+            tracing::debug!(addresses = listed.join(" "), "interface addresses changed");
             *known = addresses;
         }
         changed

@@ -1,6 +1,6 @@
-//! `portolan render`: the table that a folder of manifests makes on a node, as text for `nft -f`.
+//! `portolan render`: the tables for a directory of manifests, as text for `nft -f`.
 //!
-//! The same objects, plan and layout as `portolan run`, without a kernel.
+//! Uses the same decoding, plan and layout as `portolan run`, without a kernel.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -13,20 +13,20 @@ use crate::cli::RenderArgs;
 use object_source::SourceEvent;
 use object_source::manifests::{self, ManifestsConfig};
 
-/// What a folder came to.
+/// Result of rendering a directory.
 #[derive(Debug)]
 pub struct Rendered {
-    /// The tables, those of the families that were asked for.
+    /// The tables of the requested families.
     pub text: String,
-    /// What could not be used, one line each.
+    /// Ignored objects and fields, one line each.
     pub problems: Vec<String>,
 }
 
-/// Reads the folder and renders it. Fails when the folder cannot be listed or the node has no name.
+/// Reads and renders the directory. Fails when the directory cannot be listed or the node has no name.
 pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
     let source = ManifestsConfig {
         dir: args.manifests.clone(),
-        node_ports: args.node_port_range.0.clone(),
+        node_ports: args.node.node_port_range.0.clone(),
         proxy_name: args.node.service_proxy_name.clone(),
     };
     let config = args.node.config()?;
@@ -42,7 +42,7 @@ pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
     }
     if view.node.is_none() {
         view.problems.push(format!(
-            "Node {}: not in the manifests: its addresses and pod ranges are unknown",
+            "Node {}: not in the manifests, so its addresses and pod CIDRs are unknown; add it or set --hostname-override",
             config.node_name
         ));
     }
@@ -59,10 +59,10 @@ pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
     })
 }
 
-/// Prints what [`render`] returns, problems to standard error. False if there were any.
+/// Prints the tables, and problems to standard error. Returns false if there were problems.
 pub fn run(args: &RenderArgs) -> anyhow::Result<bool> {
     let rendered = render(args)?;
-    // A reader that has seen enough is no error of ours.
+    // The reader may close the pipe early (`portolan render | head`).
     let _ = std::io::stdout().write_all(rendered.text.as_bytes());
     for problem in &rendered.problems {
         let _ = writeln!(std::io::stderr(), "{problem}");

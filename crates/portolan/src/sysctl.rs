@@ -1,51 +1,49 @@
-//! Settings of connection tracking, under kube-proxy's names: what `--init-only` is for, and what `run` does at its
-//! start as far as it may.
+//! Conntrack sysctls, under kube-proxy's flag names: set by `run` before its first commit, and by `--init-only`.
 //!
-//! Nothing here is fatal: a read-only `/proc/sys` (an unprivileged container) or a network namespace that may not
-//! change the machine's limits is reported, and the service goes on as the node is set.
+//! Failures are logged and never fatal: `/proc/sys` may be read-only (an unprivileged container), or the network
+//! namespace may not be allowed to change limits of the whole machine. The current values then stay in effect.
 //!
-//! Two deviations from kube-proxy. The table's size is only ever raised: an administrator's larger one stays. And
-//! `--conntrack-tcp-be-liberal` is on unless it is switched off: a packet outside the window of a translated
-//! connection would otherwise pass untranslated, and the client would reset the connection over a packet from a
-//! stranger (kube-proxy's iptables mode drops such packets in a filter rule on everyone's way; there is none here).
+//! Two differences from kube-proxy. `nf_conntrack_max` is only ever raised: an administrator's larger value stays.
+//! And `--conntrack-tcp-be-liberal` is on by default: otherwise a packet outside the window of a translated connection
+//! passes untranslated, and the client resets the connection (kube-proxy's iptables mode drops such packets by a
+//! filter rule that every packet passes; Portolan has no such rule).
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
-/// Flags about connection tracking.
+/// Flags of the conntrack sysctls.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Connection tracking")]
 pub struct ConntrackArgs {
-    /// Tracked flows for each processor, together at least --conntrack-min; 0 leaves the limit alone
+    /// Set nf_conntrack_max to this many entries per CPU core, but at least --conntrack-min; 0 leaves it unchanged
     #[arg(long, value_name = "NUMBER", default_value_t = 32_768)]
     pub conntrack_max_per_core: u32,
 
-    /// Least limit of tracked flows
+    /// Minimum nf_conntrack_max, in entries
     #[arg(long, value_name = "NUMBER", default_value_t = 131_072)]
     pub conntrack_min: u32,
 
-    /// For how long an idle established TCP connection is tracked; 0 leaves it alone
+    /// Conntrack timeout of idle established TCP connections; 0 leaves it unchanged
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
     pub conntrack_tcp_timeout_established: Duration,
 
-    /// For how long a TCP connection in CLOSE_WAIT is tracked; 0 leaves it alone
+    /// Conntrack timeout of TCP connections in CLOSE_WAIT; 0 leaves it unchanged
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
     pub conntrack_tcp_timeout_close_wait: Duration,
 
-    /// Translate TCP packets outside the window too, rather than pass them on as they are; false leaves it alone
+    /// Set nf_conntrack_tcp_be_liberal, to translate out-of-window TCP packets too; false leaves it unchanged
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           default_value_t = true, default_missing_value = "true")]
     pub conntrack_tcp_be_liberal: bool,
 
-    /// For how long an unanswered UDP flow is tracked; 0 leaves it alone
+    /// Conntrack timeout of unanswered UDP flows; 0 leaves it unchanged
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     pub conntrack_udp_timeout: Duration,
 
-    /// For how long an answered UDP flow is tracked; 0 leaves it alone
+    /// Conntrack timeout of answered UDP flows; 0 leaves it unchanged
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     pub conntrack_udp_timeout_stream: Duration,
 }
@@ -53,27 +51,27 @@ pub struct ConntrackArgs {
 /// One setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// Below the root of the file system.
+    /// Relative to the root of the file system.
     pub path: &'static str,
-    /// What it should be.
+    /// Value to set.
     pub value: u64,
-    /// A larger value stays.
+    /// Keep a larger value.
     pub at_least: bool,
 }
 
-/// What became of a setting.
+/// Result of applying a setting.
 #[derive(Debug)]
 pub enum Applied {
-    /// It was so already.
+    /// Had the value already.
     Unchanged,
-    /// It was written.
+    /// Written.
     Written,
-    /// It could not be read or written, and is not known to be so.
+    /// Could not be read or written.
     Failed(io::Error),
 }
 
 impl ConntrackArgs {
-    /// The settings that the flags ask for on a machine with so many processors (kube-proxy's `setupConntrack`).
+    /// The settings that the flags ask for on a machine with this many CPU cores (kube-proxy's `setupConntrack`).
     pub fn settings(&self, processors: usize) -> Vec<Setting> {
         let mut settings = Vec::new();
         if self.conntrack_max_per_core > 0 {
@@ -81,7 +79,7 @@ impl ConntrackArgs {
             let max = scaled.max(self.conntrack_min.into());
             let limits = [
                 ("proc/sys/net/netfilter/nf_conntrack_max", max),
-                // Four flows a bucket, as kube-proxy has it.
+                // Four entries per bucket, as kube-proxy does.
                 ("sys/module/nf_conntrack/parameters/hashsize", max / 4),
             ];
             settings.extend(limits.map(|(path, value)| Setting {
@@ -124,19 +122,25 @@ impl ConntrackArgs {
         settings
     }
 
-    /// Makes the settings of this machine and network namespace, and says in the log what it did and what it could
-    /// not do. Answers the settings that are not there (yet): connection tracking may be a module that the first
-    /// rule loads.
+    /// Applies the settings to this machine and network namespace, and logs changes and failures. Returns how many
+    /// settings do not exist yet: conntrack may be a module that the first rule loads.
     pub fn apply(&self) -> usize {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let mut missing = 0;
         for setting in self.settings(processors) {
             match setting.apply(Path::new("/")) {
                 Applied::Unchanged => {}
-                Applied::Written => tracing::info!(%setting, "set"),
+                Applied::Written => {
+                    tracing::info!(
+                        path = format!("/{}", setting.path),
+                        value = setting.value,
+                        "sysctl set"
+                    );
+                }
                 Applied::Failed(error) => {
                     missing += usize::from(error.kind() == io::ErrorKind::NotFound);
-                    tracing::warn!(%setting, %error, "could not be set: it stays as the node has it");
+                    tracing::warn!(path = format!("/{}", setting.path), value = setting.value, %error,
+                        "cannot set sysctl; leaving the current value");
                 }
             }
         }
@@ -145,7 +149,7 @@ impl ConntrackArgs {
 }
 
 impl Setting {
-    /// Writes it below `root` unless it is so already.
+    /// Writes the value below `root`, unless it is set already.
     pub fn apply(&self, root: &Path) -> Applied {
         let file: PathBuf = root.join(self.path);
         let result = std::fs::read_to_string(&file).and_then(|text| {
@@ -157,12 +161,6 @@ impl Setting {
             std::fs::write(&file, self.value.to_string()).map(|()| Applied::Written)
         });
         result.unwrap_or_else(Applied::Failed)
-    }
-}
-
-impl fmt::Display for Setting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "/{} = {}", self.path, self.value)
     }
 }
 

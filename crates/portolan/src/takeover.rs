@@ -194,14 +194,17 @@ impl Removal for Report {
 
     fn log(&self, before: &Report, was_there: bool) {
         match (self.removed(), was_there) {
-            (true, false) => tracing::info!(removed = %self, "taken over from kube-proxy"),
+            (true, false) => tracing::info!(removed = %self, "removed kube-proxy leftovers"),
             (true, true) => {
-                tracing::warn!(removed = %self, "kube-proxy's rules were back: does it still run on this node?")
+                tracing::warn!(removed = %self, "removed kube-proxy rules again; is kube-proxy still running on this node?")
             }
             (false, _) => {}
         }
         if self.iptables.kept != before.iptables.kept {
-            tracing::warn!(chains = ?self.iptables.kept, "somebody else's rules lead to these chains of kube-proxy: they stay");
+            tracing::warn!(
+                chains = self.iptables.kept.join(" "),
+                "keeping kube-proxy chains that other rules jump to"
+            );
         }
         if let Ipvs::Stays(found) = &self.ipvs
             && !matches!(before.ipvs, Ipvs::Stays(_))
@@ -210,13 +213,13 @@ impl Removal for Report {
                 device = ipvs::DEVICE,
                 addresses = found.addresses.len(),
                 virtual_servers = found.virtual_servers,
-                "kube-proxy's IPVS servers stay for the connections that live in them; \
+                "keeping kube-proxy's IPVS servers for their established connections; \
                  `portolan cleanup --kube-proxy` removes them"
             );
         }
         if self.failures != before.failures {
             for failure in &self.failures {
-                tracing::warn!(failure, "something of kube-proxy's could not be removed");
+                tracing::warn!(error = failure, "cannot remove kube-proxy leftovers");
             }
         }
     }

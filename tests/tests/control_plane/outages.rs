@@ -31,7 +31,7 @@ impl Watched {
     fn start() -> Result<Watched> {
         let (stage, plane, kubeconfig) = in_an_api_server()?;
         let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
-        daemon.wait_for_line("tables are in step", PATIENCE)?;
+        daemon.wait_for_line("initial sync complete", PATIENCE)?;
         stage.wait_for_backends(&stage.web, 4)?;
         Ok(Watched {
             daemon,

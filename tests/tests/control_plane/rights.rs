@@ -21,7 +21,7 @@ fn portolan_uses_every_right_of_its_role_and_asks_for_no_other() -> Result<()> {
     stage.node.serve(Protocol::Tcp, CHECK_PORT)?;
     plane.apply_all(&[checked_service()])?;
     let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
-    daemon.wait_for_line("tables are in step", PATIENCE)?;
+    daemon.wait_for_line("initial sync complete", PATIENCE)?;
     wait_for("an Event about the Service", PATIENCE, || {
         let events = plane.kubectl(&[
             "get",
@@ -72,7 +72,7 @@ fn without_a_right_portolan_says_which_and_waits() -> Result<()> {
     );
     // Given it, it goes on by itself.
     plane.kubectl_stdin(&["apply", "-f", "-"], PORTOLAN_RBAC)?;
-    daemon.wait_for_line("tables are in step", PATIENCE)?;
+    daemon.wait_for_line("initial sync complete", PATIENCE)?;
     stage.wait_for_backends(&stage.web, 4)
 }
 

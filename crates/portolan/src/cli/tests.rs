@@ -27,7 +27,7 @@ fn defaults_are_those_of_kube_proxy() {
         args.metrics_bind_address.0,
         Some("127.0.0.1:10249".parse().unwrap())
     );
-    assert_eq!(args.node_port_range.0, 30000..=32767);
+    assert_eq!(args.node.node_port_range.0, 30000..=32767);
     let args = run(&["--hostname-override", "n"]).unwrap();
     let config = args.node.config().unwrap();
     assert_eq!(config.detect_local, DetectLocal::ClusterCidr(vec![]));

@@ -28,7 +28,7 @@ impl FromStr for CidrList {
                 > 1
             {
                 return Err(
-                    "more than one range of a family; give at most one IPv4 and one IPv6 range"
+                    "more than one CIDR of an IP family; give at most one IPv4 and one IPv6 CIDR"
                         .into(),
                 );
             }
@@ -86,7 +86,7 @@ impl fmt::Display for NodePortAddressList {
     }
 }
 
-/// `--allowed-external-ips`: CIDRs, any number; an address stands for itself.
+/// `--allowed-external-ips`: any number of CIDRs and addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeList(pub Vec<IpNet>);
 
@@ -109,7 +109,7 @@ impl fmt::Display for RangeList {
     }
 }
 
-/// Where a listener is, or nowhere.
+/// Address of a listener, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenAddress(pub Option<SocketAddr>);
 
@@ -119,6 +119,17 @@ impl fmt::Display for ListenAddress {
             Some(address) => address.fmt(f),
             None => f.write_str("off"),
         }
+    }
+}
+
+impl fmt::Display for DetectLocalMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DetectLocalMode::ClusterCidr => "ClusterCIDR",
+            DetectLocalMode::NodeCidr => "NodeCIDR",
+            DetectLocalMode::BridgeInterface => "BridgeInterface",
+            DetectLocalMode::InterfaceNamePrefix => "InterfaceNamePrefix",
+        })
     }
 }
 
@@ -133,10 +144,10 @@ pub(super) fn listen_address(text: &str, default_port: u16) -> Result<ListenAddr
                 .map(|ip| SocketAddr::new(ip, default_port))
         })
         .map(|address| ListenAddress(Some(address)))
-        .map_err(|_| "neither IP:PORT nor IP; an IPv6 address with a port needs brackets".into())
+        .map_err(|_| "not IP:PORT or IP; put an IPv6 address with a port in brackets".into())
 }
 
-/// Ports a manifest may claim on the node, both ends included.
+/// Node ports that manifests may use, both ends included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodePortRange(pub RangeInclusive<u16>);
 
@@ -167,8 +178,7 @@ impl fmt::Display for NodePortRange {
     }
 }
 
-/// A node name: trimmed, lower-cased, and a DNS subdomain as the API server demands (RFC 1123), so that it
-/// may stand in a field selector.
+/// A node name: trimmed, lower-cased, and a DNS subdomain (RFC 1123), which is safe in a field selector.
 pub(super) fn node_name(text: &str) -> Result<Arc<str>, String> {
     let name = text.trim().to_lowercase();
     let label = |label: &str| {
@@ -184,7 +194,7 @@ pub(super) fn node_name(text: &str) -> Result<Arc<str>, String> {
     } else if name.len() > 253 {
         Err("longer than 253 characters".into())
     } else if !name.split('.').all(label) {
-        Err("not a name that a Node object can have (letters, digits, '-' and '.')".into())
+        Err("not a valid Node name; use letters, digits, '-' and '.'".into())
     } else {
         Ok(name.into())
     }
@@ -204,21 +214,21 @@ pub(super) fn detect_local_mode(text: &str) -> Result<DetectLocalMode, String> {
     }
 }
 
-/// The name of an interface or the beginning of one: 1 to 15 bytes (`IFNAMSIZ` less the final zero) of those that
-/// mean nothing to nft's grammar.
+/// An interface name or a prefix of one: 1 to 15 bytes (`IFNAMSIZ` less the final zero) without a meaning in nft's
+/// grammar.
 pub(super) fn interface_name(text: &str) -> Result<Arc<str>, String> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'@');
     match (text.len(), text.bytes().all(allowed)) {
         (1..=15, true) => Ok(text.into()),
         (1..=15, false) => Err(
-            "only letters, digits, '-', '_', '.' and '@' can stand in an interface name here"
+            "unsupported character in an interface name; use letters, digits, '-', '_', '.' and '@'"
                 .into(),
         ),
         _ => Err("an interface name has 1 to 15 bytes".into()),
     }
 }
 
-/// A label value (apimachinery `IsValidLabelValue`), not empty: it stands in a label selector.
+/// A non-empty label value (apimachinery `IsValidLabelValue`), which is safe in a label selector.
 pub(super) fn label_value(text: &str) -> Result<Arc<str>, String> {
     let bytes = text.as_bytes();
     let end = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
@@ -226,7 +236,7 @@ pub(super) fn label_value(text: &str) -> Result<Arc<str>, String> {
     if bytes.len() <= 63 && end(bytes.first()) && end(bytes.last()) && bytes.iter().all(inner) {
         Ok(text.into())
     } else {
-        Err("not a label value: 1 to 63 letters, digits, '-', '_' and '.', a letter or digit at both ends".into())
+        Err("not a label value; use 1 to 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends".into())
     }
 }
 
@@ -234,8 +244,8 @@ pub(super) fn label_value(text: &str) -> Result<Arc<str>, String> {
 pub(super) fn log_level(text: &str) -> Result<String, String> {
     match tracing_subscriber::EnvFilter::try_new(text) {
         Ok(_) if !text.trim().is_empty() => Ok(text.to_owned()),
-        Ok(_) => Err("empty; levels: error, warn, info, debug, trace".into()),
-        Err(error) => Err(format!("{error}; levels: error, warn, info, debug, trace")),
+        Ok(_) => Err("empty; use error, warn, info, debug or trace".into()),
+        Err(error) => Err(format!("{error}; use error, warn, info, debug or trace")),
     }
 }
 
@@ -258,10 +268,10 @@ fn write_list(f: &mut fmt::Formatter<'_>, cidrs: &[IpNet]) -> fmt::Result {
     Ok(())
 }
 
-/// The feature of this name.
+/// A kernel feature by name.
 pub(super) fn feature(name: &str) -> Result<nft::Feature, String> {
     nft::Feature::from_name(name).ok_or_else(|| {
         let names = nft::Feature::ALL.map(nft::Feature::name);
-        format!("no such feature; there are {}", names.join(", "))
+        format!("unknown feature; supported: {}", names.join(", "))
     })
 }

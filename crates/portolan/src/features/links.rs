@@ -1,7 +1,7 @@
-//! What the kernel can do with links and routes, found out by trying: for the overlay.
+//! Probes kernel features of links and routes, which the overlay uses.
 //!
-//! Nexthop objects are asked for by a number that none has. VXLAN links have to be made, which is done in a network
-//! namespace that lives as long as the trial; without the right to make one (CAP_SYS_ADMIN) it is not tried.
+//! Nexthop objects are probed by a request for an unused ID. A VXLAN link is created in a temporary network namespace;
+//! without CAP_SYS_ADMIN it is not tried.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -15,7 +15,7 @@ use nix::sys::socket::{
 };
 use rtnetlink::LinkVxlan;
 
-/// Something of links and routes that kernels have or have not.
+/// A kernel feature of links and routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkFeature {
     /// Nexthop objects (Linux 5.3).
@@ -33,11 +33,11 @@ impl LinkFeature {
         }
     }
 
-    /// What is done without.
+    /// The fallback.
     pub const fn instead(self) -> &'static str {
         match self {
             LinkFeature::NexthopObjects => "plain routes",
-            LinkFeature::Vxlan => "Services work, an overlay does not",
+            LinkFeature::Vxlan => "Services work, --overlay=vxlan does not",
         }
     }
 }
@@ -48,18 +48,18 @@ impl fmt::Display for LinkFeature {
     }
 }
 
-/// What came of a trial.
+/// Result of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// The kernel has it.
+    /// The kernel has the feature.
     Yes,
-    /// It has not, for this reason.
+    /// The kernel lacks the feature, for this reason.
     No(String),
-    /// Nobody knows, for this reason.
+    /// Not known, for this reason.
     Untried(String),
 }
 
-/// Tries everything. Changes nothing in the calling thread's network namespace.
+/// Probes all features. Changes nothing in the calling thread's network namespace.
 pub fn probe() -> [(LinkFeature, Found); 2] {
     [
         (LinkFeature::NexthopObjects, nexthop_objects()),
@@ -102,15 +102,16 @@ fn ask_for_nexthop() -> Result<Errno> {
         SockProtocol::NetlinkRoute,
     )
     .context("open an rtnetlink socket")?;
-    send(socket.as_raw_fd(), &request, MsgFlags::empty()).context("ask for a nexthop")?;
+    send(socket.as_raw_fd(), &request, MsgFlags::empty()).context("send netlink request")?;
     let mut answer = [0; 4096];
-    let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()).context("hear of it")?;
+    let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())
+        .context("receive netlink reply")?;
     // After the header of an NLMSG_ERROR its code, a negative error number.
     let code = answer
         .get(..len)
         .and_then(|answer| answer.get(16..20)?.try_into().ok())
         .map(i32::from_ne_bytes)
-        .context("a short answer")?;
+        .context("netlink reply too short")?;
     Ok(Errno::from_raw(code.saturating_neg()))
 }
 
@@ -119,7 +120,7 @@ fn vxlan() -> Found {
         .name("vxlan-trial".into())
         .spawn(|| {
             if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
-                return Found::Untried(format!("no network namespace for it: {errno}"));
+                return Found::Untried(format!("cannot create a network namespace: {errno}"));
             }
             match make_vxlan() {
                 Ok(()) => Found::Yes,
@@ -128,7 +129,7 @@ fn vxlan() -> Found {
         });
     match trial.map(std::thread::JoinHandle::join) {
         Ok(Ok(found)) => found,
-        Ok(Err(_)) => Found::Untried("the trial panicked".into()),
+        Ok(Err(_)) => Found::Untried("the probe panicked".into()),
         Err(error) => Found::Untried(error.to_string()),
     }
 }

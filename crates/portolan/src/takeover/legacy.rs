@@ -126,7 +126,7 @@ fn legacy(programs: &[&'static str]) -> Result<&'static str> {
     let found = programs.iter().find(|program| is_legacy(program));
     let missing = || {
         format!(
-            "{} is not here, in its legacy variant",
+            "no legacy variant of {} is installed",
             programs.join(" or ")
         )
     };
@@ -165,7 +165,7 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
         );
     }
     if !matches!(written, Ok(Ok(()))) {
-        bail!("{program} did not read what it was given");
+        bail!("{program} did not read its input");
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
