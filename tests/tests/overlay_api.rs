@@ -151,7 +151,7 @@ fn a_killed_daemon_and_one_that_starts_without_an_api_server_lose_nothing_and_he
     all_go_on(&beats)?;
     let restarted = stage.start_with_api(0, &kubeconfig, &[])?;
     // It has asked in vain, and has had its chance to take the peers for gone.
-    restarted.wait_for_line("watch interrupted", PATIENCE)?;
+    restarted.wait_for_line("cannot reach the API server", PATIENCE)?;
     all_go_on(&beats)?;
     let (lost, gap) = worst(beats)?;
     println!("| daemon killed, and started without an API server | {lost} | {gap:.1?} | |");

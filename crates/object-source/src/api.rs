@@ -1,32 +1,32 @@
 //! A Kubernetes API server as the source of objects.
 //!
-//! One task per kind lists and then watches it ([`follow`]). What holds, whatever the server or the network
-//! does:
+//! One task per kind lists and then watches it ([`follow`]). Whatever the server or the network does:
 //!
-//! * A list is delivered as one `Reset`, whole or not at all. Nothing partial ever leaves this module, so a
-//!   reader can never mistake a list that broke off for a cluster that shrank.
-//! * Every request and every open stream has a limit on silence, so a peer that died without a word is
-//!   found within [`ApiConfig::silence`].
-//! * One object that cannot be decoded is named and left out; its neighbours are delivered.
+//! * A list is delivered as one `Reset`, complete or not at all: a reader never mistakes a list that broke off for a cluster
+//!   that shrank.
+//! * Every request and every open stream has a limit on silence, so a peer that died silently is found within
+//!   [`ApiConfig::silence`].
+//! * An object that cannot be decoded is named and skipped; the other objects are delivered.
 //! * For an overlay, watches of Nodes bring their metadata, and a Node is read whole when that may matter ([`outline`]).
-//! * After trouble, the server's version is compared with ours: one that is behind (etcd restored from a
-//!   backup) is listed anew, since a watch from a version in its future would stay silent
-//!   (kubernetes issue 107457).
+//! * After trouble, the server's version is compared with ours: a server that is behind (etcd restored from a backup) is
+//!   listed again, since a watch from a version in its future would stay silent (kubernetes issue 107457).
 //!
-//! kube brings configuration, TLS, credentials and the requests; the loop is our own. `kube::runtime`'s
-//! `watcher` (5.0.0) was read and left aside: it renews a watch that ends at once without any pause and
-//! without telling, has no limit on a list that hangs and no fall-back when streaming lists are refused, and
-//! hides both the reconnects at which versions are to be compared and what `Retry-After` says. Its
-//! `DeserializeGuard` buffers and clones every object; decoding borrowed text does not, and names the field.
+//! kube brings configuration, TLS, credentials and the form of requests; the loop is our own. `kube::runtime`'s `watcher`
+//! (5.0.0) was considered: it renews a watch that ends immediately without a pause and without reporting it, has no limit on
+//! a list that hangs and no fallback when streaming lists are refused, and hides both the reconnects at which versions are to
+//! be compared and `Retry-After`. Its `DeserializeGuard` buffers and clones every object; decoding borrowed text does not,
+//! and names the field.
 //!
-//! Deciding when the view is whole, and remembering last good versions, are left to the control loop.
+//! Deciding when the view is complete, and remembering last good versions, are left to the reader of the events.
 
 mod backoff;
 mod client;
 mod decode;
 mod follow;
 mod gathered;
+mod link;
 mod outline;
+mod position;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -35,49 +35,49 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::Client;
 use service_model::ObjectEvent;
-use service_model::wire::{self, Object, label_selector};
+use service_model::wire::{self, Interner, Object, label_selector};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::SourceEvent;
-use follow::{Follower, Target};
+use follow::Follower;
+use link::{Link, Target};
 use outline::Outlines;
 
-pub use client::{Server, client};
+pub use client::{ApiServer, connect};
+pub use request::{ApiClient, Limits, RequestError};
 
 /// Times and sizes of the source. The defaults are for clusters, other values for tests.
 #[derive(Clone, Debug)]
 pub struct ApiConfig {
     /// Objects per page of a list.
     pub page_size: u32,
-    /// Longest silence on a connection in use: a request without answer, a body without a byte, a watch
-    /// without an event. A silent watch is renewed, since nothing else tells a quiet cluster from a dead
-    /// peer: bookmarks are promised no rhythm.
+    /// Longest silence on a connection in use: a request without an answer, a body without a byte, a watch without an event.
+    /// A silent watch is renewed, since nothing else tells a quiet cluster from a dead peer: bookmarks have no fixed rhythm.
     pub silence: Duration,
     /// Longest time for one page, or for a whole streaming list.
     pub list_limit: Duration,
-    /// Seconds after which the server is asked to end a watch; drawn anew for each, so that nodes spread.
+    /// Seconds after which the server is asked to end a watch; drawn for each watch, so that nodes spread.
     pub watch_seconds: RangeInclusive<u32>,
-    /// How long a comparison of versions is good for, while no trouble makes another necessary.
-    pub check_every: Duration,
-    /// Mean of the first pause after a failure, times two; each further one is twice as long.
+    /// How often the server's version is compared with ours while there is no trouble.
+    pub verify_every: Duration,
+    /// Upper end of the first pause after a failure; each further one is twice as long.
     pub retry_base: Duration,
     /// Upper end of a pause. A server's `Retry-After` may ask for more.
     pub retry_limit: Duration,
-    /// Upper end of a pause while nobody answers.
+    /// Upper end of a pause while the server does not answer.
     pub away_limit: Duration,
-    /// How long all must be well before pauses begin small again.
+    /// How long the server must serve before pauses begin small again.
     pub stable_after: Duration,
-    /// How often to look for a kind that the server does not have, or does not let us see.
+    /// How often to ask for an optional kind that the server lacks or denies.
     pub absent_retry: Duration,
-    /// Watch the Nodes of the whole cluster, for an overlay: their metadata, and a whole one when it matters.
+    /// Watch all Nodes, for an overlay: their metadata, and a whole Node when that matters.
     pub all_nodes: bool,
-    /// How long a Node of which only metadata are watched goes unread, at most.
+    /// How often a Node of which only metadata are watched is read whole, at least.
     pub read_again: Duration,
-    /// Whose Services to watch (`--service-proxy-name`).
+    /// Watch Services with this `service-proxy-name` label (`--service-proxy-name`).
     pub proxy_name: Option<Arc<str>>,
 }
 
@@ -89,7 +89,7 @@ impl Default for ApiConfig {
             silence: Duration::from_secs(35),
             list_limit: Duration::from_secs(120),
             watch_seconds: 240..=285,
-            check_every: Duration::from_secs(200),
+            verify_every: Duration::from_secs(200),
             retry_base: Duration::from_millis(800),
             retry_limit: Duration::from_secs(30),
             away_limit: Duration::from_secs(3),
@@ -102,10 +102,10 @@ impl Default for ApiConfig {
     }
 }
 
-/// Watches what the node named `node_name` needs and sends it, until `cancel`led or until the receiver is
-/// dropped. Failures of the server are reported as [`SourceEvent::Connection`] and tried again for ever.
+/// Watches what the node named `node_name` needs and sends it, until cancelled or until the receiver is dropped. Failures of
+/// the server are reported as [`SourceEvent::Connection`] and retried for ever.
 pub async fn run(
-    client: Client,
+    client: ApiClient,
     node_name: String,
     config: ApiConfig,
     events: mpsc::Sender<SourceEvent>,
@@ -138,17 +138,19 @@ pub async fn run(
         cancel,
     };
     let mut tasks = JoinSet::new();
-    tasks.spawn(start.follow::<wire::Service>(selected("/api/v1/services"), SourceEvent::Service));
-    tasks.spawn(start.follow::<wire::EndpointSlice>(
+    let services = start.link::<wire::Service>(selected("/api/v1/services"), SourceEvent::Service);
+    tasks.spawn(start.follow(services));
+    let slices = start.link::<wire::EndpointSlice>(
         selected("/apis/discovery.k8s.io/v1/endpointslices"),
         SourceEvent::EndpointSlice,
-    ));
-    let of_nodes = start.follower::<wire::Node>(nodes, SourceEvent::Node);
-    tasks.spawn(start.run(match start.config.all_nodes {
-        true => of_nodes.by_metadata(Outlines::of_nodes(node_name, start.config.read_again)),
-        false => of_nodes,
-    }));
-    tasks.spawn(start.follow::<wire::ServiceCidr>(cidrs, SourceEvent::ServiceCidr));
+    );
+    tasks.spawn(start.follow(slices));
+    let mut nodes = start.link::<wire::Node>(nodes, SourceEvent::Node);
+    if start.config.all_nodes {
+        nodes.outlines = Some(Outlines::of_nodes(node_name, start.config.read_again));
+    }
+    tasks.spawn(start.follow(nodes));
+    tasks.spawn(start.follow(start.link::<wire::ServiceCidr>(cidrs, SourceEvent::ServiceCidr)));
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended
             && error.is_panic()
@@ -160,34 +162,33 @@ pub async fn run(
 
 /// What the tasks share.
 struct Start {
-    client: Client,
+    client: ApiClient,
     config: ApiConfig,
     events: mpsc::Sender<SourceEvent>,
     cancel: CancellationToken,
 }
 
 impl Start {
-    fn follow<O: Object>(
+    fn link<O: Object>(
         &self,
         target: Target,
         wrap: fn(ObjectEvent<O::Model>) -> SourceEvent,
-    ) -> impl Future<Output = ()> + Send + 'static {
-        self.run(self.follower::<O>(target, wrap))
+    ) -> Link<O> {
+        Link {
+            client: self.client.clone(),
+            target,
+            config: self.config.clone(),
+            wrap,
+            events: self.events.clone(),
+            interner: Interner::for_proxy(self.config.proxy_name.clone()),
+            outlines: None,
+        }
     }
 
-    fn follower<O: Object>(
-        &self,
-        target: Target,
-        wrap: fn(ObjectEvent<O::Model>) -> SourceEvent,
-    ) -> Follower<O> {
-        let (client, config) = (self.client.clone(), self.config.clone());
-        Follower::new(client, target, config, wrap, self.events.clone())
-    }
-
-    fn run<O: Object>(&self, follower: Follower<O>) -> impl Future<Output = ()> + Send + use<O> {
+    fn follow<O: Object>(&self, link: Link<O>) -> impl Future<Output = ()> + Send + use<O> {
         let cancel = self.cancel.clone();
         async move {
-            cancel.run_until_cancelled(follower.run()).await;
+            cancel.run_until_cancelled(Follower::new(link).run()).await;
         }
     }
 }

@@ -1,23 +1,27 @@
 //! Sources of the watched Kubernetes objects, and what every source owes its reader.
 //!
-//! A source sends one `Reset` per kind once that kind is completely known, then changes. It validates:
-//! whatever arrives as an object is usable, whatever is not arrives as a [`Problem`] and is kept out
-//! (inside a `Reset`: named in `invalid`). Sources never wait for each other's kinds; that readers act only
-//! on a whole view is the reader's business.
+//! A source sends one `Reset` per kind once that kind is completely known, then changes. It validates: an object that
+//! arrives is usable; an invalid object arrives as a [`Problem`] and is skipped (inside a `Reset`: named in `invalid`).
+//! Kinds do not wait for each other; acting only on a complete view is left to the reader.
 //!
 //! Two sources exist: a Kubernetes API server ([`api`]) and a folder of manifests ([`manifests`]).
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use service_model::{
     EndpointSlice, Invalid, Node, ObjectEvent, ObjectKind, ObjectName, Service, ServiceCidr,
+    printable,
 };
 
 pub mod api;
 pub mod manifests;
 
-/// One thing a source has to tell.
+/// Longest foreign text in a message, in characters.
+const MAX_TEXT: usize = 200;
+
+/// A change of the watched objects, or of the watch.
 #[derive(Clone, Debug)]
 pub enum SourceEvent {
     /// About Services.
@@ -30,21 +34,37 @@ pub enum SourceEvent {
     ServiceCidr(ObjectEvent<ServiceCidr>),
     /// An object or part of it cannot be used; its last good version keeps serving.
     Problem(Problem),
-    /// What was reported about this object holds no more, though the object was not told anew. (An object that
-    /// is applied or deleted takes its problems back without this.)
+    /// The problems of this object are solved although the object itself did not change. (An object that is applied or deleted
+    /// takes its problems back without this.)
     Solved {
         /// As in the problem.
         kind: ObjectKind,
         /// As in the problem.
         object: ObjectName,
     },
-    /// The view's connection state, for health and metrics.
+    /// Whether a kind is being watched, for health and metrics.
     Connection {
-        /// The kind that is watched.
+        /// The kind.
         kind: ObjectKind,
         /// Connected, or why not.
-        state: Result<(), String>,
+        state: Result<(), Outage>,
     },
+}
+
+/// Why a kind is not being watched at present. `Display` is for an operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outage {
+    /// What failed, with the address that was dialed.
+    pub reason: String,
+    /// When the source tries again.
+    pub retry_after: Duration,
+}
+
+impl fmt::Display for Outage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.retry_after.as_secs_f32();
+        write!(f, "{}; retrying in {seconds:.1} s", self.reason)
+    }
 }
 
 /// Something in the watched objects that cannot be used.
@@ -54,7 +74,7 @@ pub struct Problem {
     pub place: Option<(PathBuf, usize)>,
     /// Object, field and reason.
     pub invalid: Invalid,
-    /// The whole object is left out, not a part of it.
+    /// The whole object is skipped, not a part of it.
     pub whole_object: bool,
 }
 
@@ -66,8 +86,7 @@ impl Problem {
             .file_name()
             .unwrap_or(path.as_os_str())
             .to_string_lossy();
-        let file: String = file.chars().flat_map(char::escape_debug).collect();
-        let object = ObjectName::new("", file);
+        let object = ObjectName::new("", printable(&file, MAX_TEXT));
         let invalid = Invalid {
             kind: ObjectKind::Service,
             object,

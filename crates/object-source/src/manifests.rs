@@ -22,7 +22,7 @@ use service_model::ObjectKind;
 use tokio::sync::mpsc::Sender;
 use tokio_util::sync::CancellationToken;
 
-use crate::SourceEvent;
+use crate::{Outage, SourceEvent};
 
 mod document;
 mod folder;
@@ -130,10 +130,11 @@ impl Source {
             Err(error) if self.told == Told::Nothing => return Err(error),
             Err(error) if self.told == Told::Readable => {
                 self.told = Told::Unreadable;
-                return Ok((
-                    connection(&Err(format!("{:#}", anyhow::Error::from(error)))),
-                    TICK,
-                ));
+                let outage = Outage {
+                    reason: format!("{:#}", anyhow::Error::from(error)),
+                    retry_after: TICK,
+                };
+                return Ok((connection(&Err(outage)), TICK));
             }
             Err(_) => return Ok((Vec::new(), TICK)),
         };
@@ -151,7 +152,7 @@ impl Source {
     }
 }
 
-fn connection(state: &Result<(), String>) -> Vec<SourceEvent> {
+fn connection(state: &Result<(), Outage>) -> Vec<SourceEvent> {
     let kinds = [
         ObjectKind::Node,
         ObjectKind::ServiceCidr,

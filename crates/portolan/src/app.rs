@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
-use kube::Client;
 use service_model::ObjectEvent;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -34,6 +33,7 @@ use crate::overlay::{self, NodeEvents, OverlayConfig, SharedOverlayStatus};
 use crate::probe::{self, ProbeConfig, SharedProbeStatus};
 use crate::status::SharedStatus;
 use crate::takeover;
+use object_source::api::ApiClient;
 use object_source::manifests::{self, ManifestsConfig};
 use object_source::{Events, SourceEvent, api};
 
@@ -131,9 +131,9 @@ impl App {
         let (client, writer) = match args.manifests {
             Some(_) => (None, None),
             None => {
-                let server = api_server(args).await?;
+                let server = api::connect(args.kubeconfig.as_deref()).await?;
                 node.api_server = server.address;
-                (Some(server.client), Some(server.writer))
+                (Some(server.reader), Some(server.writer))
             }
         };
         let (sender, overlay) = match args.overlay.overlay {
@@ -278,16 +278,9 @@ impl App {
     }
 }
 
-/// The API server that the flags name.
-async fn api_server(args: &RunArgs) -> anyhow::Result<api::Server> {
-    api::client(args.kubeconfig.as_deref())
-        .await
-        .context("cannot connect to an API server")
-}
-
 fn start_source(
     args: &RunArgs,
-    client: Option<Client>,
+    client: Option<ApiClient>,
     node_name: &str,
     events: mpsc::Sender<SourceEvent>,
     cancel: CancellationToken,

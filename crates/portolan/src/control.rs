@@ -247,8 +247,13 @@ impl<B: Backend> Control<B> {
         match &event {
             SourceEvent::Problem(problem) => self.report(problem),
             SourceEvent::Connection { kind, state } => {
-                if let Err(error) = state {
-                    tracing::warn!(%kind, error, "watch interrupted; retrying, existing rules keep working");
+                if let Err(outage) = state {
+                    let rules = if self.synced {
+                        ", existing rules keep working"
+                    } else {
+                        ""
+                    };
+                    tracing::warn!(%kind, "{outage}{rules}");
                 }
                 self.reports.metrics.set_connected(*kind, state.is_ok());
             }

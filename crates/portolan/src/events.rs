@@ -1,31 +1,38 @@
-//! Events of the cluster (events.k8s.io/v1): what somebody who looks at a Service or at this Node should see there.
+//! Kubernetes Events (events.k8s.io/v1) about Services and about this Node, for `kubectl describe`.
 //!
-//! Best effort: nothing waits for an Event, one that cannot be created is tried a few times and then left, and the same
-//! is in the log. Events go one after another with a pause, so that no trouble here becomes trouble of the API server.
+//! Best effort: nothing waits for an Event, a failed one is retried a few times and then dropped, and the log says the same.
+//! Events are sent one after another with a pause, so that trouble here does not become trouble of the API server.
+//!
+//! `kube::runtime::events::Recorder` was considered: it patches the Event it repeats, which takes a right that the role does
+//! not grant (it may create Events, no more), sends on the caller's task without a limit on time or rate, and adds
+//! kube-runtime with its dependencies.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use http::Request;
+use http::header::{CONTENT_TYPE, HeaderValue};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
-use kube::{Api, Client};
+use object_source::api::{ApiClient, Limits, RequestError};
 use service_model::ObjectName;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Events that may wait; more are left out: so many say enough.
-const WAITING: usize = 32;
-/// Between two events, and after the first failure of one.
+/// Length of the queue of Events; further ones are dropped.
+const QUEUE: usize = 32;
+/// Pause between two Events, and after the first failure of one.
 const PAUSE: Duration = Duration::from_secs(2);
 const TRIES: u32 = 4;
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest note that the API takes, in bytes.
+const LIMITS: Limits = Limits {
+    silence: Duration::from_secs(5),
+    total: Duration::from_secs(5),
+};
+/// Longest note that the API accepts, in bytes.
 const NOTE: usize = 1024;
-/// Where events of objects without a namespace are.
+/// Namespace of Events about objects without a namespace.
 const DEFAULT_NAMESPACE: &str = "default";
 
 /// What an event is about.
@@ -46,28 +53,28 @@ pub enum Severity {
     Warning,
 }
 
-/// Tells the cluster, where there is one.
+/// Creates Events, if there is an API server.
 #[derive(Clone)]
 pub struct Recorder {
-    waiting: Option<mpsc::Sender<Event>>,
+    queue: Option<mpsc::Sender<Event>>,
     node: Arc<str>,
 }
 
 impl Recorder {
-    /// Starts telling on the caller's runtime, which is the client's, until cancelled; without a client nothing is told.
-    pub fn start(client: Option<Client>, node: Arc<str>, cancel: CancellationToken) -> Self {
+    /// Starts sending on the caller's runtime, which is the client's, until cancelled; without a client Events are dropped.
+    pub fn start(client: Option<ApiClient>, node: Arc<str>, cancel: CancellationToken) -> Self {
         let start = |client| {
-            let (sender, waiting) = mpsc::channel(WAITING);
-            tokio::spawn(async move { cancel.run_until_cancelled(work(client, waiting)).await });
+            let (sender, queue) = mpsc::channel(QUEUE);
+            tokio::spawn(async move { cancel.run_until_cancelled(work(client, queue)).await });
             sender
         };
         Recorder {
-            waiting: client.map(start),
+            queue: client.map(start),
             node,
         }
     }
 
-    /// Has an event created, in time. `reason` and `action` are words of the kind that people filter by.
+    /// Queues an Event. `reason` and `action` are single words to filter by.
     pub fn tell(
         &self,
         subject: Subject,
@@ -75,9 +82,9 @@ impl Recorder {
         (reason, action): (&'static str, &'static str),
         note: &str,
     ) {
-        if let Some(waiting) = &self.waiting {
+        if let Some(queue) = &self.queue {
             let event = self.event(subject, severity, (reason, action), note);
-            let _ = waiting.try_send(event);
+            let _ = queue.try_send(event);
         }
     }
 
@@ -129,15 +136,13 @@ impl Recorder {
     }
 }
 
-async fn work(client: Client, mut waiting: mpsc::Receiver<Event>) {
-    while let Some(event) = waiting.recv().await {
+async fn work(client: ApiClient, mut queue: mpsc::Receiver<Event>) {
+    while let Some(event) = queue.recv().await {
         let mut pause = PAUSE;
         for _ in 0..TRIES {
             match create(&client, &event).await {
                 Ok(()) => break,
-                Err(error) => {
-                    tracing::debug!(error = format!("{error:#}"), "an Event was not created");
-                }
+                Err(error) => tracing::debug!(%error, "cannot create an Event"),
             }
             tokio::time::sleep(pause).await;
             pause *= 2;
@@ -146,12 +151,15 @@ async fn work(client: Client, mut waiting: mpsc::Receiver<Event>) {
     }
 }
 
-async fn create(client: &Client, event: &Event) -> anyhow::Result<()> {
+async fn create(client: &ApiClient, event: &Event) -> Result<(), RequestError> {
     let namespace = event.metadata.namespace.as_deref();
-    let events: Api<Event> =
-        Api::namespaced(client.clone(), namespace.unwrap_or(DEFAULT_NAMESPACE));
-    tokio::time::timeout(TIMEOUT, events.create(&PostParams::default(), event))
-        .await
-        .context("the API server is silent")??;
-    Ok(())
+    let namespace = namespace.unwrap_or(DEFAULT_NAMESPACE);
+    let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
+    let unusable = |error: &dyn std::fmt::Display| RequestError::Unreadable(error.to_string());
+    let body = serde_json::to_vec(event).map_err(|error| unusable(&error))?;
+    let request = Request::post(path)
+        .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+        .body(body)
+        .map_err(|error| unusable(&error))?;
+    client.call(request, LIMITS).await.map(drop)
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
-use kube::Client;
+use object_source::api::ApiClient;
 use service_model::ObjectEvent;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -127,7 +127,7 @@ struct Reports {
 /// stays.
 pub fn start(
     mut config: OverlayConfig,
-    client: Option<Client>,
+    client: Option<ApiClient>,
     nodes: NodeEvents,
     status: SharedOverlayStatus,
     metrics: Arc<Metrics>,

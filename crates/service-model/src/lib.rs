@@ -14,6 +14,7 @@ mod index;
 pub mod intent;
 pub mod objects;
 pub mod plan;
+mod printable;
 #[cfg(test)]
 mod samples;
 pub mod select;
@@ -29,3 +30,4 @@ pub use objects::{
     ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort, TrafficPolicy,
     Wishes,
 };
+pub use printable::printable;

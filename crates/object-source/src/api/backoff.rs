@@ -1,23 +1,23 @@
-//! How long to wait after a failure. Knows no clock: the caller says what time it is.
+//! The pause after a failure. Pure: the caller gives the time and the random numbers.
 //!
-//! Full jitter (a draw between nothing and the current step), so that a thousand nodes that lost their API
-//! server together do not come back together; steps begin small again only after a stable while, so a server
-//! that answers and fails in turn is not asked at the first step's pace for ever.
+//! * Full jitter (a draw between zero and the current step), so that a thousand nodes that lost their API server together
+//!   do not return together. Steps begin small again only after a stable while, so that a server that answers and fails in
+//!   turn is not asked at the pace of the first step for ever.
+//! * A server that is starting refuses for some seconds what it will allow (401, 403: its authorizer has not read the roles
+//!   yet), and a refusal costs it nothing. Refusals have the small limit, until they are too many for a start.
+//! * A server that does not answer has a small limit too: an attempt costs nobody anything, and once there is a server
+//!   again, nodes synchronize within seconds, however long the outage was. (client-go waits up to 30 s here too.)
 //!
-//! A server that is starting refuses for some seconds what it will allow (401, 403: its authorizer has not read the
-//! roles yet), and saying so costs it nothing. Refusals have the small limit too, until there were too many of them
-//! to come from a start.
-//!
-//! A server that does not answer at all has a limit of its own, a small one: an attempt costs nobody anything, and
-//! once there is a server again, nodes shall be in step within seconds, however long it was away. (client-go waits
-//! up to 30 s here too.)
+//! `backon` was considered: its jitter only adds to a step, and it knows neither the three classes nor the stable while.
 
 use std::time::Duration;
 
 use rand::Rng;
 use tokio::time::Instant;
 
-/// Refusals in a row that may come from a server's start: at most half a minute of them.
+use super::ApiConfig;
+
+/// How many refusals in a row may come from a server's start: at most half a minute of them.
 const REFUSALS_AT_START: u32 = 10;
 
 /// See the module.
@@ -28,25 +28,20 @@ pub(super) struct Backoff {
     away_limit: Duration,
     stable_after: Duration,
     failures: u32,
-    /// Attempts in a row that nobody answered.
+    /// Unanswered attempts in a row.
     away: u32,
-    /// Attempts in a row that were refused.
+    /// Refused attempts in a row.
     refusals: u32,
     well_since: Option<Instant>,
 }
 
 impl Backoff {
-    pub(super) fn new(
-        base: Duration,
-        limit: Duration,
-        away_limit: Duration,
-        stable_after: Duration,
-    ) -> Self {
+    pub(super) fn new(config: &ApiConfig) -> Self {
         Backoff {
-            base,
-            limit,
-            away_limit,
-            stable_after,
+            base: config.retry_base,
+            limit: config.retry_limit,
+            away_limit: config.away_limit,
+            stable_after: config.stable_after,
             failures: 0,
             away: 0,
             refusals: 0,
@@ -54,48 +49,48 @@ impl Backoff {
         }
     }
 
-    /// All is well, as far as one can see.
+    /// Records that the server serves.
     pub(super) fn well(&mut self, now: Instant) {
         self.well_since.get_or_insert(now);
         self.away = 0;
         self.refusals = 0;
     }
 
-    /// We are refused what we ask for: how long to wait.
+    /// The pause after a refusal.
     pub(super) fn refused(
         &mut self,
         now: Instant,
-        asked: Option<Duration>,
-        chance: &mut impl Rng,
+        retry_after: Option<Duration>,
+        rng: &mut impl Rng,
     ) -> Duration {
         if !self.may_be_starting() {
-            return self.failed(now, asked, chance);
+            return self.failed(now, retry_after, rng);
         }
         let step = self.doubled(self.refusals).min(self.away_limit);
         self.away = 0;
         self.refusals += 1;
-        asked.unwrap_or_default() + step.mul_f64(chance.random_range(0.0..=1.0))
+        retry_after.unwrap_or_default() + step.mul_f64(rng.random_range(0.0..=1.0))
     }
 
-    /// Whether another refusal would be one of a server that is not ready yet.
+    /// Whether another refusal may come from a server that is not ready yet.
     pub(super) fn may_be_starting(&self) -> bool {
         self.refusals < REFUSALS_AT_START
     }
 
-    /// Nobody answers: how long to wait.
-    pub(super) fn unanswered(&mut self, chance: &mut impl Rng) -> Duration {
+    /// The pause after an unanswered attempt.
+    pub(super) fn unanswered(&mut self, rng: &mut impl Rng) -> Duration {
         let step = self.doubled(self.away).min(self.away_limit);
         self.away = self.away.saturating_add(1);
         self.refusals = 0;
-        step.mul_f64(chance.random_range(0.0..=1.0))
+        step.mul_f64(rng.random_range(0.0..=1.0))
     }
 
-    /// Something failed: how long to wait, at least `asked`, which is what the server wants.
+    /// The pause after any other failure, at least `retry_after`, which is what the server asks for.
     pub(super) fn failed(
         &mut self,
         now: Instant,
-        asked: Option<Duration>,
-        chance: &mut impl Rng,
+        retry_after: Option<Duration>,
+        rng: &mut impl Rng,
     ) -> Duration {
         if let Some(since) = self.well_since.take()
             && now.duration_since(since) >= self.stable_after
@@ -105,8 +100,8 @@ impl Backoff {
         self.away = 0;
         let step = self.step();
         self.failures = self.failures.saturating_add(1);
-        // Added to what the server asks for, not drawn from it: it means "not before".
-        asked.unwrap_or_default() + step.mul_f64(chance.random_range(0.0..=1.0))
+        // Added to `retry_after`, not drawn from it: it means "not before".
+        retry_after.unwrap_or_default() + step.mul_f64(rng.random_range(0.0..=1.0))
     }
 
     /// The upper end of the next draw.
@@ -132,17 +127,27 @@ mod tests {
     const AWAY: Duration = Duration::from_secs(3);
     const STABLE: Duration = Duration::from_secs(60);
 
+    fn backoff() -> Backoff {
+        Backoff::new(&ApiConfig {
+            retry_base: BASE,
+            retry_limit: LIMIT,
+            away_limit: AWAY,
+            stable_after: STABLE,
+            ..ApiConfig::default()
+        })
+    }
+
     #[test]
-    fn steps_double_up_to_the_limit_and_draws_spread_over_the_whole_step() {
+    fn steps_double_up_to_the_limit_and_draws_spread_over_them() {
         let now = Instant::now();
-        let mut chance = SmallRng::seed_from_u64(1);
+        let mut rng = SmallRng::seed_from_u64(1);
         let mut longest = Duration::ZERO;
         let mut shortest = LIMIT;
-        let mut backoff = Backoff::new(BASE, LIMIT, AWAY, STABLE);
+        let mut backoff = backoff();
         for failure in 0..200 {
             let step = backoff.step();
             assert_eq!(step, LIMIT.min(BASE * 2_u32.pow(failure.min(20))));
-            let pause = backoff.failed(now, None, &mut chance);
+            let pause = backoff.failed(now, None, &mut rng);
             assert!(pause <= step);
             if step == LIMIT {
                 longest = longest.max(pause);
@@ -153,58 +158,58 @@ mod tests {
     }
 
     #[test]
-    fn steps_begin_anew_only_after_a_stable_while() {
+    fn steps_begin_small_again_only_after_a_stable_while() {
         let start = Instant::now();
-        let mut chance = SmallRng::seed_from_u64(1);
-        let mut backoff = Backoff::new(BASE, LIMIT, AWAY, STABLE);
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut backoff = backoff();
         for _ in 0..3 {
-            backoff.failed(start, None, &mut chance);
+            backoff.failed(start, None, &mut rng);
         }
         backoff.well(start);
-        backoff.failed(start + STABLE / 2, None, &mut chance);
+        backoff.failed(start + STABLE / 2, None, &mut rng);
         assert_eq!(backoff.step(), BASE * 16);
         backoff.well(start + STABLE);
         backoff.well(start + STABLE + STABLE / 2);
-        backoff.failed(start + STABLE * 2, None, &mut chance);
+        backoff.failed(start + STABLE * 2, None, &mut rng);
         assert_eq!(backoff.step(), BASE * 2);
     }
 
     #[test]
-    fn a_server_that_is_away_is_looked_for_every_few_seconds_however_long_it_has_been() {
-        let mut chance = SmallRng::seed_from_u64(1);
-        let mut backoff = Backoff::new(BASE, LIMIT, AWAY, STABLE);
-        let longest = (0..300).map(|_| backoff.unanswered(&mut chance)).max();
+    fn pauses_stay_small_while_a_server_does_not_answer() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut backoff = backoff();
+        let longest = (0..300).map(|_| backoff.unanswered(&mut rng)).max();
         assert!(longest > Some(AWAY.mul_f64(0.9)) && longest <= Some(AWAY));
-        // It is back, and not ready yet: pauses are those of a first failure.
-        assert!(backoff.failed(Instant::now(), None, &mut chance) <= BASE);
-        assert!(backoff.unanswered(&mut chance) <= BASE);
+        // The server is back, and not ready yet: pauses are those of a first failure.
+        assert!(backoff.failed(Instant::now(), None, &mut rng) <= BASE);
+        assert!(backoff.unanswered(&mut rng) <= BASE);
     }
 
     #[test]
-    fn refusals_are_taken_for_a_start_until_there_are_too_many_of_them() {
+    fn refusals_count_as_a_start_until_they_are_too_many() {
         let now = Instant::now();
-        let mut chance = SmallRng::seed_from_u64(1);
-        let mut backoff = Backoff::new(BASE, LIMIT, AWAY, STABLE);
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut backoff = backoff();
         for _ in 0..100 {
-            backoff.failed(now, None, &mut chance);
+            backoff.failed(now, None, &mut rng);
         }
-        // Whatever was before: a server that was away starts now.
-        backoff.unanswered(&mut chance);
+        // A server that was away may be starting.
+        backoff.unanswered(&mut rng);
         while backoff.may_be_starting() {
-            assert!(backoff.refused(now, None, &mut chance) <= AWAY);
+            assert!(backoff.refused(now, None, &mut rng) <= AWAY);
         }
-        let longest = (0..300).map(|_| backoff.refused(now, None, &mut chance));
+        let longest = (0..300).map(|_| backoff.refused(now, None, &mut rng));
         assert!(longest.max() > Some(LIMIT.mul_f64(0.9)));
         backoff.well(now);
-        assert!(backoff.refused(now, None, &mut chance) <= BASE);
+        assert!(backoff.refused(now, None, &mut rng) <= BASE);
     }
 
     #[test]
-    fn the_server_is_never_asked_before_it_wants_to_be() {
-        let asked = Duration::from_secs(5);
-        let mut chance = SmallRng::seed_from_u64(1);
-        let mut backoff = Backoff::new(BASE, LIMIT, AWAY, STABLE);
-        let pause = backoff.failed(Instant::now(), Some(asked), &mut chance);
-        assert!(pause >= asked && pause <= asked + BASE);
+    fn a_pause_is_never_shorter_than_retry_after() {
+        let retry_after = Duration::from_secs(5);
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut backoff = backoff();
+        let pause = backoff.failed(Instant::now(), Some(retry_after), &mut rng);
+        assert!(pause >= retry_after && pause <= retry_after + BASE);
     }
 }

@@ -1,69 +1,83 @@
-//! Builds the client: whose cluster, with which credentials, over connections that notice when they die.
+//! Builds the clients: which cluster, which credentials, and connections that notice a dead peer.
+//!
+//! Leaves pauses and repetitions after failures to the caller.
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use http::Uri;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{Body, ClientBuilder, ConfigExt};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceExt};
 
-/// A dead peer is found after the first of these plus so many probes: 30 s.
+use super::request::ApiClient;
+
+/// A dead peer is found after [`KEEPALIVE_IDLE`] and all probes: 30 s.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
-/// What we sent must be acknowledged within this time.
+/// The peer must acknowledge sent data within this time.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The kernel repeats what opens a connection after 1 s and 3 s; a path that works again is found by a new attempt
-/// sooner than by its next ones.
+/// The kernel repeats a SYN after 1 s and 3 s; after that a new attempt finds a repaired path sooner than the kernel does.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Long enough for the pages of a list, too short for a connection to die in the pool unnoticed.
 const POOL_IDLE: Duration = Duration::from_secs(5);
 
-/// How to reach an API server.
-pub struct Server {
-    /// The client.
-    pub client: Client,
-    /// The same for what is written: each request has a connection of its own, which is not kept. Kept ones are dead when the
-    /// node has changed its address, which is just when an overlay writes.
-    pub writer: Client,
-    /// Where it connects to, unless that is a name.
+/// Clients of one API server.
+pub struct ApiServer {
+    /// For lists, watches and reads.
+    pub reader: ApiClient,
+    /// For writes: each request has a connection of its own. A connection that is kept is dead when the node has changed its
+    /// address, which is just when an overlay writes.
+    pub writer: ApiClient,
+    /// The address to which the clients connect, unless the URL has a host name.
     pub address: Option<SocketAddr>,
 }
 
-/// A client for the cluster that a kubeconfig's current context names, or for the one we run in.
+/// Clients for the cluster of a kubeconfig's current context, or for the cluster of this pod.
 ///
-/// Token files and the cluster's CA file are read anew while it lives (kube: at least each minute). Pauses and
-/// repetitions after failures are the caller's.
-pub async fn client(kubeconfig: Option<&Path>) -> Result<Server> {
+/// Token files and the cluster's CA file are read again while the clients live (kube: at least each minute).
+pub async fn connect(kubeconfig: Option<&Path>) -> Result<ApiServer> {
     let config = match kubeconfig {
         Some(path) => {
             let kubeconfig = Kubeconfig::read_from(path)
-                .with_context(|| format!("could not read the kubeconfig {path:?}"))?;
+                .with_context(|| format!("cannot read the kubeconfig {path:?}"))?;
             Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                 .await
-                .with_context(|| format!("could not use the kubeconfig {path:?}"))?
+                .with_context(|| format!("cannot use the kubeconfig {path:?}"))?
         }
-        None => Config::incluster().context(
-            "this is not a pod of a cluster, or one without a service account: name a cluster with --kubeconfig, \
-             or a folder of manifests with --manifests",
-        )?,
+        None => Config::incluster().map_err(|error| no_cluster(&error))?,
     };
-    let address = address(&config.cluster_url);
-    let connect = |kept| {
-        connect(config.clone(), kept).context("could not set up the connection to the API server")
+    let url: Arc<str> = config.cluster_url.to_string().trim_end_matches('/').into();
+    let client = |kept| {
+        let http = http_client(config.clone(), kept)
+            .with_context(|| format!("cannot set up connections to the API server at {url}"))?;
+        anyhow::Ok(ApiClient::new(http, url.clone()))
     };
-    Ok(Server {
-        client: connect(usize::MAX)?,
-        writer: connect(0)?,
-        address,
+    Ok(ApiServer {
+        reader: client(usize::MAX)?,
+        writer: client(0)?,
+        address: address(&config.cluster_url),
     })
+}
+
+fn no_cluster(error: &InClusterError) -> anyhow::Error {
+    let reason = match error {
+        InClusterError::ReadEnvironmentVariable(_) => {
+            "KUBERNETES_SERVICE_HOST is not set".to_owned()
+        }
+        error => error.to_string(),
+    };
+    anyhow!(
+        "no API server: not running in a pod with a service account ({reason}). Use --kubeconfig FILE or --manifests DIR."
+    )
 }
 
 fn address(url: &Uri) -> Option<SocketAddr> {
@@ -76,10 +90,10 @@ fn address(url: &Uri) -> Option<SocketAddr> {
 }
 
 /// kube's own stack with other connections: its connector has no keep-alive, and its pool hands out
-/// connections that were idle for up to 90 s. At most so many are `kept`.
-fn connect(config: Config, kept: usize) -> Result<Client> {
+/// connections that were idle for up to 90 s. The pool keeps at most `kept` of them.
+fn http_client(config: Config, kept: usize) -> Result<Client> {
     if config.proxy_url.is_some() {
-        bail!("a proxy on the way to the API server is not supported (proxy-url)");
+        bail!("proxy-url is not supported; remove it from the kubeconfig");
     }
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
@@ -113,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_api_server_has_an_address_unless_it_has_a_name() {
+    fn url_with_an_ip_has_an_address_and_one_with_a_name_has_none() {
         let found = |url: &'static str| address(&Uri::from_static(url)).map(|a| a.to_string());
         assert_eq!(found("https://10.0.0.1:6443").unwrap(), "10.0.0.1:6443");
         assert_eq!(found("https://10.0.0.1/").unwrap(), "10.0.0.1:443");

@@ -1,7 +1,7 @@
 //! From bytes of the API server to objects of the model. Pure.
 //!
-//! Everything is decoded from borrowed text straight into the few fields that are used; the text and the
-//! wire types are gone when a function here returns. An object that cannot be decoded costs itself only.
+//! Decodes borrowed text straight into the few fields that are used; text and wire types are dropped when a function here
+//! returns. An object that cannot be decoded does not affect other objects.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,20 +12,18 @@ use serde_json::value::RawValue;
 use service_model::wire::{Interner, Metadata, Object};
 use service_model::{Invalid, ObjectName};
 
-use crate::Problem;
+use crate::{MAX_TEXT, Problem};
 
-/// Longest text of foreign origin in a message, in characters.
-const MAX_TEXT: usize = 200;
 /// Marks the bookmark that ends the initial events (KEP-3157).
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
-/// One object, or what is wrong with it.
+/// One object and its problems.
 #[derive(Debug)]
 pub(super) struct Decoded<M> {
     pub(super) name: ObjectName,
     /// `metadata.resourceVersion`; empty if there is none.
     pub(super) version: String,
-    /// `None`: it exists, but cannot be used.
+    /// `None`: the object exists, but is invalid.
     pub(super) model: Option<Arc<M>>,
     pub(super) problems: Vec<Problem>,
 }
@@ -34,7 +32,7 @@ pub(super) struct Decoded<M> {
 #[derive(Debug)]
 pub(super) struct Page<'a> {
     pub(super) version: String,
-    /// What the next page is asked for with.
+    /// The token that asks for the next page.
     pub(super) next: Option<String>,
     pub(super) items: Vec<&'a RawValue>,
 }
@@ -54,7 +52,7 @@ pub(super) enum Event<M> {
     },
     /// ERROR.
     Error { code: u16, message: String },
-    /// A type that did not exist when this was written.
+    /// A type that this program does not know.
     Unknown,
 }
 
@@ -144,7 +142,7 @@ pub(super) fn object<O: Object>(text: &str, interner: &mut Interner) -> Decoded<
     }
 }
 
-/// Names an object that does not have the shape of its kind. The second look is what it costs to say where.
+/// Names an object that does not have the form of its kind. Decodes a second time to find the field.
 fn undecodable<O: Object>(text: &str) -> Decoded<O::Model> {
     let metadata = metadata(text);
     let name = metadata.object_name(O::KIND);
@@ -171,8 +169,8 @@ fn undecodable<O: Object>(text: &str) -> Decoded<O::Model> {
     }
 }
 
-/// Name and version of any object, whatever the rest of it looks like: what is not asked for may hold numbers that
-/// are none to us, and be nested deeper than we would follow.
+/// Name and version of an object that may be malformed in every other respect: out-of-range numbers and deep nesting
+/// elsewhere do no harm.
 fn metadata(text: &str) -> Metadata {
     #[derive(Deserialize, Default)]
     struct Object<'a> {
@@ -245,20 +243,13 @@ fn unreadable(what: &str, error: &serde_json::Error) -> String {
     printable(&format!("unreadable {what}: {error}"))
 }
 
-/// Foreign text as it may be logged: clamped, and nothing in it that is not shown as itself.
+/// Foreign text as it may be logged.
 pub(super) fn printable(text: &str) -> String {
-    let mut shown = String::new();
-    for char in text.chars().take(MAX_TEXT) {
-        match char {
-            '"' | '\'' | '\\' => shown.push(char),
-            _ => shown.extend(char.escape_debug()),
-        }
-    }
-    shown
+    service_model::printable(text, MAX_TEXT)
 }
 
-/// Whether a server at version `theirs` is behind `ours`. Versions are numbers by custom only: where they
-/// are not, the answer is to be on the safe side.
+/// Whether a server at version `theirs` is behind `ours`. Versions are numbers by convention only; other versions count as
+/// behind unless they are equal.
 pub(super) fn is_behind(theirs: &str, ours: &str) -> bool {
     match (theirs.parse::<u64>(), ours.parse::<u64>()) {
         (Ok(theirs), Ok(ours)) => theirs < ours,
@@ -298,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_no_text_is_no_name() {
+    fn a_name_that_is_not_text_is_empty() {
         let text = r#"{"metadata": {"name": 5, "namespace": "shop", "resourceVersion": "7"}}"#;
         let nameless = ("shop/".into(), "7".into(), "metadata.name".into());
         assert_eq!(named(text), nameless);

@@ -1,546 +1,315 @@
-//! Lists one kind, then watches it, for ever.
+//! Lists one kind, then watches it, for ever: a state machine with the states of kube-rs' `watcher`.
 //!
-//! Owns where we stand (the version up to which everything has been delivered) and what each end of a
-//! connection means for it. Invariant: `version` is only ever moved forward by what has been delivered, and
-//! whenever that cannot be vouched for it is dropped, which means a whole list.
+//! Owns the state, the pauses between attempts and what the end of a connection means. Leaves requests and the delivery of
+//! events to [`Link`]. Invariant: a version is only moved forward by what has been delivered, and is given up when the
+//! server cannot vouch for it, which leads to a complete list.
 
-use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
-use kube::Client;
-use kube::api::{GetParams, ListParams, WatchParams};
-use kube::core::Request;
 use rand::Rng;
-use service_model::wire::{Interner, Object};
-use service_model::{ObjectEvent, ObjectKind, ObjectName};
-use tokio::sync::mpsc;
+use service_model::ObjectKind;
+use service_model::wire::Object;
 use tokio::time::Instant;
 
-use super::ApiConfig;
 use super::backoff::Backoff;
-use super::decode::{self, Decoded, Event, is_behind};
-use super::gathered::Gathered;
-use super::outline::Outlines;
-use super::request::{self, Extent, Failure, Lines};
-use crate::{Problem, SourceEvent};
+use super::gathered::{Gathered, Pages};
+use super::link::{Link, Watch};
+use super::position::{Position, Stop};
+use super::request::RequestError;
+use crate::{Outage, SourceEvent};
 
-/// A server that does not end a watch when asked to gets this much longer.
-const OVERTIME: Duration = Duration::from_secs(10);
-
-/// What is watched.
-#[derive(Clone, Debug)]
-pub(super) struct Target {
-    pub(super) path: &'static str,
-    pub(super) label_selector: Option<String>,
-    pub(super) field_selector: Option<String>,
-    /// Old servers do not have it, and a role may leave it out: then there simply are none.
-    pub(super) optional: bool,
+/// Where the follower is with its kind. An error leads to `Empty`, or to `InitListed` where a version can be resumed from.
+enum State<M> {
+    /// There is no version to resume from. Leads to `InitialWatch`, or to `InitPage` if the server has no streaming lists.
+    Empty,
+    /// The server lacks an optional kind or denies access to it, and an empty list was delivered. Leads where `Empty` does.
+    Absent,
+    /// Some pages of a list have arrived. Leads to `InitListed` with the last page.
+    InitPage(Pages<M>),
+    /// A streaming list has begun (KEP-3157). Leads to `Watching` with the bookmark that ends the list, or to `InitListed`
+    /// if the watch is to bring metadata only.
+    InitialWatch(Gathered<M>, Watch),
+    /// Everything up to a version is delivered, and no watch is open. Leads to `Watching`, or to `Empty` if the server is
+    /// behind that version.
+    InitListed(Position),
+    /// A watch is open. Leads to `InitListed` when the watch ends, to `Empty` when the server has forgotten the version.
+    Watching(Position, Watch),
 }
 
-/// Why a connected period ended.
-#[derive(Debug)]
-enum Stop {
-    /// The receiver of events is gone.
-    Closed,
-    /// The server ended the watch, as it does now and then.
-    Ended,
-    /// The watch says nothing. It may be dead, or nothing may happen.
-    Quiet,
-    /// Our version cannot be resumed from any more (410), or the server is behind it.
-    Lost(&'static str),
-    /// Trouble.
-    Failed(Failure),
-}
-
-impl From<Failure> for Stop {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Status { code: 410, .. } => Stop::Lost("the server has forgotten our version"),
-            failure => Stop::Failed(failure),
+impl<M> State<M> {
+    /// What is left when the connection ends.
+    fn disconnected(self) -> Self {
+        match self {
+            State::Empty | State::InitPage(_) | State::InitialWatch(..) => State::Empty,
+            State::Absent => State::Absent,
+            State::InitListed(position) | State::Watching(position, _) => {
+                State::InitListed(position)
+            }
         }
     }
 }
 
-fn broken(message: impl Into<String>) -> Stop {
-    Stop::Failed(Failure::Broken(message.into()))
-}
-
-/// Whether the next list is asked for as a stream (KEP-3157).
+/// How the next list is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Streaming {
-    /// Yes.
-    Wanted,
-    /// The last one did not finish: by pages this time.
-    Failed,
-    /// The server does not do it.
-    Refused,
+enum ListMode {
+    /// As a stream (KEP-3157).
+    Streaming,
+    /// By pages, once, since the last stream did not finish.
+    PagesOnce,
+    /// By pages: the server has no streaming lists.
+    Pages,
 }
 
 /// See the module.
 pub(super) struct Follower<O: Object> {
-    client: Client,
-    target: Target,
-    config: ApiConfig,
-    wrap: fn(ObjectEvent<O::Model>) -> SourceEvent,
-    events: mpsc::Sender<SourceEvent>,
-    interner: Interner,
-    /// For watches that bring metadata only.
-    outlines: Option<Outlines<O::Model>>,
+    link: Link<O>,
+    state: State<O::Model>,
+    list_mode: ListMode,
+    /// The last connection state that was reported.
+    reported: Option<Result<(), String>>,
     backoff: Backoff,
-    /// Of its own, since a server that has forgotten our version is well: trouble before does not make the list wait.
-    relists: Backoff,
-    streaming: Streaming,
-    /// Everything up to here has been delivered; `None` before the first list and when in doubt.
-    version: Option<String>,
-    /// When the server's version was last seen not to be behind ours.
-    checked: Instant,
-    /// Something went wrong since then.
-    doubtful: bool,
-    /// The last connection state that was told.
-    told: Option<Result<(), String>>,
-    /// The kind turned out to be absent, and an empty list was delivered for it.
-    absent: bool,
+    /// For lists after a lost version. Separate, since a server that has forgotten our version is well: earlier failures do
+    /// not delay that list.
+    relist_backoff: Backoff,
 }
 
 impl<O: Object> Follower<O> {
-    pub(super) fn new(
-        client: Client,
-        target: Target,
-        config: ApiConfig,
-        wrap: fn(ObjectEvent<O::Model>) -> SourceEvent,
-        events: mpsc::Sender<SourceEvent>,
-    ) -> Self {
-        let backoff = || {
-            Backoff::new(
-                config.retry_base,
-                config.retry_limit,
-                config.away_limit,
-                config.stable_after,
-            )
-        };
+    pub(super) fn new(link: Link<O>) -> Self {
         Follower {
-            backoff: backoff(),
-            relists: backoff(),
-            interner: Interner::for_proxy(config.proxy_name.clone()),
-            outlines: None,
-            client,
-            target,
-            config,
-            wrap,
-            events,
-            streaming: Streaming::Wanted,
-            version: None,
-            checked: Instant::now(),
-            doubtful: false,
-            told: None,
-            absent: false,
+            state: State::Empty,
+            list_mode: ListMode::Streaming,
+            reported: None,
+            backoff: Backoff::new(&link.config),
+            relist_backoff: Backoff::new(&link.config),
+            link,
         }
     }
 
-    /// Lets watches bring metadata only; whole objects are read where that does not suffice.
-    pub(super) fn by_metadata(self, outlines: Outlines<O::Model>) -> Self {
-        Follower {
-            outlines: Some(outlines),
-            ..self
-        }
-    }
-
-    /// Runs until nobody receives its events.
+    /// Runs until the receiver of its events is gone.
     pub(super) async fn run(mut self) {
         loop {
-            let began = Instant::now();
-            let Err(stop) = self.connected().await;
-            match self.after(stop, began).await {
+            let Err(stop) = self.step().await else {
+                continue;
+            };
+            match self.recover(stop).await {
                 Ok(pause) => tokio::time::sleep(pause).await,
-                Err(Gone) => return,
+                Err(Closed) => return,
             }
         }
     }
 
-    /// One period from a list, or from where we stood, until something ends it.
-    async fn connected(&mut self) -> Result<Infallible, Stop> {
-        let watch = match self.version.clone() {
-            None => self.list().await?,
-            Some(version) => {
-                self.compare(&version).await?;
-                None
+    /// One transition, or one event of a watch.
+    async fn step(&mut self) -> Result<(), Stop> {
+        match &mut self.state {
+            State::Empty | State::Absent if self.list_mode == ListMode::Streaming => {
+                self.start_streaming_list().await
             }
-        };
-        let (mut lines, limit) = match watch {
-            Some(watch) => watch,
-            None => self.resume().await?,
-        };
-        self.backoff.well(Instant::now());
-        self.relists.well(Instant::now());
-        self.tell(Ok(())).await?;
-        self.watch(&mut lines, limit).await
+            State::Empty | State::Absent => self.next_page(Pages::default()).await,
+            State::InitPage(pages) => {
+                let pages = std::mem::take(pages);
+                self.next_page(pages).await
+            }
+            State::InitialWatch(gathered, watch) => {
+                match self.link.next_initial_event(gathered, watch).await {
+                    Ok(None) => Ok(()),
+                    Ok(Some(version)) => self.finish_streaming_list(version).await,
+                    Err(stop) => self.without_streaming(stop),
+                }
+            }
+            State::InitListed(position) => {
+                let is_verified = position
+                    .verified
+                    .is_some_and(|at| at.elapsed() < self.link.config.verify_every);
+                if !is_verified {
+                    self.link.verify(&position.version).await?;
+                    position.verified = Some(Instant::now());
+                }
+                let watch = self.link.watch(&position.version).await?;
+                self.watching(watch).await
+            }
+            State::Watching(position, watch) => self.link.next_event(position, watch).await,
+        }
     }
 
-    /// What the end of a period means, and how long to pause before the next.
-    async fn after(&mut self, stop: Stop, began: Instant) -> Result<Duration, Gone> {
+    async fn start_streaming_list(&mut self) -> Result<(), Stop> {
+        // Until the stream has finished, it counts as failed.
+        self.list_mode = ListMode::PagesOnce;
+        match self.link.streaming_list().await {
+            Ok(watch) => {
+                self.state = State::InitialWatch(Gathered::default(), watch);
+                Ok(())
+            }
+            Err(stop) => self.without_streaming(stop),
+        }
+    }
+
+    /// Goes on by pages if the server refuses streaming lists.
+    fn without_streaming(&mut self, stop: Stop) -> Result<(), Stop> {
+        match stop {
+            Stop::Failed(RequestError::Status { code, .. }) if is_refusal(code) => {
+                tracing::debug!(kind = %O::KIND, code, "the server refuses streaming lists; listing by pages");
+                self.list_mode = ListMode::Pages;
+                self.state = std::mem::replace(&mut self.state, State::Empty).disconnected();
+                Ok(())
+            }
+            stop => Err(stop),
+        }
+    }
+
+    async fn finish_streaming_list(&mut self, version: String) -> Result<(), Stop> {
+        let State::InitialWatch(gathered, watch) = std::mem::replace(&mut self.state, State::Empty)
+        else {
+            return Ok(());
+        };
+        self.link.deliver(gathered).await?;
+        self.state = State::InitListed(Position::listed(version));
+        self.list_mode = ListMode::Streaming;
+        if self.link.watches_metadata() {
+            return Ok(());
+        }
+        self.watching(watch).await
+    }
+
+    async fn next_page(&mut self, mut pages: Pages<O::Model>) -> Result<(), Stop> {
+        self.state = match self.link.next_page(&mut pages).await? {
+            None => State::InitPage(pages),
+            Some(version) => {
+                self.link.deliver(pages.gathered).await?;
+                if self.list_mode == ListMode::PagesOnce {
+                    self.list_mode = ListMode::Streaming;
+                }
+                State::InitListed(Position::listed(version))
+            }
+        };
+        Ok(())
+    }
+
+    /// A watch has opened at the position.
+    async fn watching(&mut self, watch: Watch) -> Result<(), Stop> {
+        if let State::InitListed(position) = std::mem::replace(&mut self.state, State::Empty) {
+            self.state = State::Watching(position, watch);
+        }
+        self.backoff.well(Instant::now());
+        self.relist_backoff.well(Instant::now());
+        self.report(Ok(())).await
+    }
+
+    /// What a failed step means, and how long to pause before the next.
+    async fn recover(&mut self, stop: Stop) -> Result<Duration, Closed> {
         let now = Instant::now();
         let kind = O::KIND;
-        tracing::debug!(%kind, ?stop, version = self.version, "watch interrupted");
-        let failure = match stop {
-            Stop::Closed => return Err(Gone),
-            // Ending watches as fast as they begin is no service.
-            Stop::Ended if now - began < self.config.retry_base => None,
-            Stop::Ended | Stop::Quiet => return Ok(Duration::ZERO),
+        tracing::debug!(%kind, ?stop, "the connection to the API server ended");
+        let was_short = match &self.state {
+            State::Watching(_, watch) => now - watch.opened < self.link.config.retry_base,
+            _ => false,
+        };
+        self.state = std::mem::replace(&mut self.state, State::Empty).disconnected();
+        match stop {
+            Stop::Closed => Err(Closed),
+            // Treat a watch that ends immediately as a failure.
+            Stop::Ended if was_short => Ok(self.backoff.failed(now, None, &mut rand::rng())),
+            Stop::Ended | Stop::Quiet => Ok(Duration::ZERO),
             Stop::Lost(reason) => {
-                tracing::info!(%kind, reason, "listing anew: the last view keeps serving");
-                self.version = None;
-                return Ok(self.relists.failed(now, None, &mut rand::rng()));
+                tracing::info!(%kind, reason, "cannot resume the watch; listing all objects again");
+                self.state = State::Empty;
+                Ok(self.relist_backoff.failed(now, None, &mut rand::rng()))
             }
-            Stop::Failed(failure) => Some(failure),
-        };
-        let Some(failure) = failure else {
-            return Ok(self.backoff.failed(now, None, &mut rand::rng()));
-        };
-        if self.is_absence(&failure) {
-            return self.without_any(failure).await;
+            Stop::Failed(error) if self.is_absence(&error) => self.without_any(error).await,
+            Stop::Failed(error) => {
+                if let State::InitListed(position) = &mut self.state {
+                    position.verified = None;
+                }
+                // Do not report a forbidden optional kind until `is_absence` is sure.
+                let is_pending = self.link.target.optional
+                    && !self.has_version()
+                    && matches!(error, RequestError::Status { code: 403, .. });
+                let pause = self.pause(&error, now);
+                if !is_pending {
+                    let outage = Outage {
+                        reason: error.to_string(),
+                        retry_after: pause,
+                    };
+                    self.report(Err(outage)).await.map_err(|_| Closed)?;
+                }
+                Ok(pause)
+            }
         }
-        self.doubtful = true;
-        // What we can do without is no news before it is certain.
-        let is_optional = self.target.optional && self.version.is_none();
-        if !(is_optional && matches!(failure, Failure::Status { code: 403, .. })) {
-            self.tell(Err(failure.to_string()))
-                .await
-                .map_err(|_| Gone)?;
-        }
-        let mut chance = rand::rng();
-        Ok(match failure {
-            Failure::Status {
+    }
+
+    fn pause(&mut self, error: &RequestError, now: Instant) -> Duration {
+        let mut rng = rand::rng();
+        match error {
+            RequestError::Status {
                 code: 401 | 403,
                 retry_after,
                 ..
-            } => self.backoff.refused(now, retry_after, &mut chance),
-            Failure::Status { retry_after, .. } => {
-                self.backoff.failed(now, retry_after, &mut chance)
+            } => self.backoff.refused(now, *retry_after, &mut rng),
+            RequestError::Status { retry_after, .. } => {
+                self.backoff.failed(now, *retry_after, &mut rng)
             }
-            Failure::Broken(_) => self.backoff.failed(now, None, &mut chance),
-            // Silence has taken its time already.
-            Failure::Unanswered(_) | Failure::Silent => self.backoff.unanswered(&mut chance),
-        })
+            RequestError::Unreadable(_) => self.backoff.failed(now, None, &mut rng),
+            // Waiting for an answer was a pause already.
+            RequestError::Unreachable { .. } | RequestError::Silent { .. } => {
+                self.backoff.unanswered(&mut rng)
+            }
+        }
     }
 
-    /// Whether the server does not have the kind, or does not let us see it. A server that is starting lets nobody see
-    /// anything.
-    fn is_absence(&self, failure: &Failure) -> bool {
-        let is_away = match failure {
-            Failure::Status { code: 404, .. } => true,
-            Failure::Status { code: 403, .. } => !self.backoff.may_be_starting(),
+    fn has_version(&self) -> bool {
+        matches!(self.state, State::InitListed(_) | State::Watching(..))
+    }
+
+    /// Whether the server lacks the kind or denies access to it. A server that is starting denies everything.
+    fn is_absence(&self, error: &RequestError) -> bool {
+        let is_denied = match error {
+            RequestError::Status { code: 404, .. } => true,
+            RequestError::Status { code: 403, .. } => !self.backoff.may_be_starting(),
             _ => false,
         };
-        self.target.optional && self.version.is_none() && is_away
+        self.link.target.optional && !self.has_version() && is_denied
     }
 
-    /// There are none of an optional kind; looks again after a long while.
-    async fn without_any(&mut self, failure: Failure) -> Result<Duration, Gone> {
-        if !self.absent {
+    /// Delivers an empty list of an optional kind, once, and pauses for long.
+    async fn without_any(&mut self, error: RequestError) -> Result<Duration, Closed> {
+        if !matches!(self.state, State::Absent) {
             let kind = O::KIND;
-            match failure {
-                Failure::Status { code: 404, .. } => {
-                    tracing::debug!(%kind, %failure, "the server has none of these: going on without");
+            match error {
+                RequestError::Status { code: 404, .. } => {
+                    tracing::debug!(%kind, %error, "the server does not have this kind; continuing without");
                 }
                 _ => {
-                    tracing::warn!(%kind, %failure, "going on without these: the role lacks list or watch")
+                    tracing::warn!(%kind, %error, "continuing without this kind; grant list and watch to use it");
                 }
             }
-            self.absent = true;
-            let none = ObjectEvent::Reset {
-                objects: Vec::new(),
-                invalid: Vec::new(),
-            };
-            self.send((self.wrap)(none)).await.map_err(|_| Gone)?;
+            self.link
+                .deliver(Gathered::default())
+                .await
+                .map_err(|_| Closed)?;
+            self.state = State::Absent;
         }
         let spread = rand::rng().random_range(0.5..=1.0);
-        Ok(self.config.absent_retry.mul_f64(spread))
+        Ok(self.link.config.absent_retry.mul_f64(spread))
     }
 
-    /// Lists everything and delivers it. A streaming list goes on as a watch, which is returned if it brings what a watch
-    /// should.
-    async fn list(&mut self) -> Result<Option<(Lines, Instant)>, Stop> {
-        if self.streaming == Streaming::Wanted {
-            // Until it has finished, it counts as failed.
-            self.streaming = Streaming::Failed;
-            match self.list_as_stream().await {
-                Ok(watch) => {
-                    self.streaming = Streaming::Wanted;
-                    return Ok(self.outlines.is_none().then_some(watch));
-                }
-                Err(Stop::Failed(Failure::Status { code, .. })) if is_refusal(code) => {
-                    let kind = O::KIND;
-                    tracing::debug!(%kind, code, "no streaming lists here: listing by pages");
-                    self.streaming = Streaming::Refused;
-                }
-                Err(stop) => return Err(stop),
-            }
-        }
-        self.list_by_pages().await?;
-        if self.streaming == Streaming::Failed {
-            self.streaming = Streaming::Wanted;
-        }
-        Ok(None)
-    }
-
-    async fn list_as_stream(&mut self) -> Result<(Lines, Instant), Stop> {
-        let (mut lines, end) = self.open("", true, Extent::Whole).await?;
-        let limit = end.min(Instant::now() + self.config.list_limit);
-        let mut gathered = Gathered::default();
-        loop {
-            let Some(line) = lines.next(limit).await? else {
-                return Err(broken("the list breaks off before its end"));
-            };
-            match decode::event::<O>(&line, &mut self.interner).map_err(broken)? {
-                Event::Applied(object) => gathered.add(object),
-                Event::Deleted { name, .. } => gathered.remove(&name),
-                Event::Bookmark {
-                    version,
-                    initial_events_end: true,
-                } => {
-                    self.deliver(gathered, version).await?;
-                    return Ok((lines, end));
-                }
-                Event::Error { code, message } => return Err(error_event(code, message)),
-                Event::Bookmark { .. } | Event::Unknown => {}
-            }
-        }
-    }
-
-    async fn list_by_pages(&mut self) -> Result<(), Stop> {
-        let mut gathered = Gathered::default();
-        let mut parameters = self.list_parameters(self.config.page_size);
-        let mut version = None;
-        loop {
-            let answer = self.get(&parameters).await?;
-            let page = decode::page(&answer).map_err(broken)?;
-            for item in page.items {
-                gathered.add(decode::object::<O>(item.get(), &mut self.interner));
-            }
-            // All pages show the state of the first.
-            let version = version.get_or_insert(page.version);
-            match page.next {
-                Some(token) => parameters.continue_token = Some(token),
-                None => return self.deliver(gathered, std::mem::take(version)).await,
-            }
-        }
-    }
-
-    /// Hands on a complete list.
-    async fn deliver(&mut self, gathered: Gathered<O::Model>, version: String) -> Result<(), Stop> {
-        if version.is_empty() {
-            return Err(broken("the list has no version"));
-        }
-        let (objects, invalid, problems) = gathered.finish();
-        if let Some(outlines) = &mut self.outlines {
-            outlines.reset(objects.iter().map(Arc::as_ref));
-        }
-        let reset = ObjectEvent::Reset { objects, invalid };
-        self.send((self.wrap)(reset)).await?;
-        for problem in problems {
-            self.send(SourceEvent::Problem(problem)).await?;
-        }
-        self.version = Some(version);
-        self.absent = false;
-        self.checked = Instant::now();
-        self.doubtful = false;
-        Ok(())
-    }
-
-    /// Makes sure that the server is not behind us, if that is in doubt or was last seen long ago.
-    async fn compare(&mut self, version: &str) -> Result<(), Stop> {
-        if !self.doubtful && self.checked.elapsed() < self.config.check_every {
+    /// Reports the connection state if it has changed.
+    async fn report(&mut self, state: Result<(), Outage>) -> Result<(), Stop> {
+        let brief = state.as_ref().map(|_| ()).map_err(|o| o.reason.clone());
+        if self.reported.as_ref() == Some(&brief) {
             return Ok(());
         }
-        // One object is enough to learn the version; without a version of our own this is never served stale.
-        let answer = self.get(&self.list_parameters(1)).await?;
-        let page = decode::page(&answer).map_err(broken)?;
-        if is_behind(&page.version, version) {
-            return Err(Stop::Lost("the server's version is behind ours"));
-        }
-        self.checked = Instant::now();
-        self.doubtful = false;
-        Ok(())
-    }
-
-    /// Opens a watch from where we stand.
-    async fn resume(&self) -> Result<(Lines, Instant), Stop> {
-        let version = self.version.as_deref().unwrap_or_default();
-        let extent = match self.outlines {
-            Some(_) => Extent::Metadata,
-            None => Extent::Whole,
-        };
-        self.open(version, false, extent).await
-    }
-
-    /// Delivers events until the watch ends, one way or the other.
-    async fn watch(&mut self, lines: &mut Lines, limit: Instant) -> Result<Infallible, Stop> {
-        loop {
-            let line = match lines.next(limit).await {
-                Ok(Some(line)) => line,
-                Ok(None) => return Err(Stop::Ended),
-                Err(Failure::Silent) => return Err(Stop::Quiet),
-                Err(failure) => return Err(failure.into()),
-            };
-            match decode::event::<O>(&line, &mut self.interner).map_err(broken)? {
-                Event::Applied(object) => self.applied(object).await?,
-                Event::Deleted { name, version } => {
-                    self.advance(version)?;
-                    if let Some(outlines) = &mut self.outlines {
-                        outlines.forget(&name);
-                    }
-                    self.send((self.wrap)(ObjectEvent::Delete(name))).await?;
-                }
-                Event::Bookmark { version, .. } => self.advance(version)?,
-                Event::Error { code, message } => return Err(error_event(code, message)),
-                Event::Unknown => {}
-            }
-        }
-    }
-
-    async fn applied(&mut self, object: Decoded<O::Model>) -> Result<(), Stop> {
-        // Before the version is taken: if reading fails, the event must come again.
-        let news = match (&self.outlines, &object.model) {
-            (Some(_), Some(told)) => self.whole(&object.name, told).await?,
-            _ => Some((object.model, object.problems)),
-        };
-        self.advance(object.version)?;
-        let Some((model, problems)) = news else {
-            return Ok(());
-        };
-        if let Some(model) = model {
-            self.send((self.wrap)(ObjectEvent::Apply(model))).await?;
-        }
-        for problem in problems {
-            self.send(SourceEvent::Problem(problem)).await?;
-        }
-        Ok(())
-    }
-
-    /// The whole object, and what is wrong with it, unless it is as `told` by its metadata and as delivered, or gone since.
-    async fn whole(
-        &mut self,
-        name: &ObjectName,
-        told: &O::Model,
-    ) -> Result<Option<News<O::Model>>, Stop> {
-        let Some(outlines) = self.outlines.as_mut().filter(|o| !o.suffices(told)) else {
-            return Ok(None);
-        };
-        let request = Request::new(self.target.path)
-            .get(&name.name, &GetParams::default())
-            .map_err(|error| broken(error.to_string()))?;
-        let ApiConfig {
-            silence,
-            list_limit,
-            ..
-        } = self.config;
-        let answer = match request::whole(&self.client, request, silence, list_limit).await {
-            Ok(answer) => answer,
-            // Its end is an event that is under way.
-            Err(Failure::Status { code: 404, .. }) => return Ok(None),
-            Err(failure) => return Err(failure.into()),
-        };
-        let text = std::str::from_utf8(&answer).map_err(|error| broken(error.to_string()))?;
-        let object = decode::object::<O>(text, &mut self.interner);
-        match &object.model {
-            Some(model) => outlines.delivered(model),
-            None => outlines.forget(name),
-        }
-        Ok(Some((object.model, object.problems)))
-    }
-
-    /// Takes the version of an event. Within a kind they only grow; anything else means that we and the
-    /// server do not talk about the same history.
-    fn advance(&mut self, version: String) -> Result<(), Stop> {
-        let ours = self.version.as_deref().unwrap_or_default();
-        if version.is_empty() {
-            return Err(Stop::Lost("an event has no version"));
-        }
-        let numbers = version.parse::<u64>().is_ok() && ours.parse::<u64>().is_ok();
-        if numbers && is_behind(&version, ours) {
-            return Err(Stop::Lost("an event's version is behind ours"));
-        }
-        self.version = Some(version);
-        Ok(())
-    }
-
-    /// Opens a watch; also says until when it may last.
-    async fn open(
-        &self,
-        version: &str,
-        initial_events: bool,
-        extent: Extent,
-    ) -> Result<(Lines, Instant), Stop> {
-        let seconds = rand::rng().random_range(self.config.watch_seconds.clone());
-        let parameters = WatchParams {
-            label_selector: self.target.label_selector.clone(),
-            field_selector: self.target.field_selector.clone(),
-            timeout: Some(seconds),
-            bookmarks: true,
-            send_initial_events: initial_events,
-        };
-        let request = Request::new(self.target.path)
-            .watch(&parameters, version)
-            .map_err(|error| broken(error.to_string()))?;
-        let limit = Instant::now() + Duration::from_secs(seconds.into()) + OVERTIME;
-        let lines = request::lines(&self.client, request, extent, self.config.silence).await?;
-        Ok((lines, limit))
-    }
-
-    fn list_parameters(&self, limit: u32) -> ListParams {
-        ListParams {
-            label_selector: self.target.label_selector.clone(),
-            field_selector: self.target.field_selector.clone(),
-            limit: Some(limit),
-            ..ListParams::default()
-        }
-    }
-
-    async fn get(&self, parameters: &ListParams) -> Result<bytes::Bytes, Stop> {
-        let request = Request::new(self.target.path)
-            .list(parameters)
-            .map_err(|error| broken(error.to_string()))?;
-        let ApiConfig {
-            silence,
-            list_limit,
-            ..
-        } = self.config;
-        Ok(request::whole(&self.client, request, silence, list_limit).await?)
-    }
-
-    /// Tells the connection state, if it is news.
-    async fn tell(&mut self, state: Result<(), String>) -> Result<(), Stop> {
-        if self.told.as_ref() == Some(&state) {
-            return Ok(());
-        }
-        self.told = Some(state.clone());
+        self.reported = Some(brief);
         let kind: ObjectKind = O::KIND;
-        self.send(SourceEvent::Connection { kind, state }).await
-    }
-
-    async fn send(&self, event: SourceEvent) -> Result<(), Stop> {
-        self.events.send(event).await.map_err(|_| Stop::Closed)
+        self.link
+            .send(SourceEvent::Connection { kind, state })
+            .await
     }
 }
 
-/// Nobody receives events any more.
+/// The receiver of events is gone.
 #[derive(Debug)]
-struct Gone;
+struct Closed;
 
-/// An object, if it can be used, and what is wrong with it.
-type News<M> = (Option<Arc<M>>, Vec<Problem>);
-
-/// Codes with which servers answer parameters they do not have or allow; the others mean something else.
+/// Codes of servers that do not know or allow a parameter; the other codes have a meaning of their own.
 fn is_refusal(code: u16) -> bool {
     (400..500).contains(&code) && !matches!(code, 401 | 403 | 404 | 408 | 409 | 410 | 429)
-}
-
-fn error_event(code: u16, message: String) -> Stop {
-    Failure::Status {
-        code,
-        message,
-        retry_after: None,
-    }
-    .into()
 }

@@ -1,4 +1,4 @@
-//! The objects of a list that is under way.
+//! The objects of a list that is under way: one of each name, with its problems.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use service_model::ObjectName;
 use super::decode::Decoded;
 use crate::Problem;
 
-/// A list under way.
+/// See the module.
 pub(super) struct Gathered<M> {
-    /// `None` for those that cannot be used. A map, since a list may name an object twice.
+    /// `None` for an invalid object. A map, since a list may name an object twice.
     objects: BTreeMap<ObjectName, Option<Arc<M>>>,
     problems: Vec<Problem>,
 }
@@ -25,7 +25,7 @@ impl<M> Default for Gathered<M> {
 }
 
 impl<M> Gathered<M> {
-    /// A later one of the same name takes the place of an earlier.
+    /// Adds an object, or replaces one of the same name.
     pub(super) fn add(&mut self, object: Decoded<M>) {
         let name = object.name.clone();
         if self.objects.insert(object.name, object.model).is_some() {
@@ -35,7 +35,7 @@ impl<M> Gathered<M> {
         self.problems.extend(object.problems);
     }
 
-    /// It is gone before the list is complete.
+    /// Removes an object that was deleted before the list is complete.
     pub(super) fn remove(&mut self, name: &ObjectName) {
         if self.objects.remove(name).is_some() {
             self.problems
@@ -43,7 +43,7 @@ impl<M> Gathered<M> {
         }
     }
 
-    /// Objects, names of those that cannot be used, and what is wrong with any.
+    /// Objects, names of invalid objects, and all problems.
     pub(super) fn finish(self) -> (Vec<Arc<M>>, Vec<ObjectName>, Vec<Problem>) {
         let mut objects = Vec::with_capacity(self.objects.len());
         let mut invalid = Vec::new();
@@ -54,5 +54,23 @@ impl<M> Gathered<M> {
             }
         }
         (objects, invalid, self.problems)
+    }
+}
+
+/// A list by pages that is under way.
+pub(super) struct Pages<M> {
+    pub(super) gathered: Gathered<M>,
+    /// The version of the first page, whose state all pages show.
+    pub(super) version: Option<String>,
+    pub(super) continue_token: Option<String>,
+}
+
+impl<M> Default for Pages<M> {
+    fn default() -> Self {
+        Pages {
+            gathered: Gathered::default(),
+            version: None,
+            continue_token: None,
+        }
     }
 }

@@ -1,10 +1,10 @@
-//! Watches that bring metadata only, and which objects must be read whole because of what they bring.
+//! Which objects must be read whole after a change of their metadata.
 //!
 //! An overlay needs every Node of the cluster on every node. A kubelet writes its Node every few minutes, and nearly all of
-//! it (conditions, images) is nothing to anybody else. So Nodes are listed whole, then watched as `PartialObjectMetadata`,
-//! and one is read whole when that may differ from what was delivered: it is new, its annotations changed, it had no
-//! range of pods yet (once set, those cannot change: core validation, `ValidateNodeUpdate`). What else may change of a peer,
-//! further addresses, is read again after a while.
+//! that (conditions, images) matters to no other node. So Nodes are listed whole, then watched as `PartialObjectMetadata`,
+//! and a Node is read whole when it may differ from what was delivered: it is new, its annotations changed, or it had no pod
+//! CIDR yet (once set, pod CIDRs cannot change: core validation, `ValidateNodeUpdate`). What else may change of a peer, its
+//! further addresses, is read again after [`super::ApiConfig::read_again`].
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -15,18 +15,18 @@ use rand::Rng;
 use service_model::{Node, ObjectName};
 use tokio::time::Instant;
 
-/// What was delivered, as far as metadata tell of it.
+/// Digests of the metadata of delivered objects.
 pub(super) struct Outlines<M> {
-    /// A digest of what metadata tell.
+    /// Digest of what metadata contain of an object.
     digest: fn(&M, &RandomState) -> u64,
-    /// Whether metadata tell of every change that is to come.
+    /// Whether every later change of the object shows in its metadata.
     settled: Box<dyn Fn(&M) -> bool + Send + Sync>,
     name: fn(&M) -> &ObjectName,
-    /// Good for so long.
+    /// How long an outline is valid, at most.
     lifetime: Duration,
     hasher: RandomState,
-    /// By the digest of the name: names that were kept would keep the memory of long lists from being given back, as they lie
-    /// between what is freed of them. Two names with one digest are read more often than need be.
+    /// By the digest of the name: kept names would prevent the allocator from returning the memory of long lists, as they lie
+    /// between what is freed. Two names with the same digest are read more often than necessary.
     known: HashMap<u64, Outline>,
 }
 
@@ -36,7 +36,7 @@ struct Outline {
 }
 
 impl Outlines<Node> {
-    /// Of Nodes, for the one named `own`, which is read whole at each change.
+    /// For Nodes. The Node named `own` is read whole at each change.
     pub(super) fn of_nodes(own: String, lifetime: Duration) -> Self {
         Outlines {
             digest: |node, hasher| hasher.hash_one((&node.name, &node.annotations)),
@@ -50,7 +50,7 @@ impl Outlines<Node> {
 }
 
 impl<M> Outlines<M> {
-    /// These and no others were delivered.
+    /// Records a list: these objects were delivered, no others.
     pub(super) fn reset<'a>(&mut self, objects: impl IntoIterator<Item = &'a M>)
     where
         M: 'a,
@@ -61,14 +61,14 @@ impl<M> Outlines<M> {
         }
     }
 
-    /// A whole object was delivered.
+    /// Records an object that was delivered whole.
     pub(super) fn delivered(&mut self, object: &M) {
         let key = self.key((self.name)(object));
         if !(self.settled)(object) {
             self.known.remove(&key);
             return;
         }
-        // Not all at once.
+        // Spread, so that not all objects are read again at once.
         let spread = rand::rng().random_range(0.5..=1.0);
         let outline = Outline {
             digest: (self.digest)(object, &self.hasher),
@@ -77,12 +77,12 @@ impl<M> Outlines<M> {
         self.known.insert(key, outline);
     }
 
-    /// An object is gone, or cannot be used.
+    /// Removes an object that is gone or invalid.
     pub(super) fn forget(&mut self, name: &ObjectName) {
         self.known.remove(&self.key(name));
     }
 
-    /// Whether there is nothing to be read, going by what metadata say now: `object` is what can be told from them.
+    /// Whether the object needs no reading. `object` holds what its metadata contain.
     pub(super) fn suffices(&self, object: &M) -> bool {
         let known = self.known.get(&self.key((self.name)(object)));
         known.is_some_and(|known| {

@@ -1,8 +1,11 @@
-//! One request and its answer, each step under a limit on silence.
+//! Requests to the API server: the one path of lists, watches, reads, patches and Events.
 //!
-//! Owns sizes, time limits and what an error answer says; leaves to `follow` what a failure means.
+//! Owns headers, sizes, time limits and what an error answer says. Leaves to the caller what a failure means and when to try
+//! again. Invariant: every step has a limit on silence.
 
 use std::error::Error;
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -12,41 +15,158 @@ use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
 use serde::Deserialize;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::decode::printable;
 
-/// What we call ourselves.
+/// The User-Agent of every request.
 const AGENT: &str = concat!("portolan/", env!("CARGO_PKG_VERSION"));
-/// No page of a list is as long; what is, is not kept in memory.
+/// Upper bound of a page of a list, which is kept in memory.
 const MAX_PAGE: usize = 256 << 20;
-/// No event is as long: etcd refuses objects of more than 1.5 MiB.
+/// Upper bound of an event: etcd refuses objects of more than 1.5 MiB.
 const MAX_EVENT: usize = 16 << 20;
-/// Of an error answer, only the beginning is read.
+/// How much of an error answer is read.
 const MAX_ERROR: usize = 64 << 10;
-/// A server cannot send us away for longer.
+/// Upper bound of what `Retry-After` may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// Why there is no answer, or no more of it. `Display` is for an operator; it holds no control characters.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Failure {
+/// Why a request has no answer, or not all of it. `Display` is one line for an operator, without control characters.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
     /// The server answered with an error.
-    #[error("the API server answers {code}: {message}")]
+    #[error("the API server at {server} answered {code}: {message}")]
     Status {
+        /// URL of the server.
+        server: Arc<str>,
+        /// HTTP status.
         code: u16,
+        /// The message of the `Status` object.
         message: String,
-        /// When it wants to be asked again.
+        /// When the server wants to be asked again.
         retry_after: Option<Duration>,
     },
-    /// Nothing came back: the connection was refused, or it ended before an answer.
+    /// The connection was refused, or ended before an answer.
+    #[error("cannot reach the API server at {server} ({reason})")]
+    Unreachable {
+        /// URL of the server.
+        server: Arc<str>,
+        /// The error of the operating system, or of TLS or HTTP.
+        reason: String,
+    },
+    /// No byte within the limit.
+    #[error("the API server at {server} did not answer in time")]
+    Silent {
+        /// URL of the server.
+        server: Arc<str>,
+    },
+    /// The answer breaks off, is too long or has another form than expected.
     #[error("{0}")]
-    Unanswered(String),
-    /// No byte in the time a living server takes.
-    #[error("the API server is silent")]
-    Silent,
-    /// Anything else between the server and us.
-    #[error("{0}")]
-    Broken(String),
+    Unreadable(String),
+}
+
+/// Time limits of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Longest time without a byte.
+    pub silence: Duration,
+    /// Longest time until the answer is complete.
+    pub total: Duration,
+}
+
+/// Sends requests to one API server.
+#[derive(Clone)]
+pub struct ApiClient {
+    http: Client,
+    server: Arc<str>,
+}
+
+impl ApiClient {
+    /// `server` is the URL for messages; `http` is set up to send there.
+    pub(super) fn new(http: Client, server: Arc<str>) -> Self {
+        ApiClient { http, server }
+    }
+
+    /// Sends a request and returns the body of a successful answer.
+    pub async fn call(
+        &self,
+        request: Request<Vec<u8>>,
+        limits: Limits,
+    ) -> Result<Bytes, RequestError> {
+        let limit = Instant::now() + limits.total;
+        let body = self.send(request, Extent::Whole, limits.silence, limit);
+        body.await?.read(MAX_PAGE, limit).await
+    }
+
+    /// Sends a request whose answer is a stream of events.
+    pub(super) async fn lines(
+        &self,
+        request: Request<Vec<u8>>,
+        extent: Extent,
+        silence: Duration,
+    ) -> Result<Lines, RequestError> {
+        let limit = Instant::now() + silence;
+        Ok(Lines {
+            answer: self.send(request, extent, silence, limit).await?,
+            buffer: BytesMut::new(),
+            scanned: 0,
+        })
+    }
+
+    /// The error of an ERROR event.
+    pub(super) fn error_event(&self, code: u16, message: String) -> RequestError {
+        RequestError::Status {
+            server: self.server.clone(),
+            code,
+            message,
+            retry_after: None,
+        }
+    }
+
+    async fn send(
+        &self,
+        request: Request<Vec<u8>>,
+        extent: Extent,
+        silence: Duration,
+        limit: Instant,
+    ) -> Result<Answer, RequestError> {
+        let server = &self.server;
+        let mut request = request.map(Body::from);
+        let headers = request.headers_mut();
+        headers.insert(ACCEPT, extent.accept());
+        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        let response = timeout_at(limit.min(Instant::now() + silence), self.http.send(request))
+            .await
+            .map_err(|_| RequestError::Silent {
+                server: server.clone(),
+            })?
+            .map_err(|error| RequestError::Unreachable {
+                server: server.clone(),
+                reason: reason(&error),
+            })?;
+        let (parts, body) = response.into_parts();
+        let mut answer = Answer {
+            server: server.clone(),
+            body,
+            silence,
+        };
+        if parts.status.is_success() {
+            return Ok(answer);
+        }
+        let text = answer
+            .read(MAX_ERROR, Instant::now() + silence)
+            .await
+            .unwrap_or_default();
+        let message = serde_json::from_slice::<Status>(&text).map_or_else(
+            |_| "no reason given".to_owned(),
+            |status| printable(&status.message),
+        );
+        Err(RequestError::Status {
+            server: server.clone(),
+            code: parts.status.as_u16(),
+            message,
+            retry_after: retry_after(&parts.headers),
+        })
+    }
 }
 
 /// How much of its objects an answer holds.
@@ -67,119 +187,61 @@ impl Extent {
     }
 }
 
-/// Sends a request, and returns the body of a good answer.
-async fn send(
-    client: &Client,
-    request: Request<Vec<u8>>,
-    extent: Extent,
-    silence: Duration,
-) -> Result<Body, Failure> {
-    let mut request = request.map(Body::from);
-    let headers = request.headers_mut();
-    headers.insert(ACCEPT, extent.accept());
-    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-    let response = timeout(silence, client.send(request))
-        .await
-        .map_err(|_| Failure::Silent)?
-        .map_err(|error| Failure::Unanswered(with_causes("request failed", &error)))?;
-    if response.status().is_success() {
-        return Ok(response.into_body());
-    }
-    let code = response.status().as_u16();
-    let retry_after = retry_after(response.headers());
-    let limit = Instant::now() + silence;
-    let text = read(response.into_body(), MAX_ERROR, silence, limit).await;
-    let message = text
-        .ok()
-        .and_then(|text| serde_json::from_slice::<Status>(&text).ok())
-        .map_or_else(
-            || "without a reason".to_owned(),
-            |status| printable(&status.message),
-        );
-    Err(Failure::Status {
-        code,
-        message,
-        retry_after,
-    })
-}
-
-/// The whole body of an answer that comes within `limit`.
-pub(super) async fn whole(
-    client: &Client,
-    request: Request<Vec<u8>>,
-    silence: Duration,
-    limit: Duration,
-) -> Result<Bytes, Failure> {
-    let limit = Instant::now() + limit;
-    let body = send(client, request, Extent::Whole, silence).await?;
-    read(body, MAX_PAGE, silence, limit).await
-}
-
-async fn read(
-    mut body: Body,
-    most: usize,
-    silence: Duration,
-    limit: Instant,
-) -> Result<Bytes, Failure> {
-    let mut bytes = BytesMut::new();
-    while let Some(piece) = next_piece(&mut body, silence, limit).await? {
-        if bytes.len() + piece.len() > most {
-            return Err(Failure::Broken(format!(
-                "the answer is longer than {most} bytes"
-            )));
-        }
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(bytes.freeze())
-}
-
-async fn next_piece(
-    body: &mut Body,
-    silence: Duration,
-    limit: Instant,
-) -> Result<Option<Bytes>, Failure> {
-    let limit = limit.min(Instant::now() + silence);
-    match timeout_at(limit, body.frame()).await {
-        Err(_) => Err(Failure::Silent),
-        Ok(None) => Ok(None),
-        Ok(Some(Ok(frame))) => Ok(Some(frame.into_data().unwrap_or_default())),
-        Ok(Some(Err(error))) => {
-            let text = with_causes("the answer breaks off", &error);
-            Err(Failure::Broken(text))
-        }
-    }
-}
-
-/// A stream of events, one to a line.
+/// A body that is arriving.
 #[derive(Debug)]
-pub(super) struct Lines {
+struct Answer {
+    server: Arc<str>,
     body: Body,
     silence: Duration,
+}
+
+impl Answer {
+    /// The next piece, if it arrives before `limit`; `None` at the end.
+    async fn next(&mut self, limit: Instant) -> Result<Option<Bytes>, RequestError> {
+        let limit = limit.min(Instant::now() + self.silence);
+        match timeout_at(limit, self.body.frame()).await {
+            Err(_) => Err(RequestError::Silent {
+                server: self.server.clone(),
+            }),
+            Ok(None) => Ok(None),
+            Ok(Some(Ok(frame))) => Ok(Some(frame.into_data().unwrap_or_default())),
+            Ok(Some(Err(error))) => {
+                let server = &self.server;
+                let reason = reason(&error);
+                Err(RequestError::Unreadable(format!(
+                    "the answer of the API server at {server} breaks off ({reason})"
+                )))
+            }
+        }
+    }
+
+    async fn read(&mut self, most: usize, limit: Instant) -> Result<Bytes, RequestError> {
+        let mut bytes = BytesMut::new();
+        while let Some(piece) = self.next(limit).await? {
+            if bytes.len() + piece.len() > most {
+                return Err(RequestError::Unreadable(format!(
+                    "the answer is longer than {most} bytes"
+                )));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes.freeze())
+    }
+}
+
+/// A stream of events, one a line.
+#[derive(Debug)]
+pub(super) struct Lines {
+    answer: Answer,
     buffer: BytesMut,
-    /// So much of the buffer holds no end of line.
+    /// How many bytes of the buffer are known to hold no end of line.
     scanned: usize,
 }
 
-/// Opens a watch.
-pub(super) async fn lines(
-    client: &Client,
-    request: Request<Vec<u8>>,
-    extent: Extent,
-    silence: Duration,
-) -> Result<Lines, Failure> {
-    let body = send(client, request, extent, silence).await?;
-    Ok(Lines {
-        body,
-        silence,
-        buffer: BytesMut::new(),
-        scanned: 0,
-    })
-}
-
 impl Lines {
-    /// The next line, if one comes before `limit`; `None` at the end of the stream. A line that the end cuts
-    /// short was never sent, as far as anybody here is concerned.
-    pub(super) async fn next(&mut self, limit: Instant) -> Result<Option<Bytes>, Failure> {
+    /// The next line, if it arrives before `limit`; `None` at the end of the stream. A line that the end cuts short is
+    /// dropped.
+    pub(super) async fn next(&mut self, limit: Instant) -> Result<Option<Bytes>, RequestError> {
         loop {
             let rest = self.buffer.get(self.scanned..).unwrap_or_default();
             if let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
@@ -193,11 +255,11 @@ impl Lines {
             }
             self.scanned = self.buffer.len();
             if self.scanned > MAX_EVENT {
-                return Err(Failure::Broken(format!(
+                return Err(RequestError::Unreadable(format!(
                     "an event is longer than {MAX_EVENT} bytes"
                 )));
             }
-            match next_piece(&mut self.body, self.silence, limit).await? {
+            match self.answer.next(limit).await? {
                 Some(piece) => self.buffer.extend_from_slice(&piece),
                 None => return Ok(None),
             }
@@ -211,22 +273,43 @@ struct Status {
     message: String,
 }
 
-/// Whole seconds; the other form of the header, a date, is not used by API servers.
+/// Whole seconds; API servers do not use the other form of the header, a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }
 
-/// An error with its causes, each said once.
-fn with_causes(what: &str, error: &(dyn Error + 'static)) -> String {
-    let mut text = what.to_owned();
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let words = error.to_string();
+/// In the words of the operating system where the connection failed, otherwise all causes, each once.
+fn reason(error: &(dyn Error + 'static)) -> String {
+    let causes = || anyhow::Chain::new(error);
+    let connection = causes()
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .map(io::Error::kind)
+        .find(|kind| {
+            use ErrorKind::*;
+            matches!(
+                kind,
+                ConnectionRefused
+                    | ConnectionReset
+                    | ConnectionAborted
+                    | HostUnreachable
+                    | NetworkUnreachable
+                    | NetworkDown
+                    | AddrNotAvailable
+                    | TimedOut
+            )
+        });
+    if let Some(kind) = connection {
+        return kind.to_string();
+    }
+    let mut text = String::new();
+    for words in causes().map(ToString::to_string) {
         if !text.contains(&words) {
-            text = format!("{text}: {words}");
+            text = match text.is_empty() {
+                true => words,
+                false => format!("{text}: {words}"),
+            };
         }
-        cause = error.source();
     }
     printable(&text)
 }

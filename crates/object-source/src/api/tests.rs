@@ -88,7 +88,7 @@ async fn a_server_that_refuses_streaming_lists_is_asked_once_and_then_by_pages()
             .view
             .failures(ObjectKind::Service)
             .iter()
-            .all(|error| !error.contains("422"))
+            .all(|error| !error.contains("answered 422"))
     );
 }
 
@@ -218,7 +218,7 @@ async fn service_cidrs_are_optional_and_nothing_else_is() {
             .await;
         assert!(bench.view.resets.contains_key(&ObjectKind::ServiceCidr));
         assert!(bench.view.failures(ObjectKind::ServiceCidr).is_empty());
-        assert!(bench.view.failures(ObjectKind::Node)[0].contains(&absence.to_string()));
+        assert!(bench.view.failures(ObjectKind::Node)[0].contains(&format!("answered {absence}")));
         // The cluster is upgraded, or the role is corrected.
         bench.api.heal();
         bench.until("the node", |view| view.nodes == ["this"]).await;
@@ -262,7 +262,7 @@ async fn a_server_that_is_starting_is_asked_again_soon_and_for_service_cidrs_too
     let streaming = bench.seen(Resource::ServiceCidrs, Verb::Watch);
     assert!(asked.len() + streaming.len() > 8, "{asked:?} {streaming:?}");
     // Refusals are told where nothing goes on without.
-    assert!(bench.view.failures(ObjectKind::Service)[0].contains("403"));
+    assert!(bench.view.failures(ObjectKind::Service)[0].contains("answered 403"));
     assert!(bench.view.failures(ObjectKind::ServiceCidr).is_empty());
 }
 
@@ -279,8 +279,43 @@ async fn a_cancelled_source_ends_whatever_it_waits_for() {
 }
 
 #[tokio::test]
-async fn a_missing_cluster_is_said_in_plain_words() {
+async fn a_missing_kubeconfig_is_named() {
     let missing = std::path::Path::new("/nowhere/kubeconfig");
-    let error = super::client(Some(missing)).await.err().unwrap();
+    let error = super::connect(Some(missing)).await.err().unwrap();
     assert!(format!("{error:#}").contains("/nowhere/kubeconfig"));
+}
+
+#[tokio::test]
+async fn outside_a_pod_the_error_names_the_flags() {
+    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+        return;
+    }
+    let error = super::connect(None).await.err().unwrap().to_string();
+    for part in ["KUBERNETES_SERVICE_HOST", "--kubeconfig", "--manifests"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_outage_names_the_address_the_reason_and_the_pause() {
+    let mut bench = Bench::new();
+    let address = bench.api.address();
+    let client = bench.client().await;
+    drop(bench);
+    let request = http::Request::get("/api/v1/nodes").body(Vec::new());
+    let limits = super::Limits {
+        silence: Duration::from_secs(5),
+        total: Duration::from_secs(5),
+    };
+    let error = client.call(request.unwrap(), limits).await.unwrap_err();
+    let outage = crate::Outage {
+        reason: error.to_string(),
+        retry_after: Duration::from_millis(2040),
+    };
+    assert_eq!(
+        outage.to_string(),
+        format!(
+            "cannot reach the API server at http://{address} (connection refused); retrying in 2.0 s"
+        )
+    );
 }

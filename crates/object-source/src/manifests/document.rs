@@ -11,10 +11,12 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use serde_saphyr::{Location, MessageFormatter, Options, Spanned, UserMessageFormatter};
 use service_model::wire::{self, Interner, Metadata};
-use service_model::{EndpointSlice, Invalid, Node, ObjectKind, ObjectName, Service, ServiceCidr};
+use service_model::{
+    EndpointSlice, Invalid, Node, ObjectKind, ObjectName, Service, ServiceCidr, printable,
+};
 
 use super::line::Lines;
-use crate::Problem;
+use crate::{MAX_TEXT, Problem};
 
 /// Nodes in one document: a list of 100,000 endpoints has about two million. Bounds memory.
 const MAX_NODES: usize = 16_000_000;
@@ -22,8 +24,6 @@ const MAX_NODES: usize = 16_000_000;
 const MAX_REPLAYED: usize = 100_000;
 /// Only so many problems of a file are looked up in it; the others stand at the first line of their object.
 const MAX_PLACED: usize = 100;
-/// Of a foreign text, in a message.
-const MAX_TEXT: usize = 200;
 
 /// An object is known by this.
 pub(super) type Key = (ObjectKind, ObjectName);
@@ -390,19 +390,7 @@ fn join(path: &str, field: &str) -> String {
     }
 }
 
-/// Foreign text in a message: one line, printable, not endless.
+/// Foreign text in a message, on one line.
 fn clamped(text: impl Display) -> String {
-    let text = text.to_string();
-    let mut clamped = String::new();
-    for c in text.chars().take(MAX_TEXT) {
-        match c {
-            '"' | '\'' | '\\' => clamped.push(c),
-            '\n' | '\t' => clamped.push(' '),
-            _ => clamped.extend(c.escape_debug()),
-        }
-    }
-    if text.chars().nth(MAX_TEXT).is_some() {
-        clamped.push('…');
-    }
-    clamped
+    printable(&text.to_string().replace(['\n', '\t'], " "), MAX_TEXT)
 }

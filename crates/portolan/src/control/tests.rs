@@ -108,7 +108,10 @@ fn services_do_not_wait_for_service_cidrs_that_the_server_cannot_list() {
     assert!(!control.reports.status.load().synced);
     control.take(SourceEvent::Connection {
         kind: ObjectKind::ServiceCidr,
-        state: Err("500".into()),
+        state: Err(object_source::Outage {
+            reason: "500".into(),
+            retry_after: Duration::from_secs(1),
+        }),
     });
     control.turn(&[]);
     assert!(control.reports.status.load().synced);

@@ -6,11 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use bytes::Bytes;
-use http_body_util::BodyExt;
-use kube::Client;
-use kube::client::Body;
+use anyhow::Context;
+use object_source::api::{ApiClient, Limits};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -20,7 +17,10 @@ use super::condition::{Condition, Decision, Verdict, decide};
 
 /// Between two attempts, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-const TIMEOUT: Duration = Duration::from_secs(5);
+const LIMITS: Limits = Limits {
+    silence: Duration::from_secs(5),
+    total: Duration::from_secs(5),
+};
 
 /// What is to be known of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub(super) struct Publication {
 
 /// Publishes until cancelled.
 pub(super) async fn run(
-    client: Client,
+    client: ApiClient,
     node: String,
     set_condition: bool,
     mut wanted: watch::Receiver<Publication>,
@@ -80,7 +80,7 @@ pub(super) async fn run(
 }
 
 async fn publish(
-    client: &Client,
+    client: &ApiClient,
     node: &str,
     wish: &Publication,
     verdict: Option<Verdict>,
@@ -105,7 +105,7 @@ async fn publish(
         match decide(&found, verdict, &now) {
             Decision::Leave => {}
             Decision::Foreign(reason) => tracing::info!(
-                reason = printable(&reason),
+                reason = service_model::printable(&reason, 200),
                 "the condition NetworkUnavailable is somebody else's: left alone"
             ),
             Decision::Set(condition) => {
@@ -120,7 +120,7 @@ async fn publish(
     Ok(())
 }
 
-async fn conditions(client: &Client, node: &str) -> anyhow::Result<Vec<Condition>> {
+async fn conditions(client: &ApiClient, node: &str) -> anyhow::Result<Vec<Condition>> {
     #[derive(Deserialize)]
     struct Node {
         #[serde(default)]
@@ -131,62 +131,20 @@ async fn conditions(client: &Client, node: &str) -> anyhow::Result<Vec<Condition
         #[serde(default)]
         conditions: Option<Vec<Condition>>,
     }
-    let request = http::Request::get(format!("/api/v1/nodes/{node}"));
-    let answer = ask(client, request, Vec::new()).await?;
+    let request = http::Request::get(format!("/api/v1/nodes/{node}")).body(Vec::new())?;
+    let answer = client.call(request, LIMITS).await?;
     let node: Node = serde_json::from_slice(&answer).context("the answer is no Node")?;
     Ok(node.status.conditions.unwrap_or_default())
 }
 
-async fn patch_status(client: &Client, node: &str, patch: &Value) -> anyhow::Result<()> {
+async fn patch_status(client: &ApiClient, node: &str, patch: &Value) -> anyhow::Result<()> {
     let request =
-        http::Request::patch(format!("/api/v1/nodes/{node}/status?fieldManager=portolan")).header(
-            http::header::CONTENT_TYPE,
-            "application/strategic-merge-patch+json",
-        );
-    ask(client, request, serde_json::to_vec(patch)?)
-        .await
-        .map(drop)
-}
-
-async fn ask(
-    client: &Client,
-    request: http::request::Builder,
-    body: Vec<u8>,
-) -> anyhow::Result<Bytes> {
-    let request = request
-        .header(
-            http::header::USER_AGENT,
-            concat!("portolan/", env!("CARGO_PKG_VERSION")),
-        )
-        .body(Body::from(body))?;
-    let answer = async {
-        let response = client.send(request).await?;
-        let status = response.status();
-        let body = response
-            .into_body()
-            .collect()
-            .await
-            .map(http_body_util::Collected::to_bytes)?;
-        anyhow::Ok((status, body))
-    };
-    let (status, body) = tokio::time::timeout(TIMEOUT, answer)
-        .await
-        .context("the API server is silent")??;
-    if !status.is_success() {
-        let message = serde_json::from_slice::<Value>(&body).ok();
-        let message = message
-            .as_ref()
-            .and_then(|m| m["message"].as_str())
-            .unwrap_or_default();
-        bail!("the API server answers {status}: {}", printable(message));
-    }
-    Ok(body)
-}
-
-/// Foreign text as it may be logged.
-fn printable(text: &str) -> String {
-    text.chars()
-        .take(200)
-        .flat_map(char::escape_debug)
-        .collect()
+        http::Request::patch(format!("/api/v1/nodes/{node}/status?fieldManager=portolan"))
+            .header(
+                http::header::CONTENT_TYPE,
+                "application/strategic-merge-patch+json",
+            )
+            .body(serde_json::to_vec(patch)?)?;
+    client.call(request, LIMITS).await?;
+    Ok(())
 }

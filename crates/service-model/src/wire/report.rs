@@ -71,24 +71,10 @@ impl Report {
 
 /// A foreign value in quotes: at most 64 characters of it, control and invisible characters escaped.
 pub(super) fn quoted(value: &str) -> String {
-    format!("\"{}\"", clamped(value, MAX_VALUE))
+    format!("\"{}\"", crate::printable(value, MAX_VALUE))
 }
 
 /// A foreign name as it may be printed; what Kubernetes allows comes out unchanged.
 pub(super) fn printable(name: &str) -> String {
-    clamped(name, MAX_PRINTED_NAME)
-}
-
-fn clamped(value: &str, max: usize) -> String {
-    let mut text: String = value
-        .chars()
-        .take(max + 1)
-        .flat_map(char::escape_debug)
-        .take(max + 1)
-        .collect();
-    if let Some((end, _)) = text.char_indices().nth(max) {
-        text.truncate(end);
-        text.push('…');
-    }
-    text
+    crate::printable(name, MAX_PRINTED_NAME)
 }

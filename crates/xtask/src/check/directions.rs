@@ -25,7 +25,6 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "net-types",
             "vxlan-overlay",
             "object-source",
-            "kube",
             "rtnetlink",
             "tokio",
         ],

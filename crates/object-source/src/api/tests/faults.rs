@@ -8,7 +8,8 @@ use lab::fake_api::{Fault, GoneAs, Injection, Resource, StreamingList, Verb};
 use service_model::ObjectKind;
 
 use super::harness::{Bench, quick, service, watches};
-use crate::api::{ApiConfig, request};
+use crate::api::request::Extent;
+use crate::api::{ApiConfig, Limits};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -25,19 +26,18 @@ async fn list_length(bench: &mut Bench, mode: StreamingList) -> usize {
     let path = Request::new(Resource::Services.path());
     if mode == StreamingList::Refused {
         let request = path.list(&ListParams::default()).unwrap();
-        return request::whole(&client, request, limit, limit)
-            .await
-            .unwrap()
-            .len();
+        let limits = Limits {
+            silence: limit,
+            total: limit,
+        };
+        return client.call(request, limits).await.unwrap().len();
     }
     let parameters = WatchParams {
         send_initial_events: true,
         ..WatchParams::default()
     };
     let request = path.watch(&parameters, "").unwrap();
-    let mut lines = request::lines(&client, request, request::Extent::Whole, limit)
-        .await
-        .unwrap();
+    let mut lines = client.lines(request, Extent::Whole, limit).await.unwrap();
     let mut length = 0;
     loop {
         let line = lines
@@ -260,7 +260,7 @@ async fn retry_after_is_honoured() {
         bench
             .until("the list", |view| view.services.len() == NAMES.len())
             .await;
-        assert!(bench.view.failures(ObjectKind::Service)[0].contains(&code.to_string()));
+        assert!(bench.view.failures(ObjectKind::Service)[0].contains(&format!("answered {code}")));
         let all = bench.api.seen();
         let mut asked = all
             .iter()
@@ -395,7 +395,7 @@ async fn a_restore_behind_our_back_is_found_when_the_watch_is_renewed() {
         .unwrap();
     let config = ApiConfig {
         watch_seconds: 1..=1,
-        check_every: Duration::ZERO,
+        verify_every: Duration::ZERO,
         ..quick()
     };
     bench.start(config).await;
@@ -515,7 +515,7 @@ async fn credentials_that_are_refused_are_tried_again() {
         .until("the complaint", |view| {
             view.failures(ObjectKind::Service)
                 .iter()
-                .any(|e| e.contains("401"))
+                .any(|e| e.contains("answered 401"))
         })
         .await;
     bench.api.require_token(None);

@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, ApiConfig};
-use crate::{Events, Problem, SourceEvent};
+use crate::api::{self, ApiClient, ApiConfig};
+use crate::{Events, Outage, Problem, SourceEvent};
 
 /// Times for tests: nothing waits longer than a blink.
 pub(super) fn quick() -> ApiConfig {
@@ -56,7 +56,7 @@ pub(super) struct View {
     /// Services that the last `Reset` called invalid.
     pub(super) invalid: Vec<String>,
     pub(super) problems: Vec<Problem>,
-    pub(super) connections: Vec<(ObjectKind, Result<(), String>)>,
+    pub(super) connections: Vec<(ObjectKind, Result<(), Outage>)>,
     /// Services that were applied (true) and deleted, as they came.
     pub(super) changes: Vec<(String, bool)>,
     /// Service names of each `Reset`, as they came.
@@ -134,7 +134,8 @@ impl View {
     /// What was said to be wrong with the watch of a kind.
     pub(super) fn failures(&self, kind: ObjectKind) -> Vec<&String> {
         let of = self.connections.iter().filter(|(found, _)| *found == kind);
-        of.filter_map(|(_, state)| state.as_ref().err()).collect()
+        of.filter_map(|(_, state)| Some(&state.as_ref().err()?.reason))
+            .collect()
     }
 }
 
@@ -165,7 +166,7 @@ fn sum<T>(names: &mut BTreeSet<String>, event: ObjectEvent<T>, name: fn(&T) -> &
 pub(super) struct Bench {
     pub(super) api: FakeApi,
     pub(super) view: View,
-    client: Option<kube::Client>,
+    client: Option<ApiClient>,
     running: Option<(Events, JoinHandle<()>, CancellationToken)>,
 }
 
@@ -186,12 +187,12 @@ impl Bench {
     }
 
     /// A client from a kubeconfig, as an operator would have it.
-    pub(super) async fn client(&mut self) -> kube::Client {
+    pub(super) async fn client(&mut self) -> ApiClient {
         if self.client.is_none() {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("kubeconfig");
             self.api.kubeconfig(&path).unwrap();
-            self.client = Some(api::client(Some(&path)).await.unwrap().client);
+            self.client = Some(api::connect(Some(&path)).await.unwrap().reader);
         }
         self.client.clone().unwrap()
     }

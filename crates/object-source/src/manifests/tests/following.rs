@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::super::{SourceEvent, TICK, read, run};
 use super::{config, service};
-use crate::{Events, Problem};
+use crate::{Events, Outage, Problem};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -25,7 +25,7 @@ struct Follower {
     slices: BTreeSet<String>,
     listed: BTreeSet<ObjectKind>,
     problems: BTreeMap<String, Vec<Problem>>,
-    connected: Option<Result<(), String>>,
+    connected: Option<Result<(), Outage>>,
     deleted: Vec<String>,
     _stop: DropGuard,
 }
@@ -324,7 +324,7 @@ async fn a_folder_that_goes_keeps_serving_and_is_followed_again_when_it_returns(
     follower
         .until(
             "word of it",
-            |f| matches!(&f.connected, Some(Err(why)) if why.contains("manifests")),
+            |f| matches!(&f.connected, Some(Err(why)) if why.reason.contains("manifests")),
         )
         .await;
     assert_eq!(follower.port("web"), Some(80));

@@ -1,0 +1,293 @@
+//! The link between one collection of the API server and the reader of its events: requests, decoding, delivery.
+//!
+//! Leaves to `follow` when to ask, and what an error means. Invariant: a list is delivered as one `Reset`, complete or not
+//! at all.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kube::core::Request;
+use kube::core::params::{GetParams, ListParams, WatchParams};
+use rand::Rng;
+use service_model::wire::{Interner, Object};
+use service_model::{ObjectEvent, ObjectName};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::ApiConfig;
+use super::decode::{self, Decoded, Event, is_behind};
+use super::gathered::{Gathered, Pages};
+use super::outline::Outlines;
+use super::position::{Position, Stop};
+use super::request::{ApiClient, Extent, Limits, Lines, RequestError};
+use crate::{Problem, SourceEvent};
+
+/// A server that does not end a watch when asked to gets this much longer.
+const OVERTIME: Duration = Duration::from_secs(10);
+
+/// A collection to watch.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) path: &'static str,
+    pub(super) label_selector: Option<String>,
+    pub(super) field_selector: Option<String>,
+    /// Old servers lack the kind, and a role may not include it: then it counts as empty.
+    pub(super) optional: bool,
+}
+
+/// An open watch.
+pub(super) struct Watch {
+    lines: Lines,
+    pub(super) opened: Instant,
+    /// When it ends at the latest.
+    until: Instant,
+}
+
+/// See the module.
+pub(super) struct Link<O: Object> {
+    pub(super) client: ApiClient,
+    pub(super) target: Target,
+    pub(super) config: ApiConfig,
+    pub(super) wrap: fn(ObjectEvent<O::Model>) -> SourceEvent,
+    pub(super) events: mpsc::Sender<SourceEvent>,
+    pub(super) interner: Interner,
+    /// Of objects whose watch brings metadata only.
+    pub(super) outlines: Option<Outlines<O::Model>>,
+}
+
+impl<O: Object> Link<O> {
+    pub(super) fn watches_metadata(&self) -> bool {
+        self.outlines.is_some()
+    }
+
+    /// Begins a streaming list, which goes on as a watch.
+    pub(super) async fn streaming_list(&self) -> Result<Watch, Stop> {
+        self.open("", true, Extent::Whole).await
+    }
+
+    /// Reads one event of a streaming list; the version of the list with its last event.
+    pub(super) async fn next_initial_event(
+        &mut self,
+        gathered: &mut Gathered<O::Model>,
+        watch: &mut Watch,
+    ) -> Result<Option<String>, Stop> {
+        let limit = watch.until.min(watch.opened + self.config.list_limit);
+        let Some(line) = watch.lines.next(limit).await? else {
+            return Err(unreadable("the list breaks off before its end"));
+        };
+        match decode::event::<O>(&line, &mut self.interner).map_err(unreadable)? {
+            Event::Applied(object) => gathered.add(object),
+            Event::Deleted { name, .. } => gathered.remove(&name),
+            Event::Bookmark {
+                version,
+                initial_events_end: true,
+            } => return checked(version).map(Some),
+            Event::Error { code, message } => return Err(self.error_event(code, message)),
+            Event::Bookmark { .. } | Event::Unknown => {}
+        }
+        Ok(None)
+    }
+
+    /// Reads one page of a list; the version of the list with its last page.
+    pub(super) async fn next_page(
+        &mut self,
+        pages: &mut Pages<O::Model>,
+    ) -> Result<Option<String>, Stop> {
+        let token = pages.continue_token.take();
+        let answer = self.list(self.config.page_size, token).await?;
+        let page = decode::page(&answer).map_err(unreadable)?;
+        for item in page.items {
+            let object = decode::object::<O>(item.get(), &mut self.interner);
+            pages.gathered.add(object);
+        }
+        let version = pages.version.get_or_insert(page.version);
+        if page.next.is_none() {
+            return checked(std::mem::take(version)).map(Some);
+        }
+        pages.continue_token = page.next;
+        Ok(None)
+    }
+
+    /// Delivers a complete list.
+    pub(super) async fn deliver(&mut self, gathered: Gathered<O::Model>) -> Result<(), Stop> {
+        let (objects, invalid, problems) = gathered.finish();
+        if let Some(outlines) = &mut self.outlines {
+            outlines.reset(objects.iter().map(Arc::as_ref));
+        }
+        let reset = ObjectEvent::Reset { objects, invalid };
+        self.send((self.wrap)(reset)).await?;
+        self.send_problems(problems).await
+    }
+
+    /// Makes sure that the server is not behind `version`.
+    pub(super) async fn verify(&self, version: &str) -> Result<(), Stop> {
+        // One object is enough to learn the version, and a list without a version is never served stale.
+        let answer = self.list(1, None).await?;
+        let page = decode::page(&answer).map_err(unreadable)?;
+        match is_behind(&page.version, version) {
+            true => Err(Stop::Lost("the server's version is behind ours")),
+            false => Ok(()),
+        }
+    }
+
+    /// Opens a watch from `version`.
+    pub(super) async fn watch(&self, version: &str) -> Result<Watch, Stop> {
+        let extent = match self.outlines {
+            Some(_) => Extent::Metadata,
+            None => Extent::Whole,
+        };
+        self.open(version, false, extent).await
+    }
+
+    /// Delivers one event of a watch.
+    pub(super) async fn next_event(
+        &mut self,
+        position: &mut Position,
+        watch: &mut Watch,
+    ) -> Result<(), Stop> {
+        let line = match watch.lines.next(watch.until).await {
+            Ok(Some(line)) => line,
+            Ok(None) => return Err(Stop::Ended),
+            Err(RequestError::Silent { .. }) => return Err(Stop::Quiet),
+            Err(error) => return Err(error.into()),
+        };
+        match decode::event::<O>(&line, &mut self.interner).map_err(unreadable)? {
+            Event::Applied(object) => self.apply(object, position).await,
+            Event::Deleted { name, version } => {
+                position.advance(version)?;
+                if let Some(outlines) = &mut self.outlines {
+                    outlines.forget(&name);
+                }
+                self.send((self.wrap)(ObjectEvent::Delete(name))).await
+            }
+            Event::Bookmark { version, .. } => position.advance(version),
+            Event::Error { code, message } => Err(self.error_event(code, message)),
+            Event::Unknown => Ok(()),
+        }
+    }
+
+    async fn apply(
+        &mut self,
+        object: Decoded<O::Model>,
+        position: &mut Position,
+    ) -> Result<(), Stop> {
+        let version = object.version.clone();
+        // Before the version is taken: if reading fails, the event must come again.
+        let object = match (&self.outlines, &object.model) {
+            (Some(_), Some(outline)) => self.read(&object.name, outline).await?,
+            _ => Some(object),
+        };
+        position.advance(version)?;
+        let Some(object) = object else {
+            return Ok(());
+        };
+        if let Some(model) = object.model {
+            self.send((self.wrap)(ObjectEvent::Apply(model))).await?;
+        }
+        self.send_problems(object.problems).await
+    }
+
+    /// Reads the whole object, unless its metadata (`outline`) say that it is as delivered, or it is gone.
+    async fn read(
+        &mut self,
+        name: &ObjectName,
+        outline: &O::Model,
+    ) -> Result<Option<Decoded<O::Model>>, Stop> {
+        let Some(outlines) = self.outlines.as_mut().filter(|o| !o.suffices(outline)) else {
+            return Ok(None);
+        };
+        let request = Request::new(self.target.path)
+            .get(&name.name, &GetParams::default())
+            .map_err(|error| unreadable(error.to_string()))?;
+        let answer = match self.client.call(request, limits(&self.config)).await {
+            Ok(answer) => answer,
+            // The DELETED event will follow.
+            Err(RequestError::Status { code: 404, .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let text = std::str::from_utf8(&answer).map_err(|error| unreadable(error.to_string()))?;
+        let object = decode::object::<O>(text, &mut self.interner);
+        match &object.model {
+            Some(model) => outlines.delivered(model),
+            None => outlines.forget(name),
+        }
+        Ok(Some(object))
+    }
+
+    async fn open(
+        &self,
+        version: &str,
+        initial_events: bool,
+        extent: Extent,
+    ) -> Result<Watch, Stop> {
+        let seconds = rand::rng().random_range(self.config.watch_seconds.clone());
+        let parameters = WatchParams {
+            label_selector: self.target.label_selector.clone(),
+            field_selector: self.target.field_selector.clone(),
+            timeout: Some(seconds),
+            bookmarks: true,
+            send_initial_events: initial_events,
+        };
+        let request = Request::new(self.target.path)
+            .watch(&parameters, version)
+            .map_err(|error| unreadable(error.to_string()))?;
+        let opened = Instant::now();
+        let lines = self
+            .client
+            .lines(request, extent, self.config.silence)
+            .await?;
+        Ok(Watch {
+            lines,
+            opened,
+            until: opened + Duration::from_secs(seconds.into()) + OVERTIME,
+        })
+    }
+
+    async fn list(&self, limit: u32, continue_token: Option<String>) -> Result<Bytes, Stop> {
+        let parameters = ListParams {
+            label_selector: self.target.label_selector.clone(),
+            field_selector: self.target.field_selector.clone(),
+            limit: Some(limit),
+            continue_token,
+            ..ListParams::default()
+        };
+        let request = Request::new(self.target.path)
+            .list(&parameters)
+            .map_err(|error| unreadable(error.to_string()))?;
+        Ok(self.client.call(request, limits(&self.config)).await?)
+    }
+
+    async fn send_problems(&self, problems: Vec<Problem>) -> Result<(), Stop> {
+        for problem in problems {
+            self.send(SourceEvent::Problem(problem)).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn send(&self, event: SourceEvent) -> Result<(), Stop> {
+        self.events.send(event).await.map_err(|_| Stop::Closed)
+    }
+
+    fn error_event(&self, code: u16, message: String) -> Stop {
+        self.client.error_event(code, message).into()
+    }
+}
+
+fn limits(config: &ApiConfig) -> Limits {
+    Limits {
+        silence: config.silence,
+        total: config.list_limit,
+    }
+}
+
+fn checked(version: String) -> Result<String, Stop> {
+    match version.is_empty() {
+        true => Err(unreadable("the list has no version")),
+        false => Ok(version),
+    }
+}
+
+fn unreadable(message: impl Into<String>) -> Stop {
+    Stop::Failed(RequestError::Unreadable(message.into()))
+}

@@ -1,0 +1,63 @@
+//! Where a watch resumes from, and why a step of it does not succeed.
+
+use tokio::time::Instant;
+
+use super::decode::is_behind;
+use super::request::RequestError;
+
+/// The version up to which everything is delivered.
+pub(super) struct Position {
+    pub(super) version: String,
+    /// When the server's version was last seen not to be behind ours; `None` after trouble.
+    pub(super) verified: Option<Instant>,
+}
+
+impl Position {
+    /// After a complete list.
+    pub(super) fn listed(version: String) -> Self {
+        Position {
+            version,
+            verified: Some(Instant::now()),
+        }
+    }
+
+    /// Takes the version of an event. Within a kind versions only grow; a smaller one means that the server's history is not
+    /// the one we know.
+    pub(super) fn advance(&mut self, version: String) -> Result<(), Stop> {
+        if version.is_empty() {
+            return Err(Stop::Lost("an event has no version"));
+        }
+        let are_numbers = version.parse::<u64>().is_ok() && self.version.parse::<u64>().is_ok();
+        if are_numbers && is_behind(&version, &self.version) {
+            return Err(Stop::Lost("an event's version is behind ours"));
+        }
+        self.version = version;
+        Ok(())
+    }
+}
+
+/// Why a step did not succeed.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The receiver of events is gone.
+    Closed,
+    /// The server ended the watch, as it does now and then.
+    Ended,
+    /// The watch is silent: its connection may be dead, or there are no changes.
+    Quiet,
+    /// The version cannot be resumed from (410), or the server is behind it.
+    Lost(&'static str),
+    /// The request failed.
+    Failed(RequestError),
+}
+
+impl From<RequestError> for Stop {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Status { code: 410, .. } => {
+                Stop::Lost("the server has forgotten our version")
+            }
+            error => Stop::Failed(error),
+        }
+    }
+}
