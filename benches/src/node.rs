@@ -144,7 +144,8 @@ impl<B: Backend> Node<B> {
         let updates: Vec<Update> = dirty
             .into_iter()
             .map(|service| {
-                let intent = self.index.plan(&service, &self.facts).map(Arc::new);
+                let plan = self.index.plan(&service, &self.facts);
+                let intent = plan.map(|plan| plan.intent.into());
                 Update { service, intent }
             })
             .collect();

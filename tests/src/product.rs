@@ -146,6 +146,6 @@ pub fn contents(cluster: &Cluster, node: &cluster::Node) -> [TableContents; 2] {
 pub fn planned(index: &Index, facts: &NodeFacts) -> [TableContents; 2] {
     let intents = index
         .service_names()
-        .filter_map(|name| index.plan(name, facts));
+        .filter_map(|name| Some(index.plan(name, facts)?.intent));
     service_dataplane::contents(facts, intents)
 }

@@ -189,7 +189,10 @@ impl Daemon {
 
     fn plan(&self, names: impl IntoIterator<Item = ObjectName>, facts: &NodeFacts) -> Vec<Update> {
         let update = |service: ObjectName| Update {
-            intent: self.index.plan(&service, facts).map(Arc::new),
+            intent: self
+                .index
+                .plan(&service, facts)
+                .map(|plan| plan.intent.into()),
             service,
         };
         names.into_iter().map(update).collect()

@@ -116,7 +116,7 @@ fn a_restart_with_nothing_changed_sends_nothing_but_the_adoption_of_owned_tables
         let (index, facts) = (product::index(&cluster), product::facts(&cluster, node));
         let intents = index
             .service_names()
-            .filter_map(|name| index.plan(name, &facts));
+            .filter_map(|name| Some(index.plan(name, &facts)?.intent));
         let updates: Vec<Update> = intents.map(Update::from).collect();
         Namespace::new("restart")?.run(move || {
             let mut first = Dataplane::new(kernel(owner)?, facts.clone());

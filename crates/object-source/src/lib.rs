@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use service_model::{
     EndpointSlice, Invalid, Node, ObjectEvent, ObjectKind, ObjectName, Service, ServiceCidr,
-    printable,
 };
 
 pub mod api;
@@ -34,14 +33,9 @@ pub enum SourceEvent {
     ServiceCidr(ObjectEvent<ServiceCidr>),
     /// An object or part of it cannot be used; its last good version keeps serving.
     Problem(Problem),
-    /// The problems of this object are solved although the object itself did not change. (An object that is applied or deleted
-    /// takes its problems back without this.)
-    Solved {
-        /// As in the problem.
-        kind: ObjectKind,
-        /// As in the problem.
-        object: ObjectName,
-    },
+    /// The subject has no problem any more, though no object was applied or deleted. (An object that is applied or
+    /// deleted has none of its earlier problems any more, without this.)
+    Solved(Subject),
     /// Whether a kind is being watched, for health and metrics.
     Connection {
         /// The kind.
@@ -67,52 +61,95 @@ impl fmt::Display for Outage {
     }
 }
 
-/// Something in the watched objects that cannot be used.
+/// Something in the watched objects, or in a manifest file, that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// File and line (from 1; 0 for the file as a whole), where the source has them.
-    pub place: Option<(PathBuf, usize)>,
-    /// Object, field and reason.
-    pub invalid: Invalid,
-    /// The whole object is skipped, not a part of it.
-    pub whole_object: bool,
+pub enum Problem {
+    /// A file, or a document in it. Which objects it should have held is not known.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Line from 1; 0 for the file as a whole.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A whole object: its last good version keeps serving.
+    Object {
+        /// File and line, where the source has them.
+        at: Option<(PathBuf, usize)>,
+        /// Object, field and reason.
+        invalid: Invalid,
+    },
+    /// A field of an object, which serves without it.
+    Field {
+        /// File and line, where the source has them.
+        at: Option<(PathBuf, usize)>,
+        /// Object, field and reason.
+        invalid: Invalid,
+    },
+}
+
+/// What a [`Problem`] is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Subject {
+    /// A manifest file.
+    File(PathBuf),
+    /// An object.
+    Object(ObjectKind, ObjectName),
 }
 
 impl Problem {
-    /// About a manifest file instead of an object in it. Its `invalid` has no field, and the file's name in the
-    /// place of a Service's, without a namespace: no Service is called so.
-    pub fn of_file(path: PathBuf, line: usize, reason: String) -> Self {
-        let file = path
-            .file_name()
-            .unwrap_or(path.as_os_str())
-            .to_string_lossy();
-        let object = ObjectName::new("", printable(&file, MAX_TEXT));
-        let invalid = Invalid {
-            kind: ObjectKind::Service,
-            object,
-            field: String::new(),
-            reason,
-        };
-        Problem {
-            place: Some((path, line)),
-            invalid,
-            whole_object: true,
+    /// What it is about.
+    pub fn subject(&self) -> Subject {
+        match self {
+            Problem::File { path, .. } => Subject::File(path.clone()),
+            Problem::Object { invalid, .. } | Problem::Field { invalid, .. } => {
+                Subject::Object(invalid.kind, invalid.object.clone())
+            }
         }
+    }
+
+    /// Object, field and reason, if it is about an object.
+    pub fn invalid(&self) -> Option<&Invalid> {
+        match self {
+            Problem::File { .. } => None,
+            Problem::Object { invalid, .. } | Problem::Field { invalid, .. } => Some(invalid),
+        }
+    }
+
+    /// Whether nothing of its subject can be used.
+    pub fn is_whole(&self) -> bool {
+        !matches!(self, Problem::Field { .. })
+    }
+
+    /// The same without file and line of an object and without the line in a file: an edit elsewhere moves them.
+    #[must_use]
+    pub fn without_place(mut self) -> Problem {
+        match &mut self {
+            Problem::File { line, .. } => *line = 0,
+            Problem::Object { at, .. } | Problem::Field { at, .. } => *at = None,
+        }
+        self
     }
 }
 
 impl fmt::Display for Problem {
     /// `"web.yaml":7: Service default/web: spec.ports[0].port: ...`, with the file name escaped.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
+        let place = match self {
+            Problem::File { path, line, .. } => Some((path, *line)),
+            Problem::Object { at, .. } | Problem::Field { at, .. } => {
+                at.as_ref().map(|(path, line)| (path, *line))
+            }
+        };
+        match place {
             Some((path, 0)) => write!(f, "{path:?}: ")?,
             Some((path, line)) => write!(f, "{path:?}:{line}: ")?,
             None => {}
         }
-        if self.invalid.field.is_empty() {
-            f.write_str(&self.invalid.reason)
-        } else {
-            self.invalid.fmt(f)
+        match self {
+            Problem::File { reason, .. } => f.write_str(reason),
+            Problem::Object { invalid, .. } | Problem::Field { invalid, .. } => invalid.fmt(f),
         }
     }
 }

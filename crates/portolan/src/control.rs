@@ -11,9 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use nft::{Backend, Feature, Features, Kernel, KernelConfig, Monitor, Notice};
 use service_dataplane::{Claim, Dataplane, Outcome, SyncError, layout};
-use service_model::{
-    Family, Invalid, NodeConfig, NodeFacts, NodePortAddress, ObjectEvent, ObjectKind, Place,
-};
+use service_model::{Family, Invalid, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, Place};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -102,13 +100,8 @@ pub async fn run(
     );
     let (forget, mut to_forget) = mpsc::unbounded_channel();
     let cleaner = Cleaner::start(reports.metrics.clone(), forget)?;
-    // A range of loopback addresses asks for what the key word does.
-    let asks_for_loopback = |item: &NodePortAddress| match item {
-        NodePortAddress::Localhost => true,
-        NodePortAddress::Cidr(range) => range.addr().is_loopback(),
-        NodePortAddress::Primary | NodePortAddress::All => false,
-    };
-    let on_loopback = config.node.nodeport_addresses.iter().any(asks_for_loopback);
+    let mut families = Family::ALL.into_iter();
+    let on_loopback = families.any(|family| config.node.covers_loopback(family));
     let mut control = Control::new(config.node, kernel, reports);
     control.loopback = on_loopback.then(|| localhost::start(&config.relays, cancel.clone()));
     control.health_checks = Some(config.health_checks);
@@ -274,7 +267,7 @@ impl<B: Backend> Control<B> {
                 self.news
                     .heard(ObjectKind::ServiceCidr, event, |cidr| &cidr.name);
             }
-            SourceEvent::Solved { kind, object } => self.news.solved(*kind, object),
+            SourceEvent::Solved(subject) => self.news.solved(subject),
         }
         self.view.take(event);
         if self.pending_since.is_none() && self.wants_commit() {
@@ -286,7 +279,9 @@ impl<B: Backend> Control<B> {
         if self.news.is_news(problem) {
             report(problem);
         }
-        self.reports.metrics.problem(problem.invalid.kind);
+        if let Some(invalid) = problem.invalid() {
+            self.reports.metrics.problem(invalid.kind);
+        }
     }
 
     /// Somebody else changed our tables, or may have. What the last comparison has seen is no reason for another, which
@@ -358,7 +353,7 @@ impl<B: Backend> Control<B> {
         let start = Instant::now();
         let facts = self.facts();
         let refresh = facts != *self.dataplane.facts();
-        let updates = self.view.updates(&facts, refresh);
+        let (updates, ignored) = self.view.updates(&facts, refresh);
         let planned = updates.len();
         if let Some(loopback) = &mut self.loopback {
             loopback.announce(&updates);
@@ -368,15 +363,8 @@ impl<B: Backend> Control<B> {
             health_checks.plan(&updates);
         }
         self.reports.metrics.planned(planned);
-        let left_out = updates
-            .iter()
-            .flat_map(|update| self.view.left_out(&update.service, &facts));
-        for invalid in left_out.collect::<Vec<Invalid>>() {
-            self.report(&Problem {
-                place: None,
-                invalid,
-                whole_object: false,
-            });
+        for invalid in ignored {
+            self.report(&Problem::Field { at: None, invalid });
         }
         let result = if self.failed && updates.is_empty() && !refresh {
             self.dataplane.repair()
@@ -492,7 +480,11 @@ impl<B: Backend> Control<B> {
             pending_since: self.pending_since,
             in_step_at: self.in_step_at,
             node_eligible: self.view.node_is_eligible(),
-            invalid: self.view.invalid().cloned().collect(),
+            invalid: self
+                .view
+                .invalid()
+                .map(|(kind, name)| (kind, name.clone()))
+                .collect(),
             quarantined: self.dataplane.quarantine().keys().cloned().collect(),
             services,
             endpoints,
@@ -524,22 +516,22 @@ fn frontend(claim: &Claim) -> String {
 }
 
 fn report(problem: &Problem) {
-    let consequence = if problem.whole_object {
-        "the object is ignored, and an earlier valid version keeps serving"
-    } else {
-        "the rest of the object is served"
+    let consequence = match problem {
+        Problem::File { .. } => "earlier valid versions of its objects keep serving",
+        Problem::Object { .. } => {
+            "the object is ignored, and an earlier valid version keeps serving"
+        }
+        Problem::Field { .. } => "the rest of the object is served",
     };
-    let Invalid {
-        kind,
-        object,
-        field,
-        ..
-    } = &problem.invalid;
-    if field.is_empty() {
-        // About a file: which objects it should have held, nobody knows.
-        tracing::error!("{problem}; {consequence}");
-    } else {
-        tracing::error!(%kind, %object, field, "{problem}; {consequence}");
+    match problem.invalid() {
+        // Which objects the file should hold is unknown.
+        None => tracing::error!("{problem}; {consequence}"),
+        Some(Invalid {
+            kind,
+            object,
+            field,
+            ..
+        }) => tracing::error!(%kind, %object, field, "{problem}; {consequence}"),
     }
 }
 

@@ -114,15 +114,15 @@ impl View {
         )
         .with_api_servers(self.index.api_servers());
         let names: Vec<ObjectName> = self.index.service_names().cloned().collect();
-        let left_out = names
-            .iter()
-            .flat_map(|name| self.index.left_out(name, &facts));
-        self.problems
-            .extend(left_out.map(|invalid| invalid.to_string()));
-        let intents: Vec<_> = names
+        let mut intents = Vec::with_capacity(names.len());
+        for plan in names
             .iter()
             .filter_map(|name| self.index.plan(name, &facts))
-            .collect();
+        {
+            let ignored = plan.ignored.iter().map(ToString::to_string);
+            self.problems.extend(ignored);
+            intents.push(plan.intent);
+        }
         service_dataplane::contents(&facts, intents)
     }
 }

@@ -45,6 +45,25 @@ pub enum NodePortAddress {
     Cidr(IpNet),
 }
 
+impl NodePortAddress {
+    /// Whether the item asks for node ports on loopback addresses of `family`: by keyword, or by a range that overlaps
+    /// with them (kube-proxy's rule). A range of all addresses is [`NodePortAddress::All`], which excepts loopback.
+    pub fn covers_loopback(&self, family: Family) -> bool {
+        let first: IpAddr = match family {
+            Family::Ip => Ipv4Addr::new(127, 0, 0, 0).into(),
+            Family::Ip6 => Ipv6Addr::LOCALHOST.into(),
+        };
+        match self {
+            NodePortAddress::Localhost => true,
+            NodePortAddress::Cidr(range) => {
+                let overlaps = range.contains(&first) || range.network().is_loopback();
+                overlaps && range.prefix_len() > 0 && Family::of(range.addr()) == family
+            }
+            NodePortAddress::Primary | NodePortAddress::All => false,
+        }
+    }
+}
+
 /// What the operator asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
@@ -92,6 +111,12 @@ impl NodeConfig {
         list.iter().any(is_all) || (!list.is_empty() && list.iter().all(is_other))
     }
 
+    /// Whether node ports are asked for on loopback addresses of a family.
+    pub fn covers_loopback(&self, family: Family) -> bool {
+        let mut items = self.nodeport_addresses.iter();
+        items.any(|item| item.covers_loopback(family))
+    }
+
     /// Where sockets listen that stand beside node ports, sorted: the unspecified address where node ports are
     /// everywhere, else the node addresses (of [`NodeFacts`]) that serve them, and loopback where that is asked for.
     pub fn listening_addresses(&self, node_addresses: &[IpAddr]) -> Vec<IpAddr> {
@@ -107,12 +132,7 @@ impl NodeConfig {
             }
             let of_family = |a: &&IpAddr| Family::of(**a) == family;
             addresses.extend(node_addresses.iter().filter(of_family));
-            let asks_for_loopback = |item: &NodePortAddress| match item {
-                NodePortAddress::Localhost => true,
-                NodePortAddress::Cidr(range) => range.contains(&loopback),
-                NodePortAddress::Primary | NodePortAddress::All => false,
-            };
-            if self.nodeport_addresses.iter().any(asks_for_loopback) {
+            if self.covers_loopback(family) {
                 addresses.push(loopback);
             }
         }

@@ -16,11 +16,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::facts::NodeFacts;
-use crate::intent::ServiceIntent;
-use crate::objects::{
-    EndpointSlice, Invalid, ObjectEvent, ObjectName, Protocol, Service, ServiceType,
-};
-use crate::plan::{left_out, plan};
+use crate::objects::{EndpointSlice, ObjectEvent, ObjectName, Protocol, Service, ServiceType};
+use crate::plan::{Plan, plan};
 
 /// See the module. Plain data, owned by one task.
 #[derive(Debug, Default)]
@@ -109,18 +106,11 @@ impl Index {
         self.endpoints
     }
 
-    /// What a Service needs on this node. None if it is not to be programmed: it is gone, has no cluster IP
+    /// Plans a Service. None if it is not to be programmed: it is gone, has no cluster IP
     /// (headless or ExternalName; rows 6 and 7), or carries one of the two labels of row 1.
-    pub fn plan(&self, name: &ObjectName, facts: &NodeFacts) -> Option<ServiceIntent> {
+    pub fn plan(&self, name: &ObjectName, facts: &NodeFacts) -> Option<Plan> {
         let (service, slices) = self.programmed(name)?;
         Some(plan(service, slices, facts))
-    }
-
-    /// What [`Index::plan`] leaves out of objects that are valid by themselves.
-    pub fn left_out(&self, name: &ObjectName, facts: &NodeFacts) -> Vec<Invalid> {
-        self.programmed(name)
-            .map(|(service, slices)| left_out(service, slices, facts))
-            .unwrap_or_default()
     }
 
     fn programmed(&self, name: &ObjectName) -> Option<(&Service, &[Arc<EndpointSlice>])> {

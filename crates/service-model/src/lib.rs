@@ -7,7 +7,7 @@
 //! * [`Index`] joins EndpointSlices to Services in any order and says which Services are dirty.
 //! * [`select`] is the one endpoint-selection function; its comment is the specification.
 //! * [`plan`] turns a Service, its endpoints and the facts about this node into a [`ServiceIntent`],
-//!   in no firewall's terms.
+//!   in no firewall's terms, and names what this node ignores.
 
 pub mod facts;
 mod index;
@@ -30,4 +30,5 @@ pub use objects::{
     ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort, TrafficPolicy,
     Wishes,
 };
+pub use plan::Plan;
 pub use printable::printable;

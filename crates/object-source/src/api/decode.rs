@@ -119,20 +119,16 @@ pub(super) fn object<O: Object>(text: &str, interner: &mut Interner) -> Decoded<
     };
     let name = wire.object_name();
     let version = wire.metadata().resource_version.clone().unwrap_or_default();
-    let problem = |invalid, whole_object| Problem {
-        place: None,
-        invalid,
-        whole_object,
-    };
+    let field = |invalid| Problem::Field { at: None, invalid };
     let (model, problems) = match wire.into_model(interner) {
         Ok(converted) => {
             let warnings = converted.warnings.into_iter();
             (
                 Some(Arc::new(converted.object)),
-                warnings.map(|invalid| problem(invalid, false)).collect(),
+                warnings.map(field).collect(),
             )
         }
-        Err(invalid) => (None, vec![problem(invalid, true)]),
+        Err(invalid) => (None, vec![Problem::Object { at: None, invalid }]),
     };
     Decoded {
         name,
@@ -148,7 +144,7 @@ fn undecodable<O: Object>(text: &str) -> Decoded<O::Model> {
     let name = metadata.object_name(O::KIND);
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let (field, reason) = match serde_path_to_error::deserialize::<_, O>(&mut deserializer) {
-        Ok(_) => (String::new(), "cannot be decoded".to_owned()),
+        Ok(_) => (".".to_owned(), "cannot be decoded".to_owned()),
         Err(error) => (error.path().to_string(), error.inner().to_string()),
     };
     let invalid = Invalid {
@@ -161,11 +157,7 @@ fn undecodable<O: Object>(text: &str) -> Decoded<O::Model> {
         name,
         version: metadata.resource_version.unwrap_or_default(),
         model: None,
-        problems: vec![Problem {
-            place: None,
-            invalid,
-            whole_object: true,
-        }],
+        problems: vec![Problem::Object { at: None, invalid }],
     }
 }
 
@@ -266,7 +258,7 @@ mod tests {
     fn named(text: &str) -> (String, String, String) {
         let decoded = object::<wire::Service>(text, &mut Interner::new());
         assert!(decoded.model.is_none());
-        let field = decoded.problems[0].invalid.field.clone();
+        let field = decoded.problems[0].invalid().unwrap().field.clone();
         (decoded.name.to_string(), decoded.version, field)
     }
 

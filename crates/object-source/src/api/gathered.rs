@@ -29,8 +29,7 @@ impl<M> Gathered<M> {
     pub(super) fn add(&mut self, object: Decoded<M>) {
         let name = object.name.clone();
         if self.objects.insert(object.name, object.model).is_some() {
-            self.problems
-                .retain(|problem| problem.invalid.object != name);
+            self.forget_problems_of(&name);
         }
         self.problems.extend(object.problems);
     }
@@ -38,9 +37,13 @@ impl<M> Gathered<M> {
     /// Removes an object that was deleted before the list is complete.
     pub(super) fn remove(&mut self, name: &ObjectName) {
         if self.objects.remove(name).is_some() {
-            self.problems
-                .retain(|problem| problem.invalid.object != *name);
+            self.forget_problems_of(name);
         }
+    }
+
+    fn forget_problems_of(&mut self, name: &ObjectName) {
+        let is_other = |problem: &Problem| problem.invalid().is_none_or(|i| i.object != *name);
+        self.problems.retain(is_other);
     }
 
     /// Objects, names of invalid objects, and all problems.

@@ -167,19 +167,20 @@ async fn an_undecodable_object_is_named_and_its_neighbours_are_delivered() {
         let problem = bench.view.problems[0].clone();
         assert_eq!(
             (
-                &*problem.invalid.object.name,
-                problem.invalid.field.as_str()
+                &*problem.invalid().unwrap().object.name,
+                problem.invalid().unwrap().field.as_str()
             ),
             ("bad", "spec.ports")
         );
-        assert!(problem.whole_object && !problem.to_string().contains(char::is_control));
+        assert!(problem.is_whole() && !problem.to_string().contains(char::is_control));
 
         bad["metadata"]["name"] = "a".into();
         bench.api.apply_all([bad, service("next")]).unwrap();
         bench
             .until("the neighbour", |view| view.services.contains("next"))
             .await;
-        assert_eq!(&*bench.view.problems[1].invalid.object.name, "a");
+        let invalid = bench.view.problems[1].invalid().unwrap();
+        assert_eq!(&*invalid.object.name, "a");
         assert!(
             bench.view.services.contains("a"),
             "a problem takes nothing away"

@@ -307,10 +307,10 @@ impl Reader<'_> {
             .into_iter()
             .map(|invalid| {
                 let line = self.line(position, &invalid.field);
-                Problem {
-                    place: Some((self.path.to_owned(), line)),
-                    invalid,
-                    whole_object,
+                let at = Some((self.path.to_owned(), line));
+                match whole_object {
+                    true => Problem::Object { at, invalid },
+                    false => Problem::Field { at, invalid },
                 }
             })
             .collect();

@@ -247,7 +247,7 @@ impl Folder {
                 Some((0, reason))
             }
         };
-        file.problem = refused.map(|(line, reason)| Problem::of_file(path, line, reason));
+        file.problem = refused.map(|(line, reason)| Problem::File { path, line, reason });
     }
 }
 

@@ -13,20 +13,20 @@ use service_model::{
 
 use super::document::{Found, Key, Object};
 use super::folder::Folder;
-use crate::{Problem, SourceEvent};
+use crate::{Problem, SourceEvent, Subject};
 
 /// What has been told.
 #[derive(Debug, Default)]
 pub(super) struct View {
     told: BTreeMap<Key, Object>,
-    problems: BTreeMap<Key, Vec<Problem>>,
+    problems: BTreeMap<Subject, Vec<Problem>>,
 }
 
 /// What the files say now.
 struct Now<'f> {
     /// The place and version of each object that counts.
     objects: BTreeMap<&'f Key, (PathBuf, &'f Found)>,
-    problems: BTreeMap<Key, Vec<Problem>>,
+    problems: BTreeMap<Subject, Vec<Problem>>,
 }
 
 impl View {
@@ -75,22 +75,16 @@ impl View {
             if self.told.get(key) != Some(object) {
                 self.told.insert(key.clone(), object.clone());
                 events.push(event(object));
-                applied.insert(key);
+                let (kind, name) = key.clone();
+                applied.insert(Subject::Object(kind, name));
             }
         }
-        for (kind, object) in self
-            .problems
-            .keys()
-            .filter(|key| !now.problems.contains_key(key))
-        {
-            events.push(SourceEvent::Solved {
-                kind: *kind,
-                object: object.clone(),
-            });
-        }
-        for (key, problems) in &now.problems {
-            // Word of an object takes the word of its problems back.
-            if applied.contains(key) || self.problems.get(key) != Some(problems) {
+        let before = self.problems.keys();
+        let solved = before.filter(|subject| !now.problems.contains_key(subject));
+        events.extend(solved.cloned().map(SourceEvent::Solved));
+        for (subject, problems) in &now.problems {
+            // An applied object has no problems any more, so its problems are sent again.
+            if applied.contains(subject) || self.problems.get(subject) != Some(problems) {
                 events.extend(problems.iter().cloned().map(SourceEvent::Problem));
             }
         }
@@ -110,7 +104,11 @@ impl<'f> Now<'f> {
                 now.problem(problem.clone());
             }
             for (line, reason) in &file.contents.strays {
-                now.problem(Problem::of_file(path.clone(), *line, reason.clone()));
+                now.problem(Problem::File {
+                    path: path.clone(),
+                    line: *line,
+                    reason: reason.clone(),
+                });
             }
             for found in &file.contents.objects {
                 now.object(&path, found);
@@ -129,12 +127,8 @@ impl<'f> Now<'f> {
                 field: "metadata.name".into(),
                 reason,
             };
-            let place = Some((path.to_owned(), found.line));
-            return self.problem(Problem {
-                place,
-                invalid,
-                whole_object: true,
-            });
+            let at = Some((path.to_owned(), found.line));
+            return self.problem(Problem::Object { at, invalid });
         }
         for problem in &found.problems {
             self.problem(problem.clone());
@@ -146,8 +140,8 @@ impl<'f> Now<'f> {
     }
 
     fn problem(&mut self, problem: Problem) {
-        let key = (problem.invalid.kind, problem.invalid.object.clone());
-        self.problems.entry(key).or_default().push(problem);
+        let subject = problem.subject();
+        self.problems.entry(subject).or_default().push(problem);
     }
 
     fn usable(&self) -> impl Iterator<Item = (&'f Key, &'f Object)> {

@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use service_model::{Invalid, ObjectEvent, ObjectKind, ObjectName};
+use service_model::{ObjectEvent, ObjectKind, ObjectName};
 
-use object_source::Problem;
+use object_source::{Problem, Subject};
 
 /// What is remembered of one object; beyond that, things are said again.
 const REMEMBERED: usize = 16;
@@ -13,15 +13,15 @@ const REMEMBERED: usize = 16;
 /// What was said.
 #[derive(Debug, Default)]
 pub(super) struct News {
-    said: HashMap<(ObjectKind, ObjectName), Said>,
+    said: HashMap<Subject, Said>,
 }
 
 #[derive(Debug, Default)]
 struct Said {
     /// Of the object as it is.
-    now: Vec<(Invalid, bool)>,
+    now: Vec<Problem>,
     /// Of its parts, before it came anew: problems of the new version come after it.
-    before: Vec<(Invalid, bool)>,
+    before: Vec<Problem>,
 }
 
 impl News {
@@ -35,29 +35,31 @@ impl News {
         match event {
             _ if self.said.is_empty() => {}
             ObjectEvent::Apply(object) => self.renewed(kind, name(object)),
-            ObjectEvent::Delete(name) => self.solved(kind, name),
+            ObjectEvent::Delete(name) => self.solved(&Subject::Object(kind, name.clone())),
             ObjectEvent::Reset { objects, invalid } => {
                 let names = || objects.iter().map(|object| name(object));
                 for name in names() {
                     self.renewed(kind, name);
                 }
                 let there: HashSet<&ObjectName> = names().chain(invalid).collect();
-                self.said
-                    .retain(|(of, object), _| *of != kind || there.contains(object));
+                self.said.retain(|subject, _| match subject {
+                    Subject::Object(of, object) => *of != kind || there.contains(object),
+                    Subject::File(_) => true,
+                });
             }
         }
     }
 
-    /// Nothing that was said of the object holds any more.
-    pub(super) fn solved(&mut self, kind: ObjectKind, object: &ObjectName) {
-        self.said.remove(&(kind, object.clone()));
+    /// Nothing that was said of the subject holds any more.
+    pub(super) fn solved(&mut self, subject: &Subject) {
+        self.said.remove(subject);
     }
 
     fn renewed(&mut self, kind: ObjectKind, object: &ObjectName) {
-        let key = (kind, object.clone());
+        let key = Subject::Object(kind, object.clone());
         if let Some(said) = self.said.get_mut(&key) {
             said.before = std::mem::take(&mut said.now);
-            said.before.retain(|(_, whole_object)| !whole_object);
+            said.before.retain(|problem| !problem.is_whole());
             if said.before.is_empty() {
                 self.said.remove(&key);
             }
@@ -66,14 +68,13 @@ impl News {
 
     /// Whether the problem has not been said, which it is now.
     pub(super) fn is_news(&mut self, problem: &Problem) -> bool {
-        let key = (problem.invalid.kind, problem.invalid.object.clone());
-        let said = self.said.entry(key).or_default();
-        let entry = (problem.invalid.clone(), problem.whole_object);
+        let said = self.said.entry(problem.subject()).or_default();
+        let entry = problem.clone().without_place();
         if said.now.contains(&entry) {
             return false;
         }
         // As a whole an object has one problem at a time.
-        if problem.whole_object || said.now.len() == REMEMBERED {
+        if problem.is_whole() || said.now.len() == REMEMBERED {
             said.now.clear();
         }
         let is_news = !said.before.contains(&entry);
@@ -86,6 +87,8 @@ impl News {
 mod tests {
     use std::sync::Arc;
 
+    use service_model::Invalid;
+
     use super::*;
 
     const KIND: ObjectKind = ObjectKind::Service;
@@ -95,15 +98,15 @@ mod tests {
     }
 
     fn problem(reason: &str, whole_object: bool) -> Problem {
-        Problem {
-            place: None,
-            invalid: Invalid {
-                kind: KIND,
-                object: name(),
-                field: "spec".into(),
-                reason: reason.into(),
-            },
-            whole_object,
+        let invalid = Invalid {
+            kind: KIND,
+            object: name(),
+            field: "spec".into(),
+            reason: reason.into(),
+        };
+        match whole_object {
+            true => Problem::Object { at: None, invalid },
+            false => Problem::Field { at: None, invalid },
         }
     }
 
@@ -149,7 +152,7 @@ mod tests {
         news.heard(KIND, &ObjectEvent::Apply(Arc::new(name())), |n| n);
         news.heard(KIND, &ObjectEvent::Apply(Arc::new(name())), |n| n);
         assert!(news.is_news(&part));
-        news.solved(KIND, &name());
+        news.solved(&Subject::Object(KIND, name()));
         assert!(news.is_news(&part));
         assert!(news.said.len() == 1);
         news.heard(KIND, &listed(vec![], vec![]), |n| n);

@@ -182,6 +182,36 @@ fn load_balancers_hear_whether_the_node_is_there_and_stays() {
 }
 
 #[test]
+fn a_file_that_does_not_parse_is_no_invalid_service() {
+    let mut control = control(Fake::new());
+    lists().into_iter().for_each(|event| control.take(event));
+    let invalid_services = |control: &mut Control<Fake>, problem: Problem| {
+        control.take(SourceEvent::Problem(problem));
+        control.turn(&[]);
+        let text = control.reports.metrics.encode();
+        let name = r#"portolan_invalid_objects{kind="Service"} "#;
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().parse::<usize>().unwrap()
+    };
+    let file = Problem::File {
+        path: "web.yaml".into(),
+        line: 3,
+        reason: "cannot be parsed".into(),
+    };
+    assert_eq!(invalid_services(&mut control, file), 0);
+    let object = Problem::Object {
+        at: None,
+        invalid: Invalid {
+            kind: ObjectKind::Service,
+            object: service().name,
+            field: "spec.ports[0].port".into(),
+            reason: "0 is outside 1-65535".into(),
+        },
+    };
+    assert_eq!(invalid_services(&mut control, object), 1);
+}
+
+#[test]
 fn an_unchanged_object_causes_no_commit() {
     let mut control = control(Fake::new());
     lists().into_iter().for_each(|event| control.take(event));

@@ -14,7 +14,7 @@ use service_model::{
     ServiceCidr,
 };
 
-use object_source::{Problem, SourceEvent};
+use object_source::{SourceEvent, Subject};
 
 /// The kinds without which no Service can be planned, and the one without which packets to addresses of no Service
 /// would pass for a moment. A cluster may have none of that: its source says so.
@@ -37,7 +37,8 @@ pub(super) struct View {
     node_exists: bool,
     service_cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
     listed: BTreeSet<ObjectKind>,
-    invalid: BTreeMap<(ObjectKind, ObjectName), Problem>,
+    /// What has a problem now.
+    invalid: BTreeSet<Subject>,
 }
 
 impl View {
@@ -50,7 +51,7 @@ impl View {
             node_exists: false,
             service_cidrs: BTreeMap::new(),
             listed: BTreeSet::new(),
-            invalid: BTreeMap::new(),
+            invalid: BTreeSet::new(),
         }
     }
 
@@ -76,11 +77,10 @@ impl View {
                 self.service_cidr_event(event);
             }
             SourceEvent::Problem(problem) => {
-                let key = (problem.invalid.kind, problem.invalid.object.clone());
-                self.invalid.insert(key, problem);
+                self.invalid.insert(problem.subject());
             }
-            SourceEvent::Solved { kind, object } => {
-                self.invalid.remove(&(kind, object));
+            SourceEvent::Solved(subject) => {
+                self.invalid.remove(&subject);
             }
             SourceEvent::Connection {
                 kind: ObjectKind::ServiceCidr,
@@ -103,15 +103,18 @@ impl View {
         match event {
             // A warning about a part of an object comes after the object itself.
             ObjectEvent::Apply(object) => {
-                self.invalid.remove(&(kind, name(object).clone()));
+                let subject = Subject::Object(kind, name(object).clone());
+                self.invalid.remove(&subject);
             }
             ObjectEvent::Delete(name) => {
-                self.invalid.remove(&(kind, name.clone()));
+                self.invalid.remove(&Subject::Object(kind, name.clone()));
             }
             ObjectEvent::Reset { invalid, .. } => {
                 self.listed.insert(kind);
-                self.invalid
-                    .retain(|(of, name), _| *of != kind || invalid.contains(name));
+                self.invalid.retain(|subject| match subject {
+                    Subject::Object(of, name) => *of != kind || invalid.contains(name),
+                    Subject::File(_) => true,
+                });
             }
         }
     }
@@ -169,8 +172,11 @@ impl View {
     }
 
     /// Objects that cannot be used, or not in full.
-    pub(super) fn invalid(&self) -> impl Iterator<Item = &(ObjectKind, ObjectName)> {
-        self.invalid.keys()
+    pub(super) fn invalid(&self) -> impl Iterator<Item = (ObjectKind, &ObjectName)> {
+        self.invalid.iter().filter_map(|subject| match subject {
+            Subject::Object(kind, name) => Some((*kind, name)),
+            Subject::File(_) => None,
+        })
     }
 
     /// How many of each kind those are, kinds without any included.
@@ -181,14 +187,10 @@ impl View {
             ObjectKind::Node,
             ObjectKind::ServiceCidr,
         ];
-        kinds
-            .map(|kind| {
-                (
-                    kind,
-                    self.invalid.keys().filter(|(of, _)| *of == kind).count(),
-                )
-            })
-            .into_iter()
+        kinds.into_iter().map(|kind| {
+            let of_kind = self.invalid().filter(|(of, _)| *of == kind);
+            (kind, of_kind.count())
+        })
     }
 
     /// Number of Services and of endpoints.
@@ -217,23 +219,20 @@ impl View {
         self.index.is_dirty()
     }
 
-    /// What planning leaves out of a Service and its slices.
-    pub(super) fn left_out(&self, service: &ObjectName, facts: &NodeFacts) -> Vec<Invalid> {
-        self.index.left_out(service, facts)
-    }
-
-    /// What the dirty Services need, or all when the facts are `new`.
-    pub(super) fn updates(&mut self, facts: &NodeFacts, all: bool) -> Vec<Update> {
+    /// What the dirty Services (or `all`) need, and what planning them ignored.
+    pub(super) fn updates(&mut self, facts: &NodeFacts, all: bool) -> (Vec<Update>, Vec<Invalid>) {
         let mut names: BTreeSet<ObjectName> = self.index.take_dirty().into_iter().collect();
         if all {
             names.extend(self.index.service_names().cloned());
         }
-        names
-            .into_iter()
-            .map(|service| {
-                let intent = self.index.plan(&service, facts).map(Arc::new);
-                Update { service, intent }
-            })
-            .collect()
+        let mut ignored = Vec::new();
+        let updates = names.into_iter().map(|service| {
+            let intent = self.index.plan(&service, facts).map(|plan| {
+                ignored.extend(plan.ignored);
+                Arc::new(plan.intent)
+            });
+            Update { service, intent }
+        });
+        (updates.collect(), ignored)
     }
 }

@@ -200,11 +200,37 @@ fn sockets_beside_node_ports_listen_where_node_ports_are_served() {
     listens(vec![NodePortAddress::All], &["0.0.0.0", "::"]);
     listens(cidrs(&["192.0.2.0/24"]), &["192.0.2.1", "::"]);
     listens(cidrs(&["::/0"]), &["0.0.0.0", "::"]);
+    listens(
+        cidrs(&["127.0.1.0/24", "::1/128"]),
+        &["127.0.0.1", "192.0.2.1", "::1", "2001:db8::1"],
+    );
+    listens(cidrs(&["0.0.0.0/1"]), &["127.0.0.1", "192.0.2.1", "::"]);
     listens(vec![], &["192.0.2.1", "2001:db8::1"]);
     listens(
         vec![primary, localhost],
         &["127.0.0.1", "192.0.2.1", "::1", "2001:db8::1"],
     );
+}
+
+#[test]
+fn a_range_that_overlaps_loopback_covers_it() {
+    let covers = |text: &str| {
+        let item = NodePortAddress::Cidr(text.parse().unwrap());
+        Family::ALL.map(|family| item.covers_loopback(family))
+    };
+    for range in ["127.0.0.0/8", "127.0.1.0/24", "127.0.0.1/32", "0.0.0.0/1"] {
+        assert_eq!(covers(range), [true, false], "{range}");
+    }
+    assert_eq!(covers("::1/128"), [false, true]);
+    assert_eq!(covers("::/1"), [false, true]);
+    for range in ["0.0.0.0/0", "::/0", "128.0.0.0/1", "126.0.0.0/8"] {
+        assert_eq!(covers(range), [false, false], "{range}");
+    }
+    for family in Family::ALL {
+        assert!(NodePortAddress::Localhost.covers_loopback(family));
+        assert!(!NodePortAddress::All.covers_loopback(family));
+        assert!(!NodePortAddress::Primary.covers_loopback(family));
+    }
 }
 
 #[test]

@@ -35,7 +35,7 @@ impl Index {
 
     /// Outcome of the HTTP port, or that the Service is not programmed.
     fn outcome(&self, service: &str) -> String {
-        let Some(intent) = self.plan(&name(service), &facts()) else {
+        let Some(Plan { intent, .. }) = self.plan(&name(service), &facts()) else {
             return "none".to_owned();
         };
         lines(&intent)[0].split_once(": ").unwrap().1.to_owned()

@@ -12,7 +12,7 @@ use crate::samples::{facts, lines, service, slice};
 /// The Service's frontends on node-1, as text.
 #[track_caller]
 fn plans(service: &Service, slices: &[EndpointSlice], expected: &[&str]) {
-    assert_eq!(lines(&plan(service, slices, &facts())), expected);
+    assert_eq!(lines(&plan(service, slices, &facts()).intent), expected);
 }
 
 fn backends(frontend: &Frontend) -> &Arc<[Backend]> {
@@ -33,7 +33,8 @@ fn a_cluster_ip_port_is_balanced_over_its_endpoints_sorted_by_address() {
             "10.1.10.1 10.1.9.1@node-1 10.1.2.1@node-2",
         )],
         &facts(),
-    );
+    )
+    .intent;
     assert_eq!(
         lines(&intent),
         ["10.96.0.1 80/TCP off-cluster: 10.1.2.1:8080 10.1.9.1:8080* 10.1.10.1:8080"]
@@ -60,7 +61,7 @@ fn row_12_a_node_port_is_served_whatever_the_type_and_shares_its_backends() {
                 "node-ip 30080/TCP always: 10.1.0.5:8080",
             ],
         );
-        let intent = plan(&service, &slices, &facts());
+        let intent = plan(&service, &slices, &facts()).intent;
         assert!(Arc::ptr_eq(
             backends(&intent.frontends[0]),
             backends(&intent.frontends[1])
@@ -284,7 +285,7 @@ fn f42_a_slice_that_leads_to_its_own_service_is_named() {
         slice("shop/web-1", "web", "http/80/TCP", "10.1.0.5"),
         slice("shop/web-2", "web", "http/80/TCP", "10.1.0.6 10.96.0.1"),
     ];
-    let named = left_out(&service, &slices, &facts());
+    let named = plan(&service, &slices, &facts()).ignored;
     let named: Vec<String> = named.iter().map(ToString::to_string).collect();
     assert_eq!(
         named,
@@ -330,7 +331,7 @@ fn row_32_local_is_what_runs_on_the_node_that_plans() {
         ("", [false; 3]),
     ] {
         facts.node_name = node.into();
-        let intent = plan(&service, &slices, &facts);
+        let intent = plan(&service, &slices, &facts).intent;
         let local: Vec<bool> = backends(&intent.frontends[0])
             .iter()
             .map(|b| b.local)

@@ -199,7 +199,7 @@ async fn metadata_that_cannot_be_decoded_are_named() {
     bench
         .until("the problem", |view| !view.problems.is_empty())
         .await;
-    let invalid = &bench.view.problems[0].invalid;
+    let invalid = bench.view.problems[0].invalid().unwrap();
     assert_eq!(
         (&*invalid.object.name, invalid.field.as_str()),
         ("other", "metadata.annotations")

@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::super::{SourceEvent, TICK, read, run};
 use super::{config, service};
-use crate::{Events, Outage, Problem};
+use crate::{Events, Outage, Problem, Subject};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -28,6 +28,14 @@ struct Follower {
     connected: Option<Result<(), Outage>>,
     deleted: Vec<String>,
     _stop: DropGuard,
+}
+
+/// Of an object with its namespace, of a file without its folder.
+fn name(subject: &Subject) -> String {
+    match subject {
+        Subject::File(path) => path.file_name().unwrap().to_string_lossy().into_owned(),
+        Subject::Object(_, name) => name.to_string(),
+    }
 }
 
 impl Follower {
@@ -108,12 +116,12 @@ impl Follower {
             }
             SourceEvent::Problem(problem) => {
                 self.problems
-                    .entry(problem.invalid.object.to_string())
+                    .entry(name(&problem.subject()))
                     .or_default()
                     .push(problem);
             }
-            SourceEvent::Solved { object, .. } => {
-                self.problems.remove(&object.to_string());
+            SourceEvent::Solved(subject) => {
+                self.problems.remove(&name(&subject));
             }
             SourceEvent::Connection { state, .. } => self.connected = Some(state),
         }
@@ -241,9 +249,11 @@ async fn an_object_that_turns_invalid_keeps_serving_and_the_rest_of_its_file_goe
         .await;
     assert_eq!(follower.port("web"), Some(80));
     let problem = &follower.problems["default/web"][0];
-    assert_eq!(problem.place, Some((file.clone(), 8)));
-    assert_eq!(problem.invalid.field, "spec.ports[0].port");
-    assert!(problem.whole_object);
+    let Problem::Object { at, invalid } = problem else {
+        panic!("{problem:?}");
+    };
+    assert_eq!(*at, Some((file.clone(), 8)));
+    assert_eq!(invalid.field, "spec.ports[0].port");
     // Back to what was served all along: nothing to apply, but the problem is over.
     fs::write(&file, both(80, 2)).unwrap();
     follower
@@ -272,9 +282,11 @@ async fn a_file_that_does_not_parse_keeps_its_objects_and_other_files_are_unaffe
         .until("the problem", |f| !f.problems.is_empty())
         .await;
     assert_eq!(follower.port("a"), Some(1));
-    let (path, line) = follower.problems["a.yaml"][0].place.clone().unwrap();
-    assert_eq!(path, a);
-    assert!((11..=13).contains(&line), "{line}");
+    let Problem::File { path, line, .. } = &follower.problems["a.yaml"][0] else {
+        panic!("{:?}", follower.problems);
+    };
+    assert_eq!(*path, a);
+    assert!((11..=13).contains(line), "{line}");
     fs::write(&a, service("a", "10.96.0.1", 3)).unwrap();
     follower
         .until("the repaired file", |f| f.port("a") == Some(3))
@@ -401,7 +413,7 @@ async fn the_first_file_has_an_object_and_the_second_takes_over() {
         .await;
     assert_eq!(follower.port("web"), Some(1));
     let problem = &follower.problems["default/web"][0];
-    assert_eq!(problem.place, Some((b.clone(), 2)));
+    assert!(matches!(problem, Problem::Object { at: Some(at), .. } if *at == (b.clone(), 2)));
     assert!(problem.to_string().contains("a.yaml"), "{problem}");
     fs::remove_file(&a).unwrap();
     follower

@@ -84,7 +84,7 @@ impl World {
         let names: Vec<ObjectName> = index.service_names().cloned().collect();
         names
             .iter()
-            .filter_map(|name| Some((name.clone(), index.plan(name, &facts())?)))
+            .filter_map(|name| Some((name.clone(), index.plan(name, &facts())?.intent)))
             .collect()
     }
 }
@@ -104,7 +104,7 @@ fn some_world() -> impl Strategy<Value = World> {
 fn plan_dirty(index: &mut Index, intents: &mut Intents) {
     for name in index.take_dirty() {
         match index.plan(&name, &facts()) {
-            Some(intent) => drop(intents.insert(name, intent)),
+            Some(plan) => drop(intents.insert(name, plan.intent)),
             None => drop(intents.remove(&name)),
         }
     }

@@ -1,6 +1,7 @@
 //! External addresses, traffic policies and source ranges.
 
 use super::*;
+use crate::objects::Protocol;
 
 const NO_SLICES: [EndpointSlice; 0] = [];
 
@@ -84,7 +85,7 @@ fn internal_policy_local_serves_the_cluster_ip_from_this_node_alone() {
             node_port(outside),
         ];
         assert_eq!(
-            lines(&plan(&service, &endpoints(written), &facts())),
+            lines(&plan(&service, &endpoints(written), &facts()).intent),
             expected
         );
     }
@@ -92,7 +93,10 @@ fn internal_policy_local_serves_the_cluster_ip_from_this_node_alone() {
         "10.96.0.1 80/TCP off-cluster: refuse".to_owned(),
         node_port("refuse"),
     ];
-    assert_eq!(lines(&plan(&service, &NO_SLICES, &facts())), expected);
+    assert_eq!(
+        lines(&plan(&service, &NO_SLICES, &facts()).intent),
+        expected
+    );
 }
 
 #[test]
@@ -107,7 +111,7 @@ fn row_43_source_ranges_guard_load_balancer_addresses_of_their_family_only() {
         "172.24.0.0/13".parse().unwrap(),
     ];
     let guarded = |service: &Service| -> Vec<String> {
-        let lines = lines(&plan(service, &NO_SLICES, &facts())).into_iter();
+        let lines = lines(&plan(service, &NO_SLICES, &facts()).intent).into_iter();
         lines.filter(|line| line.starts_with("external")).collect()
     };
     assert_eq!(
@@ -130,7 +134,7 @@ fn an_external_ip_that_is_a_load_balancer_address_too_keeps_its_source_ranges() 
     let mut service = exposed();
     service.load_balancer_ips = service.external_ips.clone();
     service.source_ranges = vec!["172.16.0.0/12".parse().unwrap()];
-    let lines = lines(&plan(&service, &NO_SLICES, &facts()));
+    let lines = lines(&plan(&service, &NO_SLICES, &facts()).intent);
     assert_eq!(
         lines[1],
         "external 198.51.100.1 80/TCP always: refuse from: 172.16.0.0/12"
@@ -146,7 +150,10 @@ fn external_ips_outside_the_allowed_ranges_are_refused_and_named() {
     let mut facts = facts();
     facts.allowed_external_ips = Some(vec!["198.51.100.0/24".parse().unwrap()]);
     let external = |facts: &NodeFacts| -> Vec<Place> {
-        let frontends = plan(&service, &NO_SLICES, facts).frontends.into_iter();
+        let frontends = plan(&service, &NO_SLICES, facts)
+            .intent
+            .frontends
+            .into_iter();
         let places = frontends.map(|f| f.place);
         places.filter(|p| matches!(p, Place::External(_))).collect()
     };
@@ -155,7 +162,8 @@ fn external_ips_outside_the_allowed_ranges_are_refused_and_named() {
         external(&facts),
         [place("198.51.100.1"), place("203.0.113.1")]
     );
-    let named: Vec<String> = left_out(&service, &NO_SLICES, &facts)
+    let named: Vec<String> = plan(&service, &NO_SLICES, &facts)
+        .ignored
         .iter()
         .map(ToString::to_string)
         .collect();
@@ -179,7 +187,7 @@ fn b42_no_external_frontend_stands_where_the_api_server_answers() {
     service.load_balancer_ips = vec!["192.0.2.101".parse().unwrap()];
     let servers = ["192.0.2.100:6443", "192.0.2.101:6443"].map(|text| text.parse().unwrap());
     let facts = facts().with_api_servers(servers.into());
-    let external: Vec<String> = lines(&plan(&service, &NO_SLICES, &facts))
+    let external: Vec<String> = lines(&plan(&service, &NO_SLICES, &facts).intent)
         .into_iter()
         .filter(|line| line.starts_with("external"))
         .collect();
@@ -192,7 +200,7 @@ fn b42_no_external_frontend_stands_where_the_api_server_answers() {
             "external 192.0.2.101 6443/UDP always: refuse",
         ]
     );
-    assert_eq!(left_out(&service, &NO_SLICES, &facts).len(), 2);
+    assert_eq!(plan(&service, &NO_SLICES, &facts).ignored.len(), 2);
 }
 
 #[test]
@@ -202,7 +210,7 @@ fn b42_no_external_frontend_stands_where_a_process_of_this_node_listens() {
     let ssh = (Protocol::Tcp, "192.0.2.10:22".parse().unwrap());
     let facts = facts().with_listeners(vec![ssh]);
     assert_eq!(
-        lines(&plan(&service, &NO_SLICES, &facts)),
+        lines(&plan(&service, &NO_SLICES, &facts).intent),
         [
             "10.96.0.1 22/TCP off-cluster: refuse",
             "10.96.0.1 22/UDP off-cluster: refuse",
@@ -210,7 +218,7 @@ fn b42_no_external_frontend_stands_where_a_process_of_this_node_listens() {
             "node-ip 30022/TCP always: refuse",
         ]
     );
-    let named = left_out(&service, &NO_SLICES, &facts);
+    let named = plan(&service, &NO_SLICES, &facts).ignored;
     assert_eq!(named.len(), 1);
     assert_eq!(named[0].field, "spec.externalIPs");
 }
@@ -220,7 +228,7 @@ fn row_18_load_balancers_are_told_of_ready_endpoints_here_each_address_once() {
     let mut service = service("shop/web", "10.96.0.1 fd00::1", "http/80/TCP admin/81/TCP");
     service.health_check_node_port = Some(30999);
     let told = |service: &Service, slices: &[EndpointSlice]| {
-        let check = plan(service, slices, &facts()).health_check?;
+        let check = plan(service, slices, &facts()).intent.health_check?;
         assert_eq!(check.port, 30999);
         let counts = check.local_endpoints.into_iter();
         Some(counts.collect::<Vec<(Family, usize)>>())

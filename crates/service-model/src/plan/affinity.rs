@@ -1,0 +1,29 @@
+//! The number that names a Service port's affinity entries in the kernel.
+
+use crate::objects::{Service, ServicePort, TrafficPolicy};
+
+/// The affinity group of a Service port: FNV-1a over the names of Service and port and the protocol, so that it is the
+/// same on every node and in every release. The kernel keeps it across restarts.
+///
+/// All frontends of a Service port are one group (row 42), unless a policy is Local. Internal and external traffic may
+/// then reach different endpoints, and an entry made by one could be wrong for the other: each is a group of its own.
+pub(super) fn group(service: &Service, port: &ServicePort, is_external: bool) -> u32 {
+    let policies = [service.internal_policy, service.external_policy];
+    let side = match is_external && policies.contains(&TrafficPolicy::Local) {
+        true => "external",
+        false => "",
+    };
+    let protocol = port.protocol.to_string();
+    let parts = [
+        &*service.name.namespace,
+        &*service.name.name,
+        &*port.name,
+        &protocol,
+        side,
+    ];
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    let hash = bytes.fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    hash.clamp(1, u32::MAX - 1)
+}

@@ -1,0 +1,102 @@
+//! The endpoints of a Service port, gathered from the Service's slices.
+
+use std::borrow::Borrow;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::facts::NodeFacts;
+use crate::intent::{Backend, HealthCheck};
+use crate::objects::{EndpointSlice, Family, Invalid, ObjectKind, Service, ServicePort};
+use crate::select::Candidate;
+
+/// The endpoints of one Service port in one family, each address and port once, sorted by them.
+///
+/// A slice port is the Service port's if name and protocol agree (rows 10 and 29; the target port does not
+/// matter, row 22). Where slices repeat an address and port, the first in order of slice names counts, but one
+/// that is not terminating replaces one that is: the address has passed to a new pod (row 34).
+pub(super) fn candidates<'a>(
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+    slices: &'a [impl Borrow<EndpointSlice>],
+    facts: &NodeFacts,
+) -> Vec<Candidate<'a>> {
+    let mut candidates = Vec::new();
+    for slice in slices
+        .iter()
+        .map(Borrow::borrow)
+        .filter(|slice| slice.family == family)
+    {
+        for slice_port in &slice.ports {
+            if slice_port.name != port.name || slice_port.protocol != port.protocol {
+                continue;
+            }
+            let endpoints = slice.endpoints.iter();
+            let endpoints = endpoints.filter(|e| !is_circular(service, e.address));
+            candidates.extend(endpoints.map(|endpoint| Candidate {
+                backend: Backend {
+                    address: endpoint.address,
+                    port: slice_port.port,
+                    local: endpoint.node.as_ref() == Some(&facts.node_name),
+                },
+                conditions: endpoint.conditions,
+                hints: endpoint.hints.as_deref(),
+            }));
+        }
+    }
+    candidates.sort_by_key(|c| (c.backend.address, c.backend.port));
+    candidates.dedup_by(|later, kept| {
+        let same = (later.backend.address, later.backend.port)
+            == (kept.backend.address, kept.backend.port);
+        if same && kept.conditions.terminating && !later.conditions.terminating {
+            *kept = *later;
+        }
+        same
+    });
+    candidates
+}
+
+/// Whether an endpoint at this address would send the Service's connections back to the Service.
+fn is_circular(service: &Service, endpoint: IpAddr) -> bool {
+    service.cluster_ips.contains(&endpoint)
+}
+
+/// The slices with endpoints that [`candidates`] ignores, one value for each slice.
+pub(super) fn circular(service: &Service, slices: &[impl Borrow<EndpointSlice>]) -> Vec<Invalid> {
+    let slices = slices.iter().map(Borrow::borrow);
+    let circular = slices.filter_map(|slice| {
+        let mut addresses = slice.endpoints.iter().map(|endpoint| endpoint.address);
+        let address = addresses.find(|address| is_circular(service, *address))?;
+        Some(Invalid {
+            kind: ObjectKind::EndpointSlice,
+            object: slice.name.clone(),
+            field: "endpoints".into(),
+            reason: format!("{address} is the cluster IP of the Service itself"),
+        })
+    });
+    circular.collect()
+}
+
+/// What load balancers get as an answer (row 18). Only Services with a health check node port have one; which those
+/// are is decided when they are decoded.
+pub(super) fn health_check(
+    service: &Service,
+    slices: &[impl Borrow<EndpointSlice>],
+    facts: &NodeFacts,
+) -> Option<HealthCheck> {
+    let families = Family::ALL.into_iter().filter(|family| {
+        let mut cluster_ips = service.cluster_ips.iter();
+        cluster_ips.any(|address| Family::of(*address) == *family)
+    });
+    let local_endpoints = |family| {
+        let ports = service.ports.iter();
+        let candidates = ports.flat_map(|port| candidates(service, port, family, slices, facts));
+        let ready = candidates.filter(|c| c.backend.local && c.conditions.ready);
+        let addresses: BTreeSet<IpAddr> = ready.map(|c| c.backend.address).collect();
+        addresses.len()
+    };
+    Some(HealthCheck {
+        port: service.health_check_node_port?,
+        local_endpoints: families.map(|f| (f, local_endpoints(f))).collect(),
+    })
+}
