@@ -1,0 +1,25 @@
+//! klog's verbosity as a filter of tracing's: more for more, and never less than errors, warnings and information.
+//!
+//! kube-proxy's manifests carry `--v=2` everywhere, and people turn it up to 4 or 6 when something is wrong. Libraries
+//! stay at `info`: at `trace`, one of them fills a disk in minutes.
+
+/// Crates whose modules get more than `info`.
+const OWN: [&str; 6] = [
+    "kube_proxy_config",
+    "nft",
+    "portolan",
+    "service_dataplane",
+    "service_model",
+    "vxlan_overlay",
+];
+
+/// The filter for a verbosity: 0-3 `info`, 4-5 `debug` and from 6 on `trace` of Portolan's own modules.
+pub fn filter_of(verbosity: u32) -> String {
+    let level = match verbosity {
+        0..=3 => return "info".to_owned(),
+        4..=5 => "debug",
+        _ => "trace",
+    };
+    let own: String = OWN.iter().map(|name| format!(",{name}={level}")).collect();
+    format!("info{own}")
+}
