@@ -110,7 +110,6 @@ fn compare(
             microseconds(direct.median()),
             microseconds(untouched.median())
         ),
-        peer: String::new(),
         ratio: format!(
             "{}; {}",
             ratio(through.median(), direct.median()),

@@ -3,11 +3,11 @@
 //! Needs the programs of `cargo xtask control-plane` in `PORTOLAN_CONTROL_PLANE`. Each pair of a contender and a
 //! cluster has a name (`peers 10000x10 kube-proxy v1.37.1, 1 s`), so a filter runs a part.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use portolan_benches::peers::{Contender, Figures, Plan, Stage, drawing, measure, table};
+use anyhow::{Result, ensure};
+use portolan_benches::peers::{Contender, Figures, Plan, Stage, measure, table};
 use portolan_benches::{Shape, program, quick, wanted};
 
 /// Where the programs of `cargo xtask control-plane` are.
@@ -37,7 +37,6 @@ fn main() -> Result<()> {
             eprintln!("{}", table::table(shape, plan.patience, &figures));
         }
         results.push((shape, figures));
-        draw(&results)?;
     }
     for (shape, figures) in &results {
         print!("{}", table::table(*shape, plan.patience, figures));
@@ -107,16 +106,4 @@ fn cases(
     Ok(cases
         .filter(|(_, contenders)| !contenders.is_empty())
         .collect())
-}
-
-/// Beside the README that shows it if there is more than one size to show; else beside the build.
-fn draw(results: &[drawing::Results]) -> Result<()> {
-    let path = if results.len() > 1 {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("peers.svg")
-    } else {
-        program()?.with_file_name("peers.svg")
-    };
-    std::fs::write(&path, drawing::draw(results)).with_context(|| format!("write {path:?}"))?;
-    eprintln!("the drawing is {}", path.display());
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! From objects to kernel: the first list, one change, and a restart with nothing changed.
 //!
-//! Beside each: the same elements as bare netlink messages, and kube-proxy's layout through `nft`.
+//! Beside each: the same elements as bare netlink messages. kube-proxy itself is in the bench `peers`.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use anyhow::{Result, anyhow};
 use criterion::{BenchmarkId, Criterion, SamplingMode};
 use nft::{Kernel, Monitor, Transaction};
 use portolan_benches::{
-    Node, Report, Row, Samples, Sandbox, Shape, encode, kube_proxy, microseconds, milliseconds,
-    quick, ratio, wanted,
+    Node, Report, Row, Samples, Sandbox, Shape, encode, microseconds, milliseconds, quick, ratio,
+    wanted,
 };
 use service_model::EndpointSlice;
 
@@ -45,7 +45,6 @@ fn main() -> Result<()> {
             Shape::new(5_000, 50),
         )
     };
-    let mut peers = Peers::default();
     if wanted(FIRST_LIST) {
         for (shape, target) in [
             (small, ""),
@@ -53,7 +52,7 @@ fn main() -> Result<()> {
             (large, "< 1 s"),
             (wide, "< 2.5 s"),
         ] {
-            first_list(&mut criterion, &mut report, shape, target, &mut peers)?;
+            first_list(&mut criterion, &mut report, shape, target)?;
         }
     }
     if wanted(RESTART) {
@@ -67,8 +66,7 @@ fn main() -> Result<()> {
             (large, "median < 1 ms, p99 < 5 ms"),
             (huge, ""),
         ] {
-            let peers = (shape != huge).then_some(&mut peers);
-            medians.push(change(&mut criterion, &mut report, shape, target, peers)?);
+            medians.push(change(&mut criterion, &mut report, shape, target)?);
         }
         let spread = medians.iter().max().zip(medians.iter().min());
         report.row(Row {
@@ -97,45 +95,6 @@ fn settled(failure: Option<anyhow::Error>) -> Result<()> {
     failure.map_or(Ok(()), Err)
 }
 
-/// What kube-proxy's layout takes.
-#[derive(Default)]
-struct Peers {
-    measured: Vec<Peer>,
-}
-
-#[derive(Clone)]
-struct Peer {
-    shape: Shape,
-    load: Duration,
-    changes: Samples,
-}
-
-impl Peers {
-    /// Measured once for each shape: it takes up to a minute.
-    fn of(&mut self, shape: Shape) -> Result<Peer> {
-        if let Some(known) = self.measured.iter().find(|peer| peer.shape == shape) {
-            return Ok(known.clone());
-        }
-        eprintln!("loading kube-proxy's layout for {shape}");
-        let sandbox = Sandbox::new()?;
-        let load = sandbox.nft(&["-f", "-"], &kube_proxy::load(shape))?;
-        std::thread::sleep(SETTLE);
-        let mut changes = Samples::new();
-        for n in 0..if quick() { 5 } else { 100 } {
-            changes.push(sandbox.nft(&["-f", "-"], &kube_proxy::change(shape, n))?);
-        }
-        drop(sandbox);
-        std::thread::sleep(SETTLE * 5);
-        let peer = Peer {
-            shape,
-            load,
-            changes,
-        };
-        self.measured.push(peer.clone());
-        Ok(peer)
-    }
-}
-
 /// Times of the parts of a first list.
 #[derive(Default)]
 struct Parts {
@@ -151,7 +110,6 @@ fn first_list(
     report: &mut Report,
     shape: Shape,
     target: &str,
-    peers: &mut Peers,
 ) -> Result<()> {
     let (services, slices) = (shape.services(), shape.slices());
     let mut parts = Parts::default();
@@ -185,14 +143,12 @@ fn first_list(
         std::thread::sleep(SETTLE);
     }
     let total = parts.total.median();
-    let peer = peers.of(shape)?.load;
     report.row(Row {
         quantity: format!("first list to committed, {shape} ({elements} elements)"),
         target: target.into(),
         measured: milliseconds(total),
         floor: milliseconds(floor.median()),
-        peer: milliseconds(peer),
-        ratio: format!("peer {}", ratio(peer, total)),
+        ratio: format!("floor {}", ratio(total, floor.median())),
     });
     report.row(Row {
         quantity: format!(
@@ -204,7 +160,6 @@ fn first_list(
         target: "<= 2 x floor".into(),
         measured: milliseconds(parts.committing.median()),
         floor: milliseconds(floor.median()),
-        peer: String::new(),
         ratio: format!("floor {}", ratio(parts.committing.median(), floor.median())),
     });
     Ok(())
@@ -261,14 +216,14 @@ fn restart(criterion: &mut Criterion, report: &mut Report, shape: Shape) -> Resu
     group.finish();
     settled(failure)?;
     report.row(Row {
-        quantity: format!("restart with nothing changed, {shape}: first list to in step"),
+        quantity: format!("restart with nothing changed, {shape}: first list to synced"),
         measured: milliseconds(samples.median()),
         floor: format!("{} (reading the table)", milliseconds(listing.median())),
         ratio: format!("floor {}", ratio(samples.median(), listing.median())),
         ..Row::default()
     });
     report.row(Row {
-        quantity: format!("elements written then, {shape} (and messages, of which 2 take the orphaned tables over)"),
+        quantity: format!("elements written then, {shape} (and messages, of which 2 adopt the orphaned tables)"),
         target: "0".into(),
         measured: format!("{} ({})", messages.0, messages.1),
         ..Row::default()
@@ -333,7 +288,6 @@ fn change(
     report: &mut Report,
     shape: Shape,
     target: &str,
-    peers: Option<&mut Peers>,
 ) -> Result<Duration> {
     let sandbox = Sandbox::new()?;
     let mut churn = Churn::new(shape, &sandbox)?;
@@ -349,10 +303,6 @@ fn change(
     group.finish();
     settled(failure)?;
     let floor = replay(&churn.node.dataplane.backend().recorded)?;
-    let peer = peers
-        .map(|peers| peers.of(shape))
-        .transpose()?
-        .map(|peer| peer.changes);
     let both = |samples: &Samples| {
         format!(
             "{}, p99 {}",
@@ -371,24 +321,7 @@ fn change(
         target: target.into(),
         measured: format!("{} of {}", both(&churn.samples), churn.samples.len()),
         floor: both(&floor),
-        peer: peer
-            .as_ref()
-            .map(|peer| {
-                format!(
-                    "{}, p99 {}",
-                    milliseconds(peer.median()),
-                    milliseconds(peer.p99())
-                )
-            })
-            .unwrap_or_default(),
-        ratio: [
-            Some(format!("floor {}", ratio(measured, floor.median()))),
-            peer.map(|peer| format!("peer {}", ratio(peer.median(), measured))),
-        ]
-        .into_iter()
-        .flatten()
-        .collect::<Vec<_>>()
-        .join(", "),
+        ratio: format!("floor {}", ratio(measured, floor.median())),
     });
     Ok(measured)
 }

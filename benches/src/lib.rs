@@ -1,17 +1,15 @@
-//! What the benches share: clusters of a shape, floors, peers, and the table they print.
+//! Code shared by the benches: clusters of a shape, floors, peers, and the table of results.
 //!
 //! * [`Shape`] makes the objects of a cluster of so many Services and endpoints, always the same ones.
 //! * [`Sandbox`] is a network namespace to load tables in.
 //! * [`Bare`] sends ready-made netlink messages: the floor under what we do.
-//! * [`kube_proxy`] writes the layout of kube-proxy 1.36 for the same objects: the peer beside it.
 //! * [`peers`] runs kube-proxy itself beside Portolan.
 //! * [`overlay`] measures the overlay: programming, memory, packets.
-//! * [`Report`] prints each quantity with its target, floor and peer.
+//! * [`Report`] prints each quantity with its target and floor.
 //!
 //! Every number is taken in the run that prints it.
 
 mod bare;
-pub mod kube_proxy;
 mod node;
 pub mod overlay;
 pub mod peers;

@@ -1,21 +1,19 @@
-//! The table that benches print: each quantity with its target, floor and peer beside it.
+//! The table that benches print: each quantity with its target and floor beside it.
 
 use std::time::Duration;
 
 /// One quantity. Cells without a value are empty.
 #[derive(Clone, Debug, Default)]
 pub struct Row {
-    /// What was measured.
+    /// Name of the quantity.
     pub quantity: String,
-    /// What it should be.
+    /// Required value.
     pub target: String,
-    /// What it is.
+    /// Measured value.
     pub measured: String,
-    /// What it cannot be better than, measured beside it.
+    /// Value that nothing can beat, measured in the same run.
     pub floor: String,
-    /// kube-proxy's layout, measured beside it.
-    pub peer: String,
-    /// Of which to which.
+    /// Ratio of the measured value to the floor.
     pub ratio: String,
 }
 
@@ -37,8 +35,8 @@ impl Report {
         if self.rows.is_empty() {
             return;
         }
-        println!("\n| quantity | target | measured | floor | kube-proxy 1.36 layout | ratio |");
-        println!("|---|---|---|---|---|---|");
+        println!("\n| quantity | target | measured | floor | ratio |");
+        println!("|---|---|---|---|---|");
         for row in &self.rows {
             println!("{}", line(row));
         }
@@ -51,7 +49,6 @@ fn line(row: &Row) -> String {
         &row.target,
         &row.measured,
         &row.floor,
-        &row.peer,
         &row.ratio,
     ];
     format!("| {} |", cells.map(String::as_str).join(" | "))

@@ -93,7 +93,7 @@ fn line(name: &str, of: &Figures, base: Option<&Figures>, patience: Duration) ->
 }
 
 /// What a minute would have taken.
-pub(super) fn scaled(usage: Duration, time: Duration) -> Duration {
+fn scaled(usage: Duration, time: Duration) -> Duration {
     usage.mul_f64(60.0 / time.as_secs_f64().max(1.0))
 }
 
