@@ -2,25 +2,24 @@
 //!
 //! Debian's packages hold the kernels ([`packages`]); QEMU boots them with this machine's root mounted read-only, so
 //! that everything is built once, here ([`machine`]); the tests that make up the suite run inside one by one
-//! ([`scenarios`]); what they printed is read back ([`printed`]) and comes to tables ([`matrix`]). Nothing is installed
+//! ([`scenarios`]); what they printed is read back and becomes a table ([`results`]). Nothing is installed
 //! on the machine but the tools below, and nothing is written but the cache and `target/kernels`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::run::{output, root};
+use crate::run::root;
 use crate::tools;
 
 mod machine;
-mod matrix;
 mod packages;
-mod printed;
+mod results;
 mod scenarios;
 
 use packages::{Kernel, Store, Unpacked};
-use printed::Column;
+use results::{Results, Verdict};
 use scenarios::{CI, Suite, WHOLE};
 
 /// Programs and the packages that hold them, beyond what tests need anyway.
@@ -34,42 +33,35 @@ const NEEDED: &[(&str, &str)] = &[
     ("tc", "iproute2"),
 ];
 
-/// How often a kernel is booted at most: what failed at first is tried once more, and told as such.
+/// The most boots of one kernel: scenarios that failed in the first run once more in the second.
 const BOOTS: usize = 2;
 
-/// For what is done on the way to a booted kernel, not counting its scenarios.
+/// Time limit of a boot, without the scenarios.
 const BOOT: Duration = Duration::from_secs(120);
 
-/// What to run where.
+/// Which scenarios to run on which kernels.
 #[derive(clap::Args, Default)]
 pub(crate) struct Options {
     /// Kernels, by the beginning of their version: 5.10, 6.1, ... or `here` for the running one [default: all]
     versions: Vec<String>,
 
-    /// Only scenarios whose name holds this
+    /// Run only scenarios whose name contains this text
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
 
-    /// A few scenarios on the oldest and the newest kernel, in some minutes
+    /// Run a few scenarios on the oldest and the newest kernel (some minutes)
     #[arg(long, conflicts_with_all = ["versions", "only"])]
     ci: bool,
 
-    /// Print the kernels there are, and end
+    /// Print the available kernels and exit
     #[arg(long)]
     list: bool,
-
-    /// Print the tables of the last runs on all kernels, and end
-    #[arg(long)]
-    table: bool,
 }
 
-/// Boots each kernel and prints the tables. Fails when a scenario failed anywhere.
+/// Boots each kernel and prints the table. Fails when a scenario failed on any.
 pub(crate) fn kernels(options: &Options) -> Result<()> {
     if options.ci {
         return few();
-    }
-    if options.table {
-        return tell(&stored()?);
     }
     tools::ensure()?;
     let store = store()?;
@@ -81,9 +73,9 @@ pub(crate) fn kernels(options: &Options) -> Result<()> {
         return Ok(());
     }
     let suite = Suite::build(&store, &WHOLE, &options.only)?;
-    let mut columns = Vec::new();
+    let mut all = Vec::new();
     if options.versions.is_empty() || options.versions.iter().any(|version| version == "here") {
-        columns.push(suite.run_here(&logs()?)?);
+        all.push(suite.run_here(&logs()?)?);
     }
     let mut down = Vec::new();
     for kernel in kernels {
@@ -91,14 +83,14 @@ pub(crate) fn kernels(options: &Options) -> Result<()> {
             .unpack(&kernel)
             .and_then(|kernel| run_on(&suite, &kernel));
         match run {
-            Ok(column) => columns.push(column),
+            Ok(results) => all.push(results),
             Err(error) => down.push(format!("{}: {error:#}", kernel.series)),
         }
     }
-    tell(&columns)?;
+    report(&all)?;
     let (failed, late) = (
-        by_kernel(&columns, Column::failed),
-        by_kernel(&columns, Column::late),
+        by_kernel(&all, Verdict::Failed),
+        by_kernel(&all, Verdict::Late),
     );
     ensure!(down.is_empty(), "not run: {}", down.join("; "));
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
@@ -106,10 +98,10 @@ pub(crate) fn kernels(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The oldest and the newest kernel, a few scenarios. What cannot be had here (the emulator, a package,
-/// a kernel that comes up under this emulator) is named and left out; what runs must pass.
+/// The oldest and the newest kernel, a few scenarios. Skips with a message what this machine does not have
+/// (the emulator, a package, a kernel that boots under this emulator); scenarios that run must pass.
 pub(crate) fn few() -> Result<()> {
-    let (store, kernels) = match to_be_had() {
+    let (store, kernels) = match available() {
         Ok(found) => found,
         Err(error) => {
             eprintln!("SKIPPED: scenarios on other kernels: {error:#}");
@@ -119,7 +111,7 @@ pub(crate) fn few() -> Result<()> {
     let suite = Suite::build(&store, &CI, &[])?;
     // Side by side: a machine waits for itself much of the time.
     let suite = &suite;
-    let runs: Vec<Result<Column>> = std::thread::scope(|scope| {
+    let runs: Vec<Result<Results>> = std::thread::scope(|scope| {
         let run = |kernel| scope.spawn(move || run_on(suite, kernel));
         let runs: Vec<_> = kernels.iter().map(run).collect();
         let ended = runs.into_iter().map(|run| run.join());
@@ -127,10 +119,10 @@ pub(crate) fn few() -> Result<()> {
             .map(|run| run.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     });
-    let (mut columns, mut down) = (Vec::new(), Vec::new());
+    let (mut all, mut down) = (Vec::new(), Vec::new());
     for (kernel, run) in kernels.iter().zip(runs) {
         match run {
-            Ok(column) => columns.push(column),
+            Ok(results) => all.push(results),
             Err(error) => {
                 eprintln!("SKIPPED: scenarios on {}: {error:#}", kernel.release);
                 down.push(kernel.release.as_str());
@@ -138,22 +130,22 @@ pub(crate) fn few() -> Result<()> {
         }
     }
     ensure!(
-        !columns.is_empty(),
-        "none of the kernels comes up under emulation: {}",
+        !all.is_empty(),
+        "none of the kernels boots under emulation: {}",
         down.join(", ")
     );
-    tell(&columns)?;
-    // How fast a machine emulates another says nothing of that one.
-    for scenario in by_kernel(&columns, Column::late) {
+    report(&all)?;
+    // The speed of the emulation says nothing about the kernel.
+    for scenario in by_kernel(&all, Verdict::Late) {
         eprintln!("SKIPPED: {scenario}: this machine is too slow for it");
     }
-    let failed = by_kernel(&columns, Column::failed);
+    let failed = by_kernel(&all, Verdict::Failed);
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
 }
 
-/// The oldest and the newest kernel that can be had, in the cache.
-fn to_be_had() -> Result<(Store, Vec<Unpacked>)> {
+/// The oldest and the newest available kernel, unpacked in the cache.
+fn available() -> Result<(Store, Vec<Unpacked>)> {
     let store = store()?;
     let mut kernels = store.kernels()?;
     if kernels.len() > 2 {
@@ -166,7 +158,7 @@ fn to_be_had() -> Result<(Store, Vec<Unpacked>)> {
             Err(error) => eprintln!("SKIPPED: the kernel {}: {error:#}", kernel.package),
         }
     }
-    ensure!(!unpacked.is_empty(), "no kernel can be had");
+    ensure!(!unpacked.is_empty(), "no kernel is available");
     Ok((store, unpacked))
 }
 
@@ -180,7 +172,7 @@ fn store() -> Result<Store> {
     Store::open()
 }
 
-/// Of the kernels there are, those that were asked for.
+/// The requested kernels among those available.
 fn wanted(store: &Store, versions: &[String]) -> Result<Vec<Kernel>> {
     if versions == ["here"] {
         return Ok(Vec::new());
@@ -201,12 +193,12 @@ fn wanted(store: &Store, versions: &[String]) -> Result<Vec<Kernel>> {
     Ok(found)
 }
 
-/// Boots a kernel and runs the suite; what failed once more in a second machine. Fails when it never came so far.
-fn run_on(suite: &Suite, kernel: &Unpacked) -> Result<Column> {
+/// Boots a kernel and runs the suite, and failed scenarios once more in a second machine. Fails when no scenario ended.
+fn run_on(suite: &Suite, kernel: &Unpacked) -> Result<Results> {
     let logs = logs()?;
     let answers = logs.join(format!("{}.out", kernel.release));
     let console = logs.join(format!("{}.log", kernel.release));
-    // A part of the suite is told beside what the rest of it came to.
+    // A run of a part keeps the results of the rest.
     for file in [&answers, &console] {
         if suite.is_part() && file.exists() {
             continue;
@@ -215,7 +207,7 @@ fn run_on(suite: &Suite, kernel: &Unpacked) -> Result<Column> {
     }
     let names = suite.names();
     let mut left = names.clone();
-    let mut column = Column::default();
+    let mut results = Results::default();
     let mut error = None;
     for boot in 1..=BOOTS {
         eprintln!(
@@ -227,10 +219,9 @@ fn run_on(suite: &Suite, kernel: &Unpacked) -> Result<Column> {
         let script = suite.script(&left, Some(machine::processors(kernel)));
         error = machine::boot(kernel, &script, suite.limit(), &answers, &console).err();
         let text = std::fs::read(&answers)?;
-        column = Column::read(&kernel.release, &names, &String::from_utf8_lossy(&text));
-        left = [column.failed(), column.late()].concat();
+        results = Results::read(&kernel.release, &names, &String::from_utf8_lossy(&text));
+        left = [results.with(Verdict::Failed), results.with(Verdict::Late)].concat();
         left.retain(|name| names.contains(name));
-        eprint!("{}", matrix::summary(&column));
         if let Some(error) = &error {
             eprintln!("{}, boot {boot} of {BOOTS}: {error:#}", kernel.release);
         }
@@ -239,77 +230,37 @@ fn run_on(suite: &Suite, kernel: &Unpacked) -> Result<Column> {
         }
     }
     match error {
-        Some(error) if column.is_empty() => Err(error),
-        _ => Ok(column),
+        Some(error) if results.is_empty() => Err(error),
+        _ => Ok(results),
     }
 }
 
-/// Writes and prints the tables.
-fn tell(columns: &[Column]) -> Result<()> {
-    let today = output(std::process::Command::new("date").arg("+%F"))?;
-    let today = String::from_utf8_lossy(&today);
-    let text = format!(
-        "{}\n{}",
-        matrix::scenarios(columns),
-        matrix::support(columns, today.trim())
-    );
-    let file = logs()?.join("tables.md");
+/// Writes and prints the table.
+fn report(all: &[Results]) -> Result<()> {
+    let text = results::table(all);
+    let file = logs()?.join("table.md");
     std::fs::write(&file, &text).with_context(|| format!("write {}", file.display()))?;
     println!("{text}");
-    let count = |of: fn(&Column) -> usize| columns.iter().map(of).sum::<usize>();
-    let failed = count(|column| column.failed().len());
-    let skipped = count(|column| column.skipped() + column.late().len());
-    let passed = count(|column| column.results.len()) - failed - skipped;
+    let count = |verdict| by_kernel(all, verdict).len();
+    let skipped = count(Verdict::Skipped) + count(Verdict::Late);
+    let (passed, failed) = (count(Verdict::Passed), count(Verdict::Failed));
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     if failed > 0 {
-        eprintln!("what was printed is in {}", logs()?.display());
+        eprintln!("the output of each kernel is in {}", logs()?.display());
     }
     Ok(())
 }
 
-/// Scenarios with the kernel that they ran on.
-fn by_kernel(columns: &[Column], of: fn(&Column) -> Vec<String>) -> Vec<String> {
-    let named = columns.iter().flat_map(|column| {
-        let names = of(column).into_iter();
-        names.map(move |name| format!("{name} on {}", column.kernel))
+/// Scenarios with this verdict, each with its kernel.
+fn by_kernel(all: &[Results], verdict: Verdict) -> Vec<String> {
+    let named = all.iter().flat_map(|results| {
+        let names = results.with(verdict).into_iter();
+        names.map(move |name| format!("{name} on {}", results.kernel))
     });
     named.collect()
 }
 
-/// What the last runs left, oldest kernel first.
-fn stored() -> Result<Vec<Column>> {
-    let mut columns = Vec::new();
-    let logs = logs()?;
-    for entry in
-        std::fs::read_dir(&logs).with_context(|| format!("look into {}", logs.display()))?
-    {
-        let file = entry?.path();
-        let Some(kernel) = kernel_of(&file) else {
-            continue;
-        };
-        let text = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-        columns.push(Column::read(&kernel, &[], &String::from_utf8_lossy(&text)));
-    }
-    if columns.is_empty() {
-        bail!("nothing has run yet");
-    }
-    columns.sort_by_key(|column| numbers(&column.kernel));
-    Ok(columns)
-}
-
-/// `5.10.0-46-amd64` of `5.10.0-46-amd64.out`.
-fn kernel_of(file: &Path) -> Option<String> {
-    let name = file.file_name()?.to_str()?;
-    name.strip_suffix(".out").map(str::to_owned)
-}
-
-/// The numbers in a version, to sort by.
-fn numbers(version: &str) -> Vec<u64> {
-    let parts = version.split(|c: char| !c.is_ascii_digit());
-    parts.filter_map(|part| part.parse().ok()).collect()
-}
-
-/// Where everything is written that a run prints.
+/// The folder of the output of runs.
 fn logs() -> Result<PathBuf> {
     let logs = root()?.join("target/kernels");
     std::fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
@@ -321,17 +272,6 @@ fn cache() -> Result<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
-        .context("neither XDG_CACHE_HOME nor HOME says where to keep kernels")?;
+        .context("neither XDG_CACHE_HOME nor HOME is set")?;
     Ok(base.join("portolan/kernels"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_are_sorted_as_numbers() {
-        assert!(numbers("5.10.0-46-amd64") < numbers("6.1.0-56-amd64"));
-        assert!(numbers("6.1.0-56-amd64") < numbers("6.12.117+deb13-amd64"));
-    }
 }

@@ -2,8 +2,8 @@
 //!
 //! A scenario is one test function, in a process of its own with its own time limit: one that hangs takes none of the
 //! others along. The same binaries run on every kernel; a test that finds something missing says so ("SKIPPED: ..."),
-//! one that the product passes by another way says that ("FALLBACK: ..."), and what a program of others cannot do is
-//! told as well ("EXCEPTION: ...").
+//! one that passes by a fallback names it ("FALLBACK: ..."), and one that meets a limit of nft or another program names that
+//! ("EXCEPTION: ...").
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::packages::Store;
-use super::printed::{Column, FEATURES};
+use super::results::Results;
 use crate::run::{build_portolan, built, cargo, output};
 
 /// Test binaries of the suite, by target, and those of their tests that are part of it, by parts of their names: by
@@ -119,7 +119,7 @@ pub(crate) const WHOLE: Size = Size {
     ],
 };
 
-/// Where there is little time: some minutes for each of two kernels.
+/// For `--ci`: some minutes for each of two kernels.
 pub(crate) const CI: Size = Size {
     is_ci: true,
     scenario: Duration::from_secs(180),
@@ -132,7 +132,7 @@ pub(crate) const CI: Size = Size {
     ],
 };
 
-/// Modules that nothing asks the kernel for by itself.
+/// Modules that the kernel does not load on demand.
 const MODULES: [&str; 10] = [
     "br_netfilter",
     "ip_vs",
@@ -146,8 +146,8 @@ const MODULES: [&str; 10] = [
     "ip6table_mangle",
 ];
 
-/// So many times slower than this machine the tests take an emulated one for that has one processor. With more to do in
-/// its time than it can, traffic that runs all the while loses datagrams for that alone.
+/// How many times slower than this machine the tests take an emulated one with one processor for. Without it,
+/// background traffic loses datagrams for lack of processor time alone.
 const SLOWNESS: u32 = 20;
 
 /// One test function.
@@ -162,7 +162,7 @@ pub(crate) struct Suite {
     scenarios: Vec<Scenario>,
     environment: Vec<(&'static str, String)>,
     size: &'static Size,
-    /// Some were asked for by name.
+    /// Whether scenarios were selected by name.
     is_part: bool,
 }
 
@@ -195,7 +195,10 @@ impl Suite {
                 }
             }
         }
-        ensure!(!scenarios.is_empty(), "no scenario has such a name");
+        ensure!(
+            !scenarios.is_empty(),
+            "no scenario has a name that contains the text"
+        );
         let mut environment = vec![
             ("PORTOLAN_PROGRAM", built("portolan")?.display().to_string()),
             ("RUST_BACKTRACE", "0".into()),
@@ -233,7 +236,7 @@ impl Suite {
         self.size.all
     }
 
-    /// For bash on the kernel: runs each of `names`, and frames its output by lines that [`Column::read`] knows.
+    /// For bash on the kernel: runs each of `names`, and frames its output by lines that [`Results::read`] knows.
     /// `emulated`: the number of processors that are.
     pub(crate) fn script(&self, names: &[String], emulated: Option<u32>) -> String {
         let mut script = String::from("echo \"kernel $(uname -r)\"\n");
@@ -249,17 +252,14 @@ impl Suite {
                 script += &format!("export {name}={value}\n");
             }
         }
-        script += &format!(
-            "echo 'BEGIN {FEATURES}'; unshare -n \"$PORTOLAN_PROGRAM\" version --features </dev/null\n\
-             echo; echo \"END {FEATURES} $? 0\"\n"
-        );
+        script += concat!("unshare -n \"$PORTOLAN_PROGRAM\" version --features </dev/null; echo\n");
         let wanted = |scenario: &&Scenario| names.contains(&scenario.name);
         for scenario in self.scenarios.iter().filter(wanted) {
             let (name, limit) = (&scenario.name, self.size.scenario.as_secs());
             script += &format!(
-                "echo 'BEGIN {name}'; s=$(date +%s%N)\n\
+                "echo 'BEGIN {name}'\n\
                  timeout -k 5 {limit} {} --exact '{}' --nocapture --test-threads=1 </dev/null; c=$?\n\
-                 echo; echo \"END {name} $c $(( ($(date +%s%N) - s) / 1000000 ))\"\n",
+                 echo; echo \"END {name} $c\"\n",
                 scenario.binary.display(),
                 scenario.test,
             );
@@ -268,7 +268,7 @@ impl Suite {
     }
 
     /// Runs all of it on the running kernel.
-    pub(crate) fn run_here(&self, logs: &Path) -> Result<Column> {
+    pub(crate) fn run_here(&self, logs: &Path) -> Result<Results> {
         let release =
             std::fs::read_to_string("/proc/sys/kernel/osrelease").context("what runs here")?;
         let release = release.trim();
@@ -279,7 +279,7 @@ impl Suite {
         let printed = output(&mut command)?;
         std::fs::write(logs.join(format!("{release}.out")), &printed)?;
         let printed = String::from_utf8_lossy(&printed);
-        Ok(Column::read(release, &self.names(), &printed))
+        Ok(Results::read(release, &self.names(), &printed))
     }
 }
 
