@@ -223,7 +223,9 @@ fn restart(criterion: &mut Criterion, report: &mut Report, shape: Shape) -> Resu
         ..Row::default()
     });
     report.row(Row {
-        quantity: format!("elements written then, {shape} (and messages, of which 2 adopt the orphaned tables)"),
+        quantity: format!(
+            "elements written then, {shape} (and messages, of which 2 adopt the orphaned tables)"
+        ),
         target: "0".into(),
         measured: format!("{} ({})", messages.0, messages.1),
         ..Row::default()

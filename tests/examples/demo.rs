@@ -268,7 +268,7 @@ impl Stage {
         let daemon = daemons.next().context("the daemon of node-a")?;
         daemon.kill()?;
         let restarted = self.start(portolan, &self.node_a)?;
-        restarted.wait_for_line("tables are in step", PATIENCE)?;
+        restarted.wait_for_line("initial sync complete", PATIENCE)?;
         self.node_a.nft(&["flush", "ruleset"])?;
         let exchanged = held.report().exchanges;
         wait_until("traffic after the flush", PATIENCE, || {

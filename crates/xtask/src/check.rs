@@ -26,14 +26,14 @@ use source::{Sources, Violation};
 
 /// Violations of each rule that are still to be mended.
 const BASELINE: &[(&str, usize)] = &[
-    ("catalogs", 78),
+    ("catalogs", 77),
     ("circles", 9),
     ("commits", 0),
-    ("help", 23),
-    ("metrics", 5),
-    ("spelling", 105),
-    ("test names", 219),
-    ("words", 97),
+    ("help", 21),
+    ("metrics", 1),
+    ("spelling", 95),
+    ("test names", 215),
+    ("words", 72),
 ];
 
 /// What to check and print.
