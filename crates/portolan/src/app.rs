@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
+use overlay_probe::{ProbeConfig, SharedProbeStatus};
 use service_model::ObjectEvent;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,8 +30,8 @@ use crate::memory;
 use crate::metrics::Metrics;
 use crate::node_addresses;
 use crate::overlay::args::OverlayKind;
+use crate::overlay::probes::{self, ProbeReports};
 use crate::overlay::{self, NodeEvents, OverlayConfig, SharedOverlayStatus};
-use crate::probe::{self, ProbeConfig, SharedProbeStatus};
 use crate::status::SharedStatus;
 use crate::takeover;
 use object_source::api::ApiClient;
@@ -113,7 +114,7 @@ impl App {
             metrics: metrics.clone(),
         };
         let overlay_status = SharedOverlayStatus::default();
-        let probes = SharedProbeStatus::default();
+        let probe_status = SharedProbeStatus::default();
         let has_overlay = args.overlay.overlay == OverlayKind::Vxlan;
         let ports = http::start(
             args.healthz_bind_address.0,
@@ -122,7 +123,7 @@ impl App {
                 status: status.clone(),
                 metrics: metrics.clone(),
                 overlay: has_overlay.then(|| overlay_status.clone()),
-                probes: probes.clone(),
+                probes: probe_status.clone(),
             },
             cancel.clone(),
         )?;
@@ -172,12 +173,12 @@ impl App {
                 port: args.overlay.overlay_probe_port,
                 interval: args.overlay.overlay_probe_interval,
             };
-            let reports = probe::Reports {
-                status: probes,
+            let reports = ProbeReports {
+                status: probe_status,
                 metrics: metrics.clone(),
                 recorder,
             };
-            probe::start(config, overlay_status.clone(), reports, cancel.clone())?;
+            probes::start(config, overlay_status.clone(), reports, cancel.clone())?;
         }
         let source = start_source(args, client, &node.node_name, sender, cancel.clone());
         let (in_step, rules_stand) = oneshot::channel();

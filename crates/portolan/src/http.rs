@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use http::StatusCode;
+use overlay_probe::SharedProbeStatus;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -20,7 +21,6 @@ use tracing::{info, warn};
 
 use crate::metrics::{self, Metrics};
 use crate::overlay::SharedOverlayStatus;
-use crate::probe::SharedProbeStatus;
 use crate::status::SharedStatus;
 
 mod answers;
@@ -59,7 +59,7 @@ pub struct Sources {
     pub metrics: Arc<Metrics>,
     /// How the overlay is, where there is one.
     pub overlay: Option<SharedOverlayStatus>,
-    /// What the probes of the overlay have found.
+    /// Findings of the overlay's probes.
     pub probes: SharedProbeStatus,
 }
 

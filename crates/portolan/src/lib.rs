@@ -5,8 +5,7 @@
 //! * [`node_addresses`] follows the addresses of this node's interfaces, [`listeners`] who listens there.
 //! * [`memory`] gives back what a first list took.
 //! * [`features`] says what is done where the kernel lacks something.
-//! * [`overlay`] keeps the tunnel to other nodes' pods.
-//! * [`probe`] measures what gets through it.
+//! * [`overlay`] keeps the tunnel to other nodes' pods and runs its probes ([`overlay_probe`]).
 //! * [`status`], [`metrics`] and [`http`] tell others how it goes, [`health_checks`] load balancers, [`events`] the cluster.
 //! * [`counters`] says how many connections there were to Services that want to know.
 //! * [`conntrack`] ends stale flows after a commit; [`sysctl`] makes the settings of connection tracking.
@@ -30,7 +29,6 @@ pub mod memory;
 pub mod metrics;
 pub mod node_addresses;
 pub mod overlay;
-pub mod probe;
 pub mod render;
 pub mod status;
 pub mod sysctl;

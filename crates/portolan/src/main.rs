@@ -4,8 +4,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use overlay_probe::doctor;
 use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, RunArgs, VersionArgs};
-use portolan::probe::doctor;
 use portolan::{app, cleanup, features, memory, render};
 
 fn main() -> ExitCode {

@@ -21,6 +21,7 @@ mod cache;
 mod condition;
 mod files;
 mod flannel;
+pub mod probes;
 mod publish;
 mod table;
 mod turn;

@@ -4,7 +4,6 @@
 //!   (the network below).
 //! * **Decision**: [`plan`] says what the kernel should hold, [`difference`] by which steps; both are functions of
 //!   values. [`table`] has the nftables rules that belong to it.
-//! * **Measured**: a [`Measurement`] of the way to a peer and back leads to a [`Verdict`] in words.
 //! * **Effects**: [`Kernel`] reads and writes over rtnetlink, [`Monitor`] hears of changes.
 //!
 //! The crate knows no Kubernetes client: where nodes come from and where annotations go is the daemon's business.
@@ -23,7 +22,6 @@ mod peers;
 mod plan;
 mod rules;
 mod underlay;
-mod verdict;
 
 #[cfg(test)]
 mod samples;
@@ -42,4 +40,3 @@ pub use plan::{Device, Entries, Facts, Peer, Plan, Problem, Tunnel, Way, overhea
 pub use regex::Regex;
 pub use rules::{ARRIVED, Filter, RuleOptions, TABLE, table};
 pub use underlay::{External, Interface, InterfaceAddress, Preferences, Surroundings};
-pub use verdict::{Judge, Leg, Measurement, Outcome, Paths, Scene, Sizes, Verdict};

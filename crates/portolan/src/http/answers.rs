@@ -9,8 +9,9 @@ use serde_json::json;
 use service_model::ObjectName;
 
 use super::listener::Answer;
+use overlay_probe::ProbeStatus;
+
 use crate::overlay::OverlayStatus;
-use crate::probe::ProbeStatus;
 use crate::status::{Health, Status};
 
 /// 200 when the table holds everything that is known, and the node is one that load balancers may send to (KEP-3836).

@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::listener::MAX_CONNECTIONS;
 use super::{Ports, Sources, start};
+use overlay_probe::SharedProbeStatus;
+
 use crate::metrics::Metrics;
-use crate::probe::SharedProbeStatus;
 use crate::status::Status;
 
 struct Server {

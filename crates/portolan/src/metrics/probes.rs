@@ -1,19 +1,18 @@
-//! What the probes of the overlay count. Series of single peers are there for failing ones only.
+//! Metrics of the overlay's probes. Only failing peers have series of their own.
 
 use std::sync::atomic::AtomicU64;
 
+use overlay_probe::{Measurement, Outcome, RoundSummary};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use vxlan_overlay::{Measurement, Outcome};
 
 use super::gauge;
-use crate::probe::Finding;
 
-/// Metrics of the probes.
+/// Counts probes, rounds and failing peers.
 #[derive(Debug)]
 pub struct ProbeMetrics {
     rounds: Counter,
@@ -58,47 +57,47 @@ impl ProbeMetrics {
     pub(super) fn register(&self, r: &mut Registry) {
         r.register(
             "overlay_probe_rounds",
-            "Rounds of probes",
+            "Completed probe rounds",
             self.rounds.clone(),
         );
         r.register(
             "overlay_probes",
-            "Probes by path and what became of them",
+            "Probes by path and result",
             self.probes.clone(),
         );
         r.register(
             "overlay_round_trip_seconds",
-            "From a small datagram through the tunnel to its answer",
+            "Round-trip time of a small UDP datagram through the tunnel in seconds",
             self.round_trip.clone(),
         );
         r.register(
             "overlay_peers_reachable",
-            "Peers about which no probe has found anything wrong",
+            "Peers without a finding",
             self.reachable.clone(),
         );
         r.register(
             "overlay_peers_unreachable",
-            "Peers that packets do not reach, or not all",
+            "Peers with a finding: no packets or not all packets get through",
             self.unreachable.clone(),
         );
         r.register(
             "overlay_peer_trouble",
-            "1 for each peer that packets do not reach, or not all",
+            "1 for each peer with a finding, by verdict",
             self.troubles.clone(),
         );
         r.register(
             "overlay_alarms",
-            "Times that something was found wrong with the way to a peer, or something else than before",
+            "Findings that were new or changed",
             self.alarms.clone(),
         );
         r.register(
             "overlay_checksum_offload_off",
-            "Tunnels whose checksum offload was switched off since it corrupted packets",
+            "Tunnel devices whose checksum offload was switched off because it corrupted packets",
             self.offload_off.clone(),
         );
     }
 
-    /// One pair of nodes was measured.
+    /// Counts the probes of one measurement.
     pub fn measured(&self, measured: &Measurement) {
         let Measurement { host, tunnel, .. } = measured;
         for (path, outcome) in [
@@ -125,19 +124,20 @@ impl ProbeMetrics {
         }
     }
 
-    /// Something was found wrong that was not before.
+    /// Counts a finding that is new or has changed.
     pub fn alarm(&self) {
         self.alarms.inc();
     }
 
-    /// A round is over: peers, failing ones among them, what is wrong with these, and remedies in force.
-    pub fn round(&self, peers: usize, failing: usize, findings: &[Finding], remedies: usize) {
+    /// Records the state after a round.
+    pub fn round(&self, round: &RoundSummary<'_>) {
         self.rounds.inc();
-        self.reachable.set(gauge(peers.saturating_sub(failing)));
-        self.unreachable.set(gauge(failing));
-        self.offload_off.set(remedies as u64);
+        let reachable = round.peers.saturating_sub(round.failing);
+        self.reachable.set(gauge(reachable));
+        self.unreachable.set(gauge(round.failing));
+        self.offload_off.set(round.remedies as u64);
         self.troubles.clear();
-        for finding in findings {
+        for finding in round.findings {
             let label = TroubleLabel {
                 node: finding.node.to_string(),
                 ip_family: finding.family.api_name(),

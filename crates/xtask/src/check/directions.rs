@@ -16,6 +16,10 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("kube-proxy-config", &[]),
     ("service-dataplane", &["service-model", "nft", "net-types"]),
     ("vxlan-overlay", &["nft", "net-types"]),
+    (
+        "overlay-probe",
+        &["vxlan-overlay", "nft", "net-types", "tokio"],
+    ),
     ("object-source", &["service-model", "kube", "tokio"]),
     (
         "portolan",
@@ -25,6 +29,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "nft",
             "net-types",
             "kube-proxy-config",
+            "overlay-probe",
             "vxlan-overlay",
             "object-source",
             "rtnetlink",

@@ -8,10 +8,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nft::Protocol;
+use net_types::Protocol;
 
 use super::Shared;
-use super::directory::{End, Target};
+use super::directory::{LocalVtep, Target};
 use super::firewall::{Suspect, who_drops};
 
 /// A look takes so long.
@@ -30,7 +30,7 @@ pub(super) struct Traces {
 }
 
 /// Packets between this node and a peer that may be dropped.
-fn suspects(end: &End, peer: &Target, port: u16) -> Vec<Suspect> {
+fn suspects(end: &LocalVtep, peer: &Target, port: u16) -> Vec<Suspect> {
     let between = |a, b, protocol, port| {
         [(a, b), (b, a)].map(|(source, destination)| Suspect {
             source,
@@ -45,7 +45,7 @@ fn suspects(end: &End, peer: &Target, port: u16) -> Vec<Suspect> {
 }
 
 /// Looks while packets are being sent, for [`LOOK`].
-pub(super) async fn look(end: &End, peer: &Target, port: u16) -> Option<String> {
+pub(super) async fn look(end: &LocalVtep, peer: &Target, port: u16) -> Option<String> {
     let suspects = suspects(end, peer, port);
     let looked = tokio::task::spawn_blocking(move || who_drops(&suspects, LOOK)).await;
     match looked {
@@ -60,7 +60,7 @@ pub(super) async fn look(end: &End, peer: &Target, port: u16) -> Option<String> 
 
 /// A peer says that its packets get lost.
 pub(super) fn begin_for(shared: &Arc<Shared>, peer: &Target) {
-    let Some(end) = shared.directory().end(peer.family).cloned() else {
+    let Some(end) = shared.directory().local(peer.family).cloned() else {
         return;
     };
     {

@@ -12,35 +12,35 @@ use anyhow::{Context, Result};
 use nft::trace::{Decider, Decision, Step, Tracer};
 use nft::{AnyFamily, BaseChain, Foreign};
 
-use crate::takeover::legacy;
+use crate::LegacyIptables;
 
 /// Packets that somebody on this node may drop: sent from here, or arriving here.
-pub use nft::trace::Packets as Suspect;
+pub(super) use nft::trace::Packets as Suspect;
 
 /// Steps that are remembered, to find the hook by which a packet came to the one that dropped it.
 const REMEMBERED: usize = 1024;
 
 /// The rule that dropped a packet, or the policy of the chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Blocker {
+pub(super) struct Blocker {
     /// Family of the table.
-    pub family: AnyFamily,
+    family: AnyFamily,
     /// Table.
-    pub table: String,
+    table: String,
     /// Chain.
-    pub chain: String,
+    chain: String,
     /// Handle of the rule; `None` where the policy of the chain did it.
-    pub rule: Option<u64>,
+    rule: Option<u64>,
     /// The hook by which the packet came there, by nft's keyword; `None` where the chain is gone by now.
-    pub hook: Option<&'static str>,
+    hook: Option<&'static str>,
     /// It was not dropped but left to a program, which did not let it go on.
-    pub queued: bool,
+    queued: bool,
 }
 
 impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Blocker { family, .. } = self;
-        let (table, chain) = (Foreigner(&self.table), Foreigner(&self.chain));
+        let (table, chain) = (Escaped(&self.table), Escaped(&self.chain));
         write!(f, "table {family} {table}, chain {chain}, ")?;
         match self.rule {
             Some(handle) => write!(f, "rule handle {handle}")?,
@@ -66,7 +66,7 @@ impl fmt::Display for Blocker {
 /// [`untraceable`], and [`nft::trace`] for what else is not told.
 ///
 /// Errors: before Linux 5.12, and without CAP_NET_ADMIN.
-pub fn who_drops(suspects: &[Suspect], within: Duration) -> Result<Option<Blocker>> {
+pub(super) fn who_drops(suspects: &[Suspect], within: Duration) -> Result<Option<Blocker>> {
     let mut tracer =
         Tracer::start(suspects).context("tracing packets through the rules (Linux 5.12)")?;
     let end = Instant::now() + within;
@@ -118,8 +118,8 @@ fn blocker(step: Step, before: &VecDeque<Step>, queued: bool) -> Result<Blocker>
 }
 
 /// What of this node's rules cannot be traced, in words; `None`: nothing.
-pub fn untraceable() -> Option<String> {
-    let tables = legacy::tables();
+pub(super) fn untraceable(legacy: LegacyIptables) -> Option<String> {
+    let tables = (legacy.tables)();
     (!tables.is_empty()).then(|| {
         format!(
             "rules of legacy iptables cannot be traced: {}",
@@ -132,17 +132,17 @@ pub fn untraceable() -> Option<String> {
 /// default, nobody's accept elsewhere helps there. Each in words.
 ///
 /// Errors: the ruleset cannot be read (CAP_NET_ADMIN).
-pub fn forwarding_drops() -> Result<Vec<String>> {
+pub(super) fn forwarding_drops(legacy: LegacyIptables) -> Result<Vec<String>> {
     let chains = Foreign::open()?.base_chains()?;
     let forwards = |chain: &&BaseChain| {
         let families = [AnyFamily::INET, AnyFamily::IP, AnyFamily::IP6];
         chain.drops && families.contains(&chain.family) && chain.hook_keyword() == Some("forward")
     };
     let of_nft = chains.iter().filter(forwards).map(|chain| {
-        let (table, name) = (Foreigner(&chain.table), Foreigner(&chain.name));
+        let (table, name) = (Escaped(&chain.table), Escaped(&chain.name));
         format!("table {} {table}, chain {name}", chain.family)
     });
-    let of_legacy = legacy::dropping_forwarders()
+    let of_legacy = (legacy.dropping_forwarders)()
         .into_iter()
         .map(|program| format!("{program}, chain FORWARD"));
     let tell =
@@ -152,8 +152,8 @@ pub fn forwarding_drops() -> Result<Vec<String>> {
 
 /// What of this node's rules keeps pods from each other though nodes reach each other, in words. A ruleset that cannot
 /// be read keeps nobody from anything.
-pub(super) async fn notes() -> Vec<String> {
-    match tokio::task::spawn_blocking(forwarding_drops).await {
+pub(super) async fn notes(legacy: LegacyIptables) -> Vec<String> {
+    match tokio::task::spawn_blocking(move || forwarding_drops(legacy)).await {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => {
             tracing::debug!(error = format!("{error:#}"), "chains cannot be read");
@@ -164,9 +164,9 @@ pub(super) async fn notes() -> Vec<String> {
 }
 
 /// A name that somebody else has chosen, as people can read it: what cannot be printed is escaped.
-struct Foreigner<'a>(&'a str);
+struct Escaped<'a>(&'a str);
 
-impl Foreigner<'_> {
+impl Escaped<'_> {
     /// Whether it means itself wherever it is pasted.
     fn is_plain(&self) -> bool {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
@@ -174,7 +174,7 @@ impl Foreigner<'_> {
     }
 }
 
-impl fmt::Display for Foreigner<'_> {
+impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.is_plain() {
             true => f.write_str(self.0),

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nft::Family;
+use net_types::Family;
 use vxlan_overlay::{Peer, Plan, Tunnel};
 
 /// This node's end of one family's tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct End {
+pub(super) struct LocalVtep {
     /// Source of outer packets.
     pub(super) host: IpAddr,
     /// Address of the device.
@@ -50,12 +50,17 @@ pub(super) enum Path {
 #[derive(Debug, Default)]
 pub(super) struct Directory {
     plan: Arc<Plan>,
-    ends: [Option<End>; 2],
+    ends: [Option<LocalVtep>; 2],
     /// Which address of which path is whose, by family and place in the plan; sorted.
     by_address: Vec<(IpAddr, Path, Family, u32)>,
 }
 
 impl Directory {
+    /// Whether it was made from an equal plan.
+    pub(super) fn is_of(&self, plan: &Arc<Plan>) -> bool {
+        Arc::ptr_eq(&self.plan, plan) || self.plan == *plan
+    }
+
     /// What a plan says. Looks up names of interfaces.
     pub(super) fn of(plan: &Arc<Plan>) -> Directory {
         let ends = plan
@@ -99,7 +104,7 @@ impl Directory {
     }
 
     /// This node's end.
-    pub(super) fn end(&self, family: Family) -> Option<&End> {
+    pub(super) fn local(&self, family: Family) -> Option<&LocalVtep> {
         let [v4, v6] = &self.ends;
         match family {
             Family::Ip => v4.as_ref(),
@@ -133,10 +138,10 @@ fn target(family: Family, peer: &Peer) -> Target {
     }
 }
 
-fn end(tunnel: &Tunnel) -> End {
+fn end(tunnel: &Tunnel) -> LocalVtep {
     let device = &tunnel.device;
     let parent = nix::net::if_::if_indextoname(device.parent);
-    End {
+    LocalVtep {
         host: device.local,
         tunnel: device.address.addr(),
         device: device.name.clone(),

@@ -6,14 +6,15 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::measurement::{Measurement, Outcome, Sizes};
+use super::verdict::Verdict;
 use futures::future::{join, join_all, join4};
-use nft::Family;
+use net_types::Family;
 use tokio::time::{Instant, sleep};
-use vxlan_overlay::{Measurement, Outcome, Sizes, Verdict};
 
-use super::directory::{End, Target};
+use super::directory::{Directory, LocalVtep, Target};
 use super::wire::{HEADER, Packet, REQUEST, said, want};
-use super::{Shared, ask, counters, ping, trace};
+use super::{Shared, counters, ping, request, trace};
 
 /// How long a question waits for its answer, all tries together.
 const PATIENCE: Duration = Duration::from_millis(1200);
@@ -27,19 +28,36 @@ const FANOUT: u32 = 16;
 /// One pair of nodes in one family.
 pub(super) struct Pair<'a> {
     pub(super) shared: &'a Shared,
-    pub(super) end: &'a End,
+    pub(super) local: &'a LocalVtep,
     pub(super) peer: &'a Target,
 }
 
-/// What the peer says of itself.
+/// What the peer reports about itself.
 #[derive(Clone, Copy, Debug, Default)]
-struct Said {
+struct PeerCounters {
     received: bool,
     counted: Option<u64>,
     corrupt: Option<u64>,
 }
 
-impl Pair<'_> {
+impl<'a> Pair<'a> {
+    /// A pair for each target whose family this node has a tunnel in.
+    pub(super) fn all(
+        shared: &'a Shared,
+        directory: &'a Directory,
+        targets: &'a [Target],
+    ) -> Vec<Pair<'a>> {
+        let pair = |peer: &'a Target| {
+            let local = directory.local(peer.family)?;
+            Some(Pair {
+                shared,
+                local,
+                peer,
+            })
+        };
+        targets.iter().filter_map(pair).collect()
+    }
+
     /// One round. A thorough one leaves no question of the table out.
     pub(super) async fn measure(&self, thorough: bool) -> Measurement {
         let mut measured = Measurement::default();
@@ -52,7 +70,13 @@ impl Pair<'_> {
         };
         let (host, tunnel) = join(
             self.over_host(want::COUNTERS, rand::random(), 0),
-            ask::udp(self.end.tunnel, self.at_tunnel(), &probe, HEADER, PATIENCE),
+            request::udp(
+                self.local.tunnel,
+                self.at_tunnel(),
+                &probe,
+                HEADER,
+                PATIENCE,
+            ),
         )
         .await;
         let before = said(host.answer.as_ref());
@@ -85,17 +109,17 @@ impl Pair<'_> {
     /// The paths that were not needed so far.
     async fn ask_more(&self, measured: &mut Measurement) {
         let (size, nonce) = (HEADER + 48, rand::random());
-        let (end, peer) = (self.end, self.peer);
+        let (local, peer) = (self.local, self.peer);
         let (host_tcp, host_ping, tunnel_tcp, tunnel_ping) = join4(
             self.tcp(false),
-            ping::ping(end.host, peer.host, nonce, size, PATIENCE),
+            ping::ping(local.host, peer.host, nonce, size, PATIENCE),
             async {
                 match measured.tunnel.tcp {
                     Outcome::Untried => self.tcp(true).await,
                     known => known,
                 }
             },
-            ping::ping(end.tunnel, peer.tunnel, nonce, size, PATIENCE),
+            ping::ping(local.tunnel, peer.tunnel, nonce, size, PATIENCE),
         )
         .await;
         (measured.host.tcp, measured.host.ping) = (host_tcp, host_ping);
@@ -103,7 +127,7 @@ impl Pair<'_> {
     }
 
     /// What the peer knows by now of what was sent to it, and whether something from it arrives.
-    async fn ask_back(&self, measured: &mut Measurement, before: Said, probe: u64) {
+    async fn ask_back(&self, measured: &mut Measurement, before: PeerCounters, probe: u64) {
         if measured.host.udp != Outcome::Answered {
             return;
         }
@@ -143,8 +167,8 @@ impl Pair<'_> {
                     nonce,
                     asked,
                 };
-                let (local, to) = (self.end.tunnel, self.at_tunnel());
-                let probing = ask::udp(local, to, &probe, HEADER, brief);
+                let (local, to) = (self.local.tunnel, self.at_tunnel());
+                let probing = request::udp(local, to, &probe, HEADER, brief);
                 if answers {
                     // Again and again, since the peer may be busy looking for somebody else.
                     let asking = want::ARRIVAL | want::TRACE;
@@ -154,7 +178,7 @@ impl Pair<'_> {
                 }
             }
         };
-        let look = trace::look(self.end, self.peer, self.shared.config.port);
+        let look = trace::look(self.local, self.peer, self.shared.config.port);
         let (found, ()) = join(look, sending).await;
         measured.rule_here = found;
         if !answers {
@@ -173,10 +197,10 @@ impl Pair<'_> {
         }
     }
 
-    async fn over_host(&self, want: u16, nonce: u64, asked: u64) -> ask::Reply {
+    async fn over_host(&self, want: u16, nonce: u64, asked: u64) -> request::Reply {
         let to = SocketAddr::new(self.peer.host, self.shared.config.port);
         let request = Packet::Request { want, nonce, asked };
-        ask::udp(self.end.host, to, &request, REQUEST, PATIENCE).await
+        request::udp(self.local.host, to, &request, REQUEST, PATIENCE).await
     }
 
     fn at_tunnel(&self) -> SocketAddr {
@@ -185,16 +209,16 @@ impl Pair<'_> {
 
     async fn tcp(&self, tunnel: bool) -> Outcome {
         let (local, to) = match tunnel {
-            true => (self.end.tunnel, self.peer.tunnel),
-            false => (self.end.host, self.peer.host),
+            true => (self.local.tunnel, self.peer.tunnel),
+            false => (self.local.host, self.peer.host),
         };
         let to = SocketAddr::new(to, self.shared.config.port);
-        ask::tcp(local, to, rand::random(), PATIENCE).await
+        request::tcp(local, to, rand::random(), PATIENCE).await
     }
 
     /// The largest sizes that get through. Without an answerer, ICMP echo stands in, which cannot tell the direction.
     async fn sizes(&self, answers: bool) -> Sizes {
-        let full = self.end.mtu;
+        let full = self.local.mtu;
         let sizes = |forth, back| Sizes { full, forth, back };
         if !answers {
             return match join(self.echoed(full), self.echoed(SMALLEST)).await {
@@ -217,7 +241,7 @@ impl Pair<'_> {
     /// The largest size below the full one for which `passes` holds; 0 if there is none.
     async fn search<F: Future<Output = bool>>(&self, passes: impl Fn(u32) -> F) -> u32 {
         // `low` passes, or nothing is known to; `high` does not.
-        let (mut low, mut high) = (0, self.end.mtu);
+        let (mut low, mut high) = (0, self.local.mtu);
         while high > low.max(SMALLEST - 1) + 1 {
             let from = low.max(SMALLEST - 1);
             let step = (high - from).div_ceil(FANOUT).max(1);
@@ -249,20 +273,20 @@ impl Pair<'_> {
             asked: 0,
         };
         let size = (size as usize).saturating_sub(headers);
-        let (local, to) = (self.end.tunnel, self.at_tunnel());
-        ask::udp(local, to, &request, size, PATIENCE)
+        let (local, to) = (self.local.tunnel, self.at_tunnel());
+        request::udp(local, to, &request, size, PATIENCE)
             .await
             .is_answered()
     }
 
     async fn echoed(&self, size: u32) -> bool {
-        let (local, to) = (self.end.tunnel, self.peer.tunnel);
+        let (local, to) = (self.local.tunnel, self.peer.tunnel);
         let outcome = ping::ping(local, to, rand::random(), size as usize, PATIENCE);
         outcome.await == Outcome::Answered
     }
 }
 
-fn said(answer: Option<&Packet>) -> Said {
+fn said(answer: Option<&Packet>) -> PeerCounters {
     let Some(Packet::Answer {
         said,
         counted,
@@ -270,9 +294,9 @@ fn said(answer: Option<&Packet>) -> Said {
         ..
     }) = answer
     else {
-        return Said::default();
+        return PeerCounters::default();
     };
-    Said {
+    PeerCounters {
         received: said & said::RECEIVED != 0,
         counted: (said & said::COUNTED != 0).then_some(*counted),
         corrupt: (said & said::CORRUPT != 0).then_some(*corrupt),

@@ -1,7 +1,7 @@
 //! What this node does about what it has found: checksum offload that corrupts packets is switched off.
 
+use super::verdict::Verdict;
 use anyhow::Context;
-use vxlan_overlay::Verdict;
 
 use super::measure::Pair;
 use super::offload::{set_tx_checksum, tx_checksum};
@@ -14,7 +14,7 @@ const MEASUREMENTS: usize = 3;
 ///
 /// To be called only when packets were seen to arrive with wrong checksums: it costs speed, and elsewhere much of it.
 pub(super) async fn switch_off(pair: &Pair<'_>) -> anyhow::Result<Option<String>> {
-    let device = pair.end.device.clone();
+    let device = pair.local.device.clone();
     if !tx_checksum(&device).context("reading the device's features")? {
         return Ok(None);
     }
@@ -25,7 +25,7 @@ pub(super) async fn switch_off(pair: &Pair<'_>) -> anyhow::Result<Option<String>
         if matches!(verdict, Verdict::Healthy | Verdict::Mtu { .. }) {
             return Ok(Some(format!(
                 "checksum offload on {} corrupts tunnelled packets; switched off",
-                pair.end.parent
+                pair.local.parent
             )));
         }
     }

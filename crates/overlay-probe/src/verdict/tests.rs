@@ -1,6 +1,9 @@
 use super::*;
+use crate::debouncer::{ROUNDS_TO_REPORT, VerdictDebouncer};
+use crate::describe::VerdictContext;
+use crate::measurement::Paths;
 
-const SCENE: Scene<'_> = Scene {
+const CONTEXT: VerdictContext<'_> = VerdictContext {
     own: "node-a",
     peer: "node-b",
     port: 8472,
@@ -44,7 +47,7 @@ fn silent_tunnel() -> Measurement {
 }
 
 fn told(measured: &Measurement) -> String {
-    SCENE.tell(&measured.verdict())
+    CONTEXT.describe(&measured.verdict())
 }
 
 #[test]
@@ -134,13 +137,13 @@ fn what_arrives_and_is_dropped_is_no_blocked_port_and_its_rule_is_named() {
         ..silent_tunnel()
     };
     let verdict = dropped.verdict();
-    let scene = Scene {
+    let context = VerdictContext {
         rule_there: Some("inet firewall input handle 7"),
-        ..SCENE
+        ..CONTEXT
     };
     assert_eq!(verdict.kind(), "dropped");
     assert_eq!(
-        scene.tell(&verdict),
+        context.describe(&verdict),
         "VXLAN packets from node-a arrive at node-b and are dropped there; \
          on node-b they are dropped by inet firewall input handle 7"
     );
@@ -201,19 +204,22 @@ fn wrong_checksums_are_the_offload_of_whoever_sent_them() {
 
 #[test]
 fn a_few_bad_rounds_are_no_alarm_and_one_good_round_does_not_end_one() {
-    let mut judge = Judge::default();
-    for _ in 0..ROUNDS_TO_TELL - 1 {
-        assert!(!judge.hear(Verdict::Silent));
+    let mut debouncer = VerdictDebouncer::default();
+    for _ in 0..ROUNDS_TO_REPORT - 1 {
+        assert!(!debouncer.observe(Verdict::Silent));
     }
-    assert!(!judge.hear(Verdict::Healthy));
-    assert_eq!((judge.told(), judge.is_suspicious()), (None, false));
-    for _ in 0..ROUNDS_TO_TELL - 1 {
-        assert!(!judge.hear(Verdict::Silent));
+    assert!(!debouncer.observe(Verdict::Healthy));
+    assert_eq!(
+        (debouncer.reported(), debouncer.is_suspicious()),
+        (None, false)
+    );
+    for _ in 0..ROUNDS_TO_REPORT - 1 {
+        assert!(!debouncer.observe(Verdict::Silent));
     }
-    assert!(judge.hear(Verdict::Silent));
-    assert!(!judge.hear(Verdict::Silent));
-    assert!(!judge.hear(Verdict::Healthy));
-    assert_eq!(judge.told(), Some(&Verdict::Silent));
-    assert!(judge.hear(Verdict::Healthy));
-    assert_eq!(judge.told(), None);
+    assert!(debouncer.observe(Verdict::Silent));
+    assert!(!debouncer.observe(Verdict::Silent));
+    assert!(!debouncer.observe(Verdict::Healthy));
+    assert_eq!(debouncer.reported(), Some(&Verdict::Silent));
+    assert!(debouncer.observe(Verdict::Healthy));
+    assert_eq!(debouncer.reported(), None);
 }

@@ -33,7 +33,7 @@ const RECEIVE: usize = 64 << 10;
 /// Whether checksums of packets that enter the device are left for later.
 ///
 /// Errors: there is no such device, or the kernel has no netlink interface of ethtool.
-pub fn tx_checksum(device: &str) -> Result<bool> {
+pub(super) fn tx_checksum(device: &str) -> Result<bool> {
     Ethtool::open()?.is_active(device)
 }
 
@@ -41,7 +41,7 @@ pub fn tx_checksum(device: &str) -> Result<bool> {
 /// on.
 ///
 /// Errors: as [`tx_checksum`]; the device cannot do as it is told; EPERM without CAP_NET_ADMIN.
-pub fn set_tx_checksum(device: &str, on: bool) -> Result<()> {
+pub(super) fn set_tx_checksum(device: &str, on: bool) -> Result<()> {
     let mut ethtool = Ethtool::open()?;
     let value = if on {
         attribute(bit::VALUE, &[])

@@ -2,18 +2,18 @@
 
 use std::fmt::Write;
 
-use vxlan_overlay::{Measurement, Outcome, Sizes};
+use crate::measurement::{Measurement, Outcome, Sizes};
 
-use super::{PeerReport, Report};
+use super::{DoctorReport, PeerReport};
 
-pub(super) fn text(report: &Report, tables: bool) -> String {
+pub(super) fn text(report: &DoctorReport, tables: bool) -> String {
     let mut out = String::new();
     // Writing to a String does not fail.
     let _ = write(&mut out, report, tables);
     out
 }
 
-fn write(out: &mut String, report: &Report, tables: bool) -> std::fmt::Result {
+fn write(out: &mut String, report: &DoctorReport, tables: bool) -> std::fmt::Result {
     let node = &report.node;
     if let Some(trouble) = &report.trouble {
         return writeln!(out, "{node}: {trouble}");

@@ -15,8 +15,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::ask::{LARGEST, datagrams};
 use super::directory::{Path, Target};
+use super::request::{LARGEST, datagrams};
 use super::wire::{ANSWER, HEADER, Packet, REQUEST, STREAM, said, want};
 use super::{Shared, trace};
 
@@ -151,7 +151,7 @@ fn about(shared: &Arc<Shared>, peer: &Target, want: u16, nonce: u64, asked: u64)
 /// Sends a packet through the tunnel, to the peer's answerer.
 async fn arrive(shared: &Shared, peer: &Target, nonce: u64) {
     let directory = shared.directory();
-    let Some(end) = directory.end(peer.family) else {
+    let Some(end) = directory.local(peer.family) else {
         return;
     };
     let sent = async {

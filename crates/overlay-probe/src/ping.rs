@@ -4,12 +4,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::measurement::Outcome;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
-use vxlan_overlay::Outcome;
 
-use super::ask::never_fragment;
+use super::request::never_fragment;
 
 const ICMP_HEADER: usize = 8;
 const TRIES: u32 = 3;

@@ -10,6 +10,7 @@ use std::os::unix::net as unix;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::measurement::Measurement;
 use anyhow::{Context, bail, ensure};
 use futures::StreamExt;
 use futures::stream;
@@ -19,13 +20,11 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
-use vxlan_overlay::Measurement;
 
+use super::Shared;
 use super::directory::Target;
 use super::firewall::{notes, untraceable};
 use super::measure::Pair;
-use super::rounds::words;
-use super::{Shared, SharedProbeStatus};
 
 mod print;
 
@@ -52,7 +51,7 @@ struct Question {
 
 /// What the daemon says.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Report {
+pub struct DoctorReport {
     /// This node.
     pub node: String,
     /// Why nothing can be told, if so.
@@ -84,7 +83,7 @@ pub struct PeerReport {
     pub measured: Measurement,
 }
 
-impl Report {
+impl DoctorReport {
     /// Exit status of the command: 0 healthy, 1 something is broken, 2 cannot tell.
     pub fn exit_code(&self) -> u8 {
         match self.peers.iter().all(|peer| peer.healthy) {
@@ -96,15 +95,11 @@ impl Report {
 }
 
 /// Answers the command until cancelled.
-pub(super) async fn serve(
-    shared: Arc<Shared>,
-    status: SharedProbeStatus,
-    cancel: CancellationToken,
-) {
+pub(super) async fn serve(shared: Arc<Shared>, cancel: CancellationToken) {
     let serving = async {
         loop {
             match listen() {
-                Ok(listener) => accept(&listener, &shared, &status).await,
+                Ok(listener) => accept(&listener, &shared).await,
                 Err(error) => tracing::warn!(
                     error = format!("{error:#}"),
                     "`portolan doctor` cannot be answered"
@@ -124,19 +119,15 @@ fn listen() -> anyhow::Result<UnixListener> {
 }
 
 /// One question at a time.
-async fn accept(listener: &UnixListener, shared: &Shared, status: &SharedProbeStatus) {
+async fn accept(listener: &UnixListener, shared: &Shared) {
     while let Ok((stream, _)) = listener.accept().await {
-        if let Err(error) = answer(stream, shared, status).await {
+        if let Err(error) = answer(stream, shared).await {
             tracing::debug!(error = format!("{error:#}"), "a question was not answered");
         }
     }
 }
 
-async fn answer(
-    mut stream: UnixStream,
-    shared: &Shared,
-    status: &SharedProbeStatus,
-) -> anyhow::Result<()> {
+async fn answer(mut stream: UnixStream, shared: &Shared) -> anyhow::Result<()> {
     let uid = stream.peer_cred()?.uid();
     ensure!(is_trusted(uid), "asked by user {uid}");
     let mut line = String::new();
@@ -145,7 +136,8 @@ async fn answer(
     tokio::time::timeout(QUESTION_TIMEOUT, read.read_line(&mut line)).await??;
     let question: Question = serde_json::from_str(&line)?;
     let mut report = examine(shared, question.to.as_deref()).await;
-    report.remedies.clone_from(&status.load().remedies);
+    let status = shared.environment.status.load();
+    report.remedies.clone_from(&status.remedies);
     let mut text = serde_json::to_vec(&report)?;
     text.push(b'\n');
     write.write_all(&text).await?;
@@ -156,23 +148,17 @@ fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
-async fn examine(shared: &Shared, to: Option<&str>) -> Report {
+async fn examine(shared: &Shared, to: Option<&str>) -> DoctorReport {
     let node = shared.config.own.to_string();
     let directory = shared.directory();
-    let mut report = Report {
+    let mut report = DoctorReport {
         node,
-        ..Report::default()
+        ..DoctorReport::default()
     };
     let names = directory.names().into_iter();
     let asked = names.filter(|name| to.is_none_or(|to| ***name == *to));
     let targets: Vec<Target> = asked.flat_map(|name| directory.targets(name)).collect();
-    let mut pairs: Vec<Pair<'_>> = targets
-        .iter()
-        .filter_map(|peer| {
-            let end = directory.end(peer.family)?;
-            Some(Pair { shared, end, peer })
-        })
-        .collect();
+    let mut pairs = Pair::all(shared, &directory, &targets);
     if directory.own().next().is_none() {
         report.trouble = Some("the overlay is not up on this node".to_owned());
     } else if let (Some(to), true) = (to, pairs.is_empty()) {
@@ -186,9 +172,9 @@ async fn examine(shared: &Shared, to: Option<&str>) -> Report {
         .collect()
         .await;
     if measured.iter().any(|m| !m.verdict().is_healthy()) {
-        report.notes.extend(untraceable());
+        report.notes.extend(untraceable(shared.environment.legacy));
     }
-    report.notes.extend(notes().await);
+    report.notes.extend(notes(shared.environment.legacy).await);
     let mut looks = 0;
     for (pair, measured) in pairs.iter().zip(&mut measured) {
         if looks < LOOKS && !measured.verdict().is_healthy() {
@@ -203,7 +189,7 @@ async fn examine(shared: &Shared, to: Option<&str>) -> Report {
             family: pair.peer.family.api_name().to_owned(),
             healthy: verdict.is_healthy(),
             verdict: verdict.kind().to_owned(),
-            text: words(shared, pair.end, pair.peer, &measured, &verdict),
+            text: pair.describe(&measured, &verdict),
             measured,
         });
     }
@@ -211,7 +197,7 @@ async fn examine(shared: &Shared, to: Option<&str>) -> Report {
 }
 
 /// Asks the daemon of this network namespace.
-pub fn ask(to: Option<&str>) -> anyhow::Result<Report> {
+pub fn ask(to: Option<&str>) -> anyhow::Result<DoctorReport> {
     let address = unix::SocketAddr::from_abstract_name(SOCKET)?;
     let mut stream = unix::UnixStream::connect_addr(&address).context(
         "no daemon of this node answers: is it run with --overlay vxlan, and this command in its network namespace?",
@@ -238,7 +224,7 @@ pub fn ask(to: Option<&str>) -> anyhow::Result<Report> {
     serde_json::from_str(&line).context("reading the daemon's answer")
 }
 
-impl Report {
+impl DoctorReport {
     /// For people: a table for each pair, or, where nobody was named, a line.
     pub fn text(&self, tables: bool) -> String {
         print::text(self, tables)

@@ -1,12 +1,16 @@
 use std::net::{IpAddr, UdpSocket};
 
 use lab::{Capability, Lab, Node, require};
-use nft::Protocol;
+use net_types::Protocol;
 
 use super::*;
 
 const PORT: u16 = 8472;
 const PLENTY: Duration = Duration::from_secs(10);
+const NO_LEGACY: LegacyIptables = LegacyIptables {
+    tables: Vec::new,
+    dropping_forwarders: Vec::new,
+};
 
 /// Sends datagrams from one to the other until a rule at `at` that drops one is found.
 fn found(at: &Node, from: &Node, to: IpAddr) -> Result<Blocker> {
@@ -33,7 +37,7 @@ fn found(at: &Node, from: &Node, to: IpAddr) -> Result<Blocker> {
 }
 
 #[test]
-fn the_rule_that_drops_is_found_with_its_hook_at_the_receiver_and_at_the_sender() -> Result<()> {
+fn the_dropping_rule_is_found_with_its_hook_at_both_ends() -> Result<()> {
     if !require(&[Capability::Nft, Capability::TableOwner]) {
         return Ok(());
     }
@@ -75,13 +79,16 @@ fn the_rule_that_drops_is_found_with_its_hook_at_the_receiver_and_at_the_sender(
 }
 
 #[test]
-fn chains_that_forward_nothing_by_default_are_found() -> Result<()> {
+fn forward_chains_with_policy_drop_are_found() -> Result<()> {
     if !require(&[Capability::Nft]) {
         return Ok(());
     }
     let lab = Lab::new()?;
     let node = lab.node("node-a")?;
-    assert_eq!(node.run(forwarding_drops)??, Vec::<String>::new());
+    assert_eq!(
+        node.run(|| forwarding_drops(NO_LEGACY))??,
+        Vec::<String>::new()
+    );
     node.nft_stdin(
         "table inet docker {
             chain a { type filter hook forward priority 0; policy drop; }
@@ -89,7 +96,7 @@ fn chains_that_forward_nothing_by_default_are_found() -> Result<()> {
             chain c { type filter hook forward priority 1; policy accept; }
         }",
     )?;
-    let found = node.run(forwarding_drops)??;
+    let found = node.run(|| forwarding_drops(NO_LEGACY))??;
     assert_eq!(found.len(), 1);
     assert!(
         found[0].starts_with("table inet docker, chain a "),
@@ -99,39 +106,7 @@ fn chains_that_forward_nothing_by_default_are_found() -> Result<()> {
 }
 
 #[test]
-fn legacy_iptables_is_said_to_be_out_of_sight_and_what_it_does_not_forward_is_found() -> Result<()>
-{
-    if !require(&[]) {
-        return Ok(());
-    }
-    let lab = Lab::new()?;
-    let node = lab.node("node-a")?;
-    assert_eq!(node.run(untraceable)?, None);
-    let mut command = node.command("iptables-legacy");
-    command.args(["-P", "FORWARD", "DROP"]);
-    let output = node.output(command)?;
-    if !output.status.success() {
-        let why = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "no legacy iptables: {why}"
-        );
-        eprintln!("SKIPPED: no legacy iptables: {why}");
-        return Ok(());
-    }
-    let told = node.run(untraceable)?.context("nothing is out of sight")?;
-    assert!(told.contains("iptables-legacy -t filter"), "{told}");
-    let found = node.run(forwarding_drops)??;
-    assert_eq!(found.len(), 1);
-    assert!(
-        found[0].starts_with("iptables-legacy, chain FORWARD "),
-        "{found:?}"
-    );
-    Ok(())
-}
-
-#[test]
-fn the_names_of_others_reach_neither_a_terminal_nor_a_command_unless_they_are_plain() {
+fn names_that_are_not_plain_are_escaped_and_get_no_command() {
     let mut blocker = Blocker {
         family: AnyFamily::INET,
         table: "firewalld".into(),
@@ -153,4 +128,27 @@ fn the_names_of_others_reach_neither_a_terminal_nor_a_command_unless_they_are_pl
             "{told}"
         );
     }
+}
+
+#[test]
+fn legacy_tables_and_their_forward_chains_are_named() -> Result<()> {
+    if !require(&[]) {
+        return Ok(());
+    }
+    let legacy = LegacyIptables {
+        tables: || vec!["iptables-legacy -t filter".to_owned()],
+        dropping_forwarders: || vec!["iptables-legacy"],
+    };
+    assert_eq!(untraceable(NO_LEGACY), None);
+    let named = untraceable(legacy).context("no legacy table is named")?;
+    assert!(named.contains("iptables-legacy -t filter"), "{named}");
+    let lab = Lab::new()?;
+    let node = lab.node("node-a")?;
+    let found = node.run(move || forwarding_drops(legacy))??;
+    assert_eq!(found.len(), 1);
+    assert!(
+        found[0].starts_with("iptables-legacy, chain FORWARD "),
+        "{found:?}"
+    );
+    Ok(())
 }

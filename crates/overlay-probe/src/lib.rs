@@ -1,0 +1,170 @@
+//! Measures the overlay: which packets reach other nodes, and why the others do not.
+//!
+//! Each node probes a few peers in every round, over the host path and through the tunnel ([`measure`]), answers the
+//! probes of its peers ([`responder`]), and reports a failure when several rounds agree ([`rounds`]): in the log, as
+//! metrics, as an Event of the Node, and to `portolan doctor` on this node ([`doctor`]). A [`Measurement`] leads to a
+//! [`Verdict`]; both are values. Packets are carried whether or not this crate runs.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use nft::{Bytes, KernelConfig};
+use tokio_util::sync::CancellationToken;
+use vxlan_overlay::{ARRIVED, TABLE};
+
+mod counters;
+mod debouncer;
+mod describe;
+mod directory;
+pub mod doctor;
+mod environment;
+mod finding;
+mod firewall;
+mod measure;
+mod measurement;
+mod offload;
+mod ping;
+mod remedy;
+mod request;
+mod responder;
+mod rounds;
+mod trace;
+mod verdict;
+mod wire;
+
+pub use environment::{Environment, LegacyIptables, Observer, ProbeEvent, RoundSummary};
+pub use finding::{Finding, ProbeStatus, SharedProbeStatus};
+pub use measurement::{Measurement, Outcome, Paths, Sizes};
+pub use verdict::{Leg, Verdict};
+
+use directory::{Directory, Target};
+
+/// Nonces of received probes to remember.
+const REMEMBERED: usize = 4096;
+
+/// How to probe.
+#[derive(Clone, Debug)]
+pub struct ProbeConfig {
+    /// Name of this node.
+    pub own: Arc<str>,
+    /// UDP and TCP port of the responders, the same on all nodes.
+    pub port: u16,
+    /// Time between two rounds.
+    pub interval: Duration,
+}
+
+/// Starts probing on a thread of its own, until cancelled.
+pub fn start(
+    config: ProbeConfig,
+    environment: Environment,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("making the runtime of the probes")?;
+    let shared = Arc::new(Shared::new(config, environment));
+    let work = async move || {
+        tokio::join!(
+            responder::run(shared.clone(), cancel.clone()),
+            doctor::serve(shared.clone(), cancel.clone()),
+            rounds::run(shared.clone(), cancel.clone()),
+        );
+    };
+    std::thread::Builder::new()
+        .name("probe".into())
+        .spawn(move || {
+            runtime.block_on(work());
+            // A trace that is still running must not delay the exit.
+            runtime.shutdown_background();
+        })
+        .context("starting the thread of the probes")?;
+    Ok(())
+}
+
+/// State shared by rounds, responder and doctor.
+struct Shared {
+    config: ProbeConfig,
+    environment: Environment,
+    /// The directory, made from the plan that it holds.
+    directory: Mutex<Arc<Directory>>,
+    /// Nonces received through the tunnel, with the address of the sending device.
+    received: Mutex<VecDeque<(IpAddr, u64)>>,
+    kernel: Mutex<Option<nft::Kernel>>,
+    traces: Mutex<trace::Traces>,
+}
+
+impl Shared {
+    fn new(config: ProbeConfig, environment: Environment) -> Self {
+        Shared {
+            config,
+            environment,
+            directory: Mutex::default(),
+            received: Mutex::default(),
+            kernel: Mutex::default(),
+            traces: Mutex::default(),
+        }
+    }
+
+    /// The directory of the plan in force.
+    fn directory(&self) -> Arc<Directory> {
+        let plan = (self.environment.plan)();
+        let mut directory = lock(&self.directory);
+        if !directory.is_of(&plan) {
+            *directory = Arc::new(Directory::of(&plan));
+        }
+        directory.clone()
+    }
+
+    /// Remembers that a probe of this peer arrived through the tunnel.
+    fn remember(&self, tunnel: IpAddr, nonce: u64) {
+        let mut received = lock(&self.received);
+        if received.len() >= REMEMBERED {
+            received.pop_front();
+        }
+        received.push_back((tunnel, nonce));
+    }
+
+    fn has_received(&self, tunnel: IpAddr, nonce: u64) -> bool {
+        lock(&self.received).contains(&(tunnel, nonce))
+    }
+
+    /// Counts the VXLAN packets received from this peer; `None` where nothing counts them.
+    fn counted(&self, peer: &Target) -> Option<u64> {
+        let mut kernel = lock(&self.kernel);
+        if kernel.is_none() {
+            let config = KernelConfig {
+                table: TABLE.into(),
+                owner: false,
+            };
+            *kernel = nft::Kernel::open(config).ok();
+        }
+        let open = kernel.as_mut()?;
+        let mut all = None;
+        for address in &peer.hosts {
+            let key = Bytes::new().address(*address);
+            match open.packets_counted(peer.family, &ARRIVED.into(), &key) {
+                Ok(Some(packets)) => *all.get_or_insert(0) += packets,
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "cannot read VXLAN packet counters");
+                    *kernel = None;
+                    return None;
+                }
+            }
+        }
+        all
+    }
+
+    fn traces(&self) -> MutexGuard<'_, trace::Traces> {
+        lock(&self.traces)
+    }
+}
+
+/// Ignores poisoning: no code path leaves a value behind these locks half-written.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,93 @@
+//! What one round measures between this node and a peer: values only.
+//!
+//! The same packet goes over the host path (outside the tunnel) and through the tunnel, small, full-sized and as a
+//! stream; what the peer reports over the host path about packets it has received gives the direction.
+
+use serde::{Deserialize, Serialize};
+
+/// What became of a question.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It was not asked.
+    #[default]
+    Untried,
+    /// The peer's answerer has answered.
+    Answered,
+    /// The peer's kernel has: "port unreachable", or a reset. Packets get there and back all the same.
+    Refused,
+    /// Nothing came back in time.
+    Silent,
+    /// This node's kernel would not send it (a rule, or no route).
+    Unsent,
+}
+
+impl Outcome {
+    /// Whether a packet went there and another one came back.
+    pub fn came_back(self) -> bool {
+        matches!(self, Outcome::Answered | Outcome::Refused)
+    }
+
+    pub(crate) fn failed(self) -> bool {
+        matches!(self, Outcome::Silent | Outcome::Unsent)
+    }
+}
+
+/// Outcomes over one path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paths {
+    /// A small datagram.
+    pub udp: Outcome,
+    /// A connection with some kilobytes each way.
+    pub tcp: Outcome,
+    /// ICMP echo.
+    pub ping: Outcome,
+}
+
+impl Paths {
+    pub(crate) fn works(&self) -> Option<&'static str> {
+        [(self.tcp, "TCP"), (self.udp, "UDP"), (self.ping, "ping")]
+            .into_iter()
+            .find_map(|(outcome, name)| outcome.came_back().then_some(name))
+    }
+}
+
+/// Packets of the largest size that pods may send, unfragmented.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// What they may send: the device's MTU, in bytes of IP packet.
+    pub full: u32,
+    /// Largest that got there; `None`: not tried, 0: not even the smallest.
+    pub forth: Option<u32>,
+    /// Largest that came back.
+    pub back: Option<u32>,
+}
+
+/// One round between this node and a peer, in one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// To the peer's own address, outside the tunnel.
+    pub host: Paths,
+    /// To the address of its device, through the tunnel.
+    pub tunnel: Paths,
+    /// Full-sized packets through the tunnel.
+    pub sizes: Sizes,
+    /// The peer says that it has received what was sent to it through the tunnel.
+    pub received_there: Option<bool>,
+    /// What the peer was asked to send through the tunnel was received here.
+    pub received_here: Option<bool>,
+    /// VXLAN packets of this node were counted when they arrived at the peer.
+    pub counted_there: Option<bool>,
+    /// VXLAN packets of the peer were counted when they arrived here.
+    pub counted_here: Option<bool>,
+    /// Packets with wrong checksums arrived at the peer meanwhile.
+    pub corrupt_there: Option<bool>,
+    /// And here.
+    pub corrupt_here: Option<bool>,
+    /// The rule of the peer that dropped such a packet.
+    pub rule_there: Option<String>,
+    /// The rule of this node.
+    pub rule_here: Option<String>,
+    /// From the small datagram through the tunnel to its answer, in microseconds.
+    pub round_trip: Option<u32>,
+}

@@ -1,0 +1,322 @@
+//! Rounds of probes: which peers to measure, and what to report about them.
+//!
+//! Each round measures both neighbours in the ring of node names, some random peers, and peers that failed before. The
+//! load of a node therefore does not grow with the cluster; both directions between neighbours are measured in every
+//! round; and a failure that affects many pairs is soon met by a random probe.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use net_types::Family;
+use rand::Rng;
+use rand::seq::index::sample;
+use tokio_util::sync::CancellationToken;
+
+use super::debouncer::VerdictDebouncer;
+use super::describe::VerdictContext;
+use super::directory::{Directory, Target};
+use super::measure::Pair;
+use super::measurement::Measurement;
+use super::verdict::Verdict;
+use super::{Finding, ProbeEvent, ProbeStatus, RoundSummary, Shared, firewall, remedy};
+
+/// Random peers measured in a round.
+const RANDOM_PEERS: usize = 3;
+/// Suspicious peers measured in a round.
+const SUSPICIOUS: usize = 16;
+/// Traces for a dropping rule in a round.
+const TRACES: usize = 3;
+/// Time after which a remedy that did not help is tried again.
+const REMEDY_RETRY: Duration = Duration::from_secs(30);
+/// Time between two checks of this node's own forward chains.
+const CHAIN_CHECK: Duration = Duration::from_secs(300);
+/// Findings that become metric series of their own.
+const METRIC_SERIES: usize = 64;
+
+type Key = (Arc<str>, Family);
+
+/// State between rounds. Only suspicious peers have a debouncer.
+struct Rounds {
+    shared: Arc<Shared>,
+    debouncers: BTreeMap<Key, VerdictDebouncer>,
+    findings: BTreeMap<Key, Finding>,
+    remedies: BTreeSet<String>,
+    /// When checksum offload was last switched off as a trial.
+    tried: Option<Instant>,
+    notes: Vec<String>,
+    chains_checked: Option<Instant>,
+}
+
+/// Probes until cancelled.
+pub(super) async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
+    let interval = shared.config.interval;
+    let mut rounds = Rounds {
+        shared,
+        debouncers: BTreeMap::new(),
+        findings: BTreeMap::new(),
+        remedies: BTreeSet::new(),
+        tried: None,
+        notes: Vec::new(),
+        chains_checked: None,
+    };
+    let probing = async {
+        loop {
+            // Jitter keeps the nodes of a cluster from probing at the same time.
+            let jitter = rand::rng().random_range(0.75..1.25);
+            tokio::time::sleep(interval.mul_f64(jitter)).await;
+            rounds.round().await;
+        }
+    };
+    cancel.run_until_cancelled(probing).await;
+}
+
+impl Rounds {
+    async fn round(&mut self) {
+        let shared = self.shared.clone();
+        if self
+            .chains_checked
+            .is_none_or(|at| at.elapsed() >= CHAIN_CHECK)
+        {
+            self.check_chains().await;
+        }
+        let directory = shared.directory();
+        self.remove_deleted_peers(&directory);
+        let names: Vec<&Arc<str>> = directory.names().into_iter().collect();
+        let own = &shared.config.own;
+        let chosen = choose(&names, own, &self.debouncers, &mut rand::rng());
+        let chosen = chosen.into_iter().flat_map(|name| directory.targets(name));
+        let chosen: Vec<Target> = chosen.collect();
+        let pairs = Pair::all(&shared, &directory, &chosen);
+        let measured = join_all(pairs.iter().map(|pair| pair.measure(false))).await;
+        let mut traces = 0;
+        for (pair, mut measured) in pairs.iter().zip(measured) {
+            shared.environment.observer.measured(&measured);
+            let changed = self.observe(pair, &measured);
+            if self.wants_remedy(pair, changed.is_some()) && self.remedy(pair).await {
+                continue;
+            }
+            let Some(verdict) = changed else {
+                continue;
+            };
+            if traces < TRACES {
+                traces += 1;
+                pair.find_rules(&mut measured).await;
+            }
+            self.alarm(pair, &measured, &verdict);
+        }
+        self.publish(&directory);
+    }
+
+    /// Checks this node's forward chains, which probes between nodes never pass but pod packets do.
+    async fn check_chains(&mut self) {
+        self.chains_checked = Some(Instant::now());
+        let notes = firewall::notes(self.shared.environment.legacy).await;
+        for note in notes.iter().filter(|note| !self.notes.contains(note)) {
+            tracing::warn!("{note}");
+        }
+        self.notes = notes;
+    }
+
+    /// Records a measurement. Returns the verdict if it is bad and newly in force.
+    fn observe(&mut self, pair: &Pair<'_>, measured: &Measurement) -> Option<Verdict> {
+        let (key, peer) = (pair.key(), pair.peer);
+        let debouncer = self.debouncers.entry(key.clone()).or_default();
+        let changed = debouncer.observe(measured.verdict());
+        let reported = debouncer.reported().cloned();
+        if !debouncer.is_suspicious() {
+            self.debouncers.remove(&key);
+        }
+        if reported.is_none() && self.findings.remove(&key).is_some() {
+            let text = format!(
+                "pods on {} can be reached again ({})",
+                peer.node, peer.family
+            );
+            tracing::info!("{text}");
+            self.event(REACHABLE, &text);
+        }
+        reported.filter(|_| changed)
+    }
+
+    /// Whether this node's own checksums arrive wrong, and a remedy is due.
+    fn wants_remedy(&self, pair: &Pair<'_>, changed: bool) -> bool {
+        let reported = self.debouncers.get(&pair.key());
+        let reported = reported.and_then(VerdictDebouncer::reported);
+        let is_ours = reported == Some(&Verdict::Checksum { theirs: false });
+        is_ours && (changed || self.tried.is_none_or(|at| at.elapsed() >= REMEDY_RETRY))
+    }
+
+    /// Tries to correct this node's checksums. Returns whether that helped.
+    async fn remedy(&mut self, pair: &Pair<'_>) -> bool {
+        self.tried = Some(Instant::now());
+        match remedy::switch_off(pair).await {
+            Ok(Some(done)) => {
+                tracing::warn!("{done}");
+                self.event(CHECKSUM, &done);
+                self.remedies.insert(done);
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "cannot switch checksum offload off; retrying later");
+                false
+            }
+        }
+    }
+
+    fn alarm(&mut self, pair: &Pair<'_>, measured: &Measurement, verdict: &Verdict) {
+        let text = pair.describe(measured, verdict);
+        tracing::warn!("{text} ({})", pair.peer.family);
+        self.event(reason(verdict), &text);
+        self.shared.environment.observer.alarm();
+        let finding = Finding {
+            node: pair.peer.node.clone(),
+            family: pair.peer.family,
+            kind: verdict.kind(),
+            text,
+        };
+        self.findings.insert(pair.key(), finding);
+    }
+
+    fn event(&self, reason: &'static str, note: &str) {
+        self.shared.environment.observer.event(ProbeEvent {
+            is_warning: reason != REACHABLE,
+            reason,
+            note,
+        });
+    }
+
+    fn remove_deleted_peers(&mut self, directory: &Directory) {
+        let exists = |(name, family): &Key| directory.target(name, *family).is_some();
+        self.debouncers.retain(|key, _| exists(key));
+        self.findings.retain(|key, _| exists(key));
+    }
+
+    fn publish(&self, directory: &Directory) {
+        let findings: Vec<Finding> = self.findings.values().cloned().collect();
+        let failing: BTreeSet<&Arc<str>> = findings.iter().map(|f| &f.node).collect();
+        let environment = &self.shared.environment;
+        environment.observer.round(&RoundSummary {
+            peers: directory.names().len(),
+            failing: failing.len(),
+            findings: findings.get(..METRIC_SERIES).unwrap_or(&findings),
+            remedies: self.remedies.len(),
+        });
+        environment.status.store(Arc::new(ProbeStatus {
+            findings,
+            remedies: self.remedies.iter().cloned().collect(),
+            notes: self.notes.clone(),
+        }));
+    }
+}
+
+impl Pair<'_> {
+    fn key(&self) -> Key {
+        (self.peer.node.clone(), self.peer.family)
+    }
+
+    /// The verdict in English.
+    pub(super) fn describe(&self, measured: &Measurement, verdict: &Verdict) -> String {
+        let context = VerdictContext {
+            own: &self.shared.config.own,
+            peer: &self.peer.node,
+            port: self.local.port,
+            interface: &self.local.parent,
+            rule_here: measured.rule_here.as_deref(),
+            rule_there: measured.rule_there.as_deref(),
+        };
+        context.describe(verdict)
+    }
+}
+
+const REACHABLE: &str = "OverlayReachable";
+const CHECKSUM: &str = "OverlayChecksum";
+
+/// The reason of an Event.
+fn reason(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Healthy => REACHABLE,
+        Verdict::Silent => "OverlayPeerSilent",
+        Verdict::Blocked { .. } => "OverlayBlocked",
+        Verdict::Mtu { .. } => "OverlayMTU",
+        Verdict::Checksum { .. } => CHECKSUM,
+        Verdict::Partly(_) => "OverlayPartlyBlocked",
+    }
+}
+
+/// Chooses the peers of a round from `names`, which are sorted: both neighbours of `own`, random ones, suspicious ones.
+fn choose<'a>(
+    names: &[&'a Arc<str>],
+    own: &str,
+    debouncers: &'a BTreeMap<Key, VerdictDebouncer>,
+    random: &mut impl Rng,
+) -> BTreeSet<&'a str> {
+    if names.is_empty() {
+        return BTreeSet::new();
+    }
+    let count = names.len();
+    let next = names.partition_point(|name| ***name < *own);
+    let mut chosen: BTreeSet<&str> = [next % count, (next + count - 1) % count]
+        .into_iter()
+        .chain(sample(random, count, RANDOM_PEERS.min(count)))
+        .filter_map(|index| names.get(index).map(|name| &***name))
+        .collect();
+    // A random part of the suspicious ones, should there be too many for one round.
+    let suspicious: BTreeSet<&str> = debouncers.keys().map(|(name, _)| &**name).collect();
+    let suspicious: Vec<&str> = suspicious.into_iter().collect();
+    let again = sample(random, suspicious.len(), SUSPICIOUS.min(suspicious.len()));
+    chosen.extend(again.into_iter().filter_map(|index| suspicious.get(index)));
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+
+    fn names(nodes: usize) -> Vec<Arc<str>> {
+        let name = |n: usize| format!("node-{n:04}").into();
+        let others = (0..nodes).filter(|n| *n != nodes / 2);
+        others.map(name).collect()
+    }
+
+    #[test]
+    fn each_round_measures_both_neighbours_and_all_peers_in_time() {
+        let (mut random, nobody) = (SmallRng::seed_from_u64(1), BTreeMap::new());
+        for nodes in [1, 2, 3, 10, 1000] {
+            let names = names(nodes);
+            let names: Vec<&Arc<str>> = names.iter().collect();
+            let own = format!("node-{:04}", nodes / 2);
+            let mut asked: BTreeSet<&str> = BTreeSet::new();
+            for _ in 0..10 * nodes {
+                let chosen = choose(&names, &own, &nobody, &mut random);
+                assert!(chosen.len() <= 2 + RANDOM_PEERS);
+                if nodes >= 3 {
+                    for neighbour in [nodes / 2 - 1, nodes / 2 + 1] {
+                        assert!(chosen.contains(&*format!("node-{neighbour:04}")));
+                    }
+                }
+                asked.extend(chosen);
+            }
+            assert_eq!(asked.len(), nodes - 1);
+        }
+    }
+
+    #[test]
+    fn suspicious_peers_are_measured_again_up_to_a_limit() {
+        let (names, mut random) = (names(1000), SmallRng::seed_from_u64(1));
+        let names: Vec<&Arc<str>> = names.iter().collect();
+        let debouncer =
+            |name: &&Arc<str>| (((*name).clone(), Family::Ip), VerdictDebouncer::default());
+        let few: BTreeMap<Key, VerdictDebouncer> = names.iter().take(6).map(debouncer).collect();
+        let chosen = choose(&names, "node-0500", &few, &mut random);
+        assert!(names.iter().take(6).all(|name| chosen.contains(&***name)));
+        let all: BTreeMap<Key, VerdictDebouncer> = names.iter().map(debouncer).collect();
+        let chosen = choose(&names, "node-0500", &all, &mut random);
+        assert!(chosen.len() <= 2 + RANDOM_PEERS + SUSPICIOUS);
+    }
+}
