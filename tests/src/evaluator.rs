@@ -1,17 +1,18 @@
-//! What the kernel would do with a packet, given one of our tables.
+//! What the kernel does with a packet, given one of our tables.
 //!
-//! Owns an interpreter of [`nft::expr::Expr`] after the kernel's (nf_tables_core.c, nft_lookup.c,
-//! nft_payload.c, nft_hash.c, nf_nat_core.c): sixteen 32-bit registers, a stack of calling chains, NAT at
-//! prerouting or output, routing, then postrouting with the connection as NAT left it. The flow's hash is
-//! not a number but the whole circle of 2^32 values: every slot is tried, and each outcome comes with its
-//! exact share of the circle.
+//! Owns the way of a packet through the chains (nf_tables_core.c): calls of chains, NAT at prerouting or output, routing,
+//! then postrouting with the connection as NAT left it. What one rule does is a [`Program`]: [`statements`] reads rules as
+//! nft(8) documents them, and [`machine`] runs the expressions they are lowered to. The flow's hash is not a number but the
+//! whole circle of 2^32 values: every slot is tried, and each outcome comes with its exact share of the circle.
 //!
-//! Invariant: a rule the kernel would refuse (unknown set or chain, NAT in the wrong hook, key beyond the
-//! registers) is an error, never a guess.
+//! Invariant: a rule the kernel would refuse (unknown set or chain, NAT in the wrong hook, a key of another width) is an
+//! error, never a guess.
 
 mod flight;
+mod machine;
 mod members;
 mod registers;
+mod statements;
 #[cfg(test)]
 mod tests;
 
@@ -19,13 +20,12 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use nft::expr::{Expr, LookupResult, Register, lower};
-use nft::{Bytes, Data, DataField, Family, Hook, Name, SetKind, TableContents, Verdict};
+use nft::expr::Expr;
+use nft::{Bytes, Data, Family, Hook, Name, Rule, TableContents, Verdict};
 use rustc_hash::FxHashMap;
 
 use self::flight::Flight;
 use self::members::Members;
-use self::registers::Registers;
 use crate::cluster::Node;
 use crate::oracle::{Origin, Packet};
 
@@ -43,7 +43,6 @@ pub enum Fate {
     Rejected,
     /// Gone without an answer.
     Dropped,
-    /// Untouched.
     Passed,
 }
 
@@ -87,12 +86,38 @@ pub const WHOLE: u64 = 1 << 32;
 /// Depth of calls (include/net/netfilter/nf_tables.h: `NFT_JUMP_STACK_SIZE`).
 const JUMP_STACK_SIZE: usize = 16;
 
-/// A table made ready for packets.
-pub struct Evaluator<'a> {
-    family: Family,
-    sets: FxHashMap<&'a str, Members<'a>>,
-    chains: FxHashMap<&'a str, Vec<Vec<Expr>>>,
+/// A table made ready for packets, with rules of one form.
+pub struct Evaluator<'a, R = &'a Rule> {
+    sets: Sets<'a>,
+    chains: FxHashMap<&'a str, Vec<R>>,
     hooks: Vec<(Hook, &'a str)>,
+}
+
+/// The sets of a table with their elements.
+struct Sets<'a> {
+    family: Family,
+    members: FxHashMap<&'a str, Members<'a>>,
+}
+
+impl<'a> Sets<'a> {
+    fn get(&self, set: &str) -> Result<&Members<'a>, String> {
+        self.members.get(set).ok_or_else(|| format!("no set {set}"))
+    }
+}
+
+/// A rule in some form.
+trait Program {
+    /// What the rule does with a packet at a hook. Moduli of hashes that it reads are added to `moduli`.
+    fn run(
+        &self,
+        sets: &Sets<'_>,
+        hook: Hook,
+        flight: &mut Flight<'_>,
+        moduli: &mut BTreeSet<u32>,
+    ) -> Result<Step, String>;
+
+    /// The sets and chains that the rule names.
+    fn references(&self) -> (Vec<&Name>, Vec<&Name>);
 }
 
 /// How a base chain ended.
@@ -103,45 +128,61 @@ enum End {
 }
 
 /// How a rule ended.
-enum Step<'a> {
+enum Step {
     NextRule,
-    Verdict(&'a Verdict),
+    Verdict(Verdict),
     End(End),
 }
 
 impl<'a> Evaluator<'a> {
-    /// Reads a table. Errors name what the kernel would refuse.
+    /// Reads a table by the meaning of its statements. Errors name what the kernel would refuse.
     pub fn new(contents: &'a TableContents) -> Result<Self, String> {
+        Evaluator::of_rules(contents, |rule| rule)
+    }
+}
+
+impl<'a> Evaluator<'a, Vec<Expr>> {
+    /// Reads a table as what `lower` makes of its rules.
+    pub fn lowered(
+        contents: &'a TableContents,
+        lower: impl Fn(&Rule, Family) -> Vec<Expr>,
+    ) -> Result<Self, String> {
+        Evaluator::of_rules(contents, |rule| lower(rule, contents.table.family))
+    }
+}
+
+// The trait is private, so that nobody outside adds a form.
+#[allow(private_bounds)]
+impl<'a, R: Program> Evaluator<'a, R> {
+    fn of_rules(
+        contents: &'a TableContents,
+        program: impl Fn(&'a Rule) -> R,
+    ) -> Result<Self, String> {
         let family = contents.table.family;
-        let mut sets = FxHashMap::default();
+        let mut members = FxHashMap::default();
         for (name, set) in &contents.sets {
             let elements = contents
                 .elements
                 .get(name)
                 .map(Vec::as_slice)
                 .unwrap_or_default();
-            sets.insert(name.as_ref(), Members::new(set, family, elements)?);
+            members.insert(name.as_ref(), Members::new(set, family, elements)?);
         }
-        if let Some(name) = contents
-            .elements
-            .keys()
-            .find(|name| !contents.sets.contains_key(*name))
-        {
+        let mut names = contents.elements.keys();
+        if let Some(name) = names.find(|name| !contents.sets.contains_key(*name)) {
             return Err(format!("elements of {name}, which is no set"));
         }
-        let mut chains = FxHashMap::default();
-        for (name, chain) in &contents.chains {
-            let rules = chain.rules.iter().map(|rule| lower(rule, family)).collect();
-            chains.insert(name.as_ref(), rules);
-        }
+        let chains = contents.chains.iter().map(|(name, chain)| {
+            let rules = chain.rules.iter().map(&program).collect();
+            (name.as_ref(), rules)
+        });
         let hooks = contents
             .chains
             .iter()
             .filter_map(|(n, c)| Some((c.hook?, n.as_ref())));
         let evaluator = Evaluator {
-            family,
-            sets,
-            chains,
+            sets: Sets { family, members },
+            chains: chains.collect(),
             hooks: hooks.collect(),
         };
         evaluator.check_references()?;
@@ -253,7 +294,7 @@ impl<'a> Evaluator<'a> {
                 }
                 continue;
             };
-            match self.run_rule(hook, rule, flight, moduli)? {
+            match rule.run(&self.sets, hook, flight, moduli)? {
                 Step::NextRule => {}
                 Step::End(end) => return Ok(end),
                 Step::Verdict(Verdict::Accept) => return Ok(End::Accepted),
@@ -262,195 +303,19 @@ impl<'a> Evaluator<'a> {
                     Some(caller) => rules = caller,
                     None => return Ok(End::Accepted),
                 },
-                Step::Verdict(Verdict::Goto(to)) => rules = self.rules(to)?.iter(),
+                Step::Verdict(Verdict::Goto(to)) => rules = self.rules(&to)?.iter(),
                 Step::Verdict(Verdict::Jump(to)) => {
                     callers.push(rules);
                     if callers.len() > JUMP_STACK_SIZE {
                         return Err(format!("jump to {to}: too deep"));
                     }
-                    rules = self.rules(to)?.iter();
+                    rules = self.rules(&to)?.iter();
                 }
             }
         }
     }
 
-    fn run_rule<'r>(
-        &'r self,
-        hook: Hook,
-        rule: &'r [Expr],
-        flight: &mut Flight<'_>,
-        moduli: &mut BTreeSet<u32>,
-    ) -> Result<Step<'r>, String> {
-        let before_routing = matches!(hook, Hook::NatPrerouting | Hook::NatOutput);
-        let mut registers = Registers::default();
-        for expr in rule {
-            match expr {
-                Expr::SymHash { modulus, dreg } => {
-                    moduli.insert(*modulus);
-                    registers.store(*dreg, &slot(flight.hash, *modulus).to_ne_bytes())?;
-                }
-                Expr::Cmp { sreg, equal, data } => {
-                    let held = registers.load(*sreg, data.as_slice().len())?;
-                    if (held == data.as_slice()) != *equal {
-                        return Ok(Step::NextRule);
-                    }
-                }
-                Expr::Lookup { set, sreg, result } => {
-                    match self.look_up(set, *sreg, result, flight, &mut registers)? {
-                        Some(Step::NextRule) => return Ok(Step::NextRule),
-                        Some(step) => return Ok(step),
-                        None => {}
-                    }
-                }
-                Expr::Immediate { verdict } => return Ok(Step::Verdict(verdict)),
-                Expr::SetPriority { sreg } => {
-                    let value = registers.load(*sreg, 4)?.try_into();
-                    flight.priority = u32::from_ne_bytes(value.map_err(|_| "no word")?);
-                }
-                Expr::Update { map, key, data, .. } => {
-                    self.update(map, *key, *data, flight, &registers)?;
-                }
-                Expr::DestinationNat { address, port } => {
-                    allowed(before_routing, "dnat after routing")?;
-                    let to = registers.load(*address, self.family.address_len())?;
-                    let to = Bytes::from_slice(to).and_then(|b| b.address_at(0, self.family));
-                    let port = registers.load(*port, 2)?;
-                    let port = u16::from_be_bytes([port[0], port[1]]);
-                    flight.send_to(to.ok_or("no address")?, port);
-                    return Ok(Step::End(End::Accepted));
-                }
-                // Services' tables have none: the packet would go on as it is.
-                Expr::Counter | Expr::NoTrack | Expr::Limit { .. } | Expr::SetTrace { .. } => {}
-                Expr::Masquerade => {
-                    allowed(
-                        hook == Hook::NatPostrouting,
-                        "masquerade elsewhere than in postrouting",
-                    )?;
-                    flight.masqueraded = true;
-                    return Ok(Step::End(End::Accepted));
-                }
-                Expr::Reject | Expr::RejectReset => {
-                    allowed(before_routing, "reject after routing")?;
-                    return Ok(Step::End(End::Rejected));
-                }
-                Expr::Unknown { name } => return Err(format!("unknown expression {name}")),
-                _ => self.load(expr, flight, &mut registers)?,
-            }
-        }
-        Ok(Step::NextRule)
-    }
-
-    /// A step if the rule ends here.
-    fn look_up(
-        &self,
-        set: &Name,
-        sreg: Register,
-        result: &LookupResult,
-        flight: &Flight<'_>,
-        registers: &mut Registers,
-    ) -> Result<Option<Step<'_>>, String> {
-        let members = self.members(set)?;
-        let key = registers.load(sreg, members.key_len)?;
-        if matches!(members.set.kind, SetKind::Learned(_)) {
-            let key = Bytes::from_slice(key).ok_or("a key too long")?;
-            let LookupResult::Data(dreg) = result else {
-                return Err(format!("{set} holds what was learned: {result:?}"));
-            };
-            return match flight.memory.get(&(set.clone(), key)) {
-                Some(value) => registers.store(*dreg, value.as_slice()).map(|()| None),
-                None => Ok(Some(Step::NextRule)),
-            };
-        }
-        match (result, members.get(key)) {
-            (LookupResult::Member, Some(_)) | (LookupResult::NotMember, None) => Ok(None),
-            (LookupResult::Data(dreg), Some(Data::Value(value))) => {
-                registers.store(*dreg, value.as_slice()).map(|()| None)
-            }
-            (LookupResult::Verdict, Some(Data::Verdict(verdict))) => {
-                Ok(Some(Step::Verdict(verdict)))
-            }
-            (LookupResult::Data(_) | LookupResult::Verdict, Some(data)) => {
-                Err(format!("element of {set} has data {data:?}"))
-            }
-            _ => Ok(Some(Step::NextRule)),
-        }
-    }
-
-    /// The kernel's `update`: an element that is there gets its time anew and keeps its data
-    /// (nft_set_hash.c: `nft_rhash_update` finds it and makes none).
-    fn update(
-        &self,
-        map: &Name,
-        key: Register,
-        data: Register,
-        flight: &mut Flight<'_>,
-        registers: &Registers,
-    ) -> Result<(), String> {
-        let members = self.members(map)?;
-        let SetKind::Learned(fields) = &members.set.kind else {
-            return Err(format!("{map} cannot be updated"));
-        };
-        let width = fields.iter().map(|field| match field {
-            DataField::Address => self.family.address_len(),
-            DataField::Port | DataField::Group => 4,
-        });
-        let width = width.sum();
-        let key = Bytes::from_slice(registers.load(key, members.key_len)?);
-        let value = Bytes::from_slice(registers.load(data, width)?);
-        let (key, value) = key.zip(value).ok_or("an element too long")?;
-        flight.memory.entry((map.clone(), key)).or_insert(value);
-        Ok(())
-    }
-
-    /// Expressions that only move data.
-    fn load(
-        &self,
-        expr: &Expr,
-        flight: &Flight<'_>,
-        registers: &mut Registers,
-    ) -> Result<(), String> {
-        match expr {
-            Expr::Payload {
-                base,
-                offset,
-                len,
-                dreg,
-            } => {
-                let bytes = flight.payload(self.family, *base, *offset, *len)?;
-                registers.store(*dreg, bytes.as_slice())
-            }
-            Expr::MetaL4Proto { dreg } => registers.store(*dreg, &[flight.protocol]),
-            Expr::MetaPriority { dreg } => registers.store(*dreg, &flight.priority.to_ne_bytes()),
-            Expr::MetaInputName { dreg } => registers.store(*dreg, &flight.interface_name()),
-            Expr::FibType { of, dreg } => {
-                let kind = flight.fib_type(*of);
-                registers.store(*dreg, &kind.to_ne_bytes())
-            }
-            Expr::ImmediateValue { dreg, data } => registers.store(*dreg, data.as_slice()),
-            Expr::Ct { key, dreg } => registers.store(*dreg, flight.connection(*key).as_slice()),
-            Expr::Bitwise {
-                sreg,
-                dreg,
-                mask,
-                xor,
-            } => {
-                let (mask, xor) = (mask.as_slice(), xor.as_slice());
-                let mut out = [0; 64];
-                let held = registers.load(*sreg, mask.len())?.iter().zip(mask).zip(xor);
-                for (out, ((held, mask), xor)) in out.iter_mut().zip(held) {
-                    *out = (held & mask) ^ xor;
-                }
-                registers.store(*dreg, &out[..mask.len()])
-            }
-            other => Err(format!("{other:?} moves no data")),
-        }
-    }
-
-    fn members(&self, set: &str) -> Result<&Members<'a>, String> {
-        self.sets.get(set).ok_or_else(|| format!("no set {set}"))
-    }
-
-    fn rules(&self, chain: &str) -> Result<&[Vec<Expr>], String> {
+    fn rules(&self, chain: &str) -> Result<&[R], String> {
         self.chains
             .get(chain)
             .map(Vec::as_slice)
@@ -459,24 +324,23 @@ impl<'a> Evaluator<'a> {
 
     /// All names that rules and elements refer to exist, whether a packet gets there or not.
     fn check_references(&self) -> Result<(), String> {
-        let verdicts = self.sets.values().flat_map(|set| set.elements.values());
+        let verdicts = self
+            .sets
+            .members
+            .values()
+            .flat_map(|set| set.elements.values());
         for data in verdicts {
             if let Data::Verdict(Verdict::Jump(to) | Verdict::Goto(to)) = data {
                 self.rules(to)?;
             }
         }
-        for expr in self.chains.values().flatten().flatten() {
-            match expr {
-                Expr::Lookup { set, .. } | Expr::Update { map: set, .. } => {
-                    self.members(set)?;
-                }
-                Expr::Immediate {
-                    verdict: Verdict::Jump(to) | Verdict::Goto(to),
-                } => {
-                    self.rules(to)?;
-                }
-                _ => {}
-            }
+        for rule in self.chains.values().flatten() {
+            let (sets, chains) = rule.references();
+            sets.into_iter()
+                .try_for_each(|set| self.sets.get(set).map(drop))?;
+            chains
+                .into_iter()
+                .try_for_each(|chain| self.rules(chain).map(drop))?;
         }
         Ok(())
     }

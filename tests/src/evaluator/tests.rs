@@ -5,7 +5,7 @@ mod statements;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use nft::{Chain, Element, Field, Operand, Rule, Set, Statement, Table};
+use nft::{Chain, DataField, Element, Field, Operand, Set, SetKind, Statement, Table};
 
 use super::*;
 use crate::cluster::Transport;
@@ -288,7 +288,7 @@ fn a_slot_missing_everywhere_leaves_the_packet_as_it_is() {
 }
 
 #[test]
-fn what_no_rule_takes_passes_and_what_a_rule_rejects_is_rejected() {
+fn unmatched_packets_pass_and_rejected_ones_are_refused() {
     assert_eq!(
         fates(Origin::Elsewhere, CLIENT, "10.96.0.2", 80),
         Shares::from([(Fate::Passed, WHOLE)])
@@ -311,7 +311,7 @@ fn sources_are_judged_after_destination_nat() {
 }
 
 #[test]
-fn what_was_received_for_the_node_itself_never_meets_postrouting() {
+fn packets_for_the_node_itself_skip_postrouting() {
     let contents = contents();
     let evaluator = Evaluator::new(&contents).unwrap();
     let seen = |origin| {

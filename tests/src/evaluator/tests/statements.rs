@@ -74,7 +74,7 @@ fn a_key_is_in_a_range_if_every_part_of_it_is() {
 }
 
 #[test]
-fn interfaces_are_compared_whole_or_by_their_beginning_and_the_node_has_none() {
+fn interfaces_match_by_name_or_prefix_and_own_packets_have_none() {
     // The pod of this address comes by pod5.
     let matches = |name: &'static str, prefix, negate| {
         let interface = Statement::InputInterface {
