@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use lab::fake_api::FakeApi;
-use lab::{Lab, Outcome, Pod, Probe, Protocol, TcpService, node_object, wait_until};
+use lab::{HEALTH_PORT, Lab, Outcome, Pod, Probe, Protocol, TcpService, node_object, wait_until};
 use portolan_benches::{Report, Row, Samples, Shape, milliseconds, program, quick, wanted};
 
 const BENCH: &str = "foreign flushes";
@@ -100,7 +100,7 @@ impl Flushed {
         command.args(["--cluster-cidr", "10.128.0.0/9,fd00:244::/32"]);
         command.arg("--without-features=table-persist");
         let daemon = near.spawn("portolan", command)?;
-        daemon.wait_for_line("initial sync complete", PATIENCE)?;
+        near.wait_until_ready(&daemon, HEALTH_PORT, PATIENCE)?;
 
         let to = SocketAddr::new(web.cluster_ips[0].parse()?, web.port);
         let held = client.hold(to, HELD, BEAT)?;

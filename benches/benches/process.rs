@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::fake_api::FakeApi;
-use lab::{Daemon, Lab, Node};
+use lab::{Daemon, HEALTH_PORT, Lab, Node};
 use nft::{Backend, Family, Kernel, KernelConfig, Monitor, Notice};
 use portolan_benches::{Report, Row, Samples, Shape, milliseconds, program, quick, wanted};
 use service_dataplane::layout;
@@ -105,7 +105,7 @@ impl Run {
         ]);
         let start = Instant::now();
         let daemon = node.spawn("portolan", command)?;
-        daemon.wait_for_line("committed", PATIENCE)?;
+        node.wait_until_ready(&daemon, HEALTH_PORT, PATIENCE)?;
         let started = start.elapsed();
         let (mut kernel, monitor) = node.run(|| -> Result<(Kernel, Monitor)> {
             let kernel = Kernel::open(KernelConfig {

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::Result;
 use lab::{Daemon, Node};
 
-/// Starts the program on a node, without listeners. Pods are in `ranges`.
+/// Starts the program on a node, without metrics. Pods are in `ranges`.
 fn start(program: &Path, node: &Node, ranges: &str, more: &[&str]) -> Result<Daemon> {
     let arguments = [
         "run",
@@ -17,8 +17,6 @@ fn start(program: &Path, node: &Node, ranges: &str, more: &[&str]) -> Result<Dae
         node.name(),
         "--cluster-cidr",
         ranges,
-        "--healthz-bind-address",
-        "",
         "--metrics-bind-address",
         "",
     ];

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Client, Daemon, Host, Lab, Manifests, Node, Pod, Probe,
-    Protocol, TcpService, node_object, wait_until,
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Client, Daemon, HEALTH_PORT, Host, Lab, Manifests, Node, Pod,
+    Probe, Protocol, TcpService, node_object, wait_until,
 };
 
 use portolan_tests::stage::portolan;
@@ -268,7 +268,8 @@ impl Stage {
         let daemon = daemons.next().context("the daemon of node-a")?;
         daemon.kill()?;
         let restarted = self.start(portolan, &self.node_a)?;
-        restarted.wait_for_line("initial sync complete", PATIENCE)?;
+        self.node_a
+            .wait_until_ready(&restarted, HEALTH_PORT, PATIENCE)?;
         self.node_a.nft(&["flush", "ruleset"])?;
         let exchanged = held.report().exchanges;
         wait_until("traffic after the flush", PATIENCE, || {

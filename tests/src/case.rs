@@ -38,7 +38,6 @@ use crate::oracle::{Expected, Origin, Packet, Protocol, primary_address};
 pub struct Case {
     /// Name of its folder: the behaviour.
     pub name: String,
-    /// Objects and flags.
     pub cluster: Cluster,
     /// `objects.yaml` as it is.
     pub manifests: String,

@@ -26,9 +26,7 @@ pub use space::Space;
 pub struct Cluster {
     /// Nodes; Portolan may run on any.
     pub nodes: Vec<Node>,
-    /// Services.
     pub services: Vec<Service>,
-    /// EndpointSlices.
     pub slices: Vec<Slice>,
     /// ServiceCIDRs: name and ranges.
     pub service_cidrs: Vec<(String, Vec<IpNet>)>,
@@ -122,24 +120,17 @@ pub struct Node {
 /// `spec.type`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// ClusterIP
     ClusterIp,
-    /// NodePort
     NodePort,
-    /// LoadBalancer
     LoadBalancer,
-    /// ExternalName
     ExternalName,
 }
 
 /// A transport protocol of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
-    /// TCP
     Tcp,
-    /// UDP
     Udp,
-    /// SCTP
     Sctp,
 }
 
@@ -160,9 +151,7 @@ impl Transport {
 /// A Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// Namespace.
     pub namespace: String,
-    /// Name.
     pub name: String,
     /// `metadata.creationTimestamp`, seconds since 1970.
     pub created: i64,
@@ -206,9 +195,7 @@ pub struct Ingress {
 pub struct ServicePort {
     /// Name, may be empty.
     pub name: String,
-    /// Protocol.
     pub transport: Transport,
-    /// Port.
     pub port: u16,
     /// Node port, 0 for none.
     pub node_port: u16,
@@ -217,9 +204,7 @@ pub struct ServicePort {
 /// An EndpointSlice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
-    /// Namespace.
     pub namespace: String,
-    /// Name.
     pub name: String,
     /// `metadata.labels` besides the Service's name.
     pub labels: Vec<(String, String)>,
@@ -236,11 +221,8 @@ pub struct Slice {
 /// One of a slice's `ports`; every field may be missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
-    /// Name.
     pub name: Option<String>,
-    /// Protocol.
     pub transport: Option<Transport>,
-    /// Port.
     pub port: Option<u16>,
 }
 

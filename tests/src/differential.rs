@@ -56,7 +56,6 @@ pub struct Arena {
 /// A packet that met different fates.
 #[derive(Debug)]
 pub struct Disagreement {
-    /// The packet.
     pub packet: Packet,
     /// What kube-proxy made of it.
     pub kube_proxy: Fates,
@@ -75,9 +74,7 @@ impl fmt::Display for Disagreement {
 /// What a comparison has seen: packets by the fate that both agree on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Reached a server.
     pub answered: usize,
-    /// Refused.
     pub refused: usize,
     /// Got to where nobody answers, or were dropped.
     pub lost: usize,
@@ -88,7 +85,6 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Packets in all.
     pub fn packets(&self) -> usize {
         self.answered
             + self.refused

@@ -13,16 +13,15 @@ pub const FAST: &[&str] = &["--overlay-probe-interval", "20ms"];
 pub const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
 
 /// What it says of one peer in one family.
-pub struct Told {
+pub struct Diagnosis {
     /// Exit status: 0 healthy, 1 broken, 2 it cannot tell.
     pub code: Option<i32>,
-    /// The whole report.
     pub report: Value,
     /// The part about the peer in the family.
     pub peer: Value,
 }
 
-impl Told {
+impl Diagnosis {
     /// The verdict in one word.
     pub fn verdict(&self) -> &str {
         self.peer["verdict"].as_str().unwrap_or_default()
@@ -45,13 +44,13 @@ pub fn doctor(host: &Host, arguments: &[&str]) -> Result<(Option<i32>, String)> 
 }
 
 /// Asks it about a peer.
-pub fn ask(host: &Host, peer: &str, family: &str) -> Result<Told> {
+pub fn ask(host: &Host, peer: &str, family: &str) -> Result<Diagnosis> {
     let (code, text) = doctor(host, &["--to", peer, "--output", "json"])?;
     let report: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
     let peers = report["peers"].as_array().context("no peers")?;
     let found = peers.iter().find(|entry| entry["family"] == family);
     let peer = found.with_context(|| text.clone())?.clone();
-    Ok(Told { code, report, peer })
+    Ok(Diagnosis { code, report, peer })
 }
 
 /// Waits until every node finds every other one healthy in both families, and its answerer up.
@@ -61,15 +60,15 @@ pub fn wait_until_healthy(stage: &OverlayStage) -> Result<()> {
             for family in FAMILIES {
                 let what = format!("{} to be well at {} ({family})", to.name(), from.name());
                 wait_for(&what, PATIENCE, || {
-                    let told = ask(from, to.name(), family)?;
-                    let measured = &told.peer["measured"];
+                    let found = ask(from, to.name(), family)?;
+                    let measured = &found.peer["measured"];
                     let answered = ["host", "tunnel"].iter().all(|path| {
                         let protocols = ["udp", "tcp"].iter();
                         protocols
                             .map(|name| &measured[path][name])
                             .all(|said| said == "answered")
                     });
-                    ensure!(answered && told.peer["healthy"] == true, "{}", told.peer);
+                    ensure!(answered && found.peer["healthy"] == true, "{}", found.peer);
                     Ok(())
                 })?;
             }

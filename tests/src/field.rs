@@ -27,7 +27,7 @@ pub struct Field {
     nodes: Vec<lab::Node>,
     pods: Vec<Pod>,
     client: Client,
-    hosts: BTreeMap<IpAddr, Place>,
+    hosts: BTreeMap<IpAddr, Machine>,
     served: BTreeSet<(Transport, u16)>,
     next_port: Cell<u16>,
     /// Dropped last: with it everything above ends.
@@ -35,7 +35,7 @@ pub struct Field {
 }
 
 #[derive(Clone, Copy)]
-enum Place {
+enum Machine {
     Node(usize),
     Pod(usize),
     Client,
@@ -71,26 +71,26 @@ impl Field {
         }
         for number in 1..=nodes {
             let node = field.lab.node(&format!("node-{number}"))?;
-            field.note(&node, Place::Node(field.nodes.len()))?;
+            field.note(&node, Machine::Node(field.nodes.len()))?;
             for x in 2..=last_pod {
                 let pod = node.pod(&format!("pod-{number}-{x}"))?;
-                field.note(&pod, Place::Pod(field.pods.len()))?;
+                field.note(&pod, Machine::Pod(field.pods.len()))?;
                 field.pods.push(pod);
             }
             field.nodes.push(node);
         }
         for address in field.client.addresses() {
-            field.hosts.insert(address, Place::Client);
+            field.hosts.insert(address, Machine::Client);
         }
         Ok(field)
     }
 
-    fn note(&mut self, host: &Host, place: Place) -> Result<()> {
+    fn note(&mut self, host: &Host, machine: Machine) -> Result<()> {
         for (transport, port) in &self.served {
             host.serve(lab_protocol(*transport), *port)?;
         }
         self.hosts
-            .extend(host.addresses().map(|address| (address, place)));
+            .extend(host.addresses().map(|address| (address, machine)));
         Ok(())
     }
 
@@ -120,7 +120,6 @@ impl Field {
         &self.nodes
     }
 
-    /// The machine outside.
     pub fn client(&self) -> &Client {
         &self.client
     }
@@ -154,11 +153,11 @@ impl Field {
         let sender = self.sends_from(packet.source);
         let is_sent_here = match sender {
             None => false,
-            Some(Place::Pod(_) | Place::Node(_)) => {
+            Some(Machine::Pod(_) | Machine::Node(_)) => {
                 from_here || node.interfaces.contains(&packet.destination)
             }
             // It knows no way to what is behind nodes, the gateway of pods included.
-            Some(Place::Client) => !self.is_behind_a_node(packet.destination),
+            Some(Machine::Client) => !self.is_behind_a_node(packet.destination),
         };
         let comes_back = match expected {
             Expected::Balanced(backends) => {
@@ -169,7 +168,8 @@ impl Field {
             }
             // The client, in turn, knows no way to pods.
             _ => {
-                let to_client = matches!(self.hosts.get(&packet.destination), Some(Place::Client));
+                let to_client =
+                    matches!(self.hosts.get(&packet.destination), Some(Machine::Client));
                 !to_client || packet.origin == Origin::Node
             }
         };
@@ -255,18 +255,18 @@ impl Field {
     }
 
     /// Who sends from this address. Nobody serves at the gateways of pods, but nodes send from them.
-    fn sends_from(&self, address: IpAddr) -> Option<Place> {
+    fn sends_from(&self, address: IpAddr) -> Option<Machine> {
         let is_gateway = |node: &lab::Node| node.pod_gateway().contains(&address);
-        let gateway = || self.nodes.iter().position(is_gateway).map(Place::Node);
+        let gateway = || self.nodes.iter().position(is_gateway).map(Machine::Node);
         self.hosts.get(&address).copied().or_else(gateway)
     }
 
     fn sender(&self, packet: &Packet) -> Result<&Host> {
         let place = self.sends_from(packet.source).context("no such sender")?;
         Ok(match place {
-            Place::Node(index) => &self.nodes[index],
-            Place::Pod(index) => &self.pods[index],
-            Place::Client => &self.client,
+            Machine::Node(index) => &self.nodes[index],
+            Machine::Pod(index) => &self.pods[index],
+            Machine::Client => &self.client,
         })
     }
 
@@ -296,7 +296,7 @@ impl Field {
         let is_datagram = packet.protocol == Protocol::Transport(Transport::Udp);
         let (from, port) = (packet.source, self.source_port());
         let to = SocketAddr::new(packet.destination, packet.port);
-        let Some(Place::Node(index)) = self.sends_from(from) else {
+        let Some(Machine::Node(index)) = self.sends_from(from) else {
             return Ok(false);
         };
         if packet.origin != Origin::Node || !is_datagram {
@@ -362,9 +362,9 @@ impl Field {
     /// How the server at an address calls itself.
     pub(crate) fn server_name(&self, at: SocketAddr) -> Option<String> {
         let name = match self.hosts.get(&at.ip())? {
-            Place::Node(index) => self.nodes[*index].name(),
-            Place::Pod(index) => self.pods[*index].name(),
-            Place::Client => return None,
+            Machine::Node(index) => self.nodes[*index].name(),
+            Machine::Pod(index) => self.pods[*index].name(),
+            Machine::Client => return None,
         };
         Some(format!("{name}:{}", at.port()))
     }

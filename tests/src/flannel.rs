@@ -1,35 +1,15 @@
 //! The real flanneld on nodes of an overlay's stage.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use lab::Daemon;
 
-use crate::overlay::{OverlayStage, can_run};
-
-/// The program, or a loud skip. `PORTOLAN_CONTROL_PLANE` names the folder with it.
-pub fn flanneld() -> Option<PathBuf> {
-    let program = std::env::var_os("PORTOLAN_CONTROL_PLANE")
-        .map(|folder| PathBuf::from(folder).join("flanneld"));
-    let program = program.filter(|program| program.exists());
-    if program.is_none() {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "CI needs PORTOLAN_CONTROL_PLANE with flanneld"
-        );
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: no flanneld in PORTOLAN_CONTROL_PLANE"
-        );
-    }
-    program.filter(|_| can_run())
-}
+use crate::overlay::OverlayStage;
 
 /// flannel's firewall: its nftables mode, or its iptables mode with the programs of one variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Firewall {
-    /// nftables mode.
     Nftables,
     /// iptables mode: `nft` or `legacy`.
     Iptables(&'static str),

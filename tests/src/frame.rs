@@ -5,15 +5,12 @@ use std::net::IpAddr;
 /// An encapsulated UDP datagram.
 #[derive(Clone, Debug)]
 pub struct Frame {
-    /// VXLAN network identifier.
     pub vni: u32,
     /// Inner destination hardware address.
     pub mac: [u8; 6],
-    /// Inner source.
     pub source: IpAddr,
     /// Inner destination, of the same family.
     pub destination: IpAddr,
-    /// Inner destination port.
     pub port: u16,
     /// What the datagram says.
     pub payload: String,

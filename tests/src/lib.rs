@@ -6,6 +6,8 @@
 //! alone. Where the two differ, one of them is wrong, and the [`judge::Difference`] says on which cluster
 //! and packet.
 
+// Nobody reads these as documentation of a library.
+#![allow(missing_docs)]
 // Indices here come from tests, and a test that panics has failed as it should.
 #![allow(clippy::panic, clippy::indexing_slicing)]
 
@@ -27,6 +29,7 @@ pub mod packets;
 pub mod product;
 pub mod stage;
 pub mod traffic;
+pub mod written;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};

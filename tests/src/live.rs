@@ -11,36 +11,26 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Client, ConnectionStream, ControlPlane, Daemon, Host,
-    Kubelet, Lab, Node, Outcome, Pod, Probe, Protocol, StreamReport, require_control_plane,
-    wait_for, wait_until,
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Client, ConnectionStream, ControlPlane, Daemon, HEALTH_PORT,
+    Host, Kubelet, Lab, Node, Outcome, Pod, Probe, Protocol, StreamReport, wait_for, wait_until,
 };
 
-use crate::stage::{PATIENCE, can_run, portolan};
+use crate::stage::{PATIENCE, portolan};
 
 /// For what several controllers have to do first, each in its own time.
 pub const CLUSTER_PATIENCE: Duration = Duration::from_secs(90);
 /// Between attempts of a client.
 const EVERY: Duration = Duration::from_millis(2);
 
-/// What the scenarios need; without it they say so and end.
-#[track_caller]
-pub fn can_run_live() -> bool {
-    can_run() && require_control_plane()
-}
-
-/// See the module.
 pub struct LiveCluster {
     /// A pod on the first node that no controller knows.
     pub client: Pod,
-    /// A machine outside.
     pub outside: Client,
     /// `node-a`, `node-b`, `node-c`, in zones of their own.
     pub nodes: [Node; 3],
     portolans: Mutex<BTreeMap<String, Daemon>>,
     kubelets: Mutex<BTreeMap<String, Kubelet>>,
     kubeconfig: PathBuf,
-    /// The control plane.
     pub plane: ControlPlane,
     lab: Lab,
 }
@@ -108,7 +98,7 @@ impl LiveCluster {
             ));
         }
         let daemon = node.spawn("portolan", command)?;
-        daemon.wait_for_line("initial sync complete", PATIENCE)?;
+        node.wait_until_ready(&daemon, HEALTH_PORT, PATIENCE)?;
         locked(&self.portolans).insert(node.name().to_owned(), daemon);
         Ok(())
     }
@@ -148,7 +138,6 @@ fn zone(node: &Node) -> String {
 
 /// A scenario's own namespace in a live cluster.
 pub struct Scene {
-    /// The cluster.
     pub cluster: Arc<LiveCluster>,
     namespace: &'static str,
 }
@@ -262,7 +251,6 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// More of them.
     pub fn and(mut self, other: Streams) -> Streams {
         self.streams.extend(other.streams);
         self
@@ -283,7 +271,6 @@ impl Streams {
         Ok(())
     }
 
-    /// Ends them.
     pub fn stop(self) -> Vec<(SocketAddr, StreamReport)> {
         self.streams
             .into_iter()

@@ -24,13 +24,9 @@ pub use self::claims::{node_port_addresses, primary_address};
 /// The first packet of a connection, as a node sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Packet {
-    /// Who sends it.
     pub origin: Origin,
-    /// Source address.
     pub source: IpAddr,
-    /// Destination address.
     pub destination: IpAddr,
-    /// Protocol above IP.
     pub protocol: Protocol,
     /// Destination port; 0 for ICMP.
     pub port: u16,
@@ -80,7 +76,6 @@ pub enum Expected {
     Refused,
     /// It is gone, and its sender hears nothing.
     Dropped,
-    /// It passes untouched.
     NotOurs,
 }
 

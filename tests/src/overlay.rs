@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lab::fake_api::FakeApi;
 use lab::{
-    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Capability, ControlPlane, Daemon, Held, Host, Lab, Manifests,
-    Node, Pod, Protocol, node_object, require, wait_until,
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, ControlPlane, Daemon, HEALTH_PORT, Held, Host, Lab,
+    Manifests, Node, Pod, Protocol, node_object, wait_until,
 };
 
 use crate::slowness;
@@ -23,18 +23,11 @@ pub const PORT: u16 = 8080;
 /// Between two datagrams of a [`Beat`], on a machine of ordinary speed.
 const BEAT: Duration = Duration::from_millis(2);
 
-/// What the scenarios need of kernel and machine; without it they say so and end.
-pub fn can_run() -> bool {
-    require(&[Capability::Vxlan, Capability::Nft])
-}
-
 /// Nodes with one echoing pod each, dual stack, and no way between them but the overlay.
 pub struct OverlayStage {
-    /// The nodes.
     pub nodes: Vec<Node>,
     /// A pod on each.
     pub pods: Vec<Pod>,
-    /// The Node objects.
     pub manifests: Manifests,
     lab: Lab,
 }
@@ -60,7 +53,7 @@ impl OverlayStage {
             manifests,
             lab,
         };
-        stage.tell(0..stage.nodes.len())?;
+        stage.write_nodes(0..stage.nodes.len())?;
         Ok(stage)
     }
 
@@ -70,10 +63,10 @@ impl OverlayStage {
     }
 
     /// Writes the Node objects of these nodes, one file each, and removes those of the others.
-    pub fn tell(&self, told: std::ops::Range<usize>) -> Result<()> {
+    pub fn write_nodes(&self, present: std::ops::Range<usize>) -> Result<()> {
         for (n, node) in self.nodes.iter().enumerate() {
             let file = format!("node-{n}.yaml");
-            if told.contains(&n) {
+            if present.contains(&n) {
                 self.manifests.write_objects(&file, &[node_object(node)])?;
             } else if self.manifests.path().join(&file).exists() {
                 self.manifests.remove(&file)?;
@@ -95,11 +88,6 @@ impl OverlayStage {
     fn start_from(&self, node: usize, source: &[&str], more: &[&str]) -> Result<Daemon> {
         let host = &self.nodes[node];
         let clusters = format!("{CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}");
-        let ports: Vec<&str> = ["--healthz-bind-address", "--metrics-bind-address"]
-            .into_iter()
-            .filter(|flag| !more.contains(flag))
-            .flat_map(|flag| [flag, ""])
-            .collect();
         let arguments = [
             "run",
             "--hostname-override",
@@ -111,10 +99,7 @@ impl OverlayStage {
             "--subnet-file",
             &self.file(node, "env"),
         ];
-        host.spawn_daemon(
-            portolan()?,
-            arguments.iter().chain(&ports).chain(source).chain(more),
-        )
+        host.spawn_daemon(portolan()?, arguments.iter().chain(source).chain(more))
     }
 
     /// A path of a file of a node's own, no manifest.
@@ -157,6 +142,11 @@ impl OverlayStage {
         let cache = self.file(node, "peers");
         let source = ["--kubeconfig", kubeconfig, "--overlay-cache", &cache];
         self.start_from(node, &source, more)
+    }
+
+    /// Waits until the program on a node reports that it is ready.
+    pub fn wait_until_ready(&self, node: usize, daemon: &Daemon) -> Result<()> {
+        self.nodes[node].wait_until_ready(daemon, HEALTH_PORT, PATIENCE)
     }
 
     /// Starts it on every node and waits until every pod reaches every other.
@@ -236,9 +226,7 @@ pub fn reaches(from: &Host, protocol: Protocol, to: IpAddr) -> bool {
 /// What a [`Beat`] came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BeatReport {
-    /// Datagrams sent.
     pub sent: u64,
-    /// Of these, answered.
     pub answered: u64,
     /// The longest time without an answer.
     pub longest_gap: Duration,
@@ -252,7 +240,6 @@ pub struct Beat {
 }
 
 impl Beat {
-    /// Starts sending.
     pub fn start(from: &Host, to: IpAddr) -> Result<Beat> {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
@@ -323,6 +310,20 @@ fn beat(to: SocketAddr, stop: &AtomicBool, answered: &AtomicU64) -> Result<BeatR
         .longest_gap
         .max(silent_at_the_end.unwrap_or_default());
     Ok(report)
+}
+
+/// What the program on a host answers to `/metrics`.
+pub fn metrics(host: &Host) -> Result<String> {
+    let to = SocketAddr::from(([127, 0, 0, 1], 10249));
+    Ok(host.http_get(to, "/metrics")?.context("no metrics")?.1)
+}
+
+/// The value of a metric of the program on a host, by name and labels; 0 where there is none.
+pub fn metric(host: &Host, series: &str) -> Result<u64> {
+    let text = metrics(host)?;
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(series));
+    let value = values.find_map(|rest| rest.trim().parse().ok());
+    Ok(value.unwrap_or_default())
 }
 
 /// Waits until every one of them had more answers, enough to show a gap.

@@ -15,7 +15,6 @@ use crate::oracle::{Origin, Packet, Protocol, primary_address};
 pub struct Sender {
     /// Where the packet enters.
     pub origin: Origin,
-    /// Its source address.
     pub source: IpAddr,
 }
 
@@ -33,10 +32,10 @@ pub fn interesting(cluster: &Cluster, node: &Node, client_pod: u8) -> Vec<Packet
         };
         for service in &cluster.services {
             for address in service.cluster_ips.iter().filter(|a| a.is_ipv4() == ipv4) {
-                trials.try_cluster_ip(service, *address);
+                trials.try_address(service, *address, usize::MAX);
             }
             for address in external_addresses(service).filter(|a| a.is_ipv4() == ipv4) {
-                trials.try_external_address(service, address);
+                trials.try_address(service, address, 1);
             }
             trials.try_node_ports(service, ipv4);
         }
@@ -112,26 +111,18 @@ struct Trials<'a> {
 }
 
 impl Trials<'_> {
-    fn try_cluster_ip(&mut self, service: &Service, address: IpAddr) {
+    /// An address of a Service, its ports and the packets beside them; ICMP from so many senders.
+    fn try_address(&mut self, service: &Service, address: IpAddr, pings: usize) {
         for port in &service.ports {
             let protocol = Protocol::Transport(port.transport);
             self.try_from_all(address, protocol, port.port);
             self.beside(address, port.port);
             self.beside(address, port.node_port.max(1));
         }
-        self.add(&self.senders.clone(), address, TCP, 9);
-        self.add(&self.senders.clone(), address, Protocol::Icmp, 0);
-    }
-
-    fn try_external_address(&mut self, service: &Service, address: IpAddr) {
-        for port in &service.ports {
-            let protocol = Protocol::Transport(port.transport);
-            self.try_from_all(address, protocol, port.port);
-            self.beside(address, port.port);
-            self.beside(address, port.node_port.max(1));
-        }
-        self.add(&self.senders.clone(), address, TCP, 9);
-        self.try_from_one(address, Protocol::Icmp, 0);
+        let senders = self.senders.clone();
+        self.add(&senders, address, TCP, 9);
+        let pings = &senders[..pings.min(senders.len())];
+        self.add(pings, address, Protocol::Icmp, 0);
     }
 
     fn try_node_ports(&mut self, service: &Service, ipv4: bool) {

@@ -2,15 +2,17 @@
 //! manifests (or a fake API server) that says what there is.
 
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lab::fake_api::FakeApi;
 use lab::{
-    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Capability, Daemon, Host, Lab, Manifests, Namespace, Node,
-    Outcome, Pod, Probe, Protocol, TcpService, node_object, require, wait_until,
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Daemon, HEALTH_PORT, Host, Lab, Manifests, Namespace, Node,
+    Outcome, Pod, Probe, Protocol, TcpService, node_object, wait_until,
 };
 use nft::{Backend, Family, Feature, Features, Kernel, KernelConfig, TableContents};
 use serde_json::Value;
@@ -18,11 +20,6 @@ use service_dataplane::layout;
 
 /// For what takes milliseconds on an idle machine; these machines are not, and some are emulated.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What the scenarios need of kernel and machine; without it they say so and end.
-pub fn can_run() -> bool {
-    require(&[Capability::Nft])
-}
 
 /// What the kernel at hand can do.
 pub fn features() -> Result<Features> {
@@ -79,7 +76,6 @@ pub struct Stage {
     pub client: Pod,
     /// Serve TCP on the Service's target port: the even ones on the node under test.
     pub pods: Vec<Pod>,
-    /// The Service.
     pub web: TcpService,
     /// What is in the cluster.
     pub manifests: Manifests,
@@ -173,11 +169,33 @@ impl Stage {
         self.node.spawn("portolan", command)
     }
 
-    /// Starts it and waits until it has brought the tables in step.
-    pub fn start_in_step(&self, arguments: &[&str]) -> Result<Daemon> {
+    /// Starts the program and waits for its first sync.
+    pub fn start_synced(&self, arguments: &[&str]) -> Result<Daemon> {
         let daemon = self.start(arguments)?;
-        daemon.wait_for_line("initial sync complete", PATIENCE)?;
+        self.wait_until_ready(&daemon)?;
         Ok(daemon)
+    }
+
+    /// Waits until the program on the node under test reports that it is ready.
+    pub fn wait_until_ready(&self, daemon: &Daemon) -> Result<()> {
+        self.node.wait_until_ready(daemon, HEALTH_PORT, PATIENCE)
+    }
+
+    /// Serves these objects from a fake API server on the node's loopback, and writes a kubeconfig for it.
+    pub fn serve_api(&self, objects: Vec<Value>) -> Result<(FakeApi, String)> {
+        let listener = self.node.run(|| TcpListener::bind(("127.0.0.1", 0)))??;
+        let api = FakeApi::serve(listener)?;
+        api.apply_all(objects)?;
+        let kubeconfig = self.manifests.path().join("kubeconfig");
+        api.kubeconfig(&kubeconfig)?;
+        Ok((api, kubeconfig.display().to_string()))
+    }
+
+    /// The Node object and those of `web`, with all pods behind it.
+    pub fn all_objects(&self) -> Vec<Value> {
+        let mut objects = self.objects(&self.web, 0..4);
+        objects.push(node_object(&self.node));
+        objects
     }
 
     /// The Service's IPv4 address and port.

@@ -1,30 +1,20 @@
 //! The program with an API server: a fake one on the node's loopback, over real HTTP.
 
-use std::net::TcpListener;
-
 use anyhow::{Result, ensure};
 use lab::fake_api::{FakeApi, Resource};
-use lab::{Daemon, Outcome, node_object, wait_until};
-use portolan_tests::stage::{PATIENCE, Stage, can_run, service};
+use lab::{Daemon, Outcome, scenario, wait_until};
+use portolan_tests::stage::{PATIENCE, Stage, service};
 
 /// The stage's objects in an API server, and the program that watches it.
 fn start(stage: &Stage) -> Result<(FakeApi, Daemon)> {
-    let listener = stage.node.run(|| TcpListener::bind(("127.0.0.1", 0)))??;
-    let api = FakeApi::serve(listener)?;
-    api.apply(node_object(&stage.node))?;
-    api.apply_all(stage.objects(&stage.web, 0..4))?;
-    let kubeconfig = stage.manifests.path().join("kubeconfig");
-    api.kubeconfig(&kubeconfig)?;
-    let daemon = stage.start_with(&["--kubeconfig", &kubeconfig.display().to_string()], &[])?;
-    daemon.wait_for_line("initial sync complete", PATIENCE)?;
+    let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
+    let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
+    stage.wait_until_ready(&daemon)?;
     Ok((api, daemon))
 }
 
-#[test]
+#[scenario(Nft)]
 fn services_come_change_and_go_with_their_objects() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
     let (api, _daemon) = start(&stage)?;
     stage.wait_for_backends(&stage.web, 4)?;
@@ -43,11 +33,8 @@ fn services_come_change_and_go_with_their_objects() -> Result<()> {
     })
 }
 
-#[test]
-fn an_api_server_that_is_away_changes_nothing_and_what_it_missed_is_found_after() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn api_outage_changes_nothing_and_missed_changes_follow() -> Result<()> {
     let stage = Stage::new()?;
     let gone = service("gone", 81);
     let (api, _daemon) = start(&stage)?;
@@ -77,11 +64,8 @@ fn an_api_server_that_is_away_changes_nothing_and_what_it_missed_is_found_after(
     )
 }
 
-#[test]
-fn nothing_is_asked_for_that_a_service_proxy_has_no_business_with() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn service_proxy_makes_no_forbidden_request() -> Result<()> {
     let stage = Stage::new()?;
     let (api, _daemon) = start(&stage)?;
     ensure!(

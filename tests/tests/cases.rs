@@ -83,7 +83,7 @@ fn the_table_does_what_every_case_says() {
 }
 
 #[test]
-fn the_packets_beside_those_of_a_case_fare_as_the_reference_model_says() {
+fn other_packets_of_a_case_agree_with_the_reference_model() {
     for case in cases() {
         for node in &case.cluster.nodes {
             let tables = product::contents(&case.cluster, node);

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Host, Outcome, Pod, Probe, Protocol, wait_until};
+use lab::{Host, Outcome, Pod, Probe, Protocol, scenario, wait_until};
 use nft::{Conntrack, Family, Flow, FlowFilter};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, bind, recv, sendto,
@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use portolan_tests::slowness;
-use portolan_tests::stage::{PATIENCE, Stage, can_run, service};
+use portolan_tests::stage::{PATIENCE, Stage, service};
 use serde_json::{Value, json};
 
 const UDP_PORT: u16 = 53;
@@ -156,14 +156,11 @@ fn lead_nowhere(stage: &Stage, address: &str) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_udp_flow_moves_on_when_its_endpoint_goes_and_is_refused_when_all_are_gone() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn udp_flow_moves_when_its_endpoint_goes_and_ends_with_the_last() -> Result<()> {
     let stage = stage()?;
     dns(&stage, ready(&[0]))?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     for to in frontends(&stage)? {
         dns(&stage, ready(&[0]))?;
         wait_for(&stage.client, to, |o| server(o) == Some("web-0"))?;
@@ -178,14 +175,11 @@ fn a_udp_flow_moves_on_when_its_endpoint_goes_and_is_refused_when_all_are_gone()
     Ok(())
 }
 
-#[test]
+#[scenario(Nft)]
 fn a_udp_flow_moves_on_when_the_target_port_changes() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = stage()?;
     stage.pods[0].serve(Protocol::Udp, 5353)?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     for port in [UDP_PORT, 5353, UDP_PORT] {
         let mut objects = dns_objects(&stage, ready(&[0]))?;
         for slice in objects.iter_mut().skip(1) {
@@ -200,11 +194,8 @@ fn a_udp_flow_moves_on_when_the_target_port_changes() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_udp_flow_of_a_client_that_keeps_its_endpoint_moves_on_when_that_goes() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn udp_flow_with_affinity_moves_when_its_endpoint_goes() -> Result<()> {
     let stage = stage()?;
     let only = |pod: usize| -> Result<()> {
         let mut objects = dns_objects(&stage, ready(&[pod]))?;
@@ -213,7 +204,7 @@ fn a_udp_flow_of_a_client_that_keeps_its_endpoint_moves_on_when_that_goes() -> R
         stage.manifests.write_objects("dns.yaml", &objects)
     };
     only(0)?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     // Were the flow ended before the client is forgotten, it would come back to the pod that is gone.
     for pod in [0, 1, 2, 3, 0, 1, 2, 3] {
         only(pod)?;
@@ -225,28 +216,22 @@ fn a_udp_flow_of_a_client_that_keeps_its_endpoint_moves_on_when_that_goes() -> R
     Ok(())
 }
 
-#[test]
+#[scenario(Nft)]
 fn a_udp_flow_to_a_service_that_is_gone_ends() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = stage()?;
     dns(&stage, ready(&[0, 1]))?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     let [to, ..] = frontends(&stage)?;
     wait_for(&stage.client, to, |o| server(o).is_some())?;
     stage.manifests.remove("dns.yaml")?;
     wait_for(&stage.client, to, |o| server(o).is_none())
 }
 
-#[test]
+#[scenario(Nft)]
 fn a_udp_flow_goes_on_while_its_endpoint_still_serves() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = stage()?;
     dns(&stage, ready(&[0]))?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     let [to, ..] = frontends(&stage)?;
     wait_for(&stage.client, to, |o| server(o) == Some("web-0"))?;
     let leaving = Behind {
@@ -268,13 +253,10 @@ fn a_udp_flow_goes_on_while_its_endpoint_still_serves() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(Nft)]
 fn flows_that_began_before_their_service_was_there_find_it() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = stage()?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     let late = service("late", 90);
     let to = Stage::address(&late)?;
     lead_nowhere(&stage, "10.96.0.90")?;
@@ -301,16 +283,13 @@ fn flows_that_began_before_their_service_was_there_find_it() -> Result<()> {
     wait_for(&stage.client, to, |o| server(o) == Some("web-0"))
 }
 
-#[test]
-fn a_restart_ends_no_flow_but_those_whose_endpoint_went_meanwhile() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn restart_ends_only_flows_whose_endpoint_went_meanwhile() -> Result<()> {
     let stage = stage()?;
     dns(&stage, ready(&[0, 1, 2, 3]))?;
     // A flow of one datagram and its answer is forgotten by itself after 30 s.
     let flags = ["--conntrack-udp-timeout=10m"];
-    let daemon = stage.start_in_step(&flags)?;
+    let daemon = stage.start_synced(&flags)?;
     let [to, ..] = frontends(&stage)?;
     for port in 41_000..41_040 {
         let outcome = stage
@@ -329,7 +308,7 @@ fn a_restart_ends_no_flow_but_those_whose_endpoint_went_meanwhile() -> Result<()
     let before = udp()?;
     ensure!(before.len() == 40, "{before:?}");
     daemon.kill()?;
-    let daemon = stage.start_in_step(&flags)?;
+    let daemon = stage.start_synced(&flags)?;
     // Another change's check comes after those of the start.
     let gone = service("gone", 91);
     stage.add(&gone, 0..1)?;
@@ -339,7 +318,7 @@ fn a_restart_ends_no_flow_but_those_whose_endpoint_went_meanwhile() -> Result<()
     let last = stage.pods.last().context("no pods")?;
     ensure!(of(&before, last) > 0, "the test needs luck it has not had");
     dns(&stage, ready(&[0, 1, 2]))?;
-    let _daemon = stage.start_in_step(&flags)?;
+    let _daemon = stage.start_synced(&flags)?;
     wait_until("the flows to the pod that is gone to end", PATIENCE, || {
         udp().is_ok_and(|flows| of(&flows, last) == 0)
     })?;
@@ -347,11 +326,8 @@ fn a_restart_ends_no_flow_but_those_whose_endpoint_went_meanwhile() -> Result<()
     Ok(())
 }
 
-#[test]
-fn tcp_connections_to_a_removed_endpoint_are_reset_on_request_and_only_then() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn tcp_to_a_removed_endpoint_is_reset_only_when_asked_for() -> Result<()> {
     let stage = Stage::new()?;
     let asked = service("asked", 92);
     let with_request = |pods| -> Result<()> {
@@ -362,7 +338,7 @@ fn tcp_connections_to_a_removed_endpoint_are_reset_on_request_and_only_then() ->
         stage.manifests.write_objects("asked.yaml", &objects)
     };
     with_request(0..4)?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&asked, 4)?;
     let hold = |service| -> Result<_> {
         let to = Stage::address(service)?;
@@ -518,7 +494,7 @@ impl Segments {
 fn answer_to_a_stray_segment(flags: &[&str]) -> Result<u8> {
     let stage = Stage::new()?;
     stage.add(&stage.web, 0..1)?;
-    let _daemon = stage.start_in_step(flags)?;
+    let _daemon = stage.start_synced(flags)?;
     stage.wait_for_backends(&stage.web, 1)?;
     let pod = stage.pods.first().context("no pods")?;
     let to = Stage::address(&stage.web)?;
@@ -540,11 +516,8 @@ fn answer_to_a_stray_segment(flags: &[&str]) -> Result<u8> {
     segments.next_from(peer)
 }
 
-#[test]
-fn a_segment_that_conntrack_finds_invalid_does_not_reset_its_connection() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn invalid_tcp_segment_does_not_reset_its_connection() -> Result<()> {
     // It reaches the client untranslated, from a stranger: the client resets.
     let strict = answer_to_a_stray_segment(&["--conntrack-tcp-be-liberal=false"])?;
     ensure!(
@@ -564,11 +537,8 @@ fn setting(stage: &Stage, name: &str) -> Result<u64> {
     Ok(text.trim().parse()?)
 }
 
-#[test]
+#[scenario(Nft)]
 fn init_only_makes_the_settings_and_ends_without_rules() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
     let daemon = stage.start(&[
         "--init-only",

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lab::{Capability, wait_until};
+use lab::{scenario, wait_until};
 use portolan_tests::cluster::space::cluster_cidr;
 use portolan_tests::cluster::{Cluster, Detect, Generator, NodePortAddresses, Space};
 use portolan_tests::differential::{
@@ -38,13 +38,11 @@ const DIFFERING: usize = 3;
 /// Those that nobody answers.
 const DROPPED: usize = 6;
 
-#[test]
+#[scenario(KubeProxy, Nft, TableOwner)]
 #[ignore = "needs kube-proxy"]
-fn packets_fare_with_portolan_as_with_the_newest_kube_proxy() -> Result<()> {
+fn packets_agree_with_the_newest_kube_proxy() -> Result<()> {
     let kube_proxies = kube_proxies()?;
-    let Some(newest) = kube_proxies.last() else {
-        return Ok(());
-    };
+    let newest = kube_proxies.last().context("no kube-proxy")?;
     compare_with(
         newest,
         Kind::Fake,
@@ -52,16 +50,11 @@ fn packets_fare_with_portolan_as_with_the_newest_kube_proxy() -> Result<()> {
     )
 }
 
-#[test]
-#[ignore = "needs kube-proxy"]
-fn packets_fare_alike_on_what_a_real_api_server_makes_of_the_objects() -> Result<()> {
+#[scenario(ControlPlane, KubeProxy, Nft, TableOwner)]
+#[ignore = "needs a control plane"]
+fn packets_agree_with_kube_proxy_behind_a_real_api_server() -> Result<()> {
     let kube_proxies = kube_proxies()?;
-    let Some(newest) = kube_proxies.last() else {
-        return Ok(());
-    };
-    if !lab::require_control_plane() {
-        return Ok(());
-    }
+    let newest = kube_proxies.last().context("no kube-proxy")?;
     compare_with(
         newest,
         Kind::Real,
@@ -69,9 +62,9 @@ fn packets_fare_alike_on_what_a_real_api_server_makes_of_the_objects() -> Result
     )
 }
 
-#[test]
+#[scenario(KubeProxy, Nft, TableOwner)]
 #[ignore = "needs older kube-proxies"]
-fn packets_fare_with_portolan_as_with_older_kube_proxies() -> Result<()> {
+fn packets_agree_with_older_kube_proxies() -> Result<()> {
     let kube_proxies = kube_proxies()?;
     let older = kube_proxies
         .split_last()
@@ -89,16 +82,11 @@ fn packets_fare_with_portolan_as_with_older_kube_proxies() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(KubeProxy, Nft, TableOwner)]
 #[ignore = "needs kube-proxy"]
-fn service_cidrs_are_followed_at_once_and_by_kube_proxy_at_its_next_full_sync() -> Result<()> {
+fn service_cidr_changes_apply_at_once_unlike_kube_proxys() -> Result<()> {
     let kube_proxies = kube_proxies()?;
-    let Some(newest) = kube_proxies.last() else {
-        return Ok(());
-    };
-    if !lab::require(&[Capability::Nft, Capability::TableOwner]) {
-        return Ok(());
-    }
+    let newest = kube_proxies.last().context("no kube-proxy")?;
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut generator = Generator::in_space(1, Space::real(NODES, PODS, PORTS.to_vec()));
     let mut cluster = Cluster {
@@ -132,9 +120,6 @@ fn service_cidrs_are_followed_at_once_and_by_kube_proxy_at_its_next_full_sync() 
 }
 
 fn compare_with(kube_proxy: &KubeProxy, kind: Kind, clusters: u64) -> Result<()> {
-    if !lab::require(&[Capability::Nft, Capability::TableOwner]) {
-        return Ok(());
-    }
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let seed = number_from_env("PORTOLAN_SEED", 1);
     let mut generator = Generator::in_space(seed, Space::real(NODES, PODS, PORTS.to_vec()));

@@ -2,9 +2,9 @@
 //! ours to do.
 
 use anyhow::{Context, Result, ensure};
-use lab::{Loss, Node, Protocol, wait_for, wait_until};
-use portolan_tests::doctor::{FAMILIES, FAST, Told, ask, doctor, wait_until_healthy};
-use portolan_tests::overlay::{OverlayStage, can_run, reaches};
+use lab::{Loss, Node, Protocol, scenario, wait_for, wait_until};
+use portolan_tests::doctor::{Diagnosis, FAMILIES, FAST, ask, doctor, wait_until_healthy};
+use portolan_tests::overlay::{OverlayStage, reaches};
 use portolan_tests::stage::PATIENCE;
 use serde_json::json;
 
@@ -33,34 +33,31 @@ fn raise_firewall(node: &Node, hook: &str) -> Result<[String; 3]> {
     ])
 }
 
-fn names(told: &Told, field: &str, rule: &[String; 3]) -> bool {
-    let said = told.peer["measured"][field].as_str().unwrap_or_default();
+fn names(found: &Diagnosis, field: &str, rule: &[String; 3]) -> bool {
+    let said = found.peer["measured"][field].as_str().unwrap_or_default();
     rule.iter()
-        .all(|part| said.contains(part.as_str()) && told.text().contains(part.as_str()))
+        .all(|part| said.contains(part.as_str()) && found.text().contains(part.as_str()))
 }
 
 /// Raises a firewall on a node, and waits until the doctor on node-0 has named its rule in this field, in both
 /// families; then takes the rule away by that name, and waits until all is well.
 fn firewall_is_named(at: usize, hook: &str, field: &str) -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = OverlayStage::new(2)?;
     let _daemons = stage.start_all(&[])?;
     wait_until_healthy(&stage)?;
     let node = &stage.nodes[at];
     let rule = raise_firewall(node, hook)?;
     for family in FAMILIES {
-        let told = wait_for("the rule", PATIENCE, || {
-            let told = ask(&stage.nodes[0], "node-1", family)?;
-            ensure!(names(&told, field, &rule), "{}", told.peer);
-            Ok(told)
+        let found = wait_for("the rule", PATIENCE, || {
+            let found = ask(&stage.nodes[0], "node-1", family)?;
+            ensure!(names(&found, field, &rule), "{}", found.peer);
+            Ok(found)
         })?;
-        println!("{}", told.text());
+        println!("{}", found.text());
         ensure!(
-            told.code == Some(1) && told.peer["healthy"] == false,
+            found.code == Some(1) && found.peer["healthy"] == false,
             "{}",
-            told.peer
+            found.peer
         );
     }
     let handle = handle(node)?;
@@ -70,22 +67,18 @@ fn firewall_is_named(at: usize, hook: &str, field: &str) -> Result<()> {
     wait_until_healthy(&stage)
 }
 
-#[test]
-fn a_firewall_of_the_receiver_that_drops_vxlan_packets_is_named_at_the_sender() -> Result<()> {
+#[scenario(Vxlan, Nft)]
+fn receiver_firewall_dropping_vxlan_is_named_at_the_sender() -> Result<()> {
     firewall_is_named(1, "input", "rule_there")
 }
 
-#[test]
+#[scenario(Vxlan, Nft)]
 fn a_firewall_of_the_sender_that_drops_vxlan_packets_is_named() -> Result<()> {
     firewall_is_named(0, "output", "rule_here")
 }
 
-#[test]
-fn a_nic_that_corrupts_checksums_in_the_tunnel_is_found_and_the_kernel_does_its_work() -> Result<()>
-{
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn nic_corrupting_tunnel_checksums_is_found_and_worked_around() -> Result<()> {
     let stage = OverlayStage::new(2)?;
     let _daemons = stage.start_all(FAST)?;
     wait_until_healthy(&stage)?;
@@ -101,10 +94,10 @@ fn a_nic_that_corrupts_checksums_in_the_tunnel_is_found_and_the_kernel_does_its_
     ensure!(nic.spoilt() > 0, "the NIC did nothing");
     wait_until_healthy(&stage)?;
     let spoilt = nic.spoilt();
-    let told = ask(&stage.nodes[0], "node-1", "IPv4")?;
-    let remedies = told.report["remedies"].to_string();
+    let found = ask(&stage.nodes[0], "node-1", "IPv4")?;
+    let remedies = found.report["remedies"].to_string();
     println!("{remedies}");
-    ensure!(remedies.contains("eth0"), "{}", told.report);
+    ensure!(remedies.contains("eth0"), "{}", found.report);
     for address in stage.pods[1].addresses() {
         ensure!(reaches(&stage.pods[0], Protocol::Tcp, address), "{address}");
     }
@@ -121,30 +114,24 @@ fn a_nic_that_corrupts_checksums_in_the_tunnel_is_found_and_the_kernel_does_its_
     Ok(())
 }
 
-#[test]
-fn connections_that_fail_for_another_reason_leave_offload_as_it_is() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn offload_stays_on_when_connections_fail_for_another_reason() -> Result<()> {
     let stage = OverlayStage::new(2)?;
     let _daemons = stage.start_all(FAST)?;
     wait_until_healthy(&stage)?;
     let _path = stage.nodes[0].lose(&stage.nodes[1], Loss::LargerThan(1000))?;
-    let told = wait_for("a verdict", PATIENCE, || {
-        let told = ask(&stage.nodes[0], "node-1", "IPv4")?;
-        ensure!(told.peer["healthy"] == false, "{}", told.peer);
-        Ok(told)
+    let found = wait_for("a verdict", PATIENCE, || {
+        let found = ask(&stage.nodes[0], "node-1", "IPv4")?;
+        ensure!(found.peer["healthy"] == false, "{}", found.peer);
+        Ok(found)
     })?;
-    ensure!(told.verdict() == "mtu", "{}", told.peer);
-    ensure!(told.report["remedies"] == json!([]), "{}", told.report);
+    ensure!(found.verdict() == "mtu", "{}", found.peer);
+    ensure!(found.report["remedies"] == json!([]), "{}", found.report);
     Ok(())
 }
 
-#[test]
-fn chains_that_forward_nothing_by_default_are_named_though_nodes_reach_each_other() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn drop_policy_forward_chains_are_named_on_a_healthy_mesh() -> Result<()> {
     let stage = OverlayStage::new(2)?;
     let node = &stage.nodes[0];
     node.nft_stdin(

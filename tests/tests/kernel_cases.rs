@@ -4,17 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
-use lab::Capability;
+use lab::scenario;
 use portolan_tests::case::{self, Case};
 use portolan_tests::field::Field;
 use portolan_tests::oracle::{self, Expected, Packet};
 use portolan_tests::{number_from_env, product};
 
-#[test]
+#[scenario(Nft)]
 fn every_case_holds_with_real_packets() -> Result<()> {
-    if !lab::require(&[Capability::Nft]) {
-        return Ok(());
-    }
     let field = Field::new(2, 14, &[8080, 8081, 9091, 5353])?;
     let (mut sent, mut left_out) = (0, 0);
     // One case in so many, for slow machines.
@@ -78,11 +75,8 @@ fn follow(field: &Field, case: &Case, session: &[Packet]) -> Result<()> {
 /// Pearson's statistic exceeds this for 19 degrees of freedom once in a million (tables of chi-square).
 const CHI_SQUARE_19: f64 = 63.0;
 
-#[test]
+#[scenario(Nft)]
 fn connections_spread_evenly_over_the_endpoints() -> Result<()> {
-    if !lab::require(&[Capability::Nft]) {
-        return Ok(());
-    }
     let case = case::all()?
         .into_iter()
         .find(|case| case.name == "more-than-sixteen-endpoints");

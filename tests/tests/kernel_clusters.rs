@@ -5,7 +5,7 @@
 //! one table to the next is part of the test, so a failure is repeated with the same seed and number.
 
 use anyhow::Result;
-use lab::Capability;
+use lab::scenario;
 use portolan_tests::cluster::{Generator, Space};
 use portolan_tests::field::Field;
 use portolan_tests::oracle::{Expected, outcome, outcome_after};
@@ -20,11 +20,8 @@ const PACKETS: usize = 40;
 /// Those among them, of each kind, that nobody answers.
 const SILENT: usize = 3;
 
-#[test]
-fn real_packets_on_random_clusters_fare_as_the_documentation_says() -> Result<()> {
-    if !lab::require(&[Capability::Nft]) {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn real_packets_on_random_clusters_agree_with_the_model() -> Result<()> {
     let seed = number_from_env("PORTOLAN_SEED", 1);
     let clusters = number_from_env("PORTOLAN_KERNEL_CLUSTERS", 50);
     // One pod beyond the pool is never an endpoint.

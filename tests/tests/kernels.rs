@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Daemon, Outcome, Probe, Protocol, TcpService, wait_until};
+use lab::{Daemon, Outcome, Probe, Protocol, TcpService, scenario, wait_until};
 use nft::Feature;
-use portolan_tests::stage::{PATIENCE, Stage, can_run, features, portolan, service};
+use portolan_tests::overlay::tool;
+use portolan_tests::stage::{PATIENCE, Stage, features, portolan, service};
 use portolan_tests::{number_from_env, slowness};
 use service_dataplane::guard;
 
@@ -19,7 +20,7 @@ fn flushes() -> u64 {
     number_from_env("PORTOLAN_FLUSHES", 100)
 }
 
-/// So many Services beside the one that is looked at, each with four endpoints: bar B6 is for a thousand.
+/// So many Services beside the one that is looked at, each with four endpoints: the goal is a thousand.
 fn add_services(stage: &Stage, count: u64) -> Result<()> {
     let mut objects = Vec::new();
     for n in 0..count {
@@ -83,7 +84,7 @@ impl Flushed {
         })
     }
 
-    fn tell(&self, what: &str) {
+    fn print(&self, what: &str) {
         let nth = |percent: usize| {
             self.outages
                 .get(self.outages.len() * percent / 100)
@@ -102,14 +103,11 @@ impl Flushed {
 }
 
 fn start_without_persistence(stage: &Stage) -> Result<Daemon> {
-    stage.start_in_step(&["--without-features=table-persist"])
+    stage.start_synced(&["--without-features=table-persist"])
 }
 
-#[test]
-fn a_guard_keeps_established_connections_through_a_hundred_foreign_flushes() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn guard_keeps_connections_through_a_hundred_foreign_flushes() -> Result<()> {
     let stage = Stage::new()?;
     add_services(&stage, number_from_env("PORTOLAN_SERVICES", 1000))?;
     let _daemon = start_without_persistence(&stage)?;
@@ -119,18 +117,15 @@ fn a_guard_keeps_established_connections_through_a_hundred_foreign_flushes() -> 
     let healed = || stage.tables().is_ok_and(|tables| tables == before);
     wait_until("the tables as they were", PATIENCE, healed)?;
     match features()?.has(Feature::TableOwner) {
-        true => flushed.tell("with a guard table"),
-        false => flushed.tell("FALLBACK: with a guard chain in iptables' legacy variant"),
+        true => flushed.print("with a guard table"),
+        false => flushed.print("FALLBACK: with a guard chain in iptables' legacy variant"),
     }
     ensure!(flushed.lost == 0, "established connections were lost");
     Ok(())
 }
 
-#[test]
-fn where_no_table_can_be_owned_a_chain_of_iptables_keeps_established_connections() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn iptables_guard_keeps_connections_without_owned_tables() -> Result<()> {
     let stage = Stage::new()?;
     let guards = || -> Result<usize> {
         let mut chains = 0;
@@ -147,11 +142,11 @@ fn where_no_table_can_be_owned_a_chain_of_iptables_keeps_established_connections
         Ok(chains)
     };
     for round in 0..2 {
-        let daemon = stage.start_in_step(&["--without-features=table-owner,table-persist"])?;
+        let daemon = stage.start_synced(&["--without-features=table-owner,table-persist"])?;
         stage.wait_for_backends(&stage.web, 4)?;
         ensure!(guards()? == 2, "one chain a family, in round {round}");
         let flushed = Flushed::on(&stage, flushes().div_ceil(10))?;
-        flushed.tell("with a guard chain");
+        flushed.print("with a guard chain");
         ensure!(flushed.lost == 0, "established connections were lost");
         // It stays for the next daemon.
         daemon.kill()?;
@@ -168,11 +163,8 @@ fn where_no_table_can_be_owned_a_chain_of_iptables_keeps_established_connections
     Ok(())
 }
 
-#[test]
+#[scenario(Nft)]
 fn the_guard_goes_with_the_daemon_and_leaves_the_table() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
     let daemon = start_without_persistence(&stage)?;
     let has_guard = || {
@@ -196,13 +188,10 @@ fn the_guard_goes_with_the_daemon_and_leaves_the_table() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_missing_feature_is_refused_by_its_name_and_what_stands_keeps_serving() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn missing_feature_is_named_and_existing_rules_keep_working() -> Result<()> {
     let stage = Stage::new()?;
-    stage.start_in_step(&[])?.kill()?;
+    stage.start_synced(&[])?.kill()?;
     let before = stage.tables()?;
     let daemon = stage.start(&["--without-features=symhash,fib"])?;
     let status = daemon.wait(PATIENCE)?;
@@ -223,13 +212,10 @@ fn connections(stage: &Stage) -> Result<usize> {
     Ok(text.context("conntrack is there")?.trim().parse()?)
 }
 
-#[test]
-fn the_program_tells_every_feature_of_this_kernel_and_touches_nothing() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn version_lists_every_kernel_feature_and_changes_nothing() -> Result<()> {
     let stage = Stage::new()?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let held = stage
         .client
@@ -261,7 +247,7 @@ fn the_program_tells_every_feature_of_this_kernel_and_touches_nothing() -> Resul
     for (feature, found) in features()?.iter() {
         let told = told
             .get(feature.name())
-            .with_context(|| format!("{feature} is not told"))?;
+            .with_context(|| format!("{feature} is not listed"))?;
         ensure!(
             *told == found.is_ok(),
             "{feature}: {found:?}, told is {told}"
@@ -289,11 +275,8 @@ fn disturb(hosts: &[&lab::Host]) -> Result<bool> {
     Ok(true)
 }
 
-#[test]
-fn kills_and_flushes_under_loss_and_reordering_lose_no_connection() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn kills_and_flushes_on_a_lossy_link_lose_no_connection() -> Result<()> {
     let stage = Stage::new()?;
     let mut hosts: Vec<&lab::Host> = stage.pods.iter().map(|pod| &**pod).collect();
     hosts.push(&stage.client);
@@ -302,7 +285,7 @@ fn kills_and_flushes_under_loss_and_reordering_lose_no_connection() -> Result<()
     }
     let persists = features()?.has(Feature::TablePersist);
     let churning = service("churning", 81);
-    let mut daemon = stage.start_in_step(&[])?;
+    let mut daemon = stage.start_synced(&[])?;
     let to = Stage::address(&stage.web)?;
     wait_until("the Service", PATIENCE, || {
         stage
@@ -327,7 +310,7 @@ fn kills_and_flushes_under_loss_and_reordering_lose_no_connection() -> Result<()
             new.report().tally.answered() >= made + 10
         })?;
         daemon.kill()?;
-        daemon = stage.start_in_step(&[])?;
+        daemon = stage.start_synced(&[])?;
     }
     let (held, new) = (held.stop(), new.stop());
     println!(
@@ -353,24 +336,28 @@ impl Ipvs {
     fn leave(stage: &Stage) -> Result<Ipvs> {
         let made = ["dummy", "bridge"]
             .into_iter()
-            .any(|kind| run(stage, "ip", &["link", "add", DEVICE, "type", kind]).is_ok());
+            .any(|kind| tool(&stage.node, "ip", &format!("link add {DEVICE} type {kind}")).is_ok());
         ensure!(made, "no link of any kind");
         for address in ["10.96.0.80/32", "fd00:96::80/128", "10.96.0.99/32"] {
-            run(stage, "ip", &["addr", "add", address, "dev", DEVICE])?;
+            tool(
+                &stage.node,
+                "ip",
+                &format!("addr add {address} dev {DEVICE}"),
+            )?;
         }
         let Ok(ipvsadm) = std::env::var("PORTOLAN_IPVSADM") else {
             eprintln!("SKIPPED: virtual servers of IPVS, PORTOLAN_IPVSADM names no program");
             return Ok(Ipvs(None));
         };
-        if let Err(error) = run(stage, &ipvsadm, &["-A", "-t", "10.96.0.80:80", "-s", "rr"]) {
+        if let Err(error) = tool(&stage.node, &ipvsadm, "-A -t 10.96.0.80:80 -s rr") {
             eprintln!("SKIPPED: no virtual servers of IPVS can be made: {error:#}");
             return Ok(Ipvs(None));
         }
         let gone = "10.244.0.250:8080";
-        run(
-            stage,
+        tool(
+            &stage.node,
             &ipvsadm,
-            &["-a", "-t", "10.96.0.80:80", "-r", gone, "-m"],
+            &format!("-a -t 10.96.0.80:80 -r {gone} -m"),
         )?;
         Ok(Ipvs(Some(ipvsadm)))
     }
@@ -378,28 +365,12 @@ impl Ipvs {
 
 const DEVICE: &str = "kube-ipvs0";
 
-/// Runs a program on the node under test and returns what it prints.
-fn run(stage: &Stage, program: &str, arguments: &[&str]) -> Result<String> {
-    let mut command = stage.node.command(program);
-    command.args(arguments);
-    let output = stage.node.output(command)?;
-    ensure!(
-        output.status.success(),
-        "{program} {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-#[test]
-fn leftovers_of_ipvs_mode_do_not_stand_in_the_way() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn leftovers_of_ipvs_mode_do_not_break_services() -> Result<()> {
     let stage = Stage::new()?;
     let ipvs = Ipvs::leave(&stage)?;
     let outside = stage.lab().client("outside")?;
-    let daemon = stage.start_in_step(&[])?;
+    let daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let to = Stage::address(&stage.web)?;
     let from_the_node = stage.node.connect_many(Protocol::Tcp, to, 60)?;
@@ -414,20 +385,17 @@ fn leftovers_of_ipvs_mode_do_not_stand_in_the_way() -> Result<()> {
     let from_outside = outside.connect_many(Protocol::Tcp, node_port, 60)?;
     ensure!(from_outside.failed() == 0, "from outside: {from_outside:?}");
     // Connections may live in them: they are told of, and stay.
-    daemon.wait_for_line("keeping kube-proxy's IPVS servers", PATIENCE)?;
-    run(&stage, "ip", &["link", "show", DEVICE])?;
+    daemon.wait_for_line("IPVS", PATIENCE)?;
+    tool(&stage.node, "ip", &format!("link show {DEVICE}"))?;
     if let Ipvs(Some(ipvsadm)) = ipvs {
-        let servers = run(&stage, &ipvsadm, &["--save", "--numeric"])?;
+        let servers = tool(&stage.node, &ipvsadm, "--save --numeric")?;
         ensure!(servers.contains("10.96.0.80:80"), "it is gone: {servers}");
     }
     Ok(())
 }
 
-#[test]
-fn cleanup_ends_what_ipvs_mode_left_and_nobody_elses_servers() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn cleanup_removes_leftovers_of_ipvs_mode_only() -> Result<()> {
     let stage = Stage::new()?;
     let Ipvs(ipvsadm) = Ipvs::leave(&stage)?;
     let mut cleanup = stage.node.command(portolan()?);
@@ -435,11 +403,7 @@ fn cleanup_ends_what_ipvs_mode_left_and_nobody_elses_servers() -> Result<()> {
     // It is looked for by name.
     let programs = tempfile::tempdir()?;
     if let Some(ipvsadm) = &ipvsadm {
-        run(
-            &stage,
-            ipvsadm,
-            &["-A", "-t", "198.51.100.7:80", "-s", "rr"],
-        )?;
+        tool(&stage.node, ipvsadm, "-A -t 198.51.100.7:80 -s rr")?;
         std::os::unix::fs::symlink(ipvsadm, programs.path().join("ipvsadm"))?;
         let path = std::env::var("PATH")?;
         cleanup.env("PATH", format!("{}:{path}", programs.path().display()));
@@ -447,11 +411,11 @@ fn cleanup_ends_what_ipvs_mode_left_and_nobody_elses_servers() -> Result<()> {
     let output = stage.node.output(cleanup)?;
     ensure!(output.status.success(), "{output:?}");
     ensure!(
-        run(&stage, "ip", &["link", "show", DEVICE]).is_err(),
+        tool(&stage.node, "ip", &format!("link show {DEVICE}")).is_err(),
         "the device is there"
     );
     if let Some(ipvsadm) = ipvsadm {
-        let servers = run(&stage, &ipvsadm, &["--save", "--numeric"])?;
+        let servers = tool(&stage.node, &ipvsadm, "--save --numeric")?;
         ensure!(
             !servers.contains("10.96.0.80"),
             "its server stays: {servers}"

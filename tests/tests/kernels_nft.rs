@@ -5,14 +5,14 @@
 //! it the installed one is the witness. `PORTOLAN_EVERY=N` reads one case in N, for slow machines.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Capability, Namespace};
-use nft::{Backend, Family, Kernel, KernelConfig, Rule, Statement, TableContents, Transaction};
+use lab::{Namespace, scenario};
+use nft::{Family, Rule, Statement, TableContents};
 use portolan_tests::cluster::Generator;
 use portolan_tests::exceptions::{cannot_load_protocols_in_intervals, kernel as kernel_name};
-use portolan_tests::overlay::{self, OverlayStage};
+use portolan_tests::overlay::OverlayStage;
+use portolan_tests::written::{Held, held, load, nft, write};
 use portolan_tests::{case, number_from_env, product};
 use service_dataplane::{guard, layout};
 
@@ -57,7 +57,7 @@ fn readers() -> Result<Vec<Reader>> {
     }
     if readers.is_empty() {
         // `nftables v1.0.6 (Lester Gooch #5)`
-        let told = run(Path::new("nft"), &["--version"])?;
+        let told = nft(Path::new("nft"), &["--version"])?;
         let version = told
             .split_whitespace()
             .find_map(|word| word.strip_prefix('v'));
@@ -69,46 +69,11 @@ fn readers() -> Result<Vec<Reader>> {
     Ok(readers)
 }
 
-fn run(program: &Path, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .with_context(|| format!("{program:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-fn kernel(table: &'static str) -> Result<Kernel> {
-    Ok(Kernel::open(KernelConfig {
-        table: table.into(),
-        owner: false,
-    })?)
-}
-
-/// Both families of one table, as this thread's network namespace holds them.
-fn held(table: &'static str) -> Result<[Option<TableContents>; 2]> {
-    let mut kernel = kernel(table)?;
-    Ok([kernel.list(Family::Ip)?, kernel.list(Family::Ip6)?])
-}
-
 /// Writes the tables over netlink, has each version list them, and load its listing.
 fn check(readers: &[Reader], table: &'static str, tables: &[TableContents; 2]) -> Result<()> {
     let written = Namespace::new("written")?;
     let wanted = tables.clone();
-    let by_netlink = written.run(move || {
-        let mut transaction = Transaction::new();
-        for table in &wanted {
-            transaction
-                .operations
-                .extend(nft::diff::diff(None, table).operations);
-        }
-        kernel(table)?.commit(&transaction)?;
-        held(table)
-    })??;
+    let by_netlink = written.run(move || write(table, &wanted))??;
     ensure!(
         by_netlink == tables.clone().map(Some),
         "the kernel holds another table"
@@ -148,30 +113,20 @@ impl Reader {
     /// All that is in a network namespace.
     fn list(&self, namespace: &Namespace) -> Result<String> {
         let program = self.program.clone();
-        let listing = namespace.run(move || run(&program, &["list", "ruleset"]))?;
+        let listing = namespace.run(move || nft(&program, &["list", "ruleset"]))?;
         listing.with_context(|| format!("nft {} cannot list", self.version))
     }
 
     /// Loads a listing into an empty namespace, which must hold the same table then.
-    fn load(
-        &self,
-        listing: String,
-        table: &'static str,
-        wanted: &[Option<TableContents>; 2],
-    ) -> Result<()> {
+    fn load(&self, listing: String, table: &'static str, wanted: &Held) -> Result<()> {
         let program = self.program.clone();
-        let loaded = Namespace::new("again")?.run(move || {
-            let file = tempfile::NamedTempFile::new()?;
-            std::fs::write(file.path(), &listing)?;
-            run(&program, &["-f", &file.path().display().to_string()])?;
-            held(table)
-        })?;
+        let loaded = Namespace::new("again")?.run(move || load(&program, &listing, table))?;
         let loaded =
             loaded.with_context(|| format!("nft {} cannot load its listing", self.version))?;
         for (loaded, wanted) in loaded.iter().zip(wanted) {
             let missing = wanted
                 .as_ref()
-                .map(|wanted| nft::diff::diff(loaded.as_ref(), wanted).operations);
+                .map(|wanted| ::nft::diff::diff(loaded.as_ref(), wanted).operations);
             ensure!(
                 loaded == wanted,
                 "nft {}: its listing makes another table, which lacks {missing:?}",
@@ -182,11 +137,8 @@ impl Reader {
     }
 }
 
-#[test]
+#[scenario(Nft)]
 fn every_nft_lists_every_table_and_loads_its_listing() -> Result<()> {
-    if !lab::require(&[Capability::Nft]) {
-        return Ok(());
-    }
     let readers = readers()?;
     let mut read = 0;
     let every = number_from_env("PORTOLAN_EVERY", 1) as usize;
@@ -211,11 +163,8 @@ fn every_nft_lists_every_table_and_loads_its_listing() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(Vxlan, Nft)]
 fn every_nft_lists_the_table_of_the_overlay() -> Result<()> {
-    if !overlay::can_run() {
-        return Ok(());
-    }
     let stage = OverlayStage::new(2)?;
     // The listing of an owned table has flags that make whoever loads it the owner.
     let flags = ["--overlay-filter=enforce", "--ip-masq", "--no-table-owner"];

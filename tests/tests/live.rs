@@ -1,15 +1,15 @@
 //! What changes while the program runs, and is followed without a restart: a client's affinity, the facts about the node
 //! that the program has no say in, and what load balancers are told.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
-use std::thread;
-use std::time::Duration;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Host, Outcome, Protocol, node_object, wait_until};
-use portolan_tests::stage::{PATIENCE, Stage, can_run};
+use lab::{Host, Outcome, Protocol, node_object, scenario, wait_until};
+use nft::{Backend, Family};
+use portolan_tests::stage::{PATIENCE, Stage};
+use portolan_tests::written;
 use serde_json::{Value, json};
+use service_dataplane::layout;
 
 /// `web` with these of the pods, changed.
 fn write(stage: &Stage, pods: &[usize], change: impl Fn(&mut Value)) -> Result<()> {
@@ -65,14 +65,11 @@ fn wait_for_affinity(stage: &Stage) -> Result<usize> {
     the_one(&stage.client, to, 30)
 }
 
-#[test]
+#[scenario(Nft)]
 fn affinity_outlives_the_daemon_and_follows_its_endpoints() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
     write(&stage, &[0, 1, 2, 3], with_affinity(10_800))?;
-    let daemon = stage.start_in_step(&[])?;
+    let daemon = stage.start_synced(&[])?;
     let first = wait_for_affinity(&stage)?;
     let to = Stage::address(&stage.web)?;
 
@@ -84,7 +81,7 @@ fn affinity_outlives_the_daemon_and_follows_its_endpoints() -> Result<()> {
     ensure!(the_one(&stage.client, node_port, 20)? == first);
     daemon.kill()?;
     ensure!(the_one(&stage.client, to, 20)? == first);
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     ensure!(the_one(&stage.client, to, 20)? == first);
 
     // Other endpoints that go do not matter; its own takes the affinity along, and does not bring it back.
@@ -109,19 +106,26 @@ fn affinity_outlives_the_daemon_and_follows_its_endpoints() -> Result<()> {
     Ok(())
 }
 
-#[test]
+/// Entries of the IPv4 affinity map in the kernel that have not expired.
+fn affinity_entries(stage: &Stage) -> Result<usize> {
+    stage.node.run(|| {
+        let mut kernel = written::kernel(layout::TABLE, false)?;
+        Ok(kernel.learned(Family::Ip, &"affinity".into())?.len())
+    })?
+}
+
+#[scenario(Nft)]
 fn affinity_ends_when_its_time_is_over() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
     write(&stage, &[0, 1, 2, 3], with_affinity(1))?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     let first = wait_for_affinity(&stage)?;
     let to = Stage::address(&stage.web)?;
     for _ in 0..20 {
-        // The passing of time is what is tested. A new choice of four is the old one 20 times once in 10^12 times.
-        thread::sleep(Duration::from_millis(1_200));
+        wait_until("the entry to expire", PATIENCE, || {
+            affinity_entries(&stage).is_ok_and(|entries| entries == 0)
+        })?;
+        // A new choice of four is the old one 20 times once in 10^12 times.
         if the_one(&stage.client, to, 1)? != first {
             return Ok(());
         }
@@ -129,13 +133,10 @@ fn affinity_ends_when_its_time_is_over() -> Result<()> {
     anyhow::bail!("the client was sent to {first} for ever")
 }
 
-#[test]
+#[scenario(Nft)]
 fn affinity_switched_on_and_off_is_followed() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
     for _ in 0..2 {
         write(&stage, &[0, 1, 2, 3], with_affinity(10_800))?;
@@ -153,11 +154,8 @@ fn write_nodes(stage: &Stage, change: impl Fn(&mut Value)) -> Result<()> {
     stage.manifests.write_objects("nodes.yaml", &[own])
 }
 
-#[test]
+#[scenario(Nft)]
 fn a_node_that_changes_is_followed_without_exit() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
     let hinted = |object: &mut Value| {
         for (n, endpoint) in object["endpoints"]
@@ -171,7 +169,7 @@ fn a_node_that_changes_is_followed_without_exit() -> Result<()> {
         }
     };
     write(&stage, &[0, 1, 2, 3], hinted)?;
-    let daemon = stage.start_in_step(&["--detect-local-mode", "NodeCIDR"])?;
+    let daemon = stage.start_synced(&["--detect-local-mode", "NodeCIDR"])?;
     stage.wait_for_backends(&stage.web, 4)?;
     for (zone, backends) in [("zone-a", 1), ("zone-b", 3), ("zone-c", 4)] {
         write_nodes(&stage, |node| {
@@ -215,15 +213,11 @@ fn a_node_that_changes_is_followed_without_exit() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn cluster_ips_are_served_before_the_node_has_addresses_and_node_ports_as_soon_as_it_has()
--> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn cluster_ips_work_before_the_node_has_addresses() -> Result<()> {
     let stage = Stage::new()?;
     write_nodes(&stage, |node| node["status"]["addresses"] = json!([]))?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let port = stage.web.node_port.context("it has one")?;
     let answers = || {
@@ -237,12 +231,9 @@ fn cluster_ips_are_served_before_the_node_has_addresses_and_node_ports_as_soon_a
     wait_until("node ports", PATIENCE, answers)
 }
 
-/// Bar B42: an external IP may be the node's own, but takes no port there that a process has.
-#[test]
-fn what_listens_on_the_node_keeps_its_port_from_external_frontends() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+/// An external IP may be the node's own, but takes no port there that a process has.
+#[scenario(Nft)]
+fn processes_of_the_node_keep_their_ports_from_external_ips() -> Result<()> {
     let stage = Stage::new()?;
     let own = stage.node.ipv4();
     write(&stage, &[0, 1, 2, 3], |object| {
@@ -250,7 +241,7 @@ fn what_listens_on_the_node_keeps_its_port_from_external_frontends() -> Result<(
             object["spec"]["externalIPs"] = json!([own]);
         }
     })?;
-    let daemon = stage.start_in_step(&[])?;
+    let daemon = stage.start_synced(&[])?;
     let outside = stage.lab().client("outside")?;
     let answered_by = |from: &Host| -> Option<String> {
         let outcome = from.connect(Protocol::Tcp, (own, stage.web.port)).ok()?;
@@ -275,18 +266,15 @@ fn what_listens_on_the_node_keeps_its_port_from_external_frontends() -> Result<(
     );
     // It has the port from the first packet on when it was there before.
     drop(daemon);
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     ensure!(by_node(), "{:?}", answered_by(&outside));
     Ok(())
 }
 
-#[test]
+#[scenario(Nft)]
 fn an_address_that_comes_later_serves_node_ports() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
-    let _daemon = stage.start_in_step(&["--nodeport-addresses", "192.168.77.0/24"])?;
+    let _daemon = stage.start_synced(&["--nodeport-addresses", "192.168.77.0/24"])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let to = SocketAddr::new(
         [192, 168, 77, 99].into(),
@@ -315,13 +303,10 @@ fn an_address_that_comes_later_serves_node_ports() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(Nft)]
 fn service_cidrs_that_come_and_go_are_followed_at_once() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let nobody = SocketAddr::new([10, 96, 5, 5].into(), 80);
     // A SYN that is sent again after a second tells silence from a gateway that spares its answers.
@@ -345,11 +330,8 @@ fn service_cidrs_that_come_and_go_are_followed_at_once() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn node_ports_are_served_on_loopback_on_request_and_its_addresses_stay_unroutable() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn node_ports_on_loopback_work_without_route_localnet() -> Result<()> {
     let stage = Stage::new()?;
     let port = stage.web.node_port.context("it has one")?;
     let on_loopback = |address: IpAddr| {
@@ -357,11 +339,11 @@ fn node_ports_are_served_on_loopback_on_request_and_its_addresses_stay_unroutabl
         outcome.is_ok_and(|outcome| server(&outcome).is_some())
     };
     let loopback = [IpAddr::from([127, 0, 0, 1]), Ipv6Addr::LOCALHOST.into()];
-    let daemon = stage.start_in_step(&[])?;
+    let daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
     ensure!(!loopback.iter().any(|address| on_loopback(*address)));
     daemon.kill()?;
-    let _daemon = stage.start_in_step(&["--nodeport-addresses", "primary,localhost"])?;
+    let _daemon = stage.start_synced(&["--nodeport-addresses", "primary,localhost"])?;
     for address in loopback {
         wait_until("node ports on loopback", PATIENCE, || on_loopback(address))?;
     }
@@ -375,26 +357,9 @@ fn node_ports_are_served_on_loopback_on_request_and_its_addresses_stay_unroutabl
 
 const CHECK_PORT: u16 = 31_999;
 
-/// Status code and body of an HTTP answer; `None` when nobody listens there.
-fn get(from: &Host, to: SocketAddr, path: &str) -> Result<Option<(u16, String)>> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    from.run(move || {
-        let Ok(mut stream) = TcpStream::connect_timeout(&to, Duration::from_secs(1)) else {
-            return Ok(None);
-        };
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
-        let code = head.split(' ').nth(1).context("no code")?.parse()?;
-        Ok(Some((code, body.to_owned())))
-    })?
-}
-
-/// The same of `/healthz`, whose body is JSON.
+/// Status code and JSON of `/healthz`; `None` when nobody listens there.
 fn ask(from: &Host, to: SocketAddr) -> Result<Option<(u16, Value)>> {
-    let answer = get(from, to, "/healthz")?;
+    let answer = from.http_get(to, "/healthz")?;
     let read = answer.map(|(code, body)| anyhow::Ok((code, serde_json::from_str(&body)?)));
     read.transpose()
 }
@@ -411,11 +376,8 @@ fn behind_load_balancer(port: u16) -> impl Fn(&mut Value) {
     }
 }
 
-#[test]
-fn load_balancers_are_told_of_ready_endpoints_on_this_node() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn health_checks_report_ready_endpoints_of_this_node() -> Result<()> {
     let stage = Stage::new()?;
     let outside = stage.lab().client("outside")?;
     let says = |port: u16, wanted: Option<(u16, u64)>| {
@@ -432,7 +394,7 @@ fn load_balancers_are_told_of_ready_endpoints_on_this_node() -> Result<()> {
         anyhow::Ok(())
     };
     write(&stage, &[0, 1, 2, 3], behind_load_balancer(CHECK_PORT))?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     says(CHECK_PORT, Some((200, 2)))?;
     write(&stage, &[1, 2, 3], behind_load_balancer(CHECK_PORT))?;
     says(CHECK_PORT, Some((200, 1)))?;
@@ -462,13 +424,10 @@ fn load_balancers_are_told_of_ready_endpoints_on_this_node() -> Result<()> {
     says(CHECK_PORT, None)
 }
 
-#[test]
+#[scenario(Nft)]
 fn load_balancers_are_told_when_the_node_is_to_go() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     let to = SocketAddr::new(stage.node.ipv4().into(), 10_256);
     let outside = stage.lab().client("outside")?;
     let eligible = |wanted: bool| {
@@ -496,7 +455,9 @@ fn load_balancers_are_told_when_the_node_is_to_go() -> Result<()> {
 
 /// New connections to a frontend of `web`, as metrics tell; `None` when they are not counted.
 fn counted(stage: &Stage, address: &str, port: u16) -> Result<Option<u64>> {
-    let metrics = get(&stage.node, ([127, 0, 0, 1], 10_249).into(), "/metrics")?;
+    let metrics = stage
+        .node
+        .http_get(([127, 0, 0, 1], 10_249).into(), "/metrics")?;
     let (_, metrics) = metrics.context("no metrics")?;
     let labels = format!(r#"address="{address}",port="{port}/TCP""#);
     let name = r#"portolan_service_connections_total{namespace="default",service="web","#;
@@ -506,13 +467,10 @@ fn counted(stage: &Stage, address: &str, port: u16) -> Result<Option<u64>> {
     Ok(value.map(str::parse).transpose()?)
 }
 
-#[test]
+#[scenario(Nft)]
 fn new_connections_are_counted_for_services_that_ask_for_it() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let to = Stage::address(&stage.web)?;
     let node_port = stage.web.node_port.context("it has one")?;

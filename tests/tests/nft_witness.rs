@@ -5,17 +5,15 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Capability, Namespace};
-use nft::{
-    Backend, Bytes, Data, DataField, Element, Family, Field, Kernel, KernelConfig, Set, SetKind,
-    TableContents, Transaction, Verdict,
-};
+use lab::{Namespace, scenario};
+use nft::{Bytes, Data, DataField, Element, Family, Field, Set, SetKind, TableContents, Verdict};
 use nftables::expr::{Expression, NamedExpression};
 use nftables::schema::{NfListObject, NfObject, Nftables};
 use portolan_tests::cluster::Generator;
+use portolan_tests::written::{nft, write};
 use portolan_tests::{number_from_env, product};
 use serde_json::Value;
 use service_dataplane::layout;
@@ -24,13 +22,7 @@ use service_dataplane::layout;
 fn listed(kind: &str, family: Family, name: &str) -> Result<String> {
     let family = family.keyword();
     let arguments = ["-j", "list", kind, family, layout::TABLE, name];
-    let output = Command::new("nft").args(arguments).output()?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8(output.stdout)?)
+    nft(Path::new("nft"), &arguments)
 }
 
 /// Members of a plain set as nft tells them, parts joined by spaces.
@@ -227,11 +219,8 @@ fn compare(table: &TableContents) -> Result<usize> {
     Ok(seen)
 }
 
-#[test]
+#[scenario(Nft)]
 fn nft_tells_every_element_that_was_written() -> Result<()> {
-    if !lab::require(&[Capability::Nft]) {
-        return Ok(());
-    }
     let seed = number_from_env("PORTOLAN_SEED", 1);
     let (mut seen, seeds) = (0, number_from_env("PORTOLAN_SEEDS", 5));
     for seed in seed..seed + seeds {
@@ -239,17 +228,7 @@ fn nft_tells_every_element_that_was_written() -> Result<()> {
         let tables = product::contents(&cluster, &cluster.nodes[0]);
         seen += Namespace::new("witness")?
             .run(move || {
-                let mut transaction = Transaction::new();
-                for table in &tables {
-                    transaction
-                        .operations
-                        .extend(nft::diff::diff(None, table).operations);
-                }
-                Kernel::open(KernelConfig {
-                    table: layout::TABLE.into(),
-                    owner: false,
-                })?
-                .commit(&transaction)?;
+                write(layout::TABLE, &tables)?;
                 tables.iter().map(compare).sum::<Result<usize>>()
             })?
             .with_context(|| format!("PORTOLAN_SEED={seed}"))?;

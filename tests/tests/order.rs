@@ -291,7 +291,7 @@ fn live(worlds: Vec<World>, mut rng: SmallRng) -> Daemon {
 }
 
 #[test]
-fn any_order_of_events_with_splits_and_restarts_gives_an_identical_table() {
+fn any_order_of_events_and_restarts_gives_the_same_table() {
     let seed = number_from_env("PORTOLAN_SEED", 1);
     let histories = number_from_env("PORTOLAN_HISTORIES", 500);
     in_parallel(seed..seed + histories, |seed| {

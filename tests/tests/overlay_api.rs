@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::fake_api::{FakeApi, Resource};
-use lab::{Daemon, wait_until};
-use portolan_tests::overlay::{Beat, OverlayStage, all_go_on, can_run, mac_of, tool, worst};
+use lab::{Daemon, scenario, wait_until};
+use portolan_tests::overlay::{
+    Beat, OverlayStage, all_go_on, mac_of, metric, metrics, tool, worst,
+};
 use portolan_tests::slowness;
 use portolan_tests::stage::PATIENCE;
 use serde_json::Value;
@@ -38,11 +40,8 @@ fn routes(stage: &OverlayStage, node: usize) -> Result<usize> {
         .count())
 }
 
-#[test]
-fn nodes_publish_flannels_annotations_and_find_each_other_by_them() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn nodes_find_each_other_by_flannel_annotations() -> Result<()> {
     let (stage, api, _daemons, _) = start(3)?;
     for node in &stage.nodes {
         let name = node.name();
@@ -84,11 +83,8 @@ fn nodes_publish_flannels_annotations_and_find_each_other_by_them() -> Result<()
     Ok(())
 }
 
-#[test]
-fn a_node_that_leaves_is_forgotten_and_one_that_comes_back_is_reached_again() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn deleted_node_is_removed_and_reached_again_when_recreated() -> Result<()> {
     let (stage, api, _daemons, _) = start(3)?;
     let object = api.node("node-2").context("there is a node-2")?;
     ensure!(api.delete(Resource::Nodes, "", "node-2"));
@@ -99,12 +95,9 @@ fn a_node_that_leaves_is_forgotten_and_one_that_comes_back_is_reached_again() ->
     stage.wait_for_mesh()
 }
 
-#[test]
-fn a_list_that_lost_most_nodes_takes_nothing_away() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
-    let (stage, api, daemons, _) = start(5)?;
+#[scenario(Vxlan, Nft)]
+fn node_list_without_most_nodes_deletes_nothing() -> Result<()> {
+    let (stage, api, _daemons, _) = start(5)?;
     let beats = stage.beats()?;
     api.set_reachable(false);
     for node in 1..5 {
@@ -124,7 +117,9 @@ fn a_list_that_lost_most_nodes_takes_nothing_away() -> Result<()> {
         asked() >= before + 15
     })?;
     // Having taken the list in, it has had its chance to delete.
-    daemons[0].wait_for_line("served on", PATIENCE)?;
+    wait_until("node-0 to have read the list", PATIENCE, || {
+        metric(&stage.nodes[0], "portolan_overlay_held_nodes ").is_ok_and(|held| held == 4)
+    })?;
     all_go_on(&beats)?;
     ensure!(
         routes(&stage, 0)? == 4,
@@ -136,11 +131,8 @@ fn a_list_that_lost_most_nodes_takes_nothing_away() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_killed_daemon_and_one_that_starts_without_an_api_server_lose_nothing_and_heal() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn restart_without_api_server_loses_nothing_and_repairs() -> Result<()> {
     let (stage, api, daemons, kubeconfig) = start(3)?;
     let beats = stage.beats()?;
     wait_until("the peers to be remembered", PATIENCE, || {
@@ -149,9 +141,12 @@ fn a_killed_daemon_and_one_that_starts_without_an_api_server_lose_nothing_and_he
     daemons[0].kill()?;
     api.set_reachable(false);
     all_go_on(&beats)?;
-    let restarted = stage.start_with_api(0, &kubeconfig, &[])?;
+    let _restarted = stage.start_with_api(0, &kubeconfig, &[])?;
     // It has asked in vain, and has had its chance to take the peers for gone.
-    restarted.wait_for_line("cannot reach the API server", PATIENCE)?;
+    wait_until("a request without an answer", PATIENCE, || {
+        metrics(&stage.nodes[0])
+            .is_ok_and(|text| text.contains("portolan_source_connected{kind=\"Node\"} 0"))
+    })?;
     all_go_on(&beats)?;
     let (lost, gap) = worst(beats)?;
     println!("| daemon killed, and started without an API server | {lost} | {gap:.1?} | |");
@@ -165,11 +160,8 @@ fn a_killed_daemon_and_one_that_starts_without_an_api_server_lose_nothing_and_he
     stage.wait_for_mesh()
 }
 
-#[test]
-fn a_node_that_changes_its_address_is_followed_without_new_addresses_for_pods() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn changed_node_address_is_followed_and_pods_keep_theirs() -> Result<()> {
     let (stage, api, _daemons, _) = start(3)?;
     let others = Beat::start(&stage.pods[0], stage.pods[1].ipv4().into())?;
     let moved = Beat::start(&stage.pods[0], stage.pods[2].ipv4().into())?;
@@ -206,12 +198,8 @@ fn a_node_that_changes_its_address_is_followed_without_new_addresses_for_pods() 
     Ok(())
 }
 
-#[test]
-fn a_node_that_is_told_its_next_address_beforehand_moves_there_without_a_lost_packet() -> Result<()>
-{
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn announced_address_change_of_a_node_loses_no_packet() -> Result<()> {
     let (stage, api, _daemons, _) = start(3)?;
     let (old, new) = (stage.nodes[2].ipv4(), "192.168.77.152");
     let beats = stage.beats()?;

@@ -3,17 +3,15 @@
 //! `PORTOLAN_CONTROL_PLANE` names the folder with the program.
 
 use anyhow::{Result, ensure};
-use lab::{Client, Daemon, wait_until};
-use portolan_tests::flannel::{Firewall, flanneld, start_flannel};
+use lab::{Client, Daemon, program, scenario, wait_until};
+use portolan_tests::flannel::{Firewall, start_flannel};
 use portolan_tests::overlay::{OverlayStage, all_go_on, state, tool, worst};
 use portolan_tests::stage::{PATIENCE, portolan};
 
-#[test]
+#[scenario(Flanneld, Vxlan, Nft)]
 #[ignore = "needs flanneld"]
-fn nodes_with_flannel_and_nodes_with_portolan_reach_each_other_whoever_comes_first() -> Result<()> {
-    let Some(program) = flanneld() else {
-        return Ok(());
-    };
+fn flannel_nodes_and_portolan_nodes_reach_each_other() -> Result<()> {
+    let program = program("flanneld")?;
     let stage = OverlayStage::new(4)?;
     let (_api, kubeconfig) = stage.serve_api()?;
     let mut daemons = Vec::new();
@@ -49,11 +47,15 @@ fn flannels_rules(stage: &OverlayStage, node: usize) -> Result<String> {
     Ok(found)
 }
 
+fn wait_until_clean(stage: &OverlayStage, node: usize) -> Result<()> {
+    wait_until("flannel's rules to be gone", PATIENCE, || {
+        flannels_rules(stage, node).is_ok_and(|left| left.is_empty())
+    })
+}
+
 /// Three nodes of flannel become ours one after the other, and flannel's again, while pods talk.
 fn taken_over_and_given_back(firewall: Firewall) -> Result<()> {
-    let Some(program) = flanneld() else {
-        return Ok(());
-    };
+    let program = program("flanneld")?;
     let stage = OverlayStage::new(3)?;
     let outside = stage.lab().client("outside")?;
     outside.serve(lab::Protocol::Tcp, 80)?;
@@ -86,10 +88,8 @@ fn taken_over_and_given_back(firewall: Firewall) -> Result<()> {
             // What flannel then replaces is another form of route.
             &["--ip-masq", "--nexthop-objects-above", "1"],
         )?;
-        ours.wait_for_line("pods of other nodes can be reached", PATIENCE)?;
-        ours.wait_for_line("removed what flannel left behind", PATIENCE)?;
-        let left = flannels_rules(&stage, node)?;
-        ensure!(left.is_empty(), "{left}");
+        stage.wait_until_ready(node, &ours)?;
+        wait_until_clean(&stage, node)?;
         *daemon = Some(ours);
     }
     let after = state(&stage.nodes[0], "flannel.1")?;
@@ -153,31 +153,28 @@ fn masqueraded_outside(stage: &OverlayStage, outside: &Client) -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(Flanneld, Vxlan, Nft)]
 #[ignore = "needs flanneld"]
-fn a_node_is_taken_over_from_flannel_and_given_back_without_a_lost_packet() -> Result<()> {
+fn flannel_nftables_take_over_and_return_lose_no_packet() -> Result<()> {
     taken_over_and_given_back(Firewall::Nftables)
 }
 
-#[test]
+#[scenario(Flanneld, Vxlan, Nft)]
 #[ignore = "needs flanneld"]
-fn chains_of_flannel_in_the_nft_variant_of_iptables_go_with_their_jumps_and_nothing_else_does()
--> Result<()> {
+fn flannel_iptables_nft_take_over_and_return_lose_no_packet() -> Result<()> {
     taken_over_and_given_back(Firewall::Iptables("nft"))
 }
 
-#[test]
+#[scenario(Flanneld, Vxlan, Nft)]
 #[ignore = "needs flanneld"]
-fn chains_of_flannel_in_legacy_iptables_go_with_their_jumps_and_nothing_else_does() -> Result<()> {
+fn flannel_iptables_legacy_take_over_and_return_lose_no_packet() -> Result<()> {
     taken_over_and_given_back(Firewall::Iptables("legacy"))
 }
 
-#[test]
+#[scenario(Flanneld, Vxlan, Nft)]
 #[ignore = "needs flanneld"]
-fn the_chain_that_lets_pods_through_stays_where_everything_else_is_dropped() -> Result<()> {
-    let Some(program) = flanneld() else {
-        return Ok(());
-    };
+fn flannel_forward_chain_stays_under_a_drop_policy() -> Result<()> {
+    let program = program("flanneld")?;
     for variant in ["nft", "legacy"] {
         let stage = OverlayStage::new(2)?;
         let (_api, kubeconfig) = stage.serve_api()?;
@@ -203,13 +200,13 @@ fn the_chain_that_lets_pods_through_stays_where_everything_else_is_dropped() -> 
         let ours = (0..2)
             .map(|node| stage.start_with_api(node, &kubeconfig, &["--ip-masq"]))
             .collect::<Result<Vec<_>>>()?;
-        ours[0].wait_for_line("FLANNEL-FWD stays", PATIENCE)?;
-        ours[1].wait_for_line("removed what flannel left behind", PATIENCE)?;
+        wait_until_clean(&stage, 1)?;
+        ours[0].wait_for_line("FLANNEL-FWD", PATIENCE)?;
+        wait_until("the other chains to be gone", PATIENCE, || {
+            flannels_rules(&stage, 0).is_ok_and(|left| !left.contains("FLANNEL-POSTRTG"))
+        })?;
         let left = flannels_rules(&stage, 0)?;
-        ensure!(
-            left.contains("FLANNEL-FWD") && !left.contains("FLANNEL-POSTRTG"),
-            "{left}"
-        );
+        ensure!(left.contains("FLANNEL-FWD"), "{left}");
         stage.wait_for_mesh()?;
         all_go_on(&beats)?;
         let (lost, gap) = worst(beats)?;

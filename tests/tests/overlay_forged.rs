@@ -5,10 +5,10 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::Result;
-use lab::{Host, wait_until};
+use lab::{Host, scenario, wait_until};
 use nft::Feature;
 use portolan_tests::frame::Frame;
-use portolan_tests::overlay::{OverlayStage, can_run, mac_of};
+use portolan_tests::overlay::{OverlayStage, mac_of};
 use portolan_tests::slowness;
 use portolan_tests::stage::{PATIENCE, features};
 
@@ -118,11 +118,8 @@ fn sent(stage: &OverlayStage, outsider: &Host) -> Result<BTreeSet<String>> {
     Ok(heard)
 }
 
-#[test]
+#[scenario(Vxlan, Nft)]
 fn forged_frames_arrive_without_a_filter_and_none_does_with_one() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = OverlayStage::new(3)?;
     let outsider = stage.lab().client("outsider")?;
     let right = set(&["right", "from the node itself"]);
@@ -161,12 +158,8 @@ fn forged_frames_arrive_without_a_filter_and_none_does_with_one() -> Result<()> 
     stage.wait_for_mesh()
 }
 
-#[test]
-fn outer_packets_leave_no_trace_in_connection_tracking_and_pods_are_masqueraded_outside()
--> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn outer_packets_are_untracked_and_pods_masqueraded_outside() -> Result<()> {
     let stage = OverlayStage::new(2)?;
     let outside = stage.lab().client("outside")?;
     outside.serve(lab::Protocol::Tcp, 80)?;

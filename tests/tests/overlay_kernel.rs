@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result, ensure};
-use lab::Lab;
+use lab::{Lab, scenario};
 use nix::errno::Errno;
-use portolan_tests::overlay::can_run;
 use vxlan_overlay::{Device, Kernel, Mac, Operation, Refused, Watched};
 
 const DEVICE: &str = "flannel.1";
@@ -34,11 +33,8 @@ fn device(parent: u32) -> Result<Device> {
     })
 }
 
-#[test]
-fn steps_that_the_kernel_refuses_are_named_and_all_others_are_carried_out() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn refused_steps_are_named_and_all_others_are_carried_out() -> Result<()> {
     let lab = Lab::new()?;
     lab.node("node-0")?.run(|| {
         let mut kernel = Kernel::open()?;

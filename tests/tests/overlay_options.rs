@@ -1,8 +1,8 @@
 //! Options of the overlay, each by what it makes of the node: state of the kernel, packets, files.
 
 use anyhow::{Context, Result, ensure};
-use lab::{Daemon, Protocol, wait_until};
-use portolan_tests::overlay::{OverlayStage, can_run, mac_of, tool};
+use lab::{Daemon, Protocol, scenario, wait_until};
+use portolan_tests::overlay::{OverlayStage, mac_of, tool};
 use portolan_tests::stage::PATIENCE;
 use serde_json::{Value, json};
 
@@ -42,11 +42,8 @@ fn delegated(env: &str) -> Result<Value> {
     Ok(list)
 }
 
-#[test]
-fn the_cni_configuration_is_what_flannels_plugin_makes_of_flannels_own() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn cni_configuration_equals_what_the_flannel_plugin_generates() -> Result<()> {
     for flags in [&["--ip-masq"][..], &[]] {
         let stage = OverlayStage::new(2)?;
         let file = stage.file(0, "conflist");
@@ -62,12 +59,8 @@ fn the_cni_configuration_is_what_flannels_plugin_makes_of_flannels_own() -> Resu
     Ok(())
 }
 
-#[test]
-fn packets_for_unused_addresses_of_a_node_end_there_and_do_not_bounce_to_the_gateway() -> Result<()>
-{
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn packets_for_unused_pod_addresses_end_at_their_node() -> Result<()> {
     for (flags, bounces) in [(&[][..], true), (&["--ip-blackhole-route"], false)] {
         let stage = OverlayStage::new(2)?;
         let _daemons = stage.start_all(flags)?;
@@ -102,11 +95,8 @@ fn outer(stage: &OverlayStage) -> Result<(String, String)> {
     Ok((after("dev"), after("local")))
 }
 
-#[test]
-fn the_interface_is_chosen_by_pattern_or_by_what_it_reaches_and_changed_in_place() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn interface_is_chosen_by_pattern_or_reach_and_changed_in_place() -> Result<()> {
     let stage = OverlayStage::new(2)?;
     // A second network with the default route, as machines of a well-known kind have: nobody is there.
     for line in [
@@ -152,11 +142,8 @@ fn the_interface_is_chosen_by_pattern_or_by_what_it_reaches_and_changed_in_place
     Ok(())
 }
 
-#[test]
-fn an_overwritten_public_address_is_published_and_the_local_one_stays() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Vxlan, Nft)]
+fn overridden_public_address_is_published_local_one_stays() -> Result<()> {
     let stage = OverlayStage::new(2)?;
     let (api, kubeconfig) = stage.serve_api()?;
     let public = "192.168.77.160";

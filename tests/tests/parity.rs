@@ -36,6 +36,7 @@ fn tests(folder: &Path, found: &mut BTreeSet<String>) -> Result<()> {
                     _ => {}
                 }
                 is_test = line.starts_with("#[test]")
+                    || line.starts_with("#[scenario")
                     || line.starts_with("#[tokio::test")
                     || is_test && line.starts_with("#[");
             }

@@ -10,7 +10,7 @@ use portolan_tests::{in_parallel, number_from_env, product};
 use rand::seq::IndexedRandom;
 
 #[test]
-fn every_packet_of_a_random_cluster_fares_as_the_documentation_says() {
+fn random_clusters_agree_with_the_reference_model() {
     let seed = number_from_env("PORTOLAN_SEED", 1);
     let clusters = number_from_env("PORTOLAN_CLUSTERS", 2_000);
     let packets = in_parallel(seed..seed + clusters, |seed| {
@@ -29,7 +29,7 @@ fn every_packet_of_a_random_cluster_fares_as_the_documentation_says() {
 
 /// Established packets meet none of our rules, and nothing that other tables forbid is allowed by us.
 #[test]
-fn tables_have_nat_chains_only_and_accept_nothing_for_others() {
+fn tables_have_nat_chains_only_and_accept_nothing() {
     for seed in 1..50 {
         let cluster = Generator::new(seed).cluster();
         for table in product::contents(&cluster, &cluster.nodes[0]) {

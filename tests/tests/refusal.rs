@@ -4,8 +4,8 @@ use std::io::ErrorKind;
 use std::net::TcpStream;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Outcome, wait_until};
-use portolan_tests::stage::{PATIENCE, Stage, can_run, service};
+use lab::{Outcome, scenario, wait_until};
+use portolan_tests::stage::{PATIENCE, Stage, service};
 
 /// Times this thread's network namespace has sent a SYN again (`TCPSynRetrans` of RFC 4022's extensions).
 fn syns_sent_again() -> Result<u64> {
@@ -22,15 +22,12 @@ fn syns_sent_again() -> Result<u64> {
     Ok(found.context("TCPSynRetrans")?.1.parse()?)
 }
 
-#[test]
-fn clients_are_refused_at_their_first_syn_and_not_after_a_second() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn clients_are_refused_at_their_first_syn() -> Result<()> {
     let stage = Stage::new()?;
     let empty = service("empty", 81);
     stage.add(&empty, 0..0)?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let refused = || {
         stage

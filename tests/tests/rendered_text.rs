@@ -1,57 +1,20 @@
-//! What `portolan render` prints, loaded by nft into a fresh namespace, is what we write over netlink; and what nft
-//! lists of that loads again.
+//! What `portolan render` prints, loaded by nft into a fresh namespace, is what we write over netlink; and what a restart
+//! writes.
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use lab::{Capability, Namespace, wait_for};
-use nft::{Backend, Family, Kernel, KernelConfig, TableContents, Transaction};
+use anyhow::{Result, ensure};
+use lab::{Namespace, scenario, wait_for};
 use portolan_tests::cluster::Generator;
 use portolan_tests::exceptions::{self, cannot_load_protocols_in_intervals};
 use portolan_tests::stage::PATIENCE;
+use portolan_tests::written::{held, kernel, load, write};
 use portolan_tests::{number_from_env, product};
 use service_dataplane::{Dataplane, Update, layout};
 
-fn kernel(owner: bool) -> Result<Kernel> {
-    let table = layout::TABLE.into();
-    Ok(Kernel::open(KernelConfig { table, owner })?)
-}
-
-fn held() -> Result<[Option<TableContents>; 2]> {
-    let mut kernel = kernel(false)?;
-    Ok([kernel.list(Family::Ip)?, kernel.list(Family::Ip6)?])
-}
-
-/// Loads text into this thread's network namespace, which is a fresh one.
-fn load(text: &str) -> Result<()> {
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), text)?;
-    let output = Command::new("nft").arg("-f").arg(file.path()).output()?;
-    ensure!(
-        output.status.success(),
-        "nft: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
-}
-
-fn listing() -> Result<String> {
-    let output = Command::new("nft").args(["list", "ruleset"]).output()?;
-    ensure!(
-        output.status.success(),
-        "nft: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-#[test]
-fn text_netlink_and_the_listing_of_either_make_the_same_tables() -> Result<()> {
-    if !lab::require(&[Capability::Nft]) {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn rendered_text_and_netlink_make_the_same_tables() -> Result<()> {
     let is_refused = cannot_load_protocols_in_intervals(Path::new("nft"))?;
     if is_refused {
         let kernel = exceptions::kernel()?;
@@ -69,17 +32,8 @@ fn text_netlink_and_the_listing_of_either_make_the_same_tables() -> Result<()> {
         let tables = product::contents(&cluster, &cluster.nodes[0]);
         let wanted = tables.clone().map(Some);
         let text: String = tables.iter().map(nft::text::table).collect();
-        let netlink = Namespace::new("netlink")?;
-        let (by_netlink, listing) = netlink.run(move || {
-            let mut transaction = Transaction::new();
-            for table in &tables {
-                transaction
-                    .operations
-                    .extend(nft::diff::diff(None, table).operations);
-            }
-            kernel(false)?.commit(&transaction)?;
-            anyhow::Ok((held()?, listing()?))
-        })??;
+        let by_netlink =
+            Namespace::new("netlink")?.run(move || write(layout::TABLE, &tables))??;
         ensure!(
             by_netlink == wanted,
             "PORTOLAN_SEED={seed}: netlink makes another table"
@@ -87,27 +41,18 @@ fn text_netlink_and_the_listing_of_either_make_the_same_tables() -> Result<()> {
         if is_refused {
             continue;
         }
-        let by_text = Namespace::new("text")?.run(move || load(&text).and_then(|()| held()))??;
+        let by_text =
+            Namespace::new("text")?.run(move || load(Path::new("nft"), &text, layout::TABLE))??;
         ensure!(
             by_text == wanted,
             "PORTOLAN_SEED={seed}: text makes another table"
-        );
-        let again = Namespace::new("listing")?
-            .run(move || load(&listing).and_then(|()| held()))?
-            .with_context(|| format!("PORTOLAN_SEED={seed}: nft's own listing"))?;
-        ensure!(
-            again == wanted,
-            "PORTOLAN_SEED={seed}: the listing makes another table"
         );
     }
     Ok(())
 }
 
-#[test]
-fn a_restart_with_nothing_changed_sends_nothing_but_the_adoption_of_owned_tables() -> Result<()> {
-    if !lab::require(&[Capability::Nft]) {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn restart_without_changes_only_adopts_owned_tables() -> Result<()> {
     let seed = number_from_env("PORTOLAN_SEED", 1);
     let seeds = seed..seed + number_from_env("PORTOLAN_SEEDS", 20);
     for (seed, owner) in seeds.flat_map(|seed| [(seed, false), (seed, true)]) {
@@ -119,10 +64,10 @@ fn a_restart_with_nothing_changed_sends_nothing_but_the_adoption_of_owned_tables
             .filter_map(|name| Some(index.plan(name, &facts)?.intent));
         let updates: Vec<Update> = intents.map(Update::from).collect();
         Namespace::new("restart")?.run(move || {
-            let mut first = Dataplane::new(kernel(owner)?, facts.clone());
+            let mut first = Dataplane::new(kernel(layout::TABLE, owner)?, facts.clone());
             first.commit(updates.clone())?;
             drop(first);
-            let mut second = Dataplane::new(kernel(owner)?, facts.clone());
+            let mut second = Dataplane::new(kernel(layout::TABLE, owner)?, facts.clone());
             // A child that another test has forked but not yet executed holds the first socket for a moment.
             if second.commit(updates).is_err() {
                 wait_for("the first socket to be closed", PATIENCE, || {
@@ -139,7 +84,7 @@ fn a_restart_with_nothing_changed_sends_nothing_but_the_adoption_of_owned_tables
             );
             let wanted = second.ledger().contents(&facts).map(Some);
             ensure!(
-                held()? == wanted,
+                held(layout::TABLE)? == wanted,
                 "PORTOLAN_SEED={seed}, owner {owner}: another table"
             );
             Ok(())

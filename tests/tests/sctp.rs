@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Capability, Host, Outcome, Probe, Protocol, require, wait_until};
+use lab::{Host, Outcome, Probe, Protocol, scenario, wait_until};
 use nft::Feature;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, connect, socket,
@@ -63,14 +63,11 @@ fn wait_for_servers(from: &Host, at: SocketAddr, count: usize) -> Result<()> {
     })
 }
 
-#[test]
-fn associations_are_balanced_over_endpoints_in_both_families_and_from_everywhere() -> Result<()> {
-    if !require(&[Capability::Nft, Capability::Sctp]) {
-        return Ok(());
-    }
+#[scenario(Nft, Sctp)]
+fn sctp_is_balanced_in_both_families_from_everywhere() -> Result<()> {
     let stage = stage()?;
     let outside = stage.lab().client("outside")?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     let node: [IpAddr; 2] = [stage.node.ipv4().into(), stage.node.ipv6().into()];
     for cluster_ip in ["10.96.0.90", "fd00:96::90"] {
         wait_for_servers(&stage.client, to(cluster_ip, 80)?, 4)?;
@@ -122,13 +119,10 @@ fn exchange(stream: &mut TcpStream, number: u64) -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(Nft, Sctp)]
 fn associations_outlive_kills_and_foreign_flushes() -> Result<()> {
-    if !require(&[Capability::Nft, Capability::Sctp]) {
-        return Ok(());
-    }
     let stage = stage()?;
-    let mut daemon = stage.start_in_step(&[])?;
+    let mut daemon = stage.start_synced(&[])?;
     let at = to("10.96.0.90", 80)?;
     wait_for_servers(&stage.client, at, 4)?;
     let mut streams = stage
@@ -138,7 +132,7 @@ fn associations_outlive_kills_and_foreign_flushes() -> Result<()> {
     let before = stage.tables()?;
     for round in 0..10 {
         daemon.kill()?;
-        daemon = stage.start_in_step(&[])?;
+        daemon = stage.start_synced(&[])?;
         if is_owned {
             stage.node.nft(&["flush", "ruleset"])?;
         }

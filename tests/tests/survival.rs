@@ -3,25 +3,22 @@
 //! `PORTOLAN_KILLS` and `PORTOLAN_FLUSHES` make it fewer than a hundred, for slow machines.
 
 use anyhow::{Result, ensure};
-use lab::wait_until;
+use lab::{scenario, wait_until};
 use nft::Feature;
 use portolan_tests::number_from_env;
-use portolan_tests::stage::{PATIENCE, Stage, can_run, has, service};
+use portolan_tests::stage::{PATIENCE, Stage, has, service};
 use portolan_tests::traffic::Traffic;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-#[test]
+#[scenario(Nft)]
 fn a_hundred_kills_under_churn_lose_no_connection() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let seed = number_from_env("PORTOLAN_SEED", 1);
     println!("PORTOLAN_SEED={seed}");
     let mut random = SmallRng::seed_from_u64(seed);
     let stage = Stage::new()?;
     let churning = service("churning", 81);
-    let mut daemon = stage.start_in_step(&[])?;
+    let mut daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let traffic = Traffic::start(&stage)?;
     for round in 0..number_from_env("PORTOLAN_KILLS", 100) as usize {
@@ -30,26 +27,26 @@ fn a_hundred_kills_under_churn_lose_no_connection() -> Result<()> {
         // A random moment, counted in connections: now in the start, now in the commit, now at rest.
         traffic.goes_on(random.random_range(0..60))?;
         if round % 10 == 9 {
-            daemon.wait_for_line("initial sync complete", PATIENCE)?;
+            stage.wait_until_ready(&daemon)?;
             stage.wait_for_backends(&churning, backends)?;
         }
         daemon.kill()?;
         daemon = stage.start(&[])?;
     }
-    daemon.wait_for_line("initial sync complete", PATIENCE)?;
+    stage.wait_until_ready(&daemon)?;
     stage.wait_for_backends(&churning, 4)?;
     traffic.lost_nothing()?;
     Ok(())
 }
 
-#[test]
+#[scenario(Nft)]
 fn a_hundred_foreign_flushes_lose_no_connection() -> Result<()> {
-    // What is done without is in kernels.rs.
-    if !can_run() || !has(Feature::TablePersist)? {
+    // The fallback without this feature is tested in kernels.rs.
+    if !has(Feature::TablePersist)? {
         return Ok(());
     }
     let stage = Stage::new()?;
-    let _daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let before = stage.tables()?;
     let traffic = Traffic::start(&stage)?;
@@ -71,13 +68,10 @@ fn a_hundred_foreign_flushes_lose_no_connection() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(Nft)]
 fn a_table_without_owner_is_repaired_whatever_is_done_to_it() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
-    let _daemon = stage.start_in_step(&["--no-table-owner"])?;
+    let _daemon = stage.start_synced(&["--no-table-owner"])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let before = stage.tables()?;
     let listing = stage.node.nft(&["list", "table", "ip", "portolan"])?;
@@ -105,13 +99,10 @@ fn a_table_without_owner_is_repaired_whatever_is_done_to_it() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(Nft)]
 fn rules_stay_when_the_daemon_is_asked_to_stop() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
-    let daemon = stage.start_in_step(&[])?;
+    let daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let traffic = Traffic::start(&stage)?;
     daemon.signal(nix::sys::signal::Signal::SIGTERM)?;

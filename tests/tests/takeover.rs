@@ -1,17 +1,15 @@
 //! Taking over from kube-proxy in every mode that this kernel has, and cleaning up, while connections come and stay.
 
-use std::io::Write;
-use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use lab::fake_api::FakeApi;
-use lab::{CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Daemon, node_object, wait_until};
+use lab::{CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Daemon, scenario, wait_until};
 use nft::Feature;
 use portolan_tests::differential::{KubeProxy, kube_proxies};
+use portolan_tests::overlay::tool;
 use portolan_tests::slowness;
-use portolan_tests::stage::{PATIENCE, Stage, can_run, features, portolan};
+use portolan_tests::stage::{PATIENCE, Stage, features, portolan};
 use portolan_tests::traffic::Traffic;
 use serde_json::json;
 
@@ -27,35 +25,8 @@ fn no_packet_was_lost(traffic: Traffic) -> Result<()> {
 
 /// Runs a program on the node and returns what it prints.
 fn run(stage: &Stage, line: &str) -> Result<String> {
-    let mut words = line.split(' ');
-    let mut command = stage.node.command(words.next().unwrap_or_default());
-    command.args(words);
-    let output = stage.node.output(command)?;
-    ensure!(output.status.success(), "{line}: {output:?}");
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-/// Whether iptables' programs are there; says so aloud if not, and with `CI` set they must be.
-fn has_iptables() -> bool {
-    let there = |program: &str| {
-        let output = std::process::Command::new(program)
-            .arg("--version")
-            .output();
-        output.is_ok_and(|output| output.status.success())
-    };
-    let missing = ["iptables-nft", "iptables-legacy"]
-        .into_iter()
-        .find(|p| !there(p));
-    let Some(missing) = missing else { return true };
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "{missing} must be there with CI set"
-    );
-    let _ = writeln!(
-        std::io::stderr(),
-        "SKIPPED: no {missing} (package iptables)"
-    );
-    false
+    let (program, arguments) = line.split_once(' ').unwrap_or((line, ""));
+    tool(&stage.node, program, arguments)
 }
 
 /// All that a node has of kube-proxy's, by name, in one text.
@@ -140,9 +111,6 @@ COMMIT
 
 /// Serves by rules of kube-proxy's iptables mode, starts the program, and looks at what is left of them.
 fn takes_over_from_iptables(variant: &str) -> Result<()> {
-    if !can_run() || !has_iptables() {
-        return Ok(());
-    }
     let stage = Stage::new()?;
     let rules = stage.manifests.path().join("rules");
     std::fs::write(&rules, iptables_rules(&stage))?;
@@ -153,14 +121,13 @@ fn takes_over_from_iptables(variant: &str) -> Result<()> {
     stage.wait_for_backends(&stage.web, 2)?;
     let traffic = Traffic::start(&stage)?;
     traffic.goes_on(200)?;
-    let daemon = stage.start_in_step(&[])?;
+    let _daemon = stage.start_synced(&[])?;
     wait_until(&format!("{variant} rules to be gone"), PATIENCE, || {
         kube_proxys(&stage).is_ok_and(|found| found.lines().all(|line| line.contains("KUBELET")))
     })?;
     stage.wait_for_backends(&stage.web, 4)?;
     traffic.goes_on(200)?;
     no_packet_was_lost(traffic)?;
-    daemon.wait_for_line("removed kube-proxy leftovers", PATIENCE)?;
     let saved = run(&stage, &format!("iptables-{variant}-save"))?;
     for stays in [
         "-j OTHERS",
@@ -174,21 +141,18 @@ fn takes_over_from_iptables(variant: &str) -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(Nft, Iptables)]
 fn rules_of_iptables_in_its_nft_variant_are_taken_over() -> Result<()> {
     takes_over_from_iptables("nft")
 }
 
-#[test]
+#[scenario(Nft, Iptables)]
 fn rules_of_legacy_iptables_are_taken_over() -> Result<()> {
     takes_over_from_iptables("legacy")
 }
 
-#[test]
-fn nothing_is_taken_over_beside_a_proxy_name_or_when_switched_off() -> Result<()> {
-    if !can_run() || !has_iptables() {
-        return Ok(());
-    }
+#[scenario(Nft, Iptables)]
+fn no_take_over_with_a_proxy_name_or_when_switched_off() -> Result<()> {
     let stage = Stage::new()?;
     let rules = stage.manifests.path().join("rules");
     std::fs::write(&rules, iptables_rules(&stage))?;
@@ -198,7 +162,7 @@ fn nothing_is_taken_over_beside_a_proxy_name_or_when_switched_off() -> Result<()
         &["--service-proxy-name=other"][..],
         &["--take-over-kube-proxy=false"],
     ] {
-        let daemon = stage.start_in_step(flags)?;
+        let daemon = stage.start_synced(flags)?;
         ensure!(kube_proxys(&stage)? == before, "{flags:?}");
         daemon.kill()?;
     }
@@ -218,11 +182,8 @@ fn nothing_is_taken_over_beside_a_proxy_name_or_when_switched_off() -> Result<()
     Ok(())
 }
 
-#[test]
-fn cleanup_takes_our_tables_away_and_nothing_else() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
+#[scenario(Nft)]
+fn cleanup_removes_our_tables_and_nothing_else() -> Result<()> {
     let stage = Stage::new()?;
     stage
         .node
@@ -232,7 +193,7 @@ fn cleanup_takes_our_tables_away_and_nothing_else() -> Result<()> {
         command.arg("cleanup");
         stage.node.output(command)
     };
-    let daemon = stage.start_in_step(&[])?;
+    let daemon = stage.start_synced(&[])?;
     let refused = !cleanup()?.status.success();
     let are_there = || {
         stage
@@ -256,12 +217,7 @@ fn cleanup_takes_our_tables_away_and_nothing_else() -> Result<()> {
 }
 
 /// Starts a kube-proxy on the node under test.
-fn start_kube_proxy(
-    stage: &Stage,
-    program: &Path,
-    mode: &str,
-    kubeconfig: &Path,
-) -> Result<Daemon> {
+fn start_kube_proxy(stage: &Stage, program: &Path, mode: &str, kubeconfig: &str) -> Result<Daemon> {
     let config = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
         "clientConnection": {
@@ -287,18 +243,10 @@ fn start_kube_proxy(
 
 /// kube-proxy serves, the program starts beside it, kube-proxy ends: nobody notices.
 fn takes_over_from_kube_proxy(mode: &str) -> Result<()> {
-    if !can_run() || !has_iptables() {
-        return Ok(());
-    }
     for KubeProxy { program, .. } in kube_proxies()? {
         println!("{} in mode {mode}", program.display());
         let stage = Stage::new()?;
-        let listener = stage.node.run(|| TcpListener::bind(("127.0.0.1", 0)))??;
-        let api = FakeApi::serve(listener)?;
-        api.apply(node_object(&stage.node))?;
-        api.apply_all(stage.objects(&stage.web, 0..4))?;
-        let kubeconfig = stage.manifests.path().join("kubeconfig");
-        api.kubeconfig(&kubeconfig)?;
+        let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
         let kube_proxy = start_kube_proxy(&stage, &program, mode, &kubeconfig)?;
         if let Err(error) = stage.wait_for_backends(&stage.web, 4) {
             bail!(
@@ -312,14 +260,16 @@ fn takes_over_from_kube_proxy(mode: &str) -> Result<()> {
         );
         let traffic = Traffic::start(&stage)?;
         traffic.goes_on(200)?;
-        let source = ["--kubeconfig", &kubeconfig.display().to_string()];
-        // Their ports are taken while both run.
+        // kube-proxy has the usual ports while both run.
         let daemon = stage.start_with(
-            &source,
-            &["--healthz-bind-address=", "--metrics-bind-address="],
+            &["--kubeconfig", &kubeconfig],
+            &[
+                "--healthz-bind-address=127.0.0.1:10299",
+                "--metrics-bind-address=",
+            ],
         )?;
-        daemon.wait_for_line("initial sync complete", PATIENCE)?;
-        daemon.wait_for_line("removed kube-proxy leftovers", PATIENCE)?;
+        stage.node.wait_until_ready(&daemon, 10299, PATIENCE)?;
+        wait_until_clean(&stage)?;
         traffic.goes_on(100)?;
         kube_proxy.kill()?;
         // It may have written once more before it ended.
@@ -333,14 +283,14 @@ fn takes_over_from_kube_proxy(mode: &str) -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(Nft, Iptables, KubeProxy)]
 #[ignore = "needs kube-proxy"]
-fn kube_proxy_in_nftables_mode_is_taken_over_without_a_lost_packet() -> Result<()> {
+fn take_over_from_kube_proxy_nftables_loses_no_packet() -> Result<()> {
     takes_over_from_kube_proxy("nftables")
 }
 
-#[test]
+#[scenario(Nft, Iptables, KubeProxy)]
 #[ignore = "needs kube-proxy"]
-fn kube_proxy_in_iptables_mode_is_taken_over_without_a_lost_packet() -> Result<()> {
+fn take_over_from_kube_proxy_iptables_loses_no_packet() -> Result<()> {
     takes_over_from_kube_proxy("iptables")
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{
-    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Host, Lab, Manifests, Node, Pod, node_object, wait_until,
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, HEALTH_PORT, Host, Lab, Manifests, Node, Pod, node_object,
+    wait_until,
 };
 
 use crate::{Report, Row, microseconds};
@@ -128,7 +129,7 @@ pub fn measure(
         for node in &pair.nodes {
             let more = [&["--manifests", &folder], flags].concat();
             let daemon = super::start(program, node, &ranges, &more)?;
-            daemon.wait_for_line("initial sync complete", PATIENCE)?;
+            node.wait_until_ready(&daemon, HEALTH_PORT, PATIENCE)?;
             daemons.push(daemon);
         }
     }

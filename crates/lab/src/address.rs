@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn every_pod_is_in_its_nodes_range_and_every_range_in_the_cluster_range() -> Result<()> {
+    fn every_pod_address_is_in_the_pod_cidr_of_its_node() -> Result<()> {
         let cluster_v4: Ipv4Net = CLUSTER_CIDR_V4.parse()?;
         let cluster_v6: Ipv6Net = CLUSTER_CIDR_V6.parse()?;
         for index in 0..MAX_NODES {

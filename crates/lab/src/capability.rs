@@ -1,5 +1,5 @@
-//! What this machine can do, and the rule for tests that need more than it can: a skip is loud, and on
-//! a CI machine it is a failure where a stock Linux 6.18 has the thing.
+//! What this machine can do, and the rule for tests that need more: a skip is loud, and with `CI` set a missing
+//! capability is a failure where a stock Linux 6.18 or the gate's preparation has it.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -7,8 +7,9 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 
+use crate::command;
+use crate::control_plane;
 use crate::namespace::Namespace;
-use crate::process;
 use crate::socket::{self, Protocol};
 
 /// Something a test may need of the kernel or of installed programs.
@@ -20,11 +21,9 @@ pub enum Capability {
     Setpriv,
     /// `ip` of iproute2, and veth links.
     Veth,
-    /// Bridges.
     Bridge,
     /// Bridged packets pass the rules for IP packets (`br_netfilter`).
     BridgeNetfilter,
-    /// VXLAN links.
     Vxlan,
     /// The `nft` program, and NAT through a map.
     Nft,
@@ -32,6 +31,14 @@ pub enum Capability {
     TableOwner,
     /// SCTP sockets. Absent from small kernels, so never demanded.
     Sctp,
+    /// Both variants of iptables.
+    Iptables,
+    /// The programs of a control plane, see [`crate::ControlPlane`].
+    ControlPlane,
+    /// A kube-proxy, beside the programs of a control plane.
+    KubeProxy,
+    /// `flanneld`, beside the programs of a control plane.
+    Flanneld,
 }
 
 /// Every capability with its probe's error, if it is missing.
@@ -39,7 +46,7 @@ static PROBED: OnceLock<Vec<(Capability, Option<String>)>> = OnceLock::new();
 
 impl Capability {
     /// All of them, those that others build on first.
-    pub const ALL: [Capability; 9] = [
+    pub const ALL: [Capability; 13] = [
         Capability::Namespaces,
         Capability::Setpriv,
         Capability::Veth,
@@ -49,6 +56,10 @@ impl Capability {
         Capability::Nft,
         Capability::TableOwner,
         Capability::Sctp,
+        Capability::Iptables,
+        Capability::ControlPlane,
+        Capability::KubeProxy,
+        Capability::Flanneld,
     ];
 
     /// Why it is missing, or nothing. Probed once in a process, in a namespace of its own.
@@ -67,14 +78,14 @@ impl Capability {
         let namespace = Namespace::new("probe")?;
         let ip = |line: &str| namespace.ip(&[line.to_owned()]);
         let nft = |ruleset: &str| {
-            let mut command = process::tool("nft");
+            let mut command = command::tool("nft");
             command.args(["-f", "-"]);
             namespace.checked_output(command, ruleset).map(drop)
         };
         match self {
             Capability::Namespaces => Ok(()),
             Capability::Setpriv => namespace
-                .checked_output(process::command("true"), "")
+                .checked_output(command::command("true"), "")
                 .map(drop),
             Capability::Veth => ip("link add name a0 type veth peer name b0"),
             Capability::Bridge => ip("link add name a0 type bridge mcast_snooping 0"),
@@ -89,6 +100,18 @@ impl Capability {
             Capability::Nft => nft(NAT_BY_MAP),
             Capability::TableOwner => nft("table ip probe { flags owner; }"),
             Capability::Sctp => Ok(socket::is_known(Protocol::Sctp)?),
+            Capability::Iptables => {
+                ["iptables-nft", "iptables-legacy"]
+                    .iter()
+                    .try_for_each(|name| {
+                        let mut command = command::tool(name);
+                        command.arg("--version");
+                        namespace.checked_output(command, "").map(drop)
+                    })
+            }
+            Capability::ControlPlane => control_plane::missing().map_or(Ok(()), Err),
+            Capability::KubeProxy => control_plane::kube_proxy(),
+            Capability::Flanneld => control_plane::program("flanneld").map(drop),
         }
     }
 }
@@ -122,6 +145,10 @@ impl fmt::Display for Capability {
             Capability::Nft => "nft with NAT by map",
             Capability::TableOwner => "owned nftables tables",
             Capability::Sctp => "SCTP sockets",
+            Capability::Iptables => "iptables in both variants",
+            Capability::ControlPlane => "control plane (`cargo xtask control-plane`)",
+            Capability::KubeProxy => "kube-proxy",
+            Capability::Flanneld => "flanneld",
         })
     }
 }
@@ -138,9 +165,8 @@ pub fn capabilities() -> &'static [(Capability, Option<String>)] {
     })
 }
 
-/// Whether a test can go on: `if !lab::require(&[...]) { return }`. What every lab needs (namespaces,
-/// `setpriv`, veths and bridges) is asked for in any case. A skip is printed past the test harness'
-/// capture.
+/// Whether a test can run: the guard of [`macro@crate::scenario`]. What every lab needs (namespaces, `setpriv`, veths
+/// and bridges) is always required. A skip is printed past the test harness' capture.
 ///
 /// # Panics
 ///

@@ -25,13 +25,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::{Handle, Runtime};
 
-use crate::namespace::lock;
+use crate::lock;
 use crate::process::Daemon;
 use crate::topology::{self, Lab};
 use crate::wait::wait_for;
 pub use audit::{AuditEvent, Right};
 use components::Files;
-pub use components::{API_SERVER_PORT, program, programs, require_control_plane};
+pub use components::{API_SERVER_PORT, program, programs};
+pub(crate) use components::{kube_proxy, missing};
 use pki::Pki;
 
 /// For what takes seconds on an idle machine; these machines are not.

@@ -17,8 +17,8 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::command;
 use crate::namespace::Namespace;
-use crate::process;
 use crate::socket::{self, Protocol};
 
 /// Longest answer, name included.
@@ -81,7 +81,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        process::while_none_forks(|| {
+        command::while_none_forks(|| {
             for task in &self.tasks {
                 task.abort();
             }

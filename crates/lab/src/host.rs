@@ -4,21 +4,29 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::address::Pair;
 use crate::echo::Server;
-use crate::namespace::{Namespace, Sysctl, lock};
+use crate::namespace::{Namespace, Sysctl};
 use crate::probe::{Outcome, Probe, Tally};
-use crate::process::{self, Daemon};
+use crate::process::Daemon;
 use crate::socket::Protocol;
 use crate::traffic::{ConnectionStream, Held};
+use crate::wait::wait_for;
+use crate::{command, lock};
+
+/// Port of the health checks of Portolan (and of kube-proxy) unless a flag says otherwise.
+pub const HEALTH_PORT: u16 = 10256;
+/// Limit for one HTTP request.
+const HTTP_TIMEOUT: Duration = Duration::from_secs(60);
 
 const fn setting(path: &'static str, value: &'static str) -> Sysctl {
     Sysctl {
@@ -164,7 +172,6 @@ impl Host {
         self.probe(Probe::new(protocol, to))
     }
 
-    /// Sends one attempt.
     pub fn probe(&self, probe: Probe) -> Result<Outcome> {
         self.run(move || probe.send())?
     }
@@ -204,7 +211,7 @@ impl Host {
     /// A command for [`Host::output`] or [`Host::spawn`], to which arguments can be added. Started in
     /// another way it would run outside.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        process::command(program)
+        command::command(program)
     }
 
     /// Runs a command to its end.
@@ -229,16 +236,61 @@ impl Host {
         self.spawn(&name, command)
     }
 
+    /// Sends an HTTP GET request. Returns status code and body, or `None` when the port refuses the connection.
+    pub fn http_get(&self, to: SocketAddr, path: &str) -> Result<Option<(u16, String)>> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        self.run(move || {
+            let mut stream = match TcpStream::connect_timeout(&to, Duration::from_secs(1)) {
+                Ok(stream) => stream,
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(None),
+                Err(error) => return Err(error).with_context(|| format!("connect to {to}")),
+            };
+            stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
+            stream.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
+            let code = head.split(' ').nth(1).context("no code")?.parse()?;
+            Ok(Some((code, body.to_owned())))
+        })?
+    }
+
+    /// Waits until `/readyz` at this port of the loopback address answers 200. An error when `daemon` exits first.
+    pub fn wait_until_ready(&self, daemon: &Daemon, port: u16, timeout: Duration) -> Result<()> {
+        let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        let ready = || {
+            let answer = self.http_get(to, "/readyz")?;
+            ensure!(
+                matches!(answer, Some((200, _))),
+                "/readyz of {} answers {answer:?}",
+                self.name()
+            );
+            Ok(())
+        };
+        // The first of the two to come true ends the wait.
+        wait_for("the daemon to be ready", timeout, || {
+            match daemon.is_running() {
+                true => ready().map(|()| true),
+                false => Ok(false),
+            }
+        })
+        .and_then(|running| {
+            ensure!(running, "the daemon has exited");
+            Ok(())
+        })
+        .with_context(|| daemon.lines().join("\n"))
+    }
+
     /// Runs `nft` inside and returns what it prints; its refusal is an error.
     pub fn nft(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = process::tool("nft");
+        let mut command = command::tool("nft");
         command.args(arguments);
         self.namespace.checked_output(command, "")
     }
 
     /// Loads a ruleset with `nft -f -` and returns what it prints.
     pub fn nft_stdin(&self, ruleset: &str) -> Result<String> {
-        let mut command = process::tool("nft");
+        let mut command = command::tool("nft");
         command.args(["-f", "-"]);
         self.namespace.checked_output(command, ruleset)
     }

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::control_plane::ControlPlane;
-use crate::namespace::lock;
+use crate::lock;
 use crate::topology::{Node, Pod};
 use follow::Change;
 
@@ -93,7 +93,6 @@ impl Kubelet {
         Ok(Kubelet { shared, task })
     }
 
-    /// The node.
     pub fn node(&self) -> &Node {
         &self.shared.node
     }

@@ -19,13 +19,13 @@
 //! # }
 //! ```
 //!
-//! Needs root (or `unshare -rn`), iproute2, util-linux, and for rules nftables; [`require`] tells a
-//! test whether they are there. Nothing is written outside the namespaces, and the kernel removes them
+//! Needs root (or `unshare -rn`), iproute2, util-linux, and for rules nftables; the attribute [`macro@scenario`] skips a
+//! test where they are missing. Nothing is written outside the namespaces, and the kernel removes them
 //! with everything inside when the [`Lab`] is dropped or the process ends, however it ends.
 //!
 //! A real Kubernetes control plane ([`ControlPlane`]) and nodes that take part in it ([`Kubelet`]) make a lab a cluster:
-//! scheduler and controllers above, packets below. They need the programs that `cargo xtask control-plane` builds;
-//! [`require_control_plane`] tells a test whether they are there.
+//! scheduler and controllers above, packets below. They need the programs that `cargo xtask control-plane` builds
+//! ([`Capability::ControlPlane`]).
 //!
 //! # Address plan
 //!
@@ -46,8 +46,18 @@
 //! Nobody has a route to the Service ranges but the default one, as on real nodes: a packet that no
 //! rule translates meets the gateway and comes back as [`Outcome::Unreachable`].
 
+// Nobody reads these as documentation of a library.
+#![allow(missing_docs)]
+
+// The attribute names this crate by its name, also in unit tests.
+#[cfg(test)]
+extern crate self as lab;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 mod address;
 mod capability;
+mod command;
 mod control_plane;
 mod echo;
 pub mod fake_api;
@@ -70,16 +80,22 @@ pub use address::{
 pub use capability::{Capability, capabilities, require};
 pub use control_plane::{
     API_SERVER_PORT, AuditEvent, ControlPlane, PORTOLAN_OVERLAY_RBAC, PORTOLAN_RBAC, Right,
-    program, programs, require_control_plane,
+    program, programs,
 };
-pub use host::Host;
+pub use host::{HEALTH_PORT, Host};
 pub use kubelet::{Kubelet, READY_ANNOTATION};
 pub use manifests::{Manifests, TcpService, node_object};
 pub use namespace::Namespace;
 pub use nic::BadNic;
 pub use probe::{DEFAULT_PATIENCE, Outcome, Probe, Tally};
 pub use process::Daemon;
+pub use scenario::scenario;
 pub use socket::Protocol;
 pub use topology::{Client, Lab, LabBuilder, Loss, LossyPath, Node, Pod, PodLinks};
 pub use traffic::{ConnectionStream, Held, HeldReport, StreamReport};
 pub use wait::{wait_for, wait_until};
+
+/// Locks, and takes the value as it is after another thread's panic: a lab must still close then.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -24,7 +24,6 @@ impl Manifests {
         })
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -50,7 +49,6 @@ impl Manifests {
         self.write(name, &documents.join("---\n"))
     }
 
-    /// Removes a file.
     pub fn remove(&self, name: &str) -> Result<()> {
         fs::remove_file(self.path().join(name)).with_context(|| format!("could not remove {name}"))
     }
@@ -83,7 +81,6 @@ pub struct TcpService {
 }
 
 impl TcpService {
-    /// The Service object.
     pub fn object(&self) -> Value {
         let mut port = json!({ "name": "main", "protocol": "TCP", "port": self.port, "targetPort": self.target_port });
         if let Some(node_port) = self.node_port {

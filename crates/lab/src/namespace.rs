@@ -9,15 +9,15 @@ use std::any::Any;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Pid, gettid};
 
-use crate::process;
+use crate::{command, lock};
 
 /// Jobs need little stack, and a lab may have hundreds of these threads.
 const STACK_BYTES: usize = 512 * 1024;
@@ -124,10 +124,10 @@ impl Namespace {
         .context("start a thread in the namespace")
     }
 
-    /// Starts a command made by [`process::command`] or [`process::tool`].
+    /// Starts a command made by [`command::command`] or [`command::tool`].
     pub(crate) fn spawn(&self, mut command: Command) -> Result<Child> {
         let described = format!("{command:?}");
-        self.run(move || process::start(&mut command))?
+        self.run(move || command::start(&mut command))?
             .with_context(|| format!("start {described} in {:?}", self.name))
     }
 
@@ -137,7 +137,7 @@ impl Namespace {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        process::feed(self.spawn(command)?, input)
+        command::feed(self.spawn(command)?, input)
     }
 
     /// Like [`Namespace::output`], and an exit status other than 0 is an error that carries what the
@@ -168,7 +168,7 @@ impl Namespace {
     }
 
     fn ip_batch(&self, options: &[&str], lines: &[String]) -> Result<()> {
-        let mut command = process::tool("ip");
+        let mut command = command::tool("ip");
         command.args(options);
         self.checked_output(command, &lines.join("\n"))
             .map(drop)
@@ -219,9 +219,4 @@ pub(crate) struct Sysctl {
     pub(crate) value: &'static str,
     /// Absent on some kernels, and the lab can do without.
     pub(crate) optional: bool,
-}
-
-/// Locks, and takes the value as it is after another thread's panic: a lab must still close then.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

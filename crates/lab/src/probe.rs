@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, recv, send};
 
+use crate::command;
 use crate::echo::{self, MAX_ANSWER_BYTES};
-use crate::process;
 use crate::socket::{self, Connected, Protocol};
 
 /// How long an attempt waits by default. Longer than TCP's first retry (1 s, RFC 6298), so that one
@@ -97,7 +97,7 @@ impl Probe {
         let outcome = self.attempt(&socket);
         if self.source_port.is_some() {
             // The next attempt from this port shall find it free.
-            process::while_none_forks(|| drop(socket));
+            command::while_none_forks(|| drop(socket));
         }
         outcome
     }
@@ -147,7 +147,6 @@ impl Probe {
 /// How often each thing came of many attempts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Answers by server.
     pub servers: BTreeMap<String, usize>,
     /// The client addresses that servers saw.
     pub peers: BTreeSet<IpAddr>,
@@ -160,7 +159,6 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts one outcome.
     pub fn add(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Answered { server, peer } => {

@@ -18,7 +18,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::address::{self, MAX_PODS, Pair, PodRanges, UNDERLAY_LEN_V4, UNDERLAY_LEN_V6};
 use crate::host::{FORWARDING, Host};
-use crate::namespace::{Namespace, lock};
+use crate::lock;
+use crate::namespace::Namespace;
 use crate::probe::{Outcome, Probe};
 use crate::socket::Protocol;
 use crate::wait::{wait_for, wait_until};

@@ -16,7 +16,8 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::echo;
-use crate::namespace::{Namespace, lock};
+use crate::lock;
+use crate::namespace::Namespace;
 use crate::probe::{Outcome, Probe, Tally};
 use crate::socket::{self, Connected, Protocol};
 

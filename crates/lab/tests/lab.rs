@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use ipnet::IpNet;
-use lab::{Capability, Lab, Node, Outcome, Pod, PodLinks, Probe, Protocol};
+use lab::{Lab, Node, Outcome, Pod, PodLinks, Probe, Protocol, scenario};
 
 const SHORT: Duration = Duration::from_millis(100);
 const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
@@ -48,27 +48,18 @@ fn every_pod_reaches_every_pod(pod_links: PodLinks) -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario]
 fn routed_pods_reach_each_other_across_nodes_in_both_families() -> Result<()> {
-    if !lab::require(&[]) {
-        return Ok(());
-    }
     every_pod_reaches_every_pod(PodLinks::Routed)
 }
 
-#[test]
+#[scenario]
 fn bridged_pods_reach_each_other_across_nodes_in_both_families() -> Result<()> {
-    if !lab::require(&[]) {
-        return Ok(());
-    }
     every_pod_reaches_every_pod(PodLinks::Bridged)
 }
 
-#[test]
-fn a_client_outside_reaches_nodes_and_reaches_pods_only_by_a_route() -> Result<()> {
-    if !lab::require(&[]) {
-        return Ok(());
-    }
+#[scenario]
+fn outside_client_reaches_nodes_and_pods_only_by_a_route() -> Result<()> {
     let lab = Lab::new()?;
     let ([a, _], [_, _, pod, _]) = cluster(&lab)?;
     let client = lab.client("outside")?;
@@ -102,11 +93,8 @@ fn a_client_outside_reaches_nodes_and_reaches_pods_only_by_a_route() -> Result<(
     Ok(())
 }
 
-#[test]
-fn what_no_rule_translates_and_no_route_carries_is_unreachable_at_once() -> Result<()> {
-    if !lab::require(&[]) {
-        return Ok(());
-    }
+#[scenario]
+fn untranslated_service_addresses_are_unreachable_at_once() -> Result<()> {
     let lab = Lab::builder().without_pod_routes().build()?;
     let ([a, _], [pod, beside, remote, _]) = cluster(&lab)?;
     let services: [IpAddr; 2] = ["10.96.0.1".parse()?, "fd00:96::1".parse()?];
@@ -124,11 +112,8 @@ fn what_no_rule_translates_and_no_route_carries_is_unreachable_at_once() -> Resu
     Ok(())
 }
 
-#[test]
+#[scenario(Nft)]
 fn outcomes_tell_reject_drop_and_closed_port_apart() -> Result<()> {
-    if !lab::require(&[Capability::Nft]) {
-        return Ok(());
-    }
     let lab = Lab::new()?;
     let ([a, _], [from, _, to, _]) = cluster(&lab)?;
     a.nft_stdin(
@@ -161,11 +146,8 @@ fn outcomes_tell_reject_drop_and_closed_port_apart() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario]
 fn a_fixed_source_port_is_used_and_can_be_used_again_at_once() -> Result<()> {
-    if !lab::require(&[]) {
-        return Ok(());
-    }
     let lab = Lab::new()?;
     let (_, [from, _, to, _]) = cluster(&lab)?;
     for protocol in BOTH {
@@ -178,12 +160,8 @@ fn a_fixed_source_port_is_used_and_can_be_used_again_at_once() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_stopped_server_refuses_and_loses_its_connections_and_a_deleted_pod_answers_nothing()
--> Result<()> {
-    if !lab::require(&[]) {
-        return Ok(());
-    }
+#[scenario]
+fn stopped_server_refuses_and_deleted_pod_stays_silent() -> Result<()> {
     let lab = Lab::new()?;
     let (_, [from, _, to, _]) = cluster(&lab)?;
     let held = from.hold((to.ipv6(), 8080), 3, Duration::from_millis(1))?;
@@ -316,27 +294,18 @@ fn the_service_layout_carries_packets(pod_links: PodLinks) -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(Nft)]
 fn the_service_layout_carries_packets_between_routed_pods() -> Result<()> {
-    if !lab::require(&[Capability::Nft]) {
-        return Ok(());
-    }
     the_service_layout_carries_packets(PodLinks::Routed)
 }
 
-#[test]
+#[scenario(Nft, BridgeNetfilter)]
 fn the_service_layout_carries_packets_between_bridged_pods() -> Result<()> {
-    if !lab::require(&[Capability::Nft, Capability::BridgeNetfilter]) {
-        return Ok(());
-    }
     the_service_layout_carries_packets(PodLinks::Bridged)
 }
 
-#[test]
-fn held_connections_and_a_stream_see_no_loss_where_there_is_none() -> Result<()> {
-    if !lab::require(&[]) {
-        return Ok(());
-    }
+#[scenario]
+fn held_connections_and_streams_see_no_loss_on_a_good_path() -> Result<()> {
     let lab = Lab::new()?;
     let (_, [from, _, to, _]) = cluster(&lab)?;
     let held = from.hold((to.ipv4(), 8080), 50, Duration::from_millis(5))?;
@@ -350,11 +319,8 @@ fn held_connections_and_a_stream_see_no_loss_where_there_is_none() -> Result<()>
     Ok(())
 }
 
-#[test]
+#[scenario]
 fn a_stream_reports_what_was_not_answered() -> Result<()> {
-    if !lab::require(&[]) {
-        return Ok(());
-    }
     let lab = Lab::new()?;
     let (_, [from, _, to, _]) = cluster(&lab)?;
     let probe = Probe::new(Protocol::Tcp, (to.ipv4(), 8080));

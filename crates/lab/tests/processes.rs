@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Daemon, Lab};
+use lab::{Daemon, Lab, scenario};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -37,11 +37,8 @@ fn small_lab() -> Result<(Lab, Daemon)> {
     Ok((lab, sleeper))
 }
 
-#[test]
+#[scenario]
 fn a_daemon_runs_inside_and_what_it_prints_is_kept() -> Result<()> {
-    if !lab::require(&[]) {
-        return Ok(());
-    }
     let lab = Lab::new()?;
     let node = lab.node("node-a")?;
     let daemon = node.spawn_daemon(
@@ -64,11 +61,8 @@ fn a_daemon_runs_inside_and_what_it_prints_is_kept() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(Nft)]
 fn a_command_that_fails_is_an_error_with_its_words() -> Result<()> {
-    if !lab::require(&[lab::Capability::Nft]) {
-        return Ok(());
-    }
     let lab = Lab::new()?;
     let node = lab.node("node-a")?;
     node.nft(&["add", "table", "ip", "mine"])?;
@@ -81,11 +75,8 @@ fn a_command_that_fails_is_an_error_with_its_words() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario]
 fn a_dropped_lab_ends_what_handles_still_refer_to() -> Result<()> {
-    if !lab::require(&[]) {
-        return Ok(());
-    }
     let (lab, sleeper) = small_lab()?;
     let node = lab.node("node-b")?;
     assert!(sleeper.is_running());
@@ -95,11 +86,8 @@ fn a_dropped_lab_ends_what_handles_still_refer_to() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario]
 fn a_panic_leaves_no_process_and_no_link() -> Result<()> {
-    if !lab::require(&[]) {
-        return Ok(());
-    }
     let before = links_of_this_namespace()?;
     let (pids, seen) = mpsc::channel();
     let test = catch_unwind(AssertUnwindSafe(|| {
@@ -115,11 +103,8 @@ fn a_panic_leaves_no_process_and_no_link() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario]
 fn a_panic_inside_a_namespace_is_the_callers() -> Result<()> {
-    if !lab::require(&[]) {
-        return Ok(());
-    }
     let namespace = lab::Namespace::new("it")?;
     let job = catch_unwind(AssertUnwindSafe(|| namespace.run(|| panic!("inside"))));
     assert!(job.is_err());
@@ -138,11 +123,8 @@ fn victim_with_a_lab() -> Result<()> {
     sleeper.wait(Duration::from_secs(1_000)).map(drop)
 }
 
-#[test]
+#[scenario]
 fn a_killed_process_leaves_no_child_behind() -> Result<()> {
-    if !lab::require(&[]) {
-        return Ok(());
-    }
     let mut victim = Command::new(std::env::current_exe()?)
         .args(["--exact", "victim_with_a_lab", "--nocapture"])
         .env(VICTIM, "1")

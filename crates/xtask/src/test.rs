@@ -31,9 +31,10 @@ const NIGHTLY: [(&str, &str); 4] = [
 /// Test targets that read the sizes.
 const RANDOM: [&str; 3] = ["random_clusters", "kernel_clusters", "order"];
 /// Test targets with tests that are ignored in the quick tier.
-const IGNORED: [&str; 4] = [
+const IGNORED: [&str; 5] = [
     "control_plane",
     "differential",
+    "doctor",
     "overlay_flannel",
     "takeover",
 ];

@@ -10,7 +10,6 @@ use super::generate::{Generator, unique_ports};
 use super::{Cluster, Kind};
 
 impl Generator {
-    /// Changes one thing.
     pub fn mutate(&mut self, cluster: &mut Cluster) {
         match self.rng.random_range(0..14) {
             0 => self.add_service(cluster),

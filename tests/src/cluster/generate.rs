@@ -69,7 +69,6 @@ impl Generator {
         &mut self.rng
     }
 
-    /// A new cluster.
     pub fn cluster(&mut self) -> Cluster {
         self.next_service = 0;
         self.next_slice = 0;

@@ -10,7 +10,6 @@ use rand::rngs::SmallRng;
 /// and pods 10.244.N.x and fd00:244:N::x, with itself as their gateway at x = 1, as in the lab.
 #[derive(Clone, Debug)]
 pub struct Space {
-    /// Number of nodes.
     pub nodes: u8,
     /// Pods of a node have x in 2..2+this.
     pub pods_per_node: u8,

@@ -20,13 +20,11 @@ use crate::oracle::{Expected, Packet, contestants, is_nodes_own_like_a_pods, out
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Difference {
-    /// Its name.
     pub name: String,
     /// What kube-proxy does.
     pub kube_proxy: String,
     /// What Portolan does.
     pub portolan: String,
-    /// Why.
     pub reason: String,
 }
 
@@ -209,7 +207,7 @@ mod tests {
             "node-port-addresses-before-1.37",
             "the-zone-at-start",
         ];
-        // Shown by `service_cidrs_are_followed_at_once_and_by_kube_proxy_at_its_next_full_sync`.
+        // Shown by `service_cidr_changes_apply_at_once_unlike_kube_proxys`.
         const LATE_SERVICE_CIDRS: &str = "service-cidrs-that-change";
         let list = list()?;
         let mut listed: Vec<&str> = list.iter().map(|entry| entry.name.as_str()).collect();

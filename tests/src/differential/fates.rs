@@ -17,7 +17,6 @@ pub type Fates = BTreeSet<Fate>;
 /// What became of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fate {
-    /// A server answered.
     Answered {
         /// `POD:PORT`, as it calls itself.
         server: String,
@@ -32,7 +31,6 @@ pub enum Fate {
     Silent,
 }
 
-/// Sends one attempt.
 pub(super) fn observe(field: &Field, packet: &Packet, patience: Duration) -> Result<Fate> {
     fate_of(
         field,

@@ -1,6 +1,5 @@
 //! The two programs and how each is told the same settings.
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -13,7 +12,6 @@ use crate::cluster::{Cluster, Detect, Node, NodePortAddresses};
 pub struct KubeProxy {
     /// Its minor version: 36 of 1.36.
     pub minor: u32,
-    /// The program.
     pub program: PathBuf,
 }
 
@@ -21,22 +19,9 @@ pub struct KubeProxy {
 const FOLDER: &str = "PORTOLAN_CONTROL_PLANE";
 const PREFIX: &str = "kube-proxy-1.";
 
-/// All kube-proxies there are, oldest first. Without the control plane there are none, which is said aloud; with
-/// `CI` set that is a failure.
+/// All kube-proxies of the control plane, oldest first.
 pub fn kube_proxies() -> Result<Vec<KubeProxy>> {
-    let Some(folder) = std::env::var_os(FOLDER) else {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "{FOLDER} is not set: kube-proxy must be there with CI set"
-        );
-        // Not eprintln: a passing test's output is captured. Nowhere to report that stderr is closed.
-        let _ = writeln!(
-            io::stderr(),
-            "SKIPPED: no kube-proxy to compare with, {FOLDER} is not set (see `cargo xtask control-plane`)"
-        );
-        return Ok(Vec::new());
-    };
-    let folder = PathBuf::from(folder);
+    let folder = lab::programs().with_context(|| format!("{FOLDER} is not set"))?;
     let mut found = Vec::new();
     for entry in std::fs::read_dir(&folder).with_context(|| format!("{FOLDER}={folder:?}"))? {
         let path = entry?.path();

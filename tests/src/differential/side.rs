@@ -53,7 +53,6 @@ pub struct Side {
     daemon: Option<Daemon>,
     supply: Supply,
     files: TempDir,
-    /// Switches so far.
     turn: usize,
     _nowhere: Client,
     field: Field,
@@ -89,7 +88,6 @@ impl Side {
         })
     }
 
-    /// The machines.
     pub fn field(&self) -> &Field {
         &self.field
     }

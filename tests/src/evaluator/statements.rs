@@ -40,9 +40,10 @@ impl Program for &Rule {
                     prefix,
                     negate,
                 } => {
+                    let name: &str = name;
                     let matches = match prefix {
-                        true => flight.interface.starts_with(name.as_ref()),
-                        false => flight.interface == name.as_ref(),
+                        true => flight.interface.starts_with(name),
+                        false => flight.interface == name,
                     };
                     matches != *negate
                 }

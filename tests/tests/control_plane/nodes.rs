@@ -1,17 +1,14 @@
 //! Nodes that come and go, in the shared cluster.
 
 use anyhow::{Result, ensure};
-use lab::wait_until;
-use portolan_tests::live::{CLUSTER_PATIENCE, Scene, can_run_live, wait_for_servers};
+use lab::{scenario, wait_until};
+use portolan_tests::live::{CLUSTER_PATIENCE, Scene, wait_for_servers};
 
 use crate::GRACE;
 
-#[test]
+#[scenario(ControlPlane, Nft)]
 #[ignore = "needs a control plane"]
-fn a_node_is_emptied_deleted_and_created_again_and_no_connection_fails() -> Result<()> {
-    if !can_run_live() {
-        return Ok(());
-    }
+fn draining_and_recreating_a_node_fails_no_connection() -> Result<()> {
     let scene = Scene::new("nodes")?;
     let cluster = &scene.cluster;
     // Other scenarios shall not lose pods: this node is for those only that are told of it.

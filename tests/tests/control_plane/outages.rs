@@ -4,10 +4,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use lab::{ControlPlane, Daemon, Outcome, wait_until};
+use lab::{ControlPlane, Daemon, Outcome, scenario, wait_until};
 use nft::TableContents;
 use nix::sys::signal::Signal;
-use portolan_tests::live::can_run_live;
 use portolan_tests::stage::{PATIENCE, Stage, service};
 use portolan_tests::traffic::Traffic;
 
@@ -31,7 +30,7 @@ impl Watched {
     fn start() -> Result<Watched> {
         let (stage, plane, kubeconfig) = in_an_api_server()?;
         let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
-        daemon.wait_for_line("initial sync complete", PATIENCE)?;
+        stage.wait_until_ready(&daemon)?;
         stage.wait_for_backends(&stage.web, 4)?;
         Ok(Watched {
             daemon,
@@ -79,13 +78,9 @@ fn whole_lists(plane: &ControlPlane) -> Result<usize> {
     Ok(lists.count())
 }
 
-#[test]
+#[scenario(ControlPlane, Nft)]
 #[ignore = "needs a control plane"]
-fn an_api_server_that_is_away_for_minutes_changes_nothing_and_is_followed_within_seconds()
--> Result<()> {
-    if !can_run_live() {
-        return Ok(());
-    }
+fn api_outage_of_minutes_changes_nothing_and_ends_in_seconds() -> Result<()> {
     let mut watched = Watched::start()?;
     let away = match std::env::var_os("CI") {
         Some(_) => Duration::from_secs(300),
@@ -111,12 +106,9 @@ fn an_api_server_that_is_away_for_minutes_changes_nothing_and_is_followed_within
     Ok(())
 }
 
-#[test]
+#[scenario(ControlPlane, Nft)]
 #[ignore = "needs a control plane"]
-fn an_api_server_that_restarts_or_has_forgotten_everything_is_followed_on() -> Result<()> {
-    if !can_run_live() {
-        return Ok(());
-    }
+fn api_server_restart_or_compaction_is_recovered_from() -> Result<()> {
     let watched = Watched::start()?;
     let Watched {
         daemon,

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    ControlPlane, Daemon, Loss, PORTOLAN_OVERLAY_RBAC, PORTOLAN_RBAC, Right, wait_for, wait_until,
+    ControlPlane, Daemon, Loss, PORTOLAN_OVERLAY_RBAC, PORTOLAN_RBAC, Right, scenario, wait_for,
+    wait_until,
 };
 use portolan_tests::doctor::FAST;
-use portolan_tests::live::can_run_live;
-use portolan_tests::overlay::{OverlayStage, can_run, mac_of, tool};
+use portolan_tests::overlay::{OverlayStage, mac_of, tool};
 use portolan_tests::stage::PATIENCE;
 use serde_json::{Value, json};
 
@@ -96,12 +96,9 @@ fn routes(stage: &OverlayStage, node: usize) -> Result<usize> {
     Ok(routes.lines().count())
 }
 
-#[test]
+#[scenario(ControlPlane, Nft, Vxlan)]
 #[ignore = "needs a control plane"]
-fn nodes_join_leave_and_move_by_exactly_the_rights_of_both_roles() -> Result<()> {
-    if !can_run_live() || !can_run() {
-        return Ok(());
-    }
+fn nodes_join_leave_and_move_with_the_rights_of_both_roles() -> Result<()> {
     let (stage, plane, _daemons) = start(3, &[])?;
     stage.wait_for_mesh()?;
     for (number, host) in stage.nodes.iter().enumerate() {
@@ -157,13 +154,10 @@ fn nodes_join_leave_and_move_by_exactly_the_rights_of_both_roles() -> Result<()>
     Ok(())
 }
 
-#[test]
+#[scenario(ControlPlane, Vxlan, Nft)]
 #[ignore = "needs a control plane"]
-fn a_node_is_read_when_it_joins_or_moves_and_not_when_its_kubelet_reports() -> Result<()> {
+fn node_is_read_when_it_moves_and_not_at_kubelet_reports() -> Result<()> {
     const REPORTS: usize = 20;
-    if !can_run_live() || !can_run() {
-        return Ok(());
-    }
     let (stage, plane, daemons) = start(2, &[])?;
     stage.wait_for_mesh()?;
     let spare = |address: &str| {
@@ -221,12 +215,9 @@ fn a_node_is_read_when_it_joins_or_moves_and_not_when_its_kubelet_reports() -> R
 }
 
 /// What people look at when pods cannot talk.
-#[test]
+#[scenario(ControlPlane, Nft, Vxlan)]
 #[ignore = "needs a control plane"]
 fn an_alarm_and_its_end_are_seen_by_who_describes_the_node() -> Result<()> {
-    if !can_run_live() || !can_run() {
-        return Ok(());
-    }
     let (stage, plane, _daemons) = start(2, FAST)?;
     stage.wait_for_mesh()?;
     let tells = |reason: &'static str, words: &'static str| {
@@ -247,13 +238,9 @@ fn an_alarm_and_its_end_are_seen_by_who_describes_the_node() -> Result<()> {
     tells("OverlayReachable", "node-1")
 }
 
-#[test]
+#[scenario(ControlPlane, Nft, Vxlan)]
 #[ignore = "needs a control plane"]
-fn a_node_that_cannot_carry_pods_says_so_once_that_has_lasted_and_no_peer_makes_it_do_so()
--> Result<()> {
-    if !can_run_live() || !can_run() {
-        return Ok(());
-    }
+fn network_unavailable_is_set_once_a_fault_of_the_node_lasts() -> Result<()> {
     let stage = OverlayStage::new(3)?;
     let plane = ControlPlane::without_controllers(stage.lab())?;
     for node in &stage.nodes[..2] {
@@ -300,7 +287,7 @@ fn a_node_that_cannot_carry_pods_says_so_once_that_has_lasted_and_no_peer_makes_
     // A peer without pods is nobody else's trouble, and another's condition stays.
     wait_for_condition(&plane, "node-0", "False", "PortolanIsUp", PATIENCE)?;
     wait_for_condition(&plane, "node-1", "True", "NoRouteCreated", PATIENCE)?;
-    daemons[1].wait_for_line("somebody else's", PATIENCE)?;
+    daemons[1].wait_for_line("NoRouteCreated", PATIENCE)?;
     let ranges = [
         stage.nodes[2].pod_cidr_v4().to_string(),
         stage.nodes[2].pod_cidr_v6().to_string(),

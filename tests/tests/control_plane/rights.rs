@@ -3,25 +3,21 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use lab::{PORTOLAN_RBAC, Protocol, Right, wait_for};
-use portolan_tests::live::can_run_live;
+use lab::{PORTOLAN_RBAC, Protocol, Right, scenario, wait_for};
 use portolan_tests::stage::PATIENCE;
 use serde_json::{Value, json};
 
 use crate::in_an_api_server;
 
-#[test]
+#[scenario(ControlPlane, Nft)]
 #[ignore = "needs a control plane"]
-fn portolan_uses_every_right_of_its_role_and_asks_for_no_other() -> Result<()> {
-    if !can_run_live() {
-        return Ok(());
-    }
+fn portolan_uses_every_right_of_its_role_and_no_other() -> Result<()> {
     let (stage, plane, kubeconfig) = in_an_api_server()?;
     // A port that somebody else has: there is something to tell the cluster.
     stage.node.serve(Protocol::Tcp, CHECK_PORT)?;
     plane.apply_all(&[checked_service()])?;
     let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
-    daemon.wait_for_line("initial sync complete", PATIENCE)?;
+    stage.wait_until_ready(&daemon)?;
     wait_for("an Event about the Service", PATIENCE, || {
         let events = plane.kubectl(&[
             "get",
@@ -53,26 +49,23 @@ fn portolan_uses_every_right_of_its_role_and_asks_for_no_other() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(ControlPlane, Nft)]
 #[ignore = "needs a control plane"]
-fn without_a_right_portolan_says_which_and_waits() -> Result<()> {
-    if !can_run_live() {
-        return Ok(());
-    }
+fn missing_right_is_named_and_waited_for() -> Result<()> {
     let (stage, plane, kubeconfig) = in_an_api_server()?;
     let remove = r#"[{"op":"remove","path":"/rules/1"}]"#;
     let patch = ["patch", "clusterrole", "portolan", "--type=json", "--patch"];
     plane.kubectl(&[&patch[..], &[remove]].concat())?;
     let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
-    let line = daemon.wait_for_line("forbidden", PATIENCE)?;
-    ensure!(line.contains("endpointslices"), "it says: {line}");
+    // The API server's own words.
+    daemon.wait_for_line("endpointslices.discovery.k8s.io is forbidden", PATIENCE)?;
     ensure!(
         stage.tables()? == [None, None],
         "half of what there is was written"
     );
     // Given it, it goes on by itself.
     plane.kubectl_stdin(&["apply", "-f", "-"], PORTOLAN_RBAC)?;
-    daemon.wait_for_line("initial sync complete", PATIENCE)?;
+    stage.wait_until_ready(&daemon)?;
     stage.wait_for_backends(&stage.web, 4)
 }
 

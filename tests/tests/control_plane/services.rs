@@ -3,19 +3,14 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use lab::{Outcome, Protocol, wait_for, wait_until};
-use portolan_tests::live::{
-    CLUSTER_PATIENCE, Scene, can_run_live, wait_for_outcome, wait_for_servers,
-};
+use lab::{Outcome, Protocol, scenario, wait_for, wait_until};
+use portolan_tests::live::{CLUSTER_PATIENCE, Scene, wait_for_outcome, wait_for_servers};
 
 use crate::{GRACE, SHORT_GRACE};
 
-#[test]
+#[scenario(ControlPlane, Nft)]
 #[ignore = "needs a control plane"]
 fn a_deployment_scales_up_and_down_and_its_service_follows() -> Result<()> {
-    if !can_run_live() {
-        return Ok(());
-    }
     let scene = Scene::new("scales")?;
     let client = &scene.cluster.client;
     scene.deploy("web", 0, SHORT_GRACE)?;
@@ -49,12 +44,9 @@ fn a_deployment_scales_up_and_down_and_its_service_follows() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(ControlPlane, Nft)]
 #[ignore = "needs a control plane"]
-fn twenty_pods_roll_and_portolan_restarts_and_no_connection_fails() -> Result<()> {
-    if !can_run_live() {
-        return Ok(());
-    }
+fn rolling_twenty_pods_during_restarts_fails_no_connection() -> Result<()> {
     let scene = Scene::new("rolls")?;
     let cluster = &scene.cluster;
     scene.deploy("web", 20, GRACE)?;
@@ -103,12 +95,9 @@ fn servers(scene: &Scene, to: SocketAddr) -> Result<Vec<String>> {
     Ok(tally.servers.into_keys().collect())
 }
 
-#[test]
+#[scenario(ControlPlane, Nft)]
 #[ignore = "needs a control plane"]
 fn a_service_changes_its_type_and_back() -> Result<()> {
-    if !can_run_live() {
-        return Ok(());
-    }
     let scene = Scene::new("types")?;
     let (client, node) = (&scene.cluster.client, &scene.cluster.nodes[2]);
     let outside = &scene.cluster.outside;
@@ -142,12 +131,9 @@ fn a_service_changes_its_type_and_back() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(ControlPlane, Nft)]
 #[ignore = "needs a control plane"]
 fn services_without_a_cluster_ip_leave_no_trace() -> Result<()> {
-    if !can_run_live() {
-        return Ok(());
-    }
     let scene = Scene::new("headless")?;
     let (client, node) = (&scene.cluster.client, &scene.cluster.nodes[0]);
     scene.deploy("web", 2, SHORT_GRACE)?;
@@ -186,12 +172,9 @@ fn services_without_a_cluster_ip_leave_no_trace() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(ControlPlane, Nft)]
 #[ignore = "needs a control plane"]
-fn a_pod_that_turns_unready_gets_no_new_connection_until_it_is_ready_again() -> Result<()> {
-    if !can_run_live() {
-        return Ok(());
-    }
+fn unready_pod_gets_no_connection_until_ready_again() -> Result<()> {
     let scene = Scene::new("readiness")?;
     let client = &scene.cluster.client;
     scene.deploy("web", 3, SHORT_GRACE)?;
@@ -221,12 +204,9 @@ fn a_pod_that_turns_unready_gets_no_new_connection_until_it_is_ready_again() -> 
     streams.lost_nothing().map(drop)
 }
 
-#[test]
+#[scenario(ControlPlane, Nft)]
 #[ignore = "needs a control plane"]
 fn the_api_server_is_reached_through_its_own_service() -> Result<()> {
-    if !can_run_live() {
-        return Ok(());
-    }
     let scene = Scene::new("own")?;
     let cluster = &scene.cluster;
     let mut command = cluster.client.command(lab::program("kubectl")?);

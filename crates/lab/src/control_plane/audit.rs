@@ -22,9 +22,7 @@ pub struct Right {
 /// A request, answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditEvent {
-    /// What it needed.
     pub right: Right,
-    /// Path and parameters.
     pub uri: String,
     /// HTTP status. A watch may be refused in its stream after a 200.
     pub code: u16,

@@ -3,6 +3,7 @@
 //! Flags are chosen for a short start and a quiet machine where nothing under test depends on them; each that is not
 //! plain wiring has its reason beside it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -65,33 +66,20 @@ pub fn program(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Whether a test that needs the programs can go on: `if !lab::require_control_plane() { return }`. Asks for what
-/// every lab needs as well. A skip is printed past the test harness' capture.
-///
-/// # Panics
-///
-/// When they are missing and the environment has `CI`: there, a test must not pass by not running.
-#[track_caller]
-#[must_use = "the test cannot go on when this is false"]
-pub fn require_control_plane() -> bool {
-    use std::io::Write;
-    if !crate::require(&[]) {
-        return false;
+/// Whether there is a kube-proxy of any version.
+pub(crate) fn kube_proxy() -> Result<()> {
+    let folder = programs().with_context(|| format!("{VARIABLE} is not set"))?;
+    let mut files = std::fs::read_dir(&folder).with_context(|| format!("read {folder:?}"))?;
+    let is_one = |name: &OsStr| name.as_encoded_bytes().starts_with(b"kube-proxy-1.");
+    match files.any(|file| file.is_ok_and(|file| is_one(&file.file_name()))) {
+        true => Ok(()),
+        false => bail!("{VARIABLE} has no kube-proxy ({})", folder.display()),
     }
-    let Some(missing) = NEEDED.iter().find_map(|name| program(name).err()) else {
-        return true;
-    };
-    let place = std::panic::Location::caller();
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "{place} needs a control plane (`cargo xtask control-plane`): {missing}"
-    );
-    // Not eprintln: a passing test's output is captured. Nowhere to report that stderr is closed.
-    let _ = writeln!(
-        std::io::stderr(),
-        "SKIPPED: {place} because of no control plane (`cargo xtask control-plane`): {missing}"
-    );
-    false
+}
+
+/// What is missing of the programs.
+pub(crate) fn missing() -> Option<anyhow::Error> {
+    NEEDED.iter().find_map(|name| program(name).err())
 }
 
 /// A command with the name it has in messages.

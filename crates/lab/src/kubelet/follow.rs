@@ -21,7 +21,6 @@ pub(super) enum Change<K> {
     All(Vec<K>),
     /// It is new, or it has changed.
     Applied(K),
-    /// It has gone.
     Deleted(K),
 }
 

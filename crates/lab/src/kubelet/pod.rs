@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{READY_ANNOTATION, Shared, blocking, now, objects};
-use crate::namespace::lock;
+use crate::lock;
 use crate::socket::Protocol;
 use crate::topology::Pod;
 

@@ -18,7 +18,6 @@ pub enum Loss {
     Udp(u16),
     /// Packets of more bytes than these, IP header and all, and no ICMP message for them: an MTU black hole.
     LargerThan(u16),
-    /// All of them.
     Everything,
 }
 
@@ -95,8 +94,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::capability::{Capability, require};
     use crate::probe::{Outcome, Probe};
+    use crate::scenario;
     use crate::socket::Protocol;
     use crate::topology::Lab;
     use crate::wait::wait_until;
@@ -108,11 +107,8 @@ mod tests {
         matches!(from.probe(probe), Ok(Outcome::Answered { .. }))
     }
 
-    #[test]
-    fn a_lossy_path_loses_what_it_should_in_one_direction_and_is_mended() -> Result<()> {
-        if !require(&[Capability::Nft]) {
-            return Ok(());
-        }
+    #[scenario(Nft)]
+    fn lossy_path_drops_its_packets_in_one_direction_until_dropped() -> Result<()> {
         let lab = Lab::new()?;
         let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
         for node in [&a, &b] {
@@ -132,11 +128,8 @@ mod tests {
         Ok(())
     }
 
-    #[test]
+    #[scenario(Nft)]
     fn a_path_for_small_packets_only_loses_the_large_ones() -> Result<()> {
-        if !require(&[Capability::Nft]) {
-            return Ok(());
-        }
         let lab = Lab::new()?;
         let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
         b.serve(Protocol::Udp, PORT)?;
@@ -160,11 +153,8 @@ mod tests {
         Ok(())
     }
 
-    #[test]
+    #[scenario(Vxlan)]
     fn a_bad_nic_spoils_tcp_inside_of_a_tunnel_and_nothing_else() -> Result<()> {
-        if !require(&[Capability::Vxlan]) {
-            return Ok(());
-        }
         let lab = Lab::new()?;
         let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
         for (node, other, number) in [(&a, &b, 1), (&b, &a, 2)] {

@@ -36,7 +36,8 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "tokio",
         ],
     ),
-    ("lab", &["kube", "tokio"]),
+    ("scenario", &[]),
+    ("lab", &["scenario", "kube", "tokio"]),
     ("xtask", &[]),
     (
         "portolan-tests",

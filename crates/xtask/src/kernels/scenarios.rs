@@ -22,7 +22,7 @@ const SUITE: &[Tests] = &[
     Tests {
         target: "kernels",
         whole: &[""],
-        ci: &["guard", "missing_feature", "tells_every"],
+        ci: &["guard", "missing_feature", "lists_every_kernel_feature"],
     },
     Tests {
         target: "sctp",
@@ -52,7 +52,7 @@ const SUITE: &[Tests] = &[
     Tests {
         target: "overlay",
         whole: &[""],
-        ci: &["pods_of_three"],
+        ci: &["three_nodes_form"],
     },
     Tests {
         target: "overlay_forged",
@@ -62,7 +62,7 @@ const SUITE: &[Tests] = &[
     // Beside a real kube-proxy they need the control plane's programs, whose start alone takes minutes there.
     Tests {
         target: "takeover",
-        whole: &["rules_of", "nothing_is_taken", "cleanup"],
+        whole: &["rules_of", "no_take_over", "cleanup"],
         ci: &[],
     },
     Tests {
