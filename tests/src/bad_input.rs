@@ -42,7 +42,7 @@ pub enum Find {
     /// This number of servers, in turn, and nothing else.
     Servers(usize),
     Refusal,
-    /// ICMP unreachable: nobody knows the address.
+    /// ICMP unreachable: no machine has the address.
     Nothing,
 }
 

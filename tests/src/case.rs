@@ -1,10 +1,10 @@
-//! Case folders: one behaviour each, in objects and packets.
+//! Case folders: one behavior each, in objects and packets.
 //!
 //! `objects.yaml` holds manifests as kubectl would apply them; `case.yaml` the node, its flags, and packets
 //! with what must become of them:
 //!
 //! ```yaml
-//! # What the behaviour is, in a sentence.
+//! # What the behavior is, in a sentence.
 //! node: node-1
 //! flags:
 //!   clusterCidr: [10.244.0.0/16, "fd00:244::/32"]
@@ -33,10 +33,10 @@ use serde::Deserialize;
 use crate::cluster::{Cluster, Detect, Node, NodePortAddresses, Settings, Transport};
 use crate::oracle::{Expected, Origin, Packet, Protocol, primary_address};
 
-/// A case, read whole.
+/// A case folder as it was read.
 #[derive(Debug)]
 pub struct Case {
-    /// Name of its folder: the behaviour.
+    /// Name of its folder: the behavior.
     pub name: String,
     pub cluster: Cluster,
     /// `objects.yaml` as it is.

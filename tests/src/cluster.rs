@@ -45,7 +45,7 @@ pub struct Settings {
     pub masquerade_all: bool,
     /// `--allowed-external-ips`; `None` means all.
     pub allowed_external_ips: Option<Vec<IpNet>>,
-    /// `--service-proxy-name`; `None` means Services that nobody else was asked to serve.
+    /// `--service-proxy-name`; `None` means Services without the label.
     pub service_proxy_name: Option<String>,
 }
 

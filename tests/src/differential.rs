@@ -76,7 +76,7 @@ impl fmt::Display for Disagreement {
 pub struct Seen {
     pub answered: usize,
     pub refused: usize,
-    /// Got to where nobody answers, or were dropped.
+    /// Sent to an address without a server, or dropped.
     pub lost: usize,
     /// Were answered by the one endpoint that each side keeps the client at, which are not the same.
     pub kept: usize,
@@ -118,7 +118,7 @@ impl std::ops::AddAssign for Seen {
 }
 
 impl Arena {
-    /// Two labs with nobody to run their nodes yet.
+    /// Two labs, before any proxy runs.
     pub fn new(kind: Kind) -> Result<Arena> {
         let side = |_: &mut ()| Side::new(kind);
         let both = in_step(&mut (), &mut (), side, side)?;
@@ -264,7 +264,7 @@ impl Arena {
 
 /// How two sides agree on a packet.
 enum Agreement {
-    /// In all that a client can tell.
+    /// A client sees no difference.
     Full,
     /// But for this difference, which is a deliberate one.
     But(&'static str),

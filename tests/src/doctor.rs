@@ -14,7 +14,7 @@ pub const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
 
 /// What it says of one peer in one family.
 pub struct Diagnosis {
-    /// Exit status: 0 healthy, 1 broken, 2 it cannot tell.
+    /// Exit status: 0 healthy, 1 broken, 2 unknown.
     pub code: Option<i32>,
     pub report: Value,
     /// The part about the peer in the family.

@@ -151,7 +151,7 @@ impl<'a> Evaluator<'a, Vec<Expr>> {
     }
 }
 
-// The trait is private, so that nobody outside adds a form.
+// The trait is private: these two forms are all.
 #[allow(private_bounds)]
 impl<'a, R: Program> Evaluator<'a, R> {
     fn of_rules(

@@ -229,7 +229,7 @@ impl Field {
         }
     }
 
-    /// Sends one attempt and waits so long for an answer.
+    /// Sends one attempt and waits for an answer.
     pub fn send_within(&self, packet: &Packet, patience: Duration) -> Result<Outcome> {
         let probe = self.attempt(packet, patience)?;
         self.sender(packet)?.probe(probe)
@@ -280,7 +280,7 @@ impl Field {
         port
     }
 
-    /// Whether a refusal was told to the sender.
+    /// Whether the sender received a refusal.
     fn is_refused(&self, packet: &Packet, outcome: &Outcome) -> Result<bool> {
         Ok(match outcome {
             Outcome::Refused => true,
@@ -338,7 +338,7 @@ impl Field {
         Ok(*to)
     }
 
-    /// What comes of a packet that nobody translates.
+    /// The outcome of a packet that no rule translates.
     fn check_untouched(&self, packet: &Packet, outcome: &Outcome) -> Result<()> {
         let to = SocketAddr::new(packet.destination, packet.port);
         let is_served = |transport| self.served.contains(&(transport, packet.port));

@@ -1,4 +1,4 @@
-//! What every test of the whole program stands on: a reference model written from the Kubernetes
+//! The base of every test of the whole program: a reference model written from the Kubernetes
 //! documentation ([`oracle`]), random clusters ([`cluster`]), the packets worth trying on them
 //! ([`packets`]), an interpreter of the rendered table ([`evaluator`]), and their comparison ([`judge`]).
 //!
@@ -6,7 +6,7 @@
 //! alone. Where the two differ, one of them is wrong, and the [`judge::Difference`] says on which cluster
 //! and packet.
 
-// Nobody reads these as documentation of a library.
+// These items are not a library's API.
 #![allow(missing_docs)]
 // Indices here come from tests, and a test that panics has failed as it should.
 #![allow(clippy::panic, clippy::indexing_slicing)]

@@ -83,7 +83,7 @@ impl LiveCluster {
         Ok(cluster)
     }
 
-    /// Starts Portolan on a node, in place of one that runs there, which is killed; waits until it is in step.
+    /// Kills Portolan on a node if it runs there, starts it, and waits for its first sync.
     pub fn start_portolan(&self, node: &Node, detect_local: &str) -> Result<()> {
         drop(locked(&self.portolans).remove(node.name()));
         let mut command = node.command(portolan()?);
@@ -103,7 +103,7 @@ impl LiveCluster {
         Ok(())
     }
 
-    /// Stops the kubelet of a node: its pods are gone, the API server is told nothing.
+    /// Stops the kubelet of a node: its pods are gone, the API server is not notified.
     pub fn stop_kubelet(&self, node: &Node) {
         drop(locked(&self.kubelets).remove(node.name()));
     }
@@ -117,7 +117,7 @@ impl LiveCluster {
         Ok(node)
     }
 
-    /// Starts the kubelet of such a node, which registers it.
+    /// Starts the kubelet of a reserved node, which registers the node.
     pub fn start_reserved_kubelet(&self, node: &Node, taint: &str) -> Result<()> {
         let kubelet = Kubelet::start(&self.plane, node, &zone(node), Some(taint))?;
         locked(&self.kubelets).insert(node.name().to_owned(), kubelet);
@@ -161,7 +161,7 @@ impl Scene {
         self.cluster.plane.kubectl(&arguments)
     }
 
-    /// A deployment of echo servers, made by `kubectl create deployment`; pods that are deleted serve for so long.
+    /// Creates a deployment of echo servers; deleted pods serve for the grace period.
     pub fn deploy(&self, name: &str, replicas: usize, grace: Duration) -> Result<()> {
         let create = ["create", "deployment", name, "--image=echo", "--port=8080"];
         self.kubectl(&[&create[..], &["--replicas=0"]].concat())?;
@@ -173,7 +173,7 @@ impl Scene {
         self.scale(name, replicas)
     }
 
-    /// `kubectl scale`, and waits until so many pods are ready.
+    /// Runs `kubectl scale`, and waits until all replicas are ready.
     pub fn scale(&self, name: &str, replicas: usize) -> Result<()> {
         let count = format!("--replicas={replicas}");
         self.kubectl(&["scale", "deployment", name, &count])?;
@@ -256,7 +256,7 @@ impl Streams {
         self
     }
 
-    /// Waits until each has connected so many times more.
+    /// Waits until each has made this number of further connections.
     pub fn go_on(&self, connections: usize) -> Result<()> {
         let attempts = |stream: &ConnectionStream| {
             let tally = stream.report().tally;
@@ -301,7 +301,7 @@ impl Streams {
     }
 }
 
-/// Waits until connections are balanced over exactly so many servers, and none fails.
+/// Waits until connections are balanced over exactly `count` servers, and none fails.
 pub fn wait_for_servers(from: &Host, to: SocketAddr, count: usize) -> Result<()> {
     // One of 20 is missed by 300 connections once in 10^5 times, and then looked for again.
     let connections = 15 * count.max(4);

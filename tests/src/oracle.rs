@@ -2,7 +2,7 @@
 //!
 //! Written from the Kubernetes documentation (Virtual IPs and Service Proxies, Service Internal Traffic Policy,
 //! Topology Aware Routing, EndpointSlices, KEP-1669 on terminating endpoints, KEP-3866) and from kube-proxy's
-//! documented behaviour, not from our code, and slow on purpose: every question reads the whole cluster again. It
+//! documented behavior, not from our code, and slow on purpose: every question reads the whole cluster again. It
 //! knows nothing of tables.
 //!
 //! Owns the order of questions: who answers at the address ([`claims`]), who may ask, by which policy and with whose
@@ -72,9 +72,9 @@ pub enum Expected {
     /// It goes to one of these endpoints, each as likely as the others; `true`: the endpoint sees the
     /// node's address as the source.
     Balanced(BTreeMap<SocketAddr, bool>),
-    /// Its sender is told at once that nobody is there.
+    /// Refused at once, by a TCP reset or ICMP.
     Refused,
-    /// It is gone, and its sender hears nothing.
+    /// Dropped without an answer.
     Dropped,
     NotOurs,
 }

@@ -252,7 +252,7 @@ impl Beat {
         })
     }
 
-    /// Waits until so many more were answered.
+    /// Waits for this number of further answers.
     pub fn goes_on(&self, answers: u64) -> Result<()> {
         let enough = self.answered.load(Ordering::Relaxed) + answers;
         wait_until("answers", PATIENCE, || {
@@ -371,7 +371,7 @@ pub fn state(host: &Host, device: &str) -> Result<BTreeMap<&'static str, Vec<Str
             format!("-6 route show dev {device} proto 112"),
         ),
         (
-            "neighbours",
+            "neighbors",
             "ip",
             format!("neigh show dev {device} nud permanent"),
         ),

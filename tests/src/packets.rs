@@ -111,7 +111,7 @@ struct Trials<'a> {
 }
 
 impl Trials<'_> {
-    /// An address of a Service, its ports and the packets beside them; ICMP from so many senders.
+    /// An address of a Service, its ports and the packets beside them; ICMP from the first `pings` senders.
     fn try_address(&mut self, service: &Service, address: IpAddr, pings: usize) {
         for port in &service.ports {
             let protocol = Protocol::Transport(port.transport);

@@ -47,7 +47,7 @@ impl Traffic {
         })
     }
 
-    /// Waits until so many more connections were tried.
+    /// Waits for this number of further connection attempts.
     pub fn goes_on(&self, connections: usize) -> Result<()> {
         let made = || {
             let tally = self.new.report().tally;

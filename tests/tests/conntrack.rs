@@ -137,14 +137,14 @@ fn flows(stage: &Stage, family: Family, protocol: nft::Protocol, port: u16) -> R
     })?
 }
 
-/// Lets the node send what is for `address` where nobody answers or refuses.
+/// Routes `address` on the node to a link without a machine that answers.
 fn lead_nowhere(stage: &Stage, address: &str) -> Result<()> {
     let lines = [
         "ip link add nowhere type veth peer name end",
         "ip link set nowhere up",
         "ip link set end up",
         &format!("ip route add {address}/32 dev nowhere"),
-        &format!("ip neighbour add {address} lladdr 02:00:00:00:00:01 dev nowhere"),
+        &format!("ip neigh add {address} lladdr 02:00:00:00:00:01 dev nowhere"),
     ];
     for line in lines {
         let mut words = line.split(' ');
@@ -407,7 +407,7 @@ fn segment_from(peer: SocketAddr, packet: &[u8]) -> Option<&[u8]> {
     (segment.get(..2)? == peer.port().to_be_bytes()).then_some(segment)
 }
 
-/// A pod's raw TCP socket: hears every segment the pod gets, and sends what it is given.
+/// A pod's raw TCP socket: receives every segment of the pod, and sends segments.
 struct Segments(OwnedFd);
 
 const ACK: u8 = 0x10;

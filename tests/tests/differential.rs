@@ -31,11 +31,11 @@ const RUN: u64 = 20;
 const MANY: u64 = 1000;
 /// Packets of a cluster that are sent, drawn from all that are interesting.
 const PACKETS: usize = 40;
-/// Those among them that nobody has to do anything with.
+/// Of these, packets that no rule touches.
 const PASSING: usize = 8;
 /// Those that each deliberate difference is about.
 const DIFFERING: usize = 3;
-/// Those that nobody answers.
+/// Of these, packets without an answer.
 const DROPPED: usize = 6;
 
 #[scenario(KubeProxy, Nft, TableOwner)]
@@ -176,7 +176,7 @@ fn compare_with(kube_proxy: &KubeProxy, kind: Kind, clusters: u64) -> Result<()>
     if clusters >= RUN {
         assert!(seen.kept > 0, "no packet was kept at an endpoint");
     }
-    // A difference that is no more shall not stay in the list.
+    // A difference that has disappeared must be removed from the list.
     if clusters >= MANY {
         let shown = |name: &&str| seen.differing.contains_key(*name);
         let not_shown: Vec<_> = differences::shown_by_chance(kube_proxy.minor)

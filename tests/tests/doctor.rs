@@ -37,7 +37,7 @@ fn start(nodes: usize) -> Result<(OverlayStage, Vec<Daemon>)> {
     Ok((stage, daemons))
 }
 
-/// Waits for so many more rounds.
+/// Waits for this number of further rounds.
 fn rounds(host: &Host, more: u64) -> Result<()> {
     const ROUNDS: &str = "portolan_overlay_probe_rounds_total ";
     let enough = metric(host, ROUNDS)? + more;

@@ -1,4 +1,4 @@
-//! Nodes that break the overlay themselves, by a NIC or a firewall of theirs: found, named, and mended where that is
+//! Nodes that break the overlay by their own NIC or firewall: found, named, and repaired where that is
 //! ours to do.
 
 use anyhow::{Context, Result, ensure};

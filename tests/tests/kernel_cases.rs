@@ -14,7 +14,7 @@ use portolan_tests::{number_from_env, product};
 fn every_case_holds_with_real_packets() -> Result<()> {
     let field = Field::new(2, 14, &[8080, 8081, 9091, 5353])?;
     let (mut sent, mut left_out) = (0, 0);
-    // One case in so many, for slow machines.
+    // Every nth case only, for slow machines.
     let every = number_from_env("PORTOLAN_EVERY", 1) as usize;
     for case in case::all()?.into_iter().step_by(every) {
         let mut installed = field.install_on(&case.node)?;

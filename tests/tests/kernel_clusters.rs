@@ -17,7 +17,7 @@ const PODS: u8 = 6;
 const PORTS: [u16; 3] = [8080, 8443, 53];
 /// Packets of a cluster that are sent, drawn from all that are interesting.
 const PACKETS: usize = 40;
-/// Those among them, of each kind, that nobody answers.
+/// Of these, packets of each kind without an answer.
 const SILENT: usize = 3;
 
 #[scenario(Nft)]

@@ -384,7 +384,7 @@ fn leftovers_of_ipvs_mode_do_not_break_services() -> Result<()> {
     );
     let from_outside = outside.connect_many(Protocol::Tcp, node_port, 60)?;
     ensure!(from_outside.failed() == 0, "from outside: {from_outside:?}");
-    // Connections may live in them: they are told of, and stay.
+    // Connections may use them: they are named in the log, and stay.
     daemon.wait_for_line("IPVS", PATIENCE)?;
     tool(&stage.node, "ip", &format!("link show {DEVICE}"))?;
     if let Ipvs(Some(ipvsadm)) = ipvs {

@@ -1,5 +1,5 @@
 //! What changes while the program runs, and is followed without a restart: a client's affinity, the facts about the node
-//! that the program has no say in, and what load balancers are told.
+//! that others change, and the answers to health checks of load balancers.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -357,7 +357,7 @@ fn node_ports_on_loopback_work_without_route_localnet() -> Result<()> {
 
 const CHECK_PORT: u16 = 31_999;
 
-/// Status code and JSON of `/healthz`; `None` when nobody listens there.
+/// Status code and JSON of `/healthz`; `None` when the port is closed.
 fn ask(from: &Host, to: SocketAddr) -> Result<Option<(u16, Value)>> {
     let answer = from.http_get(to, "/healthz")?;
     let read = answer.map(|(code, body)| anyhow::Ok((code, serde_json::from_str(&body)?)));

@@ -1,7 +1,7 @@
 //! nft reads back what we wrote over netlink: `nft -j list`, through the `nftables` crate for plain sets, which its
 //! schema knows, and as plain JSON for maps, which it does not (a verdict map or a `typeof` map does not parse).
 //!
-//! Nothing of ours decodes here but the bytes of the elements that were meant to be written.
+//! The product's decoder is not used; only the bytes of the intended elements are printed here.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -25,7 +25,7 @@ fn listed(kind: &str, family: Family, name: &str) -> Result<String> {
     nft(Path::new("nft"), &arguments)
 }
 
-/// Members of a plain set as nft tells them, parts joined by spaces.
+/// Members of a plain set as nft lists them, parts joined by spaces.
 fn members(family: Family, name: &str) -> Result<BTreeSet<String>> {
     let json = listed("set", family, name)?;
     let parsed: Nftables<'_> = serde_json::from_str(&json)?;
@@ -73,7 +73,7 @@ fn expression(expression: &Expression<'_>) -> Result<String> {
     })
 }
 
-/// Entries of a map as nft tells them: key and value, parts joined by spaces.
+/// Entries of a map as nft lists them: key and value, parts joined by spaces.
 fn entries(family: Family, name: &str) -> Result<BTreeSet<String>> {
     let json: Value = serde_json::from_str(&listed("map", family, name)?)?;
     let objects = json["nftables"].as_array().context("no list")?;

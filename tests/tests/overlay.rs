@@ -30,7 +30,7 @@ fn three_nodes_form_a_dual_stack_mesh_from_node_objects_alone() -> Result<()> {
         "{found:?}"
     );
     ensure!(
-        found["neighbours"].len() == 2 && found["fdb"].len() == 2,
+        found["neighbors"].len() == 2 && found["fdb"].len() == 2,
         "{found:?}"
     );
     ensure!(
@@ -151,7 +151,7 @@ fn routes_and_neighbors_return_after_the_device_went_down() -> Result<()> {
 #[scenario(Vxlan, Nft)]
 fn the_interface_below_may_go_down_and_up() -> Result<()> {
     let lines = [
-        // Else the kernel takes its IPv6 addresses away, and nobody gives them back.
+        // Otherwise the kernel removes the IPv6 addresses for good.
         "sysctl -qw net.ipv6.conf.eth0.keep_addr_on_down=1",
         "ip link set eth0 down",
         "ip link set eth0 up",
@@ -163,7 +163,7 @@ fn the_interface_below_may_go_down_and_up() -> Result<()> {
 }
 
 #[scenario(Vxlan, Nft)]
-fn flushed_routes_neighbours_and_fdb_are_back() -> Result<()> {
+fn flushed_routes_neighbors_and_fdb_are_back() -> Result<()> {
     survives_lines(
         "routes flushed",
         &[
@@ -172,7 +172,7 @@ fn flushed_routes_neighbours_and_fdb_are_back() -> Result<()> {
         ],
     )?;
     survives_lines(
-        "neighbours flushed",
+        "neighbors flushed",
         &[
             "ip neigh flush dev flannel.1 nud permanent",
             "ip neigh flush dev flannel-v6.1 nud permanent",
@@ -239,7 +239,7 @@ fn flushed_nexthop_objects_return_and_foreign_ones_stay() -> Result<()> {
     ensure!(routes.matches("nhid").count() == 1, "{routes}");
     let nexthops = stage.ip(0, "nexthop show")?;
     ensure!(nexthops.contains("blackhole"), "{nexthops}");
-    // Fewer nodes than the number: plain routes, and no object is left of ours.
+    // Fewer nodes than the threshold: plain routes, and no nexthop object of Portolan is left.
     stage.write_nodes(0..2)?;
     wait_until("the nexthop objects to go", PATIENCE, || {
         stage
@@ -264,7 +264,7 @@ fn nodes_on_one_link_reach_each_other_directly_when_asked_to() -> Result<()> {
     // The way through the tunnel stands by.
     let found = state(&stage.nodes[0], "flannel.1")?;
     ensure!(
-        found["neighbours"].len() == 2 && found["fdb"].len() == 2,
+        found["neighbors"].len() == 2 && found["fdb"].len() == 2,
         "{found:?}"
     );
     // Another link's prefix: the tunnel takes over without anybody asking.
@@ -333,7 +333,7 @@ fn entries_of_nodes_deleted_while_stopped_are_cleaned_up() -> Result<()> {
     let _again = stage.start(0, &[])?;
     wait_until("the entries of node-3 to go", PATIENCE, || {
         state(&stage.nodes[0], "flannel.1").is_ok_and(|found| {
-            found["routes"].len() == 2 && found["neighbours"].len() == 2 && found["fdb"].len() == 2
+            found["routes"].len() == 2 && found["neighbors"].len() == 2 && found["fdb"].len() == 2
         })
     })
 }

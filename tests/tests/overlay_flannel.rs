@@ -98,7 +98,7 @@ fn taken_over_and_given_back(firewall: Firewall) -> Result<()> {
         "the device is another one: {before:?} {after:?}"
     );
     ensure!(
-        before["neighbours"] == after["neighbours"] && before["fdb"] == after["fdb"],
+        before["neighbors"] == after["neighbors"] && before["fdb"] == after["fdb"],
         "{before:?} {after:?}"
     );
     ensure!(

@@ -1,4 +1,4 @@
-//! Frames that nobody may send: written by hand, sent by machines that can, and whether they arrive.
+//! Forged frames: written by hand, sent by machines that can, and whether they arrive.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -26,7 +26,7 @@ impl Ears {
         Ok(Ears(vec![socket]))
     }
 
-    /// All that has been heard since.
+    /// All frames received since.
     fn heard(&self) -> BTreeSet<String> {
         let mut heard = BTreeSet::new();
         let mut buffer = [0; 512];
@@ -56,7 +56,7 @@ fn set(words: &[&str]) -> BTreeSet<String> {
         .collect()
 }
 
-/// Sends every kind of frame to node-0, and returns what was heard there and in its pod.
+/// Sends every kind of frame to node-0, and returns what arrived there and in its pod.
 fn sent(stage: &OverlayStage, outsider: &Host) -> Result<BTreeSet<String>> {
     let (pod, node) = (Ears::on(&stage.pods[0])?, Ears::on(&stage.nodes[0])?);
     for (family, device) in ["flannel.1", "flannel-v6.1"].into_iter().enumerate() {
@@ -143,7 +143,7 @@ fn forged_frames_arrive_without_a_filter_and_none_does_with_one() -> Result<()> 
     wait_until("nothing but what is right to arrive", PATIENCE, || {
         sent(&stage, &outsider).is_ok_and(|heard| heard == right)
     })?;
-    // And it stays so while rules are flushed by somebody else, where the table is owned.
+    // The same holds while another process flushes the ruleset, where the table is owned.
     stage.nodes[0].nft(&["flush", "ruleset"])?;
     if features()?.has(Feature::TablePersist) {
         assert_eq!(sent(&stage, &outsider)?, right);

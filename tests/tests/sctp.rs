@@ -15,7 +15,7 @@ use nix::sys::socket::{
 use portolan_tests::stage::{PATIENCE, Stage, features, service};
 use serde_json::Value;
 
-/// A Service of TCP, told as one of SCTP.
+/// A Service of TCP, changed to SCTP.
 fn over_sctp(mut objects: Vec<Value>) -> Vec<Value> {
     for object in &mut objects {
         for place in ["/ports/0/protocol", "/spec/ports/0/protocol"] {
@@ -49,7 +49,7 @@ fn to(address: &str, port: u16) -> Result<SocketAddr> {
     ))
 }
 
-/// Associates until each of so many pods has answered, and none else.
+/// Associates until exactly this number of pods has answered.
 fn wait_for_servers(from: &Host, at: SocketAddr, count: usize) -> Result<()> {
     wait_until(&format!("{count} servers behind {at}"), PATIENCE, || {
         let mut servers = BTreeSet::new();

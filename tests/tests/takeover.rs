@@ -56,7 +56,7 @@ fn wait_until_clean(stage: &Stage) -> Result<()> {
     })
 }
 
-/// What kube-proxy's iptables mode writes for the Service with two endpoints, with somebody else's rules beside it.
+/// The rules of kube-proxy's iptables mode for the Service with two endpoints, and foreign rules beside them.
 fn iptables_rules(stage: &Stage) -> String {
     let vip = &stage.web.cluster_ips[0];
     let [one, two] = [0, 1].map(|n| stage.pods[n].ipv4());
@@ -241,7 +241,7 @@ fn start_kube_proxy(stage: &Stage, program: &Path, mode: &str, kubeconfig: &str)
     stage.node.spawn("kube-proxy", command)
 }
 
-/// kube-proxy serves, the program starts beside it, kube-proxy ends: nobody notices.
+/// Starts the program beside a running kube-proxy and ends kube-proxy: no connection fails.
 fn takes_over_from_kube_proxy(mode: &str) -> Result<()> {
     for KubeProxy { program, .. } in kube_proxies()? {
         println!("{} in mode {mode}", program.display());

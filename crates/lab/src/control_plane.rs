@@ -147,7 +147,7 @@ impl ControlPlane {
             .map(drop)
     }
 
-    /// Lets etcd forget all history: who resumes a watch from before is told 410, once the API server's own cache is
+    /// Compacts etcd: a client that resumes an earlier watch receives 410, once the API server's own cache is
     /// empty too, which a restart sees to.
     pub fn compact_etcd(&self) -> Result<()> {
         let etcdctl = |arguments: &[&str]| {

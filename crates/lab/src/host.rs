@@ -51,7 +51,7 @@ const HOST_SETTINGS: &[Sysctl] = &[
     setting("ipv6/conf/all/accept_dad", "0"),
     setting("ipv6/conf/default/accept_dad", "0"),
     setting("ipv6/conf/default/accept_ra", "0"),
-    // Every refused packet shall be heard of; the kernel's limit is six at once, then one a second
+    // Every refused packet is to be answered; the kernel's limit is six at once, then one a second
     // (net/ipv4/icmp.c, net/ipv6/icmp.c). An empty mask exempts all types from the global limit too.
     setting("ipv4/icmp_ratelimit", "0"),
     setting("ipv4/icmp_ratemask", "0"),
@@ -219,7 +219,7 @@ impl Host {
         self.namespace.output(command, "")
     }
 
-    /// Starts a command as a daemon; `name` stands in messages.
+    /// Starts a command as a daemon; messages call it `name`.
     pub fn spawn(&self, name: &str, command: Command) -> Result<Daemon> {
         Daemon::start(&self.namespace, name, command)
     }

@@ -46,7 +46,7 @@
 //! Nobody has a route to the Service ranges but the default one, as on real nodes: a packet that no
 //! rule translates meets the gateway and comes back as [`Outcome::Unreachable`].
 
-// Nobody reads these as documentation of a library.
+// These items are not a library's API.
 #![allow(missing_docs)]
 
 // The attribute names this crate by its name, also in unit tests.

@@ -58,7 +58,7 @@ impl BadNic {
     pub(crate) fn new(vxlan_port: u16, plug: impl FnOnce(Pid) -> Result<()>) -> Result<Self> {
         let namespace = Namespace::new("nic")?;
         plug(namespace.tid())?;
-        // Before the links are up: till it is bound, a socket hears every link.
+        // Before the links are up: until it is bound, a socket receives from every link.
         let sockets = namespace
             .run(|| -> Result<_> { Ok([open(Self::INSIDE)?, open(Self::OUTSIDE)?]) })??;
         let up = [Self::INSIDE, Self::OUTSIDE]

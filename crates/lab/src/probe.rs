@@ -86,7 +86,7 @@ impl Probe {
         }
     }
 
-    /// Waits so long for an answer.
+    /// Waits for an answer for this time.
     pub fn within(self, patience: Duration) -> Probe {
         Probe { patience, ..self }
     }

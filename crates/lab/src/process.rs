@@ -67,7 +67,7 @@ impl Daemon {
 
     /// Sends a signal to a process that is still ours (not waited for).
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        // Under the lock nobody can wait for it, so the number cannot have passed to another process.
+        // Under the lock no other thread can wait for it, so the number cannot belong to another process.
         let mut child = lock(&self.child);
         if child.try_wait()?.is_some() {
             return Ok(());

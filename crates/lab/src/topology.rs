@@ -80,7 +80,7 @@ impl LabBuilder {
         let Pair { v4, v6 } = address::gateway();
         underlay.namespace().ip(&[
             "link set dev lo up".to_owned(),
-            // Snooping would hold neighbour solicitations back until it has learnt who listens.
+            // Snooping would hold neighbor solicitations back until it has learnt who listens.
             format!("link add name {UNDERLAY_BRIDGE} type bridge mcast_snooping 0"),
             format!("addr add {v4}/{UNDERLAY_LEN_V4} dev {UNDERLAY_BRIDGE}"),
             format!("addr add {v6}/{UNDERLAY_LEN_V6} dev {UNDERLAY_BRIDGE} nodad"),
@@ -426,7 +426,7 @@ impl Client {
     }
 }
 
-/// Waits until `link` can ask for neighbours, which needs a link-local address that is no longer
+/// Waits until `link` can ask for neighbors, which needs a link-local address that is no longer
 /// tentative (flags of `include/uapi/linux/if_addr.h`).
 fn wait_for_link_local(namespace: &Namespace, link: &str) -> Result<()> {
     const TENTATIVE_OR_FAILED: u8 = 0x40 | 0x08;

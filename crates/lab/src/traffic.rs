@@ -21,7 +21,7 @@ use crate::namespace::Namespace;
 use crate::probe::{Outcome, Probe, Tally};
 use crate::socket::{self, Connected, Protocol};
 
-/// A held connection without an echo for so long is lost.
+/// A held connection without an echo for this time is lost.
 const SILENCE_LIMIT: Duration = Duration::from_secs(20);
 
 /// What became of held connections.
@@ -82,7 +82,7 @@ impl Held {
         })
     }
 
-    /// How it stands now.
+    /// The report so far.
     pub fn report(&self) -> HeldReport {
         lock(&self.report).clone()
     }
@@ -195,7 +195,7 @@ impl ConnectionStream {
         })
     }
 
-    /// How it stands now.
+    /// The report so far.
     pub fn report(&self) -> StreamReport {
         lock(&self.report).clone()
     }

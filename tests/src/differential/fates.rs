@@ -98,7 +98,7 @@ pub(super) fn fits(
         Expected::Balanced(_) => backend(field, node, packet, expected, fate).is_some(),
         Expected::Refused => *fate == Fate::Refused,
         Expected::Dropped => *fate == Fate::Silent,
-        // To who has the address, or to nowhere; or there is nobody at that port.
+        // To the machine with the address, or to none; or no process listens on that port.
         Expected::NotOurs => match fate {
             Fate::Answered { source, .. } => *source == packet.source,
             other => *other == Fate::Refused,

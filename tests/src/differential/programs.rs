@@ -1,4 +1,4 @@
-//! The two programs and how each is told the same settings.
+//! The two programs, and the same settings as flags and files of each.
 
 use std::path::{Path, PathBuf};
 
@@ -117,7 +117,7 @@ pub(super) fn portolan_flags(cluster: &Cluster, node: &Node) -> Vec<String> {
     flags
 }
 
-/// kube-proxy has no word for all addresses, only the ranges that hold them.
+/// kube-proxy has no keyword for all addresses, only ranges.
 fn item_for_kube_proxy(item: &NodePortAddresses) -> Vec<String> {
     match item {
         NodePortAddresses::All => vec!["0.0.0.0/0".into(), "::/0".into()],

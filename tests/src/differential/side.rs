@@ -224,7 +224,7 @@ impl Side {
         there.with_context(|| format!("it said\n{}", self.log().join("\n")))
     }
 
-    /// What becomes of packets in as many attempts as are planned; those that most likely nobody answers are waited
+    /// Outcomes of packets in the planned number of attempts; those most likely without an answer are waited
     /// for beside the others.
     pub(super) fn look_at_all(&mut self, planned: &[Planned]) -> Result<Vec<Fates>> {
         let aside = planned.iter().map(|plan| match plan.is_silent {

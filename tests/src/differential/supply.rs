@@ -85,7 +85,7 @@ impl Supply {
         }
     }
 
-    /// Each in place as soon as nobody else has what it claims; where they claim each other's, one goes first.
+    /// Applies each as soon as its addresses and ports are free; where two need each other's, one is deleted first.
     fn apply_services(&mut self, mut services: BTreeMap<Id, Value>) -> Result<()> {
         while !services.is_empty() {
             let free = services

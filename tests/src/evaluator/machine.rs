@@ -171,7 +171,7 @@ fn load(
         Expr::MetaPriority { dreg } => registers.store(*dreg, &flight.priority.to_ne_bytes()),
         Expr::MetaInputName { dreg } => registers.store(*dreg, &interface_name(flight)),
         Expr::FibType { of, dreg } => {
-            // The other type of include/uapi/linux/rtnetlink.h that packets of ours meet: `RTN_UNICAST`.
+            // The only other type that test packets have (include/uapi/linux/rtnetlink.h): `RTN_UNICAST`.
             let kind = if flight.is_local_side(*of) {
                 RTN_LOCAL
             } else {
@@ -199,7 +199,7 @@ fn load(
     }
 }
 
-/// Bytes of the headers, as far as rules of ours may read them.
+/// Bytes of the headers that rules of the Service tables may read.
 fn payload(
     flight: &Flight<'_>,
     family: Family,

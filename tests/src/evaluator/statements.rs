@@ -227,7 +227,7 @@ fn concatenated(
     Ok(key)
 }
 
-/// What a set or map has for a key. What packets have written is theirs alone.
+/// The data that a set or map has for a key. Elements that packets have written are in the memory.
 fn find(members: &Members<'_>, key: &Key, flight: &Flight<'_>) -> Result<Option<Data>, String> {
     if key.len != members.key_len {
         let name = &members.set.name;

@@ -71,7 +71,7 @@ pub(super) fn all<'a>(cluster: &'a Cluster, node: &Node, packet: &Packet) -> Vec
     claims
 }
 
-/// Services with a cluster IP that we were asked to serve: those that nobody else was asked to, or those of our name.
+/// Services with a cluster IP that this proxy serves: those without the label, or those with its name.
 pub(super) fn is_ours(cluster: &Cluster, service: &Service) -> bool {
     service.kind != Kind::ExternalName
         && !service.headless

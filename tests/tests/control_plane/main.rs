@@ -19,7 +19,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Where the end of pods is waited for.
 const SHORT_GRACE: Duration = Duration::from_secs(1);
 
-/// A stage whose node and Service are objects of an API server that nobody else changes, and a kubeconfig with Portolan's
+/// A stage whose node and Service are objects of an API server without controllers, and a kubeconfig with Portolan's
 /// rights there.
 fn in_an_api_server() -> Result<(Stage, ControlPlane, String)> {
     let stage = Stage::new()?;

@@ -11,7 +11,7 @@ use crate::GRACE;
 fn draining_and_recreating_a_node_fails_no_connection() -> Result<()> {
     let scene = Scene::new("nodes")?;
     let cluster = &scene.cluster;
-    // Other scenarios shall not lose pods: this node is for those only that are told of it.
+    // No pod of other scenarios may run here: only pods with this toleration.
     let node = &cluster.reserved_node("node-d", "nodes")?;
     scene.deploy("web", 0, GRACE)?;
     let tolerate =
@@ -37,7 +37,7 @@ fn draining_and_recreating_a_node_fails_no_connection() -> Result<()> {
     scene.rolled_out("web")?;
     for to in addresses {
         wait_for_servers(&cluster.client, to, 8)?;
-        // Nobody tells its own Portolan about this node any more: what it knows goes on, and it hears the rest.
+        // The node's own Portolan no longer sees this Node object; its rules keep working and other events arrive.
         wait_for_servers(node, to, 8)?;
     }
 

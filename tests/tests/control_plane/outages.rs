@@ -12,7 +12,7 @@ use portolan_tests::traffic::Traffic;
 
 use crate::in_an_api_server;
 
-/// Being able to talk to the API server again, Portolan is in step within this time.
+/// Once the API server is back, Portolan has synced within this time.
 const CONVERGENCE: Duration = Duration::from_secs(5);
 
 /// Both tables of a node.
@@ -40,7 +40,7 @@ impl Watched {
         })
     }
 
-    /// Gives `web` so many backends, and waits until they are served.
+    /// Gives `web` this number of backends, and waits until they are served.
     fn change_to(&self, backends: usize) -> Result<()> {
         let Watched { plane, stage, .. } = self;
         plane.apply_all(&stage.objects(&stage.web, 0..backends))?;
@@ -55,7 +55,7 @@ impl Watched {
         Ok(())
     }
 
-    /// Makes sure, again and again for so long, that the tables are as they were.
+    /// Checks repeatedly, for this time, that the tables do not change.
     fn nothing_changes(&self, before: &Tables, during: Duration) -> Result<()> {
         let start = Instant::now();
         while start.elapsed() < during {
@@ -125,7 +125,7 @@ fn api_server_restart_or_compaction_is_recovered_from() -> Result<()> {
     plane.apply_all(&stage.objects(&gone, 0..2))?;
     stage.wait_for_backends(&gone, 2)?;
     let lists = whole_lists(plane)?;
-    // Portolan hears nothing of the following, for it has no connection, and no history of it is left for it.
+    // Portolan misses the following changes: it is stopped, and the history is compacted afterwards.
     daemon.signal(Signal::SIGSTOP)?;
     plane.stop_api_server()?;
     plane.start_api_server()?;

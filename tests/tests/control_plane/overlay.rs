@@ -197,7 +197,7 @@ fn node_is_read_when_it_moves_and_not_at_kubelet_reports() -> Result<()> {
             }] },
         }))?;
     }
-    // Events come in order: whoever has heard of this has heard of all reports.
+    // Events arrive in order: after this one, all reports have arrived.
     plane.apply(&spare("192.168.77.99"))?;
     is_known_at("192.168.77.99")?;
     let audit = plane.audit()?;
@@ -246,7 +246,7 @@ fn network_unavailable_is_set_once_a_fault_of_the_node_lasts() -> Result<()> {
     for node in &stage.nodes[..2] {
         plane.register(node)?;
     }
-    // No range for pods yet, and in another's word that is somebody else's.
+    // One node without a pod CIDR, and one whose condition another component owns.
     plane.apply(&json!({
         "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-2" }
     }))?;
@@ -284,7 +284,7 @@ fn network_unavailable_is_set_once_a_fault_of_the_node_lasts() -> Result<()> {
         began.elapsed() > Duration::from_secs(29),
         "it says so too early"
     );
-    // A peer without pods is nobody else's trouble, and another's condition stays.
+    // A peer without a pod CIDR affects no other node, and a foreign condition stays.
     wait_for_condition(&plane, "node-0", "False", "PortolanIsUp", PATIENCE)?;
     wait_for_condition(&plane, "node-1", "True", "NoRouteCreated", PATIENCE)?;
     daemons[1].wait_for_line("NoRouteCreated", PATIENCE)?;

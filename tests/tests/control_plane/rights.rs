@@ -13,7 +13,7 @@ use crate::in_an_api_server;
 #[ignore = "needs a control plane"]
 fn portolan_uses_every_right_of_its_role_and_no_other() -> Result<()> {
     let (stage, plane, kubeconfig) = in_an_api_server()?;
-    // A port that somebody else has: there is something to tell the cluster.
+    // A port that another process has: an Event has to be written.
     stage.node.serve(Protocol::Tcp, CHECK_PORT)?;
     plane.apply_all(&[checked_service()])?;
     let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;

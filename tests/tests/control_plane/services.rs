@@ -24,7 +24,7 @@ fn a_deployment_scales_up_and_down_and_its_service_follows() -> Result<()> {
         for to in addresses {
             wait_for_servers(client, to, replicas)?;
         }
-        // Nothing is lost while there is somebody to answer, also when their number grows.
+        // No connection is lost while a server exists, also while their number grows.
         let streams = scene.stream(client, &addresses)?;
         streams.go_on(100)?;
         scene.scale("web", replicas + 2)?;

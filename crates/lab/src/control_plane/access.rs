@@ -67,7 +67,7 @@ impl ControlPlane {
         self.runtime()?.block_on_worker(job(self.client()))
     }
 
-    /// Asks for a path that is no object's, like `/version`.
+    /// Sends GET to a path that is not an object, like `/version`.
     pub fn get_raw(&self, path: &str) -> Result<String> {
         let request = http::Request::get(path).body(Vec::new())?;
         self.run(|client| async move { Ok(client.request_text(request).await?) })
@@ -126,7 +126,7 @@ impl ControlPlane {
         })
     }
 
-    /// Deletes an object; that it is gone already is no error.
+    /// Deletes an object; one that does not exist is not an error.
     pub fn delete(&self, object: &Value) -> Result<()> {
         let object = object.clone();
         self.run(|client| async move {

@@ -16,7 +16,7 @@ use crate::topology::Pod;
 
 /// What a pod listens on that names no port.
 const DEFAULT_PORT: (Protocol, u16) = (Protocol::Tcp, 8080);
-/// Between attempts to tell the API server something.
+/// Between attempts to write to the API server.
 const RETRY: Duration = Duration::from_millis(300);
 
 /// Whether it has run to its end already.
