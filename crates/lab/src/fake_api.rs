@@ -1,20 +1,21 @@
-//! A fake Kubernetes API server: lists, watches, and everything that goes wrong with them.
+//! A fake Kubernetes API server: lists, watches, and their faults.
 //!
 //! Serves Services, EndpointSlices, Nodes and ServiceCIDRs over plain HTTP/1.1, with paging over consistent
 //! snapshots, watches with versions, bookmarks and a bounded history, of metadata only if asked for, and streaming
-//! lists. A test changes objects, injects faults and counts requests through [`FakeApi`]. It validates nothing: what is
-//! applied is served, also when no real server would have taken it.
+//! lists. A test changes objects, injects faults and counts requests through [`FakeApi`]. It validates nothing: an applied
+//! object is served, even one that a real server would reject.
 //!
-//! Leaves TLS, admission, namespaced paths and writing over HTTP to real servers. Events of Nodes are kept for the test to read.
-//! Anything else but a list or a watch of those four is answered with 403 and counted ([`Counts::forbidden`]).
+//! Leaves TLS, admission, discovery, namespaced paths and writes of objects to real servers. Patches of Nodes are served if a
+//! test asks for them, Events about Nodes are kept for the test to read. Every other request is answered with 403 and counted
+//! ([`Counts::forbidden`]).
 
 mod answer;
 mod body;
-mod discovery;
 mod faults;
 mod nodes;
 mod select;
 mod server;
+mod state;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -30,10 +31,10 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 pub use faults::{Fault, Injection, Verb};
-pub use server::{GoneAs, Seen, StreamingList};
+pub use state::{Seen, StreamingList};
 pub use store::{Backup, Resource};
 
-use server::{Server, lock};
+use state::{Server, lock};
 
 /// A running fake API server. Dropping it breaks every connection and frees the port.
 #[derive(Debug)]
@@ -44,14 +45,10 @@ pub struct FakeApi {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What has been asked of the server.
+/// Counters of the server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Lists, or pages of them.
-    pub lists: usize,
-    /// Watches, those with initial events included.
-    pub watches: usize,
-    /// Requests nobody may make: another path or method.
+    /// Requests with another path or method than those served.
     pub forbidden: u64,
     /// TCP connections.
     pub connections: u64,
@@ -156,28 +153,23 @@ impl FakeApi {
         self.server.store().version()
     }
 
-    /// Uses up `by` versions for what nobody here watches.
+    /// Advances the version, as changes of other resources do.
     pub fn advance(&self, by: u64) {
         self.server.change(|store| store.advance(by));
     }
 
-    /// Forgets the history and the open pages: what resumes from an older version is answered with 410.
+    /// Forgets the history and the open pages: a request that resumes from an older version is answered with 410.
     pub fn compact(&self) {
         self.server.change(store::Store::compact);
     }
 
-    /// Keeps at most so many changes per resource.
-    pub fn set_history_limit(&self, changes: usize) {
-        self.server.change(|store| store.set_history_limit(changes));
-    }
-
-    /// The present, to go back to.
+    /// Objects and version, for [`FakeApi::restore`].
     pub fn backup(&self) -> Backup {
         self.server.store().backup()
     }
 
-    /// Goes back to a backup: objects and versions. Break the connections as well for what a restored cluster
-    /// looks like; without, its watches just stay silent.
+    /// Restores a backup: objects and versions. A restored cluster breaks its connections as well; without that, watches
+    /// stay silent.
     pub fn restore(&self, backup: &Backup) {
         self.server.change(|store| store.restore(backup));
     }
@@ -187,12 +179,12 @@ impl FakeApi {
         lock(&self.server.faults).inject(injection);
     }
 
-    /// Lets each request meet a random fault with this probability; the seed repeats a run.
+    /// Gives each request a random fault with this probability; the same seed repeats a run.
     pub fn inject_randomly(&self, seed: u64, probability: f64) {
         lock(&self.server.faults).randomly(seed, probability);
     }
 
-    /// Ends all injections. What hangs already goes on hanging.
+    /// Removes all injections. A request that hangs continues to hang.
     pub fn heal(&self) {
         lock(&self.server.faults).clear();
     }
@@ -210,17 +202,12 @@ impl FakeApi {
         }
     }
 
-    /// What is done with `sendInitialEvents`; served at first.
+    /// How `sendInitialEvents` is answered; served by default.
     pub fn set_streaming_list(&self, mode: StreamingList) {
         self.server.settings().streaming_list = mode;
     }
 
-    /// How a watch from a forgotten version is refused; by status at first.
-    pub fn set_gone(&self, gone: GoneAs) {
-        self.server.settings().gone = gone;
-    }
-
-    /// How often watches begun from now on get a bookmark; a minute at first, as in real servers.
+    /// Bookmark interval of watches that begin from now on; a minute by default, as in real servers.
     pub fn set_bookmark_interval(&self, interval: Duration) {
         self.server.settings().bookmark_interval = interval;
     }
@@ -245,14 +232,10 @@ impl FakeApi {
         self.server.seen()
     }
 
-    /// What has been asked so far.
+    /// The counters now.
     pub fn counts(&self) -> Counts {
-        let seen = self.server.seen();
-        let asked = |verb| seen.iter().filter(|seen| seen.verb == verb).count();
         let (forbidden, connections, bytes) = self.server.totals();
         Counts {
-            lists: asked(Verb::List),
-            watches: asked(Verb::Watch),
             forbidden,
             connections,
             bytes,

@@ -1,16 +1,15 @@
-//! A folder of manifests as the source of objects: for trying the program, for tests, and for machines that
-//! run no cluster.
+//! A folder of manifests as the source of objects: for trying the program, for tests, and for machines without a cluster.
 //!
-//! The folder's files (`*.yaml`, `*.yml`, `*.json`, not those in folders below it) together are the view. They
-//! hold Services, EndpointSlices, Nodes and ServiceCIDRs, in several documents or lists, as `kubectl get -o
-//! yaml` prints them; a Service or EndpointSlice without a namespace is in `default`. There is no API server to
-//! keep its rules, so the range of node ports is checked here.
+//! The view is the folder's files together (`*.yaml`, `*.yml`, `*.json`, not those in subfolders). They hold Services,
+//! EndpointSlices, Nodes and ServiceCIDRs, in several documents or lists, as `kubectl get -o yaml` prints them; a Service or
+//! EndpointSlice without a namespace is in `default`. Without an API server the range of node ports is checked here.
 //!
-//! * [`watch`] says when to look, [`folder`] reads files, [`document`] and [`line`] understand them, [`view`]
-//!   compares what they say with what has been told.
+//! [`watch`] receives notifications, [`folder`] reads files, [`document`] and [`line`] parse them, [`view`] compares their
+//! contents with the events sent so far. `notify-debouncer-full` was considered: it waits for a pause between changes, which
+//! also comes in the middle of a slowly written file, while [`watch`] knows which files are being written.
 //!
-//! Whatever happens to a file or to the whole folder, what was last good keeps being served; objects go when a
-//! file that can be read no longer holds them.
+//! Invariant: the last good version of a file keeps serving, whatever happens to the file or the folder. An object is deleted
+//! when a readable file no longer holds it.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -30,35 +29,35 @@ mod line;
 mod view;
 mod watch;
 
-use folder::{Attention, Folder, GRACE, Unlisted};
+use folder::{Folder, GRACE, Hints, Unlisted};
 use view::View;
 use watch::Watch;
 
 /// Lets the parts of one edit (a file moved away, another moved in) come together.
 const SETTLE: Duration = Duration::from_millis(2);
-/// How often the folder is compared without having been told to.
+/// How often the folder is compared without a notification.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Which folder, and what an API server would have refused.
+/// Folder, and the settings that an API server would check.
 #[derive(Clone, Debug)]
 pub struct ManifestsConfig {
     /// The folder.
     pub dir: PathBuf,
     /// Node ports that a Service may ask for.
     pub node_ports: RangeInclusive<u16>,
-    /// Whose Services to read (`--service-proxy-name`).
+    /// Read Services with this `service-proxy-name` label (`--service-proxy-name`).
     pub proxy_name: Option<Arc<str>>,
 }
 
-/// Reads the folder once: a `Reset` of each kind, then the problems. Fails when it cannot be listed.
+/// Reads the folder once: a `Reset` of each kind, then the problems. Fails when the folder cannot be listed.
 pub fn read(config: &ManifestsConfig) -> anyhow::Result<Vec<SourceEvent>> {
     let mut folder = Folder::new(config);
-    folder.refresh(&Attention::default(), Instant::now())?;
-    Ok(View::default().tell_all(&folder))
+    folder.refresh(&Hints::default(), Instant::now())?;
+    Ok(View::default().reset_events(&folder))
 }
 
-/// Reads the folder and follows it until `cancel`led or nobody listens. Fails when it cannot be listed at the
-/// start; later that is reported, and the last view keeps serving.
+/// Reads the folder and follows it until cancelled or until the receiver is dropped. Fails when the folder cannot be listed
+/// at the start; later that is reported, and the last view keeps serving.
 pub async fn run(
     config: ManifestsConfig,
     events: Sender<SourceEvent>,
@@ -69,13 +68,13 @@ pub async fn run(
         watch: Watch::new(dir),
         folder: Folder::new(&config),
         view: View::default(),
-        told: Told::Nothing,
+        folder_state: FolderState::Unknown,
     };
     loop {
-        let looked;
-        (source, looked) = source.look().await?;
-        let (news, pause) = looked?;
-        for event in news {
+        let polled;
+        (source, polled) = source.poll().await?;
+        let (changes, pause) = polled?;
+        for event in changes {
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 sent = events.send(event) => if sent.is_err() { return Ok(()) },
@@ -83,7 +82,7 @@ pub async fn run(
         }
         tokio::select! {
             () = cancel.cancelled() => return Ok(()),
-            () = source.watch.news() => tokio::time::sleep(SETTLE).await,
+            () = source.watch.changed() => tokio::time::sleep(SETTLE).await,
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -95,41 +94,41 @@ struct Source {
     watch: Watch,
     folder: Folder,
     view: View,
-    told: Told,
+    folder_state: FolderState,
 }
 
-/// What has been told of the folder itself.
+/// The last reported state of the folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
-    /// Nothing yet.
-    Nothing,
-    /// It can be read.
+enum FolderState {
+    /// Not reported yet.
+    Unknown,
+    /// The folder can be listed.
     Readable,
-    /// It cannot be read at present.
+    /// The folder cannot be listed at present.
     Unreadable,
 }
 
-/// What there is to tell, and how long to wait before the next look.
-type Looked = Result<(Vec<SourceEvent>, Duration), Unlisted>;
+/// Events to send, and how long to wait before the next poll.
+type Polled = Result<(Vec<SourceEvent>, Duration), Unlisted>;
 
 impl Source {
-    /// Looks off the runtime's threads: a big file takes a while to read.
-    async fn look(mut self) -> anyhow::Result<(Self, Looked)> {
+    /// Reads off the runtime's threads: a big file takes a while.
+    async fn poll(mut self) -> anyhow::Result<(Self, Polled)> {
         let task = tokio::task::spawn_blocking(move || {
-            let looked = self.look_now();
-            (self, looked)
+            let polled = self.poll_now();
+            (self, polled)
         });
         task.await.context("reading the manifests")
     }
 
-    /// Fails only at the first look.
-    fn look_now(&mut self) -> Looked {
+    /// Fails only at the first poll.
+    fn poll_now(&mut self) -> Polled {
         self.watch.renew();
-        let refreshed = match self.folder.refresh(&self.watch.attention(), Instant::now()) {
+        let refreshed = match self.folder.refresh(&self.watch.hints(), Instant::now()) {
             Ok(refreshed) => refreshed,
-            Err(error) if self.told == Told::Nothing => return Err(error),
-            Err(error) if self.told == Told::Readable => {
-                self.told = Told::Unreadable;
+            Err(error) if self.folder_state == FolderState::Unknown => return Err(error),
+            Err(error) if self.folder_state == FolderState::Readable => {
+                self.folder_state = FolderState::Unreadable;
                 let outage = Outage {
                     reason: format!("{:#}", anyhow::Error::from(error)),
                     retry_after: TICK,
@@ -139,15 +138,15 @@ impl Source {
             Err(_) => return Ok((Vec::new(), TICK)),
         };
         let mut events = Vec::new();
-        if self.told != Told::Readable {
+        if self.folder_state != FolderState::Readable {
             events.extend(connection(&Ok(())));
         }
-        if self.told == Told::Nothing {
-            events.extend(self.view.tell_all(&self.folder));
+        if self.folder_state == FolderState::Unknown {
+            events.extend(self.view.reset_events(&self.folder));
         } else if refreshed.changed {
-            events.extend(self.view.tell_changes(&self.folder));
+            events.extend(self.view.change_events(&self.folder));
         }
-        self.told = Told::Readable;
+        self.folder_state = FolderState::Readable;
         Ok((events, if refreshed.unsettled { GRACE } else { TICK }))
     }
 }

@@ -13,64 +13,20 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::body::{Closed, Pieces, Pipe, pipe};
 use super::faults::Fault;
-use super::select::Selector;
-use super::server::{GoneAs, Server, StreamingList};
+use super::select::Selectors;
+use super::state::{Refusal, Server, StreamingList};
 use super::store::{Change, Gone, Resource, Stored};
 
 /// Bytes gathered before they are handed on.
 const PIECE: usize = 32 * 1024;
-/// A real server ends a watch after 30 to 60 minutes if the client does not say.
+/// A real server ends a watch after 30 to 60 minutes unless the client asks otherwise.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(1800);
-
-/// An answer that is not a success: HTTP status, reason and message of a `Status` object.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    pub(super) code: u16,
-    pub(super) message: String,
-    pub(super) retry_after: Option<u64>,
-}
-
-impl Refusal {
-    pub(super) fn new(code: u16, message: impl Into<String>) -> Self {
-        Refusal {
-            code,
-            message: message.into(),
-            retry_after: None,
-        }
-    }
-
-    fn gone() -> Self {
-        Refusal::new(410, "too old resource version")
-    }
-
-    /// The `Status` object.
-    pub(super) fn status(&self) -> String {
-        let reason = match self.code {
-            400 => "BadRequest",
-            401 => "Unauthorized",
-            403 => "Forbidden",
-            404 => "NotFound",
-            410 => "Expired",
-            422 => "Invalid",
-            429 => "TooManyRequests",
-            503 => "ServiceUnavailable",
-            504 => "Timeout",
-            _ => "InternalError",
-        };
-        json!({
-            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": reason, "code": self.code,
-            "details": { "retryAfterSeconds": self.retry_after.unwrap_or(0) },
-        })
-        .to_string()
-    }
-}
 
 /// Parameters of a request, decoded.
 #[derive(Debug, Default)]
 pub(super) struct Parameters {
     pub(super) query: BTreeMap<String, String>,
-    /// Objects are wanted as `PartialObjectMetadata`; heeded by watches.
+    /// Answer watches with `PartialObjectMetadata`.
     pub(super) metadata_only: bool,
 }
 
@@ -93,8 +49,8 @@ impl Parameters {
         }
     }
 
-    fn selector(&self) -> Result<Selector, Refusal> {
-        Selector::parse(self.get("labelSelector"), self.get("fieldSelector"))
+    fn selectors(&self) -> Result<Selectors, Refusal> {
+        Selectors::parse(self.get("labelSelector"), self.get("fieldSelector"))
             .map_err(|e| Refusal::new(400, e))
     }
 }
@@ -106,7 +62,7 @@ pub(super) fn list(
     parameters: &Parameters,
     fault: Option<Fault>,
 ) -> Result<Pieces, Refusal> {
-    let selector = parameters.selector()?;
+    let selectors = parameters.selectors()?;
     let limit = parameters.number("limit")?.filter(|limit| *limit > 0);
     let (version, objects, from, token) = {
         let mut store = server.store();
@@ -123,7 +79,7 @@ pub(super) fn list(
         let (version, objects, from, kept) = match parameters.get("continue") {
             "" => {
                 let mut objects = store.list(resource);
-                objects.retain(|object| selector.matches(object));
+                objects.retain(|object| selectors.matches(object));
                 (store.version(), Arc::new(objects), 0, None)
             }
             token => {
@@ -145,20 +101,11 @@ pub(super) fn list(
         (version, objects, from..to, token)
     };
 
-    let (mut writer, body) = pipe(fault, server.bytes());
     let twice = fault == Some(Fault::Duplicate);
-    tokio::spawn(async move {
-        let _ = write_list(
-            &mut writer,
-            resource,
-            version,
-            objects.get(from).unwrap_or(&[]),
-            token,
-            twice,
-        )
-        .await;
-    });
-    Ok(body)
+    Ok(respond(server, fault, |mut writer| async move {
+        let objects = objects.get(from).unwrap_or(&[]);
+        write_list(&mut writer, resource, version, objects, token, twice).await
+    }))
 }
 
 async fn write_list(
@@ -199,14 +146,14 @@ async fn write_list(
     writer.write(piece.freeze()).await
 }
 
-/// Where a watch stands.
+/// A watch and its position.
 struct Watcher {
     server: Arc<Server>,
     resource: Resource,
-    selector: Selector,
-    /// Position of the last change it has looked at.
+    selectors: Selectors,
+    /// Position of the last change that was considered.
     sequence: u64,
-    /// The version it asked to start after.
+    /// The version after which it starts.
     since: u64,
     bookmarks: bool,
     metadata_only: bool,
@@ -223,7 +170,7 @@ pub(super) fn watch(
     parameters: &Parameters,
     fault: Option<Fault>,
 ) -> Result<Pieces, Refusal> {
-    let selector = parameters.selector()?;
+    let selectors = parameters.selectors()?;
     let bookmarks = parameters.is_true("allowWatchBookmarks");
     let streaming = streaming_list(server, parameters)?;
     let timeout = parameters
@@ -253,14 +200,13 @@ pub(super) fn watch(
         };
         (initial, sequence, store.version(), gone)
     };
-    if gone && server.settings().gone == GoneAs::Status {
+    if gone {
         return Err(Refusal::gone());
     }
-    let (mut writer, body) = pipe(fault, server.bytes());
     let mut watcher = Watcher {
         server: Arc::clone(server),
         resource,
-        selector,
+        selectors,
         sequence,
         since: from.unwrap_or(0),
         bookmarks,
@@ -269,27 +215,31 @@ pub(super) fn watch(
         first: None,
         piece: BytesMut::with_capacity(PIECE),
     };
-    tokio::spawn(async move {
+    Ok(respond(server, fault, |mut writer| async move {
         let deadline = Instant::now() + timeout;
-        let _ = async {
-            if let Some(Fault::ErrorEvent(code)) = fault {
-                return watcher.fail(&mut writer, code).await;
-            }
-            if gone {
-                return watcher.fail(&mut writer, 410).await;
-            }
-            watcher
-                .initial(&mut writer, &initial, streaming.then_some(version))
-                .await?;
-            drop(initial);
-            watcher.run(&mut writer, deadline).await
+        if let Some(Fault::ErrorEvent(code)) = fault {
+            return watcher.fail(&mut writer, code).await;
         }
-        .await;
-    });
-    Ok(body)
+        watcher
+            .initial(&mut writer, &initial, streaming.then_some(version))
+            .await?;
+        drop(initial);
+        watcher.run(&mut writer, deadline).await
+    }))
 }
 
-/// Whether the initial events end with a bookmark; a refusal as servers without the feature give it.
+/// Answers with a body that `write` writes.
+fn respond<F: Future<Output = Result<(), Closed>> + Send + 'static>(
+    server: &Server,
+    fault: Option<Fault>,
+    write: impl FnOnce(Pipe) -> F,
+) -> Pieces {
+    let (writer, body) = pipe(fault, server.bytes());
+    tokio::spawn(write(writer));
+    body
+}
+
+/// Whether the initial events end with a bookmark. Refuses as servers without the feature do.
 fn streaming_list(server: &Server, parameters: &Parameters) -> Result<bool, Refusal> {
     if !parameters.is_true("sendInitialEvents") {
         return Ok(false);
@@ -308,7 +258,7 @@ fn streaming_list(server: &Server, parameters: &Parameters) -> Result<bool, Refu
                     "resourceVersionMatch: Forbidden: sendInitialEvents requires it",
                 ));
             }
-            // Without leave to send bookmarks there is nothing to end the list with.
+            // Without bookmarks nothing can end the list.
             Ok(parameters.is_true("allowWatchBookmarks"))
         }
     }
@@ -331,7 +281,7 @@ impl Watcher {
         end: Option<u64>,
     ) -> Result<(), Closed> {
         for object in objects {
-            if self.selector.matches(object) {
+            if self.selectors.matches(object) {
                 self.event("ADDED", &object.json);
             }
             if self.piece.len() >= PIECE {
@@ -370,8 +320,8 @@ impl Watcher {
         }
     }
 
-    /// Writes all changes there are. Returns the version it has then seen everything of; `None` if changes
-    /// were forgotten before it came to them.
+    /// Writes all pending changes. Returns the version up to which everything is written; `None` if changes were forgotten
+    /// before.
     async fn drain(&mut self, writer: &mut Pipe) -> Result<Option<u64>, Closed> {
         loop {
             let (changes, version) = {
@@ -390,7 +340,7 @@ impl Watcher {
             for change in changes {
                 self.sequence = change.sequence;
                 match (self.classify(&change), &change.before) {
-                    // What the watcher knew, not what it must not see.
+                    // The version that the watcher knew, not the one that it does not select.
                     (Some("DELETED"), Some(before)) if !change.deleted => {
                         let last = before.at_version(self.resource, change.version);
                         self.event("DELETED", &last);
@@ -408,8 +358,8 @@ impl Watcher {
         let before = change
             .before
             .as_ref()
-            .is_some_and(|object| self.selector.matches(object));
-        let now = !change.deleted && self.selector.matches(&change.object);
+            .is_some_and(|object| self.selectors.matches(object));
+        let now = !change.deleted && self.selectors.matches(&change.object);
         match (before, now) {
             (false, true) => Some("ADDED"),
             (true, true) => Some("MODIFIED"),

@@ -1,6 +1,6 @@
-//! What can go wrong on purpose, and which requests it befalls.
+//! Injected faults and the requests they affect.
 //!
-//! Decides; the effects are in `body` and `serve`. With a seed, the same requests in the same order meet the
+//! Decides; the effects are in `body` and `server`. With a seed, the same requests in the same order meet the
 //! same faults.
 
 use std::time::Duration;
@@ -17,11 +17,11 @@ pub enum Verb {
     List,
     /// A watch, with or without initial events.
     Watch,
-    /// One object by its name: answered, refused or left hanging, no other fault befalls it.
+    /// One object by its name. Only refusals and hangs affect it.
     Get,
 }
 
-/// One thing that goes wrong with one request.
+/// A fault of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// An error answer, for example 429 with the seconds of its `Retry-After`.
@@ -33,11 +33,11 @@ pub enum Fault {
     },
     /// No answer at all; the connection stays open and says nothing.
     Hang,
-    /// So many bytes of the body, then silence; the connection stays open.
+    /// This many bytes of the body, then silence; the connection stays open.
     HangAfter(usize),
-    /// So many bytes of the body, then the connection breaks.
+    /// This many bytes of the body, then the connection breaks.
     CutAfter(usize),
-    /// So many bytes of the body, then its regular end: a truncated but well-framed answer.
+    /// This many bytes of the body, then its regular end: a truncated but well-framed answer.
     EndAfter(usize),
     /// The body trickles.
     Slow {
@@ -54,7 +54,7 @@ pub enum Fault {
     Replay,
 }
 
-/// A fault and the requests it befalls.
+/// A fault and the requests it affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Injection {
     /// The fault.
@@ -63,12 +63,12 @@ pub struct Injection {
     pub resource: Option<Resource>,
     /// Only this verb.
     pub verb: Option<Verb>,
-    /// So many requests; `None` for all until [`super::FakeApi::heal`].
+    /// How many requests; `None` for all until [`super::FakeApi::heal`].
     pub times: Option<usize>,
 }
 
 impl Injection {
-    /// Befalls every request until healed.
+    /// Affects every request until healed.
     pub fn always(fault: Fault) -> Self {
         Injection {
             fault,
@@ -78,7 +78,7 @@ impl Injection {
         }
     }
 
-    /// Befalls the next request.
+    /// Affects the next request.
     pub fn once(fault: Fault) -> Self {
         Injection {
             times: Some(1),
@@ -86,7 +86,7 @@ impl Injection {
         }
     }
 
-    /// Befalls the next `times` requests.
+    /// Affects the next `times` requests.
     pub fn times(self, times: usize) -> Self {
         Injection {
             times: Some(times),
@@ -131,7 +131,7 @@ impl Faults {
         *self = Faults::default();
     }
 
-    /// The fault for this request: the oldest injection that fits, else one by chance.
+    /// The fault for this request: the oldest injection that fits, else one by rng.
     pub(super) fn draw(&mut self, resource: Resource, verb: Verb) -> Option<Fault> {
         let fits = |i: &Injection| {
             i.resource.is_none_or(|r| r == resource) && i.verb.is_none_or(|v| v == verb)
@@ -147,14 +147,14 @@ impl Faults {
             }
             return Some(fault);
         }
-        let (chance, probability) = self.random.as_mut()?;
-        let unlucky = chance.random_bool(*probability);
-        unlucky.then(|| any(chance))
+        let (rng, probability) = self.random.as_mut()?;
+        let strikes = rng.random_bool(*probability);
+        strikes.then(|| any(rng))
     }
 }
 
-fn any(chance: &mut SmallRng) -> Fault {
-    match chance.random_range(0..9) {
+fn any(rng: &mut SmallRng) -> Fault {
+    match rng.random_range(0..9) {
         0 => Fault::Status {
             code: 429,
             retry_after: Some(0),
@@ -171,9 +171,9 @@ fn any(chance: &mut SmallRng) -> Fault {
             code: 410,
             retry_after: None,
         },
-        4 => Fault::CutAfter(chance.random_range(0..20_000)),
-        5 => Fault::EndAfter(chance.random_range(0..20_000)),
-        6 => Fault::HangAfter(chance.random_range(0..20_000)),
+        4 => Fault::CutAfter(rng.random_range(0..20_000)),
+        5 => Fault::EndAfter(rng.random_range(0..20_000)),
+        6 => Fault::HangAfter(rng.random_range(0..20_000)),
         7 => Fault::ErrorEvent(410),
         _ => Fault::Duplicate,
     }

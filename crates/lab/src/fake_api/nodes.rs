@@ -1,13 +1,12 @@
-//! One Node at a time: read, and changed by patches of its annotations and conditions, as kubelets and overlays do.
-//! Off unless a test asks for it: a service proxy has no business here.
+//! Reads of one Node, and patches of its annotations and conditions, as kubelets and overlays send them.
+//! Off by default: a service proxy does not need them.
 
 use serde_json::{Value, json};
 
-use super::answer::Refusal;
-use super::server::Server;
+use super::state::{Refusal, Server};
 use super::store::Resource;
 
-/// Where events of cluster-scoped objects are written; taken as they come.
+/// Path of Events about cluster-scoped objects.
 pub(super) const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
 
 /// The node of a path `/api/v1/nodes/NAME` or `/api/v1/nodes/NAME/status`.

@@ -1,91 +1,61 @@
-//! Label and field selectors, as far as a service proxy uses them. What is not understood is an error, never
-//! a selector that matches everything.
+//! Label and field selectors, as far as a service proxy uses them. A selector that is not understood is an error, never one
+//! that matches everything.
 
-use super::store::Stored;
+use kube::core::{Expression, Selector, SelectorExt};
 
-/// One comma-separated part of a selector.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Term {
-    Exists(String),
-    Absent(String),
-    Equal(String, String),
-    Unequal(String, String),
-}
-
-/// Fields that a selector can name.
-const FIELDS: [&str; 3] = ["metadata.name", "metadata.namespace", "spec.clusterIP"];
+use super::store::{FIELDS, Stored};
 
 /// A label selector and a field selector together.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Selector {
-    labels: Vec<Term>,
-    fields: Vec<Term>,
+#[derive(Clone, Debug)]
+pub(super) struct Selectors {
+    labels: Selector,
+    fields: Selector,
 }
 
-impl Selector {
-    /// Of `labelSelector=` and `fieldSelector=`; empty texts select everything. The error is for a human.
+impl Selectors {
+    /// Parses `labelSelector=` and `fieldSelector=`; empty texts select everything. The error is for a human.
     pub(super) fn parse(labels: &str, fields: &str) -> Result<Self, String> {
-        let selector = Selector {
-            labels: terms(labels)?,
-            fields: terms(fields)?,
+        let expressions = expressions(fields)?;
+        let is_known = |expression: &Expression| {
+            matches!(expression, Expression::Equal(field, _) | Expression::NotEqual(field, _)
+                if FIELDS.iter().any(|(known, _)| known == field))
         };
-        for term in &selector.fields {
-            match term {
-                Term::Equal(field, _) | Term::Unequal(field, _)
-                    if FIELDS.contains(&field.as_str()) => {}
-                _ => return Err(format!("field selector not supported: {fields:?}")),
-            }
+        if !expressions.iter().all(is_known) {
+            return Err(format!("field selector not supported: {fields:?}"));
         }
-        Ok(selector)
+        Ok(Selectors {
+            labels: self::expressions(labels)?.into_iter().collect(),
+            fields: expressions.into_iter().collect(),
+        })
     }
 
     pub(super) fn matches(&self, object: &Stored) -> bool {
-        let label = |key: &str| object.labels.get(key).map(String::as_str);
-        let field = |key: &str| match key {
-            "metadata.name" => Some(object.key.1.as_str()),
-            "spec.clusterIP" => object.cluster_ip.as_deref(),
-            _ => Some(object.key.0.as_str()),
-        };
-        self.labels.iter().all(|term| term.holds(label))
-            && self.fields.iter().all(|term| term.holds(field))
+        self.labels.matches(&object.labels) && self.fields.matches(&object.fields)
     }
 }
 
-impl Term {
-    fn holds<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> bool {
-        match self {
-            Term::Exists(key) => value(key).is_some(),
-            Term::Absent(key) => value(key).is_none(),
-            Term::Equal(key, wanted) => value(key) == Some(wanted),
-            Term::Unequal(key, unwanted) => value(key) != Some(unwanted),
-        }
-    }
-}
-
-fn terms(text: &str) -> Result<Vec<Term>, String> {
+fn expressions(text: &str) -> Result<Vec<Expression>, String> {
     text.split(',')
         .map(str::trim)
         .filter(|part| !part.is_empty())
-        .map(term)
+        .map(expression)
         .collect()
 }
 
-fn term(part: &str) -> Result<Term, String> {
+fn expression(part: &str) -> Result<Expression, String> {
     let own = |text: &str| text.trim().to_owned();
-    let parsed = if let Some(key) = part.strip_prefix('!') {
-        Term::Absent(own(key))
+    let (key, parsed) = if let Some(key) = part.strip_prefix('!') {
+        (key, Expression::DoesNotExist(own(key)))
     } else if let Some((key, value)) = part.split_once("!=") {
-        Term::Unequal(own(key), own(value))
+        (key, Expression::NotEqual(own(key), own(value)))
     } else if let Some((key, value)) = part.split_once("==").or_else(|| part.split_once('=')) {
-        Term::Equal(own(key), own(value))
+        (key, Expression::Equal(own(key), own(value)))
     } else {
-        Term::Exists(own(part))
+        (part, Expression::Exists(own(part)))
     };
-    let (Term::Exists(key) | Term::Absent(key) | Term::Equal(key, _) | Term::Unequal(key, _)) =
-        &parsed;
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
-    if key.is_empty() || !key.chars().all(plain) {
-        return Err(format!("selector not understood: {part:?}"));
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    match !key.trim().is_empty() && key.trim().chars().all(is_plain) {
+        true => Ok(parsed),
+        false => Err(format!("selector not understood: {part:?}")),
     }
-    Ok(parsed)
 }

@@ -1,12 +1,11 @@
-//! The listening side: connections, routes, counters. One thread of its own, so that neither a test's runtime
-//! nor its network namespace matters.
+//! The listening side: connections and routes, on a thread of its own, so that neither a test's runtime nor its network
+//! namespace matters.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
@@ -19,158 +18,16 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::answer::{self, Parameters, Refusal};
+use super::answer::{self, Parameters};
 use super::body::Pieces;
-use super::discovery;
-use super::faults::{Fault, Faults, Verb};
+use super::faults::{Fault, Verb};
 use super::nodes;
-use super::store::{Resource, Store};
-
-/// What the server does with `sendInitialEvents=true`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamingList {
-    /// Sends the objects and the bookmark that ends them.
-    Served,
-    /// Answers 422, as servers with the feature switched off.
-    Refused,
-    /// Does not know the parameter: sends the objects, but no bookmark ends them.
-    Ignored,
-}
-
-/// How the server says that a version is too old for a watch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GoneAs {
-    /// HTTP status 410.
-    Status,
-    /// Status 200 and an ERROR event with code 410.
-    Event,
-}
-
-/// One request as it came in.
-#[derive(Clone, Debug)]
-pub struct Seen {
-    /// When.
-    pub at: Instant,
-    /// What was asked for.
-    pub resource: Resource,
-    /// How.
-    pub verb: Verb,
-    /// The parameters, decoded.
-    pub parameters: BTreeMap<String, String>,
-    /// `User-Agent`.
-    pub user_agent: String,
-    /// Objects are wanted as `PartialObjectMetadata` (API concepts, "Metadata-only fetches").
-    pub metadata_only: bool,
-}
-
-/// What a test can set.
-#[derive(Clone, Debug)]
-pub(super) struct Settings {
-    pub(super) streaming_list: StreamingList,
-    pub(super) gone: GoneAs,
-    pub(super) bookmark_interval: Duration,
-    pub(super) node_patches: bool,
-    pub(super) token: Option<String>,
-    pub(super) reachable: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            streaming_list: StreamingList::Served,
-            gone: GoneAs::Status,
-            bookmark_interval: Duration::from_secs(60),
-            node_patches: false,
-            token: None,
-            reachable: true,
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Tally {
-    seen: Vec<Seen>,
-    forbidden: u64,
-    connections: u64,
-}
-
-/// State shared by the handle, the connections and the watches.
-#[derive(Debug)]
-pub(super) struct Server {
-    store: Mutex<Store>,
-    settings: Mutex<Settings>,
-    pub(super) faults: Mutex<Faults>,
-    tally: Mutex<Tally>,
-    pub(super) events: Mutex<Vec<Value>>,
-    bytes: Arc<AtomicU64>,
-    /// Ticks at each change of the store.
-    news: watch::Sender<()>,
-    /// Ticks when every connection shall break.
-    breaks: watch::Sender<()>,
-}
+use super::state::{Refusal, Seen, Server, lock};
+use super::store::Resource;
 
 type Reply = Response<Either<Full<Bytes>, Pieces>>;
 
-/// Locks; a panic elsewhere in a test must not hide its cause behind a poisoned lock.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Server {
-    pub(super) fn new() -> Self {
-        Server {
-            store: Mutex::default(),
-            settings: Mutex::default(),
-            faults: Mutex::default(),
-            tally: Mutex::default(),
-            events: Mutex::default(),
-            bytes: Arc::default(),
-            news: watch::Sender::new(()),
-            breaks: watch::Sender::new(()),
-        }
-    }
-
-    pub(super) fn store(&self) -> MutexGuard<'_, Store> {
-        lock(&self.store)
-    }
-
-    /// Changes the store and tells the watches.
-    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Store) -> T) -> T {
-        let result = change(&mut self.store());
-        self.news.send_replace(());
-        result
-    }
-
-    pub(super) fn settings(&self) -> MutexGuard<'_, Settings> {
-        lock(&self.settings)
-    }
-
-    pub(super) fn news(&self) -> watch::Receiver<()> {
-        self.news.subscribe()
-    }
-
-    pub(super) fn bytes(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.bytes)
-    }
-
-    pub(super) fn break_connections(&self) {
-        self.breaks.send_replace(());
-    }
-
-    pub(super) fn seen(&self) -> Vec<Seen> {
-        lock(&self.tally).seen.clone()
-    }
-
-    /// Requests refused because nobody may make them, connections, and bytes of bodies.
-    pub(super) fn totals(&self) -> (u64, u64, u64) {
-        let tally = lock(&self.tally);
-        (
-            tally.forbidden,
-            tally.connections,
-            self.bytes.load(Ordering::Relaxed),
-        )
-    }
-
     /// Accepts until `stop` resolves.
     pub(super) async fn accept(
         self: Arc<Self>,
@@ -188,7 +45,7 @@ impl Server {
                 },
                 _ = stop.changed() => return,
             };
-            lock(&self.tally).connections += 1;
+            self.count_connection();
             if self.settings().reachable {
                 tokio::spawn(Arc::clone(&self).connection(stream));
             }
@@ -209,28 +66,20 @@ impl Server {
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Reply, Infallible> {
-        if request.method() == Method::GET
-            && let Some(document) = discovery::document(request.uri().path())
-        {
-            return Ok(reply(200, None, Either::Left(document.to_string().into())));
-        }
-        if self.settings().node_patches
-            && let Some(name) = nodes::node_of(request.uri().path()).map(str::to_owned)
-        {
-            let answer = self.answer_about_node(&name, request).await;
-            return Ok(answer.unwrap_or_else(|refusal| refused(&refusal)));
-        }
-        if request.method() == Method::POST && request.uri().path() == nodes::EVENTS {
-            return Ok(self.take_event(request).await);
-        }
-        let outcome = match self.route(&request) {
-            Ok((resource, verb, parameters)) => self.serve(resource, verb, &parameters).await,
-            Err(refusal) => Err(refusal),
+        let path = request.uri().path().to_owned();
+        let node = nodes::node_of(&path).filter(|_| self.settings().node_patches);
+        let outcome = if let Some(node) = node {
+            self.answer_about_node(node, request).await
+        } else if request.method() == Method::POST && path == nodes::EVENTS {
+            self.take_event(request).await
+        } else {
+            let body = match self.route(&request) {
+                Ok((resource, verb, parameters)) => self.serve(resource, verb, &parameters).await,
+                Err(refusal) => Err(refusal),
+            };
+            body.map(|body| reply(200, None, Either::Right(body)))
         };
-        Ok(match outcome {
-            Ok(body) => reply(200, None, Either::Right(body)),
-            Err(refusal) => refused(&refusal),
-        })
+        Ok(outcome.unwrap_or_else(|refusal| refused(&refusal)))
     }
 
     async fn answer_about_node(
@@ -244,35 +93,23 @@ impl Server {
                 self.strike(Resource::Nodes, Verb::Get).await?;
                 nodes::get(self, name)
             }
-            Method::PATCH => {
-                let body = request
-                    .into_body()
-                    .collect()
-                    .await
-                    .map(http_body_util::Collected::to_bytes);
-                match body.map(|body| serde_json::from_slice(&body)) {
-                    Ok(Ok(patch)) => nodes::patch(self, name, &patch),
-                    _ => Err(Refusal::new(400, "not a patch")),
-                }
-            }
+            Method::PATCH => match json_body(request).await {
+                Some(patch) => nodes::patch(self, name, &patch),
+                None => Err(Refusal::new(400, "not a patch")),
+            },
             _ => Err(Refusal::new(405, "read and patched only")),
         }?;
         let body = Bytes::from(node.to_string());
-        self.bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
+        self.count_bytes(body.len());
         Ok(reply(200, None, Either::Left(body.into())))
     }
 
-    async fn take_event(&self, request: Request<Incoming>) -> Reply {
-        let body = request.into_body().collect().await;
-        let body = body.map(http_body_util::Collected::to_bytes);
-        let answer = match body.map(|body| serde_json::from_slice::<Value>(&body)) {
-            Ok(Ok(event)) => {
-                lock(&self.events).push(event.clone());
-                (201, event.to_string())
-            }
-            _ => (400, Refusal::new(400, "not an event").status()),
-        };
-        reply(answer.0, None, Either::Left(answer.1.into()))
+    async fn take_event(&self, request: Request<Incoming>) -> Result<Reply, Refusal> {
+        let event = json_body(request).await;
+        let event = event.ok_or_else(|| Refusal::new(400, "not an event"))?;
+        let text = event.to_string();
+        lock(&self.events).push(event);
+        Ok(reply(201, None, Either::Left(text.into())))
     }
 
     fn route(&self, request: &Request<Incoming>) -> Result<(Resource, Verb, Parameters), Refusal> {
@@ -281,14 +118,14 @@ impl Server {
             .into_iter()
             .find(|resource| resource.path() == path);
         let Some(resource) = resource.filter(|_| request.method() == Method::GET) else {
-            lock(&self.tally).forbidden += 1;
+            self.count_forbidden();
             return Err(Refusal::new(
                 403,
                 format!("{} {path} is not allowed", request.method()),
             ));
         };
         let parameters = Parameters {
-            query: parameters(request.uri().query().unwrap_or_default()),
+            query: parameters(request),
             metadata_only: metadata_only(request),
         };
         let verb = if parameters.is_true("watch") {
@@ -315,7 +152,7 @@ impl Server {
         verb: Verb,
         parameters: BTreeMap<String, String>,
     ) {
-        lock(&self.tally).seen.push(Seen {
+        self.record(Seen {
             at: Instant::now(),
             resource,
             verb,
@@ -325,7 +162,7 @@ impl Server {
         });
     }
 
-    /// Draws the fault that befalls a request: one without an answer is refused or waits for ever here, others are returned.
+    /// Draws the fault of a request. Refusals and hangs happen here, other faults are returned.
     async fn strike(&self, resource: Resource, verb: Verb) -> Result<Option<Fault>, Refusal> {
         let fault = lock(&self.faults).draw(resource, verb);
         match fault {
@@ -366,6 +203,11 @@ fn reply(code: u16, retry_after: Option<u64>, body: Either<Full<Bytes>, Pieces>)
     response
 }
 
+async fn json_body(request: Request<Incoming>) -> Option<Value> {
+    let body = request.into_body().collect().await.ok()?;
+    serde_json::from_slice(&body.to_bytes()).ok()
+}
+
 fn refused(refusal: &Refusal) -> Reply {
     let body = Either::Left(refusal.status().into());
     reply(refusal.code, refusal.retry_after, body)
@@ -383,33 +225,10 @@ fn text(headers: &HeaderMap, name: http::HeaderName) -> String {
         .to_owned()
 }
 
-/// The parameters of a query.
-fn parameters(query: &str) -> BTreeMap<String, String> {
-    query
-        .split('&')
-        .filter(|part| !part.is_empty())
-        .map(|part| {
-            let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            (decoded(name), decoded(value))
-        })
+/// The parameters of the query.
+fn parameters(request: &Request<Incoming>) -> BTreeMap<String, String> {
+    let query = request.uri().query().unwrap_or_default();
+    form_urlencoded::parse(query.as_bytes())
+        .into_owned()
         .collect()
-}
-
-/// Undoes percent encoding, and `+` for a space.
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let hex = |at: usize| tail.get(at).and_then(|&digit| (digit as char).to_digit(16));
-        rest = tail;
-        match (first, hex(0), hex(1)) {
-            (b'%', Some(high), Some(low)) => {
-                bytes.push((high * 16 + low) as u8);
-                rest = tail.get(2..).unwrap_or_default();
-            }
-            (b'+', ..) => bytes.push(b' '),
-            _ => bytes.push(first),
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -61,14 +61,16 @@ impl Resource {
     }
 
     const fn index(self) -> usize {
-        match self {
-            Resource::Services => 0,
-            Resource::EndpointSlices => 1,
-            Resource::Nodes => 2,
-            Resource::ServiceCidrs => 3,
-        }
+        self as usize
     }
 }
+
+/// Fields that a selector can name, and where they are in an object.
+pub(super) const FIELDS: [(&str, &str); 3] = [
+    ("metadata.name", "/metadata/name"),
+    ("metadata.namespace", "/metadata/namespace"),
+    ("spec.clusterIP", "/spec/clusterIP"),
+];
 
 /// Namespace (empty for cluster-scoped objects) and name.
 pub(super) type Key = (String, String);
@@ -79,8 +81,8 @@ pub(super) struct Stored {
     pub(super) key: Key,
     pub(super) version: u64,
     pub(super) labels: BTreeMap<String, String>,
-    /// `spec.clusterIP` of a Service, which a field selector can ask for.
-    pub(super) cluster_ip: Option<String>,
+    /// Those of [`FIELDS`] that it has.
+    pub(super) fields: BTreeMap<String, String>,
     pub(super) json: Bytes,
 }
 
@@ -138,6 +140,8 @@ struct Snapshot {
     objects: Objects,
 }
 
+/// Changes kept per resource.
+const HISTORY: usize = 100_000;
 /// Snapshots kept for paging; older ones answer 410 as expired tokens do.
 const SNAPSHOTS: usize = 32;
 
@@ -147,8 +151,6 @@ pub(super) struct Store {
     collections: [Collection; 4],
     version: u64,
     sequence: u64,
-    /// Changes kept per resource.
-    history_limit: usize,
     snapshots: VecDeque<Snapshot>,
     next_snapshot: u64,
 }
@@ -160,7 +162,6 @@ impl Default for Store {
             // Real clusters never hand out small numbers, and a test may want to go below the start.
             version: 1000,
             sequence: 0,
-            history_limit: 100_000,
             snapshots: VecDeque::new(),
             next_snapshot: 1,
         }
@@ -177,13 +178,6 @@ impl Store {
         self.sequence
     }
 
-    pub(super) fn set_history_limit(&mut self, limit: usize) {
-        self.history_limit = limit;
-        for collection in &mut self.collections {
-            collection.trim(limit);
-        }
-    }
-
     /// Stores an object under a new version and returns that version.
     pub(super) fn apply(&mut self, resource: Resource, key: Key, mut object: Value) -> u64 {
         self.version += 1;
@@ -191,7 +185,7 @@ impl Store {
         stamp(&mut object, resource, version);
         let stored = Arc::new(Stored {
             labels: labels(&object),
-            cluster_ip: text_at(&object, "/spec/clusterIP"),
+            fields: fields(&object),
             json: object.to_string().into(),
             key,
             version,
@@ -213,7 +207,7 @@ impl Store {
             key: key.clone(),
             version,
             labels: before.labels.clone(),
-            cluster_ip: before.cluster_ip.clone(),
+            fields: before.fields.clone(),
             json: before.at_version(resource, version),
         });
         self.record(resource, gone, Some(before), true);
@@ -235,10 +229,9 @@ impl Store {
             deleted,
             before,
         };
-        let limit = self.history_limit;
         let collection = &mut self.collections[resource.index()];
         collection.history.push_back(change);
-        collection.trim(limit);
+        collection.trim(HISTORY);
     }
 
     /// Takes up `by` versions without a change of our resources, as other resources do all the time.
@@ -364,6 +357,14 @@ pub(super) fn key_of(object: &Value) -> Option<Key> {
 fn text_at(object: &Value, pointer: &str) -> Option<String> {
     let text = object.pointer(pointer).and_then(Value::as_str);
     text.map(str::to_owned)
+}
+
+fn fields(object: &Value) -> BTreeMap<String, String> {
+    let value = |(name, pointer): &(&str, &str)| {
+        let default = (*name == "metadata.namespace").then(String::new);
+        Some(((*name).to_owned(), text_at(object, pointer).or(default)?))
+    };
+    FIELDS.iter().filter_map(value).collect()
 }
 
 fn labels(object: &Value) -> BTreeMap<String, String> {

@@ -60,7 +60,7 @@ async fn a_list_arrives_as_one_reset_and_changes_follow() {
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_streaming_lists_is_asked_once_and_then_by_pages() {
+async fn a_server_without_streaming_lists_is_asked_for_pages() {
     let mut bench = Bench::new();
     bench.api.set_streaming_list(StreamingList::Refused);
     bench.start(quick()).await;
@@ -93,7 +93,7 @@ async fn a_server_that_refuses_streaming_lists_is_asked_once_and_then_by_pages()
 }
 
 #[tokio::test]
-async fn a_server_that_ignores_the_wish_for_a_streaming_list_is_found_out() {
+async fn a_server_that_ignores_send_initial_events_is_asked_for_pages() {
     let mut bench = Bench::new();
     bench.api.set_streaming_list(StreamingList::Ignored);
     bench.api.apply(service("a")).unwrap();
@@ -148,7 +148,7 @@ async fn requests_say_who_asks_and_ask_for_no_more_than_is_needed() {
 }
 
 #[tokio::test]
-async fn an_undecodable_object_is_named_and_its_neighbours_are_delivered() {
+async fn an_undecodable_object_is_named_and_others_are_delivered() {
     for mode in [StreamingList::Served, StreamingList::Refused] {
         let mut bench = Bench::new();
         bench.api.set_streaming_list(mode);
@@ -232,7 +232,7 @@ async fn service_cidrs_are_optional_and_nothing_else_is() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_starting_is_asked_again_soon_and_for_service_cidrs_too() {
+async fn a_starting_server_is_asked_again_soon() {
     let mut bench = Bench::new();
     bench.api.set_streaming_list(StreamingList::Refused);
     bench.api.apply(service("a")).unwrap();
@@ -268,7 +268,7 @@ async fn a_server_that_is_starting_is_asked_again_soon_and_for_service_cidrs_too
 }
 
 #[tokio::test]
-async fn a_cancelled_source_ends_whatever_it_waits_for() {
+async fn a_cancelled_source_ends_in_the_middle_of_a_request() {
     let mut bench = Bench::new();
     bench.start(quick()).await;
     bench.until("a list", |view| !view.resets.is_empty()).await;

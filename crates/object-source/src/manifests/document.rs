@@ -1,7 +1,7 @@
 //! One file's text becomes objects and problems: a function of the text.
 //!
-//! A file that is not YAML (or JSON) yields nothing but the error; in one that is, each object stands for
-//! itself, and the good ones go on. What an object means is decided by `service_model::wire`.
+//! A file that is not YAML (or JSON) gives an error only. In every other file an invalid object does not affect the other
+//! objects. The meaning of an object is decided by `service_model::wire`.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -20,12 +20,12 @@ use crate::{MAX_TEXT, Problem};
 
 /// Nodes in one document: a list of 100,000 endpoints has about two million. Bounds memory.
 const MAX_NODES: usize = 16_000_000;
-/// Nodes that aliases may stand for, in one document: sharing labels is fine, laughing a billion times is not.
+/// Nodes that aliases may expand to, in one document: enough for shared labels, too few for a "billion laughs" file.
 const MAX_REPLAYED: usize = 100_000;
-/// Only so many problems of a file are looked up in it; the others stand at the first line of their object.
+/// How many problems of a file get the line of their field; further ones get the first line of their object.
 const MAX_PLACED: usize = 100;
 
-/// An object is known by this.
+/// Identifies an object.
 pub(super) type Key = (ObjectKind, ObjectName);
 
 /// A usable object.
@@ -37,15 +37,29 @@ pub(super) enum Object {
     ServiceCidr(Arc<ServiceCidr>),
 }
 
-/// What a file holds.
+/// The contents of a file.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     /// Objects of our kinds, in the order of the file.
     pub(super) objects: Vec<Found>,
-    /// Documents that are no objects, by line and reason.
-    pub(super) strays: Vec<(usize, String)>,
-    /// Kinds that are not ours, each with the line it was first seen at.
-    pub(super) ignored: Vec<(usize, String)>,
+    /// Documents that are not objects.
+    pub(super) strays: Vec<Remark>,
+    /// Kinds that are ignored, each at its first line.
+    pub(super) ignored: Vec<Remark>,
+}
+
+/// A remark about a line of a file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Remark {
+    pub(super) line: usize,
+    pub(super) reason: String,
+}
+
+impl Remark {
+    fn new(line: usize, reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Remark { line, reason }
+    }
 }
 
 /// An object as found in a file.
@@ -54,18 +68,18 @@ pub(super) struct Found {
     pub(super) key: Key,
     /// First line.
     pub(super) line: usize,
-    /// `None`: it cannot be used, and `problems` say why.
+    /// `None`: the object is invalid, see `problems`.
     pub(super) object: Option<Object>,
     pub(super) problems: Vec<Problem>,
 }
 
-/// Reads a file's text. The error has the line at which the file stops being YAML.
+/// Parses the text of a file. The error is at the line at which the file stops being YAML.
 pub(super) fn read(
     path: &Path,
     text: &str,
     node_ports: &RangeInclusive<u16>,
     interner: &mut Interner,
-) -> Result<Contents, (usize, String)> {
+) -> Result<Contents, Remark> {
     let mut reader = Reader {
         path,
         lines: Lines::of(text),
@@ -75,7 +89,9 @@ pub(super) fn read(
         contents: Contents::default(),
     };
     for (before, document) in documents(text) {
-        for (value, line) in parse(document).map_err(|(line, reason)| (before + line, reason))? {
+        for (value, line) in
+            parse(document).map_err(|error| Remark::new(before + error.line, error.reason))?
+        {
             let line = before + line;
             reader.node(value, line, String::new(), line, None);
         }
@@ -108,8 +124,8 @@ fn documents(text: &str) -> impl Iterator<Item = (usize, &str)> {
 }
 
 /// The values of a document (none, if it is empty) with their lines, from 1.
-fn parse(document: &str) -> Result<Vec<(Value, usize)>, (usize, String)> {
-    // JSON is YAML, and many times faster read as what it is. What is wrong with it, YAML's reader tells.
+fn parse(document: &str) -> Result<Vec<(Value, usize)>, Remark> {
+    // JSON is YAML, and parsing it as JSON is many times faster. The YAML parser reports the errors of either.
     let body = document.strip_prefix("---").unwrap_or(document);
     if body.trim_start().starts_with('{')
         && let Ok(value) = serde_json::from_str(body)
@@ -130,12 +146,10 @@ fn parse(document: &str) -> Result<Vec<(Value, usize)>, (usize, String)> {
                 .map(|spanned| (spanned.value, line(spanned.referenced)))
                 .collect()
         })
-        // Without a line in the words: it would be the document's, not the file's.
+        // The message has no line: it would be the document's, not the file's.
         .map_err(|error| {
-            (
-                error.location().map_or(0, line),
-                clamped(UserMessageFormatter.format_message(&error)),
-            )
+            let reason = clamped(UserMessageFormatter.format_message(&error));
+            Remark::new(error.location().map_or(0, line), reason)
         })
 }
 
@@ -162,14 +176,14 @@ struct Reader<'a> {
     contents: Contents,
 }
 
-/// Where an object stands: the line of its document's root, its path within, its own line.
+/// Position of an object: the line of its document's root, its path in the document, its own line.
 struct Position {
     document: usize,
     path: String,
     line: usize,
 }
 
-/// What kind of object a value claims to be.
+/// The kind of an object by its own fields.
 enum Claim {
     Ours(ObjectKind),
     /// A list whose items are of this kind and version unless they say otherwise.
@@ -179,7 +193,7 @@ enum Claim {
 }
 
 impl Reader<'_> {
-    /// An object, or a list of them. `path` is where it stands in the document that begins at `document`.
+    /// Adds an object or a list. `path` leads there from the root of the document that begins at line `document`.
     fn node(
         &mut self,
         value: Value,
@@ -189,9 +203,9 @@ impl Reader<'_> {
         default: Option<&(String, String)>,
     ) {
         let Value::Object(object) = value else {
-            return self.contents.strays.push((
+            return self.contents.strays.push(Remark::new(
                 line,
-                "not an object: a mapping with apiVersion and kind is expected".into(),
+                "not an object: a mapping with apiVersion and kind is expected",
             ));
         };
         let position = Position {
@@ -200,15 +214,11 @@ impl Reader<'_> {
             line,
         };
         match claim(&object, default) {
-            Claim::Refused(reason) => self.contents.strays.push((line, reason)),
+            Claim::Refused(reason) => self.contents.strays.push(Remark::new(line, reason)),
             Claim::Foreign(kind) => {
-                if !self
-                    .contents
-                    .ignored
-                    .iter()
-                    .any(|(_, known)| *known == kind)
-                {
-                    self.contents.ignored.push((line, kind));
+                let ignored = &mut self.contents.ignored;
+                if !ignored.iter().any(|known| known.reason == kind) {
+                    ignored.push(Remark::new(line, kind));
                 }
             }
             Claim::List(item) => self.list(object, &position, item.as_ref()),
@@ -226,10 +236,10 @@ impl Reader<'_> {
             Some(Value::Array(items)) => items,
             None | Some(Value::Null) => return,
             Some(_) => {
-                return self
-                    .contents
-                    .strays
-                    .push((position.line, "items of the list is not a sequence".into()));
+                return self.contents.strays.push(Remark::new(
+                    position.line,
+                    "items of the list is not a sequence",
+                ));
             }
         };
         let path = join(&position.path, "items");
@@ -330,7 +340,7 @@ impl Reader<'_> {
         let found = self
             .lines
             .of_field(position.document, &join(&position.path, field));
-        // A path that runs through an alias ends early: at the object, then.
+        // A path through an alias ends early: use the object's line then.
         found.max(position.line)
     }
 }

@@ -1,9 +1,9 @@
-//! The files of a folder as they were last readable: the effects of reading, and nothing about meaning.
+//! The files of a folder as they were last readable: reads files, and leaves their meaning to `document`.
 //!
-//! A file is read when it is named, and when it differs from what was read before; never while somebody is
-//! known to be writing it. What cannot be read or is not YAML keeps its last good contents. A difference that
-//! is only seen, not named, must last for [`GRACE`]: some editors move the old file aside before they write the
-//! new one, and word that somebody has begun to write may arrive after the look that finds half a file.
+//! A file is read after a notification that it was written, and when it differs from what was read before, but not while it
+//! is known to be written. A file that cannot be read or is not YAML keeps its last good contents. A difference without a
+//! notification must last for [`GRACE`]: some editors move the old file aside before they write the new one, and the
+//! notification that a write has begun may arrive after the poll that finds half a file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use service_model::wire::Interner;
 
 use super::ManifestsConfig;
-use super::document::{self, Contents};
+use super::document::{self, Contents, Remark};
 use crate::Problem;
 
 /// A file larger than this is refused: 100,000 endpoints take about 15 MB.
@@ -25,13 +25,13 @@ const MAX_FILE: u64 = 64 << 20;
 /// See the module.
 pub(super) const GRACE: Duration = Duration::from_millis(30);
 
-/// Which files to look at again, besides those that differ.
+/// What notifications say about files.
 #[derive(Debug, Default)]
-pub(super) struct Attention {
-    /// Read these, even if they look the same: two edits may fall into one tick of the file system's clock.
-    pub(super) read: BTreeSet<OsString>,
-    /// Somebody is writing these.
-    pub(super) leave: BTreeSet<OsString>,
+pub(super) struct Hints {
+    /// Written: read even if the file looks the same, as two edits may fall into one tick of the file system's clock.
+    pub(super) written: BTreeSet<OsString>,
+    /// Being written.
+    pub(super) being_written: BTreeSet<OsString>,
 }
 
 /// The folder.
@@ -40,12 +40,11 @@ pub(super) struct Folder {
     dir: PathBuf,
     node_ports: RangeInclusive<u16>,
     interner: Interner,
-    /// By name: the order decides who wins when two files hold the same object.
+    /// By name: the order decides which of two files owns an object.
     files: BTreeMap<OsString, FileState>,
-    /// Files that differ from what was read of them, what they look like (`None`: they are away), and since
-    /// when.
+    /// Files that differ from what was read: how they look now (`None`: the file is gone), and since when.
     differing: BTreeMap<OsString, (Option<Fingerprint>, Instant)>,
-    /// Before the first look there is nothing to keep instead of what is found.
+    /// No file has been read yet, so there are no last good contents to keep.
     first: bool,
 }
 
@@ -53,13 +52,13 @@ pub(super) struct Folder {
 #[derive(Debug, Default)]
 pub(super) struct FileState {
     seen: Option<Fingerprint>,
-    /// The last contents that were YAML.
+    /// The last valid contents.
     pub(super) contents: Contents,
-    /// What is wrong with the file itself at present.
+    /// The present problem of the file itself.
     pub(super) problem: Option<Problem>,
 }
 
-/// Tells one version of a file from another.
+/// Identifies a version of a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Fingerprint {
     device: u64,
@@ -81,22 +80,22 @@ impl Fingerprint {
     }
 }
 
-/// What is to be done about a file.
-enum Verdict {
-    /// Nothing.
-    Leave,
-    /// Nothing yet.
+/// What to do about a file.
+enum Action {
+    /// Keep what was read.
+    Keep,
+    /// Keep what was read until the difference has lasted.
     Wait,
-    /// It is to be read, or to be forgotten when it is away.
-    Take,
+    /// Read the file, or remove it if it is gone.
+    Update,
 }
 
-/// What a refresh came to.
+/// The result of a refresh.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refreshed {
-    /// Some file's state is another one.
+    /// The state of a file has changed.
     pub(super) changed: bool,
-    /// A file differs, and has not for [`GRACE`] yet: look again then.
+    /// A file differs for less than [`GRACE`]: refresh again then.
     pub(super) unsettled: bool,
 }
 
@@ -126,13 +125,9 @@ impl Folder {
             .map(|(name, file)| (self.dir.join(name), file))
     }
 
-    /// Compares the folder with what is known of it. An error means that it cannot be listed; then nothing of
-    /// what is known has changed.
-    pub(super) fn refresh(
-        &mut self,
-        attention: &Attention,
-        now: Instant,
-    ) -> Result<Refreshed, Unlisted> {
+    /// Compares the folder with what was read, and reads what differs. Fails when the folder cannot be listed; then nothing
+    /// changes.
+    pub(super) fn refresh(&mut self, hints: &Hints, now: Instant) -> Result<Refreshed, Unlisted> {
         let present = self.list().map_err(|source| Unlisted {
             dir: self.dir.clone(),
             source,
@@ -146,16 +141,16 @@ impl Folder {
         let names: BTreeSet<_> = present.keys().chain(self.files.keys()).cloned().collect();
         for name in names {
             let there = present.get(&name).copied();
-            match self.verdict(&name, there, attention, now) {
-                Verdict::Leave => {
+            match self.action(&name, there, hints, now) {
+                Action::Keep => {
                     self.differing.remove(&name);
                     continue;
                 }
-                Verdict::Wait => {
+                Action::Wait => {
                     refreshed.unsettled = true;
                     continue;
                 }
-                Verdict::Take => {}
+                Action::Update => {}
             }
             self.differing.remove(&name);
             refreshed.changed = true;
@@ -170,23 +165,23 @@ impl Folder {
     }
 
     /// What to do about a file that looks like `there` now.
-    fn verdict(
+    fn action(
         &mut self,
         name: &OsStr,
         there: Option<Fingerprint>,
-        attention: &Attention,
+        hints: &Hints,
         now: Instant,
-    ) -> Verdict {
+    ) -> Action {
         let known = self.files.get(name);
         let same = known.is_some_and(|file| there.is_some() && file.seen == there);
-        if there.is_some() && attention.leave.contains(name) {
-            return Verdict::Leave;
+        if there.is_some() && hints.being_written.contains(name) {
+            return Action::Keep;
         }
-        if there.is_some() && (self.first || attention.read.contains(name)) {
-            return Verdict::Take;
+        if there.is_some() && (self.first || hints.written.contains(name)) {
+            return Action::Update;
         }
         if same {
-            return Verdict::Leave;
+            return Action::Keep;
         }
         let (looked, since) = self
             .differing
@@ -196,9 +191,9 @@ impl Folder {
             (*looked, *since) = (there, now);
         }
         if now.saturating_duration_since(*since) < GRACE {
-            Verdict::Wait
+            Action::Wait
         } else {
-            Verdict::Take
+            Action::Update
         }
     }
 
@@ -218,7 +213,7 @@ impl Folder {
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                // A loop of links, say: reading it will tell.
+                // A loop of links, for example: reading it gives the reason.
                 Err(_) => {
                     present.insert(name, Fingerprint::default());
                 }
@@ -235,11 +230,13 @@ impl Folder {
                 file.seen = Some(seen);
                 match document::read(&path, &text, &self.node_ports, &mut self.interner) {
                     Ok(contents) => {
-                        tell_ignored(&path, &contents, &file.contents);
+                        warn_of_ignored(&path, &contents, &file.contents);
                         file.contents = contents;
                         None
                     }
-                    Err((line, reason)) => Some((line, format!("cannot be parsed: {reason}"))),
+                    Err(Remark { line, reason }) => {
+                        Some((line, format!("cannot be parsed: {reason}")))
+                    }
                 }
             }
             Err((seen, reason)) => {
@@ -252,9 +249,9 @@ impl Folder {
 }
 
 /// Once for each file and kind.
-fn tell_ignored(path: &Path, contents: &Contents, before: &Contents) {
-    for (line, kind) in &contents.ignored {
-        if !before.ignored.iter().any(|(_, known)| known == kind) {
+fn warn_of_ignored(path: &Path, contents: &Contents, before: &Contents) {
+    for Remark { line, reason: kind } in &contents.ignored {
+        if !before.ignored.iter().any(|known| known.reason == *kind) {
             tracing::warn!(?path, line, kind, "objects of this kind are ignored");
         }
     }
@@ -294,7 +291,7 @@ fn load(path: &Path) -> Result<(Fingerprint, String), (Option<Fingerprint>, Stri
     ))
 }
 
-/// Files with the usual endings; hidden ones and what editors leave lying about are not manifests.
+/// Whether a file has a manifest's ending and is neither hidden nor left by an editor.
 pub(super) fn is_manifest(name: &OsStr) -> bool {
     let path = Path::new(name);
     let ending = path.extension().and_then(OsStr::to_str);
@@ -309,17 +306,17 @@ mod tests {
     use super::super::tests::{config, service};
     use super::*;
 
-    /// Word that somebody writes comes on a thread of its own: a look may be faster.
+    /// Notifications arrive on another thread: a poll may be faster.
     #[test]
-    fn half_a_file_that_nobody_has_told_of_is_not_read() {
+    fn half_a_file_without_a_notification_is_not_read() {
         let dir = tempfile::TempDir::new().unwrap();
         let file = dir.path().join("web.yaml");
         fs::write(&file, service("web", "10.96.0.1", 80)).unwrap();
         let mut folder = Folder::new(&config(dir.path()));
         let start = Instant::now();
-        let untold = Attention::default();
-        let looked = |folder: &mut Folder, attention: &Attention, after: Duration| {
-            let refreshed = folder.refresh(attention, start + after).unwrap();
+        let unnotified = Hints::default();
+        let refresh = |folder: &mut Folder, hints: &Hints, after: Duration| {
+            let refreshed = folder.refresh(hints, start + after).unwrap();
             let services: usize = folder
                 .files()
                 .map(|(_, file)| file.contents.objects.len())
@@ -327,29 +324,29 @@ mod tests {
             (refreshed.changed, refreshed.unsettled, services)
         };
         let ms = Duration::from_millis;
-        assert_eq!(looked(&mut folder, &untold, ms(0)), (true, false, 1));
+        assert_eq!(refresh(&mut folder, &unnotified, ms(0)), (true, false, 1));
 
         fs::write(&file, "").unwrap();
-        assert_eq!(looked(&mut folder, &untold, ms(1)), (false, true, 1));
+        assert_eq!(refresh(&mut folder, &unnotified, ms(1)), (false, true, 1));
         fs::write(&file, "apiVersion: v1\n").unwrap();
         // Another difference: its time starts again.
-        assert_eq!(looked(&mut folder, &untold, ms(40)), (false, true, 1));
+        assert_eq!(refresh(&mut folder, &unnotified, ms(40)), (false, true, 1));
         fs::write(&file, service("web", "10.96.0.1", 81)).unwrap();
-        let told = Attention {
-            read: [OsString::from("web.yaml")].into(),
-            leave: BTreeSet::new(),
+        let notified = Hints {
+            written: [OsString::from("web.yaml")].into(),
+            being_written: BTreeSet::new(),
         };
-        assert_eq!(looked(&mut folder, &told, ms(41)), (true, false, 1));
-        assert_eq!(looked(&mut folder, &untold, ms(42)), (false, false, 1));
+        assert_eq!(refresh(&mut folder, &notified, ms(41)), (true, false, 1));
+        assert_eq!(refresh(&mut folder, &unnotified, ms(42)), (false, false, 1));
 
-        // What lasts is what was meant, told or not.
+        // A difference that lasts counts, with or without a notification.
         fs::write(&file, "").unwrap();
-        assert_eq!(looked(&mut folder, &untold, ms(50)), (false, true, 1));
-        assert_eq!(looked(&mut folder, &untold, ms(80)), (true, false, 0));
+        assert_eq!(refresh(&mut folder, &unnotified, ms(50)), (false, true, 1));
+        assert_eq!(refresh(&mut folder, &unnotified, ms(80)), (true, false, 0));
     }
 
     #[test]
-    fn temporary_files_of_editors_are_no_manifests() {
+    fn temporary_files_of_editors_are_not_manifests() {
         for name in ["a.yaml", "a.b.yml", "x.json"] {
             assert!(is_manifest(OsStr::new(name)), "{name}");
         }

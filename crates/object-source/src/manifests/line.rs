@@ -1,7 +1,7 @@
-//! The line of a field: so that a complaint about `spec.ports[0].nodePort` can be found in the file.
+//! The line of a field, so that a problem of `spec.ports[0].nodePort` can be found in the file.
 //!
-//! Reads parser events and builds nothing; only a file with something to complain about is read this way,
-//! from the line of the document on and no further than the field.
+//! Reads parser events and builds nothing. Only a file with a problem or a list is read this way, from the line of the
+//! document to the field.
 
 use serde_saphyr::granit_parser::{self, Event, Parser, StrInput};
 
@@ -193,7 +193,7 @@ spec:
 ";
 
     #[test]
-    fn fields_are_found_where_they_stand() {
+    fn a_field_is_found_at_its_line() {
         let lines = Lines::of(FILE);
         for (document, path, line) in [
             (2, "kind", 2),

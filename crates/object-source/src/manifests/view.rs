@@ -1,7 +1,7 @@
-//! What the files say together, and what of it has been told: a function of the files' contents.
+//! The objects of all files together, and the events that lead to them: a function of the files' contents.
 //!
-//! Files speak in the order of their names. The first to hold an object has it, whether or not it can be used
-//! there; in every other place it is a problem. An object that cannot be used stays as it was last told.
+//! The first file, in the order of names, that holds an object owns it, even if the object is invalid there; the object is a
+//! problem in every other file. An invalid object stays as it was last delivered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,35 +11,35 @@ use service_model::{
     EndpointSlice, Invalid, Node, ObjectEvent, ObjectKind, ObjectName, Service, ServiceCidr,
 };
 
-use super::document::{Found, Key, Object};
+use super::document::{Found, Key, Object, Remark};
 use super::folder::Folder;
 use crate::{Problem, SourceEvent, Subject};
 
-/// What has been told.
+/// The delivered objects and problems.
 #[derive(Debug, Default)]
 pub(super) struct View {
-    told: BTreeMap<Key, Object>,
+    delivered: BTreeMap<Key, Object>,
     problems: BTreeMap<Subject, Vec<Problem>>,
 }
 
-/// What the files say now.
+/// The contents of the files now.
 struct Now<'f> {
-    /// The place and version of each object that counts.
+    /// File and version of each object.
     objects: BTreeMap<&'f Key, (PathBuf, &'f Found)>,
     problems: BTreeMap<Subject, Vec<Problem>>,
 }
 
 impl View {
-    /// Everything: one `Reset` of each kind, then the problems.
-    pub(super) fn tell_all(&mut self, folder: &Folder) -> Vec<SourceEvent> {
+    /// All objects: one `Reset` of each kind, then the problems.
+    pub(super) fn reset_events(&mut self, folder: &Folder) -> Vec<SourceEvent> {
         let now = Now::of(folder);
-        self.told = now
+        self.delivered = now
             .usable()
             .map(|(key, object)| (key.clone(), object.clone()))
             .collect();
         self.problems = now.problems.clone();
         let mut lists = Lists::default();
-        for object in self.told.values() {
+        for object in self.delivered.values() {
             lists.push(object);
         }
         for (kind, name) in now.unusable() {
@@ -56,24 +56,24 @@ impl View {
         events
     }
 
-    /// What is different from what was told.
-    pub(super) fn tell_changes(&mut self, folder: &Folder) -> Vec<SourceEvent> {
+    /// The differences from what was delivered.
+    pub(super) fn change_events(&mut self, folder: &Folder) -> Vec<SourceEvent> {
         let now = Now::of(folder);
         let mut events = Vec::new();
         let gone: Vec<Key> = self
-            .told
+            .delivered
             .keys()
             .filter(|key| !now.objects.contains_key(key))
             .cloned()
             .collect();
         for key in gone {
-            self.told.remove(&key);
+            self.delivered.remove(&key);
             events.push(deleted(key));
         }
         let mut applied = BTreeSet::new();
         for (key, object) in now.usable() {
-            if self.told.get(key) != Some(object) {
-                self.told.insert(key.clone(), object.clone());
+            if self.delivered.get(key) != Some(object) {
+                self.delivered.insert(key.clone(), object.clone());
                 events.push(event(object));
                 let (kind, name) = key.clone();
                 applied.insert(Subject::Object(kind, name));
@@ -103,7 +103,7 @@ impl<'f> Now<'f> {
             if let Some(problem) = &file.problem {
                 now.problem(problem.clone());
             }
-            for (line, reason) in &file.contents.strays {
+            for Remark { line, reason } in &file.contents.strays {
                 now.problem(Problem::File {
                     path: path.clone(),
                     line: *line,
@@ -119,7 +119,7 @@ impl<'f> Now<'f> {
 
     fn object(&mut self, path: &Path, found: &'f Found) {
         if let Some((first, winner)) = self.objects.get(&found.key) {
-            let reason = format!("is also at {first:?}:{}, which counts", winner.line);
+            let reason = format!("is also at {first:?}:{}, which is used", winner.line);
             let (kind, object) = found.key.clone();
             let invalid = Invalid {
                 kind,
@@ -133,7 +133,7 @@ impl<'f> Now<'f> {
         for problem in &found.problems {
             self.problem(problem.clone());
         }
-        // An object without a name is none that another could be a double of.
+        // Objects without a name are not duplicates of each other.
         if !found.key.1.name.is_empty() {
             self.objects.insert(&found.key, (path.to_owned(), found));
         }

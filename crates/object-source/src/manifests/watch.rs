@@ -1,10 +1,9 @@
-//! Word that something in the folder may have changed. Owns the inotify watches and what they mean.
+//! Notifications that the folder may have changed. Owns the inotify watches and what their events mean.
 //!
-//! A file counts as changed when its writer closes it, when it is moved or linked into place, and when it
-//! goes; until then it is being written and better left alone. The folder's parent is watched as well, because
-//! a folder may be replaced as a whole or be reached through a link that is turned round. Notifications
-//! can be lost and folders can be where inotify does not reach: whoever waits here also looks by himself now
-//! and then.
+//! A file has changed when its writer closes it, when it is moved or linked into place, and when it is removed; until then
+//! it is being written. The folder's parent is watched as well, because a folder may be replaced as a whole or be reached
+//! through a link that changes. Notifications can be lost, and inotify does not reach every file system: the caller also
+//! polls.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +14,7 @@ use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
-use super::folder::{Attention, is_manifest};
+use super::folder::{Hints, is_manifest};
 
 /// The watches of one folder.
 #[derive(Debug)]
@@ -24,23 +23,23 @@ pub(super) struct Watch {
     watcher: Option<RecommendedWatcher>,
     /// Device and inode of the directory that is watched.
     watched: Option<(u64, u64)>,
-    news: Arc<News>,
+    notifications: Arc<Notifications>,
 }
 
-/// What the watcher's thread has heard.
+/// What the watcher's thread has received.
 #[derive(Debug, Default)]
-struct News {
-    attention: Mutex<Attention>,
+struct Notifications {
+    hints: Mutex<Hints>,
     arrived: Notify,
 }
 
 impl Watch {
     /// `dir` is absolute. Without inotify (limits, most likely) there are no notifications, and a warning.
     pub(super) fn new(dir: PathBuf) -> Self {
-        let news = Arc::new(News::default());
-        let (heard, folder) = (news.clone(), dir.clone());
-        let mut watcher = notify::recommended_watcher(move |event| heard.take(&folder, event))
-            .inspect_err(|error| tracing::warn!(%error, "no notifications about manifests: looking every second"))
+        let notifications = Arc::new(Notifications::default());
+        let (receiver, folder) = (notifications.clone(), dir.clone());
+        let mut watcher = notify::recommended_watcher(move |event| receiver.receive(&folder, event))
+            .inspect_err(|error| tracing::warn!(%error, "cannot use inotify; polling the manifests every second"))
             .ok();
         if let (Some(watcher), Some(parent)) = (&mut watcher, dir.parent()) {
             // Failing here costs the promptness of one rare case.
@@ -50,12 +49,11 @@ impl Watch {
             dir,
             watcher,
             watched: None,
-            news,
+            notifications,
         }
     }
 
-    /// Makes sure that the directory now found at the path is the one that is watched. To be called before
-    /// reading it, so that no change falls between.
+    /// Makes sure that the directory now at the path is the watched one. Call before reading it, so that no change is missed.
     pub(super) fn renew(&mut self) {
         let there = std::fs::metadata(&self.dir)
             .ok()
@@ -69,47 +67,47 @@ impl Watch {
         // The old directory's watch, if it is left.
         let _ = watcher.unwatch(&self.dir);
         self.watched = None;
-        self.news.lock(|attention| attention.leave.clear());
+        self.notifications.lock(|hints| hints.being_written.clear());
         if there.is_some() {
             match watcher.watch(&self.dir, RecursiveMode::NonRecursive) {
                 Ok(()) => self.watched = there,
                 Err(error) => {
-                    tracing::warn!(%error, "manifests cannot be watched: looking every second")
+                    tracing::warn!(%error, "cannot watch the manifests; polling them every second")
                 }
             }
         }
     }
 
-    /// Waits for news. What they are is learnt from [`Watch::attention`].
-    pub(super) async fn news(&self) {
-        self.news.arrived.notified().await;
+    /// Waits for a notification; [`Watch::hints`] says which files.
+    pub(super) async fn changed(&self) {
+        self.notifications.arrived.notified().await;
     }
 
-    /// What to look at. The files to read are handed out once; those being written stay on the list.
-    pub(super) fn attention(&self) -> Attention {
-        self.news.lock(|attention| Attention {
-            read: std::mem::take(&mut attention.read),
-            leave: attention.leave.clone(),
+    /// What notifications say about files. Written files are returned once; files being written stay on the list.
+    pub(super) fn hints(&self) -> Hints {
+        self.notifications.lock(|hints| Hints {
+            written: std::mem::take(&mut hints.written),
+            being_written: hints.being_written.clone(),
         })
     }
 }
 
-impl News {
+impl Notifications {
     /// On the watcher's thread.
-    fn take(&self, dir: &Path, event: notify::Result<Event>) {
+    fn receive(&self, dir: &Path, event: notify::Result<Event>) {
         let Ok(event) = event else {
             return self.arrived.notify_one();
         };
         if event.need_rescan() {
-            // What became of the files being written is lost: they may be read.
-            self.lock(|attention| attention.leave.clear());
+            // The ends of writes are lost: the files may be read.
+            self.lock(|hints| hints.being_written.clear());
             return self.arrived.notify_one();
         }
         for path in &event.paths {
             let within = path.parent() == Some(dir);
             match path.file_name() {
                 Some(name) if within && is_manifest(name) => self.file(path, name, event.kind),
-                // `..data`, where a ConfigMap's files are; other hidden files are nobody's manifests.
+                // `..data`, where a ConfigMap's files are; other hidden files are not manifests.
                 Some(name) if within && !name.as_encoded_bytes().starts_with(b"..") => {}
                 _ if (within || path == dir) && !matches!(event.kind, EventKind::Access(_)) => {
                     self.arrived.notify_one()
@@ -120,10 +118,10 @@ impl News {
     }
 
     fn file(&self, path: &Path, name: &OsStr, kind: EventKind) {
-        let (read, leave) = match kind {
+        let (is_written, is_being_written) = match kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => (true, false),
             EventKind::Modify(ModifyKind::Name(RenameMode::To)) => (true, false),
-            // What is found at its name afterwards may be half written already, and is not meant.
+            // A later file of that name may be half written.
             EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(_) => {
                 (false, false)
             }
@@ -133,30 +131,25 @@ impl News {
             EventKind::Modify(ModifyKind::Metadata(_)) => return self.arrived.notify_one(),
             _ => return,
         };
-        self.lock(|attention| {
-            if leave {
-                attention.leave.insert(name.to_owned());
+        self.lock(|hints| {
+            if is_being_written {
+                hints.being_written.insert(name.to_owned());
             } else {
-                attention.leave.remove(name);
+                hints.being_written.remove(name);
             }
-            if read {
-                attention.read.insert(name.to_owned());
+            if is_written {
+                hints.written.insert(name.to_owned());
             } else {
-                attention.read.remove(name);
+                hints.written.remove(name);
             }
         });
-        if !leave {
+        if !is_being_written {
             self.arrived.notify_one();
         }
     }
 
-    fn lock<T>(&self, look: impl FnOnce(&mut Attention) -> T) -> T {
-        look(
-            &mut self
-                .attention
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+    fn lock<T>(&self, look: impl FnOnce(&mut Hints) -> T) -> T {
+        look(&mut self.hints.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -169,23 +162,24 @@ fn is_link(path: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// What is at the name by the time that somebody looks may be half of the next version.
+    /// The file of that name may be half of the next version by the next poll.
     #[test]
-    fn a_file_moved_aside_is_no_file_to_read() {
-        let (dir, news) = (Path::new("/manifests"), News::default());
-        let names = |news: &News| news.lock(|attention| attention.read.len());
-        let hear = |kind| news.take(dir, Ok(Event::new(kind).add_path(dir.join("web.yaml"))));
+    fn a_file_moved_aside_is_not_read() {
+        let (dir, notifications) = (Path::new("/manifests"), Notifications::default());
+        let names = |notifications: &Notifications| notifications.lock(|hints| hints.written.len());
+        let receive =
+            |kind| notifications.receive(dir, Ok(Event::new(kind).add_path(dir.join("web.yaml"))));
         let closed = EventKind::Access(AccessKind::Close(AccessMode::Write));
         for gone in [
             EventKind::Modify(ModifyKind::Name(RenameMode::From)),
             EventKind::Remove(notify::event::RemoveKind::File),
         ] {
-            hear(closed);
-            assert_eq!(names(&news), 1);
-            hear(gone);
-            assert_eq!(names(&news), 0, "{gone:?}");
+            receive(closed);
+            assert_eq!(names(&notifications), 1);
+            receive(gone);
+            assert_eq!(names(&notifications), 0, "{gone:?}");
         }
-        hear(EventKind::Modify(ModifyKind::Name(RenameMode::To)));
-        assert_eq!(names(&news), 1);
+        receive(EventKind::Modify(ModifyKind::Name(RenameMode::To)));
+        assert_eq!(names(&notifications), 1);
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use kube::api::{ListParams, WatchParams};
 use kube::core::Request;
-use lab::fake_api::{Fault, GoneAs, Injection, Resource, StreamingList, Verb};
+use lab::fake_api::{Fault, Injection, Resource, StreamingList, Verb};
 use service_model::ObjectKind;
 
 use super::harness::{Bench, quick, service, watches};
@@ -148,11 +148,11 @@ async fn every_list_is_whole_whatever_happens_to_its_pages() {
 }
 
 #[tokio::test]
-async fn a_storm_of_410_costs_one_list_per_step_of_back_off() {
+async fn repeated_410_costs_one_list_per_step_of_backoff() {
     for (gone, fault) in [
-        (GoneAs::Event, Fault::ErrorEvent(410)),
+        ("event", Fault::ErrorEvent(410)),
         (
-            GoneAs::Status,
+            "status",
             Fault::Status {
                 code: 410,
                 retry_after: None,
@@ -177,17 +177,14 @@ async fn a_storm_of_410_costs_one_list_per_step_of_back_off() {
             .await;
         // A list by pages is followed by a watch that fails, and that by a pause.
         let lists = bench.seen(Resource::Services, Verb::List).len();
-        assert!(lists <= watches(&bench.api), "{gone:?}");
+        assert!(lists <= watches(&bench.api), "{gone}");
         // Mean of a pause is 30 ms; the first few are shorter.
         assert!(
             began.elapsed() > Duration::from_millis(120),
-            "{gone:?}: {:?}",
+            "{gone}: {:?}",
             began.elapsed()
         );
-        assert!(
-            bench.view.lists.iter().all(|list| list == &NAMES),
-            "{gone:?}"
-        );
+        assert!(bench.view.lists.iter().all(|list| list == &NAMES), "{gone}");
         bench.api.heal();
         bench.api.apply(service("after")).unwrap();
         bench
@@ -199,7 +196,7 @@ async fn a_storm_of_410_costs_one_list_per_step_of_back_off() {
 }
 
 #[tokio::test]
-async fn what_went_while_the_server_was_away_goes_when_it_is_back() {
+async fn a_deletion_during_an_outage_arrives_after_it() {
     for compacted in [false, true] {
         let mut bench = five_services();
         bench.start(quick()).await;
@@ -245,7 +242,7 @@ async fn what_went_while_the_server_was_away_goes_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn retry_after_is_honoured() {
+async fn retry_after_is_honored() {
     for code in [429, 503] {
         // Anew each time: a source that is being stopped could still meet the fault meant for the next one.
         let mut bench = five_services();
@@ -281,7 +278,7 @@ async fn retry_after_is_honoured() {
 }
 
 #[tokio::test]
-async fn a_server_that_falls_silent_is_left_in_time() {
+async fn a_silent_connection_is_given_up_in_time() {
     let silence = Duration::from_millis(150);
     // In the answer to a list; in the middle of one; in a watch.
     for fault in [
@@ -319,7 +316,7 @@ async fn a_server_that_falls_silent_is_left_in_time() {
 }
 
 #[tokio::test]
-async fn a_trickling_answer_is_an_answer_and_a_list_that_never_ends_is_not() {
+async fn a_slow_list_is_read_and_an_endless_one_given_up() {
     let mut bench = five_services();
     bench.api.set_streaming_list(StreamingList::Refused);
     let slow = |bytes| Fault::Slow {
@@ -365,7 +362,7 @@ async fn a_trickling_answer_is_an_answer_and_a_list_that_never_ends_is_not() {
 }
 
 #[tokio::test]
-async fn a_server_restored_from_a_backup_is_listed_anew() {
+async fn a_server_restored_from_a_backup_is_listed_again() {
     let mut bench = five_services();
     let backup = bench.api.backup();
     bench.api.delete(Resource::Services, "default", "a");
@@ -386,7 +383,7 @@ async fn a_server_restored_from_a_backup_is_listed_anew() {
 }
 
 #[tokio::test]
-async fn a_restore_behind_our_back_is_found_when_the_watch_is_renewed() {
+async fn a_silent_restore_is_found_when_the_watch_is_renewed() {
     let mut bench = five_services();
     let backup = bench.api.backup();
     bench
@@ -413,7 +410,7 @@ async fn a_restore_behind_our_back_is_found_when_the_watch_is_renewed() {
 }
 
 #[tokio::test]
-async fn events_out_of_order_lead_to_a_list_and_never_to_an_old_object() {
+async fn events_out_of_order_lead_to_a_list_not_to_an_old_object() {
     let mut bench = five_services();
     bench.start(quick()).await;
     bench
@@ -447,7 +444,7 @@ async fn events_out_of_order_lead_to_a_list_and_never_to_an_old_object() {
 }
 
 #[tokio::test]
-async fn an_object_told_twice_is_one_object() {
+async fn a_repeated_object_is_one_object() {
     for mode in [StreamingList::Served, StreamingList::Refused] {
         let mut bench = five_services();
         bench.api.set_streaming_list(mode);
@@ -465,7 +462,7 @@ async fn an_object_told_twice_is_one_object() {
 }
 
 #[tokio::test]
-async fn a_server_that_ends_every_watch_at_once_is_not_hammered() {
+async fn a_server_that_ends_watches_at_once_is_asked_with_pauses() {
     let mut bench = five_services();
     bench.api.set_streaming_list(StreamingList::Refused);
     bench.api.inject(
@@ -503,7 +500,7 @@ async fn a_server_that_ends_every_watch_at_once_is_not_hammered() {
 }
 
 #[tokio::test]
-async fn credentials_that_are_refused_are_tried_again() {
+async fn refused_credentials_are_retried() {
     let mut bench = five_services();
     bench.start(quick()).await;
     bench

@@ -64,7 +64,7 @@ pub(super) struct View {
 }
 
 impl View {
-    fn take(&mut self, event: SourceEvent) {
+    fn on_event(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Service(event) => {
                 match &event {
@@ -79,7 +79,7 @@ impl View {
                         self.invalid = invalid.iter().map(|name| name.name.to_string()).collect();
                     }
                 }
-                self.heard(
+                self.count_and_sum(
                     ObjectKind::Service,
                     event,
                     |object| &object.name,
@@ -87,7 +87,7 @@ impl View {
                 );
             }
             SourceEvent::EndpointSlice(event) => {
-                self.heard(
+                self.count_and_sum(
                     ObjectKind::EndpointSlice,
                     event,
                     |object| &object.name,
@@ -106,11 +106,11 @@ impl View {
             SourceEvent::ServiceCidr(event) => self.count(ObjectKind::ServiceCidr, &event),
             SourceEvent::Problem(problem) => self.problems.push(problem),
             SourceEvent::Connection { kind, state } => self.connections.push((kind, state)),
-            SourceEvent::Solved { .. } => panic!("watches tell of objects, not of solutions"),
+            SourceEvent::Solved { .. } => panic!("an API server sends no solutions"),
         }
     }
 
-    fn heard<T>(
+    fn count_and_sum<T>(
         &mut self,
         kind: ObjectKind,
         event: ObjectEvent<T>,
@@ -131,7 +131,7 @@ impl View {
         }
     }
 
-    /// What was said to be wrong with the watch of a kind.
+    /// Reported outages of a kind.
     pub(super) fn failures(&self, kind: ObjectKind) -> Vec<&String> {
         let of = self.connections.iter().filter(|(found, _)| *found == kind);
         of.filter_map(|(_, state)| Some(&state.as_ref().err()?.reason))
@@ -213,12 +213,12 @@ impl Bench {
         self.running = Some((events, tokio::spawn(source), cancel));
     }
 
-    /// Stops the source and takes in what it had sent.
+    /// Stops the source and receives what it had sent.
     pub(super) async fn stop(&mut self) {
         if let Some((mut events, task, cancel)) = self.running.take() {
             cancel.cancel();
             while let Some(event) = events.recv().await {
-                self.view.take(event);
+                self.view.on_event(event);
             }
             tokio::time::timeout(Duration::from_secs(5), task)
                 .await
@@ -227,31 +227,31 @@ impl Bench {
         }
     }
 
-    /// Takes in events until the view is as wished.
-    pub(super) async fn until(&mut self, what: &str, wished: impl Fn(&View) -> bool) {
+    /// Receives events until the view is `done`.
+    pub(super) async fn until(&mut self, what: &str, done: impl Fn(&View) -> bool) {
         let view = &mut self.view;
         let (events, ..) = self.running.as_mut().expect("a running source");
         let wait = async {
-            while !wished(view) {
-                view.take(events.recv().await.expect("the source runs"));
+            while !done(view) {
+                view.on_event(events.recv().await.expect("the source runs"));
             }
         };
         if tokio::time::timeout(Duration::from_secs(10), wait)
             .await
             .is_err()
         {
-            panic!("waited in vain for {what}: {:#?}", self.view);
+            panic!("not in time: {what}: {:#?}", self.view);
         }
     }
 
-    /// Takes in events until the server has seen what is wished.
-    pub(super) async fn until_seen(&mut self, what: &str, wished: impl Fn(&FakeApi) -> bool) {
+    /// Receives events until the server is `done`.
+    pub(super) async fn until_seen(&mut self, what: &str, done: impl Fn(&FakeApi) -> bool) {
         let (events, ..) = self.running.as_mut().expect("a running source");
         let (api, view) = (&self.api, &mut self.view);
         let wait = async {
-            while !wished(api) {
+            while !done(api) {
                 match tokio::time::timeout(Duration::from_millis(1), events.recv()).await {
-                    Ok(event) => view.take(event.expect("the source runs")),
+                    Ok(event) => view.on_event(event.expect("the source runs")),
                     Err(_) => continue,
                 }
             }
@@ -260,10 +260,7 @@ impl Bench {
             .await
             .is_err()
         {
-            panic!(
-                "the server waited in vain for {what}: {:#?}",
-                self.api.seen()
-            );
+            panic!("the server did not get {what}: {:#?}", self.api.seen());
         }
     }
 

@@ -75,7 +75,7 @@ fn published(view: &View, ip: &str) -> bool {
 }
 
 #[tokio::test]
-async fn what_kubelets_report_of_other_nodes_stays_with_the_server() {
+async fn status_reports_of_other_nodes_are_not_transferred() {
     for mode in [StreamingList::Served, StreamingList::Refused] {
         let mut bench = started(all_nodes(), mode).await;
         let before = bench.api.counts().bytes;
@@ -100,7 +100,7 @@ async fn what_kubelets_report_of_other_nodes_stays_with_the_server() {
 }
 
 #[tokio::test]
-async fn this_node_and_one_without_ranges_are_read_at_each_change() {
+async fn own_node_and_nodes_without_pod_cidr_are_read_whole() {
     let mut bench = started(all_nodes(), StreamingList::Served).await;
     bench.api.apply(node("this", "192.0.2.1", 1)).unwrap();
     bench
@@ -133,7 +133,7 @@ async fn this_node_and_one_without_ranges_are_read_at_each_change() {
 }
 
 #[tokio::test]
-async fn a_node_that_cannot_be_read_is_read_later_and_one_that_is_gone_is_not_waited_for() {
+async fn an_unreadable_node_is_retried_and_a_deleted_one_skipped() {
     let mut bench = started(all_nodes(), StreamingList::Served).await;
     let refused = |code| Fault::Status {
         code,

@@ -69,7 +69,7 @@ impl Follower {
         while !done(self) {
             let event = tokio::time::timeout_at(deadline, self.events.recv()).await;
             match event {
-                Ok(Some(event)) => self.take(event),
+                Ok(Some(event)) => self.on_event(event),
                 Ok(None) => panic!("the source ended before {what}"),
                 Err(_) => panic!(
                     "not in time: {what}; services {:?} problems {:?}",
@@ -79,7 +79,7 @@ impl Follower {
         }
     }
 
-    fn take(&mut self, event: SourceEvent) {
+    fn on_event(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Service(ObjectEvent::Reset { objects, .. }) => {
                 self.listed.insert(ObjectKind::Service);
@@ -133,7 +133,7 @@ impl Follower {
 }
 
 #[tokio::test]
-async fn an_edit_arrives_by_notification_not_by_the_next_look_at_the_folder() {
+async fn an_edit_arrives_by_notification_before_the_next_poll() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("web.yaml");
     fs::write(&file, service("web", "10.96.0.1", 80)).unwrap();
@@ -228,7 +228,7 @@ async fn removed_files_and_documents_take_their_objects_away() {
 }
 
 #[tokio::test]
-async fn an_object_that_turns_invalid_keeps_serving_and_the_rest_of_its_file_goes_on() {
+async fn an_invalid_object_keeps_its_last_version_and_others_change() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("web.yaml");
     let both = |web: u32, other: u32| {
@@ -267,7 +267,7 @@ async fn an_object_that_turns_invalid_keeps_serving_and_the_rest_of_its_file_goe
 }
 
 #[tokio::test]
-async fn a_file_that_does_not_parse_keeps_its_objects_and_other_files_are_unaffected() {
+async fn a_file_with_a_syntax_error_keeps_its_objects() {
     let dir = TempDir::new().unwrap();
     let (a, b) = (dir.path().join("a.yaml"), dir.path().join("b.yaml"));
     fs::write(&a, service("a", "10.96.0.1", 1)).unwrap();
@@ -326,7 +326,7 @@ async fn a_folder_swapped_as_a_config_map_is_follows() {
 }
 
 #[tokio::test]
-async fn a_folder_that_goes_keeps_serving_and_is_followed_again_when_it_returns() {
+async fn a_removed_folder_keeps_serving_and_is_followed_again() {
     let top = TempDir::new().unwrap();
     let dir = top.path().join("manifests");
     fs::create_dir(&dir).unwrap();
@@ -402,7 +402,7 @@ async fn a_missing_folder_is_an_error_at_the_start() {
 }
 
 #[tokio::test]
-async fn the_first_file_has_an_object_and_the_second_takes_over() {
+async fn a_duplicate_belongs_to_the_first_file_until_that_is_removed() {
     let dir = TempDir::new().unwrap();
     let (a, b) = (dir.path().join("a.yaml"), dir.path().join("b.yaml"));
     fs::write(&a, service("web", "10.96.0.1", 1)).unwrap();

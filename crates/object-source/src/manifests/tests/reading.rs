@@ -46,7 +46,7 @@ fn read_one(text: impl AsRef<[u8]>) -> (Vec<String>, Vec<String>) {
 }
 
 #[test]
-fn a_node_port_outside_the_range_is_refused_with_file_line_object_and_field() {
+fn a_node_port_out_of_range_names_file_line_object_and_field() {
     let text =
         node_port("good", "10.96.0.1", 30080) + "---\n" + &node_port("bad", "10.96.0.2", 8080);
     let (services, problems) = read_one(text);
@@ -132,7 +132,7 @@ metadata: {name: web}
 }
 
 #[test]
-fn documents_that_are_no_objects_are_named_and_the_others_go_on() {
+fn documents_that_are_not_objects_are_named_and_others_read() {
     let text = format!(
         "hello\n---\n- 1\n---\nkind: Service\nmetadata: {{name: x}}\n---\n{}",
         service("a", "10.96.0.1", 1)
@@ -155,7 +155,7 @@ fn documents_that_are_no_objects_are_named_and_the_others_go_on() {
 }
 
 #[test]
-fn a_syntax_error_is_at_its_line_in_the_file_whatever_stands_before() {
+fn a_syntax_error_has_its_line_in_the_file() {
     for (text, line) in [
         ("a: [\n", 1),
         ("# c\n---\nkind: List\n---\n\na: 1\na: 2\n", 7),
@@ -227,7 +227,7 @@ fn a_hostile_file_name_is_printed_escaped() {
 }
 
 #[test]
-fn what_is_no_manifest_is_left_alone() {
+fn files_that_are_not_manifests_are_ignored() {
     let dir = TempDir::new().unwrap();
     for name in ["web.yaml~", ".web.yaml", "notes.txt", "#web.yaml#"] {
         fs::write(dir.path().join(name), service("web", "10.96.0.1", 80)).unwrap();
