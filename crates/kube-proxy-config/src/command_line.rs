@@ -237,7 +237,7 @@ impl CommandLine {
                 _ => {
                     let argument = shown(argument);
                     self.warnings.push(format!(
-                        "{argument} is no flag: it and the arguments after it are ignored, as flanneld does"
+                        "{argument} is not a flag: flanneld ignores this argument and the ones after it, and so does Portolan"
                     ));
                     return;
                 }
@@ -313,7 +313,7 @@ impl CommandLine {
         let Some(field) = field_of(flag) else { return };
         let parsed = match (field.path, flag.inverted) {
             ("version", _) => version(text),
-            _ => field.shape.from_flag(text),
+            _ => field.shape.parse_flag(text),
         };
         let checked = parsed.and_then(|value| match field.shape.check(&value) {
             Ok(()) => Ok(value),
@@ -338,8 +338,10 @@ impl CommandLine {
             }
         };
         if let (Some(instead), Origin::Flag(name)) = (flag.deprecated, &origin) {
-            self.warnings
-                .push(format!("{name} is deprecated: use {instead}"));
+            let warning = format!("{name} is deprecated: use {instead}");
+            if !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
         }
         match flag.target {
             Target::Command(_) if !field.used => {

@@ -250,7 +250,10 @@ impl Walk<'_> {
             (Shape::Float, Some(Value::Int(value))) => Ok(Value::Float(value as f64)),
             (Shape::Float, Some(Value::Float(value))) => Ok(Value::Float(value)),
             (Shape::Float, _) => Err("must be a number, without quotes".to_owned()),
-            (Shape::Nanoseconds, Some(Value::Int(value))) => Ok(Value::Duration(value)),
+            (Shape::Nanoseconds, Some(plain @ (Value::Int(_) | Value::Float(_)))) => {
+                let value = whole_number(Some(plain)).map(Value::Duration);
+                value.ok_or_else(|| NO_DURATION.to_owned())
+            }
             (Shape::Duration(_), Some(Value::Int(0))) => Ok(Value::Duration(0)),
             (Shape::Duration(_) | Shape::Nanoseconds, plain) => {
                 let nanoseconds = match plain {

@@ -24,6 +24,16 @@
 //! (`""`, `0`, `0s`, `false`, `[]`) mean the default, except in the fields that are pointers there, where `null` does:
 //! `conntrack.maxPerCore`, `conntrack.min`, both TCP time-outs, `iptables.localhostNodePorts`, `oomScoreAdj` and the
 //! masquerade bits. Unknown fields and repeated keys are warnings, wrong values are problems.
+//!
+//! # Where this differs from kube-proxy 1.37
+//!
+//! - Flags win over the file; kube-proxy ignores most of them beside `--config`.
+//! - Feature gates may have any name. `null` and `0` are accepted as durations, empty text as a range.
+//! - An empty `--healthz-bind-address` or `--metrics-bind-address` switches the listener off; kube-proxy keeps its default.
+//! - `--bind-address` decides the family of the listeners' defaults, as the field does.
+//! - A node name must be one that a Node can have, an interface name one that the kernel can have, and the values of the
+//!   `ipvs` and `nftables` sections are checked in every mode.
+//! - `conntrack.tcpBeLiberal: false` is no request, since every generated file has it.
 
 mod command_line;
 mod effective;

@@ -60,6 +60,21 @@ pub struct Notes {
     pub node_ports: String,
 }
 
+impl Notes {
+    /// The flags that won over the file, as one line for the log.
+    pub fn overridden_line(&self) -> Option<String> {
+        let all: Vec<String> = self.overridden.iter().map(Override::to_string).collect();
+        (!all.is_empty())
+            .then(|| format!("flags win over the configuration file: {}", all.join("; ")))
+    }
+
+    /// What is accepted without effect, as one line for the log.
+    pub fn unused_line(&self) -> Option<String> {
+        let all = self.unused.join(", ");
+        (!all.is_empty()).then(|| format!("accepted, but without effect in Portolan: {all}"))
+    }
+}
+
 impl Problem {
     /// A problem of an argument, or of the file as a whole.
     pub(crate) fn plain(setting: impl Into<String>, reason: impl Into<String>) -> Problem {

@@ -63,6 +63,7 @@ impl CommandLine {
         resolver.apply_masquerade_all(mode);
         if file.is_some() {
             resolver.note_overrides(&in_file.0, &in_file.1);
+            resolver.note_ports();
         }
         let effective = resolver.effective(mode, default);
         resolver.note_unused();
@@ -111,8 +112,12 @@ impl Resolver<'_> {
                 Target::Own(path) => (&mut self.own, path),
                 Target::Command(_) => continue,
             };
-            // An empty name or address is none given (`processHostnameOverrideFlag`, `IPVar`).
-            if matches!(path, "hostnameOverride" | "bindAddress") && given.value.is_zero() {
+            // An empty name, address or mode is none given (`processHostnameOverrideFlag`, `IPVar`).
+            let empty_is_none = matches!(
+                path,
+                "hostnameOverride" | "bindAddress" | "mode" | "detectLocalMode"
+            );
+            if empty_is_none && given.value.is_zero() {
                 continue;
             }
             let before = settings.given(path).cloned();
@@ -169,6 +174,23 @@ impl Resolver<'_> {
                         file: differs.map(Value::shown),
                     });
                 }
+            }
+        }
+    }
+
+    /// kube-proxy does not look at `--healthz-port` and `--metrics-port` beside a file.
+    fn note_ports(&mut self) {
+        let ports = [
+            ("healthzPort", "healthzBindAddress"),
+            ("metricsPort", "metricsBindAddress"),
+        ];
+        for (port, field) in ports {
+            if self.line.command.is_given(port) {
+                self.notes.overridden.push(Override {
+                    flag: self.line.command.source(port),
+                    field: field.to_owned(),
+                    file: None,
+                });
             }
         }
     }

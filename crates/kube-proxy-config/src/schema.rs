@@ -124,7 +124,7 @@ impl Shape {
     }
 
     /// The value of a flag or variable, by the grammar of pflag and Go's flag.
-    pub(crate) fn from_flag(&self, text: &str) -> Result<Value, String> {
+    pub(crate) fn parse_flag(&self, text: &str) -> Result<Value, String> {
         match self {
             Shape::Bool => {
                 let value = go::parse_bool(text).map(Value::Bool);

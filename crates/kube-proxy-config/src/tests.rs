@@ -70,6 +70,33 @@ fn every_flag_has_a_field_and_a_name_of_its_own() {
 }
 
 #[test]
+fn every_flag_takes_the_default_of_its_field() {
+    for (dialect, table) in [
+        (Dialect::KubeProxy, FLAGS),
+        (Dialect::Flanneld, flannel::FLAGS),
+    ] {
+        for flag in table.iter().chain(portolan::FLAGS) {
+            let value = match field_of(flag).map(|field| field.default()) {
+                Some(Value::Null | Value::List(_)) | None => continue,
+                Some(_) if flag.name == "version" => "false".to_owned(),
+                Some(value) => value.describe(),
+            };
+            let arguments = [
+                format!("--{}={value}", flag.name),
+                "--kube-subnet-mgr".to_owned(),
+            ];
+            let count = if dialect == Dialect::Flanneld { 2 } else { 1 };
+            let line = CommandLine::read(dialect, &arguments[..count], |_| None);
+            let known = line.resolve(None).map(|_| ());
+            // These switch off what flanneld's name switches on.
+            let off =
+                ["kube-subnet-mgr", "overlay"].contains(&flag.name) && dialect == Dialect::Flanneld;
+            assert!(known.is_ok() || off, "{arguments:?}: {known:?}");
+        }
+    }
+}
+
+#[test]
 fn defaults_pass_their_own_checks() {
     for field in KUBE_PROXY.iter().chain(portolan::PORTOLAN) {
         assert_eq!(
@@ -333,6 +360,10 @@ fn flags_beside_a_file_are_listed_when_they_change_something() {
     );
     assert_eq!(resolved.effective.conntrack.min, 7);
     assert_eq!(resolved.effective.logging.filter, "debug");
+    let off = with_file(&["--healthz-port=0", "--proxy-mode="], "mode: ipvs\n");
+    let line = "flags win over the configuration file: --healthz-port=0 sets healthzBindAddress";
+    assert_eq!(off.notes.overridden_line().as_deref(), Some(line));
+    assert_eq!(off.effective.mode, Mode::Ipvs);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use kube_proxy_config::{Action, CommandLine, Dialect, Resolved};
+use kube_proxy_config::{CommandLine, Dialect, Resolved};
 
 fn folders() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/distributions");
@@ -94,22 +94,19 @@ fn a_written_configuration_means_the_same_again() {
             .resolve(Some(&written))
             .unwrap_or_else(|problems| panic!("{folder:?}: {problems}\n{written}"));
         assert_eq!(again.notes.warnings, Vec::<String>::new(), "{folder:?}");
-        // No field of the file says these.
-        again
-            .effective
-            .api_server
+        // No field of the file says these two.
+        let api_server = &mut again.effective.api_server;
+        api_server
             .master
             .clone_from(&resolved.effective.api_server.master);
-        if line.action() == Action::Run && resolved.effective.listeners.metrics.is_none() {
+        let is_off = resolved.effective.listeners.metrics.is_none();
+        if is_off {
             again.effective.listeners = resolved.effective.listeners.clone();
         }
         assert_eq!(again.effective, resolved.effective, "{folder:?}");
-        assert_eq!(again.write_config().unwrap(), {
-            let mut expected = written.clone();
-            if resolved.effective.listeners.metrics.is_none() {
-                expected = again.write_config().unwrap();
-            }
-            expected
-        });
+        assert!(
+            is_off || again.write_config().unwrap() == written,
+            "{folder:?}"
+        );
     }
 }
