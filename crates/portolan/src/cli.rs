@@ -16,6 +16,7 @@ mod values;
 use crate::overlay::args::OverlayArgs;
 use crate::sysctl::ConntrackArgs;
 
+pub(crate) use values::duration;
 pub use values::{CidrList, ListenAddress, NodePortAddressList, NodePortRange, RangeList};
 use values::{detect_local_mode, interface_name, label_value, listen_address, node_name};
 

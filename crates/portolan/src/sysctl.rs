@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
+use crate::cli::duration;
+
 /// Flags of the conntrack sysctls.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Connection tracking")]
@@ -164,39 +166,6 @@ impl Setting {
     }
 }
 
-/// A duration as Go writes them: `24h`, `1h30m`, `90s`, `0`; whole seconds count.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a duration such as 24h, 1h30m or 90s");
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-        let (number, tail) = rest.split_at(digits);
-        let unit_end = tail
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(unit_end);
-        let number: u32 = number.parse().map_err(|_| wrong())?;
-        let unit = match unit {
-            "h" => Duration::from_secs(3600),
-            "m" => Duration::from_secs(60),
-            "s" => Duration::from_secs(1),
-            "ms" => Duration::from_millis(1),
-            _ => return Err(wrong()),
-        };
-        let part = unit.checked_mul(number).ok_or_else(wrong)?;
-        total = total.checked_add(part).ok_or_else(wrong)?;
-        rest = tail;
-    }
-    match text.is_empty() {
-        true => Err(wrong()),
-        false => Ok(total),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -248,22 +217,6 @@ mod tests {
         let settings = udp.settings(8);
         assert_eq!(named(&settings, "udp_timeout"), Some(60));
         assert_eq!(named(&settings, "udp_timeout_stream"), Some(150));
-    }
-
-    #[test]
-    fn durations_are_read_as_go_writes_them() {
-        for (text, seconds) in [
-            ("24h0m0s", 86_400),
-            ("1h30m", 5_400),
-            ("90s", 90),
-            ("0", 0),
-            ("1500ms", 1),
-        ] {
-            assert_eq!(duration(text).map(|d| d.as_secs()), Ok(seconds), "{text}");
-        }
-        for text in ["", "h", "5", "-1s", "1d", "99999999999h", "1h x"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
     }
 
     #[test]

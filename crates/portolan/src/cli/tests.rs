@@ -89,6 +89,9 @@ fn a_broken_flag_names_flag_and_value_and_exits_with_two() {
         ("--log-format", "xml"),
         ("--log-level", "portolan=loud"),
         ("--masquerade-all", "maybe"),
+        ("--conntrack-udp-timeout", "-1s"),
+        ("--conntrack-udp-timeout", "1d"),
+        ("--overlay-probe-interval", "0"),
     ] {
         let error = run(&[&format!("{flag}={value}")]).unwrap_err();
         let text = error.to_string();
@@ -97,6 +100,22 @@ fn a_broken_flag_names_flag_and_value_and_exits_with_two() {
             "{flag} {value}: {text}"
         );
         assert_eq!(error.exit_code(), 2, "{flag} {value}");
+    }
+}
+
+#[test]
+fn all_durations_have_gos_grammar() {
+    for (text, nanoseconds) in [
+        ("1h30m", 5_400_000_000_000),
+        ("1.5s", 1_500_000_000),
+        ("100us", 100_000),
+    ] {
+        let conntrack = format!("--conntrack-udp-timeout={text}");
+        let interval = format!("--overlay-probe-interval={text}");
+        let args = run(&[&conntrack, &interval]).unwrap();
+        let duration = std::time::Duration::from_nanos(nanoseconds);
+        assert_eq!(args.conntrack.conntrack_udp_timeout, duration);
+        assert_eq!(args.overlay.overlay_probe_interval, duration);
     }
 }
 

@@ -5,8 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
+use kube_proxy_config::go::parse_duration;
 use service_model::NodePortAddress;
 
 use super::DetectLocalMode;
@@ -247,6 +249,13 @@ pub(super) fn log_level(text: &str) -> Result<String, String> {
         Ok(_) => Err("empty; use error, warn, info, debug or trace".into()),
         Err(error) => Err(format!("{error}; use error, warn, info, debug or trace")),
     }
+}
+
+/// A duration in Go's grammar that is not negative: `24h`, `1h30m`, `1.5s`, `100us`, `0`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let nanoseconds = parse_duration(text).and_then(|number| u64::try_from(number).ok());
+    let duration = nanoseconds.map(Duration::from_nanos);
+    duration.ok_or_else(|| "not a duration such as 24h, 1h30m, 1.5s or 0".into())
 }
 
 /// A comma-separated list; empty text is the empty list.

@@ -10,6 +10,8 @@ use ipnet::IpNet;
 use vxlan_overlay::annotations::DEFAULT_PREFIX;
 use vxlan_overlay::{Config, Filter, NEXTHOPS_ABOVE, Names, Preferences, Regex, RuleOptions};
 
+use crate::cli::duration;
+
 /// Where flannel's manifests mount its configuration.
 const NET_CONF: &str = "/etc/kube-flannel/net-conf.json";
 
@@ -137,7 +139,7 @@ pub struct OverlayArgs {
     pub overlay_probe_port: u16,
 
     /// Between two rounds in which a few peers are measured: 10s, 500ms
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = interval)]
     pub overlay_probe_interval: Duration,
 
     /// Where peers are remembered over a restart without API server; empty: nowhere
@@ -258,15 +260,10 @@ fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
     Ok(PathBuf::from(text))
 }
 
-/// Seconds or milliseconds, at least one of the latter.
-fn duration(text: &str) -> Result<Duration, String> {
-    let number = |digits: &str| digits.parse::<u32>().ok().filter(|number| *number > 0);
-    let milliseconds = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
-        (Some(digits), _) => number(digits).map(u64::from),
-        (None, Some(digits)) => number(digits).map(|seconds| u64::from(seconds) * 1000),
-        (None, None) => None,
-    };
-    milliseconds.map(Duration::from_millis).ok_or_else(|| {
-        "want a whole number of seconds or milliseconds above 0: 10s, 500ms".to_owned()
-    })
+/// A duration above zero.
+fn interval(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("must be above 0, such as 10s or 500ms".into()),
+        interval => Ok(interval),
+    }
 }
