@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 use service_model::{
     Conditions, Endpoint, EndpointSlice, Family, NodeFacts, ObjectName, Protocol, Service,
-    ServicePort, SlicePort,
+    ServicePort, SlicePort, TriggerTime,
 };
 use smallvec::smallvec;
 
@@ -109,6 +109,7 @@ impl Shape {
                     })
                     .collect(),
                 excluded: false,
+                trigger: TriggerTime::default(),
             })
             .collect()
     }

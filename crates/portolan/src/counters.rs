@@ -1,9 +1,8 @@
-//! New connections to the Services that ask to have them counted (annotation `portolan/count-connections`), for
-//! Prometheus.
+//! Counts new connections to Services with the annotation `portolan/count-connections`, for Prometheus.
 //!
-//! The kernel counts; it is asked when somebody asks us, by a socket of our own, so the control loop has no part in it.
-//! These are the only metrics with names of foreign objects as labels: valid names of Kubernetes, of Services that ask
-//! for it, and no more of them than [`LIMIT`] frontends.
+//! The kernel counts. Counters are read when metrics are read, over a socket of their own, without the control loop.
+//! These are the only metrics with names of Kubernetes objects as labels: names of annotated Services, for at most
+//! [`LIMIT`] frontends.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -20,23 +19,24 @@ use service_dataplane::layout::{self, SetId};
 use service_dataplane::{Claim, Update, render};
 use service_model::{ObjectName, Place};
 
-/// Frontends whose counts are told; those of further Services, by name, are left out.
+use crate::observer::Observer;
+
+/// Maximum number of frontends with a metric, in the order of Service names.
 pub const LIMIT: usize = 10_000;
 
 /// Frontends whose new connections are counted.
 type Counted = BTreeMap<ObjectName, Vec<Claim>>;
 
-/// Which frontends are counted, and where to read it.
+/// Reads the counters of annotated Services.
 #[derive(Debug, Default)]
 pub struct Counters {
     counted: ArcSwap<Counted>,
-    /// Opened when first asked.
+    /// Opened at the first reading.
     table: Mutex<Option<Kernel>>,
 }
 
-impl Counters {
-    /// Takes in what Services need now.
-    pub fn note(&self, updates: &[Update]) {
+impl Observer for Arc<Counters> {
+    fn planned(&mut self, updates: &[Update]) {
         let known = self.counted.load();
         let mut changed: Option<Counted> = None;
         for Update { service, intent } in updates {
@@ -55,8 +55,10 @@ impl Counters {
             self.counted.store(Arc::new(counted));
         }
     }
+}
 
-    /// All counts there are.
+impl Counters {
+    /// All counters.
     fn read(&self) -> Result<HashMap<(Family, SetId, Bytes), u64>, CommitError> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let table = match &mut *table {

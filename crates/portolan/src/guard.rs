@@ -1,38 +1,38 @@
-//! What keeps established connections translated through a foreign flush, where the table cannot keep itself.
+//! Keeps established connections translated through a foreign flush, where the tables do not survive one.
 //!
-//! Owns the choice by what the kernel can do:
+//! Chooses by kernel features:
 //!
-//! * tables can be owned for good: the table survives, nothing else is needed;
-//! * tables can be owned by a socket ([`service_dataplane::guard`]): a second table that is;
-//! * tables cannot be owned (before Linux 5.12): no nftables ruleset outlives `nft flush ruleset`, but what iptables'
-//!   legacy variant holds does. Its table `nat`, once looked into, keeps the kernel's NAT hooks (`nf_nat_register_fn`),
-//!   and a rule with a conntrack match keeps connection tracking (`nf_ct_netns_get`); no packet needs to pass either.
-//!   The chain stays when the daemon ends, as the table does, and goes with `portolan cleanup`.
+//! * owner and persist flags: the tables survive, and no guard is needed;
+//! * owner flag only: a second, owned table is the guard ([`service_dataplane::guard`]);
+//! * neither (before Linux 5.12): no nftables ruleset survives `nft flush ruleset`, but legacy iptables rules do. Its
+//!   table `nat`, once read, keeps the kernel's NAT hooks (`nf_nat_register_fn`), and a rule with a conntrack match keeps
+//!   conntrack (`nf_ct_netns_get`); no packet needs to pass either. The chain stays when the daemon ends, as the tables
+//!   do; `portolan cleanup` removes it.
 //!
-//! Without a guard everything works but for connections that are established when somebody flushes.
+//! Without a guard, a foreign flush breaks established connections; everything else works.
 
 use nft::{Family, Feature, Features, Foreign, Kernel};
 use service_dataplane::guard::{self, Guard};
 
-use crate::takeover::chains::{self, Removed, Theirs};
-use crate::takeover::legacy;
+use crate::takeover::owner::{ChainOwner, Removed};
+use crate::takeover::{chains, legacy};
 
-/// The table of iptables that the guard is in.
+/// The iptables table of the guard.
 const TABLE: &str = "nat";
-/// Its chain; no rule leads there.
+/// The chain of the guard. No rule jumps to it.
 const CHAIN: &str = "PORTOLAN-GUARD";
-/// That it asks connection tracking is all.
+/// Any rule with a conntrack match will do.
 const RULE: &str = "-m conntrack --ctstate INVALID -j RETURN";
 
-/// For the removal.
-const CHAINS: Theirs = Theirs {
+/// Selects the chain for removal.
+const CHAINS: ChainOwner = ChainOwner {
     tables: &[TABLE],
     owns: |_, chain| chain == CHAIN,
     permits: None,
 };
 
-/// Sets up what is needed. The value is to be held: a guard table goes with it.
-pub(crate) fn stand(features: &Features) -> Option<Guard<Kernel>> {
+/// Sets up the guard that the kernel needs. A guard table is removed when the returned value is dropped.
+pub(crate) fn set_up(features: &Features) -> Option<Guard<Kernel>> {
     if features.has(Feature::TablePersist) && features.has(Feature::TableOwner) {
         return None;
     }
@@ -53,7 +53,7 @@ pub(crate) fn stand(features: &Features) -> Option<Guard<Kernel>> {
     None
 }
 
-/// Removes what [`stand`] leaves behind.
+/// Removes the chain that [`set_up`] leaves behind.
 pub(crate) fn remove(foreign: &mut Foreign) -> Removed {
     chains::remove(foreign, &CHAINS, &Family::ALL)
 }

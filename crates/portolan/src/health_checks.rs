@@ -1,15 +1,13 @@
-//! The ports where load balancers ask whether this node has endpoints of a Service (`healthCheckNodePort`; type
-//! LoadBalancer with external policy Local).
+//! Health-check ports for load balancers (`healthCheckNodePort`; type LoadBalancer with externalTrafficPolicy Local).
 //!
-//! The control loop says what Services need ([`Announcer`]) once it stands in the kernel; a task beside the other ports
-//! listens and answers. One port of a Service and one address are one listener: one that cannot be bound is reported,
-//! disturbs no other, and is tried again until it can be or is not wanted any more.
+//! The control loop passes on what Services need once it is committed ([`Announcer`]); a part on the HTTP thread listens
+//! and answers. Each port of a Service on each address is a listener of its own: one that cannot be bound is reported,
+//! disturbs no other, and is retried until it is bound or no longer wanted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use service_dataplane::Update;
@@ -17,81 +15,76 @@ use service_model::{Family, HealthCheck, NodeConfig, ObjectName};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
+use crate::bind::bind;
 use crate::events::{Recorder, Severity, Subject};
 use crate::http::{accept, health_check};
 use crate::metrics::Metrics;
+use crate::observer::{Commit, Observer};
+use crate::parts::Parts;
 use crate::status::SharedStatus;
 
-/// Between attempts to bind.
-const RETRY: Duration = Duration::from_secs(1);
-
-/// What changed for load balancers.
+/// Changes of what to listen on.
 #[derive(Debug, Default)]
 struct Change {
-    /// A Service's port and endpoints, or none any more.
+    /// A Service's health check, or none any more.
     services: BTreeMap<ObjectName, Option<HealthCheck>>,
-    /// Where to listen, if that is elsewhere now.
+    /// The addresses to listen on, if they changed.
     addresses: Option<Vec<IpAddr>>,
 }
 
-/// What the control loop tells.
+/// Passes committed health checks on to the listeners.
 #[derive(Debug)]
 pub struct Announcer {
     config: NodeConfig,
-    /// What the listeners know.
-    told: BTreeMap<ObjectName, HealthCheck>,
+    /// The health checks that the listeners know.
+    announced: BTreeMap<ObjectName, HealthCheck>,
     addresses: Vec<IpAddr>,
-    /// What is planned, but not known to be in the kernel.
+    /// Health checks that are planned but not committed.
     planned: BTreeMap<ObjectName, Option<HealthCheck>>,
     changes: mpsc::UnboundedSender<Change>,
 }
 
-/// What the listeners need to answer and to report.
+/// What the listeners answer from and report to.
+#[derive(Clone)]
 pub struct Reports {
-    /// Whether the proxy is well.
+    /// Health of the proxy.
     pub status: Arc<SharedStatus>,
-    /// Counts listeners, and those that could not be bound.
+    /// Counts listeners, and those whose first bind failed.
     pub metrics: Arc<Metrics>,
-    /// Tells the cluster of those.
+    /// Creates Events for those.
     pub recorder: Recorder,
 }
 
-/// Starts listening on a runtime, until `cancel`led.
-pub fn start(
-    runtime: &Handle,
-    config: NodeConfig,
-    reports: Reports,
-    cancel: CancellationToken,
-) -> Announcer {
+/// Starts listening on a runtime.
+pub fn start(parts: &Parts, runtime: &Handle, config: NodeConfig, reports: Reports) -> Announcer {
     let (changes, receiver) = mpsc::unbounded_channel();
     let listeners = Listeners {
         reports,
         wanted: BTreeMap::new(),
         addresses: Vec::new(),
         open: BTreeMap::new(),
-        failed: BTreeSet::new(),
     };
-    runtime.spawn(cancel.run_until_cancelled_owned(listeners.run(receiver)));
+    parts.task("health-checks", runtime, async {
+        listeners.run(receiver).await;
+        Ok(())
+    });
     Announcer {
         config,
-        told: BTreeMap::new(),
+        announced: BTreeMap::new(),
         addresses: Vec::new(),
         planned: BTreeMap::new(),
         changes,
     }
 }
 
-impl Announcer {
-    /// Notes what Services need, to be told when it stands.
-    pub fn plan(&mut self, updates: &[Update]) {
+impl Observer for Announcer {
+    fn planned(&mut self, updates: &[Update]) {
         for Update { service, intent } in updates {
             let wanted = intent.as_ref().and_then(|i| i.health_check.as_ref());
-            if wanted.is_some() || self.told.contains_key(service) {
+            if wanted.is_some() || self.announced.contains_key(service) {
                 self.planned.insert(service.clone(), wanted.cloned());
             } else {
                 self.planned.remove(service);
@@ -99,24 +92,22 @@ impl Announcer {
         }
     }
 
-    /// The kernel has what was planned, but for Services that it `refused`: theirs is as before.
-    pub fn announce<'a>(
-        &mut self,
-        refused: impl Iterator<Item = &'a ObjectName>,
-        node_addresses: &[IpAddr],
-    ) {
+    fn committed(&mut self, commit: &Commit<'_>) {
         let mut services = std::mem::take(&mut self.planned);
-        for service in refused {
-            services.remove(service);
+        // A quarantined Service keeps its last health check.
+        for quarantined in &commit.outcome.quarantined {
+            services.remove(&quarantined.service);
         }
-        services.retain(|service, wanted| self.told.get(service) != wanted.as_ref());
+        services.retain(|service, wanted| self.announced.get(service) != wanted.as_ref());
         for (service, wanted) in &services {
             match wanted {
-                Some(wanted) => self.told.insert(service.clone(), wanted.clone()),
-                None => self.told.remove(service),
+                Some(wanted) => self.announced.insert(service.clone(), wanted.clone()),
+                None => self.announced.remove(service),
             };
         }
-        let addresses = self.config.listening_addresses(node_addresses);
+        let addresses = self
+            .config
+            .listening_addresses(&commit.facts.node_addresses);
         let addresses = (addresses != self.addresses).then(|| {
             self.addresses.clone_from(&addresses);
             addresses
@@ -126,16 +117,16 @@ impl Announcer {
                 services,
                 addresses,
             };
-            // The listeners end with the process only.
+            // The receiver is gone only when the daemon is ending.
             let _ = self.changes.send(change);
         }
     }
 }
 
 /// One port of a Service on one address.
-type Place = (ObjectName, SocketAddr);
+type Socket = (ObjectName, SocketAddr);
 
-/// A port that is served.
+/// A socket that is bound, or retried.
 struct Open {
     local_endpoints: Arc<AtomicUsize>,
     task: AbortOnDropHandle<()>,
@@ -145,28 +136,16 @@ struct Listeners {
     reports: Reports,
     wanted: BTreeMap<ObjectName, HealthCheck>,
     addresses: Vec<IpAddr>,
-    open: BTreeMap<Place, Open>,
-    /// To be tried again; reported already.
-    failed: BTreeSet<Place>,
+    open: BTreeMap<Socket, Open>,
 }
 
 impl Listeners {
     async fn run(mut self, mut changes: mpsc::UnboundedReceiver<Change>) {
-        let mut retry = tokio::time::interval(RETRY);
-        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        while let Some(change) = changes.recv().await {
             let mut changed = BTreeSet::new();
-            tokio::select! {
-                change = changes.recv() => match change {
-                    Some(change) => self.take(change, &mut changed),
-                    None => return,
-                },
-                _ = retry.tick(), if !self.failed.is_empty() => {
-                    changed.extend(self.failed.iter().map(|(service, _)| service.clone()));
-                }
-            }
+            self.apply(change, &mut changed);
             while let Ok(change) = changes.try_recv() {
-                self.take(change, &mut changed);
+                self.apply(change, &mut changed);
             }
             // A port may pass from one Service to another.
             for service in &changed {
@@ -175,11 +154,10 @@ impl Listeners {
             for service in &changed {
                 self.open(service);
             }
-            self.reports.metrics.set_health_checks(self.open.len());
         }
     }
 
-    fn take(&mut self, change: Change, changed: &mut BTreeSet<ObjectName>) {
+    fn apply(&mut self, change: Change, changed: &mut BTreeSet<ObjectName>) {
         for (service, wanted) in change.services {
             match wanted {
                 Some(wanted) => self.wanted.insert(service.clone(), wanted),
@@ -193,24 +171,23 @@ impl Listeners {
         }
     }
 
-    /// Where a Service's port belongs, and what is said there.
-    fn places(&self, service: &ObjectName) -> BTreeMap<SocketAddr, usize> {
+    /// The addresses of a Service's health check, with the number of local endpoints to report at each.
+    fn addresses(&self, service: &ObjectName) -> BTreeMap<SocketAddr, usize> {
         let Some(wanted) = self.wanted.get(service) else {
             return BTreeMap::new();
         };
-        let place = |address: &IpAddr| {
+        let local = |address: &IpAddr| {
             let local = wanted.local_endpoints.get(&Family::of(*address))?;
             Some((SocketAddr::new(*address, wanted.port), *local))
         };
-        self.addresses.iter().filter_map(place).collect()
+        self.addresses.iter().filter_map(local).collect()
     }
 
-    /// Closes what is not wanted any more, with its connections, and waits until it is closed.
+    /// Closes the sockets that are no longer wanted, with their connections, and waits until they are closed.
     async fn close(&mut self, service: &ObjectName) {
-        let places = self.places(service);
-        let is_gone = |(of, at): &Place| of == service && !places.contains_key(at);
-        self.failed.retain(|place| !is_gone(place));
-        let gone = self.open.extract_if(.., |place, _| is_gone(place));
+        let wanted = self.addresses(service);
+        let is_gone = |(of, at): &Socket| of == service && !wanted.contains_key(at);
+        let gone = self.open.extract_if(.., |socket, _| is_gone(socket));
         for ((service, address), open) in gone.collect::<Vec<_>>() {
             open.task.abort();
             let _ = open.task.await;
@@ -218,60 +195,72 @@ impl Listeners {
         }
     }
 
-    /// Opens what is wanted and not open yet; elsewhere says what is true now.
+    /// Opens the sockets that are wanted, and updates those that are open.
     fn open(&mut self, service: &ObjectName) {
-        for (address, local) in self.places(service) {
-            let place = (service.clone(), address);
-            if let Some(open) = self.open.get(&place) {
+        for (address, local) in self.addresses(service) {
+            let socket = (service.clone(), address);
+            if let Some(open) = self.open.get(&socket) {
                 open.local_endpoints.store(local, Ordering::Relaxed);
                 continue;
             }
-            match listen(address) {
-                Ok(listener) => {
-                    info!(%service, %address, "health check listening");
-                    self.failed.remove(&place);
-                    self.open
-                        .insert(place, self.serve(service, local, listener));
-                }
-                Err(error) => self.report(place, &error),
-            }
+            let local_endpoints = Arc::new(AtomicUsize::new(local));
+            let serving = serve(
+                socket.clone(),
+                local_endpoints.clone(),
+                self.reports.clone(),
+            );
+            let open = Open {
+                local_endpoints,
+                task: AbortOnDropHandle::new(tokio::spawn(serving)),
+            };
+            self.open.insert(socket, open);
         }
-    }
-
-    fn serve(&self, service: &ObjectName, local: usize, listener: TcpListener) -> Open {
-        let local_endpoints = Arc::new(AtomicUsize::new(local));
-        let (service, local) = (service.clone(), local_endpoints.clone());
-        let status = self.reports.status.clone();
-        let answers =
-            move |_: &str| health_check(&service, local.load(Ordering::Relaxed), &status.load());
-        let task = tokio::spawn(accept(listener, Arc::new(answers)));
-        Open {
-            local_endpoints,
-            task: AbortOnDropHandle::new(task),
-        }
-    }
-
-    /// Once, however often it is tried again.
-    fn report(&mut self, place: Place, error: &std::io::Error) {
-        let (service, address) = &place;
-        if self.failed.contains(&place) {
-            return;
-        }
-        warn!(%service, %address, %error, "cannot bind health check port; retrying every second");
-        self.reports.metrics.health_check_failed();
-        // kube-proxy's reason and action.
-        let (reason, action) = ("FailedToStartServiceHealthcheck", "Listen");
-        let note = format!("failed to start the health check of {service} at {address}: {error}");
-        let subject = Subject::Service(service.clone());
-        self.reports
-            .recorder
-            .tell(subject, Severity::Warning, (reason, action), &note);
-        self.failed.insert(place);
     }
 }
 
-/// Sockets of IPv6 leave IPv4 to others. An address need not be there yet: one of the node's that comes later, or that
-/// the kernel still looks for duplicates of, is no failure.
+/// Binds the socket, retrying, and serves forever.
+async fn serve(socket: Socket, local: Arc<AtomicUsize>, reports: Reports) {
+    let (service, address) = socket.clone();
+    let report = |error: &std::io::Error| report(&socket, error, &reports);
+    let listener = bind(|| std::future::ready(listen(address)), report).await;
+    info!(%service, %address, "health check listening");
+    let _counted = Listening::new(reports.metrics.clone());
+    let status = reports.status.clone();
+    let answers =
+        move |_: &str| health_check(&service, local.load(Ordering::Relaxed), &status.load());
+    accept(listener, Arc::new(answers)).await;
+}
+
+/// A listening socket, as the metric counts it.
+struct Listening(Arc<Metrics>);
+
+impl Listening {
+    fn new(metrics: Arc<Metrics>) -> Self {
+        metrics.health_check_listeners(1);
+        Listening(metrics)
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.health_check_listeners(-1);
+    }
+}
+
+fn report((service, address): &Socket, error: &std::io::Error, reports: &Reports) {
+    warn!(%service, %address, %error, "cannot bind health check port; retrying every second");
+    reports.metrics.health_check_failed();
+    // kube-proxy's reason and action.
+    let (reason, action) = ("FailedToStartServiceHealthcheck", "Listen");
+    let note = format!("failed to start the health check of {service} at {address}: {error}");
+    let subject = Subject::Service(service.clone());
+    reports
+        .recorder
+        .tell(subject, Severity::Warning, (reason, action), &note);
+}
+
+/// IPv6 sockets do not include IPv4. An address that the node does not have yet is no failure: the address may be added
+/// later, or the kernel still checks it for duplicates.
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(

@@ -1,26 +1,26 @@
 //! The health and metrics ports: HTTP/1.1, read-only, on a thread of their own.
 //!
-//! Answers come from published values ([`Status`](crate::status::Status), [`Metrics`]), so a probe is answered while
-//! the control loop is busy or stuck, and no client can slow the proxy down. A port that cannot be bound is tried
-//! again; proxying never depends on it. The ports that Services have for load balancers' questions
-//! ([`crate::health_checks`]) are served beside them.
+//! Responses are made of published values ([`Status`](crate::status::Status), [`Metrics`]), so probes are answered while
+//! the control loop is busy or stuck, and no client can slow the proxy down. A port that cannot be bound is retried;
+//! proxying never depends on it. Health checks of Services ([`crate::health_checks`]) run on the same thread.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
-use anyhow::Context;
+use futures::future::OptionFuture;
 use http::StatusCode;
 use overlay_probe::SharedProbeStatus;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::bind::bind;
 use crate::metrics::{self, Metrics};
 use crate::overlay::SharedOverlayStatus;
+use crate::parts::Parts;
 use crate::status::SharedStatus;
 
 mod answers;
@@ -28,9 +28,6 @@ mod listener;
 
 pub(crate) use answers::health_check;
 pub(crate) use listener::{Answer, accept};
-
-/// Between two attempts to bind, at first and at most.
-const BIND_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// What a port serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,93 +47,68 @@ impl fmt::Display for Port {
     }
 }
 
-/// The values that answers are made of.
+/// The values that responses are made of.
 #[derive(Clone)]
 pub struct Sources {
     /// Published by the control loop.
     pub status: Arc<SharedStatus>,
-    /// Recorded by everyone.
+    /// Recorded by all parts.
     pub metrics: Arc<Metrics>,
-    /// How the overlay is, where there is one.
+    /// State of the overlay, if there is one.
     pub overlay: Option<SharedOverlayStatus>,
     /// Findings of the overlay's probes.
     pub probes: SharedProbeStatus,
 }
 
-/// The running ports. They end when the token given to [`start`] is cancelled.
+/// The running ports.
 #[derive(Debug)]
 pub struct Ports {
-    /// Where the health port is bound, once it is; `None` for good when it is switched off.
+    /// Address of the health port once it is bound; `None` for good when it is disabled.
     pub health: watch::Receiver<Option<SocketAddr>>,
-    /// Where the metrics port is bound, likewise.
+    /// Address of the metrics port, likewise.
     pub metrics: watch::Receiver<Option<SocketAddr>>,
-    /// Where more ports may be served.
+    /// The runtime that serves the ports, and may serve more.
     pub runtime: Handle,
-    thread: std::thread::JoinHandle<()>,
 }
 
-impl Ports {
-    /// Waits for the thread to end.
-    pub fn join(self) {
-        if self.thread.join().is_err() {
-            warn!("the HTTP thread panicked");
-        }
-    }
-}
-
-/// Starts the ports on a thread of their own; `None` switches one off.
+/// Starts the ports on a thread of their own; `None` disables one.
 pub fn start(
+    parts: &Parts,
     health: Option<SocketAddr>,
     metrics: Option<SocketAddr>,
     sources: Sources,
-    cancel: CancellationToken,
 ) -> anyhow::Result<Ports> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("making the runtime of the health and metrics ports")?;
     let (health_bound, health_address) = watch::channel(None);
     let (metrics_bound, metrics_address) = watch::channel(None);
-    let handle = runtime.handle().clone();
-    let thread = std::thread::Builder::new()
-        .name("http".into())
-        .spawn(move || {
-            runtime.block_on(async {
-                let health =
-                    health.map(|address| serve(Port::Health, address, &sources, health_bound));
-                let metrics =
-                    metrics.map(|address| serve(Port::Metrics, address, &sources, metrics_bound));
-                let both = async {
-                    tokio::join!(
-                        futures::future::OptionFuture::from(health),
-                        futures::future::OptionFuture::from(metrics)
-                    )
-                };
-                tokio::select! {
-                    () = cancel.cancelled() => {}
-                    _ = async { both.await; std::future::pending::<()>().await } => {}
-                }
-            });
-            // Connections that are open end with the runtime.
-            runtime.shutdown_background();
-        })
-        .context("starting the thread of the health and metrics ports")?;
+    let cancel = parts.cancel();
+    let runtime = parts.runtime("http", move || async move {
+        let health = health.map(|address| serve(Port::Health, address, &sources, health_bound));
+        let metrics = metrics.map(|address| serve(Port::Metrics, address, &sources, metrics_bound));
+        let serving = async {
+            tokio::join!(OptionFuture::from(health), OptionFuture::from(metrics));
+            std::future::pending::<()>().await;
+        };
+        cancel.run_until_cancelled(serving).await;
+        Ok(())
+    })?;
     Ok(Ports {
         health: health_address,
         metrics: metrics_address,
-        runtime: handle,
-        thread,
+        runtime,
     })
 }
 
-/// Binds, with patience, and serves for ever.
+/// Binds the port, retrying, and serves forever.
 async fn serve(
     port: Port,
     address: SocketAddr,
     sources: &Sources,
     bound: watch::Sender<Option<SocketAddr>>,
 ) {
-    let listener = bind(port, address).await;
+    let report = |error: &std::io::Error| {
+        warn!(%port, %address, %error, "cannot bind; retrying every second");
+    };
+    let listener = bind(|| TcpListener::bind(address), report).await;
     match listener.local_addr() {
         Ok(address) => {
             info!(%port, %address, "listening");
@@ -146,20 +118,6 @@ async fn serve(
     }
     let sources = sources.clone();
     accept(listener, Arc::new(move |path| answer(port, path, &sources))).await;
-}
-
-async fn bind(port: Port, address: SocketAddr) -> TcpListener {
-    let mut wait = BIND_RETRY.0;
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => return listener,
-            Err(error) => {
-                warn!(%port, %address, %error, retry_seconds = wait.as_secs(), "cannot bind; retrying");
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(BIND_RETRY.1);
-            }
-        }
-    }
 }
 
 fn answer(port: Port, path: &str, sources: &Sources) -> Answer {

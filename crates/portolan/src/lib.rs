@@ -1,18 +1,18 @@
 //! The Portolan daemon: effects around the pure crates.
 //!
-//! * [`cli`] is the command line; [`app`] composes what `portolan run` needs and owns its life time.
-//! * [`control`] is the loop between events and kernel, the one owner of the table.
-//! * [`node_addresses`] follows the addresses of this node's interfaces, [`listeners`] who listens there.
-//! * [`memory`] gives back what a first list took.
-//! * [`features`] says what is done where the kernel lacks something.
-//! * [`overlay`] keeps the tunnel to other nodes' pods and runs its probes ([`overlay_probe`]).
-//! * [`status`], [`metrics`] and [`http`] tell others how it goes, [`health_checks`] load balancers, [`events`] the cluster.
-//! * [`counters`] says how many connections there were to Services that want to know.
-//! * [`conntrack`] ends stale flows after a commit; [`sysctl`] makes the settings of connection tracking.
-//! * [`takeover`] removes what kube-proxy has left, [`cleanup`] that or our own.
-//! * [`render`] prints the table of a folder of manifests.
+//! * [`cli`] is the command line, [`log`] the log; [`app`] composes what `portolan run` needs, out of [`parts`].
+//! * [`control`] is the loop between events and kernel, the one owner of the tables. What follows its commits is an
+//!   [`observer`]: [`metrics`], [`health_checks`], [`conntrack`], [`counters`] and [`localhost`] are.
+//! * [`node_addresses`] follows the addresses of this node's interfaces, [`listeners`] the sockets of its processes.
+//! * [`features`] owns the fallbacks for missing kernel features, [`sysctl`] the conntrack sysctls.
+//! * [`overlay`] maintains the tunnel to other nodes' pods, and runs its probes ([`overlay_probe`]).
+//! * [`status`] and [`http`] serve probes; [`events`] creates Kubernetes Events.
+//! * [`memory`] returns memory to the kernel after the first list.
+//! * [`takeover`] removes what kube-proxy left behind; [`cleanup`] does so on demand, or removes Portolan's rules.
+//! * [`render`] prints the tables for a directory of manifests.
 
 pub mod app;
+mod bind;
 pub mod cleanup;
 pub mod cli;
 pub mod conntrack;
@@ -25,11 +25,15 @@ pub mod health_checks;
 pub mod http;
 pub mod listeners;
 pub mod localhost;
+pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod node_addresses;
+pub mod observer;
 pub mod overlay;
+pub mod parts;
 pub mod render;
 pub mod status;
 pub mod sysctl;
+mod tables;
 pub mod takeover;

@@ -1,13 +1,13 @@
-//! Where processes of this node listen, among the places that Services ask for.
+//! The sockets that processes of this node listen on, among those that Services ask for.
 //!
 //! A Service may name an address of the node as an external IP or have it from a load balancer (k3s does that). Its
-//! frontend must not take the node's own ssh or kubelet away: where a process listens, the process has the
-//! port, as with kube-proxy before 1.23, which left a port out that it could not open itself. Nothing is asked of the
-//! kernel while no Service asks for an address of the Node object; other addresses of the node are not protected,
-//! since they may have been put there for the Service (kube-vip).
+//! frontend must not hide the node's own ssh or kubelet: where a process listens, the process keeps the port, as with
+//! kube-proxy before 1.23, which skipped ports that it could not open itself. The kernel is not asked while no Service
+//! asks for an address of the Node object. Other addresses of the node are not protected, since they may have been added
+//! for the Service (kube-vip).
 //!
-//! The kernel does not tell who begins to listen, so it is asked again now and then (sock_diag(7); SCTP is not asked
-//! about). What was seen counts for a while longer: a daemon that is restarted is to find its port.
+//! The kernel does not notify about listening sockets, so they are listed regularly (sock_diag(7); SCTP is not listed).
+//! A listener counts for a while after it was last seen, so that a daemon that restarts finds its port free.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -21,33 +21,32 @@ use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
-use netlink_sys::Socket;
+use netlink_sys::Socket as NetlinkSocket;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use service_model::Protocol;
 
-/// How often the kernel is asked.
-const AGAIN: Duration = Duration::from_secs(10);
-/// So long a listener counts after it was last seen.
+/// Interval between lists.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// How long a listener counts after it was last seen.
 const HOLD: Duration = Duration::from_secs(30);
-/// A datagram of a dump: the kernel fills at most this (NLMSG_GOODSIZE is less).
+/// Maximum size of a datagram of a dump (NLMSG_GOODSIZE is less).
 const DATAGRAM: usize = 64 << 10;
 
-/// A place that a process may listen at and a Service ask for.
-pub type Place = (Protocol, SocketAddr);
+/// An address and port that a process may listen on and a Service ask for.
+pub type Socket = (Protocol, SocketAddr);
 
-/// What is known of the places that are asked for.
+/// The listening sockets among those that Services ask for.
 #[derive(Debug, Default)]
 pub struct Listeners {
-    asked: BTreeSet<Place>,
-    seen: BTreeMap<Place, Instant>,
+    asked: BTreeSet<Socket>,
+    seen: BTreeMap<Socket, Instant>,
     looked_at: Option<Instant>,
     is_blind: bool,
 }
 
 impl Listeners {
-    /// The places among those `asked` for where somebody listens. Asks the kernel if these are others than before, or
-    /// if it has not been asked for a while.
-    pub fn among(&mut self, asked: &BTreeSet<Place>, now: Instant) -> Vec<Place> {
+    /// The sockets among `asked` that a process listens on. Lists them anew when `asked` changed or a list is due.
+    pub fn among(&mut self, asked: &BTreeSet<Socket>, now: Instant) -> Vec<Socket> {
         let is_due = self.due().is_none_or(|at| at <= now);
         if !asked.is_empty() && (is_due || *asked != self.asked) {
             self.looked_at = Some(now);
@@ -69,13 +68,13 @@ impl Listeners {
         self.seen.keys().copied().collect()
     }
 
-    /// When to ask again.
+    /// When the next list is due.
     pub fn due(&self) -> Option<Instant> {
         let is_wanted = !self.asked.is_empty();
-        self.looked_at.filter(|_| is_wanted).map(|at| at + AGAIN)
+        self.looked_at.filter(|_| is_wanted).map(|at| at + INTERVAL)
     }
 
-    fn found(&mut self, asked: &BTreeSet<Place>, found: &[Listening], now: Instant) {
+    fn found(&mut self, asked: &BTreeSet<Socket>, found: &[Listening], now: Instant) {
         let is_blind = std::mem::replace(&mut self.is_blind, false);
         if is_blind {
             tracing::info!("listing listening sockets works again");
@@ -88,17 +87,17 @@ impl Listeners {
     }
 }
 
-/// A socket that takes what comes from anybody.
+/// A socket that accepts packets from any peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Listening {
     protocol: Protocol,
     local: SocketAddr,
-    /// An unspecified IPv6 address stands for IPv6 only (ipv6(7), IPV6_V6ONLY).
+    /// An unspecified IPv6 address does not include IPv4 (ipv6(7), IPV6_V6ONLY).
     v6_only: bool,
 }
 
 impl Listening {
-    fn is_at(&self, (protocol, place): &Place) -> bool {
+    fn is_at(&self, (protocol, place): &Socket) -> bool {
         let is_everywhere = match self.local.ip() {
             IpAddr::V4(ip) => ip.is_unspecified() && place.is_ipv4(),
             IpAddr::V6(ip) => ip.is_unspecified() && (place.is_ipv6() || !self.v6_only),
@@ -111,7 +110,7 @@ impl Listening {
 
 /// All TCP and UDP listeners of this network namespace.
 fn listening() -> io::Result<Vec<Listening>> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    let mut socket = NetlinkSocket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     let mut found = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -123,7 +122,7 @@ fn listening() -> io::Result<Vec<Listening>> {
 }
 
 fn dump(
-    socket: &Socket,
+    socket: &NetlinkSocket,
     protocol: Protocol,
     family: u8,
     found: &mut Vec<Listening>,
@@ -180,7 +179,7 @@ mod tests {
 
     use super::*;
 
-    fn at(protocol: Protocol, place: SocketAddr, address: &str) -> Place {
+    fn at(protocol: Protocol, place: SocketAddr, address: &str) -> Socket {
         (
             protocol,
             SocketAddr::new(address.parse().unwrap(), place.port()),
@@ -188,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn who_listens_has_the_port_and_who_only_talks_has_not() {
+    fn a_listening_socket_counts_and_a_connected_one_does_not() {
         let everywhere = TcpListener::bind("[::]:0").unwrap().local_addr().unwrap();
         let everywhere = TcpListener::bind(everywhere).unwrap();
         let one = UdpSocket::bind("127.0.0.2:0").unwrap();
@@ -205,20 +204,20 @@ mod tests {
             at(Protocol::Udp, one, "127.0.0.3"),
             at(Protocol::Tcp, talks.local_addr().unwrap(), "127.0.0.1"),
         ];
-        let asked: BTreeSet<Place> = there.into_iter().chain(not_there).collect();
+        let asked: BTreeSet<Socket> = there.into_iter().chain(not_there).collect();
         let found = Listeners::default().among(&asked, Instant::now());
         assert_eq!(BTreeSet::from_iter(found), BTreeSet::from(there));
     }
 
     #[test]
-    fn a_listener_is_kept_for_a_while_and_nothing_is_asked_for_nobody() {
+    fn a_listener_counts_for_a_while_after_it_closed() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let place = at(Protocol::Udp, socket.local_addr().unwrap(), "127.0.0.1");
         let (mut listeners, start) = (Listeners::default(), Instant::now());
         assert_eq!(listeners.due(), None);
         assert_eq!(listeners.among(&[place].into(), start), [place]);
         drop(socket);
-        assert_eq!(listeners.due(), Some(start + AGAIN));
+        assert_eq!(listeners.due(), Some(start + INTERVAL));
         assert_eq!(listeners.among(&[place].into(), start + HOLD / 2), [place]);
         assert_eq!(listeners.among(&[place].into(), start + HOLD), []);
         listeners.among(&BTreeSet::new(), start + HOLD);

@@ -1,10 +1,10 @@
-//! Node ports on the loopback addresses, for `--nodeport-addresses localhost` (KEP-6032).
+//! Relays node ports from the loopback addresses, for `--nodeport-addresses localhost` (KEP-6032).
 //!
-//! Rules cannot do it without `route_localnet`, which would open the loopback network to the neighbours: an answer to
-//! 127.0.0.1 that comes in by another interface is dropped by the kernel. So this process listens on 127.0.0.1 and ::1
-//! and relays, TCP and UDP, to the endpoints that this node's own connections would reach. SCTP is not relayed.
+//! Rules would need `route_localnet`, which opens the loopback network to neighbors: the kernel drops answers to
+//! 127.0.0.1 that arrive at another interface. So this process listens on 127.0.0.1 and ::1 and relays TCP and UDP to the
+//! endpoints that this node's own connections would reach. SCTP is not relayed.
 //!
-//! A port that somebody else has on loopback stays theirs; it is tried again at the Service's next change.
+//! A loopback port that another process has is retried every second.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,50 +14,63 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use service_dataplane::Update;
-use service_model::{Backend, Disposition, Family, Frontend, ObjectName, Place, Protocol};
+use service_model::{
+    Backend, Disposition, Family, Frontend, NodeConfig, ObjectName, Place, Protocol,
+};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// An endpoint that does not answer gives way to the next.
+use crate::bind::bind;
+use crate::observer::Observer;
+use crate::parts::Parts;
+
+/// Time for an endpoint to accept a connection; then the next one is tried.
 const CONNECT: Duration = Duration::from_secs(3);
-/// A UDP client that nobody has heard from for so long is forgotten.
+/// Lifetime of an idle UDP client.
 const UDP_IDLE: Duration = Duration::from_secs(60);
-/// UDP clients of one port at a time.
+/// Maximum number of UDP clients per port.
 const UDP_CLIENTS: usize = 1024;
-/// Longest datagram.
+/// Maximum size of a datagram.
 const DATAGRAM: usize = 65_535;
 
 /// A node port of a family, TCP or UDP.
 type Port = (Family, Protocol, u16);
-/// Where a port leads to.
+/// The endpoints of a port.
 type Endpoints = Arc<[Backend]>;
-/// A port to serve, or no more.
+/// The endpoints of a port to serve, or none when it is no longer served.
 type Change = (Port, Option<Endpoints>);
 
-/// What the control loop tells: which Service has which ports.
+/// Passes the node ports of Services on to the relay.
 #[derive(Debug)]
 pub struct Announcer {
     ports: BTreeMap<ObjectName, Vec<Port>>,
     changes: mpsc::UnboundedSender<Change>,
 }
 
-/// Starts relaying on a runtime, until `cancel`led.
-pub fn start(runtime: &Handle, cancel: CancellationToken) -> Announcer {
+/// Whether the configuration asks for node ports on loopback: by keyword, or by a range.
+pub fn is_wanted(config: &NodeConfig) -> bool {
+    let mut families = Family::ALL.into_iter();
+    families.any(|family| config.covers_loopback(family))
+}
+
+/// Starts relaying on a runtime.
+pub fn start(parts: &Parts, runtime: &Handle) -> Announcer {
     let (changes, receiver) = mpsc::unbounded_channel();
-    runtime.spawn(cancel.run_until_cancelled_owned(relay(receiver)));
+    parts.task("node-port-relay", runtime, async {
+        relay(receiver).await;
+        Ok(())
+    });
     Announcer {
         ports: BTreeMap::new(),
         changes,
     }
 }
 
-impl Announcer {
-    /// Takes in what Services need now.
-    pub fn announce(&mut self, updates: &[Update]) {
+impl Observer for Announcer {
+    fn planned(&mut self, updates: &[Update]) {
         for update in updates {
             let frontends = update.intent.iter().flat_map(|intent| &intent.frontends);
             let wanted: Vec<(Port, Endpoints)> = frontends.filter_map(relayed).collect();
@@ -75,7 +88,7 @@ impl Announcer {
                 .into_iter()
                 .map(|(port, endpoints)| (port, Some(endpoints)));
             for change in gone.chain(wanted) {
-                // The relay ends with the process only.
+                // The receiver is gone only when the daemon is ending.
                 let _ = self.changes.send(change);
             }
         }
@@ -97,19 +110,19 @@ fn relayed(frontend: &Frontend) -> Option<(Port, Endpoints)> {
 
 /// A port that is served.
 struct Served {
-    endpoints: Arc<Choice>,
-    task: AbortOnDropHandle<()>,
+    endpoints: Arc<RoundRobin>,
+    _task: AbortOnDropHandle<()>,
 }
 
-/// Endpoints, one after the other.
+/// Endpoints in turn.
 #[derive(Debug)]
-struct Choice {
+struct RoundRobin {
     endpoints: ArcSwap<Vec<SocketAddr>>,
     next: AtomicUsize,
 }
 
-impl Choice {
-    /// All of them, beginning with the one whose turn it is.
+impl RoundRobin {
+    /// All endpoints, beginning with the next one.
     fn in_turn(&self) -> Vec<SocketAddr> {
         let mut endpoints = self.endpoints.load().to_vec();
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
@@ -130,44 +143,52 @@ async fn relay(mut changes: mpsc::UnboundedReceiver<Change>) {
             .iter()
             .map(|b| SocketAddr::new(b.address, b.port))
             .collect();
-        match served
-            .get(&port)
-            .filter(|served| !served.task.is_finished())
-        {
+        match served.get(&port) {
             Some(known) => known.endpoints.endpoints.store(Arc::new(endpoints)),
             None => {
-                let endpoints = Arc::new(Choice {
+                let endpoints = Arc::new(RoundRobin {
                     endpoints: ArcSwap::from_pointee(endpoints),
                     next: AtomicUsize::new(0),
                 });
                 let task = AbortOnDropHandle::new(tokio::spawn(serve(port, endpoints.clone())));
-                served.insert(port, Served { endpoints, task });
+                served.insert(
+                    port,
+                    Served {
+                        endpoints,
+                        _task: task,
+                    },
+                );
             }
         }
     }
 }
 
-async fn serve((family, protocol, port): Port, endpoints: Arc<Choice>) {
+async fn serve((family, protocol, port): Port, endpoints: Arc<RoundRobin>) {
     let address: IpAddr = match family {
         Family::Ip => Ipv4Addr::LOCALHOST.into(),
         Family::Ip6 => Ipv6Addr::LOCALHOST.into(),
     };
     let address = SocketAddr::new(address, port);
-    let result = match protocol {
-        Protocol::Tcp => serve_tcp(address, endpoints).await,
-        Protocol::Udp => serve_udp(address, endpoints).await,
-        Protocol::Sctp => Ok(()),
+    let report = |error: &std::io::Error| {
+        tracing::warn!(%address, %protocol, %error, "cannot serve node port on loopback; retrying every second");
     };
-    if let Err(error) = result {
-        tracing::warn!(%address, %protocol, %error, "cannot serve node port on loopback");
+    match protocol {
+        Protocol::Tcp => {
+            let listener = bind(|| TcpListener::bind(address), report).await;
+            serve_tcp(listener, endpoints).await;
+        }
+        Protocol::Udp => {
+            let socket = bind(|| UdpSocket::bind(address), report).await;
+            serve_udp(socket, endpoints).await;
+        }
+        Protocol::Sctp => {}
     }
 }
 
-async fn serve_tcp(address: SocketAddr, endpoints: Arc<Choice>) -> std::io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
+async fn serve_tcp(listener: TcpListener, endpoints: Arc<RoundRobin>) {
     loop {
         let Ok((mut client, _)) = listener.accept().await else {
-            // Out of descriptors, or the client went away: neither is helped by haste.
+            // Out of file descriptors, or the client is gone.
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
@@ -184,8 +205,8 @@ async fn serve_tcp(address: SocketAddr, endpoints: Arc<Choice>) -> std::io::Resu
     }
 }
 
-async fn serve_udp(address: SocketAddr, endpoints: Arc<Choice>) -> std::io::Result<()> {
-    let socket = Arc::new(UdpSocket::bind(address).await?);
+async fn serve_udp(socket: UdpSocket, endpoints: Arc<RoundRobin>) {
+    let socket = Arc::new(socket);
     let mut clients: HashMap<SocketAddr, (Arc<UdpSocket>, AbortOnDropHandle<()>)> = HashMap::new();
     let mut buffer = vec![0; DATAGRAM];
     loop {
@@ -206,7 +227,7 @@ async fn serve_udp(address: SocketAddr, endpoints: Arc<Choice>) -> std::io::Resu
     }
 }
 
-async fn connect_udp(endpoints: &Choice) -> Option<Arc<UdpSocket>> {
+async fn connect_udp(endpoints: &RoundRobin) -> Option<Arc<UdpSocket>> {
     let endpoint = endpoints.in_turn().into_iter().next()?;
     let any: IpAddr = match endpoint {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -217,7 +238,7 @@ async fn connect_udp(endpoints: &Choice) -> Option<Arc<UdpSocket>> {
     Some(Arc::new(socket))
 }
 
-/// Passes answers on to the client, until none has come for a while or the endpoint refuses.
+/// Passes answers on to the client, until the client is idle or the endpoint refuses.
 async fn answer(socket: Arc<UdpSocket>, server: Arc<UdpSocket>, client: SocketAddr) {
     let mut buffer = vec![0; DATAGRAM];
     while let Ok(Ok(length)) = timeout(UDP_IDLE, server.recv(&mut buffer)).await {

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use clap::Parser;
 use overlay_probe::doctor;
 use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, RunArgs, VersionArgs};
-use portolan::{app, cleanup, features, memory, render};
+use portolan::{app, cleanup, features, log, memory, render};
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(&args).map(|()| true),
-        Command::Render(args) => app::start_log(&args.log).and_then(|()| render::run(&args)),
-        Command::Cleanup(args) => app::start_log(&args.log).and_then(|()| cleanup::run(&args)),
+        Command::Render(args) => log::start(&args.log).and_then(|()| render::run(&args)),
+        Command::Cleanup(args) => log::start(&args.log).and_then(|()| cleanup::run(&args)),
         Command::Doctor(args) => return examine(&args),
         Command::Version(args) => version(&args),
     };
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 
 fn run(args: &RunArgs) -> anyhow::Result<()> {
     memory::share_one_heap();
-    app::start_log(&args.log)?;
+    log::start(&args.log)?;
     if args.init_only {
         args.conntrack.apply();
         return Ok(());

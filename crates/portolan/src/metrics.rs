@@ -1,11 +1,13 @@
-//! What is counted and measured, under kube-proxy's names where it has the same thing.
+//! The daemon's metrics, under kube-proxy's names where kube-proxy has the same metric.
 //!
-//! Labels are closed sets of ours (family, kind, code): no name of a foreign object ever becomes a label, so the
-//! number of series is bounded (but see [`crate::counters`]). Everything here is atomic; recording never blocks.
+//! Labels are closed sets (family, kind, code): no name of a Kubernetes object is a label, so the number of series is
+//! bounded (but see [`crate::counters`]). Everything here is atomic; recording never blocks.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use object_source::{Problem, SourceEvent};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -14,57 +16,99 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use service_model::{Family as IpFamily, ObjectKind};
+use service_dataplane::Update;
+use service_model::{Family as IpFamily, ObjectEvent, ObjectKind};
+
+use crate::observer::{Commit, Observer};
 
 mod probes;
 
 pub use probes::ProbeMetrics;
 
-/// What `Content-Type` the text of [`Metrics::encode`] has.
+/// The `Content-Type` of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Every metric of the daemon. Cheap to share, methods are the events that the control loop reports.
+/// Declares a group of metrics: name, type, help, and how to make it where `Default` does not do.
+macro_rules! metrics {
+    ($(#[$doc:meta])* $group:ident { $($name:ident: $type:ty = $help:literal $(, $make:expr)?;)* }) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        struct $group {
+            $($name: $type,)*
+        }
+
+        impl $group {
+            fn register(registry: &mut Registry) -> Self {
+                $(
+                    let $name: $type = metrics!(@make $($make)?);
+                    registry.register(stringify!($name), $help, $name.clone());
+                )*
+                $group { $($name,)* }
+            }
+        }
+    };
+    (@make) => { Default::default() };
+    (@make $make:expr) => { $make };
+}
+
+metrics! {
+    /// Prefix `kubeproxy`.
+    KubeProxyMetrics {
+        // kube-proxy's smallest bound is 1 ms; a commit usually takes microseconds.
+        sync_proxy_rules_duration_seconds: Family<FamilyLabel, Histogram> =
+            "Duration of a commit, from its first netlink message to the kernel's acknowledgement, in seconds",
+            Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_016, 2.0, 21)));
+        sync_proxy_rules_last_timestamp_seconds: Family<FamilyLabel, Gauge<f64, AtomicU64>> =
+            "Time of the last commit, in seconds since 1970";
+        sync_proxy_rules_nftables_sync_failures: Family<FamilyLabel, Counter> = "Commits that failed";
+        sync_proxy_rules_service_changes: Counter = "Service changes received";
+        sync_proxy_rules_endpoint_changes: Counter = "EndpointSlice changes received";
+        sync_proxy_rules_service_changes_pending: Gauge = "Service changes received but not committed";
+        sync_proxy_rules_endpoint_changes_pending: Gauge = "EndpointSlice changes received but not committed";
+        network_programming_duration_seconds: Family<FamilyLabel, Histogram> =
+            "Duration from the change of a pod or Service, as EndpointSlices state it, to its commit, in seconds",
+            Family::new_with_constructor(programming_duration);
+        conntrack_reconciler_sync_duration_seconds: Family<FamilyLabel, Histogram> =
+            "Duration of a check for stale conntrack entries, in seconds",
+            Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15)));
+        conntrack_reconciler_deleted_entries: Family<FamilyLabel, Counter> = "Stale conntrack entries deleted";
+        proxy_healthz: Family<CodeLabel, Counter> = "Responses of /healthz by status code";
+        proxy_livez: Family<CodeLabel, Counter> = "Responses of /livez by status code";
+    }
+}
+
+metrics! {
+    /// Prefix `portolan`.
+    OwnMetrics {
+        commits: Counter = "Transactions committed";
+        elements_written: Counter = "Set elements added or deleted";
+        repairs: Counter = "Foreign changes of the tables that were repaired";
+        services_planned: Counter = "Services planned, counted at each planning";
+        quarantined_services: Gauge = "Services quarantined because the kernel refused them";
+        invalid_objects: Family<KindLabel, Gauge> = "Invalid objects at present, by kind";
+        object_problems: Family<KindLabel, Counter> = "Invalid objects and fields received, by kind";
+        source_connected: Family<KindLabel, Gauge> = "1 while the source of this kind is connected, else 0";
+        services: Gauge = "Services known";
+        endpoints: Gauge = "Endpoints known";
+        health_check_listeners: Gauge = "Health-check sockets listening for load balancers";
+        health_check_listen_failures: Counter = "Health-check sockets whose first bind failed";
+        overlay_peers: Gauge = "Peers of the overlay";
+        overlay_ready: Gauge = "1 while the overlay is in the kernel as planned, else 0";
+        overlay_problems: Gauge = "Problems of the overlay at present";
+        overlay_held_nodes: Gauge = "Peers kept although the latest Node list lacks them";
+        overlay_repairs: Counter = "Steps that repaired foreign changes of the overlay";
+        overlay_apply_seconds: Counter<f64, AtomicU64> = "Time spent changing the overlay in the kernel, in seconds";
+    }
+}
+
+/// Every metric of the daemon.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    sync_duration: Family<FamilyLabel, Histogram>,
-    last_sync: Family<FamilyLabel, Gauge<f64, AtomicU64>>,
-    sync_failures: Family<FamilyLabel, Counter>,
-    flow_checks: Family<FamilyLabel, Histogram>,
-    flows_deleted: Family<FamilyLabel, Counter>,
-    service_changes: Counter,
-    endpoint_changes: Counter,
-    service_changes_pending: Gauge,
-    endpoint_changes_pending: Gauge,
-    programming_latency: Histogram,
-    healthz: Family<CodeLabel, Counter>,
-    livez: Family<CodeLabel, Counter>,
-    commits: Counter,
-    elements_written: Counter,
-    repairs: Counter,
-    services_planned: Counter,
-    quarantined: Gauge,
-    invalid: Family<KindLabel, Gauge>,
-    problems: Family<KindLabel, Counter>,
-    connected: Family<KindLabel, Gauge>,
-    services: Gauge,
-    endpoints: Gauge,
-    health_checks: Gauge,
-    health_check_failures: Counter,
-    overlay: OverlayMetrics,
-    /// What the probes of the overlay count.
+    kube_proxy: KubeProxyMetrics,
+    own: OwnMetrics,
+    /// Metrics of the overlay's probes.
     pub probes: ProbeMetrics,
-}
-
-/// What the overlay reports.
-#[derive(Debug, Default)]
-struct OverlayMetrics {
-    peers: Gauge,
-    ready: Gauge,
-    problems: Gauge,
-    held: Gauge,
-    repairs: Counter,
-    apply: Counter<f64, AtomicU64>,
 }
 
 /// `ip_family="IPv4"`, as kube-proxy writes it.
@@ -99,6 +143,14 @@ impl From<ObjectKind> for KindLabel {
     }
 }
 
+/// kube-proxy's bounds (`pkg/proxy/metrics`), with smaller ones in front.
+fn programming_duration() -> Histogram {
+    let below_a_second = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5];
+    let seconds = (1..60).chain((60..120).step_by(5));
+    let seconds = seconds.chain((120..=300).step_by(30)).map(f64::from);
+    Histogram::new(below_a_second.into_iter().chain(seconds))
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
@@ -108,198 +160,23 @@ impl Default for Metrics {
 impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
-        let mut metrics = Metrics {
-            registry: Registry::default(),
-            // kube-proxy starts at 1 ms; a commit of ours usually takes microseconds.
-            sync_duration: Family::new_with_constructor(|| {
-                Histogram::new(exponential_buckets(0.000_016, 2.0, 21))
-            }),
-            last_sync: Family::default(),
-            sync_failures: Family::default(),
-            flow_checks: Family::new_with_constructor(|| {
-                Histogram::new(exponential_buckets(0.001, 2.0, 15))
-            }),
-            flows_deleted: Family::default(),
-            service_changes: Counter::default(),
-            endpoint_changes: Counter::default(),
-            service_changes_pending: Gauge::default(),
-            endpoint_changes_pending: Gauge::default(),
-            programming_latency: Histogram::new(exponential_buckets(0.001, 2.0, 18)),
-            healthz: Family::default(),
-            livez: Family::default(),
-            commits: Counter::default(),
-            elements_written: Counter::default(),
-            repairs: Counter::default(),
-            services_planned: Counter::default(),
-            quarantined: Gauge::default(),
-            invalid: Family::default(),
-            problems: Family::default(),
-            connected: Family::default(),
-            services: Gauge::default(),
-            endpoints: Gauge::default(),
-            health_checks: Gauge::default(),
-            health_check_failures: Counter::default(),
-            overlay: OverlayMetrics::default(),
-            probes: ProbeMetrics::default(),
-        };
-        metrics.register_kube_proxys();
-        metrics.register_ours();
-        metrics
+        let mut registry = Registry::default();
+        let kube_proxy = KubeProxyMetrics::register(registry.sub_registry_with_prefix("kubeproxy"));
+        let r = registry.sub_registry_with_prefix("portolan");
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        r.register("build", "Version of Portolan", version);
+        let own = OwnMetrics::register(r);
+        let probes = ProbeMetrics::default();
+        probes.register(r);
+        Metrics {
+            registry,
+            kube_proxy,
+            own,
+            probes,
+        }
     }
 
-    fn register_kube_proxys(&mut self) {
-        let r = self.registry.sub_registry_with_prefix("kubeproxy");
-        r.register(
-            "sync_proxy_rules_duration_seconds",
-            "Duration of a commit, from its first netlink message to the kernel's acknowledgement, in seconds",
-            self.sync_duration.clone(),
-        );
-        r.register(
-            "sync_proxy_rules_last_timestamp_seconds",
-            "Time of the last commit, in seconds since 1970",
-            self.last_sync.clone(),
-        );
-        r.register(
-            "sync_proxy_rules_nftables_sync_failures",
-            "Commits that failed",
-            self.sync_failures.clone(),
-        );
-        r.register(
-            "sync_proxy_rules_service_changes",
-            "Service changes received",
-            self.service_changes.clone(),
-        );
-        r.register(
-            "sync_proxy_rules_endpoint_changes",
-            "EndpointSlice changes received",
-            self.endpoint_changes.clone(),
-        );
-        r.register(
-            "sync_proxy_rules_service_changes_pending",
-            "Service changes received but not committed",
-            self.service_changes_pending.clone(),
-        );
-        r.register(
-            "sync_proxy_rules_endpoint_changes_pending",
-            "EndpointSlice changes received but not committed",
-            self.endpoint_changes_pending.clone(),
-        );
-        r.register(
-            "network_programming_duration_seconds",
-            "Duration from the receipt of a change to its commit, in seconds",
-            self.programming_latency.clone(),
-        );
-        r.register(
-            "conntrack_reconciler_sync_duration_seconds",
-            "Duration of a check for stale conntrack entries, in seconds",
-            self.flow_checks.clone(),
-        );
-        r.register(
-            "conntrack_reconciler_deleted_entries",
-            "Stale conntrack entries deleted",
-            self.flows_deleted.clone(),
-        );
-        r.register(
-            "proxy_healthz",
-            "Responses of /healthz by status code",
-            self.healthz.clone(),
-        );
-        r.register(
-            "proxy_livez",
-            "Responses of /livez by status code",
-            self.livez.clone(),
-        );
-    }
-
-    fn register_ours(&mut self) {
-        let r = self.registry.sub_registry_with_prefix("portolan");
-        r.register(
-            "build",
-            "Version of Portolan",
-            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
-        );
-        r.register("commits", "Transactions committed", self.commits.clone());
-        r.register(
-            "elements_written",
-            "Set elements added or deleted",
-            self.elements_written.clone(),
-        );
-        r.register(
-            "repairs",
-            "Foreign changes of the tables that were repaired",
-            self.repairs.clone(),
-        );
-        r.register(
-            "overlay_peers",
-            "Peers of the overlay",
-            self.overlay.peers.clone(),
-        );
-        r.register(
-            "overlay_ready",
-            "1 while the overlay is in the kernel as planned, else 0",
-            self.overlay.ready.clone(),
-        );
-        r.register(
-            "overlay_problems",
-            "Problems of the overlay at present",
-            self.overlay.problems.clone(),
-        );
-        r.register(
-            "overlay_held_nodes",
-            "Peers kept although the latest Node list lacks them",
-            self.overlay.held.clone(),
-        );
-        r.register(
-            "overlay_repairs",
-            "Steps that repaired foreign changes of the overlay",
-            self.overlay.repairs.clone(),
-        );
-        r.register(
-            "overlay_apply_seconds",
-            "Time spent changing the overlay in the kernel, in seconds",
-            self.overlay.apply.clone(),
-        );
-        r.register(
-            "services_planned",
-            "Services planned, counted at each planning",
-            self.services_planned.clone(),
-        );
-        r.register(
-            "quarantined_services",
-            "Services quarantined because the kernel refused them",
-            self.quarantined.clone(),
-        );
-        r.register(
-            "invalid_objects",
-            "Invalid objects at present, by kind",
-            self.invalid.clone(),
-        );
-        r.register(
-            "object_problems",
-            "Invalid objects and fields received, by kind",
-            self.problems.clone(),
-        );
-        r.register(
-            "source_connected",
-            "1 while the source of this kind is connected, else 0",
-            self.connected.clone(),
-        );
-        self.probes.register(r);
-        r.register("services", "Services known", self.services.clone());
-        r.register("endpoints", "Endpoints known", self.endpoints.clone());
-        r.register(
-            "health_check_listeners",
-            "Health-check sockets listening for load balancers",
-            self.health_checks.clone(),
-        );
-        r.register(
-            "health_check_listen_failures",
-            "Health-check sockets whose first bind failed",
-            self.health_check_failures.clone(),
-        );
-    }
-
-    /// Adds metrics that are gathered when they are asked for.
+    /// Adds metrics that are collected when they are read.
     pub fn collect(&mut self, collector: Box<dyn Collector>) {
         self.registry.register_collector(collector);
     }
@@ -312,134 +189,177 @@ impl Metrics {
         text
     }
 
-    /// The kernel took a transaction that touched these families.
-    pub fn committed(&self, families: &[IpFamily], elements: usize, elapsed: Duration) {
-        self.commits.inc();
-        self.elements_written.inc_by(elements as u64);
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs_f64();
-        for family in families {
-            self.sync_duration
-                .get_or_create(&(*family).into())
-                .observe(elapsed.as_secs_f64());
-            self.last_sync.get_or_create(&(*family).into()).set(now);
-        }
-    }
-
-    /// The kernel refused a transaction that touched these families.
-    pub fn commit_failed(&self, families: &[IpFamily]) {
-        for family in families {
-            self.sync_failures.get_or_create(&(*family).into()).inc();
-        }
-    }
-
-    /// Stale flows of a family were looked for, and so many deleted.
-    pub fn flows_checked(&self, family: IpFamily, deleted: usize, elapsed: Duration) {
+    /// Records a check for stale conntrack entries of a family.
+    pub fn conntrack_checked(&self, family: IpFamily, deleted: usize, elapsed: Duration) {
+        let metrics = &self.kube_proxy;
         let label = FamilyLabel::from(family);
-        self.flow_checks
+        metrics
+            .conntrack_reconciler_sync_duration_seconds
             .get_or_create(&label)
             .observe(elapsed.as_secs_f64());
-        self.flows_deleted
+        metrics
+            .conntrack_reconciler_deleted_entries
             .get_or_create(&label)
             .inc_by(deleted as u64);
     }
 
-    /// A foreign change of the table was undone.
+    /// Records a foreign change of the tables that was repaired.
     pub fn repaired(&self) {
-        self.repairs.inc();
+        self.own.repairs.inc();
     }
 
-    /// An event about Services arrived, `objects` of them.
-    pub fn service_event(&self, objects: usize) {
-        self.service_changes.inc_by(objects as u64);
-        self.service_changes_pending.inc_by(gauge(objects));
-    }
-
-    /// An event about EndpointSlices arrived, `objects` of them.
-    pub fn endpoint_event(&self, objects: usize) {
-        self.endpoint_changes.inc_by(objects as u64);
-        self.endpoint_changes_pending.inc_by(gauge(objects));
-    }
-
-    /// No event is left that is not in the kernel.
+    /// Records that every change received is committed.
     pub fn nothing_pending(&self) {
-        self.service_changes_pending.set(0);
-        self.endpoint_changes_pending.set(0);
+        let metrics = &self.kube_proxy;
+        metrics.sync_proxy_rules_service_changes_pending.set(0);
+        metrics.sync_proxy_rules_endpoint_changes_pending.set(0);
     }
 
-    /// A change reached the kernel this long after its event.
-    pub fn programmed(&self, latency: Duration) {
-        self.programming_latency.observe(latency.as_secs_f64());
-    }
-
-    /// State of the overlay after a turn: peers that are reached, problems, nodes served on though a list left them
-    /// out, and whether all of it is in the kernel.
+    /// Records the state of the overlay: its peers, its problems, the peers kept although the latest Node list lacks
+    /// them, and whether all of it is in the kernel.
     pub fn set_overlay(&self, peers: usize, problems: usize, held: usize, ready: bool) {
-        self.overlay.peers.set(gauge(peers));
-        self.overlay.problems.set(gauge(problems));
-        self.overlay.held.set(gauge(held));
-        self.overlay.ready.set(i64::from(ready));
+        self.own.overlay_peers.set(gauge(peers));
+        self.own.overlay_problems.set(gauge(problems));
+        self.own.overlay_held_nodes.set(gauge(held));
+        self.own.overlay_ready.set(i64::from(ready));
     }
 
-    /// The overlay carried steps out, so many of them to undo what others did.
+    /// Records a change of the overlay, with the number of its steps that repaired foreign changes.
     pub fn overlay_changed(&self, repairs: usize, elapsed: Duration) {
-        self.overlay.repairs.inc_by(repairs as u64);
-        self.overlay.apply.inc_by(elapsed.as_secs_f64());
+        self.own.overlay_repairs.inc_by(repairs as u64);
+        let seconds = elapsed.as_secs_f64();
+        self.own.overlay_apply_seconds.inc_by(seconds);
     }
 
-    /// Services were planned.
-    pub fn planned(&self, services: usize) {
-        self.services_planned.inc_by(services as u64);
-    }
-
-    /// The number of Services the kernel refuses at present.
+    /// Sets the number of quarantined Services.
     pub fn set_quarantined(&self, services: usize) {
-        self.quarantined.set(gauge(services));
+        self.own.quarantined_services.set(gauge(services));
     }
 
-    /// An object, or part of it, could not be used.
-    pub fn problem(&self, kind: ObjectKind) {
-        self.problems.get_or_create(&kind.into()).inc();
-    }
-
-    /// The number of objects of a kind that cannot be used at present.
+    /// Sets the number of invalid objects of a kind.
     pub fn set_invalid(&self, kind: ObjectKind, objects: usize) {
-        self.invalid.get_or_create(&kind.into()).set(gauge(objects));
+        let metric = &self.own.invalid_objects;
+        metric.get_or_create(&kind.into()).set(gauge(objects));
     }
 
-    /// The source of a kind is connected, or is not.
-    pub fn set_connected(&self, kind: ObjectKind, connected: bool) {
-        self.connected
-            .get_or_create(&kind.into())
-            .set(i64::from(connected));
-    }
-
-    /// The size of the view.
+    /// Sets the number of Services and endpoints.
     pub fn set_totals(&self, services: usize, endpoints: usize) {
-        self.services.set(gauge(services));
-        self.endpoints.set(gauge(endpoints));
+        self.own.services.set(gauge(services));
+        self.own.endpoints.set(gauge(endpoints));
     }
 
-    /// So many ports for load balancers are listened on.
-    pub fn set_health_checks(&self, listeners: usize) {
-        self.health_checks.set(gauge(listeners));
+    /// Adds to the number of health-check sockets that are listening.
+    pub fn health_check_listeners(&self, change: i64) {
+        self.own.health_check_listeners.inc_by(change);
     }
 
-    /// A port for load balancers cannot be listened on.
+    /// Records a health-check socket whose first bind failed.
     pub fn health_check_failed(&self) {
-        self.health_check_failures.inc();
+        self.own.health_check_listen_failures.inc();
     }
 
-    /// `/healthz` was answered.
+    /// Records a response of `/healthz`.
     pub fn healthz_answered(&self, code: u16) {
-        self.healthz.get_or_create(&CodeLabel { code }).inc();
+        let metric = &self.kube_proxy.proxy_healthz;
+        metric.get_or_create(&CodeLabel { code }).inc();
     }
 
-    /// `/livez` was answered.
+    /// Records a response of `/livez`.
     pub fn livez_answered(&self, code: u16) {
-        self.livez.get_or_create(&CodeLabel { code }).inc();
+        let metric = &self.kube_proxy.proxy_livez;
+        metric.get_or_create(&CodeLabel { code }).inc();
+    }
+
+    fn record_commit(
+        &self,
+        families: impl Iterator<Item = IpFamily>,
+        elements: usize,
+        took: Duration,
+    ) {
+        self.own.commits.inc();
+        self.own.elements_written.inc_by(elements as u64);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default().as_secs_f64();
+        let metrics = &self.kube_proxy;
+        for family in families {
+            metrics
+                .sync_proxy_rules_duration_seconds
+                .get_or_create(&family.into())
+                .observe(took.as_secs_f64());
+            metrics
+                .sync_proxy_rules_last_timestamp_seconds
+                .get_or_create(&family.into())
+                .set(now);
+        }
+    }
+}
+
+impl Observer for Arc<Metrics> {
+    fn event(&mut self, event: &SourceEvent) {
+        let metrics = &self.kube_proxy;
+        let (changes, pending, objects) = match event {
+            SourceEvent::Service(event) => (
+                &metrics.sync_proxy_rules_service_changes,
+                &metrics.sync_proxy_rules_service_changes_pending,
+                objects(event),
+            ),
+            SourceEvent::EndpointSlice(event) => (
+                &metrics.sync_proxy_rules_endpoint_changes,
+                &metrics.sync_proxy_rules_endpoint_changes_pending,
+                objects(event),
+            ),
+            SourceEvent::Connection { kind, state } => {
+                let metric = &self.own.source_connected;
+                let connected = i64::from(state.is_ok());
+                metric.get_or_create(&(*kind).into()).set(connected);
+                return;
+            }
+            _ => return,
+        };
+        changes.inc_by(objects as u64);
+        pending.inc_by(gauge(objects));
+    }
+
+    fn problem(&mut self, problem: &Problem) {
+        if let Some(invalid) = problem.invalid() {
+            let metric = &self.own.object_problems;
+            metric.get_or_create(&invalid.kind.into()).inc();
+        }
+    }
+
+    fn planned(&mut self, updates: &[Update]) {
+        self.own.services_planned.inc_by(updates.len() as u64);
+    }
+
+    fn committed(&mut self, commit: &Commit<'_>) {
+        self.nothing_pending();
+        let now = SystemTime::now();
+        for (family, trigger) in commit.triggers {
+            let elapsed = now.duration_since(*trigger).unwrap_or_default();
+            self.kube_proxy
+                .network_programming_duration_seconds
+                .get_or_create(&(*family).into())
+                .observe(elapsed.as_secs_f64());
+        }
+        let outcome = commit.outcome;
+        if outcome.transactions > 0 {
+            let families = outcome.families.iter().copied();
+            self.record_commit(families, outcome.elements, commit.elapsed);
+        }
+    }
+
+    fn failed(&mut self) {
+        for family in IpFamily::ALL {
+            let metric = &self.kube_proxy.sync_proxy_rules_nftables_sync_failures;
+            metric.get_or_create(&family.into()).inc();
+        }
+    }
+}
+
+fn objects<T>(event: &ObjectEvent<T>) -> usize {
+    match event {
+        ObjectEvent::Apply(_) | ObjectEvent::Delete(_) => 1,
+        ObjectEvent::Reset { objects, .. } => objects.len(),
     }
 }
 
@@ -449,31 +369,81 @@ fn gauge(count: usize) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use service_dataplane::Outcome;
+    use service_model::{Node, NodeConfig, NodeFacts};
+
     use super::*;
+
+    fn lines(metrics: &Metrics, expected: &[&str]) {
+        let text = metrics.encode();
+        for line in expected {
+            assert!(text.lines().any(|l| l == *line), "{line} not in\n{text}");
+        }
+    }
+
+    fn commit(metrics: &mut Arc<Metrics>, outcome: &Outcome, triggers: &[(IpFamily, SystemTime)]) {
+        let (config, node) = (NodeConfig::named("n"), Node::unknown(Arc::from("n")));
+        let facts = NodeFacts::resolve(&config, &node, &[], &[]);
+        Observer::committed(
+            metrics,
+            &Commit {
+                outcome,
+                facts: &facts,
+                elapsed: Duration::from_micros(20),
+                triggers,
+            },
+        );
+    }
 
     #[test]
     fn counts_appear_under_kube_proxys_names() {
-        let metrics = Metrics::new();
-        metrics.committed(&IpFamily::ALL, 7, Duration::from_micros(20));
-        metrics.commit_failed(&[IpFamily::Ip6]);
-        metrics.service_event(3);
-        metrics.set_connected(ObjectKind::ServiceCidr, true);
+        let mut metrics = Arc::new(Metrics::new());
+        let outcome = Outcome {
+            transactions: 1,
+            elements: 7,
+            families: BTreeSet::from(IpFamily::ALL),
+            ..Outcome::default()
+        };
+        commit(&mut metrics, &outcome, &[]);
+        metrics.failed();
+        metrics.event(&SourceEvent::Service(ObjectEvent::list([])));
+        metrics.event(&SourceEvent::Connection {
+            kind: ObjectKind::ServiceCidr,
+            state: Ok(()),
+        });
         metrics.healthz_answered(503);
-        metrics.flows_checked(IpFamily::Ip, 2, Duration::from_millis(3));
-        let text = metrics.encode();
-        for line in [
-            "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
-            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.000032\",ip_family=\"IPv6\"} 1",
-            "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv6\"} 1",
-            "kubeproxy_sync_proxy_rules_service_changes_total 3",
-            "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
-            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 2",
-            "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"} 1",
-            "portolan_elements_written_total 7",
-            "portolan_source_connected{kind=\"ServiceCIDR\"} 1",
-            "# EOF",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
-        }
+        metrics.conntrack_checked(IpFamily::Ip, 2, Duration::from_millis(3));
+        lines(
+            &metrics,
+            &[
+                "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
+                "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.000032\",ip_family=\"IPv6\"} 1",
+                "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv6\"} 1",
+                "kubeproxy_sync_proxy_rules_service_changes_total 0",
+                "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
+                "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 2",
+                "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"} 1",
+                "portolan_elements_written_total 7",
+                "portolan_source_connected{kind=\"ServiceCIDR\"} 1",
+                "# EOF",
+            ],
+        );
+    }
+
+    #[test]
+    fn programming_duration_runs_from_trigger_time_to_commit() {
+        let mut metrics = Arc::new(Metrics::new());
+        let trigger = SystemTime::now() - Duration::from_secs(70);
+        let triggers = [(IpFamily::Ip6, trigger)];
+        commit(&mut metrics, &Outcome::default(), &triggers);
+        let name = "kubeproxy_network_programming_duration_seconds";
+        let bucket = |le, count| format!("{name}_bucket{{le=\"{le}\",ip_family=\"IPv6\"}} {count}");
+        let count = format!("{name}_count{{ip_family=\"IPv6\"}} 1");
+        let (below, above) = (bucket("70.0", 0), bucket("75.0", 1));
+        lines(&metrics, &[&count, &below, &above]);
+        let family = format!("{name}_count{{ip_family=\"IPv4\"}}");
+        assert!(!metrics.encode().contains(&family), "no trigger of IPv4");
     }
 }

@@ -1,9 +1,9 @@
 //! The addresses of this node's interfaces, followed over rtnetlink.
 //!
-//! Node ports may be served on interface addresses (`--nodeport-addresses` with ranges). kube-proxy looks at
-//! them once an hour; here an address serves as soon as the kernel has it. A notification is only a reason to
-//! list again, so lost ones (ENOBUFS) and misread ones do no harm. The loopback interface and link-local IPv6
-//! addresses are left out: nobody reaches a node by them.
+//! Node ports may be served on interface addresses (`--nodeport-addresses` with CIDRs). kube-proxy lists them once an
+//! hour; here an address serves as soon as the kernel has it. A notification only leads to a new list, so lost
+//! notifications (ENOBUFS) are safe. Addresses of the loopback interface and link-local IPv6 addresses are skipped:
+//! other nodes cannot reach them.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,7 +15,8 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+
+use crate::parts::Parts;
 
 /// The loopback interface of every network namespace (`LOOPBACK_IFINDEX`, include/net/flow.h).
 const LOOPBACK: u32 = 1;
@@ -24,32 +25,36 @@ const SETTLE: Duration = Duration::from_millis(5);
 /// After the netlink socket failed.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Lists the addresses, sorted, and follows them until `cancel`led.
-pub async fn follow(cancel: CancellationToken) -> anyhow::Result<watch::Receiver<Vec<IpAddr>>> {
+/// Lists the addresses, sorted, and follows them.
+pub async fn follow(parts: &Parts) -> anyhow::Result<watch::Receiver<Vec<IpAddr>>> {
     let (mut connection, addresses) = Connection::open().await?;
     let (sender, receiver) = watch::channel(addresses);
-    tokio::spawn(cancel.run_until_cancelled_owned(async move {
-        loop {
-            if let Err(error) = connection.follow(&sender).await {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "cannot follow interface addresses; retrying"
-                );
-            }
+    parts.task(
+        "node-addresses",
+        &tokio::runtime::Handle::current(),
+        async move {
             loop {
-                tokio::time::sleep(RETRY).await;
-                if let Ok((again, addresses)) = Connection::open().await {
-                    connection = again;
-                    publish(&sender, addresses);
-                    break;
+                if let Err(error) = connection.follow(&sender).await {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "cannot follow interface addresses; retrying"
+                    );
+                }
+                loop {
+                    tokio::time::sleep(RETRY).await;
+                    if let Ok((again, addresses)) = Connection::open().await {
+                        connection = again;
+                        publish(&sender, addresses);
+                        break;
+                    }
                 }
             }
-        }
-    }));
+        },
+    );
     Ok(receiver)
 }
 
-/// An rtnetlink socket that hears of address changes. Closed when dropped.
+/// An rtnetlink socket that receives address changes. Closed when dropped.
 struct Connection {
     handle: Handle,
     changes: Box<dyn Stream<Item = ()> + Send + Unpin>,
@@ -57,7 +62,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// Opens it and lists, in this order: a change in between is heard.
+    /// Opens the socket, then lists, so that a change in between is received.
     async fn open() -> anyhow::Result<(Self, Vec<IpAddr>)> {
         let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (socket, handle, changes) =
@@ -116,13 +121,13 @@ fn publish(sender: &watch::Sender<Vec<IpAddr>>, addresses: Vec<IpAddr>) {
     });
 }
 
-/// The address of a message, if others may reach this node by it.
+/// The address of a message, if other nodes may reach it.
 fn serving(message: &AddressMessage) -> Option<IpAddr> {
     if message.header.index == LOOPBACK {
         return None;
     }
-    // On a point-to-point link `Address` is the peer's and `Local` is ours; elsewhere both are, or only one
-    // is there.
+    // On a point-to-point link `Address` is the peer's and `Local` this node's; elsewhere both are this node's, or only
+    // one is present.
     let local = message
         .attributes
         .iter()
@@ -146,6 +151,8 @@ fn serving(message: &AddressMessage) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -180,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_listed_and_followed_without_loopback_and_link_local() {
+    fn addresses_are_followed_but_loopback_and_link_local() {
         in_namespace(|| async {
             ip("link set lo up");
             ip("address add 192.0.2.99/32 dev lo");
@@ -188,7 +195,9 @@ mod tests {
             ip("address add 192.0.2.2/24 dev d0");
             ip("address add fe80::1/64 dev d0");
             ip("link set d0 up");
-            let mut addresses = follow(CancellationToken::new()).await.unwrap();
+            let mut addresses = follow(&crate::parts::parts(CancellationToken::new()).0)
+                .await
+                .unwrap();
             until(&mut addresses, &["192.0.2.2"]).await;
             ip("address add 2001:db8::1/64 dev d0 nodad");
             ip("address add 192.0.2.1/24 dev d0");
@@ -199,11 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn ours_is_the_local_end_of_a_point_to_point_link() {
+    fn a_point_to_point_link_has_its_local_address() {
         in_namespace(|| async {
             ip("link add d0 type bridge");
             ip("address add 192.0.2.1 peer 192.0.2.7/32 dev d0");
-            let addresses = follow(CancellationToken::new()).await.unwrap();
+            let addresses = follow(&crate::parts::parts(CancellationToken::new()).0)
+                .await
+                .unwrap();
             assert_eq!(
                 *addresses.borrow(),
                 ["192.0.2.1".parse::<IpAddr>().unwrap()]

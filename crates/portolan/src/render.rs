@@ -3,13 +3,12 @@
 //! Uses the same decoding, plan and layout as `portolan run`, without a kernel.
 
 use std::io::Write;
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-use service_model::{Family, Index, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectName};
+use service_model::Family;
 
 use crate::cli::RenderArgs;
+use crate::control::View;
 use object_source::SourceEvent;
 use object_source::manifests::{self, ManifestsConfig};
 
@@ -30,33 +29,32 @@ pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
         proxy_name: args.node.service_proxy_name.clone(),
     };
     let config = args.node.config()?;
-    let mut view = View {
-        own: config.node_name.clone(),
-        index: Index::default(),
-        node: None,
-        service_cidrs: Vec::new(),
-        problems: Vec::new(),
-    };
+    let node_name = config.node_name.clone();
+    let mut view = View::new(config);
+    let mut problems = Vec::new();
     for event in manifests::read(&source)? {
-        view.take(event);
+        if let SourceEvent::Problem(problem) = &event {
+            problems.push(problem.to_string());
+        }
+        view.event(event);
     }
-    if view.node.is_none() {
-        view.problems.push(format!(
-            "Node {}: not in the manifests, so its addresses and pod CIDRs are unknown; add it or set --hostname-override",
-            config.node_name
+    if !view.node_exists() {
+        problems.push(format!(
+            "Node {node_name}: not in the manifests, so its addresses and pod CIDRs are unknown; add it or set --hostname-override"
         ));
     }
-    let tables = view.tables(&config, &args.interface_addresses);
+    let facts = view.facts(&args.interface_addresses);
+    let (updates, ignored) = view.updates(&facts, true);
+    problems.extend(ignored.iter().map(ToString::to_string));
+    let intents = updates.into_iter().filter_map(|update| update.intent);
+    let tables = service_dataplane::contents(&facts, intents.map(Arc::unwrap_or_clone));
     let text = Family::ALL
         .into_iter()
         .zip(&tables)
         .filter(|(family, _)| args.family.is_none_or(|wanted| wanted == *family))
         .map(|(_, table)| nft::text::table(table))
         .collect();
-    Ok(Rendered {
-        text,
-        problems: view.problems,
-    })
+    Ok(Rendered { text, problems })
 }
 
 /// Prints the tables, and problems to standard error. Returns false if there were problems.
@@ -68,61 +66,4 @@ pub fn run(args: &RenderArgs) -> anyhow::Result<bool> {
         let _ = writeln!(std::io::stderr(), "{problem}");
     }
     Ok(rendered.problems.is_empty())
-}
-
-struct View {
-    own: Arc<str>,
-    index: Index,
-    node: Option<Arc<Node>>,
-    service_cidrs: Vec<IpNet>,
-    problems: Vec<String>,
-}
-
-impl View {
-    fn take(&mut self, event: SourceEvent) {
-        match event {
-            SourceEvent::Service(event) => self.index.service_event(event),
-            SourceEvent::EndpointSlice(event) => self.index.slice_event(event),
-            SourceEvent::Node(ObjectEvent::Reset { objects, .. }) => {
-                self.node = objects.into_iter().find(|node| node.name.name == self.own);
-            }
-            SourceEvent::Problem(problem) => self.problems.push(problem.to_string()),
-            SourceEvent::ServiceCidr(ObjectEvent::Reset { objects, .. }) => {
-                self.service_cidrs = objects
-                    .into_iter()
-                    .flat_map(|object| object.cidrs.clone())
-                    .collect();
-            }
-            SourceEvent::Node(_)
-            | SourceEvent::ServiceCidr(_)
-            | SourceEvent::Solved { .. }
-            | SourceEvent::Connection { .. } => {}
-        }
-    }
-
-    fn tables(
-        &mut self,
-        config: &NodeConfig,
-        interface_addresses: &[IpAddr],
-    ) -> [nft::TableContents; 2] {
-        let unknown = || Arc::new(Node::unknown(self.own.clone()));
-        let facts = NodeFacts::resolve(
-            config,
-            &self.node.clone().unwrap_or_else(unknown),
-            interface_addresses,
-            &self.service_cidrs,
-        )
-        .with_api_servers(self.index.api_servers());
-        let names: Vec<ObjectName> = self.index.service_names().cloned().collect();
-        let mut intents = Vec::with_capacity(names.len());
-        for plan in names
-            .iter()
-            .filter_map(|name| self.index.plan(name, &facts))
-        {
-            let ignored = plan.ignored.iter().map(ToString::to_string);
-            self.problems.extend(ignored);
-            intents.push(plan.intent);
-        }
-        service_dataplane::contents(&facts, intents)
-    }
 }

@@ -21,6 +21,7 @@
 pub(crate) mod chains;
 pub mod ipvs;
 pub(crate) mod legacy;
+pub(crate) mod owner;
 
 use std::fmt;
 use std::time::Duration;
@@ -28,12 +29,12 @@ use std::time::Duration;
 use nft::{Family, Foreign};
 use tokio_util::sync::CancellationToken;
 
-use chains::Theirs;
+use owner::{ChainOwner, Removed};
 
 /// Name of kube-proxy's own tables in nftables mode.
 const TABLE: &str = "kube-proxy";
 /// Its chains.
-const CHAINS: Theirs = Theirs {
+const CHAINS: ChainOwner = ChainOwner {
     tables: &["nat", "filter", "mangle"],
     owns: is_kube_proxys,
     permits: None,
@@ -89,7 +90,7 @@ pub struct Report {
     /// Tables of nftables mode.
     pub tables: usize,
     /// Chains of iptables' tables.
-    pub iptables: chains::Removed,
+    pub iptables: Removed,
     /// What IPVS mode has left is there, or was removed.
     pub ipvs: Ipvs,
     /// What could not be done, each with its reason.

@@ -155,25 +155,24 @@ fn usage_errors_exit_with_two_and_others_with_one() {
 }
 
 #[test]
-fn run_without_its_folder_says_so_and_exits() {
+fn run_without_its_directory_exits_and_changes_nothing() {
+    const SYSCTL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+    let run = format!(
+        "{} run --manifests /nonexistent --hostname-override=n --healthz-bind-address= --metrics-bind-address=",
+        env!("CARGO_BIN_EXE_portolan")
+    );
+    // Any rule with a conntrack match loads conntrack, whose sysctls are there then.
+    let script = format!(
+        "nft 'table ip t {{ chain c {{ ct state new; }}; }}'; cat {SYSCTL}; {run}; code=$?; cat {SYSCTL}; exit $code"
+    );
     let output = Command::new("unshare")
-        .args([
-            "-n",
-            env!("CARGO_BIN_EXE_portolan"),
-            "run",
-            "--manifests",
-            "/nonexistent",
-            "--hostname-override=n",
-        ])
-        .args(["--healthz-bind-address=", "--metrics-bind-address="])
+        .args(["-n", "sh", "-c", &script])
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stderr).contains("/nonexistent"),
-        "{}",
-        text(&output.stderr)
-    );
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("/nonexistent"), "{errors}");
+    assert_eq!(text(&output.stdout), "0\n0\n", "{errors}");
 }
 
 #[test]

@@ -14,9 +14,12 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::facts::NodeFacts;
-use crate::objects::{EndpointSlice, ObjectEvent, ObjectName, Protocol, Service, ServiceType};
+use crate::objects::{
+    EndpointSlice, Family, ObjectEvent, ObjectName, Protocol, Service, ServiceType, TriggerTime,
+};
 use crate::plan::{Plan, plan};
 
 /// See the module. Plain data, owned by one task.
@@ -29,6 +32,8 @@ pub struct Index {
     /// External addresses, each with the Services that ask for it: thousands may share one.
     external: BTreeSet<(IpAddr, ObjectName)>,
     dirty: BTreeSet<ObjectName>,
+    /// When changes of slices happened, with the Service and family of each.
+    triggers: Vec<(ObjectName, Family, SystemTime)>,
     services: usize,
     endpoints: usize,
 }
@@ -89,6 +94,12 @@ impl Index {
     /// them: their plan is None.
     pub fn take_dirty(&mut self) -> Vec<ObjectName> {
         std::mem::take(&mut self.dirty).into_iter().collect()
+    }
+
+    /// When the changes of slices happened that came since the last call, as far as their annotations say.
+    pub fn take_triggers(&mut self) -> Vec<(Family, SystemTime)> {
+        let triggers = std::mem::take(&mut self.triggers).into_iter();
+        triggers.map(|(_, family, at)| (family, at)).collect()
     }
 
     /// Whether [`Index::take_dirty`] has anything to give.
@@ -207,7 +218,7 @@ impl Index {
         if slice.excluded {
             return;
         }
-        let service = slice.service.clone();
+        let (service, family, trigger) = (slice.service.clone(), slice.family, slice.trigger);
         self.owners.insert(slice.name.clone(), service.clone());
         let slices = &mut self.entries.entry(service.clone()).or_default().slices;
         match slices.binary_search_by(|known| known.name.cmp(&slice.name)) {
@@ -226,6 +237,9 @@ impl Index {
                 slices.insert(i, slice);
             }
         }
+        if let TriggerTime(Some(at)) = trigger {
+            self.triggers.push((service.clone(), family, at));
+        }
         self.dirty.insert(service);
     }
 
@@ -239,6 +253,8 @@ impl Index {
             entry.slices.shrink_to_fit();
         }
         self.forget_if_empty(&service);
+        // The last trigger time of a deleted slice is not that of its deletion (kube-proxy does the same).
+        self.triggers.retain(|(of, _, _)| *of != service);
         self.dirty.insert(service);
     }
 

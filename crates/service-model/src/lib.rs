@@ -28,7 +28,7 @@ pub use intent::{
 pub use objects::{
     Conditions, Endpoint, EndpointSlice, Family, Hints, Invalid, Node, ObjectEvent, ObjectKind,
     ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort, TrafficPolicy,
-    Wishes,
+    TriggerTime, Wishes,
 };
 pub use plan::Plan;
 pub use printable::printable;

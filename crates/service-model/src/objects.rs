@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use smallvec::SmallVec;
@@ -220,6 +221,19 @@ pub struct ServicePort {
     pub node_port: Option<u16>,
 }
 
+/// When the change happened that an EndpointSlice brings (`endpoints.kubernetes.io/last-change-trigger-time`). All values
+/// are equal: versions of a slice that differ in nothing else are the same.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TriggerTime(pub Option<SystemTime>);
+
+impl PartialEq for TriggerTime {
+    fn eq(&self, _: &TriggerTime) -> bool {
+        true
+    }
+}
+
+impl Eq for TriggerTime {}
+
 /// An EndpointSlice of one address family that belongs to a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSlice {
@@ -236,6 +250,8 @@ pub struct EndpointSlice {
     /// Not ours to programme: carries one of the two labels of row 1, names no Service or holds FQDNs.
     /// Ports and endpoints are empty then, and the index treats the slice as gone.
     pub excluded: bool,
+    /// When the latest change happened.
+    pub trigger: TriggerTime,
 }
 
 /// A port of a slice.

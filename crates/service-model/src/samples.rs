@@ -8,7 +8,7 @@ use crate::facts::NodeFacts;
 use crate::intent::{Disposition, Masquerade, Place, ServiceIntent};
 use crate::objects::{
     Conditions, Endpoint, EndpointSlice, Family, ObjectName, Protocol, Service, ServicePort,
-    SlicePort,
+    SlicePort, TriggerTime,
 };
 
 pub(crate) fn name(text: &str) -> ObjectName {
@@ -63,6 +63,7 @@ pub(crate) fn slice(text: &str, service: &str, ports: &str, endpoints: &str) -> 
         ports: ports.split_whitespace().map(port).collect(),
         endpoints,
         excluded: false,
+        trigger: TriggerTime::default(),
     }
 }
 

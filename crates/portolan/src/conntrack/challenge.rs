@@ -1,9 +1,9 @@
-//! Makes clients speak whose connections have ended without them.
+//! Provokes a packet from idle clients whose conntrack entry was deleted, so that they get a RST.
 //!
-//! A client that waits for an answer sends nothing, and would wait for good: it is reset when its next packet finds no
-//! connection. A SYN amid a connection is answered by an acknowledgement, whatever its numbers (RFC 5961, section 4);
-//! that answer is the next packet. With FIN beside it, connection tracking takes it for no packet of any connection
-//! (`tcp_valid_flags` of nf_conntrack_proto_tcp.c) and makes no entry that would keep the answer from being translated.
+//! A client is reset when its next packet finds no connection, but a client that waits for an answer sends nothing. A SYN
+//! within a connection is answered by an acknowledgement, whatever its sequence number (RFC 5961, section 4), and that
+//! answer is the next packet. With SYN and FIN set, conntrack treats the packet as invalid (`tcp_valid_flags` of
+//! nf_conntrack_proto_tcp.c) and creates no entry, which would keep the answer from being translated.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,7 +18,7 @@ const TTL: u8 = 64;
 const SYN_FIN: u8 = 0x03;
 const TCP_HEADER: u8 = 20;
 
-/// Challenges the client of a connection to `frontend`, in its name.
+/// Sends a challenge to the client of a connection to `frontend`, with the frontend as its source.
 ///
 /// Errors: EPERM without CAP_NET_RAW in this network namespace.
 pub(super) fn challenge(client: SocketAddr, frontend: SocketAddr) -> io::Result<()> {
@@ -66,7 +66,7 @@ fn segment(client: SocketAddr, frontend: SocketAddr) -> Vec<u8> {
     let mut segment = Vec::from(frontend.port().to_be_bytes());
     segment.extend(client.port().to_be_bytes());
     segment.extend([0; 8]);
-    // The header is so many words long.
+    // The data offset, in words.
     segment.extend([(TCP_HEADER / 4) << 4, SYN_FIN]);
     segment.extend([0; 6]);
     let mut summed = octets(frontend.ip());

@@ -1,7 +1,11 @@
+use std::time::Duration;
+
 use nft::{Fake, Family};
 use nix::errno::Errno;
 use service_model::wire::{self, Interner, Object};
-use service_model::{DetectLocal, EndpointSlice, Node, ObjectName, Service};
+use service_model::{
+    DetectLocal, EndpointSlice, Node, ObjectEvent, ObjectKind, ObjectName, Service,
+};
 
 use super::*;
 
@@ -10,14 +14,13 @@ fn control(backend: Fake) -> Control<Fake> {
         detect_local: DetectLocal::NodeCidr,
         ..NodeConfig::named("node-a")
     };
-    Control::new(
-        node,
-        backend,
-        Reports {
-            status: Arc::default(),
-            metrics: Arc::default(),
-        },
-    )
+    let metrics: Arc<Metrics> = Arc::default();
+    let observers: Vec<Box<dyn Observer>> = vec![Box::new(metrics.clone())];
+    let reports = Reports {
+        status: Arc::default(),
+        metrics,
+    };
+    Control::new(node, backend, reports, observers)
 }
 
 fn object<W: Object + serde::de::DeserializeOwned>(value: serde_json::Value) -> W::Model {
@@ -37,8 +40,13 @@ fn service() -> Service {
 }
 
 fn slice(address: &str) -> EndpointSlice {
+    slice_changed_at(address, "2026-01-01T00:00:00Z")
+}
+
+fn slice_changed_at(address: &str, time: &str) -> EndpointSlice {
     object::<wire::EndpointSlice>(serde_json::json!({
-        "metadata": { "name": "web-1", "namespace": "default", "labels": { "kubernetes.io/service-name": "web" } },
+        "metadata": { "name": "web-1", "namespace": "default", "labels": { "kubernetes.io/service-name": "web" },
+                      "annotations": { "endpoints.kubernetes.io/last-change-trigger-time": time } },
         "addressType": "IPv4",
         "ports": [{ "port": 8080, "protocol": "TCP" }],
         "endpoints": [{ "addresses": [address] }],
@@ -75,12 +83,12 @@ fn elements(control: &Control<Fake>, set: &str) -> usize {
 }
 
 #[test]
-fn nothing_is_read_or_written_before_every_kind_has_been_listed() {
+fn nothing_is_written_before_every_kind_is_listed() {
     for missing in 0..4 {
         let mut control = control(Fake::new());
         for (i, event) in lists().into_iter().enumerate() {
             if i != missing {
-                control.take(event);
+                control.event(event);
             }
         }
         control.turn(&[]);
@@ -89,7 +97,7 @@ fn nothing_is_read_or_written_before_every_kind_has_been_listed() {
             nft::Counters::default()
         );
         assert_eq!(control.reports.status.load().waiting_for.len(), 1);
-        control.take(lists().into_iter().nth(missing).unwrap());
+        control.event(lists().into_iter().nth(missing).unwrap());
         control.turn(&[]);
         assert!(control.reports.status.load().synced);
         assert_eq!(elements(&control, "frontends_1"), 1);
@@ -98,15 +106,15 @@ fn nothing_is_read_or_written_before_every_kind_has_been_listed() {
 }
 
 #[test]
-fn services_do_not_wait_for_service_cidrs_that_the_server_cannot_list() {
+fn services_do_not_wait_for_service_cidrs() {
     let mut control = control(Fake::new());
     lists()
         .into_iter()
         .take(3)
-        .for_each(|event| control.take(event));
+        .for_each(|event| control.event(event));
     control.turn(&[]);
     assert!(!control.reports.status.load().synced);
-    control.take(SourceEvent::Connection {
+    control.event(SourceEvent::Connection {
         kind: ObjectKind::ServiceCidr,
         state: Err(object_source::Outage {
             reason: "500".into(),
@@ -118,12 +126,12 @@ fn services_do_not_wait_for_service_cidrs_that_the_server_cannot_list() {
 }
 
 #[test]
-fn a_cluster_without_services_has_its_table_all_the_same() {
+fn a_cluster_without_services_has_its_tables() {
     let mut control = control(Fake::new());
-    control.take(SourceEvent::Service(all(vec![])));
-    control.take(SourceEvent::EndpointSlice(all(vec![])));
-    control.take(SourceEvent::Node(all(vec![])));
-    control.take(SourceEvent::ServiceCidr(all(vec![])));
+    control.event(SourceEvent::Service(all(vec![])));
+    control.event(SourceEvent::EndpointSlice(all(vec![])));
+    control.event(SourceEvent::Node(all(vec![])));
+    control.event(SourceEvent::ServiceCidr(all(vec![])));
     control.turn(&[]);
     assert!(control.dataplane.backend().contents(Family::Ip6).is_some());
     assert!(control.reports.status.load().synced);
@@ -132,21 +140,23 @@ fn a_cluster_without_services_has_its_table_all_the_same() {
 #[test]
 fn a_node_object_that_goes_takes_no_rules_with_it() {
     let mut control = control(Fake::new());
-    lists().into_iter().for_each(|event| control.take(event));
+    lists().into_iter().for_each(|event| control.event(event));
     control.turn(&[]);
     for event in [ObjectEvent::Delete(node().name), all(vec![])] {
-        control.take(SourceEvent::Node(event));
-        assert!(!control.wants_commit());
+        control.event(SourceEvent::Node(event));
+        let before = control.dataplane.backend().counters();
+        control.turn(&[]);
+        assert_eq!(control.dataplane.backend().counters(), before);
     }
     assert_eq!(elements(&control, "node_addresses"), 1);
 }
 
 #[test]
-fn load_balancers_hear_whether_the_node_is_there_and_stays() {
+fn a_node_is_eligible_while_it_exists_and_stays() {
     let mut control = control(Fake::new());
     let eligible = |control: &mut Control<Fake>, event: Option<ObjectEvent<Node>>| {
         if let Some(event) = event {
-            control.take(SourceEvent::Node(event));
+            control.event(SourceEvent::Node(event));
         }
         control.turn(&[]);
         control.reports.status.load().node_eligible
@@ -184,9 +194,9 @@ fn load_balancers_hear_whether_the_node_is_there_and_stays() {
 #[test]
 fn a_file_that_does_not_parse_is_no_invalid_service() {
     let mut control = control(Fake::new());
-    lists().into_iter().for_each(|event| control.take(event));
+    lists().into_iter().for_each(|event| control.event(event));
     let invalid_services = |control: &mut Control<Fake>, problem: Problem| {
-        control.take(SourceEvent::Problem(problem));
+        control.event(SourceEvent::Problem(problem));
         control.turn(&[]);
         let text = control.reports.metrics.encode();
         let name = r#"portolan_invalid_objects{kind="Service"} "#;
@@ -214,10 +224,10 @@ fn a_file_that_does_not_parse_is_no_invalid_service() {
 #[test]
 fn an_unchanged_object_causes_no_commit() {
     let mut control = control(Fake::new());
-    lists().into_iter().for_each(|event| control.take(event));
+    lists().into_iter().for_each(|event| control.event(event));
     control.turn(&[]);
     let before = control.dataplane.backend().counters();
-    lists().into_iter().for_each(|event| control.take(event));
+    lists().into_iter().for_each(|event| control.event(event));
     control.turn(&[]);
     assert_eq!(control.dataplane.backend().counters(), before);
     assert_eq!(control.reports.status.load().pending_since, None);
@@ -226,11 +236,11 @@ fn an_unchanged_object_causes_no_commit() {
 #[test]
 fn a_commit_that_fails_is_tried_again_until_it_is_in() {
     let mut control = control(Fake::new());
-    lists().into_iter().for_each(|event| control.take(event));
+    lists().into_iter().for_each(|event| control.event(event));
     control.turn(&[]);
     control.pace = Pace::default();
     control.dataplane.backend_mut().fail_next(Errno::ENOBUFS);
-    control.take(SourceEvent::EndpointSlice(all(vec![])));
+    control.event(SourceEvent::EndpointSlice(all(vec![])));
     control.turn(&[]);
     assert!(control.reports.status.load().pending_since.is_some());
     assert_eq!(elements(&control, "no_endpoints"), 0);
@@ -245,23 +255,23 @@ fn a_commit_that_fails_is_tried_again_until_it_is_in() {
 #[test]
 fn a_foreign_change_is_repaired_at_once() {
     let mut control = control(Fake::new());
-    lists().into_iter().for_each(|event| control.take(event));
+    lists().into_iter().for_each(|event| control.event(event));
     control.turn(&[]);
     control
         .dataplane
         .backend_mut()
         .vandalise(Family::Ip, |table| *table = None);
     let notice = Notice::Changed(control.dataplane.backend_mut().generation().unwrap());
-    control.heard(notice);
+    control.foreign_change(notice);
     let now = Instant::now();
     assert!(control.wake(now).is_some_and(|at| at <= Instant::now()));
     control.turn(&[]);
     assert_eq!(elements(&control, "frontends_1"), 1);
     assert_eq!(control.wake(Instant::now()), None);
     // What is repaired already is no reason to read the tables, which at 10,000 Services takes half a second.
-    control.heard(notice);
+    control.foreign_change(notice);
     assert_eq!(control.wake(Instant::now()), None);
-    control.heard(Notice::Overrun);
+    control.foreign_change(Notice::Overrun);
     assert!(control.wake(Instant::now()).is_some());
 }
 
@@ -277,12 +287,39 @@ fn changes_are_pending_until_they_are_in_the_kernel() {
         })
     };
     let [services, slices, nodes, cidrs] = lists();
-    control.take(services);
-    control.take(slices);
-    control.take(cidrs);
+    control.event(services);
+    control.event(slices);
+    control.event(cidrs);
     control.turn(&[]);
     assert_eq!(pending(&control), [1, 1], "the Node is not known yet");
-    control.take(nodes);
+    control.event(nodes);
     control.turn(&[]);
     assert_eq!(pending(&control), [0, 0]);
+}
+
+#[test]
+fn programming_duration_counts_changes_since_the_start() {
+    let mut control = control(Fake::new());
+    let measured = |control: &Control<Fake>| {
+        let name = "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} ";
+        let text = control.reports.metrics.encode();
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.map_or(0, |count| count.parse::<usize>().unwrap())
+    };
+    lists().into_iter().for_each(|event| control.event(event));
+    control.turn(&[]);
+    assert_eq!(measured(&control), 0, "older than the daemon");
+    let mut apply = |address: &str, seconds: i64| {
+        let now = k8s_openapi::jiff::Timestamp::now();
+        let time = now + k8s_openapi::jiff::SignedDuration::from_secs(seconds);
+        let slice = slice_changed_at(address, &time.to_string());
+        let event = ObjectEvent::Apply(Arc::new(slice));
+        control.event(SourceEvent::EndpointSlice(event));
+        control.pace = Pace::default();
+        control.turn(&[]);
+        measured(&control)
+    };
+    assert_eq!(apply("10.244.0.6", 1), 1);
+    assert_eq!(apply("10.244.0.6", 2), 1, "nothing but the time changed");
+    assert_eq!(apply("10.244.0.7", 3), 2);
 }

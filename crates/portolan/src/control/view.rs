@@ -1,23 +1,24 @@
-//! The cluster as it has been told so far: a value that events change, without effects.
+//! The cluster as received so far: a value that events change, without effects.
 //!
-//! Owns the index, this node's object and the list of what cannot be used. Nothing may be planned from it before
-//! [`View::waiting_for`] is empty: no time-out goes round that, the old table serves meanwhile.
+//! Owns the index, this node's object and the list of invalid objects. Nothing may be planned before
+//! [`View::waiting_for`] is empty. No timeout bypasses this; the old tables serve meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use service_dataplane::Update;
 use service_model::{
-    Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName, Protocol,
-    ServiceCidr,
+    Family, Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName,
+    Protocol, ServiceCidr,
 };
 
 use object_source::{SourceEvent, Subject};
 
-/// The kinds without which no Service can be planned, and the one without which packets to addresses of no Service
-/// would pass for a moment. A cluster may have none of that: its source says so.
+/// The kinds that planning needs. Without ServiceCIDRs, packets to unallocated cluster IPs would pass for a moment; a
+/// cluster whose API server has no ServiceCIDRs reports that as a failed connection.
 const NEEDED: [ObjectKind; 4] = [
     ObjectKind::Service,
     ObjectKind::EndpointSlice,
@@ -25,24 +26,24 @@ const NEEDED: [ObjectKind; 4] = [
     ObjectKind::ServiceCidr,
 ];
 
-/// What is known of the cluster.
+/// The cluster as received so far.
 #[derive(Debug)]
-pub(super) struct View {
+pub(crate) struct View {
     config: NodeConfig,
     index: Index,
-    /// Found anew when Services or the Node change; endpoints, which change most, have no part in it.
+    /// Computed again when Services or the Node change. Endpoints, which change most, do not matter.
     external_sockets_here: Option<BTreeSet<(Protocol, SocketAddr)>>,
     node: Option<Arc<Node>>,
-    /// Its object is there: `node` is not what is left of one that is gone.
+    /// The Node object exists: `node` is not the last version of a deleted one.
     node_exists: bool,
     service_cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
     listed: BTreeSet<ObjectKind>,
-    /// What has a problem now.
+    /// Objects and files that have a problem.
     invalid: BTreeSet<Subject>,
 }
 
 impl View {
-    pub(super) fn new(config: NodeConfig) -> Self {
+    pub(crate) fn new(config: NodeConfig) -> Self {
         View {
             config,
             index: Index::default(),
@@ -55,25 +56,25 @@ impl View {
         }
     }
 
-    /// Takes one event in.
-    pub(super) fn take(&mut self, event: SourceEvent) {
+    /// Applies one event.
+    pub(crate) fn event(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Service(event) => {
                 self.external_sockets_here = None;
-                self.heard(ObjectKind::Service, &event, |service| &service.name);
+                self.objects(ObjectKind::Service, &event, |service| &service.name);
                 self.index.service_event(event);
             }
             SourceEvent::EndpointSlice(event) => {
-                self.heard(ObjectKind::EndpointSlice, &event, |slice| &slice.name);
+                self.objects(ObjectKind::EndpointSlice, &event, |slice| &slice.name);
                 self.index.slice_event(event);
             }
             SourceEvent::Node(event) => {
                 self.external_sockets_here = None;
-                self.heard(ObjectKind::Node, &event, |node| &node.name);
+                self.objects(ObjectKind::Node, &event, |node| &node.name);
                 self.node_event(event);
             }
             SourceEvent::ServiceCidr(event) => {
-                self.heard(ObjectKind::ServiceCidr, &event, |cidr| &cidr.name);
+                self.objects(ObjectKind::ServiceCidr, &event, |cidr| &cidr.name);
                 self.service_cidr_event(event);
             }
             SourceEvent::Problem(problem) => {
@@ -86,15 +87,15 @@ impl View {
                 kind: ObjectKind::ServiceCidr,
                 state: Err(_),
             } => {
-                // Services do not wait for what they can do without.
+                // ServiceCIDRs are optional, so Services do not wait for them.
                 self.listed.insert(ObjectKind::ServiceCidr);
             }
             SourceEvent::Connection { .. } => {}
         }
     }
 
-    /// Keeps the lists of what is known and of what cannot be used.
-    fn heard<T>(
+    /// Updates the lists of listed kinds and of invalid objects.
+    fn objects<T>(
         &mut self,
         kind: ObjectKind,
         event: &ObjectEvent<T>,
@@ -119,7 +120,7 @@ impl View {
         }
     }
 
-    /// A Node that is gone keeps serving with its last facts: rules never go because an object went.
+    /// A deleted Node keeps its last facts: rules never disappear because an object does.
     fn node_event(&mut self, event: ObjectEvent<Node>) {
         let own = self.config.node_name.clone();
         let ours = |name: &ObjectName| name.name == own;
@@ -139,8 +140,13 @@ impl View {
         self.node = known.or(self.node.take());
     }
 
+    /// Whether the source has this node's Node object.
+    pub(crate) fn node_exists(&self) -> bool {
+        self.node_exists
+    }
+
     /// Whether load balancers may send to this node (KEP-3836).
-    pub(super) fn node_is_eligible(&self) -> bool {
+    pub(crate) fn node_is_eligible(&self) -> bool {
         self.node_exists && self.node.as_ref().is_some_and(|node| !node.leaving)
     }
 
@@ -164,42 +170,29 @@ impl View {
     }
 
     /// Kinds that have not been listed yet.
-    pub(super) fn waiting_for(&self) -> Vec<ObjectKind> {
+    pub(crate) fn waiting_for(&self) -> Vec<ObjectKind> {
         NEEDED
             .into_iter()
             .filter(|kind| !self.listed.contains(kind))
             .collect()
     }
 
-    /// Objects that cannot be used, or not in full.
-    pub(super) fn invalid(&self) -> impl Iterator<Item = (ObjectKind, &ObjectName)> {
-        self.invalid.iter().filter_map(|subject| match subject {
-            Subject::Object(kind, name) => Some((*kind, name)),
-            Subject::File(_) => None,
-        })
-    }
-
-    /// How many of each kind those are, kinds without any included.
-    pub(super) fn invalid_by_kind(&self) -> impl Iterator<Item = (ObjectKind, usize)> {
-        let kinds = [
-            ObjectKind::Service,
-            ObjectKind::EndpointSlice,
-            ObjectKind::Node,
-            ObjectKind::ServiceCidr,
-        ];
-        kinds.into_iter().map(|kind| {
-            let of_kind = self.invalid().filter(|(of, _)| *of == kind);
-            (kind, of_kind.count())
+    /// Number of invalid objects of each kind.
+    pub(crate) fn invalid_by_kind(&self) -> impl Iterator<Item = (ObjectKind, usize)> {
+        NEEDED.into_iter().map(|kind| {
+            let is_of_kind =
+                |subject: &&Subject| matches!(subject, Subject::Object(of, _) if *of == kind);
+            (kind, self.invalid.iter().filter(is_of_kind).count())
         })
     }
 
     /// Number of Services and of endpoints.
-    pub(super) fn size(&self) -> (usize, usize) {
+    pub(crate) fn size(&self) -> (usize, usize) {
         (self.index.service_count(), self.index.endpoint_count())
     }
 
-    /// The facts to plan by. Without a Node object there are no node addresses, zone and pod ranges.
-    pub(super) fn facts(&self, interface_addresses: &[IpAddr]) -> NodeFacts {
+    /// The facts to plan by. Without a Node object there are no node addresses, zone and pod CIDRs.
+    pub(crate) fn facts(&self, interface_addresses: &[IpAddr]) -> NodeFacts {
         let unknown = || Arc::new(Node::unknown(self.config.node_name.clone()));
         let node = self.node.clone().unwrap_or_else(unknown);
         let service_cidrs: Vec<IpNet> = self.service_cidrs.values().flatten().copied().collect();
@@ -207,20 +200,25 @@ impl View {
             .with_api_servers(self.index.api_servers())
     }
 
-    /// What Services ask for at the addresses of this Node, as external frontends.
-    pub(super) fn external_sockets_here(&mut self) -> &BTreeSet<(Protocol, SocketAddr)> {
+    /// External frontends that Services ask for at the addresses of this Node.
+    pub(crate) fn external_sockets_here(&mut self) -> &BTreeSet<(Protocol, SocketAddr)> {
         let addresses = self.node.as_ref().map(|node| &*node.addresses);
         let find = || self.index.external_sockets(addresses.unwrap_or_default());
         self.external_sockets_here.get_or_insert_with(find)
     }
 
-    /// Whether any Service is to be planned again.
-    pub(super) fn is_dirty(&self) -> bool {
+    /// Whether any Service has to be planned again.
+    pub(crate) fn is_dirty(&self) -> bool {
         self.index.is_dirty()
     }
 
-    /// What the dirty Services (or `all`) need, and what planning them ignored.
-    pub(super) fn updates(&mut self, facts: &NodeFacts, all: bool) -> (Vec<Update>, Vec<Invalid>) {
+    /// When the changes happened that EndpointSlices brought since the last call, as far as their annotations say.
+    pub(crate) fn take_triggers(&mut self) -> Vec<(Family, SystemTime)> {
+        self.index.take_triggers()
+    }
+
+    /// Plans the dirty Services, or `all`. Returns what they need, and what planning ignored.
+    pub(crate) fn updates(&mut self, facts: &NodeFacts, all: bool) -> (Vec<Update>, Vec<Invalid>) {
         let mut names: BTreeSet<ObjectName> = self.index.take_dirty().into_iter().collect();
         if all {
             names.extend(self.index.service_names().cloned());

@@ -1,10 +1,13 @@
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
-use service_model::{NodePortAddress, ServiceIntent};
+use service_dataplane::{Outcome, Quarantined};
+use service_model::{Node, NodeFacts, NodePortAddress, ServiceIntent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::status::Status;
@@ -35,8 +38,9 @@ fn stage() -> Stage {
         ..NodeConfig::named("node-a")
     };
     let cancel = CancellationToken::new();
+    let (parts, _) = crate::parts::parts(cancel.clone());
     Stage {
-        announcer: start(&Handle::current(), config, reports, cancel.clone()),
+        announcer: start(&parts, &Handle::current(), config, reports),
         status,
         metrics,
         _cancel: cancel.drop_guard(),
@@ -44,10 +48,22 @@ fn stage() -> Stage {
 }
 
 impl Stage {
-    /// What the control loop does: plans, commits, announces.
+    /// Does what the control loop does: plans and commits.
     fn commit(&mut self, updates: &[Update]) {
-        self.announcer.plan(updates);
-        self.announcer.announce([].iter(), &[LOCALHOST]);
+        self.announcer.planned(updates);
+        self.committed(&Outcome::default());
+    }
+
+    fn committed(&mut self, outcome: &Outcome) {
+        let node = Node::unknown(Arc::from("node-a"));
+        let mut facts = NodeFacts::resolve(&NodeConfig::named("node-a"), &node, &[], &[]);
+        facts.node_addresses = vec![LOCALHOST];
+        self.announcer.committed(&Commit {
+            outcome,
+            facts: &facts,
+            elapsed: Duration::ZERO,
+            triggers: &[],
+        });
     }
 }
 
@@ -73,7 +89,7 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// What a load balancer hears; `None` when nobody listens.
+/// The response to a load balancer; `None` when nobody listens.
 async fn ask(port: u16) -> Option<String> {
     let mut stream = TcpStream::connect((LOCALHOST, port)).await.ok()?;
     let request = "GET /any/path HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -131,7 +147,7 @@ async fn the_answer_is_kube_proxys_to_the_header() {
 }
 
 #[tokio::test]
-async fn without_endpoints_here_or_with_a_proxy_that_is_stuck_the_answer_is_503() {
+async fn no_local_endpoints_or_a_stuck_proxy_answer_503() {
     let mut stage = stage();
     let port = free_port();
     stage.commit(&[update("web", Some((port, 1)))]);
@@ -174,7 +190,7 @@ async fn ports_follow_their_services_and_close_with_them() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_disturbs_no_other_and_is_served_once_it_is_free() {
+async fn a_taken_port_is_served_once_it_is_free() {
     let mut stage = stage();
     let taken = std::net::TcpListener::bind((LOCALHOST, 0)).unwrap();
     let (port, other) = (taken.local_addr().unwrap().port(), free_port());
@@ -192,12 +208,18 @@ async fn a_port_that_is_taken_disturbs_no_other_and_is_served_once_it_is_free() 
 }
 
 #[tokio::test]
-async fn nothing_is_told_before_it_stands_nor_of_what_the_kernel_refused() {
+async fn a_refused_service_opens_no_port() {
     let mut stage = stage();
     let (port, next) = (free_port(), free_port());
-    stage.announcer.plan(&[update("web", Some((port, 1)))]);
-    let web = name("web");
-    stage.announcer.announce([&web].into_iter(), &[LOCALHOST]);
+    stage.announcer.planned(&[update("web", Some((port, 1)))]);
+    let refused = Quarantined {
+        service: name("web"),
+        error: nft::CommitError::Reply("refused".into()),
+    };
+    stage.committed(&Outcome {
+        quarantined: vec![refused],
+        ..Outcome::default()
+    });
     stage.commit(&[update("next", Some((next, 1)))]);
     wait_for(next, Some((200, 1, "next"))).await;
     wait_for(port, None).await;
@@ -206,7 +228,7 @@ async fn nothing_is_told_before_it_stands_nor_of_what_the_kernel_refused() {
 }
 
 #[tokio::test]
-async fn an_address_may_come_later_and_families_do_not_stand_in_each_others_way() {
+async fn families_and_missing_addresses_do_not_block_a_bind() {
     for address in ["192.0.2.77:0", "[2001:db8::77]:0"] {
         listen(address.parse().unwrap()).unwrap();
     }

@@ -1,4 +1,4 @@
-//! What the probes are told: a function of the published status and the time.
+//! Responses to probes: a function of the published status and the time.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -14,15 +14,15 @@ use overlay_probe::ProbeStatus;
 use crate::overlay::OverlayStatus;
 use crate::status::{Health, Status};
 
-/// 200 when the table holds everything that is known, and the node is one that load balancers may send to (KEP-3836).
-/// The body has kube-proxy's keys, and its meaning of them: `healthy` is said of the proxy alone.
+/// 200 when everything known is committed and load balancers may send to this node (KEP-3836). The body has kube-proxy's
+/// keys with kube-proxy's meaning: `healthy` is about the proxy alone.
 pub(super) fn healthz(status: &Status, now: Instant, wall: SystemTime) -> Answer {
     let healthy = status.health(now) == Health::Healthy;
     verdict(healthy, Some(status.node_eligible), status, wall)
 }
 
-/// 200 unless a change has been stuck: what a liveness probe may rely on, whatever becomes of the node. A start that
-/// waits for the source is alive; restarting would not help it.
+/// 200 unless a change is stuck: for liveness probes, independent of the Node object. A daemon that waits for its source
+/// is alive; a restart would not help.
 pub(super) fn livez(status: &Status, now: Instant, wall: SystemTime) -> Answer {
     verdict(status.health(now) != Health::Stuck, None, status, wall)
 }
@@ -34,10 +34,10 @@ fn verdict(
     wall: SystemTime,
 ) -> Answer {
     let passes = healthy && node_eligible != Some(false);
-    // As kube-proxy: when all is well, what was last updated is as new as the question.
+    // As kube-proxy does: `lastUpdated` is the current time when healthy.
     let updated = match passes {
         true => Some(wall),
-        false => status.in_step_at,
+        false => status.synced_at,
     };
     let mut body = json!({
         "lastUpdated": updated.map(rfc3339),
@@ -47,16 +47,16 @@ fn verdict(
     if let Some(eligible) = node_eligible {
         body["nodeEligible"] = eligible.into();
     }
-    // Both families are written together, so what holds for one holds for the other.
-    if let Some(at) = status.in_step_at {
+    // Both families are committed together.
+    if let Some(at) = status.synced_at {
         let family = json!({ "lastUpdated": rfc3339(at), "healthy": healthy });
         body["status"] = json!({ "IPv4": family, "IPv6": family });
     }
     Answer::json(code(passes), &body)
 }
 
-/// What a load balancer is told of a Service under external policy Local: 200 when there are ready endpoints on this
-/// node and the proxy is well. Body and headers are kube-proxy's (row 18).
+/// Response to a load balancer about a Service with externalTrafficPolicy Local: 200 when this node has ready endpoints
+/// and the proxy is healthy. Body and headers are kube-proxy's (docs/kube-proxy-parity.md, row 18).
 pub(crate) fn health_check(service: &ObjectName, local: usize, status: &Status) -> Answer {
     let healthy = status.health(Instant::now()) != Health::Stuck;
     let body = json!({
@@ -77,7 +77,7 @@ fn code(passes: bool) -> StatusCode {
     }
 }
 
-/// 200 once the first complete view is in the kernel, Services and overlay; before, what is missing.
+/// 200 once the first sync of Services and of the overlay is complete; before, the reasons why not.
 pub(super) fn readyz(
     status: &Status,
     overlay: Option<&Arc<OverlayStatus>>,
@@ -91,7 +91,7 @@ pub(super) fn readyz(
         return Answer::text(StatusCode::SERVICE_UNAVAILABLE, text);
     }
     if status.synced {
-        // Others' troubles make no node unready: a partition would take all of them.
+        // Problems of peers make no node unready: a partition would make all nodes unready.
         let found = probes.findings.iter().map(|finding| &finding.text);
         let lines = found.chain(&probes.remedies).chain(&probes.notes);
         let lines: String = lines.map(|text| format!("overlay: {text}\n")).collect();
@@ -99,7 +99,7 @@ pub(super) fn readyz(
     }
     let missing: Vec<String> = status.waiting_for.iter().map(ToString::to_string).collect();
     let reason = if missing.is_empty() {
-        "waiting for the first commit\n".to_owned()
+        "waiting for the first sync\n".to_owned()
     } else {
         format!("waiting for the first list of {}\n", missing.join(", "))
     };

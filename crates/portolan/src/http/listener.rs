@@ -1,5 +1,5 @@
-//! Accepting connections and answering requests on one address, with limits that no client can get round: headers
-//! have a time-out, connections a number and an end.
+//! Accepts connections and answers requests on one address, with limits for every client: on the time for headers, the
+//! number of connections and their lifetime.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,23 +15,20 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::debug;
 
-/// A client has this long for its request line and headers, and between two requests.
+/// Time for a request line and headers, and between two requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection lives this long, whatever it does: a reader that never reads cannot hold it for ever.
+/// Lifetime of a connection, so that a client that never reads cannot hold one forever.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
-/// Connections at one time, on each address. More wait in the kernel's queue.
+/// Maximum number of connections per address. More wait in the kernel's queue.
 pub(super) const MAX_CONNECTIONS: usize = 64;
 
 /// A response without its connection.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// Status code
     pub(crate) code: StatusCode,
-    /// `Content-Type`
     pub(crate) content_type: &'static str,
-    /// `X-Load-Balancing-Endpoint-Weight`: how much a load balancer may send here
+    /// `X-Load-Balancing-Endpoint-Weight`
     pub(crate) weight: Option<usize>,
-    /// Body
     pub(crate) body: Bytes,
 }
 
@@ -72,10 +69,10 @@ impl Answer {
     }
 }
 
-/// Answers what is asked at a path, by whoever asks with GET or HEAD.
+/// Answers GET and HEAD requests for a path.
 pub(crate) type Answers = Arc<dyn Fn(&str) -> Answer + Send + Sync>;
 
-/// Accepts for ever. Connections end with this.
+/// Accepts forever. Connections end with this future.
 pub(crate) async fn accept(listener: TcpListener, answers: Answers) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
@@ -92,7 +89,7 @@ pub(crate) async fn accept(listener: TcpListener, answers: Answers) {
                     drop(slot);
                 });
             }
-            // Out of file descriptors, most likely: give others time to close some.
+            // Most likely out of file descriptors: wait until others are closed.
             Err(error) => {
                 debug!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -117,6 +114,6 @@ async fn connection(stream: TcpStream, answers: Answers) {
     match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(%error, "connection ended early"),
-        Err(_) => debug!("connection ended for its age"),
+        Err(_) => debug!("connection closed at its maximum age"),
     }
 }

@@ -14,12 +14,14 @@ use super::{Ports, Sources, start};
 use overlay_probe::SharedProbeStatus;
 
 use crate::metrics::Metrics;
+use crate::parts::{Ends, parts};
 use crate::status::Status;
 
 struct Server {
     sources: Sources,
     cancel: CancellationToken,
-    ports: Option<Ports>,
+    ports: Ports,
+    ends: Option<Ends>,
 }
 
 impl Server {
@@ -32,20 +34,22 @@ impl Server {
         };
         let cancel = CancellationToken::new();
         let any = Some("127.0.0.1:0".parse().unwrap());
-        let ports = start(any, any, sources.clone(), cancel.clone()).unwrap();
+        let (parts, ends) = parts(cancel.clone());
+        let ports = start(&parts, any, any, sources.clone()).unwrap();
         Server {
             sources,
             cancel,
-            ports: Some(ports),
+            ports,
+            ends: Some(ends),
         }
     }
 
     fn health(&self) -> SocketAddr {
-        bound(&self.ports.as_ref().unwrap().health)
+        bound(&self.ports.health)
     }
 
     fn metrics(&self) -> SocketAddr {
-        bound(&self.ports.as_ref().unwrap().metrics)
+        bound(&self.ports.metrics)
     }
 
     fn publish(&self, status: Status) {
@@ -56,7 +60,11 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.cancel.cancel();
-        self.ports.take().unwrap().join();
+        let ended = self.ends.take().unwrap().wait();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
+        runtime.unwrap().block_on(ended).unwrap();
     }
 }
 
@@ -139,7 +147,7 @@ fn probes_follow_the_published_status() {
 fn the_body_of_healthz_has_kube_proxys_keys() {
     let server = Server::start();
     server.publish(Status {
-        in_step_at: Some(SystemTime::UNIX_EPOCH),
+        synced_at: Some(SystemTime::UNIX_EPOCH),
         ..synced()
     });
     for (path, eligible) in [("/healthz", json!(true)), ("/livez", Value::Null)] {
@@ -258,11 +266,11 @@ fn a_taken_port_is_bound_as_soon_as_it_is_free() {
         metrics: Arc::new(Metrics::new()),
     };
     let cancel = CancellationToken::new();
-    let ports = start(None, Some(address), sources, cancel.clone()).unwrap();
+    let (parts, _) = parts(cancel.clone());
+    let ports = start(&parts, None, Some(address), sources).unwrap();
     drop(taken);
     assert_eq!(bound(&ports.metrics), address);
     assert_eq!(code(&get(address, "/proxyMode")), 200);
     assert_eq!(*ports.health.borrow(), None);
     cancel.cancel();
-    ports.join();
 }

@@ -1,7 +1,10 @@
 use service_model::{Masquerade, ServiceIntent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
+use crate::parts::parts;
 
 fn update(family: Family, protocol: Protocol, port: u16, endpoints: &[SocketAddr]) -> Update {
     let mut backends: Vec<Backend> = endpoints
@@ -73,20 +76,20 @@ async fn says(port: u16) -> String {
 }
 
 #[tokio::test]
-async fn a_node_port_on_loopback_leads_to_its_endpoints_in_turn_and_follows_them() {
+async fn a_loopback_node_port_serves_its_endpoints_in_turn() {
     let cancel = CancellationToken::new();
-    let mut announcer = start(&Handle::current(), cancel.clone());
+    let mut announcer = start(&parts(cancel.clone()).0, &Handle::current());
     let (one, two) = (server("one").await, server("two").await);
     let port = free_port();
     let v4 = Family::Ip;
-    announcer.announce(&[update(v4, Protocol::Tcp, port, &[one, two])]);
+    announcer.planned(&[update(v4, Protocol::Tcp, port, &[one, two])]);
     let mut said = [says(port).await, says(port).await];
     said.sort_unstable();
     assert_eq!(said, ["one", "two"]);
-    announcer.announce(&[update(v4, Protocol::Tcp, port, &[two])]);
+    announcer.planned(&[update(v4, Protocol::Tcp, port, &[two])]);
     while says(port).await != "two" || says(port).await != "two" {}
     // Without endpoints the port is closed.
-    announcer.announce(&[update(v4, Protocol::Tcp, port, &[])]);
+    announcer.planned(&[update(v4, Protocol::Tcp, port, &[])]);
     let closed = async {
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port))
             .await
@@ -100,22 +103,22 @@ async fn a_node_port_on_loopback_leads_to_its_endpoints_in_turn_and_follows_them
 }
 
 #[tokio::test]
-async fn an_endpoint_that_refuses_gives_way_to_the_next() {
-    let mut announcer = start(&Handle::current(), CancellationToken::new());
+async fn a_refused_connection_goes_to_the_next_endpoint() {
+    let mut announcer = start(&parts(CancellationToken::new()).0, &Handle::current());
     let (dead, port) = (
         SocketAddr::new(Ipv4Addr::LOCALHOST.into(), free_port()),
         free_port(),
     );
     let alive = server("alive").await;
-    announcer.announce(&[update(Family::Ip, Protocol::Tcp, port, &[dead, alive])]);
+    announcer.planned(&[update(Family::Ip, Protocol::Tcp, port, &[dead, alive])]);
     for _ in 0..4 {
         assert_eq!(says(port).await, "alive");
     }
 }
 
 #[tokio::test]
-async fn udp_answers_come_back_to_the_client_that_asked() {
-    let mut announcer = start(&Handle::current(), CancellationToken::new());
+async fn udp_answers_reach_the_client_that_asked() {
+    let mut announcer = start(&parts(CancellationToken::new()).0, &Handle::current());
     let echo = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let endpoint = echo.local_addr().unwrap();
     tokio::spawn(async move {
@@ -125,7 +128,7 @@ async fn udp_answers_come_back_to_the_client_that_asked() {
         }
     });
     let port = free_port();
-    announcer.announce(&[update(Family::Ip, Protocol::Udp, port, &[endpoint])]);
+    announcer.planned(&[update(Family::Ip, Protocol::Udp, port, &[endpoint])]);
     for name in ["first", "second"] {
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         client.connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
@@ -142,4 +145,16 @@ async fn udp_answers_come_back_to_the_client_that_asked() {
         let length = timeout(Duration::from_secs(10), answered).await.unwrap();
         assert_eq!(&buffer[..length], name.as_bytes());
     }
+}
+
+#[tokio::test]
+async fn a_taken_loopback_port_is_served_once_it_is_free() {
+    let mut announcer = start(&parts(CancellationToken::new()).0, &Handle::current());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let endpoint = server("served").await;
+    announcer.planned(&[update(Family::Ip, Protocol::Tcp, port, &[endpoint])]);
+    tokio::task::yield_now().await;
+    drop(taken);
+    assert_eq!(says(port).await, "served");
 }

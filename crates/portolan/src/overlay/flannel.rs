@@ -12,13 +12,13 @@ use nft::{Family, Foreign};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::takeover::chains::{self, Removed, Theirs};
-use crate::takeover::{Removal, keep_removing};
+use crate::takeover::owner::{ChainOwner, Removed};
+use crate::takeover::{Removal, chains, keep_removing};
 
 const POSTROUTING: &str = "FLANNEL-POSTRTG";
 const FORWARD: &str = "FLANNEL-FWD";
 /// flannel's own way of removing its chains looks for both in table `nat`, where one of them never is.
-const CHAINS: Theirs = Theirs {
+const CHAINS: ChainOwner = ChainOwner {
     tables: &["nat", "filter"],
     owns: |_, chain| chain == POSTROUTING || chain == FORWARD,
     permits: Some(FORWARD),

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use nft::Family;
 
-use super::chains::{FORWARD, Removed, Theirs};
+use super::owner::{ChainOwner, FORWARD, Removed};
 
 const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 
@@ -85,18 +85,18 @@ pub(crate) fn write_chain(
     Ok(())
 }
 
-/// Removes them, if there are any.
-pub(super) fn remove(theirs: &Theirs, family: Family, removed: &mut Removed) {
+/// Removes the chains of one family.
+pub(super) fn remove(owner: &ChainOwner, family: Family, removed: &mut Removed) {
     let (names, programs) = names_and_programs(family);
     let Ok(names) = std::fs::read_to_string(names) else {
         return;
     };
-    let tables = theirs
+    let tables = owner
         .tables
         .iter()
         .filter(|table| names.lines().any(|name| name == **table));
     for table in tables {
-        match remove_table(theirs, &programs, table) {
+        match remove_table(owner, &programs, table) {
             Ok(removal) => {
                 removed.legacy_chains += removal.chains;
                 removed.kept.extend(removal.kept);
@@ -109,10 +109,10 @@ pub(super) fn remove(theirs: &Theirs, family: Family, removed: &mut Removed) {
     }
 }
 
-fn remove_table(theirs: &Theirs, programs: &[&'static str], table: &str) -> Result<Removal> {
+fn remove_table(owner: &ChainOwner, programs: &[&'static str], table: &str) -> Result<Removal> {
     let program = legacy(programs)?;
     let saved = run(&format!("{program}-save"), &["-t", table], "")?;
-    let removal = removal(theirs, table, &saved);
+    let removal = removal(owner, table, &saved);
     if removal.chains == 0 {
         return Ok(removal);
     }
@@ -181,7 +181,7 @@ struct Removal {
 }
 
 /// Plans the removal from what `iptables-save -t TABLE` printed.
-fn removal(theirs: &Theirs, table: &str, saved: &str) -> Removal {
+fn removal(owner: &ChainOwner, table: &str, saved: &str) -> Removal {
     let mut chains = BTreeMap::new();
     let mut jumps = Vec::new();
     let mut drops = false;
@@ -200,7 +200,9 @@ fn removal(theirs: &Theirs, table: &str, saved: &str) -> Removal {
         }
     }
     let named: Vec<(&str, &str)> = jumps.iter().map(|(from, to, _)| (*from, *to)).collect();
-    let leftovers = nft::leftovers(&chains, &named, |chain| theirs.goes(table, chain, drops));
+    let leftovers = nft::leftovers(&chains, &named, |chain| {
+        owner.is_removable(table, chain, drops)
+    });
     let mut text = format!("*{table}\n");
     // Writing to a String does not fail.
     for chain in &leftovers.chains {
@@ -219,7 +221,7 @@ fn removal(theirs: &Theirs, table: &str, saved: &str) -> Removal {
         text,
         chains: leftovers.chains.len(),
         kept: leftovers.kept,
-        permitting: chains.keys().any(|chain| theirs.stays(chain, drops)),
+        permitting: chains.keys().any(|chain| owner.is_kept(chain, drops)),
     }
 }
 

@@ -15,7 +15,7 @@ use super::service::{out_of_range, parse_protocol, port_number};
 use super::{
     Converted, Interner, LABEL_SERVICE_NAME, MAX_NAME, Metadata, Object, is_name, null_is_default,
 };
-use crate::objects::{self, Conditions, Family, Invalid, ObjectKind, ObjectName};
+use crate::objects::{self, Conditions, Family, Invalid, ObjectKind, ObjectName, TriggerTime};
 
 /// An EndpointSlice as decoded.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -117,6 +117,7 @@ impl Object for EndpointSlice {
             ports: SmallVec::new(),
             endpoints: Vec::new(),
             excluded: service.is_empty() || labels.excluded(interner),
+            trigger: TriggerTime(self.metadata.last_change_trigger_time()),
         };
         if family.is_none() && !slice.excluded {
             report.warn("addressType", "is FQDN: only IPv4 and IPv6 are served");

@@ -1,0 +1,40 @@
+//! What may follow the control loop: the one door for metrics, relays, health checks, conntrack and later rooms.
+//!
+//! Observers run on the control loop's thread, so they must not block: what takes time is handed to a part of its own.
+
+use std::time::{Duration, SystemTime};
+
+use object_source::{Problem, SourceEvent};
+use service_dataplane::{Outcome, Update};
+use service_model::{Family, NodeFacts};
+
+/// A commit or repair that succeeded.
+#[derive(Debug)]
+pub struct Commit<'a> {
+    /// Its result.
+    pub outcome: &'a Outcome,
+    /// The facts in force since then.
+    pub facts: &'a NodeFacts,
+    /// Duration of the call.
+    pub elapsed: Duration,
+    /// When the changes happened that EndpointSlices brought, as far as their annotations say.
+    pub triggers: &'a [(Family, SystemTime)],
+}
+
+/// Follows the control loop.
+pub trait Observer: Send {
+    /// Called with each event of the source.
+    fn event(&mut self, _event: &SourceEvent) {}
+
+    /// Called when an object, or a part of one, is ignored.
+    fn problem(&mut self, _problem: &Problem) {}
+
+    /// Called before a commit with what the changed Services need now.
+    fn planned(&mut self, _updates: &[Update]) {}
+
+    /// Called after a commit or repair that succeeded.
+    fn committed(&mut self, _commit: &Commit<'_>) {}
+
+    /// Called after a commit or repair that failed.
+    fn failed(&mut self) {}
+}

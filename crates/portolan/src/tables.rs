@@ -1,0 +1,53 @@
+//! Opens the nftables tables of Services: checks the kernel's features, sets up the guard, and receives foreign changes.
+
+use anyhow::{Context, Result};
+use nft::{Feature, Features, Kernel, KernelConfig, Monitor, Notice};
+use service_dataplane::guard::Guard;
+use service_dataplane::layout;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::parts::Parts;
+use crate::{features, guard};
+
+/// The tables and what belongs to them.
+pub(crate) struct Tables {
+    /// Writes the tables.
+    pub(crate) kernel: Kernel,
+    /// Foreign changes of the tables.
+    pub(crate) foreign: UnboundedReceiver<Notice>,
+    /// Removed from the kernel when dropped.
+    pub(crate) guard: Option<Guard<Kernel>>,
+}
+
+/// Opens the tables in the network namespace of the calling thread. With `own`, the tables get the owner flag, so that no
+/// foreign flush removes them. Features `without` are treated as absent.
+pub(crate) fn open(parts: &Parts, own: bool, without: &[Feature]) -> Result<Tables> {
+    let features = Features::probe()
+        .context("cannot probe kernel features; run with CAP_NET_ADMIN")?
+        .without(without);
+    features::check(&features)?;
+    let mut kernel = Kernel::open(KernelConfig {
+        table: layout::TABLE.into(),
+        owner: own && features.has(Feature::TablePersist),
+    })
+    .context("cannot open the nftables socket; run with CAP_NET_ADMIN")?;
+    let guard = own.then(|| guard::set_up(&features)).flatten();
+    let mut monitor = Monitor::open(layout::TABLE.into(), kernel.port())
+        .context("cannot subscribe to nftables notifications")?;
+    kernel.spare(monitor.membership()?);
+    let (sender, foreign) = unbounded_channel();
+    let notify =
+        move |notice: Option<Notice>| sender.send(notice.unwrap_or(Notice::Overrun)).is_ok();
+    parts.monitor("nft-monitor", move |limit| monitor.wait(limit), notify)?;
+    let flags = kernel.table_flags();
+    tracing::info!(
+        owner = flags.owner,
+        persist = flags.persist,
+        "connected to nftables"
+    );
+    Ok(Tables {
+        kernel,
+        foreign,
+        guard,
+    })
+}
