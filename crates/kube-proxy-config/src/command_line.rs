@@ -127,7 +127,7 @@ impl CommandLine {
             Dialect::Flanneld => flags::FLAGS,
             _ => &[],
         };
-        // flanneld's daemon can be given a file, a name and a log format as well; kube-proxy's other flags say nothing.
+        // flanneld's daemon can be given a file, a name and a log format as well; kube-proxy's other flags are unknown there.
         let late = late.iter().filter(|flag| {
             matches!(
                 flag.name,

@@ -148,8 +148,8 @@ pub struct Conntrack {
     /// `conntrack.tcpCloseWaitTimeout`
     #[serde(serialize_with = "as_go")]
     pub tcp_close_wait_timeout: Duration,
-    /// Portolan's `conntrack.tcpBeLiberal`, on by default. A `false` in kube-proxy's document is everybody's zero value,
-    /// and does not switch it off; `--conntrack-tcp-be-liberal=false` does.
+    /// Portolan's `conntrack.tcpBeLiberal`, on by default. A `false` in kube-proxy's document is the zero
+    /// value that every generated file has, and does not switch it off; `--conntrack-tcp-be-liberal=false` does.
     pub tcp_be_liberal: bool,
     /// `conntrack.udpTimeout`
     #[serde(serialize_with = "as_go")]

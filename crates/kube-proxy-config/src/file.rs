@@ -86,7 +86,7 @@ pub(crate) fn read(text: &str, proxy: &mut Settings, own: &mut Settings) -> Repo
 enum Claim<'d> {
     Proxy(&'d [Entry]),
     Own(&'d [Entry]),
-    /// A later document of somebody else's.
+    /// A later document of another group.
     Foreign(String),
     Refused(Problem),
 }

@@ -185,7 +185,7 @@ pub fn is_quantity(text: &str) -> bool {
     known && !(whole.is_empty() && fraction.is_empty())
 }
 
-/// An address; IPv4 may have leading zeros, and IPv4 in IPv6's clothing (`::ffff:1.2.3.4`) is IPv4.
+/// An address; IPv4 may have leading zeros, and an IPv4-mapped IPv6 address (`::ffff:1.2.3.4`) is IPv4.
 pub fn parse_ip(text: &str) -> Option<IpAddr> {
     if text.contains(':') {
         let address: Ipv6Addr = text.parse().ok()?;

@@ -423,7 +423,7 @@ impl Resolver<'_> {
 
     fn conntrack(&mut self) -> Conntrack {
         let path = "conntrack.tcpBeLiberal";
-        // Zero in the file is everybody's, so it is not given; a flag is meant.
+        // Every generated file has `false`, which file.rs drops as a zero value; a flag's `false` is kept.
         if let Some((value, origin)) = self.proxy.given(path).cloned() {
             let own_counts = matches!(origin, Origin::File { .. }) && self.own.is_given(path);
             if !own_counts {

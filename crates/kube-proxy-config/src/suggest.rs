@@ -1,4 +1,4 @@
-//! The known name that somebody may have meant.
+//! The known name that is closest to an unknown one.
 
 /// The closest of the names, if it is close: at most a third of its letters differ.
 pub(crate) fn closest<'n>(given: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {

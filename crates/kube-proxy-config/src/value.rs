@@ -27,7 +27,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// Whether it is what Go has in a field that nobody has set.
+    /// Whether the value is Go's zero value.
     pub(crate) fn is_zero(&self) -> bool {
         match self {
             Value::Null => true,

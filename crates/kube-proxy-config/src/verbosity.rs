@@ -1,12 +1,14 @@
 //! klog's verbosity as a filter of tracing's: more for more, and never less than errors, warnings and information.
 //!
-//! kube-proxy's manifests carry `--v=2` everywhere, and people turn it up to 4 or 6 when something is wrong. Libraries
-//! stay at `info`: at `trace`, one of them fills a disk in minutes.
+//! Most manifests set `--v=2`; operators raise it to 4 or 6 to find a fault. Libraries stay at
+//! `info`: at `trace`, some of them write thousands of lines a second.
 
 /// Crates whose modules get more than `info`.
-const OWN: [&str; 6] = [
+const OWN: [&str; 8] = [
     "kube_proxy_config",
+    "net_types",
     "nft",
+    "object_source",
     "portolan",
     "service_dataplane",
     "service_model",

@@ -78,7 +78,7 @@ pub(crate) fn socket_address(text: &str, port: u16) -> Option<SocketAddr> {
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'));
     match bracketed {
-        // Not canonical: a wildcard in IPv6's clothing stays what it is.
+        // Not made canonical: an IPv4-mapped address stays an IPv6 socket address.
         Some(host) => {
             let address = host.parse().ok()?;
             Some(SocketAddr::V6(SocketAddrV6::new(address, port, 0, 0)))

@@ -1,4 +1,4 @@
-//! The fields of `PortolanConfiguration`, the second document of the file, and the flags that say the same.
+//! The fields of `PortolanConfiguration`, the second document of the file, and the flags that set them.
 //!
 //! Flags of the overlay have flannel's names where flannel has one; kube-proxy has none of them.
 
@@ -19,7 +19,7 @@ const SWITCH: Shape = Shape::Word(&["on", "off"]);
 const TEXT: Shape = Shape::Text(any);
 const EMPTY: Preset = Preset::Text("");
 
-/// `PortolanConfiguration`. Every field's zero counts: nobody's generator fills this document with zeros.
+/// `PortolanConfiguration`. `null` means the default; zero values count where the field is marked as a pointer.
 pub(crate) const PORTOLAN: &[Field] = &[
     Field::new("allowedExternalIPs", Shape::Texts(cidr_or_ip), Preset::Null).pointer(),
     Field::new("apiServerFrom", Shape::Lines(any), Preset::List).pointer(),
