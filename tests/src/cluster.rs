@@ -83,7 +83,7 @@ impl TryFrom<String> for NodePortAddresses {
     }
 }
 
-/// How a local pod's packet is recognised.
+/// How a local pod's packet is recognized.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Detect {
     /// `ClusterCIDR`, with at most one range of each family.

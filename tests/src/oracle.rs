@@ -8,6 +8,7 @@
 //! Owns the order of questions: who answers at the address ([`claims`]), who may ask, by which policy and with whose
 //! source address ([`sources`]), and which endpoints take it ([`endpoints`]).
 
+mod addresses;
 mod claims;
 mod endpoints;
 mod sources;
@@ -225,7 +226,7 @@ fn unclaimed(cluster: &Cluster, node: &Node, packet: &Packet) -> Expected {
     let is_of_node = node.interfaces.contains(&packet.destination);
     if cluster.services.iter().any(|service| is_ours(&service)) {
         Expected::Refused
-    } else if !is_of_node && sources::within(ranges, packet.destination) {
+    } else if !is_of_node && addresses::within(ranges, packet.destination) {
         Expected::Dropped
     } else {
         Expected::NotOurs

@@ -187,7 +187,7 @@ fn compare_with(kube_proxy: &KubeProxy, kind: Kind, clusters: u64) -> Result<()>
     Ok(())
 }
 
-/// How the programs of a run recognise local pods: each way in turn.
+/// How the programs of a run recognize local pods: each way in turn.
 fn detector(run: u64) -> Detect {
     match run % 9 {
         0 => Detect::NodeCidr,

@@ -124,7 +124,7 @@ fn guard_keeps_connections_through_a_hundred_foreign_flushes() -> Result<()> {
     Ok(())
 }
 
-#[scenario(Nft)]
+#[scenario(Nft, Iptables)]
 fn iptables_guard_keeps_connections_without_owned_tables() -> Result<()> {
     let stage = Stage::new()?;
     let guards = || -> Result<usize> {

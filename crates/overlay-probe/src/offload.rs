@@ -300,7 +300,7 @@ fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use lab::{Capability, Lab, require};
+    use lab::{Lab, scenario};
 
     use super::*;
 
@@ -317,11 +317,8 @@ mod tests {
         Some(line.contains(": on"))
     }
 
-    #[test]
+    #[scenario(Vxlan)]
     fn checksums_of_a_vxlan_device_are_switched_off_and_on_again() -> Result<()> {
-        if !require(&[Capability::Vxlan]) {
-            return Ok(());
-        }
         let lab = Lab::new()?;
         let node = lab.node("node-a")?;
         let mut link = node.command("ip");

@@ -26,14 +26,14 @@ use source::{Sources, Violation};
 
 /// Violations of each rule that are still to be mended.
 const BASELINE: &[(&str, usize)] = &[
-    ("catalogs", 77),
-    ("circles", 9),
+    ("catalogs", 29),
+    ("circles", 5),
     ("commits", 0),
     ("help", 21),
     ("metrics", 1),
-    ("spelling", 95),
-    ("test names", 215),
-    ("words", 72),
+    ("spelling", 84),
+    ("test names", 104),
+    ("words", 55),
 ];
 
 /// What to check and print.

@@ -1,4 +1,4 @@
-//! What Portolan deliberately does otherwise than kube-proxy: the list, and how a disagreement is recognised as
+//! What Portolan deliberately does otherwise than kube-proxy: the list, and how a disagreement is recognized as
 //! one of it.
 //!
 //! `differences.yaml` is for people: a name, what each of the two does, and why. Here each name has its *view*: the

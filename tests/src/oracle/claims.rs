@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use super::sources::{parse_sloppily, within};
+use super::addresses::{parse_sloppily, within};
 use super::{Packet, Protocol};
 use crate::cluster::{
     Cluster, Ingress, Kind, Node, NodePortAddresses, Service, ServicePort, label,

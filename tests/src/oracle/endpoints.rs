@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use super::addresses::parse_sloppily;
 use super::claims::is_for_us;
-use super::sources::parse_sloppily;
 use crate::cluster::{Cluster, Endpoint, Node, Service, ServicePort, Slice, Transport};
 
 /// Endpoints by address and port.

@@ -1,10 +1,11 @@
 //! What the source of a packet decides: whether it may come at all, which traffic policy it is under, and whether the
 //! endpoint sees it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
+use super::addresses::{parse_range, within};
 use super::{At, Claim, Origin, Packet, claims, primary_address};
 use crate::cluster::{Cluster, Detect, Endpoint, Node};
 
@@ -104,25 +105,4 @@ pub(super) fn is_masqueraded(
     let is_local = endpoint.node.as_deref() == Some(node.name.as_str());
     let hairpin = is_local && packet.source == to.ip();
     hairpin || forced
-}
-
-/// Whether one of the ranges holds the address.
-pub(super) fn within<'a>(ranges: impl IntoIterator<Item = &'a IpNet>, address: IpAddr) -> bool {
-    ranges.into_iter().any(|range| range.contains(&address))
-}
-
-/// Old objects may hold IPv4 addresses with leading zeros, which Kubernetes reads as decimal (KEP-4858).
-pub(super) fn parse_sloppily(text: &str) -> Option<IpAddr> {
-    let without_zeros = |octet: &str| octet.parse().map(|n: u8| n.to_string());
-    text.parse().ok().or_else(|| {
-        let octets: Result<Vec<_>, _> = text.split('.').map(without_zeros).collect();
-        octets.ok()?.join(".").parse().ok()
-    })
-}
-
-/// The same for ranges, which may have blanks around and bits beyond their length.
-fn parse_range(text: &str) -> Option<IpNet> {
-    let (address, length) = text.trim().split_once('/')?;
-    let range = IpNet::new(parse_sloppily(address)?, length.parse().ok()?).ok()?;
-    Some(range.trunc())
 }

@@ -56,7 +56,7 @@ impl Pki {
         })
     }
 
-    /// Credentials of a user, and of a group if given: common name and organisation of a client certificate.
+    /// Credentials of a user, and of a group if given: common name and organization of a client certificate.
     pub(super) fn user(&self, user: &str, group: Option<&str>) -> Result<Identity> {
         let params = CertificateParams::default();
         let usage = ExtendedKeyUsagePurpose::ClientAuth;
@@ -65,11 +65,11 @@ impl Pki {
     }
 }
 
-fn name(common: &str, organisation: Option<&str>) -> DistinguishedName {
+fn name(common: &str, organization: Option<&str>) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common);
-    if let Some(organisation) = organisation {
-        name.push(DnType::OrganizationName, organisation);
+    if let Some(organization) = organization {
+        name.push(DnType::OrganizationName, organization);
     }
     name
 }

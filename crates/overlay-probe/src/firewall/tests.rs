@@ -1,6 +1,6 @@
 use std::net::{IpAddr, UdpSocket};
 
-use lab::{Capability, Lab, Node, require};
+use lab::{Lab, Node, scenario};
 use net_types::Protocol;
 
 use super::*;
@@ -36,11 +36,8 @@ fn found(at: &Node, from: &Node, to: IpAddr) -> Result<Blocker> {
     looking.join().expect("no panic")?.context("nobody drops")
 }
 
-#[test]
+#[scenario(Nft, TableOwner)]
 fn the_dropping_rule_is_found_with_its_hook_at_both_ends() -> Result<()> {
-    if !require(&[Capability::Nft, Capability::TableOwner]) {
-        return Ok(());
-    }
     let lab = Lab::new()?;
     let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
     let wall = |hook| {
@@ -78,11 +75,8 @@ fn the_dropping_rule_is_found_with_its_hook_at_both_ends() -> Result<()> {
     Ok(())
 }
 
-#[test]
+#[scenario(Nft)]
 fn forward_chains_with_policy_drop_are_found() -> Result<()> {
-    if !require(&[Capability::Nft]) {
-        return Ok(());
-    }
     let lab = Lab::new()?;
     let node = lab.node("node-a")?;
     assert_eq!(
@@ -130,11 +124,8 @@ fn names_that_are_not_plain_are_escaped_and_get_no_command() {
     }
 }
 
-#[test]
+#[scenario]
 fn legacy_tables_and_their_forward_chains_are_named() -> Result<()> {
-    if !require(&[]) {
-        return Ok(());
-    }
     let legacy = LegacyIptables {
         tables: || vec!["iptables-legacy -t filter".to_owned()],
         dropping_forwarders: || vec!["iptables-legacy"],

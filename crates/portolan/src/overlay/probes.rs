@@ -70,15 +70,12 @@ impl Observer for ProbeReports {
 #[cfg(test)]
 mod tests {
     use anyhow::Context;
-    use lab::{Lab, require};
+    use lab::{Lab, scenario};
 
     use super::*;
 
-    #[test]
+    #[scenario]
     fn legacy_tables_and_their_forward_policy_are_read() -> Result<()> {
-        if !require(&[]) {
-            return Ok(());
-        }
         let lab = Lab::new()?;
         let node = lab.node("node-a")?;
         assert_eq!(node.run(legacy::tables)?, Vec::<String>::new());
