@@ -1,6 +1,6 @@
-//! `portolan cleanup`: takes away what a proxy has left on this node, ours or kube-proxy's.
+//! `portolan cleanup`: removes rules from this node, Portolan's or kube-proxy's.
 //!
-//! Goes on after a failure, reports each, and says what it did on standard output.
+//! Continues after failures, reports each, and prints what was removed.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -13,7 +13,7 @@ use crate::cli::CleanupArgs;
 use crate::guard;
 use crate::takeover::{self, Connections};
 
-/// Cleans up; `false` when something could not be done.
+/// Removes the rules. Returns false when something could not be removed.
 pub fn run(args: &CleanupArgs) -> Result<bool> {
     let (removed, failures) = match args.kube_proxy {
         true => {
@@ -35,8 +35,8 @@ pub fn run(args: &CleanupArgs) -> Result<bool> {
     Ok(failures.is_empty())
 }
 
-/// Removes the tables of both families; those of Services stay when it is for the overlay only. A filter against
-/// forged frames that nobody keeps would drop what comes from nodes that join later, so the overlay's go as well.
+/// Removes Portolan's tables of both families, or those of the overlay only. The overlay's tables must not stay without a
+/// daemon: their filter against forged frames would drop frames from nodes that join later.
 fn ours(overlay_only: bool) -> Result<(String, Vec<String>)> {
     let mut foreign = Foreign::open()?;
     let (mut removed, mut failures) = (0, Vec::new());
@@ -45,7 +45,7 @@ fn ours(overlay_only: bool) -> Result<(String, Vec<String>)> {
         for family in Family::ALL {
             match foreign.delete_table(family, table) {
                 Ok(there) => removed += usize::from(there),
-                // The kernel refuses it to all but the owner.
+                // Only the owner may delete an owned table.
                 Err(error) => failures.push(format!(
                     "table {family} {table}: {error} (stop a running portolan first: it owns its tables)"
                 )),

@@ -178,11 +178,9 @@ pub struct RunArgs {
     pub manifests: Option<PathBuf>,
 
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub node: NodeArgs,
 
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub overlay: OverlayArgs,
 
     /// Create tables that other programs may change too; Portolan repairs such changes
@@ -199,7 +197,6 @@ pub struct RunArgs {
     pub take_over_kube_proxy: Option<bool>,
 
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub conntrack: ConntrackArgs,
 
     /// Set the conntrack sysctls, then exit
@@ -222,7 +219,6 @@ pub struct RunArgs {
     pub metrics_bind_address: ListenAddress,
 
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 
@@ -238,7 +234,6 @@ pub struct CleanupArgs {
     pub overlay: bool,
 
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 
@@ -259,7 +254,6 @@ pub struct RenderArgs {
     pub interface_addresses: Vec<std::net::IpAddr>,
 
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub node: NodeArgs,
 
     /// Print only the table of this family [default: both]
@@ -267,7 +261,6 @@ pub struct RenderArgs {
     pub family: Option<Family>,
 
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 

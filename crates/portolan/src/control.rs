@@ -52,9 +52,7 @@ pub struct Inputs {
 /// Where the loop publishes its state.
 #[derive(Clone)]
 pub struct Reports {
-    /// For probes.
     pub status: Arc<SharedStatus>,
-    /// For Prometheus.
     pub metrics: Arc<Metrics>,
 }
 

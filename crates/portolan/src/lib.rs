@@ -11,6 +11,9 @@
 //! * [`takeover`] removes what kube-proxy left behind; [`cleanup`] does so on demand, or removes Portolan's rules.
 //! * [`render`] prints the tables for a directory of manifests.
 
+// Nobody reads generated documentation of a program.
+#![allow(missing_docs)]
+
 pub mod app;
 mod bind;
 pub mod cleanup;

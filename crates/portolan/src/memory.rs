@@ -1,21 +1,19 @@
-//! This process and the machine's memory: it gives back what work on the whole cluster took, and asks to be spared when
-//! there is none left.
+//! Returns freed memory to the kernel, and sets this process's oom_score_adj.
 //!
-//! Reading a first list and committing it allocates far more than what stays. glibc keeps the freed pages that lie below
-//! pages in use (mallopt(3), M_TRIM_THRESHOLD looks at the top only): measured at 10,000 Services of 10 endpoints, 14 of
-//! 60 MiB. `malloc_trim` gives them back; it takes milliseconds, so it runs beside the control loops and only after work
-//! on many Services or peers.
+//! Reading and committing a first list allocates far more than what is kept. glibc keeps freed pages below pages in use
+//! (mallopt(3), M_TRIM_THRESHOLD is about the top only): 14 of 60 MiB at 10,000 Services of 10 endpoints. `malloc_trim`
+//! returns them. It takes milliseconds, so it runs on another thread, and only after work on many Services or peers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// From this many Services planned in one turn, or peers, on, memory is given back afterwards.
+/// Minimum number of Services planned in one turn, or of peers, after which memory is returned.
 pub const LARGE: usize = 1_000;
 
-/// Sources and the commit free their last buffers within this time.
+/// Time for sources and the commit to free their last buffers.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Gives freed memory back once what led here has settled, at most once in that time. Needs a tokio runtime; does not wait.
+/// Returns freed memory after [`SETTLE`], at most once in that time. Needs a tokio runtime; does not wait.
 pub fn give_back_soon() {
     static IS_COMING: AtomicBool = AtomicBool::new(false);
     if IS_COMING.swap(true, Ordering::Relaxed) {
@@ -28,8 +26,7 @@ pub fn give_back_soon() {
     });
 }
 
-/// Says how soon the kernel may end this process when memory is short (`--oom-score-adj`; proc_pid_oom_score_adj(5)). To
-/// be spared more than before needs CAP_SYS_RESOURCE; without it, this is said and nothing else.
+/// Sets oom_score_adj (proc_pid_oom_score_adj(5)). Lowering it needs CAP_SYS_RESOURCE; failures are logged.
 pub fn set_oom_score_adj(value: i16) {
     const FILE: &str = "/proc/self/oom_score_adj";
     let is_set =
@@ -41,9 +38,9 @@ pub fn set_oom_score_adj(value: i16) {
     }
 }
 
-/// One heap for all threads: by default many have one of their own (mallopt(3), M_ARENA_MAX), and what is freed in one
-/// is of no use to the others. Measured at 10,000 Services of 10 endpoints from an API server: 44 instead of 57 MiB, with
-/// the same times. To be called before there are threads.
+/// Makes all threads share one heap: by default threads have heaps of their own (mallopt(3), M_ARENA_MAX), and memory freed
+/// in one is of no use to the others. 44 instead of 57 MiB at 10,000 Services of 10 endpoints from an API server, with the
+/// same latencies. To be called before threads start.
 #[cfg(target_env = "gnu")]
 #[allow(unsafe_code)]
 pub fn share_one_heap() {
@@ -51,7 +48,7 @@ pub fn share_one_heap() {
     unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1) };
 }
 
-/// Other C libraries have one already.
+/// Other C libraries share one heap already.
 #[cfg(not(target_env = "gnu"))]
 pub fn share_one_heap() {}
 
@@ -62,7 +59,7 @@ fn give_back() {
     unsafe { nix::libc::malloc_trim(0) };
 }
 
-/// Other C libraries have no such call, and give back by themselves.
+/// Other C libraries have no such call, and return memory by themselves.
 #[cfg(not(target_env = "gnu"))]
 fn give_back() {}
 
@@ -71,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_is_asked_to_spare_this_process() {
+    fn oom_score_adj_is_set() {
         let found = || std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
         let before: i16 = found().trim().parse().unwrap();
         // More is always allowed.

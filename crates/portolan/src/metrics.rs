@@ -52,7 +52,6 @@ macro_rules! metrics {
 }
 
 metrics! {
-    /// Prefix `kubeproxy`.
     KubeProxyMetrics {
         // kube-proxy's smallest bound is 1 ms; a commit usually takes microseconds.
         sync_proxy_rules_duration_seconds: Family<FamilyLabel, Histogram> =
@@ -78,7 +77,6 @@ metrics! {
 }
 
 metrics! {
-    /// Prefix `portolan`.
     OwnMetrics {
         commits: Counter = "Transactions committed";
         elements_written: Counter = "Set elements added or deleted";

@@ -11,7 +11,6 @@ use service_model::{Family, NodeFacts};
 /// A commit or repair that succeeded.
 #[derive(Debug)]
 pub struct Commit<'a> {
-    /// Its result.
     pub outcome: &'a Outcome,
     /// The facts in force since then.
     pub facts: &'a NodeFacts,

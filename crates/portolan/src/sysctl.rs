@@ -66,7 +66,6 @@ pub struct Setting {
 pub enum Applied {
     /// Had the value already.
     Unchanged,
-    /// Written.
     Written,
     /// Could not be read or written.
     Failed(io::Error),

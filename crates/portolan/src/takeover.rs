@@ -1,22 +1,19 @@
-//! Removes what kube-proxy has left on the node, whatever its mode was: after our first commit, so that there is no
-//! moment without rules.
+//! Removes kube-proxy's leftovers, of any mode, after the first sync, so that there is always one set of rules.
 //!
-//! kube-proxy does the same with the leftovers of its own other modes. Its rules must not stay: they come before ours in
-//! every hook (theirs were there first), so that a connection would still be sent to endpoints of the day kube-proxy
-//! ended. Established connections do not notice: their translation is in connection tracking, and our NAT chains keep
-//! it in force.
+//! kube-proxy does the same with the leftovers of its own other modes. Its rules must not stay: they precede Portolan's in
+//! every hook, so new connections would still go to the endpoints from when kube-proxy ended. Established connections are
+//! safe: conntrack holds their translation, and Portolan's NAT chains keep it in force.
 //!
-//! What is removed is certainly kube-proxy's, by names that are its alone:
+//! Only objects with kube-proxy's own names are removed:
 //! * nftables mode: the tables `ip kube-proxy` and `ip6 kube-proxy`;
-//! * iptables and IPVS modes: its `KUBE-` chains and the jumps to them, in the tables of iptables' nft variant (one
-//!   transaction a table, no program needed) and of its legacy variant (with iptables' own programs, where they are;
-//!   see [`chains`]). Chains of kubelet stay, and so does a chain that somebody else's rules lead to;
+//! * iptables and IPVS modes: the `KUBE-` chains and the jumps to them, in the tables of iptables' nft variant (one
+//!   transaction per table, without a program) and of its legacy variant (with iptables' own programs, where installed;
+//!   see [`chains`]). Chains of kubelet stay, and so do chains that other rules jump to;
 //! * IPVS mode: the device `kube-ipvs0`, virtual servers at its addresses and IP sets. Established connections live in
-//!   IPVS itself and end when the device goes, so that only `portolan cleanup --kube-proxy` does this; `run` says that
-//!   they are there.
+//!   IPVS and break without the device, so only `portolan cleanup --kube-proxy` removes these; `run` logs a warning.
 //!
-//! A kube-proxy that still runs writes its rules again. They are looked for from time to time, removed again, and the
-//! fight is reported; it does no harm to connections, for either set of rules serves them.
+//! A kube-proxy that still runs writes its rules again. They are removed again at intervals, with a warning. Connections
+//! are safe meanwhile, since either set of rules serves them.
 
 pub(crate) mod chains;
 pub mod ipvs;
@@ -33,23 +30,23 @@ use owner::{ChainOwner, Removed};
 
 /// Name of kube-proxy's own tables in nftables mode.
 const TABLE: &str = "kube-proxy";
-/// Its chains.
+/// kube-proxy's chains.
 const CHAINS: ChainOwner = ChainOwner {
     tables: &["nat", "filter", "mangle"],
     owns: is_kube_proxys,
     permits: None,
 };
-/// Between the first looks, and between later ones.
-const LOOKS: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(60)];
-/// So many looks are first ones.
-const FIRST_LOOKS: usize = 30;
+/// Interval of the first removals, and of later ones.
+const INTERVALS: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(60)];
+/// Number of first removals.
+const FIRST_REMOVALS: usize = 30;
 
 /// Whether a chain of an iptables table is kube-proxy's (pkg/proxy/iptables and pkg/proxy/ipvs, up to 1.37).
 ///
-/// Not its: kubelet's `KUBE-FIREWALL` of the filter table, `KUBE-KUBELET-CANARY` and `KUBE-IPTABLES-HINT`.
-/// `KUBE-MARK-DROP` was kubelet's, and is left behind by none but old ones.
+/// Not kube-proxy's: kubelet's `KUBE-FIREWALL` of the filter table, `KUBE-KUBELET-CANARY` and `KUBE-IPTABLES-HINT`.
+/// `KUBE-MARK-DROP` was kubelet's; only old kubelets leave it behind.
 fn is_kube_proxys(table: &str, chain: &str) -> bool {
-    /// Of one Service or endpoint; a hash follows.
+    /// Prefixes of chains of one Service or endpoint.
     const HASHED: [&str; 6] = [
         "KUBE-SVC-",
         "KUBE-SVL-",
@@ -84,16 +81,16 @@ fn is_kube_proxys(table: &str, chain: &str) -> bool {
         || HASHED.iter().any(|prefix| chain.starts_with(prefix))
 }
 
-/// What was done.
+/// Result of a removal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Tables of nftables mode.
+    /// Number of tables of nftables mode.
     pub tables: usize,
     /// Chains of iptables' tables.
     pub iptables: Removed,
-    /// What IPVS mode has left is there, or was removed.
+    /// Leftovers of IPVS mode.
     pub ipvs: Ipvs,
-    /// What could not be done, each with its reason.
+    /// Failures, each with its reason.
     pub failures: Vec<String>,
 }
 
@@ -103,18 +100,15 @@ pub enum Ipvs {
     /// There are none.
     #[default]
     None,
-    /// They stay: established connections live in them.
+    /// Kept for the established connections in them.
     Stays(ipvs::Leftovers),
-    /// They were removed.
     Removed,
 }
 
-/// What to do with IPVS, whose established connections would end.
+/// Whether to keep IPVS, whose established connections would break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connections {
-    /// Leaves it.
     Keep,
-    /// Removes it all the same.
     End,
 }
 
@@ -128,7 +122,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Removes everything once. Goes on after a failure, and reports each.
+/// Removes everything once. Continues after failures, and reports each.
 pub fn remove(connections: Connections) -> Report {
     let mut report = Report::default();
     match Foreign::open() {
@@ -150,32 +144,31 @@ pub fn remove(connections: Connections) -> Report {
     report
 }
 
-/// Removes, and looks again from time to time, until cancelled. To be called once our own rules stand.
+/// Removes kube-proxy's leftovers at intervals until cancelled. To be called after the first sync.
 pub async fn run(cancel: CancellationToken) {
     keep_removing(|| || remove(Connections::Keep), cancel).await;
 }
 
-/// What a look for another program's leftovers has come to.
+/// Result of removing another program's leftovers once.
 pub(crate) trait Removal: Default + Send + 'static {
     /// Whether anything was removed.
     fn removed(&self) -> bool;
 
-    /// Says what was done; what stands as it did at the look `before` is not repeated. `was_there`: an earlier look
-    /// has removed something already.
+    /// Logs the result, except for what it has in common with the one `before`. `was_there`: an earlier removal removed
+    /// something already.
     fn log(&self, before: &Self, was_there: bool);
 }
 
-/// Removes, and looks again from time to time for what a program that has just been replaced may still write, until
-/// cancelled.
+/// Removes at intervals, since a program that has just been replaced may still write its rules, until cancelled.
 pub(crate) async fn keep_removing<R: Removal, F: FnOnce() -> R + Send + 'static>(
-    mut look: impl FnMut() -> F,
+    mut remove: impl FnMut() -> F,
     cancel: CancellationToken,
 ) {
-    let [first, later] = LOOKS;
-    let pauses = std::iter::repeat_n(first, FIRST_LOOKS).chain(std::iter::repeat(later));
+    let [first, later] = INTERVALS;
+    let pauses = std::iter::repeat_n(first, FIRST_REMOVALS).chain(std::iter::repeat(later));
     let (mut before, mut was_there) = (R::default(), false);
     for pause in pauses {
-        let Ok(report) = tokio::task::spawn_blocking(look()).await else {
+        let Ok(report) = tokio::task::spawn_blocking(remove()).await else {
             return;
         };
         report.log(&before, was_there);

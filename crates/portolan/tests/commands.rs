@@ -113,7 +113,7 @@ fn what_render_prints_loads_into_a_fresh_namespace() {
 }
 
 #[test]
-fn render_with_a_refused_object_prints_the_rest_names_it_and_exits_with_one() {
+fn render_names_an_ignored_object_and_prints_the_rest() {
     let dir = cluster();
     fs::write(
         dir.path().join("bad.yaml"),
@@ -176,7 +176,7 @@ fn run_without_its_directory_exits_and_changes_nothing() {
 }
 
 #[test]
-fn run_serves_an_edit_answers_probes_and_leaves_its_rules_when_stopped() {
+fn run_serves_an_edit_and_leaves_its_rules_when_stopped() {
     let dir = cluster();
     // The children of this thread live in its namespace.
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("the tests run as root");

@@ -158,7 +158,7 @@ fn key_words_of_node_port_addresses_mix_with_ranges() {
 }
 
 #[test]
-fn allowed_external_ips_are_ranges_or_addresses_and_none_at_all_when_empty() {
+fn allowed_external_ips_are_cidrs_or_addresses_or_none() {
     let allowed = |flag| {
         run(&["--hostname-override=n", flag])
             .unwrap()
@@ -178,7 +178,7 @@ fn allowed_external_ips_are_ranges_or_addresses_and_none_at_all_when_empty() {
 }
 
 #[test]
-fn an_empty_address_switches_a_listener_off_and_a_bare_one_keeps_its_port() {
+fn an_empty_address_disables_a_listener() {
     let args = run(&["--healthz-bind-address=", "--metrics-bind-address=::1"]).unwrap();
     assert_eq!(args.healthz_bind_address.0, None);
     assert_eq!(
@@ -193,7 +193,7 @@ fn a_folder_of_manifests_and_a_kubeconfig_exclude_each_other() {
 }
 
 #[test]
-fn arguments_of_flannels_manifests_and_of_its_distributions_are_taken() {
+fn arguments_of_flannels_manifests_are_accepted() {
     let flannels = [
         "--ip-masq",
         "--kube-subnet-mgr",

@@ -1,17 +1,17 @@
-//! When to commit: the first change at once, then in batches.
+//! Decides when to commit: the first change at once, then in batches.
 //!
-//! A pure function of instants. A lone change waits for nothing. Under load the pause between commits follows
-//! what a commit costs, so that many changes share one transaction and the loop keeps time for reading.
+//! A pure function of instants. A single change does not wait. Under load, the batching interval follows the duration of
+//! a commit, so that many changes share one transaction and the loop has time to read events.
 
 use std::time::{Duration, Instant};
 
-/// Shortest pause after a commit.
+/// Shortest batching interval.
 const SHORTEST: Duration = Duration::from_millis(5);
-/// Longest pause after a commit.
+/// Longest batching interval.
 const LONGEST: Duration = Duration::from_millis(20);
-/// First pause after a failure (F12: a failed sync is tried again within 100 ms).
+/// First pause after a failure.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
-/// Longest pause after failures in a row.
+/// Longest pause after consecutive failures.
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
 /// Paces commits.
@@ -27,13 +27,13 @@ impl Pace {
         self.not_before.filter(|at| *at > now)
     }
 
-    /// A commit that took `elapsed` ended well.
+    /// Notes a commit that succeeded.
     pub(crate) fn committed(&mut self, now: Instant, elapsed: Duration) {
         self.failures = 0;
         self.not_before = Some(now + elapsed.clamp(SHORTEST, LONGEST));
     }
 
-    /// A commit failed: the next one waits, longer each time.
+    /// Notes a commit that failed. The next one waits, longer each time.
     pub(crate) fn failed(&mut self, now: Instant) {
         let pause = FIRST_RETRY
             .saturating_mul(1 << self.failures.min(10))
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_right_after_a_commit_are_gathered_for_5_to_20_ms() {
+    fn changes_right_after_a_commit_wait_for_5_to_20_ms() {
         let now = Instant::now();
         let mut pace = Pace::default();
         pace.committed(now, Duration::from_micros(50));

@@ -1,13 +1,13 @@
-//! When to compare the tables with what they should hold, after somebody else changed them.
+//! Decides when to repair the tables after foreign changes.
 //!
-//! At once: a foreign flush is a cut for every new connection, and a hundred of them in a row are no reason to wait. When
-//! it goes on (another daemon that fights ours), repairs take a fifth of a processor and no more.
+//! At once, even after a hundred changes in a row: a foreign flush interrupts every new connection. If the changes go on
+//! (another daemon fights this one), repairs take at most a fifth of a CPU core.
 
 use std::time::{Duration, Instant};
 
-/// Repairs may take one part in so many of the time.
+/// Repairs may take this fraction of the time: one in `SHARE`.
 const SHARE: u32 = 5;
-/// Time that repairs may take at once, beyond their share.
+/// Time that repairs may take beyond their share.
 const BURST: Duration = Duration::from_secs(2);
 /// Longest pause.
 const LONGEST: Duration = Duration::from_secs(1);
@@ -16,29 +16,29 @@ const LONGEST: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Repairs {
     requested: bool,
-    /// Time that repairs have taken beyond their share, and when that was.
+    /// Time that repairs had taken beyond their share, and when.
     spent: Option<(Duration, Instant)>,
 }
 
 impl Repairs {
-    /// Somebody changed our tables, or may have.
+    /// Requests a repair.
     pub(crate) fn request(&mut self) {
         self.requested = true;
     }
 
-    /// When to compare; `None` when there is no reason to.
+    /// When the next repair is due; `None` when none is requested.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
         let over = self.spent(now).saturating_sub(BURST);
         self.requested
             .then(|| now + over.saturating_mul(SHARE).min(LONGEST))
     }
 
-    /// A comparison begins, of what was there before it.
+    /// Notes that a repair begins. It covers the changes from before.
     pub(crate) fn started(&mut self) {
         self.requested = false;
     }
 
-    /// It has ended.
+    /// Notes that the repair ended.
     pub(crate) fn ended(&mut self, now: Instant, elapsed: Duration) {
         self.spent = Some((self.spent(now) + elapsed, now));
     }
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fight_takes_a_fifth_of_the_time_and_no_pause_is_longer_than_a_second() {
+    fn a_fight_takes_a_fifth_of_the_time() {
         let start = Instant::now();
         let mut now = start;
         let mut repairs = Repairs::default();

@@ -33,7 +33,6 @@ impl LinkFeature {
         }
     }
 
-    /// The fallback.
     pub const fn instead(self) -> &'static str {
         match self {
             LinkFeature::NexthopObjects => "plain routes",

@@ -229,7 +229,7 @@ fn only_get_and_head_of_known_paths_are_answered() {
 }
 
 #[test]
-fn a_client_that_never_ends_its_headers_is_cut_off_and_others_are_served_meanwhile() {
+fn a_client_that_never_ends_its_headers_is_cut_off() {
     let server = Server::start();
     server.publish(synced());
     let address = server.health();

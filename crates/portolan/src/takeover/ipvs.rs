@@ -1,8 +1,8 @@
 //! Leftovers of kube-proxy's IPVS mode.
 //!
-//! Everything hangs on the device `kube-ipvs0`, which is kube-proxy's alone and holds the Services' addresses: without
-//! it there is nothing to do. Virtual servers are removed where `ipvsadm` is there to do it, those at the device's
-//! addresses only; without the device no packet meets the others.
+//! The device `kube-ipvs0` is kube-proxy's own and holds the Services' addresses; without it there are no leftovers. With
+//! `ipvsadm` installed, virtual servers at the device's addresses are removed; without the device, no packet reaches the
+//! others.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -40,19 +40,19 @@ const SETS: [&str; 18] = [
     "LOCAL-IP",
 ];
 
-/// What was found in the network namespace of the calling thread.
+/// Leftovers in the network namespace of the calling thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leftovers {
-    /// Whether the device is there.
+    /// Whether the device exists.
     pub device: bool,
-    /// Addresses on it, but for those that the kernel makes by itself.
+    /// Addresses of the device, except link-local ones.
     pub addresses: BTreeSet<IpAddr>,
     /// Number of virtual servers.
     pub virtual_servers: usize,
 }
 
 impl Leftovers {
-    /// Looks for them.
+    /// Finds the leftovers.
     pub fn find() -> Result<Leftovers> {
         let mut found = Leftovers::default();
         let interfaces = getifaddrs().context("list interface addresses")?;
@@ -63,13 +63,13 @@ impl Leftovers {
                 .addresses
                 .extend(address.filter(|ip| !is_link_local(ip)));
         }
-        // Where the kernel has no IPVS there is no such file.
+        // Without IPVS in the kernel the file does not exist.
         let servers = std::fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
         found.virtual_servers = virtual_servers(&servers);
         Ok(found)
     }
 
-    /// Whether there is anything.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         *self == Leftovers::default()
     }
@@ -92,7 +92,7 @@ fn virtual_servers(text: &str) -> usize {
         .count()
 }
 
-/// Removes them, or says that they stay.
+/// Removes the leftovers, or reports that they are kept.
 pub(super) fn remove(foreign: &mut Foreign, connections: Connections, report: &mut Report) {
     let found = match Leftovers::find() {
         Ok(found) if found.device => found,
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn virtual_servers_are_counted_and_their_servers_are_not() {
+    fn virtual_servers_are_counted_without_their_servers() {
         let text = "IP Virtual Server version 1.2.1 (size=4096)\n\
                     Prot LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port Forward Weight\n\
                     TCP  0A600001:01BB rr\n  -> C0A84D0A:192B      Masq    1      0          0\n\

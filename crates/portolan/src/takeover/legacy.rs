@@ -1,9 +1,8 @@
-//! iptables' legacy variant, which only iptables' own programs can change: a program's chains in it, and whether it
-//! forwards anything.
+//! Chains in iptables' legacy variant, which only iptables' own programs can change.
 //!
-//! Owns the reading of what `iptables-save` prints and the making of what `iptables-restore` takes: one restoration for
-//! each table, which the kernel carries out whole or not at all. Rules of base chains that lead to the chains that go
-//! are given back to the program that printed them, word for word; nothing else of the text is used but chain names.
+//! Parses the output of `iptables-save` and writes the input of `iptables-restore`: one restore per table, which the kernel
+//! applies atomically. Rules of base chains that jump to removed chains are deleted by the exact text that the program
+//! printed; otherwise only chain names are used.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -18,8 +17,8 @@ use super::owner::{ChainOwner, FORWARD, Removed};
 
 const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 
-/// Where the kernel says which legacy tables this network namespace has, and the programs for them: a name that is the
-/// legacy variant's alone, and one that may be either's.
+/// The kernel's list of legacy tables in this network namespace, and the names of the program: that of the legacy variant,
+/// and one that either variant may have.
 const fn names_and_programs(family: Family) -> (&'static str, [&'static str; 2]) {
     match family {
         Family::Ip => (
@@ -33,8 +32,7 @@ const fn names_and_programs(family: Family) -> (&'static str, [&'static str; 2])
     }
 }
 
-/// Tables that this network namespace has, by the program for them. One that holds nothing is there as well, once
-/// somebody has looked into it.
+/// Legacy tables of this network namespace, with the program for each. A table exists once it has been read, even if empty.
 pub(crate) fn tables() -> Vec<String> {
     let tables = FAMILIES.into_iter().flat_map(|family| {
         let (names, [program, _]) = names_and_programs(family);
@@ -45,7 +43,7 @@ pub(crate) fn tables() -> Vec<String> {
     tables.collect()
 }
 
-/// Programs whose FORWARD chain drops by default. What cannot be looked into is left out.
+/// Programs whose FORWARD chain drops by default. Tables that cannot be read are skipped.
 pub(crate) fn dropping_forwarders() -> Vec<&'static str> {
     let drops = |family| {
         let (names, programs) = names_and_programs(family);
@@ -59,10 +57,10 @@ pub(crate) fn dropping_forwarders() -> Vec<&'static str> {
     FAMILIES.into_iter().filter_map(drops).collect()
 }
 
-/// Writes `rules` as the only content of a chain that nothing leads to, in one table; makes both where they are not.
-/// Chain and rules must be ours: they go into the text for `iptables-restore`.
+/// Writes `rules` as the only rules of a chain that no rule jumps to, and creates table and chain if needed. Chain and
+/// rules must be trusted: they are part of the input of `iptables-restore`.
 ///
-/// Errors: when the program is not here, or does not take it.
+/// Errors: when the program is not installed or refuses the input.
 pub(crate) fn write_chain(
     family: Family,
     table: &'static str,
@@ -121,7 +119,7 @@ fn remove_table(owner: &ChainOwner, programs: &[&'static str], table: &str) -> R
     Ok(removal)
 }
 
-/// The first of the programs that is here and of the legacy variant.
+/// The first of the programs that is installed and of the legacy variant.
 fn legacy(programs: &[&'static str]) -> Result<&'static str> {
     let found = programs.iter().find(|program| is_legacy(program));
     let missing = || {
@@ -133,7 +131,7 @@ fn legacy(programs: &[&'static str]) -> Result<&'static str> {
     found.copied().with_context(missing)
 }
 
-/// Whether the program is there and of the legacy variant; before 1.8 there was no other.
+/// Whether the program is installed and of the legacy variant; before 1.8 there was no other.
 fn is_legacy(program: &str) -> bool {
     let output = Command::new(program)
         .arg("--version")
@@ -152,9 +150,9 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("starting {program}"))?;
-    let mut stdin = child.stdin.take().context("its standard input")?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
     let input = input.to_owned();
-    // Beside the reading, so that neither waits for the other.
+    // On a thread of its own, so that neither side waits for the other.
     let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output()?;
     let written = writer.join();
@@ -170,10 +168,10 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// What takes a program's chains out of one table.
+/// The removal of a program's chains from one table.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Removal {
-    /// For `iptables-restore --noflush`.
+    /// Input of `iptables-restore --noflush`.
     text: String,
     chains: usize,
     kept: BTreeSet<String>,
@@ -187,7 +185,7 @@ fn removal(owner: &ChainOwner, table: &str, saved: &str) -> Removal {
     let mut drops = false;
     for line in saved.lines() {
         if let Some(chain) = line.strip_prefix(':') {
-            // `:NAME POLICY [PACKETS:BYTES]`; a chain of one's own has no policy.
+            // `:NAME POLICY [PACKETS:BYTES]`; only base chains have a policy.
             let mut words = chain.split(' ');
             if let (Some(name), Some(policy)) = (words.next(), words.next()) {
                 chains.insert(name.to_owned(), policy != "-");
@@ -225,12 +223,12 @@ fn removal(owner: &ChainOwner, table: &str, saved: &str) -> Removal {
     }
 }
 
-/// Chain and the rest of `-A CHAIN ...`.
+/// The chain and the rest of `-A CHAIN ...`.
 fn rule(line: &str) -> Option<(&str, &str)> {
     line.strip_prefix("-A ")?.split_once(' ')
 }
 
-/// Where a rule leads: the word after `-j` or `-g`, outside of quotes (a comment may hold anything).
+/// The target of a rule: the word after `-j` or `-g`, outside of quotes (a comment may contain anything).
 fn target(rule: &str) -> Option<&str> {
     let (mut quoted, mut escaped, mut word_start) = (false, false, 0);
     let mut after_jump = false;
@@ -259,7 +257,7 @@ mod tests {
     use crate::takeover::CHAINS;
 
     #[test]
-    fn chains_are_flushed_unlinked_and_deleted_and_others_left_alone() {
+    fn own_chains_are_removed_and_others_kept() {
         let saved = r#"# Generated by iptables-save v1.8.9 on a day
 *nat
 :PREROUTING ACCEPT [1:60]
@@ -293,7 +291,7 @@ COMMIT
     }
 
     #[test]
-    fn a_table_without_kube_proxys_chains_is_not_touched() {
+    fn a_table_without_kube_proxys_chains_is_unchanged() {
         let saved = "*filter\n:INPUT DROP [0:0]\n:KUBE-FIREWALL - [0:0]\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n";
         assert_eq!(removal(&CHAINS, "filter", saved).chains, 0);
         assert_eq!(removal(&CHAINS, "filter", "").chains, 0);

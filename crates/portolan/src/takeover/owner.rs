@@ -12,7 +12,6 @@ pub(crate) struct ChainOwner {
     /// Whether a chain of a table is the program's.
     pub(crate) owns: fn(table: &str, chain: &str) -> bool,
     /// The chain that accepts packets where `FORWARD` drops by default. It is kept then: no rule of another table can
-    /// replace it.
     pub(crate) permits: Option<&'static str>,
 }
 
