@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use nft::{
     Adoption, Backend, CommitError, Element, Family, Generation, Name, TableContents, Transaction,
 };
-use service_dataplane::{Dataplane, Outcome, Update};
+use service_dataplane::{Dataplane, SyncOutcome, Update};
 use service_model::{EndpointSlice, Index, NodeFacts, ObjectEvent, Service};
 
 /// A backend that notes how long another one takes, and what it was given.
@@ -88,7 +88,7 @@ pub struct Committed {
     /// All the rest, until the kernel had acknowledged.
     pub dataplane: Duration,
     /// What was done.
-    pub outcome: Outcome,
+    pub outcome: SyncOutcome,
 }
 
 impl Committed {

@@ -322,23 +322,23 @@ fn write_documents(path: &Path, documents: impl IntoIterator<Item = Value>) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use service_model::wire::{Interner, Object};
+    use service_model::wire::{ConversionContext, Object};
 
     #[test]
     fn api_objects_mean_the_same_as_the_models() -> Result<()> {
         let shape = Shape::new(3, 4);
-        let mut interner = Interner::default();
+        let mut context = ConversionContext::default();
         for i in 0..3 {
             let index = i as usize;
             let service: service_model::wire::Service =
                 serde_json::from_value(shape.service_object(i))?;
             let slice: service_model::wire::EndpointSlice =
                 serde_json::from_value(shape.slice_object(i, None))?;
-            let mut service = service.into_model(&mut interner)?.object;
+            let mut service = service.into_model(&mut context)?.object;
             service.created = shape.services()[index].created;
             assert_eq!(service, shape.services()[index]);
             assert_eq!(
-                slice.into_model(&mut interner)?.object,
+                slice.into_model(&mut context)?.object,
                 shape.slices()[index]
             );
         }

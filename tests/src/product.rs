@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use nft::TableContents;
 use serde_json::Value;
-use service_model::wire::{self, Interner, Object};
+use service_model::wire::{self, ConversionContext, Object};
 use service_model::{
     DetectLocal, EndpointSlice, Index, LocalInterface, NodeConfig, NodeFacts, NodePortAddress,
     ObjectEvent, Service, ServiceCidr,
@@ -16,25 +16,25 @@ use service_model::{
 use crate::cluster::{self, Cluster, Detect, NodePortAddresses};
 
 /// For the objects of a cluster.
-pub fn interner(cluster: &Cluster) -> Interner {
+pub fn context(cluster: &Cluster) -> ConversionContext {
     let name = cluster.settings.service_proxy_name.as_deref();
-    Interner::for_proxy(name.map(Arc::from))
+    ConversionContext::new(name.map(Arc::from))
 }
 
 /// Decodes and converts a document; `None` when nothing of it can be used.
-pub fn decode<T: Object>(document: Value, interner: &mut Interner) -> Option<T::Model> {
+pub fn decode<T: Object>(document: Value, context: &mut ConversionContext) -> Option<T::Model> {
     let object: T = serde_json::from_value(document).ok()?;
-    Some(object.into_model(interner).ok()?.object)
+    Some(object.into_model(context).ok()?.object)
 }
 
 /// A Service as the product sees it.
-pub fn service(service: &cluster::Service, interner: &mut Interner) -> Option<Service> {
-    decode::<wire::Service>(service.document(), interner)
+pub fn service(service: &cluster::Service, context: &mut ConversionContext) -> Option<Service> {
+    decode::<wire::Service>(service.document(), context)
 }
 
 /// A slice as the product sees it.
-pub fn slice(slice: &cluster::Slice, interner: &mut Interner) -> Option<EndpointSlice> {
-    decode::<wire::EndpointSlice>(slice.document(), interner)
+pub fn slice(slice: &cluster::Slice, context: &mut ConversionContext) -> Option<EndpointSlice> {
+    decode::<wire::EndpointSlice>(slice.document(), context)
 }
 
 /// What the product makes of manifests written by hand, decoded as they are.
@@ -46,19 +46,19 @@ pub fn contents_of_manifests(
     let documents: Vec<Value> =
         serde_saphyr::from_multiple(yaml).unwrap_or_else(|error| panic!("manifests: {error}"));
     let mut index = Index::new();
-    let mut interner = interner(cluster);
+    let mut context = context(cluster);
     let mut decoded = 0;
     for document in documents {
         match document["kind"].as_str() {
             Some("Service") => {
-                let service = decode::<wire::Service>(document, &mut interner);
+                let service = decode::<wire::Service>(document, &mut context);
                 decoded += usize::from(service.is_some());
                 service
                     .into_iter()
                     .for_each(|s| index.service_event(ObjectEvent::Apply(Arc::new(s))));
             }
             Some("EndpointSlice") => {
-                let slice = decode::<wire::EndpointSlice>(document, &mut interner);
+                let slice = decode::<wire::EndpointSlice>(document, &mut context);
                 slice
                     .into_iter()
                     .for_each(|s| index.slice_event(ObjectEvent::Apply(Arc::new(s))));
@@ -77,18 +77,18 @@ pub fn contents_of_manifests(
 /// An index of all Services and slices that can be used, applied one by one in their order.
 pub fn index(cluster: &Cluster) -> Index {
     let mut index = Index::new();
-    let mut interner = interner(cluster);
+    let mut context = context(cluster);
     for service in cluster
         .services
         .iter()
-        .filter_map(|s| self::service(s, &mut interner))
+        .filter_map(|s| self::service(s, &mut context))
     {
         index.service_event(ObjectEvent::Apply(Arc::new(service)));
     }
     for slice in cluster
         .slices
         .iter()
-        .filter_map(|s| self::slice(s, &mut interner))
+        .filter_map(|s| self::slice(s, &mut context))
     {
         index.slice_event(ObjectEvent::Apply(Arc::new(slice)));
     }
@@ -123,15 +123,15 @@ pub fn facts(cluster: &Cluster, node: &cluster::Node) -> NodeFacts {
         });
         config.nodeport_addresses = items.collect();
     }
-    let mut interner = interner(cluster);
+    let mut context = context(cluster);
     let service_cidrs = cluster.service_cidrs.iter().filter_map(|service_cidr| {
         let document = cluster::write::service_cidr(service_cidr);
-        decode::<wire::ServiceCidr>(document, &mut interner)
+        decode::<wire::ServiceCidr>(document, &mut context)
     });
     let service_cidrs: Vec<IpNet> = service_cidrs
         .flat_map(|service_cidr: ServiceCidr| service_cidr.cidrs)
         .collect();
-    match decode::<wire::Node>(node.document(), &mut interner) {
+    match decode::<wire::Node>(node.document(), &mut context) {
         Some(object) => NodeFacts::resolve(&config, &object, &node.interfaces, &service_cidrs),
         None => panic!("the product cannot use {}", node.document()),
     }

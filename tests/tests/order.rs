@@ -18,7 +18,7 @@ use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use service_dataplane::{Dataplane, Update};
-use service_model::wire::Interner;
+use service_model::wire::ConversionContext;
 use service_model::{Index, NodeFacts, ObjectEvent, ObjectName};
 
 type Key = (String, String);
@@ -99,7 +99,7 @@ enum Event {
 struct Daemon {
     world: World,
     index: Index,
-    interner: Interner,
+    context: ConversionContext,
     dataplane: Dataplane<Fake>,
     rng: SmallRng,
 }
@@ -107,11 +107,11 @@ struct Daemon {
 impl Daemon {
     fn start(world: World, kernel: Fake, rng: SmallRng) -> Daemon {
         let dataplane = Dataplane::new(kernel, world.facts());
-        let interner = product::interner(&world.node.as_ref().unwrap().0);
+        let context = product::context(&world.node.as_ref().unwrap().0);
         let mut daemon = Daemon {
             world,
             index: Index::new(),
-            interner,
+            context,
             dataplane,
             rng,
         };
@@ -136,12 +136,12 @@ impl Daemon {
         let mut slices: Vec<_> = self.world.slices.values().cloned().collect();
         services.shuffle(&mut self.rng);
         slices.shuffle(&mut self.rng);
-        let interner = &mut self.interner;
+        let context = &mut self.context;
         let services = services
             .iter()
-            .map(|s| product::service(s, interner).unwrap());
+            .map(|s| product::service(s, context).unwrap());
         let services = ObjectEvent::list(services);
-        let slices = slices.iter().filter_map(|s| product::slice(s, interner));
+        let slices = slices.iter().filter_map(|s| product::slice(s, context));
         let slices = ObjectEvent::list(slices);
         if self.rng.random() {
             self.index.service_event(services);
@@ -155,13 +155,13 @@ impl Daemon {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Service(key, Some(service)) => {
-                let object = product::service(&service, &mut self.interner).unwrap();
+                let object = product::service(&service, &mut self.context).unwrap();
                 self.index
                     .service_event(ObjectEvent::Apply(Arc::new(object)));
                 self.world.services.insert(key, service);
             }
             Event::Slice(key, Some(slice)) => {
-                match product::slice(&slice, &mut self.interner) {
+                match product::slice(&slice, &mut self.context) {
                     Some(object) => self.index.slice_event(ObjectEvent::Apply(Arc::new(object))),
                     // A source has nothing to apply: no owner, or FQDN. What it was before is gone.
                     None => self.index.slice_event(ObjectEvent::Delete(name(&key))),

@@ -1,6 +1,6 @@
-//! The words that all crates share: an IP family, a transport protocol, and a value for each family.
+//! Types that all crates share: IP family, transport protocol, and a value for each family.
 //!
-//! Pure, without dependencies. What a family or a protocol means in a rule or in a message is left to the crate that
+//! Pure, without dependencies. How a family or protocol is written in a rule or a message is left to the crate that
 //! writes it.
 
 use std::fmt;

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use service_model::ObjectEvent;
-use service_model::wire::{self, Interner, Object, label_selector};
+use service_model::wire::{self, ConversionContext, Object, label_selector};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -180,7 +180,7 @@ impl Start {
             config: self.config.clone(),
             wrap,
             events: self.events.clone(),
-            interner: Interner::for_proxy(self.config.proxy_name.clone()),
+            context: ConversionContext::new(self.config.proxy_name.clone()),
             outlines: None,
         }
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nft::{Backend, CommitError, Conntrack, Element, Family, Kernel, KernelConfig, Protocol};
 use service_dataplane::conntrack::{FlowCheck, FlowChecks};
-use service_dataplane::{AffinityCheck, Outcome, affinity, layout};
+use service_dataplane::{AffinityCheck, SyncOutcome, affinity, layout};
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
@@ -96,7 +96,7 @@ pub fn start(
 
 impl Observer for Cleaner {
     fn committed(&mut self, commit: &Commit<'_>) {
-        let Outcome {
+        let SyncOutcome {
             affinity, flows, ..
         } = commit.outcome;
         if affinity.is_empty() && flows.is_empty() {
@@ -221,7 +221,7 @@ impl Worker {
             let start = Instant::now();
             let (flows, mut established) = (&self.flows, Vec::new());
             let deleted = self.conntrack.delete(&filter, |flow| {
-                let goes = flows.condemn(flow);
+                let goes = flows.is_stale(flow);
                 if goes && flow.protocol == Protocol::Tcp && flow.answered {
                     established.push((flow.source, flow.destination));
                 }

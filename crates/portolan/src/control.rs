@@ -12,8 +12,8 @@ use std::time::{Instant, SystemTime};
 use anyhow::Result;
 use nft::{Backend, Notice};
 use object_source::{Events, Problem, SourceEvent};
-use service_dataplane::{Claim, Dataplane, Outcome, SyncError};
-use service_model::{Family, Invalid, NodeConfig, NodeFacts, Place};
+use service_dataplane::{Claim, Dataplane, SyncError, SyncOutcome};
+use service_model::{Family, FrontendAddress, Invalid, NodeConfig, NodeFacts};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -309,7 +309,11 @@ impl<B: Backend> Control<B> {
     }
 
     /// Passes the result of a commit or repair on. Returns the outcome, if there is one.
-    fn finish(&mut self, start: Instant, result: Result<Outcome, SyncError>) -> Option<Outcome> {
+    fn finish(
+        &mut self,
+        start: Instant,
+        result: Result<SyncOutcome, SyncError>,
+    ) -> Option<SyncOutcome> {
         let now = Instant::now();
         let elapsed = now - start;
         let outcome = match result {
@@ -360,7 +364,7 @@ impl<B: Backend> Control<B> {
     }
 }
 
-fn log_refused(outcome: &Outcome) {
+fn log_refused(outcome: &SyncOutcome) {
     for quarantined in &outcome.quarantined {
         tracing::error!(service = %quarantined.service, error = %quarantined.error,
             "the kernel refused this Service; it is quarantined and its last good rules stay in place");
@@ -374,14 +378,16 @@ fn log_refused(outcome: &Outcome) {
 /// `cluster IP 10.96.0.1, port 80/TCP`
 fn frontend(claim: &Claim) -> String {
     let Claim {
-        place,
+        address,
         protocol,
         port,
     } = claim;
-    match place {
-        Place::ClusterIp(address) => format!("cluster IP {address}, port {port}/{protocol}"),
-        Place::External(address) => format!("external IP {address}, port {port}/{protocol}"),
-        Place::NodePort(family) => format!("{} node port {port}/{protocol}", family.api_name()),
+    match address {
+        FrontendAddress::ClusterIp(ip) => format!("cluster IP {ip}, port {port}/{protocol}"),
+        FrontendAddress::External(ip) => format!("external IP {ip}, port {port}/{protocol}"),
+        FrontendAddress::NodePort(family) => {
+            format!("{} node port {port}/{protocol}", family.api_name())
+        }
     }
 }
 

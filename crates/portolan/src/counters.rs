@@ -17,7 +17,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use service_dataplane::layout::{self, SetId};
 use service_dataplane::{Claim, Update, render};
-use service_model::{ObjectName, Place};
+use service_model::{FrontendAddress, ObjectName};
 
 use crate::observer::Observer;
 
@@ -103,7 +103,7 @@ impl Collector for Counters {
             .flat_map(|(service, claims)| claims.iter().map(move |claim| (service, claim)));
         for (service, claim) in frontends.take(LIMIT) {
             let (set, key) = render::counted(claim);
-            if let Some(packets) = counts.get(&(claim.place.family(), set, key)) {
+            if let Some(packets) = counts.get(&(claim.address.family(), set, key)) {
                 let labels = labels(service, claim);
                 let counter = ConstCounter::new(*packets);
                 counter.encode(metric.encode_family(&labels)?)?;
@@ -114,12 +114,12 @@ impl Collector for Counters {
 }
 
 fn labels(service: &ObjectName, claim: &Claim) -> [(&'static str, String); 6] {
-    let (place, address) = match claim.place {
-        Place::ClusterIp(address) => ("cluster_ip", Some(address)),
-        Place::External(address) => ("external", Some(address)),
-        Place::NodePort(_) => ("node_port", None),
+    let (place, address) = match claim.address {
+        FrontendAddress::ClusterIp(address) => ("cluster_ip", Some(address)),
+        FrontendAddress::External(address) => ("external", Some(address)),
+        FrontendAddress::NodePort(_) => ("node_port", None),
     };
-    let family = claim.place.family().api_name();
+    let family = claim.address.family().api_name();
     let address = address.as_ref().map(IpAddr::to_string);
     [
         ("namespace", service.namespace.to_string()),

@@ -37,7 +37,7 @@ pub(crate) fn set_up(features: &Features) -> Option<Guard<Kernel>> {
         return None;
     }
     if features.has(Feature::TableOwner) {
-        let guard = Kernel::open_tied(guard::TABLE.into()).and_then(Guard::stand);
+        let guard = Kernel::open_tied(guard::TABLE.into()).and_then(Guard::install);
         return guard
             .inspect_err(|error| {
                 tracing::warn!(%error, "cannot create the guard table; a foreign flush breaks established connections");

@@ -15,7 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use service_dataplane::Update;
 use service_model::{
-    Backend, Disposition, Family, Frontend, NodeConfig, ObjectName, Place, Protocol,
+    Backend, Disposition, Family, Frontend, FrontendAddress, NodeConfig, ObjectName, Protocol,
 };
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Handle;
@@ -96,7 +96,7 @@ impl Observer for Announcer {
 }
 
 fn relayed(frontend: &Frontend) -> Option<(Port, Endpoints)> {
-    let Place::NodePort(family) = frontend.place else {
+    let FrontendAddress::NodePort(family) = frontend.address else {
         return None;
     };
     let port = (family, frontend.protocol, frontend.port);

@@ -369,7 +369,7 @@ fn gauge(count: usize) -> i64 {
 mod tests {
     use std::collections::BTreeSet;
 
-    use service_dataplane::Outcome;
+    use service_dataplane::SyncOutcome;
     use service_model::{Node, NodeConfig, NodeFacts};
 
     use super::*;
@@ -381,7 +381,11 @@ mod tests {
         }
     }
 
-    fn commit(metrics: &mut Arc<Metrics>, outcome: &Outcome, triggers: &[(IpFamily, SystemTime)]) {
+    fn commit(
+        metrics: &mut Arc<Metrics>,
+        outcome: &SyncOutcome,
+        triggers: &[(IpFamily, SystemTime)],
+    ) {
         let (config, node) = (NodeConfig::named("n"), Node::unknown(Arc::from("n")));
         let facts = NodeFacts::resolve(&config, &node, &[], &[]);
         Observer::committed(
@@ -398,11 +402,11 @@ mod tests {
     #[test]
     fn counts_appear_under_kube_proxys_names() {
         let mut metrics = Arc::new(Metrics::new());
-        let outcome = Outcome {
+        let outcome = SyncOutcome {
             transactions: 1,
             elements: 7,
             families: BTreeSet::from(IpFamily::ALL),
-            ..Outcome::default()
+            ..SyncOutcome::default()
         };
         commit(&mut metrics, &outcome, &[]);
         metrics.failed();
@@ -435,7 +439,7 @@ mod tests {
         let mut metrics = Arc::new(Metrics::new());
         let trigger = SystemTime::now() - Duration::from_secs(70);
         let triggers = [(IpFamily::Ip6, trigger)];
-        commit(&mut metrics, &Outcome::default(), &triggers);
+        commit(&mut metrics, &SyncOutcome::default(), &triggers);
         let name = "kubeproxy_network_programming_duration_seconds";
         let bucket = |le, count| format!("{name}_bucket{{le=\"{le}\",ip_family=\"IPv6\"}} {count}");
         let count = format!("{name}_count{{ip_family=\"IPv6\"}} 1");

@@ -5,13 +5,13 @@
 use std::time::{Duration, SystemTime};
 
 use object_source::{Problem, SourceEvent};
-use service_dataplane::{Outcome, Update};
+use service_dataplane::{SyncOutcome, Update};
 use service_model::{Family, NodeFacts};
 
 /// A commit or repair that succeeded.
 #[derive(Debug)]
 pub struct Commit<'a> {
-    pub outcome: &'a Outcome,
+    pub outcome: &'a SyncOutcome,
     /// The facts in force since then.
     pub facts: &'a NodeFacts,
     /// Duration of the call.

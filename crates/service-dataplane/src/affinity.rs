@@ -1,10 +1,9 @@
-//! What rules remember of clients and their endpoints, and what of it has to go.
+//! Which affinity entries are stale: those that lead to an endpoint that their group no longer has.
 //!
-//! The map of [`SetId::Affinity`] is written by the packets' way through the kernel and outlives this process; it is no
-//! part of the desired state. All that is done about it: an entry that leads to an endpoint its group has no more is
-//! deleted. The map may be big and can only be read whole, so that is not done by whoever commits: a commit leads to an
-//! [`AffinityCheck`], somebody else reads the map and finds what is stale, and [`crate::Dataplane::forget`] deletes it,
-//! as far as it still is.
+//! Rules write the map of [`SetId::Affinity`] as packets pass, and the map outlives this process; it is no part of the
+//! desired state. The map may be big and can only be read whole, so a commit does not read it: the commit returns an
+//! [`AffinityCheck`], a thread of the caller reads the map and finds stale entries, and [`crate::Dataplane::forget`]
+//! deletes those that are still stale.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,11 +20,11 @@ pub fn map() -> Name {
     SetId::Affinity.name()
 }
 
-/// Groups of which entries may lead to endpoints that are no more, and the endpoints that they have.
+/// Affinity groups with entries that may lead to removed endpoints, and the endpoints that the groups have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AffinityCheck {
     pub(crate) groups: BTreeMap<(Family, u32), BTreeSet<Endpoint>>,
-    /// Groups that are not listed have no endpoints at all. Otherwise nothing is known of them.
+    /// Whether groups that are not listed have no endpoints; otherwise their entries are not judged.
     pub(crate) all: bool,
 }
 
@@ -35,7 +34,7 @@ impl AffinityCheck {
         self.groups.is_empty() && !self.all
     }
 
-    /// Adds what a later commit calls for.
+    /// Adds the check of a later commit.
     pub fn add(&mut self, later: AffinityCheck) {
         match later.all {
             true => *self = later,
@@ -51,8 +50,7 @@ impl AffinityCheck {
             .filter(move |family| self.all || concerned(family))
     }
 
-    /// The entries, as [`nft::Backend::learned`] reads them, that lead to an endpoint their group has not. What cannot
-    /// be understood is not ours.
+    /// The stale ones of the entries that [`nft::Backend::learned`] has read. An entry of another shape is ignored.
     pub fn stale(&self, family: Family, learned: Vec<Element>) -> Vec<Element> {
         let is_stale = |element: &Element| {
             read(family, element).is_some_and(|(group, endpoint)| {

@@ -1,21 +1,20 @@
-//! Which tracked flows end with a change: those that the rules would no longer make, and that would not end by
-//! themselves in time.
+//! Which conntrack entries are stale after a change: those that the new rules would not make, and that would not time
+//! out soon.
 //!
-//! A change of a frontend leads to a [`FlowCheck`] (or to none: most changes cannot have left a stale flow behind), and
-//! checks gather in [`FlowChecks`], which says what to look for in the kernel and judges what was found. To look is
-//! left to the caller, off the way of commits and after them: an entry deleted before the rules are in would be made
-//! again by the old ones.
+//! A change of a frontend makes a [`FlowCheck`], unless the change cannot leave a stale entry behind. [`FlowChecks`]
+//! collects checks, says which entries to look for in the kernel and judges those that were found. The caller looks for
+//! them after the commit, on another thread: the old rules would make an entry again that is deleted before.
 //!
-//! The rule, for a flow sent to a frontend:
-//! * UDP and SCTP: it goes unless its endpoint still serves (kube-proxy's reconciler, which leaves SCTP alone), also
-//!   when it was never translated: it began before the frontend was there.
-//! * TCP: it goes only if nobody has answered yet, so that the next retransmission of its SYN finds the rules as they
-//!   are; established connections live on to end by themselves. On request they go too when their endpoint does not
-//!   serve any more: the next packet then meets a host without such a connection, which resets it.
-//! * A frontend that is no more: the same for flows that were translated; others are none of our business.
+//! The rule, for an entry of a flow to a frontend:
+//! * UDP and SCTP: delete it unless its endpoint still serves (kube-proxy's reconciler, which skips SCTP). This includes
+//!   flows that were never translated, since they began before the frontend existed.
+//! * TCP: delete it only while the connection is unanswered, so that the next retransmission of its SYN meets the new
+//!   rules; established connections are kept until they end. If the Service requests it, those to an endpoint that no
+//!   longer serves are deleted too: the next packet then reaches a host without such a connection, which resets it.
+//! * A frontend that no longer exists: the same for translated flows; others are left alone.
 //!
-//! Invariant: a check says what is right, not what has changed. It can be repeated, a later one for the same frontend
-//! replaces an earlier one, and one too many only costs time.
+//! Invariant: a check states what is right, not what has changed. It can be repeated, a later check of the same frontend
+//! replaces an earlier one, and a superfluous check is safe.
 
 #[cfg(test)]
 mod tests;
@@ -25,26 +24,26 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use nft::{Family, Flow, FlowFilter, Protocol};
-use service_model::{Backend, Frontend, Place};
+use service_model::{Backend, Frontend, FrontendAddress};
 
-use crate::ledger::Claim;
+use crate::claim::Claim;
 
-/// So many frontends are looked for one by one; more of a kind by one walk over all flows of that kind.
+/// Up to this many frontends of a kind are looked for one by one; more by one walk over all entries of that kind.
 const ONE_BY_ONE: usize = 4;
 
-/// Which flows to one frontend go on.
+/// Which conntrack entries of flows to one frontend are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowCheck {
     /// The frontend.
     pub claim: Claim,
-    /// The endpoints that serve, sorted by address and port; `None` when there is no such frontend any more.
+    /// The endpoints that serve, sorted by address and port; `None` when the frontend no longer exists.
     pub serving: Option<Arc<[Backend]>>,
     /// Established TCP connections to others are reset.
     pub reset: bool,
 }
 
 impl FlowCheck {
-    /// The check that a change calls for. `reset` is the wish of a Service that has or had the frontend.
+    /// The check that a change of a frontend needs. `reset`: a Service that has or had the frontend requests resets.
     pub(crate) fn of_change(
         claim: Claim,
         old: Option<&Frontend>,
@@ -63,7 +62,7 @@ impl FlowCheck {
         })
     }
 
-    fn condemns(&self, flow: &Flow) -> bool {
+    fn deletes(&self, flow: &Flow) -> bool {
         let serves = match &self.serving {
             Some(serving) => serves(serving, flow.answers_from),
             None => !flow.is_translated(),
@@ -88,7 +87,7 @@ fn serves(serving: &[Backend], endpoint: SocketAddr) -> bool {
         .is_ok()
 }
 
-/// Checks that wait to be made.
+/// Pending checks.
 #[derive(Clone, Debug, Default)]
 pub struct FlowChecks {
     checks: BTreeMap<Claim, FlowCheck>,
@@ -96,12 +95,12 @@ pub struct FlowChecks {
 }
 
 impl FlowChecks {
-    /// Whether there is nothing to look for.
+    /// Whether no check is pending.
     pub fn is_empty(&self) -> bool {
         self.checks.is_empty()
     }
 
-    /// Number of frontends to look for.
+    /// Number of frontends to check.
     pub fn len(&self) -> usize {
         self.checks.len()
     }
@@ -113,16 +112,16 @@ impl FlowChecks {
         self.checks.extend(keyed);
     }
 
-    /// Filters that together let through every flow that any of the checks is about. Few frontends are found by
-    /// address and port; the flows of many by protocol, and TCP's unanswered ones are few however many there are.
+    /// Filters that together match every entry that a check is about. Few frontends are looked for by address and port,
+    /// many by protocol; unanswered TCP connections are always few.
     pub fn filters(&self) -> Vec<FlowFilter> {
         let mut kinds: BTreeMap<(Family, u8, bool), Vec<FlowFilter>> = BTreeMap::new();
         for check in self.checks.values() {
-            let place = check.claim.place;
+            let address = check.claim.address;
             let filter = FlowFilter {
-                family: place.family(),
+                family: address.family(),
                 protocol: check.claim.protocol,
-                destination: place.address(),
+                destination: address.ip(),
                 port: Some(check.claim.port),
                 unanswered: check.claim.protocol == Protocol::Tcp && !check.reset,
             };
@@ -140,29 +139,29 @@ impl FlowChecks {
         kinds.into_values().flat_map(few_or_all).collect()
     }
 
-    /// Whether the flow has to go.
-    pub fn condemn(&self, flow: &Flow) -> bool {
-        let address = flow.destination.ip();
-        let on_node = address.is_loopback() || self.node_addresses.binary_search(&address).is_ok();
-        let places = [
-            Some(Place::ClusterIp(address)),
-            Some(Place::External(address)),
-            on_node.then(|| Place::NodePort(Family::of(address))),
+    /// Whether the entry of this flow is stale.
+    pub fn is_stale(&self, flow: &Flow) -> bool {
+        let ip = flow.destination.ip();
+        let on_node = ip.is_loopback() || self.node_addresses.binary_search(&ip).is_ok();
+        let addresses = [
+            Some(FrontendAddress::ClusterIp(ip)),
+            Some(FrontendAddress::External(ip)),
+            on_node.then(|| FrontendAddress::NodePort(Family::of(ip))),
         ];
-        let check = |place| {
+        let check = |address| {
             let port = flow.destination.port();
             let claim = Claim {
-                place,
+                address,
                 protocol: flow.protocol,
                 port,
             };
             self.checks.get(&claim)
         };
-        // The first that is there has the packets as well.
-        places
+        // The same order as in the rules: the first address with a frontend gets the packets.
+        addresses
             .into_iter()
             .flatten()
             .find_map(check)
-            .is_some_and(|check| check.condemns(flow))
+            .is_some_and(|check| check.deletes(flow))
     }
 }

@@ -1,12 +1,12 @@
-//! What keeps established connections translated while the table is away.
+//! A second table that keeps established connections translated while the main table is missing.
 //!
 //! When the last NAT chain leaves a network namespace, the kernel takes its NAT hooks out (`nf_nat_unregister_fn`), and
-//! with the last expression that asks conntrack for anything conntrack's (`nf_ct_netns_put`). Connections that were
-//! translated a moment ago no longer are: 53 of 100 busy ones were lost over 20 foreign flushes, though each was healed
+//! with the last expression that uses conntrack the conntrack hooks (`nf_ct_netns_put`). Packets of established
+//! connections are then not translated: 53 of 100 busy ones were lost over 20 foreign flushes, though each was repaired
 //! within 50 ms. Where tables can be owned but not outlive their socket (Linux 5.12 to 6.8), a second table that is
 //! owned stays through every flush. It holds one of each: a NAT chain (alone, it left 71 of 100 to be lost) and in it a
-//! rule about connections. So the hooks stay, and conntrack goes on translating. The guard goes with the daemon, whose
-//! own table, not owned, then stands alone.
+//! rule about connections. So the hooks stay, and conntrack goes on translating. The guard ends with the daemon; the
+//! main table, which is not owned, stays.
 //!
 //! Where tables can be owned for good, the table itself survives and needs no guard; where they cannot be owned at
 //! all, a guard would be flushed with the rest.
@@ -47,7 +47,7 @@ pub fn contents(family: Family) -> TableContents {
     }
 }
 
-/// The guard's tables. They stand as long as the backend's socket is open.
+/// The guard's tables. They exist as long as the backend's socket is open.
 #[derive(Debug)]
 pub struct Guard<B> {
     backend: B,
@@ -57,8 +57,8 @@ impl<B: Backend> Guard<B> {
     /// Sets the guard up, in one transaction. The backend must be for tables that are tied to it
     /// (`Kernel::open_tied` with [`TABLE`]).
     ///
-    /// Errors: as the backend's; EPERM where another process guards already.
-    pub fn stand(mut backend: B) -> Result<Self, CommitError> {
+    /// Errors: as the backend's; EPERM where another process has a guard already.
+    pub fn install(mut backend: B) -> Result<Self, CommitError> {
         let mut transaction = Transaction::new();
         for family in Family::ALL {
             let found = match backend.adopt(family)? {
@@ -78,7 +78,7 @@ impl<B: Backend> Guard<B> {
         Ok(Guard { backend })
     }
 
-    /// What keeps it.
+    /// The backend that holds the tables.
     pub fn backend(&self) -> &B {
         &self.backend
     }
@@ -92,11 +92,11 @@ mod tests {
 
     #[test]
     fn a_guard_is_set_up_once_in_one_transaction() {
-        let guard = Guard::stand(Fake::new()).unwrap();
+        let guard = Guard::install(Fake::new()).unwrap();
         for family in Family::ALL {
             assert_eq!(guard.backend().contents(family), Some(contents(family)));
         }
-        let again = Guard::stand(guard.backend).unwrap();
+        let again = Guard::install(guard.backend).unwrap();
         assert_eq!(again.backend().counters().transactions, 1);
     }
 }

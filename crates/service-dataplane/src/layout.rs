@@ -1,15 +1,15 @@
 //! The table: a constant number of sets, chains and rules, whatever the size of the cluster.
 //!
-//! Owns names, declarations, comments and rules. Which elements a Service has is [`crate::render`]'s.
+//! Owns names, declarations, comments and rules. [`crate::render`] says which elements a Service has.
 //!
 //! Four laws of the kernel shape it (nf_tables_api.c; measured on Linux 6.18): each element message walks every
 //! set of the table; each commit walks every chain of the namespace; adding a verdict element re-validates its
 //! whole map; and a rule that looks up a map walks all of that map when it is added, once for each chain
 //! (`nf_tables_bind_set`: 34 ms at 100,000 elements). So the number of sets and chains is constant, bulk goes into
 //! data maps and plain sets, and no rule is ever bound to a big map that has its elements. There are two exceptions,
-//! each [`Extra`]: a *number* of endpoints above [`Pick::exact_counts`] that is in use has a map and a `pick` chain of
+//! each a [`DynamicPart`]: a *number* of endpoints above [`Pick::exact_counts`] that is in use has a map and a `pick` chain of
 //! its own, reached by a verdict map whose size is the number of such frontends; and an affinity time-out that is in use
-//! has a set and three rules of its own. (Counting has its sets only when somebody counts.)
+//! has a set and three rules of its own. (The sets for counting exist only while a Service requests it.)
 
 mod pick;
 mod rules;
@@ -27,10 +27,10 @@ pub use sets::SetId;
 /// Name of our table in both families.
 pub const TABLE: &str = "portolan";
 
-/// What the table holds beyond its constant part, as long as a frontend needs it.
+/// A part of the table that exists only while a frontend needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Extra {
-    /// The map and chain of frontends with so many endpoints.
+pub enum DynamicPart {
+    /// The map and chain of frontends with this number of endpoints.
     Count(Pick, u32),
     /// The set and rules of an affinity time-out, in seconds.
     TimeOut(u32),
@@ -38,36 +38,36 @@ pub enum Extra {
     Counting,
 }
 
-impl Extra {
-    /// The sets and maps that come with it.
+impl DynamicPart {
+    /// Its sets and maps.
     pub fn sets(self) -> Vec<Set> {
         match self {
-            Extra::Count(pick, count) => vec![pick.backends(count).declaration()],
-            Extra::TimeOut(seconds) => vec![SetId::StickyFor(seconds).declaration()],
-            Extra::Counting => vec![
+            DynamicPart::Count(pick, count) => vec![pick.backends(count).declaration()],
+            DynamicPart::TimeOut(seconds) => vec![SetId::StickyFor(seconds).declaration()],
+            DynamicPart::Counting => vec![
                 SetId::Counted.declaration(),
                 SetId::CountedNodePorts.declaration(),
             ],
         }
     }
 
-    /// The chain that comes with it.
+    /// Its chain, if it has one.
     pub fn chain(self) -> Option<Chain> {
         match self {
-            Extra::Count(pick, count) => Some(pick.chain(count)),
-            Extra::TimeOut(_) | Extra::Counting => None,
+            DynamicPart::Count(pick, count) => Some(pick.chain(count)),
+            DynamicPart::TimeOut(_) | DynamicPart::Counting => None,
         }
     }
 }
 
-/// The chains of the constant part whose rules depend on the extras that are there: affinity and counting.
-pub(crate) fn dependent_chains<'a>(extras: impl Iterator<Item = &'a Extra>) -> Vec<Chain> {
+/// The chains of the constant part whose rules depend on the dynamic parts: affinity and counting.
+pub(crate) fn dependent_chains<'a>(parts: impl Iterator<Item = &'a DynamicPart>) -> Vec<Chain> {
     let (mut time_outs, mut counts) = (Vec::new(), false);
-    for extra in extras {
-        match extra {
-            Extra::Count(..) => {}
-            Extra::TimeOut(seconds) => time_outs.push(*seconds),
-            Extra::Counting => counts = true,
+    for part in parts {
+        match part {
+            DynamicPart::Count(..) => {}
+            DynamicPart::TimeOut(seconds) => time_outs.push(*seconds),
+            DynamicPart::Counting => counts = true,
         }
     }
     let mut chains: Vec<Chain> = rules::affinity(time_outs.into_iter()).into();
@@ -75,7 +75,7 @@ pub(crate) fn dependent_chains<'a>(extras: impl Iterator<Item = &'a Extra>) -> V
     chains
 }
 
-/// The table of `family` without what Services need: sets, chains, rules, and the elements that `facts` give.
+/// The table of `family` without Services: sets, chains, rules, and the elements that follow from `facts`.
 pub fn base(family: Family, facts: &NodeFacts) -> TableContents {
     let comment =
         "Portolan: the Services of this node. Kept by its daemon, which repairs foreign changes";

@@ -1,9 +1,9 @@
-//! What every Service asks for, and what of it stands.
+//! What every Service requests, and which of its frontends are in effect.
 //!
-//! Owns the desired state above the constant table. A frontend that two Services claim goes to the older one
-//! (then the lesser name), wherever and in whatever order they appear; an external address yields to a cluster IP; of
-//! two Services whose affinity groups meet, the younger goes without affinity; elements that several frontends share
-//! are counted. Nothing else in the crate needs to know two Services at once.
+//! Owns the desired state above the constant table. A frontend that two Services claim goes to the older one (then the
+//! lesser name), in whatever order they appear; an external address yields to a cluster IP; of two Services whose
+//! affinity groups collide, the younger has no affinity; elements that several frontends share are counted. No other
+//! module considers two Services at once.
 //!
 //! Invariant: [`Ledger::contents`] is a function of the intents alone, and every [`Applied::transaction`] leads
 //! from the contents before to the contents after.
@@ -13,55 +13,36 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use nft::{Bytes, Element, Family, TableContents, Transaction};
-use service_model::{Disposition, Frontend, NodeFacts, ObjectName, Place, Protocol, ServiceIntent};
+use service_model::{Disposition, Frontend, FrontendAddress, NodeFacts, ObjectName, ServiceIntent};
 use smallvec::SmallVec;
 
+use crate::claim::Claim;
 use crate::conntrack::FlowCheck;
-use crate::layout::{self, Extra, SetId};
+use crate::layout::{self, DynamicPart, SetId};
 use crate::render::render;
 
 mod changes;
 
 use changes::Changes;
 
-/// A place, protocol and port that one Service at a time can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Claim {
-    /// Where.
-    pub place: Place,
-    /// Protocol.
-    pub protocol: Protocol,
-    /// Port.
-    pub port: u16,
-}
-
-impl From<&Frontend> for Claim {
-    fn from(frontend: &Frontend) -> Self {
-        Claim {
-            place: frontend.place,
-            protocol: frontend.protocol,
-            port: frontend.port,
-        }
-    }
-}
-
-/// A frontend that a Service asks for and another has.
+/// A frontend that one Service requests and another has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// What is asked for.
+    /// The contested frontend.
     pub claim: Claim,
-    /// Who has it: the older Service, then the lesser name; or whoever has the external address as its cluster IP.
+    /// The Service that has it: the older one, then the lesser name; or the one whose cluster IP the external address
+    /// is.
     pub winner: ObjectName,
-    /// Who goes without.
+    /// The Service without it.
     pub loser: ObjectName,
 }
 
-/// One Service's new wishes; `None` when it has none any more.
+/// The new intent of one Service.
 #[derive(Clone, Debug)]
 pub struct Update {
     /// The Service.
     pub service: ObjectName,
-    /// What it needs.
+    /// `None` when the Service is no longer programmed.
     pub intent: Option<Arc<ServiceIntent>>,
 }
 
@@ -74,25 +55,25 @@ impl From<ServiceIntent> for Update {
     }
 }
 
-/// What came of a batch of updates.
+/// The result of applying a batch of updates.
 #[derive(Debug, Default)]
 pub(crate) struct Applied {
     /// From the contents before to the contents after.
     pub(crate) transaction: Transaction,
-    /// Applying these takes everything back.
+    /// Applying these reverts the batch.
     pub(crate) undo: Vec<Update>,
-    /// Claims of this batch's Services that are contested now.
+    /// Frontends of this batch's Services that are contested now.
     pub(crate) conflicts: Vec<Conflict>,
-    /// Tracked flows to look for once the transaction is in.
+    /// Conntrack entries to look for after the commit.
     pub(crate) flows: Vec<FlowCheck>,
     /// Affinity groups that lost an endpoint.
     pub(crate) groups: BTreeSet<(Family, u32)>,
 }
 
-/// Older first, then by name: the order in which claimants have a frontend.
+/// Older first, then by name: the first claimant gets the frontend.
 type Seniority = (i64, ObjectName);
 
-/// Who is at an address.
+/// The Services at an IP address.
 #[derive(Debug, Default)]
 struct Address {
     /// Services that have it as their cluster IP, once for each port, in order of seniority.
@@ -110,23 +91,18 @@ pub struct Ledger {
     /// Services with frontends in an affinity group, once for each frontend, in order of seniority.
     groups: HashMap<u32, SmallVec<[Seniority; 1]>>,
     shared: HashMap<(Family, SetId, Bytes), u32>,
-    extras: BTreeMap<(Family, Extra), u32>,
+    parts: BTreeMap<(Family, DynamicPart), u32>,
 }
 
 impl Ledger {
-    /// Number of Services with an intent.
-    pub fn services(&self) -> usize {
-        self.intents.len()
-    }
-
     /// Applies one update for each Service of a batch.
     pub(crate) fn apply(&mut self, updates: Vec<Update>) -> Applied {
         let mut applied = Applied::default();
         let mut before: BTreeMap<Claim, Option<Frontend>> = BTreeMap::new();
         for claim in self.touched(&updates) {
-            before.insert(claim, self.standing(&claim));
+            before.insert(claim, self.effective(&claim));
         }
-        let resets: BTreeSet<ObjectName> = self.wishing_reset(&updates);
+        let resets: BTreeSet<ObjectName> = self.with_reset_requested(&updates);
         let mut services = Vec::with_capacity(updates.len());
         for update in updates {
             services.push(update.service.clone());
@@ -134,21 +110,21 @@ impl Ledger {
         }
         let mut changes = Changes::default();
         for (claim, old) in before {
-            let new = self.standing(&claim);
+            let new = self.effective(&claim);
             if old == new {
                 continue;
             }
-            let of = claim.place.family();
-            let reset = !resets.is_empty() && self.wished_by(&claim, &resets);
+            let of = claim.address.family();
+            let reset = !resets.is_empty() && self.is_claimed_by(&claim, &resets);
             let check = FlowCheck::of_change(claim, old.as_ref(), new.as_ref(), reset);
             applied.flows.extend(check);
-            let group = group_that_loses(old.as_ref(), new.as_ref());
+            let group = group_that_loses_endpoints(old.as_ref(), new.as_ref());
             applied.groups.extend(group.map(|group| (of, group)));
             let new = new.as_ref().map(render).unwrap_or_default();
             let old = old.as_ref().map(render).unwrap_or_default();
             changes.frontend(of, old, new);
         }
-        applied.transaction = changes.settle(&mut self.shared, &mut self.extras);
+        applied.transaction = changes.settle(&mut self.shared, &mut self.parts);
         applied.conflicts = services
             .iter()
             .flat_map(|service| self.conflicts_of(service))
@@ -156,7 +132,7 @@ impl Ledger {
         applied
     }
 
-    /// The claims on which something may change: the Services' own, those on external addresses that are or become
+    /// The claims whose frontend may change: the Services' own, those on external addresses that are or become
     /// cluster IPs, and those whose affinity group one of the Services is in.
     fn touched(&self, updates: &[Update]) -> BTreeSet<Claim> {
         let mut touched = BTreeSet::new();
@@ -168,7 +144,7 @@ impl Ledger {
                 .flat_map(|intent| &intent.frontends)
             {
                 touched.insert(Claim::from(frontend));
-                if let Place::ClusterIp(address) = frontend.place
+                if let FrontendAddress::ClusterIp(address) = frontend.address
                     && let Some(address) = self.addresses.get(&address)
                 {
                     touched.extend(&address.external);
@@ -198,19 +174,19 @@ impl Ledger {
         touched
     }
 
-    /// The Services among these that wish, or wished, that connections to removed endpoints are reset.
-    fn wishing_reset(&self, updates: &[Update]) -> BTreeSet<ObjectName> {
-        let wishes = |update: &&Update| {
+    /// The Services among these that request, or requested, resets of connections to removed endpoints.
+    fn with_reset_requested(&self, updates: &[Update]) -> BTreeSet<ObjectName> {
+        let requests = |update: &&Update| {
             let old = self.intents.get(&update.service);
             let mut intents = old.into_iter().chain(update.intent.as_ref());
             intents.any(|intent| intent.reset_removed)
         };
-        let wishing = updates.iter().filter(wishes);
-        wishing.map(|update| update.service.clone()).collect()
+        let requesting = updates.iter().filter(requests);
+        requesting.map(|update| update.service.clone()).collect()
     }
 
-    /// Whether one of these Services has, or had until now, the claim.
-    fn wished_by(&self, claim: &Claim, services: &BTreeSet<ObjectName>) -> bool {
+    /// Whether one of these Services has the claim, or had it until now.
+    fn is_claimed_by(&self, claim: &Claim, services: &BTreeSet<ObjectName>) -> bool {
         match self
             .claims
             .get(claim)
@@ -221,9 +197,9 @@ impl Ledger {
         }
     }
 
-    /// The frontend that has the claim, as it stands.
-    fn standing(&self, claim: &Claim) -> Option<Frontend> {
-        if let Place::External(address) = claim.place
+    /// The frontend that is in effect for the claim.
+    fn effective(&self, claim: &Claim) -> Option<Frontend> {
+        if let FrontendAddress::External(address) = claim.address
             && let Some(address) = self.addresses.get(&address)
             && !address.cluster_ip_of.is_empty()
         {
@@ -251,17 +227,17 @@ impl Ledger {
         let intent = member.and_then(|(_, name)| self.intents.get(name));
         let frontends = intent.into_iter().flat_map(|intent| &intent.frontends);
         let in_group = |frontend: &&Frontend| {
-            frontend.place.family() == of && frontend.affinity.is_some_and(|a| a.group == group)
+            frontend.address.family() == of && frontend.affinity.is_some_and(|a| a.group == group)
         };
         frontends.filter(in_group).flat_map(endpoints).collect()
     }
 
-    /// Every affinity group there is, in the families that it has frontends of.
+    /// All affinity groups, in the families that they have frontends of.
     pub(crate) fn affinity_groups(&self) -> BTreeSet<(Family, u32)> {
         let frontends = self.intents.values().flat_map(|intent| &intent.frontends);
         let group = |frontend: &Frontend| {
             let group = frontend.affinity?.group;
-            Some((frontend.place.family(), group))
+            Some((frontend.address.family(), group))
         };
         frontends.filter_map(group).collect()
     }
@@ -276,7 +252,7 @@ impl Ledger {
             let seniority = seniority(old);
             for frontend in &old.frontends {
                 let claim = Claim::from(frontend);
-                self.leave(&seniority, frontend);
+                self.unregister(&seniority, frontend);
                 if let Some(claimants) = self.claims.get_mut(&claim) {
                     claimants.retain(|claimant| *claimant != seniority);
                     if claimants.is_empty() {
@@ -291,7 +267,7 @@ impl Ledger {
                 let claimants = self.claims.entry(Claim::from(frontend)).or_default();
                 claimants.push(seniority.clone());
                 claimants.sort_unstable();
-                self.enter(&seniority, frontend);
+                self.register(&seniority, frontend);
             }
         }
         Update {
@@ -300,39 +276,41 @@ impl Ledger {
         }
     }
 
-    /// Notes a frontend's address and affinity group.
-    fn enter(&mut self, seniority: &Seniority, frontend: &Frontend) {
+    /// Registers a frontend's address and affinity group.
+    fn register(&mut self, seniority: &Seniority, frontend: &Frontend) {
         let insert = |members: &mut SmallVec<[Seniority; 1]>| {
             members.push(seniority.clone());
             members.sort_unstable();
         };
-        match frontend.place {
-            Place::ClusterIp(address) => {
+        match frontend.address {
+            FrontendAddress::ClusterIp(address) => {
                 insert(&mut self.addresses.entry(address).or_default().cluster_ip_of);
             }
-            Place::External(address) => {
+            FrontendAddress::External(address) => {
                 let claims = &mut self.addresses.entry(address).or_default().external;
                 claims.push(Claim::from(frontend));
             }
-            Place::NodePort(_) => {}
+            FrontendAddress::NodePort(_) => {}
         }
         if let Some(affinity) = frontend.affinity {
             insert(self.groups.entry(affinity.group).or_default());
         }
     }
 
-    /// Takes back [`Ledger::enter`].
-    fn leave(&mut self, seniority: &Seniority, frontend: &Frontend) {
+    /// Reverts [`Ledger::register`].
+    fn unregister(&mut self, seniority: &Seniority, frontend: &Frontend) {
         fn remove<T: PartialEq>(list: &mut SmallVec<[T; 1]>, gone: &T) {
             if let Some(found) = list.iter().position(|item| item == gone) {
                 list.remove(found);
             }
         }
-        if let Place::ClusterIp(at) | Place::External(at) = frontend.place
+        if let FrontendAddress::ClusterIp(at) | FrontendAddress::External(at) = frontend.address
             && let Some(address) = self.addresses.get_mut(&at)
         {
-            match frontend.place {
-                Place::External(_) => remove(&mut address.external, &Claim::from(frontend)),
+            match frontend.address {
+                FrontendAddress::External(_) => {
+                    remove(&mut address.external, &Claim::from(frontend))
+                }
                 _ => remove(&mut address.cluster_ip_of, seniority),
             }
             if address.cluster_ip_of.is_empty() && address.external.is_empty() {
@@ -364,15 +342,17 @@ impl Ledger {
         for frontend in intent.into_iter().flat_map(|intent| &intent.frontends) {
             let claim = Claim::from(frontend);
             let claimants = self.claims.get(&claim).map_or(&[][..], SmallVec::as_slice);
-            let address = claim.place.address().and_then(|at| self.addresses.get(&at));
+            let address = claim.address.ip().and_then(|at| self.addresses.get(&at));
             let holder = address.and_then(|address| address.cluster_ip_of.first());
-            match (claim.place, holder, claimants) {
-                (Place::External(_), Some((_, holder)), losers) => lose(claim, holder, losers),
+            match (claim.address, holder, claimants) {
+                (FrontendAddress::External(_), Some((_, holder)), losers) => {
+                    lose(claim, holder, losers)
+                }
                 (_, _, [(_, winner), losers @ ..]) => lose(claim, winner, losers),
                 (_, _, []) => {}
             }
-            if let (Place::ClusterIp(at), Some(address), Some((_, holder))) =
-                (claim.place, address, holder)
+            if let (FrontendAddress::ClusterIp(at), Some(address), Some((_, holder))) =
+                (claim.address, address, holder)
                 && cluster_ips.insert(at)
             {
                 for claim in &address.external {
@@ -395,10 +375,10 @@ impl Ledger {
         for claim in self
             .claims
             .keys()
-            .filter(|claim| claim.place.family() == of)
+            .filter(|claim| claim.address.family() == of)
         {
-            let standing = self.standing(claim);
-            for (set, element) in standing.as_ref().map(render).unwrap_or_default().own {
+            let effective = self.effective(claim);
+            for (set, element) in effective.as_ref().map(render).unwrap_or_default().own {
                 elements.entry(set).or_default().push(element);
             }
         }
@@ -412,20 +392,20 @@ impl Ledger {
             members.sort_unstable();
             contents.elements.insert(set.name(), members);
         }
-        let extras = self.extras.keys().filter(|(family, _)| *family == of);
-        let extras: Vec<Extra> = extras.map(|(_, extra)| *extra).collect();
-        for set in extras.iter().flat_map(|extra| extra.sets()) {
+        let parts = self.parts.keys().filter(|(family, _)| *family == of);
+        let parts: Vec<DynamicPart> = parts.map(|(_, part)| *part).collect();
+        for set in parts.iter().flat_map(|part| part.sets()) {
             contents.sets.insert(set.name.clone(), set);
         }
-        let chains = extras.iter().filter_map(|extra| extra.chain());
-        for chain in chains.chain(layout::dependent_chains(extras.iter())) {
+        let chains = parts.iter().filter_map(|part| part.chain());
+        for chain in chains.chain(layout::dependent_chains(parts.iter())) {
             contents.chains.insert(chain.name.clone(), chain);
         }
         contents
     }
 }
 
-/// Where connections to a frontend may go, whoever makes them.
+/// The endpoints of a frontend, for clients of every kind.
 fn endpoints(frontend: &Frontend) -> impl Iterator<Item = (IpAddr, u16)> {
     let lists = [Some(&frontend.disposition), frontend.outside.as_ref()];
     let backends = lists.into_iter().flatten().filter_map(|list| match list {
@@ -435,9 +415,9 @@ fn endpoints(frontend: &Frontend) -> impl Iterator<Item = (IpAddr, u16)> {
     backends.flatten().map(|b| (b.address, b.port))
 }
 
-/// The affinity group that may remember an endpoint which this change takes away. To look what clients have been given
-/// costs a reading of all of it, so a change that only adds endpoints must not.
-fn group_that_loses(old: Option<&Frontend>, new: Option<&Frontend>) -> Option<u32> {
+/// The affinity group that loses an endpoint by this change. Its entries have to be read, which means reading the whole
+/// map, so a change that only adds endpoints returns `None`.
+fn group_that_loses_endpoints(old: Option<&Frontend>, new: Option<&Frontend>) -> Option<u32> {
     let group = old?.affinity?.group;
     let same = new.filter(|new| new.affinity.is_some_and(|affinity| affinity.group == group));
     let kept: BTreeSet<_> = same.into_iter().flat_map(endpoints).collect();

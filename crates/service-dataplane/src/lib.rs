@@ -2,15 +2,16 @@
 //!
 //! * [`layout`] owns the table: its sets, chains and rules, and which facts they depend on.
 //! * [`render`] turns one frontend into elements of those sets.
-//! * [`Ledger`] knows what every Service asks for, settles conflicts and counts shared elements; its
+//! * [`Ledger`] holds what every Service requests, settles conflicts and counts shared elements; its
 //!   changes are derived, never written by hand.
-//! * [`conntrack`] says which tracked flows end with a change, [`affinity`] what remembered clients have to be forgotten.
+//! * [`conntrack`] and [`affinity`] say which conntrack and affinity entries a change makes stale.
 //! * [`Dataplane`] keeps a [`nft::Backend`] equal to the ledger: commits, repairs, quarantines.
 //! * [`guard`] keeps established connections translated where the kernel cannot keep the table itself.
 //!
 //! Everything but [`Dataplane`] and [`guard::Guard`] is a function of values.
 
 pub mod affinity;
+mod claim;
 pub mod conntrack;
 pub mod guard;
 pub mod layout;
@@ -21,14 +22,15 @@ mod samples;
 mod sync;
 
 pub use affinity::AffinityCheck;
+pub use claim::Claim;
 pub use conntrack::{FlowCheck, FlowChecks};
-pub use ledger::{Claim, Conflict, Ledger, Update};
-pub use sync::{Dataplane, Outcome, Quarantined, SyncError};
+pub use ledger::{Conflict, Ledger, Update};
+pub use sync::{Dataplane, Quarantined, SyncError, SyncOutcome};
 
 use nft::TableContents;
 use service_model::{NodeFacts, ServiceIntent};
 
-/// Both tables (IPv4, IPv6) that `intents` need on the node that `facts` describe, planned from nothing.
+/// Both tables (IPv4, IPv6) that `intents` need on the node that `facts` describe.
 pub fn contents(
     facts: &NodeFacts,
     intents: impl IntoIterator<Item = ServiceIntent>,

@@ -4,28 +4,28 @@
 //! the same table whatever the order of events. Slots follow the order of the backends (address, then port).
 
 use nft::{Bytes, Data, Element, Verdict};
-use service_model::{Backend, Disposition, Frontend, Masquerade, Place};
+use service_model::{Backend, Disposition, Frontend, FrontendAddress, Masquerade};
 
-use crate::layout::{Extra, Pick, SetId};
-use crate::ledger::Claim;
+use crate::claim::Claim;
+use crate::layout::{DynamicPart, Pick, SetId};
 
 /// The elements of one frontend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rendered {
     /// Keyed by the frontend itself: no other frontend has them. Sorted.
     pub own: Vec<(SetId, Element)>,
-    /// Shared with other frontends: present as long as one of them needs it. Sorted, no two alike.
+    /// Shared with other frontends: present as long as one frontend needs the element. Sorted, no two alike.
     pub shared: Vec<(SetId, Bytes)>,
-    /// What it needs beyond the constant part of the table. No two alike.
-    pub extras: Vec<Extra>,
+    /// The dynamic parts of the table that it needs. No two alike.
+    pub parts: Vec<DynamicPart>,
 }
 
 /// Renders `frontend`.
 pub fn render(frontend: &Frontend) -> Rendered {
-    let place = address(frontend.place);
+    let address = bytes(frontend.address);
     let key = key(&frontend.into());
-    let is_node_port = matches!(frontend.place, Place::NodePort(_));
-    let by_place = |address: SetId, node_port: SetId| match is_node_port {
+    let is_node_port = matches!(frontend.address, FrontendAddress::NodePort(_));
+    let by_address = |address: SetId, node_port: SetId| match is_node_port {
         true => node_port,
         false => address,
     };
@@ -38,24 +38,24 @@ pub fn render(frontend: &Frontend) -> Rendered {
     let mut member = |set: SetId| rendered.own.push((set, Element::member(key)));
     match (&frontend.disposition, frontend.masquerade) {
         (Disposition::Refuse, _) => {
-            member(by_place(SetId::NoEndpoints, SetId::NodePortsNoEndpoints))
+            member(by_address(SetId::NoEndpoints, SetId::NodePortsNoEndpoints))
         }
         // Only policy Local drops, and only on cluster IPs it is for everyone.
         (Disposition::Drop, _) => member(SetId::NoLocalEndpoints),
         (Disposition::Balance(_), _) => {}
     }
     if frontend.outside.is_some() {
-        member(by_place(SetId::LocalPolicy, SetId::LocalPolicyNodePorts));
+        member(by_address(SetId::LocalPolicy, SetId::LocalPolicyNodePorts));
     }
     if frontend.masquerade == Masquerade::Always {
-        member(by_place(
+        member(by_address(
             SetId::MasqueradeFrontends,
             SetId::MasqueradeNodePorts,
         ));
     }
     if frontend.counted {
         member(counted(&frontend.into()).0);
-        rendered.extras.push(Extra::Counting);
+        rendered.parts.push(DynamicPart::Counting);
     }
     if let Some(ranges) = &frontend.allowed_sources {
         member(SetId::Guarded);
@@ -68,20 +68,20 @@ pub fn render(frontend: &Frontend) -> Rendered {
         rendered.balance(all, key, backends);
         if let Some(affinity) = frontend.affinity {
             let group = Bytes::new().group(affinity.group);
-            let set = by_place(SetId::Sticky, SetId::StickyNodePorts);
+            let set = by_address(SetId::Sticky, SetId::StickyNodePorts);
             rendered.own.push((set, Element::value(key, group)));
             let seconds = affinity.seconds;
             rendered.shared.push((SetId::StickyFor(seconds), group));
-            rendered.extras.push(Extra::TimeOut(seconds));
+            rendered.parts.push(DynamicPart::TimeOut(seconds));
         }
     }
     if let Some(Disposition::Balance(backends)) = &frontend.outside {
         rendered.balance(local, key, backends);
     }
-    match frontend.place {
-        Place::ClusterIp(_) => rendered.shared.push((SetId::ClusterIps, place)),
-        Place::External(_) => rendered.shared.push((SetId::ExternalIps, place)),
-        Place::NodePort(_) => {}
+    match frontend.address {
+        FrontendAddress::ClusterIp(_) => rendered.shared.push((SetId::ClusterIps, address)),
+        FrontendAddress::External(_) => rendered.shared.push((SetId::ExternalIps, address)),
+        FrontendAddress::NodePort(_) => {}
     }
     rendered.own.sort_unstable();
     rendered.shared.sort_unstable();
@@ -91,20 +91,20 @@ pub fn render(frontend: &Frontend) -> Rendered {
 
 /// The set that counts new connections to a frontend, where they are counted, and its element there.
 pub fn counted(claim: &Claim) -> (SetId, Bytes) {
-    let set = match claim.place {
-        Place::ClusterIp(_) | Place::External(_) => SetId::Counted,
-        Place::NodePort(_) => SetId::CountedNodePorts,
+    let set = match claim.address {
+        FrontendAddress::ClusterIp(_) | FrontendAddress::External(_) => SetId::Counted,
+        FrontendAddress::NodePort(_) => SetId::CountedNodePorts,
     };
     (set, key(claim))
 }
 
 fn key(claim: &Claim) -> Bytes {
-    let place = address(claim.place);
-    place.protocol(claim.protocol).port(claim.port)
+    let address = bytes(claim.address);
+    address.protocol(claim.protocol).port(claim.port)
 }
 
-fn address(place: Place) -> Bytes {
-    let address = place.address();
+fn bytes(address: FrontendAddress) -> Bytes {
+    let address = address.ip();
     address.map_or_else(Bytes::new, |address| Bytes::new().address(address))
 }
 
@@ -128,7 +128,7 @@ impl Rendered {
         let mut member = Element::member(key);
         if count > pick.exact_counts() {
             member.data = Data::Verdict(Verdict::Goto(pick.chain_name(count)));
-            self.extras.push(Extra::Count(pick, count));
+            self.parts.push(DynamicPart::Count(pick, count));
         }
         self.own.push((pick.sized(count), member));
     }

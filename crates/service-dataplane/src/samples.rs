@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use service_model::{
-    Affinity, Backend, Disposition, Family, Frontend, LocalInterface, Masquerade, NodeFacts,
-    ObjectName, Place, Protocol, ServiceIntent,
+    Affinity, Backend, Disposition, Family, Frontend, FrontendAddress, LocalInterface, Masquerade,
+    NodeFacts, ObjectName, Protocol, ServiceIntent,
 };
 
 use crate::ledger::Update;
@@ -24,18 +24,18 @@ fn address(family: Family, network: u8, host: u8) -> IpAddr {
     }
 }
 
-fn place() -> impl Strategy<Value = Place> {
+fn frontend_address() -> impl Strategy<Value = FrontendAddress> {
     let family = prop_oneof![Just(Family::Ip), Just(Family::Ip6)];
     // Some external addresses are cluster IPs as well.
     (family, 0..4u8, 1..4u8).prop_map(|(family, kind, host)| match kind {
-        0 => Place::NodePort(family),
-        1 => Place::External(address(family, 96, host)),
-        2 => Place::External(address(family, 97, host)),
-        _ => Place::ClusterIp(address(family, 96, host)),
+        0 => FrontendAddress::NodePort(family),
+        1 => FrontendAddress::External(address(family, 96, host)),
+        2 => FrontendAddress::External(address(family, 97, host)),
+        _ => FrontendAddress::ClusterIp(address(family, 96, host)),
     })
 }
 
-/// Up to 20 backends, so that both sides of [`crate::layout::EXACT_COUNTS`] occur.
+/// Up to 20 backends, so that both sides of [`crate::layout::Pick::exact_counts`] occur.
 fn disposition(family: Family) -> impl Strategy<Value = Disposition> {
     let backend = (1..40u8, any::<bool>());
     btree_map(1..40u8, backend, 0..20).prop_map(move |backends| {
@@ -57,7 +57,7 @@ fn disposition(family: Family) -> impl Strategy<Value = Disposition> {
 
 /// With an ordinary policy, everyone allowed and no affinity.
 pub(crate) fn frontend(
-    place: Place,
+    address: FrontendAddress,
     protocol: Protocol,
     port: u16,
     disposition: Disposition,
@@ -67,15 +67,15 @@ pub(crate) fn frontend(
         Disposition::Refuse | Disposition::Drop => [].into(),
     };
     Frontend {
-        place,
+        address,
         protocol,
         port,
         disposition,
         serving,
         outside: None,
-        masquerade: match place {
-            Place::ClusterIp(_) => Masquerade::OffCluster,
-            Place::External(_) | Place::NodePort(_) => Masquerade::Always,
+        masquerade: match address {
+            FrontendAddress::ClusterIp(_) => Masquerade::OffCluster,
+            FrontendAddress::External(_) | FrontendAddress::NodePort(_) => Masquerade::Always,
         },
         allowed_sources: None,
         affinity: None,
@@ -86,7 +86,7 @@ pub(crate) fn frontend(
 /// As plans do it: cluster IPs have no outsiders, and only external addresses have source ranges.
 fn restricted(mut frontend: Frontend, outside: Option<Disposition>, guarded: bool) -> Frontend {
     let refused = frontend.disposition == Disposition::Refuse;
-    if let Place::External(address) = frontend.place
+    if let FrontendAddress::External(address) = frontend.address
         && guarded
     {
         let range = match address {
@@ -96,9 +96,13 @@ fn restricted(mut frontend: Frontend, outside: Option<Disposition>, guarded: boo
         let ranges = [range.parse().unwrap(), IpNet::from(address)];
         frontend.allowed_sources = Some(Arc::from(ranges));
     }
-    match (frontend.place, outside) {
-        (Place::ClusterIp(_), _) if refused && guarded => frontend.disposition = Disposition::Drop,
-        (Place::External(_) | Place::NodePort(_), Some(outside)) if !refused => {
+    match (frontend.address, outside) {
+        (FrontendAddress::ClusterIp(_), _) if refused && guarded => {
+            frontend.disposition = Disposition::Drop
+        }
+        (FrontendAddress::External(_) | FrontendAddress::NodePort(_), Some(outside))
+            if !refused =>
+        {
             frontend.masquerade = Masquerade::OwnNode;
             frontend.outside = Some(match outside {
                 Disposition::Refuse => Disposition::Drop,
@@ -116,21 +120,16 @@ fn frontends() -> impl Strategy<Value = Vec<Frontend>> {
         Just(Protocol::Udp),
         Just(Protocol::Sctp)
     ];
-    btree_set((place(), protocol, 80..83u16), 0..4).prop_flat_map(|claims| {
+    btree_set((frontend_address(), protocol, 80..83u16), 0..4).prop_flat_map(|claims| {
         claims
             .into_iter()
-            .map(|(place, protocol, port)| {
-                let outside = prop::option::of(disposition(place.family()));
+            .map(|(at, protocol, port)| {
+                let outside = prop::option::of(disposition(at.family()));
                 // Few groups and time-outs, so that Services meet in them.
                 let affinity = prop::option::of((1..3u32, 1..4u32));
-                let values = (
-                    disposition(place.family()),
-                    outside,
-                    affinity,
-                    any::<bool>(),
-                );
+                let values = (disposition(at.family()), outside, affinity, any::<bool>());
                 values.prop_map(move |(disposition, outside, affinity, guarded)| {
-                    let mut frontend = frontend(place, protocol, port, disposition);
+                    let mut frontend = frontend(at, protocol, port, disposition);
                     frontend.affinity = affinity.map(|(minutes, group)| Affinity {
                         seconds: minutes * 60,
                         group,

@@ -1,14 +1,17 @@
 //! Keeps a backend's tables equal to the ledger.
 //!
-//! Owns the belief about what the backend holds. A batch goes in as one transaction. When one is refused, the
+//! Knows what the backend is assumed to hold. A batch is committed as one transaction. When one is refused, the
 //! tables are read and repaired (somebody may have changed them), then the batch is bisected: the one bad
-//! Service is quarantined, keeps its last good rules, and everything else goes in.
+//! Service is quarantined and keeps its last good rules; all others are committed.
 //!
 //! Invariant: after any call that returns `Ok`, the backend holds exactly [`Ledger::contents`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nft::{Adoption, Backend, CommitError, Element, Family, Generation, Operation, Transaction};
+use nft::{
+    Adoption, Backend, CommitError, Element, Family, Generation, Operation, TableContents,
+    Transaction,
+};
 use nix::errno::Errno;
 use service_model::{NodeFacts, ObjectName};
 
@@ -22,56 +25,55 @@ use crate::ledger::{Applied, Conflict, Ledger, Update};
 pub struct Quarantined {
     /// The Service.
     pub service: ObjectName,
-    /// The kernel's answer.
+    /// The kernel's error.
     pub error: CommitError,
 }
 
-/// What a call did.
+/// What a commit or repair did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// Transactions that were carried out.
+pub struct SyncOutcome {
+    /// Committed transactions.
     pub transactions: usize,
     /// Elements added and deleted by them.
     pub elements: usize,
     /// Families whose table they changed.
     pub families: BTreeSet<Family>,
-    /// Steps by which the tables differed from what was believed, where they were read.
+    /// Operations by which the tables differed from the assumed contents, where they were read.
     pub repaired: usize,
     /// Services of this batch that the kernel refuses.
     pub quarantined: Vec<Quarantined>,
-    /// Frontends of this batch that two Services ask for.
+    /// Frontends of this batch that two Services request.
     pub conflicts: Vec<Conflict>,
-    /// What clients may be remembered to have of endpoints that are no more: to be read, and then
-    /// [forgotten](Dataplane::forget).
+    /// Affinity entries that may lead to removed endpoints: to be read and then deleted by [`Dataplane::forget`].
     pub affinity: AffinityCheck,
-    /// Tracked flows to look for, now that the rules are in, and after `affinity`: a flow that is looked for sooner may
-    /// come back by what is remembered. Also those of earlier batches that failed meanwhile.
+    /// Conntrack entries to look for, after those of `affinity`: an affinity entry could send the flow to the removed
+    /// endpoint again. Includes those of earlier batches whose commit failed.
     pub flows: Vec<FlowCheck>,
 }
 
-/// Why the backend is not known to hold what it should. The batch is part of the desired state all the same,
-/// unless the error says otherwise: call [`Dataplane::repair`] until it succeeds.
+/// A commit or repair that failed. The batch is part of the desired state nevertheless: call [`Dataplane::repair`]
+/// until it succeeds.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("tables not in step with the cluster: {0}")]
+#[error("tables are not synced: {0}")]
 pub struct SyncError(#[from] pub CommitError);
 
-/// A node's tables and what they should hold.
+/// The tables of a node and their desired contents.
 #[derive(Debug)]
 pub struct Dataplane<B> {
     backend: B,
     ledger: Ledger,
     facts: NodeFacts,
-    /// Whether the backend is believed to hold the ledger's contents. False at start and after a failure.
-    in_step: bool,
-    /// When the tables were last read: what others did until then is made good.
+    /// Whether the backend is assumed to hold the ledger's contents. False at start and after a failure.
+    synced: bool,
+    /// The generation at which the tables were last read: foreign changes until then are repaired.
     read_at: Option<Generation>,
     quarantine: BTreeMap<ObjectName, CommitError>,
-    /// Of batches that are desired and not in yet.
+    /// Of batches that are not committed yet.
     flows: Vec<FlowCheck>,
-    /// Affinity groups of which entries may lead to endpoints that are no more.
-    doubtful: BTreeSet<(Family, u32)>,
-    /// Nobody knows which groups.
-    all_doubtful: bool,
+    /// Affinity groups with entries that may lead to removed endpoints.
+    stale_groups: BTreeSet<(Family, u32)>,
+    /// All groups may be stale.
+    all_stale: bool,
 }
 
 impl<B: Backend> Dataplane<B> {
@@ -82,12 +84,12 @@ impl<B: Backend> Dataplane<B> {
             backend,
             ledger: Ledger::default(),
             facts,
-            in_step: false,
+            synced: false,
             read_at: None,
             quarantine: BTreeMap::new(),
             flows: Vec::new(),
-            doubtful: BTreeSet::new(),
-            all_doubtful: false,
+            stale_groups: BTreeSet::new(),
+            all_stale: false,
         }
     }
 
@@ -101,14 +103,14 @@ impl<B: Backend> Dataplane<B> {
         &mut self.backend
     }
 
-    /// The facts in force.
+    /// The facts that the tables follow.
     pub fn facts(&self) -> &NodeFacts {
         &self.facts
     }
 
-    /// The desired state.
-    pub fn ledger(&self) -> &Ledger {
-        &self.ledger
+    /// The desired contents of both tables.
+    pub fn desired(&self) -> [TableContents; 2] {
+        self.ledger.contents(&self.facts)
     }
 
     /// Services that the kernel refused at their last change.
@@ -116,12 +118,12 @@ impl<B: Backend> Dataplane<B> {
         &self.quarantine
     }
 
-    /// Takes over new facts about the node, together with every Service planned by them, as one transaction.
+    /// Commits new facts about the node and every Service planned by them, as one transaction.
     pub fn refresh(
         &mut self,
         facts: NodeFacts,
         updates: Vec<Update>,
-    ) -> Result<Outcome, SyncError> {
+    ) -> Result<SyncOutcome, SyncError> {
         let mut base = Transaction::new();
         if facts != self.facts {
             for family in Family::ALL {
@@ -136,7 +138,7 @@ impl<B: Backend> Dataplane<B> {
     }
 
     /// Applies one update for each Service of a batch.
-    pub fn commit(&mut self, updates: Vec<Update>) -> Result<Outcome, SyncError> {
+    pub fn commit(&mut self, updates: Vec<Update>) -> Result<SyncOutcome, SyncError> {
         self.write(Transaction::new(), updates)
     }
 
@@ -144,15 +146,15 @@ impl<B: Backend> Dataplane<B> {
         &mut self,
         mut transaction: Transaction,
         updates: Vec<Update>,
-    ) -> Result<Outcome, SyncError> {
-        let mut outcome = Outcome::default();
+    ) -> Result<SyncOutcome, SyncError> {
+        let mut outcome = SyncOutcome::default();
         let retry: Vec<Update> = updates.clone();
         for update in &updates {
             self.quarantine.remove(&update.service);
         }
         let applied = self.ledger.apply(updates);
-        self.doubtful.extend(applied.groups);
-        let attempt = if self.in_step {
+        self.stale_groups.extend(applied.groups);
+        let attempt = if self.synced {
             transaction
                 .operations
                 .extend(applied.transaction.operations);
@@ -166,7 +168,7 @@ impl<B: Backend> Dataplane<B> {
                 self.flows.extend(applied.flows);
             }
             Err(error) => {
-                self.in_step = false;
+                self.synced = false;
                 tracing::debug!(%error, services = retry.len(), "batch refused");
                 if !is_refusal(&error) {
                     self.flows.extend(applied.flows);
@@ -178,26 +180,26 @@ impl<B: Backend> Dataplane<B> {
             }
         }
         outcome.flows = std::mem::take(&mut self.flows);
-        outcome.affinity = self.doubts();
+        outcome.affinity = self.affinity_check();
         Ok(outcome)
     }
 
-    /// Reads both tables and makes them what they should be. Does nothing, and sends nothing, when they are.
-    pub fn repair(&mut self) -> Result<Outcome, SyncError> {
-        let mut outcome = Outcome::default();
+    /// Reads both tables and writes what differs from the desired contents, if anything.
+    pub fn repair(&mut self) -> Result<SyncOutcome, SyncError> {
+        let mut outcome = SyncOutcome::default();
         self.reconcile(&mut outcome)?;
         outcome.flows = std::mem::take(&mut self.flows);
-        outcome.affinity = self.doubts();
+        outcome.affinity = self.affinity_check();
         Ok(outcome)
     }
 
-    /// Whether a change that somebody else made with this generation is made good already.
+    /// Whether a foreign change that made this generation has been read, and so is repaired.
     pub fn has_read(&self, generation: Generation) -> bool {
         self.read_at.is_some_and(|at| at.is_since(generation))
     }
 
-    fn reconcile(&mut self, outcome: &mut Outcome) -> Result<(), CommitError> {
-        self.in_step = false;
+    fn reconcile(&mut self, outcome: &mut SyncOutcome) -> Result<(), CommitError> {
+        self.synced = false;
         let read_at = self.backend.generation()?;
         let mut transaction = Transaction::new();
         for wanted in self.ledger.contents(&self.facts) {
@@ -216,34 +218,34 @@ impl<B: Backend> Dataplane<B> {
         }
         outcome.repaired += transaction.operations.len();
         self.send(&transaction, outcome)?;
-        self.in_step = true;
+        self.synced = true;
         self.read_at = Some(read_at);
-        // Nobody knows which groups lost endpoints meanwhile.
-        self.all_doubtful = true;
+        // Which groups lost endpoints meanwhile is not known.
+        self.all_stale = true;
         Ok(())
     }
 
-    /// What may be remembered of endpoints that groups have no more: as far as commits know, or all of it.
-    fn doubts(&mut self) -> AffinityCheck {
-        let doubtful = std::mem::take(&mut self.doubtful);
-        let all = std::mem::take(&mut self.all_doubtful);
-        let doubtful = match all {
+    /// The affinity groups to check: those that commits changed, or all.
+    fn affinity_check(&mut self) -> AffinityCheck {
+        let stale_groups = std::mem::take(&mut self.stale_groups);
+        let all = std::mem::take(&mut self.all_stale);
+        let stale_groups = match all {
             true => self.ledger.affinity_groups(),
-            false => doubtful,
+            false => stale_groups,
         };
         let endpoints = |(family, group)| {
             let endpoints = self.ledger.endpoints_of_group(family, group);
             ((family, group), endpoints)
         };
         AffinityCheck {
-            groups: doubtful.into_iter().map(endpoints).collect(),
+            groups: stale_groups.into_iter().map(endpoints).collect(),
             all,
         }
     }
 
-    /// Deletes what rules remember of clients, where that leads to endpoints their group has not (any more), and says
-    /// how much it was. What times out meanwhile refuses a transaction, so one that is refused is halved; what cannot
-    /// be deleted at all times out.
+    /// Deletes those of the affinity entries that lead to no endpoint of their group, and returns how many. An entry that
+    /// has timed out makes the kernel refuse a transaction, so a refused one is halved; what cannot be deleted times
+    /// out.
     pub fn forget(&mut self, family: Family, learned: Vec<Element>) -> usize {
         let groups: BTreeSet<u32> = learned
             .iter()
@@ -279,7 +281,7 @@ impl<B: Backend> Dataplane<B> {
                 self.delete_learned(family, elements) + self.delete_learned(family, second)
             }
             Err(error) => {
-                tracing::debug!(%error, %family, "a client's endpoint not forgotten");
+                tracing::debug!(%error, %family, "could not delete an affinity entry; it will time out");
                 0
             }
         }
@@ -288,7 +290,7 @@ impl<B: Backend> Dataplane<B> {
     fn send(
         &mut self,
         transaction: &Transaction,
-        outcome: &mut Outcome,
+        outcome: &mut SyncOutcome,
     ) -> Result<(), CommitError> {
         if transaction.is_empty() {
             return Ok(());
@@ -302,12 +304,12 @@ impl<B: Backend> Dataplane<B> {
         Ok(())
     }
 
-    /// Puts in what can be put in. The tables are in step before and between; when the backend fails rather than
-    /// refuses, everything not yet tried is desired all the same and left to [`Dataplane::repair`].
+    /// Commits the updates that the kernel accepts. The tables are synced before each try; when the backend fails rather
+    /// than refuses, the updates not yet tried become desired and are left to [`Dataplane::repair`].
     fn bisect(
         &mut self,
         mut updates: Vec<Update>,
-        outcome: &mut Outcome,
+        outcome: &mut SyncOutcome,
     ) -> Result<(), CommitError> {
         let Applied {
             transaction,
@@ -325,7 +327,7 @@ impl<B: Backend> Dataplane<B> {
             Err(error) => error,
         };
         if !is_refusal(&error) {
-            self.in_step = false;
+            self.synced = false;
             self.flows.extend(flows);
             return Err(error);
         }
@@ -350,7 +352,7 @@ impl<B: Backend> Dataplane<B> {
     }
 }
 
-/// Whether the kernel objects to what was sent, rather than to being asked at all (rights, memory, buffers).
+/// Whether the kernel refuses the contents of the transaction, rather than any (permission, memory, buffers).
 fn is_refusal(error: &CommitError) -> bool {
     match error {
         CommitError::Refused { errno, .. } => !matches!(

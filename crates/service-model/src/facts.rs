@@ -1,5 +1,5 @@
-//! What is true of this node, besides its Services: resolved once per change of Node object, local
-//! addresses or configuration, and handed to every plan.
+//! The facts about this node that plans depend on: resolved once for each change of Node object, local addresses or
+//! configuration, and passed to every plan.
 
 #[cfg(test)]
 mod tests;
@@ -46,7 +46,7 @@ pub enum NodePortAddress {
 }
 
 impl NodePortAddress {
-    /// Whether the item asks for node ports on loopback addresses of `family`: by keyword, or by a range that overlaps
+    /// Whether the item requests node ports on loopback addresses of `family`: by keyword, or by a range that overlaps
     /// with them (kube-proxy's rule). A range of all addresses is [`NodePortAddress::All`], which excepts loopback.
     pub fn covers_loopback(&self, family: Family) -> bool {
         let first: IpAddr = match family {
@@ -64,7 +64,7 @@ impl NodePortAddress {
     }
 }
 
-/// What the operator asked for.
+/// The operator's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
     /// Name of this node (`--hostname-override`).
@@ -95,8 +95,8 @@ impl NodeConfig {
         }
     }
 
-    /// Whether node ports are on every address of a family. A list of ranges that are all of the other family says
-    /// nothing of this one, which has all (kube-proxy's `NewNodePortAddresses`; row 54).
+    /// Whether node ports are on every address of a family. That is so too if all ranges are of the other family
+    /// (kube-proxy's `NewNodePortAddresses`; row 54).
     fn everywhere(&self, family: Family) -> bool {
         let is_other = |item: &NodePortAddress| match item {
             NodePortAddress::Cidr(range) => Family::of(range.addr()) != family,
@@ -111,14 +111,14 @@ impl NodeConfig {
         list.iter().any(is_all) || (!list.is_empty() && list.iter().all(is_other))
     }
 
-    /// Whether node ports are asked for on loopback addresses of a family.
+    /// Whether node ports are requested on loopback addresses of a family.
     pub fn covers_loopback(&self, family: Family) -> bool {
         let mut items = self.nodeport_addresses.iter();
         items.any(|item| item.covers_loopback(family))
     }
 
-    /// Where sockets listen that stand beside node ports, sorted: the unspecified address where node ports are
-    /// everywhere, else the node addresses (of [`NodeFacts`]) that serve them, and loopback where that is asked for.
+    /// Where sockets for health checks listen, sorted: at the unspecified address if node ports are everywhere, else at
+    /// the node addresses (of [`NodeFacts`]) that serve node ports, and at loopback if that is requested.
     pub fn listening_addresses(&self, node_addresses: &[IpAddr]) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
         for family in Family::ALL {
@@ -153,17 +153,17 @@ pub struct NodeFacts {
     pub node_addresses: Vec<IpAddr>,
     /// Sources that are local pods, sorted; per family an absent range means: no detector.
     pub local_sources: Vec<IpNet>,
-    /// Or the interfaces that local pods are behind.
+    /// The interfaces that local pods are behind, in the modes that detect by interface.
     pub local_interface: Option<LocalInterface>,
     /// Everything to a cluster IP is masqueraded.
     pub masquerade_all: bool,
-    /// Ranges of cluster IPs, sorted: what is not allocated in them is dropped (KEP-1880).
+    /// Ranges of cluster IPs, sorted: traffic to unallocated addresses in them is dropped (KEP-1880).
     pub service_cidrs: Vec<IpNet>,
-    /// Where the API server answers, sorted (configured, and [`crate::Index::api_servers`]): no external frontend may
-    /// stand there.
+    /// Where the API server answers, sorted (configured, and [`crate::Index::api_servers`]): external frontends there are
+    /// ignored.
     pub api_servers: Vec<SocketAddr>,
-    /// Where processes of this node listen at addresses of its Node object, sorted: no external frontend may stand there
-    /// either. Of them, those that a Service asks for are enough ([`crate::Index::external_sockets`]).
+    /// Where processes of this node listen at addresses of its Node object, sorted: external frontends there are ignored
+    /// too. Only those that a Service requests are needed ([`crate::Index::external_sockets`]).
     pub listeners: Vec<(Protocol, SocketAddr)>,
     /// See [`NodeConfig::allowed_external_ips`].
     pub allowed_external_ips: Option<Vec<IpNet>>,

@@ -1,12 +1,11 @@
 //! Joins EndpointSlices to Services as events bring them, in any order, and says which Services are dirty.
 //!
-//! Level-triggered: the index holds the last version of each object and nothing else, so what it answers
-//! depends on the objects there are, not on how they came to be (F36). Events may be repeated, split, lost and
-//! made up for by a [`ObjectEvent::Reset`]; slices may come before their Service and outlive it.
+//! Level-triggered: the index holds the last version of each object and nothing else, so its answers depend on the
+//! existing objects, not on their history. Events may be repeated or split, and lost ones are made up for by a
+//! [`ObjectEvent::Reset`]; slices may come before their Service and outlive it.
 //!
-//! Invariants: a Service whose plan may differ from the last time it was taken is dirty; an event that changes
-//! nothing dirties nothing (row 20); a Service of which neither object nor slice is left takes no memory
-//! (row 37).
+//! Invariants: a Service whose plan may have changed since [`Index::take_dirty`] is dirty; an event that changes nothing
+//! makes no Service dirty (row 20); a Service without object and slices takes no memory (row 37).
 
 #[cfg(test)]
 mod tests;
@@ -26,10 +25,9 @@ use crate::plan::{Plan, plan};
 #[derive(Debug, Default)]
 pub struct Index {
     entries: BTreeMap<ObjectName, Entry>,
-    /// The Service each slice counts for. The label decides at each event (row 36), so this is how the Service
-    /// is found that a slice leaves.
+    /// The Service of each slice. Its label may change (row 36): this finds the Service that the slice leaves.
     owners: BTreeMap<ObjectName, ObjectName>,
-    /// External addresses, each with the Services that ask for it: thousands may share one.
+    /// External addresses, each with the Services that request it: thousands may share one.
     external: BTreeSet<(IpAddr, ObjectName)>,
     dirty: BTreeSet<ObjectName>,
     /// When changes of slices happened, with the Service and family of each.
@@ -47,12 +45,12 @@ struct Entry {
 }
 
 impl Index {
-    /// Empty.
+    /// An index without objects.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes in what happened to Services.
+    /// Applies an event about Services.
     pub fn service_event(&mut self, event: ObjectEvent<Service>) {
         match event {
             ObjectEvent::Apply(service) => self.apply_service(service),
@@ -73,7 +71,7 @@ impl Index {
         }
     }
 
-    /// Takes in what happened to EndpointSlices.
+    /// Applies an event about EndpointSlices.
     pub fn slice_event(&mut self, event: ObjectEvent<EndpointSlice>) {
         match event {
             ObjectEvent::Apply(slice) => self.apply_slice(slice),
@@ -102,12 +100,12 @@ impl Index {
         triggers.map(|(_, family, at)| (family, at)).collect()
     }
 
-    /// Whether [`Index::take_dirty`] has anything to give.
+    /// Whether any Service is dirty.
     pub fn is_dirty(&self) -> bool {
         !self.dirty.is_empty()
     }
 
-    /// Number of Services there are.
+    /// Number of Services.
     pub fn service_count(&self) -> usize {
         self.services
     }
@@ -152,7 +150,7 @@ impl Index {
         found
     }
 
-    /// What Services ask for at `addresses` as external frontends.
+    /// The external frontends that Services request at `addresses`.
     pub fn external_sockets(&self, addresses: &[IpAddr]) -> BTreeSet<(Protocol, SocketAddr)> {
         let mut sockets = BTreeSet::new();
         let least = ObjectName::new("", "");
@@ -169,7 +167,7 @@ impl Index {
         sockets
     }
 
-    /// All Services there are, sorted: what a change of node facts has to plan again.
+    /// All Services, sorted: to plan again when node facts change.
     pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
         let known = self
             .entries
@@ -185,15 +183,15 @@ impl Index {
             self.services += usize::from(entry.service.is_none());
             let before = entry.service.replace(service.clone());
             if let Some(before) = before {
-                self.forget_external(&before);
+                self.remove_external(&before);
             }
-            let asked = external_addresses(&service);
-            let asked = asked.map(|address| (*address, service.name.clone()));
-            self.external.extend(asked);
+            let requested = external_addresses(&service);
+            let requested = requested.map(|address| (*address, service.name.clone()));
+            self.external.extend(requested);
         }
     }
 
-    fn forget_external(&mut self, service: &Service) {
+    fn remove_external(&mut self, service: &Service) {
         for address in external_addresses(service) {
             self.external.remove(&(*address, service.name.clone()));
         }
@@ -203,10 +201,10 @@ impl Index {
         if let Some(entry) = self.entries.get_mut(name)
             && let Some(service) = entry.service.take()
         {
-            self.forget_external(&service);
+            self.remove_external(&service);
             self.services -= 1;
             self.dirty.insert(name.clone());
-            self.forget_if_empty(name);
+            self.remove_if_empty(name);
         }
     }
 
@@ -231,7 +229,7 @@ impl Index {
                 }
             }
             Err(i) => {
-                // Most Services have one slice or two; room for four would be wasted ten thousand times.
+                // Most Services have one or two slices; a Vec would reserve room for four.
                 slices.reserve_exact(1);
                 self.endpoints += slice.endpoints.len();
                 slices.insert(i, slice);
@@ -252,13 +250,13 @@ impl Index {
             self.endpoints -= gone.map(|slice| slice.endpoints.len()).sum::<usize>();
             entry.slices.shrink_to_fit();
         }
-        self.forget_if_empty(&service);
+        self.remove_if_empty(&service);
         // The last trigger time of a deleted slice is not that of its deletion (kube-proxy does the same).
         self.triggers.retain(|(of, _, _)| *of != service);
         self.dirty.insert(service);
     }
 
-    fn forget_if_empty(&mut self, service: &ObjectName) {
+    fn remove_if_empty(&mut self, service: &ObjectName) {
         let empty = |entry: &Entry| entry.service.is_none() && entry.slices.is_empty();
         if self.entries.get(service).is_some_and(empty) {
             self.entries.remove(service);
@@ -271,7 +269,7 @@ fn external_addresses(service: &Service) -> impl Iterator<Item = &IpAddr> {
     external.chain(&service.load_balancer_ips)
 }
 
-/// The names that a complete list no longer has. Invalid objects exist: their last good version stays.
+/// The known names that a complete list lacks. Invalid objects exist: their last good version stays.
 fn gone<'a>(
     known: impl Iterator<Item = &'a ObjectName>,
     listed: impl Iterator<Item = &'a ObjectName>,

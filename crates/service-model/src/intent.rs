@@ -15,18 +15,18 @@ pub struct ServiceIntent {
     pub service: ObjectName,
     /// When it was created; settles conflicts between Services (the older wins, then the lesser name).
     pub created: Option<i64>,
-    /// Its frontends, sorted by place, protocol and port; no two alike.
+    /// Its frontends, sorted by address, protocol and port; no two alike.
     pub frontends: Vec<Frontend>,
     /// TCP connections to an endpoint that goes away are reset.
     pub reset_removed: bool,
-    /// Load balancers ask on a port of this node whether it has endpoints.
+    /// The health check node port and its answer.
     pub health_check: Option<HealthCheck>,
 }
 
-/// What load balancers are to be told of a Service under external policy Local (row 18).
+/// The answer to load balancers' health checks of a Service under external policy Local (row 18).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
-    /// The port of this node that they ask.
+    /// The port of this node that load balancers query.
     pub port: u16,
     /// Ready endpoints on this node, for each family that the Service has a cluster IP of. An address counts once,
     /// whatever its ports; terminating endpoints do not count, though they may still serve.
@@ -36,13 +36,13 @@ pub struct HealthCheck {
 /// One address and port that clients connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend {
-    /// Where.
-    pub place: Place,
+    /// The address or addresses.
+    pub address: FrontendAddress,
     /// Protocol.
     pub protocol: Protocol,
-    /// Port at that place.
+    /// Port at that address.
     pub port: u16,
-    /// What happens to a new connection, from whomever unless `outside` says otherwise.
+    /// What happens to a new connection: from every client, or if `outside` is set, from those that are not outside.
     pub disposition: Disposition,
     /// External traffic policy Local: what happens instead to connections that come neither from a local pod
     /// nor from this node itself. Never [`Disposition::Refuse`].
@@ -52,11 +52,11 @@ pub struct Frontend {
     /// Load balancer addresses with source ranges: everyone else is dropped. Sorted, disjoint; `None` is
     /// everyone.
     pub allowed_sources: Option<Arc<[IpNet]>>,
-    /// A client keeps its endpoint.
+    /// Session affinity.
     pub affinity: Option<Affinity>,
     /// New connections are counted.
     pub counted: bool,
-    /// Endpoints whose tracked flows go on: all that are ready or serve, wherever they are and whatever the policy
+    /// Endpoints whose conntrack entries are kept: all that are ready or serve, on any node and under any policy
     /// (row 63). Sorted by address and port. Shared between frontends of one Service port.
     pub serving: Arc<[Backend]>,
 }
@@ -64,39 +64,42 @@ pub struct Frontend {
 /// Session affinity by client address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Affinity {
-    /// Until the client has made no new connection for so many seconds.
+    /// Seconds without a new connection after which the entry ends.
     pub seconds: u32,
-    /// Frontends of a Service port that have the same share what is remembered (row 42). A hash of the port's
-    /// name, neither 0 nor `u32::MAX`: with it the memory outlives this process. Two Services may meet in one.
+    /// Frontends of a Service port with the same group share their affinity entries (row 42). A hash of the port's
+    /// name, neither 0 nor `u32::MAX`, so that entries outlive this process. Two Services may collide in one group.
     pub group: u32,
 }
 
-/// Where a frontend is.
+/// The address or addresses of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Place {
+pub enum FrontendAddress {
     /// A cluster IP; other ports of it are refused.
     ClusterIp(IpAddr),
-    /// An external or load balancer address; other ports of it are nobody's business here. Yields to every
-    /// cluster IP.
+    /// An external or load balancer address; its other ports are left alone. Yields to every cluster IP.
     External(IpAddr),
     /// Every address of this node that serves node ports, of this family.
     NodePort(Family),
 }
 
-impl Place {
-    /// The one address it is, if it is one.
-    pub const fn address(self) -> Option<IpAddr> {
+impl FrontendAddress {
+    /// The IP address; `None` for node ports.
+    pub const fn ip(self) -> Option<IpAddr> {
         match self {
-            Place::ClusterIp(address) | Place::External(address) => Some(address),
-            Place::NodePort(_) => None,
+            FrontendAddress::ClusterIp(address) | FrontendAddress::External(address) => {
+                Some(address)
+            }
+            FrontendAddress::NodePort(_) => None,
         }
     }
 
     /// The family the frontend and its backends are of.
     pub const fn family(self) -> Family {
         match self {
-            Place::ClusterIp(address) | Place::External(address) => Family::of(address),
-            Place::NodePort(family) => family,
+            FrontendAddress::ClusterIp(address) | FrontendAddress::External(address) => {
+                Family::of(address)
+            }
+            FrontendAddress::NodePort(family) => family,
         }
     }
 }
@@ -124,8 +127,7 @@ pub struct Backend {
     pub local: bool,
 }
 
-/// Whose source address is replaced by the node's (section 1.6 of the kube-proxy reference). Hairpins are
-/// masqueraded besides.
+/// Whose source address is replaced by the node's. Hairpin connections are masqueraded as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Masquerade {
     /// Sources that are not local pods, where a detector is configured; everyone with masquerade-all (rows 46, 47).

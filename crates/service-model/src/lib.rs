@@ -23,12 +23,13 @@ pub mod wire;
 pub use facts::{DetectLocal, LocalInterface, NodeConfig, NodeFacts, NodePortAddress};
 pub use index::Index;
 pub use intent::{
-    Affinity, Backend, Disposition, Frontend, HealthCheck, Masquerade, Place, ServiceIntent,
+    Affinity, Backend, Disposition, Frontend, FrontendAddress, HealthCheck, Masquerade,
+    ServiceIntent,
 };
 pub use objects::{
     Conditions, Endpoint, EndpointSlice, Family, Hints, Invalid, Node, ObjectEvent, ObjectKind,
-    ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, SlicePort, TrafficPolicy,
-    TriggerTime, Wishes,
+    ObjectName, Protocol, Service, ServiceCidr, ServiceOptions, ServicePort, ServiceType,
+    SlicePort, TrafficPolicy, TriggerTime, Watched,
 };
 pub use plan::Plan;
 pub use printable::printable;

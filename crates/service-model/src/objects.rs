@@ -66,6 +66,29 @@ impl fmt::Display for ObjectKind {
     }
 }
 
+/// A watched object: one of the four kinds below.
+pub trait Watched {
+    /// Its kind.
+    const KIND: ObjectKind;
+
+    /// `metadata.namespace` and `metadata.name`
+    fn name(&self) -> &ObjectName;
+}
+
+macro_rules! watched {
+    ($($kind:ident: $object:ty),*) => {
+        $(impl Watched for $object {
+            const KIND: ObjectKind = ObjectKind::$kind;
+
+            fn name(&self) -> &ObjectName {
+                &self.name
+            }
+        })*
+    };
+}
+
+watched!(Service: Service, EndpointSlice: EndpointSlice, Node: Node, ServiceCidr: ServiceCidr);
+
 /// A value in an object that cannot be used. `Display` names object, field and reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} {object}: {field}: {reason}")]
@@ -80,15 +103,14 @@ pub struct Invalid {
     pub reason: String,
 }
 
-/// One thing that happened to the watched objects of a kind. Whoever tells it may remember the objects as well, so they
-/// are shared.
+/// An event about objects of one kind. They are shared, since a source may keep them too.
 #[derive(Debug)]
 pub enum ObjectEvent<T> {
     /// Added or changed.
     Apply(Arc<T>),
-    /// Gone.
+    /// Deleted.
     Delete(ObjectName),
-    /// A complete list: what is neither in `objects` nor in `invalid` is gone.
+    /// A complete list: an object that is neither in `objects` nor in `invalid` is deleted.
     Reset {
         /// The objects.
         objects: Vec<Arc<T>>,
@@ -107,7 +129,7 @@ impl<T> ObjectEvent<T> {
     }
 }
 
-// Derived, it would ask the objects to be `Clone`.
+// A derived `Clone` would require `T: Clone`.
 impl<T> Clone for ObjectEvent<T> {
     fn clone(&self) -> Self {
         match self {
@@ -144,9 +166,9 @@ pub enum TrafficPolicy {
     Local,
 }
 
-/// What an annotation of ours asks for. Off unless the value is `true`.
+/// What Portolan's annotations on a Service request. Off unless the value is `true`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wishes {
+pub struct ServiceOptions {
     /// [`crate::wire::ANNOTATION_RESET`]: TCP connections to a removed endpoint are reset.
     pub reset_removed: bool,
     /// [`crate::wire::ANNOTATION_COUNT`]: new connections to each frontend are counted.
@@ -180,14 +202,14 @@ pub struct Service {
     pub affinity: Option<u32>,
     /// `spec.healthCheckNodePort`, where it is used: type LoadBalancer with external policy Local (row 18).
     pub health_check_node_port: Option<u16>,
-    /// Annotations of ours.
-    pub wishes: Wishes,
-    /// Not ours to programme: it carries the headless label of row 1, or is another proxy's.
+    /// Portolan's annotations.
+    pub options: ServiceOptions,
+    /// Not programmed: it has the headless label of row 1, or belongs to another proxy.
     pub excluded: bool,
 }
 
 impl Service {
-    /// A Service of type ClusterIP with nothing to it yet: no address, no port, and every policy as it is by default.
+    /// A Service of type ClusterIP without addresses and ports and with default policies.
     pub fn named(name: ObjectName) -> Self {
         Service {
             name,
@@ -202,7 +224,7 @@ impl Service {
             internal_policy: TrafficPolicy::Cluster,
             affinity: None,
             health_check_node_port: None,
-            wishes: Wishes::default(),
+            options: ServiceOptions::default(),
             excluded: false,
         }
     }
@@ -243,12 +265,12 @@ pub struct EndpointSlice {
     pub service: ObjectName,
     /// `addressType`
     pub family: Family,
-    /// Usable ports (rows 29 and F38-F39).
+    /// Usable ports (row 29).
     pub ports: SmallVec<[SlicePort; 1]>,
     /// Usable endpoints.
     pub endpoints: Vec<Endpoint>,
-    /// Not ours to programme: carries one of the two labels of row 1, names no Service or holds FQDNs.
-    /// Ports and endpoints are empty then, and the index treats the slice as gone.
+    /// Not programmed: it has one of the two labels of row 1, names no Service or holds FQDNs. Ports and endpoints are
+    /// empty then, and the index treats the slice as deleted.
     pub excluded: bool,
     /// When the latest change happened.
     pub trigger: TriggerTime,
@@ -285,7 +307,7 @@ pub struct Endpoint {
     pub node: Option<Arc<str>>,
     /// Conditions.
     pub conditions: Conditions,
-    /// Where it should be used from (KEP-2433, KEP-4444). Boxed: most endpoints have none.
+    /// Zones and nodes whose clients should use it (KEP-2433, KEP-4444). Boxed: most endpoints have none.
     pub hints: Option<Box<Hints>>,
 }
 
@@ -309,15 +331,15 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs` (or `podCIDR`).
     pub pod_cidrs: Vec<IpNet>,
-    /// It is about to go: deleted, or tainted so by the cluster autoscaler. New traffic should not be sent to it
-    /// (KEP-3836); what arrives all the same is served.
+    /// It is being deleted, or the cluster autoscaler's taint announces that. Load balancers should send no new traffic
+    /// (KEP-3836); what arrives nevertheless is served.
     pub leaving: bool,
-    /// The annotations an overlay publishes (flannel's), by full name: foreign text, to be parsed and not repeated.
+    /// The annotations of an overlay (flannel's), by full name: foreign text, never to be printed as it is.
     pub annotations: Arc<BTreeMap<Box<str>, Box<str>>>,
 }
 
 impl Node {
-    /// What is known of the node of this name while there is no object: nothing.
+    /// The node of this name while there is no object.
     pub fn unknown(name: impl Into<Arc<str>>) -> Self {
         Node {
             name: ObjectName::new("", name),
@@ -330,7 +352,7 @@ impl Node {
     }
 }
 
-/// A range that cluster IPs are taken from.
+/// Ranges of cluster IPs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceCidr {
     /// Name.

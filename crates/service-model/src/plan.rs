@@ -17,7 +17,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::facts::NodeFacts;
-use crate::intent::{Affinity, Backend, Disposition, Frontend, Masquerade, Place, ServiceIntent};
+use crate::intent::{
+    Affinity, Backend, Disposition, Frontend, FrontendAddress, Masquerade, ServiceIntent,
+};
 use crate::objects::{EndpointSlice, Family, Invalid, Service, ServicePort, TrafficPolicy};
 use crate::select::{Selection, select};
 use external::ExternalAddresses;
@@ -54,17 +56,17 @@ pub fn plan(service: &Service, slices: &[impl Borrow<EndpointSlice>], facts: &No
             let internal = internal_frontend(service, port, *cluster_ip, &backends);
             for (address, allowed_sources) in addresses.of_port(service, port, facts, &mut ignored)
             {
-                let place = Place::External(address);
+                let at = FrontendAddress::External(address);
                 frontends.push(Frontend {
                     allowed_sources,
-                    ..external_frontend(service, port, place, &backends, &internal)
+                    ..external_frontend(service, port, at, &backends, &internal)
                 });
             }
             if let Some(node_port) = port.node_port {
-                let place = Place::NodePort(family);
+                let at = FrontendAddress::NodePort(family);
                 frontends.push(Frontend {
                     port: node_port,
-                    ..external_frontend(service, port, place, &backends, &internal)
+                    ..external_frontend(service, port, at, &backends, &internal)
                 });
             }
             frontends.push(internal);
@@ -77,14 +79,14 @@ pub fn plan(service: &Service, slices: &[impl Borrow<EndpointSlice>], facts: &No
         service: service.name.clone(),
         created: service.created,
         frontends,
-        reset_removed: service.wishes.reset_removed,
+        reset_removed: service.options.reset_removed,
         health_check: endpoints::health_check(service, slices, facts),
     };
     Plan { intent, ignored }
 }
 
 fn key(frontend: &Frontend) -> impl Ord + use<> {
-    (frontend.place, frontend.protocol, frontend.port)
+    (frontend.address, frontend.protocol, frontend.port)
 }
 
 /// The frontend on the cluster IP.
@@ -95,7 +97,7 @@ fn internal_frontend(
     backends: &PortBackends,
 ) -> Frontend {
     Frontend {
-        place: Place::ClusterIp(cluster_ip),
+        address: FrontendAddress::ClusterIp(cluster_ip),
         protocol: port.protocol,
         port: port.port,
         disposition: match service.internal_policy {
@@ -109,7 +111,7 @@ fn internal_frontend(
             seconds,
             group: affinity::group(service, port, false),
         }),
-        counted: service.wishes.count,
+        counted: service.options.count,
         serving: backends.serving.clone(),
     }
 }
@@ -118,7 +120,7 @@ fn internal_frontend(
 fn external_frontend(
     service: &Service,
     port: &ServicePort,
-    place: Place,
+    address: FrontendAddress,
     backends: &PortBackends,
     internal: &Frontend,
 ) -> Frontend {
@@ -127,7 +129,7 @@ fn external_frontend(
         TrafficPolicy::Local => (backends.local(), Masquerade::OwnNode),
     };
     Frontend {
-        place,
+        address,
         affinity: internal.affinity.map(|affinity| Affinity {
             group: affinity::group(service, port, true),
             ..affinity

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::facts::NodeFacts;
-use crate::intent::{Disposition, Masquerade, Place, ServiceIntent};
+use crate::intent::{Disposition, FrontendAddress, Masquerade, ServiceIntent};
 use crate::objects::{
     Conditions, Endpoint, EndpointSlice, Family, ObjectName, Protocol, Service, ServicePort,
     SlicePort, TriggerTime,
@@ -136,10 +136,10 @@ pub(crate) fn lines(intent: &ServiceIntent) -> Vec<String> {
         }
     };
     let line = |frontend: &crate::intent::Frontend| {
-        let place = match frontend.place {
-            Place::ClusterIp(address) => address.to_string(),
-            Place::External(address) => format!("external {address}"),
-            Place::NodePort(family) => format!("node-{family}"),
+        let address = match frontend.address {
+            FrontendAddress::ClusterIp(address) => address.to_string(),
+            FrontendAddress::External(address) => format!("external {address}"),
+            FrontendAddress::NodePort(family) => format!("node-{family}"),
         };
         let masquerade = match frontend.masquerade {
             Masquerade::OffCluster => "off-cluster",
@@ -147,7 +147,7 @@ pub(crate) fn lines(intent: &ServiceIntent) -> Vec<String> {
             Masquerade::OwnNode => "own-node",
         };
         let mut line = format!(
-            "{place} {}/{} {masquerade}: {}",
+            "{address} {}/{} {masquerade}: {}",
             frontend.port,
             frontend.protocol,
             outcome(&frontend.disposition)

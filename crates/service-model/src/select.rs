@@ -1,7 +1,6 @@
 //! Which endpoints take new connections: one pure function, whose comment is the specification.
 //!
-//! Which endpoints a Service port has at all is settled before ([`crate::plan`]); what the network does with the
-//! answer comes after.
+//! [`crate::plan`] gathers the endpoints of a Service port before and turns the selection into frontends after.
 
 use crate::facts::NodeFacts;
 use crate::intent::Backend;
@@ -10,7 +9,7 @@ use crate::objects::{Conditions, Hints};
 /// An endpoint of one Service port, as selection sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate<'a> {
-    /// Where connections would go, and whether that is on this node.
+    /// Address and port, and whether it is on this node.
     pub backend: Backend,
     /// Its conditions.
     pub conditions: Conditions,
@@ -25,7 +24,7 @@ pub struct Selection {
     pub cluster: Vec<Backend>,
     /// For traffic policy `Local`; empty if there is none on this node.
     pub local: Vec<Backend>,
-    /// Those that are ready or serve: flows to them go on, whoever takes new connections.
+    /// Those that are ready or serve: conntrack entries that lead to them are kept.
     pub serving: Vec<Backend>,
 }
 
@@ -41,7 +40,7 @@ pub struct Selection {
 /// 3. If there are none either: nothing. New connections are refused, whatever the policy.
 ///
 /// For policy `Local` (KEP-1138, KEP-2086): steps 1 and 2 over the endpoints on this node, without hints. If there
-/// are none, while there are some elsewhere, new connections are dropped: somebody else will take them.
+/// are none, while there are some elsewhere, new connections are dropped: other nodes take them.
 ///
 /// Serving alone does not count: an endpoint that is neither ready nor terminating is never chosen. Ready alone
 /// does: it stays chosen when it terminates (`publishNotReadyAddresses`).
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn flows_go_on_to_whatever_still_serves() {
+    fn flows_to_serving_endpoints_are_kept() {
         let candidates = ["rs zone=there", "r", "s", "st", "t", "", "rst*"];
         parsed(&candidates, |candidates, facts| {
             assert_eq!(indices(&select(candidates, facts).serving), [0, 1, 2, 3, 6]);
@@ -166,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn without_ready_endpoints_those_serving_while_terminating_are_chosen() {
+    fn serving_terminating_endpoints_are_chosen_if_none_is_ready() {
         selects(&["st"], &[0]);
         selects(&["t", "st", "s", "", "st"], &[1, 4]);
     }
@@ -192,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn policy_local_keeps_to_this_node_even_where_only_terminating_ones_are_left() {
+    fn policy_local_chooses_terminating_endpoints_of_this_node() {
         selects_local(&["rs*", "rs", "rs*"], &[0, 2]);
         selects_local(&["rs", "st*"], &[1]);
         selects_local(&["rs*", "st*"], &[0]);
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_for_this_zone_count_when_every_ready_endpoint_has_hints() {
+    fn zone_hints_count_if_every_ready_endpoint_has_them() {
         selects(
             &["r zone=here", "r zone=there", "r zone=there,here"],
             &[0, 2],

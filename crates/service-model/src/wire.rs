@@ -1,9 +1,9 @@
 //! The few fields of the API objects that matter, as serde types, and their conversion into the compact
 //! types of [`crate::objects`].
 //!
-//! Owns everything that is believed about foreign input: what is canonicalised, what is refused as a whole
-//! ([`Invalid`]), and what is left out while the rest of the object serves ([`Converted::warnings`]). Where
-//! the bytes come from, and the last good version of an object, are left to the sources and the index.
+//! Owns every rule about foreign input: what is canonicalized, which objects are refused as a whole ([`Invalid`]), and
+//! which fields are skipped while the rest of the object is used ([`Converted::warnings`]). Where the bytes come from
+//! is left to the sources, and the last good version of an object to the index.
 //!
 //! The same types decode JSON from the API server and YAML manifests. Fields that are not named here are
 //! skipped without being stored, and every optional field may be absent or null. Whatever is decoded,
@@ -11,51 +11,50 @@
 
 mod address;
 mod annotations;
+mod context;
 mod endpoint_slice;
 mod interner;
 mod node;
-mod report;
 mod service;
 mod service_cidr;
-mod timestamp;
+mod validation;
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
+use jiff::Timestamp;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 
 pub use address::{parse_address, parse_cidr};
 pub use annotations::Annotations;
+pub use context::ConversionContext;
 pub use endpoint_slice::EndpointSlice;
-pub use interner::Interner;
 pub use node::Node;
 pub use service::Service;
 pub use service_cidr::ServiceCidr;
-pub use timestamp::parse_timestamp;
 
-use crate::objects::{Invalid, ObjectKind, ObjectName, Wishes};
-use report::Report;
+use crate::objects::{Invalid, ObjectKind, ObjectName, ServiceOptions, Watched};
+use validation::Validation;
 
 /// Services with this label are another proxy's (row 1; KEP-2447).
 pub const LABEL_SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-/// Services with this label are headless by decree (row 1).
+/// Services with this label are treated as headless (row 1).
 pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 /// The Service an EndpointSlice belongs to.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
-/// Annotation of ours on Services: TCP connections to an endpoint that is removed are reset, so that clients
-/// notice at once. Off unless the value is `true`.
+/// Annotation on Services: TCP connections to a removed endpoint are reset, so that clients notice at once. Off unless the value is `true`.
 pub const ANNOTATION_RESET: &str = "portolan/reset-removed-endpoints";
-/// Annotation of ours on Services: new connections to each frontend are counted. Off unless the value is `true`.
+/// Annotation on Services: new connections to each frontend are counted. Off unless the value is `true`.
 pub const ANNOTATION_COUNT: &str = "portolan/count-connections";
 
 /// The label selector to list Services and EndpointSlices with: kube-proxy's (rows 1 and 2), or, for a proxy that
-/// has a name (`--service-proxy-name`), that of the Services given to it. Objects it hides are recognised here as
-/// well (`excluded`), so a source without selectors behaves alike.
+/// has a name (`--service-proxy-name`), that of the Services labelled with it. Conversion marks objects that the selector
+/// hides as `excluded`, so that a source without selectors behaves alike.
 pub fn label_selector(proxy_name: Option<&str>) -> String {
     match proxy_name {
         None => format!("!{LABEL_SERVICE_PROXY_NAME},!{LABEL_HEADLESS}"),
@@ -66,17 +65,18 @@ pub fn label_selector(proxy_name: Option<&str>) -> String {
 /// An API object as decoded.
 pub trait Object: Clone + Debug + DeserializeOwned + Send + 'static {
     /// What it becomes.
-    type Model: Clone + Debug + Send + Sync + 'static;
+    type Model: Watched + Clone + Debug + Send + Sync + 'static;
 
     /// Its kind.
-    const KIND: ObjectKind;
+    const KIND: ObjectKind = Self::Model::KIND;
 
     /// `metadata`
     fn metadata(&self) -> &Metadata;
 
     /// Validates, canonicalises and shrinks. An error means that nothing of the object can be used: its last
     /// good version should keep serving.
-    fn into_model(self, interner: &mut Interner) -> Result<Converted<Self::Model>, Invalid>;
+    fn into_model(self, context: &mut ConversionContext)
+    -> Result<Converted<Self::Model>, Invalid>;
 
     /// The key of the object. Total and safe to print: a name that Kubernetes would not allow (and that
     /// [`Object::into_model`] refuses) comes out escaped and clamped.
@@ -85,7 +85,7 @@ pub trait Object: Clone + Debug + DeserializeOwned + Send + 'static {
     }
 }
 
-/// An object that serves, and what had to be left out of it.
+/// A usable object, and which of its fields were skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Converted<T> {
     /// The object.
@@ -103,13 +103,13 @@ pub struct Metadata {
     pub name: String,
     /// Namespace. A namespaced object without one is in `default`, as with kubectl.
     pub namespace: Option<String>,
-    /// Tells an object from its namesake made later.
+    /// Distinguishes an object from a later one of the same name.
     pub uid: Option<String>,
     /// The version to continue a watch from.
     pub resource_version: Option<String>,
     /// RFC 3339, whole seconds.
     pub creation_timestamp: Option<String>,
-    /// Being deleted, but held by a finalizer. Such objects still serve.
+    /// Set when the object is being deleted but held by a finalizer; it is still used.
     pub deletion_timestamp: Option<String>,
     /// The labels that are used.
     #[serde(deserialize_with = "null_is_default")]
@@ -132,7 +132,7 @@ pub struct Labels {
         deserialize_with = "present_text"
     )]
     pub service_proxy_name: Option<String>,
-    /// [`LABEL_HEADLESS`] is there, whatever its value.
+    /// [`LABEL_HEADLESS`] is present, with any value.
     #[serde(
         rename = "service.kubernetes.io/headless",
         deserialize_with = "present"
@@ -145,15 +145,15 @@ pub struct Labels {
 
 impl Labels {
     /// Hidden by [`label_selector`].
-    pub(crate) fn excluded(&self, interner: &Interner) -> bool {
-        self.headless || self.service_proxy_name.as_deref() != interner.proxy_name()
+    pub(crate) fn excluded(&self, context: &ConversionContext) -> bool {
+        self.headless || !context.serves(self.service_proxy_name.as_deref())
     }
 }
 
 impl Annotations {
-    fn wishes(&self) -> Wishes {
+    fn options(&self) -> ServiceOptions {
         let is_true = |text: &Option<String>| text.as_deref() == Some("true");
-        Wishes {
+        ServiceOptions {
             reset_removed: is_true(&self.reset),
             count: is_true(&self.count),
         }
@@ -164,16 +164,16 @@ impl Metadata {
     /// See [`Object::object_name`].
     pub fn object_name(&self, kind: ObjectKind) -> ObjectName {
         ObjectName::new(
-            report::printable(self.namespace_of(kind)),
-            report::printable(&self.name),
+            validation::printable(self.namespace_of(kind)),
+            validation::printable(&self.name),
         )
     }
 
     /// When the change happened that an EndpointSlice brings, to measure programming latency from.
     pub fn last_change_trigger_time(&self) -> Option<SystemTime> {
-        let (seconds, nanos) =
-            parse_timestamp(self.annotations.last_change_trigger_time.as_deref()?)?;
-        SystemTime::UNIX_EPOCH.checked_add(Duration::new(u64::try_from(seconds).ok()?, nanos))
+        let text = self.annotations.last_change_trigger_time.as_deref()?;
+        let time: Timestamp = text.parse().ok()?;
+        (time >= Timestamp::UNIX_EPOCH).then(|| time.into())
     }
 
     fn namespace_of(&self, kind: ObjectKind) -> &str {
@@ -186,15 +186,19 @@ impl Metadata {
         }
     }
 
-    /// Starts a conversion: the object's key, if Kubernetes would allow it.
-    fn report(&self, kind: ObjectKind, interner: &mut Interner) -> Result<Report, Invalid> {
+    /// Starts a conversion: fails if Kubernetes would not allow the object's name.
+    fn validate(
+        &self,
+        kind: ObjectKind,
+        context: &mut ConversionContext,
+    ) -> Result<Validation, Invalid> {
         let namespace = self.namespace_of(kind);
         let refused = |field: &str, value: &str| {
             let reason = match value {
                 "" => "is missing".to_owned(),
-                _ => format!("{} is not a name", report::quoted(value)),
+                _ => format!("{} is not a name", validation::quoted(value)),
             };
-            Report::new(kind, self.object_name(kind)).invalid(field, reason)
+            Validation::new(kind, self.object_name(kind)).invalid(field, reason)
         };
         if !is_name(&self.name, MAX_NAME) {
             return Err(refused("metadata.name", &self.name));
@@ -202,23 +206,23 @@ impl Metadata {
         if !namespace.is_empty() && !is_name(namespace, MAX_LABEL) {
             return Err(refused("metadata.namespace", namespace));
         }
-        let namespace = interner.intern(namespace);
+        let namespace = context.intern(namespace);
         let name = match kind {
-            // Slices say the name of their Service.
-            ObjectKind::Service => interner.intern(&self.name),
-            // Said once: to keep it for others would only outlive what it is the name of.
+            // Slices repeat the name of their Service.
+            ObjectKind::Service => context.intern(&self.name),
+            // Nothing else repeats it, so interning would only keep it longer.
             _ => Arc::from(&*self.name),
         };
-        Ok(Report::new(kind, ObjectName { namespace, name }))
+        Ok(Validation::new(kind, ObjectName { namespace, name }))
     }
 
     /// `metadata.creationTimestamp` in seconds since 1970.
-    fn created(&self, report: &mut Report) -> Option<i64> {
+    fn created(&self, validation: &mut Validation) -> Option<i64> {
         let text = self.creation_timestamp.as_deref()?;
-        let parsed = parse_timestamp(text).map(|(seconds, _)| seconds);
+        let parsed = text.parse().ok().map(Timestamp::as_second);
         if parsed.is_none() {
-            let reason = format!("{} is not an RFC 3339 time", report::quoted(text));
-            report.warn("metadata.creationTimestamp", reason);
+            let reason = format!("{} is not an RFC 3339 time", validation::quoted(text));
+            validation.warn("metadata.creationTimestamp", reason);
         }
         parsed
     }
@@ -247,12 +251,12 @@ where
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// A key whose value does not matter.
+/// Whether the key is present; its value does not matter.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 
-/// A key that is there whatever its value, with the value if it is text.
+/// The value of a key if it is text, else an empty one.
 fn present_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Ok(Some(
         Option::<String>::deserialize(deserializer)?.unwrap_or_default(),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use service_model::wire::{Interner, Metadata, Object};
+use service_model::wire::{ConversionContext, Metadata, Object};
 use service_model::{Invalid, ObjectName};
 
 use crate::{MAX_TEXT, Problem};
@@ -84,7 +84,7 @@ pub(super) fn page(bytes: &[u8]) -> Result<Page<'_>, String> {
 /// Reads an event. The error, for an operator, is about the stream, never about an object in it.
 pub(super) fn event<O: Object>(
     line: &[u8],
-    interner: &mut Interner,
+    context: &mut ConversionContext,
 ) -> Result<Event<O::Model>, String> {
     #[derive(Deserialize)]
     struct Envelope<'a> {
@@ -97,7 +97,7 @@ pub(super) fn event<O: Object>(
         serde_json::from_slice(line).map_err(|error| unreadable("event", &error))?;
     let text = envelope.object.get();
     Ok(match envelope.kind.as_ref() {
-        "ADDED" | "MODIFIED" => Event::Applied(object::<O>(text, interner)),
+        "ADDED" | "MODIFIED" => Event::Applied(object::<O>(text, context)),
         "DELETED" => {
             let metadata = metadata(text);
             Event::Deleted {
@@ -112,7 +112,7 @@ pub(super) fn event<O: Object>(
 }
 
 /// Decodes and converts an object.
-pub(super) fn object<O: Object>(text: &str, interner: &mut Interner) -> Decoded<O::Model> {
+pub(super) fn object<O: Object>(text: &str, context: &mut ConversionContext) -> Decoded<O::Model> {
     let wire = match serde_json::from_str::<O>(text) {
         Ok(wire) => wire,
         Err(_) => return undecodable::<O>(text),
@@ -120,7 +120,7 @@ pub(super) fn object<O: Object>(text: &str, interner: &mut Interner) -> Decoded<
     let name = wire.object_name();
     let version = wire.metadata().resource_version.clone().unwrap_or_default();
     let field = |invalid| Problem::Field { at: None, invalid };
-    let (model, problems) = match wire.into_model(interner) {
+    let (model, problems) = match wire.into_model(context) {
         Ok(converted) => {
             let warnings = converted.warnings.into_iter();
             (
@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     fn named(text: &str) -> (String, String, String) {
-        let decoded = object::<wire::Service>(text, &mut Interner::new());
+        let decoded = object::<wire::Service>(text, &mut ConversionContext::default());
         assert!(decoded.model.is_none());
         let field = decoded.problems[0].invalid().unwrap().field.clone();
         (decoded.name.to_string(), decoded.version, field)

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use kube::core::Request;
 use kube::core::params::{GetParams, ListParams, WatchParams};
 use rand::Rng;
-use service_model::wire::{Interner, Object};
+use service_model::wire::{ConversionContext, Object};
 use service_model::{ObjectEvent, ObjectName};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -51,7 +51,7 @@ pub(super) struct Link<O: Object> {
     pub(super) config: ApiConfig,
     pub(super) wrap: fn(ObjectEvent<O::Model>) -> SourceEvent,
     pub(super) events: mpsc::Sender<SourceEvent>,
-    pub(super) interner: Interner,
+    pub(super) context: ConversionContext,
     /// Of objects whose watch brings metadata only.
     pub(super) outlines: Option<Outlines<O::Model>>,
 }
@@ -76,7 +76,7 @@ impl<O: Object> Link<O> {
         let Some(line) = watch.lines.next(limit).await? else {
             return Err(unreadable("the list breaks off before its end"));
         };
-        match decode::event::<O>(&line, &mut self.interner).map_err(unreadable)? {
+        match decode::event::<O>(&line, &mut self.context).map_err(unreadable)? {
             Event::Applied(object) => gathered.add(object),
             Event::Deleted { name, .. } => gathered.remove(&name),
             Event::Bookmark {
@@ -98,7 +98,7 @@ impl<O: Object> Link<O> {
         let answer = self.list(self.config.page_size, token).await?;
         let page = decode::page(&answer).map_err(unreadable)?;
         for item in page.items {
-            let object = decode::object::<O>(item.get(), &mut self.interner);
+            let object = decode::object::<O>(item.get(), &mut self.context);
             pages.gathered.add(object);
         }
         let version = pages.version.get_or_insert(page.version);
@@ -152,7 +152,7 @@ impl<O: Object> Link<O> {
             Err(RequestError::Silent { .. }) => return Err(Stop::Quiet),
             Err(error) => return Err(error.into()),
         };
-        match decode::event::<O>(&line, &mut self.interner).map_err(unreadable)? {
+        match decode::event::<O>(&line, &mut self.context).map_err(unreadable)? {
             Event::Applied(object) => self.apply(object, position).await,
             Event::Deleted { name, version } => {
                 position.advance(version)?;
@@ -207,7 +207,7 @@ impl<O: Object> Link<O> {
             Err(error) => return Err(error.into()),
         };
         let text = std::str::from_utf8(&answer).map_err(|error| unreadable(error.to_string()))?;
-        let object = decode::object::<O>(text, &mut self.interner);
+        let object = decode::object::<O>(text, &mut self.context);
         match &object.model {
             Some(model) => outlines.delivered(model),
             None => outlines.forget(name),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use serde_saphyr::{Location, MessageFormatter, Options, Spanned, UserMessageFormatter};
-use service_model::wire::{self, Interner, Metadata};
+use service_model::wire::{self, ConversionContext, Metadata};
 use service_model::{
     EndpointSlice, Invalid, Node, ObjectKind, ObjectName, Service, ServiceCidr, printable,
 };
@@ -78,13 +78,13 @@ pub(super) fn read(
     path: &Path,
     text: &str,
     node_ports: &RangeInclusive<u16>,
-    interner: &mut Interner,
+    context: &mut ConversionContext,
 ) -> Result<Contents, Remark> {
     let mut reader = Reader {
         path,
         lines: Lines::of(text),
         node_ports,
-        interner,
+        context,
         placed: 0,
         contents: Contents::default(),
     };
@@ -171,7 +171,7 @@ struct Reader<'a> {
     path: &'a Path,
     lines: Lines<'a>,
     node_ports: &'a RangeInclusive<u16>,
-    interner: &'a mut Interner,
+    context: &'a mut ConversionContext,
     placed: usize,
     contents: Contents,
 }
@@ -308,7 +308,7 @@ impl Reader<'_> {
                 reason: clamped(error.inner()),
             })
             .and_then(|object| check(&object).map(|()| object))
-            .and_then(|object| object.into_model(self.interner));
+            .and_then(|object| object.into_model(self.context));
         let (object, invalid, whole_object) = match converted {
             Ok(converted) => (Some(wrap(converted.object)), converted.warnings, false),
             Err(invalid) => (None, vec![invalid], true),

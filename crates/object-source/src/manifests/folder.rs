@@ -14,7 +14,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use service_model::wire::Interner;
+use service_model::wire::ConversionContext;
 
 use super::ManifestsConfig;
 use super::document::{self, Contents, Remark};
@@ -39,7 +39,7 @@ pub(super) struct Hints {
 pub(super) struct Folder {
     dir: PathBuf,
     node_ports: RangeInclusive<u16>,
-    interner: Interner,
+    context: ConversionContext,
     /// By name: the order decides which of two files owns an object.
     files: BTreeMap<OsString, FileState>,
     /// Files that differ from what was read: how they look now (`None`: the file is gone), and since when.
@@ -112,7 +112,7 @@ impl Folder {
         Folder {
             dir: config.dir.clone(),
             node_ports: config.node_ports.clone(),
-            interner: Interner::for_proxy(config.proxy_name.clone()),
+            context: ConversionContext::new(config.proxy_name.clone()),
             files: BTreeMap::new(),
             differing: BTreeMap::new(),
             first: true,
@@ -228,7 +228,7 @@ impl Folder {
         let refused = match load(&path) {
             Ok((seen, text)) => {
                 file.seen = Some(seen);
-                match document::read(&path, &text, &self.node_ports, &mut self.interner) {
+                match document::read(&path, &text, &self.node_ports, &mut self.context) {
                     Ok(contents) => {
                         warn_of_ignored(&path, &contents, &file.contents);
                         file.contents = contents;

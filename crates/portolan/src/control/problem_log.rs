@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use object_source::{Problem, SourceEvent, Subject};
-use service_model::{ObjectEvent, ObjectKind, ObjectName};
+use service_model::{ObjectEvent, ObjectKind, ObjectName, Watched};
 
 /// Maximum number of problems remembered per object; beyond that, problems are logged again.
 const REMEMBERED: usize = 16;
@@ -29,31 +29,27 @@ impl ProblemLog {
     /// Notes which objects are renewed, deleted or valid again.
     pub(super) fn event(&mut self, event: &SourceEvent) {
         match event {
-            SourceEvent::Service(event) => self.objects(ObjectKind::Service, event, |o| &o.name),
+            SourceEvent::Service(event) => self.objects(event),
             SourceEvent::EndpointSlice(event) => {
-                self.objects(ObjectKind::EndpointSlice, event, |o| &o.name);
+                self.objects(event);
             }
-            SourceEvent::Node(event) => self.objects(ObjectKind::Node, event, |o| &o.name),
+            SourceEvent::Node(event) => self.objects(event),
             SourceEvent::ServiceCidr(event) => {
-                self.objects(ObjectKind::ServiceCidr, event, |o| &o.name);
+                self.objects(event);
             }
             SourceEvent::Solved(subject) => self.solved(subject),
             SourceEvent::Problem(_) | SourceEvent::Connection { .. } => {}
         }
     }
 
-    fn objects<T>(
-        &mut self,
-        kind: ObjectKind,
-        event: &ObjectEvent<T>,
-        name: impl Fn(&T) -> &ObjectName,
-    ) {
+    fn objects<T: Watched>(&mut self, event: &ObjectEvent<T>) {
+        let kind = T::KIND;
         match event {
             _ if self.logged.is_empty() => {}
-            ObjectEvent::Apply(object) => self.renewed(kind, name(object)),
+            ObjectEvent::Apply(object) => self.renewed(kind, object.name()),
             ObjectEvent::Delete(name) => self.solved(&Subject::Object(kind, name.clone())),
             ObjectEvent::Reset { objects, invalid } => {
-                let names = || objects.iter().map(|object| name(object));
+                let names = || objects.iter().map(|object| object.name());
                 for name in names() {
                     self.renewed(kind, name);
                 }
@@ -102,7 +98,7 @@ impl ProblemLog {
 mod tests {
     use std::sync::Arc;
 
-    use service_model::Invalid;
+    use service_model::{Invalid, Service};
 
     use super::*;
 
@@ -125,8 +121,16 @@ mod tests {
         }
     }
 
-    fn listed(objects: Vec<ObjectName>, invalid: Vec<ObjectName>) -> ObjectEvent<ObjectName> {
-        let objects = objects.into_iter().map(Arc::new).collect();
+    fn applied() -> ObjectEvent<Service> {
+        ObjectEvent::Apply(Arc::new(Service::named(name())))
+    }
+
+    fn listed(objects: Vec<ObjectName>, invalid: Vec<ObjectName>) -> ObjectEvent<Service> {
+        let objects = objects
+            .into_iter()
+            .map(Service::named)
+            .map(Arc::new)
+            .collect();
         ObjectEvent::Reset { objects, invalid }
     }
 
@@ -136,15 +140,15 @@ mod tests {
         let (whole, part) = (problem("bad", true), problem("odd", false));
         assert!(log.is_new(&whole));
         for _ in 0..3 {
-            log.objects(KIND, &listed(vec![], vec![name()]), |n| n);
+            log.objects(&listed(vec![], vec![name()]));
             assert!(!log.is_new(&whole));
         }
         assert!(log.is_new(&problem("bad otherwise", true)));
         assert!(log.is_new(&whole));
-        log.objects(KIND, &ObjectEvent::Apply(Arc::new(name())), |n| n);
+        log.objects(&applied());
         assert!(log.is_new(&part));
         for _ in 0..3 {
-            log.objects(KIND, &listed(vec![name()], vec![]), |n| n);
+            log.objects(&listed(vec![name()], vec![]));
             assert!(!log.is_new(&part));
             // Also when planning reports it.
             assert!(!log.is_new(&part));
@@ -157,20 +161,20 @@ mod tests {
         let mut log = ProblemLog::default();
         let (whole, part) = (problem("bad", true), problem("odd", false));
         assert!(log.is_new(&whole));
-        log.objects(KIND, &ObjectEvent::Apply(Arc::new(name())), |n| n);
+        log.objects(&applied());
         assert!(log.is_new(&whole));
-        log.objects(KIND, &ObjectEvent::<ObjectName>::Delete(name()), |n| n);
+        log.objects(&ObjectEvent::<Service>::Delete(name()));
         assert!(log.is_new(&whole));
-        log.objects(KIND, &listed(vec![], vec![]), |n| n);
+        log.objects(&listed(vec![], vec![]));
         assert!(log.is_new(&whole));
         assert!(log.is_new(&part));
-        log.objects(KIND, &ObjectEvent::Apply(Arc::new(name())), |n| n);
-        log.objects(KIND, &ObjectEvent::Apply(Arc::new(name())), |n| n);
+        log.objects(&applied());
+        log.objects(&applied());
         assert!(log.is_new(&part));
         log.solved(&Subject::Object(KIND, name()));
         assert!(log.is_new(&part));
         assert!(log.logged.len() == 1);
-        log.objects(KIND, &listed(vec![], vec![]), |n| n);
+        log.objects(&listed(vec![], vec![]));
         assert!(log.logged.is_empty());
     }
 }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use nft::{Fake, Family};
 use nix::errno::Errno;
-use service_model::wire::{self, Interner, Object};
+use service_model::wire::{self, ConversionContext, Object};
 use service_model::{
     DetectLocal, EndpointSlice, Node, ObjectEvent, ObjectKind, ObjectName, Service,
 };
@@ -26,7 +26,7 @@ fn control(backend: Fake) -> Control<Fake> {
 fn object<W: Object + serde::de::DeserializeOwned>(value: serde_json::Value) -> W::Model {
     serde_json::from_value::<W>(value)
         .unwrap()
-        .into_model(&mut Interner::default())
+        .into_model(&mut ConversionContext::default())
         .unwrap()
         .object
 }

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use service_dataplane::Update;
 use service_model::{
     Family, Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName,
-    Protocol, ServiceCidr,
+    Protocol, ServiceCidr, Watched,
 };
 
 use object_source::{SourceEvent, Subject};
@@ -61,20 +61,20 @@ impl View {
         match event {
             SourceEvent::Service(event) => {
                 self.external_sockets_here = None;
-                self.objects(ObjectKind::Service, &event, |service| &service.name);
+                self.objects(&event);
                 self.index.service_event(event);
             }
             SourceEvent::EndpointSlice(event) => {
-                self.objects(ObjectKind::EndpointSlice, &event, |slice| &slice.name);
+                self.objects(&event);
                 self.index.slice_event(event);
             }
             SourceEvent::Node(event) => {
                 self.external_sockets_here = None;
-                self.objects(ObjectKind::Node, &event, |node| &node.name);
+                self.objects(&event);
                 self.node_event(event);
             }
             SourceEvent::ServiceCidr(event) => {
-                self.objects(ObjectKind::ServiceCidr, &event, |cidr| &cidr.name);
+                self.objects(&event);
                 self.service_cidr_event(event);
             }
             SourceEvent::Problem(problem) => {
@@ -95,16 +95,12 @@ impl View {
     }
 
     /// Updates the lists of listed kinds and of invalid objects.
-    fn objects<T>(
-        &mut self,
-        kind: ObjectKind,
-        event: &ObjectEvent<T>,
-        name: impl Fn(&T) -> &ObjectName,
-    ) {
+    fn objects<T: Watched>(&mut self, event: &ObjectEvent<T>) {
+        let kind = T::KIND;
         match event {
             // A warning about a part of an object comes after the object itself.
             ObjectEvent::Apply(object) => {
-                let subject = Subject::Object(kind, name(object).clone());
+                let subject = Subject::Object(kind, object.name().clone());
                 self.invalid.remove(&subject);
             }
             ObjectEvent::Delete(name) => {

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
-use service_dataplane::{Outcome, Quarantined};
+use service_dataplane::{Quarantined, SyncOutcome};
 use service_model::{Node, NodeFacts, NodePortAddress, ServiceIntent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -51,10 +51,10 @@ impl Stage {
     /// Does what the control loop does: plans and commits.
     fn commit(&mut self, updates: &[Update]) {
         self.announcer.planned(updates);
-        self.committed(&Outcome::default());
+        self.committed(&SyncOutcome::default());
     }
 
-    fn committed(&mut self, outcome: &Outcome) {
+    fn committed(&mut self, outcome: &SyncOutcome) {
         let node = Node::unknown(Arc::from("node-a"));
         let mut facts = NodeFacts::resolve(&NodeConfig::named("node-a"), &node, &[], &[]);
         facts.node_addresses = vec![LOCALHOST];
@@ -216,9 +216,9 @@ async fn a_refused_service_opens_no_port() {
         service: name("web"),
         error: nft::CommitError::Reply("refused".into()),
     };
-    stage.committed(&Outcome {
+    stage.committed(&SyncOutcome {
         quarantined: vec![refused],
-        ..Outcome::default()
+        ..SyncOutcome::default()
     });
     stage.commit(&[update("next", Some((next, 1)))]);
     wait_for(next, Some((200, 1, "next"))).await;

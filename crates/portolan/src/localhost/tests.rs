@@ -25,7 +25,7 @@ fn update(family: Family, protocol: Protocol, port: u16, endpoints: &[SocketAddr
         service: ObjectName::new("default", format!("{protocol}-{port}")),
         created: None,
         frontends: vec![Frontend {
-            place: Place::NodePort(family),
+            address: FrontendAddress::NodePort(family),
             protocol,
             port,
             disposition,

@@ -2,7 +2,8 @@ use service_model::{Disposition, Masquerade, Protocol};
 
 use super::*;
 
-const PLACE: Place = Place::ClusterIp(IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)));
+const CLUSTER_IP: FrontendAddress =
+    FrontendAddress::ClusterIp(IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1)));
 const VIP: [u8; 4] = [10, 96, 0, 1];
 const NODE: [u8; 4] = [192, 168, 0, 1];
 
@@ -17,7 +18,7 @@ fn backends(hosts: &[u8]) -> Arc<[Backend]> {
 
 fn frontend(serving: &[u8]) -> Frontend {
     Frontend {
-        place: PLACE,
+        address: CLUSTER_IP,
         protocol: Protocol::Udp,
         port: 53,
         disposition: Disposition::Refuse,
@@ -30,17 +31,22 @@ fn frontend(serving: &[u8]) -> Frontend {
     }
 }
 
-fn claim(place: Place, protocol: Protocol) -> Claim {
+fn claim(address: FrontendAddress, protocol: Protocol) -> Claim {
     Claim {
-        place,
+        address,
         protocol,
         port: 53,
     }
 }
 
-fn check(place: Place, protocol: Protocol, serving: Option<&[u8]>, reset: bool) -> FlowChecks {
+fn check(
+    address: FrontendAddress,
+    protocol: Protocol,
+    serving: Option<&[u8]>,
+    reset: bool,
+) -> FlowChecks {
     let check = FlowCheck {
-        claim: claim(place, protocol),
+        claim: claim(address, protocol),
         serving: serving.map(backends),
         reset,
     };
@@ -65,7 +71,7 @@ fn flow(protocol: Protocol, to: [u8; 4], from: Option<u8>, answered: bool) -> Fl
 fn only_changes_that_can_leave_flows_behind_are_checked() {
     let check = |old: Option<&[u8]>, new: Option<&[u8]>| {
         let (old, new) = (old.map(frontend), new.map(frontend));
-        let claim = claim(PLACE, Protocol::Udp);
+        let claim = claim(CLUSTER_IP, Protocol::Udp);
         FlowCheck::of_change(claim, old.as_ref(), new.as_ref(), false).map(|check| check.serving)
     };
     assert_eq!(check(Some(&[1, 2]), Some(&[1, 2])), None);
@@ -83,88 +89,88 @@ fn udp_and_sctp_flows_go_unless_their_endpoint_serves() {
         (Protocol::Udp, Protocol::Udp),
         (Protocol::Sctp, Protocol::Sctp),
     ] {
-        let checks = check(PLACE, of, Some(&[1, 3]), false);
+        let checks = check(CLUSTER_IP, of, Some(&[1, 3]), false);
         for answered in [false, true] {
-            assert!(!checks.condemn(&flow(protocol, VIP, Some(1), answered)));
-            assert!(!checks.condemn(&flow(protocol, VIP, Some(3), answered)));
-            assert!(checks.condemn(&flow(protocol, VIP, Some(2), answered)));
+            assert!(!checks.is_stale(&flow(protocol, VIP, Some(1), answered)));
+            assert!(!checks.is_stale(&flow(protocol, VIP, Some(3), answered)));
+            assert!(checks.is_stale(&flow(protocol, VIP, Some(2), answered)));
             // It began before the frontend was there.
-            assert!(checks.condemn(&flow(protocol, VIP, None, answered)));
+            assert!(checks.is_stale(&flow(protocol, VIP, None, answered)));
         }
-        let none = check(PLACE, of, Some(&[]), false);
-        assert!(none.condemn(&flow(protocol, VIP, Some(1), true)));
+        let none = check(CLUSTER_IP, of, Some(&[]), false);
+        assert!(none.is_stale(&flow(protocol, VIP, Some(1), true)));
     }
 }
 
 #[test]
 fn of_tcp_only_attempts_without_an_answer_go() {
-    let checks = check(PLACE, Protocol::Tcp, Some(&[1]), false);
+    let checks = check(CLUSTER_IP, Protocol::Tcp, Some(&[1]), false);
     let tcp = Protocol::Tcp;
-    assert!(checks.condemn(&flow(tcp, VIP, None, false)));
-    assert!(checks.condemn(&flow(tcp, VIP, Some(2), false)));
-    assert!(!checks.condemn(&flow(tcp, VIP, Some(1), false)));
-    assert!(!checks.condemn(&flow(tcp, VIP, Some(2), true)));
-    assert!(!checks.condemn(&flow(tcp, VIP, None, true)));
+    assert!(checks.is_stale(&flow(tcp, VIP, None, false)));
+    assert!(checks.is_stale(&flow(tcp, VIP, Some(2), false)));
+    assert!(!checks.is_stale(&flow(tcp, VIP, Some(1), false)));
+    assert!(!checks.is_stale(&flow(tcp, VIP, Some(2), true)));
+    assert!(!checks.is_stale(&flow(tcp, VIP, None, true)));
 }
 
 #[test]
 fn on_request_established_tcp_connections_to_endpoints_that_are_gone_go_too() {
     let tcp = Protocol::Tcp;
     for serving in [Some(&[1][..]), Some(&[]), None] {
-        let checks = check(PLACE, Protocol::Tcp, serving, true);
-        assert!(checks.condemn(&flow(tcp, VIP, Some(2), true)));
+        let checks = check(CLUSTER_IP, Protocol::Tcp, serving, true);
+        assert!(checks.is_stale(&flow(tcp, VIP, Some(2), true)));
         // Somebody else's, from before the address was a Service's.
-        assert!(!checks.condemn(&flow(tcp, VIP, None, true)));
+        assert!(!checks.is_stale(&flow(tcp, VIP, None, true)));
     }
-    let checks = check(PLACE, Protocol::Tcp, Some(&[1]), true);
-    assert!(!checks.condemn(&flow(tcp, VIP, Some(1), true)));
+    let checks = check(CLUSTER_IP, Protocol::Tcp, Some(&[1]), true);
+    assert!(!checks.is_stale(&flow(tcp, VIP, Some(1), true)));
 }
 
 #[test]
 fn a_frontend_that_is_gone_takes_its_translated_flows_along_and_no_others() {
-    let checks = check(PLACE, Protocol::Udp, None, false);
-    assert!(checks.condemn(&flow(Protocol::Udp, VIP, Some(1), true)));
-    assert!(!checks.condemn(&flow(Protocol::Udp, VIP, None, true)));
+    let checks = check(CLUSTER_IP, Protocol::Udp, None, false);
+    assert!(checks.is_stale(&flow(Protocol::Udp, VIP, Some(1), true)));
+    assert!(!checks.is_stale(&flow(Protocol::Udp, VIP, None, true)));
 }
 
 #[test]
 fn flows_to_other_places_protocols_and_ports_are_left_alone() {
-    let checks = check(PLACE, Protocol::Udp, Some(&[]), false);
+    let checks = check(CLUSTER_IP, Protocol::Udp, Some(&[]), false);
     let udp = Protocol::Udp;
-    assert!(!checks.condemn(&flow(udp, [10, 96, 0, 2], Some(1), true)));
-    assert!(!checks.condemn(&flow(Protocol::Tcp, VIP, Some(1), false)));
+    assert!(!checks.is_stale(&flow(udp, [10, 96, 0, 2], Some(1), true)));
+    assert!(!checks.is_stale(&flow(Protocol::Tcp, VIP, Some(1), false)));
     let other_port = Flow {
         destination: (VIP, 54).into(),
         ..flow(udp, VIP, Some(1), true)
     };
-    assert!(!checks.condemn(&other_port));
+    assert!(!checks.is_stale(&other_port));
 }
 
 #[test]
 fn node_ports_are_those_of_the_nodes_own_addresses() {
-    let place = Place::NodePort(Family::Ip);
-    let checks = check(place, Protocol::Udp, Some(&[]), false);
+    let address = FrontendAddress::NodePort(Family::Ip);
+    let checks = check(address, Protocol::Udp, Some(&[]), false);
     let udp = Protocol::Udp;
-    assert!(checks.condemn(&flow(udp, NODE, Some(1), true)));
-    assert!(checks.condemn(&flow(udp, NODE, None, true)));
-    assert!(checks.condemn(&flow(udp, [127, 0, 0, 1], Some(1), true)));
-    assert!(!checks.condemn(&flow(udp, [192, 168, 0, 2], Some(1), true)));
-    assert!(!checks.condemn(&flow(udp, VIP, Some(1), true)));
+    assert!(checks.is_stale(&flow(udp, NODE, Some(1), true)));
+    assert!(checks.is_stale(&flow(udp, NODE, None, true)));
+    assert!(checks.is_stale(&flow(udp, [127, 0, 0, 1], Some(1), true)));
+    assert!(!checks.is_stale(&flow(udp, [192, 168, 0, 2], Some(1), true)));
+    assert!(!checks.is_stale(&flow(udp, VIP, Some(1), true)));
 }
 
 #[test]
 fn every_condemned_flow_passes_one_of_the_filters() {
-    let place = |n: u8| match n % 3 {
-        0 => Place::NodePort(Family::Ip),
-        1 => Place::External([192, 0, 2, n].into()),
-        _ => Place::ClusterIp([10, 96, 0, n].into()),
+    let address = |n: u8| match n % 3 {
+        0 => FrontendAddress::NodePort(Family::Ip),
+        1 => FrontendAddress::External([192, 0, 2, n].into()),
+        _ => FrontendAddress::ClusterIp([10, 96, 0, n].into()),
     };
     for frontends in [1, 3, 20] {
         let mut checks = FlowChecks::default();
         for n in 0..frontends {
             let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][usize::from(n / 3 % 3)];
             let check = FlowCheck {
-                claim: claim(place(n), protocol),
+                claim: claim(address(n), protocol),
                 serving: Some(backends(&[1])),
                 reset: n % 2 == 0,
             };
@@ -177,8 +183,8 @@ fn every_condemned_flow_passes_one_of_the_filters() {
                 for (from, answered) in [(None, false), (Some(2), false), (Some(2), true)] {
                     let flow = flow(protocol, to, from, answered);
                     let found = filters.iter().any(|filter| filter.matches(&flow));
-                    condemned += usize::from(checks.condemn(&flow));
-                    assert!(!checks.condemn(&flow) || found, "{flow:?}: {filters:?}");
+                    condemned += usize::from(checks.is_stale(&flow));
+                    assert!(!checks.is_stale(&flow) || found, "{flow:?}: {filters:?}");
                 }
             }
         }
@@ -191,7 +197,7 @@ fn many_frontends_take_one_filter_of_each_kind() {
     let mut checks = FlowChecks::default();
     for n in 0..100 {
         let check = |protocol| FlowCheck {
-            claim: claim(Place::ClusterIp([10, 96, 0, n].into()), protocol),
+            claim: claim(FrontendAddress::ClusterIp([10, 96, 0, n].into()), protocol),
             serving: None,
             reset: false,
         };
@@ -214,14 +220,14 @@ fn many_frontends_take_one_filter_of_each_kind() {
 
 #[test]
 fn a_later_check_of_the_same_frontend_replaces_an_earlier_one() {
-    let mut checks = check(PLACE, Protocol::Udp, Some(&[]), false);
-    let later = check(PLACE, Protocol::Udp, Some(&[1]), false);
+    let mut checks = check(CLUSTER_IP, Protocol::Udp, Some(&[]), false);
+    let later = check(CLUSTER_IP, Protocol::Udp, Some(&[1]), false);
     checks.add(later.checks.into_values().collect(), [].into());
     assert_eq!(checks.len(), 1);
-    assert!(!checks.condemn(&flow(Protocol::Udp, VIP, Some(1), true)));
+    assert!(!checks.is_stale(&flow(Protocol::Udp, VIP, Some(1), true)));
 }
 
-/// A Service with these endpoints on `PLACE`, port 53 over UDP.
+/// A Service with these endpoints on `CLUSTER_IP`, port 53 over UDP.
 fn update(serving: &[u8]) -> crate::Update {
     service_model::ServiceIntent {
         service: crate::samples::name(1),

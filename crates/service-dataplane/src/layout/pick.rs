@@ -12,9 +12,9 @@ pub enum Pick {
     Frontend,
     /// Node ports.
     NodePort,
-    /// External policy Local: what outsiders get of frontends on external and load balancer addresses.
+    /// External policy Local: frontends on external and load balancer addresses, for outside clients.
     LocalFrontend,
-    /// What they get of node ports.
+    /// External policy Local: node ports, for outside clients.
     LocalNodePort,
 }
 
@@ -68,7 +68,7 @@ impl Pick {
         matches!(self, Pick::NodePort | Pick::LocalNodePort)
     }
 
-    /// How a frontend of the kind is told from others.
+    /// The fields that identify a frontend of the kind.
     pub(super) fn fields(self) -> Vec<Field> {
         match self.is_node_port() {
             true => vec![Field::Protocol, Field::Port],
@@ -88,7 +88,7 @@ impl Pick {
         }
     }
 
-    pub(super) fn backends_comment(self) -> &'static str {
+    pub(super) const fn backends_comment(self) -> &'static str {
         match self {
             Pick::Frontend => {
                 "Where a connection goes: address . protocol . port . slot : endpoint"
@@ -119,8 +119,8 @@ impl Pick {
         }
     }
 
-    /// From a frontend to the endpoint that its client keeps, or through the sized sets to any; what is left over is
-    /// for the caller's `last` rules.
+    /// From a frontend to the endpoint of its client's affinity entry, or through the sized sets to any endpoint. The
+    /// `last` rules handle the rest.
     pub(super) fn dispatch(
         self,
         name: &'static str,

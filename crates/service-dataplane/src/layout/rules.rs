@@ -1,13 +1,13 @@
 //! The chains that lead a new connection to its frontend, and those that decide about its source address.
 //!
-//! Each chain's comment says what gets there; together they read as the path of a packet.
+//! Each chain's comment says which packets reach it; together they read as the path of a packet.
 
 use nft::{Chain, Hook, Operand, Protocol, Rule, Statement, Verdict};
 use service_model::{LocalInterface, NodeFacts};
 
 use super::{Pick, SetId};
 
-/// In the rules nft can only print `ct original proto-dst` beside a protocol, so some come three times.
+/// nft can only print `ct original proto-dst` beside a protocol, so some come three times.
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 pub(super) fn goto(chain: &'static str) -> Statement {
@@ -52,7 +52,7 @@ fn chain(name: &'static str, comment: &'static str, rules: Vec<Vec<Statement>>) 
     }
 }
 
-/// What tells a packet that is not from a local pod; `None` where no detector is configured.
+/// Matches packets that are not from a local pod; `None` where no detector is configured.
 fn not_local(facts: &NodeFacts, detects_by_source: bool) -> Option<Statement> {
     let by_interface = |interface: &LocalInterface| {
         let (name, prefix) = match interface {
@@ -88,52 +88,55 @@ pub(super) fn chains(
     chains
 }
 
-/// From the hooks to the dispatch chains.
-fn paths(not_local: Option<&Statement>) -> Vec<Chain> {
-    let destination = || vec![Operand::DestinationAddress];
-    let frontend = || Pick::Frontend.key();
-    let from_range = || {
-        let mut key = frontend();
-        key.push(Operand::SourceAddress);
-        key
-    };
-    let guard = || {
-        let not_allowed = Statement::InSet {
-            key: from_range(),
+/// Drops packets to a guarded frontend whose source is not allowed.
+fn guard() -> Vec<Statement> {
+    let mut client = Pick::Frontend.key();
+    client.push(Operand::SourceAddress);
+    vec![
+        in_set(Pick::Frontend.key(), SetId::Guarded),
+        Statement::InSet {
+            key: client,
             set: SetId::AllowedSources.name(),
             negate: true,
-        };
-        vec![
-            in_set(frontend(), SetId::Guarded),
-            not_allowed,
-            Statement::Verdict(Verdict::Drop),
-        ]
-    };
-    let outsiders = |key: Vec<Operand>, set: SetId, to: &'static str| {
-        let mut rule: Vec<Statement> = vec![in_set(key, set)];
+        },
+        Statement::Verdict(Verdict::Drop),
+    ]
+}
+
+/// The rules that send new connections to cluster IPs, external addresses and this node their ways.
+fn by_destination(external: &'static str, node_ports: &'static str) -> Vec<Vec<Statement>> {
+    let to = |set| in_set(vec![Operand::DestinationAddress], set);
+    vec![
+        vec![to(SetId::ClusterIps), goto("cluster")],
+        vec![to(SetId::ExternalIps), jump(external)],
+        vec![to(SetId::NodeAddresses), jump(node_ports)],
+    ]
+}
+
+/// From the hooks to the dispatch chains.
+fn paths(not_local: Option<&Statement>) -> Vec<Chain> {
+    let outsiders = |pick: Pick, set: SetId, to: &'static str| {
+        let mut rule: Vec<Statement> = vec![in_set(pick.key(), set)];
         rule.extend(not_local.cloned());
         rule.push(goto(to));
         rule
     };
-    let to_cluster_ip = || vec![in_set(destination(), SetId::ClusterIps), goto("cluster")];
-    let to_external = |chain| vec![in_set(destination(), SetId::ExternalIps), jump(chain)];
-    let to_node = |chain| vec![in_set(destination(), SetId::NodeAddresses), jump(chain)];
+    let is_local = Statement::LocalAddress {
+        of: nft::Side::Destination,
+        negate: false,
+    };
     vec![
         chain(
             "arriving",
             "New connections from pods and from outside",
-            vec![
-                to_cluster_ip(),
-                to_external("arriving_external"),
-                to_node("arriving_nodeports"),
-            ],
+            by_destination("arriving_external", "arriving_nodeports"),
         ),
         chain(
             "arriving_external",
             "To external addresses",
             vec![
                 guard(),
-                outsiders(frontend(), SetId::LocalPolicy, "local_frontends"),
+                outsiders(Pick::Frontend, SetId::LocalPolicy, "local_frontends"),
                 vec![goto("frontends")],
             ],
         ),
@@ -142,7 +145,7 @@ fn paths(not_local: Option<&Statement>) -> Vec<Chain> {
             "To addresses of this node",
             vec![
                 outsiders(
-                    Pick::NodePort.key(),
+                    Pick::NodePort,
                     SetId::LocalPolicyNodePorts,
                     "local_nodeports",
                 ),
@@ -152,11 +155,7 @@ fn paths(not_local: Option<&Statement>) -> Vec<Chain> {
         chain(
             "departing",
             "New connections of this node itself",
-            vec![
-                to_cluster_ip(),
-                to_external("departing_external"),
-                to_node("nodeports"),
-            ],
+            by_destination("departing_external", "nodeports"),
         ),
         chain(
             "departing_external",
@@ -167,13 +166,7 @@ fn paths(not_local: Option<&Statement>) -> Vec<Chain> {
             "unallocated",
             "To addresses that could be cluster IPs and are none",
             vec![
-                vec![
-                    Statement::LocalAddress {
-                        of: nft::Side::Destination,
-                        negate: false,
-                    },
-                    Statement::Verdict(Verdict::Return),
-                ],
+                vec![is_local, Statement::Verdict(Verdict::Return)],
                 vec![Statement::Verdict(Verdict::Drop)],
             ],
         ),
@@ -280,8 +273,7 @@ fn masquerading(facts: &NodeFacts, not_local: Option<Statement>) -> [Chain; 2] {
     ]
 }
 
-/// The chains that remember which endpoint a client has, for the time-outs that are in use (seconds). Without any they
-/// are empty.
+/// The chains that write affinity entries, for the time-outs in use (seconds). They are empty without any.
 pub(super) fn affinity(time_outs: impl Iterator<Item = u32>) -> [Chain; 2] {
     let mut learn: Vec<Vec<Statement>> = Vec::new();
     for seconds in time_outs {
@@ -336,7 +328,7 @@ pub(super) fn affinity(time_outs: impl Iterator<Item = u32>) -> [Chain; 2] {
     ]
 }
 
-/// The chains that count new connections, by frontend and by node port; empty when nobody counts.
+/// The chains that count new connections, by frontend and by node port; empty when no Service requests it.
 pub(super) fn counting(counts: bool) -> [Chain; 2] {
     let rules = |pick: Pick, set: SetId| match counts {
         true => vec![vec![in_set(pick.key(), set)]],
@@ -363,7 +355,7 @@ fn hooked(guards_ranges: bool) -> [Chain; 4] {
     };
     let translated = |then| vec![Statement::ConnectionIsDnat, jump(then)];
     let mut leaving = vec![translated("remembering"), translated("masquerading")];
-    // Only now, when another service proxy has had its turn with a Service that is not ours to serve.
+    // Last, so that another service proxy can handle a Service that is not this proxy's.
     if guards_ranges {
         let in_range = in_set(vec![Operand::DestinationAddress], SetId::ServiceCidrs);
         leaving.push(vec![in_range, goto("unallocated")]);

@@ -21,9 +21,9 @@ pub enum SetId {
     NodePortsNoEndpoints,
     /// Cluster IP frontends without endpoints on this node, under policy Local.
     NoLocalEndpoints,
-    /// Frontends on external addresses that keep outsiders to endpoints on this node.
+    /// Frontends on external addresses with external policy Local.
     LocalPolicy,
-    /// Node ports that do.
+    /// Node ports with external policy Local.
     LocalPolicyNodePorts,
     /// Every cluster IP.
     ClusterIps,
@@ -43,19 +43,19 @@ pub enum SetId {
     Hairpin,
     /// Frontends that not everyone may use.
     Guarded,
-    /// Frontend . range of clients that may.
+    /// Frontend . range of allowed clients.
     AllowedSources,
-    /// Frontends whose clients keep their endpoint : group.
+    /// Frontends with session affinity : group.
     Sticky,
-    /// Node ports likewise.
+    /// Node ports with session affinity : group.
     StickyNodePorts,
-    /// Groups whose clients keep their endpoint for so many seconds. On demand.
+    /// Groups with this affinity time-out in seconds. On demand.
     StickyFor(u32),
-    /// Client . protocol . group : endpoint, as rules have learned it.
+    /// Client . protocol . group : endpoint. The affinity entries, written by rules.
     Affinity,
     /// Frontends whose new connections are counted.
     Counted,
-    /// Node ports likewise.
+    /// Node ports whose new connections are counted.
     CountedNodePorts,
 }
 
@@ -137,111 +137,8 @@ impl SetId {
         })
     }
 
-    /// Declaration.
+    /// How the set is declared.
     pub fn declaration(self) -> Set {
-        use Field::{Address, Group, Port, Protocol, Slot};
-        let frontend = || vec![Address, Protocol, Port];
-        let node_port = || vec![Protocol, Port];
-        let endpoint = || vec![DataField::Address, DataField::Port];
-        let group = || SetKind::Map(vec![DataField::Group]);
-        let set = SetKind::Set;
-        let (key, kind, comment) = match self {
-            SetId::Backends(pick) | SetId::LargeBackends(pick, _) => {
-                let mut key = pick.fields();
-                key.push(Slot);
-                (key, SetKind::Map(endpoint()), pick.backends_comment())
-            }
-            SetId::Sized(pick, _) => (
-                pick.fields(),
-                set,
-                "Those with as many endpoints as the name says",
-            ),
-            SetId::Large(pick) => (
-                pick.fields(),
-                SetKind::VerdictMap,
-                "Those with more endpoints than that",
-            ),
-            SetId::NoEndpoints => (frontend(), set, "Frontends without endpoints: refused"),
-            SetId::NodePortsNoEndpoints => {
-                (node_port(), set, "Node ports without endpoints: refused")
-            }
-            SetId::NoLocalEndpoints => (
-                frontend(),
-                set,
-                "Internal policy Local without endpoints here: dropped",
-            ),
-            SetId::LocalPolicy => (
-                frontend(),
-                set,
-                "External policy Local: outsiders get endpoints on this node",
-            ),
-            SetId::LocalPolicyNodePorts => (node_port(), set, "The same for node ports"),
-            SetId::ClusterIps => (
-                vec![Address],
-                set,
-                "Cluster IPs: any other port of them is refused",
-            ),
-            SetId::ExternalIps => (vec![Address], set, "External and load balancer addresses"),
-            SetId::ServiceCidrs => (
-                vec![Address],
-                set,
-                "What is no cluster IP in these ranges is dropped",
-            ),
-            SetId::NodeAddresses => (
-                vec![Address],
-                set,
-                "Addresses of this node that serve node ports",
-            ),
-            SetId::LocalSources => (vec![Address], set, "Sources that are local pods"),
-            SetId::MasqueradeFrontends => (
-                frontend(),
-                set,
-                "External frontends whose clients are masqueraded",
-            ),
-            SetId::MasqueradeNodePorts => {
-                (node_port(), set, "Node ports whose clients are masqueraded")
-            }
-            SetId::Hairpin => (
-                vec![Address, Address],
-                set,
-                "Endpoints on this node, which may reach themselves",
-            ),
-            SetId::Guarded => (frontend(), set, "Frontends that not everyone may use"),
-            SetId::AllowedSources => {
-                let mut key = frontend();
-                key.push(Address);
-                (key, set, "Frontend . clients that may use it")
-            }
-            SetId::Sticky => (
-                frontend(),
-                group(),
-                "Frontends whose clients keep their endpoint : group",
-            ),
-            SetId::StickyNodePorts => (node_port(), group(), "Node ports whose clients do : group"),
-            SetId::StickyFor(_) => (
-                vec![Group],
-                set,
-                "Groups that do for as many seconds as the name says",
-            ),
-            SetId::Affinity => {
-                let key = vec![Address, Protocol, Group];
-                (
-                    key,
-                    SetKind::Learned(endpoint()),
-                    "Client . protocol . group : endpoint that it keeps",
-                )
-            }
-            SetId::Counted => (
-                frontend(),
-                SetKind::Counters,
-                "Frontends whose new connections are counted",
-            ),
-            SetId::CountedNodePorts => (
-                node_port(),
-                SetKind::Counters,
-                "Node ports whose new connections are counted",
-            ),
-        };
         let ranges = [
             SetId::LocalSources,
             SetId::ServiceCidrs,
@@ -249,10 +146,86 @@ impl SetId {
         ];
         Set {
             name: self.name(),
-            key,
-            kind,
+            key: self.key(),
+            kind: self.kind(),
             interval: ranges.contains(&self),
-            comment: comment.into(),
+            comment: self.comment().into(),
+        }
+    }
+
+    fn key(self) -> Vec<Field> {
+        let with = |mut key: Vec<Field>, last| {
+            key.push(last);
+            key
+        };
+        match self {
+            SetId::Backends(pick) | SetId::LargeBackends(pick, _) => {
+                with(pick.fields(), Field::Slot)
+            }
+            SetId::Sized(pick, _) | SetId::Large(pick) => pick.fields(),
+            SetId::NoEndpoints
+            | SetId::NoLocalEndpoints
+            | SetId::LocalPolicy
+            | SetId::MasqueradeFrontends
+            | SetId::Guarded
+            | SetId::Sticky
+            | SetId::Counted => Pick::Frontend.fields(),
+            SetId::NodePortsNoEndpoints
+            | SetId::LocalPolicyNodePorts
+            | SetId::MasqueradeNodePorts
+            | SetId::StickyNodePorts
+            | SetId::CountedNodePorts => Pick::NodePort.fields(),
+            SetId::ClusterIps
+            | SetId::ExternalIps
+            | SetId::ServiceCidrs
+            | SetId::NodeAddresses
+            | SetId::LocalSources => vec![Field::Address],
+            SetId::Hairpin => vec![Field::Address, Field::Address],
+            SetId::AllowedSources => with(Pick::Frontend.fields(), Field::Address),
+            SetId::StickyFor(_) => vec![Field::Group],
+            SetId::Affinity => vec![Field::Address, Field::Protocol, Field::Group],
+        }
+    }
+
+    fn kind(self) -> SetKind {
+        let endpoint = vec![DataField::Address, DataField::Port];
+        match self {
+            SetId::Backends(_) | SetId::LargeBackends(..) => SetKind::Map(endpoint),
+            SetId::Large(_) => SetKind::VerdictMap,
+            SetId::Sticky | SetId::StickyNodePorts => SetKind::Map(vec![DataField::Group]),
+            SetId::Affinity => SetKind::Learned(endpoint),
+            SetId::Counted | SetId::CountedNodePorts => SetKind::Counters,
+            _ => SetKind::Set,
+        }
+    }
+
+    /// What `nft list` shows beside the set.
+    const fn comment(self) -> &'static str {
+        match self {
+            SetId::Backends(pick) | SetId::LargeBackends(pick, _) => pick.backends_comment(),
+            SetId::Sized(..) => "Those with as many endpoints as the name says",
+            SetId::Large(_) => "Those with more endpoints than that",
+            SetId::NoEndpoints => "Frontends without endpoints: refused",
+            SetId::NodePortsNoEndpoints => "Node ports without endpoints: refused",
+            SetId::NoLocalEndpoints => "Internal policy Local without endpoints here: dropped",
+            SetId::LocalPolicy => "External policy Local: outsiders get endpoints on this node",
+            SetId::LocalPolicyNodePorts => "The same for node ports",
+            SetId::ClusterIps => "Cluster IPs: any other port of them is refused",
+            SetId::ExternalIps => "External and load balancer addresses",
+            SetId::ServiceCidrs => "What is no cluster IP in these ranges is dropped",
+            SetId::NodeAddresses => "Addresses of this node that serve node ports",
+            SetId::LocalSources => "Sources that are local pods",
+            SetId::MasqueradeFrontends => "External frontends whose clients are masqueraded",
+            SetId::MasqueradeNodePorts => "Node ports whose clients are masqueraded",
+            SetId::Hairpin => "Endpoints on this node, which may reach themselves",
+            SetId::Guarded => "Frontends that not everyone may use",
+            SetId::AllowedSources => "Frontend . clients that may use it",
+            SetId::Sticky => "Frontends whose clients keep their endpoint : group",
+            SetId::StickyNodePorts => "Node ports whose clients do : group",
+            SetId::StickyFor(_) => "Groups that do for as many seconds as the name says",
+            SetId::Affinity => "Client . protocol . group : endpoint that it keeps",
+            SetId::Counted => "Frontends whose new connections are counted",
+            SetId::CountedNodePorts => "Node ports whose new connections are counted",
         }
     }
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use nft::{Bytes, Element, Family, Operation, Transaction};
 
-use crate::layout::{self, Extra, SetId};
+use crate::layout::{self, DynamicPart, SetId};
 use crate::render::Rendered;
 
 /// Net changes of a batch. Own elements of different frontends have different keys, so they need no netting;
@@ -16,7 +16,7 @@ pub(super) struct Changes {
     deleted: BTreeMap<(Family, SetId), Vec<Element>>,
     added: BTreeMap<(Family, SetId), Vec<Element>>,
     shared: BTreeMap<(Family, SetId, Bytes), i64>,
-    extras: BTreeMap<(Family, Extra), i64>,
+    parts: BTreeMap<(Family, DynamicPart), i64>,
 }
 
 impl Changes {
@@ -27,9 +27,9 @@ impl Changes {
         for (set, key) in new.shared {
             *self.shared.entry((family, set, key)).or_default() += 1;
         }
-        for (extras, by) in [(old.extras, -1), (new.extras, 1)] {
-            for extra in extras {
-                *self.extras.entry((family, extra)).or_default() += by;
+        for (parts, by) in [(old.parts, -1), (new.parts, 1)] {
+            for part in parts {
+                *self.parts.entry((family, part)).or_default() += by;
             }
         }
         let mut old = old.own.into_iter().peekable();
@@ -62,7 +62,7 @@ impl Changes {
     pub(super) fn settle(
         mut self,
         shared: &mut HashMap<(Family, SetId, Bytes), u32>,
-        extras: &mut BTreeMap<(Family, Extra), u32>,
+        parts: &mut BTreeMap<(Family, DynamicPart), u32>,
     ) -> Transaction {
         for (key, by) in std::mem::take(&mut self.shared) {
             let (family, set, bytes) = key;
@@ -79,12 +79,12 @@ impl Changes {
                 .push(Element::member(bytes));
         }
         let (mut new, mut stale) = (Vec::new(), Vec::new());
-        for (key, by) in std::mem::take(&mut self.extras) {
-            match count(extras.entry(key).or_default(), by) {
+        for (key, by) in std::mem::take(&mut self.parts) {
+            match count(parts.entry(key).or_default(), by) {
                 Presence::Unchanged => {}
                 Presence::Appeared => new.push(key),
                 Presence::Vanished => {
-                    extras.remove(&key);
+                    parts.remove(&key);
                     stale.push(key);
                 }
             }
@@ -94,28 +94,28 @@ impl Changes {
             let set = set.name();
             transaction.push(family, Operation::DeleteElements { set, elements });
         }
-        for (family, extra) in &new {
-            for set in extra.sets() {
+        for (family, part) in &new {
+            for set in part.sets() {
                 transaction.push(*family, Operation::AddSet(set));
             }
-            if let Some(chain) = extra.chain() {
+            if let Some(chain) = part.chain() {
                 transaction.push(*family, Operation::AddChain(chain));
             }
         }
         let mut dependent = BTreeSet::new();
-        for (family, extra) in new.iter().chain(&stale) {
-            if !matches!(extra, Extra::Count(..)) {
+        for (family, part) in new.iter().chain(&stale) {
+            if !matches!(part, DynamicPart::Count(..)) {
                 dependent.insert(*family);
             }
         }
-        for (family, extra) in &new {
-            if let Some(chain) = extra.chain() {
+        for (family, part) in &new {
+            if let Some(chain) = part.chain() {
                 transaction.push(*family, Operation::SetRules(chain));
             }
         }
         for family in dependent {
-            let there = extras.keys().filter(|(of, _)| *of == family);
-            for chain in layout::dependent_chains(there.map(|(_, extra)| extra)) {
+            let there = parts.keys().filter(|(of, _)| *of == family);
+            for chain in layout::dependent_chains(there.map(|(_, part)| part)) {
                 transaction.push(family, Operation::SetRules(chain));
             }
         }
@@ -123,11 +123,11 @@ impl Changes {
             let set = set.name();
             transaction.push(family, Operation::AddElements { set, elements });
         }
-        for (family, extra) in stale {
-            if let Some(chain) = extra.chain() {
+        for (family, part) in stale {
+            if let Some(chain) = part.chain() {
                 transaction.push(family, Operation::DeleteChain(chain.name));
             }
-            for set in extra.sets() {
+            for set in part.sets() {
                 transaction.push(family, Operation::DeleteSet(set.name));
             }
         }

@@ -86,8 +86,8 @@ fn intent(n: u8, created: Option<i64>, endpoints: u8) -> Update {
             local: false,
         })
         .collect();
-    let place = Place::ClusterIp([10, 96, 0, 1].into());
-    let frontend = frontend(place, Protocol::Tcp, 80, Disposition::Balance(backends));
+    let at = FrontendAddress::ClusterIp([10, 96, 0, 1].into());
+    let frontend = frontend(at, Protocol::Tcp, 80, Disposition::Balance(backends));
     ServiceIntent {
         service: name(n),
         created,
@@ -107,7 +107,7 @@ fn the_older_of_two_services_has_the_frontend_and_the_younger_gets_it_when_that_
     assert_eq!(ledger.apply(vec![intent(1, Some(7), 2)]).conflicts, []);
     let conflicts = ledger.apply(vec![intent(2, Some(3), 2)]).conflicts;
     let claim = Claim {
-        place: Place::ClusterIp([10, 96, 0, 1].into()),
+        address: FrontendAddress::ClusterIp([10, 96, 0, 1].into()),
         protocol: Protocol::Tcp,
         port: 80,
     };
@@ -149,15 +149,15 @@ fn one_endpoint_more_or_less_costs_elements_of_that_service_only() {
     );
 }
 
-/// `n`'s frontend at `place`, port 80, with one endpoint; `group` is its affinity's.
-fn at(n: u8, place: Place, group: Option<u32>) -> Update {
+/// `n`'s frontend at `address`, port 80, with one endpoint; `group` is its affinity's.
+fn at(n: u8, address: FrontendAddress, group: Option<u32>) -> Update {
     let backend = Backend {
         address: [10, 244, n, 1].into(),
         port: 8080,
         local: false,
     };
     let disposition = Disposition::Balance([backend].into());
-    let mut frontend = frontend(place, Protocol::Tcp, 80, disposition);
+    let mut frontend = frontend(address, Protocol::Tcp, 80, disposition);
     frontend.affinity = group.map(|group| Affinity { seconds: 60, group });
     ServiceIntent {
         service: name(n),
@@ -172,7 +172,10 @@ fn at(n: u8, place: Place, group: Option<u32>) -> Update {
 #[test]
 fn an_external_address_yields_to_a_cluster_ip_and_serves_again_when_that_goes() {
     let address = [10, 96, 0, 1].into();
-    let (external, cluster_ip) = (Place::External(address), Place::ClusterIp(address));
+    let (external, cluster_ip) = (
+        FrontendAddress::External(address),
+        FrontendAddress::ClusterIp(address),
+    );
     let mut ledger = Ledger::default();
     // The external one is the older Service.
     assert_eq!(ledger.apply(vec![at(1, external, None)]).conflicts, []);
@@ -180,7 +183,7 @@ fn an_external_address_yields_to_a_cluster_ip_and_serves_again_when_that_goes() 
     let conflicts = ledger.apply(vec![at(2, cluster_ip, None)]).conflicts;
     let lost = Conflict {
         claim: Claim {
-            place: external,
+            address: external,
             protocol: Protocol::Tcp,
             port: 80,
         },
@@ -205,7 +208,7 @@ fn an_external_address_yields_to_a_cluster_ip_and_serves_again_when_that_goes() 
 
 #[test]
 fn of_two_services_whose_affinity_groups_meet_the_younger_goes_without() {
-    let place = |host: u8| Place::ClusterIp([10, 96, 0, host].into());
+    let ip = |host: u8| FrontendAddress::ClusterIp([10, 96, 0, host].into());
     let intents = |updates: Vec<Update>| {
         let intents = updates
             .into_iter()
@@ -213,13 +216,13 @@ fn of_two_services_whose_affinity_groups_meet_the_younger_goes_without() {
         crate::contents(&facts(), intents.collect::<Vec<_>>())
     };
     let mut ledger = Ledger::default();
-    ledger.apply(vec![at(2, place(2), Some(7))]);
+    ledger.apply(vec![at(2, ip(2), Some(7))]);
     assert_eq!(
         ledger.contents(&facts()),
-        intents(vec![at(2, place(2), Some(7))])
+        intents(vec![at(2, ip(2), Some(7))])
     );
-    ledger.apply(vec![at(1, place(1), Some(7))]);
-    let met = intents(vec![at(1, place(1), Some(7)), at(2, place(2), None)]);
+    ledger.apply(vec![at(1, ip(1), Some(7))]);
+    let met = intents(vec![at(1, ip(1), Some(7)), at(2, ip(2), None)]);
     assert_eq!(ledger.contents(&facts()), met);
     ledger.apply(vec![Update {
         service: name(1),
@@ -227,6 +230,6 @@ fn of_two_services_whose_affinity_groups_meet_the_younger_goes_without() {
     }]);
     assert_eq!(
         ledger.contents(&facts()),
-        intents(vec![at(2, place(2), Some(7))])
+        intents(vec![at(2, ip(2), Some(7))])
     );
 }

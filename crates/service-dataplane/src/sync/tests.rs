@@ -2,13 +2,13 @@ use std::sync::Arc;
 
 use nft::Fake;
 use proptest::prelude::*;
-use service_model::{Backend as Endpoint, Disposition, Place, Protocol, ServiceIntent};
+use service_model::{Backend as Endpoint, Disposition, FrontendAddress, Protocol, ServiceIntent};
 
 use super::*;
 use crate::samples::{batches, facts, frontend, name, other_facts};
 
-fn in_step(dataplane: &Dataplane<Fake>) -> bool {
-    let wanted = dataplane.ledger().contents(dataplane.facts());
+fn synced(dataplane: &Dataplane<Fake>) -> bool {
+    let wanted = dataplane.desired();
     let found = Family::ALL.map(|family| dataplane.backend().contents(family));
     found.into_iter().eq(wanted.into_iter().map(Some))
 }
@@ -20,7 +20,7 @@ proptest! {
         for batch in batches {
             let outcome = dataplane.commit(batch).unwrap();
             prop_assert_eq!(outcome.quarantined, []);
-            prop_assert!(in_step(&dataplane));
+            prop_assert!(synced(&dataplane));
         }
     }
 
@@ -33,7 +33,7 @@ proptest! {
         for (batch, facts) in then.into_iter().zip([other_facts(), facts()].into_iter().cycle()) {
             let transactions = dataplane.refresh(facts, batch).unwrap().transactions;
             prop_assert!(transactions <= 1);
-            prop_assert!(in_step(&dataplane));
+            prop_assert!(synced(&dataplane));
         }
     }
 
@@ -50,7 +50,7 @@ proptest! {
         }
         restarted.ledger = ledger;
         restarted.repair().unwrap();
-        prop_assert!(in_step(&restarted));
+        prop_assert!(synced(&restarted));
         let mut again = Dataplane::new(restarted.backend, facts());
         again.ledger = restarted.ledger;
         prop_assert_eq!(again.repair().unwrap().transactions, 0);
@@ -63,9 +63,9 @@ fn service(n: u8) -> Update {
         port: 8080,
         local: false,
     };
-    let place = Place::ClusterIp([10, 96, 0, n].into());
+    let address = FrontendAddress::ClusterIp([10, 96, 0, n].into());
     let frontend = frontend(
-        place,
+        address,
         Protocol::Tcp,
         80,
         Disposition::Balance(Arc::from([backend])),
@@ -103,8 +103,7 @@ fn the_one_service_that_is_refused_is_quarantined_and_all_others_go_in() {
             .collect::<Vec<_>>(),
         [name(7)]
     );
-    assert_eq!(dataplane.ledger().services(), 99);
-    assert!(in_step(&dataplane));
+    assert!(synced(&dataplane));
     // Later changes of others are not held up, and pay nothing for it.
     assert_eq!(
         dataplane.commit(vec![service(101)]).unwrap().transactions,
@@ -126,14 +125,14 @@ fn a_quarantined_service_keeps_its_last_good_rules_and_is_tried_again_at_its_nex
         Update::from(intent)
     };
     dataplane.commit(vec![service(1)]).unwrap();
-    let before = dataplane.ledger().contents(&facts());
+    let before = dataplane.desired();
     let outcome = dataplane.commit(vec![moved(service(1), 7)]).unwrap();
     assert_eq!(outcome.quarantined.len(), 1);
-    assert_eq!(dataplane.ledger().contents(&facts()), before);
-    assert!(in_step(&dataplane));
+    assert_eq!(dataplane.desired(), before);
+    assert!(synced(&dataplane));
     dataplane.commit(vec![moved(service(1), 8)]).unwrap();
     assert!(dataplane.quarantine().is_empty());
-    assert_ne!(dataplane.ledger().contents(&facts()), before);
+    assert_ne!(dataplane.desired(), before);
 }
 
 #[test]
@@ -145,8 +144,9 @@ fn a_backend_that_fails_loses_nothing_that_was_asked_for() {
         dataplane.commit(vec![service(2)]).unwrap_err();
         assert!(dataplane.quarantine().is_empty());
         dataplane.repair().unwrap();
-        assert_eq!(dataplane.ledger().services(), 2);
-        assert!(in_step(&dataplane));
+        assert!(synced(&dataplane));
+        let both = [service(1), service(2)].map(|update| (*update.intent.unwrap()).clone());
+        assert_eq!(dataplane.desired(), crate::contents(&facts(), both));
     }
 }
 
@@ -169,7 +169,7 @@ fn a_foreign_change_is_repaired_and_does_not_quarantine_anybody() {
         )
         .unwrap();
     assert_eq!(outcome.quarantined, []);
-    assert!(in_step(&dataplane));
+    assert!(synced(&dataplane));
 }
 
 fn endpoint(host: u8) -> nft::Bytes {
@@ -212,7 +212,7 @@ fn what_was_learned_of_endpoints_outlives_changes_and_repairs_until_the_endpoint
     let map = affinity::map();
     let mut dataplane = Dataplane::new(Fake::new(), facts());
     // What the daemon does after a commit, from another thread.
-    let clean = |dataplane: &mut Dataplane<Fake>, outcome: Outcome| {
+    let clean = |dataplane: &mut Dataplane<Fake>, outcome: SyncOutcome| {
         let mut forgotten = 0;
         for family in outcome.affinity.families() {
             let learned = dataplane.backend_mut().learned(family, &map).unwrap();

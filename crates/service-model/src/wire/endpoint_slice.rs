@@ -1,7 +1,7 @@
 //! discovery.k8s.io/v1 EndpointSlice.
 //!
-//! Slices are written by controllers, and by tenants who may edit them (CVE-2021-25740): whatever is wrong with
-//! one port or endpoint, the others serve (F37-F43).
+//! Slices are written by controllers, and by tenants who may edit them (CVE-2021-25740): if a port or endpoint is
+//! invalid, the others are used.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,12 +10,13 @@ use serde::Deserialize;
 use smallvec::SmallVec;
 
 use super::address::{endpoint_refusal, parse_address};
-use super::report::{Report, quoted};
 use super::service::{out_of_range, parse_protocol, port_number};
+use super::validation::{Validation, quoted};
 use super::{
-    Converted, Interner, LABEL_SERVICE_NAME, MAX_NAME, Metadata, Object, is_name, null_is_default,
+    ConversionContext, Converted, LABEL_SERVICE_NAME, MAX_NAME, Metadata, Object, is_name,
+    null_is_default,
 };
-use crate::objects::{self, Conditions, Family, Invalid, ObjectKind, ObjectName, TriggerTime};
+use crate::objects::{self, Conditions, Family, Invalid, ObjectName, TriggerTime};
 
 /// An EndpointSlice as decoded.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -76,65 +77,62 @@ struct WireConditions {
 impl Object for EndpointSlice {
     type Model = objects::EndpointSlice;
 
-    const KIND: ObjectKind = ObjectKind::EndpointSlice;
-
     fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
-    /// A slice that is not for us (no Service named, FQDN addresses, one of the two labels) comes out empty and
-    /// `excluded`: to the index it is as good as gone. FQDN addresses are worth a warning, since whoever made the
-    /// slice expects them to serve.
+    /// A slice that is not programmed (no Service named, FQDN addresses, one of the two labels) becomes empty and
+    /// `excluded`. FQDN addresses lead to a warning, since the author of the slice expects them to serve.
     fn into_model(
         self,
-        interner: &mut Interner,
+        context: &mut ConversionContext,
     ) -> Result<Converted<objects::EndpointSlice>, Invalid> {
-        let mut report = self.metadata.report(Self::KIND, interner)?;
+        let mut validation = self.metadata.validate(Self::KIND, context)?;
         let family = match self.address_type.as_deref() {
             Some("IPv4") => Some(Family::Ip),
             Some("IPv6") => Some(Family::Ip6),
             Some("FQDN") => None,
-            None => return Err(report.invalid("addressType", "is missing")),
+            None => return Err(validation.invalid("addressType", "is missing")),
             Some(other) => {
                 let reason = format!("{} is not IPv4, IPv6 or FQDN", quoted(other));
-                return Err(report.invalid("addressType", reason));
+                return Err(validation.invalid("addressType", reason));
             }
         };
         let labels = &self.metadata.labels;
         let service = labels.service_name.as_deref().unwrap_or_default();
         if !service.is_empty() && !is_name(service, MAX_NAME) {
             let field = format!("metadata.labels[{LABEL_SERVICE_NAME}]");
-            return Err(report.invalid(field, format!("{} is not a name", quoted(service))));
+            return Err(validation.invalid(field, format!("{} is not a name", quoted(service))));
         }
 
         let mut slice = objects::EndpointSlice {
-            name: report.object().clone(),
+            name: validation.object().clone(),
             service: ObjectName {
-                namespace: report.object().namespace.clone(),
-                name: interner.intern(service),
+                namespace: validation.object().namespace.clone(),
+                name: context.intern(service),
             },
             family: family.unwrap_or(Family::Ip),
             ports: SmallVec::new(),
             endpoints: Vec::new(),
-            excluded: service.is_empty() || labels.excluded(interner),
+            excluded: service.is_empty() || labels.excluded(context),
             trigger: TriggerTime(self.metadata.last_change_trigger_time()),
         };
         if family.is_none() && !slice.excluded {
-            report.warn("addressType", "is FQDN: only IPv4 and IPv6 are served");
+            validation.warn("addressType", "is FQDN: only IPv4 and IPv6 are served");
             slice.excluded = true;
         }
         if !slice.excluded {
-            slice.ports = ports(&self.ports, &mut report, interner);
-            slice.endpoints = endpoints(self.endpoints, slice.family, &mut report, interner);
+            slice.ports = ports(&self.ports, &mut validation, context);
+            slice.endpoints = endpoints(self.endpoints, slice.family, &mut validation, context);
         }
-        Ok(report.converted(slice))
+        Ok(validation.converted(slice))
     }
 }
 
 fn ports(
     written: &[Port],
-    report: &mut Report,
-    interner: &mut Interner,
+    validation: &mut Validation,
+    context: &mut ConversionContext,
 ) -> SmallVec<[objects::SlicePort; 1]> {
     let mut ports = SmallVec::<[objects::SlicePort; 1]>::new();
     for (i, port) in written.iter().enumerate() {
@@ -145,12 +143,12 @@ fn ports(
         };
         match (number, parse_protocol(port.protocol.as_deref())) {
             (Ok(number), Ok(protocol)) => ports.push(objects::SlicePort {
-                name: interner.intern(port.name.as_deref().unwrap_or_default()),
+                name: context.intern(port.name.as_deref().unwrap_or_default()),
                 protocol,
                 port: number,
             }),
-            (Err(reason), _) => report.warn(field("port"), reason),
-            (_, Err(reason)) => report.warn(field("protocol"), reason),
+            (Err(reason), _) => validation.warn(field("port"), reason),
+            (_, Err(reason)) => validation.warn(field("protocol"), reason),
         }
     }
     ports.shrink_to_fit();
@@ -160,26 +158,26 @@ fn ports(
 fn endpoints(
     written: Vec<Endpoint>,
     family: Family,
-    report: &mut Report,
-    interner: &mut Interner,
+    validation: &mut Validation,
+    context: &mut ConversionContext,
 ) -> Vec<objects::Endpoint> {
     let mut endpoints = Vec::with_capacity(written.len());
     for (i, endpoint) in written.iter().enumerate() {
         match address(endpoint, family) {
             Ok(address) => endpoints.push(objects::Endpoint {
                 address,
-                node: node(endpoint, interner),
+                node: node(endpoint, context),
                 conditions: endpoint.conditions.with_defaults(),
-                hints: hints(endpoint, interner),
+                hints: hints(endpoint, context),
             }),
-            Err(reason) => report.warn(format!("endpoints[{i}].addresses[0]"), reason),
+            Err(reason) => validation.warn(format!("endpoints[{i}].addresses[0]"), reason),
         }
     }
     endpoints.shrink_to_fit();
     endpoints
 }
 
-/// Only the first address counts (row 30); the API says that all of them lead to the same endpoint.
+/// Only the first address counts (row 30); by the API, all of them lead to the same endpoint.
 fn address(endpoint: &Endpoint, family: Family) -> Result<IpAddr, String> {
     let text = endpoint.addresses.first().ok_or("is missing")?;
     let refused = |reason| format!("{} {reason}", quoted(text));
@@ -193,19 +191,19 @@ fn address(endpoint: &Endpoint, family: Family) -> Result<IpAddr, String> {
     }
 }
 
-fn node(endpoint: &Endpoint, interner: &mut Interner) -> Option<Arc<str>> {
+fn node(endpoint: &Endpoint, context: &mut ConversionContext) -> Option<Arc<str>> {
     let name = endpoint
         .node_name
         .as_deref()
         .filter(|name| !name.is_empty())?;
-    Some(interner.intern(name))
+    Some(context.intern(name))
 }
 
-fn hints(endpoint: &Endpoint, interner: &mut Interner) -> Option<Box<objects::Hints>> {
+fn hints(endpoint: &Endpoint, context: &mut ConversionContext) -> Option<Box<objects::Hints>> {
     let written = endpoint.hints.as_ref()?;
     let mut names = |hints: &[Hint]| {
         let names = hints.iter().filter_map(|hint| hint.name.as_deref());
-        names.map(|name| interner.intern(name)).collect()
+        names.map(|name| context.intern(name)).collect()
     };
     let hints = objects::Hints {
         zones: names(&written.for_zones),
@@ -215,7 +213,7 @@ fn hints(endpoint: &Endpoint, interner: &mut Interner) -> Option<Box<objects::Hi
 }
 
 impl WireConditions {
-    /// Row 31, and the API's own words since 1.33 (discovery/v1 `EndpointConditions`).
+    /// Row 31; documented by the API since 1.33 (discovery/v1 `EndpointConditions`).
     fn with_defaults(self) -> Conditions {
         Conditions {
             ready: self.ready.unwrap_or(true),

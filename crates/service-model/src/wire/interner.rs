@@ -1,8 +1,7 @@
-//! What conversions share: whose Services are ours, and one copy of each text that many objects repeat
-//! (namespaces, node names, port names).
+//! One copy of each text that many objects repeat: namespaces, node names, port names.
 //!
-//! Invariant: equal texts interned while one of them lives share their memory; texts nobody uses any more
-//! are dropped in time, so a cluster whose nodes come and go does not grow us.
+//! Invariant: equal texts that are in use share their memory; unused texts are dropped in time, so memory does not grow
+//! while nodes come and go.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,12 +9,11 @@ use std::sync::Arc;
 /// Below this many texts, looking for unused ones is not worth it.
 const FIRST_SWEEP: usize = 1024;
 
-/// See the module. One belongs to each source; it is plain data.
+/// See the module.
 #[derive(Debug)]
-pub struct Interner {
+pub(super) struct Interner {
     texts: BTreeSet<Arc<str>>,
     sweep_at: usize,
-    proxy_name: Option<Arc<str>>,
 }
 
 impl Default for Interner {
@@ -23,32 +21,13 @@ impl Default for Interner {
         Interner {
             texts: BTreeSet::new(),
             sweep_at: FIRST_SWEEP,
-            proxy_name: None,
         }
     }
 }
 
 impl Interner {
-    /// Empty.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// For the proxy of this name (`--service-proxy-name`): the Services and slices labelled with it are ours, and no
-    /// others. Without a name those without the label are.
-    pub fn for_proxy(proxy_name: Option<Arc<str>>) -> Self {
-        Interner {
-            proxy_name,
-            ..Self::default()
-        }
-    }
-
-    pub(super) fn proxy_name(&self) -> Option<&str> {
-        self.proxy_name.as_deref()
-    }
-
     /// The shared copy of a text.
-    pub fn intern(&mut self, text: &str) -> Arc<str> {
+    pub(super) fn intern(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.texts.get(text) {
             return known.clone();
         }
@@ -68,7 +47,7 @@ mod tests {
 
     #[test]
     fn equal_texts_share_their_memory() {
-        let mut interner = Interner::new();
+        let mut interner = Interner::default();
         let (a, b) = (interner.intern("node-1"), interner.intern("node-1"));
         assert!(Arc::ptr_eq(&a, &b));
         assert_ne!(a, interner.intern("node-2"));
@@ -76,7 +55,7 @@ mod tests {
 
     #[test]
     fn texts_nobody_uses_are_dropped_and_used_ones_stay_shared() {
-        let mut interner = Interner::new();
+        let mut interner = Interner::default();
         let kept = interner.intern("kept");
         for i in 0..FIRST_SWEEP * 10 {
             interner.intern(&format!("node-{i}"));

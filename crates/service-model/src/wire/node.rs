@@ -7,9 +7,9 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::address::{parse_address, parse_cidr};
-use super::report::{Report, quoted};
-use super::{Converted, Interner, Metadata, Object, null_is_default};
-use crate::objects::{self, Invalid, ObjectKind};
+use super::validation::{Validation, quoted};
+use super::{ConversionContext, Converted, Metadata, Object, null_is_default};
+use crate::objects::{self, Invalid};
 
 /// A Node as decoded.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -61,31 +61,32 @@ struct NodeAddress {
 impl Object for Node {
     type Model = objects::Node;
 
-    const KIND: ObjectKind = ObjectKind::Node;
-
     fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
-    fn into_model(self, interner: &mut Interner) -> Result<Converted<objects::Node>, Invalid> {
-        let mut report = self.metadata.report(Self::KIND, interner)?;
+    fn into_model(
+        self,
+        context: &mut ConversionContext,
+    ) -> Result<Converted<objects::Node>, Invalid> {
+        let mut validation = self.metadata.validate(Self::KIND, context)?;
         let zone = self.metadata.labels.zone.as_deref();
         let node = objects::Node {
-            name: report.object().clone(),
+            name: validation.object().clone(),
             zone: zone
                 .filter(|zone| !zone.is_empty())
-                .map(|zone| interner.intern(zone)),
-            addresses: self.status.addresses(&mut report),
-            pod_cidrs: self.spec.pod_cidrs(&mut report),
+                .map(|zone| context.intern(zone)),
+            addresses: self.status.addresses(&mut validation),
+            pod_cidrs: self.spec.pod_cidrs(&mut validation),
             leaving: self.metadata.deletion_timestamp.is_some() || self.spec.is_to_be_deleted(),
             annotations: Arc::new(self.metadata.annotations.overlay),
         };
-        Ok(report.converted(node))
+        Ok(validation.converted(node))
     }
 }
 
 impl Status {
-    fn addresses(&self, report: &mut Report) -> Vec<IpAddr> {
+    fn addresses(&self, validation: &mut Validation) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
         for wanted in ["InternalIP", "ExternalIP"] {
             for (i, written) in self.addresses.iter().enumerate() {
@@ -95,7 +96,7 @@ impl Status {
                 let text = written.address.as_deref().unwrap_or_default();
                 match parse_address(text) {
                     Ok(address) => addresses.push(address),
-                    Err(reason) => report.warn(
+                    Err(reason) => validation.warn(
                         format!("status.addresses[{i}].address"),
                         format!("{} {reason}", quoted(text)),
                     ),
@@ -112,15 +113,18 @@ impl Spec {
         keys.any(|key| key == TO_BE_DELETED)
     }
 
-    fn pod_cidrs(&self, report: &mut Report) -> Vec<IpNet> {
+    fn pod_cidrs(&self, validation: &mut Validation) -> Vec<IpNet> {
         if self.pod_cidrs.is_empty() {
             let one = self.pod_cidr.iter().filter(|text| !text.is_empty());
-            return ranges(one.map(|text| ("spec.podCIDR".to_owned(), text)), report);
+            return ranges(
+                one.map(|text| ("spec.podCIDR".to_owned(), text)),
+                validation,
+            );
         }
         let many = self.pod_cidrs.iter().enumerate();
         ranges(
             many.map(|(i, text)| (format!("spec.podCIDRs[{i}]"), text)),
-            report,
+            validation,
         )
     }
 }
@@ -128,13 +132,13 @@ impl Spec {
 /// The ranges that are ranges.
 pub(super) fn ranges<'a>(
     written: impl Iterator<Item = (String, &'a String)>,
-    report: &mut Report,
+    validation: &mut Validation,
 ) -> Vec<IpNet> {
     let mut ranges = Vec::new();
     for (field, text) in written {
         match parse_cidr(text) {
             Ok(range) => ranges.push(range),
-            Err(reason) => report.warn(field, format!("{} {reason}", quoted(text))),
+            Err(reason) => validation.warn(field, format!("{} {reason}", quoted(text))),
         }
     }
     ranges

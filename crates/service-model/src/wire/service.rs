@@ -12,9 +12,9 @@ use serde::Deserialize;
 use smallvec::SmallVec;
 
 use super::address::{cluster_ip_refusal, endpoint_refusal, parse_address, parse_cidr};
-use super::report::{Report, quoted};
-use super::{Converted, Interner, Metadata, Object, null_is_default};
-use crate::objects::{self, Family, Invalid, ObjectKind, Protocol, ServiceType, TrafficPolicy};
+use super::validation::{Validation, quoted};
+use super::{ConversionContext, Converted, Metadata, Object, null_is_default};
+use crate::objects::{self, Family, Invalid, Protocol, ServiceType, TrafficPolicy};
 
 /// core/v1 `DefaultClientIPServiceAffinitySeconds`
 const AFFINITY_SECONDS: u32 = 10800;
@@ -103,47 +103,48 @@ struct Port {
 impl Object for Service {
     type Model = objects::Service;
 
-    const KIND: ObjectKind = ObjectKind::Service;
-
     fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
-    fn into_model(self, interner: &mut Interner) -> Result<Converted<objects::Service>, Invalid> {
-        let mut report = self.metadata.report(Self::KIND, interner)?;
-        let service_type = service_type(self.spec.r#type.as_deref(), &report)?;
+    fn into_model(
+        self,
+        context: &mut ConversionContext,
+    ) -> Result<Converted<objects::Service>, Invalid> {
+        let mut validation = self.metadata.validate(Self::KIND, context)?;
+        let service_type = service_type(self.spec.r#type.as_deref(), &validation)?;
         let labels = &self.metadata.labels;
         let mut service = objects::Service {
-            created: self.metadata.created(&mut report),
+            created: self.metadata.created(&mut validation),
             service_type,
-            wishes: self.metadata.annotations.wishes(),
-            excluded: labels.excluded(interner),
-            ..objects::Service::named(report.object().clone())
+            options: self.metadata.annotations.options(),
+            excluded: labels.excluded(context),
+            ..objects::Service::named(validation.object().clone())
         };
         let ours = !service.excluded && service_type != ServiceType::ExternalName;
         if ours && !self.spec.is_headless() {
-            service.cluster_ips = self.spec.cluster_ips(&mut report)?;
-            service.ports = self.spec.ports(&mut report, interner)?;
-            service.external_ips = self.spec.external_ips(&mut report);
-            service.load_balancer_ips = self.status.load_balancer_ips(&mut report);
-            service.source_ranges = self.spec.source_ranges(&report)?;
+            service.cluster_ips = self.spec.cluster_ips(&mut validation)?;
+            service.ports = self.spec.ports(&mut validation, context)?;
+            service.external_ips = self.spec.external_ips(&mut validation);
+            service.load_balancer_ips = self.status.load_balancer_ips(&mut validation);
+            service.source_ranges = self.spec.source_ranges(&validation)?;
             let external = self.spec.external_traffic_policy.as_deref();
             let internal = self.spec.internal_traffic_policy.as_deref();
-            service.external_policy = policy(external, "spec.externalTrafficPolicy", &report)?;
-            service.internal_policy = policy(internal, "spec.internalTrafficPolicy", &report)?;
-            service.affinity = self.spec.affinity(&mut report)?;
+            service.external_policy = policy(external, "spec.externalTrafficPolicy", &validation)?;
+            service.internal_policy = policy(internal, "spec.internalTrafficPolicy", &validation)?;
+            service.affinity = self.spec.affinity(&mut validation)?;
             let checked = service_type == ServiceType::LoadBalancer
                 && service.external_policy == TrafficPolicy::Local;
             let number = self.spec.health_check_node_port.filter(|_| checked);
             service.health_check_node_port = number.and_then(port_number);
         }
-        Ok(report.converted(service))
+        Ok(validation.converted(service))
     }
 }
 
 impl Service {
     /// Refuses node ports outside the range that is given to them. Only for sources that have no API server to
-    /// keep that rule (its `--service-node-port-range`); to be asked before conversion.
+    /// enforce that rule (its `--service-node-port-range`); to be called before conversion.
     pub fn check_node_ports(&self, range: &RangeInclusive<u16>) -> Result<(), Invalid> {
         let stray = |port: &Port| {
             let number = port.node_port.filter(|number| *number != 0)?;
@@ -153,7 +154,7 @@ impl Service {
         for (i, port) in self.spec.ports.iter().enumerate() {
             if let Some(number) = stray(port) {
                 let (first, last) = (range.start(), range.end());
-                return Err(Report::new(Self::KIND, self.object_name()).invalid(
+                return Err(Validation::new(Self::KIND, self.object_name()).invalid(
                     format!("spec.ports[{i}].nodePort"),
                     format!("{number} is outside the node port range {first}-{last}"),
                 ));
@@ -164,7 +165,7 @@ impl Service {
 }
 
 impl Spec {
-    /// The addresses and the field each stands in.
+    /// The addresses, each with its field.
     fn written_cluster_ips(&self) -> impl Iterator<Item = (String, &str)> {
         let many = self.cluster_ips.iter().enumerate();
         let many = many.map(|(i, text)| (format!("spec.clusterIPs[{i}]"), text.as_str()));
@@ -180,17 +181,17 @@ impl Spec {
         self.written_cluster_ips().any(|(_, text)| text == "None")
     }
 
-    fn cluster_ips(&self, report: &mut Report) -> Result<SmallVec<[IpAddr; 2]>, Invalid> {
+    fn cluster_ips(&self, validation: &mut Validation) -> Result<SmallVec<[IpAddr; 2]>, Invalid> {
         let mut addresses = SmallVec::<[IpAddr; 2]>::new();
         for (field, text) in self.written_cluster_ips() {
-            let refused = |reason| report.invalid(&field, format!("{} {reason}", quoted(text)));
+            let refused = |reason| validation.invalid(&field, format!("{} {reason}", quoted(text)));
             let address = parse_address(text).map_err(refused)?;
             if let Some(reason) = cluster_ip_refusal(address) {
                 return Err(refused(reason));
             }
             let family = Family::of(address);
             if addresses.iter().any(|a| Family::of(*a) == family) {
-                report.warn(
+                validation.warn(
                     field,
                     format!("{address} is a second address of one family"),
                 );
@@ -199,7 +200,7 @@ impl Spec {
             }
         }
         if addresses.is_empty() {
-            report.warn(
+            validation.warn(
                 "spec.clusterIP",
                 "is missing: the Service is not programmed",
             );
@@ -209,8 +210,8 @@ impl Spec {
 
     fn ports(
         &self,
-        report: &mut Report,
-        interner: &mut Interner,
+        validation: &mut Validation,
+        context: &mut ConversionContext,
     ) -> Result<SmallVec<[objects::ServicePort; 1]>, Invalid> {
         let mut ports = SmallVec::<[objects::ServicePort; 1]>::new();
         for (i, written) in self.ports.iter().enumerate() {
@@ -218,22 +219,22 @@ impl Spec {
             let protocol = match parse_protocol(written.protocol.as_deref()) {
                 Ok(protocol) => protocol,
                 Err(reason) => {
-                    report.warn(field("protocol"), reason);
+                    validation.warn(field("protocol"), reason);
                     continue;
                 }
             };
             let port = match written.port {
-                None => return Err(report.invalid(field("port"), "is missing")),
+                None => return Err(validation.invalid(field("port"), "is missing")),
                 Some(number) => port_number(number)
-                    .ok_or_else(|| report.invalid(field("port"), out_of_range(number)))?,
+                    .ok_or_else(|| validation.invalid(field("port"), out_of_range(number)))?,
             };
-            let mut node_port = match written.node_port {
-                None | Some(0) => None,
-                Some(number) => Some(
-                    port_number(number)
-                        .ok_or_else(|| report.invalid(field("nodePort"), out_of_range(number)))?,
-                ),
-            };
+            let mut node_port =
+                match written.node_port {
+                    None | Some(0) => None,
+                    Some(number) => Some(port_number(number).ok_or_else(|| {
+                        validation.invalid(field("nodePort"), out_of_range(number))
+                    })?),
+                };
             let name = written.name.as_deref().unwrap_or_default();
 
             // Another port of the same protocol is what a later one can collide with.
@@ -243,7 +244,7 @@ impl Spec {
                     true => (field("port"), port.to_string()),
                     false => (field("name"), quoted(name)),
                 };
-                report.warn(
+                validation.warn(
                     field,
                     format!("{value} is taken by an earlier {protocol} port"),
                 );
@@ -253,10 +254,10 @@ impl Spec {
                 && rivals.any(|p| p.node_port == Some(number))
             {
                 let reason = format!("{number} is taken by an earlier {protocol} port");
-                report.warn(field("nodePort"), reason);
+                validation.warn(field("nodePort"), reason);
                 node_port = None;
             }
-            let name = interner.intern(name);
+            let name = context.intern(name);
             ports.push(objects::ServicePort {
                 name,
                 protocol,
@@ -270,31 +271,31 @@ impl Spec {
 }
 
 impl Spec {
-    fn external_ips(&self, report: &mut Report) -> Vec<IpAddr> {
+    fn external_ips(&self, validation: &mut Validation) -> Vec<IpAddr> {
         let written = self.external_ips.iter().enumerate();
         let written = written.map(|(i, text)| (format!("spec.externalIPs[{i}]"), text.as_str()));
-        external_addresses(written, report)
+        external_addresses(written, validation)
     }
 
     /// A range that cannot be read refuses the object: leaving it out could open the Service to everyone.
-    fn source_ranges(&self, report: &Report) -> Result<Vec<IpNet>, Invalid> {
+    fn source_ranges(&self, validation: &Validation) -> Result<Vec<IpNet>, Invalid> {
         let written = self.load_balancer_source_ranges.iter().enumerate();
         let parsed = written.map(|(i, text)| {
             parse_cidr(text.trim()).map_err(|reason| {
                 let field = format!("spec.loadBalancerSourceRanges[{i}]");
-                report.invalid(field, format!("{} {reason}", quoted(text)))
+                validation.invalid(field, format!("{} {reason}", quoted(text)))
             })
         });
         parsed.collect()
     }
 
-    fn affinity(&self, report: &mut Report) -> Result<Option<u32>, Invalid> {
+    fn affinity(&self, validation: &mut Validation) -> Result<Option<u32>, Invalid> {
         match self.session_affinity.as_deref() {
             None | Some("" | "None") => return Ok(None),
             Some("ClientIP") => {}
             Some(other) => {
                 let reason = format!("{} is not ClientIP or None", quoted(other));
-                return Err(report.invalid("spec.sessionAffinity", reason));
+                return Err(validation.invalid("spec.sessionAffinity", reason));
             }
         }
         let seconds = match self.session_affinity_config.client_ip.timeout_seconds {
@@ -304,7 +305,7 @@ impl Spec {
             }
             Some(seconds) => {
                 let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
-                report.warn(
+                validation.warn(
                     field,
                     format!("{seconds} is outside 1-{AFFINITY_SECONDS_MAX}"),
                 );
@@ -316,22 +317,22 @@ impl Spec {
 }
 
 impl Status {
-    /// An address that the load balancer itself answers for (`ipMode: Proxy`) is none of ours (KEP-1860).
-    fn load_balancer_ips(&self, report: &mut Report) -> Vec<IpAddr> {
+    /// Skips addresses that the load balancer itself answers for (`ipMode: Proxy`; KEP-1860).
+    fn load_balancer_ips(&self, validation: &mut Validation) -> Vec<IpAddr> {
         let written = self.load_balancer.ingress.iter().enumerate();
         let written = written.filter(|(_, ingress)| ingress.ip_mode.as_deref() != Some("Proxy"));
         let written = written.filter_map(|(i, ingress)| {
             let text = ingress.ip.as_deref().filter(|text| !text.is_empty())?;
             Some((format!("status.loadBalancer.ingress[{i}].ip"), text))
         });
-        external_addresses(written, report)
+        external_addresses(written, validation)
     }
 }
 
-/// Addresses that others may be sent to; each once.
+/// Usable external addresses, without duplicates.
 fn external_addresses<'a>(
     written: impl Iterator<Item = (String, &'a str)>,
-    report: &mut Report,
+    validation: &mut Validation,
 ) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     for (field, text) in written {
@@ -342,24 +343,28 @@ fn external_addresses<'a>(
         match parsed {
             Ok(address) if addresses.contains(&address) => {}
             Ok(address) => addresses.push(address),
-            Err(reason) => report.warn(field, format!("{} {reason}", quoted(text))),
+            Err(reason) => validation.warn(field, format!("{} {reason}", quoted(text))),
         }
     }
     addresses
 }
 
-fn policy(text: Option<&str>, field: &str, report: &Report) -> Result<TrafficPolicy, Invalid> {
+fn policy(
+    text: Option<&str>,
+    field: &str,
+    validation: &Validation,
+) -> Result<TrafficPolicy, Invalid> {
     match text {
         None | Some("" | "Cluster") => Ok(TrafficPolicy::Cluster),
         Some("Local") => Ok(TrafficPolicy::Local),
         Some(other) => {
             let reason = format!("{} is not Cluster or Local", quoted(other));
-            Err(report.invalid(field, reason))
+            Err(validation.invalid(field, reason))
         }
     }
 }
 
-fn service_type(text: Option<&str>, report: &Report) -> Result<ServiceType, Invalid> {
+fn service_type(text: Option<&str>, validation: &Validation) -> Result<ServiceType, Invalid> {
     match text {
         None | Some("" | "ClusterIP") => Ok(ServiceType::ClusterIp),
         Some("NodePort") => Ok(ServiceType::NodePort),
@@ -367,7 +372,7 @@ fn service_type(text: Option<&str>, report: &Report) -> Result<ServiceType, Inva
         Some("ExternalName") => Ok(ServiceType::ExternalName),
         Some(other) => {
             let reason = format!("{} is not a Service type", quoted(other));
-            Err(report.invalid("spec.type", reason))
+            Err(validation.invalid("spec.type", reason))
         }
     }
 }

@@ -3,8 +3,8 @@
 use serde::Deserialize;
 
 use super::node::ranges;
-use super::{Converted, Interner, Metadata, Object, null_is_default};
-use crate::objects::{self, Invalid, ObjectKind};
+use super::{ConversionContext, Converted, Metadata, Object, null_is_default};
+use crate::objects::{self, Invalid};
 
 /// A ServiceCIDR as decoded.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -27,23 +27,21 @@ struct Spec {
 impl Object for ServiceCidr {
     type Model = objects::ServiceCidr;
 
-    const KIND: ObjectKind = ObjectKind::ServiceCidr;
-
     fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
     fn into_model(
         self,
-        interner: &mut Interner,
+        context: &mut ConversionContext,
     ) -> Result<Converted<objects::ServiceCidr>, Invalid> {
-        let mut report = self.metadata.report(Self::KIND, interner)?;
+        let mut validation = self.metadata.validate(Self::KIND, context)?;
         let written = self.spec.cidrs.iter().enumerate();
-        let name = report.object().clone();
+        let name = validation.object().clone();
         let cidrs = ranges(
             written.map(|(i, text)| (format!("spec.cidrs[{i}]"), text)),
-            &mut report,
+            &mut validation,
         );
-        Ok(report.converted(objects::ServiceCidr { name, cidrs }))
+        Ok(validation.converted(objects::ServiceCidr { name, cidrs }))
     }
 }

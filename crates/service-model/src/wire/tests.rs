@@ -4,6 +4,8 @@ mod arbitrary;
 mod endpoint_slices;
 mod services;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -12,7 +14,7 @@ use super::*;
 #[track_caller]
 fn convert<T: Object>(value: Value) -> Result<Converted<T::Model>, Invalid> {
     let object: T = serde_json::from_value(value).unwrap();
-    object.into_model(&mut Interner::new())
+    object.into_model(&mut ConversionContext::default())
 }
 
 /// The object, which must not have warnings.
@@ -134,7 +136,9 @@ spec:
 ",
     )
     .unwrap();
-    let converted = service.into_model(&mut Interner::new()).unwrap();
+    let converted = service
+        .into_model(&mut ConversionContext::default())
+        .unwrap();
     let json = json!({
         "metadata": {"name": "web", "namespace": "default"},
         "spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"], "type": null,
@@ -155,7 +159,9 @@ fn f46_null_and_absent_fields_are_the_same() {
     assert_eq!(clean::<EndpointSlice>(absent), clean::<EndpointSlice>(null));
     let bare: Service = serde_json::from_value(json!({"metadata": null, "spec": null})).unwrap();
     assert_eq!(
-        bare.into_model(&mut Interner::new()).unwrap_err().field,
+        bare.into_model(&mut ConversionContext::default())
+            .unwrap_err()
+            .field,
         "metadata.name"
     );
 }
@@ -186,7 +192,9 @@ fn f44_f45_names_kubernetes_would_not_allow_are_refused_and_printed_harmlessly()
         ] {
             let object: Service = serde_json::from_value(json!({"metadata": metadata})).unwrap();
             let key = object.object_name();
-            let invalid = object.into_model(&mut Interner::new()).unwrap_err();
+            let invalid = object
+                .into_model(&mut ConversionContext::default())
+                .unwrap_err();
             assert_eq!(invalid.object, key);
             assert!(invalid.field.starts_with("metadata.name"), "{invalid}");
             assert!(!invalid.to_string().contains(char::is_control), "{invalid}");

@@ -149,19 +149,18 @@ fn external_ips_outside_the_allowed_ranges_are_refused_and_named() {
     service.external_ips.push("10.96.0.1".parse().unwrap());
     let mut facts = facts();
     facts.allowed_external_ips = Some(vec!["198.51.100.0/24".parse().unwrap()]);
-    let external = |facts: &NodeFacts| -> Vec<Place> {
+    let external = |facts: &NodeFacts| -> Vec<FrontendAddress> {
         let frontends = plan(&service, &NO_SLICES, facts)
             .intent
             .frontends
             .into_iter();
-        let places = frontends.map(|f| f.place);
-        places.filter(|p| matches!(p, Place::External(_))).collect()
+        let addresses = frontends.map(|f| f.address);
+        addresses
+            .filter(|p| matches!(p, FrontendAddress::External(_)))
+            .collect()
     };
-    let place = |text: &str| Place::External(text.parse().unwrap());
-    assert_eq!(
-        external(&facts),
-        [place("198.51.100.1"), place("203.0.113.1")]
-    );
+    let at = |text: &str| FrontendAddress::External(text.parse().unwrap());
+    assert_eq!(external(&facts), [at("198.51.100.1"), at("203.0.113.1")]);
     let named: Vec<String> = plan(&service, &NO_SLICES, &facts)
         .ignored
         .iter()

@@ -109,7 +109,7 @@ fn converts<T: Object>(value: &Value) -> Result<(), TestCaseError> {
         return Ok(());
     };
     let key = object.object_name();
-    let said = match object.into_model(&mut Interner::new()) {
+    let said = match object.into_model(&mut ConversionContext::default()) {
         Ok(converted) => converted.warnings,
         Err(invalid) => vec![invalid],
     };
@@ -137,13 +137,12 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_an_address_a_range_a_time_or_nothing(text in "[0-9a-fA-F:./TZ%+-]{0,40}") {
+    fn any_text_is_an_address_a_range_or_nothing(text in "[0-9a-fA-F:./TZ%+-]{0,40}") {
         if let Ok(address) = parse_address(&text) {
             prop_assert_eq!(parse_address(&address.to_string()), Ok(address));
         }
         if let Ok(range) = parse_cidr(&text) {
             prop_assert_eq!(parse_cidr(&range.to_string()), Ok(range));
         }
-        let _ = parse_timestamp(&text);
     }
 }

@@ -260,12 +260,12 @@ fn a_thousand_bad_endpoints_give_a_handful_of_warnings_that_count_the_rest() {
 
 #[test]
 fn node_names_namespaces_and_port_names_are_shared_between_objects() {
-    let mut interner = Interner::new();
+    let mut context = ConversionContext::default();
     let mut convert = || {
         let endpoints = json!([{"addresses": ["10.1.0.5"], "nodeName": "node-1"}]);
         let value = slice(json!([{"name": "http", "port": 80}]), endpoints);
         let object: EndpointSlice = serde_json::from_value(value).unwrap();
-        object.into_model(&mut interner).unwrap().object
+        object.into_model(&mut context).unwrap().object
     };
     let (a, b) = (convert(), convert());
     assert!(std::ptr::eq(&*a.name.namespace, &*b.service.namespace));

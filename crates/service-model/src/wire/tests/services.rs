@@ -273,8 +273,8 @@ fn a_proxy_with_a_name_takes_the_services_labelled_with_it_and_no_others() {
         };
         let value = json!({"metadata": {"name": "a", "labels": labels}, "spec": {"clusterIP": "10.96.0.1"}});
         let object: Service = serde_json::from_value(value).unwrap();
-        let mut interner = Interner::for_proxy(proxy_name.map(Into::into));
-        object.into_model(&mut interner).unwrap().object.excluded
+        let mut context = ConversionContext::new(proxy_name.map(Into::into));
+        object.into_model(&mut context).unwrap().object.excluded
     };
     assert!(!excluded(None, None));
     assert!(excluded(Some("ours"), None));
@@ -380,18 +380,18 @@ fn annotations_of_ours_count_only_when_true() {
     let wishes = |value: Value| {
         let annotations = json!({ANNOTATION_RESET: value, ANNOTATION_COUNT: "true"});
         let value = json!({"metadata": {"name": "a", "annotations": annotations}, "spec": {"clusterIP": "10.96.0.1"}});
-        clean::<Service>(value).wishes
+        clean::<Service>(value).options
     };
     assert_eq!(
         wishes(json!("true")),
-        Wishes {
+        ServiceOptions {
             reset_removed: true,
             count: true
         }
     );
     assert_eq!(
         wishes(json!("yes")),
-        Wishes {
+        ServiceOptions {
             reset_removed: false,
             count: true
         }

@@ -1,4 +1,4 @@
-//! Words about one object: builds [`Invalid`] values and keeps foreign text in them harmless.
+//! The validation of one object: builds [`Invalid`] values and keeps foreign text in them harmless.
 //!
 //! Invariant: nothing that leaves here holds control characters or more than 64 characters of a foreign
 //! value, and an object yields at most [`MAX_WARNINGS`] warnings, however large it is.
@@ -6,29 +6,29 @@
 use super::Converted;
 use crate::objects::{Invalid, ObjectKind, ObjectName};
 
-/// One line of log each is enough to find the fault; a slice may hold a thousand faulty endpoints.
+/// Each is a line in the log, and a slice may hold a thousand faulty endpoints.
 const MAX_WARNINGS: usize = 8;
 /// See [`Invalid::reason`].
 const MAX_VALUE: usize = 64;
 /// Longer than any name Kubernetes allows.
 const MAX_PRINTED_NAME: usize = 253;
 
-/// Collects what is wrong with one object while it is converted.
+/// Collects the warnings about one object while it is converted.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(super) struct Validation {
     kind: ObjectKind,
     object: ObjectName,
     warnings: Vec<Invalid>,
-    unnamed: usize,
+    omitted: usize,
 }
 
-impl Report {
-    pub(super) fn new(kind: ObjectKind, object: ObjectName) -> Report {
-        Report {
+impl Validation {
+    pub(super) fn new(kind: ObjectKind, object: ObjectName) -> Validation {
+        Validation {
             kind,
             object,
             warnings: Vec::new(),
-            unnamed: 0,
+            omitted: 0,
         }
     }
 
@@ -52,15 +52,15 @@ impl Report {
             let warning = self.invalid(field, reason);
             self.warnings.push(warning);
         } else {
-            self.unnamed += 1;
+            self.omitted += 1;
         }
     }
 
     /// Closes the conversion.
     pub(super) fn converted<T>(mut self, object: T) -> Converted<T> {
-        if let (Some(last), 1..) = (self.warnings.last_mut(), self.unnamed) {
+        if let (Some(last), 1..) = (self.warnings.last_mut(), self.omitted) {
             last.reason
-                .push_str(&format!(" (and {} more like it)", self.unnamed));
+                .push_str(&format!(" (and {} more like it)", self.omitted));
         }
         Converted {
             object,
