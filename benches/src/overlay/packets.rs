@@ -183,7 +183,6 @@ fn rows(
             measured: show(median(values.clone())),
             floor: format!("{} by hand", show(median(hand.clone()))),
             ratio: ratio(values),
-            ..Row::default()
         });
     }
 }

@@ -84,7 +84,7 @@ struct Address {
 
 /// The desired state.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     intents: HashMap<ObjectName, Arc<ServiceIntent>>,
     claims: HashMap<Claim, SmallVec<[Seniority; 1]>>,
     addresses: HashMap<IpAddr, Address>,
@@ -365,7 +365,7 @@ impl Ledger {
     }
 
     /// Both tables whole, on the node that `facts` describe.
-    pub fn contents(&self, facts: &NodeFacts) -> [TableContents; 2] {
+    pub(crate) fn contents(&self, facts: &NodeFacts) -> [TableContents; 2] {
         Family::ALL.map(|family| self.family_contents(family, facts))
     }
 

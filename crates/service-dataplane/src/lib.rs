@@ -2,7 +2,7 @@
 //!
 //! * [`layout`] owns the table: its sets, chains and rules, and which facts they depend on.
 //! * [`render`] turns one frontend into elements of those sets.
-//! * [`Ledger`] holds what every Service requests, settles conflicts and counts shared elements; its
+//! * `ledger` holds what every Service requests, settles conflicts and counts shared elements; its
 //!   changes are derived, never written by hand.
 //! * [`conntrack`] and [`affinity`] say which conntrack and affinity entries a change makes stale.
 //! * [`Dataplane`] keeps a [`nft::Backend`] equal to the ledger: commits, repairs, quarantines.
@@ -24,7 +24,7 @@ mod sync;
 pub use affinity::AffinityCheck;
 pub use claim::Claim;
 pub use conntrack::{FlowCheck, FlowChecks};
-pub use ledger::{Conflict, Ledger, Update};
+pub use ledger::{Conflict, Update};
 pub use sync::{Dataplane, Quarantined, SyncError, SyncOutcome};
 
 use nft::TableContents;
@@ -35,7 +35,7 @@ pub fn contents(
     facts: &NodeFacts,
     intents: impl IntoIterator<Item = ServiceIntent>,
 ) -> [TableContents; 2] {
-    let mut ledger = Ledger::default();
+    let mut ledger = ledger::Ledger::default();
     ledger.apply(intents.into_iter().map(Update::from).collect());
     ledger.contents(facts)
 }

@@ -4,7 +4,7 @@
 //! tables are read and repaired (somebody may have changed them), then the batch is bisected: the one bad
 //! Service is quarantined and keeps its last good rules; all others are committed.
 //!
-//! Invariant: after any call that returns `Ok`, the backend holds exactly [`Ledger::contents`].
+//! Invariant: after any call that returns `Ok`, the backend holds exactly [`Dataplane::desired`].
 
 use std::collections::{BTreeMap, BTreeSet};
 

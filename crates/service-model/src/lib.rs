@@ -1,6 +1,7 @@
 //! What Kubernetes Services mean on one node.
 //!
-//! Pure functions of values: no clock, no chance, no I/O.
+//! Pure functions of values: no clock, no randomness, no I/O. "Row 12" in a comment is a row of
+//! `docs/kube-proxy-parity.md`.
 //!
 //! * [`wire`] holds the few fields of the API objects that matter, as serde types; turning them into the
 //!   compact types of [`objects`] validates them ([`Invalid`] names object and field).

@@ -30,13 +30,9 @@ impl ProblemLog {
     pub(super) fn event(&mut self, event: &SourceEvent) {
         match event {
             SourceEvent::Service(event) => self.objects(event),
-            SourceEvent::EndpointSlice(event) => {
-                self.objects(event);
-            }
+            SourceEvent::EndpointSlice(event) => self.objects(event),
             SourceEvent::Node(event) => self.objects(event),
-            SourceEvent::ServiceCidr(event) => {
-                self.objects(event);
-            }
+            SourceEvent::ServiceCidr(event) => self.objects(event),
             SourceEvent::Solved(subject) => self.solved(subject),
             SourceEvent::Problem(_) | SourceEvent::Connection { .. } => {}
         }

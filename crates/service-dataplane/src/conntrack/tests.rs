@@ -114,7 +114,7 @@ fn of_tcp_only_attempts_without_an_answer_go() {
 }
 
 #[test]
-fn on_request_established_tcp_connections_to_endpoints_that_are_gone_go_too() {
+fn on_request_tcp_connections_to_removed_endpoints_go() {
     let tcp = Protocol::Tcp;
     for serving in [Some(&[1][..]), Some(&[]), None] {
         let checks = check(CLUSTER_IP, Protocol::Tcp, serving, true);
@@ -127,14 +127,14 @@ fn on_request_established_tcp_connections_to_endpoints_that_are_gone_go_too() {
 }
 
 #[test]
-fn a_frontend_that_is_gone_takes_its_translated_flows_along_and_no_others() {
+fn a_removed_frontend_takes_its_translated_flows_along() {
     let checks = check(CLUSTER_IP, Protocol::Udp, None, false);
     assert!(checks.is_stale(&flow(Protocol::Udp, VIP, Some(1), true)));
     assert!(!checks.is_stale(&flow(Protocol::Udp, VIP, None, true)));
 }
 
 #[test]
-fn flows_to_other_places_protocols_and_ports_are_left_alone() {
+fn flows_to_other_frontends_are_left_alone() {
     let checks = check(CLUSTER_IP, Protocol::Udp, Some(&[]), false);
     let udp = Protocol::Udp;
     assert!(!checks.is_stale(&flow(udp, [10, 96, 0, 2], Some(1), true)));
@@ -159,7 +159,7 @@ fn node_ports_are_those_of_the_nodes_own_addresses() {
 }
 
 #[test]
-fn every_condemned_flow_passes_one_of_the_filters() {
+fn every_stale_flow_passes_one_of_the_filters() {
     let address = |n: u8| match n % 3 {
         0 => FrontendAddress::NodePort(Family::Ip),
         1 => FrontendAddress::External([192, 0, 2, n].into()),

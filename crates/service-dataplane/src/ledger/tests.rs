@@ -2,13 +2,13 @@ use std::collections::BTreeMap;
 
 use nft::{Operation, Statement};
 use proptest::prelude::*;
-use service_model::{Affinity, Backend};
+use service_model::{Affinity, Backend, Protocol};
 
 use super::*;
 use crate::samples::{batches, facts, frontend, name};
 
 /// The last wish of each Service.
-fn last_wishes(batches: &[Vec<Update>]) -> Vec<ServiceIntent> {
+fn last_intents(batches: &[Vec<Update>]) -> Vec<ServiceIntent> {
     let mut last: BTreeMap<ObjectName, Option<Arc<ServiceIntent>>> = BTreeMap::new();
     for update in batches.iter().flatten() {
         last.insert(update.service.clone(), update.intent.clone());
@@ -21,12 +21,12 @@ fn last_wishes(batches: &[Vec<Update>]) -> Vec<ServiceIntent> {
 
 proptest! {
     #[test]
-    fn contents_depend_on_the_last_wishes_and_not_on_the_way_there(batches in batches()) {
+    fn contents_depend_on_the_last_intents_alone(batches in batches()) {
         let mut ledger = Ledger::default();
         for batch in batches.clone() {
             ledger.apply(batch);
         }
-        prop_assert_eq!(ledger.contents(&facts()), crate::contents(&facts(), last_wishes(&batches)));
+        prop_assert_eq!(ledger.contents(&facts()), crate::contents(&facts(), last_intents(&batches)));
     }
 
     #[test]
@@ -44,7 +44,7 @@ proptest! {
     }
 
     #[test]
-    fn wishing_the_same_again_changes_nothing(batches in batches()) {
+    fn the_same_intents_again_change_nothing(batches in batches()) {
         let mut ledger = Ledger::default();
         for batch in batches {
             ledger.apply(batch.clone());
@@ -99,7 +99,7 @@ fn intent(n: u8, created: Option<i64>, endpoints: u8) -> Update {
 }
 
 #[test]
-fn the_older_of_two_services_has_the_frontend_and_the_younger_gets_it_when_that_goes() {
+fn the_younger_gets_a_contested_frontend_when_the_older_goes() {
     let mut ledger = Ledger::default();
     let alone =
         |n, created| crate::contents(&facts(), [(*intent(n, created, 2).intent.unwrap()).clone()]);
@@ -129,7 +129,7 @@ fn the_older_of_two_services_has_the_frontend_and_the_younger_gets_it_when_that_
 }
 
 #[test]
-fn one_endpoint_more_or_less_costs_elements_of_that_service_only() {
+fn one_endpoint_more_changes_three_elements() {
     let mut ledger = Ledger::default();
     ledger.apply(vec![intent(1, None, 3)]);
     // One backend and the move from one size set to the next.
@@ -170,7 +170,7 @@ fn at(n: u8, address: FrontendAddress, group: Option<u32>) -> Update {
 }
 
 #[test]
-fn an_external_address_yields_to_a_cluster_ip_and_serves_again_when_that_goes() {
+fn an_external_address_yields_while_it_is_a_cluster_ip() {
     let address = [10, 96, 0, 1].into();
     let (external, cluster_ip) = (
         FrontendAddress::External(address),
@@ -207,7 +207,7 @@ fn an_external_address_yields_to_a_cluster_ip_and_serves_again_when_that_goes() 
 }
 
 #[test]
-fn of_two_services_whose_affinity_groups_meet_the_younger_goes_without() {
+fn of_colliding_affinity_groups_the_older_is_kept() {
     let ip = |host: u8| FrontendAddress::ClusterIp([10, 96, 0, host].into());
     let intents = |updates: Vec<Update>| {
         let intents = updates

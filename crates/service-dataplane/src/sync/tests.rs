@@ -38,7 +38,7 @@ proptest! {
     }
 
     #[test]
-    fn a_restart_adopts_what_it_finds_and_writes_only_the_difference(batches in batches(), missed in batches()) {
+    fn a_restart_writes_only_the_difference(batches in batches(), missed in batches()) {
         let mut dataplane = Dataplane::new(Fake::new(), facts());
         for batch in batches {
             dataplane.commit(batch).unwrap();
@@ -92,7 +92,7 @@ fn refusing(n: u8) -> Fake {
 }
 
 #[test]
-fn the_one_service_that_is_refused_is_quarantined_and_all_others_go_in() {
+fn a_refused_service_is_quarantined_and_others_go_in() {
     let mut dataplane = Dataplane::new(refusing(7), facts());
     let outcome = dataplane.commit((1..=100).map(service).collect()).unwrap();
     assert_eq!(
@@ -112,7 +112,7 @@ fn the_one_service_that_is_refused_is_quarantined_and_all_others_go_in() {
 }
 
 #[test]
-fn a_quarantined_service_keeps_its_last_good_rules_and_is_tried_again_at_its_next_change() {
+fn a_quarantined_service_keeps_its_last_good_rules() {
     let mut dataplane = Dataplane::new(refusing(7), facts());
     let moved = |update: Update, to: u8| {
         let mut intent = (*update.intent.unwrap()).clone();
@@ -136,7 +136,7 @@ fn a_quarantined_service_keeps_its_last_good_rules_and_is_tried_again_at_its_nex
 }
 
 #[test]
-fn a_backend_that_fails_loses_nothing_that_was_asked_for() {
+fn a_failing_backend_loses_no_update() {
     for errno in [Errno::EPERM, Errno::ENOMEM, Errno::ENOBUFS, Errno::EMSGSIZE] {
         let mut dataplane = Dataplane::new(Fake::new(), facts());
         dataplane.commit(vec![service(1)]).unwrap();
@@ -151,7 +151,7 @@ fn a_backend_that_fails_loses_nothing_that_was_asked_for() {
 }
 
 #[test]
-fn a_foreign_change_is_repaired_and_does_not_quarantine_anybody() {
+fn a_foreign_change_is_repaired_without_quarantine() {
     let mut dataplane = Dataplane::new(Fake::new(), facts());
     dataplane.commit((1..=20).map(service).collect()).unwrap();
     dataplane
@@ -208,7 +208,7 @@ fn sticky(hosts: &[u8]) -> Update {
 }
 
 #[test]
-fn what_was_learned_of_endpoints_outlives_changes_and_repairs_until_the_endpoint_goes() {
+fn affinity_entries_go_with_their_endpoint_only() {
     let map = affinity::map();
     let mut dataplane = Dataplane::new(Fake::new(), facts());
     // What the daemon does after a commit, from another thread.
@@ -254,7 +254,7 @@ fn what_was_learned_of_endpoints_outlives_changes_and_repairs_until_the_endpoint
 }
 
 #[test]
-fn what_was_found_stale_is_not_forgotten_when_its_endpoint_is_back_or_it_is_gone_itself() {
+fn stale_entries_stay_when_their_endpoint_is_back() {
     let map = affinity::map();
     let mut dataplane = Dataplane::new(Fake::new(), facts());
     dataplane.commit(vec![sticky(&[1, 2])]).unwrap();

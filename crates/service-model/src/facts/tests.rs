@@ -58,7 +58,7 @@ fn has_local_sources(mode: DetectLocal, pod_cidrs: &[&str], expected: &[&str]) {
 }
 
 #[test]
-fn primary_addresses_are_the_first_of_each_family_of_the_node_object() {
+fn primary_addresses_are_the_first_of_each_family() {
     let primary = || vec![NodePortAddress::Primary];
     let interfaces = &["192.0.2.9", "127.0.0.1"];
     serves_node_ports(primary(), &["192.0.2.1"], interfaces, &["192.0.2.1"]);
@@ -234,7 +234,7 @@ fn a_range_that_overlaps_loopback_covers_it() {
 }
 
 #[test]
-fn the_api_server_is_where_it_is_configured_and_where_its_endpoints_are() {
+fn api_servers_are_the_configured_one_and_its_endpoints() {
     let server = |text: &str| -> SocketAddr { text.parse().unwrap() };
     let config = NodeConfig {
         api_server: Some(server("192.0.2.100:6443")),

@@ -43,7 +43,7 @@ impl Index {
 }
 
 #[test]
-fn what_is_asked_for_at_an_address_follows_the_services() {
+fn requested_sockets_follow_the_services() {
     let mut index = Index::new();
     let address = "192.0.2.10".parse().unwrap();
     let asked = |index: &Index| {
@@ -72,32 +72,7 @@ fn what_is_asked_for_at_an_address_follows_the_services() {
 }
 
 #[test]
-fn f36_a_slice_may_come_before_its_service_and_outlive_it() {
-    let mut index = Index::new();
-    index.apply_one(&http("shop/web-1", "web", "10.1.0.5"));
-    assert_eq!(
-        (index.dirty(), index.outcome(WEB)),
-        (vec![WEB.into()], "none".into())
-    );
-    index.apply(&web());
-    assert_eq!(
-        (index.dirty(), index.outcome(WEB)),
-        (vec![WEB.into()], "10.1.0.5:8080".into())
-    );
-    index.service_event(ObjectEvent::Delete(name(WEB)));
-    assert_eq!(
-        (index.dirty(), index.outcome(WEB)),
-        (vec![WEB.into()], "none".into())
-    );
-    index.apply(&web());
-    assert_eq!(
-        (index.dirty(), index.outcome(WEB)),
-        (vec![WEB.into()], "10.1.0.5:8080".into())
-    );
-}
-
-#[test]
-fn row_20_an_equal_object_dirties_nothing() {
+fn an_equal_object_makes_nothing_dirty() {
     let mut index = Index::new();
     let slice = http("shop/web-1", "web", "10.1.0.5");
     index.apply(&web());
@@ -111,7 +86,7 @@ fn row_20_an_equal_object_dirties_nothing() {
 }
 
 #[test]
-fn deleting_what_is_not_there_dirties_nothing() {
+fn deleting_an_unknown_object_makes_nothing_dirty() {
     let mut index = Index::new();
     index.service_event(ObjectEvent::Delete(name(WEB)));
     index.delete_one("shop/web-1");
@@ -123,7 +98,7 @@ fn deleting_what_is_not_there_dirties_nothing() {
 }
 
 #[test]
-fn several_changes_of_a_service_make_it_dirty_once_and_names_come_sorted() {
+fn dirty_services_come_once_and_sorted() {
     let mut index = Index::new();
     for (service, slice) in [
         ("b", "shop/z"),
@@ -139,7 +114,7 @@ fn several_changes_of_a_service_make_it_dirty_once_and_names_come_sorted() {
 }
 
 #[test]
-fn row_36_f34_a_slice_that_moves_to_another_service_changes_both() {
+fn a_slice_that_moves_to_another_service_changes_both() {
     let mut index = Index::new();
     index.apply(&web());
     index.apply(&service("shop/api", "10.96.0.2", "http/80/TCP"));
@@ -157,89 +132,7 @@ fn row_36_f34_a_slice_that_moves_to_another_service_changes_both() {
 }
 
 #[test]
-fn f34_the_slices_of_another_namespace_do_not_count() {
-    let mut index = Index::new();
-    index.apply(&web());
-    index.apply_one(&http("other/web-1", "web", "10.1.0.5"));
-    assert_eq!(index.outcome(WEB), "refuse");
-    index.apply_one(&http("shop/web-1", "web", "10.1.0.6"));
-    index.delete_one("other/web-1");
-    assert_eq!(index.outcome(WEB), "10.1.0.6:8080");
-}
-
-#[test]
-fn row_34_duplicates_are_settled_by_slice_name_whatever_came_first() {
-    let first = http("shop/a", "web", "10.1.0.5@node-1");
-    let second = http("shop/b", "web", "10.1.0.5@node-2");
-    for order in [[&first, &second], [&second, &first]] {
-        let mut index = Index::new();
-        index.apply(&web());
-        order.into_iter().for_each(|slice| index.apply_one(slice));
-        assert_eq!(index.outcome(WEB), "10.1.0.5:8080*");
-        index.delete_one("shop/a");
-        assert_eq!(index.outcome(WEB), "10.1.0.5:8080");
-    }
-}
-
-#[test]
-fn rows_6_and_7_services_without_cluster_ip_and_external_names_are_not_programmed() {
-    let mut index = Index::new();
-    index.apply_one(&http("shop/web-1", "web", "10.1.0.5"));
-    let headless = service(WEB, "", "http/80/TCP");
-    let mut external = web();
-    external.service_type = ServiceType::ExternalName;
-    for hidden in [headless, external] {
-        index.apply(&hidden);
-        assert_eq!(
-            (index.dirty(), index.outcome(WEB)),
-            (vec![WEB.into()], "none".into())
-        );
-        index.apply(&web());
-        assert_eq!(
-            (index.dirty(), index.outcome(WEB)),
-            (vec![WEB.into()], "10.1.0.5:8080".into())
-        );
-    }
-}
-
-#[test]
-fn rows_1_and_8_a_service_comes_and_goes_with_either_label() {
-    let mut index = Index::new();
-    index.apply(&web());
-    index.take_dirty();
-    let mut excluded = web();
-    excluded.excluded = true;
-    index.apply(&excluded);
-    assert_eq!(
-        (index.dirty(), index.outcome(WEB)),
-        (vec![WEB.into()], "none".into())
-    );
-    index.apply(&web());
-    assert_eq!(
-        (index.dirty(), index.outcome(WEB)),
-        (vec![WEB.into()], "refuse".into())
-    );
-}
-
-#[test]
-fn row_2_an_excluded_slice_is_as_good_as_gone() {
-    let mut index = Index::new();
-    index.apply(&web());
-    let mut slice = http("shop/web-1", "web", "10.1.0.5");
-    index.apply_one(&slice);
-    index.take_dirty();
-    slice.excluded = true;
-    index.apply_one(&slice);
-    assert_eq!(
-        (index.dirty(), index.outcome(WEB)),
-        (vec![WEB.into()], "refuse".into())
-    );
-    index.apply_one(&slice);
-    assert!(index.take_dirty().is_empty());
-}
-
-#[test]
-fn a_reset_removes_what_is_not_listed_and_keeps_what_is_invalid_now() {
+fn a_reset_deletes_the_unlisted_and_keeps_the_invalid() {
     let mut index = Index::new();
     for (service_name, ip) in [
         ("shop/a", "10.96.0.1"),
@@ -275,7 +168,7 @@ fn a_reset_removes_what_is_not_listed_and_keeps_what_is_invalid_now() {
 }
 
 #[test]
-fn row_37_a_service_of_which_nothing_is_left_takes_no_memory() {
+fn a_service_without_objects_takes_no_memory() {
     let mut index = Index::new();
     for i in 0..100 {
         let service_name = format!("shop/s{i}");

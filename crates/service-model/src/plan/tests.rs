@@ -1,5 +1,3 @@
-//! Numbers such as row 34 and F42 are the catalogues' of kube-proxy's behaviour and of bad input.
-
 mod policies;
 
 use std::sync::Arc;
@@ -23,7 +21,7 @@ fn backends(frontend: &Frontend) -> &Arc<[Backend]> {
 }
 
 #[test]
-fn a_cluster_ip_port_is_balanced_over_its_endpoints_sorted_by_address() {
+fn backends_are_sorted_by_address() {
     let intent = plan(
         &service("shop/web", "10.96.0.1", "http/80/TCP"),
         &[slice(
@@ -44,7 +42,7 @@ fn a_cluster_ip_port_is_balanced_over_its_endpoints_sorted_by_address() {
 }
 
 #[test]
-fn row_12_a_node_port_is_served_whatever_the_type_and_shares_its_backends() {
+fn a_node_port_is_served_for_every_service_type() {
     for service_type in [
         ServiceType::ClusterIp,
         ServiceType::NodePort,
@@ -70,83 +68,7 @@ fn row_12_a_node_port_is_served_whatever_the_type_and_shares_its_backends() {
 }
 
 #[test]
-fn rows_11_and_27_each_family_has_its_own_address_node_port_and_endpoints() {
-    let slices = [
-        slice("shop/web-1", "web", "http/8080/TCP", "fd00:1::5"),
-        slice("shop/web-2", "web", "http/8080/TCP", "10.1.0.5"),
-    ];
-    plans(
-        &service("shop/web", "fd00::1 10.96.0.1", "http/80/TCP/30080"),
-        &slices,
-        &[
-            "10.96.0.1 80/TCP off-cluster: 10.1.0.5:8080",
-            "fd00::1 80/TCP off-cluster: fd00:1::5:8080",
-            "node-ip 30080/TCP always: 10.1.0.5:8080",
-            "node-ip6 30080/TCP always: fd00:1::5:8080",
-        ],
-    );
-    plans(
-        &service("shop/web", "fd00::1", "http/80/TCP/30080"),
-        &slices,
-        &[
-            "fd00::1 80/TCP off-cluster: fd00:1::5:8080",
-            "node-ip6 30080/TCP always: fd00:1::5:8080",
-        ],
-    );
-}
-
-#[test]
-fn rows_10_and_26_ports_of_one_address_are_independent_and_protocols_do_not_mix() {
-    plans(
-        &service(
-            "kube-system/dns",
-            "10.96.0.10",
-            "dns/53/UDP dns/53/TCP metrics/9153/TCP sig/53/SCTP",
-        ),
-        &[slice(
-            "kube-system/dns-1",
-            "dns",
-            "dns/5353/UDP dns/5354/TCP metrics/9153/TCP",
-            "10.1.0.5",
-        )],
-        &[
-            "10.96.0.10 53/TCP off-cluster: 10.1.0.5:5354",
-            "10.96.0.10 9153/TCP off-cluster: 10.1.0.5:9153",
-            "10.96.0.10 53/UDP off-cluster: 10.1.0.5:5353",
-            "10.96.0.10 53/SCTP off-cluster: refuse",
-        ],
-    );
-}
-
-#[test]
-fn rows_22_and_29_endpoint_ports_are_found_by_name_not_by_number() {
-    let slices = [
-        slice(
-            "shop/web-1",
-            "web",
-            "https/443/TCP http/8080/TCP",
-            "10.1.0.5",
-        ),
-        slice("shop/web-2", "web", "http/9090/TCP", "10.1.0.6"),
-        slice("shop/web-3", "web", "/80/TCP", "10.1.0.7"),
-    ];
-    plans(
-        &service("shop/web", "10.96.0.1", "http/80/TCP other/81/TCP"),
-        &slices,
-        &[
-            "10.96.0.1 80/TCP off-cluster: 10.1.0.5:8080 10.1.0.6:9090",
-            "10.96.0.1 81/TCP off-cluster: refuse",
-        ],
-    );
-    plans(
-        &service("shop/web", "10.96.0.1", "/80/TCP"),
-        &slices,
-        &["10.96.0.1 80/TCP off-cluster: 10.1.0.7:80"],
-    );
-}
-
-#[test]
-fn f41_two_slice_ports_of_one_name_are_two_endpoints() {
+fn two_slice_ports_of_one_name_are_two_endpoints() {
     plans(
         &service("shop/web", "10.96.0.1", "http/80/TCP"),
         &[slice(
@@ -160,58 +82,7 @@ fn f41_two_slice_ports_of_one_name_are_two_endpoints() {
 }
 
 #[test]
-fn without_endpoints_a_frontend_refuses() {
-    let service = service("shop/web", "10.96.0.1", "http/80/TCP/30080");
-    let refuse = &[
-        "10.96.0.1 80/TCP off-cluster: refuse",
-        "node-ip 30080/TCP always: refuse",
-    ];
-    plans(&service, &[], refuse);
-    plans(
-        &service,
-        &[slice("shop/web-1", "web", "http/8080/TCP", "")],
-        refuse,
-    );
-    plans(
-        &service,
-        &[slice(
-            "shop/web-1",
-            "web",
-            "http/8080/TCP",
-            "10.1.0.5:s 10.1.0.6:t",
-        )],
-        refuse,
-    );
-    plans(
-        &service,
-        &[slice("shop/web-1", "web", "", "10.1.0.5")],
-        refuse,
-    );
-}
-
-#[test]
-fn terminating_endpoints_serve_only_when_none_is_ready_in_that_family() {
-    let slices = [
-        slice("shop/web-1", "web", "http/8080/TCP", "10.1.0.5:st 10.1.0.6"),
-        slice(
-            "shop/web-2",
-            "web",
-            "http/8080/TCP",
-            "fd00:1::5:st fd00:1::6:t",
-        ),
-    ];
-    plans(
-        &service("shop/web", "10.96.0.1 fd00::1", "http/80/TCP"),
-        &slices,
-        &[
-            "10.96.0.1 80/TCP off-cluster: 10.1.0.6:8080",
-            "fd00::1 80/TCP off-cluster: fd00:1::5:8080",
-        ],
-    );
-}
-
-#[test]
-fn rows_34_f35_of_duplicates_the_first_slice_counts_unless_it_is_terminating() {
+fn of_duplicates_the_first_that_is_not_terminating_counts() {
     let service = service("shop/web", "10.96.0.1", "http/80/TCP");
     let twice = |first: &str, second: &str, expected: &str| {
         let slices = [
@@ -259,7 +130,7 @@ fn one_address_with_two_ports_is_no_duplicate() {
 }
 
 #[test]
-fn f42_a_cluster_ip_of_the_service_is_no_endpoint_of_it() {
+fn an_endpoint_at_the_own_cluster_ip_is_ignored() {
     let service = service("shop/web", "10.96.0.1", "http/80/TCP");
     plans(
         &service,
@@ -279,7 +150,7 @@ fn f42_a_cluster_ip_of_the_service_is_no_endpoint_of_it() {
 }
 
 #[test]
-fn f42_a_slice_that_leads_to_its_own_service_is_named() {
+fn a_slice_that_leads_to_its_own_service_is_reported() {
     let service = service("shop/web", "10.96.0.1", "http/80/TCP");
     let slices = [
         slice("shop/web-1", "web", "http/80/TCP", "10.1.0.5"),
@@ -294,7 +165,7 @@ fn f42_a_slice_that_leads_to_its_own_service_is_named() {
 }
 
 #[test]
-fn f51_frontends_are_unique_and_the_first_port_wins() {
+fn frontends_are_unique_and_the_first_port_wins() {
     let slices = [slice(
         "shop/web-1",
         "web",
@@ -313,29 +184,4 @@ fn f51_frontends_are_unique_and_the_first_port_wins() {
             "node-ip 30080/TCP always: 10.1.0.5:8081",
         ],
     );
-}
-
-#[test]
-fn row_32_local_is_what_runs_on_the_node_that_plans() {
-    let service = service("shop/web", "10.96.0.1", "http/80/TCP");
-    let slices = [slice(
-        "shop/web-1",
-        "web",
-        "http/80/TCP",
-        "10.1.0.5@node-1 10.1.0.6@node-2 10.1.0.7",
-    )];
-    let mut facts = facts();
-    for (node, expected) in [
-        ("node-1", [true, false, false]),
-        ("node-2", [false, true, false]),
-        ("", [false; 3]),
-    ] {
-        facts.node_name = node.into();
-        let intent = plan(&service, &slices, &facts).intent;
-        let local: Vec<bool> = backends(&intent.frontends[0])
-            .iter()
-            .map(|b| b.local)
-            .collect();
-        assert_eq!(local, expected, "{node}");
-    }
 }

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_plain_address_is_refused() {
+    fn other_texts_than_plain_addresses_are_refused() {
         for text in [
             "",
             "10",

@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_annotations_that_are_used_are_kept_whatever_stands_before_them() {
+    fn only_used_annotations_are_kept_with_any_prefix() {
         let text = r#"{
             "example.com/note": {"not": "text"},
             "endpoints.kubernetes.io/last-change-trigger-time": "2026-01-01T00:00:00Z",

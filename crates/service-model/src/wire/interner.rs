@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_nobody_uses_are_dropped_and_used_ones_stay_shared() {
+    fn unused_texts_are_dropped_and_used_ones_stay_shared() {
         let mut interner = Interner::default();
         let kept = interner.intern("kept");
         for i in 0..FIRST_SWEEP * 10 {

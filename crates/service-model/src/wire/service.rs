@@ -1,7 +1,7 @@
 //! core/v1 Service.
 //!
 //! What only an administrator can have written wrong (a port out of range, an address that is none) refuses the
-//! object, so that its last good version keeps serving. What contradicts itself within the object (F51) is
+//! object, so that its last good version keeps serving. What contradicts itself within the object is
 //! settled by order: the first wins and the later one is named, so every node decides alike.
 
 use std::net::IpAddr;

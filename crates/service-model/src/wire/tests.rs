@@ -1,5 +1,3 @@
-//! Numbers such as F42 and row 31 are the catalogues' of bad input and of kube-proxy's behaviour.
-
 mod arbitrary;
 mod endpoint_slices;
 mod services;
@@ -44,7 +42,7 @@ fn skipping<T: Object>(value: Value) -> (T::Model, Vec<String>) {
 }
 
 #[test]
-fn a_node_gives_internal_before_external_addresses_zone_and_pod_ranges() {
+fn a_whole_node_is_converted() {
     let node = clean::<Node>(json!({
         "metadata": {"name": "node-1", "labels": {"topology.kubernetes.io/zone": "a", "other": "x"}},
         "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::7/64"]},
@@ -75,7 +73,7 @@ fn a_node_without_the_list_of_pod_ranges_has_the_single_one() {
 }
 
 #[test]
-fn a_node_is_leaving_when_it_is_deleted_or_the_autoscaler_says_so() {
+fn a_node_is_leaving_when_deleted_or_tainted_for_deletion() {
     let leaving = |metadata: Value, spec: Value| {
         let node = json!({"metadata": metadata, "spec": spec});
         clean::<Node>(node).leaving
@@ -93,7 +91,7 @@ fn a_node_is_leaving_when_it_is_deleted_or_the_autoscaler_says_so() {
 }
 
 #[test]
-fn bad_values_in_a_node_or_service_range_are_named_and_the_others_serve() {
+fn bad_values_in_nodes_and_service_cidrs_are_skipped() {
     let (node, skipped) = skipping::<Node>(json!({
         "metadata": {"name": "n"},
         "spec": {"podCIDRs": ["10.1.0.0", "10.1.0.0/24"]},
@@ -149,7 +147,7 @@ spec:
 }
 
 #[test]
-fn f46_null_and_absent_fields_are_the_same() {
+fn null_and_absent_fields_are_the_same() {
     let absent = json!({"metadata": {"name": "a"}, "addressType": "IPv4"});
     let null = json!({
         "metadata": {"name": "a", "namespace": null, "uid": null, "labels": null, "annotations": null,
@@ -167,7 +165,7 @@ fn f46_null_and_absent_fields_are_the_same() {
 }
 
 #[test]
-fn f50_the_key_needs_neither_namespace_nor_uid() {
+fn the_key_needs_neither_namespace_nor_uid() {
     let object = |metadata: Value| {
         let object: Service = serde_json::from_value(json!({"metadata": metadata})).unwrap();
         object.object_name().to_string()
@@ -181,7 +179,7 @@ fn f50_the_key_needs_neither_namespace_nor_uid() {
 }
 
 #[test]
-fn f44_f45_names_kubernetes_would_not_allow_are_refused_and_printed_harmlessly() {
+fn names_that_kubernetes_forbids_are_refused_and_escaped() {
     let long = "a".repeat(254);
     for name in [
         "a b", "a\nb", "a;b", "a\"b", "{a", "a#", "a\\", "Ä", "A", "-a", "a-", ".", "a/b", &long,
@@ -210,7 +208,7 @@ fn f44_f45_names_kubernetes_would_not_allow_are_refused_and_printed_harmlessly()
 }
 
 #[test]
-fn reasons_quote_at_most_64_characters_without_control_characters() {
+fn reasons_quote_at_most_64_printable_characters() {
     let hostile = format!("1\n\u{1b}[31m\u{202e}{}", "é".repeat(1000));
     let (field, reason) = refused::<Service>(json!({
         "metadata": {"name": "a"}, "spec": {"clusterIP": hostile},
@@ -223,7 +221,7 @@ fn reasons_quote_at_most_64_characters_without_control_characters() {
 }
 
 #[test]
-fn trigger_times_and_creation_times_are_read_and_bad_ones_are_not_fatal() {
+fn times_are_read_and_bad_ones_are_not_fatal() {
     let slice: EndpointSlice = serde_json::from_value(json!({"metadata": {"name": "a", "annotations": {
         "endpoints.kubernetes.io/last-change-trigger-time": "2026-07-01T00:30:00.5Z", "big": "x",
     }}}))

@@ -1,5 +1,5 @@
-//! The property the index is built on: what it answers depends on the objects there are, not on the events that
-//! brought them (F36), and following the dirty Services alone is as good as planning everything anew.
+//! The property that the index is built on: its answers depend on the existing objects, not on the events that brought
+//! them, and planning the dirty Services alone is as good as planning everything.
 
 use std::collections::BTreeMap;
 

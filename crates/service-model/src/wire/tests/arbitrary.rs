@@ -129,7 +129,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn any_json_converts_or_is_refused_in_harmless_words(value in prop_oneof![anything(), plausible()]) {
+    fn any_json_converts_or_is_refused_in_printable_words(value in prop_oneof![anything(), plausible()]) {
         converts::<Service>(&value)?;
         converts::<EndpointSlice>(&value)?;
         converts::<Node>(&value)?;

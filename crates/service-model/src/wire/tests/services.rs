@@ -62,7 +62,7 @@ fn a_whole_service_is_converted() {
 }
 
 #[test]
-fn row_1_either_label_excludes_a_service_whatever_its_value() {
+fn either_label_excludes_a_service_with_any_value() {
     for label in [LABEL_SERVICE_PROXY_NAME, LABEL_HEADLESS] {
         for value in [json!(""), json!("other-proxy"), json!(null)] {
             let excluded = clean::<Service>(json!({
@@ -76,7 +76,7 @@ fn row_1_either_label_excludes_a_service_whatever_its_value() {
 }
 
 #[test]
-fn rows_6_and_7_external_names_and_headless_services_have_no_addresses() {
+fn external_names_and_headless_services_have_no_address() {
     let headless = clean::<Service>(service(
         json!({"clusterIP": "None", "ports": [{"port": 80}]}),
     ));
@@ -90,7 +90,7 @@ fn rows_6_and_7_external_names_and_headless_services_have_no_addresses() {
 }
 
 #[test]
-fn a_service_without_cluster_ip_is_said_not_to_be_programmed() {
+fn a_service_without_cluster_ip_leads_to_a_warning() {
     for spec in [
         json!({}),
         json!({"clusterIP": ""}),
@@ -104,7 +104,7 @@ fn a_service_without_cluster_ip_is_said_not_to_be_programmed() {
 }
 
 #[test]
-fn row_11_the_list_of_cluster_ips_counts_and_the_single_one_stands_in_for_it() {
+fn the_list_of_cluster_ips_counts_before_the_single_one() {
     assert_eq!(
         cluster_ips(json!({"clusterIP": "10.96.0.1"})),
         ["10.96.0.1"]
@@ -126,7 +126,7 @@ fn of_two_cluster_ips_of_one_family_the_first_counts() {
 }
 
 #[test]
-fn f43_cluster_ips_are_canonical_and_what_is_no_unicast_address_is_refused() {
+fn cluster_ips_are_canonical_unicast_addresses() {
     assert_eq!(
         cluster_ips(json!({"clusterIP": "010.096.0.041"})),
         ["10.96.0.41"]
@@ -175,7 +175,7 @@ fn ports_out_of_range_refuse_the_service_and_name_the_field() {
 }
 
 #[test]
-fn f39_an_absent_protocol_is_tcp_and_an_unknown_one_skips_only_its_port() {
+fn an_absent_protocol_is_tcp_an_unknown_one_skips_its_port() {
     let (service, skipped) = skipping::<Service>(with_ports(json!([
         {"name": "a", "port": 80},
         {"name": "b", "port": 81, "protocol": "tcp"},
@@ -187,7 +187,7 @@ fn f39_an_absent_protocol_is_tcp_and_an_unknown_one_skips_only_its_port() {
 }
 
 #[test]
-fn f51_of_ports_that_collide_within_a_service_the_first_wins() {
+fn of_ports_that_collide_within_a_service_the_first_wins() {
     for (written, kept, skipped) in [
         (
             json!([{"name": "a", "port": 80}, {"name": "b", "port": 80}, {"name": "c", "port": 81}]),
@@ -242,7 +242,7 @@ fn types_are_known_ones_and_an_absent_type_is_cluster_ip() {
 }
 
 #[test]
-fn f48_node_ports_outside_the_given_range_are_named() {
+fn node_ports_outside_the_given_range_are_refused() {
     let check = |node_port: i64| {
         let value = with_ports(
             json!([{"name": "a", "port": 80}, {"name": "b", "port": 81, "nodePort": node_port}]),
@@ -265,7 +265,7 @@ fn f48_node_ports_outside_the_given_range_are_named() {
 }
 
 #[test]
-fn a_proxy_with_a_name_takes_the_services_labelled_with_it_and_no_others() {
+fn a_proxy_with_a_name_serves_only_services_of_that_name() {
     let excluded = |label: Option<&str>, proxy_name: Option<&str>| {
         let labels = match label {
             Some(value) => json!({LABEL_SERVICE_PROXY_NAME: value}),
@@ -286,7 +286,7 @@ fn a_proxy_with_a_name_takes_the_services_labelled_with_it_and_no_others() {
 }
 
 #[test]
-fn rows_13_and_14_external_addresses_are_those_that_the_node_answers_for() {
+fn unusable_external_addresses_are_skipped() {
     let value = json!({
         "metadata": {"name": "a"},
         "spec": {"clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.08", "192.0.2.8", "127.0.0.1", "nonsense"]},
@@ -311,7 +311,7 @@ fn rows_13_and_14_external_addresses_are_those_that_the_node_answers_for() {
 }
 
 #[test]
-fn row_15_source_ranges_are_trimmed_and_canonical_and_a_bad_one_refuses_the_service() {
+fn source_ranges_are_canonical_a_bad_one_is_fatal() {
     let with = |ranges: Value| {
         service(json!({"clusterIP": "10.96.0.1", "loadBalancerSourceRanges": ranges}))
     };
@@ -323,7 +323,7 @@ fn row_15_source_ranges_are_trimmed_and_canonical_and_a_bad_one_refuses_the_serv
 }
 
 #[test]
-fn row_16_affinity_has_a_time_out_of_three_hours_unless_it_says_otherwise() {
+fn affinity_times_out_after_three_hours_by_default() {
     let with = |affinity: Value, config: Value| {
         service(
             json!({"clusterIP": "10.96.0.1", "sessionAffinity": affinity, "sessionAffinityConfig": config}),
@@ -353,7 +353,7 @@ fn row_16_affinity_has_a_time_out_of_three_hours_unless_it_says_otherwise() {
 }
 
 #[test]
-fn rows_17_and_18_policies_and_the_health_port_that_goes_with_them() {
+fn only_policy_local_load_balancers_have_a_health_port() {
     let with = |kind: &str, external: Value| {
         clean::<Service>(service(
             json!({"clusterIP": "10.96.0.1", "type": kind, "externalTrafficPolicy": external,
@@ -376,7 +376,7 @@ fn rows_17_and_18_policies_and_the_health_port_that_goes_with_them() {
 }
 
 #[test]
-fn annotations_of_ours_count_only_when_true() {
+fn annotations_count_only_when_true() {
     let wishes = |value: Value| {
         let annotations = json!({ANNOTATION_RESET: value, ANNOTATION_COUNT: "true"});
         let value = json!({"metadata": {"name": "a", "annotations": annotations}, "spec": {"clusterIP": "10.96.0.1"}});
