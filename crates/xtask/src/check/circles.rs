@@ -71,7 +71,7 @@ fn modules(sources: &Sources, root: &Source) -> Modules {
             }
             let name = child.ident.to_string();
             let inside = format!("{folder}/{name}");
-            let below = [path.as_slice(), &[name.clone()]].concat();
+            let below = [path.as_slice(), std::slice::from_ref(&name)].concat();
             if let Some((_, items)) = &child.content {
                 waiting.push((below, inside, source, items));
             } else {

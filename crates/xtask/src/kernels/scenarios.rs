@@ -252,7 +252,7 @@ impl Suite {
                 script += &format!("export {name}={value}\n");
             }
         }
-        script += concat!("unshare -n \"$PORTOLAN_PROGRAM\" version --features </dev/null; echo\n");
+        script += "unshare -n \"$PORTOLAN_PROGRAM\" version --features </dev/null; echo\n";
         let wanted = |scenario: &&Scenario| names.contains(&scenario.name);
         for scenario in self.scenarios.iter().filter(wanted) {
             let (name, limit) = (&scenario.name, self.size.scenario.as_secs());
