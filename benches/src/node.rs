@@ -73,8 +73,12 @@ impl<B: Backend> Backend for Timed<B> {
         result
     }
 
-    fn learned(&mut self, family: Family, map: &Name) -> Result<Vec<Element>, CommitError> {
-        self.inner.learned(family, map)
+    fn dynamic_elements(
+        &mut self,
+        family: Family,
+        map: &Name,
+    ) -> Result<Vec<Element>, CommitError> {
+        self.inner.dynamic_elements(family, map)
     }
 }
 

@@ -33,14 +33,14 @@ impl Sandbox {
         Ok(self.namespace.run(|| Kernel::open(config))??)
     }
 
-    /// The daemon's subscription to foreign changes. The kernel tells it of each element that anybody adds or deletes, which
-    /// makes small commits dearer; it is spared large ones, as in the daemon.
+    /// The daemon's subscription to foreign changes. The kernel notifies it of each element that is added or deleted, which makes
+    /// small commits slower; it is muted during large ones, as in the daemon.
     pub fn monitor(&self, kernel: &mut Kernel) -> Result<Monitor> {
         let port = kernel.port();
         let monitor = self
             .namespace
             .run(move || Monitor::open(layout::TABLE.into(), port))??;
-        kernel.spare(monitor.membership()?);
+        kernel.mute_during_large_commits(&monitor)?;
         Ok(monitor)
     }
 

@@ -416,9 +416,11 @@ impl Installed {
     fn forget(&mut self) -> Result<()> {
         let mut transaction = nft::Transaction::new();
         for table in &self.contents {
-            let is_learned = |set: &&nft::Set| matches!(set.kind, nft::SetKind::Learned(_));
-            for set in table.sets.values().filter(is_learned) {
-                let elements = self.kernel.learned(table.table.family, &set.name)?;
+            let is_dynamic = |set: &&nft::Set| matches!(set.kind, nft::SetKind::Dynamic(_));
+            for set in table.sets.values().filter(is_dynamic) {
+                let elements = self
+                    .kernel
+                    .dynamic_elements(table.table.family, &set.name)?;
                 if !elements.is_empty() {
                     let set = set.name.clone();
                     let gone = nft::Operation::DeleteElements { set, elements };

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Host, Outcome, Pod, Probe, Protocol, scenario, wait_until};
-use nft::{Conntrack, Family, Flow, FlowFilter};
+use netfilter::{Conntrack, Flow, FlowFilter};
+use nft::Family;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, bind, recv, sendto,
     setsockopt, socket, sockopt,

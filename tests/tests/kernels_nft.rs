@@ -22,7 +22,7 @@ fn loads(version: &str, tables: &[TableContents]) -> bool {
     let learns = |rule: &Rule| {
         rule.statements
             .iter()
-            .any(|s| matches!(s, Statement::Learn { .. }))
+            .any(|s| matches!(s, Statement::UpdateMap { .. }))
     };
     let wide = tables
         .iter()

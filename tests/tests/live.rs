@@ -110,7 +110,9 @@ fn affinity_outlives_the_daemon_and_follows_its_endpoints() -> Result<()> {
 fn affinity_entries(stage: &Stage) -> Result<usize> {
     stage.node.run(|| {
         let mut kernel = written::kernel(layout::TABLE, false)?;
-        Ok(kernel.learned(Family::Ip, &"affinity".into())?.len())
+        Ok(kernel
+            .dynamic_elements(Family::Ip, &"affinity".into())?
+            .len())
     })?
 }
 

@@ -10,13 +10,14 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use crate::Kernel;
+use crate::backend::Backend;
 use crate::diff::diff;
 use crate::fake::Fake;
 use crate::model::{Chain, Family};
 use crate::namespace::{in_namespace, kernel, listed, nft};
 use crate::samples::{any_table, tables};
 use crate::text;
-use crate::transaction::{Backend, CommitError, Operation, TableContents, Transaction};
+use crate::transaction::{CommitError, Operation, TableContents, Transaction};
 
 type Verdict = Result<(), TestCaseError>;
 

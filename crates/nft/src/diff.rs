@@ -1,9 +1,9 @@
 //! The ordered difference between a table as found and as wanted.
 //!
-//! Owns the order that the kernel's rules ask for; what is wanted is left to the caller. Steps come in
-//! six strides, all in one atomic transaction, so that packets see the old table or the new one:
+//! Owns the order that the kernel requires; what is wanted is left to the caller. Steps come in
+//! six phases, all in one atomic transaction, so that packets see the old table or the new one:
 //!
-//! 1. chains lose their rules where these would hold on to what goes away,
+//! 1. chains lose their rules that refer to what is deleted,
 //! 2. elements are deleted,
 //! 3. sets, then chains, are deleted: those not wanted, and those whose declaration differs, because the
 //!    kernel cannot change it,
@@ -13,8 +13,8 @@
 //!    that map, once for each chain (`nf_tables_bind_set`; 18 such chains and 100,000 elements took two
 //!    thirds of a first commit the other way round).
 //!
-//! Invariant: carried out on `found` it is never refused and makes `wanted`; equal tables differ by
-//! nothing. Time is linear in the number of elements: both sides are sorted.
+//! Invariant: carried out on `found`, the difference is never refused and makes `wanted`; the difference of equal
+//! tables is empty. Time is linear in the number of elements: both sides are sorted.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::model::{Chain, Data, Element, Name, Rule, SetKind, Statement, Verdict};
 use crate::transaction::{Operation, TableContents, Transaction};
 
-/// What makes `found` equal `wanted`. `None` is no table at all. Both sides are the same table: same family
+/// The steps that make `found` equal `wanted`. `None` is no table at all. Both sides are the same table: same family
 /// and name; elements are sorted, as [`TableContents::elements`] promises. A table found is ours to change:
 /// adopting one whose owner has gone is left to the caller.
 ///
@@ -56,7 +56,7 @@ pub fn diff(found: Option<&TableContents>, wanted: &TableContents) -> Transactio
     transaction
 }
 
-/// Two tables and what cannot stay as it is.
+/// Two tables, and what has to be deleted or emptied.
 struct Difference<'a> {
     found: &'a TableContents,
     wanted: &'a TableContents,
@@ -64,7 +64,7 @@ struct Difference<'a> {
     leaving_sets: BTreeSet<&'a Name>,
     /// Chains that are deleted: not wanted, or wanted with another hook or comment.
     leaving_chains: BTreeSet<&'a Name>,
-    /// Chains that stay, but hold on to something that leaves.
+    /// Chains that stay, but refer to something that is deleted.
     holding_chains: BTreeSet<&'a Name>,
 }
 
@@ -111,31 +111,16 @@ impl<'a> Difference<'a> {
         difference
     }
 
-    /// Whether a rule refers to something that leaves. One that is not in our form may refer to anything.
+    /// Whether a rule refers to something that is deleted. A rule that is not in our form may refer to anything.
     fn keeps_from_leaving(&self, rule: &Rule) -> bool {
         rule.statements.iter().any(|statement| match statement {
-            Statement::InSet { set, .. } => self.leaving_sets.contains(set),
-            Statement::VerdictMap { map, .. }
-            | Statement::DnatMap { map, .. }
-            | Statement::SetGroup { map, .. }
-            | Statement::Learn { map, .. } => self.leaving_sets.contains(map),
             Statement::Verdict(verdict) => self.leads_to_leaving(verdict),
             Statement::Unknown(_) => {
                 !(self.leaving_sets.is_empty() && self.leaving_chains.is_empty())
             }
-            Statement::ProtocolIs(_)
-            | Statement::Equals { .. }
-            | Statement::LocalAddress { .. }
-            | Statement::InputInterface { .. }
-            | Statement::ClearGroup
-            | Statement::ConnectionIsDnat
-            | Statement::Counter
-            | Statement::NoTrack
-            | Statement::Limit { .. }
-            | Statement::Trace
-            | Statement::Masquerade
-            | Statement::Reject
-            | Statement::RejectTcpReset => false,
+            statement => statement
+                .set()
+                .is_some_and(|set| self.leaving_sets.contains(set)),
         })
     }
 
@@ -216,7 +201,7 @@ impl<'a> Difference<'a> {
         additions
     }
 
-    /// Whether an element holds on to a chain that leaves, though the same element may be wanted again.
+    /// Whether an element refers to a chain that is deleted, even if the same element is wanted again.
     fn must_go(&self, kind: &SetKind, element: &Element) -> bool {
         match (kind, &element.data) {
             (SetKind::VerdictMap, Data::Verdict(verdict)) => self.leads_to_leaving(verdict),

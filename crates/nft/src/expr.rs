@@ -24,7 +24,7 @@ use crate::model::{Bytes, Family, Name, Operand, Protocol, Rule, Side, Statement
 pub struct Register(pub u8);
 
 impl Register {
-    /// How many there are.
+    /// Number of registers.
     pub const COUNT: u8 = 16;
 
     /// The kernel's number: the 16-byte name where one starts here, else the 4-byte name.
@@ -56,7 +56,7 @@ pub enum Base {
     Transport,
 }
 
-/// What is read of the connection (`enum nft_ct_keys`).
+/// A field of the conntrack entry (`enum nft_ct_keys`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CtKey {
     /// `NFT_CT_STATUS`: 4 bytes in host order, see [`IPS_DST_NAT`].
@@ -76,7 +76,7 @@ pub enum CtKey {
 pub enum LookupResult {
     /// Goes on with the next expression; a miss ends the rule.
     Member,
-    /// The other way round (`NFT_LOOKUP_F_INV`).
+    /// A hit ends the rule (`NFT_LOOKUP_F_INV`).
     NotMember,
     /// Copies the element's data to registers from here on; a miss ends the rule.
     Data(Register),
@@ -125,9 +125,9 @@ pub enum Expr {
         /// Register written.
         dreg: Register,
     },
-    /// Reads the connection.
+    /// Reads a field of the conntrack entry.
     Ct {
-        /// What.
+        /// Field.
         key: CtKey,
         /// First register written.
         dreg: Register,
@@ -173,7 +173,7 @@ pub enum Expr {
         /// Bytes, unpadded.
         data: Bytes,
     },
-    /// Adds an element to a map, or puts off its end (`NFT_DYNSET_OP_UPDATE`); a full map ends the rule.
+    /// Adds an element to a map, or restarts its time-out (`NFT_DYNSET_OP_UPDATE`); a full map ends the rule.
     Update {
         /// Map.
         map: Name,
@@ -198,13 +198,13 @@ pub enum Expr {
         /// Register of the port.
         port: Register,
     },
-    /// Counts; its state is not read.
+    /// Counts packets and bytes; the counter is not read.
     Counter,
-    /// Keeps the packet from connection tracking.
+    /// Exempts the packet from connection tracking.
     NoTrack,
-    /// Goes on for so many packets only.
+    /// Ends the rule above this rate.
     Limit {
-        /// Packets.
+        /// Packets per second.
         per_second: u32,
         /// Packets at once.
         burst: u32,
@@ -289,7 +289,7 @@ pub fn lower(rule: &Rule, family: Family) -> Vec<Expr> {
     lower_placing(rule, family, |end| end.next_multiple_of(4))
 }
 
-/// The same with another register for what a rule learns: a function of the first one behind the key.
+/// [`lower`], with another register for the data of [`Statement::UpdateMap`]: a function of the first one after the key.
 fn lower_placing(rule: &Rule, family: Family, data: Placement) -> Vec<Expr> {
     let mut out = Vec::with_capacity(rule.statements.len() * 4);
     for statement in &rule.statements {
@@ -306,28 +306,20 @@ fn lower_statement(
     placement: Placement,
     out: &mut Vec<Expr>,
 ) {
-    let first = Register(0);
     match statement {
         Statement::InSet { key, set, negate } => {
             lower_key(key, family, out);
-            let result = if *negate {
-                LookupResult::NotMember
-            } else {
-                LookupResult::Member
-            };
-            out.push(Expr::Lookup {
-                set: set.clone(),
-                sreg: first,
-                result,
-            });
+            out.push(lookup(
+                set,
+                match negate {
+                    true => LookupResult::NotMember,
+                    false => LookupResult::Member,
+                },
+            ));
         }
         Statement::ProtocolIs(protocol) => {
-            lower_key(&[Operand::Protocol], family, out);
-            out.push(Expr::Cmp {
-                sreg: first,
-                equal: true,
-                data: protocol_byte(*protocol),
-            });
+            out.push(load(Operand::Protocol, family, FIRST));
+            out.push(compare(true, protocol_byte(*protocol)));
         }
         Statement::Equals {
             operand,
@@ -335,82 +327,40 @@ fn lower_statement(
             negate,
         } => {
             lower_key(&[*operand], family, out);
-            out.push(Expr::Cmp {
-                sreg: first,
-                equal: !negate,
-                data: *value,
-            });
+            out.push(compare(!negate, *value));
         }
-        Statement::Counter => out.push(Expr::Counter),
-        Statement::NoTrack => out.push(Expr::NoTrack),
-        Statement::Limit { per_second, burst } => out.push(Expr::Limit {
-            per_second: *per_second,
-            burst: *burst,
-        }),
-        Statement::Trace => {
-            out.push(Expr::ImmediateValue {
-                dreg: first,
-                data: Bytes::from_slice(&[1]).unwrap_or_default(),
-            });
-            out.push(Expr::SetTrace { sreg: first });
-        }
-        Statement::ConnectionIsDnat => {
-            out.push(Expr::Ct {
+        Statement::ConnectionIsDnat => out.extend([
+            Expr::Ct {
                 key: CtKey::Status,
-                dreg: first,
-            });
-            out.push(Expr::Bitwise {
-                sreg: first,
-                dreg: first,
+                dreg: FIRST,
+            },
+            Expr::Bitwise {
+                sreg: FIRST,
+                dreg: FIRST,
                 mask: word(IPS_DST_NAT),
                 xor: word(0),
-            });
-            out.push(Expr::Cmp {
-                sreg: first,
-                equal: false,
-                data: word(0),
-            });
-        }
+            },
+            compare(false, word(0)),
+        ]),
         Statement::LocalAddress { of, negate } => {
-            out.push(Expr::FibType {
-                of: *of,
-                dreg: first,
-            });
-            out.push(Expr::Cmp {
-                sreg: first,
-                equal: !negate,
-                data: word(RTN_LOCAL),
-            });
+            let (of, dreg) = (*of, FIRST);
+            out.push(Expr::FibType { of, dreg });
+            out.push(compare(!negate, word(RTN_LOCAL)));
         }
         Statement::InputInterface {
             name,
             prefix,
             negate,
         } => {
-            out.push(Expr::MetaInputName { dreg: first });
-            out.push(Expr::Cmp {
-                sreg: first,
-                equal: !negate,
-                data: interface_name(name, *prefix),
-            });
+            out.push(Expr::MetaInputName { dreg: FIRST });
+            out.push(compare(!negate, interface_name(name, *prefix)));
         }
-        Statement::SetGroup { key, map } => {
+        Statement::SetPriority { key, map } => {
             lower_key(key, family, out);
-            out.push(Expr::Lookup {
-                set: map.clone(),
-                sreg: first,
-                result: LookupResult::Data(first),
-            });
-            out.push(Expr::SetPriority { sreg: first });
+            out.push(lookup(map, LookupResult::Data(FIRST)));
+            out.push(Expr::SetPriority { sreg: FIRST });
         }
-        Statement::ClearGroup => {
-            out.push(Expr::ImmediateValue {
-                dreg: first,
-                data: word(0),
-            });
-            out.push(Expr::SetPriority { sreg: first });
-        }
-        Statement::Learn {
+        Statement::UpdateMap {
             key,
             data,
             map,
@@ -421,50 +371,82 @@ fn lower_statement(
             lower_key_at(after_key, data, family, out);
             out.push(Expr::Update {
                 map: map.clone(),
-                key: first,
+                key: FIRST,
                 data: after_key,
                 seconds: *seconds,
             });
         }
         Statement::VerdictMap { key, map } => {
             lower_key(key, family, out);
-            out.push(Expr::Lookup {
-                set: map.clone(),
-                sreg: first,
-                result: LookupResult::Verdict,
-            });
+            out.push(lookup(map, LookupResult::Verdict));
         }
         Statement::DnatMap { key, map } => {
             lower_key(key, family, out);
-            let result = LookupResult::Data(first);
-            out.push(Expr::Lookup {
-                set: map.clone(),
-                sreg: first,
-                result,
-            });
-            let port = Register((family.address_len() / 4) as u8);
+            out.push(lookup(map, LookupResult::Data(FIRST)));
             out.push(Expr::DestinationNat {
-                address: first,
-                port,
+                address: FIRST,
+                port: Register((family.address_len() / 4) as u8),
             });
         }
-        Statement::Masquerade => out.push(Expr::Masquerade),
-        Statement::Reject => out.push(Expr::Reject),
         Statement::RejectTcpReset => {
             let tcp = Statement::ProtocolIs(Protocol::Tcp);
             lower_statement(&tcp, family, placement, out);
             out.push(Expr::RejectReset);
         }
+        keyless => lower_keyless(keyless, out),
+    }
+}
+
+/// Lowers a statement that reads nothing of the packet.
+fn lower_keyless(statement: &Statement, out: &mut Vec<Expr>) {
+    let value = |data| Expr::ImmediateValue { dreg: FIRST, data };
+    match statement {
+        Statement::Counter => out.push(Expr::Counter),
+        Statement::NoTrack => out.push(Expr::NoTrack),
+        Statement::Limit { per_second, burst } => out.push(Expr::Limit {
+            per_second: *per_second,
+            burst: *burst,
+        }),
+        Statement::Trace => {
+            let on = Bytes::from_slice(&[1]).unwrap_or_default();
+            out.extend([value(on), Expr::SetTrace { sreg: FIRST }]);
+        }
+        Statement::ClearPriority => {
+            out.extend([value(word(0)), Expr::SetPriority { sreg: FIRST }]);
+        }
+        Statement::Masquerade => out.push(Expr::Masquerade),
+        Statement::Reject => out.push(Expr::Reject),
         Statement::Verdict(verdict) => out.push(Expr::Immediate {
             verdict: verdict.clone(),
         }),
         Statement::Unknown(name) => out.push(Expr::Unknown { name: name.clone() }),
+        // Lowered by the caller.
+        _ => {}
+    }
+}
+
+/// The register that keys begin at.
+const FIRST: Register = Register(0);
+
+fn lookup(set: &Name, result: LookupResult) -> Expr {
+    Expr::Lookup {
+        set: set.clone(),
+        sreg: FIRST,
+        result,
+    }
+}
+
+fn compare(equal: bool, data: Bytes) -> Expr {
+    Expr::Cmp {
+        sreg: FIRST,
+        equal,
+        data,
     }
 }
 
 /// Loads the parts of a key side by side from register 0 on, as nft does.
 fn lower_key(key: &[Operand], family: Family, out: &mut Vec<Expr>) {
-    lower_key_at(Register(0), key, family, out);
+    lower_key_at(FIRST, key, family, out);
 }
 
 fn lower_key_at(first: Register, key: &[Operand], family: Family, out: &mut Vec<Expr>) {
@@ -499,7 +481,7 @@ fn width(operand: Operand, family: Family) -> usize {
     }
 }
 
-/// What cuts an operand to the bits that count.
+/// The expression that masks an operand to its prefix, if needed.
 fn mask(operand: Operand, register: Register) -> Option<Expr> {
     let Operand::Transport { len, prefix, .. } = operand else {
         return None;
@@ -559,7 +541,7 @@ fn protocol_byte(protocol: Protocol) -> Bytes {
     Bytes::from_slice(&[protocol as u8]).unwrap_or_default()
 }
 
-/// A whole name is compared with the zeros after it, a prefix without.
+/// A complete name is compared with the zeros after it, a prefix without.
 fn interface_name(name: &str, prefix: bool) -> Bytes {
     let mut padded = [0; INTERFACE_NAME_LEN];
     let len = name.len().min(INTERFACE_NAME_LEN - 1);

@@ -1,21 +1,20 @@
 //! The kernel's nf_tables in memory, for tests of everything above it.
 //!
-//! Owns what the kernel would hold and the memory of how to undo a transaction; which steps the kernel
-//! refuses, and with what error, is left to `rules` and `elements`; a property test compares them with the
-//! kernel at hand.
+//! Owns the tables that the kernel would hold and the undoing of refused transactions. Which steps the kernel
+//! refuses, and with what error, is in `rules` and `elements`; a property test compares them with the
+//! running kernel.
 //!
 //! Invariant: a commit is carried out whole or not at all, in time proportional to the transaction, and
-//! what is held always obeys the kernel's rules, except after [`Fake::vandalise`].
+//! what is held always obeys the kernel's rules, except after [`Fake::change_as_foreign`].
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use nix::errno::Errno;
 
+use crate::backend::{Adoption, Backend};
 use crate::model::{Bytes, Chain, Data, Element, Family, Name, Set, SetKind, Table};
-use crate::transaction::{
-    Adoption, Backend, CommitError, Culprit, Generation, Operation, TableContents, Transaction,
-};
+use crate::transaction::{CommitError, Culprit, Generation, Operation, TableContents, Transaction};
 
 mod elements;
 mod rules;
@@ -30,7 +29,7 @@ pub struct Fake {
     counters: Counters,
 }
 
-/// What a [`Fake`] was asked so far.
+/// Totals of what a [`Fake`] did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Transactions carried out.
@@ -59,7 +58,7 @@ struct HeldTable {
     table: Table,
     sets: BTreeMap<Name, HeldSet>,
     chains: BTreeMap<Name, Chain>,
-    /// It cannot be adopted.
+    /// The table cannot be adopted.
     is_dormant: bool,
 }
 
@@ -107,7 +106,7 @@ impl Fake {
     /// Holds a table from the start.
     pub fn holding(contents: TableContents) -> Self {
         let mut fake = Fake::new();
-        fake.vandalise(contents.table.family, |held| *held = Some(contents));
+        fake.change_as_foreign(contents.table.family, |held| *held = Some(contents));
         fake
     }
 
@@ -116,12 +115,12 @@ impl Fake {
         self.tables.get(&family).map(HeldTable::contents)
     }
 
-    /// What was asked so far.
+    /// Totals of what was done so far.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// From now on refuses to add elements for which `concerns(set, element)` is true, as the kernel
+    /// Refuses, from now on, to add elements for which `concerns(set, element)` is true, as the kernel
     /// refuses an element: the transaction fails with `errno` and the element as its culprit.
     pub fn refuse(
         &mut self,
@@ -134,7 +133,7 @@ impl Fake {
         });
     }
 
-    /// Takes back every [`Fake::refuse`].
+    /// Ends every [`Fake::refuse`].
     pub fn refuse_nothing(&mut self) {
         self.refusals.clear();
     }
@@ -144,8 +143,12 @@ impl Fake {
         self.failure = Some(errno);
     }
 
-    /// Changes a table behind its owner's back, even against the rules. `None` is no table.
-    pub fn vandalise(&mut self, family: Family, change: impl FnOnce(&mut Option<TableContents>)) {
+    /// Changes a table as another process would, even against the rules. `None` is no table.
+    pub fn change_as_foreign(
+        &mut self,
+        family: Family,
+        change: impl FnOnce(&mut Option<TableContents>),
+    ) {
         self.generation = self.generation.wrapping_add(1);
         let mut contents = self.tables.remove(&family).map(|held| held.contents());
         change(&mut contents);
@@ -154,8 +157,7 @@ impl Fake {
         }
     }
 
-    /// Makes a table one that cannot be adopted but must be replaced, as when somebody has switched off its
-    /// rules.
+    /// Makes a table one that cannot be adopted but must be replaced, like one that another process has disabled.
     pub fn make_dormant(&mut self, family: Family) {
         if let Some(table) = self.tables.get_mut(&family) {
             table.is_dormant = true;
@@ -307,10 +309,7 @@ impl Backend for Fake {
             return Ok(());
         }
         let outcome = match self.failure.take() {
-            Some(errno) => Err(CommitError::Socket {
-                action: "send",
-                errno,
-            }),
+            Some(errno) => Err(netlink::failed("send")(errno).into()),
             None => self.try_commit(transaction),
         };
         match outcome {
@@ -334,7 +333,11 @@ impl Backend for Fake {
         Ok(self.contents(family))
     }
 
-    fn learned(&mut self, family: Family, map: &Name) -> Result<Vec<Element>, CommitError> {
+    fn dynamic_elements(
+        &mut self,
+        family: Family,
+        map: &Name,
+    ) -> Result<Vec<Element>, CommitError> {
         let held = self
             .tables
             .get(&family)
@@ -383,7 +386,7 @@ impl HeldTable {
             elements: self
                 .sets
                 .iter()
-                .filter(|(_, held)| !held.elements.is_empty() && !held.is_learned())
+                .filter(|(_, held)| !held.elements.is_empty() && !held.is_dynamic())
                 .map(|(name, held)| (name.clone(), held.elements()))
                 .collect(),
         }
@@ -391,8 +394,8 @@ impl HeldTable {
 }
 
 impl HeldSet {
-    fn is_learned(&self) -> bool {
-        matches!(self.set.kind, SetKind::Learned(_))
+    fn is_dynamic(&self) -> bool {
+        matches!(self.set.kind, SetKind::Dynamic(_))
     }
 
     fn elements(&self) -> Vec<Element> {

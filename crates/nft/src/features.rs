@@ -1,27 +1,29 @@
-//! What the kernel at hand can do, found out by trying, never by its version: distributions bring features to old
-//! kernels and leave modules out of new ones.
+//! What the running kernel can do, found out by trying, never by its version: distributions backport features to old
+//! kernels and omit modules from new ones.
 //!
 //! Owns the list of features and how each is tried. Most trials are batches without an end, which the kernel checks
-//! and forgets. What it only checks when it commits, or silently ignores, takes a table that is made, read back and
-//! deleted again: dormant, so that no packet ever meets it. What a missing feature means is left to those who need it.
+//! and forgets. What the kernel checks only when it commits, or silently ignores, is tried on a table that is created, read back and
+//! deleted again: dormant, so that no packet ever reaches it. The fallback for a missing feature is left to its users.
 //!
 //! Invariant: after [`Features::probe`] the ruleset is what it was, and no connection was touched.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+use netlink::{Answer, Reply, flag};
 use nix::errno::Errno;
 
 use crate::kernel::Kernel;
+use crate::model::Family;
 use crate::transaction::CommitError;
-use crate::wire::abi::{conntrack, flag, message};
-use crate::wire::frame::Answer;
+use crate::wire::abi::{conntrack, message};
+use crate::wire::encode::TRIAL_TABLE;
 
 #[cfg(test)]
 mod tests;
-pub(crate) mod trial;
+mod trial;
 
-/// Something that kernels have or have not.
+/// Something that not every kernel has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Feature {
     /// Tables that belong to a socket (Linux 5.12).
@@ -99,26 +101,26 @@ impl fmt::Display for Feature {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {
     /// The kernel refused the trial.
-    #[error("the kernel says {errno}{}", words.as_ref().map(|w| format!(" ({w})")).unwrap_or_default())]
+    #[error("the kernel refuses it: {errno}{}", message.as_ref().map(|m| format!(" ({m})")).unwrap_or_default())]
     Refused {
-        /// With this error,
+        /// Error number.
         errno: Errno,
-        /// and these words of its own.
-        words: Option<String>,
+        /// Text of the kernel's extended acknowledgement.
+        message: Option<String>,
     },
-    /// The kernel took the trial and did nothing.
+    /// The kernel accepted the trial and did nothing.
     #[error("the kernel ignores it")]
     Ignored,
     /// [`Features::without`] says so.
-    #[error("switched off")]
-    SwitchedOff,
+    #[error("disabled")]
+    Disabled,
 }
 
 impl From<Answer> for Missing {
     fn from(answer: Answer) -> Self {
         Missing::Refused {
             errno: Errno::from_raw(answer.errno),
-            words: answer.message,
+            message: answer.message,
         }
     }
 }
@@ -127,20 +129,20 @@ impl From<Answer> for Missing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Features(BTreeMap<Feature, Trial>);
 
-/// What came of a trial.
+/// Result of a trial.
 type Trial = Result<(), Missing>;
 
 impl Features {
     /// Tries everything, in the network namespace of the calling thread. Takes a few milliseconds; modules of the
     /// kernel are loaded as rules would load them.
     ///
-    /// Errors: [`CommitError::Socket`]; EPERM without CAP_NET_ADMIN in this network namespace.
+    /// Errors: [`CommitError::Netlink`]; EPERM without CAP_NET_ADMIN in this network namespace.
     pub fn probe() -> Result<Features, CommitError> {
-        let mut kernel = Kernel::connect(trial::TABLE.into())?;
+        let mut kernel = Kernel::connect(TRIAL_TABLE.into())?;
         let mut found = BTreeMap::new();
         for feature in Feature::ALL {
             let trial = match feature {
-                // Together, below: they are seen only in a table that is there.
+                // Tried together, below: they can only be seen in a table that exists.
                 Feature::RejectInNat | Feature::Comments => continue,
                 Feature::ConntrackFilter => conntrack_filter(&mut kernel)?,
                 _ => kernel
@@ -168,33 +170,31 @@ impl Features {
             .map(|(feature, found)| (*feature, found.as_ref().copied()))
     }
 
-    /// The same with these taken for missing: for tests of what is done without them.
+    /// Treats these features as absent, to exercise fallbacks.
     #[must_use]
-    pub fn without(mut self, switched_off: &[Feature]) -> Features {
-        for feature in switched_off {
-            self.0.insert(*feature, Err(Missing::SwitchedOff));
+    pub fn without(mut self, disabled: &[Feature]) -> Features {
+        for feature in disabled {
+            self.0.insert(*feature, Err(Missing::Disabled));
         }
         self
     }
 }
 
-/// Comments are an attribute that old kernels ignore, and where `reject` may stand is checked at the commit. So a
-/// dormant table is made: it has no hooks. With an owner, a kill at the wrong moment leaves nothing behind.
+/// Comments are an attribute that old kernels ignore, and the hook of `reject` is checked at the commit. So a
+/// dormant table is created: it has no hooks. With an owner, nothing is left behind if the process is killed.
 fn in_a_table(kernel: &mut Kernel, owner: bool) -> Result<(Trial, Trial), CommitError> {
     if let Err(answer) = kernel.attempt(true, |out| trial::add_dormant(out, owner))? {
         let missing = Missing::from(answer);
         return Ok((Err(missing.clone()), Err(missing)));
     }
     let mut commented = 0;
-    for (kind, flags) in [
-        (message::GET_TABLE, flag::ACK),
-        (message::GET_CHAIN, flag::DUMP),
-    ] {
-        let read = kernel.request(kind, flags, trial::name, |message| {
+    for (kind, flags) in [(message::GET_TABLE, 0), (message::GET_CHAIN, flag::DUMP)] {
+        let family = Some(Family::Ip);
+        let read = kernel.ask(kind, flags, family, trial::put_table, |message| {
             commented += usize::from(trial::has_comment(message)?);
             Ok(())
         })?;
-        if read.is_err() {
+        if matches!(read, Reply::Refused(_)) {
             break;
         }
     }
@@ -206,24 +206,23 @@ fn in_a_table(kernel: &mut Kernel, owner: bool) -> Result<(Trial, Trial), Commit
     let reject = kernel
         .attempt(true, trial::add_reject)?
         .map_err(Missing::from);
-    // Nothing to be done about a refusal; an owned one goes with the socket.
+    // Nothing can be done about a refusal; an owned table is deleted with the socket.
     let _ = kernel.attempt(true, trial::delete_table)?;
     Ok((comments, reject))
 }
 
-/// Asks to delete connections from 0.0.0.0 to 0.0.0.0, of which there are none. Kernels that know the filter delete
-/// none; older ones look for the one connection that the addresses and ports name, and do not find it. None of them
-/// can take it for a request to delete more.
+/// Requests the deletion of connections from 0.0.0.0 to 0.0.0.0, of which there are none. Kernels that know the filter delete
+/// none; older ones look for the one connection that the addresses and ports name, and do not find it. No kernel
+/// can read this as a request to delete more.
 fn conntrack_filter(kernel: &mut Kernel) -> Result<Trial, CommitError> {
-    let deleted = kernel.request(
-        conntrack::DELETE,
-        flag::ACK,
-        trial::conntrack_filter,
-        |_| Ok(()),
-    )?;
+    let (kind, family) = (conntrack::DELETE, Some(Family::Ip));
+    let deleted = kernel.ask(kind, 0, family, trial::conntrack_filter, |_| Ok(()))?;
     Ok(match deleted {
-        Ok(()) => Ok(()),
-        Err(Errno::ENOENT) => Err(Missing::Ignored),
-        Err(errno) => Err(Missing::Refused { errno, words: None }),
+        Reply::Done | Reply::Interrupted => Ok(()),
+        Reply::Refused(Errno::ENOENT) => Err(Missing::Ignored),
+        Reply::Refused(errno) => Err(Missing::Refused {
+            errno,
+            message: None,
+        }),
     })
 }

@@ -1,43 +1,38 @@
 //! The kernel as a [`Backend`]: one netlink socket that lives as long as the daemon.
 //!
-//! Owns sequence numbers, the matching of answers to steps, dumps that are repeated until they show one
-//! generation, and what this kernel can do with owned tables. Bytes are left to [`crate::wire`].
+//! Owns commits, the search for the step that was refused, and what this kernel can do with owned tables; what is read
+//! is in `reading`. Bytes are left to [`crate::wire`], matching of replies to [`netlink`].
 //!
 //! Invariant: every transaction is answered before [`Backend::commit`] returns; an `Ok` means the kernel
 //! acknowledged its last step and refused none.
 
-mod counted;
+mod reading;
 #[cfg(test)]
 mod tests;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
+use netlink::{Answer, Connection, Malformed, Message, NetlinkFamily, Reply, Writer, failed};
 use nix::errno::Errno;
 
-use crate::features::trial;
-use crate::link::{Asked, Link, failed, undecodable};
-use crate::model::{Bytes, Element, Family, Name, Table};
-use crate::monitor::Membership;
-use crate::transaction::{
-    Adoption, Backend, CommitError, Culprit, Generation, Operation, TableContents, Transaction,
-};
-use crate::wire::abi::{self, control, flag, message};
-use crate::wire::attribute::Writer;
-use crate::wire::counts::read_counts;
-use crate::wire::decode::{Reading, TableState};
+use crate::backend::{Adoption, Backend};
+use crate::model::{Element, Family, Name, Table};
+use crate::monitor::{Monitor, Mute};
+use crate::transaction::{CommitError, Culprit, Generation, Operation, TableContents, Transaction};
 use crate::wire::encode::{Batch, Encoder, TableFlags};
-use crate::wire::frame::Answer;
-use crate::wire::{Malformed, Message, messages};
+use crate::wire::header::header;
+
+pub use reading::read_generation;
 
 /// Refused steps of one batch are answered one by one, with about 1 kB of kernel memory each.
 const RECEIVE_SPACE: usize = 4 << 20;
 
-/// A dump that other people's commits keep interrupting is given up after this many attempts, which take
+/// A dump that other processes' commits keep interrupting is given up after this many attempts, which take
 /// 0.2 s and the time of the dumps.
 const READ_ATTEMPTS: u32 = 20;
 
-/// A transaction of this many bytes, some thousands of elements, is large.
+/// Transactions of this many bytes, some thousands of elements, are committed with the monitor muted.
 const LARGE: usize = 128 << 10;
 
 /// How to open the kernel.
@@ -45,8 +40,8 @@ const LARGE: usize = 128 << 10;
 pub struct KernelConfig {
     /// Name of our table, the same in each family.
     pub table: Name,
-    /// Own the table, so that nobody else's `nft flush ruleset` touches it, where the kernel can keep an
-    /// owned table over our restarts (Linux 6.9).
+    /// Own the table, so that no other `nft flush ruleset` touches it, where the kernel keeps owned tables
+    /// across restarts (Linux 6.9).
     pub owner: bool,
 }
 
@@ -59,40 +54,40 @@ pub struct TableFeatures {
     pub persist: bool,
 }
 
-/// What was sent in transactions so far.
+/// Totals of the transactions sent so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
     /// Transactions.
     pub transactions: u64,
     /// Netlink messages in them, without the two that frame each.
     pub messages: u64,
-    /// Bytes, all told.
+    /// Bytes in total.
     pub bytes: u64,
     /// Bytes of the last transaction.
     pub last_bytes: u64,
 }
 
-/// Our tables in the kernel of one network namespace: that of the thread that opened it.
+/// Our tables in the kernel of one network namespace: that of the thread that opened the socket.
 #[derive(Debug)]
 pub struct Kernel {
-    link: Link,
+    connection: Connection,
     batch: Batch,
     table: Name,
     features: TableFeatures,
     flags: TableFlags,
     sent: Sent,
-    /// Of the monitor that is spared our large transactions.
-    spared: Option<Membership>,
+    /// Mutes the monitor during large commits.
+    mute: Option<Mute>,
 }
 
 impl Kernel {
-    /// Opens the socket and asks, without changing anything, what tables can do here.
+    /// Opens the socket and finds out, without changing anything, what tables can do here.
     ///
-    /// Errors: [`CommitError::Socket`]; EPERM without CAP_NET_ADMIN in this network namespace.
+    /// Errors: [`CommitError::Netlink`]; EPERM without CAP_NET_ADMIN in this network namespace.
     pub fn open(config: KernelConfig) -> Result<Self, CommitError> {
         let mut kernel = Kernel::connect(config.table)?;
-        let persist = kernel.would_make_table(TableFlags::PERSISTENT)?;
-        let owner = persist || kernel.would_make_table(TableFlags::TIED)?;
+        let persist = kernel.would_create_table(TableFlags::PERSISTENT)?;
+        let owner = persist || kernel.would_create_table(TableFlags::TIED)?;
         kernel.features = TableFeatures { owner, persist };
         if config.owner && persist {
             kernel.flags = TableFlags::PERSISTENT;
@@ -100,8 +95,8 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Opens a socket for tables that are owned by it and go with it, however it ends (Linux 5.12; before,
-    /// they are refused with EINVAL).
+    /// Opens a socket whose tables the kernel deletes when the socket closes, however the process ends (Linux 5.12;
+    /// before, such tables are refused with EINVAL).
     ///
     /// Errors: as [`Kernel::open`].
     pub fn open_tied(table: Name) -> Result<Self, CommitError> {
@@ -111,21 +106,24 @@ impl Kernel {
     }
 
     pub(crate) fn connect(table: Name) -> Result<Self, CommitError> {
+        let connection = Connection::open(NetlinkFamily::Netfilter)?;
+        connection.socket().set_receive_space(RECEIVE_SPACE)?;
         Ok(Kernel {
-            link: Link::open(RECEIVE_SPACE)?,
+            connection,
             batch: Batch::default(),
             table,
             features: TableFeatures::default(),
             flags: TableFlags::default(),
             sent: Sent::default(),
-            spared: None,
+            mute: None,
         })
     }
 
-    /// From now on the monitor is not told of large transactions of ours, which it would leave unread. What others do
-    /// meanwhile it is told as [`crate::Notice::Overrun`].
-    pub fn spare(&mut self, monitor: Membership) {
-        self.spared = Some(monitor);
+    /// Mutes a monitor during large commits, whose notifications it would only skip. Foreign changes at that time are
+    /// reported to it as [`crate::Notice::Overrun`].
+    pub fn mute_during_large_commits(&mut self, monitor: &Monitor) -> Result<(), CommitError> {
+        self.mute = Some(monitor.mute()?);
+        Ok(())
     }
 
     /// What this kernel's tables can do.
@@ -133,94 +131,63 @@ impl Kernel {
         self.features
     }
 
-    /// Flags that [`Operation::AddTable`] asks for: owner and persist, or neither. Owner alone would
-    /// take the table away with this socket, at each restart.
+    /// Flags that [`Operation::AddTable`] sets: owner and persist, or neither. Owner alone would delete the table at
+    /// each restart, with this socket.
     pub fn table_flags(&self) -> TableFlags {
         self.flags
     }
 
-    /// Port id of the socket, by which its own changes are told from others'.
+    /// Port id of the socket, by which monitors tell its changes from foreign ones.
     pub fn port(&self) -> u32 {
-        self.link.socket.port()
+        self.connection.socket().port()
     }
 
-    /// What was sent in transactions so far.
+    /// Totals of the transactions sent so far.
     pub fn sent(&self) -> Sent {
         self.sent
     }
 
-    /// Whether a table is there, and whose it is. A table without the owner flag cannot be given it in
-    /// place (EOPNOTSUPP): it takes [`Operation::DeleteTable`] and [`Operation::AddTable`] in one
-    /// transaction. An orphaned one is adopted by [`Operation::AddTable`] alone.
-    pub fn table_state(&mut self, family: Family) -> Result<Option<TableState>, CommitError> {
-        let mut reading = Reading::new(family, self.table.clone());
-        match self.ask_for_table(&mut reading)? {
-            Asked::Refused(Errno::ENOENT) => Ok(None),
-            Asked::Refused(errno) => Err(failed("read the table")(errno)),
-            Asked::Done | Asked::Interrupted => Ok(reading.state()),
-        }
-    }
-
-    /// Packets that the elements of a set of [`crate::SetKind::Counters`] have counted, by key; empty when there is no
-    /// such set. When the table changes meanwhile, elements may be missing or come twice.
-    pub fn counts(&mut self, family: Family, set: &Name) -> Result<Vec<(Bytes, u64)>, CommitError> {
-        let table = self.table.clone();
-        let fill = |out: &mut Writer| {
-            out.put_str(abi::elements::TABLE, &table);
-            out.put_str(abi::elements::SET, set);
-        };
-        let mut counts = Vec::new();
-        let (kind, flags) = (message::GET_ELEMENTS, flag::DUMP);
-        let asked = self.link.ask(kind, flags, Some(family), fill, |m| {
-            counts.extend(read_counts(m)?);
-            Ok(())
-        })?;
-        asked.settle()?;
-        Ok(counts)
-    }
-
-    /// Whether the kernel would make a table with these flags.
-    fn would_make_table(&mut self, flags: TableFlags) -> Result<bool, CommitError> {
-        let trial = self.attempt(false, |out| trial::add_table(out, flags.bits(), ""))?;
+    /// Whether the kernel would create a table with these flags.
+    fn would_create_table(&mut self, flags: TableFlags) -> Result<bool, CommitError> {
+        let trial = self.attempt(false, |out| out.trial_table(flags.bits(), ""))?;
         Ok(trial.is_ok())
     }
 
-    /// Sends messages on the table of trials and returns the kernel's refusal of the first, if it refuses. Nothing
-    /// is done, unless they are to be carried out.
+    /// Sends messages about the trial table and returns the kernel's refusal of the first that it refuses. Unless
+    /// `carried_out`, the kernel only checks them.
     pub(crate) fn attempt(
         &mut self,
         carried_out: bool,
         fill: impl FnOnce(&mut Encoder<'_>),
     ) -> Result<Result<(), Answer>, CommitError> {
-        let sequence = self.link.sequence;
-        self.batch
-            .encode_trial(trial::TABLE, sequence, carried_out, fill);
+        let sequence = self.connection.next_sequence();
+        self.batch.encode_trial(sequence, carried_out, fill);
         Ok(match self.exchange()? {
             Outcome::Acknowledged => Ok(()),
             Outcome::Refused { answer, .. } => Err(answer),
         })
     }
 
-    /// Sends one request outside of batches and returns the kernel's refusal, if it refuses.
-    pub(crate) fn request(
+    /// Sends one request outside of batches.
+    pub(crate) fn ask(
         &mut self,
         kind: u16,
         flags: u16,
+        family: Option<Family>,
         fill: impl FnOnce(&mut Writer),
         absorb: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
-    ) -> Result<Result<(), Errno>, CommitError> {
-        Ok(
-            match self.link.ask(kind, flags, Some(Family::Ip), fill, absorb)? {
-                Asked::Done | Asked::Interrupted => Ok(()),
-                Asked::Refused(errno) => Err(errno),
-            },
-        )
+    ) -> Result<Reply, netlink::Error> {
+        self.connection
+            .ask(kind, flags, &header(family), fill, absorb)
     }
 
     fn carry_out(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
-        let encoded = self
-            .batch
-            .encode(transaction, &self.table, self.flags, self.link.sequence);
+        let encoded = self.batch.encode(
+            transaction,
+            &self.table,
+            self.flags,
+            self.connection.next_sequence(),
+        );
         if let Err(unencodable) = encoded {
             let operation = unencodable.operation;
             let family = transaction
@@ -245,11 +212,11 @@ impl Kernel {
         self.sent.messages += self.batch.message_count() as u64;
         self.sent.bytes += bytes;
         self.sent.last_bytes = bytes;
-        let outcome = match self.spared.take_if(|_| bytes >= LARGE as u64) {
+        let outcome = match self.mute.take_if(|_| bytes >= LARGE as u64) {
             None => self.exchange(),
-            Some(monitor) => {
-                let outcome = self.unheard_by(&monitor, Kernel::exchange);
-                self.spared = Some(monitor);
+            Some(mute) => {
+                let outcome = self.with_monitor_muted(&mute, Kernel::exchange);
+                self.mute = Some(mute);
                 outcome
             }
         };
@@ -259,57 +226,57 @@ impl Kernel {
         }
     }
 
-    /// Has `monitor` leave the group while `exchange` runs.
+    /// Runs `exchange` while the monitor receives nothing.
     ///
-    /// Errors: besides those of `exchange`, when the monitor cannot be had back: then it is deaf.
-    fn unheard_by(
+    /// Errors: besides those of `exchange`, when the monitor cannot join its group again: then it receives nothing
+    /// any more.
+    fn with_monitor_muted(
         &mut self,
-        monitor: &Membership,
+        mute: &Mute,
         exchange: impl FnOnce(&mut Self) -> Result<Outcome, CommitError>,
     ) -> Result<Outcome, CommitError> {
-        // In this order: what others do before it has left, it is told.
-        let before = self.link.generation()?;
-        monitor.leave().map_err(failed("leave the group"))?;
+        // In this order: the monitor is notified of foreign changes until it leaves.
+        let before = self.generation()?;
+        mute.leave()?;
         let outcome = exchange(self);
-        let joined = monitor.join();
+        let joined = mute.join();
         let expected = match outcome {
             Ok(Outcome::Acknowledged) => before.next(),
             _ => before,
         };
-        if joined.is_err() || self.link.generation()? != expected {
-            monitor.missed().map_err(failed("tell the monitor"))?;
+        if joined.is_err() || self.generation()? != expected {
+            mute.report_missed()?;
         }
-        joined.map_err(failed("join the group"))?;
+        joined?;
         outcome
     }
 
-    /// Sends the batch and gathers its answers.
+    /// Sends the batch and collects its answers.
     fn exchange(&mut self) -> Result<Outcome, CommitError> {
         let batch = &self.batch;
-        self.link.sequence = batch.last_sequence().wrapping_add(2);
-        self.link
-            .socket
-            .send(batch.bytes())
-            .map_err(failed("send"))?;
-        let (mut answers, mut overrun) = (Answers::default(), false);
-        while !answers.complete {
-            match self.link.socket.try_receive() {
-                Ok(Some(datagram)) => answers.absorb(datagram, batch).map_err(undecodable)?,
-                Ok(None) if overrun => break,
-                Ok(None) => self.link.wait()?,
-                // Too many refusals to hold; those held come first.
-                Err(Errno::ENOBUFS) => overrun = true,
-                Err(errno) => return Err(failed("receive")(errno)),
+        // The kernel goes on after the first refusal, and may refuse others only because of the first.
+        let mut first_refusal: Option<(u32, Answer)> = None;
+        let refused = |position, answer| {
+            let is_first = first_refusal
+                .as_ref()
+                .is_none_or(|(first, _)| position < *first);
+            if is_first {
+                first_refusal = Some((position, answer));
             }
-        }
-        match (answers.first_refusal, answers.whole, answers.acknowledged) {
-            (Some((position, answer)), _, _) => Ok(Outcome::Refused {
+            // The beginning of the batch has position 0, and stands for the whole.
+            position != 0
+        };
+        let answered = self
+            .connection
+            .send_batch(batch.bytes(), batch.last_sequence(), refused)?;
+        match first_refusal {
+            None if answered => Ok(Outcome::Acknowledged),
+            None => Err(failed("await the acknowledgement")(Errno::ENOBUFS).into()),
+            Some((0, answer)) => Err(failed("commit")(Errno::from_raw(answer.errno)).into()),
+            Some((position, answer)) => Ok(Outcome::Refused {
                 sequence: batch.first_sequence().wrapping_add(position),
                 answer,
             }),
-            (None, Some(errno), _) => Err(failed("commit")(errno)),
-            (None, None, true) => Ok(Outcome::Acknowledged),
-            (None, None, false) => Err(failed("await acknowledgement")(Errno::ENOBUFS)),
         }
     }
 
@@ -321,7 +288,7 @@ impl Kernel {
             .operation(sequence)
             .and_then(|index| Some((index, transaction.operations.get(index)?)));
         let Some((operation, (family, step))) = found else {
-            return failed("commit")(errno);
+            return failed("commit")(errno).into();
         };
         let element = match step {
             Operation::AddElements { set, elements }
@@ -345,106 +312,17 @@ impl Kernel {
             message: answer.message,
         }
     }
-
-    /// One attempt at reading a table; `None` when it was changed meanwhile.
-    fn read(&mut self, family: Family) -> Result<Option<Option<TableContents>>, CommitError> {
-        let before = self.link.generation()?;
-        let mut reading = Reading::new(family, self.table.clone());
-        let done = match self.ask_for_table(&mut reading)? {
-            Asked::Refused(Errno::ENOENT) => true,
-            asked => asked.settle()? && self.read_contents(&mut reading, family)?,
-        };
-        if !done || self.link.generation()? != before {
-            return Ok(None);
-        }
-        let Ok(contents) = reading.finish() else {
-            return Ok(None);
-        };
-        Ok(Some(contents))
-    }
-
-    /// All but the table itself; `false` when it was changed meanwhile.
-    fn read_contents(
-        &mut self,
-        reading: &mut Reading,
-        family: Family,
-    ) -> Result<bool, CommitError> {
-        let table = self.table.clone();
-        let kinds = [message::GET_SET, message::GET_CHAIN, message::GET_RULE];
-        for kind in kinds {
-            let fill = |out: &mut Writer| out.put_str(abi::set::TABLE, &table);
-            let asked = self
-                .link
-                .ask(kind, flag::DUMP, Some(family), fill, |m| reading.absorb(m))?;
-            if !asked.settle()? {
-                return Ok(false);
-            }
-        }
-        for set in reading.readable_sets() {
-            let fill = |out: &mut Writer| {
-                out.put_str(abi::elements::TABLE, &table);
-                out.put_str(abi::elements::SET, &set);
-            };
-            let kind = message::GET_ELEMENTS;
-            let asked = self
-                .link
-                .ask(kind, flag::DUMP, Some(family), fill, |m| reading.absorb(m))?;
-            if !asked.settle()? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// One attempt at reading a learned map, and whether that is all: when the table was changed meanwhile, some may be
-    /// missing.
-    fn read_learned(
-        &mut self,
-        family: Family,
-        map: &Name,
-    ) -> Result<(Vec<Element>, bool), CommitError> {
-        let mut reading = Reading::new(family, self.table.clone());
-        let mut whole = true;
-        for kind in [message::GET_SET, message::GET_ELEMENTS] {
-            let table = self.table.clone();
-            let fill = |out: &mut Writer| {
-                out.put_str(abi::elements::TABLE, &table);
-                out.put_str(abi::elements::SET, map);
-            };
-            let flags = match kind {
-                message::GET_SET => flag::ACK,
-                _ => flag::DUMP,
-            };
-            let asked = self
-                .link
-                .ask(kind, flags, Some(family), fill, |m| reading.absorb(m))?;
-            match asked {
-                Asked::Refused(Errno::ENOENT) => return Ok((Vec::new(), true)),
-                asked => whole &= asked.settle()?,
-            }
-        }
-        Ok((reading.into_elements(map), whole))
-    }
-
-    fn ask_for_table(&mut self, reading: &mut Reading) -> Result<Asked, CommitError> {
-        let (table, family) = (self.table.clone(), reading.family());
-        let fill = |out: &mut Writer| out.put_str(abi::table::NAME, &table);
-        self.link
-            .ask(message::GET_TABLE, flag::ACK, Some(family), fill, |m| {
-                reading.absorb(m)
-            })
-    }
 }
 
 impl Backend for Kernel {
     fn commit(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
         let result = self.carry_out(transaction);
-        self.batch.give_back();
+        self.batch.shrink();
         result
     }
 
     fn generation(&mut self) -> Result<Generation, CommitError> {
-        self.link.generation()
+        Ok(read_generation(&mut self.connection)?)
     }
 
     fn list(&mut self, family: Family) -> Result<Option<TableContents>, CommitError> {
@@ -455,17 +333,21 @@ impl Backend for Kernel {
             // The kernel grows hash tables in its own time.
             std::thread::sleep(Duration::from_millis(1) * attempt);
         }
-        Err(failed("read the table unchanged")(Errno::EAGAIN))
+        Err(failed("read the table between foreign changes")(Errno::EAGAIN).into())
     }
 
-    fn learned(&mut self, family: Family, map: &Name) -> Result<Vec<Element>, CommitError> {
+    fn dynamic_elements(
+        &mut self,
+        family: Family,
+        map: &Name,
+    ) -> Result<Vec<Element>, CommitError> {
         let mut all = Vec::new();
         for attempt in 0..READ_ATTEMPTS {
-            let (elements, whole) = self.read_learned(family, map)?;
-            if whole {
+            let (elements, complete) = self.read_dynamic(family, map)?;
+            if complete {
                 return Ok(elements);
             }
-            // What one misses another finds.
+            // An element that one attempt misses is found by another.
             all.extend(elements);
             all.sort_unstable();
             all.dedup_by(|a, b| a.key == b.key);
@@ -482,9 +364,7 @@ impl Backend for Kernel {
         match state.owner {
             _ if state.dormant || state.persist != wanted.persist => Ok(Adoption::Replace),
             Some(port) if port == self.port() => Ok(Adoption::Ours),
-            Some(_) => Err(failed("adopt a table that another process owns")(
-                Errno::EPERM,
-            )),
+            Some(_) => Err(failed("adopt a table that another process owns")(Errno::EPERM).into()),
             None if wanted.owner => {
                 let mut adoption = Transaction::new();
                 let comment = Name::default();
@@ -503,57 +383,12 @@ impl Backend for Kernel {
 
 impl AsFd for Kernel {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.link.socket.as_fd()
+        self.connection.as_fd()
     }
 }
 
-/// What became of a batch.
+/// The kernel's answer to a batch.
 enum Outcome {
     Acknowledged,
     Refused { sequence: u32, answer: Answer },
-}
-
-/// Answers to one batch.
-#[derive(Default)]
-struct Answers {
-    /// Position in the batch (the beginning has 0) and answer of the first message refused. The kernel
-    /// goes on after it to name all others, which may only follow from the first.
-    first_refusal: Option<(u32, Answer)>,
-    /// The batch was refused as a whole.
-    whole: Option<Errno>,
-    acknowledged: bool,
-    /// The last operation, or the batch as a whole, was answered; that comes last.
-    complete: bool,
-}
-
-impl Answers {
-    fn absorb(&mut self, datagram: &[u8], batch: &Batch) -> Result<(), Malformed> {
-        for message in messages(datagram) {
-            let message = message?;
-            let position = message.sequence.wrapping_sub(batch.first_sequence());
-            // Answers to something earlier, that was given up.
-            if message.kind != control::ERROR || position as usize > batch.message_count() {
-                continue;
-            }
-            let answer = Answer::of(&message)?;
-            let last = message.sequence == batch.last_sequence();
-            match (answer.errno, position) {
-                (0, _) => self.acknowledged |= last,
-                (errno, 0) => {
-                    self.whole = Some(Errno::from_raw(errno));
-                    self.complete = true;
-                }
-                _ if self
-                    .first_refusal
-                    .as_ref()
-                    .is_none_or(|(first, _)| position < *first) =>
-                {
-                    self.first_refusal = Some((position, answer));
-                }
-                _ => {}
-            }
-            self.complete |= last;
-        }
-        Ok(())
-    }
 }

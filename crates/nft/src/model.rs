@@ -1,7 +1,7 @@
 //! Tables, sets, chains, rules and elements as values.
 //!
-//! A closed set of statements: what the kernel can do and we do not need is not here, so that the text
-//! writer, the lowering to registers, the fake and every evaluator can `match` on all of it.
+//! The set of statements is closed: it has only what our tables use, so that the text writer, the lowering to
+//! registers, the fake and every evaluator can `match` on all of it.
 
 mod bytes;
 
@@ -10,10 +10,10 @@ use std::borrow::Cow;
 pub use bytes::Bytes;
 pub use net_types::{Family, Protocol};
 
-/// The name of a table, set or chain. Ours only: never of foreign origin.
+/// Name of a table, set or chain of ours: never of foreign origin.
 pub type Name = Cow<'static, str>;
 
-/// A table and what it is for. `comment` is at most 128 bytes (kernel: NFT_USERDATA_MAXLEN less TLV).
+/// A table. `comment` is at most 128 bytes (kernel: NFT_USERDATA_MAXLEN less TLV).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     /// Family.
@@ -37,8 +37,7 @@ pub enum Field {
     /// Slot number, 4 bytes in **host** order; typeof `numgen random mod 65536` (nft 1.0.6 crashes
     /// listing a map declared by `typeof ... symhash`, so it is declared by numgen and read by symhash).
     Slot,
-    /// `meta priority`: 4 bytes in **host** order. Carries a number from one rule to the next within a packet's
-    /// way through a chain; see [`Statement::SetGroup`].
+    /// `meta priority`: 4 bytes in **host** order. Carries a number from one rule to the next within a chain; see [`Statement::SetPriority`].
     Group,
 }
 
@@ -70,16 +69,16 @@ pub enum DataField {
     Group,
 }
 
-/// What a set holds beside its keys.
+/// What the elements of a set have beside their keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SetKind {
     /// A plain set.
     Set,
     /// A data map, declared by `typeof` on both sides.
     Map(Vec<DataField>),
-    /// A data map that only rules write ([`Statement::Learn`]), and whose elements time out. They are no part of a
-    /// table's contents: [`crate::Backend::learned`] reads them.
-    Learned(Vec<DataField>),
+    /// A data map that only rules write ([`Statement::UpdateMap`]), and whose elements time out. They are no part of a
+    /// table's contents: [`crate::Backend::dynamic_elements`] reads them.
+    Dynamic(Vec<DataField>),
     /// A plain set whose elements count the packets that are looked up (Linux 5.7).
     Counters,
     /// A verdict map. Adding an element re-validates the whole map: keep it small.
@@ -114,13 +113,37 @@ impl Set {
     }
 }
 
+impl DataField {
+    /// The field of a key that is written and printed alike.
+    pub(crate) fn as_key(self) -> Field {
+        match self {
+            DataField::Address => Field::Address,
+            DataField::Port => Field::Port,
+            DataField::Group => Field::Group,
+        }
+    }
+}
+
+impl Set {
+    /// Whether key and data are declared by `typeof` expressions, which nft keeps in the set's user data, or by
+    /// `type` names: there is none for a slot, nor for the port of a data map as nft's `dnat` requires it.
+    pub fn declared_by_typeof(&self) -> bool {
+        let typed = |field: &Field| !matches!(field, Field::Slot | Field::Group);
+        matches!(self.kind, SetKind::Map(_) | SetKind::Dynamic(_)) || !self.key.iter().all(typed)
+    }
+}
+
+/// Size of a map of [`SetKind::Dynamic`]; when the map is full, rules add nothing until elements have timed out. The
+/// kernel allocates the table at once: 2 MB.
+pub(crate) const DYNAMIC_SIZE: u32 = 1 << 17;
+
 /// Where a base chain is hooked, with its priority. `type nat` sees the first packet of each connection only,
 /// `type filter` each packet; policy is always accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// filter prerouting, before everybody else (`NF_IP_PRI_FIRST`).
+    /// filter prerouting, before all others (`NF_IP_PRI_FIRST`).
     FirstPrerouting,
-    /// filter output, before everybody else.
+    /// filter output, before all others.
     FirstOutput,
     /// nat prerouting, priority dstnat (-100).
     NatPrerouting,
@@ -134,9 +157,9 @@ pub enum Hook {
     RawPrerouting,
     /// filter output, priority raw (-300): before connection tracking.
     RawOutput,
-    /// filter input, priority -10: before other people's filters.
+    /// filter input, priority -10: before foreign filters.
     FilterInput,
-    /// filter forward, priority -10: before other people's filters.
+    /// filter forward, priority -10: before foreign filters.
     FilterForward,
     /// Observed only: another type, hook, priority or policy. Writing one is refused.
     Unknown,
@@ -199,17 +222,17 @@ pub enum Operand {
     OriginalDestinationAddress,
     /// `ct original proto-dst`; the rule must also hold [`Statement::ProtocolIs`] (nft's grammar).
     OriginalDestinationPort,
-    /// `@th,OFFSET,LEN`: bytes behind the start of the transport header, whatever they mean, of which the first
-    /// `prefix` bits count. nft lists it; in a key of several parts it does not load it (1.0.6: "datatype mismatch").
+    /// `@th,OFFSET,LEN`: bytes after the start of the transport header, of which the first
+    /// `prefix` bits are compared. nft lists it; in a key of several parts it does not load it (1.0.6: "datatype mismatch").
     Transport {
         /// First byte.
         offset: u8,
         /// Bytes, 1 to 16.
         len: u8,
-        /// Leading bits that count; the others read as zero.
+        /// Leading bits that are read; the others are zero.
         prefix: u8,
     },
-    /// `ct reply ip saddr` / `ct reply ip6 saddr`: after destination NAT, where the connection goes.
+    /// `ct reply ip saddr` / `ct reply ip6 saddr`: the endpoint, after destination NAT.
     ReplySourceAddress,
     /// `ct reply proto-src`; the rule must also hold [`Statement::ProtocolIs`].
     ReplySourcePort,
@@ -281,18 +304,18 @@ pub enum Statement {
     },
     /// `ct status dnat`: destination NAT was applied to this connection.
     ConnectionIsDnat,
-    /// `counter`: counts packets and bytes. What it stands at is no part of the rule.
+    /// `counter`: counts packets and bytes. Its value is no part of the rule.
     Counter,
     /// `notrack`: no connection tracking for this packet.
     NoTrack,
-    /// `limit rate N/second burst M packets`: goes on for so many packets only.
+    /// `limit rate N/second burst M packets`: ends the rule above this rate.
     Limit {
         /// N, at least 1.
         per_second: u32,
         /// M, at least 1.
         burst: u32,
     },
-    /// `meta nftrace set 1`: the kernel tells what the rules from here on do with this packet ([`crate::trace`]).
+    /// `meta nftrace set 1`: the kernel reports what later rules do with this packet ([`crate::trace`]).
     Trace,
     /// `fib saddr type local`: the address is one of this node's. Negated, `!= local`.
     LocalAddress {
@@ -301,35 +324,35 @@ pub enum Statement {
         /// `!=`
         negate: bool,
     },
-    /// `iifname "cni0"`, or for a prefix `iifname "veth*"`. What this node sends has no input interface.
+    /// `iifname "cni0"`, or for a prefix `iifname "veth*"`. Packets that this node sends have no input interface.
     InputInterface {
         /// Name or prefix, 1 to 15 bytes.
         name: Name,
-        /// Whether it is only the beginning of the name.
+        /// Whether `name` is a prefix.
         prefix: bool,
         /// `!=`
         negate: bool,
     },
-    /// `meta priority set KEY map @map`: remembers a number for the next rules; a miss goes on with the next rule.
+    /// `meta priority set KEY map @map`: stores a number for the next rules; a miss goes on with the next rule.
     ///
-    /// The packet's priority is the one place that rules can write, that is no mark, and that nft can print
-    /// as part of a key. It means something to queueing disciplines only, so [`Statement::ClearGroup`] must follow
-    /// before the packet leaves.
-    SetGroup {
+    /// The packet's priority is the only field besides marks that rules can write and that nft can print as part of a
+    /// key. Queueing disciplines use the priority, so [`Statement::ClearPriority`] must follow before the packet
+    /// leaves.
+    SetPriority {
         /// Parts of the key.
         key: Vec<Operand>,
         /// Data map of [`DataField::Group`].
         map: Name,
     },
     /// `meta priority set none`
-    ClearGroup,
-    /// `update @map { KEY timeout Ns : DATA }`: adds an element, or puts off its end. Goes on, unless the map is full.
-    Learn {
+    ClearPriority,
+    /// `update @map { KEY timeout Ns : DATA }`: adds an element, or restarts its time-out. A full map ends the rule.
+    UpdateMap {
         /// Parts of the key.
         key: Vec<Operand>,
         /// Parts of the data.
         data: Vec<Operand>,
-        /// Map of [`SetKind::Learned`].
+        /// Map of [`SetKind::Dynamic`].
         map: Name,
         /// Time-out in seconds, at least 1.
         seconds: u32,
@@ -355,7 +378,7 @@ pub enum Statement {
     Reject,
     /// `reject with tcp reset`, for TCP only; others go on with the next rule. An ICMP error that comes back
     /// while `connect` still holds its socket counts as a soft one, and the client would wait a second for
-    /// its next try (kernel: tcp_v4_err); a reset is heard at once.
+    /// its next try (kernel: tcp_v4_err); a reset ends it at once.
     RejectTcpReset,
     /// A verdict.
     Verdict(Verdict),
@@ -364,7 +387,21 @@ pub enum Statement {
     Unknown(String),
 }
 
-/// What an element of a map leads to.
+impl Statement {
+    /// The set or map that the statement refers to.
+    pub fn set(&self) -> Option<&Name> {
+        match self {
+            Statement::InSet { set, .. } => Some(set),
+            Statement::VerdictMap { map, .. }
+            | Statement::DnatMap { map, .. }
+            | Statement::SetPriority { map, .. }
+            | Statement::UpdateMap { map, .. } => Some(map),
+            _ => None,
+        }
+    }
+}
+
+/// The data of an element.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Data {
     /// Plain set: nothing.

@@ -1,15 +1,17 @@
-//! Hears of changes to our tables made by others.
+//! Reports changes that other processes make to our tables.
 //!
-//! A socket of its own in the group `NFNLGRP_NFTABLES`. Each notification carries the port id of the socket
-//! whose request led to it, so our own are told apart by the [`crate::Kernel`]'s port, unread beyond
-//! their header; of others' only the table's name is read. What changed is left to
-//! [`crate::Backend::list`].
+//! A socket of its own in the group `NFNLGRP_NFTABLES`. Each notification carries the port id of the socket whose
+//! request led to it, so our own are recognized by the [`crate::Kernel`]'s port and skipped after their header; of
+//! foreign ones only the table's name is read. What changed is left to [`crate::Backend::list`].
 //!
-//! The kernel ends the notifications of a transaction with the generation that it made
-//! (`nf_tables_gen_notify`). A transaction of others is told once, with that generation: who has read the table at
-//! it or later need not read it again.
+//! The kernel ends the notifications of a transaction with the generation that it made (`nf_tables_gen_notify`). A
+//! foreign transaction is reported once, with that generation: who has read the table at that generation or later need
+//! not read it again.
+//!
+//! While nobody is in the group the kernel writes no notifications (`nfnetlink_has_listeners`). They take near half the
+//! time of a large transaction (benches/README.md), and the reader skips them. So [`crate::Kernel`] mutes the monitor
+//! during its large commits; generations show whether another process changed something at that time.
 
-mod membership;
 #[cfg(test)]
 mod tests;
 
@@ -19,28 +21,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use netlink::{Malformed, Membership, Message, NetlinkFamily, Socket, failed, messages, string};
 use nix::errno::Errno;
+use nix::libc::NFNLGRP_NFTABLES;
 
 use crate::model::Name;
-use crate::socket::Socket;
 use crate::transaction::{CommitError, Generation};
 use crate::wire::abi::{SUBSYSTEM, message, table};
-use crate::wire::attribute::string;
-use crate::wire::frame::generation;
-use crate::wire::{Malformed, Message, messages};
-
-pub use membership::Membership;
-
-/// `1 << (NFNLGRP_NFTABLES - 1)`, the group as a bit of the address.
-const GROUP: u32 = 1 << 6;
+use crate::wire::header::{attributes, family, generation};
 
 /// Notifications of about 100,000 elements fit; the kernel takes the memory only while they wait.
 const RECEIVE_SPACE: usize = 32 << 20;
 
-/// What was heard.
+/// Why the table should be read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// Somebody else changed a table of ours, or something in it, and the ruleset came to this generation.
+    /// A foreign transaction changed a table of ours, and made this generation.
     Changed(Generation),
     /// Notifications were lost: anything may have changed.
     Overrun,
@@ -52,42 +48,41 @@ pub struct Monitor {
     socket: Socket,
     table: Name,
     own_port: u32,
-    /// The transaction that is being told changes a table of ours, and is somebody else's.
-    is_ours_changed: bool,
-    /// Heard in one datagram and not handed out yet.
+    /// A foreign change of our table has been received, and its generation has not.
+    foreign_change_pending: bool,
+    /// Received in one datagram and not returned yet.
     pending: VecDeque<Notice>,
-    /// Something may have changed while the socket was not in the group.
+    /// Something may have changed while the monitor was muted.
     missed: Arc<AtomicBool>,
 }
 
 impl Monitor {
-    /// Subscribes to changes of the tables of this name, but for those that the socket of this port
-    /// makes ([`crate::Kernel::port`]).
+    /// Subscribes to changes of the tables of this name, except those made through the socket of this port
+    /// ([`crate::Kernel::port`]).
     pub fn open(table: Name, own_port: u32) -> Result<Self, CommitError> {
-        let socket = Socket::open(GROUP).map_err(failed("subscribe"))?;
-        socket
-            .set_receive_space(RECEIVE_SPACE)
-            .map_err(failed("set receive space"))?;
+        let socket = Socket::open(NetlinkFamily::Netfilter)?;
+        socket.set_receive_space(RECEIVE_SPACE)?;
+        socket.join(NFNLGRP_NFTABLES)?;
         Ok(Monitor {
             socket,
             table,
             own_port,
-            is_ours_changed: false,
+            foreign_change_pending: false,
             pending: VecDeque::new(),
             missed: Arc::default(),
         })
     }
 
-    /// For [`crate::Kernel::spare`].
-    pub fn membership(&self) -> Result<Membership, CommitError> {
-        Ok(Membership {
-            socket: self.socket.try_clone().map_err(failed("subscribe"))?,
+    /// What mutes this monitor, for [`crate::Kernel::mute_during_large_commits`].
+    pub(crate) fn mute(&self) -> Result<Mute, CommitError> {
+        Ok(Mute {
+            membership: self.socket.membership(NFNLGRP_NFTABLES)?,
             missed: self.missed.clone(),
         })
     }
 
-    /// The next notice, if one is there now. To be called until it answers `None` each time the descriptor
-    /// becomes readable.
+    /// The next notice, if there is one now. Call it until it returns `None` each time the descriptor becomes
+    /// readable.
     pub fn try_next(&mut self) -> Result<Option<Notice>, CommitError> {
         loop {
             if let Some(notice) = self.pending.pop_front() {
@@ -98,14 +93,14 @@ impl Monitor {
             }
             match self.socket.try_receive() {
                 Ok(Some(datagram)) => {
-                    let changed = &mut self.is_ours_changed;
-                    let heard = heard(datagram, &self.table, self.own_port, changed);
-                    self.pending.extend(heard);
+                    let pending = &mut self.foreign_change_pending;
+                    let notices = notices(datagram, &self.table, self.own_port, pending);
+                    self.pending.extend(notices);
                 }
                 Ok(None) => return Ok(None),
-                // EMSGSIZE: one datagram was cut, which is as lost as the others.
+                // EMSGSIZE: a datagram longer than the buffer was cut, so its notifications are lost too.
                 Err(Errno::ENOBUFS | Errno::EMSGSIZE) => return Ok(Some(Notice::Overrun)),
-                Err(errno) => return Err(failed("listen")(errno)),
+                Err(errno) => return Err(failed("receive notifications")(errno).into()),
             }
         }
     }
@@ -121,7 +116,7 @@ impl Monitor {
             if left.is_zero() {
                 return Ok(None);
             }
-            self.socket.wait(Some(left)).map_err(failed("listen"))?;
+            self.socket.wait(left)?;
         }
     }
 }
@@ -139,23 +134,46 @@ impl AsRawFd for Monitor {
     }
 }
 
-/// The notices in a datagram. One that does not decode may hide anything. `is_ours_changed` outlives the datagram, since
-/// a transaction may be told in several.
-pub(crate) fn heard(
+/// Mutes a monitor: takes its socket out of the group for a while.
+#[derive(Debug)]
+pub(crate) struct Mute {
+    membership: Membership,
+    missed: Arc<AtomicBool>,
+}
+
+impl Mute {
+    pub(crate) fn leave(&self) -> Result<(), CommitError> {
+        Ok(self.membership.leave()?)
+    }
+
+    pub(crate) fn join(&self) -> Result<(), CommitError> {
+        Ok(self.membership.join()?)
+    }
+
+    /// Has the monitor report [`Notice::Overrun`]: there was a foreign change while it was muted.
+    pub(crate) fn report_missed(&self) -> Result<(), CommitError> {
+        self.missed.store(true, Ordering::Release);
+        Ok(self.membership.wake()?)
+    }
+}
+
+/// The notices in a datagram. A message that does not decode may hide anything. `foreign_change_pending` outlives the
+/// datagram, since the notifications of one transaction may come in several.
+fn notices(
     datagram: &[u8],
     table: &str,
     own_port: u32,
-    is_ours_changed: &mut bool,
+    foreign_change_pending: &mut bool,
 ) -> Vec<Notice> {
     let mut notices = Vec::new();
     for message in messages(datagram) {
         let notice = match message.and_then(|message| read(&message, table, own_port)) {
-            Ok(Told::Nothing) => continue,
-            Ok(Told::Change) => {
-                *is_ours_changed = true;
+            Ok(Notification::Other) => continue,
+            Ok(Notification::ForeignChange) => {
+                *foreign_change_pending = true;
                 continue;
             }
-            Ok(Told::End(generation)) => match std::mem::take(is_ours_changed) {
+            Ok(Notification::End(generation)) => match std::mem::take(foreign_change_pending) {
                 true => Notice::Changed(generation),
                 false => continue,
             },
@@ -168,32 +186,28 @@ pub(crate) fn heard(
     notices
 }
 
-/// What one message tells.
-enum Told {
-    Nothing,
-    /// Somebody else changed a table of ours.
-    Change,
-    /// All of a transaction was told.
+enum Notification {
+    /// One of ours, or about another table.
+    Other,
+    /// Another process changed a table of ours.
+    ForeignChange,
+    /// The last notification of a transaction.
     End(Generation),
 }
 
-fn read(message: &Message<'_>, our_table: &str, own_port: u32) -> Result<Told, Malformed> {
+fn read(message: &Message<'_>, our_table: &str, own_port: u32) -> Result<Notification, Malformed> {
     if message.kind >> 8 != SUBSYSTEM || message.port == own_port {
-        return Ok(Told::Nothing);
+        return Ok(Notification::Other);
     }
     if message.kind == message::NEW_GENERATION {
-        return generation(message).map(Told::End);
+        return generation(message).map(Notification::End);
     }
-    if message.family().is_none() {
-        return Ok(Told::Nothing);
+    if family(message).is_none() {
+        return Ok(Notification::Other);
     }
     // Every nf_tables object names its table in attribute 1.
-    match message.attributes()?.find(table::NAME)? {
-        Some(name) if string(name, "table name")? == our_table => Ok(Told::Change),
-        _ => Ok(Told::Nothing),
+    match attributes(message)?.find(table::NAME)? {
+        Some(name) if string(name, "table name")? == our_table => Ok(Notification::ForeignChange),
+        _ => Ok(Notification::Other),
     }
-}
-
-fn failed(action: &'static str) -> impl Fn(Errno) -> CommitError {
-    move |errno| CommitError::Socket { action, errno }
 }

@@ -3,8 +3,9 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use crate::backend::Backend as _;
 use crate::model::Family;
-use crate::transaction::{Backend as _, TableContents};
+use crate::transaction::TableContents;
 use crate::{Kernel, KernelConfig};
 
 /// Runs a test in a fresh network namespace; skips it where there can be none.
@@ -66,12 +67,12 @@ pub(crate) fn in_own_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Loads `text` with nft into a network namespace of its own and returns its listing, or nft's words.
+/// Loads `text` with nft into a network namespace of its own and returns its listing, or nft's errors.
 pub(crate) fn nft_list_of(text: &str) -> Result<String, String> {
     in_own_namespace(|| nft(&["-f", "-"], text).and_then(|_| nft(&["list", "ruleset"], "")))
 }
 
-/// Runs nft in the namespace of this thread; returns its output, or its complaints.
+/// Runs nft in the namespace of this thread; returns its output, or its errors.
 pub(crate) fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
     let mut child = Command::new("nft")
         .args(arguments)

@@ -135,7 +135,7 @@ impl Shape {
             set(
                 "affinity",
                 &[Address, Protocol, Group],
-                SetKind::Learned(vec![DataField::Address, DataField::Port]),
+                SetKind::Dynamic(vec![DataField::Address, DataField::Port]),
                 "Learned",
             ),
             set(
@@ -215,7 +215,7 @@ impl Shape {
         moduli.into_iter().map(dnat).collect()
     }
 
-    /// Rules on where a packet comes from, and what its client has learned before.
+    /// Rules on the source of a packet, and on the affinity entry of its client.
     fn policy_rules(&self) -> [Rule; 6] {
         let from_range = [&FRONTEND[..], &[Operand::SourceAddress]].concat();
         let not_allowed = Statement::InSet {
@@ -229,7 +229,7 @@ impl Shape {
             prefix,
             negate,
         };
-        let group = Statement::SetGroup {
+        let group = Statement::SetPriority {
             key: FRONTEND.to_vec(),
             map: "sticky".into(),
         };
@@ -252,15 +252,15 @@ impl Shape {
         ]
     }
 
-    /// nft 1.0.6 has not registers enough to load the IPv6 form.
+    /// nft 1.0.6 lacks registers to load the IPv6 form.
     fn learning_rules(&self, family: Family) -> Vec<Rule> {
-        let learn = Statement::Learn {
+        let learn = Statement::UpdateMap {
             key: vec![Operand::SourceAddress, Operand::Protocol, Operand::Group],
             data: vec![Operand::ReplySourceAddress, Operand::ReplySourcePort],
             map: "affinity".into(),
             seconds: 10,
         };
-        let group = Statement::SetGroup {
+        let group = Statement::SetPriority {
             key: vec![
                 Operand::OriginalDestinationAddress,
                 Operand::Protocol,
@@ -272,7 +272,7 @@ impl Shape {
         let mut rules = vec![rule([tcp(), group])];
         let learn = rule([tcp(), in_set(&[Operand::Group], "sticky_10"), learn]);
         rules.extend((family == Family::Ip).then_some(learn));
-        rules.push(rule([Statement::ClearGroup]));
+        rules.push(rule([Statement::ClearPriority]));
         rules
     }
 
@@ -569,7 +569,7 @@ pub(crate) fn table_pairs() -> impl Strategy<Value = (TableContents, TableConten
     ]
 }
 
-/// Two random tables of one family; strangers may have meddled with the first.
+/// Two random tables of one family; other processes may have changed the first.
 pub(crate) fn meddled_pairs() -> impl Strategy<Value = (TableContents, TableContents)> {
     let meddled = prop_oneof![Just(vec![]), subsequence(Meddling::ALL.to_vec(), 1..=4)];
     (table_pairs(), meddled).prop_map(|((mut found, wanted), meddled)| {

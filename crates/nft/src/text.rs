@@ -1,8 +1,8 @@
-//! Tables and their parts as text, in the words of `nft list ruleset` (1.0.6).
+//! Tables and their parts as text, as `nft list ruleset` (1.0.6) prints them.
 //!
 //! Owns the one spelling of every value of [`crate::model`]. What [`table`] prints, `nft -f` loads into a
 //! namespace that has no such table, to the same state as the same contents committed over netlink, and
-//! nft lists it back with the same lines. It never reads text, and no text of foreign origin comes in:
+//! nft lists it back with the same lines. Nothing here reads text, and no text of foreign origin is printed:
 //! names and comments are ours. What was observed and is not in our form is printed as a `#` comment.
 
 use std::fmt;
@@ -11,11 +11,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use smallvec::SmallVec;
 
 use crate::model::{
-    Chain, Data, DataField, Element, Family, Field, Hook, Operand, Rule, Set, SetKind, Side,
-    Statement, Table, Verdict,
+    Chain, DYNAMIC_SIZE, Data, DataField, Element, Family, Field, Hook, Operand, Rule, Set,
+    SetKind, Side, Statement, Table, Verdict,
 };
 use crate::transaction::TableContents;
-use crate::wire::encode::LEARNED_SIZE;
 
 mod transaction;
 
@@ -71,8 +70,8 @@ fn write_set(
     writeln!(f, "\t{} {} {{", set_keyword(set), set.name)?;
     writeln!(f, "\t\t{}", DeclarationText { family, set })?;
     match set.kind {
-        SetKind::Learned(_) => {
-            writeln!(f, "\t\tsize {LEARNED_SIZE}\n\t\tflags dynamic,timeout")?;
+        SetKind::Dynamic(_) => {
+            writeln!(f, "\t\tsize {DYNAMIC_SIZE}\n\t\tflags dynamic,timeout")?;
         }
         SetKind::Counters => writeln!(f, "\t\tcounter")?,
         _ if set.interval => writeln!(f, "\t\tflags interval")?,
@@ -122,28 +121,7 @@ fn write_chain(f: &mut fmt::Formatter<'_>, family: Family, chain: &Chain) -> fmt
 fn set_keyword(set: &Set) -> &'static str {
     match set.kind {
         SetKind::Set | SetKind::Counters | SetKind::Unknown => "set",
-        SetKind::Map(_) | SetKind::Learned(_) | SetKind::VerdictMap => "map",
-    }
-}
-
-impl DataField {
-    /// The field of a key that is written and printed alike.
-    pub(crate) fn as_key(self) -> Field {
-        match self {
-            DataField::Address => Field::Address,
-            DataField::Port => Field::Port,
-            DataField::Group => Field::Group,
-        }
-    }
-}
-
-impl Set {
-    /// Whether nft is told of the key and data by `typeof` expressions, which it keeps in the set's user
-    /// data, or by `type` names: those have no word for a slot, nor for the port of a data map as nft's
-    /// `dnat` wants it.
-    pub fn declared_by_typeof(&self) -> bool {
-        let typed = |field: &Field| !matches!(field, Field::Slot | Field::Group);
-        matches!(self.kind, SetKind::Map(_) | SetKind::Learned(_)) || !self.key.iter().all(typed)
+        SetKind::Map(_) | SetKind::Dynamic(_) | SetKind::VerdictMap => "map",
     }
 }
 
@@ -202,7 +180,7 @@ impl fmt::Display for DeclarationText<'_> {
         match &self.set.kind {
             SetKind::Set | SetKind::Counters | SetKind::Unknown => Ok(()),
             SetKind::VerdictMap => f.write_str(" : verdict"),
-            SetKind::Map(data) | SetKind::Learned(data) => {
+            SetKind::Map(data) | SetKind::Dynamic(data) => {
                 f.write_str(" : ")?;
                 write_joined(f, data, |f, field| match field {
                     DataField::Address => write!(f, "{family} daddr"),
@@ -235,11 +213,11 @@ impl fmt::Display for ElementText<'_> {
             Some(last) => write_range(f, family, &set.key, first, last.as_slice())?,
         }
         match (&self.element.data, &set.kind) {
-            // As nft prints one that has counted nothing yet.
+            // As nft prints a counter at zero.
             (Data::None, SetKind::Counters) => f.write_str(" counter packets 0 bytes 0"),
             (Data::None, _) => Ok(()),
             (Data::Verdict(verdict), _) => write!(f, " : {verdict}"),
-            (Data::Value(value), SetKind::Map(data) | SetKind::Learned(data)) => {
+            (Data::Value(value), SetKind::Map(data) | SetKind::Dynamic(data)) => {
                 f.write_str(" : ")?;
                 let fields: SmallVec<[Field; 2]> =
                     data.iter().map(|field| field.as_key()).collect();
@@ -369,7 +347,7 @@ fn prefix_length(first: &[u8], last: &[u8]) -> Option<u32> {
     (is_prefix && first.len() == last.len()).then(|| width - host_bits.count_ones())
 }
 
-/// A rule in nft's words, without line end.
+/// A rule as nft prints it, without line end.
 #[derive(Clone, Copy, Debug)]
 pub struct RuleText<'a> {
     /// Family of the table.
@@ -395,10 +373,11 @@ fn write_statement(
     family: Family,
     statement: &Statement,
 ) -> fmt::Result {
+    let text = |key| KeyText { family, key };
+    let not = |negate: &bool| if *negate { "!= " } else { "" };
     match statement {
         Statement::InSet { key, set, negate } => {
-            write_key(f, family, key)?;
-            write!(f, " {}@{set}", if *negate { "!= " } else { "" })
+            write!(f, "{} {}@{set}", text(key), not(negate))
         }
         Statement::ProtocolIs(protocol) => write!(f, "meta l4proto {}", protocol.keyword()),
         Statement::Equals {
@@ -406,18 +385,8 @@ fn write_statement(
             value,
             negate,
         } => {
-            write_key(f, family, &[*operand])?;
-            f.write_str(if *negate { " != " } else { " " })?;
-            match operand {
-                Operand::DestinationPort => write_field(f, Field::Port, value.as_slice()),
-                Operand::SourceAddress | Operand::DestinationAddress => {
-                    write_field(f, Field::Address, value.as_slice())
-                }
-                _ => {
-                    let fold = |sum: u128, byte: &u8| sum << 8 | u128::from(*byte);
-                    write!(f, "{:#x}", value.as_slice().iter().fold(0, fold))
-                }
-            }
+            write!(f, "{} {}", text(&[*operand]), not(negate))?;
+            write_operand_value(f, *operand, value.as_slice())
         }
         Statement::Counter => f.write_str("counter"),
         Statement::NoTrack => f.write_str("notrack"),
@@ -431,49 +400,33 @@ fn write_statement(
                 Side::Source => "saddr",
                 Side::Destination => "daddr",
             };
-            write!(
-                f,
-                "fib {side} type {}local",
-                if *negate { "!= " } else { "" }
-            )
+            write!(f, "fib {side} type {}local", not(negate))
         }
         Statement::InputInterface {
             name,
             prefix,
             negate,
         } => {
-            let negation = if *negate { "!= " } else { "" };
             let star = if *prefix { "*" } else { "" };
-            write!(f, "iifname {negation}\"{name}{star}\"")
+            write!(f, "iifname {}\"{name}{star}\"", not(negate))
         }
-        Statement::SetGroup { key, map } => {
-            f.write_str("meta priority set ")?;
-            write_key(f, family, key)?;
-            write!(f, " map @{map}")
+        Statement::SetPriority { key, map } => {
+            write!(f, "meta priority set {} map @{map}", text(key))
         }
-        Statement::ClearGroup => f.write_str("meta priority set none"),
-        Statement::Learn {
+        Statement::ClearPriority => f.write_str("meta priority set none"),
+        Statement::UpdateMap {
             key,
             data,
             map,
             seconds,
         } => {
-            write!(f, "update @{map} {{ ")?;
-            write_key(f, family, key)?;
-            f.write_str(" timeout ")?;
+            write!(f, "update @{map} {{ {} timeout ", text(key))?;
             write_seconds(f, *seconds)?;
-            f.write_str(" : ")?;
-            write_key(f, family, data)?;
-            f.write_str(" }")
+            write!(f, " : {} }}", text(data))
         }
-        Statement::VerdictMap { key, map } => {
-            write_key(f, family, key)?;
-            write!(f, " vmap @{map}")
-        }
+        Statement::VerdictMap { key, map } => write!(f, "{} vmap @{map}", text(key)),
         Statement::DnatMap { key, map } => {
-            write!(f, "dnat {family} to ")?;
-            write_key(f, family, key)?;
-            write!(f, " map @{map}")
+            write!(f, "dnat {family} to {} map @{map}", text(key))
         }
         Statement::Masquerade => f.write_str("masquerade fully-random"),
         Statement::Reject => f.write_str("reject"),
@@ -483,33 +436,57 @@ fn write_statement(
     }
 }
 
-fn write_key(f: &mut fmt::Formatter<'_>, family: Family, key: &[Operand]) -> fmt::Result {
-    write_joined(f, key, |f, operand| match operand {
-        Operand::SourceAddress => write!(f, "{family} saddr"),
-        Operand::DestinationAddress => write!(f, "{family} daddr"),
-        Operand::Protocol => f.write_str("meta l4proto"),
-        Operand::DestinationPort => f.write_str("th dport"),
-        Operand::OriginalDestinationAddress => write!(f, "ct original {family} daddr"),
-        Operand::OriginalDestinationPort => f.write_str("ct original proto-dst"),
-        Operand::Transport {
-            offset,
-            len,
-            prefix,
-        } => {
-            let (start, bits) = (u32::from(offset) * 8, u32::from(len) * 8);
-            write!(f, "@th,{start},{bits}")?;
-            let masked = bits.saturating_sub(prefix.into());
-            if masked > 0 && bits <= 128 {
-                let mask = (u128::MAX >> (128 - bits)).checked_shr(masked).unwrap_or(0) << masked;
-                write!(f, " & {mask:#x}")?;
-            }
-            Ok(())
+/// The value that an operand is compared with.
+fn write_operand_value(f: &mut fmt::Formatter<'_>, operand: Operand, value: &[u8]) -> fmt::Result {
+    match operand {
+        Operand::DestinationPort => write_field(f, Field::Port, value),
+        Operand::SourceAddress | Operand::DestinationAddress => {
+            write_field(f, Field::Address, value)
         }
-        Operand::ReplySourceAddress => write!(f, "ct reply {family} saddr"),
-        Operand::ReplySourcePort => f.write_str("ct reply proto-src"),
-        Operand::Group => f.write_str("meta priority"),
-        Operand::SymHash { modulus } => write!(f, "symhash mod {modulus}"),
-    })
+        _ => {
+            let fold = |sum: u128, byte: &u8| sum << 8 | u128::from(*byte);
+            write!(f, "{:#x}", value.iter().fold(0, fold))
+        }
+    }
+}
+
+/// A concatenation of operands.
+struct KeyText<'a> {
+    family: Family,
+    key: &'a [Operand],
+}
+
+impl fmt::Display for KeyText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = self.family;
+        write_joined(f, self.key, |f, operand| match operand {
+            Operand::SourceAddress => write!(f, "{family} saddr"),
+            Operand::DestinationAddress => write!(f, "{family} daddr"),
+            Operand::Protocol => f.write_str("meta l4proto"),
+            Operand::DestinationPort => f.write_str("th dport"),
+            Operand::OriginalDestinationAddress => write!(f, "ct original {family} daddr"),
+            Operand::OriginalDestinationPort => f.write_str("ct original proto-dst"),
+            Operand::Transport {
+                offset,
+                len,
+                prefix,
+            } => {
+                let (start, bits) = (u32::from(offset) * 8, u32::from(len) * 8);
+                write!(f, "@th,{start},{bits}")?;
+                let masked = bits.saturating_sub(prefix.into());
+                if masked > 0 && bits <= 128 {
+                    let mask =
+                        (u128::MAX >> (128 - bits)).checked_shr(masked).unwrap_or(0) << masked;
+                    write!(f, " & {mask:#x}")?;
+                }
+                Ok(())
+            }
+            Operand::ReplySourceAddress => write!(f, "ct reply {family} saddr"),
+            Operand::ReplySourcePort => f.write_str("ct reply proto-src"),
+            Operand::Group => f.write_str("meta priority"),
+            Operand::SymHash { modulus } => write!(f, "symhash mod {modulus}"),
+        })
+    }
 }
 
 /// Parts of a concatenation.

@@ -1,12 +1,11 @@
-//! What the ruleset does with certain packets, told by the kernel itself (`meta nftrace`).
+//! What the ruleset does with certain packets, as the kernel reports it (`meta nftrace`).
 //!
-//! A [`Tracer`] marks the packets in a table of its own, in chains before everybody else's, and hears what every rule
-//! from there on decides about them: rules of nft and of iptables in its nft variant, ours too. It does not hear of
-//! legacy iptables, of what drops a packet before the first hook (`netdev` tables, tc, XDP) or between hooks (reverse
+//! A [`Tracer`] marks the packets in a table of its own, in chains before all others, and receives the decision of
+//! every later rule about them: rules of nft and of iptables in its nft variant, ours too. The kernel does not report
+//! legacy iptables, nor what drops a packet before the first hook (`netdev` tables, tc, XDP) or between hooks (reverse
 //! path filter, bad checksums, no route).
 //!
-//! The table is owned by the tracer's socket (Linux 5.12), so however the process ends it cannot be left behind to cost
-//! time. Each kind of packet is marked [`PER_SECOND`] times a second at most, so that a busy peer is not slowed down.
+//! The table is owned by the tracer's socket (Linux 5.12), so the kernel deletes the table however the process ends. Each kind of packet is marked [`PER_SECOND`] times a second at most, so that a busy peer is not slowed down.
 
 #[cfg(test)]
 mod tests;
@@ -15,24 +14,20 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use netlink::{Attributes, Malformed, Message, NetlinkFamily, Socket, be32, failed, messages};
 use nix::errno::Errno;
+use nix::libc::NFNLGRP_NFTRACE;
 
-use crate::foreign::AnyFamily;
-use crate::foreign::chains::{family, name};
+use crate::backend::Backend as _;
 use crate::kernel::Kernel;
-use crate::link::failed;
 use crate::model::{Bytes, Chain, Family, Hook, Name, Operand, Protocol, Rule, Statement, Table};
-use crate::socket::Socket;
-use crate::transaction::{Backend as _, CommitError, Operation, Transaction};
+use crate::transaction::{CommitError, Operation, Transaction};
 use crate::wire::abi::{data, message, trace};
-use crate::wire::attribute::{Attributes, be32};
-use crate::wire::{Malformed, Message, messages};
+use crate::wire::header::{AnyFamily, attributes, foreign_name};
 
-/// `1 << (NFNLGRP_NFTRACE - 1)`, the group as a bit of the address.
-const GROUP: u32 = 1 << 8;
-/// A packet meets a few dozen rules, each told in 200 bytes.
+/// A packet passes a few dozen rules, each reported in 200 bytes.
 const RECEIVE_SPACE: usize = 4 << 20;
-/// How many packets of a kind are marked in a second, for each direction.
+/// Packets of a kind that are marked per second, in each direction.
 pub const PER_SECOND: u32 = 100;
 
 /// Packets to trace, sent from here or arriving here. Both addresses are of one family.
@@ -48,7 +43,7 @@ pub struct Packets {
     pub port: u16,
 }
 
-/// Who decided on a packet.
+/// What decided about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decider {
     /// The rule of this handle.
@@ -64,11 +59,11 @@ pub enum Decider {
 pub enum Decision {
     /// The packet goes on to the next hook.
     Accept,
-    /// It is gone, also where it was rejected.
+    /// The packet is dropped or rejected.
     Drop,
-    /// It waits for a program (`NFQUEUE`), and is gone if there is none.
+    /// The packet waits for a program (`NFQUEUE`), and is dropped if there is none.
     Queue,
-    /// It goes on in this chain or another.
+    /// The packet goes on in this chain or another.
     Continue,
 }
 
@@ -93,22 +88,21 @@ pub struct Step {
 #[derive(Debug)]
 pub struct Tracer {
     socket: Socket,
-    /// Whose socket owns the table.
+    /// The socket that owns the table.
     _table: Kernel,
     name: Name,
     pending: VecDeque<Step>,
 }
 
 impl Tracer {
-    /// Begins to trace.
+    /// Starts tracing.
     ///
     /// Errors: EPERM without CAP_NET_ADMIN; EINVAL before Linux 5.12.
     pub fn start(packets: &[Packets]) -> Result<Self, CommitError> {
-        let socket = Socket::open(GROUP).map_err(failed("subscribe"))?;
-        socket
-            .set_receive_space(RECEIVE_SPACE)
-            .map_err(failed("set receive space"))?;
-        // Several may trace at a time.
+        let socket = Socket::open(NetlinkFamily::Netfilter)?;
+        socket.set_receive_space(RECEIVE_SPACE)?;
+        socket.join(NFNLGRP_NFTRACE)?;
+        // Several tracers may run at a time.
         let name = Name::from(format!("portolan_trace_{}", socket.port()));
         let mut kernel = Kernel::open_tied(name.clone())?;
         kernel.commit(&marking(&name, packets))?;
@@ -120,7 +114,7 @@ impl Tracer {
         })
     }
 
-    /// Waits for the next decision; `None` when the time has passed. Some may be left out when there are many.
+    /// Waits for the next decision; `None` when the time has passed. Some are lost when there are many.
     pub fn wait(&mut self, timeout: Duration) -> Result<Option<Step>, CommitError> {
         let end = Instant::now() + timeout;
         loop {
@@ -129,19 +123,19 @@ impl Tracer {
             }
             match self.socket.try_receive() {
                 Ok(Some(datagram)) => {
-                    let heard = steps(datagram).filter(|step| step.table != self.name);
-                    self.pending.extend(heard);
+                    let steps = steps(datagram).filter(|step| step.table != self.name);
+                    self.pending.extend(steps);
                     continue;
                 }
                 Ok(None) => {}
                 Err(Errno::ENOBUFS | Errno::EMSGSIZE) => continue,
-                Err(errno) => return Err(failed("listen")(errno)),
+                Err(errno) => return Err(failed("receive trace notifications")(errno).into()),
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(None);
             }
-            self.socket.wait(Some(left)).map_err(failed("listen"))?;
+            self.socket.wait(left)?;
         }
     }
 }
@@ -203,7 +197,7 @@ fn mark(packets: &Packets) -> Rule {
     statements.into()
 }
 
-/// The decisions in a datagram; what does not decode is left out.
+/// The decisions in a datagram; messages that do not decode are skipped.
 pub(crate) fn steps(datagram: &[u8]) -> impl Iterator<Item = Step> {
     messages(datagram).filter_map(|message| message.and_then(|message| read(&message)).ok()?)
 }
@@ -212,7 +206,7 @@ fn read(message: &Message<'_>) -> Result<Option<Step>, Malformed> {
     if message.kind != message::TRACE {
         return Ok(None);
     }
-    let fields = message.attributes()?;
+    let fields = attributes(message)?;
     let number = |kind, what| match fields.clone().find(kind)? {
         Some(payload) => be32(payload, what),
         None => Err(Malformed::Missing(what)),
@@ -239,15 +233,15 @@ fn read(message: &Message<'_>) -> Result<Option<Step>, Malformed> {
     };
     Ok(Some(Step {
         packet: number(trace::ID, "NFTA_TRACE_ID")?,
-        family: family(message),
-        table: name(fields.clone(), trace::TABLE)?,
-        chain: name(fields.clone(), trace::CHAIN)?,
+        family: AnyFamily::of(message),
+        table: foreign_name(fields.clone(), trace::TABLE)?,
+        chain: foreign_name(fields.clone(), trace::CHAIN)?,
         decider,
         decision,
     }))
 }
 
-/// A verdict without what may be in its upper bits (`NF_VERDICT_MASK`); those of nf_tables itself are negative.
+/// A verdict without its upper bits (`NF_VERDICT_MASK`); those of nf_tables itself are negative.
 fn decision(code: u32) -> Decision {
     const DROP: u32 = data::DROP as u32;
     const ACCEPT: u32 = data::ACCEPT as u32;

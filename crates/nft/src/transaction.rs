@@ -8,9 +8,9 @@ use crate::model::{Chain, Element, Family, Name, Set, Table};
 /// One step of a transaction. Steps are carried out in order, all or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Creates the table, adopts an orphaned one, or does nothing when it is ours already.
+    /// Creates the table, adopts an orphaned one, or does nothing when the table is ours already.
     AddTable(Table),
-    /// Deletes the table with all that is in it.
+    /// Deletes the table with its contents.
     DeleteTable,
     /// Creates a set or map.
     AddSet(Set),
@@ -39,7 +39,7 @@ pub enum Operation {
     },
 }
 
-/// Steps on the two tables of ours, carried out in one kernel transaction.
+/// Steps on our two tables, carried out in one kernel transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {
     /// Steps, each on the table of its family.
@@ -88,7 +88,7 @@ pub struct TableContents {
     pub elements: BTreeMap<Name, Vec<Element>>,
 }
 
-/// Which step a refused transaction failed at.
+/// The step at which a transaction was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Culprit {
     /// Index into [`Transaction::operations`].
@@ -107,23 +107,15 @@ pub enum CommitError {
     Refused {
         /// Error number.
         errno: nix::errno::Errno,
-        /// Step at fault.
+        /// The step that was refused.
         culprit: Box<Culprit>,
         /// Text of the kernel's extended acknowledgement.
         message: Option<String>,
     },
-    /// The socket failed, or the kernel did not answer as its protocol says; nothing is known of the
-    /// kernel's state until it is read again.
-    #[error("netlink {action} failed: {errno}")]
-    Socket {
-        /// What was attempted.
-        action: &'static str,
-        /// Error number.
-        errno: nix::errno::Errno,
-    },
-    /// A reply that does not decode.
-    #[error("undecodable netlink reply: {0}")]
-    Reply(String),
+    /// The socket failed, or the kernel did not answer as its protocol says; the kernel's state is unknown until it is
+    /// read again.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
 }
 
 impl fmt::Display for Culprit {
@@ -137,53 +129,19 @@ impl fmt::Display for Culprit {
     }
 }
 
-/// What became of [`Backend::adopt`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Adoption {
-    /// There is no table.
-    NoTable,
-    /// There is one, and it can be changed in place.
-    Ours,
-    /// There is one that cannot be made ours in place: [`Operation::DeleteTable`] and
-    /// [`Operation::AddTable`] in one transaction replace it.
-    Replace,
-}
-
-/// A state of the whole ruleset, any table: each transaction makes the next (`nft_base_seq`).
+/// Number of a state of the whole ruleset, any table: each transaction makes the next (`nft_base_seq`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Generation(pub u32);
 
 impl Generation {
-    /// The one that the next transaction makes.
+    /// The generation that the next transaction makes.
     pub fn next(self) -> Generation {
-        // Zero is left out (`nf_tables_commit`).
+        // Zero is skipped (`nf_tables_commit`).
         Generation(self.0.checked_add(1).unwrap_or(1))
     }
 
-    /// Whether it is `other` or came after it. The kernel's count wraps around.
+    /// Whether this generation is `other` or a later one. The kernel's count wraps around.
     pub fn is_since(self, other: Generation) -> bool {
         self.0.wrapping_sub(other.0) <= u32::MAX / 2
     }
-}
-
-/// Where tables live: the kernel, or the fake that obeys its rules.
-pub trait Backend {
-    /// Carries out all steps or none. An empty transaction sends nothing.
-    fn commit(&mut self, transaction: &Transaction) -> Result<(), CommitError>;
-
-    /// The ruleset's present state.
-    fn generation(&mut self) -> Result<Generation, CommitError>;
-
-    /// Reads one of our tables whole; `None` when there is none.
-    fn list(&mut self, family: Family) -> Result<Option<TableContents>, CommitError>;
-
-    /// What rules have put into a map of [`crate::SetKind::Learned`], sorted; empty when there is no such map. While
-    /// others change the table all the time, what several readings find together.
-    fn learned(&mut self, family: Family, map: &Name) -> Result<Vec<Element>, CommitError>;
-
-    /// Takes over a table that an earlier process left behind, without touching what is in it. A table in
-    /// which somebody has switched off the rules, or which has not the flags we ask for, must be replaced.
-    ///
-    /// Errors: EPERM while another living process owns it.
-    fn adopt(&mut self, family: Family) -> Result<Adoption, CommitError>;
 }

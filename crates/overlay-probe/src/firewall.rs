@@ -9,8 +9,9 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use netfilter::{BaseChain, ForeignRuleset};
+use nft::AnyFamily;
 use nft::trace::{Decider, Decision, Step, Tracer};
-use nft::{AnyFamily, BaseChain, Foreign};
 
 use crate::LegacyIptables;
 
@@ -91,7 +92,7 @@ pub(super) fn who_drops(suspects: &[Suspect], within: Duration) -> Result<Option
 }
 
 fn blocker(step: Step, before: &VecDeque<Step>, queued: bool) -> Result<Blocker> {
-    let chains = Foreign::open()?.base_chains()?;
+    let chains = ForeignRuleset::open()?.base_chains()?;
     let base = |of: &Step| {
         chains.iter().find(|chain| {
             (chain.family, &chain.table, &chain.name) == (of.family, &of.table, &of.chain)
@@ -133,7 +134,7 @@ pub(super) fn untraceable(legacy: LegacyIptables) -> Option<String> {
 ///
 /// Errors: the ruleset cannot be read (CAP_NET_ADMIN).
 pub(super) fn forwarding_drops(legacy: LegacyIptables) -> Result<Vec<String>> {
-    let chains = Foreign::open()?.base_chains()?;
+    let chains = ForeignRuleset::open()?.base_chains()?;
     let forwards = |chain: &&BaseChain| {
         let families = [AnyFamily::INET, AnyFamily::IP, AnyFamily::IP6];
         chain.drops && families.contains(&chain.family) && chain.hook_keyword() == Some("forward")

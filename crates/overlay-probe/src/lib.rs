@@ -146,7 +146,7 @@ impl Shared {
         let mut all = None;
         for address in &peer.hosts {
             let key = Bytes::new().address(*address);
-            match open.packets_counted(peer.family, &ARRIVED.into(), &key) {
+            match open.counter(peer.family, &ARRIVED.into(), &key) {
                 Ok(Some(packets)) => *all.get_or_insert(0) += packets,
                 Ok(None) => {}
                 Err(error) => {

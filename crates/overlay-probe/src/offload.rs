@@ -7,28 +7,11 @@
 //!
 //! All functions block, for as long as the kernel's lock on network devices is held by others.
 
-use std::fmt::Debug;
-use std::os::fd::AsFd;
-
 use anyhow::{Context, Result, bail, ensure};
-use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable, NLA_F_NESTED, NLA_HEADER_SIZE, NLM_F_ACK, NLM_F_REQUEST,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator, ParseableParametrized,
-};
-use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
-use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
-use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
-use netlink_sys::protocols::NETLINK_GENERIC;
-use netlink_sys::{Socket, SocketAddr};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use netlink::{Attributes, Connection, Malformed, Message, NetlinkFamily, Reply, Writer, string};
 
 /// As `ethtool -k` prints it: checksums of any protocol, begun by the kernel and finished by the device.
-const FEATURE: &[u8] = b"tx-checksum-ip-generic";
-/// The kernel answers before `send` returns; this is for what should never happen.
-const ANSWER_TIMEOUT_MS: u16 = 10_000;
-/// An answer names every feature of a device: about 3 kB.
-const RECEIVE: usize = 64 << 10;
+const FEATURE: &str = "tx-checksum-ip-generic";
 
 /// Whether checksums of packets that enter the device are left for later.
 ///
@@ -43,19 +26,20 @@ pub(super) fn tx_checksum(device: &str) -> Result<bool> {
 /// Errors: as [`tx_checksum`]; the device cannot do as it is told; EPERM without CAP_NET_ADMIN.
 pub(super) fn set_tx_checksum(device: &str, on: bool) -> Result<()> {
     let mut ethtool = Ethtool::open()?;
-    let value = if on {
-        attribute(bit::VALUE, &[])
-    } else {
-        Vec::new()
+    let fill = |out: &mut Writer| {
+        out.nest(features::WANTED, |out| {
+            out.nest(bitset::BITS, |out| {
+                out.nest(bits::BIT, |out| {
+                    out.put_str(bit::NAME, FEATURE);
+                    if on {
+                        out.put(bit::VALUE, &[]);
+                    }
+                });
+            });
+        });
     };
-    let bit = nest(
-        bits::BIT,
-        &[attribute(bit::NAME, &terminated(FEATURE)), value],
-    );
-    let wanted = nest(features::WANTED, &[nest(bitset::BITS, &[bit])]);
-    let request = [header(device)?, wanted].concat();
     ethtool
-        .ask(command::FEATURES_SET, request, |_| {})
+        .ask(command::FEATURES_SET, device, fill, |_| Ok(()))
         .with_context(|| format!("switching transmit checksums of {device}"))?;
     ensure!(
         ethtool.is_active(device)? == on,
@@ -99,203 +83,92 @@ mod bit {
     pub(super) const VALUE: u16 = 3;
 }
 
-/// A message of ethtool's family: its command, and its attributes as they are on the wire.
-#[derive(Clone, Debug)]
-struct Features {
-    command: u8,
-    attributes: Vec<u8>,
-}
+/// Bytes of `struct genlmsghdr`: command, version, two that are reserved.
+const GENLMSGHDR: usize = 4;
 
-impl GenlFamily for Features {
-    fn family_name() -> &'static str {
-        "ethtool"
-    }
-
-    fn command(&self) -> u8 {
-        self.command
-    }
-
-    fn version(&self) -> u8 {
-        1
-    }
-}
-
-impl Emitable for Features {
-    fn buffer_len(&self) -> usize {
-        self.attributes.len()
-    }
-
-    fn emit(&self, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.attributes);
-    }
-}
-
-impl ParseableParametrized<[u8], GenlHeader> for Features {
-    fn parse_with_param(bytes: &[u8], header: GenlHeader) -> Result<Self, DecodeError> {
-        Ok(Features {
-            command: header.cmd,
-            attributes: bytes.to_vec(),
-        })
-    }
-}
-
-/// A socket for generic netlink, in the calling thread's network namespace.
+/// A connection to generic netlink, in the calling thread's network namespace.
 struct Ethtool {
-    socket: Socket,
+    connection: Connection,
+    /// Message type of ethtool's requests, chosen by the kernel.
     family: u16,
-    sequence: u32,
 }
 
 impl Ethtool {
     fn open() -> Result<Self> {
-        let mut socket = Socket::new(NETLINK_GENERIC).context("opening a netlink socket")?;
-        socket.bind_auto().context("binding a netlink socket")?;
-        // Only the kernel is heard.
-        socket.connect(&SocketAddr::new(0, 0))?;
-        let mut ethtool = Ethtool {
-            socket,
-            family: 0,
-            sequence: 0,
-        };
-        let who = GenlCtrl {
-            cmd: GenlCtrlCmd::GetFamily,
-            nlas: vec![GenlCtrlAttrs::FamilyName(
-                Features::family_name().to_owned(),
-            )],
-        };
+        /// `GENL_ID_CTRL`, `CTRL_CMD_GETFAMILY` and the attributes of `linux/genetlink.h`.
+        const CONTROL: u16 = 0x10;
+        const GET_FAMILY: u8 = 3;
+        const FAMILY_ID: u16 = 1;
+        const FAMILY_NAME: u16 = 2;
+        let mut connection = Connection::open(NetlinkFamily::Generic)?;
         let mut family = None;
-        ethtool
-            .exchange(GenlMessage::from_payload(who), |answer: &GenlCtrl| {
-                for attribute in &answer.nlas {
-                    if let GenlCtrlAttrs::FamilyId(id) = attribute {
-                        family = Some(*id);
-                    }
-                }
-            })
-            .context("asking for ethtool's netlink interface (Linux 5.7)")?;
-        ethtool.family = family.context("ethtool's netlink interface has no number")?;
-        Ok(ethtool)
+        let fill = |out: &mut Writer| out.put_str(FAMILY_NAME, "ethtool");
+        let absorb = |message: &Message<'_>| {
+            let id = message.attributes(GENLMSGHDR)?.find(FAMILY_ID)?;
+            family = id.and_then(|id| id.try_into().ok().map(u16::from_ne_bytes));
+            Ok(())
+        };
+        let reply = connection.ask(CONTROL, 0, &[GET_FAMILY, 2, 0, 0], fill, absorb)?;
+        if let Reply::Refused(errno) = reply {
+            bail!("asking for ethtool's netlink interface (Linux 5.7): {errno}");
+        }
+        let family = family.context("ethtool's netlink interface has no number")?;
+        Ok(Ethtool { connection, family })
     }
 
     fn is_active(&mut self, device: &str) -> Result<bool> {
         let mut active = None;
-        self.ask(command::FEATURES_GET, header(device)?, |answer| {
-            if answer.command == command::FEATURES_GET_REPLY {
-                active = Some(names_feature(&answer.attributes));
-            }
-        })
+        self.ask(
+            command::FEATURES_GET,
+            device,
+            |_| {},
+            |message| {
+                if message.payload.first() == Some(&command::FEATURES_GET_REPLY) {
+                    active = Some(names_feature(message)?);
+                }
+                Ok(())
+            },
+        )
         .with_context(|| format!("reading the features of {device}"))?;
-        active.with_context(|| format!("the kernel said nothing of {device}"))?
+        active.with_context(|| format!("the kernel lists no features of {device}"))
     }
 
     fn ask(
         &mut self,
         command: u8,
-        attributes: Vec<u8>,
-        absorb: impl FnMut(&Features),
+        device: &str,
+        fill: impl FnOnce(&mut Writer),
+        absorb: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
     ) -> Result<()> {
-        let mut message = GenlMessage::from_payload(Features {
-            command,
-            attributes,
-        });
-        message.set_resolved_family_id(self.family);
-        self.exchange(message, absorb)
-    }
-
-    /// Sends a request and reads until it is acknowledged.
-    fn exchange<F>(&mut self, message: GenlMessage<F>, mut absorb: impl FnMut(&F)) -> Result<()>
-    where
-        F: GenlFamily + Emitable + ParseableParametrized<[u8], GenlHeader> + Debug,
-    {
-        self.sequence += 1;
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | NLM_F_ACK;
-        header.sequence_number = self.sequence;
-        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        let mut buffer = vec![0; RECEIVE];
-        loop {
-            let mut waiting = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut waiting, PollTimeout::from(ANSWER_TIMEOUT_MS)) {
-                Ok(0) => bail!("the kernel does not answer"),
-                Ok(_) => {}
-                Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(errno.into()),
-            }
-            let length = self.socket.recv(&mut buffer.as_mut_slice(), 0)?;
-            let mut rest = buffer.get(..length).unwrap_or_default();
-            while !rest.is_empty() {
-                let answer = NetlinkMessage::<GenlMessage<F>>::deserialize(rest)?;
-                let length = usize::try_from(answer.header.length)?;
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-                if answer.header.sequence_number != self.sequence {
-                    continue;
-                }
-                match answer.payload {
-                    NetlinkPayload::InnerMessage(message) => absorb(&message.payload),
-                    NetlinkPayload::Error(error) => match error.code {
-                        None => return Ok(()),
-                        Some(code) => {
-                            return Err(Errno::from_raw(code.get().saturating_neg()).into());
-                        }
-                    },
-                    _ => {}
-                }
-            }
+        let is_long = device.len() >= nix::libc::IFNAMSIZ;
+        ensure!(!device.is_empty() && !is_long, "{device:?} names no device");
+        let fill = |out: &mut Writer| {
+            out.nest(features::HEADER, |out| {
+                out.put_str(device_header::NAME, device);
+            });
+            fill(out);
+        };
+        let header = [command, 1, 0, 0];
+        match self.connection.ask(self.family, 0, &header, fill, absorb)? {
+            Reply::Refused(errno) => Err(errno.into()),
+            Reply::Done | Reply::Interrupted => Ok(()),
         }
     }
 }
 
-/// Whether the feature is among the active ones of an answer. They are a list without a mask: who is not named is off.
-fn names_feature(answer: &[u8]) -> Result<bool> {
-    let active = find(answer, features::ACTIVE)?.context("no list of active features")?;
-    let list = find(active, bitset::BITS)?.context("no list of features")?;
-    for item in NlasIterator::new(list) {
-        let item = item?;
-        let name = find(item.value(), bit::NAME)?.unwrap_or_default();
-        if name.strip_suffix(&[0]).unwrap_or(name) == FEATURE {
+/// Whether the feature is among the active ones of a reply. They are a list without a mask: a feature that is not
+/// named is off.
+fn names_feature(reply: &Message<'_>) -> Result<bool, Malformed> {
+    let active = reply.attributes(GENLMSGHDR)?.find(features::ACTIVE)?;
+    let active = active.ok_or(Malformed::Missing("ETHTOOL_A_FEATURES_ACTIVE"))?;
+    let list = Attributes::new(active).find(bitset::BITS)?;
+    for item in Attributes::new(list.ok_or(Malformed::Missing("ETHTOOL_A_BITSET_BITS"))?) {
+        let name = Attributes::new(item?.payload).find(bit::NAME)?;
+        if string(name.unwrap_or_default(), "ETHTOOL_A_BITSET_BIT_NAME")? == FEATURE {
             return Ok(true);
         }
     }
     Ok(false)
-}
-
-/// The payload of the first attribute of this kind.
-fn find(attributes: &[u8], kind: u16) -> Result<Option<&[u8]>> {
-    for attribute in NlasIterator::new(attributes) {
-        let attribute = attribute?;
-        if attribute.kind() == kind {
-            let end = usize::from(attribute.length());
-            return Ok(attribute.into_inner().get(NLA_HEADER_SIZE..end));
-        }
-    }
-    Ok(None)
-}
-
-/// `ETHTOOL_A_FEATURES_HEADER` with the name of the device.
-fn header(device: &str) -> Result<Vec<u8>> {
-    let long = device.len() >= nix::libc::IFNAMSIZ;
-    ensure!(!device.is_empty() && !long, "{device:?} names no device");
-    let name = attribute(device_header::NAME, &terminated(device.as_bytes()));
-    Ok(nest(features::HEADER, &[name]))
-}
-
-fn terminated(text: &[u8]) -> Vec<u8> {
-    [text, &[0]].concat()
-}
-
-fn nest(kind: u16, inside: &[Vec<u8>]) -> Vec<u8> {
-    attribute(kind | NLA_F_NESTED, &inside.concat())
-}
-
-fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
-    let attribute = DefaultNla::new(kind, payload.to_vec());
-    let mut bytes = vec![0; attribute.buffer_len()];
-    attribute.emit(&mut bytes);
-    bytes
 }
 
 #[cfg(test)]

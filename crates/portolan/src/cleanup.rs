@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use std::io::Write;
 
 use anyhow::Result;
-use nft::{Family, Foreign};
+use netfilter::ForeignRuleset;
+use nft::Family;
 use service_dataplane::layout;
 
 use crate::cli::CleanupArgs;
@@ -38,7 +39,7 @@ pub fn run(args: &CleanupArgs) -> Result<bool> {
 /// Removes Portolan's tables of both families, or those of the overlay only. The overlay's tables must not stay without a
 /// daemon: their filter against forged frames would drop frames from nodes that join later.
 fn ours(overlay_only: bool) -> Result<(String, Vec<String>)> {
-    let mut foreign = Foreign::open()?;
+    let mut foreign = ForeignRuleset::open()?;
     let (mut removed, mut failures) = (0, Vec::new());
     let services = (!overlay_only).then_some(layout::TABLE);
     for table in services.into_iter().chain([vxlan_overlay::TABLE]) {

@@ -2,7 +2,7 @@
 //!
 //! The control loop hands over the checks that a commit needs ([`FlowCheck`]s and an [`AffinityCheck`]) and goes on.
 //! Checks that arrive meanwhile are batched; a check that failed is retried. [`service_dataplane`] decides what is stale,
-//! [`nft::Conntrack`] finds and deletes conntrack entries. Only the control loop writes the tables, so stale affinity
+//! [`netfilter::Conntrack`] finds and deletes conntrack entries. Only the control loop writes the tables, so stale affinity
 //! entries go back to it ([`Forget`]), in pieces that delay no commit. Conntrack entries are checked after that: a flow
 //! that ended earlier could come back by its affinity entry.
 
@@ -12,7 +12,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nft::{Backend, CommitError, Conntrack, Element, Family, Kernel, KernelConfig, Protocol};
+use netfilter::Conntrack;
+use nft::{Backend, CommitError, Element, Family, Kernel, KernelConfig, Protocol};
 use service_dataplane::conntrack::{FlowCheck, FlowChecks};
 use service_dataplane::{AffinityCheck, SyncOutcome, affinity, layout};
 use tokio::sync::mpsc;
@@ -197,7 +198,7 @@ impl Worker {
         let (done, all_done) = channel();
         let mut entries = 0;
         for family in self.affinity.families() {
-            let learned = self.table.learned(family, &affinity::map())?;
+            let learned = self.table.dynamic_elements(family, &affinity::map())?;
             let stale = self.affinity.stale(family, learned);
             entries += stale.len();
             for piece in stale.chunks(PIECE) {

@@ -71,7 +71,7 @@ impl Counters {
         let mut all = HashMap::new();
         for family in Family::ALL {
             for set in [SetId::Counted, SetId::CountedNodePorts] {
-                let counts = table.counts(family, &set.name())?.into_iter();
+                let counts = table.counters(family, &set.name())?.into_iter();
                 all.extend(counts.map(|(key, packets)| ((family, set, key), packets)));
             }
         }

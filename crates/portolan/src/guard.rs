@@ -11,7 +11,8 @@
 //!
 //! Without a guard, a foreign flush breaks established connections; everything else works.
 
-use nft::{Family, Feature, Features, Foreign, Kernel};
+use netfilter::ForeignRuleset;
+use nft::{Family, Feature, Features, Kernel};
 use service_dataplane::guard::{self, Guard};
 
 use crate::takeover::owner::{ChainOwner, Removed};
@@ -54,6 +55,6 @@ pub(crate) fn set_up(features: &Features) -> Option<Guard<Kernel>> {
 }
 
 /// Removes the chain that [`set_up`] leaves behind.
-pub(crate) fn remove(foreign: &mut Foreign) -> Removed {
+pub(crate) fn remove(foreign: &mut ForeignRuleset) -> Removed {
     chains::remove(foreign, &CHAINS, &Family::ALL)
 }

@@ -10,27 +10,24 @@
 //! A listener counts for a while after it was last seen, so that a daemon that restarts finds its port free.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+use netlink::{Connection, Malformed, Message, NetlinkFamily, Reply, failed, flag};
+use netlink_packet_core::{Emitable, Parseable};
+use netlink_packet_sock_diag::constants::{
+    AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SOCK_DIAG_BY_FAMILY,
 };
-use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::nlas::Nla;
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
-use netlink_sys::Socket as NetlinkSocket;
-use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
+};
 use service_model::Protocol;
 
 /// Interval between lists.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// How long a listener counts after it was last seen.
 const HOLD: Duration = Duration::from_secs(30);
-/// Maximum size of a datagram of a dump (NLMSG_GOODSIZE is less).
-const DATAGRAM: usize = 64 << 10;
 
 /// An address and port that a process may listen on and a Service ask for.
 pub type Socket = (Protocol, SocketAddr);
@@ -109,26 +106,23 @@ impl Listening {
 }
 
 /// All TCP and UDP listeners of this network namespace.
-fn listening() -> io::Result<Vec<Listening>> {
-    let mut socket = NetlinkSocket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
+fn listening() -> Result<Vec<Listening>, netlink::Error> {
+    let mut connection = Connection::open(NetlinkFamily::SockDiag)?;
     let mut found = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         for family in [AF_INET, AF_INET6] {
-            dump(&socket, protocol, family, &mut found)?;
+            dump(&mut connection, protocol, family, &mut found)?;
         }
     }
     Ok(found)
 }
 
 fn dump(
-    socket: &NetlinkSocket,
+    connection: &mut Connection,
     protocol: Protocol,
     family: u8,
     found: &mut Vec<Listening>,
-) -> io::Result<()> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+) -> Result<(), netlink::Error> {
     let (number, states) = match protocol {
         Protocol::Udp => (IPPROTO_UDP, StateFlags::CLOSE),
         _ => (IPPROTO_TCP, StateFlags::LISTEN),
@@ -140,36 +134,24 @@ fn dump(
         states,
         socket_id: SocketId::new_v4(),
     };
-    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-
-    let mut datagram = vec![0; DATAGRAM];
-    loop {
-        let length = socket.recv(&mut &mut datagram[..], 0)?;
-        let mut rest = datagram.get(..length).unwrap_or_default();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            match message.payload {
-                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                    let id = &response.header.socket_id;
-                    found.push(Listening {
-                        protocol,
-                        local: SocketAddr::new(id.source_address, id.source_port),
-                        v6_only: response.nlas.contains(&Nla::SkV6Only(true)),
-                    });
-                }
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                _ => {}
-            }
-            // Messages are aligned to four bytes (NLMSG_ALIGN).
-            let taken = (message.header.length as usize).next_multiple_of(4);
-            rest = rest.get(taken.max(4)..).unwrap_or_default();
-        }
+    let mut header = vec![0; request.buffer_len()];
+    request.emit(&mut header);
+    let absorb = |message: &Message<'_>| {
+        let undecodable = |_| Malformed::Value("a listener");
+        let response = InetResponse::parse(message.payload).map_err(undecodable)?;
+        let id = &response.header.socket_id;
+        found.push(Listening {
+            protocol,
+            local: SocketAddr::new(id.source_address, id.source_port),
+            v6_only: response.nlas.contains(&Nla::SkV6Only(true)),
+        });
+        Ok(())
+    };
+    let kind = SOCK_DIAG_BY_FAMILY;
+    match connection.ask(kind, flag::DUMP, &header, |_| {}, absorb)? {
+        Reply::Refused(errno) => Err(failed("list listeners")(errno)),
+        // Listeners that an interrupted dump lacks are found by the next.
+        Reply::Done | Reply::Interrupted => Ok(()),
     }
 }
 

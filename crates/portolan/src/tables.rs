@@ -1,7 +1,7 @@
 //! Opens the nftables tables of Services: checks the kernel's features, sets up the guard, and receives foreign changes.
 
 use anyhow::{Context, Result};
-use nft::{Feature, Features, Kernel, KernelConfig, Monitor, Notice};
+use nft::{Feature, Features, Kernel, KernelConfig, Notice};
 use service_dataplane::guard::Guard;
 use service_dataplane::layout;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -26,15 +26,15 @@ pub(crate) fn open(parts: &Parts, own: bool, without: &[Feature]) -> Result<Tabl
         .context("cannot probe kernel features; run with CAP_NET_ADMIN")?
         .without(without);
     features::check(&features)?;
-    let mut kernel = Kernel::open(KernelConfig {
+    let nft::Tables {
+        kernel,
+        mut monitor,
+    } = nft::Tables::open(KernelConfig {
         table: layout::TABLE.into(),
         owner: own && features.has(Feature::TablePersist),
     })
-    .context("cannot open the nftables socket; run with CAP_NET_ADMIN")?;
+    .context("cannot open the nftables sockets; run with CAP_NET_ADMIN")?;
     let guard = own.then(|| guard::set_up(&features)).flatten();
-    let mut monitor = Monitor::open(layout::TABLE.into(), kernel.port())
-        .context("cannot subscribe to nftables notifications")?;
-    kernel.spare(monitor.membership()?);
     let (sender, foreign) = unbounded_channel();
     let notify =
         move |notice: Option<Notice>| sender.send(notice.unwrap_or(Notice::Overrun)).is_ok();

@@ -23,7 +23,8 @@ pub(crate) mod owner;
 use std::fmt;
 use std::time::Duration;
 
-use nft::{Family, Foreign};
+use netfilter::ForeignRuleset;
+use nft::Family;
 use tokio_util::sync::CancellationToken;
 
 use owner::{ChainOwner, Removed};
@@ -125,7 +126,7 @@ impl fmt::Display for Report {
 /// Removes everything once. Continues after failures, and reports each.
 pub fn remove(connections: Connections) -> Report {
     let mut report = Report::default();
-    match Foreign::open() {
+    match ForeignRuleset::open() {
         Ok(mut foreign) => {
             for family in Family::ALL {
                 match foreign.delete_table(family, TABLE) {

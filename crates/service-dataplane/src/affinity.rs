@@ -50,7 +50,7 @@ impl AffinityCheck {
             .filter(move |family| self.all || concerned(family))
     }
 
-    /// The stale ones of the entries that [`nft::Backend::learned`] has read. An entry of another shape is ignored.
+    /// The stale ones of the entries that [`nft::Backend::dynamic_elements`] has read. An entry of another shape is ignored.
     pub fn stale(&self, family: Family, learned: Vec<Element>) -> Vec<Element> {
         let is_stale = |element: &Element| {
             read(family, element).is_some_and(|(group, endpoint)| {

@@ -23,7 +23,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use nft::{Family, Flow, FlowFilter, Protocol};
+use netfilter::{Flow, FlowFilter};
+use nft::{Family, Protocol};
 use service_model::{Backend, Frontend, FrontendAddress};
 
 use crate::claim::Claim;

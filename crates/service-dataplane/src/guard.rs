@@ -14,8 +14,8 @@
 use std::collections::BTreeMap;
 
 use nft::{
-    Adoption, Backend, Chain, CommitError, Family, Hook, Statement, Table, TableContents,
-    Transaction, Verdict,
+    Backend, Chain, CommitError, Family, Hook, Statement, Table, TableContents, Transaction,
+    Verdict,
 };
 
 /// Name of the guard's table in both families.
@@ -61,16 +61,8 @@ impl<B: Backend> Guard<B> {
     pub fn install(mut backend: B) -> Result<Self, CommitError> {
         let mut transaction = Transaction::new();
         for family in Family::ALL {
-            let found = match backend.adopt(family)? {
-                Adoption::NoTable => None,
-                Adoption::Ours => backend.list(family)?,
-                Adoption::Replace => {
-                    transaction.push(family, nft::Operation::DeleteTable);
-                    None
-                }
-            };
-            let missing = nft::diff::diff(found.as_ref(), &contents(family));
-            transaction.operations.extend(missing.operations);
+            let difference = backend.difference(&contents(family))?;
+            transaction.operations.extend(difference.operations);
         }
         if !transaction.is_empty() {
             backend.commit(&transaction)?;

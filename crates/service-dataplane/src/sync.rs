@@ -9,8 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nft::{
-    Adoption, Backend, CommitError, Element, Family, Generation, Operation, TableContents,
-    Transaction,
+    Backend, CommitError, Element, Family, Generation, Operation, TableContents, Transaction,
 };
 use nix::errno::Errno;
 use service_model::{NodeFacts, ObjectName};
@@ -203,18 +202,8 @@ impl<B: Backend> Dataplane<B> {
         let read_at = self.backend.generation()?;
         let mut transaction = Transaction::new();
         for wanted in self.ledger.contents(&self.facts) {
-            let family = wanted.table.family;
-            let found = match self.backend.adopt(family)? {
-                Adoption::NoTable => None,
-                Adoption::Ours => self.backend.list(family)?,
-                Adoption::Replace => {
-                    transaction.push(family, Operation::DeleteTable);
-                    None
-                }
-            };
-            transaction
-                .operations
-                .extend(nft::diff::diff(found.as_ref(), &wanted).operations);
+            let difference = self.backend.difference(&wanted)?;
+            transaction.operations.extend(difference.operations);
         }
         outcome.repaired += transaction.operations.len();
         self.send(&transaction, outcome)?;
@@ -365,7 +354,7 @@ fn is_refusal(error: &CommitError) -> bool {
                 | Errno::EINTR
                 | Errno::EMSGSIZE
         ),
-        CommitError::Socket { .. } | CommitError::Reply(_) => false,
+        CommitError::Netlink(_) => false,
     }
 }
 

@@ -4,8 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{
-    Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NetlinkHeader, NetlinkMessage,
+    NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NetlinkSerializable,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
@@ -32,68 +31,33 @@ const PUT: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 /// Changes or deletes what must be there.
 const THERE: u16 = 0;
 
-/// Appends the message of a step. A refusal is answered always, success only where `acknowledged` is set.
-pub(crate) fn append_step(
-    buffer: &mut Vec<u8>,
-    operation: &Operation,
-    sequence: u32,
-    acknowledged: bool,
-) {
-    let ack = if acknowledged { NLM_F_ACK } else { 0 };
-    let (kind, flags, payload) = match operation {
+/// A request: message type, flags, and all that follows `struct nlmsghdr`.
+pub(crate) type Request = (u16, u16, Vec<u8>);
+
+/// The request of a step; `None` if it cannot be expressed.
+pub(crate) fn step_request(operation: &Operation) -> Option<Request> {
+    Some(match operation {
         Operation::MakeNexthop(index, id) => (nexthop::NEW, NEW, nexthop::to_make(*index, *id)),
         Operation::DeleteNexthop(_, id) => (nexthop::DELETE, THERE, nexthop::to_delete(*id)),
         _ => {
-            if let Some((message, flags)) = step(operation) {
-                append(buffer, message, flags | ack, sequence);
-            }
-            return;
+            let (message, flags) = step(operation)?;
+            request(&message, flags)
         }
-    };
-    append_raw(buffer, kind, flags | ack, sequence, &payload);
+    })
 }
 
-/// Appends a question.
-pub(crate) fn append_question(buffer: &mut Vec<u8>, asked: Question, sequence: u32) {
+/// The request of a question.
+pub(crate) fn question_request(asked: Question) -> Request {
     match question(asked) {
-        Some((message, flags)) => append(buffer, message, flags, sequence),
-        None => append_raw(
-            buffer,
-            nexthop::GET,
-            NLM_F_DUMP,
-            sequence,
-            &nexthop::to_list(),
-        ),
+        Some((message, flags)) => request(&message, flags),
+        None => (nexthop::GET, NLM_F_DUMP, nexthop::to_list()),
     }
 }
 
-/// Appends a message that `netlink-packet-route` has not; its payload is aligned already.
-fn append_raw(buffer: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, payload: &[u8]) {
-    let mut header = NetlinkHeader::default();
-    header.length = (header.buffer_len() + payload.len()) as u32;
-    header.message_type = kind;
-    header.flags = NLM_F_REQUEST | flags;
-    header.sequence_number = sequence;
-    let start = buffer.len();
-    buffer.resize(start + header.buffer_len(), 0);
-    if let Some(place) = buffer.get_mut(start..) {
-        header.emit(place);
-    }
-    buffer.extend(payload);
-}
-
-/// Appends a message to a buffer; netlink aligns messages to 4 bytes.
-fn append(buffer: &mut Vec<u8>, message: Message, flags: u16, sequence: u32) {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | flags;
-    header.sequence_number = sequence;
-    let mut message = NetlinkMessage::new(header, message.into());
-    message.finalize();
-    let start = buffer.len();
-    buffer.resize((start + message.buffer_len()).next_multiple_of(4), 0);
-    if let Some(place) = buffer.get_mut(start..) {
-        message.serialize(place);
-    }
+fn request(message: &Message, flags: u16) -> Request {
+    let mut payload = vec![0; message.buffer_len()];
+    message.serialize(&mut payload);
+    (message.message_type(), flags, payload)
 }
 
 /// The message of a step, and its flags; `None` for steps about nexthop objects.
@@ -193,7 +157,7 @@ fn question(question: Question) -> Option<(Message, u16)> {
             message.header.address_family = family(Family::of(to));
             message.header.destination_prefix_length = if to.is_ipv4() { 32 } else { 128 };
             message.attributes = vec![RouteAttribute::Destination(to.into())];
-            (Message::GetRoute(message), NLM_F_ACK)
+            (Message::GetRoute(message), THERE)
         }
     })
 }

@@ -4,32 +4,23 @@
 //! of which the refused and the last are answered. What messages mean is left to `encode` and `decode`. The socket is
 //! that of the network namespace of the thread that opens it.
 
-use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
 
-use netlink_packet_core::NLM_F_DUMP_INTR;
+use netlink::{Connection, NetlinkFamily, Reply, Writer};
 use netlink_packet_route::RouteNetlinkMessage as Message;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nft::Family;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::decode::{self, Found};
 use crate::difference::{Observed, ObservedRoute, ObservedTunnel, Operation};
 use crate::encode::{self, Question};
-use crate::frame::{Body, Frame, each};
+use crate::frame::Body;
 use crate::plan::Way;
 use crate::underlay::{of, of_mut};
 
-/// The kernel answers before `send` returns; this is for what should never happen.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Steps in one send: should all be refused, the answers, about 1 kB of kernel memory each, fit the socket's default
 /// receive space.
 const BATCH: usize = 64;
-/// The kernel's dumps come in pieces of at most 32 KiB.
-const RECEIVE: usize = 64 << 10;
 /// A dump that other people's changes keep interrupting is given up after so many.
 const READ_ATTEMPTS: usize = 20;
 
@@ -46,13 +37,8 @@ pub struct Watched {
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// The socket failed.
-    #[error("rtnetlink: {action} failed: {error}")]
-    Socket {
-        /// What was attempted.
-        action: &'static str,
-        /// Why it failed.
-        error: io::Error,
-    },
+    #[error(transparent)]
+    Socket(#[from] netlink::Error),
     /// What was asked for keeps changing.
     #[error("rtnetlink: {0} changes faster than it can be read")]
     Unsteady(&'static str),
@@ -77,34 +63,21 @@ pub struct Refused {
 
 /// The kernel of a network namespace.
 pub struct Kernel {
-    socket: Socket,
-    port: u32,
-    sequence: u32,
-    buffer: Vec<u8>,
+    connection: Connection,
 }
 
 impl Kernel {
     /// Opens the socket.
     pub fn open() -> Result<Kernel, KernelError> {
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed("open"))?;
-        let port = socket.bind_auto().map_err(failed("bind"))?.port_number();
-        socket
-            .connect(&SocketAddr::new(0, 0))
-            .map_err(failed("connect"))?;
-        // Without it (before Linux 4.20) dumps are longer; we look again at what they hold.
-        let _ = socket.set_netlink_get_strict_chk(true);
-        socket.set_cap_ack(true).map_err(failed("set up"))?;
-        Ok(Kernel {
-            socket,
-            port,
-            sequence: 0,
-            buffer: vec![0; RECEIVE],
-        })
+        let connection = Connection::open(NetlinkFamily::Route)?;
+        // We filter again what dumps hold.
+        connection.socket().filter_dumps();
+        Ok(Kernel { connection })
     }
 
     /// The port of the socket, by which its own changes are told from others'.
     pub fn port(&self) -> u32 {
-        self.port
+        self.connection.socket().port()
     }
 
     /// Reads all that concerns us.
@@ -137,29 +110,23 @@ impl Kernel {
     pub fn apply(&mut self, steps: &[Operation]) -> Result<Vec<Refused>, KernelError> {
         let mut refused = Vec::new();
         for batch in steps.chunks(BATCH) {
-            let first = self.sequence.wrapping_add(1);
-            let mut bytes = Vec::with_capacity(batch.len() * 96);
-            for (place, operation) in batch.iter().enumerate() {
-                self.sequence = self.sequence.wrapping_add(1);
-                let is_last = place + 1 == batch.len();
-                encode::append_step(&mut bytes, operation, self.sequence, is_last);
-            }
-            self.socket.send(&bytes, 0).map_err(failed("send"))?;
-            let mut through = false;
-            while !through {
-                self.receive(|frame| {
-                    let place = frame.sequence.wrapping_sub(first) as usize;
-                    if let (Some(operation), Body::End(code)) = (batch.get(place), frame.body) {
-                        through |= place + 1 == batch.len();
-                        if code != 0 {
-                            refused.push(Refused {
-                                operation: operation.clone(),
-                                errno: Errno::from_raw(code),
-                            });
-                        }
-                    }
+            let requests: Vec<_> = batch
+                .iter()
+                .filter_map(|operation| Some((operation, encode::step_request(operation)?)))
+                .collect();
+            let write = |(_, request): &(_, encode::Request), sequence, out: &mut Writer| {
+                let (kind, flags, payload) = request;
+                let start = out.start(*kind, *flags, sequence, payload);
+                out.finish(start);
+                start
+            };
+            self.connection
+                .send_each(&requests, write, |(operation, _), errno| {
+                    refused.push(Refused {
+                        operation: (*operation).clone(),
+                        errno,
+                    });
                 })?;
-            }
         }
         for operation in steps {
             if let Operation::CreateDevice(device) = operation {
@@ -359,61 +326,29 @@ impl Kernel {
         question: Question,
         mut absorb: impl FnMut(&Body),
     ) -> Result<bool, KernelError> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let sequence = self.sequence;
-        let mut bytes = Vec::with_capacity(64);
-        encode::append_question(&mut bytes, question, sequence);
-        self.socket.send(&bytes, 0).map_err(failed("send"))?;
-        let (mut whole, mut end) = (true, None);
-        while end.is_none() {
-            self.receive(|frame| {
-                if frame.sequence != sequence {
-                    return;
+        let (kind, flags, payload) = encode::question_request(question);
+        let reply = self.connection.ask(
+            kind,
+            flags,
+            &payload,
+            |_| {},
+            |message| {
+                if let Some(body) = Body::of(message) {
+                    absorb(&body);
                 }
-                whole &= frame.flags & NLM_F_DUMP_INTR == 0;
-                match frame.body {
-                    Body::End(code) => end = Some(code),
-                    body => absorb(&body),
-                }
-            })?;
-        }
-        match end.map(Errno::from_raw) {
-            None => Ok(whole),
-            Some(errno) if errno as i32 == 0 => Ok(whole),
+                Ok(())
+            },
+        )?;
+        match reply {
+            Reply::Done => Ok(true),
+            Reply::Interrupted => Ok(false),
             // The device went while we asked, or the kernel has no IPv6.
-            Some(Errno::ENODEV | Errno::ENOENT | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP) => {
-                Ok(whole)
-            }
-            Some(errno) => Err(KernelError::Refused { what, errno }),
+            Reply::Refused(
+                Errno::ENODEV | Errno::ENOENT | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP,
+            ) => Ok(true),
+            Reply::Refused(errno) => Err(KernelError::Refused { what, errno }),
         }
     }
-
-    /// Waits for a datagram and hands on its messages.
-    fn receive(&mut self, take: impl FnMut(Frame)) -> Result<(), KernelError> {
-        if !readable(self.socket.as_fd(), ANSWER_TIMEOUT)? {
-            let error = io::Error::from(io::ErrorKind::TimedOut);
-            return Err(failed("await an answer")(error));
-        }
-        let mut space = self.buffer.as_mut_slice();
-        let length = self.socket.recv(&mut space, 0).map_err(failed("receive"))?;
-        each(self.buffer.get(..length).unwrap_or_default(), take);
-        Ok(())
-    }
-}
-
-/// Whether there is something to read in time.
-pub(crate) fn readable(socket: BorrowedFd<'_>, timeout: Duration) -> Result<bool, KernelError> {
-    let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-    let mut fds = [PollFd::new(socket, PollFlags::POLLIN)];
-    match poll(&mut fds, timeout) {
-        Ok(ready) => Ok(ready > 0),
-        Err(Errno::EINTR) => Ok(false),
-        Err(errno) => Err(failed("wait")(errno.into())),
-    }
-}
-
-pub(crate) fn failed(action: &'static str) -> impl Fn(io::Error) -> KernelError {
-    move |error| KernelError::Socket { action, error }
 }
 
 /// Router advertisements mean nothing on a tunnel, and replies may come from sources that are not reached by it.

@@ -4,26 +4,25 @@
 //! misread ones do no harm. Our own changes, and the noise of pods that come and go, are passed over.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use netlink::{NetlinkFamily, Socket, failed, messages};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::route::RouteAttribute;
-use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+use nix::errno::Errno;
 
 use crate::difference::PROTOCOL;
-use crate::frame::{Body, each};
-use crate::kernel::{KernelError, failed, readable};
+use crate::frame::Body;
+use crate::kernel::KernelError;
 
 /// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR` and
 /// `RTNLGRP_IPV6_ROUTE` (rtnetlink.h). The FDB's notifications come in the neighbours' group.
-const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+const GROUPS: [i32; 6] = [1, 3, 5, 7, 9, 11];
 /// `RTNLGRP_NEXTHOP` (Linux 5.3): routes that go with their nexthop object are not told of.
-const NEXTHOPS: u32 = 32;
+const NEXTHOPS: i32 = 32;
 /// Some thousands of notifications: our own, of a start, among them.
-const RECEIVE_SPACE: i32 = 4 << 20;
-const RECEIVE: usize = 64 << 10;
+const RECEIVE_SPACE: usize = 4 << 20;
 
 /// The devices whose changes matter, by their numbers.
 #[derive(Clone, Debug, Default)]
@@ -48,25 +47,19 @@ impl Concern {
 pub struct Monitor {
     socket: Socket,
     own_port: u32,
-    buffer: Vec<u8>,
 }
 
 impl Monitor {
     /// Subscribes to changes, but for those made through the socket of this port ([`crate::Kernel::port`]).
     pub fn open(own_port: u32) -> Result<Monitor, KernelError> {
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed("open"))?;
-        socket.bind_auto().map_err(failed("bind"))?;
-        let _ = socket.set_rx_buf_sz(RECEIVE_SPACE);
+        let socket = Socket::open(NetlinkFamily::Route)?;
+        socket.set_receive_space(RECEIVE_SPACE)?;
         for group in GROUPS {
-            socket.add_membership(group).map_err(failed("subscribe"))?;
+            socket.join(group)?;
         }
         // A kernel without has none to tell of.
-        let _ = socket.add_membership(NEXTHOPS);
-        Ok(Monitor {
-            socket,
-            own_port,
-            buffer: vec![0; RECEIVE],
-        })
+        let _ = socket.join(NEXTHOPS);
+        Ok(Monitor { socket, own_port })
     }
 
     /// Waits for a change that may be of concern, as it is when it comes; false when the time has passed without one.
@@ -81,19 +74,20 @@ impl Monitor {
             if left.is_zero() {
                 return Ok(false);
             }
-            if !readable(self.socket.as_fd(), left)? {
-                continue;
-            }
-            let mut space = self.buffer.as_mut_slice();
-            let length = match self.socket.recv(&mut space, 0) {
-                Ok(length) => length,
+            let datagram = match self.socket.try_receive() {
+                Ok(Some(datagram)) => datagram,
+                Ok(None) => {
+                    self.socket.wait(left)?;
+                    continue;
+                }
                 // Notifications were lost: anything may have changed.
-                Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => return Ok(true),
-                Err(error) => return Err(failed("listen")(error)),
+                Err(Errno::ENOBUFS | Errno::EMSGSIZE) => return Ok(true),
+                Err(errno) => return Err(failed("receive notifications")(errno).into()),
             };
-            let (mut concerned, concern) = (false, concern());
-            each(self.buffer.get(..length).unwrap_or_default(), |frame| {
-                concerned |= frame.port != self.own_port && concerns(&frame.body, &concern);
+            let concern = concern();
+            let concerned = messages(datagram).flatten().any(|message| {
+                message.port != self.own_port
+                    && Body::of(&message).is_some_and(|body| concerns(&body, &concern))
             });
             if concerned {
                 return Ok(true);
@@ -107,7 +101,6 @@ fn concerns(body: &Body, concern: &Concern) -> bool {
     let message = match body {
         Body::Message(message) => message,
         Body::Nexthop(nexthop) => return nexthop.protocol == PROTOCOL,
-        Body::End(_) => return false,
     };
     match message {
         Message::NewNeighbour(neighbour) | Message::DelNeighbour(neighbour) => {

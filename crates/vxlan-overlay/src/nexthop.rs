@@ -7,8 +7,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use netlink::{Attributes, Writer};
+
 use crate::difference::PROTOCOL;
-use crate::frame::number;
 
 pub(crate) const NEW: u16 = 104;
 pub(crate) const DELETE: u16 = 105;
@@ -49,18 +50,15 @@ impl Nexthop {
     pub(crate) fn read(bytes: &[u8]) -> Option<Nexthop> {
         let protocol = *bytes.get(2)?;
         let (mut id, mut out, mut gateway) = (None, None, None);
-        let mut rest = bytes.get(HEADER..)?;
-        // struct nlattr: length and type, then the value.
-        while let [l0, l1, t0, t1, ..] = *rest {
-            let length = usize::from(u16::from_ne_bytes([l0, l1]));
-            let value = rest.get(4..length)?;
-            match u16::from_ne_bytes([t0, t1]) {
-                ID => id = number(value, 0),
-                OUT => out = number(value, 0),
-                GATEWAY => gateway = <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from),
+        for attribute in Attributes::new(bytes.get(HEADER..)?) {
+            let attribute = attribute.ok()?;
+            let value: Option<[u8; 4]> = attribute.payload.try_into().ok();
+            match attribute.kind {
+                ID => id = value.map(u32::from_ne_bytes),
+                OUT => out = value.map(u32::from_ne_bytes),
+                GATEWAY => gateway = value.map(Ipv4Addr::from),
                 _ => {}
             }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         Some(Nexthop {
             id: id?,
@@ -79,30 +77,26 @@ impl Nexthop {
 
 /// What follows the header of a message that makes the nexthop object of this number, through a device.
 pub(crate) fn to_make(device: u32, id: u32) -> Vec<u8> {
-    let mut bytes = vec![nix::libc::AF_INET as u8, 0, PROTOCOL, 0];
-    bytes.extend(ONLINK.to_ne_bytes());
-    put(&mut bytes, ID, id.to_ne_bytes());
-    put(&mut bytes, OUT, device.to_ne_bytes());
-    put(&mut bytes, GATEWAY, gateway(id).octets());
-    bytes
+    let mut out = Writer::default();
+    out.bytes = vec![nix::libc::AF_INET as u8, 0, PROTOCOL, 0];
+    out.bytes.extend(ONLINK.to_ne_bytes());
+    out.put(ID, &id.to_ne_bytes());
+    out.put(OUT, &device.to_ne_bytes());
+    out.put(GATEWAY, &gateway(id).octets());
+    out.bytes
 }
 
 /// What follows the header of a message that deletes it.
 pub(crate) fn to_delete(id: u32) -> Vec<u8> {
-    let mut bytes = to_list();
-    put(&mut bytes, ID, id.to_ne_bytes());
-    bytes
+    let mut out = Writer::default();
+    out.bytes = to_list();
+    out.put(ID, &id.to_ne_bytes());
+    out.bytes
 }
 
 /// What follows the header of a request for all of them, of any family.
 pub(crate) fn to_list() -> Vec<u8> {
     vec![0; HEADER]
-}
-
-fn put(bytes: &mut Vec<u8>, kind: u16, value: [u8; 4]) {
-    bytes.extend(8u16.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ fn look_up(
 ) -> Result<Option<Step>, String> {
     let members = sets.get(set)?;
     let key = registers.load(sreg, members.key_len)?;
-    if matches!(members.set.kind, SetKind::Learned(_)) {
+    if matches!(members.set.kind, SetKind::Dynamic(_)) {
         let key = Bytes::from_slice(key).ok_or("a key too long")?;
         let LookupResult::Data(dreg) = result else {
             return Err(format!("{set} holds what was learned: {result:?}"));
@@ -135,7 +135,7 @@ fn update(
     registers: &Registers,
 ) -> Result<(), String> {
     let members = sets.get(map)?;
-    let SetKind::Learned(fields) = &members.set.kind else {
+    let SetKind::Dynamic(fields) = &members.set.kind else {
         return Err(format!("{map} cannot be updated"));
     };
     let width = fields.iter().map(|field| match field {

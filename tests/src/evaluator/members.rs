@@ -51,7 +51,7 @@ impl<'a> Members<'a> {
                 ));
             }
         }
-        if matches!(set.kind, SetKind::Learned(_)) && !elements.is_empty() {
+        if matches!(set.kind, SetKind::Dynamic(_)) && !elements.is_empty() {
             return Err(format!(
                 "elements of {} are written by packets alone",
                 set.name

@@ -47,7 +47,7 @@ impl Program for &Rule {
                     };
                     matches != *negate
                 }
-                Statement::SetGroup { key, map } => {
+                Statement::SetPriority { key, map } => {
                     let key = concatenated(key, flight, moduli)?;
                     match value(sets.get(map)?, &key, flight)? {
                         Some(group) => {
@@ -58,11 +58,11 @@ impl Program for &Rule {
                         None => false,
                     }
                 }
-                Statement::ClearGroup => {
+                Statement::ClearPriority => {
                     flight.priority = 0;
                     true
                 }
-                Statement::Learn { key, data, map, .. } => {
+                Statement::UpdateMap { key, data, map, .. } => {
                     let key = concatenated(key, flight, moduli)?;
                     let data = concatenated(data, flight, moduli)?;
                     learn(sets.get(map)?, sets.family, &key, &data, flight)?;
@@ -123,14 +123,9 @@ impl Program for &Rule {
     fn references(&self) -> (Vec<&Name>, Vec<&Name>) {
         let (mut sets, mut chains) = (Vec::new(), Vec::new());
         for statement in &self.statements {
-            match statement {
-                Statement::InSet { set, .. } => sets.push(set),
-                Statement::SetGroup { map, .. }
-                | Statement::Learn { map, .. }
-                | Statement::VerdictMap { map, .. }
-                | Statement::DnatMap { map, .. } => sets.push(map),
-                Statement::Verdict(verdict) => chains.extend(verdict.target()),
-                _ => {}
+            sets.extend(statement.set());
+            if let Statement::Verdict(verdict) = statement {
+                chains.extend(verdict.target());
             }
         }
         (sets, chains)
@@ -234,7 +229,7 @@ fn find(members: &Members<'_>, key: &Key, flight: &Flight<'_>) -> Result<Option<
         return Err(format!("a key of {} bytes for {name}", key.len));
     }
     Ok(match members.set.kind {
-        SetKind::Learned(_) => {
+        SetKind::Dynamic(_) => {
             let written = (members.set.name.clone(), key.to_bytes()?);
             flight.memory.get(&written).copied().map(Data::Value)
         }
@@ -279,7 +274,7 @@ fn learn(
     flight: &mut Flight<'_>,
 ) -> Result<(), String> {
     let name = &members.set.name;
-    let SetKind::Learned(fields) = &members.set.kind else {
+    let SetKind::Dynamic(fields) = &members.set.kind else {
         return Err(format!("{name} cannot be updated"));
     };
     let width = |field: &DataField| match field {

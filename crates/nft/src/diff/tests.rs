@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::backend::Backend;
 use crate::fake::Fake;
 use crate::model::Family;
 use crate::samples::{self, Shape, any_table, meddled_pairs};
-use crate::transaction::Backend;
 
 fn plain(reworded: Vec<&'static str>) -> TableContents {
     let shape = Shape {
@@ -81,7 +81,7 @@ fn a_changed_rule_rewrites_its_chain_alone() {
 }
 
 #[test]
-fn a_chain_that_is_made_anew_is_freed_from_rules_and_verdicts_first() {
+fn a_recreated_chain_first_loses_its_rules_and_references() {
     let (found, wanted) = (plain(vec![]), plain(vec!["pick_2"]));
     let text = diff(Some(&found), &wanted).to_string();
     let steps: Vec<&str> = text
@@ -139,7 +139,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn the_difference_of_any_two_tables_makes_the_one_the_other((found, wanted) in meddled_pairs()) {
+    fn the_difference_turns_any_table_into_any_other((found, wanted) in meddled_pairs()) {
         let family = wanted.table.family;
         let mut fake = Fake::holding(found.clone());
         let transaction = diff(Some(&found), &wanted);
@@ -148,7 +148,7 @@ proptest! {
     }
 
     #[test]
-    fn any_table_is_made_from_nothing_and_differs_from_itself_by_nothing(wanted in any_table()) {
+    fn any_table_is_built_from_nothing_and_equals_itself(wanted in any_table()) {
         let family = wanted.table.family;
         let mut fake = Fake::new();
         let transaction = diff(None, &wanted);

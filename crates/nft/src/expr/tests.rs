@@ -364,20 +364,20 @@ fn rules_that_mark_packets_for_tracing_use_the_registers_of_nft() {
 }
 
 #[test]
-fn learning_rules_use_the_registers_of_nft() {
-    let learn = Statement::Learn {
+fn update_rules_use_the_registers_of_nft() {
+    let learn = Statement::UpdateMap {
         key: vec![Operand::SourceAddress, Operand::Protocol, Operand::Group],
         data: vec![Operand::ReplySourceAddress, Operand::ReplySourcePort],
         map: "affinity".into(),
         seconds: 10800,
     };
-    let group = Statement::SetGroup {
+    let group = Statement::SetPriority {
         key: frontend(),
         map: "sticky".into(),
     };
     lowers(
         Family::Ip,
-        vec![group, learn.clone(), Statement::ClearGroup],
+        vec![group, learn.clone(), Statement::ClearPriority],
         "[ payload load 4b @ network header + 16 => reg 1 ]
          [ meta load l4proto => reg 9 ]
          [ payload load 2b @ transport header + 2 => reg 10 ]

@@ -90,7 +90,7 @@ impl HeldSet {
     }
 
     /// The key is as wide as the set says, and a range if the set has ranges. (The kernel would take one
-    /// without an end for half of a range; nothing of ours sends that.)
+    /// without an end for half of a range; we never send that.)
     fn check_key(&self, family: Family, element: &Element) -> Result<(), Errno> {
         let width = self.set.key_len(family);
         let range_is_sound = match &element.last {
@@ -114,7 +114,7 @@ impl HeldSet {
     ) -> Result<(), Errno> {
         match (&self.set.kind, data) {
             (SetKind::Set | SetKind::Counters, Data::None) => Ok(()),
-            (SetKind::Map(fields) | SetKind::Learned(fields), Data::Value(value))
+            (SetKind::Map(fields) | SetKind::Dynamic(fields), Data::Value(value))
                 if value.as_slice().len() == data_len(family, fields) =>
             {
                 Ok(())
@@ -126,7 +126,7 @@ impl HeldSet {
 
     /// Whether there is nothing like `element` yet. An equal one is no error; the same key with other data
     /// is, and so is a range that overlaps another. (Linux 6.18 misses the overlap where both end alike and
-    /// the new one starts earlier; nothing of ours sends that.)
+    /// the new one starts earlier; we never send that.)
     fn is_new(&self, element: &Element) -> Result<bool, Errno> {
         let end = element.last.as_deref().unwrap_or(&element.key);
         let Some((key, nearest)) = self.elements.range(..=end).next_back() else {

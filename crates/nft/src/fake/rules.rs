@@ -1,7 +1,7 @@
 //! What the kernel refuses of tables, sets, chains and rules, and with which error (nf_tables_api.c; tried
 //! on Linux 6.18 where doubtful). Elements are [`super::elements`]'s.
 //!
-//! Owns the checks and the steps on one table. A step either leaves the table as it was and says why, or
+//! Owns the checks and the steps on one table. A step either fails and leaves the table as it was, or
 //! is carried out and returns what it replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,7 @@ const VALUE_MAX: usize = 64;
 /// How many chains may call each other (kernel: `NFT_JUMP_STACK_SIZE`).
 const JUMP_DEPTH: usize = 16;
 
-/// What [`crate::Kernel`] says of steps that would write what can only be observed.
+/// The error of [`crate::Kernel`] for steps that write what can only be observed.
 const UNWRITABLE: Errno = Errno::EOPNOTSUPP;
 
 /// Whether a table may be created.
@@ -140,19 +140,11 @@ impl HeldTable {
     }
 
     fn set_is_used(&self, name: &Name) -> bool {
-        let uses = |statement: &Statement| match statement {
-            Statement::InSet { set, .. } => set == name,
-            Statement::VerdictMap { map, .. }
-            | Statement::DnatMap { map, .. }
-            | Statement::SetGroup { map, .. }
-            | Statement::Learn { map, .. } => map == name,
-            _ => false,
-        };
         self.chains
             .values()
             .flat_map(|c| &c.rules)
             .flat_map(|r| &r.statements)
-            .any(uses)
+            .any(|statement| statement.set() == Some(name))
     }
 
     /// A chain's own rules do not hold it: they are deleted with it.
@@ -184,21 +176,23 @@ impl HeldTable {
                     self.check_lookup(key, map, |kind| *kind == SetKind::VerdictMap)
                 }
                 Statement::DnatMap { key, map } => self.check_lookup(key, map, |kind| match kind {
-                    SetKind::Map(data) | SetKind::Learned(data) => {
+                    SetKind::Map(data) | SetKind::Dynamic(data) => {
                         data == &[DataField::Address, DataField::Port]
                     }
                     _ => false,
                 }),
-                Statement::SetGroup { key, map } => self.check_lookup(
+                Statement::SetPriority { key, map } => self.check_lookup(
                     key,
                     map,
                     |kind| matches!(kind, SetKind::Map(data) if data == &[DataField::Group]),
                 ),
-                Statement::Learn { key, data, map, .. } => self.check_lookup(key, map, |kind| {
-                    let len = |fields: &[DataField]| data_len(self.family(), fields);
-                    matches!(kind, SetKind::Learned(fields)
+                Statement::UpdateMap { key, data, map, .. } => {
+                    self.check_lookup(key, map, |kind| {
+                        let len = |fields: &[DataField]| data_len(self.family(), fields);
+                        matches!(kind, SetKind::Dynamic(fields)
                         if len(fields) == key_len(self.family(), data))
-                }),
+                    })
+                }
                 Statement::Verdict(verdict) => check_verdict(&self.chains, verdict),
                 Statement::Equals { operand, value, .. } => {
                     let width = operand_len(self.family(), operand);
@@ -206,19 +200,8 @@ impl HeldTable {
                         .then_some(())
                         .ok_or(Errno::EINVAL)
                 }
-                Statement::ProtocolIs(_)
-                | Statement::LocalAddress { .. }
-                | Statement::InputInterface { .. }
-                | Statement::ClearGroup
-                | Statement::ConnectionIsDnat
-                | Statement::Counter
-                | Statement::NoTrack
-                | Statement::Limit { .. }
-                | Statement::Trace
-                | Statement::Masquerade
-                | Statement::Reject
-                | Statement::RejectTcpReset => Ok(()),
                 Statement::Unknown(_) => Err(UNWRITABLE),
+                _ => Ok(()),
             })
     }
 
@@ -319,7 +302,7 @@ fn check_set(family: Family, set: &Set) -> Result<(), Errno> {
         return Err(UNWRITABLE);
     }
     let has_data = match &set.kind {
-        SetKind::Map(fields) | SetKind::Learned(fields) => {
+        SetKind::Map(fields) | SetKind::Dynamic(fields) => {
             !fields.is_empty() && data_len(family, fields) <= VALUE_MAX
         }
         SetKind::Set | SetKind::Counters | SetKind::VerdictMap | SetKind::Unknown => true,

@@ -41,13 +41,13 @@ fn this_kernel_has_what_its_tables_need() {
 }
 
 #[test]
-fn a_rule_where_it_may_not_stand_is_refused_when_it_is_tried() {
+fn a_rule_at_a_hook_where_it_is_invalid_is_refused() {
     in_namespace(|| {
-        let mut kernel = Kernel::connect(trial::TABLE.into()).unwrap();
+        let mut kernel = Kernel::connect(TRIAL_TABLE.into()).unwrap();
         // Hook postrouting: `reject` has no place there on any kernel.
         let refused = kernel
             .attempt(true, |out| {
-                trial::add_table(out, 1, "");
+                out.trial_table(1, "");
                 trial::add_chain(out, Some((4, 1000)), "");
                 trial::add_reject(out);
             })
@@ -58,7 +58,7 @@ fn a_rule_where_it_may_not_stand_is_refused_when_it_is_tried() {
 }
 
 #[test]
-fn what_is_switched_off_is_missing_and_says_so() {
+fn a_disabled_feature_is_missing_and_says_so() {
     in_namespace(|| {
         let features = probed().without(&[Feature::SymHash]);
         assert!(!features.has(Feature::SymHash));
@@ -68,7 +68,7 @@ fn what_is_switched_off_is_missing_and_says_so() {
                 .filter(|_| feature == Feature::SymHash)
                 .map(ToString::to_string)
         });
-        assert_eq!(missing.collect::<Vec<_>>(), ["switched off"]);
+        assert_eq!(missing.collect::<Vec<_>>(), ["disabled"]);
     });
 }
 

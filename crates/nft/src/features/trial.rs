@@ -1,17 +1,17 @@
-//! The messages by which features are tried, all on one table of their own. Written by hand, as they are more than
-//! what the model of our table knows.
+//! The messages by which features are tried, all on one table of their own. Written by hand, since the model of our
+//! table does not have all of them.
+
+use netlink::{Malformed, Message, Writer, flag};
 
 use super::Feature;
 use crate::expr::Register;
 use crate::model::Hook;
-use crate::wire::abi::{self, conntrack, flag, message};
-use crate::wire::attribute::Writer;
-use crate::wire::encode::{Encoder, TableFlags};
+use crate::wire::abi::{self, conntrack, message};
+use crate::wire::encode::{Encoder, TRIAL_TABLE, TableFlags};
+use crate::wire::header::attributes;
 use crate::wire::hook::chain_type;
-use crate::wire::{Malformed, Message, udata};
+use crate::wire::udata;
 
-/// Name of the table. Nobody else's, we hope; one that is there is left alone, since it would be refused or ignored.
-pub(crate) const TABLE: &str = "portolan_trial";
 const CHAIN: &str = "trial";
 const SET: &str = "trial";
 
@@ -20,12 +20,12 @@ const ADDRESS: u32 = 4;
 const PROTOCOL: u32 = 4;
 const PORT: u32 = 4;
 
-/// The messages that try one feature by being accepted.
+/// Messages that the kernel accepts if it has the feature.
 pub(crate) fn write(feature: Feature, out: &mut Encoder<'_>) {
     match feature {
-        Feature::TableOwner => return add_table(out, TableFlags::TIED.bits(), ""),
-        Feature::TablePersist => return add_table(out, TableFlags::PERSISTENT.bits(), ""),
-        _ => add_table(out, 0, ""),
+        Feature::TableOwner => return out.trial_table(TableFlags::TIED.bits(), ""),
+        Feature::TablePersist => return out.trial_table(TableFlags::PERSISTENT.bits(), ""),
+        _ => out.trial_table(0, ""),
     }
     add_chain(out, None, "");
     let (first, second) = (Register(0), Register(1));
@@ -88,15 +88,15 @@ pub(crate) fn write(feature: Feature, out: &mut Encoder<'_>) {
     }
 }
 
-/// A table that meets no packet, with a NAT chain, both with a comment.
+/// A table that no packet reaches, with a NAT chain, both with a comment.
 pub(crate) fn add_dormant(out: &mut Encoder<'_>, owner: bool) {
     let owned = if owner { TableFlags::TIED.bits() } else { 0 };
-    add_table(out, abi::table::DORMANT | owned, COMMENT);
-    // Hook prerouting, behind everybody.
+    out.trial_table(abi::table::DORMANT | owned, COMMENT);
+    // Hook prerouting, after all other chains.
     add_chain(out, Some((0, 1000)), COMMENT);
 }
 
-/// A rule that the kernel refuses, at the commit, where `reject` may not stand.
+/// A rule that the kernel refuses, at the commit, at hooks where `reject` is invalid.
 pub(crate) fn add_reject(out: &mut Encoder<'_>) {
     add_rule(out, |out| {
         expression(out, "reject", |out| {
@@ -106,14 +106,14 @@ pub(crate) fn add_reject(out: &mut Encoder<'_>) {
     });
 }
 
-/// Takes the table away.
+/// Deletes the table.
 pub(crate) fn delete_table(out: &mut Encoder<'_>) {
-    out.message(message::DEL_TABLE, 0, name);
+    out.message(message::DEL_TABLE, 0, put_table);
 }
 
 /// The table's name; in a request for chains or for the table.
-pub(crate) fn name(out: &mut Writer) {
-    out.put_str(abi::table::NAME, TABLE);
+pub(crate) fn put_table(out: &mut Writer) {
+    out.put_str(abi::table::NAME, TRIAL_TABLE);
 }
 
 const COMMENT: &str = "Seen here, it was left by a probe that was killed";
@@ -126,13 +126,13 @@ pub(crate) fn has_comment(message: &Message<'_>) -> Result<bool, Malformed> {
         _ => return Ok(false),
     };
     // Both name their table in attribute 1.
-    let table = message.attributes()?.find(abi::table::NAME)?;
-    let ours = table.and_then(|name| name.strip_suffix(&[0])) == Some(TABLE.as_bytes());
-    let udata = message.attributes()?.find(attribute)?.unwrap_or_default();
+    let table = attributes(message)?.find(abi::table::NAME)?;
+    let ours = table.and_then(|name| name.strip_suffix(&[0])) == Some(TRIAL_TABLE.as_bytes());
+    let udata = attributes(message)?.find(attribute)?.unwrap_or_default();
     Ok(ours && udata::read_comment(udata).is_some_and(|comment| comment == COMMENT))
 }
 
-/// A filter that no connection passes.
+/// A filter that no connection matches.
 pub(crate) fn conntrack_filter(out: &mut Writer) {
     use conntrack::{filter, protocol, tuple};
     out.nest(conntrack::TUPLE_ORIGINAL, |out| {
@@ -153,17 +153,9 @@ pub(crate) fn conntrack_filter(out: &mut Writer) {
     });
 }
 
-pub(crate) fn add_table(out: &mut Encoder<'_>, flags: u32, comment: &str) {
-    out.message(message::NEW_TABLE, flag::CREATE, |out| {
-        out.put_str(abi::table::NAME, TABLE);
-        out.put_u32(abi::table::FLAGS, flags);
-        put_comment(abi::table::USERDATA, comment, out);
-    });
-}
-
 pub(crate) fn add_chain(out: &mut Encoder<'_>, hook: Option<(u32, u32)>, comment: &str) {
     out.message(message::NEW_CHAIN, flag::CREATE, |out| {
-        out.put_str(abi::chain::TABLE, TABLE);
+        out.put_str(abi::chain::TABLE, TRIAL_TABLE);
         out.put_str(abi::chain::NAME, CHAIN);
         if let Some((number, priority)) = hook {
             out.put_str(abi::chain::TYPE, chain_type(Hook::NatPrerouting));
@@ -185,7 +177,7 @@ fn put_comment(kind: u16, comment: &str, out: &mut Writer) {
 /// A set; `fields` are the widths of a concatenation with ranges.
 fn add_set(out: &mut Encoder<'_>, flags: u32, key: u32, data: Option<u32>, fields: &[u32]) {
     out.message(message::NEW_SET, flag::CREATE, |out| {
-        out.put_str(abi::set::TABLE, TABLE);
+        out.put_str(abi::set::TABLE, TRIAL_TABLE);
         out.put_str(abi::set::NAME, SET);
         out.put_u32(abi::set::FLAGS, flags);
         // A type is a number that only nft reads.
@@ -212,7 +204,7 @@ fn add_set(out: &mut Encoder<'_>, flags: u32, key: u32, data: Option<u32>, field
 
 fn add_rule(out: &mut Encoder<'_>, expressions: impl FnOnce(&mut Writer)) {
     out.message(message::NEW_RULE, flag::CREATE | flag::APPEND, |out| {
-        out.put_str(abi::rule::TABLE, TABLE);
+        out.put_str(abi::rule::TABLE, TRIAL_TABLE);
         out.put_str(abi::rule::CHAIN, CHAIN);
         out.nest(abi::rule::EXPRESSIONS, expressions);
     });

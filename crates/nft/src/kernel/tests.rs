@@ -3,6 +3,7 @@ mod replies;
 
 use std::collections::BTreeMap;
 
+use netlink::{Attributes, flag};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -11,9 +12,11 @@ use crate::diff::diff;
 use crate::model::{
     Bytes, Chain, Data, Element, Field, Hook, Rule, Set, SetKind, Statement, Table, Verdict,
 };
-use crate::monitor::{Monitor, Notice};
+use crate::monitor::Notice;
 use crate::namespace::{in_namespace, kernel, listed, load, nft};
-use crate::wire::attribute::Attributes;
+use crate::wire::abi::{self, message};
+use crate::wire::decode::Reading;
+use crate::wire::header::attributes;
 use crate::{samples, text};
 
 fn run<T: std::fmt::Debug>(
@@ -98,7 +101,7 @@ fn range(first: [u8; 4], last: [u8; 4]) -> Element {
 }
 
 #[test]
-fn any_table_written_reads_back_equal_and_its_nft_listing_loads_as_the_same_table() {
+fn any_table_and_its_nft_listing_read_back_equal() {
     in_namespace(|| {
         run(24, samples::any_table(), |wanted| {
             let family = wanted.table.family;
@@ -117,7 +120,7 @@ fn any_table_written_reads_back_equal_and_its_nft_listing_loads_as_the_same_tabl
     });
 }
 
-/// Each set's and the table's user data, which only nft reads.
+/// Each set's and the table's user data, which the kernel ignores.
 fn user_data(kernel: &mut Kernel, family: Family) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     for (kind, name, udata) in [
@@ -125,13 +128,13 @@ fn user_data(kernel: &mut Kernel, family: Family) -> BTreeMap<String, Vec<u8>> {
         (message::GET_CHAIN, abi::chain::NAME, abi::chain::USERDATA),
         (message::GET_TABLE, abi::table::NAME, abi::table::USERDATA),
     ] {
-        let asked = kernel.link.ask(
+        let asked = kernel.ask(
             kind,
             flag::DUMP,
             Some(family),
             |_| {},
             |message| {
-                let fields = message.attributes()?;
+                let fields = attributes(message)?;
                 let name =
                     String::from_utf8_lossy(fields.clone().find(name)?.unwrap()).into_owned();
                 let udata = Attributes::find(fields, udata)?.unwrap_or_default();
@@ -139,7 +142,7 @@ fn user_data(kernel: &mut Kernel, family: Family) -> BTreeMap<String, Vec<u8>> {
                 Ok(())
             },
         );
-        assert_eq!(asked.unwrap(), Asked::Done);
+        assert_eq!(asked, Ok(Reply::Done));
     }
     found
 }
@@ -279,7 +282,7 @@ fn the_first_of_several_refused_steps_is_named() {
 }
 
 #[test]
-fn what_is_only_observed_is_not_sent() {
+fn observed_only_values_are_not_sent() {
     in_namespace(|| {
         let mut kernel = small_kernel();
         let before = kernel.sent();
@@ -359,7 +362,7 @@ fn a_range_that_overlaps_another_is_refused_by_name() {
 }
 
 #[test]
-fn what_others_add_reads_as_unknown_and_nothing_of_theirs_is_overlooked() {
+fn foreign_additions_all_read_as_unknown() {
     in_namespace(|| {
         let mut kernel = small_kernel();
         load(
@@ -406,7 +409,7 @@ fn what_others_add_reads_as_unknown_and_nothing_of_theirs_is_overlooked() {
 }
 
 #[test]
-fn an_element_that_matches_everything_is_seen_and_can_be_deleted() {
+fn a_catch_all_element_is_seen_and_can_be_deleted() {
     in_namespace(|| {
         let mut kernel = small_kernel();
         kernel
@@ -435,7 +438,7 @@ fn an_element_that_matches_everything_is_seen_and_can_be_deleted() {
 }
 
 #[test]
-fn each_transaction_of_anybody_makes_the_next_generation() {
+fn each_transaction_of_any_process_makes_a_generation() {
     in_namespace(|| {
         let mut kernel = small_kernel();
         let before = kernel.generation().unwrap();
@@ -454,7 +457,7 @@ fn each_transaction_of_anybody_makes_the_next_generation() {
 }
 
 #[test]
-fn reading_beside_a_busy_writer_sees_whole_transactions_only() {
+fn reading_beside_a_busy_writer_sees_complete_transactions() {
     in_namespace(|| {
         let mut kernel = small_kernel();
         let pair: Vec<_> = [1, 2].map(|n| Element::member(frontend(n))).to_vec();
@@ -479,10 +482,10 @@ fn reading_beside_a_busy_writer_sees_whole_transactions_only() {
                     Err(error) => {
                         assert!(matches!(
                             error,
-                            CommitError::Socket {
+                            CommitError::Netlink(netlink::Error::Failed {
                                 errno: Errno::EAGAIN,
                                 ..
-                            }
+                            })
                         ));
                     }
                 }
@@ -492,19 +495,19 @@ fn reading_beside_a_busy_writer_sees_whole_transactions_only() {
 }
 
 #[test]
-fn what_others_change_while_the_monitor_is_away_is_told_it() {
+fn a_foreign_change_while_muted_is_reported_as_an_overrun() {
     in_namespace(|| {
         let mut kernel = kernel(false);
         let mut monitor = Monitor::open("portolan".into(), kernel.port()).unwrap();
-        let membership = monitor.membership().unwrap();
+        let mute = monitor.mute().unwrap();
         for is_changed in [false, true, false] {
             let beside = |_: &mut Kernel| {
                 if is_changed {
                     load("add table ip other; add table ip portolan");
                 }
-                Err(failed("send")(Errno::EIO))
+                Err(failed("send")(Errno::EIO).into())
             };
-            assert!(kernel.unheard_by(&membership, beside).is_err());
+            assert!(kernel.with_monitor_muted(&mute, beside).is_err());
             let expected = is_changed.then_some(Notice::Overrun);
             assert_eq!(monitor.try_next().unwrap(), expected);
         }
@@ -514,20 +517,19 @@ fn what_others_change_while_the_monitor_is_away_is_told_it() {
     });
 }
 
-/// Whoever waits is woken, though what woke it is no notification.
 #[test]
-fn a_monitor_that_waits_is_woken_by_what_was_missed() {
+fn a_missed_change_wakes_a_waiting_monitor() {
     in_namespace(|| {
         let kernel = kernel(false);
         let mut monitor = Monitor::open("portolan".into(), kernel.port()).unwrap();
-        let membership = monitor.membership().unwrap();
+        let mute = monitor.mute().unwrap();
         let (waits, waiting) = std::sync::mpsc::channel();
         let waiter = std::thread::spawn(move || {
             waits.send(()).unwrap();
             monitor.wait(Duration::from_secs(60))
         });
         waiting.recv().unwrap();
-        membership.missed().unwrap();
+        mute.report_missed().unwrap();
         assert_eq!(waiter.join().unwrap().unwrap(), Some(Notice::Overrun));
     });
 }

@@ -1,11 +1,12 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::backend::Backend as _;
 use crate::kernel::Kernel;
 use crate::model::{Element, Family, Field, Set, SetKind, Table};
 use crate::namespace::{in_namespace, kernel, load};
 use crate::samples;
-use crate::transaction::{Backend as _, Operation, Transaction};
+use crate::transaction::{Operation, Transaction};
 
 const PLENTY: Duration = Duration::from_secs(10);
 
@@ -39,7 +40,7 @@ fn filled(elements: u16) -> Transaction {
 }
 
 #[test]
-fn others_are_heard_and_we_are_not() {
+fn foreign_changes_are_reported_and_ours_are_not() {
     in_namespace(|| {
         let mut kernel = kernel(false);
         let mut monitor = Monitor::open("portolan".into(), kernel.port()).unwrap();
@@ -64,7 +65,7 @@ fn others_are_heard_and_we_are_not() {
 }
 
 #[test]
-fn a_transaction_is_told_once_however_much_it_changes() {
+fn a_foreign_transaction_is_reported_once() {
     in_namespace(|| {
         let mut kernel = kernel(false);
         let mut monitor = Monitor::open("portolan".into(), kernel.port()).unwrap();
@@ -78,17 +79,17 @@ fn a_transaction_is_told_once_however_much_it_changes() {
         ));
         load("flush ruleset");
         let last = kernel.generation().unwrap();
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         while let Some(notice) = monitor.try_next().unwrap() {
-            told.push(notice);
+            reported.push(notice);
         }
-        assert_eq!(told.len(), 2, "{told:?}");
-        assert_eq!(told.last(), Some(&Notice::Changed(last)));
+        assert_eq!(reported.len(), 2, "{reported:?}");
+        assert_eq!(reported.last(), Some(&Notice::Changed(last)));
     });
 }
 
 #[test]
-fn a_bulk_load_of_ours_is_not_heard() {
+fn our_bulk_load_is_not_reported() {
     in_namespace(|| {
         let mut kernel = kernel(false);
         let mut monitor = Monitor::open("portolan".into(), kernel.port()).unwrap();
@@ -98,7 +99,7 @@ fn a_bulk_load_of_ours_is_not_heard() {
 }
 
 #[test]
-fn lost_notifications_are_said_to_be_lost() {
+fn lost_notifications_are_reported_as_an_overrun() {
     in_namespace(|| {
         let mut kernel = kernel(false);
         let mut monitor = Monitor::open("portolan".into(), kernel.port()).unwrap();
@@ -112,35 +113,38 @@ fn lost_notifications_are_said_to_be_lost() {
 
 proptest! {
     #[test]
-    fn any_datagram_is_heard_without_harm(datagram in prop::collection::vec(any::<u8>(), 0..300)) {
-        prop_assert!(heard(&datagram, "portolan", 7, &mut false).len() <= 15);
+    fn any_datagram_is_read_without_harm(datagram in prop::collection::vec(any::<u8>(), 0..300)) {
+        prop_assert!(notices(&datagram, "portolan", 7, &mut false).len() <= 15);
     }
 }
 
-/// Whether anything has come to its socket.
-fn is_told(monitor: &mut Monitor) -> bool {
-    let mut told = false;
+/// Whether its socket has received anything.
+fn has_received(monitor: &mut Monitor) -> bool {
+    let mut received = false;
     while monitor.socket.try_receive().unwrap().is_some() {
-        told = true;
+        received = true;
     }
-    told
+    received
 }
 
 #[test]
-fn a_large_transaction_of_ours_is_not_told_to_who_is_spared_it() {
+fn a_large_commit_sends_nothing_to_a_muted_monitor() {
     in_namespace(|| {
         let mut kernel = kernel(false);
         let mut monitor = Monitor::open("portolan".into(), kernel.port()).unwrap();
         kernel.commit(&filled(20_000)).unwrap();
-        assert!(is_told(&mut monitor), "the kernel tells our own, too");
+        assert!(
+            has_received(&mut monitor),
+            "the kernel notifies of our own changes, too"
+        );
         let mut deletion = Transaction::new();
         deletion.push(Family::Ip, Operation::DeleteTable);
         kernel.commit(&deletion).unwrap();
-        assert!(is_told(&mut monitor));
+        assert!(has_received(&mut monitor));
 
-        kernel.spare(monitor.membership().unwrap());
+        kernel.mute_during_large_commits(&monitor).unwrap();
         kernel.commit(&filled(20_000)).unwrap();
-        assert!(!is_told(&mut monitor));
+        assert!(!has_received(&mut monitor));
         assert_eq!(monitor.try_next().unwrap(), None);
         load("add element ip portolan frontends { 1.1.1.1 . tcp . 1 }");
         let generation = kernel.generation().unwrap();

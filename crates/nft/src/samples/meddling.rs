@@ -1,8 +1,8 @@
-//! Tables that strangers have meddled with.
+//! Tables that other processes have changed.
 
 use super::*;
 
-/// What strangers do to a table.
+/// A foreign change of a table.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Meddling {
     /// A set not in our form.

@@ -1,4 +1,4 @@
-//! nft is the witness: what we print it loads, and lists back with the same lines.
+//! nft loads what we print, and lists the same lines.
 
 use proptest::prelude::*;
 

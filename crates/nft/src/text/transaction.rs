@@ -1,4 +1,4 @@
-//! Transactions as text, for people: traces, dry runs, failed assertions. nft does not read it.
+//! Transactions as text for people: traces, dry runs, failed assertions. nft does not read this text.
 
 use std::fmt;
 

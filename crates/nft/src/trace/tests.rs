@@ -3,7 +3,6 @@ use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use proptest::prelude::*;
 
 use super::*;
-use crate::Foreign;
 use crate::namespace::{in_namespace, kernel, listed, load, nft};
 
 const PORT: u16 = 8472;
@@ -36,7 +35,7 @@ fn send(to: IpAddr, port: u16) {
     let _ = socket.send_to(b"probe", (to, port));
 }
 
-/// The handle of the rule in a listing that holds these words.
+/// The handle of the rule whose listing has this text.
 fn handle_of(words: &str) -> u64 {
     let listing = nft(&["-a", "list", "ruleset"], "").unwrap();
     let line = listing.lines().find(|line| line.contains(words)).unwrap();
@@ -54,7 +53,7 @@ fn drop_of(tracer: &mut Tracer) -> Step {
 }
 
 #[test]
-fn the_rule_that_drops_is_named_whether_on_the_way_out_or_in() {
+fn the_rule_that_drops_is_named_for_both_directions() {
     with_loopback(|| {
         for (address, hook) in [(V4, "input"), (V6, "input"), (V4, "output"), (V6, "output")] {
             load(&format!(
@@ -77,7 +76,7 @@ fn the_rule_that_drops_is_named_whether_on_the_way_out_or_in() {
 }
 
 #[test]
-fn a_policy_that_drops_is_told_from_a_rule() {
+fn a_policy_that_drops_is_distinguished_from_a_rule() {
     with_loopback(|| {
         load("table ip6 wall { chain c { type filter hook input priority 5; policy drop; }; }");
         let mut tracer = Tracer::start(&[to_itself(V6)]).unwrap();
@@ -89,12 +88,12 @@ fn a_policy_that_drops_is_told_from_a_rule() {
 }
 
 #[test]
-fn only_the_packets_described_are_told_of_and_only_until_the_tracer_goes() {
+fn only_the_given_packets_are_traced_until_the_tracer_drops() {
     with_loopback(|| {
         load("table ip wall { chain c { type filter hook input priority 0; counter accept; }; }");
         let mut tracer = Tracer::start(&[to_itself(V4)]).unwrap();
         send(V4, PORT + 1);
-        // Behind it, so that the first would have been heard of before.
+        // Sent after the first, which would have been reported before.
         send(V4, PORT);
         let step = tracer.wait(PLENTY).unwrap().expect("a decision");
         assert_eq!(step.decision, Decision::Accept);
@@ -103,7 +102,7 @@ fn only_the_packets_described_are_told_of_and_only_until_the_tracer_goes() {
         }
         let tables = || nft(&["list", "tables"], "").unwrap();
         assert!(tables().contains("portolan_trace_"));
-        // Two may look at a time.
+        // Two tracers may run at a time.
         let _other = Tracer::start(&[to_itself(V4), to_itself(V6)]).unwrap();
         drop(tracer);
         drop(_other);
@@ -112,7 +111,7 @@ fn only_the_packets_described_are_told_of_and_only_until_the_tracer_goes() {
 }
 
 #[test]
-fn the_table_that_marks_packets_reads_back_as_it_was_written_and_as_nft_loads_it() {
+fn the_marking_table_reads_back_as_written_and_as_nft_loads_it() {
     in_namespace(|| {
         let mut kernel = kernel(false);
         let name = Name::from("portolan");
@@ -136,7 +135,7 @@ fn the_table_that_marks_packets_reads_back_as_it_was_written_and_as_nft_loads_it
 }
 
 #[test]
-fn rules_of_iptables_are_told_of_too() {
+fn rules_of_iptables_are_traced_too() {
     with_loopback(|| {
         let mut rule = std::process::Command::new("iptables-nft");
         rule.args("-A INPUT -p udp --dport 8472 -j DROP".split(' '));
@@ -154,34 +153,6 @@ fn rules_of_iptables_are_told_of_too() {
         assert_eq!(
             (step.family, step.table.as_str(), step.chain.as_str()),
             (AnyFamily::IP, "filter", "INPUT")
-        );
-    });
-}
-
-#[test]
-fn base_chains_of_everybody_are_found_with_their_hooks_and_policies() {
-    in_namespace(|| {
-        load(
-            "table inet wall {
-                chain called { }
-                chain forwarding { type filter hook forward priority 7; policy drop; }
-            }
-            table bridge b { chain c { type filter hook input priority -200; }; }",
-        );
-        let mut chains = Foreign::open().unwrap().base_chains().unwrap();
-        chains.sort_by_key(|chain| chain.family);
-        let [wall, bridge] = chains.as_slice() else {
-            panic!("{chains:?}");
-        };
-        assert_eq!(
-            (wall.table.as_str(), wall.name.as_str()),
-            ("wall", "forwarding")
-        );
-        assert_eq!((wall.family, wall.priority), (AnyFamily::INET, 7));
-        assert_eq!((wall.hook_keyword(), wall.drops), (Some("forward"), true));
-        assert_eq!(
-            (bridge.family, bridge.hook_keyword(), bridge.drops),
-            (AnyFamily::BRIDGE, Some("input"), false)
         );
     });
 }

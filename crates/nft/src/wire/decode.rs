@@ -2,36 +2,37 @@
 //!
 //! Owns what the kernel adds to what was written (flags, handles, upper ends) and takes it off again, so
 //! that a table written and read back compares equal. What is not in our form is kept as an `Unknown`
-//! variant, so that it compares unequal to everything of ours. Asking the questions and checking that all
-//! answers belong to one generation is left to [`crate::Kernel`].
+//! variant, so that it compares unequal to everything of ours. Sending the requests and checking that all
+//! replies belong to one generation is left to [`crate::Kernel`].
 
 use std::collections::BTreeMap;
 
+use netlink::{Attributes, Malformed, Message, be32, string};
+
 use super::abi::{self, element, message};
-use super::attribute::{Attributes, be32, string};
-use super::encode::{
-    LEARNED_SIZE, TYPE_BITS, data_len, data_type, field_type, predecessor, set_flags,
-};
+use super::encode::{TYPE_BITS, data_len, data_type, field_type, predecessor, set_flags};
+use super::header::{attributes, family};
 use super::hook::read_hook;
-use super::{Malformed, Message, expression, udata};
+use super::{expression, udata};
 use crate::expr::raise;
 use crate::model::{
-    Bytes, Chain, Data, DataField, Element, Family, Field, Name, Rule, Set, SetKind, Table,
+    Bytes, Chain, DYNAMIC_SIZE, Data, DataField, Element, Family, Field, Name, Rule, Set, SetKind,
+    Table,
 };
 use crate::transaction::TableContents;
 
-/// Whose a table is, and whether it works.
+/// Owner and flags of a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TableState {
-    /// Port id of the socket that owns the table; `None` when nobody does.
+    /// Port id of the socket that owns the table; `None` without owner.
     pub owner: Option<u32>,
-    /// It outlives its owner (`flags persist`). Without owner it is an orphan, free to adopt.
+    /// The table outlives its owner (`flags persist`). Without owner it is an orphan that any socket can adopt.
     pub persist: bool,
-    /// Somebody switched it off (`flags dormant`).
+    /// The table is disabled (`flags dormant`).
     pub dormant: bool,
 }
 
-/// An element came twice: the kernel grew the set's hash table during the dump, which goes by position in
+/// An element was listed twice: the kernel grew the set's hash table during the dump, which goes by position in
 /// it (`nft_rhash_walk`). As many others may be missing, without any sign in generation or flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repeated;
@@ -57,7 +58,7 @@ struct Gathered {
 }
 
 impl Reading {
-    /// Begins with nothing known of the table of this name.
+    /// An empty reading of the table of this name.
     pub fn new(family: Family, name: Name) -> Self {
         Reading {
             family,
@@ -70,15 +71,15 @@ impl Reading {
         }
     }
 
-    /// Takes in one message of a dump. Messages of other tables are ignored. Sets must come before
+    /// Reads one message of a dump. Messages of other tables are ignored. Sets must come before
     /// elements.
     pub fn absorb(&mut self, message: &Message<'_>) -> Result<(), Malformed> {
-        let fields = message.attributes()?;
+        let fields = attributes(message)?;
         // Every nf_tables object names its table in attribute 1.
         let Some(table) = fields.clone().find(abi::table::NAME)? else {
             return Ok(());
         };
-        if message.family() != Some(self.family) || string(table, "table name")? != self.name {
+        if family(message) != Some(self.family) || string(table, "table name")? != self.name {
             return Ok(());
         }
         match message.kind {
@@ -103,8 +104,8 @@ impl Reading {
 
     /// Sets whose elements can be read.
     pub fn readable_sets(&self) -> Vec<Name> {
-        // What was learned is nobody's to keep.
-        let readable = |set: &&Set| !matches!(set.kind, SetKind::Unknown | SetKind::Learned(_));
+        // Elements of dynamic maps are no part of the contents.
+        let readable = |set: &&Set| !matches!(set.kind, SetKind::Unknown | SetKind::Dynamic(_));
         self.sets
             .values()
             .filter(readable)
@@ -153,8 +154,8 @@ impl Reading {
         }))
     }
 
-    /// The elements of one set, sorted; each once, though a table that grew during the dump may give some twice
-    /// and leave others out.
+    /// The elements of one set, sorted; each once, though a table that grew during the dump may list some twice
+    /// and omit others.
     pub fn into_elements(mut self, set: &str) -> Vec<Element> {
         let gathered = self.elements.remove(set).unwrap_or_default();
         let mut elements = gathered.elements;
@@ -294,14 +295,14 @@ impl Gathered {
         }
         let missing = Malformed::Missing("NFTA_SET_ELEM_DATA");
         let data = match (&set.kind, data) {
-            (SetKind::Map(fields) | SetKind::Learned(fields), Some(data)) => {
+            (SetKind::Map(fields) | SetKind::Dynamic(fields), Some(data)) => {
                 let len = data_len(fields, family) as usize;
                 Data::Value(bytes(data, len, "NFTA_SET_ELEM_DATA")?)
             }
             (SetKind::VerdictMap, Some(data)) => Data::Verdict(
                 expression::read_verdict(data)?.ok_or(Malformed::Value("NFTA_DATA_VERDICT"))?,
             ),
-            (SetKind::Map(_) | SetKind::Learned(_) | SetKind::VerdictMap, None) => {
+            (SetKind::Map(_) | SetKind::Dynamic(_) | SetKind::VerdictMap, None) => {
                 return Err(missing);
             }
             (SetKind::Set | SetKind::Counters | SetKind::Unknown, _) => Data::None,
@@ -321,7 +322,7 @@ impl Gathered {
     }
 }
 
-/// Gives each range of an interval set its last value: the one before the nearest end after its first,
+/// Sets the last value of each range of an interval set: the one before the nearest end after its first,
 /// or the last of all where there is none. Both lists come sorted.
 fn close_ranges(elements: &mut [Element], mut ends: Vec<Bytes>) {
     ends.sort_unstable();
@@ -361,7 +362,7 @@ fn read_shape(
     let desc = fields.find(DESC)?.unwrap_or_default();
     let size = number(Attributes::new(desc), DESC_SIZE, "NFTA_SET_DESC_SIZE")?;
     let learned = flags & (TIMEOUT | DYNAMIC) == TIMEOUT | DYNAMIC && flags & MAP != 0;
-    let size_fits = size.unwrap_or(0) == if learned { LEARNED_SIZE } else { 0 };
+    let size_fits = size.unwrap_or(0) == if learned { DYNAMIC_SIZE } else { 0 };
     let known = match learned {
         true => MAP | TIMEOUT | DYNAMIC,
         false => INTERVAL | MAP | CONCATENATION,
@@ -388,7 +389,7 @@ fn read_shape(
             let one = |field| data_type(&[field], family);
             match split_type(kind.unwrap_or(0), &all, one) {
                 Some(data) if data_width == Some(data_len(&data, family)) => match learned {
-                    true => SetKind::Learned(data),
+                    true => SetKind::Dynamic(data),
                     false => SetKind::Map(data),
                 },
                 _ => return Ok(None),

@@ -1,25 +1,31 @@
 //! A transaction as one batch of netlink messages.
 //!
-//! Owns the order of messages in a batch, the splitting of long element lists, and the way back from a
-//! message that the kernel refused to the step and element it came from. The batch begins with
+//! Owns the order of messages in a batch, the splitting of long element lists, and finding the step and element of a
+//! message that the kernel refused. The batch begins with
 //! `NFNL_MSG_BATCH_BEGIN` and ends with `NFNL_MSG_BATCH_END` (without which the kernel reports success and
-//! does nothing); its last operation asks for an acknowledgement, so that every batch is answered.
+//! does nothing); its last operation requests an acknowledgement, so that every batch is answered.
 
-use super::abi::{self, GENERIC, HEADER, SUBSYSTEM, control, element, flag, message};
-use super::attribute::{ATTRIBUTE_HEADER, Attributes, Writer, be32};
+use netlink::{ATTRIBUTE_HEADER, Attributes, HEADER, Writer, be32, flag};
+
+use super::abi::{self, GENERIC, batch, element, message};
 use super::expression::{write, write_verdict};
-use super::frame::number;
+use super::header::{BATCH_HEADER, header};
 use super::hook::{chain_type, hook_numbers};
 use super::udata;
 use crate::expr::lower;
 use crate::model::{
-    Bytes, Chain, Data, DataField, Element, Family, Field, Set, SetKind, Statement, Table,
+    Bytes, Chain, DYNAMIC_SIZE, Data, DataField, Element, Family, Field, Set, SetKind, Statement,
+    Table,
 };
 use crate::transaction::{Operation, Transaction};
 
-/// A nested attribute's length is 16 bits wide. The widest element of ours, both ends of an IPv6 range,
+/// A nested attribute's length is 16 bits wide. Our widest element, both ends of an IPv6 range,
 /// takes less than 200 bytes.
 const ELEMENT_LIST_MAX: usize = u16::MAX as usize - 512;
+
+/// Name of the table on which features are tried. A table of that name that exists already is left alone: the trial is
+/// refused or ignored.
+pub(crate) const TRIAL_TABLE: &str = "portolan_trial";
 
 /// Owner and persistence of a new table (`NFTA_TABLE_FLAGS`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +56,7 @@ impl TableFlags {
     }
 }
 
-/// A step that cannot be written: it holds something that is only ever observed, or is too long.
+/// A step that cannot be written: it has a value that is only observed, or is too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unencodable {
     /// Index of the step.
@@ -99,15 +105,14 @@ impl Batch {
             }
         }
         self.ask_for_answer();
-        self.frame(control::BATCH_END);
+        self.frame(batch::END);
         Ok(())
     }
 
-    /// Encodes messages made by hand, on a table that is not the one of transactions. Without its end a batch is
-    /// never carried out: the kernel checks each message, answers, and forgets.
+    /// Encodes messages written by hand, on [`TRIAL_TABLE`]. Without its end a batch is never carried out: the kernel
+    /// checks each message, answers, and forgets.
     pub(crate) fn encode_trial(
         &mut self,
-        table: &str,
         sequence: u32,
         carried_out: bool,
         fill: impl FnOnce(&mut Encoder<'_>),
@@ -115,14 +120,14 @@ impl Batch {
         self.begin(sequence);
         fill(&mut Encoder {
             batch: self,
-            table,
+            table: TRIAL_TABLE,
             family: Family::Ip,
             operation: 0,
             flags: TableFlags::default(),
         });
         self.ask_for_answer();
         if carried_out {
-            self.frame(control::BATCH_END);
+            self.frame(batch::END);
         }
     }
 
@@ -185,8 +190,8 @@ impl Batch {
         None
     }
 
-    /// Forgets what was encoded once it is settled: a first commit takes megabytes, a change a few kilobytes.
-    pub(crate) fn give_back(&mut self) {
+    /// Frees memory after a commit: the first takes megabytes, a change a few kilobytes.
+    pub(crate) fn shrink(&mut self) {
         const KEPT: usize = 64 << 10;
         self.writer.bytes.clear();
         self.writer.bytes.shrink_to(KEPT);
@@ -199,28 +204,21 @@ impl Batch {
         self.writer.overflow = false;
         self.origins.clear();
         self.sequence = sequence;
-        self.frame(control::BATCH_BEGIN);
+        self.frame(batch::BEGIN);
     }
 
     fn frame(&mut self, kind: u16) {
         let sequence = match kind {
-            control::BATCH_BEGIN => self.sequence,
+            batch::BEGIN => self.sequence,
             _ => self.last_sequence().wrapping_add(1),
         };
-        let start = self
-            .writer
-            .start(kind, flag::REQUEST, sequence, 0, SUBSYSTEM);
+        let start = self.writer.start(kind, 0, sequence, &BATCH_HEADER);
         self.writer.finish(start);
     }
 
     fn ask_for_answer(&mut self) {
-        let place = self
-            .origins
-            .last()
-            .and_then(|last| self.writer.bytes.get_mut(last.start + 6..last.start + 8));
-        if let Some([low, high]) = place {
-            let flags = u16::from_ne_bytes([*low, *high]) | flag::ACK;
-            [*low, *high] = flags.to_ne_bytes();
+        if let Some(last) = self.origins.last() {
+            self.writer.acknowledge(last.start);
         }
     }
 }
@@ -234,7 +232,7 @@ fn is_interval_end(item: &[u8]) -> bool {
     flags.is_some_and(|flags| flags & element::INTERVAL_END != 0)
 }
 
-/// Appends the messages of one step. Its functions answer `None` for what is only ever observed.
+/// Appends the messages of one step. Its functions return `None` for values that are only observed.
 pub(crate) struct Encoder<'a> {
     batch: &'a mut Batch,
     pub(crate) table: &'a str,
@@ -244,6 +242,18 @@ pub(crate) struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
+    /// Creates the table by hand, with any flags.
+    pub(crate) fn trial_table(&mut self, flags: u32, comment: &str) {
+        let table = self.table;
+        self.message(message::NEW_TABLE, flag::CREATE, |out| {
+            out.put_str(abi::table::NAME, table);
+            out.put_u32(abi::table::FLAGS, flags);
+            if !comment.is_empty() {
+                out.put(abi::table::USERDATA, &udata::comment(comment));
+            }
+        });
+    }
+
     fn step(&mut self, step: &Operation) -> Option<()> {
         let table = self.table;
         match step {
@@ -289,13 +299,8 @@ impl Encoder<'_> {
             start,
         });
         let sequence = self.batch.last_sequence();
-        self.batch.writer.start(
-            kind,
-            flag::REQUEST | flags,
-            sequence,
-            number(self.family),
-            0,
-        )
+        let header = header(Some(self.family));
+        self.batch.writer.start(kind, flags, sequence, &header)
     }
 
     fn add_table(&mut self, value: &Table) {
@@ -311,7 +316,7 @@ impl Encoder<'_> {
         let (table, family) = (self.table, self.family);
         let data = match &set.kind {
             SetKind::Set | SetKind::Counters => None,
-            SetKind::Map(fields) | SetKind::Learned(fields) => {
+            SetKind::Map(fields) | SetKind::Dynamic(fields) => {
                 Some((data_type(fields, family), data_len(fields, family)))
             }
             // The kernel knows how long a verdict is.
@@ -319,7 +324,7 @@ impl Encoder<'_> {
             SetKind::Unknown => return None,
         };
         let flags = set_flags(set);
-        let learned = matches!(set.kind, SetKind::Learned(_));
+        let learned = matches!(set.kind, SetKind::Dynamic(_));
         let ranges = is_concatenated_range(set);
         // Any number that is unique in the batch; everything refers to sets by name.
         let id = self.batch.origins.len() as u32 + 1;
@@ -337,7 +342,7 @@ impl Encoder<'_> {
             if learned || ranges {
                 out.nest(abi::set::DESC, |out| {
                     if learned {
-                        out.put_u32(abi::set::DESC_SIZE, LEARNED_SIZE);
+                        out.put_u32(abi::set::DESC_SIZE, DYNAMIC_SIZE);
                     }
                     if ranges {
                         put_field_widths(&set.key, family, out);
@@ -402,7 +407,7 @@ impl Encoder<'_> {
         Some(())
     }
 
-    /// As many messages as the elements need.
+    /// One message, or several where the elements do not fit one.
     fn elements(&mut self, kind: u16, flags: u16, set: &str, elements: &[Element]) {
         let mut rest = elements.iter().enumerate().peekable();
         while let Some((first, _)) = rest.peek() {
@@ -429,7 +434,7 @@ fn put_udata(kind: u16, udata: &[u8], out: &mut Writer) {
     }
 }
 
-/// nft's number of a field's type (`enum datatypes` in nft's `datatype.h`), which only nft reads.
+/// nft's number of a field's type (`enum datatypes` in nft's `datatype.h`), which the kernel ignores.
 pub(crate) fn field_type(field: Field, family: Family) -> u32 {
     match (field, family) {
         (Field::Slot, _) => 4,
@@ -442,17 +447,13 @@ pub(crate) fn field_type(field: Field, family: Family) -> u32 {
     }
 }
 
-/// How many elements a map of [`SetKind::Learned`] holds; when it is full, nothing more is learned until some have
-/// timed out. The kernel sizes its table by it at once: 2 MB.
-pub(crate) const LEARNED_SIZE: u32 = 1 << 17;
-
 /// `enum nft_set_flags`
 pub(crate) fn set_flags(set: &Set) -> u32 {
     use abi::set::{CONCATENATION, DYNAMIC, INTERVAL, MAP, TIMEOUT};
     let kind = match set.kind {
         SetKind::Set | SetKind::Counters | SetKind::Unknown => 0,
         SetKind::Map(_) | SetKind::VerdictMap => MAP,
-        SetKind::Learned(_) => MAP | TIMEOUT | DYNAMIC,
+        SetKind::Dynamic(_) => MAP | TIMEOUT | DYNAMIC,
     };
     let interval = if set.interval { INTERVAL } else { 0 };
     let concat = if is_concatenated_range(set) {
@@ -514,7 +515,7 @@ pub(crate) fn data_len(data: &[DataField], family: Family) -> u32 {
     len as u32
 }
 
-/// One element; of a range two items, as the kernel's interval sets want them: where it begins, and the
+/// One element; of a range two items, as the kernel's interval sets require: where it begins, and the
 /// first value after it. A range of several fields is one item with both ends.
 fn write_element(value: &Element, family: Family, out: &mut Writer) {
     let several = value.key.as_slice().len() > family.address_len();
@@ -531,7 +532,7 @@ fn write_element(value: &Element, family: Family, out: &mut Writer) {
         Data::Value(data) => write_bytes(element::DATA, data, out),
         Data::Verdict(verdict) => out.nest(element::DATA, |out| write_verdict(verdict, out)),
     }
-    // The range that reaches the last value has no end; nft then leaves itself a note.
+    // The range up to the last value has no end; nft then stores a flag for its own use.
     if end == Some(None) {
         out.put(element::USERDATA, &udata::open_interval());
     }

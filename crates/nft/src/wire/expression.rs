@@ -3,10 +3,10 @@
 //! Written attribute for attribute as nft 1.0.6 does. Read strictly: an expression of a known name with
 //! any attribute value outside the closed set is [`Expr::Unknown`], never mistaken for ours.
 
-use super::Malformed;
+use netlink::{Attributes, Malformed, Writer, be32, string};
+
 use super::abi;
-use super::attribute::{Attributes, Writer, be32, string};
-use super::frame::number;
+use super::header::number;
 use crate::expr::{Base, CtKey, Expr, LookupResult, Register};
 use crate::model::{Bytes, Family, Name, Side, Verdict};
 
@@ -22,37 +22,6 @@ pub(crate) fn write(exprs: &[Expr], family: Family, out: &mut Writer) {
 
 fn write_data(expr: &Expr, family: Family, out: &mut Writer) {
     match expr {
-        Expr::Payload {
-            base,
-            offset,
-            len,
-            dreg,
-        } => {
-            out.put_u32(abi::payload::DREG, dreg.number());
-            out.put_u32(abi::payload::BASE, base_number(*base));
-            out.put_u32(abi::payload::OFFSET, *offset);
-            out.put_u32(abi::payload::LEN, *len);
-        }
-        Expr::MetaL4Proto { dreg } => {
-            out.put_u32(abi::meta::KEY, abi::meta::L4PROTO);
-            out.put_u32(abi::meta::DREG, dreg.number());
-        }
-        Expr::MetaPriority { dreg } => {
-            out.put_u32(abi::meta::KEY, abi::meta::PRIORITY);
-            out.put_u32(abi::meta::DREG, dreg.number());
-        }
-        Expr::MetaInputName { dreg } => {
-            out.put_u32(abi::meta::KEY, abi::meta::IIFNAME);
-            out.put_u32(abi::meta::DREG, dreg.number());
-        }
-        Expr::SetPriority { sreg } => {
-            out.put_u32(abi::meta::KEY, abi::meta::PRIORITY);
-            out.put_u32(abi::meta::SREG, sreg.number());
-        }
-        Expr::SetTrace { sreg } => {
-            out.put_u32(abi::meta::KEY, abi::meta::NFTRACE);
-            out.put_u32(abi::meta::SREG, sreg.number());
-        }
         Expr::Limit { per_second, burst } => {
             let eight = |number: u32| u64::from(number).to_be_bytes();
             out.put(abi::limit::RATE, &eight(*per_second));
@@ -61,24 +30,10 @@ fn write_data(expr: &Expr, family: Family, out: &mut Writer) {
             out.put_u32(abi::limit::TYPE, abi::limit::PACKETS);
             out.put_u32(abi::limit::FLAGS, 0);
         }
-        Expr::FibType { of, dreg } => {
-            out.put_u32(abi::fib::FLAGS, fib_flag(*of));
-            out.put_u32(abi::fib::RESULT, abi::fib::ADDRESS_TYPE);
-            out.put_u32(abi::fib::DREG, dreg.number());
-        }
-        Expr::Ct { key, dreg } => {
-            out.put_u32(abi::ct::KEY, ct_number(*key, family));
-            out.put_u32(abi::ct::DREG, dreg.number());
-            if let Some(direction) = ct_direction(*key) {
-                out.put(abi::ct::DIRECTION, &[direction]);
-            }
-        }
         Expr::Cmp { sreg, equal, data } => {
+            let operator = if *equal { abi::cmp::EQ } else { abi::cmp::NEQ };
             out.put_u32(abi::cmp::SREG, sreg.number());
-            out.put_u32(
-                abi::cmp::OP,
-                if *equal { abi::cmp::EQ } else { abi::cmp::NEQ },
-            );
+            out.put_u32(abi::cmp::OP, operator);
             write_value(abi::cmp::DATA, data, out);
         }
         Expr::Bitwise {
@@ -93,20 +48,7 @@ fn write_data(expr: &Expr, family: Family, out: &mut Writer) {
             write_value(abi::bitwise::MASK, mask, out);
             write_value(abi::bitwise::XOR, xor, out);
         }
-        Expr::Lookup { set, sreg, result } => {
-            out.put_u32(abi::lookup::SREG, sreg.number());
-            match result {
-                LookupResult::Data(dreg) => out.put_u32(abi::lookup::DREG, dreg.number()),
-                LookupResult::Verdict => {
-                    out.put_u32(abi::lookup::DREG, abi::immediate::VERDICT_REGISTER);
-                }
-                LookupResult::Member | LookupResult::NotMember => {}
-            }
-            out.put_str(abi::lookup::SET, set);
-            if *result == LookupResult::NotMember {
-                out.put_u32(abi::lookup::FLAGS, abi::lookup::INVERT);
-            }
-        }
+        Expr::Lookup { set, sreg, result } => write_lookup(set, *sreg, *result, out),
         Expr::Immediate { verdict } => {
             out.put_u32(abi::immediate::DREG, abi::immediate::VERDICT_REGISTER);
             out.nest(abi::immediate::DATA, |out| write_verdict(verdict, out));
@@ -121,20 +63,12 @@ fn write_data(expr: &Expr, family: Family, out: &mut Writer) {
             data,
             seconds,
         } => {
+            let milliseconds = u64::from(*seconds) * 1000;
             out.put_u32(abi::dynset::OP, abi::dynset::UPDATE);
             out.put_u32(abi::dynset::KEY, key.number());
             out.put_u32(abi::dynset::DATA, data.number());
-            out.put(
-                abi::dynset::TIMEOUT,
-                &(u64::from(*seconds) * 1000).to_be_bytes(),
-            );
+            out.put(abi::dynset::TIMEOUT, &milliseconds.to_be_bytes());
             out.put_str(abi::dynset::SET, map);
-        }
-        Expr::SymHash { modulus, dreg } => {
-            out.put_u32(abi::hash::DREG, dreg.number());
-            out.put_u32(abi::hash::MODULUS, *modulus);
-            out.put_u32(abi::hash::OFFSET, 0);
-            out.put_u32(abi::hash::TYPE, abi::hash::SYMMETRIC);
         }
         Expr::DestinationNat { address, port } => {
             out.put_u32(abi::nat::TYPE, abi::nat::DESTINATION);
@@ -142,15 +76,73 @@ fn write_data(expr: &Expr, family: Family, out: &mut Writer) {
             out.put_u32(abi::nat::ADDRESS, address.number());
             out.put_u32(abi::nat::PORT, port.number());
         }
-        // The kernel starts it at zero.
-        Expr::Counter | Expr::NoTrack => {}
         Expr::Masquerade => out.put_u32(abi::masq::FLAGS, abi::masq::FULLY_RANDOM),
         Expr::Reject => {
             out.put_u32(abi::reject::TYPE, abi::reject::ICMP);
             out.put(abi::reject::CODE, &[port_unreachable(family)]);
         }
         Expr::RejectReset => out.put_u32(abi::reject::TYPE, abi::reject::TCP_RESET),
-        Expr::Unknown { .. } => {}
+        other => write_load(other, family, out),
+    }
+}
+
+/// Writes an expression that moves something between the packet and registers; others have no attributes.
+fn write_load(expr: &Expr, family: Family, out: &mut Writer) {
+    let mut meta = |key, kind, register: &Register| {
+        out.put_u32(abi::meta::KEY, key);
+        out.put_u32(kind, register.number());
+    };
+    match expr {
+        Expr::MetaL4Proto { dreg } => meta(abi::meta::L4PROTO, abi::meta::DREG, dreg),
+        Expr::MetaPriority { dreg } => meta(abi::meta::PRIORITY, abi::meta::DREG, dreg),
+        Expr::MetaInputName { dreg } => meta(abi::meta::IIFNAME, abi::meta::DREG, dreg),
+        Expr::SetPriority { sreg } => meta(abi::meta::PRIORITY, abi::meta::SREG, sreg),
+        Expr::SetTrace { sreg } => meta(abi::meta::NFTRACE, abi::meta::SREG, sreg),
+        Expr::Payload {
+            base,
+            offset,
+            len,
+            dreg,
+        } => {
+            out.put_u32(abi::payload::DREG, dreg.number());
+            out.put_u32(abi::payload::BASE, base_number(*base));
+            out.put_u32(abi::payload::OFFSET, *offset);
+            out.put_u32(abi::payload::LEN, *len);
+        }
+        Expr::FibType { of, dreg } => {
+            out.put_u32(abi::fib::FLAGS, fib_flag(*of));
+            out.put_u32(abi::fib::RESULT, abi::fib::ADDRESS_TYPE);
+            out.put_u32(abi::fib::DREG, dreg.number());
+        }
+        Expr::Ct { key, dreg } => {
+            out.put_u32(abi::ct::KEY, ct_number(*key, family));
+            out.put_u32(abi::ct::DREG, dreg.number());
+            if let Some(direction) = ct_direction(*key) {
+                out.put(abi::ct::DIRECTION, &[direction]);
+            }
+        }
+        Expr::SymHash { modulus, dreg } => {
+            out.put_u32(abi::hash::DREG, dreg.number());
+            out.put_u32(abi::hash::MODULUS, *modulus);
+            out.put_u32(abi::hash::OFFSET, 0);
+            out.put_u32(abi::hash::TYPE, abi::hash::SYMMETRIC);
+        }
+        _ => {}
+    }
+}
+
+fn write_lookup(set: &Name, sreg: Register, result: LookupResult, out: &mut Writer) {
+    out.put_u32(abi::lookup::SREG, sreg.number());
+    match result {
+        LookupResult::Data(dreg) => out.put_u32(abi::lookup::DREG, dreg.number()),
+        LookupResult::Verdict => {
+            out.put_u32(abi::lookup::DREG, abi::immediate::VERDICT_REGISTER);
+        }
+        LookupResult::Member | LookupResult::NotMember => {}
+    }
+    out.put_str(abi::lookup::SET, set);
+    if result == LookupResult::NotMember {
+        out.put_u32(abi::lookup::FLAGS, abi::lookup::INVERT);
     }
 }
 

@@ -1,13 +1,14 @@
 //! The decoders against bytes that no kernel would send: random ones, and real replies that were cut or
-//! changed. They must answer, never panic, and keep no more than they were given.
+//! changed. They must return, never panic, and keep no more than their input.
 
+use netlink::{Answer, Writer, messages};
 use proptest::prelude::*;
 
-use super::counts::read_counts;
+use super::abi;
+use super::counters::read_counters;
 use super::decode::Reading;
 use super::encode::{Batch, TableFlags};
-use super::frame::{Answer, generation};
-use super::{abi, messages};
+use super::header::generation;
 use crate::diff::diff;
 use crate::model::Family;
 use crate::samples;
@@ -21,7 +22,7 @@ fn decode_all(datagram: &[u8]) -> usize {
         for message in messages(datagram).flatten() {
             let _ = Answer::of(&message);
             let _ = generation(&message);
-            let _ = read_counts(&message);
+            let _ = read_counters(&message);
             let _ = reading.absorb(&message);
         }
         let _ = (reading.state(), reading.readable_sets());
@@ -37,7 +38,7 @@ fn decode_all(datagram: &[u8]) -> usize {
     kept
 }
 
-/// A table as a dump tells it: for the objects of ours a dump's messages are those that make them.
+/// A table as a dump lists it: for the objects of ours a dump's messages are those that make them.
 fn dump(contents: &TableContents) -> Vec<u8> {
     let mut batch = Batch::default();
     let flags = TableFlags {
@@ -72,7 +73,7 @@ fn a_dump_cut_anywhere_decodes_to_less() {
 }
 
 #[test]
-fn a_dump_decodes_to_the_table_it_tells_of() {
+fn a_dump_decodes_to_the_table_it_lists() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     for family in Family::ALL {
         let tree = samples::tables(family)
@@ -102,8 +103,8 @@ fn framed() -> impl Strategy<Value = Vec<u8>> {
         0..12,
     );
     (0u16..32, attributes).prop_map(|(kind, attributes)| {
-        let mut out = super::attribute::Writer::default();
-        let start = out.start(abi::SUBSYSTEM << 8 | kind, 0, 1, 2, 0);
+        let mut out = Writer::default();
+        let start = out.start(abi::SUBSYSTEM << 8 | kind, 0, 1, &[2, 0, 0, 0]);
         out.put_str(abi::table::NAME, "portolan");
         for (kind, payload, nested) in attributes {
             match nested {

@@ -1,8 +1,8 @@
-//! Where a base chain is hooked, on the wire in both directions, ours and anybody's.
+//! Where a base chain is hooked, on the wire in both directions, ours and foreign.
 
-use super::Malformed;
+use netlink::{Attributes, Malformed, be32, string};
+
 use super::abi::{self, chain};
-use super::attribute::{Attributes, be32, string};
 use crate::model::Hook;
 
 /// The type of a base chain (`NFTA_CHAIN_TYPE`).
@@ -36,8 +36,8 @@ pub(crate) fn hook_numbers(hook: Hook) -> Option<(u32, i32)> {
     }
 }
 
-/// Number and priority of a chain's hook, whoever's it is; `None` for a chain that is only jumped to.
-pub(crate) fn numbers(fields: Attributes<'_>) -> Result<Option<(u32, i32)>, Malformed> {
+/// Number and priority of a chain's hook; `None` for a chain that is only jumped to.
+pub fn numbers(fields: Attributes<'_>) -> Result<Option<(u32, i32)>, Malformed> {
     let Some(hook) = fields.find(chain::HOOK)? else {
         return Ok(None);
     };
@@ -53,7 +53,7 @@ pub(crate) fn numbers(fields: Attributes<'_>) -> Result<Option<(u32, i32)>, Malf
 }
 
 /// The policy of a base chain (`NFTA_CHAIN_POLICY`).
-pub(crate) fn policy(fields: Attributes<'_>) -> Result<Option<u32>, Malformed> {
+pub fn policy(fields: Attributes<'_>) -> Result<Option<u32>, Malformed> {
     fields
         .find(chain::POLICY)?
         .map(|payload| be32(payload, "NFTA_CHAIN_POLICY"))

@@ -1,8 +1,9 @@
+use netlink::{ATTRIBUTE_HEADER, Attributes, HEADER, Writer, flag, messages};
+
 use super::abi::message;
-use super::attribute::{Attributes, Writer};
 use super::encode::{Batch, TableFlags};
 use super::expression;
-use super::frame::Answer;
+use super::header::attributes;
 use super::*;
 use crate::expr::lower;
 use crate::model::{
@@ -31,8 +32,7 @@ fn sent(steps: Vec<Operation>, index: usize, kind: u16) -> String {
         .nth(index + 1)
         .expect("a message")
         .expect("whole");
-    hex(message
-        .attributes()
+    hex(attributes(&message)
         .expect("attributes")
         .find(kind)
         .expect("whole")
@@ -100,7 +100,7 @@ fn a_rule_on_the_connection_is_sent_as_nft_sends_it() {
 }
 
 #[test]
-fn a_rule_on_protocol_and_original_port_is_sent_as_nft_sends_it_but_for_set_ids() {
+fn a_rule_on_the_original_port_is_sent_as_nft_sends_it() {
     let key = vec![Operand::Protocol, Operand::OriginalDestinationPort];
     assert_eq!(
         expressions(vec![
@@ -230,7 +230,7 @@ fn elements_are_sent_as_nft_sends_them() {
 }
 
 #[test]
-fn only_the_last_operation_asks_for_an_answer_and_numbers_run_through() {
+fn only_the_last_operation_requests_an_acknowledgement() {
     let delete = || (Family::Ip, Operation::DeleteTable);
     let transaction = Transaction {
         operations: vec![delete(), delete(), delete()],
@@ -244,7 +244,7 @@ fn only_the_last_operation_asks_for_an_answer_and_numbers_run_through() {
         .collect();
     let asks: Vec<_> = all
         .iter()
-        .map(|message| message.flags & abi::flag::ACK != 0)
+        .map(|message| message.flags & flag::ACK != 0)
         .collect();
     assert_eq!(asks, [false, false, false, true, false]);
     let numbers: Vec<_> = all.iter().map(|message| message.sequence).collect();
@@ -259,7 +259,7 @@ fn only_the_last_operation_asks_for_an_answer_and_numbers_run_through() {
 }
 
 #[test]
-fn an_element_is_found_by_offset_in_its_message_and_in_the_batch() {
+fn an_element_is_found_by_its_offset_in_message_or_batch() {
     let range = |n: u8| {
         let bytes = |last| Bytes::from_slice(&[10, n, 0, last]).expect("short");
         Element::range(bytes(0), bytes(255))
@@ -279,14 +279,13 @@ fn an_element_is_found_by_offset_in_its_message_and_in_the_batch() {
         .nth(2)
         .expect("there")
         .expect("whole");
-    let list = message
-        .attributes()
+    let list = attributes(&message)
         .expect("whole")
         .flatten()
         .nth(2)
         .expect("a list");
-    let list_start = abi::HEADER + abi::GENERIC + list.offset + attribute::ATTRIBUTE_HEADER;
-    let operation_start = batch.bytes().len() - message.payload.len() - 2 * abi::HEADER - 4;
+    let list_start = HEADER + abi::GENERIC + list.offset + ATTRIBUTE_HEADER;
+    let operation_start = batch.bytes().len() - message.payload.len() - 2 * HEADER - 4;
     for (index, item) in Attributes::new(list.payload).flatten().enumerate() {
         let in_message = (list_start + item.offset) as u32;
         assert_eq!(batch.element(11, in_message), Some(index / 2));
@@ -299,40 +298,4 @@ fn an_element_is_found_by_offset_in_its_message_and_in_the_batch() {
     }
     assert_eq!(batch.element(11, 3), None);
     assert_eq!(batch.element(10, list_start as u32), None);
-}
-
-#[test]
-fn an_answer_tells_errno_text_and_offset_with_and_without_the_echoed_request() {
-    let mut out = Writer::default();
-    for flags in [abi::flag::ACK_TLVS | abi::flag::CAPPED, abi::flag::ACK_TLVS] {
-        let start = out.start(abi::control::ERROR, flags, 5, 0, 0);
-        out.bytes.truncate(start + abi::HEADER);
-        out.bytes.extend_from_slice(&(-17i32).to_ne_bytes());
-        let echoed = out.start(message::NEW_SET, 0, 5, 2, 0);
-        if flags & abi::flag::CAPPED == 0 {
-            out.put_str(1, "portolan");
-            out.finish(echoed);
-        } else {
-            out.bytes.truncate(echoed + abi::HEADER);
-            out.bytes[echoed..echoed + 4].copy_from_slice(&1000u32.to_ne_bytes());
-        }
-        out.put(abi::error_attribute::OFFSET, &44u32.to_ne_bytes());
-        out.put_str(abi::error_attribute::MESSAGE, "no");
-        out.finish(start);
-    }
-    let all: Vec<_> = messages(&out.bytes)
-        .map(|message| message.expect("whole"))
-        .collect();
-    assert_eq!(all.len(), 2);
-    for message in all {
-        let answer = Answer::of(&message).expect("whole");
-        assert_eq!(
-            answer,
-            Answer {
-                errno: 17,
-                message: Some("no".into()),
-                offset: Some(44)
-            }
-        );
-    }
 }

@@ -1,7 +1,7 @@
 //! User data: what nft keeps with tables, chains, sets and elements for its own use when listing.
 //!
-//! The kernel stores it unread. nft prints `typeof` maps and comments from it, so ours is byte for byte
-//! what nft 1.0.6 stores (libnftnl `udata.h`, nft `src/expression.c`). It is a list of TLVs: a byte of
+//! The kernel stores user data without reading them. nft prints `typeof` maps and comments from it, so ours is byte for byte
+//! what nft 1.0.6 stores (libnftnl `udata.h`, nft `src/expression.c`). User data are a list of TLVs: a byte of
 //! type, a byte of length, the value; numbers are in host order.
 
 use crate::model::{DataField, Family, Field, Set, SetKind};
@@ -85,7 +85,7 @@ pub(crate) fn of_set(set: &Set, family: Family) -> Vec<u8> {
         key_byte_order(&set.key, by_typeof),
     );
     match &set.kind {
-        SetKind::Map(fields) | SetKind::Learned(fields) => {
+        SetKind::Map(fields) | SetKind::Dynamic(fields) => {
             number(&mut out, set_type::DATA_BYTE_ORDER, data_byte_order(fields))
         }
         SetKind::VerdictMap => number(&mut out, set_type::DATA_BYTE_ORDER, byte_order::NONE),
@@ -101,7 +101,7 @@ pub(crate) fn of_set(set: &Set, family: Family) -> Vec<u8> {
         tlv(&mut out, set_type::KEY_TYPEOF, &key);
     }
     match &set.kind {
-        SetKind::Map(fields) | SetKind::Learned(fields) => {
+        SetKind::Map(fields) | SetKind::Dynamic(fields) => {
             let data = match fields.as_slice() {
                 [one] => data_part(*one, family),
                 many => concat(many.iter().map(|field| data_part(*field, family))),
@@ -119,7 +119,7 @@ pub(crate) fn of_set(set: &Set, family: Family) -> Vec<u8> {
     }
     if matches!(
         set.kind,
-        SetKind::Map(_) | SetKind::Learned(_) | SetKind::VerdictMap
+        SetKind::Map(_) | SetKind::Dynamic(_) | SetKind::VerdictMap
     ) {
         number(&mut out, set_type::DATA_INTERVAL, 0);
     }
@@ -199,7 +199,7 @@ fn number(out: &mut Vec<u8>, kind: u8, value: u32) {
     tlv(out, kind, &value.to_ne_bytes());
 }
 
-/// Leaves out what does not fit: user data is for people's eyes only.
+/// Omits what does not fit: user data are only for listings.
 fn tlv(out: &mut Vec<u8>, kind: u8, value: &[u8]) {
     if let Ok(len) = u8::try_from(value.len()) {
         out.extend_from_slice(&[kind, len]);

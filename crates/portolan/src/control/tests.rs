@@ -260,7 +260,7 @@ fn a_foreign_change_is_repaired_at_once() {
     control
         .dataplane
         .backend_mut()
-        .vandalise(Family::Ip, |table| *table = None);
+        .change_as_foreign(Family::Ip, |table| *table = None);
     let notice = Notice::Changed(control.dataplane.backend_mut().generation().unwrap());
     control.foreign_change(notice);
     let now = Instant::now();

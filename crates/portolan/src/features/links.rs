@@ -5,14 +5,11 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::os::fd::AsRawFd;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
+use netlink::{Connection, NetlinkFamily, Reply, Writer};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
-};
 use rtnetlink::LinkVxlan;
 
 /// A kernel feature of links and routes.
@@ -69,49 +66,21 @@ pub fn probe() -> [(LinkFeature, Found); 2] {
 /// Whether routes can name nexthop objects.
 pub(crate) fn nexthop_objects() -> Found {
     match ask_for_nexthop() {
-        Ok(Errno::ENOENT) => Found::Yes,
-        Ok(errno) => Found::No(format!("the kernel says {errno}")),
-        Err(error) => Found::Untried(format!("{error:#}")),
+        Ok(Reply::Refused(Errno::ENOENT)) => Found::Yes,
+        Ok(reply) => Found::No(format!("the kernel answers {reply:?}")),
+        Err(error) => Found::Untried(error.to_string()),
     }
 }
 
-/// The kernel's answer to a request for a nexthop that does not exist: ENOENT where it knows the request.
-fn ask_for_nexthop() -> Result<Errno> {
-    /// `RTM_GETNEXTHOP` and `NHA_ID` of `linux/rtnetlink.h` and `linux/nexthop.h`.
+/// Asks for a nexthop that does not exist: refused with ENOENT where the kernel knows the request.
+fn ask_for_nexthop() -> Result<Reply, netlink::Error> {
+    /// `RTM_GETNEXTHOP`, the bytes of `struct nhmsg`, and `NHA_ID`.
     const GET_NEXTHOP: u16 = 106;
+    const HEADER: [u8; 8] = [0; 8];
     const ID: u16 = 1;
-    const REQUEST: u16 = 1;
-
-    let mut request = Vec::new();
-    // struct nlmsghdr: length, type, flags, sequence, port.
-    request.extend_from_slice(&32u32.to_ne_bytes());
-    request.extend_from_slice(&GET_NEXTHOP.to_ne_bytes());
-    request.extend_from_slice(&REQUEST.to_ne_bytes());
-    request.extend_from_slice(&[0; 8]);
-    // struct nhmsg, all zero; then the number.
-    request.extend_from_slice(&[0; 8]);
-    request.extend_from_slice(&8u16.to_ne_bytes());
-    request.extend_from_slice(&ID.to_ne_bytes());
-    request.extend_from_slice(&u32::MAX.to_ne_bytes());
-
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )
-    .context("open an rtnetlink socket")?;
-    send(socket.as_raw_fd(), &request, MsgFlags::empty()).context("send netlink request")?;
-    let mut answer = [0; 4096];
-    let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())
-        .context("receive netlink reply")?;
-    // After the header of an NLMSG_ERROR its code, a negative error number.
-    let code = answer
-        .get(..len)
-        .and_then(|answer| answer.get(16..20)?.try_into().ok())
-        .map(i32::from_ne_bytes)
-        .context("netlink reply too short")?;
-    Ok(Errno::from_raw(code.saturating_neg()))
+    let mut connection = Connection::open(NetlinkFamily::Route)?;
+    let fill = |out: &mut Writer| out.put(ID, &u32::MAX.to_ne_bytes());
+    connection.ask(GET_NEXTHOP, 0, &HEADER, fill, |_| Ok(()))
 }
 
 fn vxlan() -> Found {

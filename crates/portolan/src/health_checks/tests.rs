@@ -214,7 +214,7 @@ async fn a_refused_service_opens_no_port() {
     stage.announcer.planned(&[update("web", Some((port, 1)))]);
     let refused = Quarantined {
         service: name("web"),
-        error: nft::CommitError::Reply("refused".into()),
+        error: netlink::failed("commit")(nix::errno::Errno::EPERM).into(),
     };
     stage.committed(&SyncOutcome {
         quarantined: vec![refused],

@@ -8,7 +8,8 @@
 //! A flanneld that comes back makes its own again. The device, its routes and entries are not leftovers: they are what
 //! is taken over.
 
-use nft::{Family, Foreign};
+use netfilter::ForeignRuleset;
+use nft::Family;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -55,7 +56,7 @@ pub(super) async fn run(mut stand: watch::Receiver<Vec<Family>>, cancel: Cancell
 
 fn remove(families: &[Family]) -> Report {
     let mut report = Report::default();
-    let mut foreign = match Foreign::open() {
+    let mut foreign = match ForeignRuleset::open() {
         Ok(foreign) => foreign,
         Err(error) => {
             report.iptables.failures.push(error.to_string());

@@ -8,9 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nft::{
-    Adoption, Backend, Family, Kernel, KernelConfig, Monitor, Notice, TableContents, Transaction,
-};
+use nft::{Backend, Family, Kernel, KernelConfig, Notice, TableContents, Tables};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use vxlan_overlay::{Config, Plan, RuleOptions, TABLE, table};
@@ -37,14 +35,14 @@ impl OverlayTable {
         changed: Arc<Notify>,
         cancel: CancellationToken,
     ) -> Result<Self> {
-        let mut kernel = Kernel::open(KernelConfig {
+        let tables = Tables::open(KernelConfig {
             table: TABLE.into(),
             owner: config.own_tables,
-        })
-        .context("opening the nftables socket")?;
-        let mut monitor =
-            Monitor::open(TABLE.into(), kernel.port()).context("listening for nftables changes")?;
-        kernel.spare(monitor.membership()?);
+        });
+        let Tables {
+            kernel,
+            mut monitor,
+        } = tables.context("opening the nftables sockets")?;
         let heard = changed.clone();
         let work = move || {
             while !cancel.is_cancelled() {
@@ -112,21 +110,13 @@ impl OverlayTable {
     ) -> Result<usize> {
         let [v4, v6] = &mut self.believed;
         let believed = if family == Family::Ip { v4 } else { v6 };
-        let mut transaction = Transaction::new();
-        let found = match believed.take() {
-            Some(before) => table(&self.config, self.options, &before, family),
-            None => match self.kernel.adopt(family)? {
-                Adoption::NoTable => None,
-                Adoption::Ours => self.kernel.list(family)?,
-                Adoption::Replace => {
-                    transaction.push(family, nft::Operation::DeleteTable);
-                    None
-                }
-            },
+        let transaction = match believed.take() {
+            Some(before) => {
+                let before = table(&self.config, self.options, &before, family);
+                nft::diff::diff(before.as_ref(), wanted)
+            }
+            None => self.kernel.difference(wanted)?,
         };
-        transaction
-            .operations
-            .extend(nft::diff::diff(found.as_ref(), wanted).operations);
         if !transaction.operations.is_empty() {
             self.kernel.commit(&transaction)?;
         }

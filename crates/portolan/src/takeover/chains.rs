@@ -4,13 +4,18 @@
 //! variant with iptables' own programs, where installed (see [`super::legacy`]). The caller says whose chains they are. A
 //! chain that other rules jump to always stays.
 
-use nft::{CommitError, Family, Foreign, Leftovers};
+use netfilter::{ForeignRuleset, Leftovers};
+use nft::Family;
 
 use super::legacy;
 use super::owner::{ChainOwner, FORWARD, Removed};
 
 /// Removes the chains of these families once. Continues after failures, and reports each.
-pub(crate) fn remove(foreign: &mut Foreign, owner: &ChainOwner, families: &[Family]) -> Removed {
+pub(crate) fn remove(
+    foreign: &mut ForeignRuleset,
+    owner: &ChainOwner,
+    families: &[Family],
+) -> Removed {
     let mut removed = Removed::default();
     for family in families.iter().copied() {
         for table in owner.tables {
@@ -31,11 +36,11 @@ pub(crate) fn remove(foreign: &mut Foreign, owner: &ChainOwner, families: &[Fami
 }
 
 fn remove_from(
-    foreign: &mut Foreign,
+    foreign: &mut ForeignRuleset,
     owner: &ChainOwner,
     family: Family,
     table: &str,
-) -> Result<(Leftovers, bool), CommitError> {
+) -> Result<(Leftovers, bool), netlink::Error> {
     // Checked first, since reading all chains of a node costs more.
     if !foreign.has_table(family, table)? {
         return Ok(Default::default());

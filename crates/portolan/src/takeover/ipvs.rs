@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use nft::Foreign;
+use netfilter::ForeignRuleset;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 
@@ -93,7 +93,7 @@ fn virtual_servers(text: &str) -> usize {
 }
 
 /// Removes the leftovers, or reports that they are kept.
-pub(super) fn remove(foreign: &mut Foreign, connections: Connections, report: &mut Report) {
+pub(super) fn remove(foreign: &mut ForeignRuleset, connections: Connections, report: &mut Report) {
     let found = match Leftovers::find() {
         Ok(found) if found.device => found,
         Ok(_) => return,

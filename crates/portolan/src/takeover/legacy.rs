@@ -198,7 +198,7 @@ fn removal(owner: &ChainOwner, table: &str, saved: &str) -> Removal {
         }
     }
     let named: Vec<(&str, &str)> = jumps.iter().map(|(from, to, _)| (*from, *to)).collect();
-    let leftovers = nft::leftovers(&chains, &named, |chain| {
+    let leftovers = netfilter::leftovers(&chains, &named, |chain| {
         owner.is_removable(table, chain, drops)
     });
     let mut text = format!("*{table}\n");

@@ -131,7 +131,7 @@ impl Pick {
             true => SetId::StickyNodePorts,
             false => SetId::Sticky,
         };
-        let keeps = Statement::SetGroup {
+        let keeps = Statement::SetPriority {
             key: self.key(),
             map: sticky.name(),
         };

@@ -281,7 +281,7 @@ pub(super) fn affinity(time_outs: impl Iterator<Item = u32>) -> [Chain; 2] {
             vec![
                 Statement::ProtocolIs(protocol),
                 in_set(vec![Operand::Group], SetId::StickyFor(seconds)),
-                Statement::Learn {
+                Statement::UpdateMap {
                     key: vec![Operand::SourceAddress, Operand::Protocol, Operand::Group],
                     data: vec![Operand::ReplySourceAddress, Operand::ReplySourcePort],
                     map: SetId::Affinity.name(),
@@ -292,16 +292,16 @@ pub(super) fn affinity(time_outs: impl Iterator<Item = u32>) -> [Chain; 2] {
     }
     let mut remembering = Vec::new();
     if !learn.is_empty() {
-        learn.push(vec![Statement::ClearGroup]);
+        learn.push(vec![Statement::ClearPriority]);
         let frontends = PROTOCOLS.map(|protocol| {
-            let group = Statement::SetGroup {
+            let group = Statement::SetPriority {
                 key: original_frontend(),
                 map: SetId::Sticky.name(),
             };
             vec![Statement::ProtocolIs(protocol), group, jump("remember")]
         });
         let node_ports = PROTOCOLS.map(|protocol| {
-            let group = Statement::SetGroup {
+            let group = Statement::SetPriority {
                 key: original_node_port(),
                 map: SetId::StickyNodePorts.name(),
             };

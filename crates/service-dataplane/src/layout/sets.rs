@@ -193,7 +193,7 @@ impl SetId {
             SetId::Backends(_) | SetId::LargeBackends(..) => SetKind::Map(endpoint),
             SetId::Large(_) => SetKind::VerdictMap,
             SetId::Sticky | SetId::StickyNodePorts => SetKind::Map(vec![DataField::Group]),
-            SetId::Affinity => SetKind::Learned(endpoint),
+            SetId::Affinity => SetKind::Dynamic(endpoint),
             SetId::Counted | SetId::CountedNodePorts => SetKind::Counters,
             _ => SetKind::Set,
         }

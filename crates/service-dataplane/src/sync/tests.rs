@@ -156,7 +156,7 @@ fn a_foreign_change_is_repaired_without_quarantine() {
     dataplane.commit((1..=20).map(service).collect()).unwrap();
     dataplane
         .backend_mut()
-        .vandalise(Family::Ip, |contents| *contents = None);
+        .change_as_foreign(Family::Ip, |contents| *contents = None);
     // The deletion of elements that are gone is refused: read, repair, go on.
     let outcome = dataplane
         .commit(
@@ -215,7 +215,10 @@ fn affinity_entries_go_with_their_endpoint_only() {
     let clean = |dataplane: &mut Dataplane<Fake>, outcome: SyncOutcome| {
         let mut forgotten = 0;
         for family in outcome.affinity.families() {
-            let learned = dataplane.backend_mut().learned(family, &map).unwrap();
+            let learned = dataplane
+                .backend_mut()
+                .dynamic_elements(family, &map)
+                .unwrap();
             let stale = outcome.affinity.stale(family, learned);
             forgotten += dataplane.forget(family, stale);
         }
@@ -244,7 +247,10 @@ fn affinity_entries_go_with_their_endpoint_only() {
     let outcome = dataplane.commit(vec![sticky(&[3])]).unwrap();
     assert_eq!(clean(&mut dataplane, outcome), 1);
     assert_eq!(
-        dataplane.backend_mut().learned(Family::Ip, &map).unwrap(),
+        dataplane
+            .backend_mut()
+            .dynamic_elements(Family::Ip, &map)
+            .unwrap(),
         []
     );
     // And so at a restart: nobody knows what went meanwhile.
@@ -266,7 +272,10 @@ fn stale_entries_stay_when_their_endpoint_is_back() {
     remember.push(Family::Ip, add);
     dataplane.backend_mut().commit(&remember).unwrap();
     let outcome = dataplane.commit(vec![sticky(&[])]).unwrap();
-    let found = dataplane.backend_mut().learned(Family::Ip, &map).unwrap();
+    let found = dataplane
+        .backend_mut()
+        .dynamic_elements(Family::Ip, &map)
+        .unwrap();
     let mut stale = outcome.affinity.stale(Family::Ip, found);
     assert_eq!(stale.len(), 3);
     // Meanwhile one endpoint is back, and entries have timed out.
@@ -275,7 +284,10 @@ fn stale_entries_stay_when_their_endpoint_is_back() {
     stale.insert(0, learned(0, 1));
     assert_eq!(dataplane.forget(Family::Ip, stale), 2);
     assert_eq!(
-        dataplane.backend_mut().learned(Family::Ip, &map).unwrap(),
+        dataplane
+            .backend_mut()
+            .dynamic_elements(Family::Ip, &map)
+            .unwrap(),
         [learned(2, 2)]
     );
 }

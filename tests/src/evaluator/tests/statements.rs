@@ -135,11 +135,11 @@ fn sticky() -> TableContents {
     let client_key = [Operand::SourceAddress, Operand::Protocol, Operand::Group];
     let mut pick = frontend_key.to_vec();
     pick.push(Operand::SymHash { modulus: 2 });
-    let group = || Statement::SetGroup {
+    let group = || Statement::SetPriority {
         key: frontend_key.to_vec(),
         map: "groups".into(),
     };
-    let original = Statement::SetGroup {
+    let original = Statement::SetPriority {
         key: vec![
             Operand::OriginalDestinationAddress,
             Operand::Protocol,
@@ -151,7 +151,7 @@ fn sticky() -> TableContents {
         key: key.to_vec(),
         map: map.into(),
     };
-    let learn = Statement::Learn {
+    let learn = Statement::UpdateMap {
         key: client_key.to_vec(),
         data: vec![Operand::ReplySourceAddress, Operand::ReplySourcePort],
         map: MAP.into(),
@@ -169,7 +169,7 @@ fn sticky() -> TableContents {
             vec![
                 vec![Statement::ProtocolIs(nft::Protocol::Tcp), original],
                 vec![Statement::ProtocolIs(nft::Protocol::Tcp), learn],
-                vec![Statement::ClearGroup],
+                vec![Statement::ClearPriority],
             ],
         ),
     ];
@@ -188,7 +188,7 @@ fn sticky() -> TableContents {
         set(
             MAP,
             &[Field::Address, Field::Protocol, Field::Group],
-            SetKind::Learned(endpoint()),
+            SetKind::Dynamic(endpoint()),
             false,
         ),
     ];

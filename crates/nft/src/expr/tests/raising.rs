@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use super::*;
 
 #[test]
-fn a_learning_rule_is_the_same_wherever_nft_puts_what_is_learned() {
+fn an_update_rule_is_recognized_in_either_register_layout() {
     let rule = Rule {
-        statements: vec![Statement::Learn {
+        statements: vec![Statement::UpdateMap {
             key: vec![Operand::SourceAddress, Operand::Protocol, Operand::Group],
             data: vec![Operand::ReplySourceAddress, Operand::ReplySourcePort],
             map: "affinity".into(),
@@ -154,10 +154,10 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
                     negate,
                 }
             }),
-            (any_key(), any_name()).prop_map(|(key, map)| Statement::SetGroup { key, map }),
-            Just(Statement::ClearGroup),
+            (any_key(), any_name()).prop_map(|(key, map)| Statement::SetPriority { key, map }),
+            Just(Statement::ClearPriority),
             (any_key(), any_key(), any_name(), 1u32..100_000).prop_map(
-                |(key, data, map, seconds)| Statement::Learn {
+                |(key, data, map, seconds)| Statement::UpdateMap {
                     key,
                     data,
                     map,

@@ -1,9 +1,10 @@
-//! Whose the table is, and what that protects it from.
+//! Ownership of the table, and what it protects from.
 
 use super::*;
-use crate::transaction::Adoption;
+use crate::backend::Adoption;
+use crate::wire::decode::TableState;
 
-/// Waits until nobody owns the table. A child that another test's thread has forked holds a copy of our
+/// Waits until no socket owns the table. A child that another test's thread has forked holds a copy of our
 /// descriptor until it becomes nft, so closing may take effect a little later.
 fn await_orphan(kernel: &mut Kernel) {
     let end = std::time::Instant::now() + Duration::from_secs(10);
@@ -39,7 +40,7 @@ fn a_table_switched_off_by_others_shows_it() {
 }
 
 #[test]
-fn an_owned_table_outlives_foreign_flushes_and_its_socket_and_is_adopted() {
+fn an_owned_table_outlives_flushes_and_socket_and_is_adopted() {
     in_namespace(|| {
         let mut first = kernel(true);
         if !first.features().persist {
@@ -131,16 +132,16 @@ fn a_table_without_owner_is_replaced_in_one_transaction() {
 fn asking_for_features_leaves_no_trace() {
     in_namespace(|| {
         let mut one = kernel(true);
-        let before = one.link.generation().unwrap();
+        let before = one.generation().unwrap();
         let two = kernel(true);
-        assert_eq!(one.link.generation().unwrap(), before);
+        assert_eq!(one.generation().unwrap(), before);
         assert_eq!(one.features(), two.features());
         assert_eq!(nft(&["list", "ruleset"], "").unwrap(), "");
     });
 }
 
 #[test]
-fn adopting_takes_over_what_can_be_taken_over_and_says_what_cannot() {
+fn adopting_reports_tables_that_cannot_be_adopted() {
     in_namespace(|| {
         let mut plain = kernel(false);
         assert_eq!(plain.adopt(Family::Ip), Ok(Adoption::NoTable));
@@ -164,10 +165,10 @@ fn adopting_takes_over_what_can_be_taken_over_and_says_what_cannot() {
         assert!(
             matches!(
                 error,
-                Err(CommitError::Socket {
+                Err(CommitError::Netlink(netlink::Error::Failed {
                     errno: Errno::EPERM,
                     ..
-                })
+                }))
             ),
             "{error:?}"
         );

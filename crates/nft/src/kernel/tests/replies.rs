@@ -1,7 +1,6 @@
-//! Real replies, cut and changed: the decoder against what almost is a kernel.
+//! Real replies, cut and changed.
 
 use super::*;
-use crate::wire::Message;
 
 /// Every message of a dump of all objects, as type and payload.
 fn record(kernel: &mut Kernel, family: Family, sets: &[Name]) -> Vec<(u16, Vec<u8>)> {
@@ -21,13 +20,11 @@ fn record(kernel: &mut Kernel, family: Family, sets: &[Name]) -> Vec<(u16, Vec<u
                 out.put_str(abi::elements::SET, set);
             }
         };
-        let asked = kernel
-            .link
-            .ask(kind, flag::DUMP, Some(family), fill, |message| {
-                recorded.push((message.kind, message.payload.to_vec()));
-                Ok(())
-            });
-        assert_eq!(asked.unwrap(), Asked::Done);
+        let reply = kernel.ask(kind, flag::DUMP, Some(family), fill, |message| {
+            recorded.push((message.kind, message.payload.to_vec()));
+            Ok(())
+        });
+        assert_eq!(reply, Ok(Reply::Done));
     }
     recorded
 }

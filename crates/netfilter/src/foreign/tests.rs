@@ -1,7 +1,9 @@
-use super::*;
-use crate::namespace::{in_namespace, load, nft};
+use nft::AnyFamily;
 
-/// What iptables makes of a few rules of kube-proxy's, with somebody else's beside them.
+use super::*;
+use crate::testing::{in_namespace, load, nft};
+
+/// What iptables makes of a few rules of kube-proxy's, with foreign ones beside them.
 const RULES: &str = "
 table ip nat {
     chain PREROUTING {
@@ -45,11 +47,11 @@ fn kube(chain: &str) -> bool {
 }
 
 #[test]
-fn chains_go_with_the_jumps_to_them_and_nothing_else_does() {
+fn chains_are_removed_with_the_jumps_to_them() {
     in_namespace(|| {
         load(RULES);
-        let mut foreign = Foreign::open().unwrap();
-        let gone = foreign.remove_chains(Family::Ip, "nat", kube).unwrap();
+        let mut ruleset = ForeignRuleset::open().unwrap();
+        let gone = ruleset.remove_chains(Family::Ip, "nat", kube).unwrap();
         let names = [
             "KUBE-DEEP",
             "KUBE-POSTROUTING",
@@ -63,9 +65,9 @@ fn chains_go_with_the_jumps_to_them_and_nothing_else_does() {
             names
         );
         assert_eq!(gone.jumps, 3);
-        // Somebody else leads to it.
+        // OTHERS jumps to it.
         assert_eq!(gone.kept, ["KUBE-MARK-MASQ".to_owned()].into());
-        let left = nft(&["list", "table", "ip", "nat"], "").unwrap();
+        let left = nft(&["list", "table", "ip", "nat"], "");
         for stays in [
             "dnat to 198.51.100.1",
             "jump OTHERS",
@@ -79,59 +81,59 @@ fn chains_go_with_the_jumps_to_them_and_nothing_else_does() {
             "{left}"
         );
         assert!(
-            foreign
+            ruleset
                 .has_chain(Family::Ip, "filter", "KUBE-SERVICES")
                 .unwrap()
         );
 
-        let again = foreign.remove_chains(Family::Ip, "nat", kube).unwrap();
+        let again = ruleset.remove_chains(Family::Ip, "nat", kube).unwrap();
         assert_eq!((again.chains.len(), again.jumps), (0, 0));
     });
 }
 
 #[test]
-fn what_is_not_there_is_not_missed() {
+fn removing_what_does_not_exist_succeeds() {
     in_namespace(|| {
-        let mut foreign = Foreign::open().unwrap();
-        assert!(!foreign.has_table(Family::Ip6, "nat").unwrap());
+        let mut ruleset = ForeignRuleset::open().unwrap();
+        assert!(!ruleset.has_table(Family::Ip6, "nat").unwrap());
         assert!(
-            !foreign
+            !ruleset
                 .has_chain(Family::Ip6, "nat", "KUBE-SERVICES")
                 .unwrap()
         );
         assert_eq!(
-            foreign.remove_chains(Family::Ip6, "nat", kube),
+            ruleset.remove_chains(Family::Ip6, "nat", kube),
             Ok(Leftovers::default())
         );
-        assert_eq!(foreign.delete_table(Family::Ip6, "kube-proxy"), Ok(false));
-        assert_eq!(foreign.destroy_ip_set("KUBE-CLUSTER-IP"), Ok(false));
+        assert_eq!(ruleset.delete_table(Family::Ip6, "kube-proxy"), Ok(false));
+        assert_eq!(ruleset.destroy_ip_set("KUBE-CLUSTER-IP"), Ok(false));
     });
 }
 
 #[test]
-fn a_table_goes_with_all_in_it() {
+fn a_table_is_deleted_with_its_contents() {
     in_namespace(|| {
         load(RULES);
-        let mut foreign = Foreign::open().unwrap();
-        assert!(foreign.has_table(Family::Ip, "kube-proxy").unwrap());
-        assert_eq!(foreign.delete_table(Family::Ip, "kube-proxy"), Ok(true));
-        assert!(!foreign.has_table(Family::Ip, "kube-proxy").unwrap());
-        assert!(foreign.has_table(Family::Ip, "nat").unwrap());
+        let mut ruleset = ForeignRuleset::open().unwrap();
+        assert!(ruleset.has_table(Family::Ip, "kube-proxy").unwrap());
+        assert_eq!(ruleset.delete_table(Family::Ip, "kube-proxy"), Ok(true));
+        assert!(!ruleset.has_table(Family::Ip, "kube-proxy").unwrap());
+        assert!(ruleset.has_table(Family::Ip, "nat").unwrap());
     });
 }
 
 #[test]
-fn a_base_chain_stays_whatever_it_is_called() {
+fn a_base_chain_stays_whatever_its_name() {
     in_namespace(|| {
         load("table ip nat { chain KUBE-X { type nat hook output priority 0; }; }");
-        let mut foreign = Foreign::open().unwrap();
-        let gone = foreign.remove_chains(Family::Ip, "nat", kube).unwrap();
+        let mut ruleset = ForeignRuleset::open().unwrap();
+        let gone = ruleset.remove_chains(Family::Ip, "nat", kube).unwrap();
         assert_eq!(gone, Leftovers::default());
     });
 }
 
 #[test]
-fn a_chain_that_drops_by_default_is_told_from_others() {
+fn a_chain_with_policy_drop_is_recognized() {
     in_namespace(|| {
         load(
             "table ip filter {
@@ -140,7 +142,7 @@ fn a_chain_that_drops_by_default_is_told_from_others() {
                 chain OTHERS { }
             }",
         );
-        let mut foreign = Foreign::open().unwrap();
+        let mut ruleset = ForeignRuleset::open().unwrap();
         for (chain, drops) in [
             ("FORWARD", true),
             ("INPUT", false),
@@ -148,10 +150,38 @@ fn a_chain_that_drops_by_default_is_told_from_others() {
             ("NONE", false),
         ] {
             assert_eq!(
-                foreign.drops_by_default(Family::Ip, "filter", chain),
+                ruleset.drops_by_default(Family::Ip, "filter", chain),
                 Ok(drops),
                 "{chain}"
             );
         }
+    });
+}
+
+#[test]
+fn base_chains_are_listed_with_hooks_and_policies() {
+    in_namespace(|| {
+        load(
+            "table inet wall {
+                chain called { }
+                chain forwarding { type filter hook forward priority 7; policy drop; }
+            }
+            table bridge b { chain c { type filter hook input priority -200; }; }",
+        );
+        let mut chains = ForeignRuleset::open().unwrap().base_chains().unwrap();
+        chains.sort_by_key(|chain| chain.family);
+        let [wall, bridge] = chains.as_slice() else {
+            panic!("{chains:?}");
+        };
+        assert_eq!(
+            (wall.table.as_str(), wall.name.as_str()),
+            ("wall", "forwarding")
+        );
+        assert_eq!((wall.family, wall.priority), (AnyFamily::INET, 7));
+        assert_eq!((wall.hook_keyword(), wall.drops), (Some("forward"), true));
+        assert_eq!(
+            (bridge.family, bridge.hook_keyword(), bridge.drops),
+            (AnyFamily::BRIDGE, Some("input"), false)
+        );
     });
 }

@@ -3,7 +3,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::*;
-use crate::namespace::{in_namespace, load};
+use crate::testing::{in_namespace, load};
 
 /// Loopback with connection tracking, where port 53 is translated and 192.0.2.0/24 leads nowhere.
 const RULES: &str = "
@@ -20,8 +20,8 @@ fn ip(words: &str) {
     assert!(status.success(), "ip {words}");
 }
 
-fn in_tracked_namespace(test: impl FnOnce(&mut Conntrack) + Send) {
-    in_namespace(|| {
+fn in_tracked_namespace(test: impl FnOnce(&mut Conntrack) + Send + 'static) {
+    in_namespace(move || {
         ip("link set lo up");
         ip("link add nowhere type veth peer name end");
         ip("link set nowhere up");
@@ -69,7 +69,7 @@ fn found(conntrack: &mut Conntrack, filter: &FlowFilter) -> Vec<Flow> {
 }
 
 #[test]
-fn the_kernel_hands_over_what_the_filter_lets_through_and_nothing_else() {
+fn the_kernel_returns_only_entries_that_match_the_filter() {
     in_tracked_namespace(|conntrack| {
         let sources = datagrams(20, "127.0.0.1:53");
         datagrams(30, "127.0.0.1:54");
@@ -103,9 +103,9 @@ fn the_kernel_hands_over_what_the_filter_lets_through_and_nothing_else() {
 }
 
 #[test]
-fn only_the_condemned_are_deleted_with_and_without_the_kernels_help() {
+fn only_stale_entries_are_deleted_with_and_without_filter() {
     for unfiltered in [false, true] {
-        in_tracked_namespace(|conntrack| {
+        in_tracked_namespace(move |conntrack| {
             conntrack.unfiltered = unfiltered;
             let sources = datagrams(40, "127.0.0.1:53");
             datagrams(10, "127.0.0.1:54");
@@ -130,7 +130,7 @@ fn only_the_condemned_are_deleted_with_and_without_the_kernels_help() {
 }
 
 #[test]
-fn flows_to_an_ipv6_address_are_found_in_spite_of_the_kernels_filter() {
+fn flows_to_an_ipv6_address_are_found() {
     in_tracked_namespace(|conntrack| {
         datagrams(3, "[::1]:53");
         datagrams(4, "[::1]:54");
@@ -152,7 +152,7 @@ fn flows_to_an_ipv6_address_are_found_in_spite_of_the_kernels_filter() {
 }
 
 #[test]
-fn more_flows_than_fit_one_datagram_of_deletions_go() {
+fn more_entries_than_fit_one_datagram_are_deleted() {
     in_tracked_namespace(|conntrack| {
         // The machine may allow a process 1,024 descriptors.
         let flows = 3 * datagrams(DELETIONS / 2 + 1, "127.0.0.1:53").len();
@@ -165,7 +165,7 @@ fn more_flows_than_fit_one_datagram_of_deletions_go() {
 }
 
 #[test]
-fn a_connection_attempt_without_an_answer_is_told_from_one_with() {
+fn unanswered_connection_attempts_are_distinguished() {
     in_tracked_namespace(|conntrack| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _connected = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -187,11 +187,11 @@ fn a_connection_attempt_without_an_answer_is_told_from_one_with() {
 }
 
 #[test]
-fn a_deletion_never_lacks_a_tuple() {
+fn a_deletion_always_has_a_tuple() {
     // Without one it would flush the whole table.
     let mut out = Writer::default();
     let handle = wire::Handle::default();
     handle.put(&mut out);
-    let first = crate::wire::attribute::Attributes::new(&out.bytes).next();
+    let first = netlink::Attributes::new(&out.bytes).next();
     assert_eq!(first.unwrap().unwrap().kind, 1);
 }

@@ -4,27 +4,27 @@
 //! notes an attribute that grows past that instead of writing a wrong length; the reader yields an error
 //! and ends where a length is wrong.
 
-use super::Malformed;
+use crate::Malformed;
 
 /// `NLA_F_NESTED`
 const NESTED: u16 = 0x8000;
 /// `NLA_TYPE_MASK`
 const TYPE_MASK: u16 = 0x3fff;
 /// Bytes of `struct nlattr`.
-pub(crate) const ATTRIBUTE_HEADER: usize = 4;
+pub const ATTRIBUTE_HEADER: usize = 4;
 
 /// Appends messages and attributes to bytes.
 #[derive(Debug, Default)]
-pub(crate) struct Writer {
+pub struct Writer {
     /// What was written.
-    pub(crate) bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
     /// An attribute was longer than 64 kB.
-    pub(crate) overflow: bool,
+    pub overflow: bool,
 }
 
 impl Writer {
     /// An attribute with any payload.
-    pub(crate) fn put(&mut self, kind: u16, payload: &[u8]) {
+    pub fn put(&mut self, kind: u16, payload: &[u8]) {
         let len = ATTRIBUTE_HEADER + payload.len();
         let Ok(len16) = u16::try_from(len) else {
             self.overflow = true;
@@ -36,13 +36,13 @@ impl Writer {
         self.pad();
     }
 
-    /// A number in network order, as nf_tables wants all numbers.
-    pub(crate) fn put_u32(&mut self, kind: u16, value: u32) {
+    /// A number in network order, as in all netfilter protocols.
+    pub fn put_u32(&mut self, kind: u16, value: u32) {
         self.put(kind, &value.to_be_bytes());
     }
 
     /// A string, with its NUL.
-    pub(crate) fn put_str(&mut self, kind: u16, value: &str) {
+    pub fn put_str(&mut self, kind: u16, value: &str) {
         let Ok(len) = u16::try_from(ATTRIBUTE_HEADER + value.len() + 1) else {
             self.overflow = true;
             return;
@@ -55,14 +55,14 @@ impl Writer {
     }
 
     /// An attribute made of attributes.
-    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Writer)) {
+    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Writer)) {
         let start = self.open(kind);
         fill(self);
         self.close(start);
     }
 
     /// Begins an attribute that [`Writer::close`] ends.
-    pub(crate) fn open(&mut self, kind: u16) -> usize {
+    pub fn open(&mut self, kind: u16) -> usize {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0, 0]);
         self.bytes.extend_from_slice(&(kind | NESTED).to_ne_bytes());
@@ -70,7 +70,7 @@ impl Writer {
     }
 
     /// Ends the attribute that began at `start`.
-    pub(crate) fn close(&mut self, start: usize) {
+    pub fn close(&mut self, start: usize) {
         let len = u16::try_from(self.bytes.len() - start);
         match (len, self.bytes.get_mut(start..start + 2)) {
             (Ok(len), Some(place)) => place.copy_from_slice(&len.to_ne_bytes()),
@@ -78,37 +78,37 @@ impl Writer {
         }
     }
 
-    fn pad(&mut self) {
+    pub(crate) fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 }
 
 /// One attribute that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Attribute<'a> {
+pub struct Attribute<'a> {
     /// Type without its flags.
-    pub(crate) kind: u16,
+    pub kind: u16,
     /// Payload.
-    pub(crate) payload: &'a [u8],
+    pub payload: &'a [u8],
     /// Where its header begins in the slice that is read.
-    pub(crate) offset: usize,
+    pub offset: usize,
 }
 
 /// Reads the attributes of a slice one after the other.
 #[derive(Clone, Debug)]
-pub(crate) struct Attributes<'a> {
+pub struct Attributes<'a> {
     bytes: &'a [u8],
     offset: usize,
 }
 
 impl<'a> Attributes<'a> {
     /// Over a message's or a nested attribute's payload.
-    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+    pub fn new(bytes: &'a [u8]) -> Self {
         Attributes { bytes, offset: 0 }
     }
 
     /// The payload of the first attribute of this type.
-    pub(crate) fn find(self, kind: u16) -> Result<Option<&'a [u8]>, Malformed> {
+    pub fn find(self, kind: u16) -> Result<Option<&'a [u8]>, Malformed> {
         for attribute in self {
             let attribute = attribute?;
             if attribute.kind == kind {
@@ -146,7 +146,7 @@ impl<'a> Iterator for Attributes<'a> {
 }
 
 /// A number in network order.
-pub(crate) fn be32(payload: &[u8], what: &'static str) -> Result<u32, Malformed> {
+pub fn be32(payload: &[u8], what: &'static str) -> Result<u32, Malformed> {
     payload
         .try_into()
         .map(u32::from_be_bytes)
@@ -154,7 +154,7 @@ pub(crate) fn be32(payload: &[u8], what: &'static str) -> Result<u32, Malformed>
 }
 
 /// A string up to its NUL.
-pub(crate) fn string<'a>(payload: &'a [u8], what: &'static str) -> Result<&'a str, Malformed> {
+pub fn string<'a>(payload: &'a [u8], what: &'static str) -> Result<&'a str, Malformed> {
     let end = payload
         .iter()
         .position(|byte| *byte == 0)

@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use netlink::{Attributes, Malformed, Message, Writer, be32};
+use nft::Protocol;
+use nft::wire::header::attributes;
+
 use super::{Flow, FlowFilter};
-use crate::model::Protocol;
-use crate::wire::attribute::{Attributes, Writer, be32};
-use crate::wire::{Malformed, Message};
 
 /// `NFNL_SUBSYS_CTNETLINK`
 const SUBSYSTEM: u16 = 1;
@@ -44,18 +45,19 @@ const MATCH_DST_PORT: u32 = 1 << 5;
 /// `IPS_SEEN_REPLY`
 const SEEN_REPLY: u32 = 1 << 1;
 
-/// What identifies one entry to the kernel.
+/// What identifies one entry to the kernel, as the kernel wrote it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Handle {
-    /// `CTA_TUPLE_ORIG` as the kernel wrote it.
+    /// `CTA_TUPLE_ORIG`
     tuple: Vec<u8>,
-    /// `CTA_ID` and `CTA_ZONE` likewise.
+    /// `CTA_ID`
     id: Option<[u8; 4]>,
+    /// `CTA_ZONE`
     zone: Option<[u8; 2]>,
 }
 
 impl Handle {
-    /// Writes it. There is always a tuple: a deletion without one would flush the table.
+    /// Writes the handle. There is always a tuple: a deletion without one would flush the table.
     pub(super) fn put(&self, out: &mut Writer) {
         out.nest(TUPLE_ORIG, |out| out.bytes.extend_from_slice(&self.tuple));
         if let Some(id) = self.id {
@@ -71,8 +73,8 @@ impl Handle {
 pub(super) fn put_filter(out: &mut Writer, filter: &FlowFilter) {
     let mut flags = MATCH_PROTO_NUM;
     out.nest(TUPLE_ORIG, |out| {
-        // Not for IPv6: `ctnetlink_filter_match_tuple` has the comparison of addresses the wrong way round there and
-        // hands over all but what is asked for (seen on Linux 6.18). Port and protocol must do; the rest is judged here.
+        // Not for IPv6: `ctnetlink_filter_match_tuple` inverts the comparison of addresses there and returns all
+        // entries except those that match (seen on Linux 6.18). Addresses are compared here instead.
         if let Some(IpAddr::V4(v4)) = filter.destination {
             flags |= MATCH_IP_DST;
             out.nest(TUPLE_IP, |out| out.put(V4_DST, &v4.octets()));
@@ -86,7 +88,7 @@ pub(super) fn put_filter(out: &mut Writer, filter: &FlowFilter) {
         });
     });
     out.nest(FILTER, |out| {
-        // These two are in the machine's order.
+        // These two are in host order.
         out.put(FILTER_ORIG_FLAGS, &flags.to_ne_bytes());
         out.put(FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
     });
@@ -96,10 +98,10 @@ pub(super) fn put_filter(out: &mut Writer, filter: &FlowFilter) {
     }
 }
 
-/// Reads an entry of a dump; `None` when it is of a protocol without Services.
+/// Reads an entry of a dump; `None` for protocols that Services cannot have.
 pub(super) fn read(message: &Message<'_>) -> Result<Option<(Flow, Handle)>, Malformed> {
     let (mut original, mut reply, mut status, mut id, mut zone) = (None, None, 0, None, None);
-    for attribute in message.attributes()? {
+    for attribute in attributes(message)? {
         let attribute = attribute?;
         let payload = attribute.payload;
         match attribute.kind {

@@ -1,0 +1,186 @@
+//! Conntrack entries, found by a filter in the kernel and deleted one by one.
+//!
+//! Owns the ctnetlink messages (net/netfilter/nf_conntrack_netlink.c). Which entries are stale is the caller's decision.
+//!
+//! A dump carries a filter (`CTA_FILTER`, Linux 5.8; `CTA_STATUS`, Linux 5.15), the caller decides on each entry as it
+//! is received, and only the identifiers of stale entries are kept. A kernel that does not know the filter ignores or
+//! refuses it; then all entries are received, and filtered here. (From about Linux 6.7 on, one message could delete all
+//! entries that match a filter. It would not report how many, and no filter says "to none of these endpoints".)
+//!
+//! Invariant: an entry is deleted by its tuple and its kernel id, so never a newer one of the same addresses and ports.
+
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::net::{IpAddr, SocketAddr};
+
+use netlink::{Connection, Error, NetlinkFamily, Reply, Writer, failed, flag};
+use nft::wire::header::header;
+use nft::{Family, Protocol};
+use nix::errno::Errno;
+
+/// Deletions in one datagram; each refused one is answered with about 1 kB of kernel memory.
+const DELETIONS: usize = 512;
+const RECEIVE_SPACE: usize = 4 << 20;
+/// Dumps are interrupted only while the kernel resizes its table.
+const ATTEMPTS: usize = 10;
+
+/// A conntrack entry: a flow, as seen from the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The client.
+    pub source: SocketAddr,
+    /// Where the client sends to: a frontend, if the flow was translated.
+    pub destination: SocketAddr,
+    /// Where replies come from: the endpoint, if the flow was translated, else the destination.
+    pub answers_from: SocketAddr,
+    /// Whether there was a reply (`IPS_SEEN_REPLY`).
+    pub answered: bool,
+}
+
+impl Flow {
+    /// Whether its destination was translated.
+    pub fn is_translated(&self) -> bool {
+        self.destination != self.answers_from
+    }
+}
+
+/// Which entries to find. All conditions that are set must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowFilter {
+    /// Family.
+    pub family: Family,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Where the client sends to.
+    pub destination: Option<IpAddr>,
+    /// The port the client sends to.
+    pub port: Option<u16>,
+    /// Only flows without a reply.
+    pub unanswered: bool,
+}
+
+impl FlowFilter {
+    /// All entries of a protocol.
+    pub fn all(family: Family, protocol: Protocol) -> Self {
+        FlowFilter {
+            family,
+            protocol,
+            destination: None,
+            port: None,
+            unanswered: false,
+        }
+    }
+
+    /// Whether the flow matches.
+    pub fn matches(&self, flow: &Flow) -> bool {
+        flow.protocol == self.protocol
+            && flow.destination.is_ipv4() == (self.family == Family::Ip)
+            && self.destination.is_none_or(|a| a == flow.destination.ip())
+            && self.port.is_none_or(|port| port == flow.destination.port())
+            && !(self.unanswered && flow.answered)
+    }
+}
+
+/// Connection tracking of one network namespace: that of the thread that opened the socket.
+#[derive(Debug)]
+pub struct Conntrack {
+    connection: Connection,
+    /// The kernel has refused a filter.
+    unfiltered: bool,
+    entries_seen: u64,
+}
+
+impl Conntrack {
+    /// Errors: EPERM without CAP_NET_ADMIN in this network namespace.
+    pub fn open() -> Result<Self, Error> {
+        let connection = Connection::open(NetlinkFamily::Netfilter)?;
+        connection.socket().set_receive_space(RECEIVE_SPACE)?;
+        Ok(Conntrack {
+            connection,
+            unfiltered: false,
+            entries_seen: 0,
+        })
+    }
+
+    /// Number of entries received so far: how well filters work.
+    pub fn entries_seen(&self) -> u64 {
+        self.entries_seen
+    }
+
+    /// Deletes the entries that match the filter and are stale, and returns their number.
+    ///
+    /// Errors leave some of them in place; calling again is safe.
+    pub fn delete(
+        &mut self,
+        filter: &FlowFilter,
+        mut is_stale: impl FnMut(&Flow) -> bool,
+    ) -> Result<usize, Error> {
+        let mut deleted = 0;
+        for _ in 0..ATTEMPTS {
+            let mut handles = Vec::new();
+            let mut seen = 0;
+            let reply = self.connection.ask(
+                wire::GET,
+                flag::DUMP,
+                &header(Some(filter.family)),
+                |out| {
+                    if !self.unfiltered {
+                        wire::put_filter(out, filter);
+                    }
+                },
+                |message| {
+                    seen += 1;
+                    // Entries of other protocols have no ports, and entries that do not decode are skipped.
+                    if let Ok(Some((flow, handle))) = wire::read(message)
+                        && filter.matches(&flow)
+                        && is_stale(&flow)
+                    {
+                        handles.push(handle);
+                    }
+                    Ok(())
+                },
+            )?;
+            self.entries_seen += seen;
+            match reply {
+                Reply::Done => return Ok(deleted + self.delete_all(filter.family, &handles)?),
+                // Entries that the resize hid are found by the next attempt.
+                Reply::Interrupted => deleted += self.delete_all(filter.family, &handles)?,
+                Reply::Refused(Errno::EINVAL | Errno::EOPNOTSUPP) if !self.unfiltered => {
+                    self.unfiltered = true;
+                }
+                Reply::Refused(errno) => return Err(failed("read conntrack entries")(errno)),
+            }
+        }
+        Err(failed("read conntrack entries between changes")(
+            Errno::EAGAIN,
+        ))
+    }
+
+    fn delete_all(&mut self, family: Family, handles: &[wire::Handle]) -> Result<usize, Error> {
+        let mut deleted = 0;
+        for chunk in handles.chunks(DELETIONS) {
+            let write = |handle: &wire::Handle, sequence, out: &mut Writer| {
+                let start = out.start(wire::DELETE, 0, sequence, &header(Some(family)));
+                handle.put(out);
+                out.finish(start);
+                start
+            };
+            let (mut gone, mut failure) = (0, None);
+            self.connection
+                .send_each(chunk, write, |_, errno| match errno {
+                    // The entry expired.
+                    Errno::ENOENT => gone += 1,
+                    errno => failure = Some(errno),
+                })?;
+            if let Some(errno) = failure {
+                return Err(failed("delete conntrack entries")(errno));
+            }
+            deleted += chunk.len() - gone;
+        }
+        Ok(deleted)
+    }
+}

@@ -1,0 +1,12 @@
+//! Netfilter beside our own tables, over netlink: conntrack entries, and rules and IP sets of other programs.
+//!
+//! [`Conntrack`] finds and deletes entries; [`ForeignRuleset`] reads and removes what other programs have in the
+//! ruleset. Which entries and chains those are is the caller's decision. Our own tables are [`nft`]'s.
+
+mod conntrack;
+mod foreign;
+#[cfg(test)]
+mod testing;
+
+pub use conntrack::{Conntrack, Flow, FlowFilter};
+pub use foreign::{BaseChain, ForeignRuleset, Leftovers, leftovers};

@@ -1,0 +1,254 @@
+//! Requests and their replies on one socket.
+//!
+//! Owns sequence numbers and the matching of replies to requests. What is requested, and what a reply means, is left
+//! to the caller.
+//!
+//! Invariant: when a function returns, the kernel has answered the request, or the connection has failed.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::attribute::Writer;
+use crate::message::{Answer, Message, control, flag, messages};
+use crate::socket::{NetlinkFamily, Socket};
+use crate::{Error, Malformed, failed};
+
+/// The kernel answers before `send` returns; this time-out is for what should never happen.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A socket in the network namespace of the thread that opened it, and the numbering of its requests.
+#[derive(Debug)]
+pub struct Connection {
+    socket: Socket,
+    next_sequence: u32,
+    request: Writer,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The kernel has done it, or listed everything.
+    Done,
+    /// What was listed changed meanwhile: objects may be missing.
+    Interrupted,
+    /// The kernel refused.
+    Refused(Errno),
+}
+
+impl Reply {
+    /// Whether a dump is complete; `false` when it has to be repeated, as also when an object vanished between two
+    /// requests.
+    ///
+    /// Errors: any other refusal, as that of `action`.
+    pub fn settle(self, action: &'static str) -> Result<bool, Error> {
+        match self {
+            Reply::Done => Ok(true),
+            Reply::Interrupted | Reply::Refused(Errno::ENOENT | Errno::EINTR | Errno::EAGAIN) => {
+                Ok(false)
+            }
+            Reply::Refused(errno) => Err(failed(action)(errno)),
+        }
+    }
+}
+
+impl Connection {
+    /// Opens a socket in the calling thread's network namespace.
+    ///
+    /// Errors: EPERM without CAP_NET_ADMIN there, in families that require it.
+    pub fn open(family: NetlinkFamily) -> Result<Self, Error> {
+        Ok(Connection {
+            socket: Socket::open(family)?,
+            next_sequence: 1,
+            request: Writer::default(),
+        })
+    }
+
+    /// The socket, for its options.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Sequence number of the next request, or of the first message of a batch.
+    pub fn next_sequence(&self) -> u32 {
+        self.next_sequence
+    }
+
+    /// Sends one request: the protocol's `header`, then the attributes that `fill` writes. Hands each message of the
+    /// reply to `absorb`. An acknowledgement is requested unless `flags` ask for a dump, which ends by itself.
+    pub fn ask(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        header: &[u8],
+        fill: impl FnOnce(&mut Writer),
+        mut absorb: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
+    ) -> Result<Reply, Error> {
+        let is_dump = flags & flag::DUMP == flag::DUMP;
+        let ack = if is_dump { 0 } else { flag::ACK };
+        let sequence = self.next_sequence;
+        self.next_sequence = sequence.wrapping_add(1);
+        self.request.bytes.clear();
+        let start = self.request.start(kind, flags | ack, sequence, header);
+        fill(&mut self.request);
+        self.request.finish(start);
+        self.socket.send(&self.request.bytes)?;
+        let mut interrupted = false;
+        let reply = self.receive(|message| {
+            if message.sequence != sequence {
+                return Ok(None);
+            }
+            interrupted |= is_dump && message.flags & flag::DUMP_INTR != 0;
+            match message.kind {
+                control::DONE | control::ERROR => Ok(Some(match Answer::of(message)?.errno {
+                    0 if interrupted => Reply::Interrupted,
+                    0 => Reply::Done,
+                    errno => Reply::Refused(Errno::from_raw(errno)),
+                })),
+                _ => absorb(message).map(|()| None),
+            }
+        })?;
+        reply.ok_or(failed("receive the reply")(Errno::ENOBUFS))
+    }
+
+    /// Sends messages numbered from [`Connection::next_sequence`] to `last`, of which `last` requests its
+    /// acknowledgement; one more may follow, the end of a batch. Hands each refusal to `refused` with the position of
+    /// its message, until that returns `false` because no more answers will come.
+    ///
+    /// Returns whether the last message was answered: answers that exceed the receive space are lost.
+    pub fn send_batch(
+        &mut self,
+        datagram: &[u8],
+        last: u32,
+        mut refused: impl FnMut(u32, Answer) -> bool,
+    ) -> Result<bool, Error> {
+        let first = self.next_sequence;
+        self.next_sequence = last.wrapping_add(2);
+        self.socket.send(datagram)?;
+        let answered = self.receive(|message| {
+            let position = message.sequence.wrapping_sub(first);
+            // Late answers to an earlier batch are skipped.
+            if message.kind != control::ERROR || position > last.wrapping_sub(first) {
+                return Ok(None);
+            }
+            let answer = Answer::of(message)?;
+            let is_end = answer.errno != 0 && !refused(position, answer);
+            Ok((is_end || message.sequence == last).then_some(()))
+        })?;
+        Ok(answered.is_some())
+    }
+
+    /// Sends one request for each item in one datagram, in order; the kernel goes on after one that it refuses.
+    /// `write` starts and finishes the request of an item with a sequence number, and returns where it starts.
+    pub fn send_each<T>(
+        &mut self,
+        items: &[T],
+        mut write: impl FnMut(&T, u32, &mut Writer) -> usize,
+        mut refused: impl FnMut(&T, Errno),
+    ) -> Result<(), Error> {
+        let mut out = Writer::default();
+        let (mut last, mut start) = (self.next_sequence, 0);
+        for (position, item) in (0..).zip(items) {
+            last = self.next_sequence.wrapping_add(position);
+            start = write(item, last, &mut out);
+        }
+        if items.is_empty() {
+            return Ok(());
+        }
+        out.acknowledge(start);
+        let answered = self.send_batch(&out.bytes, last, |position, answer| {
+            if let Some(item) = items.get(position as usize) {
+                refused(item, Errno::from_raw(answer.errno));
+            }
+            true
+        })?;
+        match answered {
+            true => Ok(()),
+            false => Err(failed("await the acknowledgement")(Errno::ENOBUFS)),
+        }
+    }
+
+    /// Hands messages to `absorb` until it returns something; `None` when the answer was lost in an overrun.
+    fn receive<T>(
+        &mut self,
+        mut absorb: impl FnMut(&Message<'_>) -> Result<Option<T>, Malformed>,
+    ) -> Result<Option<T>, Error> {
+        let mut overrun = false;
+        loop {
+            match self.socket.try_receive() {
+                Ok(Some(datagram)) => {
+                    for message in messages(datagram) {
+                        if let Some(end) = absorb(&message?)? {
+                            return Ok(Some(end));
+                        }
+                    }
+                }
+                Ok(None) if overrun => return Ok(None),
+                Ok(None) => {
+                    if !self.socket.wait(ANSWER_TIMEOUT)? {
+                        return Err(failed("await the reply")(Errno::ETIMEDOUT));
+                    }
+                }
+                // The answers that fit come first.
+                Err(Errno::ENOBUFS) => overrun = true,
+                Err(errno) => return Err(failed("receive the reply")(errno)),
+            }
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GET_LINK: u16 = 18;
+    const NEW_ROUTE: u16 = 24;
+
+    #[test]
+    fn a_dump_hands_over_its_objects_and_ends() {
+        let mut connection = Connection::open(NetlinkFamily::Route).unwrap();
+        for _ in 0..2 {
+            let mut loopback = false;
+            let absorb = |message: &Message<'_>| {
+                // IFLA_IFNAME
+                let name = message.attributes(16)?.find(3)?;
+                loopback |= name == Some(b"lo\0");
+                Ok(())
+            };
+            let reply = connection.ask(GET_LINK, flag::DUMP, &[0; 16], |_| {}, absorb);
+            assert_eq!((reply, loopback), (Ok(Reply::Done), true));
+        }
+    }
+
+    #[test]
+    fn a_refused_request_yields_the_error_number() {
+        let mut connection = Connection::open(NetlinkFamily::Route).unwrap();
+        let mut index = [0; 16];
+        index[4..8].copy_from_slice(&i32::MAX.to_ne_bytes());
+        let reply = connection.ask(GET_LINK, 0, &index, |_| {}, |_| Ok(()));
+        assert_eq!(reply, Ok(Reply::Refused(Errno::ENODEV)));
+    }
+
+    #[test]
+    fn each_refused_request_is_named_by_its_item() {
+        let mut connection = Connection::open(NetlinkFamily::Route).unwrap();
+        let write = |kind: &u16, sequence, out: &mut Writer| {
+            let start = out.start(*kind, 0, sequence, &[0; 16]);
+            out.finish(start);
+            start
+        };
+        let mut refused = Vec::new();
+        // The header of a route is shorter than `struct rtmsg` in the second: both are refused, the last is not sent.
+        let sent = connection.send_each(&[NEW_ROUTE, GET_LINK, NEW_ROUTE], write, |kind, _| {
+            refused.push(*kind);
+        });
+        assert_eq!((sent, refused.len()), (Ok(()), 3));
+    }
+}
