@@ -54,6 +54,16 @@ pub enum Fault {
     Replay,
 }
 
+impl Fault {
+    /// An error answer without `Retry-After`.
+    pub const fn status(code: u16) -> Self {
+        Fault::Status {
+            code,
+            retry_after: None,
+        }
+    }
+}
+
 /// A fault and the requests it affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Injection {
@@ -102,9 +112,10 @@ impl Injection {
         }
     }
 
-    /// Only requests with this verb.
-    pub fn verb(self, verb: Verb) -> Self {
+    /// Only requests for this resource with this verb.
+    pub fn of(self, resource: Resource, verb: Verb) -> Self {
         Injection {
+            resource: Some(resource),
             verb: Some(verb),
             ..self
         }
@@ -159,18 +170,9 @@ fn any(rng: &mut SmallRng) -> Fault {
             code: 429,
             retry_after: Some(0),
         },
-        1 => Fault::Status {
-            code: 503,
-            retry_after: None,
-        },
-        2 => Fault::Status {
-            code: 500,
-            retry_after: None,
-        },
-        3 => Fault::Status {
-            code: 410,
-            retry_after: None,
-        },
+        1 => Fault::status(503),
+        2 => Fault::status(500),
+        3 => Fault::status(410),
         4 => Fault::CutAfter(rng.random_range(0..20_000)),
         5 => Fault::EndAfter(rng.random_range(0..20_000)),
         6 => Fault::HangAfter(rng.random_range(0..20_000)),

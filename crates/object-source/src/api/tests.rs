@@ -6,7 +6,7 @@ mod nodes;
 
 use std::time::Duration;
 
-use lab::fake_api::{Injection, Resource, StreamingList, Verb};
+use lab::fake_api::{Fault, Injection, Resource, StreamingList, Verb};
 use service_model::ObjectKind;
 
 use super::ApiConfig;
@@ -22,12 +22,11 @@ async fn a_list_arrives_as_one_reset_and_changes_follow() {
             .apply_all((0..7).map(|i| service(&format!("s{i}"))))
             .unwrap();
         bench.api.apply(slice("s0-x", "s0")).unwrap();
-        bench
-            .start(ApiConfig {
-                page_size: 3,
-                ..quick()
-            })
-            .await;
+        let config = ApiConfig {
+            page_size: 3,
+            ..quick()
+        };
+        bench.start(config).await;
         bench
             .until("four lists", |view| view.resets.len() == 4)
             .await;
@@ -97,12 +96,11 @@ async fn a_server_that_ignores_send_initial_events_is_asked_for_pages() {
     let mut bench = Bench::new();
     bench.api.set_streaming_list(StreamingList::Ignored);
     bench.api.apply(service("a")).unwrap();
-    bench
-        .start(ApiConfig {
-            silence: Duration::from_millis(100),
-            ..quick()
-        })
-        .await;
+    let config = ApiConfig {
+        silence: Duration::from_millis(100),
+        ..quick()
+    };
+    bench.start(config).await;
     bench
         .until("a list", |view| view.services.contains("a"))
         .await;
@@ -196,22 +194,18 @@ async fn an_undecodable_object_is_named_and_others_are_delivered() {
 async fn service_cidrs_are_optional_and_nothing_else_is() {
     for absence in [404, 403] {
         let mut bench = Bench::new();
-        let fault = lab::fake_api::Fault::Status {
-            code: absence,
-            retry_after: None,
-        };
+        let fault = Fault::status(absence);
         bench
             .api
             .inject(Injection::always(fault).on(Resource::ServiceCidrs));
         bench
             .api
             .inject(Injection::always(fault).on(Resource::Nodes));
-        bench
-            .start(ApiConfig {
-                absent_retry: Duration::from_millis(50),
-                ..quick()
-            })
-            .await;
+        let config = ApiConfig {
+            absent_retry: Duration::from_millis(50),
+            ..quick()
+        };
+        bench.start(config).await;
         bench
             .until("lists and a complaint", |view| {
                 view.resets.len() == 3 && !view.failures(ObjectKind::Node).is_empty()
@@ -237,24 +231,20 @@ async fn a_starting_server_is_asked_again_soon() {
     bench.api.set_streaming_list(StreamingList::Refused);
     bench.api.apply(service("a")).unwrap();
     // It has not read the roles yet.
-    let fault = lab::fake_api::Fault::Status {
-        code: 403,
-        retry_after: None,
-    };
+    let fault = Fault::status(403);
     for resource in [Resource::Services, Resource::ServiceCidrs] {
         bench
             .api
             .inject(Injection::always(fault).times(8).on(resource));
     }
     // Doubled eight times, a pause would be of half a minute.
-    bench
-        .start(ApiConfig {
-            retry_base: Duration::from_millis(120),
-            retry_limit: Duration::from_secs(3600),
-            absent_retry: Duration::from_secs(3600),
-            ..quick()
-        })
-        .await;
+    let config = ApiConfig {
+        retry_base: Duration::from_millis(120),
+        retry_limit: Duration::from_secs(3600),
+        absent_retry: Duration::from_secs(3600),
+        ..quick()
+    };
+    bench.start(config).await;
     bench
         .until("all lists", |view| view.resets.len() == 4)
         .await;
@@ -262,7 +252,7 @@ async fn a_starting_server_is_asked_again_soon() {
     let asked = bench.seen(Resource::ServiceCidrs, Verb::List);
     let streaming = bench.seen(Resource::ServiceCidrs, Verb::Watch);
     assert!(asked.len() + streaming.len() > 8, "{asked:?} {streaming:?}");
-    // Refusals are told where nothing goes on without.
+    // Refusals of a required kind are reported.
     assert!(bench.view.failures(ObjectKind::Service)[0].contains("answered 403"));
     assert!(bench.view.failures(ObjectKind::ServiceCidr).is_empty());
 }
@@ -272,9 +262,7 @@ async fn a_cancelled_source_ends_in_the_middle_of_a_request() {
     let mut bench = Bench::new();
     bench.start(quick()).await;
     bench.until("a list", |view| !view.resets.is_empty()).await;
-    bench
-        .api
-        .inject(Injection::always(lab::fake_api::Fault::Hang));
+    bench.api.inject(Injection::always(Fault::Hang));
     bench.api.break_connections();
     bench.stop().await;
 }

@@ -1,4 +1,4 @@
-//! What servers and networks do to a source, and what it makes of it.
+//! Faults of servers and networks, and what a source does about them.
 
 use std::time::{Duration, Instant};
 
@@ -64,10 +64,7 @@ async fn a_list_cut_at_any_byte_delivers_nothing() {
         } else {
             Verb::List
         };
-        let other = Fault::Status {
-            code: 500,
-            retry_after: None,
-        };
+        let other = Fault::status(500);
         // The last byte is the end of the line, which a list of pages can do without.
         let offsets = (0..length - 2)
             .step_by(length / 20)
@@ -77,13 +74,11 @@ async fn a_list_cut_at_any_byte_delivers_nothing() {
                 let before = bench.api.seen().len();
                 bench
                     .api
-                    .inject(Injection::always(fault).on(Resource::Services).verb(cut));
+                    .inject(Injection::always(fault).of(Resource::Services, cut));
                 if cut == Verb::Watch {
-                    bench.api.inject(
-                        Injection::always(other)
-                            .on(Resource::Services)
-                            .verb(Verb::List),
-                    );
+                    bench
+                        .api
+                        .inject(Injection::always(other).of(Resource::Services, Verb::List));
                 }
                 bench.start(quick()).await;
                 let asked = |api: &lab::fake_api::FakeApi| {
@@ -94,18 +89,12 @@ async fn a_list_cut_at_any_byte_delivers_nothing() {
                         .count()
                 };
                 bench.until_seen("attempts", |api| asked(api) > 2).await;
-                bench
-                    .until("the complaint", |view| {
-                        !view.failures(ObjectKind::Service).is_empty()
-                    })
-                    .await;
-                let told = bench.view.resets.get(&ObjectKind::Service);
-                assert_eq!(told, None, "{mode:?} {fault:?} of {length}");
+                bench.until_outage(ObjectKind::Service).await;
+                let resets = bench.view.resets.get(&ObjectKind::Service);
+                assert_eq!(resets, None, "{mode:?} {fault:?} of {length}");
 
                 bench.api.heal();
-                bench
-                    .until("the list", |view| view.services.len() == NAMES.len())
-                    .await;
+                bench.until_listed(NAMES.len()).await;
                 assert_eq!(bench.view.lists, [NAMES]);
             }
         }
@@ -151,21 +140,13 @@ async fn every_list_is_whole_whatever_happens_to_its_pages() {
 async fn repeated_410_costs_one_list_per_step_of_backoff() {
     for (gone, fault) in [
         ("event", Fault::ErrorEvent(410)),
-        (
-            "status",
-            Fault::Status {
-                code: 410,
-                retry_after: None,
-            },
-        ),
+        ("status", Fault::status(410)),
     ] {
         let mut bench = five_services();
         bench.api.set_streaming_list(StreamingList::Refused);
-        bench.api.inject(
-            Injection::always(fault)
-                .verb(Verb::Watch)
-                .on(Resource::Services),
-        );
+        bench
+            .api
+            .inject(Injection::always(fault).of(Resource::Services, Verb::Watch));
         let config = ApiConfig {
             retry_limit: Duration::from_millis(60),
             ..quick()
@@ -200,15 +181,9 @@ async fn a_deletion_during_an_outage_arrives_after_it() {
     for compacted in [false, true] {
         let mut bench = five_services();
         bench.start(quick()).await;
-        bench
-            .until("the list", |view| view.services.len() == NAMES.len())
-            .await;
+        bench.until_listed(NAMES.len()).await;
         bench.api.set_reachable(false);
-        bench
-            .until("the complaint", |view| {
-                !view.failures(ObjectKind::Service).is_empty()
-            })
-            .await;
+        bench.until_outage(ObjectKind::Service).await;
         bench.api.delete(Resource::Services, "default", "b");
         bench.api.apply(service("f")).unwrap();
         if compacted {
@@ -244,7 +219,7 @@ async fn a_deletion_during_an_outage_arrives_after_it() {
 #[tokio::test]
 async fn retry_after_is_honored() {
     for code in [429, 503] {
-        // Anew each time: a source that is being stopped could still meet the fault meant for the next one.
+        // A new server each time: a source that is being stopped could receive the fault meant for the next one.
         let mut bench = five_services();
         let fault = Fault::Status {
             code,
@@ -254,9 +229,7 @@ async fn retry_after_is_honored() {
             .api
             .inject(Injection::once(fault).on(Resource::Services));
         bench.start(quick()).await;
-        bench
-            .until("the list", |view| view.services.len() == NAMES.len())
-            .await;
+        bench.until_listed(NAMES.len()).await;
         assert!(bench.view.failures(ObjectKind::Service)[0].contains(&format!("answered {code}")));
         let all = bench.api.seen();
         let mut asked = all
@@ -292,16 +265,13 @@ async fn a_silent_connection_is_given_up_in_time() {
             bench
                 .api
                 .inject(Injection::once(fault).on(Resource::Services));
-            bench.start(ApiConfig { silence, ..quick() }).await;
-            bench
-                .until("the list", |view| view.services.len() == NAMES.len())
-                .await;
+            let config = ApiConfig { silence, ..quick() };
+            bench.start(config).await;
+            bench.until_listed(NAMES.len()).await;
             let before = watches(&bench.api);
-            bench.api.inject(
-                Injection::once(Fault::HangAfter(0))
-                    .on(Resource::Services)
-                    .verb(Verb::Watch),
-            );
+            bench
+                .api
+                .inject(Injection::once(Fault::HangAfter(0)).of(Resource::Services, Verb::Watch));
             bench.api.break_connections();
             bench
                 .until_seen("a watch that hangs", |api| watches(api) > before)
@@ -323,42 +293,30 @@ async fn a_slow_list_is_read_and_an_endless_one_given_up() {
         bytes,
         pause: Duration::from_millis(1),
     };
-    bench.api.inject(
-        Injection::once(slow(7))
-            .on(Resource::Services)
-            .verb(Verb::List),
-    );
     bench
-        .start(ApiConfig {
-            silence: Duration::from_millis(500),
-            ..quick()
-        })
-        .await;
+        .api
+        .inject(Injection::once(slow(7)).of(Resource::Services, Verb::List));
+    let config = ApiConfig {
+        silence: Duration::from_millis(500),
+        ..quick()
+    };
+    bench.start(config).await;
     bench
         .until("the slow list", |view| view.services.len() == NAMES.len())
         .await;
 
-    bench.api.inject(
-        Injection::always(slow(1))
-            .on(Resource::Services)
-            .verb(Verb::List),
-    );
     bench
-        .start(ApiConfig {
-            list_limit: Duration::from_millis(50),
-            ..quick()
-        })
-        .await;
-    bench
-        .until("the complaint", |view| {
-            !view.failures(ObjectKind::Service).is_empty()
-        })
-        .await;
+        .api
+        .inject(Injection::always(slow(1)).of(Resource::Services, Verb::List));
+    let config = ApiConfig {
+        list_limit: Duration::from_millis(50),
+        ..quick()
+    };
+    bench.start(config).await;
+    bench.until_outage(ObjectKind::Service).await;
     assert!(!bench.view.resets.contains_key(&ObjectKind::Service));
     bench.api.heal();
-    bench
-        .until("the list", |view| view.services.len() == NAMES.len())
-        .await;
+    bench.until_listed(NAMES.len()).await;
 }
 
 #[tokio::test]
@@ -413,14 +371,10 @@ async fn a_silent_restore_is_found_when_the_watch_is_renewed() {
 async fn events_out_of_order_lead_to_a_list_not_to_an_old_object() {
     let mut bench = five_services();
     bench.start(quick()).await;
+    bench.until_listed(NAMES.len()).await;
     bench
-        .until("the list", |view| view.services.len() == NAMES.len())
-        .await;
-    bench.api.inject(
-        Injection::once(Fault::Replay)
-            .on(Resource::Services)
-            .verb(Verb::Watch),
-    );
+        .api
+        .inject(Injection::once(Fault::Replay).of(Resource::Services, Verb::Watch));
     let before = watches(&bench.api);
     bench.api.break_connections();
     bench
@@ -434,8 +388,8 @@ async fn events_out_of_order_lead_to_a_list_not_to_an_old_object() {
             view.services.contains("g") && !view.services.contains("f")
         })
         .await;
-    let told = bench.view.changes.iter().filter(|(name, _)| name == "f");
-    let after_it_went = told.skip_while(|(_, applied)| *applied);
+    let changes = bench.view.changes.iter().filter(|(name, _)| name == "f");
+    let after_it_went = changes.skip_while(|(_, applied)| *applied);
     assert!(
         after_it_went.clone().count() > 0 && after_it_went.into_iter().all(|(_, applied)| !applied),
         "{:?}",
@@ -450,9 +404,7 @@ async fn a_repeated_object_is_one_object() {
         bench.api.set_streaming_list(mode);
         bench.api.inject(Injection::always(Fault::Duplicate));
         bench.start(quick()).await;
-        bench
-            .until("the list", |view| view.services.len() == NAMES.len())
-            .await;
+        bench.until_listed(NAMES.len()).await;
         bench.api.apply(service("f")).unwrap();
         bench
             .until("the change", |view| view.services.contains("f"))
@@ -465,22 +417,17 @@ async fn a_repeated_object_is_one_object() {
 async fn a_server_that_ends_watches_at_once_is_asked_with_pauses() {
     let mut bench = five_services();
     bench.api.set_streaming_list(StreamingList::Refused);
-    bench.api.inject(
-        Injection::always(Fault::EndAfter(0))
-            .on(Resource::Services)
-            .verb(Verb::Watch),
-    );
+    bench
+        .api
+        .inject(Injection::always(Fault::EndAfter(0)).of(Resource::Services, Verb::Watch));
     let pause = Duration::from_millis(200);
-    bench
-        .start(ApiConfig {
-            retry_base: pause,
-            retry_limit: pause,
-            ..quick()
-        })
-        .await;
-    bench
-        .until("the list", |view| view.services.len() == NAMES.len())
-        .await;
+    let config = ApiConfig {
+        retry_base: pause,
+        retry_limit: pause,
+        ..quick()
+    };
+    bench.start(config).await;
+    bench.until_listed(NAMES.len()).await;
     let began = Instant::now();
     let before = watches(&bench.api);
     bench
@@ -503,9 +450,7 @@ async fn a_server_that_ends_watches_at_once_is_asked_with_pauses() {
 async fn refused_credentials_are_retried() {
     let mut bench = five_services();
     bench.start(quick()).await;
-    bench
-        .until("the list", |view| view.services.len() == NAMES.len())
-        .await;
+    bench.until_listed(NAMES.len()).await;
     bench.api.require_token(Some("planted"));
     bench.api.break_connections();
     bench

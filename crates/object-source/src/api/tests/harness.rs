@@ -244,6 +244,18 @@ impl Bench {
         }
     }
 
+    /// Receives events until this many Services are known.
+    pub(super) async fn until_listed(&mut self, count: usize) {
+        self.until("the list", |view| view.services.len() == count)
+            .await;
+    }
+
+    /// Receives events until an outage of a kind is reported.
+    pub(super) async fn until_outage(&mut self, kind: ObjectKind) {
+        self.until("an outage", |view| !view.failures(kind).is_empty())
+            .await;
+    }
+
     /// Receives events until the server is `done`.
     pub(super) async fn until_seen(&mut self, what: &str, done: impl Fn(&FakeApi) -> bool) {
         let (events, ..) = self.running.as_mut().expect("a running source");

@@ -135,14 +135,11 @@ async fn own_node_and_nodes_without_pod_cidr_are_read_whole() {
 #[tokio::test]
 async fn an_unreadable_node_is_retried_and_a_deleted_one_skipped() {
     let mut bench = started(all_nodes(), StreamingList::Served).await;
-    let refused = |code| Fault::Status {
-        code,
-        retry_after: None,
-    };
+    let refused = |code| Fault::status(code);
     for fault in [refused(500), Fault::Hang] {
         bench
             .api
-            .inject(Injection::once(fault).on(Resource::Nodes).verb(Verb::Get));
+            .inject(Injection::once(fault).of(Resource::Nodes, Verb::Get));
     }
     let quickly = |address: &str| node("other", address, 0);
     bench.api.apply(quickly("192.0.2.2")).unwrap();
@@ -153,11 +150,9 @@ async fn an_unreadable_node_is_retried_and_a_deleted_one_skipped() {
     assert_eq!(bench.seen(Resource::Nodes, Verb::Get).len(), 3);
     assert_eq!(bench.view.resets[&ObjectKind::Node], 1);
 
-    bench.api.inject(
-        Injection::once(refused(404))
-            .on(Resource::Nodes)
-            .verb(Verb::Get),
-    );
+    bench
+        .api
+        .inject(Injection::once(refused(404)).of(Resource::Nodes, Verb::Get));
     bench.api.apply(quickly("192.0.2.3")).unwrap();
     bench.api.apply(node("this", "192.0.2.1", 1)).unwrap();
     bench

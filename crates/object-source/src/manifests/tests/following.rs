@@ -1,4 +1,4 @@
-//! The folder over time: what is told as it changes.
+//! The folder over time: events as it changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,7 +17,7 @@ use crate::{Events, Outage, Problem, Subject};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// The source running on a folder, and what it has told so far, as a reader would know it.
+/// A source that follows a folder, and the sum of its events.
 struct Follower {
     events: Events,
     /// `default/web` to its first port's number.
