@@ -13,10 +13,6 @@ fn exposed() -> Service {
     service
 }
 
-fn endpoints(endpoints: &str) -> [EndpointSlice; 1] {
-    [slice("shop/web-1", "web", "http/8080/TCP", endpoints)]
-}
-
 #[test]
 fn source_ranges_guard_addresses_of_their_family_only() {
     let mut service = exposed();
