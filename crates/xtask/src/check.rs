@@ -74,7 +74,7 @@ fn found() -> Result<Vec<(&'static str, Vec<Violation>)>> {
     Ok(vec![
         ("catalogs", catalogs::violations(&sources)?),
         ("circles", circles::violations(&sources)),
-        ("commits", commits::violations(&root)?),
+        ("commits", commits::violations()?),
         ("help", help::violations(&sources)),
         ("metrics", metrics::violations(&sources)),
         ("spelling", spelling::violations(&sources)?),

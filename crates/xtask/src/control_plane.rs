@@ -1,36 +1,31 @@
-//! `cargo xtask control-plane`: Kubernetes' own programs, for the tests that a stand-in cannot replace.
+//! `cargo xtask control-plane`: builds Kubernetes' own programs, for tests that the fake API server cannot serve.
 //!
 //! Owns how the modules of `tests/control-plane/` become programs: where they are kept, under which names, with which
 //! versions stamped into them. What is built is upstream's own `main`, unchanged; the modules hold nothing but pins.
 //!
-//! Invariant: a folder that this returns is complete. It is named after all that decides its content, built beside
-//! its place and renamed, and never changed afterwards, so any number of checkouts may share it.
+//! Invariant: a folder that this returns is complete. Its name is a hash of everything that decides its content; it is
+//! built as a draft, renamed, and never changed afterwards, so any number of checkouts may share it.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::run::{output, root};
+use crate::run::{output, root, run};
 use crate::tools;
 
 #[cfg(test)]
 mod tests;
 
-/// Tells the tests where the programs are.
+/// Names the folder of the programs for the tests.
 pub(crate) const VARIABLE: &str = "PORTOLAN_CONTROL_PLANE";
-
-/// A line for so many packages that have been compiled.
-const PACKAGES_A_LINE: usize = 250;
 
 /// What Kubernetes' own build says (`hack/lib/golang.sh`): without `grpcnotrace` the linker keeps all methods.
 const TAGS: &str = "selinux,notest,grpcnotrace";
 
-/// Part of the key: raised when this file builds otherwise from the same pins.
+/// Part of the key: raised when this file builds other programs from the same pins.
 const BUILT_AS: u32 = 1;
 
 const KUBERNETES: &str = "k8s.io/kubernetes";
@@ -44,8 +39,8 @@ struct Module {
     folder: &'static str,
     /// Whether it has parts in C.
     cgo: bool,
-    /// The module whose version is said of the programs, the package of the program, and our name for it. kube-proxy
-    /// has its version in its name, since there are several.
+    /// The module whose version the program reports, the package of the program, and its file name. kube-proxy has its
+    /// version in its file name, since there are several.
     programs: &'static [(&'static str, &'static str, &'static str)],
     /// Whether it has an older kube-proxy and nothing else.
     is_older: bool,
@@ -115,7 +110,7 @@ const MODULES: &[Module] = &[
     },
 ];
 
-/// Builds what is not there yet, and prints the folder and the versions.
+/// Builds missing programs, and prints the folder and the versions.
 pub(crate) fn control_plane() -> Result<()> {
     let folder = build(Versions::All)?;
     eprint!("{}", fs::read_to_string(folder.join("versions"))?);
@@ -124,7 +119,7 @@ pub(crate) fn control_plane() -> Result<()> {
 }
 
 /// The folder for the tests: the one that the environment names, else the one built here. `None`, with a warning,
-/// where there is no Go; with `CI` set that is an error.
+/// without Go; with `CI` set that is an error.
 pub(crate) fn for_tests(versions: Versions) -> Result<Option<PathBuf>> {
     if let Some(folder) = std::env::var_os(VARIABLE) {
         return Ok(Some(folder.into()));
@@ -142,7 +137,7 @@ pub(crate) fn for_tests(versions: Versions) -> Result<Option<PathBuf>> {
 }
 
 /// Builds all programs unless that has been done, and returns their folder, which holds each under its name and a
-/// file `versions` with a line `name version` for each. Whoever comes meanwhile waits.
+/// file `versions` with a line `name version` for each. A second caller waits for the first.
 fn build(versions: Versions) -> Result<PathBuf> {
     let modules = root()?.join("tests/control-plane");
     let cache = cache()?;
@@ -162,11 +157,10 @@ fn build(versions: Versions) -> Result<PathBuf> {
     eprintln!("building Kubernetes' programs, once for each set of versions (20 to 30 minutes)");
     let draft = cache.join(format!("{key}.draft"));
     if draft.exists() {
-        // Of a build that was broken off: we have the lock.
+        // Left by an interrupted build: this process has the lock.
         fs::remove_dir_all(&draft)?;
     }
     fs::create_dir_all(&draft)?;
-    let start = Instant::now();
     let mut built = String::new();
     for module in versions.modules() {
         for (name, version) in module.build(&modules, &draft)? {
@@ -175,11 +169,6 @@ fn build(versions: Versions) -> Result<PathBuf> {
     }
     fs::write(draft.join("versions"), built)?;
     fs::rename(&draft, &done).with_context(|| format!("rename {draft:?} to {done:?}"))?;
-    eprintln!(
-        "built in {} into {}",
-        minutes(start.elapsed()),
-        done.display()
-    );
     Ok(done)
 }
 
@@ -192,7 +181,7 @@ fn cache() -> Result<PathBuf> {
     Ok(cache.join("portolan/control-plane"))
 }
 
-/// A hash of all that decides what is built: the pins, and how this file builds.
+/// A hash of everything that decides what is built: the pins, and how this file builds.
 fn key(modules: &Path, versions: Versions) -> Result<String> {
     let mut hasher = DefaultHasher::new();
     format!("{BUILT_AS} {TAGS}").hash(&mut hasher);
@@ -229,19 +218,17 @@ impl Module {
         // In a folder of its own: kube-proxy is built under the same name by several modules.
         let out = draft.join("out");
         let mut go = self.go(&folder);
-        go.args(["build", "-v", "-trimpath", "-tags", TAGS, "-ldflags"])
+        go.args(["build", "-trimpath", "-tags", TAGS, "-ldflags"])
             .arg(format!("-s -w {}", stamps.join(" ")))
             .arg("-o")
             .arg(&out)
             .args(self.programs.iter().map(|(_, package, _)| package));
         // With -o a folder that exists, each program gets the name of its package.
         fs::create_dir(&out)?;
-        let start = Instant::now();
-        watch(&mut go).with_context(|| format!("build the module {:?}", folder))?;
-        eprintln!("  {}", minutes(start.elapsed()));
+        run(&mut go).with_context(|| format!("build the module {folder:?}"))?;
         for (package, name, _) in &built {
             fs::rename(out.join(go_name(package)), draft.join(name))
-                .with_context(|| format!("take {name} over"))?;
+                .with_context(|| format!("move {name}"))?;
         }
         fs::remove_dir(&out)?;
         Ok(built
@@ -259,7 +246,7 @@ impl Module {
         Ok(String::from_utf8(version)?.trim().to_owned())
     }
 
-    /// `go` as the pins want it, whatever the environment says.
+    /// `go` with the settings of the pins, regardless of the environment.
     fn go(&self, folder: &Path) -> Command {
         let mut go = Command::new("go");
         go.current_dir(folder)
@@ -272,8 +259,8 @@ impl Module {
     }
 }
 
-/// What the linker writes into variables, so that `/version`, `--version` and user agents tell the truth. Kubernetes'
-/// own build does it by `hack/lib/version.sh`. The commit is not known here: what git would have put in its place goes.
+/// Linker flags that set version variables, so that `/version`, `--version` and user agents are right. Kubernetes'
+/// own build does it by `hack/lib/version.sh`. The commit is not known here, so it is empty.
 fn stamps_of(module: &str, version: &str) -> Vec<String> {
     let stamp = |variable: String, value: &str| format!("-X {variable}={value}");
     match module {
@@ -301,7 +288,7 @@ fn stamps_of(module: &str, version: &str) -> Vec<String> {
     }
 }
 
-/// Our name for a program of some version: `kube-proxy` of v1.36.3 is `kube-proxy-1.36`.
+/// The file name of a program of some version: `kube-proxy` of v1.36.3 is `kube-proxy-1.36`.
 fn file_name(name: &str, version: &str) -> String {
     match name {
         "kube-proxy" => {
@@ -331,38 +318,4 @@ fn go_name(package: &str) -> &str {
         .rsplit('/')
         .find(|part| !is_version(part))
         .unwrap_or(package)
-}
-
-/// Runs `go build -v`: of the packages only a count is shown, of everything else every line.
-fn watch(go: &mut Command) -> Result<()> {
-    let mut child = go
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("could not start go")?;
-    let stderr = child.stderr.take().context("no standard error")?;
-    let mut packages = 0_usize;
-    for line in BufReader::new(stderr).lines() {
-        let line = line?;
-        // `go: downloading PATH VERSION` and what is wrong have spaces; a package is its path.
-        if line.starts_with("go: downloading") {
-            continue;
-        }
-        if line.contains(' ') {
-            eprintln!("{line}");
-            continue;
-        }
-        packages += 1;
-        if packages.is_multiple_of(PACKAGES_A_LINE) {
-            eprintln!("    {packages} packages");
-        }
-    }
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("go build ended with {status}");
-    }
-    Ok(())
-}
-
-fn minutes(time: Duration) -> String {
-    format!("{} min {} s", time.as_secs() / 60, time.as_secs() % 60)
 }

@@ -1,4 +1,4 @@
-//! What the machine must have besides Rust: `nft` as the independent reader of what we write, `ip` for the lab.
+//! Programs that the machine needs besides Rust: `nft` to read the tables independently, `ip` for the lab, `git`.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,8 +7,9 @@ use anyhow::{Result, bail};
 
 use crate::run::run;
 
-/// Programs that tests and the demo call, and the Debian or Ubuntu package that holds each.
+/// Programs that checks, tests and the demo call, and the Debian or Ubuntu package of each.
 const NEEDED: &[(&str, &str)] = &[
+    ("git", "git"),
     ("nft", "nftables"),
     ("ip", "iproute2"),
     ("setpriv", "util-linux"),
@@ -16,7 +17,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("iptables-legacy", "iptables"),
 ];
 
-/// Installs what is missing where that is possible (root on Debian or Ubuntu), else says what to install.
+/// Installs missing programs on Debian and Ubuntu; elsewhere fails and names the packages.
 pub(crate) fn ensure() -> Result<()> {
     if !nix::unistd::Uid::effective().is_root() {
         bail!("network namespaces need root: run this command as root (sudo -E cargo xtask ...)");
@@ -57,7 +58,7 @@ fn missing(needed: &[(&'static str, &'static str)]) -> Vec<&'static str> {
         .collect()
 }
 
-/// Looks along PATH and in the two folders that a user's PATH on Debian lacks.
+/// Searches PATH and the two folders that the PATH of a Debian user lacks.
 pub(crate) fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(|folder| Path::new(folder).to_path_buf());

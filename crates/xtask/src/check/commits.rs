@@ -1,12 +1,9 @@
 //! Commit messages: an imperative subject of at most 65 characters, and a body.
 
-use std::path::Path;
-use std::process::Command;
-
 use anyhow::Result;
 
 use super::source::Violation;
-use crate::run::output;
+use crate::run::{git, output};
 
 /// Commits up to this one were written before the rule.
 const BEFORE: &str = "75600aa";
@@ -26,13 +23,8 @@ struct Commit<'a> {
 }
 
 /// What is wrong with the commits of the branch. Where the history is not here (a shallow clone), says so.
-pub(super) fn violations(root: &Path) -> Result<Vec<Violation>> {
-    let git = |args: &[&str]| {
-        let mut git = Command::new("git");
-        git.args(args).current_dir(root);
-        git
-    };
-    let known = git(&["merge-base", "--is-ancestor", BEFORE, "HEAD"]).output();
+pub(super) fn violations() -> Result<Vec<Violation>> {
+    let known = git(&["merge-base", "--is-ancestor", BEFORE, "HEAD"])?.output();
     if !known.is_ok_and(|known| known.status.success()) {
         eprintln!("SKIPPED: commit messages: this clone does not have the history since {BEFORE}");
         return Ok(Vec::new());
@@ -42,7 +34,7 @@ pub(super) fn violations(root: &Path) -> Result<Vec<Violation>> {
         "log",
         "--format=%h%x1f%p%x1f%s%x1f%b%x1e",
         &range,
-    ]))?;
+    ])?)?;
     let log = String::from_utf8_lossy(&log);
     let commits = log.split('\x1e').filter_map(commit);
     Ok(commits.flat_map(|commit| judge(&commit)).collect())

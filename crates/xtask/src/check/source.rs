@@ -4,13 +4,12 @@
 
 use std::fmt;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
-use crate::run::output;
+use crate::run::{git, output};
 
 /// Folders whose files no rule reads.
 const EXEMPT: &[&str] = &["crates/xtask/src/check"];
@@ -52,7 +51,7 @@ impl Sources {
     /// Reads what git tracks, and new files that it does not ignore.
     pub(super) fn read(root: &Path) -> Result<Sources> {
         let list = ["ls-files", "--cached", "--others", "--exclude-standard"];
-        let list = output(Command::new("git").args(list).current_dir(root))?;
+        let list = output(&mut git(&list)?)?;
         let mut sources = Sources::default();
         for path in String::from_utf8(list)?.lines() {
             let is_read = [".rs", ".md", ".yaml"]
