@@ -63,8 +63,6 @@ pub struct Sent {
     pub messages: u64,
     /// Bytes in total.
     pub bytes: u64,
-    /// Bytes of the last transaction.
-    pub last_bytes: u64,
 }
 
 /// Our tables in the kernel of one network namespace: that of the thread that opened the socket.
@@ -211,7 +209,6 @@ impl Kernel {
         self.sent.transactions += 1;
         self.sent.messages += self.batch.message_count() as u64;
         self.sent.bytes += bytes;
-        self.sent.last_bytes = bytes;
         let outcome = match self.mute.take_if(|_| bytes >= LARGE as u64) {
             None => self.exchange(),
             Some(mute) => {
