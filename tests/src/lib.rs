@@ -26,6 +26,7 @@ pub mod live;
 pub mod oracle;
 pub mod overlay;
 pub mod packets;
+pub mod pod;
 pub mod product;
 pub mod stage;
 pub mod traffic;

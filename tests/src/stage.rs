@@ -156,7 +156,17 @@ impl Stage {
 
     /// Starts the program on the node under test with this source.
     pub fn start_with(&self, source: &[&str], arguments: &[&str]) -> Result<Daemon> {
-        let mut command = self.node.command(portolan()?);
+        self.start_program(portolan()?, source, arguments)
+    }
+
+    /// Starts this version of the program on the node under test with this source.
+    pub fn start_program(
+        &self,
+        program: &Path,
+        source: &[&str],
+        arguments: &[&str],
+    ) -> Result<Daemon> {
+        let mut command = self.node.command(program);
         command
             .arg("run")
             .args(source)

@@ -7,6 +7,7 @@
 //! * [`features`] owns the fallbacks for missing kernel features, [`sysctl`] the conntrack sysctls.
 //! * [`overlay`] maintains the tunnel to other nodes' pods, and runs its probes ([`overlay_probe`]).
 //! * [`status`] and [`http`] serve probes; [`events`] creates Kubernetes Events.
+//! * [`capabilities`] makes permitted capabilities effective, for the image's file capabilities.
 //! * [`memory`] returns memory to the kernel after the first list.
 //! * [`takeover`] removes what kube-proxy left behind; [`cleanup`] does so on demand, or removes Portolan's rules.
 //! * [`render`] prints the tables for a directory of manifests.
@@ -16,6 +17,7 @@
 
 pub mod app;
 mod bind;
+pub mod capabilities;
 pub mod cleanup;
 pub mod cli;
 pub mod conntrack;

@@ -140,7 +140,7 @@ pub(crate) fn for_tests(versions: Versions) -> Result<Option<PathBuf>> {
 /// file `versions` with a line `name version` for each. A second caller waits for the first.
 fn build(versions: Versions) -> Result<PathBuf> {
     let modules = root()?.join("tests/control-plane");
-    let cache = cache()?;
+    let cache = cache_folder("control-plane")?;
     fs::create_dir_all(&cache).with_context(|| format!("make {cache:?}"))?;
     let key = key(&modules, versions)?;
     let done = cache.join(&key);
@@ -172,13 +172,13 @@ fn build(versions: Versions) -> Result<PathBuf> {
     Ok(done)
 }
 
-/// `$XDG_CACHE_HOME/portolan/control-plane`, or below `~/.cache`.
-fn cache() -> Result<PathBuf> {
+/// `$XDG_CACHE_HOME/portolan/NAME`, or below `~/.cache`.
+pub(crate) fn cache_folder(name: &str) -> Result<PathBuf> {
     let cache = match std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()) {
         Some(cache) => PathBuf::from(cache),
         None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),
     };
-    Ok(cache.join("portolan/control-plane"))
+    Ok(cache.join("portolan").join(name))
 }
 
 /// A hash of everything that decides what is built: the pins, and how this file builds.

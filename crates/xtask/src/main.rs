@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | test | bench | kernels | check | control-plane`.
+//! The project's commands: `cargo xtask demo | test | bench | kernels | check | control-plane | image | release`.
 //!
 //! Owns what surrounds the code: tools that must be installed, the gate, the order of things. Each command is a
 //! file of its own; none of them is needed at run time.
@@ -10,7 +10,11 @@ mod bench;
 mod check;
 mod control_plane;
 mod demo;
+mod image;
 mod kernels;
+mod licenses;
+mod old_version;
+mod release;
 mod run;
 mod test;
 mod tools;
@@ -34,6 +38,10 @@ enum Command {
     Check(check::Options),
     /// Build etcd, Kubernetes' control plane, kube-proxy and flanneld for the tests (needs Go), and print the folder.
     ControlPlane,
+    /// Build the container image for amd64 and arm64 as an OCI layout and an archive (needs no daemon).
+    Image(image::Options),
+    /// Build what a release publishes: image, programs, chart, SBOM, licenses, checksums.
+    Release(release::Options),
 }
 
 fn main() -> Result<()> {
@@ -44,5 +52,7 @@ fn main() -> Result<()> {
         Command::Kernels(options) => kernels::kernels(&options),
         Command::Check(options) => check::check(&options),
         Command::ControlPlane => control_plane::control_plane(),
+        Command::Image(options) => image::image(&options),
+        Command::Release(options) => release::release(&options),
     }
 }

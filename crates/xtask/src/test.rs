@@ -8,9 +8,8 @@
 use anyhow::{Result, ensure};
 
 use crate::control_plane::{self, Versions};
-use crate::kernels;
 use crate::run::{build_portolan, built, cargo, run};
-use crate::{check, tools};
+use crate::{check, image, kernels, old_version, tools};
 
 /// Sizes of the random tests for `--all`; the tests' own defaults are for the quick tier.
 const LARGE: [(&str, &str); 4] = [
@@ -38,6 +37,8 @@ const IGNORED: [&str; 5] = [
     "overlay_flannel",
     "takeover",
 ];
+/// Test targets with ignored tests that need other versions or forms of the program.
+const SHIPPED: [&str; 2] = ["image", "upgrade"];
 /// Part of the names of tests that only `--nightly` builds the programs for.
 const NIGHTLY_ONLY: &str = "older_kube_proxies";
 
@@ -85,10 +86,11 @@ fn rest(nightly: bool) -> Result<()> {
     let sizes = if nightly { NIGHTLY } else { LARGE };
     let unset = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
     let sizes: Vec<_> = sizes.into_iter().filter(unset).collect();
-    let parts: [(&str, &dyn Fn() -> Result<()>); 4] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 5] = [
         ("dependencies", &check::dependencies::check),
         ("large random sets", &|| random(&sizes)),
         ("control plane", &|| ignored(&sizes, nightly)),
+        ("image and upgrade", &shipped),
         ("other kernels", &|| match nightly {
             true => kernels::kernels(&kernels::Options::default()),
             false => kernels::few(),
@@ -132,6 +134,19 @@ fn ignored(sizes: &[(&str, &str)], nightly: bool) -> Result<()> {
     run(tests.envs(sizes.iter().copied()))
 }
 
+/// The image in a container, and the program after the one of an older version.
+fn shipped() -> Result<()> {
+    tools::ensure_also(&[("runc", "runc")])?;
+    let mut tests = tests()?;
+    tests.args(SHIPPED.iter().flat_map(|target| ["--test", target]));
+    tests.args(["--", "--ignored"]);
+    tests.env(image::VARIABLE, image::for_tests()?);
+    if let Some(program) = old_version::for_tests()? {
+        tests.env(old_version::VARIABLE, program);
+    }
+    run(&mut tests)
+}
+
 /// `cargo test` over the whole workspace, whatever is selected: with fewer packages cargo would choose other features for
 /// their dependencies and build these once more.
 fn tests() -> Result<std::process::Command> {
@@ -160,7 +175,8 @@ mod tests {
             let target = path.file_stem().unwrap_or_default().to_string_lossy();
             for file in files {
                 let has_ignored = std::fs::read_to_string(&file)?.contains("#[ignore");
-                assert!(!has_ignored || IGNORED.contains(&&*target), "{file:?}");
+                let is_run = IGNORED.contains(&&*target) || SHIPPED.contains(&&*target);
+                assert!(!has_ignored || is_run, "{file:?}");
             }
         }
         Ok(())
@@ -169,7 +185,7 @@ mod tests {
     #[test]
     fn every_target_of_the_tiers_exists() -> Result<()> {
         let folder = root()?.join("tests/tests");
-        for target in RANDOM.iter().chain(&IGNORED) {
+        for target in RANDOM.iter().chain(&IGNORED).chain(&SHIPPED) {
             let file = folder.join(format!("{target}.rs"));
             assert!(file.is_file() || folder.join(target).is_dir(), "{target}");
         }
