@@ -25,6 +25,7 @@ mod decode;
 mod follow;
 mod gathered;
 mod link;
+mod locator;
 mod outline;
 mod position;
 mod request;
@@ -47,6 +48,7 @@ use link::{Link, Target};
 use outline::Outlines;
 
 pub use client::{ApiServer, connect};
+pub use locator::{KUBELET_KUBECONFIGS, without_credentials};
 pub use request::{ApiClient, Limits, RequestError};
 
 /// Times and sizes of the source. The defaults are for clusters, other values for tests.

@@ -8,6 +8,7 @@ use std::io::Write;
 use anyhow::Result;
 use netfilter::ForeignRuleset;
 use nft::Family;
+use nix::sys::signal::{SigSet, Signal};
 use service_dataplane::layout;
 
 use crate::cli::CleanupArgs;
@@ -33,7 +34,25 @@ pub fn run(args: &CleanupArgs) -> Result<bool> {
     for failure in &failures {
         writeln!(std::io::stderr(), "portolan: {failure}")?;
     }
+    if args.wait && failures.is_empty() {
+        writeln!(
+            out,
+            "cleanup complete; waiting to be stopped (delete the DaemonSet once every pod is ready)"
+        )?;
+        drop(out);
+        wait_for_stop()?;
+    }
     Ok(failures.is_empty())
+}
+
+/// Waits for SIGTERM or SIGINT. As process 1 of a container, a signal without a handler would be ignored.
+fn wait_for_stop() -> Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block()?;
+    signals.wait()?;
+    Ok(())
 }
 
 /// Removes Portolan's tables of both families, or those of the overlay only. The overlay's tables must not stay without a

@@ -60,6 +60,13 @@ Exit codes:
   1  problem found
   2  could not test, or invalid flags")]
     Doctor(DoctorArgs),
+    /// Print where this node's kubelet finds the API server, as a kubeconfig without credentials
+    #[command(after_help = "\
+Exit codes:
+  0  printed; with --write-to also when no kubeconfig of a kubelet is there
+  1  no kubeconfig was found, one cannot be used, or the file cannot be written
+  2  invalid flags")]
+    ApiServer(ApiServerArgs),
     /// Print the version
     Version(VersionArgs),
 }
@@ -233,8 +240,24 @@ pub struct CleanupArgs {
     #[arg(long)]
     pub overlay: bool,
 
+    /// After a successful cleanup, wait for SIGTERM, so that a DaemonSet's pod is not restarted
+    #[arg(long)]
+    pub wait: bool,
+
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+/// `portolan api-server`
+#[derive(Clone, Debug, Args)]
+pub struct ApiServerArgs {
+    /// Kubeconfig of the kubelet; repeat to try several [default: where kubeadm, k3s, RKE2 and EKS have it]
+    #[arg(long, value_name = "FILE")]
+    pub from: Vec<PathBuf>,
+
+    /// File to write instead of printing, for an init container [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub write_to: Option<PathBuf>,
 }
 
 /// `portolan render`

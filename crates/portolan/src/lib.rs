@@ -15,6 +15,7 @@
 // Nobody reads generated documentation of a program.
 #![allow(missing_docs)]
 
+pub mod api_server;
 pub mod app;
 mod bind;
 pub mod capabilities;

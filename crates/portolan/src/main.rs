@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use overlay_probe::doctor;
 use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, RunArgs, VersionArgs};
-use portolan::{app, capabilities, cleanup, features, log, memory, render};
+use portolan::{api_server, app, capabilities, cleanup, features, log, memory, render};
 
 /// musl's own allocator takes one lock and one list for all threads: `render` of a large cluster takes three to four times
 /// as long with it.
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Render(args) => log::start(&args.log).and_then(|()| render::run(&args)),
         Command::Cleanup(args) => log::start(&args.log).and_then(|()| cleanup::run(&args)),
         Command::Doctor(args) => return examine(&args),
+        Command::ApiServer(args) => api_server::run(&args).map(|()| true),
         Command::Version(args) => version(&args),
     };
     match result {

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -259,4 +259,58 @@ fn get(address: &str, path: &str) -> Option<String> {
 
 fn wait(what: &str, done: impl FnMut() -> bool) {
     lab::wait_until(what, Duration::from_secs(5), done).unwrap();
+}
+
+#[test]
+fn api_server_is_written_without_the_kubelets_credentials() {
+    let dir = TempDir::new().unwrap();
+    let [kubelet, missing, written] =
+        ["kubelet.conf", "missing", "written"].map(|name| dir.path().join(name));
+    let kubeconfig = "\
+apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: 'https://192.0.2.1:6443'}}]
+contexts: [{name: n, context: {cluster: c, user: u}}]
+current-context: n
+users: [{name: u, user: {token: secret}}]
+";
+    fs::write(&kubelet, kubeconfig).unwrap();
+    let run = |from: &[&Path], to: Option<&Path>| {
+        let mut command = portolan();
+        command.arg("api-server");
+        for path in from {
+            command.arg("--from").arg(path);
+        }
+        command.args(to.map(|path| format!("--write-to={}", path.display())));
+        command.output().unwrap()
+    };
+    // Nothing to find: an init container goes on, a person learns it.
+    assert!(run(&[&missing], Some(&written)).status.success());
+    assert!(!written.exists());
+    assert_eq!(run(&[&missing], None).status.code(), Some(1));
+
+    assert!(run(&[&missing, &kubelet], Some(&written)).status.success());
+    let found = fs::read_to_string(&written).unwrap();
+    assert!(found.contains("https://192.0.2.1:6443"), "{found}");
+    assert!(!found.contains("secret"), "{found}");
+    assert_eq!(text(&run(&[&kubelet], None).stdout), found);
+}
+
+#[test]
+fn cleanup_waits_for_sigterm_when_asked_to() {
+    let mut child = Command::new("unshare")
+        .args(["-n", env!("CARGO_BIN_EXE_portolan"), "cleanup", "--wait"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    while !said.contains("waiting to be stopped") {
+        assert!(lines.read_line(&mut said).unwrap() > 0, "{said}");
+    }
+    assert!(said.contains("removed: 0 nftables tables"), "{said}");
+    assert!(child.try_wait().unwrap().is_none(), "it has ended");
+    let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
 }
