@@ -39,6 +39,8 @@ pub enum Capability {
     KubeProxy,
     /// `flanneld`, beside the programs of a control plane.
     Flanneld,
+    /// Helm, for the chart.
+    Helm,
 }
 
 /// Every capability with its probe's error, if it is missing.
@@ -46,7 +48,7 @@ static PROBED: OnceLock<Vec<(Capability, Option<String>)>> = OnceLock::new();
 
 impl Capability {
     /// All of them, those that others build on first.
-    pub const ALL: [Capability; 13] = [
+    pub const ALL: [Capability; 14] = [
         Capability::Namespaces,
         Capability::Setpriv,
         Capability::Veth,
@@ -60,6 +62,7 @@ impl Capability {
         Capability::ControlPlane,
         Capability::KubeProxy,
         Capability::Flanneld,
+        Capability::Helm,
     ];
 
     /// Why it is missing, or nothing. Probed once in a process, in a namespace of its own.
@@ -112,6 +115,7 @@ impl Capability {
             Capability::ControlPlane => control_plane::missing().map_or(Ok(()), Err),
             Capability::KubeProxy => control_plane::kube_proxy(),
             Capability::Flanneld => control_plane::program("flanneld").map(drop),
+            Capability::Helm => control_plane::helm().map(drop),
         }
     }
 }
@@ -149,6 +153,7 @@ impl fmt::Display for Capability {
             Capability::ControlPlane => "control plane (`cargo xtask control-plane`)",
             Capability::KubeProxy => "kube-proxy",
             Capability::Flanneld => "flanneld",
+            Capability::Helm => "helm (`cargo xtask test --all` builds it)",
         })
     }
 }

@@ -31,7 +31,7 @@ use crate::topology::{self, Lab};
 use crate::wait::wait_for;
 pub use audit::{AuditEvent, Right};
 use components::Files;
-pub use components::{API_SERVER_PORT, program, programs};
+pub use components::{API_SERVER_PORT, helm, program, programs};
 pub(crate) use components::{kube_proxy, missing};
 use pki::Pki;
 

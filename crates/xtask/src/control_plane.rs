@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use crate::run::{output, root, run};
 use crate::tools;
 
+pub(crate) mod helm;
 #[cfg(test)]
 mod tests;
 
@@ -56,9 +57,9 @@ pub(crate) enum Versions {
 }
 
 impl Versions {
-    fn modules(self) -> impl Iterator<Item = &'static Module> {
+    fn modules(self) -> Vec<&'static Module> {
         let is_wanted = move |module: &&Module| self == Versions::All || !module.is_older;
-        MODULES.iter().filter(is_wanted)
+        MODULES.iter().filter(is_wanted).collect()
     }
 }
 
@@ -112,7 +113,7 @@ const MODULES: &[Module] = &[
 
 /// Builds missing programs, and prints the folder and the versions.
 pub(crate) fn control_plane() -> Result<()> {
-    let folder = build(Versions::All)?;
+    let folder = build(&Versions::All.modules())?;
     eprint!("{}", fs::read_to_string(folder.join("versions"))?);
     println!("{}", folder.display());
     Ok(())
@@ -125,7 +126,7 @@ pub(crate) fn for_tests(versions: Versions) -> Result<Option<PathBuf>> {
         return Ok(Some(folder.into()));
     }
     if tools::find("go").is_some() {
-        return build(versions).map(Some);
+        return build(&versions.modules()).map(Some);
     }
     if std::env::var_os("CI").is_some() {
         bail!("no Go, so no control plane, and CI is set: nothing may be skipped");
@@ -138,11 +139,11 @@ pub(crate) fn for_tests(versions: Versions) -> Result<Option<PathBuf>> {
 
 /// Builds all programs unless that has been done, and returns their folder, which holds each under its name and a
 /// file `versions` with a line `name version` for each. A second caller waits for the first.
-fn build(versions: Versions) -> Result<PathBuf> {
+fn build(wanted: &[&Module]) -> Result<PathBuf> {
     let modules = root()?.join("tests/control-plane");
     let cache = cache_folder("control-plane")?;
     fs::create_dir_all(&cache).with_context(|| format!("make {cache:?}"))?;
-    let key = key(&modules, versions)?;
+    let key = key(&modules, wanted)?;
     let done = cache.join(&key);
     let lock = File::create(cache.join(format!("{key}.lock")))?;
     lock.lock().context("wait for another build")?;
@@ -154,7 +155,7 @@ fn build(versions: Versions) -> Result<PathBuf> {
             "no program `go` on PATH: install Go, the version that tests/control-plane/go.mod asks for or newer"
         );
     }
-    eprintln!("building Kubernetes' programs, once for each set of versions (20 to 30 minutes)");
+    eprintln!("building programs once for each set of versions (Kubernetes': 20 to 30 minutes)");
     let draft = cache.join(format!("{key}.draft"));
     if draft.exists() {
         // Left by an interrupted build: this process has the lock.
@@ -162,7 +163,7 @@ fn build(versions: Versions) -> Result<PathBuf> {
     }
     fs::create_dir_all(&draft)?;
     let mut built = String::new();
-    for module in versions.modules() {
+    for module in wanted {
         for (name, version) in module.build(&modules, &draft)? {
             built += &format!("{name} {version}\n");
         }
@@ -182,10 +183,10 @@ pub(crate) fn cache_folder(name: &str) -> Result<PathBuf> {
 }
 
 /// A hash of everything that decides what is built: the pins, and how this file builds.
-fn key(modules: &Path, versions: Versions) -> Result<String> {
+fn key(modules: &Path, wanted: &[&Module]) -> Result<String> {
     let mut hasher = DefaultHasher::new();
     format!("{BUILT_AS} {TAGS}").hash(&mut hasher);
-    for module in versions.modules() {
+    for module in wanted {
         format!("{module:?}").hash(&mut hasher);
         for file in ["go.mod", "go.sum"] {
             let path = modules.join(module.folder).join(file);
@@ -283,6 +284,7 @@ fn stamps_of(module: &str, version: &str) -> Vec<String> {
             .collect()
         }
         FLANNEL => vec![stamp(format!("{FLANNEL}/pkg/version.Version"), version)],
+        helm::HELM => vec![stamp(format!("{}/internal/version.version", helm::HELM), version)],
         // etcd has its version in a constant.
         _ => Vec::new(),
     }

@@ -30,8 +30,9 @@ const NIGHTLY: [(&str, &str); 4] = [
 /// Test targets that read the sizes.
 const RANDOM: [&str; 3] = ["random_clusters", "kernel_clusters", "order"];
 /// Test targets with tests that are ignored in the quick tier.
-const IGNORED: [&str; 5] = [
+const IGNORED: [&str; 6] = [
     "control_plane",
+    "deploy",
     "differential",
     "doctor",
     "overlay_flannel",
@@ -131,6 +132,9 @@ fn ignored(sizes: &[(&str, &str)], nightly: bool) -> Result<()> {
         tests.args(["--skip", NIGHTLY_ONLY]);
     }
     tests.env(control_plane::VARIABLE, programs);
+    if let Some(helm) = control_plane::helm::for_tests()? {
+        tests.env(control_plane::helm::VARIABLE, helm);
+    }
     run(tests.envs(sizes.iter().copied()))
 }
 

@@ -193,11 +193,29 @@ impl ControlPlane {
         for manifest in manifests {
             self.kubectl_stdin(&["apply", "-f", "-"], manifest)?;
         }
-        let token = self.token("kube-system", "portolan")?;
+        self.kubeconfig_with_token(&self.token("kube-system", "portolan")?)
+    }
+
+    /// A kubeconfig with this token.
+    pub fn kubeconfig_with_token(&self, token: &str) -> Result<PathBuf> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let user = json!({ "token": token });
         self.files.kubeconfig(&format!("portolan-{number}"), &user)
+    }
+
+    /// Patches the status of a Node with a token's rights, as an overlay does: kubectl would read the Node first.
+    pub fn patch_node_status(&self, token: &str, node: &str, patch: &Value) -> Result<()> {
+        let client = client(self.runtime()?, &self.kubeconfig_with_token(token)?)?;
+        let (node, patch) = (node.to_owned(), Patch::Strategic(patch.clone()));
+        self.runtime()?.block_on_worker(async move {
+            let nodes = Api::<k8s_openapi::api::core::v1::Node>::all(client);
+            let patched = nodes
+                .patch_status(&node, &PatchParams::default(), &patch)
+                .await?;
+            drop(patched);
+            Ok(())
+        })
     }
 
     /// A token of a service account (TokenRequest).

@@ -23,6 +23,8 @@ const ETCD_PEER_PORT: u16 = 2380;
 
 /// Names the folder with the programs.
 const VARIABLE: &str = "PORTOLAN_CONTROL_PLANE";
+/// Names the program Helm.
+const HELM: &str = "PORTOLAN_HELM";
 const NEEDED: [&str; 6] = [
     "etcd",
     "etcdctl",
@@ -62,6 +64,16 @@ pub fn program(name: &str) -> Result<PathBuf> {
     let path = folder.join(name);
     if !path.is_file() {
         bail!("{VARIABLE} has no {name} ({})", path.display());
+    }
+    Ok(path)
+}
+
+/// The path of Helm, which has a folder of its own.
+pub fn helm() -> Result<PathBuf> {
+    let path = std::env::var_os(HELM).with_context(|| format!("{HELM} is not set"))?;
+    let path = PathBuf::from(path);
+    if !path.is_file() {
+        bail!("{HELM} names no file ({})", path.display());
     }
     Ok(path)
 }
@@ -214,6 +226,8 @@ impl Files {
             ))
             .arg(format!("--client-ca-file={}", self.path("ca.crt")))
             .arg("--authorization-mode=RBAC")
+            // As kubeadm has it: DaemonSets of the node's own programs are privileged in part.
+            .arg("--allow-privileged")
             .arg("--service-account-issuer=https://kubernetes.default.svc")
             .arg(format!(
                 "--service-account-key-file={}",

@@ -1,0 +1,38 @@
+//! Helm, for the tests of the chart in `deploy/helm/`.
+//!
+//! It has a module and a folder of its own: a new version of Helm builds nothing of Kubernetes again.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use super::{Module, build};
+use crate::tools;
+
+/// Names the program for the tests.
+pub(crate) const VARIABLE: &str = "PORTOLAN_HELM";
+
+pub(super) const HELM: &str = "helm.sh/helm/v3";
+
+pub(super) const MODULE: Module = Module {
+    folder: "helm",
+    is_older: false,
+    cgo: false,
+    programs: &[(HELM, "helm.sh/helm/v3/cmd/helm", "helm")],
+};
+
+/// The program that the environment names, else the one built here. `None`, with a warning, without Go; with `CI` set
+/// that is an error.
+pub(crate) fn for_tests() -> Result<Option<PathBuf>> {
+    if let Some(helm) = std::env::var_os(VARIABLE) {
+        return Ok(Some(helm.into()));
+    }
+    if tools::find("go").is_some() {
+        return Ok(Some(build(&[&MODULE])?.join("helm")));
+    }
+    if std::env::var_os("CI").is_some() {
+        bail!("no Go, so no Helm, and CI is set: nothing may be skipped");
+    }
+    eprintln!("SKIPPED: every test of the Helm chart: Go is not installed");
+    Ok(None)
+}

@@ -1,0 +1,99 @@
+{{- define "portolan.name" -}}
+{{ default "portolan" .Values.fullnameOverride }}
+{{- end }}
+
+{{- define "portolan.labels" -}}
+app.kubernetes.io/name: {{ include "portolan.name" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- end }}
+
+{{- define "portolan.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ default (printf "v%s" $.Chart.AppVersion) .tag }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "portolan.cniConf" -}}
+{{- if and .Values.overlay.enabled .Values.cni.install -}}
+/etc/cni/net.d/{{ .Values.cni.confName }}
+{{- end }}
+{{- end }}
+
+{{- define "portolan.clusterCIDR" -}}
+{{ compact (list .Values.podCidr .Values.podCidrv6) | join "," }}
+{{- end }}
+
+{{- /* The first document of the file: what the values imply, then `config` over it. */ -}}
+{{- define "portolan.kubeProxyConfiguration" -}}
+{{- $config := dict "apiVersion" "kubeproxy.config.k8s.io/v1alpha1" "kind" "KubeProxyConfiguration" -}}
+{{- $cidr := include "portolan.clusterCIDR" . -}}
+{{- if $cidr -}}
+{{- $_ := set $config "clusterCIDR" $cidr -}}
+{{- else if not (hasKey .Values.config "clusterCIDR") -}}
+{{- $_ := set $config "detectLocalMode" "NodeCIDR" -}}
+{{- end -}}
+{{- if .Values.serviceProxy.enabled -}}
+{{- $_ := set $config "healthzBindAddress" "0.0.0.0:10256" -}}
+{{- $_ := set $config "metricsBindAddress" "0.0.0.0:10249" -}}
+{{- else -}}
+{{- $_ := set $config "healthzBindAddress" "127.0.0.1:20256" -}}
+{{- $_ := set $config "metricsBindAddress" "0.0.0.0:20249" -}}
+{{- end -}}
+{{- toYaml (mergeOverwrite $config (deepCopy .Values.config)) -}}
+{{- end }}
+
+{{- /* The second document. */ -}}
+{{- define "portolan.portolanConfiguration" -}}
+{{- $config := dict "apiVersion" "portolan.io/v1alpha1" "kind" "PortolanConfiguration" -}}
+{{- if .Values.kubeletKubeconfig -}}
+{{- $_ := set $config "apiServerFrom" (list "/run/portolan/api-server.kubeconfig") -}}
+{{- end -}}
+{{- if not .Values.serviceProxy.enabled -}}
+{{- $_ := set $config "serviceProxy" "off" -}}
+{{- end -}}
+{{- if .Values.overlay.enabled -}}
+{{- $overlay := dict "type" "vxlan" "ipMasq" .Values.overlay.ipMasq -}}
+{{- with include "portolan.cniConf" . }}{{ $_ := set $overlay "cniConf" . }}{{ end -}}
+{{- if .Values.overlay.netConf -}}
+{{- $_ := set $overlay "netConfigPath" "/var/lib/portolan/net-conf.json" -}}
+{{- end -}}
+{{- $_ := set $config "overlay" $overlay -}}
+{{- end -}}
+{{- toYaml (mergeOverwrite $config (deepCopy .Values.portolanConfig)) -}}
+{{- end }}
+
+{{- /* The port of an address and port in the first document. */ -}}
+{{- define "portolan.port" -}}
+{{- $config := include "portolan.kubeProxyConfiguration" .root | fromYaml -}}
+{{- index $config .field | splitList ":" | last -}}
+{{- end }}
+
+{{- define "portolan.check" -}}
+{{- if not (or .Values.serviceProxy.enabled .Values.overlay.enabled) -}}
+{{- fail "serviceProxy.enabled and overlay.enabled are both false: there is nothing to run" -}}
+{{- end -}}
+{{- if .Values.overlay.enabled -}}
+{{- if not (or .Values.podCidr .Values.podCidrv6 .Values.config.clusterCIDR) -}}
+{{- fail "overlay.enabled needs podCidr, podCidrv6 or both: the pod CIDRs of the cluster (kubectl -n kube-system get cm kubeadm-config -o yaml, podSubnet)" -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "portolan.cleanupContainer" -}}
+image: {{ include "portolan.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+securityContext:
+  runAsUser: 0
+  runAsGroup: 0
+  readOnlyRootFilesystem: true
+  allowPrivilegeEscalation: false
+  # Every table is nf_tables: NET_ADMIN is enough, whatever Portolan did here.
+  capabilities: {drop: [ALL], add: [NET_ADMIN]}
+resources:
+  requests: {cpu: 10m, memory: 16Mi}
+  limits: {memory: 64Mi}
+{{- end }}

@@ -1,0 +1,153 @@
+//! The manifests of `deploy/` are what the chart gives for the values in its `ci/`, and a real API server accepts all of it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::{ControlPlane, Lab, scenario};
+
+/// Each generated file, the values it is made with, and the only template if it has not all of them.
+const GENERATED: [(&str, &str, Option<&str>); 13] = [
+    ("rbac.yaml", "proxy", Some("rbac")),
+    (
+        "overlay-rbac.yaml",
+        "proxy-and-overlay",
+        Some("overlay-rbac"),
+    ),
+    ("proxy/portolan.yaml", "proxy", None),
+    ("kubeadm/portolan.yaml", "kubeadm", None),
+    (
+        "proxy-and-overlay/portolan.yaml",
+        "proxy-and-overlay",
+        None,
+    ),
+    ("overlay-only/portolan.yaml", "overlay-only", None),
+    ("kind/portolan.yaml", "kind", None),
+    ("k3s/portolan.yaml", "k3s", None),
+    ("rke2/portolan.yaml", "rke2", None),
+    ("talos/portolan.yaml", "talos", None),
+    ("eks/portolan.yaml", "eks", None),
+    ("monitoring/portolan.yaml", "monitoring", Some("monitoring")),
+    ("cleanup/portolan.yaml", "cleanup", Some("cleanup")),
+];
+
+/// The part of the Prometheus operator's PodMonitor that the chart uses, so that the API server checks it.
+const POD_MONITOR: &str = include_str!("pod-monitor-crd.yaml");
+
+fn deploy() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Ok(here.parent().context("the checkout")?.join("deploy"))
+}
+
+/// What Helm makes of the chart.
+fn rendered(values: &Path, template: Option<&str>) -> Result<String> {
+    let mut helm = Command::new(lab::helm()?);
+    helm.arg("template").arg("portolan");
+    helm.arg(deploy()?.join("helm/portolan"));
+    helm.args(["--namespace=kube-system", "--kube-version=1.37.0"]);
+    helm.arg("--values").arg(values);
+    helm.args(template.map(|name| format!("--show-only=templates/{name}.yaml")));
+    let output = helm.output().context("start helm")?;
+    let refusal = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{values:?}: {refusal}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn values(name: &str) -> Result<PathBuf> {
+    Ok(deploy()?.join(format!("helm/portolan/ci/{name}.yaml")))
+}
+
+/// Folders for `kubectl apply -k`.
+fn kustomizations() -> Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    for entry in std::fs::read_dir(deploy()?)? {
+        let folder = entry?.path();
+        if folder.join("kustomization.yaml").is_file() {
+            folders.push(folder);
+        }
+    }
+    folders.sort();
+    ensure!(folders.len() >= 11, "{folders:?}");
+    Ok(folders)
+}
+
+#[scenario(Helm)]
+#[ignore = "needs helm"]
+fn manifests_are_what_the_chart_gives() -> Result<()> {
+    let write = std::env::var_os("PORTOLAN_EXPECTED").is_some_and(|value| value == "write");
+    let mut different = Vec::new();
+    for (file, name, template) in GENERATED {
+        let text = format!(
+            "# Generated from helm/portolan with the values of ci/{name}.yaml; a test holds the two together.\n{}",
+            rendered(&values(name)?, template)?
+        );
+        let path = deploy()?.join(file);
+        if write {
+            std::fs::write(&path, &text).with_context(|| format!("write {path:?}"))?;
+        }
+        if std::fs::read_to_string(&path).ok().as_ref() != Some(&text) {
+            different.push(file);
+        }
+    }
+    ensure!(
+        different.is_empty(),
+        "{different:?} differ from the chart; PORTOLAN_EXPECTED=write writes them again"
+    );
+    Ok(())
+}
+
+#[scenario(Helm)]
+#[ignore = "needs helm"]
+fn unknown_and_contradictory_values_are_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("values.yaml");
+    for (text, named) in [
+        ("overlay: {enabeld: true}", "enabeld"),
+        ("overlay: {enabled: true}", "podCidr"),
+        ("serviceProxy: {enabled: false}", "nothing to run"),
+        ("cni: {confName: 10-flannel.conf}", "confName"),
+        ("image: {digest: 'sha256:1'}", "digest"),
+        ("config: {mode: userspace}", "mode"),
+    ] {
+        std::fs::write(&file, text)?;
+        let Err(error) = rendered(&file, None) else {
+            bail!("{text} was accepted");
+        };
+        let error = format!("{error:#}");
+        ensure!(error.contains(named), "{text}: {error}");
+    }
+    Ok(())
+}
+
+#[scenario(ControlPlane, Helm)]
+#[ignore = "needs a control plane and helm"]
+fn a_real_api_server_accepts_every_manifest() -> Result<()> {
+    let lab = Lab::new()?;
+    let plane = ControlPlane::without_controllers(&lab)?;
+    plane.kubectl_stdin(&["apply", "-f", "-"], POD_MONITOR)?;
+    let established = ["wait", "--for=condition=Established", "--timeout=60s"];
+    plane.kubectl(&[&established[..], &["crd/podmonitors.monitoring.coreos.com"]].concat())?;
+
+    for folder in kustomizations()? {
+        let text = plane.kubectl(&["kustomize", &folder.display().to_string()])?;
+        accepted(&plane, &text).with_context(|| format!("{folder:?}"))?;
+    }
+    let mut files = 0;
+    for entry in std::fs::read_dir(deploy()?.join("helm/portolan/ci"))? {
+        let values = entry?.path();
+        accepted(&plane, &rendered(&values, None)?).with_context(|| format!("{values:?}"))?;
+        files += 1;
+    }
+    ensure!(files >= 11, "{files} files of values");
+    Ok(())
+}
+
+/// Unknown fields are refused as well (strict validation).
+fn accepted(plane: &ControlPlane, manifests: &str) -> Result<()> {
+    let apply = ["apply", "--server-side", "--dry-run=server", "-f", "-"];
+    let said = plane.kubectl_stdin(&[&apply[..], &["--validate=strict"]].concat(), manifests)?;
+    let objects = manifests.lines().filter(|line| line.starts_with("kind: "));
+    let (objects, lines) = (objects.count(), said.lines().count());
+    ensure!(objects > 0 && objects == lines, "{objects} objects: {said}");
+    Ok(())
+}
