@@ -1,4 +1,5 @@
-//! The table of docs/kube-proxy-parity.md holds every row, and nothing in it is shown by what does not exist.
+//! The table of docs/kube-proxy-parity.md holds every row, and nothing in it or in docs/kube-proxy-flags.md is shown by
+//! a test that does not exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -87,6 +88,32 @@ fn every_row_is_in_the_table_and_shown_by_tests_that_exist() -> Result<()> {
         .collect();
     ensure!(absent.is_empty(), "rows without a test: {absent:?}");
     ensure!(rows.len() == ROWS as usize, "rows: {:?}", rows.keys());
+    Ok(())
+}
+
+#[test]
+fn every_test_that_the_page_of_flags_names_exists() -> Result<()> {
+    let root = root()?;
+    let text = fs::read_to_string(root.join("docs/kube-proxy-flags.md"))?;
+    let mut names = BTreeSet::new();
+    for folder in ["crates", "tests/src", "tests/tests"] {
+        tests(&root.join(folder), &mut names)?;
+    }
+    let rows = text.lines().filter(|line| line.starts_with("| "));
+    let (mut missing, mut count) = (Vec::new(), 0);
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        let shown_by: Vec<&str> = quoted(cells.last().context("no cells")?).collect();
+        let is_setting = row.starts_with("| `");
+        ensure!(
+            !is_setting || !shown_by.is_empty(),
+            "shown by nothing: {row}"
+        );
+        count += shown_by.len();
+        missing.extend(shown_by.into_iter().filter(|name| !names.contains(*name)));
+    }
+    ensure!(count > 100, "{count} names: is the table still there?");
+    ensure!(missing.is_empty(), "no such tests: {missing:?}");
     Ok(())
 }
 

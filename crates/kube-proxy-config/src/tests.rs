@@ -9,6 +9,8 @@ use crate::tables::flags::FLAGS;
 use crate::tables::{field_of, flannel, portolan};
 use crate::*;
 
+mod meanings;
+mod page;
 mod random;
 
 fn line(dialect: Dialect, arguments: &[&str]) -> CommandLine {

@@ -284,7 +284,10 @@ fn stamps_of(module: &str, version: &str) -> Vec<String> {
             .collect()
         }
         FLANNEL => vec![stamp(format!("{FLANNEL}/pkg/version.Version"), version)],
-        helm::HELM => vec![stamp(format!("{}/internal/version.version", helm::HELM), version)],
+        helm::HELM => vec![stamp(
+            format!("{}/internal/version.version", helm::HELM),
+            version,
+        )],
         // etcd has its version in a constant.
         _ => Vec::new(),
     }

@@ -21,7 +21,10 @@ fn token_of_a_pod_on(plane: &ControlPlane, node: &str) -> Result<String> {
     }))?;
     let bound = ["--bound-object-kind=Pod", "--bound-object-name", &pod];
     let create = ["--namespace=kube-system", "create", "token", "portolan"];
-    Ok(plane.kubectl(&[&create[..], &bound].concat())?.trim().to_owned())
+    Ok(plane
+        .kubectl(&[&create[..], &bound].concat())?
+        .trim()
+        .to_owned())
 }
 
 /// The patch is refused, for this reason.
@@ -60,14 +63,12 @@ fn a_pod_changes_its_own_node_and_no_other() -> Result<()> {
     wait_for("the policy to take effect", PATIENCE, || {
         refused(patch("node-b", &annotations), foreign)
     })?;
-    refused(
-        patch("node-b", &condition("NetworkUnavailable")),
-        foreign,
-    )?;
+    refused(patch("node-b", &condition("NetworkUnavailable")), foreign)?;
 
     patch("node-a", &annotations)?;
     patch("node-a", &condition("NetworkUnavailable"))?;
-    let labels = json!({ "metadata": { "labels": { "node-role.kubernetes.io/control-plane": "" } } });
+    let labels =
+        json!({ "metadata": { "labels": { "node-role.kubernetes.io/control-plane": "" } } });
     for (change, reason) in [
         (labels, "only annotations of its Node"),
         (
@@ -83,5 +84,7 @@ fn a_pod_changes_its_own_node_and_no_other() -> Result<()> {
     let unbound = plane.token("kube-system", "portolan")?;
     let unbound = plane.patch_node_status(&unbound, "node-a", &annotations);
     refused(unbound, "(none)")?;
-    plane.kubectl(&["label", "node", "node-b", "zone=a"]).map(drop)
+    plane
+        .kubectl(&["label", "node", "node-b", "zone=a"])
+        .map(drop)
 }

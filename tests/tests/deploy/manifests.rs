@@ -16,11 +16,7 @@ const GENERATED: [(&str, &str, Option<&str>); 13] = [
     ),
     ("proxy/portolan.yaml", "proxy", None),
     ("kubeadm/portolan.yaml", "kubeadm", None),
-    (
-        "proxy-and-overlay/portolan.yaml",
-        "proxy-and-overlay",
-        None,
-    ),
+    ("proxy-and-overlay/portolan.yaml", "proxy-and-overlay", None),
     ("overlay-only/portolan.yaml", "overlay-only", None),
     ("kind/portolan.yaml", "kind", None),
     ("k3s/portolan.yaml", "k3s", None),

@@ -55,7 +55,10 @@ pub fn without_credentials(path: &Path) -> Result<String> {
 /// The cluster of the current context; without a current context, the only cluster.
 fn current_cluster(kubeconfig: &Kubeconfig) -> Option<&Cluster> {
     let current = kubeconfig.current_context.as_deref().unwrap_or_default();
-    let context = kubeconfig.contexts.iter().find(|named| named.name == current);
+    let context = kubeconfig
+        .contexts
+        .iter()
+        .find(|named| named.name == current);
     let name = context
         .and_then(|named| named.context.as_ref())
         .map(|context| context.cluster.as_str());
@@ -114,7 +117,10 @@ users:
         });
         assert_eq!(cluster(&found), wanted);
         let text = found.to_string();
-        assert!(!text.contains("secret") && !text.contains("c2VjcmV0"), "{text}");
+        assert!(
+            !text.contains("secret") && !text.contains("c2VjcmV0"),
+            "{text}"
+        );
         Ok(())
     }
 
@@ -136,7 +142,11 @@ users:
 
     #[test]
     fn a_kubeconfig_without_a_server_is_an_error() {
-        for text in ["", "apiVersion: v1\nkind: Config\nclusters: []\n", "clusters: {"] {
+        for text in [
+            "",
+            "apiVersion: v1\nkind: Config\nclusters: []\n",
+            "clusters: {",
+        ] {
             assert!(located(text).is_err(), "{text:?}");
         }
     }
