@@ -29,8 +29,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-/// The program that `cargo build --release` made, beside the folder of the bench itself.
+/// The program that `PORTOLAN_PROGRAM` names (`cargo xtask bench` names the image's), else the one that `cargo build --release`
+/// made, beside the folder of the bench itself.
 pub fn program() -> Result<PathBuf> {
+    if let Some(program) = std::env::var_os("PORTOLAN_PROGRAM") {
+        return Ok(program.into());
+    }
     let here = std::env::current_exe()?;
     let program = here
         .ancestors()

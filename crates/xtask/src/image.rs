@@ -100,6 +100,11 @@ pub(crate) fn for_tests() -> Result<PathBuf> {
     Ok(image.archive)
 }
 
+/// The program in the image of this machine's architecture, for the benches.
+pub(crate) fn program() -> Result<PathBuf> {
+    program::build(Arch::host()?)
+}
+
 /// Builds the image.
 pub(crate) fn build(options: &Options) -> Result<Image> {
     let commit = Commit::read()?;
