@@ -26,14 +26,14 @@ use source::{Sources, Violation};
 
 /// Violations of each rule that are still to be mended.
 const BASELINE: &[(&str, usize)] = &[
-    ("catalogs", 29),
-    ("circles", 5),
+    ("catalogs", 0),
+    ("circles", 3),
     ("commits", 0),
-    ("help", 21),
-    ("metrics", 1),
-    ("spelling", 84),
-    ("test names", 104),
-    ("words", 55),
+    ("help", 17),
+    ("metrics", 0),
+    ("spelling", 81),
+    ("test names", 20),
+    ("words", 50),
 ];
 
 /// What to check and print.

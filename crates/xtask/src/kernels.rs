@@ -42,7 +42,7 @@ const BOOT: Duration = Duration::from_secs(120);
 /// Which scenarios to run on which kernels.
 #[derive(clap::Args, Default)]
 pub(crate) struct Options {
-    /// Kernels, by the beginning of their version: 5.10, 6.1, ... or `here` for the running one [default: all]
+    /// Kernels by series: 5.10, 6.1, ..., or `here` for the running one [default: all]
     versions: Vec<String>,
 
     /// Run only scenarios whose name contains this text

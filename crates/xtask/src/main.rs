@@ -36,7 +36,7 @@ enum Command {
     Kernels(kernels::Options),
     /// Check formatting, lints and the direction of dependencies, without running tests.
     Check(check::Options),
-    /// Build etcd, Kubernetes' control plane, kube-proxy and flanneld for the tests (needs Go), and print the folder.
+    /// Build the control plane, kube-proxy and flanneld for the tests (needs Go), and print the folder.
     ControlPlane,
     /// Build the container image for amd64 and arm64 as an OCI layout and an archive (needs no daemon).
     Image(image::Options),

@@ -46,13 +46,13 @@ const NIGHTLY_ONLY: &str = "older_kube_proxies";
 /// Which tests to run.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Run the quick tests, then the control plane, kube-proxy, flanneld, other kernels and large random sets
+    /// Run the quick tests, then control plane, kube-proxy, flanneld, other kernels, large random sets
     #[arg(long)]
     all: bool,
     /// Run only what --all adds to the quick tests
     #[arg(long)]
     rest: bool,
-    /// Run what --all runs, with older kube-proxies, all scenarios on all kernels and random sets ten times as large
+    /// Run --all with older kube-proxies, all kernel scenarios and larger random sets
     #[arg(long)]
     nightly: bool,
     /// Arguments for the test programs of the quick tests

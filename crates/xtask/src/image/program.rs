@@ -13,7 +13,9 @@ use crate::tools;
 /// An architecture, by Go's and OCI's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Arch {
+    /// x86-64
     Amd64,
+    /// AArch64
     Arm64,
 }
 
