@@ -115,6 +115,7 @@ const MODULES: &[Module] = &[
 pub(crate) fn control_plane() -> Result<()> {
     let folder = build(&Versions::All.modules())?;
     eprint!("{}", fs::read_to_string(folder.join("versions"))?);
+    eprintln!("{}={}", helm::VARIABLE, helm::program()?.display());
     println!("{}", folder.display());
     Ok(())
 }

@@ -28,11 +28,16 @@ pub(crate) fn for_tests() -> Result<Option<PathBuf>> {
         return Ok(Some(helm.into()));
     }
     if tools::find("go").is_some() {
-        return Ok(Some(build(&[&MODULE])?.join("helm")));
+        return program().map(Some);
     }
     if std::env::var_os("CI").is_some() {
         bail!("no Go, so no Helm, and CI is set: nothing may be skipped");
     }
     eprintln!("SKIPPED: every test of the Helm chart: Go is not installed");
     Ok(None)
+}
+
+/// Builds Helm unless that has been done, and returns its path.
+pub(super) fn program() -> Result<PathBuf> {
+    Ok(build(&[&MODULE])?.join("helm"))
 }
