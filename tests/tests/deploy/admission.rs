@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 use lab::{ControlPlane, Lab, scenario, wait_for};
+use portolan_tests::overlay::OverlayStage;
 use portolan_tests::stage::PATIENCE;
 use serde_json::{Value, json};
 
@@ -87,4 +88,35 @@ fn a_pod_changes_its_own_node_and_no_other() -> Result<()> {
     plane
         .kubectl(&["label", "node", "node-b", "zone=a"])
         .map(drop)
+}
+
+#[scenario(ControlPlane, Nft, Vxlan)]
+#[ignore = "needs a control plane"]
+fn nodes_form_a_mesh_with_the_rights_of_their_own_pods() -> Result<()> {
+    let stage = OverlayStage::new(2)?;
+    let (plane, _) = stage.serve_real_api()?;
+    plane.kubectl_stdin(&["apply", "-f", "-"], MANIFESTS)?;
+    let unbound = plane.token("kube-system", "portolan")?;
+    let probe = json!({ "metadata": { "annotations": { "probe": "" } } });
+    wait_for("the policy to take effect", PATIENCE, || {
+        let outcome = plane.patch_node_status(&unbound, stage.nodes[0].name(), &probe);
+        refused(outcome, "(none)")
+    })?;
+    let start = |number: usize| {
+        let token = token_of_a_pod_on(&plane, stage.nodes[number].name())?;
+        let kubeconfig = plane.kubeconfig_with_token(&token)?;
+        stage.start_with_api(number, &kubeconfig.display().to_string(), &[])
+    };
+    let _daemons = [start(0)?, start(1)?];
+    stage.wait_for_mesh()?;
+    for node in &stage.nodes {
+        let reason = r#"jsonpath={.status.conditions[?(@.type=="NetworkUnavailable")].reason}"#;
+        wait_for("the condition", PATIENCE, || {
+            let output = format!("--output={reason}");
+            let found = plane.kubectl(&["get", "node", node.name(), &output])?;
+            ensure!(found == "PortolanIsUp", "{found:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
