@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, scenario};
+use net_types::{Family, PerFamily};
 use nix::errno::Errno;
 use vxlan_overlay::{Device, Kernel, Mac, Operation, Refused, Watched};
 
@@ -39,15 +40,16 @@ fn refused_steps_are_named_and_all_others_are_carried_out() -> Result<()> {
     lab.node("node-0")?.run(|| {
         let mut kernel = Kernel::open()?;
         let watched = Watched {
-            devices: [DEVICE.to_owned(), String::new()],
+            devices: PerFamily::new(DEVICE.to_owned(), String::new()),
             can_reach: None,
         };
         let interfaces = kernel.observe(&watched)?.surroundings.interfaces;
         let parent = interfaces.iter().find(|interface| interface.name == "eth0");
         let parent = parent.context("no eth0")?.index;
         ensure!(kernel.apply(&[Operation::CreateDevice(device(parent)?)])? == []);
-        let [made, _] = kernel.observe(&watched)?.tunnels;
-        let index = made.device.context("no device")?.index;
+        let made = kernel.observe(&watched)?.tunnels;
+        let made = made[Family::Ip].device.as_ref();
+        let index = made.context("no device")?.index;
 
         // What is not there cannot be deleted. Runs of such steps, and one as the last of all.
         let (wrong, right): (Vec<u8>, Vec<u8>) =
@@ -71,7 +73,7 @@ fn refused_steps_are_named_and_all_others_are_carried_out() -> Result<()> {
             })
             .collect();
         ensure!(kernel.apply(&steps)? == refused);
-        let [found, _] = kernel.observe(&watched)?.tunnels;
+        let found = kernel.observe(&watched)?.tunnels[Family::Ip].clone();
         let wanted: BTreeSet<_> = right.iter().map(|n| (mac(*n), address(*n))).collect();
         ensure!(found.fdb.into_iter().collect::<BTreeSet<_>>() == wanted);
         Ok(())

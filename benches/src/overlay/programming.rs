@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nft::{Backend, Family, KernelConfig, TableContents};
+use net_types::{Family, PerFamily};
+use nft::{Backend, KernelConfig, TableContents};
 use vxlan_overlay::{
-    Config, Deletions, Facts, Filter, Kernel, Names, Node, Observed, Operation, Plan, Preferences,
-    RuleOptions, Said, TABLE, Watched, difference, plan, table,
+    Config, Deletions, Facts, Filter, Kernel, Names, Node, Observed, Operation, ParsedAnnotations,
+    Plan, Preferences, RuleOptions, TABLE, Watched, difference, plan, table,
 };
 
 use crate::{Report, Row, Samples, milliseconds};
@@ -121,7 +122,7 @@ fn run(peers: u32, measured: &mut Measured) -> Result<()> {
         owner: true,
     })?;
     let watched = Watched {
-        devices: Family::ALL.map(|family| config.device_name(family)),
+        devices: PerFamily::from_fn(|family| config.device_name(family)),
         can_reach: None,
     };
     let (programmed, steps) = settle(&mut kernel, &watched, &config, &nodes)?;
@@ -216,7 +217,7 @@ fn planned(config: &Config, nodes: &[Node], observed: &Observed) -> Plan {
         names: &Names::default(),
         own: "node-0",
         infer: true,
-        found: [None, None],
+        found: PerFamily::default(),
         surroundings: &observed.surroundings,
     };
     plan(facts, nodes.iter())
@@ -224,7 +225,8 @@ fn planned(config: &Config, nodes: &[Node], observed: &Observed) -> Plan {
 
 fn steps_of(plan: &Plan, observed: &Observed) -> Result<Vec<Operation>> {
     let mut steps = Vec::new();
-    for (wanted, found) in plan.tunnels.iter().zip(&observed.tunnels) {
+    for (family, wanted) in &plan.tunnels {
+        let found = &observed.tunnels[family];
         let wanted = wanted.as_ref().context("no tunnel")?;
         steps.extend(difference(wanted, found, Deletions::Allowed)?);
     }
@@ -252,7 +254,7 @@ fn node(number: u32) -> Node {
                 format!("2001:db8:1::{number:x}"),
             ),
         },
-        said: Said::Nothing,
+        parsed: ParsedAnnotations::Absent,
         annotations: Arc::default(),
     }
 }

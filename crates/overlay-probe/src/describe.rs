@@ -2,7 +2,7 @@
 
 use crate::verdict::{Leg, Verdict};
 
-/// Who a verdict is about.
+/// The names and numbers that a description mentions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct VerdictContext<'a> {
     /// This node.
@@ -11,16 +11,16 @@ pub(crate) struct VerdictContext<'a> {
     pub(crate) peer: &'a str,
     /// The VXLAN port.
     pub(crate) port: u16,
-    /// The interface to other nodes.
+    /// The interface to the other nodes.
     pub(crate) interface: &'a str,
-    /// The rule of this node that drops packets, where it was found.
+    /// The rule of this node that drops packets, if one was found.
     pub(crate) rule_here: Option<&'a str>,
-    /// The rule of the peer.
+    /// The rule of the peer, if one was found.
     pub(crate) rule_there: Option<&'a str>,
 }
 
 impl VerdictContext<'_> {
-    /// The verdict in words.
+    /// The verdict in a sentence.
     pub(crate) fn describe(&self, verdict: &Verdict) -> String {
         let VerdictContext {
             own,
@@ -53,9 +53,8 @@ impl VerdictContext<'_> {
                 )
             }
             Verdict::Partly(what) => {
-                let text = format!(
-                    "{what} through the tunnel to {peer} do not get through, other packets do"
-                );
+                let text =
+                    format!("{what} through the tunnel to {peer} fail, other packets arrive");
                 self.with_rules(vec![text])
             }
         }

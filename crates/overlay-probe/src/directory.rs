@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use net_types::Family;
+use net_types::{Family, PerFamily};
 use vxlan_overlay::{Peer, Plan, Tunnel};
 
 /// This node's end of one family's tunnel.
@@ -50,7 +50,7 @@ pub(super) enum Path {
 #[derive(Debug, Default)]
 pub(super) struct Directory {
     plan: Arc<Plan>,
-    ends: [Option<LocalVtep>; 2],
+    locals: PerFamily<Option<LocalVtep>>,
     /// Which address of which path is whose, by family and place in the plan; sorted.
     by_address: Vec<(IpAddr, Path, Family, u32)>,
 }
@@ -63,10 +63,8 @@ impl Directory {
 
     /// What a plan says. Looks up names of interfaces.
     pub(super) fn of(plan: &Arc<Plan>) -> Directory {
-        let ends = plan
-            .tunnels
-            .each_ref()
-            .map(|tunnel| tunnel.as_ref().map(end));
+        let tunnels = plan.tunnels.as_ref();
+        let locals = tunnels.map(|_, tunnel| tunnel.as_ref().map(local_vtep));
         let mut by_address = Vec::new();
         for family in Family::ALL {
             for (peer, place) in plan.peers(family).iter().zip(0..) {
@@ -79,7 +77,7 @@ impl Directory {
         by_address.sort_unstable();
         Directory {
             plan: plan.clone(),
-            ends,
+            locals,
             by_address,
         }
     }
@@ -105,17 +103,13 @@ impl Directory {
 
     /// This node's end.
     pub(super) fn local(&self, family: Family) -> Option<&LocalVtep> {
-        let [v4, v6] = &self.ends;
-        match family {
-            Family::Ip => v4.as_ref(),
-            Family::Ip6 => v6.as_ref(),
-        }
+        self.locals[family].as_ref()
     }
 
     /// Addresses of this node, and which path leads to each.
     pub(super) fn own(&self) -> impl Iterator<Item = (IpAddr, Path)> {
-        let ends = self.ends.iter().flatten();
-        ends.flat_map(|end| [(end.host, Path::Host), (end.tunnel, Path::Tunnel)])
+        let locals = self.locals.values().flatten();
+        locals.flat_map(|local| [(local.host, Path::Host), (local.tunnel, Path::Tunnel)])
     }
 
     /// The peer that has this address on this path.
@@ -138,7 +132,7 @@ fn target(family: Family, peer: &Peer) -> Target {
     }
 }
 
-fn end(tunnel: &Tunnel) -> LocalVtep {
+fn local_vtep(tunnel: &Tunnel) -> LocalVtep {
     let device = &tunnel.device;
     let parent = nix::net::if_::if_indextoname(device.parent);
     LocalVtep {

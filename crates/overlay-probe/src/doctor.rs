@@ -1,8 +1,8 @@
-//! `portolan doctor`: asks the daemon of this node to measure the way to a peer now, and prints what it says.
+//! `portolan doctor`: requests a measurement from the daemon of this node, and prints the report.
 //!
 //! The daemon listens on a socket of the network namespace (`@portolan-doctor`, unix(7)): no file, so that the command
 //! works in the daemon's container and on the host alike, and nothing outside the node can reach it. Such a name
-//! belongs to nobody, so each side looks who the other is: root, or its own user.
+//! has no owner, so each side checks the user of the other: root, or its own user.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -31,42 +31,42 @@ mod print;
 const SOCKET: &[u8] = b"portolan-doctor";
 /// Measuring the slowest peer takes about 10 s, and there are several at a time.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// A question is short.
-const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
-const QUESTION: u64 = 4096;
-/// Peers measured when nobody names one.
+/// The daemon waits this long for a request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_REQUEST: u64 = 4096;
+/// Peers measured when the command names none.
 const PEERS: usize = 64;
-/// Of these at a time.
+/// Peers measured at a time.
 const AT_A_TIME: usize = 16;
-/// Of these with a look for the rule.
-const LOOKS: usize = 3;
+/// Peers for which the dropping rule is traced.
+const TRACES: usize = 3;
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What is asked.
+/// The request of the command.
 #[derive(Debug, Serialize, Deserialize)]
-struct Question {
-    /// A peer; `None`: as many as make sense.
+struct Request {
+    /// The peer to measure; `None` for all, up to [`PEERS`].
     to: Option<String>,
 }
 
-/// What the daemon says.
+/// The answer of the daemon.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct DoctorReport {
     /// This node.
     pub node: String,
-    /// Why nothing can be told, if so.
+    /// Why nothing could be tested, if so.
     pub trouble: Option<String>,
-    /// By peer and family.
+    /// One entry for each peer and family.
     pub peers: Vec<PeerReport>,
-    /// Peers that were not asked.
+    /// How many pairs of peer and family were not tested.
     pub left_out: usize,
-    /// What this node has done about what it found.
+    /// Changes that this node has made because of earlier findings.
     pub remedies: Vec<String>,
-    /// What about this node's rules is worth knowing.
+    /// Facts about this node's rules that may explain a failure.
     pub notes: Vec<String>,
 }
 
-/// The way to one peer in one family.
+/// The result for one peer in one family.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PeerReport {
     /// Its name.
@@ -77,14 +77,14 @@ pub struct PeerReport {
     pub healthy: bool,
     /// The verdict in one word.
     pub verdict: String,
-    /// And in words.
+    /// The verdict in a sentence.
     pub text: String,
     /// What was measured.
     pub measured: Measurement,
 }
 
 impl DoctorReport {
-    /// Exit status of the command: 0 healthy, 1 something is broken, 2 cannot tell.
+    /// Exit status of the command: 0 healthy, 1 problem found, 2 could not test.
     pub fn exit_code(&self) -> u8 {
         match self.peers.iter().all(|peer| peer.healthy) {
             _ if self.trouble.is_some() => 2,
@@ -94,7 +94,7 @@ impl DoctorReport {
     }
 }
 
-/// Answers the command until cancelled.
+/// Serves the command until cancelled.
 pub(super) async fn serve(shared: Arc<Shared>, cancel: CancellationToken) {
     let serving = async {
         loop {
@@ -102,7 +102,7 @@ pub(super) async fn serve(shared: Arc<Shared>, cancel: CancellationToken) {
                 Ok(listener) => accept(&listener, &shared).await,
                 Err(error) => tracing::warn!(
                     error = format!("{error:#}"),
-                    "`portolan doctor` cannot be answered"
+                    "cannot serve `portolan doctor`; retrying"
                 ),
             }
             tokio::time::sleep(RETRY).await;
@@ -118,24 +118,24 @@ fn listen() -> anyhow::Result<UnixListener> {
     Ok(UnixListener::from_std(listener)?)
 }
 
-/// One question at a time.
+/// Serves one request at a time.
 async fn accept(listener: &UnixListener, shared: &Shared) {
     while let Ok((stream, _)) = listener.accept().await {
         if let Err(error) = answer(stream, shared).await {
-            tracing::debug!(error = format!("{error:#}"), "a question was not answered");
+            tracing::debug!(error = format!("{error:#}"), "cannot answer a request");
         }
     }
 }
 
 async fn answer(mut stream: UnixStream, shared: &Shared) -> anyhow::Result<()> {
     let uid = stream.peer_cred()?.uid();
-    ensure!(is_trusted(uid), "asked by user {uid}");
+    ensure!(is_trusted(uid), "request by user {uid}");
     let mut line = String::new();
     let (read, mut write) = stream.split();
-    let mut read = tokio::io::BufReader::new(tokio::io::AsyncReadExt::take(read, QUESTION));
-    tokio::time::timeout(QUESTION_TIMEOUT, read.read_line(&mut line)).await??;
-    let question: Question = serde_json::from_str(&line)?;
-    let mut report = examine(shared, question.to.as_deref()).await;
+    let mut read = tokio::io::BufReader::new(tokio::io::AsyncReadExt::take(read, MAX_REQUEST));
+    tokio::time::timeout(REQUEST_TIMEOUT, read.read_line(&mut line)).await??;
+    let request: Request = serde_json::from_str(&line)?;
+    let mut report = examine(shared, request.to.as_deref()).await;
     let status = shared.environment.status.load();
     report.remedies.clone_from(&status.remedies);
     let mut text = serde_json::to_vec(&report)?;
@@ -162,7 +162,7 @@ async fn examine(shared: &Shared, to: Option<&str>) -> DoctorReport {
     if directory.own().next().is_none() {
         report.trouble = Some("the overlay is not up on this node".to_owned());
     } else if let (Some(to), true) = (to, pairs.is_empty()) {
-        report.trouble = Some(format!("{to:?} is no peer of the overlay"));
+        report.trouble = Some(format!("{to:?} is not a peer of the overlay"));
     }
     report.left_out = pairs.len().saturating_sub(PEERS);
     pairs.truncate(PEERS);
@@ -175,10 +175,10 @@ async fn examine(shared: &Shared, to: Option<&str>) -> DoctorReport {
         report.notes.extend(untraceable(shared.environment.legacy));
     }
     report.notes.extend(notes(shared.environment.legacy).await);
-    let mut looks = 0;
+    let mut traces = 0;
     for (pair, measured) in pairs.iter().zip(&mut measured) {
-        if looks < LOOKS && !measured.verdict().is_healthy() {
-            looks += 1;
+        if traces < TRACES && !measured.verdict().is_healthy() {
+            traces += 1;
             pair.find_rules(measured).await;
         }
     }
@@ -196,22 +196,22 @@ async fn examine(shared: &Shared, to: Option<&str>) -> DoctorReport {
     report
 }
 
-/// Asks the daemon of this network namespace.
+/// Requests a report from the daemon of this network namespace.
 pub fn ask(to: Option<&str>) -> anyhow::Result<DoctorReport> {
     let address = unix::SocketAddr::from_abstract_name(SOCKET)?;
     let mut stream = unix::UnixStream::connect_addr(&address).context(
-        "no daemon of this node answers: is it run with --overlay vxlan, and this command in its network namespace?",
+        "cannot reach the portolan daemon on this node. Is it running with --overlay vxlan, and is this command in the host network namespace?",
     )?;
     let uid = getsockopt(&stream, PeerCredentials)?.uid();
     ensure!(
         is_trusted(uid),
-        "user {uid} has taken the daemon's socket @portolan-doctor: end what listens there"
+        "user {uid} listens on the daemon's socket @portolan-doctor: stop that process"
     );
     stream.set_read_timeout(Some(PATIENCE))?;
-    let question = Question {
+    let request = Request {
         to: to.map(str::to_owned),
     };
-    let mut text = serde_json::to_vec(&question)?;
+    let mut text = serde_json::to_vec(&request)?;
     text.push(b'\n');
     stream.write_all(&text)?;
     let mut line = String::new();
@@ -219,13 +219,13 @@ pub fn ask(to: Option<&str>) -> anyhow::Result<DoctorReport> {
         .read_line(&mut line)
         .context("waiting for the daemon's answer")?;
     if line.is_empty() {
-        bail!("the daemon gave no answer: only root and its own user get one");
+        bail!("the daemon sent no answer: run this command as root or as the daemon's user");
     }
     serde_json::from_str(&line).context("reading the daemon's answer")
 }
 
 impl DoctorReport {
-    /// For people: a table for each pair, or, where nobody was named, a line.
+    /// The report as text: one line for each pair, preceded by a table if `tables`.
     pub fn text(&self, tables: bool) -> String {
         print::text(self, tables)
     }

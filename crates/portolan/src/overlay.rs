@@ -1,8 +1,7 @@
-//! The overlay's loop: the one owner of the tunnel devices and of what hangs on them.
+//! The overlay's loop: the one owner of the tunnel devices, their routes, neighbours and FDB entries.
 //!
-//! Nodes in, steps out: every event, every foreign change in the kernel and every audit leads to the same turn, which
-//! observes, plans, and carries out the difference until there is none. It runs on a thread of its own, since the
-//! kernel is asked and waited for; nothing it does when it ends can make the tunnel go away.
+//! Every event, every foreign change in the kernel and every audit leads to the same turn ([`turn`]). The loop has a
+//! thread of its own, since it blocks on the kernel. The tunnel stays in place when the loop ends.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +21,10 @@ mod condition;
 mod files;
 mod flannel;
 pub mod probes;
+mod problem_log;
 mod publish;
+mod publisher;
+mod reconciler;
 mod table;
 mod turn;
 
@@ -30,33 +32,35 @@ use crate::features::links::{self, Found, LinkFeature};
 use crate::metrics::Metrics;
 use args::OverlayArgs;
 use publish::Publication;
+use publisher::NodePublisher;
+use reconciler::Reconciler;
 use table::OverlayTable;
 use turn::Overlay;
 
-/// Changes that come together are looked at together.
+/// Batching interval of foreign changes.
 const SETTLE: Duration = Duration::from_millis(3);
-/// How long the listener goes without looking whether it is still wanted.
+/// Longest wait of the listener between two checks for cancellation.
 const LISTEN: Duration = Duration::from_millis(500);
 
-/// What is told to the loop about Nodes.
+/// Events of all Nodes.
 pub type NodeEvents = mpsc::Receiver<ObjectEvent<service_model::Node>>;
 
-/// What the loop needs to know besides the nodes.
+/// Configuration of the loop.
 #[derive(Clone, Debug)]
 pub struct OverlayConfig {
     /// The overlay of the cluster.
     pub config: Config,
-    /// The operator's word about the interface.
+    /// The operator's choice of the interface.
     pub preferences: Preferences,
     /// Names of annotations.
     pub names: Names,
     /// This node.
     pub own: Arc<str>,
-    /// Peers without annotations are worked out from their names and addresses (folders of manifests).
+    /// Derive the VTEPs of peers without annotations from their names and addresses (manifest folders).
     pub infer: bool,
-    /// What the nftables table is for; its masquerading is told as `FLANNEL_IPMASQ`.
+    /// What the nftables table does; its masquerading is written to subnet.env as `FLANNEL_IPMASQ`.
     pub rules: RuleOptions,
-    /// Own the table, so that nobody else's flush can take it away.
+    /// Set the owner flag of the table, so that a foreign flush passes over it.
     pub own_tables: bool,
     /// Set the condition `NetworkUnavailable`.
     pub set_condition: bool,
@@ -66,18 +70,18 @@ pub struct OverlayConfig {
 }
 
 impl OverlayConfig {
-    /// What the flags mean for the node `own`.
+    /// The configuration of the flags, for the node `own`.
     pub fn new(
         args: &OverlayArgs,
         cluster: &[ipnet::IpNet],
         own: Arc<str>,
         infer: bool,
     ) -> Result<Self> {
-        let given = args.meaningless.given();
+        let given = args.ignored_flannel_flags.given();
         if !given.is_empty() {
             tracing::info!(
                 flags = given.join(" "),
-                "these flags of flannel's mean nothing here"
+                "ignoring flannel flags that have no effect"
             );
         }
         Ok(OverlayConfig {
@@ -100,32 +104,32 @@ impl OverlayConfig {
     }
 }
 
-/// State of the overlay at one moment, for probes and metrics.
+/// State of the overlay after a turn, for health endpoints and probes.
 #[derive(Clone, Debug, Default)]
 pub struct OverlayStatus {
-    /// Everything planned is in the kernel, from a complete list.
+    /// Whether the kernel has been as planned at least once, by a complete list of Nodes.
     pub ready: bool,
     /// The plan in force.
     pub plan: Arc<Plan>,
-    /// Names of nodes that a list left out implausibly, and that are served on.
+    /// Nodes kept as peers although the latest list, which lost too many, lacks them.
     pub held: Vec<Arc<str>>,
-    /// What keeps the kernel from being as planned.
+    /// Why the kernel is not as planned.
     pub trouble: Option<String>,
-    /// Steps carried out so far to undo what others did.
+    /// Steps that repaired foreign changes so far.
     pub repairs: u64,
 }
 
-/// Published whole by the loop.
+/// The latest [`OverlayStatus`], shared with readers.
 pub type SharedOverlayStatus = Arc<ArcSwap<OverlayStatus>>;
 
-/// Where the loop tells others how it goes.
+/// Where the loop reports.
 struct Reports {
     status: SharedOverlayStatus,
     metrics: Arc<Metrics>,
 }
 
-/// Starts the loop on a thread of its own, and with a client the task that publishes. Ends when cancelled; the tunnel
-/// stays.
+/// Starts the loop on a thread of its own and, with a client, the task that writes to the API server. Both end when
+/// cancelled; the tunnel stays.
 pub fn start(
     mut config: OverlayConfig,
     client: Option<ApiClient>,
@@ -136,7 +140,7 @@ pub fn start(
 ) -> Result<oneshot::Receiver<Result<()>>> {
     if let missing @ (Found::No(_) | Found::Untried(_)) = links::nexthop_objects() {
         let instead = LinkFeature::NexthopObjects.instead();
-        tracing::info!(?missing, instead, "no nexthop objects");
+        tracing::info!(?missing, instead, "nexthop objects are not available");
         config.config.nexthops_above = usize::MAX;
     }
     let (publication, wanted) = watch::channel(Publication::default());
@@ -177,49 +181,48 @@ async fn run(
     let foreign = listen(&kernel, devices.clone(), cancel.clone())?;
     let table_changed = Arc::new(Notify::new());
     let table = OverlayTable::open(&config, table_changed.clone(), cancel.clone())?;
-    let (masquerading, stand) = watch::channel(Vec::new());
-    tokio::spawn(flannel::run(stand, cancel.clone()));
+    let (masquerading, families) = watch::channel(Vec::new());
+    tokio::spawn(flannel::run(families, cancel.clone()));
+    let config = Arc::new(config);
     let mut overlay = Overlay::new(
-        config,
-        kernel,
+        config.clone(),
+        Reconciler::new(config.clone(), kernel, devices, reports.metrics.clone()),
         table,
-        publication,
+        NodePublisher::new(config, publication),
         masquerading,
         reports,
-        devices,
     );
-    overlay.recall();
     let mut due = true;
     loop {
         if due {
             overlay.turn(Instant::now());
         }
         due = true;
-        let wake = overlay.wake(Instant::now());
+        let wake = overlay.due(Instant::now());
         tokio::select! {
             biased;
             () = cancel.cancelled() => break,
             event = nodes.recv() => {
                 let Some(event) = event else { break };
-                // A kubelet writes its Node every few minutes: nothing that matters here.
-                due = overlay.take(event);
-                overlay.look = false;
+                // A kubelet updates its Node every few minutes, mostly without a change that matters here.
+                due = overlay.on_event(event);
+                overlay.reconciler.skip_observation();
                 while let Ok(event) = nodes.try_recv() {
-                    due |= overlay.take(event);
+                    due |= overlay.on_event(event);
                 }
             }
             () = foreign.notified() => {
                 tokio::time::sleep(SETTLE).await;
-                overlay.heard = true;
+                overlay.foreign_change = true;
             }
-            () = table_changed.notified() => overlay.table.doubt(),
+            () = table_changed.notified() => overlay.table.invalidate(),
             () = tokio::time::sleep_until(wake.into()) => {}
         }
     }
     Ok(())
 }
 
-/// Whose changes matter at present.
+/// The devices whose changes matter at present.
 type Devices = Arc<ArcSwap<Concern>>;
 
 /// Listens on a thread of its own, in the same network namespace.
@@ -234,7 +237,7 @@ fn listen(kernel: &Kernel, devices: Devices, cancel: CancellationToken) -> Resul
                 Ok(false) => {}
                 Ok(true) => notify.notify_one(),
                 Err(error) => {
-                    tracing::warn!(%error, "changes of links and routes unreadable: comparing twice a second instead");
+                    tracing::warn!(%error, "cannot read notifications of links and routes; comparing twice a second instead");
                     notify.notify_one();
                     std::thread::sleep(LISTEN);
                 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use nft::Family;
+use net_types::{Family, PerFamily};
 
 use crate::mac::Mac;
 
@@ -28,15 +28,15 @@ pub struct Vtep {
     pub public_ip: IpAddr,
 }
 
-/// What a node says of itself.
+/// What the annotations of a Node state about its VTEPs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Said {
-    /// It takes no part: no `kube-subnet-manager`.
-    Nothing,
-    /// Its backend is another one, or its data do not decode: what was good before stays.
-    Unusable(&'static str),
-    /// The ends of its tunnels, for the families that it has.
-    Vteps([Option<Vtep>; 2]),
+pub enum ParsedAnnotations {
+    /// The node takes no part: it has no `kube-subnet-manager`.
+    Absent,
+    /// They are of another backend or do not decode, for this reason. Earlier valid ones stay in force.
+    Invalid(&'static str),
+    /// The VTEPs, for the families that the node has.
+    Vteps(PerFamily<Option<Vtep>>),
 }
 
 /// The names under one prefix.
@@ -70,16 +70,16 @@ impl Names {
         annotations.get(key.as_str()).map(|value| &**value)
     }
 
-    /// What these annotations say, for a VNI.
-    pub fn read(&self, annotations: &Annotations, vni: u32) -> Said {
+    /// Parses the annotations, for a VNI.
+    pub fn read(&self, annotations: &Annotations, vni: u32) -> ParsedAnnotations {
         if self.get(annotations, "kube-subnet-manager") != Some("true") {
-            return Said::Nothing;
+            return ParsedAnnotations::Absent;
         }
         if self.get(annotations, "backend-type") != Some(VXLAN) {
-            return Said::Unusable("its backend is not vxlan");
+            return ParsedAnnotations::Invalid("backend-type is not vxlan");
         }
-        let mut vteps = [None, None];
-        for (vtep, family) in vteps.iter_mut().zip(Family::ALL) {
+        let mut vteps = PerFamily::default();
+        for (family, vtep) in vteps.iter_mut() {
             let data = self.get(annotations, data_name(family));
             let public_ip = self.get(annotations, public_ip_name(family));
             *vtep = match (data, public_ip) {
@@ -87,21 +87,25 @@ impl Names {
                 (None | Some("" | "null"), _) | (_, None | Some("")) => None,
                 (Some(data), Some(public_ip)) => {
                     let Some((its_vni, mac)) = backend_data(data) else {
-                        return Said::Unusable("its backend data do not decode");
+                        return ParsedAnnotations::Invalid("backend-data is not valid");
                     };
                     if its_vni.is_some_and(|its_vni| its_vni != vni) {
-                        return Said::Unusable("its VNI is another one");
+                        return ParsedAnnotations::Invalid("its VNI differs from this node's");
                     }
                     match public_ip.parse::<IpAddr>() {
                         Ok(public_ip) if Family::of(public_ip) == family => {
                             Some(Vtep { mac, public_ip })
                         }
-                        _ => return Said::Unusable("its public address is none"),
+                        _ => {
+                            return ParsedAnnotations::Invalid(
+                                "public-ip is not an address of its family",
+                            );
+                        }
                     }
                 }
             };
         }
-        Said::Vteps(vteps)
+        ParsedAnnotations::Vteps(vteps)
     }
 
     /// The hardware address that peers hold for this node, to be kept when the device is made anew.
@@ -139,14 +143,14 @@ impl Names {
     }
 
     /// The annotations of a node with these ends, as flannel writes them.
-    pub fn write(&self, vni: u32, vteps: &[Option<Vtep>; 2]) -> Annotations {
+    pub fn write(&self, vni: u32, vteps: &PerFamily<Option<Vtep>>) -> Annotations {
         let mut annotations = Annotations::new();
         let mut put = |name: &str, value: String| {
             annotations.insert(format!("{}{name}", self.prefix).into(), value.into());
         };
         put("kube-subnet-manager", "true".to_owned());
         put("backend-type", VXLAN.to_owned());
-        for (vtep, family) in vteps.iter().zip(Family::ALL) {
+        for (family, vtep) in vteps {
             if let Some(vtep) = vtep {
                 put(
                     data_name(family),
@@ -196,8 +200,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_flannels_byte_for_byte_and_reads_back() {
-        let vteps = [
+    fn written_annotations_equal_flannels_and_read_back() {
+        let vteps = PerFamily::new(
             Some(Vtep {
                 mac: "12:c6:65:89:b4:e3".parse().unwrap(),
                 public_ip: "192.0.2.7".parse().unwrap(),
@@ -206,7 +210,7 @@ mod tests {
                 mac: "2a:00:00:00:00:01".parse().unwrap(),
                 public_ip: "2001:db8::7".parse().unwrap(),
             }),
-        ];
+        );
         let names = Names::default();
         let written = names.write(1, &vteps);
         assert_eq!(
@@ -223,15 +227,15 @@ mod tests {
                 ("public-ipv6", "2001:db8::7"),
             ])
         );
-        assert_eq!(names.read(&written, 1), Said::Vteps(vteps));
+        assert_eq!(names.read(&written, 1), ParsedAnnotations::Vteps(vteps));
         assert_eq!(
             names.own_mac(&written, Family::Ip),
-            Some(vteps[0].unwrap().mac)
+            Some(vteps[Family::Ip].unwrap().mac)
         );
     }
 
     #[test]
-    fn a_node_without_flannels_mark_says_nothing_and_a_strange_one_is_unusable() {
+    fn missing_annotations_are_absent_and_malformed_ones_invalid() {
         let names = Names::default();
         let good = [
             ("kube-subnet-manager", "true"),
@@ -239,11 +243,14 @@ mod tests {
             ("backend-data", r#"{"VtepMAC":"12:c6:65:89:b4:e3"}"#),
             ("public-ip", "192.0.2.7"),
         ];
-        assert!(matches!(
-            names.read(&annotations(&good), 1),
-            Said::Vteps([Some(_), None])
-        ));
-        assert_eq!(names.read(&annotations(&good[1..]), 1), Said::Nothing);
+        let ParsedAnnotations::Vteps(vteps) = names.read(&annotations(&good), 1) else {
+            panic!("no VTEPs");
+        };
+        assert!(vteps[Family::Ip].is_some() && vteps[Family::Ip6].is_none());
+        assert_eq!(
+            names.read(&annotations(&good[1..]), 1),
+            ParsedAnnotations::Absent
+        );
         for (place, value) in [
             (1, "host-gw"),
             (2, "{"),
@@ -255,7 +262,10 @@ mod tests {
             let mut bad = good;
             bad[place].1 = value;
             assert!(
-                matches!(names.read(&annotations(&bad), 1), Said::Unusable(_)),
+                matches!(
+                    names.read(&annotations(&bad), 1),
+                    ParsedAnnotations::Invalid(_)
+                ),
                 "{value}"
             );
         }
@@ -274,7 +284,7 @@ mod tests {
         ] {
             assert!(
                 Names::new(prefix)
-                    .write(1, &[None, None])
+                    .write(1, &PerFamily::default())
                     .contains_key(joined),
                 "{prefix}"
             );

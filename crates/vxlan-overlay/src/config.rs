@@ -1,7 +1,7 @@
 //! What an operator decides about the overlay, and flannel's `net-conf.json`, which says most of it.
 
 use ipnet::IpNet;
-use nft::Family;
+use net_types::Family;
 use serde_json::Value;
 
 /// The kernel's and flannel's default port on Linux; RFC 7348 assigns 4789.

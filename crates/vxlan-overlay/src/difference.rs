@@ -14,16 +14,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use net_types::PerFamily;
 
 use crate::mac::Mac;
-use crate::nexthop;
+use crate::marks::{BLACKHOLE_METRIC, PROTOCOL, nexthop_id};
 use crate::plan::{Device, Entries, Peer, Tunnel, Way};
 use crate::underlay::Surroundings;
-
-/// The mark of our routes (`rtm_protocol`). Any number that nobody else uses would do (see `rt_protos` of iproute2).
-pub const PROTOCOL: u8 = 112;
-/// Behind every other route to the same range.
-pub const BLACKHOLE_METRIC: u32 = u32::MAX - 1;
 
 /// What the kernel shows at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,34 +27,32 @@ pub struct Observed {
     /// The network below.
     pub surroundings: Surroundings,
     /// Our devices and what belongs to them, by family.
-    pub tunnels: [ObservedTunnel; 2],
+    pub tunnels: PerFamily<ObservedTunnel>,
 }
 
 impl Observed {
     /// What will be observed when the steps to these tunnels have been carried out, deletions too: reading thousands of
     /// entries again would cost more than a change of one node. `None` while a device is still to be made.
-    pub fn after(&self, tunnels: &[Option<Tunnel>; 2]) -> Option<Observed> {
+    pub fn after(&self, tunnels: &PerFamily<Option<Tunnel>>) -> Option<Observed> {
         let mut after = self.clone();
-        for (found, wanted) in after.tunnels.iter_mut().zip(tunnels) {
-            if let Some(wanted) = wanted {
+        for (family, found) in after.tunnels.iter_mut() {
+            if let Some(wanted) = &tunnels[family] {
                 *found = found.after(wanted)?;
             }
         }
         Some(after)
     }
-}
 
-impl Observed {
     /// The same without what hangs on the devices, which [`Observed::after`] puts back.
     pub fn below(&self) -> Observed {
-        let tunnel = |tunnel: &ObservedTunnel| ObservedTunnel {
+        let tunnel = |_, tunnel: &ObservedTunnel| ObservedTunnel {
             device: tunnel.device.clone(),
             foreign_nexthops: tunnel.foreign_nexthops.clone(),
             ..ObservedTunnel::default()
         };
         Observed {
             surroundings: self.surroundings.clone(),
-            tunnels: self.tunnels.each_ref().map(tunnel),
+            tunnels: self.tunnels.as_ref().map(tunnel),
         }
     }
 }
@@ -99,7 +93,7 @@ impl ObservedTunnel {
     ) -> impl Iterator<Item = ObservedRoute> {
         entries.routes.iter().map(|(destination, way)| {
             let object = match way {
-                Way::Tunnel(gateway) if wanted.nexthops => nexthop::id(*gateway),
+                Way::Tunnel(gateway) if wanted.nexthops => nexthop_id(*gateway),
                 _ => None,
             };
             let object = object.filter(|id| !self.foreign_nexthops.contains(id));

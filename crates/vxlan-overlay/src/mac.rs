@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use nft::Family;
+use net_types::Family;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

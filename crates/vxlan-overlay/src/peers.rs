@@ -1,4 +1,4 @@
-//! The nodes of the cluster as told so far, and the guard against lists that are too short to be true.
+//! The nodes of the cluster as received so far, and the guard against truncated lists.
 //!
 //! A list that lost most of its nodes since the last one (a cache that was served empty, a folder that is being
 //! replaced) would tear the network of every pod apart if it were believed. Such nodes are held: they stay peers until
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
-use crate::annotations::{Annotations, Names, Said};
+use crate::annotations::{Annotations, Names, ParsedAnnotations};
 
 /// How long nodes are held that a list left out implausibly.
 pub const HOLD: Duration = Duration::from_secs(600);
@@ -31,8 +31,8 @@ pub struct Node {
     pub pod_cidrs: Both<IpNet>,
     /// `status.addresses` of type InternalIP, then ExternalIP.
     pub addresses: Both<IpAddr>,
-    /// What its annotations say of its ends of the tunnel.
-    pub said: Said,
+    /// What its annotations state about its VTEPs.
+    pub parsed: ParsedAnnotations,
     /// The annotations themselves; [`Peers`] keeps those of this node only, for texts take more room than all the rest.
     pub annotations: Arc<Annotations>,
 }
@@ -51,13 +51,13 @@ impl Node {
             name,
             pod_cidrs: pod_cidrs.into(),
             addresses: addresses.into(),
-            said: names.read(&annotations, vni),
+            parsed: names.read(&annotations, vni),
             annotations,
         }
     }
 
-    fn makes_sense(&self) -> bool {
-        matches!(self.said, Said::Vteps(_))
+    fn has_vteps(&self) -> bool {
+        matches!(self.parsed, ParsedAnnotations::Vteps(_))
     }
 }
 
@@ -107,10 +107,10 @@ impl Peers {
     /// What is remembered of a node that was `known` as it was before.
     fn after(&self, known: Option<&Node>, mut node: Node) -> Node {
         if let Some(known) = known
-            && known.makes_sense()
-            && !node.makes_sense()
+            && known.has_vteps()
+            && !node.has_vteps()
         {
-            node.said = known.said.clone();
+            node.parsed = known.parsed.clone();
             node.annotations = known.annotations.clone();
         }
         if node.name != self.own {
@@ -200,6 +200,8 @@ impl Peers {
 
 #[cfg(test)]
 mod tests {
+    use net_types::PerFamily;
+
     use super::*;
 
     fn node(name: &str) -> Node {
@@ -207,7 +209,7 @@ mod tests {
             name: name.into(),
             pod_cidrs: Both::default(),
             addresses: Both::default(),
-            said: Said::Nothing,
+            parsed: ParsedAnnotations::Absent,
             annotations: Arc::default(),
         }
     }
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_lost_most_nodes_is_not_believed_until_they_are_deleted_or_long_gone() {
+    fn nodes_missing_from_a_truncated_list_are_held_for_a_while() {
         let (mut peers, start) = (Peers::new("a".into()), Instant::now());
         let all = ["a", "b", "c", "d", "e", "f"];
         peers.reset(all.into_iter().map(node), start);
@@ -232,17 +234,17 @@ mod tests {
     }
 
     #[test]
-    fn annotations_that_stop_making_sense_leave_the_good_ones_in_force() {
+    fn invalid_annotations_leave_the_last_valid_ones_in_force() {
         let (names, mut peers) = (Names::default(), Peers::new("own".into()));
         let told = |addresses: &[&str], annotations| {
             let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
             let annotations = Arc::new(annotations);
             Node::new("a".into(), &[], &addresses, annotations, (&names, 1))
         };
-        peers.apply(told(&[], names.write(1, &[None, None])));
+        peers.apply(told(&[], names.write(1, &PerFamily::default())));
         peers.apply(told(&["192.0.2.1"], Annotations::new()));
         let kept = peers.get("a").unwrap();
-        assert_eq!(kept.said, Said::Vteps([None, None]));
+        assert_eq!(kept.parsed, ParsedAnnotations::Vteps(PerFamily::default()));
         assert_eq!(kept.addresses.len(), 1);
         assert!(
             kept.annotations.is_empty(),

@@ -1,20 +1,20 @@
 //! What this node's kernel should hold: a function of configuration, nodes and the network below.
 //!
-//! No clock, no effect: the same facts give the same [`Plan`], whatever came before. What cannot be served is left out
-//! and named as a [`Problem`]; it never keeps the rest from being served.
+//! No clock, no effect: the same facts give the same [`Plan`], whatever came before. Invalid input is skipped and
+//! reported as a [`Problem`]; the rest of the plan does not depend on it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use nft::Family;
+use net_types::{Family, PerFamily};
 
-use crate::annotations::{Names, Said, Vtep};
+use crate::annotations::{Names, ParsedAnnotations, Vtep};
 use crate::config::Config;
 use crate::mac::Mac;
 use crate::peers::Node;
-use crate::underlay::{External, Preferences, Surroundings, of, of_mut};
+use crate::underlay::{External, Preferences, Surroundings};
 
 /// Outer Ethernet, IP, UDP and VXLAN headers: 50 bytes over IPv4, 70 over IPv6 (RFC 7348; kernel `VXLAN_HEADROOM`).
 pub const fn overhead(family: Family) -> u32 {
@@ -24,12 +24,12 @@ pub const fn overhead(family: Family) -> u32 {
     }
 }
 
-/// Everything a plan follows from.
+/// The input of [`plan`].
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// The operator's decisions.
     pub config: &'a Config,
-    /// The operator's word about the interface.
+    /// The operator's choice of the interface.
     pub preferences: &'a Preferences,
     /// Names of the annotations.
     pub names: &'a Names,
@@ -39,57 +39,62 @@ pub struct Facts<'a> {
     /// manifests; in a cluster such a node takes no part.
     pub infer: bool,
     /// Hardware addresses of the devices that are there.
-    pub found: [Option<Mac>; 2],
+    pub found: PerFamily<Option<Mac>>,
     /// The network below.
     pub surroundings: &'a Surroundings,
 }
 
-/// What the kernel should hold, and what others should be told.
+/// What the kernel should hold, and what other nodes should learn.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// By family; `None` where there is nothing to carry, or no way yet.
-    pub tunnels: [Option<Tunnel>; 2],
-    /// What cannot be served.
+    /// `None` where this node has no pod CIDR, or no interface to the other nodes yet.
+    pub tunnels: PerFamily<Option<Tunnel>>,
+    /// Objects and families that are skipped, and why.
     pub problems: Vec<Problem>,
 }
 
 impl Plan {
-    /// Peers that are reached in this family, by name.
+    /// Peers of this family, in the order of their names.
     pub fn peers(&self, family: Family) -> &[Peer] {
-        let tunnel = of(&self.tunnels, family);
-        tunnel.as_ref().map_or(&[], |tunnel| &tunnel.peers)
+        let tunnel = self.tunnels[family].as_ref();
+        tunnel.map_or(&[], |tunnel| &tunnel.peers)
     }
 
-    /// Number of peers that are reached, in the family that reaches more.
+    /// Number of peers in the family that has more.
     pub fn peer_count(&self) -> usize {
         let counts = Family::ALL.map(|family| self.peers(family).len());
         counts.into_iter().max().unwrap_or_default()
     }
+
+    /// Whether a family has no interface to the other nodes.
+    pub fn lacks_external(&self) -> bool {
+        let lacks = |problem: &Problem| matches!(problem, Problem::NoExternal(_));
+        self.problems.iter().any(lacks)
+    }
 }
 
-/// The tunnel of one family. Of thousands of peers only this is remembered: all that the kernel should hold for them
-/// follows, see [`Tunnel::entries`].
+/// The tunnel of one family. It stores a few numbers per peer; the entries in the kernel follow from them, see
+/// [`Tunnel::entries`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel {
     /// The device.
     pub device: Device,
-    /// What peers should be told as this node's address: another one than [`Device::local`] behind address
-    /// translation.
+    /// The address that peers should send to: differs from [`Device::local`] behind address translation.
     pub published: IpAddr,
-    /// This node's pod range.
+    /// Pod CIDR of this node.
     pub pod_cidr: IpNet,
-    /// What of that no pod has leads nowhere.
+    /// Install a blackhole route for unused pod addresses.
     pub blackhole: bool,
-    /// Who is reached, by name.
+    /// The peers, in the order of their names.
     pub peers: Vec<Peer>,
-    /// Routes through the tunnel name nexthop objects instead of gateways.
+    /// Whether routes name nexthop objects instead of gateways.
     pub nexthops: bool,
 }
 
-/// What hangs on a tunnel's device.
+/// Routes, neighbours and FDB entries of a tunnel device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
-    /// Ways to peers' pods.
+    /// Routes to the pod CIDRs of peers.
     pub routes: BTreeMap<IpNet, Way>,
     /// Hardware addresses behind the gateways of those routes.
     pub neighbours: BTreeMap<IpAddr, Mac>,
@@ -160,54 +165,52 @@ impl Peer {
     }
 }
 
-/// Something that cannot be served.
+/// A reason why something is skipped.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Problem {
-    /// The Node object of this node is not there.
-    #[error("no Node object of this node yet")]
+    /// The Node object of this node does not exist.
+    #[error("the Node object of this node does not exist yet")]
     NoOwnNode,
-    /// It has no range for pods.
+    /// This node has no pod CIDR.
     #[error(
-        "no pod range for this node (spec.podCIDRs): is the controller manager run with --allocate-node-cidrs?"
+        "this node has no pod CIDR (spec.podCIDRs): does the controller manager run with --allocate-node-cidrs?"
     )]
     NoPodCidr,
-    /// No interface will do.
-    #[error("no {0} interface to the other nodes: give --iface, or wait for a default route")]
+    /// No interface leads to the other nodes.
+    #[error("no {0} interface leads to the other nodes: set --iface, or add a default route")]
     NoExternal(Family),
-    /// A peer whose annotations are no good.
-    #[error("node {node}: {reason}")]
+    /// A peer with invalid annotations.
+    #[error("node {node}: invalid annotations: {reason}")]
     Unusable {
         /// Its name.
         node: Arc<str>,
         /// What is wrong.
         reason: &'static str,
     },
-    /// Two nodes' ranges overlap: the one that is kept goes on.
+    /// The pod CIDRs of two nodes overlap.
     #[error(
-        "nodes {kept} and {left_out} both have pod range {range}: {kept} keeps it, {left_out} cannot be reached"
+        "nodes {kept} and {left_out} both have pod CIDR {range}: using {kept}, ignoring {left_out}"
     )]
     DuplicateRange {
-        /// The range that is left out.
+        /// The pod CIDR of the ignored node.
         range: IpNet,
-        /// Keeps it.
+        /// The node that is used.
         kept: Arc<str>,
-        /// Is left out.
+        /// The node that is ignored.
         left_out: Arc<str>,
     },
-    /// Two nodes say the same address or hardware address of themselves.
-    #[error(
-        "nodes {kept} and {left_out} both claim {what}: {kept} keeps it, {left_out} cannot be reached"
-    )]
+    /// Two nodes claim the same address or hardware address.
+    #[error("nodes {kept} and {left_out} both claim {what}: using {kept}, ignoring {left_out}")]
     DuplicateEnd {
         /// The address.
         what: String,
-        /// Keeps it.
+        /// The node that is used.
         kept: Arc<str>,
-        /// Is left out.
+        /// The node that is ignored.
         left_out: Arc<str>,
     },
-    /// A range outside the cluster's.
-    #[error("node {node}: pod range {range} is outside the cluster's network")]
+    /// A pod CIDR outside the cluster's network.
+    #[error("node {node}: pod CIDR {range} is outside the cluster's network; ignoring the node")]
     OutsideNetwork {
         /// Its name.
         node: Arc<str>,
@@ -226,10 +229,8 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
     if own.pod_cidrs.is_empty() {
         plan.problems.push(Problem::NoPodCidr);
     }
-    for family in Family::ALL
-        .into_iter()
-        .filter(|family| facts.config.carries(*family))
-    {
+    let carried = |family: &Family| facts.config.carries(*family);
+    for family in Family::ALL.into_iter().filter(carried) {
         let Some(pod_cidr) = range_of(own, family) else {
             continue;
         };
@@ -238,21 +239,20 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
             continue;
         };
         let device = device(facts, own, family, pod_cidr, &external);
-        let ends = (device.mac, published);
-        let mut peers = peers(
-            facts,
-            own,
-            family,
-            pod_cidr,
-            ends,
-            nodes.clone(),
-            &mut plan.problems,
-        );
-        for peer in &mut peers {
-            let link = facts.surroundings.on_link(peer.vtep.public_ip);
-            peer.direct = facts.config.direct_routing && link == Some(device.parent);
+        let mut claims = Claims {
+            macs: [(device.mac, &own.name)].into(),
+            addresses: [(published, &own.name)].into(),
+            ranges: [(pod_cidr.network(), (pod_cidr, &own.name))].into(),
+        };
+        let mut peers = Vec::new();
+        for node in nodes.clone().filter(|node| node.name != own.name) {
+            match peer(facts, node, family, device.parent, &mut claims) {
+                Ok(peer) => peers.extend(peer),
+                Err(problem) => plan.problems.push(problem),
+            }
         }
-        *of_mut(&mut plan.tunnels, family) = Some(Tunnel {
+        peers.shrink_to_fit();
+        plan.tunnels[family] = Some(Tunnel {
             device,
             published,
             pod_cidr,
@@ -302,7 +302,7 @@ fn own_end(facts: Facts<'_>, own: &Node, family: Family) -> Option<(External, Ip
         .external(family, facts.preferences, &known)?;
     let published = overwrite
         .or(asked)
-        .or(*of(&facts.preferences.public_ip, family))
+        .or(facts.preferences.public_ip[family])
         .unwrap_or(external.address);
     Some((external, published))
 }
@@ -318,7 +318,7 @@ fn device(
     let mac = facts
         .names
         .own_mac(&own.annotations, family)
-        .or(of(&facts.found, family).filter(|mac| mac.is_unicast() && !facts.infer))
+        .or(facts.found[family].filter(|mac| mac.is_unicast() && !facts.infer))
         .unwrap_or_else(|| Mac::of_node(&own.name, family));
     let outer_mtu = facts.config.outer_mtu.unwrap_or(external.mtu);
     Device {
@@ -334,94 +334,49 @@ fn device(
     }
 }
 
-/// The peers that can be served. Where two nodes claim the same, this node's own claim comes first and else the first
-/// name: everybody decides alike, and nothing flips.
-fn peers<'a>(
+/// The peer of a node, if it takes part in this family. `parent` is the interface to the other nodes.
+fn peer<'a>(
     facts: Facts<'_>,
-    own: &Node,
+    node: &'a Node,
     family: Family,
-    own_range: IpNet,
-    own_end: (Mac, IpAddr),
-    nodes: impl Iterator<Item = &'a Node>,
-    problems: &mut Vec<Problem>,
-) -> Vec<Peer> {
-    let mut macs: BTreeMap<Mac, &Arc<str>> = BTreeMap::from([(own_end.0, &own.name)]);
-    let mut addresses: BTreeMap<IpAddr, &Arc<str>> = BTreeMap::from([(own_end.1, &own.name)]);
-    let mut ranges = Ranges::default();
-    ranges.claim(own_range, own.name.clone());
-    let mut peers = Vec::new();
-    for node in nodes.filter(|node| node.name != own.name) {
-        let Some(pod_cidr) = range_of(node, family) else {
-            continue;
-        };
-        let vtep = match end_of(facts, node, family) {
-            Ok(Some(vtep)) => vtep,
-            Ok(None) => continue,
-            Err(reason) => {
-                problems.push(Problem::Unusable {
-                    node: node.name.clone(),
-                    reason,
-                });
-                continue;
-            }
-        };
-        if facts
-            .config
-            .network(family)
-            .is_some_and(|network| !network.contains(&pod_cidr))
-        {
-            problems.push(Problem::OutsideNetwork {
-                node: node.name.clone(),
-                range: pod_cidr,
-            });
-            continue;
-        }
-        if let Some(kept) = macs
-            .get(&vtep.mac)
-            .map(|kept| (kept, vtep.mac.to_string()))
-            .or_else(|| {
-                addresses
-                    .get(&vtep.public_ip)
-                    .map(|kept| (kept, vtep.public_ip.to_string()))
-            })
-        {
-            let (kept, what) = ((*kept.0).clone(), kept.1);
-            problems.push(Problem::DuplicateEnd {
-                what,
-                kept,
-                left_out: node.name.clone(),
-            });
-            continue;
-        }
-        if let Some(kept) = ranges.claim(pod_cidr, node.name.clone()) {
-            problems.push(Problem::DuplicateRange {
-                range: pod_cidr,
-                kept,
-                left_out: node.name.clone(),
-            });
-            continue;
-        }
-        macs.insert(vtep.mac, &node.name);
-        addresses.insert(vtep.public_ip, &node.name);
-        let more = node.addresses.iter().copied();
-        let more = more.filter(|a| Family::of(*a) == family && *a != vtep.public_ip);
-        peers.push(Peer {
-            name: node.name.clone(),
-            vtep,
-            pod_cidr,
-            direct: false,
-            more_addresses: more.collect(),
+    parent: u32,
+    claims: &mut Claims<'a>,
+) -> Result<Option<Peer>, Problem> {
+    let Some(pod_cidr) = range_of(node, family) else {
+        return Ok(None);
+    };
+    let invalid = |reason| Problem::Unusable {
+        node: node.name.clone(),
+        reason,
+    };
+    let Some(vtep) = end_of(facts, node, family).map_err(invalid)? else {
+        return Ok(None);
+    };
+    let network = facts.config.network(family);
+    if network.is_some_and(|network| !network.contains(&pod_cidr)) {
+        return Err(Problem::OutsideNetwork {
+            node: node.name.clone(),
+            range: pod_cidr,
         });
     }
-    peers.shrink_to_fit();
-    peers
+    claims.claim(&node.name, vtep, pod_cidr)?;
+    let more = node.addresses.iter().copied();
+    let more = more.filter(|a| Family::of(*a) == family && *a != vtep.public_ip);
+    let link = facts.surroundings.on_link(vtep.public_ip);
+    Ok(Some(Peer {
+        name: node.name.clone(),
+        vtep,
+        pod_cidr,
+        direct: facts.config.direct_routing && link == Some(parent),
+        more_addresses: more.collect(),
+    }))
 }
 
 fn end_of(facts: Facts<'_>, node: &Node, family: Family) -> Result<Option<Vtep>, &'static str> {
-    match &node.said {
-        Said::Vteps(vteps) => Ok(*of(vteps, family)),
-        Said::Unusable(reason) => Err(reason),
-        Said::Nothing if facts.infer => Ok(node
+    match &node.parsed {
+        ParsedAnnotations::Vteps(vteps) => Ok(vteps[family]),
+        ParsedAnnotations::Invalid(reason) => Err(reason),
+        ParsedAnnotations::Absent if facts.infer => Ok(node
             .addresses
             .iter()
             .find(|address| Family::of(**address) == family)
@@ -429,7 +384,7 @@ fn end_of(facts: Facts<'_>, node: &Node, family: Family) -> Result<Option<Vtep>,
                 mac: Mac::of_node(&node.name, family),
                 public_ip: *address,
             })),
-        Said::Nothing => Ok(None),
+        ParsedAnnotations::Absent => Ok(None),
     }
 }
 
@@ -440,22 +395,46 @@ fn range_of(node: &Node, family: Family) -> Option<IpNet> {
         .map(IpNet::trunc)
 }
 
-/// Ranges that do not overlap, and whose they are.
-#[derive(Default)]
-struct Ranges(BTreeMap<IpAddr, (IpNet, Arc<str>)>);
+/// What nodes claim for themselves in one family. This node's own claims come first, then those of the first name: all
+/// nodes decide alike, and the decision is stable.
+struct Claims<'a> {
+    macs: BTreeMap<Mac, &'a Arc<str>>,
+    addresses: BTreeMap<IpAddr, &'a Arc<str>>,
+    /// Ranges that do not overlap, by their first address.
+    ranges: BTreeMap<IpAddr, (IpNet, &'a Arc<str>)>,
+}
 
-impl Ranges {
-    /// Takes the range, or says who has some of it.
-    fn claim(&mut self, range: IpNet, name: Arc<str>) -> Option<Arc<str>> {
-        // Of ranges without overlap, only the last that begins up to our end can reach into ours.
-        let before = self.0.range(..=range.broadcast()).next_back();
+impl<'a> Claims<'a> {
+    /// Records the claims of a node, or returns the conflict with an earlier one.
+    fn claim(&mut self, name: &'a Arc<str>, vtep: Vtep, range: IpNet) -> Result<(), Problem> {
+        let Vtep { mac, public_ip } = vtep;
+        let of_mac = self.macs.get(&mac).map(|kept| (kept, mac.to_string()));
+        let of_address = || {
+            let kept = self.addresses.get(&public_ip)?;
+            Some((kept, public_ip.to_string()))
+        };
+        if let Some((kept, what)) = of_mac.or_else(of_address) {
+            return Err(Problem::DuplicateEnd {
+                what,
+                kept: (*kept).clone(),
+                left_out: name.clone(),
+            });
+        }
+        // Ranges here do not overlap: only the last one that begins below our end can reach into ours.
+        let before = self.ranges.range(..=range.broadcast()).next_back();
         if let Some((_, (other, kept))) = before
             && other.broadcast() >= range.network()
         {
-            return Some(kept.clone());
+            return Err(Problem::DuplicateRange {
+                range,
+                kept: (*kept).clone(),
+                left_out: name.clone(),
+            });
         }
-        self.0.insert(range.network(), (range, name));
-        None
+        self.macs.insert(mac, name);
+        self.addresses.insert(public_ip, name);
+        self.ranges.insert(range.network(), (range, name));
+        Ok(())
     }
 }
 

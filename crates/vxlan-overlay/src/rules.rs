@@ -20,7 +20,6 @@ use nft::{
 
 use crate::config::Config;
 use crate::plan::{Peer, Plan, Tunnel};
-use crate::underlay::of;
 
 /// The table's name, in both families.
 pub const TABLE: &str = "portolan-overlay";
@@ -90,7 +89,7 @@ pub fn table(
     plan: &Plan,
     family: Family,
 ) -> Option<TableContents> {
-    let tunnel = of(&plan.tunnels, family).as_ref()?;
+    let tunnel = plan.tunnels[family].as_ref()?;
     let table = Table {
         family,
         name: TABLE.into(),
@@ -396,16 +395,17 @@ impl Build for TableContents {
 
 #[cfg(test)]
 mod tests {
+    use net_types::PerFamily;
     use nft::{Backend, Fake};
 
     use super::*;
     use crate::plan::plan;
     use crate::samples::cluster;
 
-    fn made(nodes: u8, options: RuleOptions) -> [Option<TableContents>; 2] {
+    fn made(nodes: u8, options: RuleOptions) -> PerFamily<Option<TableContents>> {
         let cluster = cluster(nodes);
         let plan = plan(cluster.facts(), cluster.nodes.iter());
-        Family::ALL.map(|family| table(&cluster.config, options, &plan, family))
+        PerFamily::from_fn(|family| table(&cluster.config, options, &plan, family))
     }
 
     #[test]
@@ -416,26 +416,26 @@ mod tests {
             .flat_map(|options| [1, 2, 9].map(|nodes| made(nodes, options)));
         let mut fake = Fake::new();
         for tables in all {
-            for wanted in tables.into_iter().flatten() {
+            for wanted in tables.values().flatten() {
                 let family = wanted.table.family;
                 let found = fake.list(family).unwrap();
-                let transaction = nft::diff::diff(found.as_ref(), &wanted);
+                let transaction = nft::diff::diff(found.as_ref(), wanted);
                 fake.commit(&transaction).unwrap();
-                assert_eq!(fake.list(family).unwrap().as_ref(), Some(&wanted));
+                assert_eq!(fake.list(family).unwrap().as_ref(), Some(wanted));
             }
         }
     }
 
     #[test]
     fn a_peer_may_send_from_its_pods_and_from_its_own_addresses() {
-        let [v4, _] = made(
+        let tables = made(
             3,
             RuleOptions {
                 masquerade: false,
                 filter: Filter::Enforce,
             },
         );
-        let elements = v4.unwrap().elements;
+        let elements = &tables[Family::Ip].as_ref().unwrap().elements;
         assert_eq!(elements["sources_24"].len(), 2);
         assert_eq!(elements["sources_32"].len(), 2);
         assert_eq!(elements["peers"].len(), 2);

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::annotations::{Names, Said};
+use net_types::PerFamily;
+
+use crate::annotations::{Names, ParsedAnnotations};
 use crate::config::Config;
 use crate::mac::Mac;
 use crate::peers::Node;
@@ -15,7 +17,7 @@ pub(crate) struct Cluster {
     pub(crate) preferences: Preferences,
     pub(crate) names: Names,
     pub(crate) infer: bool,
-    pub(crate) found: [Option<Mac>; 2],
+    pub(crate) found: PerFamily<Option<Mac>>,
     pub(crate) surroundings: Surroundings,
     pub(crate) nodes: Vec<Node>,
 }
@@ -60,7 +62,7 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
             format!("2001:db8::{}", 10 + number).parse().unwrap(),
         ]
         .into(),
-        said: Said::Nothing,
+        parsed: ParsedAnnotations::Absent,
         annotations: Arc::default(),
     };
     Cluster {
@@ -68,11 +70,11 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
         preferences: Preferences::default(),
         names: Names::default(),
         infer: true,
-        found: [None, None],
+        found: PerFamily::default(),
         surroundings: Surroundings {
             interfaces: vec![eth0],
-            default_route: [Some(2), Some(2)],
-            reaching: [None, None],
+            default_route: PerFamily::new(Some(2), Some(2)),
+            reaching: PerFamily::default(),
         },
         nodes: (0..nodes).map(node).collect(),
     }

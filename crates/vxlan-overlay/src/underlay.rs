@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use nft::Family;
+use net_types::{Family, PerFamily};
 use regex::Regex;
 
 /// An interface as the kernel shows it.
@@ -51,9 +51,9 @@ pub struct Surroundings {
     /// All interfaces.
     pub interfaces: Vec<Interface>,
     /// The default route's interface, by family.
-    pub default_route: [Option<u32>; 2],
+    pub default_route: PerFamily<Option<u32>>,
     /// The interface on the way to [`Preferences::can_reach`], by family.
-    pub reaching: [Option<u32>; 2],
+    pub reaching: PerFamily<Option<u32>>,
 }
 
 /// What an operator says about the interface; flannel's flags.
@@ -66,7 +66,7 @@ pub struct Preferences {
     /// `--iface-can-reach`
     pub can_reach: Option<IpAddr>,
     /// `--public-ip` and `--public-ipv6`
-    pub public_ip: [Option<IpAddr>; 2],
+    pub public_ip: PerFamily<Option<IpAddr>>,
 }
 
 /// The interface and the address of it that outer packets leave from.
@@ -105,15 +105,15 @@ impl Surroundings {
             return named.or_else(matching);
         }
         if preferences.can_reach.is_some() {
-            return self.by_index(family, *of(&self.reaching, family));
+            return self.by_index(family, self.reaching[family]);
         }
         let known = || {
-            let all = of(&preferences.public_ip, family).iter().chain(known);
+            let all = preferences.public_ip[family].iter().chain(known);
             all.filter(|address| Family::of(**address) == family)
         };
         known()
             .find_map(|address| self.owner(*address))
-            .or_else(|| self.by_index(family, *of(&self.default_route, family)))
+            .or_else(|| self.by_index(family, self.default_route[family]))
             // An address that has just been replaced by another of its link.
             .or_else(|| known().find_map(|address| self.by_index(family, self.on_link(*address))))
     }
@@ -203,24 +203,6 @@ impl Interface {
     }
 }
 
-/// The part of a pair that is of a family.
-pub(crate) fn of<T>(pair: &[T; 2], family: Family) -> &T {
-    let [v4, v6] = pair;
-    match family {
-        Family::Ip => v4,
-        Family::Ip6 => v6,
-    }
-}
-
-/// As [`of`], to change it.
-pub(crate) fn of_mut<T>(pair: &mut [T; 2], family: Family) -> &mut T {
-    let [v4, v6] = pair;
-    match family {
-        Family::Ip => v4,
-        Family::Ip6 => v6,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,8 +238,8 @@ mod tests {
                     ],
                 ),
             ],
-            default_route: [Some(2), Some(3)],
-            reaching: [Some(3), None],
+            default_route: PerFamily::new(Some(2), Some(3)),
+            reaching: PerFamily::new(Some(3), None),
         }
     }
 
@@ -307,7 +289,7 @@ mod tests {
         };
         assert_eq!(chosen(&reach, &[]), some("eth0", "192.0.2.7"));
         let public = Preferences {
-            public_ip: [Some("192.0.2.8".parse().unwrap()), None],
+            public_ip: PerFamily::new(Some("192.0.2.8".parse().unwrap()), None),
             ..Preferences::default()
         };
         assert_eq!(chosen(&public, &["10.0.2.15"]), some("eth0", "192.0.2.8"));

@@ -1,4 +1,4 @@
-//! A report as people read it.
+//! A report as text for people.
 
 use std::fmt::Write;
 
@@ -38,7 +38,7 @@ fn write(out: &mut String, report: &DoctorReport, tables: bool) -> std::fmt::Res
     if report.left_out > 0 {
         writeln!(
             out,
-            "{} more were not asked: name one with --to",
+            "{} more peers were not tested: name one with --to",
             report.left_out
         )?;
     }
@@ -68,7 +68,7 @@ fn table(out: &mut String, node: &str, report: &PeerReport) -> std::fmt::Result 
     let Sizes { full, forth, back } = measured.sizes;
     if full > 0 {
         let size = |size: Option<u32>| match size {
-            None => "not asked".to_owned(),
+            None => "not tested".to_owned(),
             Some(0) => "none".to_owned(),
             Some(size) => format!("{size} bytes"),
         };
@@ -82,7 +82,7 @@ fn table(out: &mut String, node: &str, report: &PeerReport) -> std::fmt::Result 
         )?;
     }
     if let Some(us) = measured.round_trip {
-        writeln!(out, "  {:<28}{:<14}{us} us", "there and back", "")?;
+        writeln!(out, "  {:<28}{:<14}{us} us", "round trip", "")?;
     }
     for (name, there, here) in [
         (
@@ -91,12 +91,12 @@ fn table(out: &mut String, node: &str, report: &PeerReport) -> std::fmt::Result 
             measured.counted_here,
         ),
         (
-            "what is in them arrives",
+            "inner packets arrive",
             measured.received_there,
             measured.received_here,
         ),
         (
-            "with wrong checksums",
+            "wrong checksums",
             measured.corrupt_there,
             measured.corrupt_here,
         ),

@@ -213,6 +213,6 @@ fn arguments_of_flannels_manifests_are_accepted() {
         "--iptables-forward-rules",
         "--iptables-resync",
     ];
-    assert_eq!(args.overlay.meaningless.given(), ignored);
+    assert_eq!(args.overlay.ignored_flannel_flags.given(), ignored);
     assert!(run(&["--etcd-endpoints=http://127.0.0.1:2379"]).is_err());
 }

@@ -1,4 +1,4 @@
-//! The overlay's part of the command line: flannel's names where it has one, flags and environment alike.
+//! Flags of the overlay. Flags and environment variables that flannel has too keep flannel's names.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args, ValueEnum};
 use ipnet::IpNet;
+use net_types::PerFamily;
 use vxlan_overlay::annotations::DEFAULT_PREFIX;
 use vxlan_overlay::{Config, Filter, NEXTHOPS_ABOVE, Names, Preferences, Regex, RuleOptions};
 
@@ -15,25 +16,25 @@ use crate::cli::duration;
 /// Where flannel's manifests mount its configuration.
 const NET_CONF: &str = "/etc/kube-flannel/net-conf.json";
 
-/// How packets for pods on other nodes get there.
+/// Who carries packets to pods on other nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum OverlayKind {
-    /// Somebody else's business
+    /// Do not manage pod networking (default)
     #[default]
     None,
-    /// Through VXLAN, as flannel does
+    /// Manage a VXLAN tunnel, compatible with flannel's
     Vxlan,
 }
 
-/// What becomes of forged frames.
+/// What to do with forged frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum FilterKind {
-    /// No filter
+    /// Do not filter
     Off,
-    /// Count them
+    /// Count forged frames (default)
     #[default]
     Monitor,
-    /// Count and drop them
+    /// Count and drop forged frames
     Enforce,
 }
 
@@ -51,7 +52,7 @@ impl From<FilterKind> for Filter {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Overlay")]
 pub struct OverlayArgs {
-    /// Carry packets between nodes' pods: vxlan (flannel's scheme; nodes with flannel may be among the peers)
+    /// Carry packets between pods on different nodes; with vxlan, nodes may run flannel or Portolan
     #[arg(
         long,
         env = "PORTOLAN_OVERLAY",
@@ -60,16 +61,16 @@ pub struct OverlayArgs {
     )]
     pub overlay: OverlayKind,
 
-    /// flannel's net-conf.json: ranges, VNI, port, MTU, DirectRouting [default: /etc/kube-flannel/net-conf.json if it is
-    /// there, else VNI 1, port 8472]
+    /// flannel's net-conf.json: networks, VNI, port, MTU, DirectRouting [default: /etc/kube-flannel/net-conf.json if it
+    /// exists, else VNI 1 and port 8472]
     #[arg(long, env = "FLANNELD_NET_CONFIG_PATH", value_name = "FILE")]
     pub net_config_path: Option<PathBuf>,
 
-    /// First part of the device's name: NAME.VNI, and NAME-v6.VNI for IPv6
+    /// Name prefix of the tunnel devices: NAME.VNI, and NAME-v6.VNI for IPv6
     #[arg(long, value_name = "NAME", default_value = "flannel")]
     pub overlay_device: String,
 
-    /// Interface to other nodes, by name or address; the first that is there
+    /// Interface to other nodes, by name or address; the first that exists is used
     #[arg(
         long,
         env = "FLANNELD_IFACE",
@@ -78,23 +79,23 @@ pub struct OverlayArgs {
     )]
     pub iface: Vec<String>,
 
-    /// Interface to other nodes, by a pattern of its addresses or name
+    /// Interface to other nodes, by a regular expression for its address or name
     #[arg(long, env = "FLANNELD_IFACE_REGEX", value_name = "REGEX")]
     pub iface_regex: Vec<Regex>,
 
-    /// Interface to other nodes: the one on the way to this address
+    /// Interface to other nodes: the one with the route to this address
     #[arg(long, env = "FLANNELD_IFACE_CAN_REACH", value_name = "IP")]
     pub iface_can_reach: Option<IpAddr>,
 
-    /// IPv4 address other nodes are to use for this one
+    /// IPv4 address that other nodes send to
     #[arg(long, env = "FLANNELD_PUBLIC_IP", value_name = "IP")]
     pub public_ip: Option<Ipv4Addr>,
 
-    /// IPv6 address other nodes are to use for this one
+    /// IPv6 address that other nodes send to
     #[arg(long, env = "FLANNELD_PUBLIC_IPV6", value_name = "IP")]
     pub public_ipv6: Option<Ipv6Addr>,
 
-    /// Where ranges and MTU are written for the CNI plugin; empty: nowhere
+    /// File to write networks and MTU to for the CNI plugin; empty to write none
     #[arg(
         long,
         env = "FLANNELD_SUBNET_FILE",
@@ -103,46 +104,46 @@ pub struct OverlayArgs {
     )]
     pub subnet_file: PathBuf,
 
-    /// Where to write a CNI configuration (bridge, host-local, portmap) once pods can be carried
+    /// File to write a CNI configuration (bridge, host-local, portmap) to once the overlay is ready
     #[arg(long, value_name = "FILE")]
     pub cni_conf: Option<PathBuf>,
 
-    /// Masquerade what pods send out of the cluster
+    /// Masquerade traffic from pods to destinations outside the cluster
     #[arg(long, env = "FLANNELD_IP_MASQ", value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1,
           require_equals = true, default_value_t = false, default_missing_value = "true")]
     pub ip_masq: bool,
 
-    /// Unused addresses of this node's pod ranges lead nowhere
+    /// Add a blackhole route for this node's pod CIDRs, so that traffic to unused pod IPs is dropped here
     #[arg(long, env = "FLANNELD_IP_BLACKHOLE_ROUTE", value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1,
           require_equals = true, default_value_t = false, default_missing_value = "true")]
     pub ip_blackhole_route: bool,
 
-    /// More IPv4 peers than these are routed to by nexthop objects: plain routes cost quadratic time
+    /// Use kernel nexthop objects when there are more IPv4 peers than this
     #[arg(long, value_name = "PEERS", default_value_t = NEXTHOPS_ABOVE)]
     pub nexthop_objects_above: usize,
 
-    /// Frames from unknown nodes, or with a source that their node cannot have: off, monitor (count) or enforce (drop)
+    /// Filter forged frames: from unknown nodes, or with a source address that does not belong to their node
     #[arg(long, value_name = "MODE", default_value = "monitor")]
     pub overlay_filter: FilterKind,
 
-    /// What comes before the names of annotations
+    /// Prefix of the node annotation keys
     #[arg(long, env = "FLANNELD_KUBE_ANNOTATION_PREFIX", value_name = "PREFIX", default_value = DEFAULT_PREFIX)]
     pub kube_annotation_prefix: String,
 
-    /// Set the Node's condition NetworkUnavailable to False once pods can be carried
+    /// Set the condition NetworkUnavailable of this Node to False once the overlay is ready
     #[arg(long, env = "FLANNELD_SET_NODE_NETWORK_UNAVAILABLE", value_name = "BOOL", action = ArgAction::Set,
           num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true")]
     pub set_node_network_unavailable: bool,
 
-    /// Port on which nodes measure what gets through, by UDP and TCP, the same on all of them; 0: do not measure
+    /// UDP and TCP port of the overlay probes, the same on all nodes; 0 to disable probing
     #[arg(long, value_name = "PORT", default_value = "8473")]
     pub overlay_probe_port: u16,
 
-    /// Between two rounds in which a few peers are measured: 10s, 500ms
+    /// Time between two probe rounds
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = interval)]
     pub overlay_probe_interval: Duration,
 
-    /// Where peers are remembered over a restart without API server; empty: nowhere
+    /// File that keeps the peers for a restart without API server; empty to keep none
     #[arg(
         long,
         value_name = "FILE",
@@ -152,13 +153,13 @@ pub struct OverlayArgs {
 
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub meaningless: Meaningless,
+    pub ignored_flannel_flags: IgnoredFlannelFlags,
 }
 
-/// Flags of flannel's that are taken, so that its arguments can stay, and mean nothing here: Nodes are the only source
-/// of ranges, rules are repaired when they change, masquerading is always fully random.
+/// Flags of flannel that are accepted and ignored, so that flannel's arguments can stay: Nodes are the only source of pod
+/// CIDRs, rules are repaired when they change, masquerading is always fully random.
 #[derive(Clone, Debug, Args)]
-pub struct Meaningless {
+pub struct IgnoredFlannelFlags {
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "")]
     kube_subnet_mgr: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "")]
@@ -171,8 +172,8 @@ pub struct Meaningless {
     subnet_lease_renew_margin: Option<String>,
 }
 
-impl Meaningless {
-    /// Names of those that were given.
+impl IgnoredFlannelFlags {
+    /// The flags that were given.
     pub fn given(&self) -> Vec<&'static str> {
         let all = [
             ("--kube-subnet-mgr", &self.kube_subnet_mgr),
@@ -193,8 +194,8 @@ impl Meaningless {
 }
 
 impl OverlayArgs {
-    /// The overlay's configuration. `cluster` are the pod ranges of `--cluster-cidr`, which stand in where
-    /// net-conf.json says nothing.
+    /// The overlay's configuration. `cluster` are the networks of `--cluster-cidr`, the default for those of
+    /// net-conf.json.
     pub fn config(&self, cluster: &[IpNet]) -> anyhow::Result<Config> {
         let usual = Some(Path::new(NET_CONF)).filter(|path| path.exists());
         let mut config = match self.net_config_path.as_deref().or(usual) {
@@ -220,7 +221,7 @@ impl OverlayArgs {
         Ok(config)
     }
 
-    /// The operator's word about the interface.
+    /// The operator's choice of the interface.
     pub fn preferences(&self) -> Preferences {
         Preferences {
             names: self
@@ -231,14 +232,14 @@ impl OverlayArgs {
                 .collect(),
             patterns: self.iface_regex.clone(),
             can_reach: self.iface_can_reach,
-            public_ip: [
+            public_ip: PerFamily::new(
                 self.public_ip.map(IpAddr::V4),
                 self.public_ipv6.map(IpAddr::V6),
-            ],
+            ),
         }
     }
 
-    /// What the overlay's table is for.
+    /// Options of the overlay's nftables table.
     pub fn rules(&self) -> RuleOptions {
         RuleOptions {
             masquerade: self.ip_masq,
@@ -246,7 +247,7 @@ impl OverlayArgs {
         }
     }
 
-    /// The names of annotations.
+    /// Keys of the node annotations.
     pub fn names(&self) -> anyhow::Result<Names> {
         if self.kube_annotation_prefix.is_empty() {
             bail!("--kube-annotation-prefix must not be empty");

@@ -1,16 +1,79 @@
-//! Peers as last told, for a restart while no API server answers. The kernel keeps what it has in any case; this is
-//! what lets a daemon heal it that has not heard from the cluster yet.
+//! The peers of an earlier run, kept in a file for a restart while no API server can be reached.
+//!
+//! The kernel keeps its entries in any case; with the cache a daemon that has no list of Nodes yet can repair them.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, Serializer};
-use vxlan_overlay::{Annotations, Names, Node, Said};
+use vxlan_overlay::{Annotations, Names, Node, ParsedAnnotations, Peers};
 
-/// More would not be a list of nodes of ours.
+use super::{OverlayConfig, files};
+
+/// A longer file is not a list of Nodes.
 const MAX_SIZE: u64 = 64 << 20;
+/// Delay between a change and writing the file, which batches changes.
+const DELAY: Duration = Duration::from_secs(5);
+
+/// The file, and when to write it.
+pub(super) struct PeerCache {
+    config: Arc<OverlayConfig>,
+    due: Option<Instant>,
+}
+
+impl PeerCache {
+    pub(super) fn new(config: Arc<OverlayConfig>) -> Self {
+        PeerCache { config, due: None }
+    }
+
+    /// Reads the file. Logs a warning and returns nothing if it is unreadable.
+    pub(super) fn load(&self) -> Vec<Node> {
+        let path = &self.config.cache;
+        if path.as_os_str().is_empty() {
+            return Vec::new();
+        }
+        read(path, self.about()).unwrap_or_else(|error| {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "ignoring an unreadable peer cache");
+            Vec::new()
+        })
+    }
+
+    /// Schedules a write.
+    pub(super) fn mark_changed(&mut self, now: Instant) {
+        self.due.get_or_insert(now + DELAY);
+    }
+
+    /// When a write is due.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Writes the file if that is due and the list of peers is complete.
+    pub(super) fn save_if_due(&mut self, peers: &Peers, now: Instant) {
+        if self.due.is_none_or(|at| at > now) {
+            return;
+        }
+        self.due = None;
+        let path = &self.config.cache;
+        if path.as_os_str().is_empty() || !peers.is_listed() {
+            return;
+        }
+        let written = text(peers.nodes(), self.about())
+            .and_then(|text| files::replace(path, &text).context("writing"));
+        if let Err(error) = written {
+            let error = format!("{error:#}");
+            tracing::warn!(?path, error, "cannot write the peer cache");
+        }
+    }
+
+    fn about(&self) -> (&Names, u32) {
+        (&self.config.names, self.config.config.vni)
+    }
+}
 
 #[derive(Serialize, Deserialize)]
 struct Entry {
@@ -20,8 +83,8 @@ struct Entry {
     annotations: Annotations,
 }
 
-/// The text of the file. What annotations have been understood is written as their node would.
-pub(super) fn text<'a>(
+/// The text of the file. VTEPs whose annotations are not kept are written as annotations again.
+fn text<'a>(
     nodes: impl Iterator<Item = &'a Node>,
     (names, vni): (&Names, u32),
 ) -> anyhow::Result<String> {
@@ -29,23 +92,25 @@ pub(super) fn text<'a>(
         name: node.name.clone(),
         pod_cidrs: node.pod_cidrs.as_slice().into(),
         addresses: node.addresses.as_slice().into(),
-        annotations: match &node.said {
-            Said::Vteps(vteps) if node.annotations.is_empty() => names.write(vni, vteps),
+        annotations: match &node.parsed {
+            ParsedAnnotations::Vteps(vteps) if node.annotations.is_empty() => {
+                names.write(vni, vteps)
+            }
             _ => node.annotations.as_ref().clone(),
         },
     };
-    // One by one: all of them at once are several times the text.
+    // Entry by entry: a list of all entries would take several times the memory of the text.
     let mut text = Vec::new();
     serde_json::Serializer::new(&mut text).collect_seq(nodes.map(entry))?;
     Ok(String::from_utf8(text)?)
 }
 
-/// Reads the file; none is no error.
-pub(super) fn read(path: &Path, about: (&Names, u32)) -> anyhow::Result<Vec<Node>> {
+/// Reads the file. A missing file is an empty list.
+fn read(path: &Path, about: (&Names, u32)) -> anyhow::Result<Vec<Node>> {
     let text = match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Ok(metadata) if metadata.len() > MAX_SIZE => {
-            anyhow::bail!("{path:?} is too long for a list of nodes")
+            anyhow::bail!("{path:?} is too large for a list of nodes")
         }
         _ => std::fs::read_to_string(path).with_context(|| format!("reading {path:?}"))?,
     };

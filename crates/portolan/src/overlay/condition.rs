@@ -1,8 +1,8 @@
-//! Whether this node can carry pods at all: the Node's condition `NetworkUnavailable`.
+//! Whether this node can carry pod traffic at all: the Node's condition `NetworkUnavailable`.
 //!
-//! The node controller keeps pods away from a Node whose condition is True, so it is only set for what is wrong with
-//! this node itself, and only when that has lasted: never for a peer's sake, or a partition would take the whole
-//! cluster away. A condition that somebody else maintains is theirs; ours is the one that says so, flannel's, or none.
+//! The node controller keeps pods away from a Node whose condition is True. It is therefore only set for a fault of this
+//! node itself that has lasted, never because of a peer: a partition would disable the whole cluster. A condition that
+//! another component maintains is left alone; Portolan changes its own, flannel's, and a missing one.
 
 use std::time::{Duration, Instant};
 
@@ -10,42 +10,41 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use vxlan_overlay::{Plan, Problem};
 
-/// How long a cause must last before the condition says so.
+/// How long a cause must last before the condition is set.
 pub(super) const LASTING: Duration = Duration::from_secs(30);
 const TYPE: &str = "NetworkUnavailable";
-/// Reasons of ours begin so.
+/// Prefix of Portolan's reasons.
 const OURS: &str = "Portolan";
 const FLANNELS: &str = "FlannelIsUp";
 
-/// Why pods cannot be carried: what is missing.
+/// What is missing to carry pod traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// A range for pods in the Node.
-    PodRange,
-    /// An interface that leads to other nodes.
+    /// A pod CIDR in the Node.
+    PodCidr,
+    /// An interface to the other nodes.
     Interface,
-    /// A tunnel device that can be used.
+    /// A usable tunnel device.
     Device,
 }
 
 impl Cause {
-    /// The cause, if no family can be carried. `devices` is the number of tunnel devices that are as planned.
+    /// The cause, if no family can be carried. `devices` is the number of usable tunnel devices.
     pub(super) fn of(plan: &Plan, devices: usize) -> Option<Cause> {
         if devices > 0 {
             None
         } else if plan.problems.contains(&Problem::NoPodCidr) {
-            Some(Cause::PodRange)
-        } else if plan.tunnels.iter().any(Option::is_some) {
+            Some(Cause::PodCidr)
+        } else if plan.tunnels.values().any(Option::is_some) {
             Some(Cause::Device)
         } else {
-            let no_way = |problem: &Problem| matches!(problem, Problem::NoExternal(_));
-            plan.problems.iter().any(no_way).then_some(Cause::Interface)
+            plan.lacks_external().then_some(Cause::Interface)
         }
     }
 
     const fn words(self) -> (&'static str, &'static str) {
         match self {
-            Cause::PodRange => (
+            Cause::PodCidr => (
                 "PortolanNoPodCIDR",
                 "The Node has no spec.podCIDRs: no pod can be carried",
             ),
@@ -61,52 +60,52 @@ impl Cause {
     }
 }
 
-/// What the condition should say.
+/// What the condition should state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// Pods can be carried.
+pub(super) enum NetworkState {
+    /// Pod traffic can be carried.
     Available,
-    /// They cannot, and have not been for [`LASTING`].
+    /// Pod traffic could not be carried for [`LASTING`].
     Unavailable(Cause),
 }
 
-/// The verdict over time.
+/// The network state over time.
 #[derive(Debug, Default)]
 pub(super) struct Availability {
-    verdict: Option<Verdict>,
+    verdict: Option<NetworkState>,
     since: Option<Instant>,
 }
 
 impl Availability {
-    /// Takes in how it is now; `None` while there is nothing to say yet.
+    /// Records the present cause. Returns `None` while the state is unknown.
     pub(super) fn judge(
         &mut self,
         complete: bool,
         cause: Option<Cause>,
         now: Instant,
-    ) -> Option<Verdict> {
+    ) -> Option<NetworkState> {
         let Some(cause) = cause else {
             self.since = None;
             if complete {
-                self.verdict = Some(Verdict::Available);
+                self.verdict = Some(NetworkState::Available);
             }
             return self.verdict;
         };
         let since = *self.since.get_or_insert(now);
         if now.saturating_duration_since(since) >= LASTING {
-            self.verdict = Some(Verdict::Unavailable(cause));
+            self.verdict = Some(NetworkState::Unavailable(cause));
         }
         self.verdict
     }
 
-    /// When the verdict may change though nothing else does.
+    /// When the state may change although nothing else does.
     pub(super) fn due(&self) -> Option<Instant> {
-        let told = matches!(self.verdict, Some(Verdict::Unavailable(_)));
+        let told = matches!(self.verdict, Some(NetworkState::Unavailable(_)));
         self.since.filter(|_| !told).map(|since| since + LASTING)
     }
 }
 
-/// A condition as the Node has it.
+/// A condition of the Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct Condition {
@@ -115,31 +114,31 @@ pub(super) struct Condition {
     reason: String,
 }
 
-/// What to do about it.
+/// What to do about the condition.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Decision {
-    /// It says so already.
+    /// It already has the wanted status.
     Leave,
-    /// It is somebody else's, who gives this reason.
+    /// Another component maintains it, with this reason.
     Foreign(String),
-    /// The new condition.
+    /// Write this condition.
     Set(Value),
 }
 
-/// Compares what a Node has with what it should say. `now` is a time as Kubernetes writes it.
-pub(super) fn decide(conditions: &[Condition], verdict: Verdict, now: &str) -> Decision {
+/// Compares the conditions of a Node with the wanted state. `now` is a timestamp in Kubernetes' form.
+pub(super) fn decide(conditions: &[Condition], verdict: NetworkState, now: &str) -> Decision {
     let (status, (reason, message)) = match verdict {
-        Verdict::Available => (
+        NetworkState::Available => (
             "False",
             ("PortolanIsUp", "Portolan is running on this node"),
         ),
-        Verdict::Unavailable(cause) => ("True", cause.words()),
+        NetworkState::Unavailable(cause) => ("True", cause.words()),
     };
     if let Some(old) = conditions.iter().find(|condition| condition.r#type == TYPE) {
         if old.reason != FLANNELS && !old.reason.starts_with(OURS) {
             return Decision::Foreign(old.reason.clone());
         }
-        // flannel's word for the same is as good.
+        // flannel's reason for the same status may stay.
         if old.status == status && (status == "False" || old.reason == reason) {
             return Decision::Leave;
         }
@@ -176,8 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn only_an_absent_condition_flannels_and_ours_are_written_and_only_when_they_differ() {
-        let (up, down) = (Verdict::Available, Verdict::Unavailable(Cause::Device));
+    fn only_own_flannels_and_missing_conditions_are_written() {
+        let (up, down) = (
+            NetworkState::Available,
+            NetworkState::Unavailable(Cause::Device),
+        );
         let set = |old: &[Condition], verdict| status(decide(old, verdict, NOW));
         assert_eq!(set(&[], up).as_deref(), Some("False"));
         assert_eq!(set(&[], down).as_deref(), Some("True"));
@@ -195,7 +197,7 @@ mod tests {
         assert_eq!(decide(&downs, down, NOW), Decision::Leave);
         assert_eq!(set(&downs, up).as_deref(), Some("False"));
         // Another cause is another reason.
-        let other = Verdict::Unavailable(Cause::PodRange);
+        let other = NetworkState::Unavailable(Cause::PodCidr);
         assert_eq!(set(&downs, other).as_deref(), Some("True"));
         for verdict in [up, down] {
             let foreign = condition("True", "NoRouteCreated");
@@ -209,12 +211,15 @@ mod tests {
         let (mut state, start) = (Availability::default(), Instant::now());
         let cause = Some(Cause::Device);
         assert_eq!(state.judge(false, None, start), None);
-        assert_eq!(state.judge(true, None, start), Some(Verdict::Available));
+        assert_eq!(
+            state.judge(true, None, start),
+            Some(NetworkState::Available)
+        );
         for (seconds, expected) in [
-            (1, Verdict::Available),
-            (30, Verdict::Available),
-            (31, Verdict::Unavailable(Cause::Device)),
-            (90, Verdict::Unavailable(Cause::Device)),
+            (1, NetworkState::Available),
+            (30, NetworkState::Available),
+            (31, NetworkState::Unavailable(Cause::Device)),
+            (90, NetworkState::Unavailable(Cause::Device)),
         ] {
             let now = start + Duration::from_secs(seconds);
             assert_eq!(
@@ -224,20 +229,26 @@ mod tests {
             );
         }
         let later = start + Duration::from_secs(91);
-        assert_eq!(state.judge(true, None, later), Some(Verdict::Available));
-        // It begins anew.
-        assert_eq!(state.judge(false, cause, later), Some(Verdict::Available));
+        assert_eq!(
+            state.judge(true, None, later),
+            Some(NetworkState::Available)
+        );
+        // The cause has to last again.
+        assert_eq!(
+            state.judge(false, cause, later),
+            Some(NetworkState::Available)
+        );
         assert_eq!(state.due(), Some(later + LASTING));
     }
 
     #[test]
     fn a_family_that_is_carried_is_enough() {
         let mut plan = Plan::default();
-        assert_eq!(Cause::of(&plan, 0), None, "no Node yet is nobody's fault");
-        plan.problems = vec![Problem::NoExternal(nft::Family::Ip6)];
+        assert_eq!(Cause::of(&plan, 0), None, "no Node yet is not a cause");
+        plan.problems = vec![Problem::NoExternal(net_types::Family::Ip6)];
         assert_eq!(Cause::of(&plan, 1), None);
         assert_eq!(Cause::of(&plan, 0), Some(Cause::Interface));
         plan.problems = vec![Problem::NoPodCidr];
-        assert_eq!(Cause::of(&plan, 0), Some(Cause::PodRange));
+        assert_eq!(Cause::of(&plan, 0), Some(Cause::PodCidr));
     }
 }

@@ -1,29 +1,66 @@
-//! What the overlay leaves for the CNI plugins of this node: flannel's `subnet.env`, and a CNI configuration when asked.
+//! Files for the CNI plugins of this node: flannel's `subnet.env`, and a CNI configuration with `--cni-conf`.
 //!
-//! A file is written only when its text differs, and whole: a reader never sees half of it.
+//! A file is replaced atomically, and only when its text differs: no reader sees half of it.
 
 use std::fmt::Write;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use nft::Family;
+use net_types::Family;
 use serde_json::{Value, json};
 use vxlan_overlay::{Config, Plan, Tunnel};
 
+use super::OverlayConfig;
+
+/// Writes the files that the configuration asks for.
+pub(super) struct CniFiles {
+    config: Arc<OverlayConfig>,
+}
+
+impl CniFiles {
+    pub(super) fn new(config: Arc<OverlayConfig>) -> Self {
+        CniFiles { config }
+    }
+
+    /// Writes the files for a plan. A failure is logged; the next turn tries again.
+    pub(super) fn write(&self, plan: &Plan) {
+        let (config, masquerade) = (&self.config.config, self.config.rules.masquerade);
+        if !self.config.subnet_file.as_os_str().is_empty() {
+            write(
+                &self.config.subnet_file,
+                subnet_env(config, plan, masquerade),
+            );
+        }
+        if let Some(path) = &self.config.cni_conf {
+            write(path, cni_conf(config, plan, masquerade));
+        }
+    }
+}
+
+fn write(path: &Path, text: Option<String>) {
+    let Some(text) = text else { return };
+    match replace(path, &text) {
+        Ok(true) => tracing::info!(?path, "wrote file"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(?path, %error, "cannot write file; retrying"),
+    }
+}
+
 /// The largest packet of pods: what fits through the tunnels of both families.
-pub(super) fn pod_mtu(plan: &Plan) -> Option<u32> {
+fn pod_mtu(plan: &Plan) -> Option<u32> {
     plan.tunnels
-        .iter()
+        .values()
         .flatten()
         .map(|tunnel| tunnel.device.mtu)
         .min()
 }
 
 /// `subnet.env`, in flannel's order. `None` until there is a tunnel and the cluster's network is known.
-pub(super) fn subnet_env(config: &Config, plan: &Plan, masquerade: bool) -> Option<String> {
+fn subnet_env(config: &Config, plan: &Plan, masquerade: bool) -> Option<String> {
     let mut text = String::new();
-    for (family, tunnel) in Family::ALL.into_iter().zip(&plan.tunnels) {
+    for (family, tunnel) in &plan.tunnels {
         let Some(tunnel) = tunnel else { continue };
         let network = config.network(family)?;
         let prefix = match family {
@@ -49,14 +86,14 @@ pub(super) fn subnet_env(config: &Config, plan: &Plan, masquerade: bool) -> Opti
 /// A configuration list that needs no plugin of flannel's: what flannel's plugin makes of the one that flannel ships,
 /// word for word, so that addresses handed out before stay known. The default route is the `bridge` plugin's to add:
 /// one that stands here as well is added twice, which the kernel refuses.
-pub(super) fn cni_conf(config: &Config, plan: &Plan, masquerade: bool) -> Option<String> {
-    let tunnels = || plan.tunnels.iter().flatten();
-    let ranges: Vec<Value> = tunnels()
+fn cni_conf(config: &Config, plan: &Plan, masquerade: bool) -> Option<String> {
+    let tunnels = plan.tunnels.values().flatten();
+    let ranges: Vec<Value> = tunnels
         .map(|tunnel| json!([{ "subnet": tunnel.pod_cidr }]))
         .collect();
-    let networks = Family::ALL
-        .into_iter()
-        .zip(&plan.tunnels)
+    let networks = plan
+        .tunnels
+        .iter()
         .filter(|(_, tunnel)| tunnel.is_some())
         .filter_map(|(family, _)| config.network(family));
     let routes: Vec<Value> = networks.map(|network| json!({ "dst": network })).collect();

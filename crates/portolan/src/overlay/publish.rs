@@ -1,7 +1,7 @@
-//! Tells the cluster where this node is: flannel's annotations and the condition `NetworkUnavailable`.
+//! Writes this node's VTEP annotations and the condition `NetworkUnavailable` to the API server.
 //!
 //! Both are patches of the Node's status subresource, as flannel's are, so that the same role (get nodes, patch
-//! nodes/status) is enough. Nothing is sent while the Node says it already.
+//! nodes/status) is enough. Nothing is sent while the Node has the wanted values.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,22 +13,22 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::condition::{Condition, Decision, Verdict, decide};
+use super::condition::{Condition, Decision, NetworkState, decide};
 
-/// Between two attempts, at first and at most.
+/// Pause between two attempts: the first and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 const LIMITS: Limits = Limits {
     silence: Duration::from_secs(5),
     total: Duration::from_secs(5),
 };
 
-/// What is to be known of this node.
+/// What the Node should state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Publication {
-    /// Annotations that the Node has not, or has otherwise.
+    /// Annotations that the Node lacks or has with another value.
     pub(super) annotations: BTreeMap<Box<str>, Box<str>>,
-    /// Whether pods can be carried; `None` while nobody knows.
-    pub(super) verdict: Option<Verdict>,
+    /// Whether pod traffic can be carried; `None` while unknown.
+    pub(super) verdict: Option<NetworkState>,
 }
 
 /// Publishes until cancelled.
@@ -40,7 +40,7 @@ pub(super) async fn run(
     cancel: CancellationToken,
 ) {
     let publish = async {
-        let mut said = None;
+        let mut published = None;
         loop {
             let wish = wanted.borrow_and_update().clone();
             let mut pause = RETRY.0;
@@ -48,15 +48,15 @@ pub(super) async fn run(
                 // A Node that lost its annotations may be a new one of the same name.
                 let anew = !wish.annotations.is_empty();
                 let verdict = wish.verdict.filter(|_| set_condition);
-                let unsaid = verdict.filter(|verdict| anew || said != Some(*verdict));
-                match publish(&client, &node, &wish, unsaid).await {
+                let unpublished = verdict.filter(|verdict| anew || published != Some(*verdict));
+                match publish(&client, &node, &wish, unpublished).await {
                     Ok(()) => {
-                        said = verdict.or(said);
+                        published = verdict.or(published);
                         break;
                     }
                     Err(error) => tracing::warn!(
                         error = format!("{error:#}"),
-                        "could not update the Node: trying again"
+                        "cannot update the Node; retrying"
                     ),
                 }
                 if tokio::time::timeout(pause, wanted.changed())
@@ -70,7 +70,7 @@ pub(super) async fn run(
                 }
                 pause = (pause * 2).min(RETRY.1);
             }
-            // What the Node says arrives by the watch; a wish that stays the same needs no second patch.
+            // The watch delivers the new annotations; an unchanged publication needs no second patch.
             if wanted.changed().await.is_err() {
                 return;
             }
@@ -83,7 +83,7 @@ async fn publish(
     client: &ApiClient,
     node: &str,
     wish: &Publication,
-    verdict: Option<Verdict>,
+    verdict: Option<NetworkState>,
 ) -> anyhow::Result<()> {
     if !wish.annotations.is_empty() {
         let patch = json!({ "metadata": { "annotations": wish.annotations } });
@@ -92,7 +92,7 @@ async fn publish(
             .context("publishing the annotations")?;
         tracing::info!(
             annotations = wish.annotations.len(),
-            "published where this node is"
+            "published VTEP annotations"
         );
     }
     if let Some(verdict) = verdict {
@@ -106,7 +106,7 @@ async fn publish(
             Decision::Leave => {}
             Decision::Foreign(reason) => tracing::info!(
                 reason = service_model::printable(&reason, 200),
-                "the condition NetworkUnavailable is somebody else's: left alone"
+                "not setting the condition NetworkUnavailable: it is maintained by another component"
             ),
             Decision::Set(condition) => {
                 let patch = json!({ "status": { "conditions": [condition] } });
@@ -133,7 +133,7 @@ async fn conditions(client: &ApiClient, node: &str) -> anyhow::Result<Vec<Condit
     }
     let request = http::Request::get(format!("/api/v1/nodes/{node}")).body(Vec::new())?;
     let answer = client.call(request, LIMITS).await?;
-    let node: Node = serde_json::from_slice(&answer).context("the answer is no Node")?;
+    let node: Node = serde_json::from_slice(&answer).context("decoding the Node")?;
     Ok(node.status.conditions.unwrap_or_default())
 }
 

@@ -1,17 +1,17 @@
-//! Brings the overlay's nftables table in step with the plan, and keeps it there.
+//! Makes the overlay's nftables table equal to the plan, and repairs foreign changes.
 //!
-//! What was committed last is believed until somebody else changes it; then the table is read and repaired. It is
-//! remembered by the plan it follows from, which is shared: the elements of thousands of peers would take several times
-//! as much.
+//! The last committed table is trusted until another program changes it; then the table is read and repaired. Only the
+//! shared plan that the table follows from is kept: the elements of thousands of peers would take several times as much.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nft::{Backend, Family, Kernel, KernelConfig, Notice, TableContents, Tables};
+use net_types::{Family, PerFamily};
+use nft::{Backend, Kernel, KernelConfig, Notice, TableContents, Tables};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use vxlan_overlay::{Config, Plan, RuleOptions, TABLE, table};
+use vxlan_overlay::{Config, Plan, RuleOptions, TABLE, Tunnel, table};
 
 use super::OverlayConfig;
 
@@ -23,8 +23,8 @@ pub(super) struct OverlayTable {
     kernel: Kernel,
     config: Config,
     options: RuleOptions,
-    /// The plan that the table of each family was last made for.
-    believed: [Option<Arc<Plan>>; 2],
+    /// The plan of the last commit of each family, as long as nothing else has changed the table.
+    committed: PerFamily<Option<Arc<Plan>>>,
     changed: Arc<Notify>,
 }
 
@@ -50,7 +50,7 @@ impl OverlayTable {
                     Ok(None) => {}
                     Ok(Some(Notice::Changed(_) | Notice::Overrun)) => heard.notify_one(),
                     Err(error) => {
-                        tracing::warn!(%error, "nftables notifications unreadable: comparing twice a second instead");
+                        tracing::warn!(%error, "cannot read nftables notifications; comparing twice a second instead");
                         heard.notify_one();
                         std::thread::sleep(LISTEN);
                     }
@@ -65,26 +65,22 @@ impl OverlayTable {
             kernel,
             config: config.config.clone(),
             options: config.rules,
-            believed: [None, None],
+            committed: PerFamily::default(),
             changed,
         })
     }
 
-    /// The tables may not be what they were: read them before the next change.
-    pub(super) fn doubt(&mut self) {
-        self.believed = [None, None];
+    /// Makes the next sync read the tables: another program may have changed them.
+    pub(super) fn invalidate(&mut self) {
+        self.committed = PerFamily::default();
     }
 
-    /// Makes the tables as planned; a family without a tunnel stays as it is. How many steps it took.
+    /// Makes the tables as planned; a family without a tunnel stays as it is. Returns the number of steps.
     pub(super) fn sync(&mut self, plan: &Arc<Plan>) -> Result<usize> {
-        if self
-            .believed
-            .iter()
-            .zip(&plan.tunnels)
-            .all(|(believed, tunnel)| {
-                tunnel.is_none() || believed.as_ref().is_some_and(|believed| believed == plan)
-            })
-        {
+        let is_committed = |(family, tunnel): (Family, &Option<Tunnel>)| {
+            tunnel.is_none() || self.committed[family].as_ref() == Some(plan)
+        };
+        if plan.tunnels.iter().all(is_committed) {
             return Ok(0);
         }
         let mut steps = 0;
@@ -94,7 +90,7 @@ impl OverlayTable {
             };
             let result = self.sync_one(family, &wanted, plan);
             if result.is_err() {
-                self.doubt();
+                self.invalidate();
                 self.changed.notify_one();
             }
             steps += result?;
@@ -108,9 +104,7 @@ impl OverlayTable {
         wanted: &TableContents,
         plan: &Arc<Plan>,
     ) -> Result<usize> {
-        let [v4, v6] = &mut self.believed;
-        let believed = if family == Family::Ip { v4 } else { v6 };
-        let transaction = match believed.take() {
+        let transaction = match self.committed[family].take() {
             Some(before) => {
                 let before = table(&self.config, self.options, &before, family);
                 nft::diff::diff(before.as_ref(), wanted)
@@ -120,7 +114,7 @@ impl OverlayTable {
         if !transaction.operations.is_empty() {
             self.kernel.commit(&transaction)?;
         }
-        *believed = Some(plan.clone());
+        self.committed[family] = Some(plan.clone());
         Ok(transaction.operations.len())
     }
 }

@@ -1,4 +1,4 @@
-use nft::Family;
+use net_types::Family;
 use proptest::prelude::*;
 
 use super::*;
@@ -6,7 +6,7 @@ use crate::plan::plan;
 use crate::samples::{Cluster, cluster};
 
 fn tunnel(cluster: &Cluster, family: Family) -> Tunnel {
-    crate::underlay::of(&plan(cluster.facts(), cluster.nodes.iter()).tunnels, family)
+    plan(cluster.facts(), cluster.nodes.iter()).tunnels[family]
         .clone()
         .unwrap()
 }

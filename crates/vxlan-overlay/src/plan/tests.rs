@@ -9,7 +9,7 @@ fn planned(cluster: &Cluster) -> Plan {
 }
 
 fn v4(plan: &Plan) -> &Tunnel {
-    plan.tunnels[0].as_ref().unwrap()
+    plan.tunnels[Family::Ip].as_ref().unwrap()
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn a_tunnel_is_flannels_scheme_device_address_route_neighbour_and_fdb() {
     let mac = Mac::of_node("node-2", Family::Ip);
     assert_eq!(entries.neighbours[&gateway], mac);
     assert_eq!(entries.fdb[&mac], "192.0.2.12".parse::<IpAddr>().unwrap());
-    let v6 = plan.tunnels[1].as_ref().unwrap();
+    let v6 = plan.tunnels[Family::Ip6].as_ref().unwrap();
     assert_eq!(v6.device.name, "flannel-v6.1");
     assert_eq!(v6.device.address.to_string(), "fd00:244::/128");
     assert_eq!(v6.device.mtu, 1430);
@@ -42,10 +42,18 @@ fn an_annotated_peer_goes_by_what_it_says_and_one_without_counts_only_where_it_i
         mac: "12:c6:65:89:b4:e3".parse().unwrap(),
         public_ip: "198.51.100.9".parse().unwrap(),
     };
-    cluster.nodes[1].said = Said::Vteps([Some(vtep), None]);
+    cluster.nodes[1].parsed = ParsedAnnotations::Vteps(PerFamily::new(Some(vtep), None));
     let plan = planned(&cluster);
     assert_eq!(v4(&plan).entries().fdb[&vtep.mac], vtep.public_ip);
-    assert_eq!(plan.tunnels[1].as_ref().unwrap().entries().routes.len(), 1);
+    assert_eq!(
+        plan.tunnels[Family::Ip6]
+            .as_ref()
+            .unwrap()
+            .entries()
+            .routes
+            .len(),
+        1
+    );
     cluster.infer = false;
     assert_eq!(v4(&planned(&cluster)).entries().routes.len(), 1);
 }
@@ -58,7 +66,7 @@ fn the_own_hardware_address_is_what_peers_hold_then_what_is_there_then_the_names
         Mac::of_node("node-0", Family::Ip)
     );
     let found: Mac = "2a:00:00:00:00:01".parse().unwrap();
-    cluster.found = [Some(found), None];
+    cluster.found = PerFamily::new(Some(found), None);
     assert_eq!(
         v4(&planned(&cluster)).device.mac,
         Mac::of_node("node-0", Family::Ip),
@@ -70,7 +78,8 @@ fn the_own_hardware_address_is_what_peers_hold_then_what_is_there_then_the_names
         mac: "12:c6:65:89:b4:e3".parse().unwrap(),
         public_ip: "192.0.2.10".parse().unwrap(),
     };
-    cluster.nodes[0].annotations = Arc::new(Names::default().write(1, &[Some(held), None]));
+    cluster.nodes[0].annotations =
+        Arc::new(Names::default().write(1, &PerFamily::new(Some(held), None)));
     assert_eq!(v4(&planned(&cluster)).device.mac, held.mac);
 }
 

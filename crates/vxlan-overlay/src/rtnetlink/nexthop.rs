@@ -5,11 +5,11 @@
 //! all of a device's; routes by number do not. Numbers are one space for all programs of a network namespace: ours are
 //! the gateway's address, so they follow from the plan, and one that somebody else has is left to them.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use netlink::{Attributes, Writer};
 
-use crate::difference::PROTOCOL;
+use crate::marks::{PROTOCOL, nexthop_gateway};
 
 pub(crate) const NEW: u16 = 104;
 pub(crate) const DELETE: u16 = 105;
@@ -22,19 +22,6 @@ const GATEWAY: u16 = 6;
 const ONLINK: u32 = 4;
 /// `struct nhmsg`: family, scope, protocol, a reserved byte, flags.
 const HEADER: usize = 8;
-
-/// The number of the nexthop object for a gateway; IPv6 has none, its plain routes cost no more.
-pub(crate) fn id(gateway: IpAddr) -> Option<u32> {
-    match gateway {
-        IpAddr::V4(v4) => Some(v4.to_bits()),
-        IpAddr::V6(_) => None,
-    }
-}
-
-/// The gateway that this number stands for among ours.
-pub(crate) fn gateway(id: u32) -> Ipv4Addr {
-    Ipv4Addr::from_bits(id)
-}
 
 /// A nexthop object as found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +57,7 @@ impl Nexthop {
 
     /// Whether it is one of ours on this device.
     pub(crate) fn is_ours(&self, device: u32) -> bool {
-        let named = self.gateway == Some(gateway(self.id));
+        let named = self.gateway == Some(nexthop_gateway(self.id));
         named && self.out == Some(device) && self.protocol == PROTOCOL
     }
 }
@@ -82,7 +69,7 @@ pub(crate) fn to_make(device: u32, id: u32) -> Vec<u8> {
     out.bytes.extend(ONLINK.to_ne_bytes());
     out.put(ID, &id.to_ne_bytes());
     out.put(OUT, &device.to_ne_bytes());
-    out.put(GATEWAY, &gateway(id).octets());
+    out.put(GATEWAY, &nexthop_gateway(id).octets());
     out.bytes
 }
 
@@ -102,10 +89,11 @@ pub(crate) fn to_list() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::marks::nexthop_id;
 
     #[test]
     fn what_is_written_reads_back_and_nonsense_does_not() {
-        let id = id("10.244.7.0".parse().unwrap()).unwrap();
+        let id = nexthop_id("10.244.7.0".parse().unwrap()).unwrap();
         let bytes = to_make(9, id);
         let found = Nexthop::read(&bytes).unwrap();
         assert_eq!((found.id, found.out), (id, Some(9)));

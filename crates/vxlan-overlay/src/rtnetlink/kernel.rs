@@ -1,35 +1,34 @@
-//! The one place with effects on the kernel: an rtnetlink socket that reads everything and carries steps out.
+//! An rtnetlink socket that reads links, addresses, routes, neighbours and FDB, and applies steps.
 //!
-//! Owns sequence numbers, dumps that are repeated when they were interrupted, and batches: many steps in one send,
-//! of which the refused and the last are answered. What messages mean is left to `encode` and `decode`. The socket is
-//! that of the network namespace of the thread that opens it.
+//! Owns sequence numbers, repeated dumps (after an interruption) and batches: many steps in one send, of which the
+//! refused and the last are acknowledged. What messages mean is left to `encode` and `decode`. The socket belongs to the
+//! network namespace of the thread that opens it.
 
 use std::net::IpAddr;
 
+use net_types::{Family, PerFamily};
 use netlink::{Connection, NetlinkFamily, Reply, Writer};
 use netlink_packet_route::RouteNetlinkMessage as Message;
-use nft::Family;
 use nix::errno::Errno;
 
-use crate::decode::{self, Found};
+use super::decode::{self, Found};
+use super::encode::{self, Question};
+use super::frame::Body;
 use crate::difference::{Observed, ObservedRoute, ObservedTunnel, Operation};
-use crate::encode::{self, Question};
-use crate::frame::Body;
 use crate::plan::Way;
-use crate::underlay::{of, of_mut};
 
 /// Steps in one send: should all be refused, the answers, about 1 kB of kernel memory each, fit the socket's default
 /// receive space.
 const BATCH: usize = 64;
-/// A dump that other people's changes keep interrupting is given up after so many.
+/// Attempts at a dump that changes of other programs keep interrupting.
 const READ_ATTEMPTS: usize = 20;
 
-/// What to look for.
+/// What to observe.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Watched {
     /// Names of our devices, by family.
-    pub devices: [String; 2],
-    /// The way to these addresses is wanted as well.
+    pub devices: PerFamily<String>,
+    /// Also look up the route to this address.
     pub can_reach: Option<IpAddr>,
 }
 
@@ -39,10 +38,10 @@ pub enum KernelError {
     /// The socket failed.
     #[error(transparent)]
     Socket(#[from] netlink::Error),
-    /// What was asked for keeps changing.
+    /// Every dump was interrupted by changes.
     #[error("rtnetlink: {0} changes faster than it can be read")]
     Unsteady(&'static str),
-    /// The kernel refused a question.
+    /// The kernel refused a request.
     #[error("rtnetlink: reading {what} was refused: {errno}")]
     Refused {
         /// What was read.
@@ -52,7 +51,7 @@ pub enum KernelError {
     },
 }
 
-/// A step that the kernel refused. Others of the same batch were carried out.
+/// A step that the kernel refused. The others of its batch were applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// The step.
@@ -70,17 +69,17 @@ impl Kernel {
     /// Opens the socket.
     pub fn open() -> Result<Kernel, KernelError> {
         let connection = Connection::open(NetlinkFamily::Route)?;
-        // We filter again what dumps hold.
+        // What dumps hold is filtered here again.
         connection.socket().filter_dumps();
         Ok(Kernel { connection })
     }
 
-    /// The port of the socket, by which its own changes are told from others'.
+    /// The port of the socket, which identifies its own changes among notifications.
     pub fn port(&self) -> u32 {
         self.connection.socket().port()
     }
 
-    /// Reads all that concerns us.
+    /// Reads the tunnel devices and the underlay.
     pub fn observe(&mut self, watched: &Watched) -> Result<Observed, KernelError> {
         let mut observed = Observed::default();
         self.read_links(watched, &mut observed)?;
@@ -88,25 +87,25 @@ impl Kernel {
         self.read_nexthops(&mut observed)?;
         for family in Family::ALL {
             self.read_routes(family, &mut observed)?;
-            if let Some(device) = of(&observed.tunnels, family).device.as_ref() {
+            if let Some(device) = observed.tunnels[family].device.as_ref() {
                 let index = device.index;
-                self.read_entries(family, index, of_mut(&mut observed.tunnels, family))?;
+                self.read_entries(family, index, &mut observed.tunnels[family])?;
             }
         }
         if let Some(to) = watched.can_reach {
             let mut index = None;
-            // No route is no failure: it may come.
+            // A missing route is not a failure: it may be added later.
             let _ = self.ask("a route", Question::WayTo(to), |body| {
                 if let Body::Message(Message::NewRoute(message)) = body {
                     index = decode::way_to(message);
                 }
             });
-            *of_mut(&mut observed.surroundings.reaching, Family::of(to)) = index;
+            observed.surroundings.reaching[Family::of(to)] = index;
         }
         Ok(observed)
     }
 
-    /// Carries steps out in order, each by itself, and returns those that were refused.
+    /// Applies steps in order, each by itself, and returns those that were refused.
     pub fn apply(&mut self, steps: &[Operation]) -> Result<Vec<Refused>, KernelError> {
         let mut refused = Vec::new();
         for batch in steps.chunks(BATCH) {
@@ -149,8 +148,8 @@ impl Kernel {
                 return;
             };
             for family in Family::ALL {
-                if *of(&watched.devices, family) == interface.name {
-                    of_mut(&mut observed.tunnels, family).device = Some(device.clone());
+                if watched.devices[family] == interface.name {
+                    observed.tunnels[family].device = Some(device.clone());
                 }
             }
             observed.surroundings.interfaces.push(interface);
@@ -169,7 +168,7 @@ impl Kernel {
                 let Some((index, address)) = decode::address(message) else {
                     return;
                 };
-                for tunnel in &mut observed.tunnels {
+                for (_, tunnel) in observed.tunnels.iter_mut() {
                     let ours = tunnel
                         .device
                         .as_ref()
@@ -193,7 +192,7 @@ impl Kernel {
     }
 
     fn read_routes(&mut self, family: Family, observed: &mut Observed) -> Result<(), KernelError> {
-        let index = of(&observed.tunnels, family)
+        let index = observed.tunnels[family]
             .device
             .as_ref()
             .map(|device| device.index);
@@ -221,20 +220,20 @@ impl Kernel {
                             }
                             way => way,
                         };
-                        let routes = &mut of_mut(&mut observed.tunnels, family).routes;
+                        let routes = &mut observed.tunnels[family].routes;
                         routes.insert(ObservedRoute { way, ..route });
                     }
                     _ => {}
                 }
             },
         )?;
-        *of_mut(&mut observed.surroundings.default_route, family) = best.map(|(out, _)| out);
+        observed.surroundings.default_route[family] = best.map(|(out, _)| out);
         Ok(())
     }
 
-    /// Only IPv4 has any of ours.
+    /// Reads nexthop objects. Only IPv4 has any of Portolan's.
     fn read_nexthops(&mut self, observed: &mut Observed) -> Result<(), KernelError> {
-        let [v4, _] = &mut observed.tunnels;
+        let v4 = &mut observed.tunnels[Family::Ip];
         let device = v4.device.as_ref().map(|device| device.index);
         self.dump_any("nexthops", Question::Nexthops, v4, |tunnel, body| {
             let Body::Nexthop(nexthop) = body else {
@@ -287,7 +286,7 @@ impl Kernel {
         )
     }
 
-    /// Asks until an answer was not interrupted. What an interrupted one told is forgotten.
+    /// Repeats a request until its dump is not interrupted. What an interrupted dump returned is discarded.
     fn dump<T: Clone>(
         &mut self,
         what: &'static str,
@@ -319,7 +318,7 @@ impl Kernel {
         Err(KernelError::Unsteady(what))
     }
 
-    /// Asks once; false when the answer was interrupted.
+    /// Sends a request and reads its dump. Returns false if the dump was interrupted.
     fn ask(
         &mut self,
         what: &'static str,
@@ -342,7 +341,7 @@ impl Kernel {
         match reply {
             Reply::Done => Ok(true),
             Reply::Interrupted => Ok(false),
-            // The device went while we asked, or the kernel has no IPv6.
+            // The device was deleted meanwhile, or the kernel has no IPv6.
             Reply::Refused(
                 Errno::ENODEV | Errno::ENOENT | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP,
             ) => Ok(true),
@@ -351,8 +350,8 @@ impl Kernel {
     }
 }
 
-/// Router advertisements mean nothing on a tunnel, and replies may come from sources that are not reached by it.
-/// Where `/proc/sys` cannot be written these stay as they are, as they do without IPv6.
+/// Disables router advertisements on the tunnel, and makes reverse-path filtering loose: replies may have sources whose
+/// route does not lead through it. Errors are ignored: `/proc/sys` may be read-only, or the kernel without IPv6.
 fn settings(device: &str) {
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{device}/accept_ra"), "0");
     let _ = std::fs::write(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"), "2");

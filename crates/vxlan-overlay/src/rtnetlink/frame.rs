@@ -3,7 +3,7 @@
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 
-use crate::nexthop::{self, Nexthop};
+use super::nexthop::{self, Nexthop};
 
 /// What a message says.
 pub(crate) enum Body {

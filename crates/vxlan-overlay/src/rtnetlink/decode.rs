@@ -15,8 +15,9 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 
-use crate::difference::{BLACKHOLE_METRIC, ObservedDevice, ObservedRoute, ObservedVxlan, PROTOCOL};
+use crate::difference::{ObservedDevice, ObservedRoute, ObservedVxlan};
 use crate::mac::Mac;
+use crate::marks::{BLACKHOLE_METRIC, PROTOCOL};
 use crate::plan::Way;
 use crate::underlay::{Interface, InterfaceAddress};
 

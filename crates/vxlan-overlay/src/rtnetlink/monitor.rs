@@ -1,7 +1,7 @@
-//! Hears of changes that others make to links, addresses, routes, neighbours and FDB.
+//! Receives notifications of foreign changes to links, addresses, routes, neighbours and FDB.
 //!
-//! What changed is left to [`crate::Kernel::observe`]: a notification is only a reason to look, so lost ones and
-//! misread ones do no harm. Our own changes, and the noise of pods that come and go, are passed over.
+//! What has changed is left to [`crate::Kernel::observe`]: a notification is only a reason to observe, so lost and
+//! misread ones are safe. Portolan's own changes and those of pods are skipped.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::route::RouteAttribute;
 use nix::errno::Errno;
 
-use crate::difference::PROTOCOL;
-use crate::frame::Body;
-use crate::kernel::KernelError;
+use super::frame::Body;
+use super::kernel::KernelError;
+use crate::marks::PROTOCOL;
 
 /// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR` and
 /// `RTNLGRP_IPV6_ROUTE` (rtnetlink.h). The FDB's notifications come in the neighbours' group.

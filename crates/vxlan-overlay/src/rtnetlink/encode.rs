@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use net_types::Family;
 use netlink_packet_core::{
     NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NetlinkSerializable,
 };
@@ -17,11 +18,10 @@ use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
-use nft::Family;
 
+use super::nexthop;
 use crate::difference::{self, ObservedRoute, Operation};
 use crate::mac::Mac;
-use crate::nexthop;
 use crate::plan::{Device, Way};
 
 /// Makes what must not be there yet.

@@ -1,0 +1,267 @@
+//! Makes the tunnel devices of this node equal to the plan: observe, plan, difference, apply, until no step is left.
+//!
+//! Owns the rtnetlink socket, the plan in force and what is known of the kernel between two runs. When to run, and the
+//! nftables table, are left to others. Invariant: nothing is deleted before the list of Nodes is complete.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use net_types::PerFamily;
+use vxlan_overlay::{
+    Concern, Deletions, Facts, HOLD, Kernel, Observed, ObservedTunnel, Operation, Peers, Plan,
+    Refused, Tunnel, Watched, difference, plan, stale,
+};
+
+use super::{Devices, OverlayConfig};
+use crate::metrics::Metrics;
+
+/// Passes of one run: the first creates a device, the second fills it, the third finds it correct.
+const PASSES: usize = 5;
+/// Start-up: delete up to this many stale entries without suspecting a truncated list.
+const ALWAYS_BELIEVED: usize = 2;
+
+/// Observes and changes the tunnel devices.
+pub(super) struct Reconciler {
+    config: Arc<OverlayConfig>,
+    kernel: Kernel,
+    watched: Watched,
+    devices: Devices,
+    metrics: Arc<Metrics>,
+    plan: Arc<Plan>,
+    /// Whether the next run observes the kernel first; if not, it trusts `applied`.
+    observe: bool,
+    /// Kernel state below the entries, and the plan, after the last complete run, if known.
+    applied: Option<(Observed, Arc<Plan>)>,
+    /// Since when deletions are held because the list of Nodes looks too short.
+    held_since: Option<Instant>,
+    /// Whether entries left by an earlier process or by flannel have been deleted.
+    cleaned: bool,
+    usable: usize,
+    repairs: u64,
+}
+
+impl Reconciler {
+    pub(super) fn new(
+        config: Arc<OverlayConfig>,
+        kernel: Kernel,
+        devices: Devices,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let watched = Watched {
+            devices: PerFamily::from_fn(|family| config.config.device_name(family)),
+            can_reach: config.preferences.can_reach,
+        };
+        Reconciler {
+            config,
+            kernel,
+            watched,
+            devices,
+            metrics,
+            plan: Arc::default(),
+            observe: true,
+            applied: None,
+            held_since: None,
+            cleaned: false,
+            usable: 0,
+            repairs: 0,
+        }
+    }
+
+    /// The plan of the last run that could observe the kernel.
+    pub(super) fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// How many tunnel devices exist and can be used.
+    pub(super) fn usable(&self) -> usize {
+        self.usable
+    }
+
+    /// How many steps have repaired foreign changes so far.
+    pub(super) fn repairs(&self) -> u64 {
+        self.repairs
+    }
+
+    /// Lets the next run trust what the last one left: only Nodes have changed.
+    pub(super) fn skip_observation(&mut self) {
+        self.observe = false;
+    }
+
+    /// Runs until no step is left. Returns what prevents that. Steps count as repairs if `repairing`.
+    pub(super) fn run(&mut self, peers: &Peers, now: Instant, repairing: bool) -> Option<String> {
+        match self.passes(peers, now, repairing) {
+            Ok((plan, trouble)) => {
+                self.plan = plan;
+                trouble
+            }
+            Err(error) => Some(format!("{error:#}")),
+        }
+    }
+
+    fn passes(
+        &mut self,
+        peers: &Peers,
+        now: Instant,
+        repairing: bool,
+    ) -> Result<(Arc<Plan>, Option<String>)> {
+        let mut refused = Vec::new();
+        let observe = std::mem::replace(&mut self.observe, true);
+        let applied = self.applied.take().filter(|_| !observe);
+        let mut known = applied.and_then(|(below, plan)| below.after(&plan.tunnels));
+        let trusting = known.is_some();
+        for _ in 0..PASSES {
+            let observed = match known.take() {
+                Some(observed) => observed,
+                None => self.kernel.observe(&self.watched)?,
+            };
+            let plan = self.plan_for(peers, &observed);
+            self.watch(&observed, &plan);
+            let (steps, trouble) = self.steps(peers, &plan, &observed, now);
+            if steps.is_empty() {
+                self.applied = self.cleaned.then(|| (observed.below(), plan.clone()));
+                return Ok((plan, trouble.or_else(|| refused.first().map(describe))));
+            }
+            refused = self.apply(&steps, &plan, repairing)?;
+            if refused.is_empty() && self.cleaned && trouble.is_none() {
+                // The index of a device that was just created is not known yet.
+                let creates = |step: &Operation| matches!(step, Operation::CreateDevice(_));
+                self.applied =
+                    (!steps.iter().any(creates)).then(|| (observed.below(), plan.clone()));
+                if self.applied.is_some() && trusting {
+                    return Ok((plan, None));
+                }
+            }
+        }
+        let reason = refused
+            .first()
+            .map_or_else(|| "the kernel's state keeps changing".to_owned(), describe);
+        let observed = self.kernel.observe(&self.watched)?;
+        Ok((self.plan_for(peers, &observed), Some(reason)))
+    }
+
+    fn apply(&mut self, steps: &[Operation], plan: &Plan, repairing: bool) -> Result<Vec<Refused>> {
+        let started = Instant::now();
+        let refused = self.kernel.apply(steps)?;
+        let elapsed = started.elapsed();
+        let repairs = if repairing { steps.len() } else { 0 };
+        self.repairs += repairs as u64;
+        self.metrics.overlay_changed(repairs, elapsed);
+        tracing::info!(
+            steps = steps.len(),
+            refused = refused.len(),
+            repairing,
+            peers = plan.peer_count(),
+            elapsed_seconds = elapsed.as_secs_f64(),
+            "changed the overlay"
+        );
+        tracing::debug!(?steps, "applied steps");
+        Ok(refused)
+    }
+
+    /// The plan for what is observed. An equal plan is shared, so that memory holds one of it.
+    fn plan_for(&self, peers: &Peers, observed: &Observed) -> Arc<Plan> {
+        let mac = |_, tunnel: &ObservedTunnel| tunnel.device.as_ref().map(|device| device.mac);
+        let new = plan(
+            Facts {
+                config: &self.config.config,
+                preferences: &self.config.preferences,
+                names: &self.config.names,
+                own: &self.config.own,
+                infer: self.config.infer,
+                found: observed.tunnels.as_ref().map(mac),
+                surroundings: &observed.surroundings,
+            },
+            peers.nodes(),
+        );
+        match *self.plan == new {
+            true => self.plan.clone(),
+            false => Arc::new(new),
+        }
+    }
+
+    /// The steps of both families, and what cannot be changed.
+    fn steps(
+        &mut self,
+        peers: &Peers,
+        plan: &Plan,
+        observed: &Observed,
+        now: Instant,
+    ) -> (Vec<Operation>, Option<String>) {
+        let (mut steps, mut trouble) = (Vec::new(), None);
+        let deletions = self.deletions(peers, plan, observed, now);
+        self.usable = 0;
+        for (wanted, found) in pairs(plan, observed) {
+            match difference(wanted, found, deletions) {
+                Ok(more) => {
+                    self.usable += usize::from(found.device.is_some());
+                    steps.extend(more);
+                }
+                Err(mismatch) => trouble = Some(format!("{}: {mismatch}", wanted.device.name)),
+            }
+        }
+        if deletions == Deletions::Allowed && steps.is_empty() {
+            self.cleaned = true;
+        }
+        (steps, trouble)
+    }
+
+    /// Whether stale entries may be deleted. When most entries found at the start are stale, the list of Nodes may be
+    /// truncated: they are kept for a while.
+    fn deletions(
+        &mut self,
+        peers: &Peers,
+        plan: &Plan,
+        observed: &Observed,
+        now: Instant,
+    ) -> Deletions {
+        if !peers.is_listed() {
+            return Deletions::Held;
+        }
+        let mut implausible = pairs(plan, observed).filter(|(wanted, found)| {
+            let (stale, all) = stale(wanted, found);
+            stale > ALWAYS_BELIEVED.max(all / 2)
+        });
+        if self.cleaned || implausible.next().is_none() {
+            return Deletions::Allowed;
+        }
+        let since = *self.held_since.get_or_insert(now);
+        match now.saturating_duration_since(since) < HOLD {
+            true => Deletions::Held,
+            false => Deletions::Allowed,
+        }
+    }
+
+    /// Subscribes to changes of the tunnel devices and their parents; while one is missing, to those of any device.
+    fn watch(&self, observed: &Observed, plan: &Plan) {
+        let wanted: Vec<&Tunnel> = plan.tunnels.values().flatten().collect();
+        let found = observed.tunnels.values();
+        let found: BTreeSet<u32> = found
+            .filter_map(|tunnel| tunnel.device.as_ref())
+            .map(|device| device.index)
+            .collect();
+        let any = wanted.is_empty() || found.len() < wanted.len() || plan.lacks_external();
+        let parents = wanted.iter().map(|tunnel| tunnel.device.parent);
+        self.devices.store(Arc::new(Concern {
+            below: (!any).then(|| parents.collect()),
+            tunnels: found,
+        }));
+    }
+}
+
+/// Wanted tunnels beside what is observed of them.
+fn pairs<'a>(
+    plan: &'a Plan,
+    observed: &'a Observed,
+) -> impl Iterator<Item = (&'a Tunnel, &'a ObservedTunnel)> {
+    let wanted = plan.tunnels.iter();
+    wanted.filter_map(|(family, tunnel)| Some((tunnel.as_ref()?, &observed.tunnels[family])))
+}
+
+fn describe(refused: &Refused) -> String {
+    format!(
+        "the kernel refused {:?}: {}",
+        refused.operation, refused.errno
+    )
+}
