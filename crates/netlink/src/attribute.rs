@@ -153,6 +153,12 @@ pub fn be32(payload: &[u8], what: &'static str) -> Result<u32, Malformed> {
         .map_err(|_| Malformed::Value(what))
 }
 
+/// Whether the payload is this string. Names of other programs' objects may hold any bytes: compare them, never decode
+/// them.
+pub fn is_string(payload: &[u8], expected: &str) -> bool {
+    payload.split(|byte| *byte == 0).next() == Some(expected.as_bytes())
+}
+
 /// A string up to its NUL.
 pub fn string<'a>(payload: &'a [u8], what: &'static str) -> Result<&'a str, Malformed> {
     let end = payload

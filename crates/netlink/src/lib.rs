@@ -28,7 +28,7 @@ mod connection;
 mod message;
 mod socket;
 
-pub use attribute::{ATTRIBUTE_HEADER, Attribute, Attributes, Writer, be32, string};
+pub use attribute::{ATTRIBUTE_HEADER, Attribute, Attributes, Writer, be32, is_string, string};
 pub use connection::{Connection, Reply};
 pub use message::{Answer, HEADER, Message, flag, messages};
 pub use socket::{Membership, NetlinkFamily, Socket};

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use netlink::{Malformed, Membership, Message, NetlinkFamily, Socket, failed, messages, string};
+use netlink::{Malformed, Membership, Message, NetlinkFamily, Socket, failed, is_string, messages};
 use nix::errno::Errno;
 use nix::libc::NFNLGRP_NFTABLES;
 
@@ -207,7 +207,7 @@ fn read(message: &Message<'_>, our_table: &str, own_port: u32) -> Result<Notific
     }
     // Every nf_tables object names its table in attribute 1.
     match attributes(message)?.find(table::NAME)? {
-        Some(name) if string(name, "table name")? == our_table => Ok(Notification::ForeignChange),
+        Some(name) if is_string(name, our_table) => Ok(Notification::ForeignChange),
         _ => Ok(Notification::Other),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netlink::{Attributes, Malformed, Message, be32, string};
+use netlink::{Attributes, Malformed, Message, be32, is_string};
 use nft::wire::abi::{self, LIST_ITEM, data, expr, immediate, message};
 use nft::wire::header::attributes;
 
@@ -94,8 +94,8 @@ impl Found {
         for attribute in attributes(message)? {
             let attribute = attribute?;
             match attribute.kind {
-                abi::chain::TABLE => of_table = string(attribute.payload, "a table")? == table,
-                abi::chain::NAME => name = Some(string(attribute.payload, "a chain")?.to_owned()),
+                abi::chain::TABLE => of_table = is_string(attribute.payload, table),
+                abi::chain::NAME => name = Some(lossy(attribute.payload)),
                 abi::chain::HOOK => base = true,
                 _ => {}
             }
@@ -115,8 +115,8 @@ impl Found {
             let attribute = attribute?;
             let payload = attribute.payload;
             match attribute.kind {
-                abi::rule::TABLE => of_table = string(payload, "a table")? == table,
-                abi::rule::CHAIN => from = Some(string(payload, "a chain")?),
+                abi::rule::TABLE => of_table = is_string(payload, table),
+                abi::rule::CHAIN => from = Some(lossy(payload)),
                 abi::rule::HANDLE => handle = Some(payload),
                 abi::rule::EXPRESSIONS => to = targets(payload)?,
                 _ => {}
@@ -124,13 +124,19 @@ impl Found {
         }
         if let (true, Some(from), Some(handle)) = (of_table, from, handle) {
             self.jumps.extend(to.into_iter().map(|to| Jump {
-                from: from.to_owned(),
+                from: from.clone(),
                 rule: handle.to_vec(),
                 to,
             }));
         }
         Ok(())
     }
+}
+
+/// The name of a chain. One that is not UTF-8 is none of kube-proxy's or flannel's, so how it reads does not matter.
+fn lossy(payload: &[u8]) -> String {
+    let name = payload.split(|byte| *byte == 0).next();
+    String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
 }
 
 /// The attribute of this type within an attribute that may be absent.
@@ -148,7 +154,7 @@ fn targets(expressions: &[u8]) -> Result<Vec<String>, Malformed> {
         let item = item?;
         let parts = Attributes::new(item.payload);
         let name = parts.clone().find(expr::NAME)?.unwrap_or_default();
-        if item.kind != LIST_ITEM || string(name, "an expression")? != "immediate" {
+        if item.kind != LIST_ITEM || !is_string(name, "immediate") {
             continue;
         }
         let value = inside(parts.find(expr::DATA)?, immediate::DATA)?;
@@ -157,7 +163,7 @@ fn targets(expressions: &[u8]) -> Result<Vec<String>, Malformed> {
         let Some(code) = code else { continue };
         let code = be32(code, "NFTA_VERDICT_CODE")?.cast_signed();
         if let (data::JUMP | data::GOTO, Some(chain)) = (code, inside(verdict, data::CHAIN)?) {
-            targets.push(string(chain, "NFTA_VERDICT_CHAIN")?.to_owned());
+            targets.push(lossy(chain));
         }
     }
     Ok(targets)

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use netlink::{Attributes, Malformed, Message, be32, string};
+use netlink::{Attributes, Malformed, Message, be32, is_string, string};
 
 use super::abi::{self, element, message};
 use super::encode::{TYPE_BITS, data_len, data_type, field_type, predecessor, set_flags};
@@ -79,7 +79,7 @@ impl Reading {
         let Some(table) = fields.clone().find(abi::table::NAME)? else {
             return Ok(());
         };
-        if family(message) != Some(self.family) || string(table, "table name")? != self.name {
+        if family(message) != Some(self.family) || !is_string(table, &self.name) {
             return Ok(());
         }
         match message.kind {

@@ -74,3 +74,29 @@ fn replies_cut_at_any_offset_or_changed_in_any_byte_do_no_harm() {
         });
     });
 }
+
+#[test]
+fn foreign_tables_with_names_of_any_bytes_are_ignored() {
+    let mut reading = Reading::new(Family::Ip, "portolan".into());
+    let mut attributes = Writer::default();
+    attributes.put(abi::table::NAME, b"\xff\xfeodd\0");
+    let nfgenmsg = [u8::try_from(nix::libc::NFPROTO_IPV4).unwrap(), 0, 0, 0];
+    let payload = [&nfgenmsg[..], &attributes.bytes].concat();
+    for kind in [
+        message::NEW_TABLE,
+        message::NEW_SET,
+        message::NEW_CHAIN,
+        message::NEW_RULE,
+        message::NEW_ELEMENTS,
+    ] {
+        let message = Message {
+            kind,
+            flags: 0,
+            sequence: 1,
+            port: 0,
+            payload: &payload,
+        };
+        assert_eq!(reading.absorb(&message), Ok(()), "message {kind:#x}");
+    }
+    assert_eq!(reading.finish().unwrap(), None);
+}
