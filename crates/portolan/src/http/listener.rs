@@ -1,7 +1,12 @@
 //! Accepts connections and answers requests on one address, with limits for every client: on the time for headers, the
 //! number of connections and their lifetime.
+//!
+//! Invariant: a new connection is always accepted at once. When all places are taken, the client with the most
+//! connections loses its oldest one; so neither silent, slow nor many clients keep a probe from its answer.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,15 +16,14 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::debug;
 
 /// Time for a request line and headers, and between two requests.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Lifetime of a connection, so that a client that never reads cannot hold one forever.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
-/// Maximum number of connections per address. More wait in the kernel's queue.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum number of open connections per address. The next one replaces another.
 pub(super) const MAX_CONNECTIONS: usize = 64;
 
 /// A response without its connection.
@@ -72,21 +76,27 @@ impl Answer {
 /// Answers GET and HEAD requests for a path.
 pub(crate) type Answers = Arc<dyn Fn(&str) -> Answer + Send + Sync>;
 
+/// An open connection.
+struct Open {
+    client: IpAddr,
+    task: AbortHandle,
+}
+
 /// Accepts forever. Connections end with this future.
 pub(crate) async fn accept(listener: TcpListener, answers: Answers) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
+    let mut tasks = JoinSet::new();
+    let mut open = VecDeque::with_capacity(MAX_CONNECTIONS);
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            return;
-        };
-        while connections.try_join_next().is_some() {}
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let answers = answers.clone();
-                connections.spawn(async move {
-                    connection(stream, answers).await;
-                    drop(slot);
+            Ok((stream, from)) => {
+                while tasks.try_join_next().is_some() {}
+                open.retain(|connection: &Open| !connection.task.is_finished());
+                if open.len() >= MAX_CONNECTIONS {
+                    evict(&mut open);
+                }
+                open.push_back(Open {
+                    client: client(from.ip()),
+                    task: tasks.spawn(connection(stream, answers.clone())),
                 });
             }
             // Most likely out of file descriptors: wait until others are closed.
@@ -95,6 +105,33 @@ pub(crate) async fn accept(listener: TcpListener, answers: Answers) {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+/// Whom connections count for: an IPv4 address, or an IPv6 /64, of which one host may have every address.
+fn client(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+        ipv4 => ipv4,
+    }
+}
+
+/// Ends the oldest connection of the client that has the most.
+fn evict(open: &mut VecDeque<Open>) {
+    let count = |client: IpAddr| open.iter().filter(|other| other.client == client).count();
+    // Of equals the last in the iteration is taken: the oldest.
+    let heaviest = open
+        .iter()
+        .rev()
+        .max_by_key(|connection| count(connection.client));
+    let Some(heaviest) = heaviest.map(|connection| connection.client) else {
+        return;
+    };
+    let oldest = open
+        .iter()
+        .position(|connection| connection.client == heaviest);
+    if let Some(connection) = oldest.and_then(|oldest| open.remove(oldest)) {
+        connection.task.abort();
     }
 }
 
