@@ -182,6 +182,8 @@ pub struct Service {
     pub name: ObjectName,
     /// `metadata.creationTimestamp`, seconds since 1970; settles conflicts (the older wins).
     pub created: Option<i64>,
+    /// `metadata.uid`, kept where the Service has session affinity; absent in most folders of manifests.
+    pub uid: Option<Box<str>>,
     /// `spec.type`
     pub service_type: ServiceType,
     /// `spec.clusterIPs` (or `clusterIP`); empty for headless Services.
@@ -214,6 +216,7 @@ impl Service {
         Service {
             name,
             created: None,
+            uid: None,
             service_type: ServiceType::ClusterIp,
             cluster_ips: SmallVec::new(),
             ports: SmallVec::new(),

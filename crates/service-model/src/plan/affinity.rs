@@ -2,8 +2,9 @@
 
 use crate::objects::{Service, ServicePort, TrafficPolicy};
 
-/// The affinity group of a Service port: FNV-1a over the names of Service and port and the protocol, so that it is the
-/// same on every node and in every release. The kernel keeps it across restarts.
+/// The affinity group of a Service port: FNV-1a over the Service's UID, the names of Service and port and the protocol,
+/// so that it is the same on every node. The kernel keeps it across restarts. The API server draws the UID, so nobody
+/// can choose names that collide with another tenant's Service. In a folder of manifests there may be none.
 ///
 /// All frontends of a Service port are one group (row 42), unless a policy is Local. Internal and external traffic may
 /// then reach different endpoints, and an entry made by one could be wrong for the other: each is a group of its own.
@@ -15,6 +16,7 @@ pub(super) fn group(service: &Service, port: &ServicePort, is_external: bool) ->
     };
     let protocol = port.protocol.to_string();
     let parts = [
+        service.uid.as_deref().unwrap_or_default(),
         &*service.name.namespace,
         &*service.name.name,
         &*port.name,

@@ -123,6 +123,7 @@ impl Object for Service {
         };
         let ours = !service.excluded && service_type != ServiceType::ExternalName;
         if ours && !self.spec.is_headless() {
+            self.check_budget(&validation)?;
             service.cluster_ips = self.spec.cluster_ips(&mut validation)?;
             service.ports = self.spec.ports(&mut validation, context)?;
             service.external_ips = self.spec.external_ips(&mut validation);
@@ -133,6 +134,10 @@ impl Object for Service {
             service.external_policy = policy(external, "spec.externalTrafficPolicy", &validation)?;
             service.internal_policy = policy(internal, "spec.internalTrafficPolicy", &validation)?;
             service.affinity = self.spec.affinity(&mut validation)?;
+            service.uid = match service.affinity {
+                Some(_) => self.metadata.uid.as_deref().map(Box::from),
+                None => None,
+            };
             let checked = service_type == ServiceType::LoadBalancer
                 && service.external_policy == TrafficPolicy::Local;
             let number = self.spec.health_check_node_port.filter(|_| checked);
@@ -161,6 +166,51 @@ impl Service {
             }
         }
         Ok(())
+    }
+}
+
+/// How many frontends one Service may ask for: its ports times its addresses. What a Service costs this node grows with
+/// them, and whoever may create one Service chooses both factors.
+const MAX_FRONTENDS: usize = 4096;
+
+impl Service {
+    /// Refuses a Service over [`MAX_FRONTENDS`], by what is written, before any of it is read.
+    fn check_budget(&self, validation: &Validation) -> Result<(), Invalid> {
+        let spec = &self.spec;
+        let ports = spec.ports.len();
+        let external = spec.external_ips.len() + self.status.load_balancer.ingress.len();
+        // Each port may be on two cluster IPs and have a node port in two families.
+        let frontends = ports.saturating_mul(external.saturating_add(4));
+        let ranges = spec.load_balancer_source_ranges.len();
+        let over = if frontends > MAX_FRONTENDS {
+            let field = if ports > external {
+                "spec.ports"
+            } else {
+                "spec.externalIPs"
+            };
+            Some((
+                field,
+                format!(
+                    "{ports} ports at {external} external addresses are more than {MAX_FRONTENDS} frontends"
+                ),
+            ))
+        } else if external > MAX_FRONTENDS {
+            Some((
+                "spec.externalIPs",
+                format!("{external} addresses are more than {MAX_FRONTENDS}"),
+            ))
+        } else if ranges > MAX_FRONTENDS {
+            Some((
+                "spec.loadBalancerSourceRanges",
+                format!("{ranges} ranges are more than {MAX_FRONTENDS}"),
+            ))
+        } else {
+            None
+        };
+        match over {
+            None => Ok(()),
+            Some((field, reason)) => Err(validation.invalid(field, reason)),
+        }
     }
 }
 

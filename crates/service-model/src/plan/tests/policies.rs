@@ -169,3 +169,24 @@ fn health_checks_count_ready_local_addresses_once() {
     service.health_check_node_port = None;
     assert_eq!(told(&service, &slices), None);
 }
+
+#[test]
+fn names_alone_do_not_decide_an_affinity_group() {
+    // A tenant can find a name with the same 32-bit hash in seconds, but cannot choose its Service's UID.
+    let group = |service: &Service| {
+        let intent = plan(service, &NO_SLICES, &facts()).intent;
+        intent
+            .frontends
+            .iter()
+            .find_map(|f| f.affinity)
+            .unwrap()
+            .group
+    };
+    let mut service = exposed();
+    service.affinity = Some(60);
+    service.uid = Some("5c4e8f0a-0000-4000-8000-000000000001".into());
+    let first = group(&service);
+    assert_eq!(group(&service), first);
+    service.uid = Some("5c4e8f0a-0000-4000-8000-000000000002".into());
+    assert_ne!(group(&service), first);
+}

@@ -397,3 +397,33 @@ fn annotations_count_only_when_true() {
         }
     );
 }
+
+#[test]
+fn a_service_over_its_budget_is_refused_before_it_costs() {
+    let many = |count: u32| -> Vec<String> {
+        let address = |i| std::net::Ipv4Addr::from_bits(0x0506_0000 + i).to_string();
+        (0..count).map(address).collect()
+    };
+    let ports = |count: u32| -> Vec<Value> {
+        let port = |i| json!({"name": format!("p{i}"), "port": 1 + i});
+        (0..count).map(port).collect()
+    };
+    let with = |addresses, count| {
+        let spec = json!({"clusterIP": "10.96.0.1", "externalIPs": many(addresses), "ports": ports(count)});
+        service(spec)
+    };
+    let fits = clean::<Service>(with(60, 64));
+    assert_eq!((fits.external_ips.len(), fits.ports.len()), (60, 64));
+    for (addresses, count, field) in [
+        (800, 800, "spec.externalIPs"),
+        (80_000, 0, "spec.externalIPs"),
+        (0, 20_000, "spec.ports"),
+    ] {
+        assert_eq!(refused::<Service>(with(addresses, count)).0, field);
+    }
+    let ranges = json!({"clusterIP": "10.96.0.1", "loadBalancerSourceRanges": many(5_000)});
+    assert_eq!(
+        refused::<Service>(service(ranges)).0,
+        "spec.loadBalancerSourceRanges"
+    );
+}
