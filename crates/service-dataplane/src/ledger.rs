@@ -30,8 +30,8 @@ use changes::Changes;
 pub struct Conflict {
     /// The contested frontend.
     pub claim: Claim,
-    /// The Service that has it: the older one, then the lesser name; or the one whose cluster IP the external address
-    /// is.
+    /// The Service that has it: the one whose cluster IP the external address is, or whose load balancer's; then the
+    /// older one, then the lesser name.
     pub winner: ObjectName,
     /// The Service without it.
     pub loser: ObjectName,
@@ -70,8 +70,34 @@ pub(crate) struct Applied {
     pub(crate) groups: BTreeSet<(Family, u32)>,
 }
 
-/// Older first, then by name: the first claimant gets the frontend.
+/// Older first, then by name.
 type Seniority = (i64, ObjectName);
+
+/// The order of Services that claim one frontend; the first gets it. A load balancer's own allocation comes before
+/// `spec.externalIPs`, whatever the age: any tenant can list any address there, ahead of time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claimant {
+    only_listed: bool,
+    seniority: Seniority,
+}
+
+impl Claimant {
+    fn of(intent: &ServiceIntent, frontend: &Frontend) -> Self {
+        let listed = |address| !intent.load_balancer_ips.contains(&address);
+        let only_listed = match frontend.address {
+            FrontendAddress::External(address) => listed(address),
+            FrontendAddress::ClusterIp(_) | FrontendAddress::NodePort(_) => false,
+        };
+        Claimant {
+            only_listed,
+            seniority: seniority(intent),
+        }
+    }
+
+    fn service(&self) -> &ObjectName {
+        &self.seniority.1
+    }
+}
 
 /// The Services at an IP address.
 #[derive(Debug, Default)]
@@ -86,7 +112,7 @@ struct Address {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     intents: HashMap<ObjectName, Arc<ServiceIntent>>,
-    claims: HashMap<Claim, SmallVec<[Seniority; 1]>>,
+    claims: HashMap<Claim, SmallVec<[Claimant; 1]>>,
     addresses: HashMap<IpAddr, Address>,
     /// Services with frontends in an affinity group, once for each frontend, in order of seniority.
     groups: HashMap<u32, SmallVec<[Seniority; 1]>>,
@@ -192,7 +218,7 @@ impl Ledger {
             .get(claim)
             .and_then(|claimants| claimants.first())
         {
-            Some((_, name)) => services.contains(name),
+            Some(claimant) => services.contains(claimant.service()),
             None => true,
         }
     }
@@ -205,7 +231,7 @@ impl Ledger {
         {
             return None;
         }
-        let (_, winner) = self.claims.get(claim)?.first()?;
+        let winner = self.claims.get(claim)?.first()?.service();
         let frontends = &self.intents.get(winner)?.frontends;
         let found = frontends
             .binary_search_by(|frontend| Claim::from(frontend).cmp(claim))
@@ -254,7 +280,7 @@ impl Ledger {
                 let claim = Claim::from(frontend);
                 self.unregister(&seniority, frontend);
                 if let Some(claimants) = self.claims.get_mut(&claim) {
-                    claimants.retain(|claimant| *claimant != seniority);
+                    claimants.retain(|claimant| claimant.seniority != seniority);
                     if claimants.is_empty() {
                         self.claims.remove(&claim);
                     }
@@ -265,7 +291,7 @@ impl Ledger {
             let seniority = seniority(new);
             for frontend in &new.frontends {
                 let claimants = self.claims.entry(Claim::from(frontend)).or_default();
-                claimants.push(seniority.clone());
+                claimants.push(Claimant::of(new, frontend));
                 claimants.sort_unstable();
                 self.register(&seniority, frontend);
             }
@@ -330,11 +356,11 @@ impl Ledger {
     /// The contested claims of a Service.
     fn conflicts_of(&self, service: &ObjectName) -> Vec<Conflict> {
         let mut conflicts = Vec::new();
-        let mut lose = |claim: Claim, winner: &ObjectName, losers: &[Seniority]| {
-            conflicts.extend(losers.iter().map(|(_, loser)| Conflict {
+        let mut lose = |claim: Claim, winner: &ObjectName, losers: &[Claimant]| {
+            conflicts.extend(losers.iter().map(|loser| Conflict {
                 claim,
                 winner: winner.clone(),
-                loser: loser.clone(),
+                loser: loser.service().clone(),
             }));
         };
         let intent = self.intents.get(service);
@@ -348,7 +374,7 @@ impl Ledger {
                 (FrontendAddress::External(_), Some((_, holder)), losers) => {
                     lose(claim, holder, losers)
                 }
-                (_, _, [(_, winner), losers @ ..]) => lose(claim, winner, losers),
+                (_, _, [winner, losers @ ..]) => lose(claim, winner.service(), losers),
                 (_, _, []) => {}
             }
             if let (FrontendAddress::ClusterIp(at), Some(address), Some((_, holder))) =

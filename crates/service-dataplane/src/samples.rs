@@ -151,6 +151,7 @@ pub(crate) fn update() -> impl Strategy<Value = Update> {
                 service: name(n),
                 created,
                 frontends,
+                load_balancer_ips: Vec::new(),
                 reset_removed: false,
                 health_check: None,
             })

@@ -17,6 +17,9 @@ pub struct ServiceIntent {
     pub created: Option<i64>,
     /// Its frontends, sorted by address, protocol and port; no two alike.
     pub frontends: Vec<Frontend>,
+    /// External addresses that a load balancer gave to the Service (`status.loadBalancer`): its claim to them comes
+    /// before those of Services that merely list them in `spec.externalIPs`, which any tenant can.
+    pub load_balancer_ips: Vec<IpAddr>,
     /// TCP connections to an endpoint that goes away are reset.
     pub reset_removed: bool,
     /// The health check node port and its answer.

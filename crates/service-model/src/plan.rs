@@ -79,6 +79,7 @@ pub fn plan(service: &Service, slices: &[impl Borrow<EndpointSlice>], facts: &No
         service: service.name.clone(),
         created: service.created,
         frontends,
+        load_balancer_ips: service.load_balancer_ips.clone(),
         reset_removed: service.options.reset_removed,
         health_check: endpoints::health_check(service, slices, facts),
     };

@@ -1,8 +1,8 @@
 //! Who answers at an address, protocol and port.
 //!
 //! Where several Services claim one, which the API server prevents for cluster IPs and node ports but not for external
-//! addresses, a cluster IP comes before an external address and that before a node port; then the oldest has it, then
-//! the first by name.
+//! addresses, a cluster IP comes before an external address and that before a node port; among external addresses those
+//! that a load balancer gave come before those that are only listed; then the oldest has it, then the first by name.
 
 use std::net::IpAddr;
 
@@ -65,7 +65,15 @@ pub(super) fn all<'a>(cluster: &'a Cluster, node: &Node, packet: &Packet) -> Vec
     }
     let rank = |claim: &Claim<'a>| {
         let service = claim.service;
-        (claim.at, service.created, &service.namespace, &service.name)
+        // What a load balancer gave to one Service, another cannot take by listing it.
+        let only_listed = claim.at == At::External && !is_load_balancer(service, to);
+        (
+            claim.at,
+            only_listed,
+            service.created,
+            &service.namespace,
+            &service.name,
+        )
     };
     claims.sort_by(|a, b| rank(a).cmp(&rank(b)));
     claims

@@ -76,6 +76,7 @@ fn update(service: &str, check: Option<(u16, usize)>) -> Update {
         service: name(service),
         created: None,
         frontends: Vec::new(),
+        load_balancer_ips: Vec::new(),
         reset_removed: false,
         health_check: check.map(|(port, local)| HealthCheck {
             port,

@@ -36,6 +36,7 @@ fn update(family: Family, protocol: Protocol, port: u16, endpoints: &[SocketAddr
             affinity: None,
             counted: false,
         }],
+        load_balancer_ips: Vec::new(),
         reset_removed: false,
         health_check: None,
     })

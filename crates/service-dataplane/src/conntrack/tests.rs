@@ -233,6 +233,7 @@ fn update(serving: &[u8]) -> crate::Update {
         service: crate::samples::name(1),
         created: None,
         frontends: vec![frontend(serving)],
+        load_balancer_ips: Vec::new(),
         reset_removed: true,
         health_check: None,
     }

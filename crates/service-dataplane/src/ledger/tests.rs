@@ -92,6 +92,7 @@ fn intent(n: u8, created: Option<i64>, endpoints: u8) -> Update {
         service: name(n),
         created,
         frontends: vec![frontend],
+        load_balancer_ips: Vec::new(),
         reset_removed: false,
         health_check: None,
     }
@@ -163,6 +164,7 @@ fn at(n: u8, address: FrontendAddress, group: Option<u32>) -> Update {
         service: name(n),
         created: Some(n.into()),
         frontends: vec![frontend],
+        load_balancer_ips: Vec::new(),
         reset_removed: false,
         health_check: None,
     }

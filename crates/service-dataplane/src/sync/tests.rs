@@ -74,6 +74,7 @@ fn service(n: u8) -> Update {
         service: name(n),
         created: None,
         frontends: vec![frontend],
+        load_balancer_ips: Vec::new(),
         reset_removed: false,
         health_check: None,
     }
