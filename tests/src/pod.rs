@@ -36,6 +36,8 @@ pub struct Rights {
 /// An image that is unpacked, for containers one after another.
 pub struct Image {
     folder: TempDir,
+    /// The environment that the image's configuration gives to its containers.
+    environment: Value,
 }
 
 impl Image {
@@ -55,14 +57,18 @@ impl Image {
         };
         let folder = tempfile::tempdir()?;
         let layer = folder.path().join("layer.tar.gz");
-        fs::write(&layer, layer_of(Path::new(&archive))?)?;
+        let (content, environment) = layer_of(Path::new(&archive))?;
+        fs::write(&layer, content)?;
         let root = folder.path().join("rootfs");
         fs::create_dir(&root)?;
         let mut tar = Command::new("tar");
         tar.args(["--xattrs", "--xattrs-include=security.capability", "-xpzf"]);
         let status = tar.arg(&layer).arg("-C").arg(&root).status()?;
         ensure!(status.success(), "tar: {status}");
-        Ok(Some(Image { folder }))
+        Ok(Some(Image {
+            folder,
+            environment,
+        }))
     }
 
     /// A command that runs the image's program with these arguments: killing it ends everything that it has started.
@@ -77,7 +83,8 @@ impl Image {
             // As a ConfigMap's volume is: for everyone to read.
             fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
         }
-        let config = configuration(rights, arguments, manifests);
+        let mut config = configuration(rights, arguments, manifests);
+        config["process"]["env"] = self.environment.clone();
         fs::write(self.path("config.json"), serde_json::to_vec(&config)?)?;
         // runc's container does not end with runc, but with the first process of its namespace of processes.
         let mut command = host.command("unshare");
@@ -112,7 +119,6 @@ fn configuration(rights: &Rights, arguments: &[&str], manifests: Option<&Path>) 
         "process": {
             "user": {"uid": rights.user, "gid": rights.user},
             "args": arguments,
-            "env": ["PATH=/usr/local/bin:/opt/bin:/bin"],
             "cwd": "/",
             "capabilities": {
                 "bounding": capabilities,
@@ -132,8 +138,8 @@ fn configuration(rights: &Rights, arguments: &[&str], manifests: Option<&Path>) 
     })
 }
 
-/// The compressed layer in the archive of an image for one architecture.
-fn layer_of(archive: &Path) -> Result<Vec<u8>> {
+/// The compressed layer in the archive of an image for one architecture, and the environment that its configuration has.
+fn layer_of(archive: &Path) -> Result<(Vec<u8>, Value)> {
     let unpacked = tempfile::tempdir()?;
     let status = Command::new("tar")
         .arg("-xf")
@@ -150,27 +156,31 @@ fn layer_of(archive: &Path) -> Result<Vec<u8>> {
             .read_to_end(&mut content)?;
         Ok(content)
     };
-    // The index of the layout, the image's index, the manifest: the first of each.
-    let mut document: Value = serde_json::from_slice(&read("index.json")?)?;
-    for list in ["manifests", "manifests", "layers"] {
-        let digest = document[list][0]["digest"].as_str();
-        let digest = digest.with_context(|| format!("{list} has no digest"))?;
-        let blob = read(&format!("blobs/{}", digest.replace(':', "/")))?;
-        match list {
-            "layers" => return Ok(blob),
-            _ => document = serde_json::from_slice(&blob)?,
-        }
-    }
-    anyhow::bail!("no layer")
+    let blob = |descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().context("no digest")?;
+        read(&format!("blobs/{}", digest.replace(':', "/")))
+    };
+    let parse = |bytes: Vec<u8>| -> Result<Value> { Ok(serde_json::from_slice(&bytes)?) };
+    let layout = parse(read("index.json")?)?;
+    let index = parse(blob(&layout["manifests"][0])?)?;
+    let manifest = parse(blob(&index["manifests"][0])?)?;
+    let config = parse(blob(&manifest["config"])?)?;
+    Ok((
+        blob(&manifest["layers"][0])?,
+        config["config"]["Env"].clone(),
+    ))
 }
 
 /// The container's own process, once it runs, and the text of its `/proc/PID/status`.
 fn process_of(daemon: &Daemon) -> Result<(i32, String)> {
     let mut processes = vec![daemon.pid()];
     while let Some(process) = processes.pop() {
-        let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"))?;
-        let children = children.split_whitespace().map(str::parse);
-        processes.extend(children.collect::<Result<Vec<i32>, _>>()?);
+        // A process has the children of all its threads.
+        for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+            let children = fs::read_to_string(thread?.path().join("children"))?;
+            let children = children.split_whitespace().map(str::parse);
+            processes.extend(children.collect::<Result<Vec<i32>, _>>()?);
+        }
         // Those that lead to it have other names.
         let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
         if status.starts_with("Name:\tportolan\n") {

@@ -8,8 +8,8 @@ use overlay_probe::doctor;
 use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, RunArgs, VersionArgs};
 use portolan::{api_server, app, capabilities, cleanup, features, log, memory, render};
 
-/// musl's own allocator takes one lock and one list for all threads: `render` of a large cluster takes three to four times
-/// as long with it.
+/// With musl's own allocator `render` of 5,000 Services of 10 endpoints takes three to four times as long as with glibc's.
+/// The image's environment sets how soon mimalloc gives memory back.
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

