@@ -115,7 +115,12 @@ impl CommandLine {
 
     /// The dialect's flags; the first of a name counts.
     fn flags(&self) -> impl Iterator<Item = &'static Flag> {
-        let (first, second): (&[Flag], &[&str]) = match self.dialect {
+        Self::flags_of(self.dialect)
+    }
+
+    /// The flags of a dialect; the first of a name counts.
+    pub(crate) fn flags_of(dialect: Dialect) -> impl Iterator<Item = &'static Flag> {
+        let (first, second): (&[Flag], &[&str]) = match dialect {
             Dialect::KubeProxy => (flags::FLAGS, &[]),
             Dialect::Portolan => (flags::FLAGS, flannel::ALSO_IN_RUN),
             Dialect::Flanneld => (flannel::FLAGS, &[]),
@@ -123,7 +128,7 @@ impl CommandLine {
         let also = flannel::FLAGS
             .iter()
             .filter(|flag| second.contains(&flag.name));
-        let late: &[Flag] = match self.dialect {
+        let late: &[Flag] = match dialect {
             Dialect::Flanneld => flags::FLAGS,
             _ => &[],
         };

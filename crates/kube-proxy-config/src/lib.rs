@@ -40,6 +40,7 @@ mod effective;
 mod file;
 mod flag;
 pub mod go;
+pub mod help;
 mod listeners;
 mod node_ports;
 mod problem;

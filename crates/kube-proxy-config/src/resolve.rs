@@ -524,6 +524,31 @@ fn ranges(texts: &[String]) -> Vec<IpNet> {
 }
 
 impl Resolved {
+    /// All flags of `portolan run` that a document has a field for, with the values that count.
+    pub fn flags(&self) -> Vec<(&'static str, String)> {
+        let flags = CommandLine::flags_of(Dialect::Portolan);
+        let value = |flag: &crate::flag::Flag| match flag.target {
+            Target::Proxy(path) => Some(self.proxy.value(path)),
+            Target::Own(path) if !flag.inverted => Some(self.own.value(path)),
+            Target::Own(_) | Target::Command(_) => None,
+        };
+        flags
+            .filter_map(|flag| Some((flag.name, value(flag)?.describe())))
+            .collect()
+    }
+
+    /// Paths of the fields whose values differ, of both documents.
+    pub fn changes(&self, other: &Resolved) -> Vec<&'static str> {
+        let documents = [(&self.proxy, &other.proxy), (&self.own, &other.own)];
+        let mut changed = Vec::new();
+        for (one, other) in documents {
+            let fields = one.table.iter();
+            let differs = fields.filter(|field| one.value(field.path) != other.value(field.path));
+            changed.extend(differs.filter(|field| field.used).map(|field| field.path));
+        }
+        changed
+    }
+
     /// Whether the addresses for node ports are the default of the mode.
     pub(crate) fn node_ports_are_default(&self) -> bool {
         self.proxy.texts("nodePortAddresses").is_empty()

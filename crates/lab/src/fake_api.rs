@@ -5,8 +5,8 @@
 //! lists. A test changes objects, injects faults and counts requests through [`FakeApi`]. It validates nothing: an applied
 //! object is served, even one that a real server would reject.
 //!
-//! Leaves TLS, admission, discovery, namespaced paths and writes of objects to real servers. Patches of Nodes are served if a
-//! test asks for them, Events about Nodes are kept for the test to read. Every other request is answered with 403 and counted
+//! Leaves TLS, admission, discovery, namespaced paths and writes of objects to real servers. Patches of Nodes and readings of
+//! single pods are served if a test asks for them, Events about Nodes are kept for the test to read. Every other request is answered with 403 and counted
 //! ([`Counts::forbidden`]).
 
 mod answer;
@@ -215,6 +215,12 @@ impl FakeApi {
     /// Whether single Nodes can be read and patched; if not, such requests are answered with 403.
     pub fn set_node_patches(&self, allowed: bool) {
         self.server.settings().node_patches = allowed;
+    }
+
+    /// Serves the reading of a pod (`NAMESPACE/NAME`) that runs on this node.
+    pub fn set_pod(&self, pod: &str, node: &str) {
+        let pods = &mut self.server.settings().pods;
+        pods.insert(pod.to_owned(), node.to_owned());
     }
 
     /// A Node as it is now.

@@ -75,6 +75,8 @@ pub struct ApiConfig {
     pub stable_after: Duration,
     /// How often to ask for an optional kind that the server lacks or denies.
     pub absent_retry: Duration,
+    /// Watch Services, EndpointSlices and ServiceCIDRs; an overlay alone needs only Nodes.
+    pub services: bool,
     /// Watch all Nodes, for an overlay: their metadata, and a whole Node when that matters.
     pub all_nodes: bool,
     /// How often a Node of which only metadata are watched is read whole, at least.
@@ -97,6 +99,7 @@ impl Default for ApiConfig {
             away_limit: Duration::from_secs(3),
             stable_after: Duration::from_secs(60),
             absent_retry: Duration::from_secs(300),
+            services: true,
             all_nodes: false,
             read_again: Duration::from_secs(6 * 3600),
             proxy_name: None,
@@ -140,19 +143,22 @@ pub async fn run(
         cancel,
     };
     let mut tasks = JoinSet::new();
-    let services = start.link::<wire::Service>(selected("/api/v1/services"), SourceEvent::Service);
-    tasks.spawn(start.follow(services));
-    let slices = start.link::<wire::EndpointSlice>(
-        selected("/apis/discovery.k8s.io/v1/endpointslices"),
-        SourceEvent::EndpointSlice,
-    );
-    tasks.spawn(start.follow(slices));
+    if start.config.services {
+        let services =
+            start.link::<wire::Service>(selected("/api/v1/services"), SourceEvent::Service);
+        tasks.spawn(start.follow(services));
+        let slices = start.link::<wire::EndpointSlice>(
+            selected("/apis/discovery.k8s.io/v1/endpointslices"),
+            SourceEvent::EndpointSlice,
+        );
+        tasks.spawn(start.follow(slices));
+        tasks.spawn(start.follow(start.link::<wire::ServiceCidr>(cidrs, SourceEvent::ServiceCidr)));
+    }
     let mut nodes = start.link::<wire::Node>(nodes, SourceEvent::Node);
     if start.config.all_nodes {
         nodes.outlines = Some(Outlines::of_nodes(node_name, start.config.read_again));
     }
     tasks.spawn(start.follow(nodes));
-    tasks.spawn(start.follow(start.link::<wire::ServiceCidr>(cidrs, SourceEvent::ServiceCidr)));
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended
             && error.is_panic()

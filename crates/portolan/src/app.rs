@@ -4,45 +4,47 @@
 //! answered meanwhile. Sources and everything else run on the caller's runtime. When one part ends, all end
 //! ([`crate::parts`]). Rules stay in place: a node without its daemon keeps forwarding.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use object_source::SourceEvent;
+use kube_proxy_config::Effective;
 use object_source::api::{self, ApiClient, ApiServer};
 use object_source::manifests::{self, ManifestsConfig};
+use object_source::{Events, SourceEvent};
 use overlay_probe::{ProbeConfig, SharedProbeStatus};
 use service_model::{NodeConfig, ObjectEvent};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::cli::RunArgs;
+use crate::config::{self, Configuration, Live, LiveNodeConfig};
+use crate::configz::Configz;
 use crate::control::{self, Control, Inputs, Reports};
 use crate::counters::Counters;
 use crate::events::Recorder;
 use crate::metrics::Metrics;
 use crate::observer::{Commit, Observer};
-use crate::overlay::args::OverlayKind;
 use crate::overlay::probes::{self, ProbeReports};
 use crate::overlay::{self, NodeEvents, OverlayConfig, SharedOverlayStatus};
 use crate::parts::{Parts, parts};
 use crate::status::SharedStatus;
-use crate::{conntrack, health_checks, http, localhost, log, memory, node_addresses, tables};
+use crate::{
+    conntrack, health_checks, http, localhost, log, memory, node_addresses, sysctl, tables,
+};
 
 /// Capacity of the channel from the sources to the control loop.
 const EVENTS: usize = 1024;
 
 /// Runs until SIGTERM or SIGINT (then ends within two seconds), or until a part fails.
-pub async fn run(args: &RunArgs) -> Result<()> {
+pub async fn run(configuration: &Configuration) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let cancel = CancellationToken::new();
     let _stop = cancel.clone().drop_guard();
     let (parts, ends) = parts(cancel.clone());
-    start(args, &parts).await?;
+    start(configuration, &parts).await?;
     drop(parts);
     let mut ended = std::pin::pin!(ends.wait());
     let signal = tokio::select! {
@@ -61,12 +63,13 @@ struct Published {
     status: Arc<SharedStatus>,
     metrics: Arc<Metrics>,
     counters: Arc<Counters>,
+    configz: Arc<Configz>,
     overlay: SharedOverlayStatus,
     probes: SharedProbeStatus,
 }
 
 impl Published {
-    fn new() -> Self {
+    fn new(configuration: &Configuration) -> Self {
         let counters = Arc::new(Counters::default());
         let mut metrics = Metrics::new();
         metrics.collect(Box::new(counters.clone()));
@@ -74,6 +77,7 @@ impl Published {
             status: Arc::default(),
             metrics: Arc::new(metrics),
             counters,
+            configz: Arc::new(Configz::new(configuration.resolved().clone())),
             overlay: SharedOverlayStatus::default(),
             probes: SharedProbeStatus::default(),
         }
@@ -82,28 +86,60 @@ impl Published {
 
 /// Starts everything. Fails when the configuration cannot work, before anything of the node is changed. What may get
 /// better by itself (a port that is taken, a server that is away) is retried instead.
-async fn start(args: &RunArgs, parts: &Parts) -> Result<()> {
-    let mut node = args.node.config()?;
-    log::configuration(args, &node);
-    memory::set_oom_score_adj(args.oom_score_adj);
-    let published = Published::new();
-    let server = connect(args).await?;
+async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
+    let effective = configuration.effective();
+    let server = connect(effective).await?;
+    let reader = server.as_ref().map(|server| &server.reader);
+    let mut node = config::node(effective, config::node_name(effective, reader).await?);
     node.api_server = server.as_ref().and_then(|server| server.address);
+    let overlay = config::overlay(effective, node.node_name.clone())?;
+    log::configuration(effective, &node);
+    memory::set_oom_score_adj(effective.oom_score_adj);
+    let published = Published::new(configuration);
     let writer = server.as_ref().map(|server| server.writer.clone());
     let recorder = Recorder::start(writer.clone(), node.node_name.clone(), parts.cancel());
-    let http = start_http(args, parts, &published)?;
-    let addresses = node_addresses::follow(parts).await?;
+    let http = start_http(effective, parts, &published)?;
     let (sender, events) = mpsc::channel(EVENTS);
-    let sender = match args.overlay.overlay {
-        OverlayKind::None => sender,
-        OverlayKind::Vxlan => {
-            start_overlay(args, parts, &node, writer, &published, &recorder, sender)?
+    let sender = match overlay {
+        None => sender,
+        Some(overlay) => {
+            let probes = effective.overlay.as_ref().and_then(probe_config(&node));
+            start_overlay(
+                overlay, probes, parts, writer, &published, &recorder, sender,
+            )?
         }
     };
     let client = server.map(|server| server.reader);
-    start_source(args, parts, client, &node.node_name, sender);
-    let tables = tables::open(parts, !args.no_table_owner, &args.without_features)?;
-    let missing_sysctls = args.conntrack.apply();
+    start_source(effective, parts, client, &node.node_name, sender);
+    let (node, live) = watch::channel(node);
+    let live_config = Live {
+        node,
+        configz: published.configz.clone(),
+    };
+    config::follow(parts, configuration, live_config)?;
+    match effective.service_proxy {
+        true => start_services(effective, parts, live, events, published, recorder, &http).await,
+        false => {
+            ignore(parts, events);
+            Ok(())
+        }
+    }
+}
+
+/// Starts what serves Services: tables, control loop and what follows its commits.
+async fn start_services(
+    effective: &Effective,
+    parts: &Parts,
+    config: LiveNodeConfig,
+    events: Events,
+    published: Published,
+    recorder: Recorder,
+    http: &Handle,
+) -> Result<()> {
+    let addresses = node_addresses::follow(parts).await?;
+    let without = config::features(effective)?;
+    let tables = tables::open(parts, effective.table_owner, &without)?;
+    let missing_sysctls = sysctl::apply(&effective.conntrack);
     let (cleaner, forget) = conntrack::start(parts, published.metrics.clone())?;
     let (first_sync, synced) = oneshot::channel();
     let reports = health_checks::Reports {
@@ -111,87 +147,109 @@ async fn start(args: &RunArgs, parts: &Parts) -> Result<()> {
         metrics: published.metrics.clone(),
         recorder,
     };
-    let mut observers: Vec<Box<dyn Observer>> = vec![
+    let health_checks = health_checks::start(parts, http, config.clone(), reports);
+    let observers: Vec<Box<dyn Observer>> = vec![
         Box::new(published.metrics.clone()),
         Box::new(published.counters.clone()),
-        Box::new(health_checks::start(parts, &http, node.clone(), reports)),
+        Box::new(health_checks),
         Box::new(cleaner),
         Box::new(FirstSync(Some(first_sync))),
+        Box::new(localhost::start(parts, &Handle::current(), config.clone())),
     ];
-    if localhost::is_wanted(&node) {
-        observers.push(Box::new(localhost::start(parts, &Handle::current())));
-    }
+    let reports = Reports {
+        status: published.status,
+        metrics: published.metrics,
+    };
+    let node = config.borrow().clone();
+    let control = Control::new(node, tables.kernel, reports, observers);
     let inputs = Inputs {
+        config,
         events,
         addresses,
         foreign: tables.foreign,
         forget,
     };
-    let reports = Reports {
-        status: published.status,
-        metrics: published.metrics,
-    };
-    let control = Control::new(node, tables.kernel, reports, observers);
     let (guard, cancel) = (tables.guard, parts.cancel());
     parts.runtime("control", move || async move {
         // The guard's table goes with its socket.
         let _guard = guard;
         control::run(control, inputs, cancel).await
     })?;
-    let after = after_first_sync(args.clone(), missing_sysctls > 0, synced, parts.cancel());
+    let after = after_first_sync(
+        effective.clone(),
+        missing_sysctls > 0,
+        synced,
+        parts.cancel(),
+    );
     tokio::spawn(after);
     Ok(())
 }
 
-/// The API server that the flags name, or `None` for a directory of manifests, which is there.
-async fn connect(args: &RunArgs) -> Result<Option<ApiServer>> {
-    if let Some(dir) = &args.manifests {
-        std::fs::read_dir(dir)
-            .with_context(|| format!("cannot read the directory of --manifests {dir:?}"))?;
-        return Ok(None);
-    }
-    api::connect(args.kubeconfig.as_deref()).await.map(Some)
+/// Reads events that nobody needs, so that the source is not held up.
+fn ignore(parts: &Parts, mut events: Events) {
+    parts.task("events", &Handle::current(), async move {
+        while events.recv().await.is_some() {}
+        Ok(())
+    });
 }
 
-fn start_http(args: &RunArgs, parts: &Parts, published: &Published) -> Result<Handle> {
-    let has_overlay = args.overlay.overlay == OverlayKind::Vxlan;
+/// The API server that is configured, or `None` for a directory of manifests.
+async fn connect(effective: &Effective) -> Result<Option<ApiServer>> {
+    let from = &effective.api_server;
+    match &from.manifests {
+        Some(_) => Ok(None),
+        None => api::connect(from.kubeconfig.as_deref()).await.map(Some),
+    }
+}
+
+fn start_http(effective: &Effective, parts: &Parts, published: &Published) -> Result<Handle> {
+    let has_overlay = effective.overlay.is_some();
     let sources = http::Sources {
-        status: published.status.clone(),
+        status: effective.service_proxy.then(|| published.status.clone()),
+        configz: published.configz.clone(),
         metrics: published.metrics.clone(),
         overlay: has_overlay.then(|| published.overlay.clone()),
         probes: published.probes.clone(),
     };
-    let (health, metrics): (Option<SocketAddr>, Option<SocketAddr>) =
-        (args.healthz_bind_address.0, args.metrics_bind_address.0);
-    Ok(http::start(parts, health, metrics, sources)?.runtime)
+    let listeners = &effective.listeners;
+    let addresses = http::Addresses {
+        health: listeners.healthz,
+        metrics: listeners.metrics,
+        hard_fail: listeners.hard_fail,
+    };
+    Ok(http::start(parts, addresses, sources)?.runtime)
+}
+
+/// Makes the configuration of the probes on this node, if they are on.
+fn probe_config(
+    node: &NodeConfig,
+) -> impl FnOnce(&kube_proxy_config::Overlay) -> Option<ProbeConfig> {
+    move |overlay| {
+        Some(ProbeConfig {
+            own: node.node_name.clone(),
+            port: overlay.probe_port?,
+            interval: overlay.probe_interval,
+        })
+    }
 }
 
 /// Starts the overlay and its probes. Events have to go to the sender that is returned.
 fn start_overlay(
-    args: &RunArgs,
+    config: OverlayConfig,
+    probe_config: Option<ProbeConfig>,
     parts: &Parts,
-    node: &NodeConfig,
     writer: Option<ApiClient>,
     published: &Published,
     recorder: &Recorder,
     sender: mpsc::Sender<SourceEvent>,
 ) -> Result<mpsc::Sender<SourceEvent>> {
-    let (cluster, own) = (&args.node.cluster_cidr.0, node.node_name.clone());
-    let infer = args.manifests.is_some();
-    let mut config = OverlayConfig::new(&args.overlay, cluster, own.clone(), infer)?;
-    config.own_tables = !args.no_table_owner;
-    let (sender, nodes) = branch(parts, sender, own.clone());
+    let (sender, nodes) = branch(parts, sender, config.own.clone());
     let (status, metrics) = (published.overlay.clone(), published.metrics.clone());
     let ended = overlay::start(config, writer, nodes, status, metrics, parts.cancel())?;
     parts.task("overlay", &Handle::current(), async {
         ended.await.context("panicked").flatten()
     });
-    if args.overlay.overlay_probe_port != 0 {
-        let config = ProbeConfig {
-            own,
-            port: args.overlay.overlay_probe_port,
-            interval: args.overlay.overlay_probe_interval,
-        };
+    if let Some(config) = probe_config {
         let reports = ProbeReports {
             status: published.probes.clone(),
             metrics: published.metrics.clone(),
@@ -203,19 +261,22 @@ fn start_overlay(
 }
 
 fn start_source(
-    args: &RunArgs,
+    effective: &Effective,
     parts: &Parts,
     client: Option<ApiClient>,
     node_name: &str,
     events: mpsc::Sender<SourceEvent>,
 ) {
     let (runtime, cancel) = (Handle::current(), parts.cancel());
-    match (client, &args.manifests) {
-        (Some(client), _) => {
+    let (from, services) = (&effective.api_server, &effective.services);
+    let proxy_name = services.service_proxy_name.as_deref().map(Arc::from);
+    match client {
+        Some(client) => {
             let node_name = node_name.to_owned();
             let config = api::ApiConfig {
-                all_nodes: args.overlay.overlay == OverlayKind::Vxlan,
-                proxy_name: args.node.service_proxy_name.clone(),
+                all_nodes: effective.overlay.is_some(),
+                services: effective.service_proxy,
+                proxy_name,
                 ..api::ApiConfig::default()
             };
             parts.task("source", &runtime, async move {
@@ -223,11 +284,12 @@ fn start_source(
                 Ok(())
             });
         }
-        (None, dir) => {
+        None => {
+            let (first, last) = from.node_port_range;
             let config = ManifestsConfig {
-                dir: dir.clone().unwrap_or_default(),
-                node_ports: args.node.node_port_range.0.clone(),
-                proxy_name: args.node.service_proxy_name.clone(),
+                dir: from.manifests.clone().unwrap_or_default(),
+                node_ports: first..=last,
+                proxy_name,
             };
             parts.task("source", &runtime, manifests::run(config, events, cancel));
         }
@@ -274,7 +336,7 @@ impl Observer for FirstSync {
 
 /// Does what has to wait for the first sync: sysctls of a kernel module that the rules load, and the take-over.
 async fn after_first_sync(
-    args: RunArgs,
+    effective: Effective,
     sysctls_are_missing: bool,
     synced: oneshot::Receiver<()>,
     cancel: CancellationToken,
@@ -283,9 +345,9 @@ async fn after_first_sync(
         return;
     }
     if sysctls_are_missing {
-        args.conntrack.apply();
+        sysctl::apply(&effective.conntrack);
     }
-    if args.takes_over_kube_proxy() {
+    if effective.take_over_kube_proxy {
         crate::takeover::run(cancel).await;
     }
 }

@@ -17,51 +17,67 @@ use crate::takeover::{self, Connections};
 
 /// Removes the rules. Returns false when something could not be removed.
 pub fn run(args: &CleanupArgs) -> Result<bool> {
-    let (removed, failures) = match args.kube_proxy {
-        true => {
-            let report = takeover::remove(Connections::End);
-            let mut failures = report.failures.clone();
-            if !report.iptables.kept.is_empty() {
-                let chains = report.iptables.kept.join(", ");
-                failures.push(format!("kept chains that other rules jump to: {chains}; remove those rules and run cleanup again"));
-            }
-            (report.to_string(), failures)
-        }
-        false => ours(args.overlay)?,
+    let is_removed = match args.kube_proxy {
+        true => kube_proxy(Connections::End)?,
+        false => portolan(args)?,
     };
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "removed: {removed}")?;
-    for failure in &failures {
-        writeln!(std::io::stderr(), "portolan: {failure}")?;
-    }
-    if args.wait && failures.is_empty() {
+    if args.wait && is_removed {
+        let signals = block_stop_signals()?;
         writeln!(
-            out,
+            std::io::stdout(),
             "cleanup complete; waiting to be stopped (delete the DaemonSet once every pod is ready)"
         )?;
-        drop(out);
-        wait_for_stop()?;
+        signals.wait()?;
+    }
+    Ok(is_removed)
+}
+
+/// Removes Portolan's tables, or some of them.
+fn portolan(args: &CleanupArgs) -> Result<bool> {
+    let tables: &[&str] = match (args.services, args.overlay) {
+        (true, false) => &[layout::TABLE],
+        (false, true) => &[vxlan_overlay::TABLE],
+        _ => &[layout::TABLE, vxlan_overlay::TABLE],
+    };
+    let (removed, failures) = ours(tables)?;
+    print(&removed, &failures)
+}
+
+/// Removes what kube-proxy has left, in any mode. Returns false when something could not be removed.
+pub fn kube_proxy(connections: Connections) -> Result<bool> {
+    let report = takeover::remove(connections);
+    let mut failures = report.failures.clone();
+    if !report.iptables.kept.is_empty() {
+        let chains = report.iptables.kept.join(", ");
+        failures.push(format!("kept chains that other rules jump to: {chains}; remove those rules and run cleanup again"));
+    }
+    print(&report.to_string(), &failures)
+}
+
+fn print(removed: &str, failures: &[String]) -> Result<bool> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "removed: {removed}")?;
+    for failure in failures {
+        writeln!(std::io::stderr(), "portolan: {failure}")?;
     }
     Ok(failures.is_empty())
 }
 
-/// Waits for SIGTERM or SIGINT. As process 1 of a container, a signal without a handler would be ignored.
-fn wait_for_stop() -> Result<()> {
+/// Makes SIGTERM and SIGINT wait to be received. As process 1 of a container, a signal without a handler would be ignored.
+fn block_stop_signals() -> Result<SigSet> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
     signals.thread_block()?;
-    signals.wait()?;
-    Ok(())
+    Ok(signals)
 }
 
-/// Removes Portolan's tables of both families, or those of the overlay only. The overlay's tables must not stay without a
+/// Removes these tables of Portolan's, of both families. The overlay's tables must not stay without a
 /// daemon: their filter against forged frames would drop frames from nodes that join later.
-fn ours(overlay_only: bool) -> Result<(String, Vec<String>)> {
+fn ours(tables: &[&'static str]) -> Result<(String, Vec<String>)> {
     let mut foreign = ForeignRuleset::open()?;
     let (mut removed, mut failures) = (0, Vec::new());
-    let services = (!overlay_only).then_some(layout::TABLE);
-    for table in services.into_iter().chain([vxlan_overlay::TABLE]) {
+    for table in tables {
         for family in Family::ALL {
             match foreign.delete_table(family, table) {
                 Ok(there) => removed += usize::from(there),
@@ -73,7 +89,7 @@ fn ours(overlay_only: bool) -> Result<(String, Vec<String>)> {
         }
     }
     let mut removed = format!("{removed} nftables tables");
-    if !overlay_only {
+    if tables.contains(&layout::TABLE) {
         let chains = guard::remove(&mut foreign);
         failures.extend(chains.failures);
         if chains.legacy_chains > 0 {

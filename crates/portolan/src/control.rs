@@ -17,6 +17,7 @@ use service_model::{Family, FrontendAddress, Invalid, NodeConfig, NodeFacts};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::LiveNodeConfig;
 use crate::conntrack::Forget;
 use crate::listeners::{self, Listeners};
 use crate::memory;
@@ -39,6 +40,8 @@ const EVENTS_PER_TURN: usize = 4096;
 
 /// What the loop receives.
 pub struct Inputs {
+    /// The configuration of Services, whose changes are followed.
+    pub config: LiveNodeConfig,
     /// Events of the source.
     pub events: Events,
     /// Addresses of this node's interfaces.
@@ -62,7 +65,7 @@ pub async fn run<B: Backend>(
     mut inputs: Inputs,
     cancel: CancellationToken,
 ) -> Result<()> {
-    let mut addresses_end = false;
+    let (mut addresses_end, mut config_ends) = (false, false);
     loop {
         let wake = control.wake(Instant::now());
         tokio::select! {
@@ -76,6 +79,10 @@ pub async fn run<B: Backend>(
                     control.event(event);
                 }
             }
+            changed = inputs.config.changed(), if !config_ends => match changed {
+                Ok(()) => control.set_config(inputs.config.borrow_and_update().clone()),
+                Err(_) => config_ends = true,
+            },
             changed = inputs.addresses.changed(), if !addresses_end => addresses_end = changed.is_err(),
             Some(notice) = inputs.foreign.recv() => {
                 control.foreign_change(notice);
@@ -118,6 +125,8 @@ pub struct Control<B> {
     facts: NodeFacts,
     /// Whether they differ from the committed ones.
     facts_changed: bool,
+    /// The configuration has changed: observers depend on more of it than the facts do.
+    config_changed: bool,
     /// The first sync is complete.
     synced: bool,
     /// The last commit failed, so the tables may differ from the ledger.
@@ -149,6 +158,7 @@ impl<B: Backend> Control<B> {
             triggers: Vec::new(),
             facts,
             facts_changed: false,
+            config_changed: false,
             synced: false,
             failed: false,
             pending_since: None,
@@ -175,6 +185,12 @@ impl<B: Backend> Control<B> {
             event => self.problems.event(event),
         }
         self.view.event(event);
+    }
+
+    /// Plans all Services by this configuration from the next turn on.
+    fn set_config(&mut self, config: NodeConfig) {
+        self.view.set_config(config);
+        self.config_changed = true;
     }
 
     fn report(&mut self, problem: &Problem) {
@@ -225,7 +241,7 @@ impl<B: Backend> Control<B> {
         let asked = self.view.external_sockets_here();
         let occupied: Vec<listeners::Socket> = self.listeners.among(asked, now);
         self.facts = self.view.facts(addresses).with_listeners(occupied);
-        self.facts_changed = self.facts != *self.dataplane.facts();
+        self.facts_changed = self.config_changed || self.facts != *self.dataplane.facts();
         if self.wants_commit() {
             self.pending_since.get_or_insert(now);
         } else {
@@ -268,6 +284,7 @@ impl<B: Backend> Control<B> {
             self.dataplane.commit(updates)
         };
         self.facts_changed = false;
+        self.config_changed = false;
         if let Some(outcome) = self.finish(start, result) {
             let elapsed_seconds = start.elapsed().as_secs_f64();
             let (elements, only) = (outcome.elements, only.as_ref().map(tracing::field::display));

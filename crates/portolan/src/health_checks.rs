@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use service_dataplane::Update;
-use service_model::{Family, HealthCheck, NodeConfig, ObjectName};
+use service_model::{Family, HealthCheck, ObjectName};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -19,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 use crate::bind::bind;
+use crate::config::LiveNodeConfig;
 use crate::events::{Recorder, Severity, Subject};
 use crate::http::{accept, health_check};
 use crate::metrics::Metrics;
@@ -38,7 +39,7 @@ struct Change {
 /// Passes committed health checks on to the listeners.
 #[derive(Debug)]
 pub struct Announcer {
-    config: NodeConfig,
+    config: LiveNodeConfig,
     /// The health checks that the listeners know.
     announced: BTreeMap<ObjectName, HealthCheck>,
     addresses: Vec<IpAddr>,
@@ -59,7 +60,12 @@ pub struct Reports {
 }
 
 /// Starts listening on a runtime.
-pub fn start(parts: &Parts, runtime: &Handle, config: NodeConfig, reports: Reports) -> Announcer {
+pub fn start(
+    parts: &Parts,
+    runtime: &Handle,
+    config: LiveNodeConfig,
+    reports: Reports,
+) -> Announcer {
     let (changes, receiver) = mpsc::unbounded_channel();
     let listeners = Listeners {
         reports,
@@ -107,6 +113,7 @@ impl Observer for Announcer {
         }
         let addresses = self
             .config
+            .borrow()
             .listening_addresses(&commit.facts.node_addresses);
         let addresses = (addresses != self.addresses).then(|| {
             self.addresses.clone_from(&addresses);

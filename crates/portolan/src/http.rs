@@ -9,15 +9,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use anyhow::Context;
 use futures::future::OptionFuture;
 use http::StatusCode;
 use overlay_probe::SharedProbeStatus;
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::bind::bind;
+use crate::bind::{bind, listen};
+use crate::configz::Configz;
 use crate::metrics::{self, Metrics};
 use crate::overlay::SharedOverlayStatus;
 use crate::parts::Parts;
@@ -34,7 +35,7 @@ pub(crate) use listener::{Answer, accept};
 pub enum Port {
     /// `/healthz`, `/livez`, `/readyz`
     Health,
-    /// `/metrics`, `/proxyMode`, `/healthz`
+    /// `/metrics`, `/proxyMode`, `/healthz`, `/configz`, `/flagz`, `/statusz`
     Metrics,
 }
 
@@ -50,8 +51,10 @@ impl fmt::Display for Port {
 /// The values that responses are made of.
 #[derive(Clone)]
 pub struct Sources {
-    /// Published by the control loop.
-    pub status: Arc<SharedStatus>,
+    /// Published by the control loop; `None` without a service proxy.
+    pub status: Option<Arc<SharedStatus>>,
+    /// The configuration that counts.
+    pub configz: Arc<Configz>,
     /// Recorded by all parts.
     pub metrics: Arc<Metrics>,
     /// State of the overlay, if there is one.
@@ -71,25 +74,39 @@ pub struct Ports {
     pub runtime: Handle,
 }
 
-/// Starts the ports on a thread of their own; `None` disables one.
-pub fn start(
-    parts: &Parts,
-    health: Option<SocketAddr>,
-    metrics: Option<SocketAddr>,
-    sources: Sources,
-) -> anyhow::Result<Ports> {
+/// Where the ports listen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Addresses {
+    /// Of the health port; `None` disables it.
+    pub health: Option<SocketAddr>,
+    /// Of the metrics port; `None` disables it.
+    pub metrics: Option<SocketAddr>,
+    /// End the daemon when an address cannot be bound (`--bind-address-hard-fail`), instead of retrying.
+    pub hard_fail: bool,
+}
+
+/// Starts the ports on a thread of their own.
+pub fn start(parts: &Parts, addresses: Addresses, sources: Sources) -> anyhow::Result<Ports> {
     let (health_bound, health_address) = watch::channel(None);
     let (metrics_bound, metrics_address) = watch::channel(None);
     let cancel = parts.cancel();
     let runtime = parts.runtime("http", move || async move {
-        let health = health.map(|address| serve(Port::Health, address, &sources, health_bound));
-        let metrics = metrics.map(|address| serve(Port::Metrics, address, &sources, metrics_bound));
+        let Addresses {
+            health,
+            metrics,
+            hard_fail,
+        } = addresses;
+        let health = health.map(|at| serve(Port::Health, at, hard_fail, &sources, health_bound));
+        let metrics =
+            metrics.map(|at| serve(Port::Metrics, at, hard_fail, &sources, metrics_bound));
         let serving = async {
-            tokio::join!(OptionFuture::from(health), OptionFuture::from(metrics));
-            std::future::pending::<()>().await;
+            tokio::try_join!(
+                served(OptionFuture::from(health)),
+                served(OptionFuture::from(metrics))
+            )?;
+            std::future::pending::<anyhow::Result<()>>().await
         };
-        cancel.run_until_cancelled(serving).await;
-        Ok(())
+        cancel.run_until_cancelled(serving).await.unwrap_or(Ok(()))
     })?;
     Ok(Ports {
         health: health_address,
@@ -98,17 +115,30 @@ pub fn start(
     })
 }
 
-/// Binds the port, retrying, and serves forever.
+/// A port that may be disabled.
+async fn served<F: Future<Output = anyhow::Result<()>>>(
+    port: OptionFuture<F>,
+) -> anyhow::Result<()> {
+    port.await.unwrap_or(Ok(()))
+}
+
+/// Binds the port, retrying unless that is a hard failure, and serves forever.
 async fn serve(
     port: Port,
     address: SocketAddr,
+    hard_fail: bool,
     sources: &Sources,
     bound: watch::Sender<Option<SocketAddr>>,
-) {
+) -> anyhow::Result<()> {
     let report = |error: &std::io::Error| {
         warn!(%port, %address, %error, "cannot bind; retrying every second");
     };
-    let listener = bind(|| TcpListener::bind(address), report).await;
+    let listener = match hard_fail {
+        true => listen(address).with_context(|| {
+            format!("cannot bind the {port} port {address} (--bind-address-hard-fail)")
+        })?,
+        false => bind(|| std::future::ready(listen(address)), report).await,
+    };
     match listener.local_addr() {
         Ok(address) => {
             info!(%port, %address, "listening");
@@ -118,29 +148,37 @@ async fn serve(
     }
     let sources = sources.clone();
     accept(listener, Arc::new(move |path| answer(port, path, &sources))).await;
+    Ok(())
 }
 
 fn answer(port: Port, path: &str, sources: &Sources) -> Answer {
-    let status = sources.status.load();
+    let status = sources.status.as_ref().map(|status| status.load());
     match (port, path) {
         (Port::Health, "/healthz") => {
-            let answer = answers::healthz(&status, Instant::now(), SystemTime::now());
+            let answer = answers::healthz(status.as_deref(), Instant::now(), SystemTime::now());
             sources.metrics.healthz_answered(answer.code.as_u16());
             answer
         }
         (Port::Health, "/livez") => {
-            let answer = answers::livez(&status, Instant::now(), SystemTime::now());
+            let answer = answers::livez(status.as_deref(), Instant::now(), SystemTime::now());
             sources.metrics.livez_answered(answer.code.as_u16());
             answer
         }
         (Port::Health, "/readyz") => {
             let overlay = sources.overlay.as_ref().map(|overlay| overlay.load());
-            answers::readyz(&status, overlay.as_deref(), &sources.probes.load())
+            answers::readyz(
+                status.as_deref(),
+                overlay.as_deref(),
+                &sources.probes.load(),
+            )
         }
         (Port::Metrics, "/metrics") => Answer {
             content_type: metrics::CONTENT_TYPE,
             ..Answer::text(StatusCode::OK, sources.metrics.encode())
         },
+        (Port::Metrics, "/configz") => Answer::json(StatusCode::OK, &sources.configz.document()),
+        (Port::Metrics, "/flagz") => Answer::text(StatusCode::OK, sources.configz.flagz()),
+        (Port::Metrics, "/statusz") => Answer::text(StatusCode::OK, sources.configz.statusz()),
         (Port::Metrics, "/proxyMode") => Answer::text(StatusCode::OK, "nftables"),
         (Port::Metrics, "/healthz") => Answer::text(StatusCode::OK, "ok"),
         _ => Answer::text(StatusCode::NOT_FOUND, "not found\n"),

@@ -1,6 +1,10 @@
 //! The Portolan daemon: effects around the pure crates.
 //!
-//! * [`cli`] is the command line, [`log`] the log; [`app`] composes what `portolan run` needs, out of [`parts`].
+//! * [`program`] tells by which name the binary was called: `portolan` ([`cli`]), `kube-proxy`, `flanneld` or a copying
+//!   program ([`mod@copy`]).
+//! * [`daemon`] does what the command line of `run` says; [`config`] is the door between flags, file and the parts, and
+//!   [`configz`] shows the configuration. [`app`] composes what the daemon needs, out of [`parts`].
+//! * [`log`] sets up the log.
 //! * [`control`] is the loop between events and kernel, the one owner of the tables. What follows its commits is an
 //!   [`observer`]: [`metrics`], [`health_checks`], [`conntrack`], [`counters`] and [`localhost`] are.
 //! * [`node_addresses`] follows the addresses of this node's interfaces, [`listeners`] the sockets of its processes.
@@ -21,9 +25,13 @@ mod bind;
 pub mod capabilities;
 pub mod cleanup;
 pub mod cli;
+pub mod config;
+pub mod configz;
 pub mod conntrack;
 pub mod control;
+pub mod copy;
 pub mod counters;
+pub mod daemon;
 pub mod events;
 pub mod features;
 mod guard;
@@ -38,6 +46,7 @@ pub mod node_addresses;
 pub mod observer;
 pub mod overlay;
 pub mod parts;
+pub mod program;
 pub mod render;
 pub mod status;
 pub mod sysctl;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use service_dataplane::Update;
 use service_model::{
-    Backend, Disposition, Family, Frontend, FrontendAddress, NodeConfig, ObjectName, Protocol,
+    Backend, Disposition, Family, Frontend, FrontendAddress, ObjectName, Protocol,
 };
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Handle;
@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::bind::bind;
+use crate::config::LiveNodeConfig;
 use crate::observer::Observer;
 use crate::parts::Parts;
 
@@ -46,34 +47,35 @@ type Change = (Port, Option<Endpoints>);
 /// Passes the node ports of Services on to the relay.
 #[derive(Debug)]
 pub struct Announcer {
+    config: LiveNodeConfig,
     ports: BTreeMap<ObjectName, Vec<Port>>,
     changes: mpsc::UnboundedSender<Change>,
 }
 
-/// Whether the configuration asks for node ports on loopback: by keyword, or by a range.
-pub fn is_wanted(config: &NodeConfig) -> bool {
-    let mut families = Family::ALL.into_iter();
-    families.any(|family| config.covers_loopback(family))
-}
-
-/// Starts relaying on a runtime.
-pub fn start(parts: &Parts, runtime: &Handle) -> Announcer {
+/// Starts relaying on a runtime, on loopback addresses of the families for which the configuration asks for that.
+pub fn start(parts: &Parts, runtime: &Handle, config: LiveNodeConfig) -> Announcer {
     let (changes, receiver) = mpsc::unbounded_channel();
     parts.task("node-port-relay", runtime, async {
         relay(receiver).await;
         Ok(())
     });
     Announcer {
+        config,
         ports: BTreeMap::new(),
         changes,
     }
 }
 
 impl Observer for Announcer {
+    /// All Services are planned again when the configuration has changed.
     fn planned(&mut self, updates: &[Update]) {
+        let config = self.config.borrow().clone();
         for update in updates {
             let frontends = update.intent.iter().flat_map(|intent| &intent.frontends);
-            let wanted: Vec<(Port, Endpoints)> = frontends.filter_map(relayed).collect();
+            let wanted: Vec<(Port, Endpoints)> = frontends
+                .filter_map(relayed)
+                .filter(|((family, ..), _)| config.covers_loopback(*family))
+                .collect();
             let ports: Vec<Port> = wanted.iter().map(|(port, _)| *port).collect();
             let known = match ports.is_empty() {
                 true => self.ports.remove(&update.service),

@@ -1,47 +1,100 @@
-//! Sets up the log, and logs the effective configuration.
+//! Sets up the log, changes its filter, and logs the effective configuration.
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
-use anyhow::Context;
+use anyhow::{Context, Result};
+use kube_proxy_config::{Effective, LogFormat, Logging};
 use service_model::NodeConfig;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{LogArgs, LogFormat, RunArgs};
+type SetFilter = Box<dyn Fn(EnvFilter) -> bool + Send + Sync>;
+
+/// Replaces the filter of the log that [`start`] has set up.
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
 
 /// Sets up the log. Has no effect when there is one already.
-pub fn start(args: &LogArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log_level).context("invalid log level")?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    let _ = match args.log_format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
+pub fn start(logging: &Logging) -> Result<()> {
+    let filter = filter(&logging.filter)?;
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr);
+    let set: SetFilter = match logging.format {
+        LogFormat::Text => {
+            let log = log
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_env_filter(filter)
+                .with_filter_reloading();
+            let handle = log.reload_handle();
+            let _ = log.try_init();
+            Box::new(move |filter| handle.reload(filter).is_ok())
+        }
+        LogFormat::Json => {
+            let log = log
+                .json()
+                .flatten_event(true)
+                .with_env_filter(filter)
+                .with_filter_reloading();
+            let handle = log.reload_handle();
+            let _ = log.try_init();
+            Box::new(move |filter| handle.reload(filter).is_ok())
+        }
     };
+    let _ = SET_FILTER.set(set);
     Ok(())
 }
 
+/// Changes what is logged from now on.
+pub(crate) fn set_filter(text: &str) -> Result<()> {
+    let filter = filter(text)?;
+    let set = SET_FILTER.get().map(|set| set(filter));
+    set.filter(|is_set| *is_set)
+        .context("the log has no filter to change")?;
+    Ok(())
+}
+
+/// A filter in tracing's grammar.
+pub(crate) fn filter(text: &str) -> Result<EnvFilter> {
+    EnvFilter::try_new(text).with_context(|| {
+        format!("--log-level={text}: use error, warn, info, debug or trace, or a list by module")
+    })
+}
+
 /// Logs the effective configuration in one line.
-pub(crate) fn configuration(args: &RunArgs, node: &NodeConfig) {
-    let source = match (&args.manifests, &args.kubeconfig) {
-        (Some(dir), _) => format!("manifests {}", dir.display()),
-        (None, Some(file)) => format!("kubeconfig {}", file.display()),
-        (None, None) => "service account".to_owned(),
+pub(crate) fn configuration(effective: &Effective, node: &NodeConfig) {
+    let from = &effective.api_server;
+    let source = match (&from.manifests, &from.kubeconfig, &from.master) {
+        (Some(dir), _, _) => format!("manifests {}", dir.display()),
+        (None, Some(file), None) => format!("kubeconfig {}", file.display()),
+        (None, _, Some(url)) => format!("API server {url}"),
+        (None, None, None) => "service account".to_owned(),
+    };
+    let services = &effective.services;
+    let list = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(",");
+    let listener = |address: Option<std::net::SocketAddr>| match address {
+        Some(address) => address.to_string(),
+        None => "off".to_owned(),
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = %node.node_name,
         source,
-        detect_local = %args.node.detect_local_mode,
-        cluster_cidr = %args.node.cluster_cidr,
-        nodeport_addresses = %args.node.nodeport_addresses,
-        masquerade_all = node.masquerade_all,
-        allowed_external_ips = args.node.allowed_external_ips.as_ref().map(tracing::field::display),
-        service_proxy_name = args.node.service_proxy_name.as_deref(),
-        own_tables = !args.no_table_owner,
-        take_over_kube_proxy = args.takes_over_kube_proxy(),
-        healthz = %args.healthz_bind_address,
-        metrics = %args.metrics_bind_address,
+        service_proxy = effective.service_proxy,
+        overlay = effective.overlay.is_some(),
+        detect_local = match services.detect_local {
+            kube_proxy_config::DetectLocal::ClusterCidr => "ClusterCIDR",
+            kube_proxy_config::DetectLocal::NodeCidr => "NodeCIDR",
+            kube_proxy_config::DetectLocal::BridgeInterface(_) => "BridgeInterface",
+            kube_proxy_config::DetectLocal::InterfaceNamePrefix(_) => "InterfaceNamePrefix",
+        },
+        cluster_cidr = list(&mut services.cluster_cidrs.iter().map(ToString::to_string)),
+        nodeport_addresses = list(&mut services.node_port_addresses.iter().map(ToString::to_string)),
+        masquerade_all = services.masquerade_all,
+        allowed_external_ips = services.allowed_external_ips.as_ref()
+            .map(|ranges| list(&mut ranges.iter().map(ToString::to_string))),
+        service_proxy_name = services.service_proxy_name,
+        own_tables = effective.table_owner,
+        take_over_kube_proxy = effective.take_over_kube_proxy,
+        healthz = listener(effective.listeners.healthz),
+        metrics = listener(effective.listeners.metrics),
         "starting"
     );
 }

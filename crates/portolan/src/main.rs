@@ -4,9 +4,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use kube_proxy_config::Dialect;
 use overlay_probe::doctor;
-use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, RunArgs, VersionArgs};
-use portolan::{api_server, app, capabilities, cleanup, features, log, memory, render};
+use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, VersionArgs};
+use portolan::program::Program;
+use portolan::{api_server, capabilities, cleanup, copy, daemon, features, log, render};
 
 /// With musl's own allocator `render` of 5,000 Services of 10 endpoints takes three to four times as long as with glibc's.
 /// The image's environment sets how soon mimalloc gives memory back.
@@ -17,14 +19,32 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     // Without them each command says what it may not do.
     let _ = capabilities::raise();
-    let result = match Cli::parse().command {
-        Command::Run(args) => run(&args).map(|()| true),
-        Command::Render(args) => log::start(&args.log).and_then(|()| render::run(&args)),
-        Command::Cleanup(args) => log::start(&args.log).and_then(|()| cleanup::run(&args)),
+    let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let program = Program::named(&words.next().unwrap_or_default());
+    let arguments: Vec<String> = words.collect();
+    let result = match program {
+        Program::Portolan => return portolan(),
+        Program::KubeProxy => return daemon::main(Dialect::KubeProxy, &arguments),
+        Program::Flanneld => return daemon::main(Dialect::Flanneld, &arguments),
+        Program::Copy(name) => copy::run(name, &arguments).map(|()| true),
+    };
+    exit_code(result)
+}
+
+fn portolan() -> ExitCode {
+    exit_code(match Cli::parse().command {
+        Command::Run(args) => return daemon::main(Dialect::Portolan, &args.arguments),
+        Command::Render(args) => log::start(&args.log.logging()).and_then(|()| render::run(&args)),
+        Command::Cleanup(args) => {
+            log::start(&args.log.logging()).and_then(|()| cleanup::run(&args))
+        }
         Command::Doctor(args) => return examine(&args),
         Command::ApiServer(args) => api_server::run(&args).map(|()| true),
         Command::Version(args) => version(&args),
-    };
+    })
+}
+
+fn exit_code(result: anyhow::Result<bool>) -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -33,23 +53,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn run(args: &RunArgs) -> anyhow::Result<()> {
-    memory::share_one_heap();
-    log::start(&args.log)?;
-    if args.init_only {
-        args.conntrack.apply();
-        return Ok(());
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    let result = runtime.block_on(app::run(args));
-    // Do not wait for tasks that have not ended by now.
-    runtime.shutdown_background();
-    result
 }
 
 fn examine(args: &DoctorArgs) -> ExitCode {

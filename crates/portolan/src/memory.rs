@@ -34,7 +34,14 @@ pub fn set_oom_score_adj(value: i16) {
     if !is_set()
         && let Err(error) = std::fs::write(FILE, value.to_string())
     {
-        tracing::warn!(%error, value, "cannot set oom_score_adj; run with CAP_SYS_RESOURCE to lower it");
+        match error.kind() {
+            // Without the capability, as an unprivileged container is.
+            std::io::ErrorKind::PermissionDenied => tracing::info!(
+                value,
+                "oom_score_adj stays as it is: lowering it needs CAP_SYS_RESOURCE"
+            ),
+            _ => tracing::warn!(%error, value, "cannot set oom_score_adj"),
+        }
     }
 }
 

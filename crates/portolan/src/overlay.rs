@@ -15,7 +15,6 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use vxlan_overlay::{Concern, Config, Kernel, Monitor, Names, Plan, Preferences, RuleOptions};
 
-pub mod args;
 mod cache;
 mod condition;
 mod files;
@@ -30,7 +29,6 @@ mod turn;
 
 use crate::features::links::{self, Found, LinkFeature};
 use crate::metrics::Metrics;
-use args::OverlayArgs;
 use publish::Publication;
 use publisher::NodePublisher;
 use reconciler::Reconciler;
@@ -64,44 +62,12 @@ pub struct OverlayConfig {
     pub own_tables: bool,
     /// Set the condition `NetworkUnavailable`.
     pub set_condition: bool,
-    subnet_file: PathBuf,
-    cni_conf: Option<PathBuf>,
-    cache: PathBuf,
-}
-
-impl OverlayConfig {
-    /// The configuration of the flags, for the node `own`.
-    pub fn new(
-        args: &OverlayArgs,
-        cluster: &[ipnet::IpNet],
-        own: Arc<str>,
-        infer: bool,
-    ) -> Result<Self> {
-        let given = args.ignored_flannel_flags.given();
-        if !given.is_empty() {
-            tracing::info!(
-                flags = given.join(" "),
-                "ignoring flannel flags that have no effect"
-            );
-        }
-        Ok(OverlayConfig {
-            config: args.config(cluster).context("configuring the overlay")?,
-            preferences: args.preferences(),
-            names: args.names()?,
-            own,
-            infer,
-            rules: args.rules(),
-            own_tables: true,
-            set_condition: args.set_node_network_unavailable,
-            subnet_file: args.subnet_file.clone(),
-            cni_conf: args.cni_conf.clone(),
-            cache: if infer {
-                PathBuf::new()
-            } else {
-                args.overlay_cache.clone()
-            },
-        })
-    }
+    /// File to write networks and MTU to for the CNI plugin; empty for none.
+    pub subnet_file: PathBuf,
+    /// File to write a CNI configuration to.
+    pub cni_conf: Option<PathBuf>,
+    /// File that keeps the peers for a restart; empty for none.
+    pub cache: PathBuf,
 }
 
 /// State of the overlay after a turn, for health endpoints and probes.

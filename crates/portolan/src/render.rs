@@ -8,6 +8,7 @@ use std::sync::Arc;
 use service_model::Family;
 
 use crate::cli::RenderArgs;
+use crate::config::{self, Configuration};
 use crate::control::View;
 use object_source::SourceEvent;
 use object_source::manifests::{self, ManifestsConfig};
@@ -23,13 +24,17 @@ pub struct Rendered {
 
 /// Reads and renders the directory. Fails when the directory cannot be listed or the node has no name.
 pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
+    let configuration = Configuration::read(args.node.line())?;
+    let effective = configuration.effective();
+    let (first, last) = effective.api_server.node_port_range;
+    let proxy_name = effective.services.service_proxy_name.as_deref();
     let source = ManifestsConfig {
         dir: args.manifests.clone(),
-        node_ports: args.node.node_port_range.0.clone(),
-        proxy_name: args.node.service_proxy_name.clone(),
+        node_ports: first..=last,
+        proxy_name: proxy_name.map(Arc::from),
     };
-    let config = args.node.config()?;
-    let node_name = config.node_name.clone();
+    let node_name = config::static_node_name(effective)?;
+    let config = config::node(effective, node_name.clone());
     let mut view = View::new(config);
     let mut problems = Vec::new();
     for event in manifests::read(&source)? {

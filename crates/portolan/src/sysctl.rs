@@ -1,4 +1,4 @@
-//! Conntrack sysctls, under kube-proxy's flag names: set by `run` before its first commit, and by `--init-only`.
+//! Conntrack sysctls, as kube-proxy sets them: set by `run` before its first commit, and by `--init-only`.
 //!
 //! Failures are logged and never fatal: `/proc/sys` may be read-only (an unprivileged container), or the network
 //! namespace may not be allowed to change limits of the whole machine. The current values then stay in effect.
@@ -10,45 +10,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use clap::{ArgAction, Args};
+use kube_proxy_config::Conntrack;
 
-use crate::cli::duration;
-
-/// Flags of the conntrack sysctls.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Connection tracking")]
-pub struct ConntrackArgs {
-    /// Set nf_conntrack_max to this many entries per CPU core, but at least --conntrack-min; 0 leaves it unchanged
-    #[arg(long, value_name = "NUMBER", default_value_t = 32_768)]
-    pub conntrack_max_per_core: u32,
-
-    /// Minimum nf_conntrack_max, in entries
-    #[arg(long, value_name = "NUMBER", default_value_t = 131_072)]
-    pub conntrack_min: u32,
-
-    /// Conntrack timeout of idle established TCP connections; 0 leaves it unchanged
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
-    pub conntrack_tcp_timeout_established: Duration,
-
-    /// Conntrack timeout of TCP connections in CLOSE_WAIT; 0 leaves it unchanged
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
-    pub conntrack_tcp_timeout_close_wait: Duration,
-
-    /// Set nf_conntrack_tcp_be_liberal, to translate out-of-window TCP packets too; false leaves it unchanged
-    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
-          default_value_t = true, default_missing_value = "true")]
-    pub conntrack_tcp_be_liberal: bool,
-
-    /// Conntrack timeout of unanswered UDP flows; 0 leaves it unchanged
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
-    pub conntrack_udp_timeout: Duration,
-
-    /// Conntrack timeout of answered UDP flows; 0 leaves it unchanged
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
-    pub conntrack_udp_timeout_stream: Duration,
-}
+/// The kernel's list of online CPUs.
+const ONLINE: &str = "/sys/devices/system/cpu/online";
+/// Upper end of what the number of CPUs asks for (kube-proxy's `getConntrackMax`).
+const SCALED_LIMIT: u64 = 1_048_576;
 
 /// One setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,82 +39,99 @@ pub enum Applied {
     Failed(io::Error),
 }
 
-impl ConntrackArgs {
-    /// The settings that the flags ask for on a machine with this many CPU cores (kube-proxy's `setupConntrack`).
-    pub fn settings(&self, processors: usize) -> Vec<Setting> {
-        let mut settings = Vec::new();
-        if self.conntrack_max_per_core > 0 {
-            let scaled = u64::from(self.conntrack_max_per_core) * processors as u64;
-            let max = scaled.max(self.conntrack_min.into());
-            let limits = [
-                ("proc/sys/net/netfilter/nf_conntrack_max", max),
-                // Four entries per bucket, as kube-proxy does.
-                ("sys/module/nf_conntrack/parameters/hashsize", max / 4),
-            ];
-            settings.extend(limits.map(|(path, value)| Setting {
-                path,
-                value,
-                at_least: true,
-            }));
-        }
-        let timeouts = [
-            (
-                "proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established",
-                self.conntrack_tcp_timeout_established,
-            ),
-            (
-                "proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait",
-                self.conntrack_tcp_timeout_close_wait,
-            ),
-            (
-                "proc/sys/net/netfilter/nf_conntrack_udp_timeout",
-                self.conntrack_udp_timeout,
-            ),
-            (
-                "proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream",
-                self.conntrack_udp_timeout_stream,
-            ),
+/// The settings that are configured, on a machine with this many CPU cores (kube-proxy's `setupConntrack`).
+pub fn settings(conntrack: &Conntrack, processors: u64) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    if conntrack.max_per_core > 0 {
+        let scaled = u64::from(conntrack.max_per_core) * processors;
+        let max = scaled.min(SCALED_LIMIT).max(conntrack.min.into());
+        let limits = [
+            ("proc/sys/net/netfilter/nf_conntrack_max", max),
+            // Four entries per bucket, as kube-proxy does.
+            ("sys/module/nf_conntrack/parameters/hashsize", max / 4),
         ];
-        let asked = timeouts.into_iter().filter(|(_, time)| time.as_secs() > 0);
-        settings.extend(asked.map(|(path, time)| Setting {
+        settings.extend(limits.map(|(path, value)| Setting {
             path,
-            value: time.as_secs(),
-            at_least: false,
+            value,
+            at_least: true,
         }));
-        if self.conntrack_tcp_be_liberal {
-            settings.push(Setting {
-                path: "proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal",
-                value: 1,
-                at_least: false,
-            });
-        }
-        settings
     }
+    let timeouts = [
+        (
+            "proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established",
+            conntrack.tcp_established_timeout,
+        ),
+        (
+            "proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait",
+            conntrack.tcp_close_wait_timeout,
+        ),
+        (
+            "proc/sys/net/netfilter/nf_conntrack_udp_timeout",
+            conntrack.udp_timeout,
+        ),
+        (
+            "proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream",
+            conntrack.udp_stream_timeout,
+        ),
+    ];
+    let asked = timeouts.into_iter().filter(|(_, time)| time.as_secs() > 0);
+    settings.extend(asked.map(|(path, time)| Setting {
+        path,
+        value: time.as_secs(),
+        at_least: false,
+    }));
+    if conntrack.tcp_be_liberal {
+        settings.push(Setting {
+            path: "proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal",
+            value: 1,
+            at_least: false,
+        });
+    }
+    settings
+}
 
-    /// Applies the settings to this machine and network namespace, and logs changes and failures. Returns how many
-    /// settings do not exist yet: conntrack may be a module that the first rule loads.
-    pub fn apply(&self) -> usize {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut missing = 0;
-        for setting in self.settings(processors) {
-            match setting.apply(Path::new("/")) {
-                Applied::Unchanged => {}
-                Applied::Written => {
-                    tracing::info!(
-                        path = format!("/{}", setting.path),
-                        value = setting.value,
-                        "sysctl set"
-                    );
-                }
-                Applied::Failed(error) => {
-                    missing += usize::from(error.kind() == io::ErrorKind::NotFound);
-                    tracing::warn!(path = format!("/{}", setting.path), value = setting.value, %error,
-                        "cannot set sysctl; leaving the current value");
-                }
+/// Applies the settings to this machine and network namespace, and logs changes and failures. Returns how many
+/// settings do not exist yet: conntrack may be a module that the first rule loads.
+pub fn apply(conntrack: &Conntrack) -> usize {
+    let mut missing = 0;
+    for setting in settings(conntrack, processors()) {
+        match setting.apply(Path::new("/")) {
+            Applied::Unchanged => {}
+            Applied::Written => {
+                tracing::info!(
+                    path = format!("/{}", setting.path),
+                    value = setting.value,
+                    "sysctl set"
+                );
+            }
+            Applied::Failed(error) => {
+                missing += usize::from(error.kind() == io::ErrorKind::NotFound);
+                tracing::warn!(path = format!("/{}", setting.path), value = setting.value, %error,
+                    "cannot set sysctl; leaving the current value");
             }
         }
-        missing
     }
+    missing
+}
+
+/// CPU cores of the host. The limit is for the whole machine, so a cgroup's share of it does not count.
+fn processors() -> u64 {
+    let listed = std::fs::read_to_string(ONLINE).ok();
+    let counted = listed.and_then(|list| count(list.trim()));
+    counted.unwrap_or_else(|| {
+        std::thread::available_parallelism().map_or(1, |number| number.get() as u64)
+    })
+}
+
+/// Counts a list of CPUs such as `0-3,8` (cpuset(7), "List format").
+fn count(list: &str) -> Option<u64> {
+    let mut counted: u64 = 0;
+    for range in list.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+        counted = counted.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
+    }
+    Some(counted)
 }
 
 impl Setting {
@@ -167,19 +152,13 @@ impl Setting {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use kube_proxy_config::{CommandLine, Dialect};
 
     use super::*;
 
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        conntrack: ConntrackArgs,
-    }
-
-    fn args(flags: &[&str]) -> ConntrackArgs {
-        let all = std::iter::once(&"portolan").chain(flags);
-        Cli::try_parse_from(all).unwrap().conntrack
+    fn given(flags: &[&str]) -> Conntrack {
+        let line = CommandLine::read(Dialect::Portolan, flags, |_| None);
+        line.resolve(None).unwrap().effective.conntrack
     }
 
     fn named(settings: &[Setting], end: &str) -> Option<u64> {
@@ -189,33 +168,54 @@ mod tests {
 
     #[test]
     fn defaults_are_kube_proxys_but_for_the_window() {
-        let few = args(&[]).settings(2);
+        let few = settings(&given(&[]), 2);
         assert_eq!(named(&few, "/nf_conntrack_max"), Some(131_072));
         assert_eq!(named(&few, "/hashsize"), Some(32_768));
         assert_eq!(named(&few, "tcp_timeout_established"), Some(86_400));
         assert_eq!(named(&few, "tcp_timeout_close_wait"), Some(3_600));
         assert_eq!(named(&few, "tcp_be_liberal"), Some(1));
         assert_eq!(named(&few, "udp_timeout"), None);
-        let many = args(&[]).settings(64);
-        assert_eq!(named(&many, "/nf_conntrack_max"), Some(64 * 32_768));
+        let more = settings(&given(&[]), 16);
+        assert_eq!(named(&more, "/nf_conntrack_max"), Some(16 * 32_768));
+    }
+
+    #[test]
+    fn many_cores_ask_for_a_million_entries_at_most() {
+        let max = |flags: &[&str]| named(&settings(&given(flags), 64), "/nf_conntrack_max");
+        assert_eq!(max(&[]), Some(1_048_576));
+        assert_eq!(max(&["--conntrack-min=2000000"]), Some(2_000_000));
     }
 
     #[test]
     fn zero_and_false_leave_a_setting_alone() {
-        let left = args(&[
+        let left = given(&[
             "--conntrack-max-per-core=0",
             "--conntrack-tcp-timeout-established=0",
             "--conntrack-tcp-timeout-close-wait=0s",
             "--conntrack-tcp-be-liberal=false",
         ]);
-        assert_eq!(left.settings(8), []);
-        let udp = args(&[
+        assert_eq!(settings(&left, 8), []);
+        let udp = given(&[
             "--conntrack-udp-timeout=1m",
             "--conntrack-udp-timeout-stream=2m30s",
         ]);
-        let settings = udp.settings(8);
+        let settings = settings(&udp, 8);
         assert_eq!(named(&settings, "udp_timeout"), Some(60));
         assert_eq!(named(&settings, "udp_timeout_stream"), Some(150));
+    }
+
+    #[test]
+    fn cpus_are_counted_from_the_kernels_list() {
+        for (list, expected) in [
+            ("0", Some(1)),
+            ("0-3", Some(4)),
+            ("0-1,4,6-7", Some(5)),
+            ("", None),
+            ("3-1", None),
+            ("0-18446744073709551615", None),
+        ] {
+            assert_eq!(count(list), expected, "{list}");
+        }
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub enum NodePortAddress {
     All,
     /// Loopback addresses, served by a relay in this process (`localhost`; KEP-6032): never by rules.
     Localhost,
+    /// IPv4 loopback addresses only, as kube-proxy's iptables mode serves them, by the same relay.
+    LocalhostIpv4,
     /// The node's interface addresses within this range, loopback excepted.
     Cidr(IpNet),
 }
@@ -55,6 +57,7 @@ impl NodePortAddress {
         };
         match self {
             NodePortAddress::Localhost => true,
+            NodePortAddress::LocalhostIpv4 => family == Family::Ip,
             NodePortAddress::Cidr(range) => {
                 let overlaps = range.contains(&first) || range.network().is_loopback();
                 overlaps && range.prefix_len() > 0 && Family::of(range.addr()) == family
@@ -105,7 +108,9 @@ impl NodeConfig {
         let is_all = |item: &NodePortAddress| match item {
             NodePortAddress::All => true,
             NodePortAddress::Cidr(range) => range.prefix_len() == 0 && !is_other(item),
-            NodePortAddress::Primary | NodePortAddress::Localhost => false,
+            NodePortAddress::Primary
+            | NodePortAddress::Localhost
+            | NodePortAddress::LocalhostIpv4 => false,
         };
         let list = &self.nodeport_addresses;
         list.iter().any(is_all) || (!list.is_empty() && list.iter().all(is_other))
@@ -194,7 +199,9 @@ impl NodeFacts {
                     node_addresses.extend(interfaces.clone().filter(|a| cidr.contains(a)));
                 }
                 // All is below.
-                NodePortAddress::All | NodePortAddress::Localhost => {}
+                NodePortAddress::All
+                | NodePortAddress::Localhost
+                | NodePortAddress::LocalhostIpv4 => {}
             }
         }
         for family in Family::ALL {

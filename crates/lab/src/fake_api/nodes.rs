@@ -16,6 +16,22 @@ pub(super) fn node_of(path: &str) -> Option<&str> {
     (!name.is_empty() && !name.contains('/')).then_some(name)
 }
 
+/// The pod of a path `/api/v1/namespaces/NAMESPACE/pods/NAME`, if the test has set its node.
+pub(super) fn pod_of(server: &Server, path: &str) -> Option<Value> {
+    let rest = path.strip_prefix("/api/v1/namespaces/")?;
+    let (namespace, name) = rest.split_once("/pods/")?;
+    let node = server
+        .settings()
+        .pods
+        .get(&format!("{namespace}/{name}"))?
+        .clone();
+    Some(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "namespace": namespace, "name": name },
+        "spec": { "nodeName": node, "containers": [] },
+    }))
+}
+
 /// The Node as it is.
 pub(super) fn get(server: &Server, name: &str) -> Result<Value, Refusal> {
     let found = server.store().list(Resource::Nodes);

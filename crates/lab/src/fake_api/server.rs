@@ -70,6 +70,9 @@ impl Server {
         let node = nodes::node_of(&path).filter(|_| self.settings().node_patches);
         let outcome = if let Some(node) = node {
             self.answer_about_node(node, request).await
+        } else if let Some(pod) = nodes::pod_of(&self, &path) {
+            let body = Bytes::from(pod.to_string());
+            Ok(reply(200, None, Either::Left(body.into())))
         } else if request.method() == Method::POST && path == nodes::EVENTS {
             self.take_event(request).await
         } else {

@@ -47,6 +47,8 @@ pub(super) struct Settings {
     pub(super) streaming_list: StreamingList,
     pub(super) bookmark_interval: Duration,
     pub(super) node_patches: bool,
+    /// The node of each pod that can be read, by `NAMESPACE/NAME`.
+    pub(super) pods: BTreeMap<String, String>,
     pub(super) token: Option<String>,
     pub(super) reachable: bool,
 }
@@ -57,6 +59,7 @@ impl Default for Settings {
             streaming_list: StreamingList::Served,
             bookmark_interval: Duration::from_secs(60),
             node_patches: false,
+            pods: BTreeMap::new(),
             token: None,
             reachable: true,
         }

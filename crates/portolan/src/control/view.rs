@@ -56,6 +56,11 @@ impl View {
         }
     }
 
+    /// Replaces the configuration. The node keeps its name.
+    pub(crate) fn set_config(&mut self, config: NodeConfig) {
+        self.config = config;
+    }
+
     /// Applies one event.
     pub(crate) fn event(&mut self, event: SourceEvent) {
         match event {

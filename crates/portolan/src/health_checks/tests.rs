@@ -4,7 +4,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 use service_dataplane::{Quarantined, SyncOutcome};
-use service_model::{Node, NodeFacts, NodePortAddress, ServiceIntent};
+use service_model::{Node, NodeConfig, NodeFacts, NodePortAddress, ServiceIntent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,12 @@ fn stage() -> Stage {
     let cancel = CancellationToken::new();
     let (parts, _) = crate::parts::parts(cancel.clone());
     Stage {
-        announcer: start(&parts, &Handle::current(), config, reports),
+        announcer: start(
+            &parts,
+            &Handle::current(),
+            tokio::sync::watch::channel(config).1,
+            reports,
+        ),
         status,
         metrics,
         _cancel: cancel.drop_guard(),

@@ -16,14 +16,22 @@ use crate::status::{Health, Status};
 
 /// 200 when everything known is committed and load balancers may send to this node (KEP-3836). The body has kube-proxy's
 /// keys with kube-proxy's meaning: `healthy` is about the proxy alone.
-pub(super) fn healthz(status: &Status, now: Instant, wall: SystemTime) -> Answer {
+///
+/// Without a service proxy, no load balancer is concerned.
+pub(super) fn healthz(status: Option<&Arc<Status>>, now: Instant, wall: SystemTime) -> Answer {
+    let Some(status) = status else {
+        return Answer::text(StatusCode::OK, "ok");
+    };
     let healthy = status.health(now) == Health::Healthy;
     verdict(healthy, Some(status.node_eligible), status, wall)
 }
 
 /// 200 unless a change is stuck: for liveness probes, independent of the Node object. A daemon that waits for its source
 /// is alive; a restart would not help.
-pub(super) fn livez(status: &Status, now: Instant, wall: SystemTime) -> Answer {
+pub(super) fn livez(status: Option<&Arc<Status>>, now: Instant, wall: SystemTime) -> Answer {
+    let Some(status) = status else {
+        return Answer::text(StatusCode::OK, "ok");
+    };
     verdict(status.health(now) != Health::Stuck, None, status, wall)
 }
 
@@ -79,7 +87,7 @@ fn code(passes: bool) -> StatusCode {
 
 /// 200 once the first sync of Services and of the overlay is complete; before, the reasons why not.
 pub(super) fn readyz(
-    status: &Status,
+    status: Option<&Arc<Status>>,
     overlay: Option<&Arc<OverlayStatus>>,
     probes: &ProbeStatus,
 ) -> Answer {
@@ -90,13 +98,13 @@ pub(super) fn readyz(
         let text = format!("waiting for the overlay: {}\n", reasons.join("; "));
         return Answer::text(StatusCode::SERVICE_UNAVAILABLE, text);
     }
-    if status.synced {
+    let Some(status) = status.filter(|status| !status.synced) else {
         // Problems of peers make no node unready: a partition would make all nodes unready.
         let found = probes.findings.iter().map(|finding| &finding.text);
         let lines = found.chain(&probes.remedies).chain(&probes.notes);
         let lines: String = lines.map(|text| format!("overlay: {text}\n")).collect();
         return Answer::text(StatusCode::OK, format!("ok\n{lines}"));
-    }
+    };
     let missing: Vec<String> = status.waiting_for.iter().map(ToString::to_string).collect();
     let reason = if missing.is_empty() {
         "waiting for the first sync\n".to_owned()

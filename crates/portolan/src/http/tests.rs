@@ -10,12 +10,21 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::listener::MAX_CONNECTIONS;
-use super::{Ports, Sources, start};
+use super::{Addresses, Ports, Sources, start};
 use overlay_probe::SharedProbeStatus;
 
 use crate::metrics::Metrics;
 use crate::parts::{Ends, parts};
 use crate::status::Status;
+
+fn configz() -> Arc<crate::configz::Configz> {
+    let flags: &[&str] = &[];
+    let line =
+        kube_proxy_config::CommandLine::read(kube_proxy_config::Dialect::KubeProxy, flags, |_| {
+            None
+        });
+    Arc::new(crate::configz::Configz::new(line.resolve(None).unwrap()))
+}
 
 struct Server {
     sources: Sources,
@@ -29,13 +38,19 @@ impl Server {
         let sources = Sources {
             overlay: None,
             probes: SharedProbeStatus::default(),
-            status: Arc::new(ArcSwap::default()),
+            status: Some(Arc::new(ArcSwap::default())),
+            configz: configz(),
             metrics: Arc::new(Metrics::new()),
         };
         let cancel = CancellationToken::new();
         let any = Some("127.0.0.1:0".parse().unwrap());
         let (parts, ends) = parts(cancel.clone());
-        let ports = start(&parts, any, any, sources.clone()).unwrap();
+        let addresses = Addresses {
+            health: any,
+            metrics: any,
+            hard_fail: false,
+        };
+        let ports = start(&parts, addresses, sources.clone()).unwrap();
         Server {
             sources,
             cancel,
@@ -53,7 +68,8 @@ impl Server {
     }
 
     fn publish(&self, status: Status) {
-        self.sources.status.store(Arc::new(status));
+        let published = self.sources.status.as_ref().unwrap();
+        published.store(Arc::new(status));
     }
 }
 
@@ -280,12 +296,17 @@ fn a_taken_port_is_bound_as_soon_as_it_is_free() {
     let sources = Sources {
         overlay: None,
         probes: SharedProbeStatus::default(),
-        status: Arc::new(ArcSwap::default()),
+        status: Some(Arc::new(ArcSwap::default())),
+        configz: configz(),
         metrics: Arc::new(Metrics::new()),
     };
     let cancel = CancellationToken::new();
     let (parts, _) = parts(cancel.clone());
-    let ports = start(&parts, None, Some(address), sources).unwrap();
+    let addresses = Addresses {
+        metrics: Some(address),
+        ..Addresses::default()
+    };
+    let ports = start(&parts, addresses, sources).unwrap();
     drop(taken);
     assert_eq!(bound(&ports.metrics), address);
     assert_eq!(code(&get(address, "/proxyMode")), 200);

@@ -1,10 +1,18 @@
-use service_model::{Masquerade, ServiceIntent};
+use service_model::{Masquerade, NodeConfig, NodePortAddress, ServiceIntent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::parts::parts;
+
+fn config() -> LiveNodeConfig {
+    let config = NodeConfig {
+        nodeport_addresses: vec![NodePortAddress::Localhost],
+        ..NodeConfig::named("node-a")
+    };
+    tokio::sync::watch::channel(config).1
+}
 
 fn update(family: Family, protocol: Protocol, port: u16, endpoints: &[SocketAddr]) -> Update {
     let mut backends: Vec<Backend> = endpoints
@@ -79,7 +87,7 @@ async fn says(port: u16) -> String {
 #[tokio::test]
 async fn a_loopback_node_port_serves_its_endpoints_in_turn() {
     let cancel = CancellationToken::new();
-    let mut announcer = start(&parts(cancel.clone()).0, &Handle::current());
+    let mut announcer = start(&parts(cancel.clone()).0, &Handle::current(), config());
     let (one, two) = (server("one").await, server("two").await);
     let port = free_port();
     let v4 = Family::Ip;
@@ -105,7 +113,11 @@ async fn a_loopback_node_port_serves_its_endpoints_in_turn() {
 
 #[tokio::test]
 async fn a_refused_connection_goes_to_the_next_endpoint() {
-    let mut announcer = start(&parts(CancellationToken::new()).0, &Handle::current());
+    let mut announcer = start(
+        &parts(CancellationToken::new()).0,
+        &Handle::current(),
+        config(),
+    );
     let (dead, port) = (
         SocketAddr::new(Ipv4Addr::LOCALHOST.into(), free_port()),
         free_port(),
@@ -119,7 +131,11 @@ async fn a_refused_connection_goes_to_the_next_endpoint() {
 
 #[tokio::test]
 async fn udp_answers_reach_the_client_that_asked() {
-    let mut announcer = start(&parts(CancellationToken::new()).0, &Handle::current());
+    let mut announcer = start(
+        &parts(CancellationToken::new()).0,
+        &Handle::current(),
+        config(),
+    );
     let echo = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let endpoint = echo.local_addr().unwrap();
     tokio::spawn(async move {
@@ -150,7 +166,11 @@ async fn udp_answers_reach_the_client_that_asked() {
 
 #[tokio::test]
 async fn a_taken_loopback_port_is_served_once_it_is_free() {
-    let mut announcer = start(&parts(CancellationToken::new()).0, &Handle::current());
+    let mut announcer = start(
+        &parts(CancellationToken::new()).0,
+        &Handle::current(),
+        config(),
+    );
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let endpoint = server("served").await;
