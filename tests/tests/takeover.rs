@@ -1,10 +1,11 @@
 //! Taking over from kube-proxy in every mode that this kernel has, and cleaning up, while connections come and stay.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
-use lab::{CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Daemon, scenario, wait_until};
+use anyhow::{Context, Result, bail, ensure};
+use lab::{CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Daemon, HEALTH_PORT, scenario, wait_for, wait_until};
 use nft::Feature;
 use portolan_tests::differential::{KubeProxy, kube_proxies};
 use portolan_tests::overlay::tool;
@@ -149,6 +150,37 @@ fn rules_of_iptables_in_its_nft_variant_are_taken_over() -> Result<()> {
 #[scenario(Nft, Iptables)]
 fn rules_of_legacy_iptables_are_taken_over() -> Result<()> {
     takes_over_from_iptables("legacy")
+}
+
+#[scenario(Nft, Iptables)]
+fn legacy_rules_without_programs_raise_an_alarm() -> Result<()> {
+    let stage = Stage::new()?;
+    let rules = stage.manifests.path().join("rules");
+    std::fs::write(&rules, iptables_rules(&stage))?;
+    run(
+        &stage,
+        &format!("iptables-legacy-restore {}", rules.display()),
+    )?;
+    run(&stage, "iptables-legacy -t mangle -N KUBE-PROXY-CANARY")?;
+    let mut command = stage.node.command(portolan()?);
+    command
+        .args(["run", "--hostname-override=node-a", "--manifests"])
+        .arg(stage.manifests.path())
+        .env("PATH", "/nonexistent");
+    let daemon = stage.node.spawn("portolan", command)?;
+    stage.wait_until_ready(&daemon)?;
+    let get = |port: u16, path: &'static str| -> Result<String> {
+        let to = SocketAddr::new([127, 0, 0, 1].into(), port);
+        Ok(stage.node.http_get(to, path)?.context("no answer")?.1)
+    };
+    wait_for("the alarm", PATIENCE, || {
+        let ready = get(HEALTH_PORT, "/readyz")?;
+        ensure!(ready.contains("kube-proxy --cleanup"), "{ready}");
+        let metrics = get(10_249, "/metrics")?;
+        let alarm = "portolan_foreign_rules{kind=\"legacy-iptables\"} 3";
+        ensure!(metrics.contains(alarm), "{metrics}");
+        Ok(())
+    })
 }
 
 #[scenario(Nft, Iptables)]

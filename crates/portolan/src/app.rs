@@ -30,6 +30,7 @@ use crate::overlay::probes::{self, ProbeReports};
 use crate::overlay::{self, NodeEvents, OverlayConfig, SharedOverlayStatus};
 use crate::parts::{Parts, parts};
 use crate::status::SharedStatus;
+use crate::takeover::alarm::{Alarm, SharedAlarm};
 use crate::{
     conntrack, health_checks, http, localhost, log, memory, node_addresses, sysctl, tables,
 };
@@ -66,6 +67,7 @@ struct Published {
     configz: Arc<Configz>,
     overlay: SharedOverlayStatus,
     probes: SharedProbeStatus,
+    alarm: SharedAlarm,
 }
 
 impl Published {
@@ -80,6 +82,7 @@ impl Published {
             configz: Arc::new(Configz::new(configuration.resolved().clone())),
             overlay: SharedOverlayStatus::default(),
             probes: SharedProbeStatus::default(),
+            alarm: SharedAlarm::default(),
         }
     }
 }
@@ -142,6 +145,11 @@ async fn start_services(
     let missing_sysctls = sysctl::apply(&effective.conntrack);
     let (cleaner, forget) = conntrack::start(parts, published.metrics.clone())?;
     let (first_sync, synced) = oneshot::channel();
+    let alarm = Alarm {
+        shared: published.alarm.clone(),
+        metrics: published.metrics.clone(),
+        recorder: recorder.clone(),
+    };
     let reports = health_checks::Reports {
         status: published.status.clone(),
         metrics: published.metrics.clone(),
@@ -175,12 +183,8 @@ async fn start_services(
         let _guard = guard;
         control::run(control, inputs, cancel).await
     })?;
-    let after = after_first_sync(
-        effective.clone(),
-        missing_sysctls > 0,
-        synced,
-        parts.cancel(),
-    );
+    let (effective, has_missing) = (effective.clone(), missing_sysctls > 0);
+    let after = after_first_sync(effective, has_missing, alarm, synced, parts.cancel());
     tokio::spawn(after);
     Ok(())
 }
@@ -210,6 +214,7 @@ fn start_http(effective: &Effective, parts: &Parts, published: &Published) -> Re
         metrics: published.metrics.clone(),
         overlay: has_overlay.then(|| published.overlay.clone()),
         probes: published.probes.clone(),
+        alarm: published.alarm.clone(),
     };
     let listeners = &effective.listeners;
     let addresses = http::Addresses {
@@ -338,6 +343,7 @@ impl Observer for FirstSync {
 async fn after_first_sync(
     effective: Effective,
     sysctls_are_missing: bool,
+    alarm: Alarm,
     synced: oneshot::Receiver<()>,
     cancel: CancellationToken,
 ) {
@@ -348,6 +354,6 @@ async fn after_first_sync(
         sysctl::apply(&effective.conntrack);
     }
     if effective.take_over_kube_proxy {
-        crate::takeover::run(cancel).await;
+        crate::takeover::run(alarm, cancel).await;
     }
 }

@@ -51,6 +51,10 @@ pub fn kube_proxy(connections: Connections) -> Result<bool> {
         let chains = report.iptables.kept.join(", ");
         failures.push(format!("kept chains that other rules jump to: {chains}; remove those rules and run cleanup again"));
     }
+    let unreadable = report.iptables.unreadable.iter();
+    failures.extend(unreadable.map(|table| {
+        format!("legacy table {table}: no iptables-legacy program is installed to look for kube-proxy's chains")
+    }));
     print(&report.to_string(), &failures)
 }
 

@@ -23,6 +23,7 @@ use crate::metrics::{self, Metrics};
 use crate::overlay::SharedOverlayStatus;
 use crate::parts::Parts;
 use crate::status::SharedStatus;
+use crate::takeover::alarm::SharedAlarm;
 
 mod answers;
 mod listener;
@@ -59,6 +60,8 @@ pub struct Sources {
     pub metrics: Arc<Metrics>,
     /// State of the overlay, if there is one.
     pub overlay: Option<SharedOverlayStatus>,
+    /// What the take-over from kube-proxy could not do.
+    pub alarm: SharedAlarm,
     /// Findings of the overlay's probes.
     pub probes: SharedProbeStatus,
 }
@@ -166,9 +169,12 @@ fn answer(port: Port, path: &str, sources: &Sources) -> Answer {
         }
         (Port::Health, "/readyz") => {
             let overlay = sources.overlay.as_ref().map(|overlay| overlay.load());
+            let alarm = sources.alarm.load_full();
+            let alarm = alarm.as_ref().map(|alarm| alarm.as_str());
             answers::readyz(
                 status.as_deref(),
                 overlay.as_deref(),
+                alarm,
                 &sources.probes.load(),
             )
         }

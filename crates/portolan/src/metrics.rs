@@ -90,6 +90,7 @@ metrics! {
         endpoints: Gauge = "Endpoints known";
         health_check_listeners: Gauge = "Health-check sockets listening for load balancers";
         health_check_listen_failures: Counter = "Health-check sockets whose first bind failed";
+        foreign_rules: Family<KindLabel, Gauge> = "Tables that may hold rules of kube-proxy that Portolan cannot remove, by kind";
         overlay_peers: Gauge = "Peers of the overlay";
         overlay_ready: Gauge = "1 while the overlay is in the kernel as planned, else 0";
         overlay_problems: Gauge = "Problems of the overlay at present";
@@ -204,6 +205,17 @@ impl Metrics {
     /// Records a foreign change of the tables that was repaired.
     pub fn repaired(&self) {
         self.own.repairs.inc();
+    }
+
+    /// Sets the number of legacy iptables tables that may hold kube-proxy's rules.
+    pub fn set_foreign_legacy(&self, tables: usize) {
+        let kind = KindLabel {
+            kind: "legacy-iptables".to_owned(),
+        };
+        self.own
+            .foreign_rules
+            .get_or_create(&kind)
+            .set(gauge(tables));
     }
 
     /// Records that every change received is committed.

@@ -15,6 +15,7 @@
 //! A kube-proxy that still runs writes its rules again. They are removed again at intervals, with a warning. Connections
 //! are safe meanwhile, since either set of rules serves them.
 
+pub(crate) mod alarm;
 pub(crate) mod chains;
 pub mod ipvs;
 pub(crate) mod legacy;
@@ -27,6 +28,7 @@ use netfilter::ForeignRuleset;
 use nft::Family;
 use tokio_util::sync::CancellationToken;
 
+use alarm::Alarm;
 use owner::{ChainOwner, Removed};
 
 /// Name of kube-proxy's own tables in nftables mode.
@@ -145,9 +147,18 @@ pub fn remove(connections: Connections) -> Report {
     report
 }
 
-/// Removes kube-proxy's leftovers at intervals until cancelled. To be called after the first sync.
-pub async fn run(cancel: CancellationToken) {
-    keep_removing(|| || remove(Connections::Keep), cancel).await;
+/// Removes kube-proxy's leftovers at intervals until cancelled, and reports those it cannot look for. To be called after
+/// the first sync.
+pub(crate) async fn run(alarm: Alarm, cancel: CancellationToken) {
+    let removal = || {
+        let alarm = alarm.clone();
+        move || {
+            let report = remove(Connections::Keep);
+            alarm.judge(&report);
+            report
+        }
+    };
+    keep_removing(removal, cancel).await;
 }
 
 /// Result of removing another program's leftovers once.

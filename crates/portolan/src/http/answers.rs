@@ -89,6 +89,7 @@ fn code(passes: bool) -> StatusCode {
 pub(super) fn readyz(
     status: Option<&Arc<Status>>,
     overlay: Option<&Arc<OverlayStatus>>,
+    alarm: Option<&str>,
     probes: &ProbeStatus,
 ) -> Answer {
     if let Some(overlay) = overlay.filter(|overlay| !overlay.ready) {
@@ -103,7 +104,8 @@ pub(super) fn readyz(
         let found = probes.findings.iter().map(|finding| &finding.text);
         let lines = found.chain(&probes.remedies).chain(&probes.notes);
         let lines: String = lines.map(|text| format!("overlay: {text}\n")).collect();
-        return Answer::text(StatusCode::OK, format!("ok\n{lines}"));
+        let alarm = alarm.map(|text| format!("{text}\n")).unwrap_or_default();
+        return Answer::text(StatusCode::OK, format!("ok\n{alarm}{lines}"));
     };
     let missing: Vec<String> = status.waiting_for.iter().map(ToString::to_string).collect();
     let reason = if missing.is_empty() {

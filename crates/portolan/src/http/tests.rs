@@ -40,6 +40,7 @@ impl Server {
             probes: SharedProbeStatus::default(),
             status: Some(Arc::new(ArcSwap::default())),
             configz: configz(),
+            alarm: Default::default(),
             metrics: Arc::new(Metrics::new()),
         };
         let cancel = CancellationToken::new();
@@ -298,6 +299,7 @@ fn a_taken_port_is_bound_as_soon_as_it_is_free() {
         probes: SharedProbeStatus::default(),
         status: Some(Arc::new(ArcSwap::default())),
         configz: configz(),
+        alarm: Default::default(),
         metrics: Arc::new(Metrics::new()),
     };
     let cancel = CancellationToken::new();

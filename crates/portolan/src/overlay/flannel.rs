@@ -72,6 +72,10 @@ fn remove(families: &[Family]) -> FlannelRemoval {
         }
     }
     removal.iptables = chains::remove(&mut foreign, &CHAINS, families);
+    let unreadable = removal.iptables.unreadable.iter();
+    failures.extend(unreadable.map(|table| {
+        format!("legacy table {table}: no iptables-legacy program is installed to look for flannel's chains")
+    }));
     removal.iptables.failures.append(&mut failures);
     removal
 }

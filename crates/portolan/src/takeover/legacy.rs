@@ -89,10 +89,16 @@ pub(super) fn remove(owner: &ChainOwner, family: Family, removed: &mut Removed) 
     let Ok(names) = std::fs::read_to_string(names) else {
         return;
     };
-    let tables = owner
-        .tables
-        .iter()
-        .filter(|table| names.lines().any(|name| name == **table));
+    let exists = |table: &&&str| names.lines().any(|name| name == **table);
+    if legacy(&programs).is_err() {
+        // A program that writes several tables is suspected only where all of them exist.
+        if owner.tables.iter().all(|table| exists(&table)) {
+            let named = owner.tables.iter().map(|table| format!("{family} {table}"));
+            removed.unreadable.extend(named);
+        }
+        return;
+    }
+    let tables = owner.tables.iter().filter(exists);
     for table in tables {
         match remove_table(owner, &programs, table) {
             Ok(removal) => {

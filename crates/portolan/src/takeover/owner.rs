@@ -36,6 +36,8 @@ pub struct Removed {
     pub kept: Vec<String>,
     /// A chain is kept because `FORWARD` would drop what it accepts.
     pub permitting: bool,
+    /// Legacy tables in which the program's chains may be, without a program to look.
+    pub unreadable: Vec<String>,
     /// Failures, each with its reason.
     pub failures: Vec<String>,
 }
