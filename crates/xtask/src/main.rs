@@ -41,7 +41,7 @@ enum Command {
     /// Build the container image for amd64 and arm64 as an OCI layout and an archive (needs no daemon).
     Image(image::Options),
     /// Build what a release publishes: image, programs, chart, SBOM, licenses, checksums.
-    Release(release::Options),
+    Release(image::Options),
 }
 
 fn main() -> Result<()> {
@@ -54,5 +54,15 @@ fn main() -> Result<()> {
         Command::ControlPlane => control_plane::control_plane(),
         Command::Image(options) => image::image(&options),
         Command::Release(options) => release::release(&options),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Command::command().debug_assert();
     }
 }

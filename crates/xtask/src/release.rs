@@ -17,19 +17,12 @@ mod sbom;
 #[cfg(test)]
 mod tests;
 
-/// How the image is built.
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    #[command(flatten)]
-    image: image::Options,
-}
-
 /// Builds all files and prints their folder.
-pub(crate) fn release(options: &Options) -> Result<()> {
+pub(crate) fn release(options: &image::Options) -> Result<()> {
     let root = root()?;
     let commit = Commit::read()?;
     let notes = notes(&fs::read_to_string(root.join("CHANGELOG.md"))?, VERSION)?;
-    let image = image::build(&options.image)?;
+    let image = image::build(options)?;
     let folder = root.join("target/release-artifacts").join(VERSION);
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
