@@ -146,6 +146,7 @@ pub fn node(effective: &Effective, name: Arc<str>) -> NodeConfig {
         nodeport_addresses: node_ports.map(node_port_address).collect(),
         masquerade_all: services.masquerade_all,
         allowed_external_ips: services.allowed_external_ips.clone(),
+        node_ip: effective.node_ip,
         // Known once the API client is made.
         api_server: None,
     }

@@ -81,6 +81,8 @@ pub struct NodeConfig {
     /// `--allowed-external-ips`: external IPs outside these ranges are refused (CVE-2020-8554). `None`: all are
     /// served, as with kube-proxy.
     pub allowed_external_ips: Option<Vec<IpNet>>,
+    /// Overrides the Node's own address of its family (`--bind-address`, unless that is a wildcard).
+    pub node_ip: Option<IpAddr>,
     /// Where this node reaches the API server, if that is known: maybe an address of a load balancer in front of it.
     pub api_server: Option<SocketAddr>,
 }
@@ -94,6 +96,7 @@ impl NodeConfig {
             nodeport_addresses: vec![NodePortAddress::Primary],
             masquerade_all: false,
             allowed_external_ips: None,
+            node_ip: None,
             api_server: None,
         }
     }
@@ -186,7 +189,7 @@ impl NodeFacts {
         service_cidrs: &[IpNet],
     ) -> NodeFacts {
         let first_of = |family| {
-            let mut own = node.addresses.iter();
+            let mut own = config.node_ip.iter().chain(&*node.addresses);
             own.find(|a| Family::of(**a) == family).copied()
         };
         let own_addresses: Vec<IpAddr> = Family::ALL.into_iter().filter_map(first_of).collect();

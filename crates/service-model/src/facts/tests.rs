@@ -72,6 +72,25 @@ fn primary_addresses_are_the_first_of_each_family() {
 }
 
 #[test]
+fn a_configured_node_ip_comes_before_the_nodes_own() {
+    let config = NodeConfig {
+        node_ip: Some("192.0.2.7".parse().unwrap()),
+        ..NodeConfig::named("node-1")
+    };
+    let node = node(&["192.0.2.1", "2001:db8::1"], &[]);
+    let facts = NodeFacts::resolve(&config, &node, &[], &[]);
+    let expected = parsed::<IpAddr>(&["192.0.2.7", "2001:db8::1"]);
+    assert_eq!(facts.own_addresses, expected);
+    assert_eq!(facts.node_addresses, expected);
+}
+
+#[test]
+fn loopback_of_one_family_leaves_the_other_alone() {
+    let covers = |family| NodePortAddress::LocalhostIpv4.covers_loopback(family);
+    assert!(covers(Family::Ip) && !covers(Family::Ip6));
+}
+
+#[test]
 fn ranges_choose_among_interface_addresses_in_any_order() {
     let interfaces = &[
         "203.0.113.5",
