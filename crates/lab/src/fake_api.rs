@@ -1,11 +1,11 @@
 //! A fake Kubernetes API server: lists, watches, and their faults.
 //!
-//! Serves Services, EndpointSlices, Nodes and ServiceCIDRs over plain HTTP/1.1, with paging over consistent
+//! Serves Services, EndpointSlices, Nodes and ServiceCIDRs over HTTP/1.1, also over TLS, with paging over consistent
 //! snapshots, watches with versions, bookmarks and a bounded history, of metadata only if asked for, and streaming
 //! lists. A test changes objects, injects faults and counts requests through [`FakeApi`]. It validates nothing: an applied
 //! object is served, even one that a real server would reject.
 //!
-//! Leaves TLS, admission, discovery, namespaced paths and writes of objects to real servers. Patches of Nodes and readings of
+//! Leaves admission, discovery, namespaced paths and writes of objects to real servers. Patches of Nodes and readings of
 //! single pods are served if a test asks for them, Events about Nodes are kept for the test to read. Every other request is answered with 403 and counted
 //! ([`Counts::forbidden`]).
 
@@ -19,6 +19,7 @@ mod state;
 mod store;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -29,10 +30,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
 pub use faults::{Fault, Injection, Verb};
 pub use state::{Seen, StreamingList};
 pub use store::{Backup, Resource};
+pub use tls::Authority;
 
 use state::{Server, lock};
 
@@ -64,6 +67,15 @@ impl FakeApi {
 
     /// Serves on a listener; its network namespace is the one it was made in.
     pub fn serve(listener: TcpListener) -> Result<Self> {
+        Self::serve_with(listener, None)
+    }
+
+    /// The same over TLS, with a certificate for these names and addresses.
+    pub fn serve_tls(listener: TcpListener, authority: &Authority, names: &[&str]) -> Result<Self> {
+        Self::serve_with(listener, Some(authority.acceptor(names)?))
+    }
+
+    fn serve_with(listener: TcpListener, tls: Option<TlsAcceptor>) -> Result<Self> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let server = Arc::new(Server::new());
@@ -71,7 +83,7 @@ impl FakeApi {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let accept = Arc::clone(&server).accept(listener, stopped);
+        let accept = Arc::clone(&server).accept(listener, tls, stopped);
         let thread = std::thread::Builder::new()
             .name("fake-api".to_owned())
             // Dropping the runtime breaks the connections.

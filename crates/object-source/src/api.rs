@@ -5,7 +5,9 @@
 //! * A list is delivered as one `Reset`, complete or not at all: a reader never mistakes a list that broke off for a cluster
 //!   that shrank.
 //! * Every request and every open stream has a limit on silence, so a peer that died silently is found within
-//!   [`ApiConfig::silence`].
+//!   [`ApiConfig::silence`], or [`ApiConfig::watch_silence`].
+//! * The API server is found without Services ([`locate`]), behind HTTP proxies ([`proxy`]), and at any of its addresses
+//!   ([`servers`]), also those that the cluster named before a reboot ([`remembered`]).
 //! * An object that cannot be decoded is named and skipped; the other objects are delivered.
 //! * For an overlay, watches of Nodes bring their metadata, and a Node is read whole when that may matter ([`outline`]).
 //! * After trouble, the server's version is compared with ours: a server that is behind (etcd restored from a backup) is
@@ -25,12 +27,17 @@ mod decode;
 mod follow;
 mod gathered;
 mod link;
+mod locate;
 mod locator;
 mod outline;
 mod position;
+mod proxy;
+mod remembered;
 mod request;
+mod servers;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -46,8 +53,10 @@ use crate::SourceEvent;
 use follow::Follower;
 use link::{Link, Target};
 use outline::Outlines;
+use remembered::Learner;
 
 pub use client::{ApiServer, connect};
+pub use locate::ServerSource;
 pub use locator::{KUBELET_KUBECONFIGS, without_credentials};
 pub use request::{ApiClient, Limits, RequestError};
 
@@ -56,9 +65,11 @@ pub use request::{ApiClient, Limits, RequestError};
 pub struct ApiConfig {
     /// Objects per page of a list.
     pub page_size: u32,
-    /// Longest silence on a connection in use: a request without an answer, a body without a byte, a watch without an event.
-    /// A silent watch is renewed, since nothing else tells a quiet cluster from a dead peer: bookmarks have no fixed rhythm.
+    /// Longest silence of an answer: none at all, or a list without a byte.
     pub silence: Duration,
+    /// Longest silence of a watch, which is then renewed. Servers send a bookmark each minute, so an idle cluster is silent
+    /// for no longer; TCP keep-alive finds a dead peer earlier.
+    pub watch_silence: Duration,
     /// Longest time for one page, or for a whole streaming list.
     pub list_limit: Duration,
     /// Seconds after which the server is asked to end a watch; drawn for each watch, so that nodes spread.
@@ -91,9 +102,12 @@ impl Default for ApiConfig {
             // What client-go asks for.
             page_size: 500,
             silence: Duration::from_secs(35),
+            watch_silence: Duration::from_secs(80),
             list_limit: Duration::from_secs(120),
-            watch_seconds: 240..=285,
-            verify_every: Duration::from_secs(200),
+            // No shorter than client-go's 300 to 600, with the comparisons between them: an idle node asks no more than
+            // kube-proxy.
+            watch_seconds: 560..=600,
+            verify_every: Duration::from_secs(2000),
             retry_base: Duration::from_millis(800),
             retry_limit: Duration::from_secs(30),
             away_limit: Duration::from_secs(3),
@@ -147,10 +161,11 @@ pub async fn run(
         let services =
             start.link::<wire::Service>(selected("/api/v1/services"), SourceEvent::Service);
         tasks.spawn(start.follow(services));
-        let slices = start.link::<wire::EndpointSlice>(
+        let mut slices = start.link::<wire::EndpointSlice>(
             selected("/apis/discovery.k8s.io/v1/endpointslices"),
             SourceEvent::EndpointSlice,
         );
+        slices.learner = Some(Learner::new(start.client.servers().clone()));
         tasks.spawn(start.follow(slices));
         tasks.spawn(start.follow(start.link::<wire::ServiceCidr>(cidrs, SourceEvent::ServiceCidr)));
     }
@@ -190,6 +205,7 @@ impl Start {
             events: self.events.clone(),
             context: ConversionContext::new(self.config.proxy_name.clone()),
             outlines: None,
+            learner: None,
         }
     }
 

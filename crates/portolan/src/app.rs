@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use kube_proxy_config::Effective;
-use object_source::api::{self, ApiClient, ApiServer};
+use object_source::api::{self, ApiClient, ApiServer, ServerSource};
 use object_source::manifests::{self, ManifestsConfig};
 use object_source::{Events, SourceEvent};
 use overlay_probe::{ProbeConfig, SharedProbeStatus};
@@ -200,10 +200,15 @@ fn ignore(parts: &Parts, mut events: Events) {
 /// The API server that is configured, or `None` for a directory of manifests.
 async fn connect(effective: &Effective) -> Result<Option<ApiServer>> {
     let from = &effective.api_server;
-    match &from.manifests {
-        Some(_) => Ok(None),
-        None => api::connect(from.kubeconfig.as_deref()).await.map(Some),
+    if from.manifests.is_some() {
+        return Ok(None);
     }
+    let source = ServerSource {
+        kubeconfig: from.kubeconfig.clone(),
+        master: from.master.clone(),
+        from: from.api_server_from.clone(),
+    };
+    api::connect(&source).await.map(Some)
 }
 
 fn start_http(effective: &Effective, parts: &Parts, published: &Published) -> Result<Handle> {

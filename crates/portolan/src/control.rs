@@ -242,11 +242,12 @@ impl<B: Backend> Control<B> {
         let occupied: Vec<listeners::Socket> = self.listeners.among(asked, now);
         self.facts = self.view.facts(addresses).with_listeners(occupied);
         self.facts_changed = self.config_changed || self.facts != *self.dataplane.facts();
-        if self.wants_commit() {
-            self.pending_since.get_or_insert(now);
-        } else {
+        if !self.wants_commit() {
             self.pending_since = None;
             self.reports.metrics.nothing_pending();
+        } else if self.is_complete() {
+            // While lists are missing nothing can be committed: a restart would not help.
+            self.pending_since.get_or_insert(now);
         }
         if self.is_complete() {
             if self.wants_commit() && self.pace.due(now).is_none() {

@@ -15,8 +15,10 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
 use super::answer::{self, Parameters};
 use super::body::Pieces;
@@ -32,6 +34,7 @@ impl Server {
     pub(super) async fn accept(
         self: Arc<Self>,
         listener: TcpListener,
+        tls: Option<TlsAcceptor>,
         mut stop: watch::Receiver<bool>,
     ) {
         let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
@@ -47,22 +50,39 @@ impl Server {
             };
             self.count_connection();
             if self.settings().reachable {
-                tokio::spawn(Arc::clone(&self).connection(stream));
+                tokio::spawn(Arc::clone(&self).connection(stream, tls.clone()));
             }
         }
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, tls: Option<TlsAcceptor>) {
         let _ = stream.set_nodelay(true);
         let mut breaks = self.breaks.subscribe();
-        let server = Arc::clone(&self);
-        let service = service_fn(move |request| Arc::clone(&server).answer(request));
-        let connection = hyper::server::conn::http1::Builder::new()
-            .serve_connection(TokioIo::new(stream), service);
+        let connection = async move {
+            match tls {
+                None => self.requests(stream).await,
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        self.requests(stream).await;
+                    }
+                }
+            }
+        };
         tokio::select! {
-            _ = connection => {}
+            () = connection => {}
             _ = breaks.changed() => {}
         }
+    }
+
+    async fn requests<S>(self: Arc<Self>, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(move |request| Arc::clone(&self).answer(request));
+        // A connection that breaks is the client's to notice.
+        let _ = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Reply, Infallible> {

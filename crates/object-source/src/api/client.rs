@@ -1,23 +1,26 @@
-//! Builds the clients: which cluster, which credentials, and connections that notice a dead peer.
+//! Builds the clients: connections to an API server that notice a dead peer.
 //!
-//! Leaves pauses and repetitions after failures to the caller.
+//! Leaves finding the servers to [`super::locate`], and pauses and repetitions after failures to the caller.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result};
 use http::Uri;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{Body, ClientBuilder, ConfigExt};
-use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceExt};
 
+use super::locate::{Candidate, ServerSource, Surroundings, locate};
+use super::proxy::{Connector, Proxies, port};
+use super::remembered::Memory;
 use super::request::ApiClient;
+use super::servers::{Server, Servers};
+use super::token::TokenFile;
 
 /// A dead peer is found after [`KEEPALIVE_IDLE`] and all probes: 30 s.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
@@ -30,71 +33,121 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Long enough for the pages of a list, too short for a connection to die in the pool unnoticed.
 const POOL_IDLE: Duration = Duration::from_secs(5);
 
-/// Clients of one API server.
+/// Clients of one cluster's API servers.
 pub struct ApiServer {
     /// For lists, watches and reads.
     pub reader: ApiClient,
     /// For writes: each request has a connection of its own. A connection that is kept is dead when the node has changed its
     /// address, which is just when an overlay writes.
     pub writer: ApiClient,
-    /// The address to which the clients connect, unless the URL has a host name.
+    /// The first address to which the clients connect, unless the URL has a host name.
     pub address: Option<SocketAddr>,
 }
 
-/// Clients for the cluster of a kubeconfig's current context, or for the cluster of this pod.
+/// Clients for the cluster that the configuration, or else this pod, belongs to.
 ///
-/// Token files and the cluster's CA file are read again while the clients live (kube: at least each minute).
-pub async fn connect(kubeconfig: Option<&Path>) -> Result<ApiServer> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let kubeconfig = Kubeconfig::read_from(path)
-                .with_context(|| format!("cannot read the kubeconfig {path:?}"))?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("cannot use the kubeconfig {path:?}"))?
-        }
-        None => Config::incluster().map_err(|error| no_cluster(&error))?,
-    };
-    let url: Arc<str> = config.cluster_url.to_string().trim_end_matches('/').into();
-    let client = |kept| {
-        let http = http_client(config.clone(), kept)
-            .with_context(|| format!("cannot set up connections to the API server at {url}"))?;
-        anyhow::Ok(ApiClient::new(http, url.clone()))
-    };
-    Ok(ApiServer {
-        reader: client(usize::MAX)?,
-        writer: client(0)?,
-        address: address(&config.cluster_url),
-    })
+/// # Errors
+/// The configuration cannot be used. A server that cannot be reached is no error.
+pub async fn connect(source: &ServerSource) -> Result<ApiServer> {
+    connect_from(source, &Surroundings::of_this_process()).await
 }
 
-fn no_cluster(error: &InClusterError) -> anyhow::Error {
-    let reason = match error {
-        InClusterError::ReadEnvironmentVariable(_) => {
-            "KUBERNETES_SERVICE_HOST is not set".to_owned()
-        }
-        error => error.to_string(),
-    };
-    anyhow!(
-        "no API server: not running in a pod with a service account ({reason}). Use --kubeconfig FILE or --manifests DIR."
-    )
+pub(super) async fn connect_from(
+    source: &ServerSource,
+    around: &Surroundings,
+) -> Result<ApiServer> {
+    let located = locate(source, around).await?;
+    let mut servers = Vec::new();
+    let cluster_ip = around.cluster_ip.as_deref();
+    for candidate in &located.candidates {
+        servers.push(server(candidate, cluster_ip)?);
+    }
+    let first = located.candidates.first().context("no API server")?;
+    let address = address(&first.config.cluster_url);
+    let names: Vec<&str> = servers.iter().map(|server| &*server.name).collect();
+    tracing::info!(servers = names.join(", "), "found the API server");
+    // Nothing but TLS tells that a server at another address is the same.
+    let may_learn = located.may_learn && first.config.cluster_url.scheme_str() == Some("https");
+    let learning = may_learn.then(|| {
+        let template = Template::new(first.clone(), around.proxies.clone());
+        (template, Memory::new(around.memory.clone()))
+    });
+    let servers = Arc::new(Servers::new(servers, learning));
+    Ok(ApiServer {
+        reader: ApiClient::reader(servers.clone()),
+        writer: ApiClient::writer(servers),
+        address,
+    })
 }
 
 fn address(url: &Uri) -> Option<SocketAddr> {
     let host = url.host()?.trim_matches(['[', ']']).parse().ok()?;
-    let default = match url.scheme_str() {
-        Some("http") => 80,
-        _ => 443,
-    };
-    Some(SocketAddr::new(host, url.port_u16().unwrap_or(default)))
+    Some(SocketAddr::new(host, port(url)))
 }
 
-/// kube's own stack with other connections: its connector has no keep-alive, and its pool hands out
-/// connections that were idle for up to 90 s. The pool keeps at most `kept` of them.
-fn http_client(config: Config, kept: usize) -> Result<Client> {
-    if config.proxy_url.is_some() {
-        bail!("proxy-url is not supported; remove it from the kubeconfig");
+/// Makes servers of addresses that the cluster names: the same CA, the same credentials, and a certificate for the same
+/// name as the configured server's.
+pub(super) struct Template {
+    candidate: Candidate,
+    proxies: Proxies,
+}
+
+impl Template {
+    fn new(mut candidate: Candidate, proxies: Proxies) -> Template {
+        let config = &mut candidate.config;
+        let host = config.cluster_url.host();
+        let host = host.map(|host| host.trim_matches(['[', ']']).to_owned());
+        config.tls_server_name = config.tls_server_name.take().or(host);
+        Template { candidate, proxies }
     }
+
+    pub(super) fn url(&self, address: SocketAddr) -> Arc<str> {
+        format!("https://{address}").into()
+    }
+
+    pub(super) fn server(&self, address: SocketAddr) -> Result<Server> {
+        let mut candidate = self.candidate.clone();
+        candidate.config.cluster_url = self.url(address).parse()?;
+        candidate.proxy = self.proxies.to(&candidate.config.cluster_url)?;
+        server(&candidate, None)
+    }
+}
+
+fn server(candidate: &Candidate, cluster_ip: Option<&str>) -> Result<Server> {
+    let Candidate { config, proxy } = candidate;
+    let mut config = config.clone();
+    let url = &config.cluster_url;
+    let host = url
+        .host()
+        .context("the URL of the API server has no host")?;
+    let path = url.path().trim_end_matches('/');
+    let scheme = url.scheme_str().unwrap_or("https");
+    let name: Arc<str> = format!("{scheme}://{host}:{}{path}", port(url)).into();
+    let is_cluster_ip = cluster_ip == Some(host.trim_matches(['[', ']']));
+    let auth = &mut config.auth_info;
+    let token = match (auth.token.is_some(), auth.token_file.take()) {
+        (false, Some(path)) => Some(Arc::new(TokenFile::open(path)?)),
+        _ => None,
+    };
+    let connector = || Connector::new(tcp(), proxy.as_ref());
+    let client = |kept| {
+        http_client(&config, connector(), kept)
+            .with_context(|| format!("cannot set up connections to the API server at {name}"))
+    };
+    Ok(Server {
+        reader: client(usize::MAX)?,
+        writer: client(0)?,
+        name: match proxy {
+            Some(proxy) => format!("{name} through the proxy {}", proxy.uri()).into(),
+            None => name.clone(),
+        },
+        url: name,
+        token,
+        is_cluster_ip,
+    })
+}
+
+fn tcp() -> HttpConnector {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -103,7 +156,13 @@ fn http_client(config: Config, kept: usize) -> Result<Client> {
     tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
     tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
     tcp.set_tcp_user_timeout(Some(USER_TIMEOUT));
-    let https = config.rustls_https_connector_with_connector(tcp)?;
+    tcp
+}
+
+/// kube's own stack with other connections: its connector has no keep-alive, and its pool hands out
+/// connections that were idle for up to 90 s. The pool keeps at most `kept` of them.
+fn http_client(config: &Config, connector: Connector, kept: usize) -> Result<Client> {
+    let https = config.rustls_https_connector_with_connector(connector)?;
     let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)

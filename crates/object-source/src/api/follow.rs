@@ -199,11 +199,20 @@ impl<O: Object> Follower<O> {
         let now = Instant::now();
         let kind = O::KIND;
         tracing::debug!(%kind, ?stop, "the connection to the API server ended");
-        let was_short = match &self.state {
-            State::Watching(_, watch) => now - watch.opened < self.link.config.retry_base,
-            _ => false,
+        let (was_short, is_early) = match &self.state {
+            State::Watching(_, watch) => (
+                now - watch.opened < self.link.config.retry_base,
+                now < watch.asked_until,
+            ),
+            _ => (false, false),
         };
         self.state = std::mem::replace(&mut self.state, State::Empty).disconnected();
+        // A watch that ends before its time, or stays silent, may be of a server that was restored from a backup.
+        if let State::InitListed(position) = &mut self.state
+            && (is_early || matches!(stop, Stop::Quiet | Stop::Failed(_)))
+        {
+            position.verified = None;
+        }
         match stop {
             Stop::Closed => Err(Closed),
             // Treat a watch that ends immediately as a failure.
@@ -216,9 +225,6 @@ impl<O: Object> Follower<O> {
             }
             Stop::Failed(error) if self.is_absence(&error) => self.without_any(error).await,
             Stop::Failed(error) => {
-                if let State::InitListed(position) = &mut self.state {
-                    position.verified = None;
-                }
                 // Do not report a forbidden optional kind until `is_absence` is sure.
                 let is_pending = self.link.target.optional
                     && !self.has_version()
@@ -249,7 +255,7 @@ impl<O: Object> Follower<O> {
             }
             RequestError::Unreadable(_) => self.backoff.failed(now, None, &mut rng),
             // Waiting for an answer was a pause already.
-            RequestError::Unreachable { .. } | RequestError::Silent { .. } => {
+            RequestError::Unreachable(_) | RequestError::Silent { .. } => {
                 self.backoff.unanswered(&mut rng)
             }
         }

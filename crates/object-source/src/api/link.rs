@@ -20,6 +20,7 @@ use super::decode::{self, Decoded, Event, is_behind};
 use super::gathered::{Gathered, Pages};
 use super::outline::Outlines;
 use super::position::{Position, Stop};
+use super::remembered::Learner;
 use super::request::{ApiClient, Extent, Limits, Lines, RequestError};
 use crate::{Problem, SourceEvent};
 
@@ -40,6 +41,8 @@ pub(super) struct Target {
 pub(super) struct Watch {
     lines: Lines,
     pub(super) opened: Instant,
+    /// When the server was asked to end it.
+    pub(super) asked_until: Instant,
     /// When it ends at the latest.
     until: Instant,
 }
@@ -54,6 +57,8 @@ pub(super) struct Link<O: Object> {
     pub(super) context: ConversionContext,
     /// Of objects whose watch brings metadata only.
     pub(super) outlines: Option<Outlines<O::Model>>,
+    /// Learns from the events where API servers are.
+    pub(super) learner: Option<Learner>,
 }
 
 impl<O: Object> Link<O> {
@@ -72,7 +77,8 @@ impl<O: Object> Link<O> {
         gathered: &mut Gathered<O::Model>,
         watch: &mut Watch,
     ) -> Result<Option<String>, Stop> {
-        let limit = watch.until.min(watch.opened + self.config.list_limit);
+        let limit = watch.opened + self.config.list_limit;
+        let limit = limit.min(Instant::now() + self.config.silence);
         let Some(line) = watch.lines.next(limit).await? else {
             return Err(unreadable("the list breaks off before its end"));
         };
@@ -83,7 +89,9 @@ impl<O: Object> Link<O> {
                 version,
                 initial_events_end: true,
             } => return checked(version).map(Some),
-            Event::Error { code, message } => return Err(self.error_event(code, message)),
+            Event::Error { code, message } => {
+                return Err(watch.lines.error_event(code, message).into());
+            }
             Event::Bookmark { .. } | Event::Unknown => {}
         }
         Ok(None)
@@ -146,7 +154,8 @@ impl<O: Object> Link<O> {
         position: &mut Position,
         watch: &mut Watch,
     ) -> Result<(), Stop> {
-        let line = match watch.lines.next(watch.until).await {
+        let limit = watch.until.min(Instant::now() + self.config.watch_silence);
+        let line = match watch.lines.next(limit).await {
             Ok(Some(line)) => line,
             Ok(None) => return Err(Stop::Ended),
             Err(RequestError::Silent { .. }) => return Err(Stop::Quiet),
@@ -162,7 +171,7 @@ impl<O: Object> Link<O> {
                 self.send((self.wrap)(ObjectEvent::Delete(name))).await
             }
             Event::Bookmark { version, .. } => position.advance(version),
-            Event::Error { code, message } => Err(self.error_event(code, message)),
+            Event::Error { code, message } => Err(watch.lines.error_event(code, message).into()),
             Event::Unknown => Ok(()),
         }
     }
@@ -233,6 +242,7 @@ impl<O: Object> Link<O> {
             .watch(&parameters, version)
             .map_err(|error| unreadable(error.to_string()))?;
         let opened = Instant::now();
+        let asked_until = opened + Duration::from_secs(seconds.into());
         let lines = self
             .client
             .lines(request, extent, self.config.silence)
@@ -240,7 +250,8 @@ impl<O: Object> Link<O> {
         Ok(Watch {
             lines,
             opened,
-            until: opened + Duration::from_secs(seconds.into()) + OVERTIME,
+            asked_until,
+            until: asked_until + OVERTIME,
         })
     }
 
@@ -258,19 +269,18 @@ impl<O: Object> Link<O> {
         Ok(self.client.call(request, limits(&self.config)).await?)
     }
 
-    async fn send_problems(&self, problems: Vec<Problem>) -> Result<(), Stop> {
+    async fn send_problems(&mut self, problems: Vec<Problem>) -> Result<(), Stop> {
         for problem in problems {
             self.send(SourceEvent::Problem(problem)).await?;
         }
         Ok(())
     }
 
-    pub(super) async fn send(&self, event: SourceEvent) -> Result<(), Stop> {
+    pub(super) async fn send(&mut self, event: SourceEvent) -> Result<(), Stop> {
+        if let Some(learner) = &mut self.learner {
+            learner.event(&event);
+        }
         self.events.send(event).await.map_err(|_| Stop::Closed)
-    }
-
-    fn error_event(&self, code: u16, message: String) -> Stop {
-        self.client.error_event(code, message).into()
     }
 }
 

@@ -53,7 +53,7 @@ pub fn without_credentials(path: &Path) -> Result<String> {
 }
 
 /// The cluster of the current context; without a current context, the only cluster.
-fn current_cluster(kubeconfig: &Kubeconfig) -> Option<&Cluster> {
+pub(super) fn current_cluster(kubeconfig: &Kubeconfig) -> Option<&Cluster> {
     let current = kubeconfig.current_context.as_deref().unwrap_or_default();
     let context = kubeconfig
         .contexts

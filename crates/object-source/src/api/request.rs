@@ -1,4 +1,4 @@
-//! Requests to the API server: the one path of lists, watches, reads, patches and Events.
+//! Requests to the API servers: the one path of lists, watches, reads, patches and Events.
 //!
 //! Owns headers, sizes, time limits and what an error answer says. Leaves to the caller what a failure means and when to try
 //! again. Invariant: every step has a limit on silence.
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{ACCEPT, HeaderValue, RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
@@ -18,6 +18,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
 use super::decode::printable;
+use super::servers::{Server, Servers};
 
 /// The User-Agent of every request.
 const AGENT: &str = concat!("portolan/", env!("CARGO_PKG_VERSION"));
@@ -45,14 +46,10 @@ pub enum RequestError {
         /// When the server wants to be asked again.
         retry_after: Option<Duration>,
     },
-    /// The connection was refused, or ended before an answer.
-    #[error("cannot reach the API server at {server} ({reason})")]
-    Unreachable {
-        /// URL of the server.
-        server: Arc<str>,
-        /// The error of the operating system, or of TLS or HTTP.
-        reason: String,
-    },
+    /// Connections were refused, or ended before an answer: each address that was dialed, with the error of the operating
+    /// system, or of TLS or HTTP.
+    #[error("cannot reach the API server at {0}")]
+    Unreachable(String),
     /// No byte within the limit.
     #[error("the API server at {server} did not answer in time")]
     Silent {
@@ -73,17 +70,29 @@ pub struct Limits {
     pub total: Duration,
 }
 
-/// Sends requests to one API server.
+/// Sends requests to the API servers of one cluster: to the one that answered last, or to the next that can be reached.
 #[derive(Clone)]
 pub struct ApiClient {
-    http: Client,
-    server: Arc<str>,
+    servers: Arc<Servers>,
+    client: fn(&Server) -> &Client,
 }
 
 impl ApiClient {
-    /// `server` is the URL for messages; `http` is set up to send there.
-    pub(super) fn new(http: Client, server: Arc<str>) -> Self {
-        ApiClient { http, server }
+    /// Keeps connections for the next request.
+    pub(super) fn reader(servers: Arc<Servers>) -> Self {
+        let client: fn(&Server) -> &Client = |server| &server.reader;
+        ApiClient { servers, client }
+    }
+
+    /// Opens a connection for each request.
+    pub(super) fn writer(servers: Arc<Servers>) -> Self {
+        let client: fn(&Server) -> &Client = |server| &server.writer;
+        ApiClient { servers, client }
+    }
+
+    /// The servers.
+    pub(super) fn servers(&self) -> &Arc<Servers> {
+        &self.servers
     }
 
     /// Sends a request and returns the body of a successful answer.
@@ -112,16 +121,6 @@ impl ApiClient {
         })
     }
 
-    /// The error of an ERROR event.
-    pub(super) fn error_event(&self, code: u16, message: String) -> RequestError {
-        RequestError::Status {
-            server: self.server.clone(),
-            code,
-            message,
-            retry_after: None,
-        }
-    }
-
     async fn send(
         &self,
         request: Request<Vec<u8>>,
@@ -129,44 +128,92 @@ impl ApiClient {
         silence: Duration,
         limit: Instant,
     ) -> Result<Answer, RequestError> {
-        let server = &self.server;
-        let mut request = request.map(Body::from);
-        let headers = request.headers_mut();
-        headers.insert(ACCEPT, extent.accept());
-        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        let response = timeout_at(limit.min(Instant::now() + silence), self.http.send(request))
-            .await
-            .map_err(|_| RequestError::Silent {
-                server: server.clone(),
-            })?
-            .map_err(|error| RequestError::Unreachable {
-                server: server.clone(),
-                reason: reason(&error),
-            })?;
-        let (parts, body) = response.into_parts();
-        let mut answer = Answer {
-            server: server.clone(),
-            body,
-            silence,
-        };
-        if parts.status.is_success() {
-            return Ok(answer);
+        let limit = limit.min(Instant::now() + silence);
+        let (parts, body) = request.into_parts();
+        let mut failures: Vec<(Arc<Server>, String)> = Vec::new();
+        for server in self.servers.in_turn() {
+            let mut request = Request::from_parts(parts.clone(), Body::from(body.clone()));
+            let headers = request.headers_mut();
+            headers.insert(ACCEPT, extent.accept());
+            headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+            server.authorize(headers);
+            let http = (self.client)(&server).clone();
+            match timeout_at(limit, http.send(request)).await {
+                Ok(Ok(response)) => {
+                    self.servers.answered(&server);
+                    return read_status(server.name.clone(), response, silence).await;
+                }
+                Ok(Err(error)) => {
+                    self.servers.failed(&server);
+                    failures.push((server, reason(&error)));
+                    // What may have arrived is not sent to another server.
+                    if !is_of_connecting(&error) {
+                        break;
+                    }
+                }
+                Err(_) => {
+                    self.servers.failed(&server);
+                    let server = server.name.clone();
+                    return Err(RequestError::Silent { server });
+                }
+            }
         }
-        let text = answer
-            .read(MAX_ERROR, Instant::now() + silence)
-            .await
-            .unwrap_or_default();
-        let message = serde_json::from_slice::<Status>(&text).map_or_else(
-            |_| "no reason given".to_owned(),
-            |status| printable(&status.message),
-        );
-        Err(RequestError::Status {
-            server: server.clone(),
-            code: parts.status.as_u16(),
-            message,
-            retry_after: retry_after(&parts.headers),
-        })
+        let may_be_unserved = !self.servers.have_answered();
+        Err(RequestError::Unreachable(describe(
+            &failures,
+            may_be_unserved,
+        )))
     }
+}
+
+/// The addresses that were dialed, and why each failed. `may_be_unserved`: no API server has answered yet, so nothing may
+/// serve cluster IPs on this node.
+fn describe(failures: &[(Arc<Server>, String)], may_be_unserved: bool) -> String {
+    let is_unserved = |server: &Server| server.is_cluster_ip && may_be_unserved;
+    let each = failures.iter().map(|(server, reason)| {
+        let why = match is_unserved(server) {
+            true => ": this is a cluster IP, which nothing serves on this node yet",
+            false => "",
+        };
+        format!("{} ({reason}{why})", server.name)
+    });
+    let each: Vec<String> = each.collect();
+    let advice = match failures.iter().any(|(server, _)| is_unserved(server)) {
+        true => "; set --kubeconfig, --master or apiServerFrom",
+        false => "",
+    };
+    format!("{}{advice}", each.join(", "))
+}
+
+/// Turns an answer with an error status into an error.
+async fn read_status(
+    server: Arc<str>,
+    response: Response<Body>,
+    silence: Duration,
+) -> Result<Answer, RequestError> {
+    let (parts, body) = response.into_parts();
+    let mut answer = Answer {
+        server: server.clone(),
+        body,
+        silence,
+    };
+    if parts.status.is_success() {
+        return Ok(answer);
+    }
+    let text = answer
+        .read(MAX_ERROR, Instant::now() + silence)
+        .await
+        .unwrap_or_default();
+    let message = serde_json::from_slice::<Status>(&text).map_or_else(
+        |_| "no reason given".to_owned(),
+        |status| printable(&status.message),
+    );
+    Err(RequestError::Status {
+        server,
+        code: parts.status.as_u16(),
+        message,
+        retry_after: retry_after(&parts.headers),
+    })
 }
 
 /// How much of its objects an answer holds.
@@ -198,7 +245,6 @@ struct Answer {
 impl Answer {
     /// The next piece, if it arrives before `limit`; `None` at the end.
     async fn next(&mut self, limit: Instant) -> Result<Option<Bytes>, RequestError> {
-        let limit = limit.min(Instant::now() + self.silence);
         match timeout_at(limit, self.body.frame()).await {
             Err(_) => Err(RequestError::Silent {
                 server: self.server.clone(),
@@ -217,7 +263,7 @@ impl Answer {
 
     async fn read(&mut self, most: usize, limit: Instant) -> Result<Bytes, RequestError> {
         let mut bytes = BytesMut::new();
-        while let Some(piece) = self.next(limit).await? {
+        while let Some(piece) = self.next(limit.min(Instant::now() + self.silence)).await? {
             if bytes.len() + piece.len() > most {
                 return Err(RequestError::Unreadable(format!(
                     "the answer is longer than {most} bytes"
@@ -239,6 +285,16 @@ pub(super) struct Lines {
 }
 
 impl Lines {
+    /// The error of an ERROR event.
+    pub(super) fn error_event(&self, code: u16, message: String) -> RequestError {
+        RequestError::Status {
+            server: self.answer.server.clone(),
+            code,
+            message,
+            retry_after: None,
+        }
+    }
+
     /// The next line, if it arrives before `limit`; `None` at the end of the stream. A line that the end cuts short is
     /// dropped.
     pub(super) async fn next(&mut self, limit: Instant) -> Result<Option<Bytes>, RequestError> {
@@ -277,6 +333,15 @@ struct Status {
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
+}
+
+/// Whether no request can have arrived, since there was no connection.
+fn is_of_connecting(error: &(dyn Error + 'static)) -> bool {
+    let mut causes = anyhow::Chain::new(error);
+    causes.any(|error| {
+        let http = error.downcast_ref::<hyper_util::client::legacy::Error>();
+        http.is_some_and(hyper_util::client::legacy::Error::is_connect)
+    })
 }
 
 /// In the words of the operating system where the connection failed, otherwise all causes, each once.

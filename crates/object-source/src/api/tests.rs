@@ -3,6 +3,7 @@
 mod faults;
 mod harness;
 mod nodes;
+mod reaching;
 
 use std::time::Duration;
 
@@ -269,8 +270,11 @@ async fn a_cancelled_source_ends_in_the_middle_of_a_request() {
 
 #[tokio::test]
 async fn a_missing_kubeconfig_is_named() {
-    let missing = std::path::Path::new("/nowhere/kubeconfig");
-    let error = super::connect(Some(missing)).await.err().unwrap();
+    let source = super::ServerSource {
+        kubeconfig: Some("/nowhere/kubeconfig".into()),
+        ..super::ServerSource::default()
+    };
+    let error = super::connect(&source).await.err().unwrap();
     assert!(format!("{error:#}").contains("/nowhere/kubeconfig"));
 }
 
@@ -279,7 +283,8 @@ async fn outside_a_pod_the_error_names_the_flags() {
     if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
         return;
     }
-    let error = super::connect(None).await.err().unwrap().to_string();
+    let source = super::ServerSource::default();
+    let error = super::connect(&source).await.err().unwrap().to_string();
     for part in ["KUBERNETES_SERVICE_HOST", "--kubeconfig", "--manifests"] {
         assert!(error.contains(part), "{error}");
     }

@@ -265,7 +265,11 @@ async fn a_silent_connection_is_given_up_in_time() {
             bench
                 .api
                 .inject(Injection::once(fault).on(Resource::Services));
-            let config = ApiConfig { silence, ..quick() };
+            let config = ApiConfig {
+                silence,
+                watch_silence: silence,
+                ..quick()
+            };
             bench.start(config).await;
             bench.until_listed(NAMES.len()).await;
             let before = watches(&bench.api);
@@ -282,7 +286,12 @@ async fn a_silent_connection_is_given_up_in_time() {
                 .await;
         }
     }
-    assert!(ApiConfig::default().silence <= Duration::from_secs(45));
+    let ApiConfig {
+        silence,
+        watch_silence,
+        ..
+    } = ApiConfig::default();
+    assert!(silence <= Duration::from_secs(45) && watch_silence <= Duration::from_secs(90));
 }
 
 #[tokio::test]

@@ -11,13 +11,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, ApiClient, ApiConfig};
+use crate::api::{self, ApiClient, ApiConfig, ServerSource};
 use crate::{Events, Outage, Problem, SourceEvent};
 
 /// Times for tests: nothing waits longer than a blink.
 pub(super) fn quick() -> ApiConfig {
     ApiConfig {
         silence: Duration::from_secs(2),
+        watch_silence: Duration::from_secs(2),
         list_limit: Duration::from_secs(5),
         retry_base: Duration::from_millis(5),
         retry_limit: Duration::from_millis(40),
@@ -192,7 +193,11 @@ impl Bench {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("kubeconfig");
             self.api.kubeconfig(&path).unwrap();
-            self.client = Some(api::connect(Some(&path)).await.unwrap().reader);
+            let source = ServerSource {
+                kubeconfig: Some(path),
+                ..ServerSource::default()
+            };
+            self.client = Some(api::connect(&source).await.unwrap().reader);
         }
         self.client.clone().unwrap()
     }

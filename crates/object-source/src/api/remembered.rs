@@ -1,0 +1,208 @@
+//! Addresses of API servers that the cluster itself named: the endpoints of Service `default/kubernetes`.
+//!
+//! They are kept on disk, so that a node that starts with an empty table reaches an API server of which it otherwise
+//! knows a cluster IP only. Invariant: what is read is a short list of plausible addresses, whatever the file holds;
+//! whether a server there is the right one is left to TLS.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use service_model::{EndpointSlice, ObjectEvent, ObjectName, Protocol};
+
+use super::servers::Servers;
+use crate::SourceEvent;
+
+/// The file in each folder: one `ADDRESS:PORT` a line.
+const FILE: &str = "api-servers";
+/// More addresses than any cluster has API servers.
+const MAX_ADDRESSES: usize = 16;
+const MAX_BYTES: u64 = 4096;
+
+/// Folders that remember, the one to read first in front.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory(Vec<PathBuf>);
+
+impl Memory {
+    pub(super) fn new(folders: Vec<PathBuf>) -> Memory {
+        Memory(folders)
+    }
+
+    /// The addresses in the first folder that has any.
+    pub(super) fn read(&self) -> Vec<SocketAddr> {
+        let lists = self
+            .0
+            .iter()
+            .filter_map(|folder| read(&folder.join(FILE)).ok());
+        lists
+            .into_iter()
+            .find(|list| !list.is_empty())
+            .unwrap_or_default()
+    }
+
+    /// Writes the addresses to every folder. Blocks.
+    pub(super) fn write(&self, addresses: &[SocketAddr]) {
+        for folder in &self.0 {
+            match write(folder, addresses) {
+                Ok(()) => {
+                    tracing::debug!(
+                        ?folder,
+                        ?addresses,
+                        "wrote the addresses of the API servers"
+                    );
+                }
+                // A read-only root is usual; `/run/portolan` is enough until the node reboots.
+                Err(error) => {
+                    tracing::debug!(?folder, %error, "cannot write the addresses of the API servers");
+                }
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<SocketAddr>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    Ok(plausible(
+        text.lines().filter_map(|line| line.trim().parse().ok()),
+    ))
+}
+
+/// At most [`MAX_ADDRESSES`] different addresses to which one can connect over a network.
+fn plausible(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    let mut kept: Vec<SocketAddr> = Vec::new();
+    for address in addresses {
+        let ip = address.ip().to_canonical();
+        let is_usable = !ip.is_unspecified() && !ip.is_multicast() && !ip.is_loopback();
+        if is_usable
+            && address.port() != 0
+            && !kept.contains(&address)
+            && kept.len() < MAX_ADDRESSES
+        {
+            kept.push(address);
+        }
+    }
+    kept
+}
+
+/// Replaces the file whole: after a power loss it is the old one or the new one.
+fn write(folder: &Path, addresses: &[SocketAddr]) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let new = folder.join(format!("{FILE}.{}", std::process::id()));
+    let mut file = File::create(&new)?;
+    for address in addresses {
+        writeln!(file, "{address}")?;
+    }
+    file.sync_all()?;
+    fs::rename(&new, folder.join(FILE))?;
+    File::open(folder)?.sync_all()
+}
+
+/// Learns the endpoints of `default/kubernetes` from events about EndpointSlices.
+pub(super) struct Learner {
+    slices: BTreeMap<ObjectName, Vec<SocketAddr>>,
+    servers: Arc<Servers>,
+}
+
+impl Learner {
+    pub(super) fn new(servers: Arc<Servers>) -> Learner {
+        Learner {
+            slices: BTreeMap::new(),
+            servers,
+        }
+    }
+
+    pub(super) fn event(&mut self, event: &SourceEvent) {
+        let SourceEvent::EndpointSlice(event) = event else {
+            return;
+        };
+        match event {
+            ObjectEvent::Reset { objects, .. } => {
+                self.slices.clear();
+                objects.iter().for_each(|slice| self.apply(slice));
+            }
+            ObjectEvent::Apply(slice) if is_of_api_server(slice) => self.apply(slice),
+            ObjectEvent::Delete(name) if self.slices.contains_key(name) => {
+                self.slices.remove(name);
+            }
+            ObjectEvent::Apply(_) | ObjectEvent::Delete(_) => return,
+        }
+        let all = plausible(self.slices.values().flatten().copied());
+        // No endpoint is no news about where the API server was.
+        if !all.is_empty() {
+            self.servers.learn(&all);
+        }
+    }
+
+    fn apply(&mut self, slice: &EndpointSlice) {
+        if is_of_api_server(slice) {
+            let ports = slice
+                .ports
+                .iter()
+                .filter(|port| port.protocol == Protocol::Tcp);
+            let ready = slice
+                .endpoints
+                .iter()
+                .filter(|endpoint| endpoint.conditions.ready);
+            let addresses = ports.flat_map(|port| {
+                let ready = ready.clone();
+                ready.map(|endpoint| SocketAddr::new(endpoint.address, port.port))
+            });
+            let addresses = addresses.collect();
+            self.slices.insert(slice.name.clone(), addresses);
+        }
+    }
+}
+
+fn is_of_api_server(slice: &EndpointSlice) -> bool {
+    (&*slice.service.namespace, &*slice.service.name) == ("default", "kubernetes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonsense_in_the_file_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let text =
+            b"\x00\xff\n0.0.0.0:1\n127.0.0.1:6443\n10.0.0.1:0\n10.0.0.1:6443\n10.0.0.1:6443\n\
+            [::ffff:127.0.0.1]:1\n239.1.1.1:1\nhttp://evil\n [fd00::1]:6443 \n10.0.0.2";
+        std::fs::write(folder.path().join(FILE), text).unwrap();
+        let memory = Memory::new(vec![folder.path().join("missing"), folder.path().into()]);
+        let found: Vec<String> = memory.read().iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["10.0.0.1:6443", "[fd00::1]:6443"]);
+    }
+
+    #[test]
+    fn a_file_without_end_is_read_in_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines: String = (0..60_000)
+            .map(|n| format!("10.0.0.1:{}\n", n + 1))
+            .collect();
+        std::fs::write(folder.path().join(FILE), lines).unwrap();
+        let memory = Memory::new(vec![folder.path().into()]);
+        assert_eq!(memory.read().len(), MAX_ADDRESSES);
+    }
+
+    #[test]
+    fn written_addresses_are_read_from_the_first_folder_that_has_any() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, lib) = (folder.path().join("run"), folder.path().join("lib"));
+        let memory = Memory::new(vec![run.clone(), lib]);
+        let addresses = [
+            "10.0.0.1:6443".parse().unwrap(),
+            "[fd00::1]:1".parse().unwrap(),
+        ];
+        memory.write(&addresses);
+        assert_eq!(memory.read(), addresses);
+        std::fs::remove_dir_all(run).unwrap();
+        assert_eq!(memory.read(), addresses, "after a reboot");
+        let left = std::fs::read_dir(folder.path().join("lib")).unwrap();
+        assert_eq!(left.count(), 1, "no other file is left");
+    }
+}
