@@ -12,8 +12,10 @@
 //! has a set and three rules of its own. (The sets for counting exist only while a Service requests it.)
 
 mod pick;
+mod picking;
 mod rules;
 mod sets;
+mod statements;
 
 use std::collections::BTreeMap;
 

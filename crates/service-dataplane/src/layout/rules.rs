@@ -5,26 +5,11 @@
 use nft::{Chain, Hook, Operand, Protocol, Rule, Statement, Verdict};
 use service_model::{LocalInterface, NodeFacts};
 
+use super::statements::{goto, in_set, jump};
 use super::{Pick, SetId};
 
 /// nft can only print `ct original proto-dst` beside a protocol, so some come three times.
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-
-pub(super) fn goto(chain: &'static str) -> Statement {
-    Statement::Verdict(Verdict::Goto(chain.into()))
-}
-
-pub(super) fn jump(chain: &'static str) -> Statement {
-    Statement::Verdict(Verdict::Jump(chain.into()))
-}
-
-pub(super) fn in_set(key: Vec<Operand>, set: SetId) -> Statement {
-    Statement::InSet {
-        key,
-        set: set.name(),
-        negate: false,
-    }
-}
 
 /// Of the connection's original destination.
 fn sent_to(set: SetId) -> Statement {

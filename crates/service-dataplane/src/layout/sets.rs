@@ -59,6 +59,24 @@ pub enum SetId {
     CountedNodePorts,
 }
 
+impl Pick {
+    /// Set of frontends with exactly `count` backends, or the map of larger ones.
+    pub const fn sized(self, count: u32) -> SetId {
+        match count <= self.exact_counts() {
+            true => SetId::Sized(self, count),
+            false => SetId::Large(self),
+        }
+    }
+
+    /// Map of backends of frontends that have `count` of them.
+    pub const fn backends(self, count: u32) -> SetId {
+        match count <= self.exact_counts() {
+            true => SetId::Backends(self),
+            false => SetId::LargeBackends(self, count),
+        }
+    }
+}
+
 /// Names that end in 1 to 16.
 macro_rules! numbered {
     ($prefix:literal) => {
@@ -212,7 +230,7 @@ impl SetId {
             SetId::LocalPolicyNodePorts => "The same for node ports",
             SetId::ClusterIps => "Cluster IPs: any other port of them is refused",
             SetId::ExternalIps => "External and load balancer addresses",
-            SetId::ServiceCidrs => "What is no cluster IP in these ranges is dropped",
+            SetId::ServiceCidrs => "Ranges in which addresses other than cluster IPs are dropped",
             SetId::NodeAddresses => "Addresses of this node that serve node ports",
             SetId::LocalSources => "Sources that are local pods",
             SetId::MasqueradeFrontends => "External frontends whose clients are masqueraded",
