@@ -26,7 +26,7 @@ pub(crate) const OWN_NODE: &str = "node-0";
 const OWN_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 10);
 /// Cluster IPs are taken from here on: 10.96.0.0/12.
 const FIRST_CLUSTER_IP: u32 = u32::from_be_bytes([10, 96, 0, 1]);
-/// Pods are scattered from here on, so that the endpoints of a Service are no neighbours: 10.128.0.0/9.
+/// Pods are scattered from here on, so that the endpoints of a Service are no neighbors: 10.128.0.0/9.
 const FIRST_POD_IP: u32 = u32::from_be_bytes([10, 128, 0, 0]);
 const POD_IPS: u32 = 1 << 23;
 /// Holds all pods.

@@ -2,7 +2,7 @@
 //!
 //! Owns the closed set of expressions and the two directions between them and [`Statement`]s:
 //! [`lower`] yields exactly the registers that nft 1.0.6 chooses, so that `nft list ruleset` prints our
-//! rules, and [`raise`] recognises what [`lower`] made. How expressions look on the wire is left to
+//! rules, and [`raise`] recognizes what [`lower`] made. How expressions look on the wire is left to
 //! [`crate::wire`].
 //!
 //! Invariant: `raise(&lower(rule, family), family) == rule` for every rule without

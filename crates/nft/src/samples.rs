@@ -52,7 +52,7 @@ pub(crate) fn endpoint(family: Family, number: u16) -> Bytes {
         .port(8080)
 }
 
-/// `len` neighbouring blocks of the address space from block `start`, of 64 blocks.
+/// `len` neighboring blocks of the address space from block `start`, of 64 blocks.
 pub(crate) fn blocks(family: Family, start: u8, len: u8) -> Element {
     let first = u128::from(start) << 122;
     let last = first + ((u128::from(len) << 122).wrapping_sub(1));

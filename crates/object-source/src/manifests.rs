@@ -56,7 +56,7 @@ pub fn read(config: &ManifestsConfig) -> anyhow::Result<Vec<SourceEvent>> {
     Ok(View::default().reset_events(&folder))
 }
 
-/// Reads the folder and follows it until cancelled or until the receiver is dropped. Fails when the folder cannot be listed
+/// Reads the folder and follows it until canceled or until the receiver is dropped. Fails when the folder cannot be listed
 /// at the start; later that is reported, and the last view keeps serving.
 pub async fn run(
     config: ManifestsConfig,

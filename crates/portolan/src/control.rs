@@ -59,7 +59,7 @@ pub struct Reports {
     pub metrics: Arc<Metrics>,
 }
 
-/// Runs until cancelled or until the source ends. Rules stay in place when it returns.
+/// Runs until canceled or until the source ends. Rules stay in place when it returns.
 pub async fn run<B: Backend>(
     mut control: Control<B>,
     mut inputs: Inputs,

@@ -61,7 +61,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Starts sending on the caller's runtime, which is the client's, until cancelled; without a client Events are dropped.
+    /// Starts sending on the caller's runtime, which is the client's, until canceled; without a client Events are dropped.
     pub fn start(client: Option<ApiClient>, node: Arc<str>, cancel: CancellationToken) -> Self {
         let start = |client| {
             let (sender, queue) = mpsc::channel(QUEUE);

@@ -1,4 +1,4 @@
-//! The overlay's loop: the one owner of the tunnel devices, their routes, neighbours and FDB entries.
+//! The overlay's loop: the one owner of the tunnel devices, their routes, neighbors and FDB entries.
 //!
 //! Every event, every foreign change in the kernel and every audit leads to the same turn ([`turn`]). The loop has a
 //! thread of its own, since it blocks on the kernel. The tunnel stays in place when the loop ends.
@@ -95,7 +95,7 @@ struct Reports {
 }
 
 /// Starts the loop on a thread of its own and, with a client, the task that writes to the API server. Both end when
-/// cancelled; the tunnel stays.
+/// canceled; the tunnel stays.
 pub fn start(
     mut config: OverlayConfig,
     client: Option<ApiClient>,

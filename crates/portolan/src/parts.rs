@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Time for all parts to end after a signal, or after the first part has ended.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
-/// Interval at which a monitor checks whether it is cancelled, and pause after an error.
+/// Interval at which a monitor checks whether it is canceled, and pause after an error.
 const MONITOR_WAIT: Duration = Duration::from_secs(1);
 
 type End = (&'static str, Result<()>);
@@ -51,7 +51,7 @@ impl Parts {
         self.cancel.clone()
     }
 
-    /// Starts a part on a thread of its own. The part has to end when cancelled.
+    /// Starts a part on a thread of its own. The part has to end when canceled.
     pub fn thread(
         &self,
         name: &'static str,
@@ -63,7 +63,7 @@ impl Parts {
         })
     }
 
-    /// Starts a part on a thread with a runtime of its own. The part has to end when cancelled.
+    /// Starts a part on a thread with a runtime of its own. The part has to end when canceled.
     pub fn runtime<F: Future<Output = Result<()>>>(
         &self,
         name: &'static str,
@@ -83,7 +83,7 @@ impl Parts {
         Ok(handle)
     }
 
-    /// Starts a part as a task, which is dropped when cancelled.
+    /// Starts a part as a task, which is dropped when canceled.
     pub fn task(
         &self,
         name: &'static str,
@@ -137,8 +137,8 @@ impl Parts {
 }
 
 impl Ends {
-    /// Waits until a part ends or the daemon is cancelled, ends all other parts, and returns why: an error that names the
-    /// part, unless the daemon was cancelled and no part failed.
+    /// Waits until a part ends or the daemon is canceled, ends all other parts, and returns why: an error that names the
+    /// part, unless the daemon was canceled and no part failed.
     pub async fn wait(mut self) -> Result<()> {
         let (mut failed, mut early) = (None, None);
         tokio::select! {

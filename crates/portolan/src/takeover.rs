@@ -147,7 +147,7 @@ pub fn remove(connections: Connections) -> Report {
     report
 }
 
-/// Removes kube-proxy's leftovers at intervals until cancelled, and reports those it cannot look for. To be called after
+/// Removes kube-proxy's leftovers at intervals until canceled, and reports those it cannot look for. To be called after
 /// the first sync.
 pub(crate) async fn run(alarm: Alarm, cancel: CancellationToken) {
     let removal = || {
@@ -171,7 +171,7 @@ pub(crate) trait Removal: Default + Send + 'static {
     fn log(&self, before: &Self, was_there: bool);
 }
 
-/// Removes at intervals, since a program that has just been replaced may still write its rules, until cancelled.
+/// Removes at intervals, since a program that has just been replaced may still write its rules, until canceled.
 pub(crate) async fn keep_removing<R: Removal, F: FnOnce() -> R + Send + 'static>(
     mut remove: impl FnMut() -> F,
     cancel: CancellationToken,

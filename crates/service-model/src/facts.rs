@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::objects::{Family, Node, Protocol};
 
-/// How a local pod's source address is recognised (kube-proxy's `--detect-local-mode`).
+/// How a local pod's source address is recognized (kube-proxy's `--detect-local-mode`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DetectLocal {
     /// Sources in these CIDRs are pods of the cluster: `--cluster-cidr`, the first of each family. Empty: no detector,

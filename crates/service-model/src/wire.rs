@@ -53,7 +53,7 @@ pub const ANNOTATION_RESET: &str = "portolan/reset-removed-endpoints";
 pub const ANNOTATION_COUNT: &str = "portolan/count-connections";
 
 /// The label selector to list Services and EndpointSlices with: kube-proxy's (rows 1 and 2), or, for a proxy that
-/// has a name (`--service-proxy-name`), that of the Services labelled with it. Conversion marks objects that the selector
+/// has a name (`--service-proxy-name`), that of the Services labeled with it. Conversion marks objects that the selector
 /// hides as `excluded`, so that a source without selectors behaves alike.
 pub fn label_selector(proxy_name: Option<&str>) -> String {
     match proxy_name {

@@ -75,7 +75,7 @@ pub(super) const FIELDS: [(&str, &str); 3] = [
 /// Namespace (empty for cluster-scoped objects) and name.
 pub(super) type Key = (String, String);
 
-/// One version of one object, serialised once.
+/// One version of one object, serialized once.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) key: Key,

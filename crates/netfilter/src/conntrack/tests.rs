@@ -27,7 +27,7 @@ fn in_tracked_namespace(test: impl FnOnce(&mut Conntrack) + Send + 'static) {
         ip("link set nowhere up");
         ip("link set end up");
         ip("route add 192.0.2.0/24 dev nowhere");
-        ip("neighbour add 192.0.2.1 lladdr 02:00:00:00:00:01 dev nowhere");
+        ip("neighbor add 192.0.2.1 lladdr 02:00:00:00:00:01 dev nowhere");
         ip("address add 198.51.100.1/32 dev nowhere");
         load(RULES);
         test(&mut Conntrack::open().expect("ctnetlink opens"));

@@ -176,7 +176,7 @@ async fn an_undecodable_object_is_named_and_others_are_delivered() {
         bad["metadata"]["name"] = "a".into();
         bench.api.apply_all([bad, service("next")]).unwrap();
         bench
-            .until("the neighbour", |view| view.services.contains("next"))
+            .until("the neighbor", |view| view.services.contains("next"))
             .await;
         let invalid = bench.view.problems[1].invalid().unwrap();
         assert_eq!(&*invalid.object.name, "a");

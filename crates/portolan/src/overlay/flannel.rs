@@ -40,7 +40,7 @@ struct FlannelRemoval {
     iptables: Removed,
 }
 
-/// Removes leftovers and checks again from time to time, until cancelled. `families` are those whose masquerading
+/// Removes leftovers and checks again from time to time, until canceled. `families` are those whose masquerading
 /// Portolan has taken over.
 pub(super) async fn run(mut families: watch::Receiver<Vec<Family>>, cancel: CancellationToken) {
     let any = families.wait_for(|families| !families.is_empty());

@@ -24,7 +24,7 @@ pub struct ProbeReports {
     pub recorder: Recorder,
 }
 
-/// Starts the probes on a thread of their own, until cancelled.
+/// Starts the probes on a thread of their own, until canceled.
 pub fn start(
     config: ProbeConfig,
     overlay: SharedOverlayStatus,

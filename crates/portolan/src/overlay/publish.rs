@@ -31,7 +31,7 @@ pub(super) struct Publication {
     pub(super) verdict: Option<NetworkState>,
 }
 
-/// Publishes until cancelled.
+/// Publishes until canceled.
 pub(super) async fn run(
     client: ApiClient,
     node: String,

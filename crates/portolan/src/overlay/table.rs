@@ -29,7 +29,7 @@ pub(super) struct OverlayTable {
 }
 
 impl OverlayTable {
-    /// Opens the kernel, and notifies of foreign changes until cancelled.
+    /// Opens the kernel, and notifies of foreign changes until canceled.
     pub(super) fn open(
         config: &OverlayConfig,
         changed: Arc<Notify>,

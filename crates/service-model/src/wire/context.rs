@@ -12,7 +12,7 @@ pub struct ConversionContext {
 }
 
 impl ConversionContext {
-    /// For the proxy of this name (`--service-proxy-name`): it serves the Services and slices that are labelled with it.
+    /// For the proxy of this name (`--service-proxy-name`): it serves the Services and slices that are labeled with it.
     /// Without a name it serves those without the label.
     pub fn new(proxy_name: Option<Arc<str>>) -> Self {
         ConversionContext {

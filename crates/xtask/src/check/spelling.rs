@@ -29,7 +29,7 @@ const BRITISH: &[(&str, &str)] = &[
     (r"\banalys(e|ed|es|ing)\b", "analyze"),
     (r"artefact", "artifact"),
     (r"catalogue", "catalog"),
-    (r"\bprogramme", "program"),
+    (r"\bprogrammes?\b", "program"),
     (r"\bwhilst\b", "while"),
     (r"\bcheque", "check"),
 ];

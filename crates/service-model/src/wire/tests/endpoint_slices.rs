@@ -41,15 +41,15 @@ fn a_whole_slice_is_converted() {
 
 #[test]
 fn slices_of_no_served_service_are_empty_and_excluded() {
-    let mut labelled = slice(json!([{"port": 80}]), json!([{"addresses": ["10.1.0.5"]}]));
-    labelled["metadata"]["labels"][LABEL_SERVICE_PROXY_NAME] = json!("x");
+    let mut labeled = slice(json!([{"port": 80}]), json!([{"addresses": ["10.1.0.5"]}]));
+    labeled["metadata"]["labels"][LABEL_SERVICE_PROXY_NAME] = json!("x");
     let mut headless = slice(json!([{"port": 80}]), json!([{"addresses": ["10.1.0.5"]}]));
     headless["metadata"]["labels"][LABEL_HEADLESS] = json!("");
     let mut ownerless = slice(json!([{"port": 80}]), json!([{"addresses": ["10.1.0.5"]}]));
     ownerless["metadata"]["labels"] = json!({"app": "web"});
     let mut nameless = slice(json!([{"port": 80}]), json!([{"addresses": ["10.1.0.5"]}]));
     nameless["metadata"]["labels"][LABEL_SERVICE_NAME] = json!("");
-    for value in [labelled, headless, ownerless, nameless] {
+    for value in [labeled, headless, ownerless, nameless] {
         let slice = clean::<EndpointSlice>(value);
         assert!(slice.excluded && slice.ports.is_empty() && slice.endpoints.is_empty());
     }
