@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_peer_has_its_ratio_and_a_hopeless_one_says_how_long_it_had() {
+    fn peer_row_has_its_ratio_or_the_time_it_had_in_vain() {
         let results = [
             ("ours".to_owned(), figures(Duration::from_millis(500))),
             ("peer".to_owned(), figures(Duration::from_secs(30))),

@@ -152,7 +152,7 @@ const GROUPS: &[Group] = &[
             (
                 "service-proxy-name",
                 "NAME",
-                "Serve Services whose label service.kubernetes.io/service-proxy-name has this value [default: no such label]",
+                "Serve Services whose label service.kubernetes.io/service-proxy-name has this value [default: without the label]",
             ),
             (
                 "proxy-mode",
@@ -197,7 +197,7 @@ const GROUPS: &[Group] = &[
             (
                 "no-table-owner",
                 "",
-                "Create tables that other programs may change too; Portolan repairs such changes",
+                "Create tables that other programs may change too; Portolan repairs their changes",
             ),
             (
                 "take-over-kube-proxy",

@@ -432,7 +432,7 @@ fn write_statement(
         Statement::Reject => f.write_str("reject"),
         Statement::RejectTcpReset => f.write_str("reject with tcp reset"),
         Statement::Verdict(verdict) => write!(f, "{verdict}"),
-        Statement::Unknown(expressions) => write!(f, "# not a rule of ours: {expressions}"),
+        Statement::Unknown(expressions) => write!(f, "# unknown rule: {expressions}"),
     }
 }
 

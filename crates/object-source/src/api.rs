@@ -121,7 +121,7 @@ impl Default for ApiConfig {
     }
 }
 
-/// Watches what the node named `node_name` needs and sends it, until cancelled or until the receiver is dropped. Failures of
+/// Watches what the node named `node_name` needs and sends it, until canceled or until the receiver is dropped. Failures of
 /// the server are reported as [`SourceEvent::Connection`] and retried for ever.
 pub async fn run(
     client: ApiClient,

@@ -69,7 +69,7 @@ pub struct LogArgs {
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: OutputForm,
 
-    /// Log level (error, warn, info, debug, trace), a verbosity, or a list such as info,portolan::control=debug
+    /// Log level (error to trace), a verbosity, or a list such as info,portolan::control=debug
     #[arg(
         short = 'v',
         long,
@@ -111,7 +111,7 @@ pub struct RunArgs {
 /// `portolan cleanup`
 #[derive(Clone, Debug, Args)]
 pub struct CleanupArgs {
-    /// Remove kube-proxy's leftovers, of any mode, instead of Portolan's rules; breaks established IPVS connections
+    /// Remove kube-proxy's leftovers, of any mode, instead of Portolan's rules; breaks IPVS connections
     #[arg(long, conflicts_with_all = ["overlay", "services"])]
     pub kube_proxy: bool,
 

@@ -35,7 +35,7 @@ pub struct Ends {
     ends: UnboundedReceiver<End>,
 }
 
-/// A daemon without parts yet. Its parts end when `cancel` is cancelled.
+/// A daemon without parts yet. Its parts end when `cancel` is canceled.
 pub fn parts(cancel: CancellationToken) -> (Parts, Ends) {
     let (sender, ends) = unbounded_channel();
     let parts = Parts {
@@ -46,7 +46,7 @@ pub fn parts(cancel: CancellationToken) -> (Parts, Ends) {
 }
 
 impl Parts {
-    /// Cancelled when all parts have to end.
+    /// Canceled when all parts have to end.
     pub fn cancel(&self) -> CancellationToken {
         self.cancel.clone()
     }

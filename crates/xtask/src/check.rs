@@ -27,13 +27,13 @@ use source::{Sources, Violation};
 /// Violations of each rule that are still to be mended.
 const BASELINE: &[(&str, usize)] = &[
     ("catalogs", 0),
-    ("circles", 3),
+    ("circles", 1),
     ("commits", 0),
-    ("help", 17),
+    ("help", 0),
     ("metrics", 0),
-    ("spelling", 81),
-    ("test names", 20),
-    ("words", 50),
+    ("spelling", 36),
+    ("test names", 15),
+    ("words", 0),
 ];
 
 /// What to check and print.

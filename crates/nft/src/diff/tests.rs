@@ -124,7 +124,7 @@ fn rules_that_are_not_ours_do_not_keep_sets_from_being_deleted() {
     let text = Transaction {
         operations: operations.into_iter().map(|o| (Family::Ip, o)).collect(),
     };
-    assert!(!text.to_string().contains("not a rule of ours"));
+    assert!(!text.to_string().contains("unknown rule"));
 }
 
 #[test]

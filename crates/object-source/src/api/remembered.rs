@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn written_addresses_are_read_from_the_first_folder_that_has_any() {
+    fn written_addresses_are_read_from_the_first_folder_with_any() {
         let folder = tempfile::tempdir().unwrap();
         let (run, lib) = (folder.path().join("run"), folder.path().join("lib"));
         let memory = Memory::new(vec![run.clone(), lib]);
