@@ -95,6 +95,7 @@ metrics! {
         overlay_ready: Gauge = "1 while the overlay is in the kernel as planned, else 0";
         overlay_problems: Gauge = "Problems of the overlay at present";
         overlay_held_nodes: Gauge = "Peers kept although the latest Node list lacks them";
+        overlay_reconciles: Counter = "Comparisons of the overlay with the kernel";
         overlay_repairs: Counter = "Steps that repaired foreign changes of the overlay";
         overlay_apply_seconds: Counter<f64, AtomicU64> = "Time spent changing the overlay in the kernel, in seconds";
     }
@@ -228,6 +229,7 @@ impl Metrics {
     /// Records the state of the overlay: its peers, its problems, the peers kept although the latest Node list lacks
     /// them, and whether all of it is in the kernel.
     pub fn set_overlay(&self, peers: usize, problems: usize, held: usize, ready: bool) {
+        self.own.overlay_reconciles.inc();
         self.own.overlay_peers.set(gauge(peers));
         self.own.overlay_problems.set(gauge(problems));
         self.own.overlay_held_nodes.set(gauge(held));

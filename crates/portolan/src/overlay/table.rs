@@ -25,7 +25,6 @@ pub(super) struct OverlayTable {
     options: RuleOptions,
     /// The plan of the last commit of each family, as long as nothing else has changed the table.
     committed: PerFamily<Option<Arc<Plan>>>,
-    changed: Arc<Notify>,
 }
 
 impl OverlayTable {
@@ -43,15 +42,14 @@ impl OverlayTable {
             kernel,
             mut monitor,
         } = tables.context("opening the nftables sockets")?;
-        let heard = changed.clone();
         let work = move || {
             while !cancel.is_cancelled() {
                 match monitor.wait(LISTEN) {
                     Ok(None) => {}
-                    Ok(Some(Notice::Changed(_) | Notice::Overrun)) => heard.notify_one(),
+                    Ok(Some(Notice::Changed(_) | Notice::Overrun)) => changed.notify_one(),
                     Err(error) => {
                         tracing::warn!(%error, "cannot read nftables notifications; comparing twice a second instead");
-                        heard.notify_one();
+                        changed.notify_one();
                         std::thread::sleep(LISTEN);
                     }
                 }
@@ -66,7 +64,6 @@ impl OverlayTable {
             config: config.config.clone(),
             options: config.rules,
             committed: PerFamily::default(),
-            changed,
         })
     }
 
@@ -76,6 +73,8 @@ impl OverlayTable {
     }
 
     /// Makes the tables as planned; a family without a tunnel stays as it is. Returns the number of steps.
+    ///
+    /// After an error the next sync reads the tables; when that is due is left to the caller, who backs off.
     pub(super) fn sync(&mut self, plan: &Arc<Plan>) -> Result<usize> {
         let is_committed = |(family, tunnel): (Family, &Option<Tunnel>)| {
             tunnel.is_none() || self.committed[family].as_ref() == Some(plan)
@@ -91,7 +90,6 @@ impl OverlayTable {
             let result = self.sync_one(family, &wanted, plan);
             if result.is_err() {
                 self.invalidate();
-                self.changed.notify_one();
             }
             steps += result?;
         }

@@ -23,9 +23,10 @@ use crate::memory;
 
 /// Time between two turns without any event.
 const AUDIT: Duration = Duration::from_secs(30);
-/// Pause after a failed turn; doubles with each failure, up to 32 s.
+/// Pause after a failed turn; doubles with each failure, up to 8 s: nothing tells when another process ends that owned
+/// the table, and during a rollout this one has to follow soon after.
 const RETRY: Duration = Duration::from_millis(500);
-const MAX_DOUBLINGS: u32 = 6;
+const MAX_DOUBLINGS: u32 = 4;
 
 /// The state of the loop.
 pub(super) struct Overlay {
