@@ -240,6 +240,7 @@ fn node(number: u32) -> Node {
     let own = number == 0;
     Node {
         name: format!("node-{number}").into(),
+        created: None,
         pod_cidrs: [
             format!("10.{}.{low}.0/24", 128 + high),
             format!("fd00:244:{number:x}::/64"),

@@ -337,6 +337,8 @@ pub struct Node {
     /// It is being deleted, or the cluster autoscaler's taint announces that. Load balancers should send no new traffic
     /// (KEP-3836); what arrives nevertheless is served.
     pub leaving: bool,
+    /// When it was created, in seconds since 1970.
+    pub created: Option<i64>,
     /// The annotations of an overlay (flannel's), by full name: foreign text, never to be printed as it is.
     pub annotations: Arc<BTreeMap<Box<str>, Box<str>>>,
 }
@@ -350,6 +352,7 @@ impl Node {
             addresses: Vec::new(),
             pod_cidrs: Vec::new(),
             leaving: false,
+            created: None,
             annotations: Arc::default(),
         }
     }

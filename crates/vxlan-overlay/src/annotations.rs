@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use net_types::{Family, PerFamily};
 
 use crate::mac::Mac;
+use crate::underlay::is_node_address;
 
 /// flannel's `--kube-annotation-prefix`.
 pub const DEFAULT_PREFIX: &str = "flannel.alpha.coreos.com";
@@ -93,12 +94,17 @@ impl Names {
                         return ParsedAnnotations::Invalid("its VNI differs from this node's");
                     }
                     match public_ip.parse::<IpAddr>() {
-                        Ok(public_ip) if Family::of(public_ip) == family => {
+                        Ok(public_ip) if Family::of(public_ip) != family => {
+                            return ParsedAnnotations::Invalid(
+                                "public-ip is not an address of its family",
+                            );
+                        }
+                        Ok(public_ip) if is_node_address(public_ip) => {
                             Some(Vtep { mac, public_ip })
                         }
                         _ => {
                             return ParsedAnnotations::Invalid(
-                                "public-ip is not an address of its family",
+                                "public-ip is not an address that a node can have",
                             );
                         }
                     }
@@ -139,7 +145,7 @@ impl Names {
 
     fn address(&self, annotations: &Annotations, name: &str, family: Family) -> Option<IpAddr> {
         let address = self.get(annotations, name)?.parse().ok()?;
-        (Family::of(address) == family).then_some(address)
+        (Family::of(address) == family && is_node_address(address)).then_some(address)
     }
 
     /// The annotations of a node with these ends, as flannel writes them.
@@ -258,6 +264,10 @@ mod tests {
             (2, r#"{"VNI":1,"VtepMAC":"ff:ff:ff:ff:ff:ff"}"#),
             (3, "not an address"),
             (3, "2001:db8::7"),
+            (3, "0.0.0.0"),
+            (3, "127.0.0.1"),
+            (3, "224.0.0.1"),
+            (3, "255.255.255.255"),
         ] {
             let mut bad = good;
             bad[place].1 = value;

@@ -31,7 +31,9 @@ pub use difference::{
 pub use mac::Mac;
 pub use marks::{BLACKHOLE_METRIC, PROTOCOL};
 pub use peers::{Both, HOLD, Node, Peers};
-pub use plan::{Device, Entries, Facts, Peer, Plan, Problem, Tunnel, Way, overhead, plan};
+pub use plan::{
+    Device, Entries, Facts, MAX_ADDRESSES, Peer, Plan, Problem, Tunnel, Way, overhead, plan,
+};
 pub use regex::Regex;
 pub use rtnetlink::{Concern, Kernel, KernelError, Monitor, Refused, Watched};
 pub use rules::{ARRIVED, Filter, RuleOptions, TABLE, table};

@@ -27,6 +27,8 @@ pub type Both<T> = SmallVec<[T; 2]>;
 pub struct Node {
     /// Its name.
     pub name: Arc<str>,
+    /// `metadata.creationTimestamp`, in seconds since 1970.
+    pub created: Option<i64>,
     /// `spec.podCIDRs`, or `podCIDR`.
     pub pod_cidrs: Both<IpNet>,
     /// `status.addresses` of type InternalIP, then ExternalIP.
@@ -41,7 +43,7 @@ impl Node {
     /// A node whose annotations have these names and are about this VNI. Of what it is made from it
     /// shares these and the name.
     pub fn new(
-        name: Arc<str>,
+        (name, created): (Arc<str>, Option<i64>),
         pod_cidrs: &[IpNet],
         addresses: &[IpAddr],
         annotations: Arc<Annotations>,
@@ -49,11 +51,17 @@ impl Node {
     ) -> Node {
         Node {
             name,
+            created,
             pod_cidrs: pod_cidrs.into(),
             addresses: addresses.into(),
             parsed: names.read(&annotations, vni),
             annotations,
         }
+    }
+
+    /// What settles conflicts between nodes: the lesser one keeps what both claim. An unknown age is the youngest.
+    pub(crate) fn seniority(&self) -> (i64, &str) {
+        (self.created.unwrap_or(i64::MAX), &self.name)
     }
 
     fn has_vteps(&self) -> bool {
@@ -207,6 +215,7 @@ mod tests {
     fn node(name: &str) -> Node {
         Node {
             name: name.into(),
+            created: None,
             pod_cidrs: Both::default(),
             addresses: Both::default(),
             parsed: ParsedAnnotations::Absent,
@@ -239,7 +248,13 @@ mod tests {
         let told = |addresses: &[&str], annotations| {
             let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
             let annotations = Arc::new(annotations);
-            Node::new("a".into(), &[], &addresses, annotations, (&names, 1))
+            Node::new(
+                ("a".into(), None),
+                &[],
+                &addresses,
+                annotations,
+                (&names, 1),
+            )
         };
         peers.apply(told(&[], names.write(1, &PerFamily::default())));
         peers.apply(told(&["192.0.2.1"], Annotations::new()));

@@ -14,7 +14,12 @@ use crate::annotations::{Names, ParsedAnnotations, Vtep};
 use crate::config::Config;
 use crate::mac::Mac;
 use crate::peers::Node;
-use crate::underlay::{External, Preferences, Surroundings};
+use crate::underlay::{External, Preferences, Surroundings, is_node_address};
+
+mod claims;
+
+use claims::Claims;
+pub use claims::MAX_ADDRESSES;
 
 /// Outer Ethernet, IP, UDP and VXLAN headers: 50 bytes over IPv4, 70 over IPv6 (RFC 7348; kernel `VXLAN_HEADROOM`).
 pub const fn overhead(family: Family) -> u32 {
@@ -81,6 +86,9 @@ pub struct Tunnel {
     pub device: Device,
     /// The address that peers should send to: differs from [`Device::local`] behind address translation.
     pub published: IpAddr,
+    /// Name of the interface that outer packets arrive by; `None` where the address of this node is on the loopback
+    /// interface, since they may then arrive by any.
+    pub underlay: Option<String>,
     /// Pod CIDR of this node.
     pub pod_cidr: IpNet,
     /// Install a blackhole route for unused pod addresses.
@@ -148,7 +156,8 @@ pub struct Peer {
     pub pod_cidr: IpNet,
     /// It is on the link of our interface, and reached without the tunnel.
     pub direct: bool,
-    /// Addresses of the Node object, of the family, beside the public one.
+    /// Addresses of the Node object, of the family, beside the public one: those that no pod and no other node has, and
+    /// no more than count ([`MAX_ADDRESSES`]).
     pub more_addresses: Box<[IpAddr]>,
 }
 
@@ -199,7 +208,7 @@ pub enum Problem {
         /// The node that is ignored.
         left_out: Arc<str>,
     },
-    /// Two nodes claim the same address or hardware address.
+    /// Two nodes claim the same address or hardware address, and packets can lead to one of them only.
     #[error("nodes {kept} and {left_out} both claim {what}: using {kept}, ignoring {left_out}")]
     DuplicateEnd {
         /// The address.
@@ -208,6 +217,18 @@ pub enum Problem {
         kept: Arc<str>,
         /// The node that is ignored.
         left_out: Arc<str>,
+    },
+    /// A Node with more addresses than count.
+    #[error(
+        "node {node} has more than {MAX_ADDRESSES} {family} addresses: ignoring {dropped} of them"
+    )]
+    TooManyAddresses {
+        /// Its name.
+        node: Arc<str>,
+        /// Their family.
+        family: Family,
+        /// How many are ignored.
+        dropped: usize,
     },
     /// A pod CIDR outside the cluster's network.
     #[error("node {node}: pod CIDR {range} is outside the cluster's network; ignoring the node")]
@@ -229,6 +250,8 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
     if own.pod_cidrs.is_empty() {
         plan.problems.push(Problem::NoPodCidr);
     }
+    let mut others: Vec<&Node> = nodes.filter(|node| node.name != own.name).collect();
+    others.sort_by(|a, b| a.seniority().cmp(&b.seniority()));
     let carried = |family: &Family| facts.config.carries(*family);
     for family in Family::ALL.into_iter().filter(carried) {
         let Some(pod_cidr) = range_of(own, family) else {
@@ -239,22 +262,17 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
             continue;
         };
         let device = device(facts, own, family, pod_cidr, &external);
-        let mut claims = Claims {
-            macs: [(device.mac, &own.name)].into(),
-            addresses: [(published, &own.name)].into(),
-            ranges: [(pod_cidr.network(), (pod_cidr, &own.name))].into(),
+        let vtep = Vtep {
+            mac: device.mac,
+            public_ip: published,
         };
-        let mut peers = Vec::new();
-        for node in nodes.clone().filter(|node| node.name != own.name) {
-            match peer(facts, node, family, device.parent, &mut claims) {
-                Ok(peer) => peers.extend(peer),
-                Err(problem) => plan.problems.push(problem),
-            }
-        }
-        peers.shrink_to_fit();
+        let claims = Claims::of_own(own, vtep, pod_cidr, device.local);
+        let parent = (family, device.parent);
+        let peers = peers(facts, &others, parent, claims, &mut plan.problems);
         plan.tunnels[family] = Some(Tunnel {
             device,
             published,
+            underlay: (external.name != "lo").then_some(external.name),
             pod_cidr,
             blackhole: facts.config.blackhole,
             nexthops: family == Family::Ip && peers.len() > facts.config.nexthops_above,
@@ -334,12 +352,44 @@ fn device(
     }
 }
 
+/// The peers of a family, in the order of their names. The nodes come in the order in which they claim.
+fn peers<'a>(
+    facts: Facts<'_>,
+    nodes: &[&'a Node],
+    (family, parent): (Family, u32),
+    mut claims: Claims<'a>,
+    problems: &mut Vec<Problem>,
+) -> Vec<Peer> {
+    let mut peers = Vec::new();
+    for node in nodes {
+        match peer(facts, node, (family, parent), &mut claims) {
+            Ok(peer) => peers.extend(peer.map(|peer| (peer, *node))),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let network = facts.config.network(family);
+    for (peer, node) in &mut peers {
+        let (more, dropped) = claims.more_addresses(node, peer.vtep.public_ip, network);
+        peer.more_addresses = more;
+        if dropped > 0 {
+            problems.push(Problem::TooManyAddresses {
+                node: node.name.clone(),
+                family,
+                dropped,
+            });
+        }
+    }
+    let mut peers: Vec<Peer> = peers.into_iter().map(|(peer, _)| peer).collect();
+    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    peers.shrink_to_fit();
+    peers
+}
+
 /// The peer of a node, if it takes part in this family. `parent` is the interface to the other nodes.
 fn peer<'a>(
     facts: Facts<'_>,
     node: &'a Node,
-    family: Family,
-    parent: u32,
+    (family, parent): (Family, u32),
     claims: &mut Claims<'a>,
 ) -> Result<Option<Peer>, Problem> {
     let Some(pod_cidr) = range_of(node, family) else {
@@ -360,15 +410,13 @@ fn peer<'a>(
         });
     }
     claims.claim(&node.name, vtep, pod_cidr)?;
-    let more = node.addresses.iter().copied();
-    let more = more.filter(|a| Family::of(*a) == family && *a != vtep.public_ip);
     let link = facts.surroundings.on_link(vtep.public_ip);
     Ok(Some(Peer {
         name: node.name.clone(),
         vtep,
         pod_cidr,
         direct: facts.config.direct_routing && link == Some(parent),
-        more_addresses: more.collect(),
+        more_addresses: Box::default(),
     }))
 }
 
@@ -379,7 +427,7 @@ fn end_of(facts: Facts<'_>, node: &Node, family: Family) -> Result<Option<Vtep>,
         ParsedAnnotations::Absent if facts.infer => Ok(node
             .addresses
             .iter()
-            .find(|address| Family::of(**address) == family)
+            .find(|address| Family::of(**address) == family && is_node_address(**address))
             .map(|address| Vtep {
                 mac: Mac::of_node(&node.name, family),
                 public_ip: *address,
@@ -393,49 +441,6 @@ fn range_of(node: &Node, family: Family) -> Option<IpNet> {
         .iter()
         .find(|range| Family::of(range.addr()) == family)
         .map(IpNet::trunc)
-}
-
-/// What nodes claim for themselves in one family. This node's own claims come first, then those of the first name: all
-/// nodes decide alike, and the decision is stable.
-struct Claims<'a> {
-    macs: BTreeMap<Mac, &'a Arc<str>>,
-    addresses: BTreeMap<IpAddr, &'a Arc<str>>,
-    /// Ranges that do not overlap, by their first address.
-    ranges: BTreeMap<IpAddr, (IpNet, &'a Arc<str>)>,
-}
-
-impl<'a> Claims<'a> {
-    /// Records the claims of a node, or returns the conflict with an earlier one.
-    fn claim(&mut self, name: &'a Arc<str>, vtep: Vtep, range: IpNet) -> Result<(), Problem> {
-        let Vtep { mac, public_ip } = vtep;
-        let of_mac = self.macs.get(&mac).map(|kept| (kept, mac.to_string()));
-        let of_address = || {
-            let kept = self.addresses.get(&public_ip)?;
-            Some((kept, public_ip.to_string()))
-        };
-        if let Some((kept, what)) = of_mac.or_else(of_address) {
-            return Err(Problem::DuplicateEnd {
-                what,
-                kept: (*kept).clone(),
-                left_out: name.clone(),
-            });
-        }
-        // Ranges here do not overlap: only the last one that begins below our end can reach into ours.
-        let before = self.ranges.range(..=range.broadcast()).next_back();
-        if let Some((_, (other, kept))) = before
-            && other.broadcast() >= range.network()
-        {
-            return Err(Problem::DuplicateRange {
-                range,
-                kept: (*kept).clone(),
-                left_out: name.clone(),
-            });
-        }
-        self.macs.insert(mac, name);
-        self.addresses.insert(public_ip, name);
-        self.ranges.insert(range.network(), (range, name));
-        Ok(())
-    }
 }
 
 #[cfg(test)]

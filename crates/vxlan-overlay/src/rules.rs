@@ -4,7 +4,9 @@
 //! Whoever can send UDP to the port could otherwise put any frame into the cluster: VXLAN has no authentication
 //! (RFC 7348, section 7). So a frame of our VNI must come from a known node, be addressed to our device, and carry a
 //! source that this node may have: one of its pods, or one of its own addresses. Other VNIs are other people's and
-//! left alone. Pods may not speak VXLAN to nodes at all: masqueraded, it would come from a known node. Sets of pairs
+//! left alone. It must also arrive by the underlay: a container with CAP_NET_RAW writes any source, and reverse-path
+//! filters let that pass unless they are strict. Nothing else may speak VXLAN through this node to its peers: spoofed or
+//! masqueraded, it would come from a known node. Sets of pairs
 //! are hashed, one for each length of pod range, so that a lookup and a change cost the same for any number of peers.
 //!
 //! Outer packets between nodes pass connection tracking by: they would fill its table with one-way entries.
@@ -156,7 +158,9 @@ pub fn table(
         );
         // The port first: it tells nearly every packet apart for the price of a comparison.
         let mut from_pods = vxlan_packets(tunnel);
-        from_pods.push(in_set(Operand::SourceAddress, "own_pods", false));
+        let elsewhere = from_underlay(tunnel, true);
+        from_pods
+            .push(elsewhere.unwrap_or_else(|| in_set(Operand::SourceAddress, "own_pods", false)));
         from_pods.push(in_set(Operand::DestinationAddress, "peers", false));
         from_pods.extend(refuse(options.filter));
         contents.put_chain("forward", Some(Hook::FilterForward), vec![from_pods]);
@@ -172,12 +176,14 @@ fn inner_sources(peers: &[Peer], family: Family) -> BTreeMap<u8, BTreeSet<(IpAdd
         Family::Ip6 => IpAddr::from([0; 16]),
     });
     for peer in peers {
-        for outer in peer.addresses() {
+        let public = peer.vtep.public_ip;
+        for address in peer.addresses() {
             let pods = sources.entry(peer.pod_cidr.prefix_len()).or_default();
-            pods.insert((outer, peer.pod_cidr.network()));
-            // flannel's nftables mode sends on what comes to a node for another node's pod as it is.
+            pods.insert((address, peer.pod_cidr.network()));
+            // flannel's nftables mode sends on what comes to a node for another node's pod as it is. Not every address
+            // with every other: their number would be the square of what a Node says.
             let node = sources.entry(whole.max_prefix_len()).or_default();
-            node.extend(peer.addresses().map(|inner| (outer, inner)));
+            node.extend([(public, address), (address, public), (address, address)]);
         }
     }
     sources
@@ -208,16 +214,19 @@ fn filter<'a>(
     // What pods send, nearly all there is, is through with the first rule: one lookup. The others tell the rest apart.
     let pods = tunnel.pod_cidr.prefix_len();
     if prefixes.contains(&pods) {
-        rules.push(vec![
+        let mut rule: Vec<Statement> = from_underlay(tunnel, false).into_iter().collect();
+        rule.extend([
             equals(VNI, &vni),
             equals(INNER_DESTINATION, &device.mac.0),
             equals(INNER_TYPE, &inner_type),
             from_known(pods),
             passes(),
         ]);
+        rules.push(rule);
     }
+    rules.push(vec![differs(VNI, &vni), passes()]);
+    rules.extend(from_underlay(tunnel, true).map(unless));
     rules.extend([
-        vec![differs(VNI, &vni), passes()],
         unless(in_set(Operand::SourceAddress, "peers", true)),
         unless(differs(INNER_DESTINATION, &device.mac.0)),
         unless(differs(INNER_TYPE, &inner_type)),
@@ -260,6 +269,16 @@ fn not_tracked(tunnel: &Tunnel, peer: Operand, set: &'static str) -> Vec<Vec<Sta
     rule.push(in_set(peer, set, false));
     rule.push(Statement::NoTrack);
     vec![rule]
+}
+
+/// The packet arrived by the interface of the underlay, or (negated) did not.
+fn from_underlay(tunnel: &Tunnel, negate: bool) -> Option<Statement> {
+    let name = tunnel.underlay.as_deref()?;
+    Some(Statement::InputInterface {
+        name: name.to_owned().into(),
+        prefix: false,
+        negate,
+    })
 }
 
 fn vxlan_packets(tunnel: &Tunnel) -> Vec<Statement> {

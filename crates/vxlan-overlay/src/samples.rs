@@ -52,6 +52,7 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
     };
     let node = |number: u8| Node {
         name: format!("node-{number}").into(),
+        created: None,
         pod_cidrs: [
             format!("10.244.{number}.0/24").parse().unwrap(),
             format!("fd00:244:0:{number}::/64").parse().unwrap(),

@@ -82,6 +82,12 @@ pub struct External {
     pub address: IpAddr,
 }
 
+/// Whether a node can be reached at an address: it is of one host, and not of every host for itself.
+pub(crate) fn is_node_address(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || is_broadcast)
+}
+
 impl Surroundings {
     /// The interface for a family. `known` are addresses this node goes by, best first: each counts if an interface
     /// has it. `None` when no interface will do: it may come yet.
@@ -185,13 +191,15 @@ impl Surroundings {
 impl Interface {
     /// This interface by the address that was asked for, if it is of the family, or else by its best.
     fn external(&self, family: Family, address: Option<IpAddr>) -> Option<External> {
-        let asked = address.filter(|address| Family::of(*address) == family);
+        let asked =
+            address.filter(|address| Family::of(*address) == family && is_node_address(*address));
         // flannel's order (0.28): global before link-local, permanent before leased, never a temporary one.
         let rank = |a: &&InterfaceAddress| (!a.is_global(), !a.permanent);
         let usable = self
             .addresses
             .iter()
-            .filter(|a| Family::of(a.net.addr()) == family && a.stable);
+            .filter(|a| Family::of(a.net.addr()) == family && a.stable)
+            .filter(|a| is_node_address(a.net.addr()));
         let address = asked.or_else(|| usable.min_by_key(rank).map(|a| a.net.addr()))?;
         let (index, name, mtu) = (self.index, self.name.clone(), self.mtu);
         Some(External {
@@ -283,6 +291,11 @@ mod tests {
             ..Preferences::default()
         };
         assert_eq!(chosen(&pattern, &[]), some("eth0", "192.0.2.7"));
+        let any = Preferences {
+            patterns: vec![Regex::new("").unwrap()],
+            ..Preferences::default()
+        };
+        assert_eq!(chosen(&any, &[]), some("mgmt0", "10.0.2.15"), "never lo");
         let reach = Preferences {
             can_reach: Some("203.0.113.1".parse().unwrap()),
             ..Preferences::default()

@@ -78,6 +78,9 @@ impl PeerCache {
 #[derive(Serialize, Deserialize)]
 struct Entry {
     name: Arc<str>,
+    /// Not in the files of earlier versions.
+    #[serde(default)]
+    created: Option<i64>,
     pod_cidrs: Box<[IpNet]>,
     addresses: Box<[std::net::IpAddr]>,
     annotations: Annotations,
@@ -90,6 +93,7 @@ fn text<'a>(
 ) -> anyhow::Result<String> {
     let entry = |node: &Node| Entry {
         name: node.name.clone(),
+        created: node.created,
         pod_cidrs: node.pod_cidrs.as_slice().into(),
         addresses: node.addresses.as_slice().into(),
         annotations: match &node.parsed {
@@ -119,7 +123,7 @@ fn read(path: &Path, about: (&Names, u32)) -> anyhow::Result<Vec<Node>> {
     let node = |entry: Entry| {
         let annotations = Arc::new(entry.annotations);
         Node::new(
-            entry.name,
+            (entry.name, entry.created),
             &entry.pod_cidrs,
             &entry.addresses,
             annotations,

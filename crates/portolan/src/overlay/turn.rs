@@ -219,5 +219,6 @@ impl Overlay {
 fn peer_node(node: Arc<service_model::Node>, config: &OverlayConfig) -> Node {
     let about = (&config.names, config.config.vni);
     let (name, annotations) = (node.name.name.clone(), node.annotations.clone());
+    let name = (name, node.created);
     Node::new(name, &node.pod_cidrs, &node.addresses, annotations, about)
 }

@@ -21,6 +21,7 @@ fn node(addresses: &[&str], pod_cidrs: &[&str]) -> Node {
         addresses: parsed(addresses),
         pod_cidrs: parsed(pod_cidrs),
         leaving: false,
+        created: None,
         annotations: Default::default(),
     }
 }

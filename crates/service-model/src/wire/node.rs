@@ -79,6 +79,7 @@ impl Object for Node {
             addresses: self.status.addresses(&mut validation),
             pod_cidrs: self.spec.pod_cidrs(&mut validation),
             leaving: self.metadata.deletion_timestamp.is_some() || self.spec.is_to_be_deleted(),
+            created: self.metadata.created(&mut validation),
             annotations: Arc::new(self.metadata.annotations.overlay),
         };
         Ok(validation.converted(node))

@@ -83,40 +83,139 @@ fn the_own_hardware_address_is_what_peers_hold_then_what_is_there_then_the_names
     assert_eq!(v4(&planned(&cluster)).device.mac, held.mac);
 }
 
+/// The routes to pods of others, as text.
+fn ranges(plan: &Plan) -> Vec<String> {
+    let peers = plan.peers(Family::Ip).iter();
+    peers.map(|peer| peer.pod_cidr.to_string()).collect()
+}
+
+fn left_out(plan: &Plan) -> Vec<String> {
+    let problems = plan.problems.iter();
+    let names = problems.map(|problem| match problem {
+        Problem::DuplicateRange { kept, left_out, .. }
+        | Problem::DuplicateEnd { kept, left_out, .. } => format!("{left_out} for {kept}"),
+        other => panic!("{other}"),
+    });
+    names.collect()
+}
+
 #[test]
-fn overlapping_ranges_and_double_addresses_leave_the_later_name_out_and_say_so() {
-    let mut cluster = cluster(5);
+fn overlapping_pod_cidrs_leave_out_the_lesser_name() {
+    let mut cluster = cluster(4);
     cluster.nodes[2].pod_cidrs = smallvec!["10.244.1.128/25".parse().unwrap()];
     cluster.nodes[3].pod_cidrs = smallvec!["10.244.0.0/24".parse().unwrap()];
-    cluster.nodes[4].addresses = cluster.nodes[1].addresses.clone();
     let plan = planned(&cluster);
+    assert_eq!(ranges(&plan), ["10.244.1.0/24"]);
+    assert_eq!(left_out(&plan), ["node-3 for node-0", "node-2 for node-1"]);
+}
+
+#[test]
+fn the_older_node_keeps_a_contested_pod_cidr() {
+    let mut cluster = cluster(4);
+    for (number, created) in [(1, Some(200)), (2, Some(100)), (3, None)] {
+        cluster.nodes[number].created = created;
+        cluster.nodes[number].pod_cidrs = smallvec!["10.244.9.0/24".parse().unwrap()];
+    }
+    let plan = planned(&cluster);
+    assert_eq!(&*plan.peers(Family::Ip)[0].name, "node-2");
+    assert_eq!(left_out(&plan), ["node-1 for node-2", "node-3 for node-2"]);
+}
+
+#[test]
+fn nodes_with_one_public_address_are_both_served() {
+    let mut cluster = cluster(4);
+    cluster.nodes[1].addresses = cluster.nodes[2].addresses.clone();
+    // A renamed machine: the same hardware address as well.
+    let vteps = |node: &Node| {
+        let end = |family| Vtep {
+            mac: "12:c6:65:89:b4:e3".parse().unwrap(),
+            public_ip: node.addresses[usize::from(family == Family::Ip6)],
+        };
+        ParsedAnnotations::Vteps(PerFamily::from_fn(|family| Some(end(family))))
+    };
+    for renamed in [false, true] {
+        if renamed {
+            cluster.nodes[1].parsed = vteps(&cluster.nodes[1]);
+            cluster.nodes[2].parsed = vteps(&cluster.nodes[2]);
+        }
+        let plan = planned(&cluster);
+        assert_eq!(plan.problems, []);
+        let entries = v4(&plan).entries();
+        assert_eq!((entries.routes.len(), entries.neighbours.len()), (3, 3));
+        let to: Vec<_> = entries.fdb.values().map(ToString::to_string).collect();
+        let shared = to.iter().filter(|to| *to == "192.0.2.12").count();
+        assert_eq!(shared, if renamed { 1 } else { 2 }, "{to:?}");
+    }
+    // One hardware address behind two addresses can lead to one of them only: the older.
+    cluster.nodes[1].created = Some(200);
+    cluster.nodes[2].created = Some(100);
+    cluster.nodes[1].addresses = cluster.nodes[3].addresses.clone();
+    cluster.nodes[1].parsed = vteps(&cluster.nodes[1]);
+    let plan = planned(&cluster);
+    assert_eq!(ranges(&plan), ["10.244.2.0/24", "10.244.3.0/24"]);
+    assert_eq!(left_out(&plan), ["node-1 for node-2"]);
+}
+
+#[test]
+fn this_nodes_own_addresses_are_never_a_peers() {
+    let mut cluster = cluster(3);
+    cluster.nodes[1].addresses = cluster.nodes[0].addresses.clone();
+    let plan = planned(&cluster);
+    assert_eq!(ranges(&plan), ["10.244.2.0/24"]);
+    assert_eq!(left_out(&plan), ["node-1 for node-0"; 2]);
+}
+
+#[test]
+fn further_addresses_count_if_no_pod_or_other_node_has_them() {
+    let mut cluster = cluster(3);
+    let told = [
+        "192.0.2.99",
+        "10.244.2.9",
+        "192.0.2.10",
+        "192.0.2.12",
+        "127.0.0.1",
+        "10.200.0.1",
+    ];
+    for address in told {
+        cluster.nodes[1].addresses.push(address.parse().unwrap());
+    }
+    let more = |cluster: &Cluster| -> Vec<String> {
+        let plan = planned(cluster);
+        let peer = &plan.peers(Family::Ip)[0];
+        let more = peer.more_addresses.iter();
+        more.map(ToString::to_string).collect()
+    };
+    assert_eq!(more(&cluster), ["192.0.2.99", "10.200.0.1"]);
+    cluster.config.network = Some("10.0.0.0/8".parse().unwrap());
+    assert_eq!(more(&cluster), ["192.0.2.99"]);
+}
+
+#[test]
+fn a_thousand_addresses_of_a_node_count_as_eight() {
+    let mut cluster = cluster(3);
+    for number in 0..1000_u32 {
+        let address = std::net::Ipv4Addr::from(0xc633_0000 + number);
+        cluster.nodes[1].addresses.push(address.into());
+    }
+    let plan = planned(&cluster);
+    let peers = plan.peers(Family::Ip);
+    assert_eq!(peers[0].addresses().count(), MAX_ADDRESSES);
+    assert_eq!(peers[1].addresses().count(), 1);
     assert_eq!(
-        v4(&plan)
-            .entries()
-            .routes
-            .keys()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>(),
-        ["10.244.1.0/24"]
+        plan.problems,
+        [Problem::TooManyAddresses {
+            node: "node-1".into(),
+            family: Family::Ip,
+            dropped: 993,
+        }]
     );
-    let left_out: Vec<String> = plan
-        .problems
-        .iter()
-        .map(|problem| match problem {
-            Problem::DuplicateRange { kept, left_out, .. }
-            | Problem::DuplicateEnd { kept, left_out, .. } => format!("{left_out} for {kept}"),
-            other => panic!("{other}"),
-        })
-        .collect();
-    assert_eq!(
-        left_out,
-        [
-            "node-3 for node-0",
-            "node-2 for node-1",
-            "node-4 for node-1",
-            "node-4 for node-1"
-        ]
-    );
+    let options = crate::RuleOptions {
+        masquerade: false,
+        filter: crate::Filter::Monitor,
+    };
+    let table = crate::table(&cluster.config, options, &plan, Family::Ip).unwrap();
+    let elements: usize = table.elements.values().map(Vec::len).sum();
+    assert!(elements < 8 * MAX_ADDRESSES, "{elements} elements");
 }
 
 #[test]

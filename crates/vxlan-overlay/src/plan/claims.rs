@@ -1,0 +1,121 @@
+//! What nodes claim for themselves in one family, and who keeps what two of them claim.
+//!
+//! This node's claims come first, then those of the older Node, then those of the lesser name: all nodes decide alike,
+//! and a node that joins takes nothing from one that serves. Invariant: all claims that are kept can be served at once.
+//! Several nodes may have one public address, even with one hardware address: the Node object that a renamed machine
+//! left behind does not cut the machine off.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use net_types::Family;
+
+use super::Problem;
+use crate::annotations::Vtep;
+use crate::mac::Mac;
+use crate::peers::Node;
+use crate::underlay::is_node_address;
+
+/// So many addresses of a Node count, the public one included: a kubelet may write any number into its status, and
+/// each costs every other node elements of sets.
+pub const MAX_ADDRESSES: usize = 8;
+
+/// The claims that are kept.
+pub(super) struct Claims<'a> {
+    own: (&'a Arc<str>, Vtep),
+    /// Public addresses behind hardware addresses.
+    ends: BTreeMap<Mac, (IpAddr, &'a Arc<str>)>,
+    /// Ranges that do not overlap, by their first address.
+    ranges: BTreeMap<IpAddr, (IpNet, &'a Arc<str>)>,
+    /// Addresses that belong to a node.
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl<'a> Claims<'a> {
+    /// Those of this node.
+    pub(super) fn of_own(own: &'a Node, vtep: Vtep, range: IpNet, local: IpAddr) -> Claims<'a> {
+        let addresses = own.addresses.iter().copied();
+        Claims {
+            own: (&own.name, vtep),
+            ends: BTreeMap::new(),
+            ranges: [(range.network(), (range, &own.name))].into(),
+            addresses: addresses.chain([vtep.public_ip, local]).collect(),
+        }
+    }
+
+    /// Records the claims of a node, or returns the conflict with an earlier one.
+    pub(super) fn claim(
+        &mut self,
+        name: &'a Arc<str>,
+        vtep: Vtep,
+        range: IpNet,
+    ) -> Result<(), Problem> {
+        if let Some((what, kept)) = self.conflicting_end(vtep) {
+            return Err(Problem::DuplicateEnd {
+                what,
+                kept: kept.clone(),
+                left_out: name.clone(),
+            });
+        }
+        // Ranges here do not overlap: only the last one that begins below our end can reach into ours.
+        let before = self.ranges.range(..=range.broadcast()).next_back();
+        if let Some((_, (other, kept))) = before
+            && other.broadcast() >= range.network()
+        {
+            return Err(Problem::DuplicateRange {
+                range,
+                kept: (*kept).clone(),
+                left_out: name.clone(),
+            });
+        }
+        self.ends.insert(vtep.mac, (vtep.public_ip, name));
+        self.ranges.insert(range.network(), (range, name));
+        self.addresses.insert(vtep.public_ip);
+        Ok(())
+    }
+
+    /// The address that cannot lead to this VTEP, and who has it. The kernel's FDB has one node behind a hardware
+    /// address; the device drops frames from its own.
+    fn conflicting_end(&self, vtep: Vtep) -> Option<(String, &'a Arc<str>)> {
+        let (own, own_vtep) = self.own;
+        if vtep.mac == own_vtep.mac {
+            return Some((vtep.mac.to_string(), own));
+        }
+        if vtep.public_ip == own_vtep.public_ip {
+            return Some((vtep.public_ip.to_string(), own));
+        }
+        let (address, kept) = self.ends.get(&vtep.mac)?;
+        (*address != vtep.public_ip).then(|| (vtep.mac.to_string(), *kept))
+    }
+
+    /// The addresses of a node beside its public one that count, once all nodes have claimed, and how many are above
+    /// [`MAX_ADDRESSES`]. Those of pods or of another node do not count: a kubelet writes what it likes, and the
+    /// filter would let its node speak for them.
+    pub(super) fn more_addresses(
+        &mut self,
+        node: &Node,
+        public_ip: IpAddr,
+        network: Option<IpNet>,
+    ) -> (Box<[IpAddr]>, usize) {
+        let family = Family::of(public_ip);
+        let written = node.addresses.iter().copied();
+        let written = written.filter(|a| Family::of(*a) == family && *a != public_ip);
+        let dropped = written.clone().count().saturating_sub(MAX_ADDRESSES - 1);
+        let mut more = Vec::new();
+        for address in written.take(MAX_ADDRESSES - 1) {
+            let is_pods = network.is_some_and(|network| network.contains(&address))
+                || self.is_in_a_range(address);
+            if is_node_address(address) && !is_pods && self.addresses.insert(address) {
+                more.push(address);
+            }
+        }
+        (more.into(), dropped)
+    }
+
+    fn is_in_a_range(&self, address: IpAddr) -> bool {
+        let before = self.ranges.range(..=address).next_back();
+        before.is_some_and(|(_, (range, _))| range.contains(&address))
+    }
+}
