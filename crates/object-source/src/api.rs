@@ -26,6 +26,7 @@ mod client;
 mod decode;
 mod follow;
 mod gathered;
+mod learner;
 mod link;
 mod locate;
 mod locator;
@@ -34,6 +35,7 @@ mod position;
 mod proxy;
 mod remembered;
 mod request;
+mod server;
 mod servers;
 #[cfg(test)]
 mod tests;
@@ -51,9 +53,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::SourceEvent;
 use follow::Follower;
+use learner::Learner;
 use link::{Link, Target};
 use outline::Outlines;
-use remembered::Learner;
 
 pub use client::{ApiServer, connect};
 pub use locate::ServerSource;

@@ -27,7 +27,7 @@ use source::{Sources, Violation};
 /// Violations of each rule that are still to be mended.
 const BASELINE: &[(&str, usize)] = &[
     ("catalogs", 0),
-    ("circles", 1),
+    ("circles", 0),
     ("commits", 0),
     ("help", 0),
     ("metrics", 0),

@@ -1,37 +1,20 @@
-//! Builds the clients: connections to an API server that notice a dead peer.
+//! Builds the clients of a cluster's API servers.
 //!
-//! Leaves finding the servers to [`super::locate`], and pauses and repetitions after failures to the caller.
+//! Leaves finding the servers to [`super::locate`], connections to [`super::server`], and pauses and repetitions after
+//! failures to the caller.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use http::Uri;
-use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use kube::client::{Body, ClientBuilder, ConfigExt};
-use kube::{Client, Config};
-use tower::{BoxError, ServiceExt};
 
-use super::locate::{Candidate, ServerSource, Surroundings, locate};
-use super::proxy::{Connector, Proxies, port};
+use super::locate::{ServerSource, Surroundings, locate};
+use super::proxy::port;
 use super::remembered::Memory;
 use super::request::ApiClient;
-use super::servers::{Server, Servers};
-use super::token::TokenFile;
-
-/// A dead peer is found after [`KEEPALIVE_IDLE`] and all probes: 30 s.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_PROBES: u32 = 3;
-/// The peer must acknowledge sent data within this time.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The kernel repeats a SYN after 1 s and 3 s; after that a new attempt finds a repaired path sooner than the kernel does.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
-/// Long enough for the pages of a list, too short for a connection to die in the pool unnoticed.
-const POOL_IDLE: Duration = Duration::from_secs(5);
+use super::server::{Server, Template};
+use super::servers::Servers;
 
 /// Clients of one cluster's API servers.
 pub struct ApiServer {
@@ -60,7 +43,7 @@ pub(super) async fn connect_from(
     let mut servers = Vec::new();
     let cluster_ip = around.cluster_ip.as_deref();
     for candidate in &located.candidates {
-        servers.push(server(candidate, cluster_ip)?);
+        servers.push(Server::new(candidate, cluster_ip)?);
     }
     let first = located.candidates.first().context("no API server")?;
     let address = address(&first.config.cluster_url);
@@ -83,102 +66,6 @@ pub(super) async fn connect_from(
 fn address(url: &Uri) -> Option<SocketAddr> {
     let host = url.host()?.trim_matches(['[', ']']).parse().ok()?;
     Some(SocketAddr::new(host, port(url)))
-}
-
-/// Makes servers of addresses that the cluster names: the same CA, the same credentials, and a certificate for the same
-/// name as the configured server's.
-pub(super) struct Template {
-    candidate: Candidate,
-    proxies: Proxies,
-}
-
-impl Template {
-    fn new(mut candidate: Candidate, proxies: Proxies) -> Template {
-        let config = &mut candidate.config;
-        let host = config.cluster_url.host();
-        let host = host.map(|host| host.trim_matches(['[', ']']).to_owned());
-        config.tls_server_name = config.tls_server_name.take().or(host);
-        Template { candidate, proxies }
-    }
-
-    pub(super) fn url(&self, address: SocketAddr) -> Arc<str> {
-        format!("https://{address}").into()
-    }
-
-    pub(super) fn server(&self, address: SocketAddr) -> Result<Server> {
-        let mut candidate = self.candidate.clone();
-        candidate.config.cluster_url = self.url(address).parse()?;
-        candidate.proxy = self.proxies.to(&candidate.config.cluster_url)?;
-        server(&candidate, None)
-    }
-}
-
-fn server(candidate: &Candidate, cluster_ip: Option<&str>) -> Result<Server> {
-    let Candidate { config, proxy } = candidate;
-    let mut config = config.clone();
-    let url = &config.cluster_url;
-    let host = url
-        .host()
-        .context("the URL of the API server has no host")?;
-    let path = url.path().trim_end_matches('/');
-    let scheme = url.scheme_str().unwrap_or("https");
-    let name: Arc<str> = format!("{scheme}://{host}:{}{path}", port(url)).into();
-    let is_cluster_ip = cluster_ip == Some(host.trim_matches(['[', ']']));
-    let auth = &mut config.auth_info;
-    let token = match (auth.token.is_some(), auth.token_file.take()) {
-        (false, Some(path)) => Some(Arc::new(TokenFile::open(path)?)),
-        _ => None,
-    };
-    let connector = || Connector::new(tcp(), proxy.as_ref());
-    let client = |kept| {
-        http_client(&config, connector(), kept)
-            .with_context(|| format!("cannot set up connections to the API server at {name}"))
-    };
-    Ok(Server {
-        reader: client(usize::MAX)?,
-        writer: client(0)?,
-        name: match proxy {
-            Some(proxy) => format!("{name} through the proxy {}", proxy.uri()).into(),
-            None => name.clone(),
-        },
-        url: name,
-        token,
-        is_cluster_ip,
-    })
-}
-
-fn tcp() -> HttpConnector {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    tcp.set_keepalive(Some(KEEPALIVE_IDLE));
-    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-    tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
-    tcp.set_tcp_user_timeout(Some(USER_TIMEOUT));
-    tcp
-}
-
-/// kube's own stack with other connections: its connector has no keep-alive, and its pool hands out
-/// connections that were idle for up to 90 s. The pool keeps at most `kept` of them.
-fn http_client(config: &Config, connector: Connector, kept: usize) -> Result<Client> {
-    let https = config.rustls_https_connector_with_connector(connector)?;
-    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(POOL_IDLE)
-        .pool_max_idle_per_host(kept)
-        .build(https);
-
-    let builder = ClientBuilder::new(
-        http.map_err(BoxError::from),
-        config.default_namespace.clone(),
-    )
-    .with_layer(&config.extra_headers_layer()?);
-    let base = config.base_uri_layer();
-    Ok(match config.auth_layer()? {
-        Some(auth) => builder.with_layer(&auth).with_layer(&base).build(),
-        None => builder.with_layer(&base).build(),
-    })
 }
 
 #[cfg(test)]

@@ -18,9 +18,9 @@ use tokio::time::Instant;
 use super::ApiConfig;
 use super::decode::{self, Decoded, Event, is_behind};
 use super::gathered::{Gathered, Pages};
+use super::learner::Learner;
 use super::outline::Outlines;
 use super::position::{Position, Stop};
-use super::remembered::Learner;
 use super::request::{ApiClient, Extent, Limits, Lines, RequestError};
 use crate::{Problem, SourceEvent};
 

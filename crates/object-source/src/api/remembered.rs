@@ -4,17 +4,10 @@
 //! knows a cluster IP only. Invariant: what is read is a short list of plausible addresses, whatever the file holds;
 //! whether a server there is the right one is left to TLS.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use service_model::{EndpointSlice, ObjectEvent, ObjectName, Protocol};
-
-use super::servers::Servers;
-use crate::SourceEvent;
 
 /// The file in each folder: one `ADDRESS:PORT` a line.
 const FILE: &str = "api-servers";
@@ -73,7 +66,7 @@ fn read(path: &Path) -> io::Result<Vec<SocketAddr>> {
 }
 
 /// At most [`MAX_ADDRESSES`] different addresses to which one can connect over a network.
-fn plausible(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+pub(super) fn plausible(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     let mut kept: Vec<SocketAddr> = Vec::new();
     for address in addresses {
         let ip = address.ip().to_canonical();
@@ -100,66 +93,6 @@ fn write(folder: &Path, addresses: &[SocketAddr]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&new, folder.join(FILE))?;
     File::open(folder)?.sync_all()
-}
-
-/// Learns the endpoints of `default/kubernetes` from events about EndpointSlices.
-pub(super) struct Learner {
-    slices: BTreeMap<ObjectName, Vec<SocketAddr>>,
-    servers: Arc<Servers>,
-}
-
-impl Learner {
-    pub(super) fn new(servers: Arc<Servers>) -> Learner {
-        Learner {
-            slices: BTreeMap::new(),
-            servers,
-        }
-    }
-
-    pub(super) fn event(&mut self, event: &SourceEvent) {
-        let SourceEvent::EndpointSlice(event) = event else {
-            return;
-        };
-        match event {
-            ObjectEvent::Reset { objects, .. } => {
-                self.slices.clear();
-                objects.iter().for_each(|slice| self.apply(slice));
-            }
-            ObjectEvent::Apply(slice) if is_of_api_server(slice) => self.apply(slice),
-            ObjectEvent::Delete(name) if self.slices.contains_key(name) => {
-                self.slices.remove(name);
-            }
-            ObjectEvent::Apply(_) | ObjectEvent::Delete(_) => return,
-        }
-        let all = plausible(self.slices.values().flatten().copied());
-        // No endpoint is no news about where the API server was.
-        if !all.is_empty() {
-            self.servers.learn(&all);
-        }
-    }
-
-    fn apply(&mut self, slice: &EndpointSlice) {
-        if is_of_api_server(slice) {
-            let ports = slice
-                .ports
-                .iter()
-                .filter(|port| port.protocol == Protocol::Tcp);
-            let ready = slice
-                .endpoints
-                .iter()
-                .filter(|endpoint| endpoint.conditions.ready);
-            let addresses = ports.flat_map(|port| {
-                let ready = ready.clone();
-                ready.map(|endpoint| SocketAddr::new(endpoint.address, port.port))
-            });
-            let addresses = addresses.collect();
-            self.slices.insert(slice.name.clone(), addresses);
-        }
-    }
-}
-
-fn is_of_api_server(slice: &EndpointSlice) -> bool {
-    (&*slice.service.namespace, &*slice.service.name) == ("default", "kubernetes")
 }
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
 use super::decode::printable;
-use super::servers::{Server, Servers};
+use super::server::Server;
+use super::servers::Servers;
 
 /// The User-Agent of every request.
 const AGENT: &str = concat!("portolan/", env!("CARGO_PKG_VERSION"));

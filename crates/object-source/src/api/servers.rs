@@ -9,38 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
-use http::header::AUTHORIZATION;
-use kube::Client;
 
-use super::client::Template;
 use super::remembered::Memory;
-use super::token::TokenFile;
-
-/// Connections to one server.
-pub(super) struct Server {
-    /// The URL, with its port.
-    pub(super) url: Arc<str>,
-    /// The same, and by which proxy; for messages.
-    pub(super) name: Arc<str>,
-    /// For lists, watches and reads.
-    pub(super) reader: Client,
-    /// For writes: each request has a connection of its own.
-    pub(super) writer: Client,
-    /// Read for every request; other credentials are part of the clients.
-    pub(super) token: Option<Arc<TokenFile>>,
-    /// Whether its address is the cluster IP of Service `default/kubernetes`.
-    pub(super) is_cluster_ip: bool,
-}
-
-impl Server {
-    /// Adds the token to a request's headers.
-    pub(super) fn authorize(&self, headers: &mut http::HeaderMap<HeaderValue>) {
-        if let Some(value) = self.token.as_ref().and_then(|token| token.authorization()) {
-            headers.insert(AUTHORIZATION, value);
-        }
-    }
-}
+use super::server::{Server, Template};
 
 /// See the module.
 pub(super) struct Servers {
