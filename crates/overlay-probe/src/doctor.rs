@@ -94,7 +94,7 @@ impl DoctorReport {
     }
 }
 
-/// Serves the command until cancelled.
+/// Serves the command until canceled.
 pub(super) async fn serve(shared: Arc<Shared>, cancel: CancellationToken) {
     let serving = async {
         loop {

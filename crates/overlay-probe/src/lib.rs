@@ -56,7 +56,7 @@ pub struct ProbeConfig {
     pub interval: Duration,
 }
 
-/// Starts probing on a thread of its own, until cancelled.
+/// Starts probing on a thread of its own, until canceled.
 pub fn start(
     config: ProbeConfig,
     environment: Environment,

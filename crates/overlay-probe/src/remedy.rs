@@ -24,7 +24,7 @@ pub(super) async fn switch_off(pair: &Pair<'_>) -> anyhow::Result<Option<String>
         // Any other verdict says nothing about checksums: the peer may have gone away meanwhile.
         if matches!(verdict, Verdict::Healthy | Verdict::Mtu { .. }) {
             return Ok(Some(format!(
-                "checksum offload on {} corrupts tunnelled packets; switched off",
+                "checksum offload on {} corrupts tunneled packets; switched off",
                 pair.local.parent
             )));
         }

@@ -27,7 +27,7 @@ const STREAM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams at one time.
 const STREAMS: usize = 64;
 
-/// Serves until cancelled.
+/// Serves until canceled.
 pub(super) async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
     let mut serving: BTreeMap<IpAddr, JoinHandle<()>> = BTreeMap::new();
     let mut refresh = tokio::time::interval(REFRESH);

@@ -1,7 +1,7 @@
 //! Rounds of probes: which peers to measure, and what to report about them.
 //!
-//! Each round measures both neighbours in the ring of node names, some random peers, and peers that failed before. The
-//! load of a node therefore does not grow with the cluster; both directions between neighbours are measured in every
+//! Each round measures both neighbors in the ring of node names, some random peers, and peers that failed before. The
+//! load of a node therefore does not grow with the cluster; both directions between neighbors are measured in every
 //! round; and a failure that affects many pairs is soon met by a random probe.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,7 +49,7 @@ struct Rounds {
     chains_checked: Option<Instant>,
 }
 
-/// Probes until cancelled.
+/// Probes until canceled.
 pub(super) async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
     let interval = shared.config.interval;
     let mut rounds = Rounds {
@@ -246,7 +246,7 @@ fn reason(verdict: &Verdict) -> &'static str {
     }
 }
 
-/// Chooses the peers of a round from `names`, which are sorted: both neighbours of `own`, random ones, suspicious ones.
+/// Chooses the peers of a round from `names`, which are sorted: both neighbors of `own`, random ones, suspicious ones.
 fn choose<'a>(
     names: &[&'a Arc<str>],
     own: &str,

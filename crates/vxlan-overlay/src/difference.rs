@@ -1,7 +1,7 @@
 //! What the kernel holds, and the ordered steps from there to what it should hold.
 //!
-//! Owns the kernel's habits (measured on Linux 6.18): a device that goes down loses routes and neighbours; one whose
-//! hardware address changes while it is up loses its neighbours, even permanent ones, but not its FDB; one that loses
+//! Owns the kernel's habits (measured on Linux 6.18): a device that goes down loses routes and neighbors; one whose
+//! hardware address changes while it is up loses its neighbors, even permanent ones, but not its FDB; one that loses
 //! its last address loses its IPv4 routes; `local` and parent change in place as long as the port is not mentioned.
 //! Additions come before deletions, and what leads to a peer before the route to it, so that no packet meets half a
 //! way. With thousands of peers, IPv4 routes name nexthop objects; a number that somebody else has is left to them, and
@@ -121,7 +121,7 @@ pub struct ObservedTunnel {
     pub addresses: BTreeSet<IpNet>,
     /// Routes of the main table and this family: those through the device by a gateway, and those marked as ours.
     pub routes: BTreeSet<ObservedRoute>,
-    /// Its permanent neighbours of this family.
+    /// Its permanent neighbors of this family.
     pub neighbours: BTreeMap<IpAddr, Mac>,
     /// Its permanent FDB entries.
     pub fdb: BTreeSet<(Mac, IpAddr)>,
@@ -181,7 +181,7 @@ pub enum Operation {
     CreateDevice(Device),
     /// Changes the largest packet.
     SetMtu(u32, u32),
-    /// Changes the hardware address; the kernel forgets the device's neighbours.
+    /// Changes the hardware address; the kernel forgets the device's neighbors.
     SetMac(u32, Mac),
     /// Changes the interface and source of outer packets, and switches learning off, in place.
     SetOuter(u32, u32, IpAddr),
@@ -191,9 +191,9 @@ pub enum Operation {
     AddAddress(u32, IpNet),
     /// Takes an address away.
     DeleteAddress(u32, IpNet),
-    /// Adds or replaces a permanent neighbour.
+    /// Adds or replaces a permanent neighbor.
     PutNeighbour(u32, IpAddr, Mac),
-    /// Deletes a neighbour.
+    /// Deletes a neighbor.
     DeleteNeighbour(u32, IpAddr),
     /// Adds or replaces a permanent FDB entry.
     PutForwarding(u32, Mac, IpAddr),
@@ -290,7 +290,7 @@ pub(crate) fn route(destination: IpNet, way: Way) -> ObservedRoute {
     }
 }
 
-/// Steps for the device itself. Whether the kernel will have forgotten its neighbours after them.
+/// Steps for the device itself. Whether the kernel will have forgotten its neighbors after them.
 fn device_steps(
     wanted: &Device,
     device: &ObservedDevice,

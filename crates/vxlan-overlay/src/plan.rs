@@ -99,7 +99,7 @@ pub struct Tunnel {
     pub nexthops: bool,
 }
 
-/// Routes, neighbours and FDB entries of a tunnel device.
+/// Routes, neighbors and FDB entries of a tunnel device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
     /// Routes to the pod CIDRs of peers.
@@ -285,7 +285,7 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
 }
 
 impl Tunnel {
-    /// Neighbour and FDB entry are there for direct peers as well: when the link goes, the tunnel serves at once.
+    /// Neighbor and FDB entry are there for direct peers as well: when the link goes, the tunnel serves at once.
     pub fn entries(&self) -> Entries {
         let mut entries = Entries::default();
         if self.blackhole {

@@ -382,7 +382,7 @@ impl Build for TableContents {
 
     fn put_ranges(&mut self, name: &'static str, ranges: &[IpNet]) {
         let bytes = |address: IpAddr| Bytes::new().address(address);
-        // Neighbouring ranges become one: the kernel takes no two that touch for different ones.
+        // Neighboring ranges become one: the kernel takes no two that touch for different ones.
         let mut elements: Vec<Element> = IpNet::aggregate(&ranges.to_vec())
             .iter()
             .map(|range| Element::range(bytes(range.network()), bytes(range.broadcast())))

@@ -78,7 +78,7 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
                 if let Way::Tunnel(gateway) = way {
                     assert!(
                         found.neighbours.contains_key(&gateway),
-                        "a route before its neighbour"
+                        "a route before its neighbor"
                     );
                 }
                 if let Way::Nexthop(id) = way {

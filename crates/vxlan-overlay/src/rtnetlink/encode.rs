@@ -118,7 +118,7 @@ pub(crate) enum Question {
     Addresses,
     /// Routes of the main table.
     Routes(Family),
-    /// Neighbours of a device.
+    /// Neighbors of a device.
     Neighbours(Family, u32),
     /// FDB of a device.
     Forwarding(u32),

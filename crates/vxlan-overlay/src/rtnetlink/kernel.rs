@@ -1,4 +1,4 @@
-//! An rtnetlink socket that reads links, addresses, routes, neighbours and FDB, and applies steps.
+//! An rtnetlink socket that reads links, addresses, routes, neighbors and FDB, and applies steps.
 //!
 //! Owns sequence numbers, repeated dumps (after an interruption) and batches: many steps in one send, of which the
 //! refused and the last are acknowledged. What messages mean is left to `encode` and `decode`. The socket belongs to the
@@ -255,7 +255,7 @@ impl Kernel {
         tunnel: &mut ObservedTunnel,
     ) -> Result<(), KernelError> {
         self.dump(
-            "neighbours",
+            "neighbors",
             Question::Neighbours(family, index),
             tunnel,
             |tunnel, message| {

@@ -1,4 +1,4 @@
-//! Receives notifications of foreign changes to links, addresses, routes, neighbours and FDB.
+//! Receives notifications of foreign changes to links, addresses, routes, neighbors and FDB.
 //!
 //! What has changed is left to [`crate::Kernel::observe`]: a notification is only a reason to observe, so lost and
 //! misread ones are safe. Portolan's own changes and those of pods are skipped.
@@ -17,7 +17,7 @@ use super::kernel::KernelError;
 use crate::marks::PROTOCOL;
 
 /// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR` and
-/// `RTNLGRP_IPV6_ROUTE` (rtnetlink.h). The FDB's notifications come in the neighbours' group.
+/// `RTNLGRP_IPV6_ROUTE` (rtnetlink.h). The FDB's notifications come in the neighbors' group.
 const GROUPS: [i32; 6] = [1, 3, 5, 7, 9, 11];
 /// `RTNLGRP_NEXTHOP` (Linux 5.3): routes that go with their nexthop object are not told of.
 const NEXTHOPS: i32 = 32;
@@ -27,9 +27,9 @@ const RECEIVE_SPACE: usize = 4 << 20;
 /// The devices whose changes matter, by their numbers.
 #[derive(Clone, Debug, Default)]
 pub struct Concern {
-    /// Tunnel devices: their neighbours and FDB entries matter as well.
+    /// Tunnel devices: their neighbors and FDB entries matter as well.
     pub tunnels: BTreeSet<u32>,
-    /// Those that tunnels stand on; `None`: that may be any. Their neighbours come and go all the time.
+    /// Those that tunnels stand on; `None`: that may be any. Their neighbors come and go all the time.
     pub below: Option<BTreeSet<u32>>,
 }
 
@@ -96,7 +96,7 @@ impl Monitor {
     }
 }
 
-/// Neighbours of other devices come and go all the time, and so do the routes and links of pods.
+/// Neighbors of other devices come and go all the time, and so do the routes and links of pods.
 fn concerns(body: &Body, concern: &Concern) -> bool {
     let message = match body {
         Body::Message(message) => message,
@@ -145,7 +145,7 @@ mod tests {
         Body::Message(Message::NewLink(message))
     }
 
-    /// At 5,000 peers each look takes 80 ms: neighbours of the interface below change every few seconds.
+    /// At 5,000 peers each look takes 80 ms: neighbors of the interface below change every few seconds.
     #[test]
     fn neighbours_matter_on_tunnels_only_and_links_below_them_too() {
         let mut concern = Concern {
