@@ -6,8 +6,10 @@
 use std::fmt;
 use std::net::IpAddr;
 
+mod checksum;
 mod per_family;
 
+pub use checksum::internet_checksum;
 pub use per_family::PerFamily;
 
 /// IPv4 or IPv6.

@@ -1,4 +1,4 @@
-//! Who is where: the overlay's plan as the probes need it.
+//! Finds peers by name and by address: the overlay's plan, indexed for the probes.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use net_types::{Family, PerFamily};
 use vxlan_overlay::{Peer, Plan, Tunnel};
 
-/// This node's end of one family's tunnel.
+/// This node's VTEP in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LocalVtep {
     /// Source of outer packets.
@@ -46,12 +46,12 @@ pub(super) enum Path {
     Tunnel,
 }
 
-/// All of them. Of thousands of peers the plan remembers what there is to know, and here is how to find them.
+/// All peers. Their data stay in the plan; the directory only indexes them.
 #[derive(Debug, Default)]
 pub(super) struct Directory {
     plan: Arc<Plan>,
     locals: PerFamily<Option<LocalVtep>>,
-    /// Which address of which path is whose, by family and place in the plan; sorted.
+    /// Addresses with their path, and the peer as family and index in the plan; sorted.
     by_address: Vec<(IpAddr, Path, Family, u32)>,
 }
 
@@ -61,7 +61,7 @@ impl Directory {
         Arc::ptr_eq(&self.plan, plan) || self.plan == *plan
     }
 
-    /// What a plan says. Looks up names of interfaces.
+    /// Indexes a plan. Reads the names of interfaces from the kernel.
     pub(super) fn of(plan: &Arc<Plan>) -> Directory {
         let tunnels = plan.tunnels.as_ref();
         let locals = tunnels.map(|_, tunnel| tunnel.as_ref().map(local_vtep));
@@ -88,7 +88,7 @@ impl Directory {
         peers.into_iter().flatten().map(|peer| &peer.name).collect()
     }
 
-    /// A peer in all families that it is reached in.
+    /// A peer in each family that it has.
     pub(super) fn targets<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Target> + 'a {
         let target = move |family| self.target(name, family);
         Family::ALL.into_iter().filter_map(target)
@@ -101,7 +101,7 @@ impl Directory {
         Some(target(family, peers.get(place)?))
     }
 
-    /// This node's end.
+    /// This node's VTEP.
     pub(super) fn local(&self, family: Family) -> Option<&LocalVtep> {
         self.locals[family].as_ref()
     }

@@ -1,8 +1,7 @@
-//! Which rule of this node drops a packet, and which of its chains drop pods' packets unless told otherwise.
+//! Finds the rule of this node that drops a packet, and the chains that drop forwarded pod packets by default.
 //!
-//! The first is asked of the kernel, which tells what every rule decides on packets that flow meanwhile
-//! ([`nft::trace`]); nothing about rules is guessed from their text. Legacy iptables is not traced: its tables are named
-//! as what cannot be seen. Names of other people's tables are for people to read, and go nowhere else.
+//! The rule comes from a kernel trace of packets that flow meanwhile; nothing is guessed from the text of rules. Legacy
+//! iptables cannot be traced, so its tables are listed. Names of foreign tables are only printed for people.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,10 +14,10 @@ use nft::trace::{Decider, Decision, Step, Tracer};
 
 use crate::LegacyIptables;
 
-/// Packets that somebody on this node may drop: sent from here, or arriving here.
+/// Packets that a rule of this node may drop: sent from here, or arriving here.
 pub(super) use nft::trace::Packets as Suspect;
 
-/// Steps that are remembered, to find the hook by which a packet came to the one that dropped it.
+/// Steps to remember, to find the hook of the chain that dropped a packet.
 const REMEMBERED: usize = 1024;
 
 /// The rule that dropped a packet, or the policy of the chain.
@@ -34,7 +33,7 @@ pub(super) struct Blocker {
     rule: Option<u64>,
     /// The hook by which the packet came there, by nft's keyword; `None` where the chain is gone by now.
     hook: Option<&'static str>,
-    /// It was not dropped but left to a program, which did not let it go on.
+    /// Whether the packet was queued to a program that did not accept it.
     queued: bool,
 }
 
@@ -78,7 +77,7 @@ pub(super) fn who_drops(suspects: &[Suspect], within: Duration) -> Result<Option
             Decision::Drop => return blocker(step, &steps, false).map(Some),
             Decision::Queue => queued = Some(step.clone()),
             Decision::Accept | Decision::Continue => {
-                // A program has let it go on.
+                // A program has accepted the packet.
                 let goes_on = |waiting: &Step| waiting.packet == step.packet;
                 queued = queued.filter(|waiting| !goes_on(waiting));
             }
@@ -118,7 +117,7 @@ fn blocker(step: Step, before: &VecDeque<Step>, queued: bool) -> Result<Blocker>
     })
 }
 
-/// What of this node's rules cannot be traced, in words; `None`: nothing.
+/// Names the rules of this node that cannot be traced, if there are any.
 pub(super) fn untraceable(legacy: LegacyIptables) -> Option<String> {
     let tables = (legacy.tables)();
     (!tables.is_empty()).then(|| {
@@ -146,29 +145,28 @@ pub(super) fn forwarding_drops(legacy: LegacyIptables) -> Result<Vec<String>> {
     let of_legacy = (legacy.dropping_forwarders)()
         .into_iter()
         .map(|program| format!("{program}, chain FORWARD"));
-    let tell =
+    let describe =
         |who| format!("{who} drops by default: pods' packets need a rule there that accepts them");
-    Ok(of_nft.chain(of_legacy).map(tell).collect())
+    Ok(of_nft.chain(of_legacy).map(describe).collect())
 }
 
-/// What of this node's rules keeps pods from each other though nodes reach each other, in words. A ruleset that cannot
-/// be read keeps nobody from anything.
+/// The sentences of [`forwarding_drops`]; none where the ruleset cannot be read.
 pub(super) async fn notes(legacy: LegacyIptables) -> Vec<String> {
     match tokio::task::spawn_blocking(move || forwarding_drops(legacy)).await {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => {
-            tracing::debug!(error = format!("{error:#}"), "chains cannot be read");
+            tracing::debug!(error = format!("{error:#}"), "cannot read chains");
             Vec::new()
         }
         Err(_) => Vec::new(),
     }
 }
 
-/// A name that somebody else has chosen, as people can read it: what cannot be printed is escaped.
+/// A foreign name for people to read: characters that cannot be printed are escaped.
 struct Escaped<'a>(&'a str);
 
 impl Escaped<'_> {
-    /// Whether it means itself wherever it is pasted.
+    /// Whether it can be pasted into a shell unquoted.
     fn is_plain(&self) -> bool {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
         !self.0.is_empty() && !self.0.starts_with('-') && self.0.bytes().all(plain)

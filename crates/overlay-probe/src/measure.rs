@@ -1,7 +1,7 @@
-//! Measures the way to one peer and back: which questions are asked, in which order.
+//! Measures the path to one peer and back: which probes are sent, in which order.
 //!
-//! Where all is well these are four: a datagram over the host path, and through the tunnel a small one, a full-sized
-//! one and a stream. Where something is not, the peer is asked over the host path what it has received.
+//! A healthy path takes four probes: a datagram over the host path, and through the tunnel a small datagram, a full-sized
+//! one and a TCP stream. When one fails, the peer reports over the host path what it has received.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use net_types::Family;
 use tokio::time::{Instant, sleep};
 
 use super::directory::{Directory, LocalVtep, Target};
-use super::wire::{HEADER, Packet, REQUEST, said, want};
+use super::wire::{HEADER, Packet, REQUEST, has, want};
 use super::{Shared, counters, ping, request, trace};
 
-/// How long a question waits for its answer, all tries together.
+/// Time limit of a probe, all tries together.
 const PATIENCE: Duration = Duration::from_millis(1200);
-/// A packet that the peer was asked to send has this long after the peer's answer.
+/// How long to wait for a requested packet after the peer's answer.
 const ARRIVAL: Duration = Duration::from_millis(300);
-/// Below this no size is tried.
+/// The smallest size to try.
 const SMALLEST: u32 = 500;
 /// Sizes tried at a time.
 const FANOUT: u32 = 16;
@@ -58,7 +58,7 @@ impl<'a> Pair<'a> {
         targets.iter().filter_map(pair).collect()
     }
 
-    /// One round. A thorough one leaves no question of the table out.
+    /// Measures once. A thorough measurement sends every probe.
     pub(super) async fn measure(&self, thorough: bool) -> Measurement {
         let mut measured = Measurement::default();
         let (counted, corrupt) = (self.shared.counted(self.peer), counters::corrupt());
@@ -66,7 +66,7 @@ impl<'a> Pair<'a> {
         let probe = Packet::Request {
             want: 0,
             nonce,
-            asked: 0,
+            earlier: 0,
         };
         let (host, tunnel) = join(
             self.over_host(want::COUNTERS, rand::random(), 0),
@@ -79,7 +79,7 @@ impl<'a> Pair<'a> {
             ),
         )
         .await;
-        let before = said(host.answer.as_ref());
+        let before = peer_counters(host.answer.as_ref());
         measured.host.udp = host.outcome;
         measured.tunnel.udp = tunnel.outcome;
         if tunnel.is_answered() {
@@ -93,7 +93,7 @@ impl<'a> Pair<'a> {
             .await;
             (measured.tunnel.tcp, measured.sizes) = (tcp, sizes);
         }
-        // What the verdict makes of it may depend on the host path, which is not known yet.
+        // The verdict may depend on the host path, which is not measured yet.
         let suspicious = !measured.verdict().is_healthy() || !measured.tunnel.tcp.came_back();
         if suspicious || thorough {
             self.ask_more(&mut measured).await;
@@ -106,7 +106,7 @@ impl<'a> Pair<'a> {
         measured
     }
 
-    /// The paths that were not needed so far.
+    /// Sends the probes that were not needed so far.
     async fn ask_more(&self, measured: &mut Measurement) {
         let (size, nonce) = (HEADER + 48, rand::random());
         let (local, peer) = (self.local, self.peer);
@@ -126,7 +126,7 @@ impl<'a> Pair<'a> {
         (measured.tunnel.tcp, measured.tunnel.ping) = (tunnel_tcp, tunnel_ping);
     }
 
-    /// What the peer knows by now of what was sent to it, and whether something from it arrives.
+    /// Requests what the peer has received, and whether a packet from it arrives.
     async fn ask_back(&self, measured: &mut Measurement, before: PeerCounters, probe: u64) {
         if measured.host.udp != Outcome::Answered {
             return;
@@ -138,7 +138,7 @@ impl<'a> Pair<'a> {
         if !answer.is_answered() {
             return;
         }
-        let after = said(answer.answer.as_ref());
+        let after = peer_counters(answer.answer.as_ref());
         measured.received_there = Some(after.received);
         measured.counted_there = grown(before.counted, after.counted);
         measured.corrupt_there = grown(before.corrupt, after.corrupt);
@@ -151,26 +151,26 @@ impl<'a> Pair<'a> {
         measured.received_here = Some(received);
     }
 
-    /// Looks here and there for rules that drop what is sent meanwhile. Only where small datagrams get lost.
+    /// Traces on both nodes for rules that drop packets sent meanwhile. Only where small datagrams get lost.
     pub(super) async fn find_rules(&self, measured: &mut Measurement) {
         if measured.tunnel.udp.came_back() || measured.verdict() == Verdict::Silent {
             return;
         }
         let answers = measured.host.udp == Outcome::Answered;
-        let until = Instant::now() + trace::LOOK;
+        let until = Instant::now() + trace::DURATION;
         let sending = async {
             while Instant::now() < until {
                 let brief = Duration::from_millis(90);
-                let (nonce, asked) = (rand::random(), 0);
+                let (nonce, earlier) = (rand::random(), 0);
                 let probe = Packet::Request {
                     want: 0,
                     nonce,
-                    asked,
+                    earlier,
                 };
                 let (local, to) = (self.local.tunnel, self.at_tunnel());
                 let probing = request::udp(local, to, &probe, HEADER, brief);
                 if answers {
-                    // Again and again, since the peer may be busy looking for somebody else.
+                    // Repeated, since the peer may be busy with a trace for another node.
                     let asking = want::ARRIVAL | want::TRACE;
                     join(probing, self.over_host(asking, rand::random(), 0)).await;
                 } else {
@@ -178,8 +178,8 @@ impl<'a> Pair<'a> {
                 }
             }
         };
-        let look = trace::look(self.local, self.peer, self.shared.config.port);
-        let (found, ()) = join(look, sending).await;
+        let tracing = trace::trace(self.local, self.peer, self.shared.config.port);
+        let (found, ()) = join(tracing, sending).await;
         measured.rule_here = found;
         if !answers {
             return;
@@ -197,9 +197,13 @@ impl<'a> Pair<'a> {
         }
     }
 
-    async fn over_host(&self, want: u16, nonce: u64, asked: u64) -> request::Reply {
+    async fn over_host(&self, want: u16, nonce: u64, earlier: u64) -> request::Reply {
         let to = SocketAddr::new(self.peer.host, self.shared.config.port);
-        let request = Packet::Request { want, nonce, asked };
+        let request = Packet::Request {
+            want,
+            nonce,
+            earlier,
+        };
         request::udp(self.local.host, to, &request, REQUEST, PATIENCE).await
     }
 
@@ -216,7 +220,7 @@ impl<'a> Pair<'a> {
         request::tcp(local, to, rand::random(), PATIENCE).await
     }
 
-    /// The largest sizes that get through. Without an answerer, ICMP echo stands in, which cannot tell the direction.
+    /// The largest sizes that arrive. Without a responder, ICMP echo is used, which does not show the direction.
     async fn sizes(&self, answers: bool) -> Sizes {
         let full = self.local.mtu;
         let sizes = |forth, back| Sizes { full, forth, back };
@@ -224,7 +228,7 @@ impl<'a> Pair<'a> {
             return match join(self.echoed(full), self.echoed(SMALLEST)).await {
                 (true, _) => sizes(Some(full), Some(full)),
                 (false, true) => sizes(Some(self.search(|size| self.echoed(size)).await), None),
-                // It answers no echo requests, or none can be sent from here.
+                // The peer does not answer echo requests, or none can be sent from here.
                 (false, false) => sizes(None, None),
             };
         }
@@ -261,7 +265,7 @@ impl<'a> Pair<'a> {
         low
     }
 
-    /// Whether an IP packet of this size arrives, and if so wished one of the same size comes back.
+    /// Whether an IP packet of this size arrives and, with [`want::FULL_SIZE`], one of the same size comes back.
     async fn passes(&self, size: u32, want: u16) -> bool {
         let headers = match self.peer.family {
             Family::Ip => 28,
@@ -270,7 +274,7 @@ impl<'a> Pair<'a> {
         let request = Packet::Request {
             want,
             nonce: rand::random(),
-            asked: 0,
+            earlier: 0,
         };
         let size = (size as usize).saturating_sub(headers);
         let (local, to) = (self.local.tunnel, self.at_tunnel());
@@ -286,9 +290,9 @@ impl<'a> Pair<'a> {
     }
 }
 
-fn said(answer: Option<&Packet>) -> PeerCounters {
+fn peer_counters(answer: Option<&Packet>) -> PeerCounters {
     let Some(Packet::Answer {
-        said,
+        has,
         counted,
         corrupt,
         ..
@@ -297,9 +301,9 @@ fn said(answer: Option<&Packet>) -> PeerCounters {
         return PeerCounters::default();
     };
     PeerCounters {
-        received: said & said::RECEIVED != 0,
-        counted: (said & said::COUNTED != 0).then_some(*counted),
-        corrupt: (said & said::CORRUPT != 0).then_some(*corrupt),
+        received: has & has::RECEIVED != 0,
+        counted: (has & has::COUNTED != 0).then_some(*counted),
+        corrupt: (has & has::CORRUPT != 0).then_some(*corrupt),
     }
 }
 

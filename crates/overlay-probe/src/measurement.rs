@@ -5,18 +5,18 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What became of a question.
+/// The outcome of a probe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// It was not asked.
+    /// It was not sent.
     #[default]
     Untried,
-    /// The peer's answerer has answered.
+    /// The peer's responder answered.
     Answered,
-    /// The peer's kernel has: "port unreachable", or a reset. Packets get there and back all the same.
+    /// The peer's kernel answered: "port unreachable", or a reset. Packets pass in both directions.
     Refused,
-    /// Nothing came back in time.
+    /// No answer came in time.
     Silent,
     /// This node's kernel would not send it (a rule, or no route).
     Unsent,
@@ -72,21 +72,21 @@ pub struct Measurement {
     pub tunnel: Paths,
     /// Full-sized packets through the tunnel.
     pub sizes: Sizes,
-    /// The peer says that it has received what was sent to it through the tunnel.
+    /// Whether the peer received the probe through the tunnel.
     pub received_there: Option<bool>,
-    /// What the peer was asked to send through the tunnel was received here.
+    /// Whether this node received the packet that it requested through the tunnel.
     pub received_here: Option<bool>,
-    /// VXLAN packets of this node were counted when they arrived at the peer.
+    /// Whether the peer counted VXLAN packets of this node.
     pub counted_there: Option<bool>,
-    /// VXLAN packets of the peer were counted when they arrived here.
+    /// Whether this node counted VXLAN packets of the peer.
     pub counted_here: Option<bool>,
-    /// Packets with wrong checksums arrived at the peer meanwhile.
+    /// Whether packets with wrong checksums arrived at the peer meanwhile.
     pub corrupt_there: Option<bool>,
-    /// And here.
+    /// Whether packets with wrong checksums arrived here meanwhile.
     pub corrupt_here: Option<bool>,
-    /// The rule of the peer that dropped such a packet.
+    /// The rule of the peer that dropped a packet.
     pub rule_there: Option<String>,
-    /// The rule of this node.
+    /// The rule of this node that dropped a packet.
     pub rule_here: Option<String>,
     /// From the small datagram through the tunnel to its answer, in microseconds.
     pub round_trip: Option<u32>,

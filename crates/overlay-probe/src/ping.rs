@@ -1,10 +1,11 @@
-//! ICMP echo: what any peer's kernel answers, also where no answerer of ours runs (RFC 792, RFC 4443).
+//! ICMP echo, which the kernel of any peer answers, also without a responder (RFC 792, RFC 4443).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::measurement::Outcome;
+use net_types::internet_checksum;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
@@ -34,15 +35,15 @@ pub(super) async fn ping(
                 false => Outcome::Unsent,
             };
         }
-        let heard = timeout(patience / TRIES, reply(&socket, to, nonce, raw));
-        if heard.await.is_ok() {
+        let replied = timeout(patience / TRIES, reply(&socket, to, nonce, raw));
+        if replied.await.is_ok() {
             return Outcome::Answered;
         }
     }
     Outcome::Silent
 }
 
-/// An echo socket of the kernel's, or a raw one where its use is restricted (`net.ipv4.ping_group_range`).
+/// Opens an ICMP datagram socket, or a raw socket where `net.ipv4.ping_group_range` forbids those.
 async fn open(local: IpAddr, to: IpAddr) -> io::Result<(UdpSocket, bool)> {
     let (family, protocol) = match local {
         IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
@@ -76,28 +77,14 @@ fn request(to: IpAddr, nonce: u64, size: usize) -> Vec<u8> {
     bytes.extend_from_slice(&nonce.to_be_bytes());
     let size = size.saturating_sub(ip_header(to));
     bytes.resize(size.max(bytes.len()), 0);
-    // That of ICMPv6 covers addresses, and is the kernel's work.
+    // The checksum of ICMPv6 also covers addresses; the kernel fills it in.
     if to.is_ipv4() {
-        let sum = checksum(&bytes).to_be_bytes();
+        let sum = internet_checksum(&bytes).to_be_bytes();
         if let Some(place) = bytes.get_mut(2..4) {
             place.copy_from_slice(&sum);
         }
     }
     bytes
-}
-
-/// The Internet checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| match pair {
-        [high, low] => u32::from(u16::from_be_bytes([*high, *low])),
-        [high] => u32::from(*high) << 8,
-        _ => 0,
-    });
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !u16::try_from(sum).unwrap_or_default()
 }
 
 async fn reply(socket: &UdpSocket, to: IpAddr, nonce: u64, raw: bool) {
@@ -127,12 +114,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_echo_request_has_its_size_and_a_checksum_that_sums_to_nothing() {
+    fn echo_request_has_its_size_and_a_valid_checksum() {
         let to: IpAddr = "192.0.2.1".parse().unwrap();
         for size in [36, 37, 1450] {
             let bytes = request(to, 0x1234_5678_9abc_def0, size);
             assert_eq!(bytes.len() + 20, size);
-            assert_eq!(checksum(&bytes), 0);
+            assert_eq!(internet_checksum(&bytes), 0);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What this node does about what it has found: checksum offload that corrupts packets is switched off.
+//! Switches checksum offload off when it corrupts packets of this node.
 
 use super::verdict::Verdict;
 use anyhow::Context;
@@ -6,11 +6,11 @@ use anyhow::Context;
 use super::measure::Pair;
 use super::offload::{set_tx_checksum, tx_checksum};
 
-/// Measurements that have to agree that it does not help: one may be disturbed.
+/// Measurements that must fail before the change is undone: one may be disturbed.
 const MEASUREMENTS: usize = 3;
 
-/// Has the kernel write checksums of what enters the tunnel itself, and looks whether that helps; if not, all stays as
-/// it was. Says what was done, if anything was.
+/// Makes the kernel compute the checksums of packets that enter the tunnel, and measures whether that helps; if not,
+/// undoes the change. Returns a sentence about the change that stays.
 ///
 /// To be called only when packets were seen to arrive with wrong checksums: it costs speed, and elsewhere much of it.
 pub(super) async fn switch_off(pair: &Pair<'_>) -> anyhow::Result<Option<String>> {
@@ -21,7 +21,7 @@ pub(super) async fn switch_off(pair: &Pair<'_>) -> anyhow::Result<Option<String>
     set_tx_checksum(&device, false).context("switching checksum offload off")?;
     for _ in 0..MEASUREMENTS {
         let verdict = pair.measure(false).await.verdict();
-        // Any other verdict says nothing about checksums: the peer may have gone away meanwhile.
+        // Other verdicts do not concern checksums: the peer may have been stopped meanwhile.
         if matches!(verdict, Verdict::Healthy | Verdict::Mtu { .. }) {
             return Ok(Some(format!(
                 "checksum offload on {} corrupts tunneled packets; switched off",

@@ -1,4 +1,4 @@
-//! One question over one path, and what became of it.
+//! One probe over one path, and its outcome.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
@@ -16,12 +16,12 @@ use tokio::time::timeout;
 
 use super::wire::{HEADER, Packet, STREAM};
 
-/// So often is a datagram sent in the time there is: one that is lost is nothing.
+/// How often a datagram is sent within the time limit: a single loss is not a failure.
 const TRIES: u32 = 3;
 /// Largest datagram of these probes.
 pub(super) const LARGEST: usize = 65_535;
 
-/// What became of a datagram.
+/// The outcome of a datagram.
 #[derive(Debug, Default)]
 pub(super) struct Reply {
     pub(super) outcome: Outcome,
@@ -35,7 +35,7 @@ impl Reply {
     }
 }
 
-/// A datagram socket whose packets are never fragmented, whatever is remembered of the path.
+/// Opens a datagram socket whose packets are never fragmented.
 pub(super) fn datagrams(local: SocketAddr) -> io::Result<UdpSocket> {
     let socket = std::net::UdpSocket::bind(local)?;
     socket.set_nonblocking(true)?;
@@ -52,7 +52,7 @@ pub(super) fn never_fragment(socket: impl AsFd, local: IpAddr) -> io::Result<()>
     Ok(())
 }
 
-/// Sends a request of `size` bytes, again and again, and waits for its answer.
+/// Sends a request of `size` bytes up to [`TRIES`] times, and waits for its answer.
 pub(super) async fn udp(
     local: IpAddr,
     to: SocketAddr,
@@ -78,7 +78,7 @@ pub(super) async fn udp(
         match socket.send(&bytes).await {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => refused = true,
-            // Too long for this node's own devices: as lost as on the way.
+            // Too long for this node's own devices: counts as lost.
             Err(error) if errno(&error) == Errno::EMSGSIZE => return outcome(Outcome::Silent),
             Err(_) => return outcome(Outcome::Unsent),
         }
@@ -93,7 +93,7 @@ pub(super) async fn udp(
             Ok(None) => refused = true,
             Err(_) => {}
         }
-        // A daemon that is just starting may answer the next one.
+        // A daemon that is just starting may answer the next request.
         if refused {
             return outcome(Outcome::Refused);
         }
@@ -113,7 +113,7 @@ async fn answer(socket: &UdpSocket, nonce: u64) -> Option<Packet> {
                 _ => {}
             },
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => return None,
-            // "Host unreachable" and the like: from somebody on the way, whom later packets may pass.
+            // "Host unreachable" and similar errors from a router: later packets may still arrive.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
@@ -132,7 +132,7 @@ fn errno(error: &io::Error) -> Errno {
         .map_or(Errno::UnknownErrno, Errno::from_raw)
 }
 
-/// Connects, sends some kilobytes and wants them back.
+/// Connects, sends some kilobytes and expects them back.
 pub(super) async fn tcp(local: IpAddr, to: SocketAddr, nonce: u64, patience: Duration) -> Outcome {
     let opened = || {
         let socket = match local {
@@ -155,15 +155,20 @@ pub(super) async fn tcp(local: IpAddr, to: SocketAddr, nonce: u64, patience: Dur
     };
     match timeout(patience, exchange(&mut stream, nonce)).await {
         Ok(Ok(true)) => Outcome::Answered,
-        // It closed the connection: to get that far, packets went both ways.
+        // The peer closed the connection: packets went both ways.
         Ok(Ok(false) | Err(_)) => Outcome::Refused,
         Err(_) => Outcome::Silent,
     }
 }
 
 async fn exchange(stream: &mut TcpStream, nonce: u64) -> io::Result<bool> {
-    let (want, asked) = (0, 0);
-    let mut bytes = Packet::Request { want, nonce, asked }.encode(STREAM);
+    let (want, earlier) = (0, 0);
+    let mut bytes = Packet::Request {
+        want,
+        nonce,
+        earlier,
+    }
+    .encode(STREAM);
     for (byte, value) in bytes.iter_mut().skip(HEADER).zip((0..=u8::MAX).cycle()) {
         *byte = value;
     }

@@ -1,6 +1,6 @@
 //! Answers the probes of peers, and remembers which have arrived.
 //!
-//! Listens on one port of this node's own address and of its tunnel device's. Only known nodes are answered, on the
+//! Listens on one port, at this node's own address and at that of its tunnel device. Answers only known nodes, on the
 //! path that their address belongs to, and never with more bytes than they sent.
 
 use std::collections::BTreeMap;
@@ -17,12 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::directory::{Path, Target};
 use super::request::{LARGEST, datagrams};
-use super::wire::{ANSWER, HEADER, Packet, REQUEST, STREAM, said, want};
+use super::wire::{ANSWER, HEADER, Packet, REQUEST, STREAM, has, want};
 use super::{Shared, trace};
 
-/// Between two looks whether this node's addresses have changed.
+/// Time between two checks of this node's addresses.
 const REFRESH: Duration = Duration::from_millis(500);
-/// A stream has this long.
+/// Time limit of a stream.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams at one time.
 const STREAMS: usize = 64;
@@ -55,7 +55,7 @@ pub(super) async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
     }
 }
 
-/// Ends when it cannot serve, for instance since the address is not there yet; then it is begun anew.
+/// Ends when it cannot serve, for instance while the address does not exist yet; the caller starts it again.
 async fn serve(shared: Arc<Shared>, address: IpAddr, path: Path) {
     let at = SocketAddr::new(address, shared.config.port);
     let result = async {
@@ -68,7 +68,7 @@ async fn serve(shared: Arc<Shared>, address: IpAddr, path: Path) {
         io::Result::Ok(())
     };
     if let Err(error) = result.await {
-        tracing::debug!(%at, %error, "probes cannot be answered");
+        tracing::debug!(%at, %error, "cannot answer probes; retrying");
     }
 }
 
@@ -85,25 +85,29 @@ async fn answer_datagrams(shared: &Arc<Shared>, socket: &UdpSocket, path: Path) 
             continue;
         };
         match Packet::decode(buffer.get(..length).unwrap_or_default()) {
-            Some(Packet::Request { want, nonce, asked }) => {
+            Some(Packet::Request {
+                want,
+                nonce,
+                earlier,
+            }) => {
                 if path == Path::Tunnel {
                     shared.remember(peer.tunnel, nonce);
                 }
                 let answer = match path {
                     Path::Tunnel => Packet::Answer {
-                        said: 0,
+                        has: 0,
                         nonce,
                         counted: 0,
                         corrupt: 0,
                         text: String::new(),
                     },
-                    Path::Host => about(shared, &peer, want, nonce, asked),
+                    Path::Host => about(shared, &peer, want, nonce, earlier),
                 };
                 let size = match want & want::FULL_SIZE {
                     0 => length.min(ANSWER),
                     _ => length,
                 };
-                // What cannot be sent is as good as lost.
+                // An answer that cannot be sent counts as lost.
                 let _ = socket.send_to(&answer.encode(size), from).await;
                 if path == Path::Host && want & want::ARRIVAL != 0 && length >= REQUEST {
                     arrive(shared, &peer, nonce).await;
@@ -117,19 +121,19 @@ async fn answer_datagrams(shared: &Arc<Shared>, socket: &UdpSocket, path: Path) 
     }
 }
 
-/// What a peer is told that asks over the host path.
-fn about(shared: &Arc<Shared>, peer: &Target, want: u16, nonce: u64, asked: u64) -> Packet {
-    let mut said = 0;
-    if shared.has_received(peer.tunnel, asked) {
-        said |= said::RECEIVED;
+/// The answer to a request over the host path.
+fn about(shared: &Arc<Shared>, peer: &Target, want: u16, nonce: u64, earlier: u64) -> Packet {
+    let mut has = 0;
+    if shared.has_received(peer.tunnel, earlier) {
+        has |= has::RECEIVED;
     }
     let (mut counted, mut corrupt) = (0, 0);
     if want & want::COUNTERS != 0 {
         if let Some(packets) = shared.counted(peer) {
-            (counted, said) = (packets, said | said::COUNTED);
+            (counted, has) = (packets, has | has::COUNTED);
         }
         if let Some(packets) = super::counters::corrupt() {
-            (corrupt, said) = (packets, said | said::CORRUPT);
+            (corrupt, has) = (packets, has | has::CORRUPT);
         }
     }
     if want & want::TRACE != 0 {
@@ -140,7 +144,7 @@ fn about(shared: &Arc<Shared>, peer: &Target, want: u16, nonce: u64, asked: u64)
         _ => trace::found_for(shared, peer),
     };
     Packet::Answer {
-        said,
+        has,
         nonce,
         counted,
         corrupt,
@@ -148,7 +152,7 @@ fn about(shared: &Arc<Shared>, peer: &Target, want: u16, nonce: u64, asked: u64)
     }
 }
 
-/// Sends a packet through the tunnel, to the peer's answerer.
+/// Sends a packet through the tunnel to the peer's responder.
 async fn arrive(shared: &Shared, peer: &Target, nonce: u64) {
     let directory = shared.directory();
     let Some(end) = directory.local(peer.family) else {

@@ -1,7 +1,7 @@
-//! Looking for the rule that drops tunnelled packets, on this node and on request of a peer.
+//! Traces for the rule that drops tunneled packets, on this node and at the request of a peer.
 //!
-//! What is looked for is always the same: VXLAN packets between the two nodes, and probes inside the tunnel, either
-//! way. One look at a time, and not again at once, whoever asks.
+//! A trace covers VXLAN packets between the two nodes and probes inside the tunnel, in both directions. Peers can start
+//! only one trace at a time, with a pause before the next.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,22 +14,22 @@ use super::Shared;
 use super::directory::{LocalVtep, Target};
 use super::firewall::{Suspect, who_drops};
 
-/// A look takes so long.
-pub(super) const LOOK: Duration = Duration::from_millis(1500);
-/// Before the same peer can make this node look again.
-const REST: Duration = Duration::from_secs(1);
-/// So long is remembered what was found.
+/// Duration of a trace.
+pub(super) const DURATION: Duration = Duration::from_millis(1500);
+/// Pause before the same peer can start another trace.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a result is kept.
 const REMEMBERED: Duration = Duration::from_secs(30);
 
-/// Looks that peers have asked for.
+/// Traces that peers have requested.
 #[derive(Debug, Default)]
 pub(super) struct Traces {
     running: bool,
-    /// When a look for a peer, by its address, ended, and what it found.
+    /// When the trace for a peer (by address) ended, and the rule that it found.
     found: BTreeMap<IpAddr, (Instant, String)>,
 }
 
-/// Packets between this node and a peer that may be dropped.
+/// The packets between this node and a peer to trace.
 fn suspects(end: &LocalVtep, peer: &Target, port: u16) -> Vec<Suspect> {
     let between = |a, b, protocol, port| {
         [(a, b), (b, a)].map(|(source, destination)| Suspect {
@@ -44,21 +44,21 @@ fn suspects(end: &LocalVtep, peer: &Target, port: u16) -> Vec<Suspect> {
     [outer, inner].concat()
 }
 
-/// Looks while packets are being sent, for [`LOOK`].
-pub(super) async fn look(end: &LocalVtep, peer: &Target, port: u16) -> Option<String> {
+/// Traces for [`DURATION`] while packets are being sent. Returns the dropping rule.
+pub(super) async fn trace(end: &LocalVtep, peer: &Target, port: u16) -> Option<String> {
     let suspects = suspects(end, peer, port);
-    let looked = tokio::task::spawn_blocking(move || who_drops(&suspects, LOOK)).await;
-    match looked {
+    let traced = tokio::task::spawn_blocking(move || who_drops(&suspects, DURATION)).await;
+    match traced {
         Ok(Ok(blocker)) => blocker.map(|blocker| blocker.to_string()),
         Ok(Err(error)) => {
-            tracing::debug!(error = format!("{error:#}"), "packets cannot be traced");
+            tracing::debug!(error = format!("{error:#}"), "cannot trace packets");
             None
         }
         Err(_) => None,
     }
 }
 
-/// A peer says that its packets get lost.
+/// Starts a trace for a peer whose packets get lost.
 pub(super) fn begin_for(shared: &Arc<Shared>, peer: &Target) {
     let Some(end) = shared.directory().local(peer.family).cloned() else {
         return;
@@ -69,7 +69,7 @@ pub(super) fn begin_for(shared: &Arc<Shared>, peer: &Target) {
         if traces.running
             || found
                 .get(&peer.host)
-                .is_some_and(|(at, _)| at.elapsed() < REST)
+                .is_some_and(|(at, _)| at.elapsed() < PAUSE)
         {
             return;
         }
@@ -77,7 +77,7 @@ pub(super) fn begin_for(shared: &Arc<Shared>, peer: &Target) {
     }
     let (shared, peer) = (shared.clone(), peer.clone());
     tokio::spawn(async move {
-        let found = look(&end, &peer, shared.config.port).await;
+        let found = trace(&end, &peer, shared.config.port).await;
         let mut traces = shared.traces();
         traces.running = false;
         traces.found.retain(|_, (at, _)| at.elapsed() < REMEMBERED);
@@ -86,7 +86,7 @@ pub(super) fn begin_for(shared: &Arc<Shared>, peer: &Target) {
     });
 }
 
-/// What was found for this peer; empty: nothing.
+/// The rule found for this peer; empty if none.
 pub(super) fn found_for(shared: &Shared, peer: &Target) -> String {
     let traces = shared.traces();
     let found = traces.found.get(&peer.host);

@@ -12,20 +12,20 @@ pub enum Leg {
     Passes,
     /// VXLAN packets do not arrive.
     Lost,
-    /// They arrive, and what is in them does not get through.
+    /// VXLAN packets arrive, and inner packets are dropped.
     Dropped,
-    /// Nobody there can tell.
+    /// Unknown: the receiver has no responder.
     Unknown,
 }
 
-/// What a [`Measurement`] says.
+/// What a [`Measurement`] shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Packets of all kinds and sizes get through.
+    /// Packets of all kinds and sizes arrive.
     Healthy,
-    /// Nothing comes back on any path: the node or the network below, no matter of the overlay.
+    /// No answer on any path: the node or the underlay is down.
     Silent,
-    /// The host path works, and the tunnel does not.
+    /// The host path works, the tunnel does not.
     Blocked {
         /// To the peer.
         forth: Leg,
@@ -34,7 +34,7 @@ pub enum Verdict {
         /// What works over the host path.
         works: &'static str,
     },
-    /// Packets below some size get through.
+    /// Only packets below some size arrive.
     Mtu {
         /// To the peer; else from it.
         forth: bool,
@@ -43,17 +43,17 @@ pub enum Verdict {
         /// Largest that gets through; 0 if none is known.
         passes: u32,
     },
-    /// What is sent with a checksum to be filled in later arrives with a wrong one.
+    /// Checksum offload writes wrong checksums.
     Checksum {
         /// The peer's packets are wrong; else this node's.
         theirs: bool,
     },
-    /// Through the tunnel, this does not get through while other packets do.
+    /// These packets are lost in the tunnel, others arrive.
     Partly(&'static str),
 }
 
 impl Measurement {
-    /// What it says.
+    /// The verdict of this measurement.
     pub fn verdict(&self) -> Verdict {
         if !self.tunnel.udp.came_back() {
             return self.verdict_without_udp();
@@ -62,7 +62,7 @@ impl Measurement {
         if let Some(corruption) = corruption {
             return corruption;
         }
-        // Before TCP, whose larger segments get lost by the same.
+        // Before TCP, whose larger segments get lost for the same reason.
         let Sizes { full, forth, back } = self.sizes;
         for (size, forth) in [(forth, true), (back, false)] {
             if let Some(passes) = size.filter(|size| *size < full) {
@@ -73,7 +73,7 @@ impl Measurement {
                 };
             }
         }
-        // Without an answerer, a firewall that hides closed ports makes as much silence: outside the tunnel too.
+        // Without a responder, a firewall that drops packets to closed ports looks the same, also outside the tunnel.
         let speaks = self.tunnel.udp == Outcome::Answered || self.host.tcp.came_back();
         match self.tunnel.tcp.failed() && speaks {
             true => Verdict::Partly("TCP connections"),
@@ -83,7 +83,7 @@ impl Measurement {
 
     fn verdict_without_udp(&self) -> Verdict {
         if self.tunnel.ping.came_back() || self.tunnel.tcp.came_back() {
-            // The kernel writes checksums of ICMP itself, and leaves those of UDP and TCP for later.
+            // The kernel computes ICMP checksums itself, and offloads those of UDP and TCP.
             return match (self.corruption(), self.host.udp.came_back()) {
                 (Some(corruption), _) => corruption,
                 (None, true) => Verdict::Partly("UDP datagrams"),
@@ -100,7 +100,7 @@ impl Measurement {
         let back = leg(self.received_here, self.counted_here);
         match self.host.works() {
             None => Verdict::Silent,
-            // By now they pass: what was lost before was no more than that.
+            // Packets pass by now: the earlier loss was temporary.
             Some(_) if forth == Leg::Passes && back == Leg::Passes => Verdict::Healthy,
             Some(works) => Verdict::Blocked { forth, back, works },
         }
@@ -121,7 +121,7 @@ impl Verdict {
         *self == Verdict::Healthy
     }
 
-    /// Whether it is worth no new word after that one: what varies from round to round makes no difference.
+    /// Whether a report of `told` covers this verdict: details that vary between rounds are ignored.
     pub(crate) fn resembles(&self, told: &Verdict) -> bool {
         match (self, told) {
             (
@@ -136,7 +136,7 @@ impl Verdict {
         }
     }
 
-    /// One word for labels.
+    /// The verdict in one word, for labels.
     pub fn kind(&self) -> &'static str {
         match self {
             Verdict::Healthy => "healthy",

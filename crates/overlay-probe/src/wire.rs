@@ -5,20 +5,20 @@
 //! | 0-3 | `PTPB` | the same | the same |
 //! | 4 | version, 1 | 1 | 1 |
 //! | 5 | kind, 1 | 2 | 3 |
-//! | 6-7 | what is wanted ([`want`]) | what is said ([`said`]) | 0 |
+//! | 6-7 | flags ([`want`]) | flags ([`has`]) | 0 |
 //! | 8-15 | nonce | the request's | the request's |
-//! | 16-23 | nonce of a probe through the tunnel that is asked after | VXLAN packets counted | |
+//! | 16-23 | nonce of an earlier probe through the tunnel | VXLAN packets counted | |
 //! | 24-31 | 0 | packets with wrong checksums received by the node | |
 //! | 32 on | filler | length of a text and the text, or filler | |
 //!
-//! All that comes in is somebody else's: what does not decode is not answered. An answer is never longer than its
-//! request, an answer and an arrival together neither.
+//! Input is untrusted: a packet that does not decode is not answered. An answer is never longer than its request, nor
+//! are an answer and an arrival together.
 
 /// Bytes before the filler.
 pub(super) const HEADER: usize = 32;
-/// Every datagram that asks over the host path has this many bytes: as many as answer and arrival together may have.
+/// Size of a request over the host path: answer and arrival together must not exceed it.
 pub(super) const REQUEST: usize = 384;
-/// An answer to it.
+/// Size of its answer.
 pub(super) const ANSWER: usize = REQUEST - HEADER;
 /// Bytes of a stream, each way: several segments, and more than one page.
 pub(super) const STREAM: usize = 16 * 1024;
@@ -26,7 +26,7 @@ pub(super) const STREAM: usize = 16 * 1024;
 const MAGIC: [u8; 4] = *b"PTPB";
 const VERSION: u8 = 1;
 
-/// Wishes of a request.
+/// Flags of a request.
 pub(super) mod want {
     /// An answer of the request's size instead of a small one.
     pub(crate) const FULL_SIZE: u16 = 1;
@@ -34,32 +34,32 @@ pub(super) mod want {
     pub(crate) const ARRIVAL: u16 = 2;
     /// Counters.
     pub(crate) const COUNTERS: u16 = 4;
-    /// Begin to look for the rule that drops our packets.
+    /// Start a trace for the rule that drops our packets.
     pub(crate) const TRACE: u16 = 8;
     /// The rule that was found.
     pub(crate) const RULE: u16 = 16;
 }
 
-/// What an answer says.
-pub(super) mod said {
-    /// The probe that was asked after was received.
+/// Flags of an answer: which values are valid.
+pub(super) mod has {
+    /// The earlier probe was received.
     pub(crate) const RECEIVED: u16 = 1;
-    /// The number of VXLAN packets is one.
+    /// The counter of VXLAN packets is valid.
     pub(crate) const COUNTED: u16 = 2;
-    /// The number of packets with wrong checksums is one.
+    /// The counter of wrong checksums is valid.
     pub(crate) const CORRUPT: u16 = 4;
 }
 
-/// One of them, decoded.
+/// A decoded packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Packet {
     Request {
         want: u16,
         nonce: u64,
-        asked: u64,
+        earlier: u64,
     },
     Answer {
-        said: u16,
+        has: u16,
         nonce: u64,
         counted: u64,
         corrupt: u64,
@@ -75,14 +75,18 @@ impl Packet {
     /// The bytes, filled up to `size`; the text is cut to fit.
     pub(super) fn encode(&self, size: usize) -> Vec<u8> {
         let (kind, flags, nonce, first, second, text) = match self {
-            Packet::Request { want, nonce, asked } => (1, *want, *nonce, *asked, 0, ""),
+            Packet::Request {
+                want,
+                nonce,
+                earlier,
+            } => (1, *want, *nonce, *earlier, 0, ""),
             Packet::Answer {
-                said,
+                has,
                 nonce,
                 counted,
                 corrupt,
                 text,
-            } => (2, *said, *nonce, *counted, *corrupt, text.as_str()),
+            } => (2, *has, *nonce, *counted, *corrupt, text.as_str()),
             Packet::Arrival { nonce } => (3, 0, *nonce, 0, 0, ""),
         };
         let mut bytes = Vec::with_capacity(size.max(HEADER));
@@ -104,7 +108,7 @@ impl Packet {
         bytes
     }
 
-    /// What the bytes mean, if they mean something.
+    /// Decodes a packet. Returns `None` if it is not one.
     pub(super) fn decode(bytes: &[u8]) -> Option<Packet> {
         let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
         let (head, numbers) = header.split_first_chunk::<8>()?;
@@ -121,10 +125,10 @@ impl Packet {
             1 => Packet::Request {
                 want: flags,
                 nonce,
-                asked: first,
+                earlier: first,
             },
             2 => Packet::Answer {
-                said: flags,
+                has: flags,
                 nonce,
                 counted: first,
                 corrupt: second,
@@ -136,7 +140,7 @@ impl Packet {
     }
 }
 
-/// Text of a peer: what cannot be printed is left out.
+/// Text of a peer, without control characters.
 fn text(rest: &[u8]) -> String {
     let Some((length, rest)) = rest.split_first() else {
         return String::new();
@@ -151,16 +155,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packets_go_both_ways_and_anything_else_is_nothing() {
+    fn packets_read_back_and_other_bytes_do_not_decode() {
         let text = "inet firewall input handle 7".to_owned();
         for packet in [
             Packet::Request {
                 want: want::ARRIVAL | want::COUNTERS,
                 nonce: u64::MAX,
-                asked: 7,
+                earlier: 7,
             },
             Packet::Answer {
-                said: said::COUNTED,
+                has: has::COUNTED,
                 nonce: 1,
                 counted: 2,
                 corrupt: 3,
@@ -183,10 +187,10 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_cut_at_a_letter_and_cannot_steer_a_terminal() {
+    fn text_is_cut_at_a_character_and_has_no_control_characters() {
         let answer = |text: &str, size| {
             let packet = Packet::Answer {
-                said: 0,
+                has: 0,
                 nonce: 0,
                 counted: 0,
                 corrupt: 0,

@@ -1,4 +1,4 @@
-//! What an operator decides about the overlay, and flannel's `net-conf.json`, which says most of it.
+//! The operator's configuration of the overlay, most of it from flannel's `net-conf.json`.
 
 use ipnet::IpNet;
 use net_types::Family;
@@ -27,17 +27,17 @@ pub struct Config {
     pub outer_mtu: Option<u32>,
     /// Nodes on the same link are reached by a plain route.
     pub direct_routing: bool,
-    /// Range of all IPv4 pods. Peers' ranges outside it are left out.
+    /// Network of all IPv4 pods. Peers with a pod CIDR outside it are ignored.
     pub network: Option<IpNet>,
-    /// Range of all IPv6 pods.
+    /// Network of all IPv6 pods.
     pub ipv6_network: Option<IpNet>,
     /// Carry IPv4 pods.
     pub ipv4: bool,
     /// Carry IPv6 pods.
     pub ipv6: bool,
-    /// Unused addresses of this node's own pod ranges lead nowhere instead of to the default gateway.
+    /// Install a blackhole route for unused addresses of this node's pod CIDRs.
     pub blackhole: bool,
-    /// More IPv4 peers than these are routed to by nexthop objects.
+    /// Use nexthop objects when there are more IPv4 peers than this.
     pub nexthops_above: usize,
 }
 
@@ -137,7 +137,7 @@ impl Config {
             return refuse("IPv6Network", "an IPv6 range");
         }
         if !self.ipv4 && !self.ipv6 {
-            return refuse("EnableIPv4", "one family at least is to be carried");
+            return refuse("EnableIPv4", "at least one family must be enabled");
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! hardware address changes while it is up loses its neighbors, even permanent ones, but not its FDB; one that loses
 //! its last address loses its IPv4 routes; `local` and parent change in place as long as the port is not mentioned.
 //! Additions come before deletions, and what leads to a peer before the route to it, so that no packet meets half a
-//! way. With thousands of peers, IPv4 routes name nexthop objects; a number that somebody else has is left to them, and
+//! way. With thousands of peers, IPv4 routes name nexthop objects; an ID that another program uses is left alone, and
 //! its route is a plain one.
 //!
 //! Invariant: carried out on what was observed, the steps make what is wanted, or a device to observe again. Equal
@@ -219,7 +219,7 @@ pub struct Mismatch {
     pub what: &'static str,
 }
 
-/// Whether entries that nobody wants are deleted.
+/// Whether stale entries are deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deletions {
     /// They stay: the list of peers is not known to be complete.
@@ -340,7 +340,7 @@ fn deletion_steps(
             steps.push(Operation::DeleteRoute(index, route_found.clone()));
         }
     }
-    // Another pod range's, from before; anything but a lone address is somebody else's doing and left alone.
+    // An address of an earlier pod CIDR. Anything but a /32 or /128 is foreign and left alone.
     let stray = found.addresses.iter().filter(|address| {
         **address != wanted.device.address && address.prefix_len() == address.max_prefix_len()
     });

@@ -14,12 +14,12 @@ use smallvec::SmallVec;
 
 use crate::annotations::{Annotations, Names, ParsedAnnotations};
 
-/// How long nodes are held that a list left out implausibly.
+/// How long nodes are held that a truncated list lacks.
 pub const HOLD: Duration = Duration::from_secs(600);
-/// So many may go with one list without being held, whatever share of all they are.
+/// A list may lack up to this many Nodes without any being held, whatever their share.
 const ALWAYS_BELIEVED: usize = 2;
 
-/// Room within a node for a range and an address of each family: thousands of nodes lie in one piece of memory.
+/// Inline space for one value of each family: thousands of nodes lie in one allocation.
 pub type Both<T> = SmallVec<[T; 2]>;
 
 /// What is needed of a Node object.

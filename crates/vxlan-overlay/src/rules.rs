@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn every_change_of_peers_and_options_is_a_transaction_that_leads_there() {
+    fn difference_of_any_two_tables_leads_to_the_second() {
         let all = [Filter::Off, Filter::Monitor, Filter::Enforce]
             .into_iter()
             .flat_map(|filter| [true, false].map(|masquerade| RuleOptions { masquerade, filter }))

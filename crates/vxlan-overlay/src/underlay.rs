@@ -45,7 +45,7 @@ impl InterfaceAddress {
     }
 }
 
-/// What the kernel shows of the network below.
+/// Interfaces and routes of the underlay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
     /// All interfaces.
@@ -56,7 +56,7 @@ pub struct Surroundings {
     pub reaching: PerFamily<Option<u32>>,
 }
 
-/// What an operator says about the interface; flannel's flags.
+/// The operator's choice of the interface, by flannel's flags.
 #[derive(Clone, Debug, Default)]
 pub struct Preferences {
     /// `--iface`: names or addresses, the first that fits.
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_an_address_the_node_goes_by_comes_before_the_default_route() {
+    fn known_node_address_comes_before_the_default_route() {
         let nothing = Preferences::default();
         assert_eq!(chosen(&nothing, &[]), some("mgmt0", "10.0.2.15"));
         assert_eq!(

@@ -46,12 +46,12 @@ fn silent_tunnel() -> Measurement {
     }
 }
 
-fn told(measured: &Measurement) -> String {
+fn described(measured: &Measurement) -> String {
     CONTEXT.describe(&measured.verdict())
 }
 
 #[test]
-fn what_works_is_healthy_with_an_answerer_and_without() {
+fn working_paths_are_healthy_with_and_without_responder() {
     assert_eq!(healthy().verdict(), Verdict::Healthy);
     let kernel_only = Paths {
         udp: Outcome::Refused,
@@ -64,7 +64,7 @@ fn what_works_is_healthy_with_an_answerer_and_without() {
         ..healthy()
     };
     assert_eq!(flannel.verdict(), Verdict::Healthy);
-    // Nobody answers outside the tunnel: pods do not care.
+    // No answer outside the tunnel: pods are not affected.
     let closed = Measurement {
         host: Paths::default(),
         ..healthy()
@@ -73,7 +73,7 @@ fn what_works_is_healthy_with_an_answerer_and_without() {
 }
 
 #[test]
-fn a_peer_without_an_answerer_whose_firewall_hides_closed_ports_is_no_alarm() {
+fn firewall_of_a_peer_without_responder_raises_no_alarm() {
     let hidden = Paths {
         udp: Outcome::Silent,
         tcp: Outcome::Silent,
@@ -98,10 +98,10 @@ fn a_peer_without_an_answerer_whose_firewall_hides_closed_ports_is_no_alarm() {
 }
 
 #[test]
-fn a_blocked_port_is_told_with_its_direction() {
+fn blocked_port_is_described_with_its_direction() {
     let both = silent_tunnel();
     assert_eq!(
-        told(&both),
+        described(&both),
         "UDP 8472 between node-a and node-b is blocked in both directions (TCP to node-b works): \
          open UDP 8472 between the nodes"
     );
@@ -110,7 +110,7 @@ fn a_blocked_port_is_told_with_its_direction() {
         ..silent_tunnel()
     };
     assert_eq!(
-        told(&forth),
+        described(&forth),
         "UDP 8472 from node-a to node-b is blocked (TCP to node-b works): open UDP 8472 between the nodes"
     );
     let back = Measurement {
@@ -118,7 +118,7 @@ fn a_blocked_port_is_told_with_its_direction() {
         ..silent_tunnel()
     };
     assert_eq!(
-        told(&back),
+        described(&back),
         "UDP 8472 from node-b to node-a is blocked (TCP to node-b works): open UDP 8472 between the nodes"
     );
     let flannel = Measurement {
@@ -126,11 +126,11 @@ fn a_blocked_port_is_told_with_its_direction() {
         received_here: None,
         ..silent_tunnel()
     };
-    assert!(told(&flannel).starts_with("nothing comes back from node-b through UDP 8472"));
+    assert!(described(&flannel).starts_with("nothing comes back from node-b through UDP 8472"));
 }
 
 #[test]
-fn what_arrives_and_is_dropped_is_no_blocked_port_and_its_rule_is_named() {
+fn dropped_packets_name_the_rule_and_not_a_blocked_port() {
     let dropped = Measurement {
         received_here: Some(true),
         counted_there: Some(true),
@@ -150,7 +150,7 @@ fn what_arrives_and_is_dropped_is_no_blocked_port_and_its_rule_is_named() {
 }
 
 #[test]
-fn a_node_that_is_dead_is_told_from_a_tunnel_that_is() {
+fn dead_node_differs_from_a_dead_tunnel() {
     let dead = Measurement {
         host: Paths {
             udp: Outcome::Silent,
@@ -161,33 +161,33 @@ fn a_node_that_is_dead_is_told_from_a_tunnel_that_is() {
         received_here: None,
         ..silent_tunnel()
     };
-    assert_eq!(told(&dead), "node-b does not answer at all");
+    assert_eq!(described(&dead), "node-b does not answer at all");
 }
 
 #[test]
-fn sizes_that_do_not_arrive_are_told_with_the_largest_that_does() {
+fn mtu_verdict_names_the_largest_size_that_arrives() {
     let mut measured = healthy();
     measured.sizes.forth = Some(1400);
     assert_eq!(
-        told(&measured),
+        described(&measured),
         "MTU: packets of 1450 bytes do not arrive at node-b, 1400 do"
     );
     measured.sizes.forth = Some(1450);
     measured.sizes.back = Some(1380);
     assert_eq!(
-        told(&measured),
+        described(&measured),
         "MTU: packets of 1450 bytes do not arrive from node-b, 1380 do"
     );
 }
 
 #[test]
-fn wrong_checksums_are_the_offload_of_whoever_sent_them() {
+fn wrong_checksums_are_attributed_to_their_sender() {
     let mut measured = healthy();
     measured.tunnel.tcp = Outcome::Silent;
     assert_eq!(measured.verdict().kind(), "partly");
     measured.corrupt_there = Some(true);
     assert_eq!(
-        told(&measured),
+        described(&measured),
         "checksum offload on eth0 corrupts tunnelled packets to node-b"
     );
     let theirs = Measurement {
@@ -203,7 +203,7 @@ fn wrong_checksums_are_the_offload_of_whoever_sent_them() {
 }
 
 #[test]
-fn a_few_bad_rounds_are_no_alarm_and_one_good_round_does_not_end_one() {
+fn several_rounds_must_agree_to_raise_and_clear_an_alarm() {
     let mut debouncer = VerdictDebouncer::default();
     for _ in 0..ROUNDS_TO_REPORT - 1 {
         assert!(!debouncer.observe(Verdict::Silent));

@@ -8,6 +8,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use net_types::internet_checksum;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// `IPPROTO_RAW`: packets are sent with the headers they have.
@@ -73,7 +74,7 @@ fn segment(client: SocketAddr, frontend: SocketAddr) -> Vec<u8> {
     summed.extend(octets(client.ip()));
     summed.extend([0, TCP, 0, TCP_HEADER]);
     summed.extend(&segment);
-    let sum = checksum(&summed).to_be_bytes();
+    let sum = internet_checksum(&summed).to_be_bytes();
     if let Some(place) = segment.get_mut(16..18) {
         place.copy_from_slice(&sum);
     }
@@ -85,13 +86,4 @@ fn octets(address: IpAddr) -> Vec<u8> {
         IpAddr::V4(v4) => v4.octets().into(),
         IpAddr::V6(v6) => v6.octets().into(),
     }
-}
-
-/// RFC 1071, of an even number of bytes.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.as_chunks::<2>().0.iter();
-    let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes(*word))).sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let folded = (folded & 0xffff) + (folded >> 16);
-    !u16::try_from(folded).unwrap_or(u16::MAX)
 }

@@ -112,7 +112,7 @@ fn settled(wanted: &Tunnel) -> ObservedTunnel {
 }
 
 #[test]
-fn from_nothing_two_passes_make_everything_and_a_third_finds_nothing_to_do() {
+fn two_passes_build_everything_and_a_third_has_no_steps() {
     for family in Family::ALL {
         let wanted = tunnel(&cluster(5), family);
         let found = settled(&wanted);
@@ -143,7 +143,7 @@ fn nothing_is_deleted_while_deletions_are_held() {
 }
 
 #[test]
-fn a_changed_hardware_address_brings_all_neighbours_back_in_the_same_steps() {
+fn changed_mac_restores_all_neighbours_in_the_same_steps() {
     let wanted = tunnel(&cluster(5), Family::Ip);
     let mut found = settled(&wanted);
     found.device.as_mut().unwrap().mac = Mac([2, 0, 0, 0, 0, 9]);
@@ -153,7 +153,7 @@ fn a_changed_hardware_address_brings_all_neighbours_back_in_the_same_steps() {
 }
 
 #[test]
-fn a_foreign_route_to_a_peers_range_is_replaced_and_never_deleted_first() {
+fn foreign_route_to_a_pod_cidr_is_replaced_not_deleted() {
     let wanted = tunnel(&cluster(2), Family::Ip);
     let mut found = settled(&wanted);
     let ours = found.routes.pop_first().unwrap();
@@ -190,7 +190,7 @@ fn another_vni_port_or_kind_is_refused_and_nothing_else_is() {
 }
 
 #[test]
-fn above_the_number_ipv4_routes_name_nexthops_and_one_that_is_taken_is_left_alone() {
+fn many_ipv4_routes_use_nexthops_but_no_foreign_one() {
     let mut cluster = cluster(5);
     cluster.config.nexthops_above = 3;
     let wanted = tunnel(&cluster, Family::Ip);

@@ -13,7 +13,7 @@ fn v4(plan: &Plan) -> &Tunnel {
 }
 
 #[test]
-fn a_tunnel_is_flannels_scheme_device_address_route_neighbour_and_fdb() {
+fn tunnel_device_and_entries_follow_flannels_scheme() {
     let plan = planned(&cluster(3));
     assert_eq!(plan.problems, []);
     let tunnel = v4(&plan);
@@ -36,7 +36,7 @@ fn a_tunnel_is_flannels_scheme_device_address_route_neighbour_and_fdb() {
 }
 
 #[test]
-fn an_annotated_peer_goes_by_what_it_says_and_one_without_counts_only_where_it_is_inferred() {
+fn peer_without_annotations_counts_only_when_inferred() {
     let mut cluster = cluster(3);
     let vtep = Vtep {
         mac: "12:c6:65:89:b4:e3".parse().unwrap(),
@@ -59,7 +59,7 @@ fn an_annotated_peer_goes_by_what_it_says_and_one_without_counts_only_where_it_i
 }
 
 #[test]
-fn the_own_hardware_address_is_what_peers_hold_then_what_is_there_then_the_names() {
+fn own_mac_prefers_annotations_then_device_then_name() {
     let mut cluster = cluster(1);
     assert_eq!(
         v4(&planned(&cluster)).device.mac,
@@ -219,7 +219,7 @@ fn a_thousand_addresses_of_a_node_count_as_eight() {
 }
 
 #[test]
-fn peers_on_the_link_are_reached_directly_while_they_are_and_keep_their_way_through_the_tunnel() {
+fn peers_on_the_link_are_direct_and_keep_tunnel_entries() {
     let mut cluster = cluster(3);
     cluster.config.direct_routing = true;
     cluster.nodes[2].addresses = smallvec!["198.51.100.12".parse().unwrap()];

@@ -1,4 +1,4 @@
-//! rtnetlink messages as what they tell of us: a function of messages.
+//! From rtnetlink messages to observed values: functions without effects.
 //!
 //! Foreign links, addresses and routes of every kind pass by here; what does not concern us is skipped, and nothing is
 //! trusted to be there.
@@ -120,7 +120,7 @@ pub(crate) fn address(message: &AddressMessage) -> Option<(u32, InterfaceAddress
     ))
 }
 
-/// What a route of the main table tells.
+/// A route of the main table.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     /// A default route leads out by this interface, with this metric.

@@ -1,4 +1,4 @@
-//! Steps and questions as rtnetlink messages: a function of values.
+//! From steps and requests to rtnetlink messages: functions without effects.
 
 use std::net::IpAddr;
 
@@ -181,7 +181,7 @@ fn create(device: &Device) -> LinkMessage {
     message.attributes = vec![
         LinkAttribute::IfName(device.name.clone()),
         LinkAttribute::Mtu(device.mtu),
-        // Given here, the address is nobody's to replace: udev changes only those that the kernel made up.
+        // With an address given here, udev does not assign one: it replaces only those that the kernel generated.
         LinkAttribute::Address(device.mac.0.into()),
         vxlan(data),
     ];

@@ -19,7 +19,7 @@ use crate::marks::PROTOCOL;
 /// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR` and
 /// `RTNLGRP_IPV6_ROUTE` (rtnetlink.h). The FDB's notifications come in the neighbors' group.
 const GROUPS: [i32; 6] = [1, 3, 5, 7, 9, 11];
-/// `RTNLGRP_NEXTHOP` (Linux 5.3): routes that go with their nexthop object are not told of.
+/// `RTNLGRP_NEXTHOP` (Linux 5.3): no notification is sent for routes that are deleted with their nexthop object.
 const NEXTHOPS: i32 = 32;
 /// Some thousands of notifications: our own, of a start, among them.
 const RECEIVE_SPACE: usize = 4 << 20;
@@ -57,7 +57,7 @@ impl Monitor {
         for group in GROUPS {
             socket.join(group)?;
         }
-        // A kernel without has none to tell of.
+        // Older kernels have no nexthop objects.
         let _ = socket.join(NEXTHOPS);
         Ok(Monitor { socket, own_port })
     }

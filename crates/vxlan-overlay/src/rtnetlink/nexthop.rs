@@ -1,9 +1,9 @@
-//! Nexthop objects of IPv4 (`linux/nexthop.h`, Linux 5.3): a route names one by its number instead of saying gateway and
-//! device itself.
+//! Nexthop objects of IPv4 (`linux/nexthop.h`, Linux 5.3): a route names one by its ID instead of a gateway and a
+//! device.
 //!
 //! Thousands of plain routes with a gateway each cost the kernel quadratic time, since it looks for an equal way among
-//! all of a device's; routes by number do not. Numbers are one space for all programs of a network namespace: ours are
-//! the gateway's address, so they follow from the plan, and one that somebody else has is left to them.
+//! all of a device's; routes by number do not. All programs of a network namespace share the IDs: Portolan's are the
+//! gateway's address, so they follow from the plan; an ID that another program uses is left alone.
 
 use std::net::Ipv4Addr;
 
