@@ -162,11 +162,12 @@ fn legacy_rules_without_programs_raise_an_alarm() -> Result<()> {
         &format!("iptables-legacy-restore {}", rules.display()),
     )?;
     run(&stage, "iptables-legacy -t mangle -N KUBE-PROXY-CANARY")?;
-    let mut command = stage.node.command(portolan()?);
+    let mut command = stage.node.command("env");
     command
+        .arg("PATH=/nonexistent")
+        .arg(portolan()?)
         .args(["run", "--hostname-override=node-a", "--manifests"])
-        .arg(stage.manifests.path())
-        .env("PATH", "/nonexistent");
+        .arg(stage.manifests.path());
     let daemon = stage.node.spawn("portolan", command)?;
     stage.wait_until_ready(&daemon)?;
     let get = |port: u16, path: &'static str| -> Result<String> {
