@@ -1,5 +1,7 @@
 //! The configuration files that `deploy/` gives to clusters: each can be used, and means what its folder says.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::path::PathBuf;
 
 use kube_proxy_config::{CommandLine, Dialect, Effective};

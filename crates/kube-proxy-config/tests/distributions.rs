@@ -1,5 +1,7 @@
 //! Command lines and files of distributions, unchanged, with the effective configuration they must give.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

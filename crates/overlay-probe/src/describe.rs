@@ -45,11 +45,11 @@ impl VerdictContext<'_> {
                 format!("MTU: packets of {full} bytes do not arrive {way} {peer}, {less}")
             }
             Verdict::Checksum { theirs: false } => {
-                format!("checksum offload on {interface} corrupts tunnelled packets to {peer}")
+                format!("checksum offload on {interface} corrupts tunneled packets to {peer}")
             }
             Verdict::Checksum { theirs: true } => {
                 format!(
-                    "checksum offload on {peer} corrupts tunnelled packets: they arrive at {own} with wrong checksums"
+                    "checksum offload on {peer} corrupts tunneled packets: they arrive at {own} with wrong checksums"
                 )
             }
             Verdict::Partly(what) => {

@@ -188,7 +188,7 @@ fn wrong_checksums_are_attributed_to_their_sender() {
     measured.corrupt_there = Some(true);
     assert_eq!(
         described(&measured),
-        "checksum offload on eth0 corrupts tunnelled packets to node-b"
+        "checksum offload on eth0 corrupts tunneled packets to node-b"
     );
     let theirs = Measurement {
         tunnel: Paths {

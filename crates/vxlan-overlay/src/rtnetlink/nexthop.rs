@@ -64,8 +64,10 @@ impl Nexthop {
 
 /// What follows the header of a message that makes the nexthop object of this number, through a device.
 pub(crate) fn to_make(device: u32, id: u32) -> Vec<u8> {
-    let mut out = Writer::default();
-    out.bytes = vec![nix::libc::AF_INET as u8, 0, PROTOCOL, 0];
+    let mut out = Writer {
+        bytes: vec![nix::libc::AF_INET as u8, 0, PROTOCOL, 0],
+        ..Writer::default()
+    };
     out.bytes.extend(ONLINK.to_ne_bytes());
     out.put(ID, &id.to_ne_bytes());
     out.put(OUT, &device.to_ne_bytes());
@@ -75,8 +77,10 @@ pub(crate) fn to_make(device: u32, id: u32) -> Vec<u8> {
 
 /// What follows the header of a message that deletes it.
 pub(crate) fn to_delete(id: u32) -> Vec<u8> {
-    let mut out = Writer::default();
-    out.bytes = to_list();
+    let mut out = Writer {
+        bytes: to_list(),
+        ..Writer::default()
+    };
     out.put(ID, &id.to_ne_bytes());
     out.bytes
 }
