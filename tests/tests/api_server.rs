@@ -1,9 +1,14 @@
 //! The program with an API server: a fake one on the node's loopback, over real HTTP.
 
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+
 use anyhow::{Result, ensure};
-use lab::fake_api::{FakeApi, Resource};
-use lab::{Daemon, Outcome, scenario, wait_until};
-use portolan_tests::stage::{PATIENCE, Stage, service};
+use lab::fake_api::{Authority, FakeApi, Resource};
+use lab::{CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Daemon, Outcome, Protocol, scenario, wait_until};
+use portolan_tests::stage::{PATIENCE, Stage, portolan, service};
+use serde_json::{Value, json};
 
 /// The stage's objects in an API server, and the program that watches it.
 fn start(stage: &Stage) -> Result<(FakeApi, Daemon)> {
@@ -74,4 +79,101 @@ fn service_proxy_makes_no_forbidden_request() -> Result<()> {
         api.counts()
     );
     Ok(())
+}
+
+/// The cluster IP of Service `default/kubernetes`.
+const CLUSTER_IP: &str = "10.96.0.1";
+
+/// Starts the program as a pod: with a service account, a `/run` of its own as after a boot, and a `/var/lib` that lasts.
+fn start_as_pod(stage: &Stage, files: &Path) -> Result<Daemon> {
+    let script = r#"set -e
+        mount -t tmpfs none /run
+        mkdir -p /run/secrets/kubernetes.io/serviceaccount
+        cp "$1/token" "$1/ca.crt" /run/secrets/kubernetes.io/serviceaccount/
+        mount --bind "$1/lib" /var/lib
+        shift
+        exec "$@""#;
+    let mut command = stage.node.command("unshare");
+    command
+        .args(["--mount", "sh", "-c", script, "pod"])
+        .arg(files)
+        .arg(portolan()?)
+        .args(["run", "--hostname-override", "node-a"])
+        .arg(format!(
+            "--cluster-cidr={CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}"
+        ))
+        .env("KUBERNETES_SERVICE_HOST", CLUSTER_IP)
+        .env("KUBERNETES_SERVICE_PORT", "443");
+    stage.node.spawn("portolan", command)
+}
+
+/// The slice of Service `default/kubernetes`.
+fn api_server_slice(address: SocketAddr) -> Value {
+    json!({
+        "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {
+            "namespace": "default", "name": "kubernetes",
+            "labels": { "kubernetes.io/service-name": "kubernetes" },
+        },
+        "ports": [{ "name": "https", "port": address.port(), "protocol": "TCP" }],
+        "endpoints": [{ "addresses": [address.ip()], "conditions": { "ready": true } }],
+    })
+}
+
+#[scenario(Nft)]
+fn rebooted_node_comes_up_by_itself_with_an_empty_table() -> Result<()> {
+    let stage = Stage::new()?;
+    let machine = stage.lab().node("node-c")?;
+    let address = machine.ipv4();
+    let listener = machine.run(move || TcpListener::bind((address, 6443)))??;
+    let address = listener.local_addr()?;
+    let authority = Authority::new()?;
+    let api = FakeApi::serve_tls(listener, &authority, &[CLUSTER_IP])?;
+    api.require_token(Some("of-the-pod"));
+    api.apply_all(stage.all_objects())?;
+    api.apply(api_server_slice(address))?;
+
+    let files = stage.manifests.path().join("pod");
+    let kubelet = files.join("lib/kubelet/kubeconfig");
+    let memory = files.join("lib/portolan");
+    fs::create_dir_all(files.join("lib/kubelet"))?;
+    fs::write(files.join("token"), "of-the-pod")?;
+    fs::write(files.join("ca.crt"), authority.certificate())?;
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{ "name": "k", "cluster": {
+            "server": format!("https://{address}"), "tls-server-name": CLUSTER_IP,
+            "certificate-authority": files.join("ca.crt"),
+        } }],
+        "contexts": [{ "name": "c", "context": { "cluster": "k", "user": "u" } }],
+    });
+    fs::write(&kubelet, config.to_string())?;
+
+    // The server that the kubelet knows is enough for a node that never had a table.
+    let daemon = start_as_pod(&stage, &files)?;
+    stage.wait_until_ready(&daemon)?;
+    wait_until("the endpoints to be remembered", PATIENCE, || {
+        fs::read_dir(&memory).is_ok_and(|mut files| files.next().is_some())
+    })?;
+    daemon.kill()?;
+    drop(daemon);
+
+    // Reboot: no table, no /run, and this time nothing but the environment and what is remembered.
+    stage.node.nft(&["flush", "ruleset"])?;
+    fs::remove_file(&kubelet)?;
+    for family in ["ip", "ip6"] {
+        let delete = ["delete", "table", family, "portolan"];
+        // An owned table without `persist` is gone with its daemon.
+        let _ = stage.node.nft(&delete);
+    }
+    ensure!(
+        stage.tables()?.iter().all(Option::is_none),
+        "the node has a table"
+    );
+    let cluster_ip: SocketAddr = (CLUSTER_IP.parse::<std::net::IpAddr>()?, 443).into();
+    let outcome = stage.node.connect(Protocol::Tcp, cluster_ip)?;
+    ensure!(!matches!(outcome, Outcome::Answered { .. }), "{outcome:?}");
+    let daemon = start_as_pod(&stage, &files)?;
+    stage.wait_until_ready(&daemon)?;
+    stage.wait_for_backends(&stage.web, 4)
 }

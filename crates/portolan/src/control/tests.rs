@@ -106,6 +106,30 @@ fn nothing_is_written_before_every_kind_is_listed() {
 }
 
 #[test]
+fn a_start_without_an_api_server_is_never_stuck() {
+    let mut control = control(Fake::new());
+    let outage = |kind| SourceEvent::Connection {
+        kind,
+        state: Err(object_source::Outage {
+            reason: "connection refused".into(),
+            retry_after: Duration::from_secs(1),
+        }),
+    };
+    let late = Instant::now() + crate::status::STUCK_AFTER * 10;
+    let health = |control: &Control<Fake>| control.reports.status.load().health(late);
+    for event in [outage(ObjectKind::Node), outage(ObjectKind::Service)] {
+        control.event(event);
+        control.turn(&[]);
+        assert_eq!(health(&control), crate::status::Health::Starting);
+    }
+    // The server comes, and the kernel refuses what it is given.
+    lists().into_iter().for_each(|event| control.event(event));
+    control.dataplane.backend_mut().fail_next(Errno::ENOBUFS);
+    control.turn(&[]);
+    assert_eq!(health(&control), crate::status::Health::Stuck);
+}
+
+#[test]
 fn services_do_not_wait_for_service_cidrs() {
     let mut control = control(Fake::new());
     lists()
