@@ -1,13 +1,16 @@
 //! The overlay on real kernels: packets between pods of different nodes, and what disturbs them.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use lab::{scenario, wait_until};
+use anyhow::{Context, Result, ensure};
+use lab::{node_object, scenario, wait_until};
+use nft::Feature;
 use nix::sys::signal::Signal;
 use portolan_tests::overlay::{OverlayStage, all_go_on, longest_echo, metrics, state, tool, worst};
 use portolan_tests::slowness;
-use portolan_tests::stage::PATIENCE;
+use portolan_tests::stage::{PATIENCE, features};
+use serde_json::json;
 
 /// Generous for a busy machine; what is measured is printed, and stated in `benches/`.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -336,4 +339,90 @@ fn entries_of_nodes_deleted_while_stopped_are_cleaned_up() -> Result<()> {
             found["routes"].len() == 2 && found["neighbors"].len() == 2 && found["fdb"].len() == 2
         })
     })
+}
+
+#[scenario(Vxlan, Nft)]
+fn second_daemon_backs_off_while_the_first_owns_the_table() -> Result<()> {
+    if !features()?.has(Feature::TableOwner) {
+        println!("FALLBACK: tables have no owner, and both daemons write the same one");
+        return Ok(());
+    }
+    let stage = OverlayStage::new(2)?;
+    let mut daemons = stage.start_all(&[])?;
+    let second = stage.start(
+        0,
+        &[
+            "--healthz-bind-address=127.0.0.1:10299",
+            "--metrics-bind-address=127.0.0.1:10298",
+        ],
+    )?;
+    let turns = || -> Result<u64> {
+        let to = SocketAddr::from(([127, 0, 0, 1], 10298));
+        let text = stage.nodes[0]
+            .http_get(to, "/metrics")?
+            .context("no metrics")?
+            .1;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix("portolan_overlay_reconciles_total "));
+        Ok(value.context("no such metric")?.trim().parse()?)
+    };
+    wait_until("turns of the second daemon", PATIENCE, || {
+        turns().is_ok_and(|turns| turns >= 3)
+    })?;
+    // A window to count in, no wait for something.
+    let before = turns()?;
+    std::thread::sleep(Duration::from_secs(3));
+    let within = turns()? - before;
+    assert!(
+        within <= 8,
+        "{within} turns in 3 s while the table is refused"
+    );
+    drop(daemons.remove(0));
+    // The first one's end frees the table, and nothing announces that.
+    stage.nodes[0].wait_until_ready(&second, 10299, PATIENCE)
+}
+
+#[scenario(Vxlan, Nft)]
+fn stale_younger_and_overlarge_nodes_cut_nobody_off() -> Result<()> {
+    let stage = OverlayStage::new(3)?;
+    let _daemons = stage.start_all(&[])?;
+    let mut serving = node_object(&stage.nodes[1]);
+    serving["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z".into();
+    stage.manifests.write_objects("node-1.yaml", &[serving])?;
+    // All of them come first by name. A renamed machine leaves its address behind.
+    let mut stale = node_object(&stage.nodes[1]);
+    stale["metadata"]["name"] = "a-stale".into();
+    stale["spec"]["podCIDRs"] = json!(["10.244.77.0/24", "fd00:244:77::/64"]);
+    let mut younger = node_object(&stage.nodes[1]);
+    younger["metadata"] =
+        json!({ "name": "a-younger", "creationTimestamp": "2026-02-01T00:00:00Z" });
+    younger["status"]["addresses"] = json!([{ "type": "InternalIP", "address": "198.51.100.1" }]);
+    let mut overlarge = node_object(&stage.nodes[1]);
+    overlarge["metadata"]["name"] = "a-overlarge".into();
+    overlarge["spec"]["podCIDRs"] = json!(["10.244.78.0/24"]);
+    let addresses = (0..1000).map(|n| {
+        let address = format!("198.18.{}.{}", n / 250, n % 250 + 1);
+        json!({ "type": "InternalIP", "address": address })
+    });
+    overlarge["status"]["addresses"] = addresses.collect();
+    let others = [stale, younger, overlarge];
+    stage.manifests.write_objects("others.yaml", &others)?;
+    for node in [0, 2] {
+        wait_until("routes to the others", PATIENCE, || {
+            let routes = stage.ip(node, "route show dev flannel.1");
+            routes.is_ok_and(|routes| {
+                let mut wanted = ["10.244.77.0/24", "10.244.78.0/24"].iter();
+                wanted.all(|range| routes.contains(*range))
+            })
+        })?;
+    }
+    stage.wait_for_mesh()?;
+    let table = tool(&stage.nodes[0], "nft", "list table ip portolan-overlay")?;
+    let elements = table.matches("198.18.").count();
+    assert!(
+        (8..100).contains(&elements),
+        "{elements} elements of one node"
+    );
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Forged frames: written by hand, sent by machines that can, and whether they arrive.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use anyhow::Result;
 use lab::{Host, scenario, wait_until};
 use nft::Feature;
 use portolan_tests::frame::Frame;
-use portolan_tests::overlay::{OverlayStage, mac_of};
+use portolan_tests::overlay::{OverlayStage, mac_of, tool};
 use portolan_tests::slowness;
 use portolan_tests::stage::{PATIENCE, features};
 
@@ -41,10 +41,15 @@ impl Ears {
 
 /// Sends a frame to a node, as a datagram of this host.
 fn send(from: &Host, to: IpAddr, frame: &Frame) -> Result<()> {
+    let any = if to.is_ipv4() { "0.0.0.0" } else { "::" }.parse()?;
+    send_as(from, any, to, frame)
+}
+
+/// Sends it with this outer source.
+fn send_as(from: &Host, source: IpAddr, to: IpAddr, frame: &Frame) -> Result<()> {
     let bytes = frame.bytes();
     from.run(move || -> Result<()> {
-        let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
-        UdpSocket::bind(any)?.send_to(&bytes, SocketAddr::new(to, VXLAN_PORT))?;
+        UdpSocket::bind((source, 0))?.send_to(&bytes, SocketAddr::new(to, VXLAN_PORT))?;
         Ok(())
     })?
 }
@@ -154,6 +159,105 @@ fn forged_frames_arrive_without_a_filter_and_none_does_with_one() -> Result<()> 
         wait_until("the filter again", PATIENCE, || {
             sent(&stage, &outsider).is_ok_and(|heard| heard == right)
         })?;
+    }
+    stage.wait_for_mesh()
+}
+
+/// Where the spoofed frames go: to the attacker's node by its address and by its device's, and to another node.
+const SPOOFED: [&str; 3] = ["own node", "own device", "other node"];
+/// Frames of each kind.
+const FRAMES: usize = 20;
+
+/// Sends frames from pod-0, in the name of node-1 and with one of its pods inside, to sockets of nodes. Returns how many
+/// arrived, by destination and family.
+fn spoofed(stage: &OverlayStage) -> Result<BTreeMap<String, usize>> {
+    let ears = [Ears::on(&stage.nodes[0])?, Ears::on(&stage.nodes[2])?];
+    let mut arrived = BTreeMap::new();
+    for (family, device) in ["flannel.1", "flannel-v6.1"].into_iter().enumerate() {
+        let address = |host: &Host| host.addresses()[family];
+        for kind in SPOOFED {
+            let node = &stage.nodes[if kind == "other node" { 2 } else { 0 }];
+            let to = match kind {
+                "own device" => [
+                    node.pod_cidr_v4().network().into(),
+                    node.pod_cidr_v6().network().into(),
+                ][family],
+                _ => address(node),
+            };
+            let mac = mac_of(node, device)?;
+            let word = format!("{kind} {}", ["v4", "v6"][family]);
+            for number in 0..FRAMES {
+                let frame = Frame {
+                    vni: 1,
+                    mac,
+                    source: address(&stage.pods[1]),
+                    destination: node.pod_gateway()[family],
+                    port: LISTENER,
+                    payload: format!("{word} {number}"),
+                };
+                send_as(&stage.pods[0], address(&stage.nodes[1]), to, &frame)?;
+            }
+            arrived.insert(word, 0);
+        }
+    }
+    for frame in ears.iter().flat_map(Ears::heard) {
+        let kind = frame.rsplit_once(' ').map(|(kind, _)| kind);
+        *arrived
+            .entry(kind.unwrap_or_default().to_owned())
+            .or_default() += 1;
+    }
+    Ok(arrived)
+}
+
+/// Sets it on all interfaces of a node.
+fn set_rp_filter(node: &Host, value: &'static str) -> Result<()> {
+    node.run(move || -> Result<()> {
+        for interface in std::fs::read_dir("/proc/sys/net/ipv4/conf")? {
+            std::fs::write(interface?.path().join("rp_filter"), value)?;
+        }
+        Ok(())
+    })?
+}
+
+#[scenario(Vxlan, Nft)]
+fn frames_in_a_nodes_name_pass_only_without_a_filter() -> Result<()> {
+    let stage = OverlayStage::new(3)?;
+    // What a raw socket can write can be bound to as well, once the pod has it.
+    for (address, line) in stage.nodes[1]
+        .addresses()
+        .into_iter()
+        .zip(["addr add {}/32 dev lo", "addr add {}/128 dev lo nodad"])
+    {
+        tool(
+            &stage.pods[0],
+            "ip",
+            &line.replace("{}", &address.to_string()),
+        )?;
+    }
+    let under = |value| -> Result<BTreeMap<String, usize>> {
+        for node in &stage.nodes {
+            set_rp_filter(node, value)?;
+        }
+        spoofed(&stage)
+    };
+    {
+        let _daemons = stage.start_all(&["--overlay-filter", "monitor", "--ip-masq"])?;
+        for value in ["0", "2"] {
+            let arrived = under(value)?;
+            assert!(
+                arrived.values().all(|frames| *frames > 0),
+                "the frames of this test are no good under rp_filter {value}: {arrived:?}"
+            );
+        }
+    }
+    let _daemons = stage.start_all(&["--overlay-filter", "enforce", "--ip-masq"])?;
+    let none = |arrived: &BTreeMap<String, usize>| arrived.values().all(|frames| *frames == 0);
+    wait_until("the filter", PATIENCE, || {
+        spoofed(&stage).is_ok_and(|arrived| none(&arrived))
+    })?;
+    for value in ["0", "2"] {
+        let arrived = under(value)?;
+        assert!(none(&arrived), "under rp_filter {value}: {arrived:?}");
     }
     stage.wait_for_mesh()
 }
