@@ -38,7 +38,7 @@ pub struct Effective {
     pub logging: Logging,
     /// `featureGates`, as given.
     pub feature_gates: BTreeMap<String, bool>,
-    /// `ipvs.excludeCIDRs`: virtual servers that the clean-up leaves alone.
+    /// `ipvs.excludeCIDRs`: has no effect, since the clean-up removes only virtual servers at addresses of `kube-ipvs0`.
     pub ipvs_exclude_cidrs: Vec<IpNet>,
     /// `tableOwner`: claim the tables.
     pub table_owner: bool,

@@ -207,7 +207,7 @@ const GROUPS: &[Group] = &[
             (
                 "ipvs-exclude-cidrs",
                 "CIDR[,CIDR...]",
-                "CIDRs of IPVS virtual servers that --cleanup leaves in place",
+                "Accepted without effect: --cleanup removes only virtual servers at addresses of kube-ipvs0",
             ),
             (
                 "without-features",

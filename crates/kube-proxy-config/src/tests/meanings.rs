@@ -129,7 +129,7 @@ pub(super) const FIELDS: &[Meaning] = &[
     ),
     (
         "ipvs.excludeCIDRs",
-        "virtual servers in these ranges stay at cleanup",
+        "no effect: cleanup removes only virtual servers at addresses of `kube-ipvs0`",
         "",
     ),
     (
