@@ -17,6 +17,7 @@ use crate::run::{output, root, run};
 use crate::tools;
 
 pub(crate) mod helm;
+pub(crate) mod node;
 #[cfg(test)]
 mod tests;
 
@@ -136,6 +137,17 @@ pub(crate) fn for_tests(versions: Versions) -> Result<Option<PathBuf>> {
         "SKIPPED: every test against a real API server, controllers and kube-proxy: Go is not installed"
     );
     Ok(None)
+}
+
+/// The folder with the newest release, for a cluster. One with older kube-proxies as well serves too, if it is there.
+pub(crate) fn newest() -> Result<PathBuf> {
+    let all = Versions::All.modules();
+    let key = key(&root()?.join("tests/control-plane"), &all)?;
+    let is_built = cache_folder("control-plane")?.join(key).exists();
+    build(&match is_built {
+        true => all,
+        false => Versions::Newest.modules(),
+    })
 }
 
 /// Builds all programs unless that has been done, and returns their folder, which holds each under its name and a

@@ -16,7 +16,7 @@ use crate::run::root;
 
 mod commit;
 mod layer;
-mod layout;
+pub(crate) mod layout;
 mod program;
 
 pub(crate) use commit::Commit;

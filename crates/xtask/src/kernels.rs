@@ -14,7 +14,7 @@ use crate::run::root;
 use crate::tools;
 
 mod machine;
-mod packages;
+pub(crate) mod packages;
 mod results;
 mod scenarios;
 

@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | test | bench | kernels | check | control-plane | image | release`.
+//! The project's commands: `cargo xtask demo | cluster | test | bench | kernels | check | control-plane | image | release`.
 //!
 //! Owns what surrounds the code: tools that must be installed, the gate, the order of things. Each command is a
 //! file of its own; none of them is needed at run time.
@@ -8,6 +8,7 @@ use clap::Parser;
 
 mod bench;
 mod check;
+mod cluster;
 mod control_plane;
 mod demo;
 mod image;
@@ -25,6 +26,8 @@ mod tools;
 enum Command {
     /// Show Portolan on real packets: two nodes, pods, a Service, no cluster needed (about a minute).
     Demo,
+    /// Run a Kubernetes cluster on this machine: kubeadm and kubelets in namespaces, Portolan by deploy/.
+    Cluster(cluster::Options),
     /// Run format, lints, directions, and the quick tests; --all and --nightly run more.
     Test(test::Options),
     /// Run the benchmarks with their floors and peers; see benches/README.md.
@@ -47,6 +50,7 @@ enum Command {
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Demo => demo::demo(),
+        Command::Cluster(options) => cluster::cluster(&options),
         Command::Test(options) => test::test(&options),
         Command::Bench { filter } => bench::bench(filter.as_deref()),
         Command::Kernels(options) => kernels::kernels(&options),

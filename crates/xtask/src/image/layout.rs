@@ -13,13 +13,13 @@ use tar::{Builder, Header};
 
 /// Blobs by their digest.
 #[derive(Default)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     blobs: BTreeMap<String, Vec<u8>>,
 }
 
 impl Layout {
     /// Adds a blob and returns its descriptor.
-    pub(super) fn add(&mut self, media_type: &str, content: Vec<u8>) -> Value {
+    pub(crate) fn add(&mut self, media_type: &str, content: Vec<u8>) -> Value {
         let digest = digest(&content);
         let descriptor = json!({
             "mediaType": media_type,
@@ -31,7 +31,7 @@ impl Layout {
     }
 
     /// Adds a document and returns its descriptor.
-    pub(super) fn add_json(&mut self, media_type: &str, document: &Value) -> Result<Value> {
+    pub(crate) fn add_json(&mut self, media_type: &str, document: &Value) -> Result<Value> {
         Ok(self.add(media_type, serde_json::to_vec(document)?))
     }
 
@@ -40,10 +40,23 @@ impl Layout {
         &self,
         folder: &Path,
         archive: &Path,
-        mut image: Value,
+        image: Value,
         name: &str,
         seconds: u64,
     ) -> Result<()> {
+        let files = self.files(image, name)?;
+        write_folder(folder, &files).with_context(|| format!("write {}", folder.display()))?;
+        let packed = pack(&files, seconds)?;
+        fs::write(archive, packed).with_context(|| format!("write {}", archive.display()))
+    }
+
+    /// The archive alone.
+    pub(crate) fn archive(&self, image: Value, name: &str) -> Result<Vec<u8>> {
+        pack(&self.files(image, name)?, 0)
+    }
+
+    /// What both hold, by path.
+    fn files(&self, mut image: Value, name: &str) -> Result<Vec<(String, Vec<u8>)>> {
         // containerd reads the first; podman and skopeo read the second.
         image["annotations"] = json!({
             "io.containerd.image.name": name,
@@ -67,9 +80,7 @@ impl Layout {
                 content.clone(),
             ));
         }
-        write_folder(folder, &files).with_context(|| format!("write {}", folder.display()))?;
-        let packed = pack(&files, seconds)?;
-        fs::write(archive, packed).with_context(|| format!("write {}", archive.display()))
+        Ok(files)
     }
 }
 
@@ -106,7 +117,7 @@ pub(super) fn digest_of_index(folder: &Path) -> Result<String> {
 }
 
 /// `sha256:` and the digest in hexadecimal.
-pub(super) fn digest(content: &[u8]) -> String {
+pub(crate) fn digest(content: &[u8]) -> String {
     format!("sha256:{}", hexadecimal(content))
 }
 

@@ -148,6 +148,17 @@ impl Store {
         Ok(self.program(release, "ipvsadm", "ipvsadm")?.1)
     }
 
+    /// A package of a release, unpacked without those it depends on, for programs that this machine's libraries serve.
+    pub(crate) fn package(&self, release: &str, package: &str) -> Result<PathBuf> {
+        let folder = self.folder.join(format!("{package}-of-{release}"));
+        if !folder.join("complete").exists() {
+            self.update(release)?;
+            self.fetch(release, package, &|_| false, &folder)?;
+            std::fs::write(folder.join("complete"), "")?;
+        }
+        Ok(folder)
+    }
+
     /// A program of another release with its own libraries, and its version.
     fn program(&self, release: &str, package: &str, program: &str) -> Result<(String, PathBuf)> {
         self.update(release)?;

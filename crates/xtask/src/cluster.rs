@@ -1,0 +1,255 @@
+//! `cargo xtask cluster`: a Kubernetes cluster on this machine, made by kubeadm, with Portolan as `deploy/` ships it.
+//!
+//! Owns the commands and the order of their steps. [`place`] has names and folders, [`parts`] what can be exchanged,
+//! [`programs`] what runs, [`images`] what containers are made of, [`network`] the wire between nodes, [`node`] what
+//! happens inside of one node, [`kubeadm`] its configuration, [`addons`] what is applied afterwards, [`down`] the end.
+//!
+//! Invariant: a node is a PID, mount, UTS and network namespace. Nothing outside of them changes but cgroups, names of
+//! namespaces and one folder of the cache, and all of these have the cluster's name. So two clusters never meet, and
+//! killing the first process of each node ends everything.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::tools;
+
+mod addons;
+mod down;
+mod images;
+mod kubeadm;
+mod network;
+mod node;
+mod parts;
+mod place;
+mod programs;
+
+use images::Images;
+use parts::{Overlay, ServiceProxy};
+use place::{Cluster, Node};
+use programs::Programs;
+
+/// Programs of this machine, and the packages that hold them.
+const NEEDED: &[(&str, &str)] = &[
+    ("runc", "runc"),
+    ("busybox", "busybox-static"),
+    ("nsenter", "util-linux"),
+    ("unshare", "util-linux"),
+];
+
+/// Which cluster, and what to do with it.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    action: Action,
+    /// Name of the cluster, to have several: lower-case letters and digits
+    #[arg(long, global = true, default_value = "try")]
+    name: String,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    /// Make a cluster and wait until its nodes are ready.
+    Up(Up),
+    /// Delete the cluster with everything that belongs to it.
+    Down,
+    /// Run a command on a node, with kubectl and ctr: exec node1 -- kubectl get pods -A.
+    Exec {
+        /// node1, node2, ...
+        node: String,
+        /// The command and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Print the path of the administrator's kubeconfig.
+    ///
+    /// The server in it answers in the cluster's network namespaces.
+    Kubeconfig,
+    /// Kill everything on a node, empty its network namespace, and start the node again.
+    Reboot {
+        /// node1, node2, ...
+        node: String,
+    },
+    /// Be the first process of a node.
+    #[command(hide = true)]
+    Node(node::Init),
+}
+
+/// What to make.
+#[derive(clap::Args)]
+struct Up {
+    /// Number of nodes
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
+    nodes: u8,
+    /// Program that carries Services
+    #[arg(long, value_enum, default_value = "portolan")]
+    proxy: ServiceProxy,
+    /// Program that carries packets between pods of different nodes
+    #[arg(long, value_enum, default_value = "portolan")]
+    overlay: Overlay,
+}
+
+/// Runs the command that the options name.
+pub(crate) fn cluster(options: &Options) -> Result<()> {
+    let cluster = Cluster::named(&options.name)?;
+    match &options.action {
+        Action::Node(init) => node::run(init),
+        Action::Up(wanted) => {
+            ensure!(
+                !cluster.exists(),
+                "a cluster {0} exists: end it by `cargo xtask cluster down --name {0}`, or give another --name",
+                options.name
+            );
+            up(&cluster, wanted).with_context(|| {
+                format!(
+                    "the cluster is left as it is, for a look: logs are in {}; `cargo xtask cluster down --name {}` ends it",
+                    cluster.folder.display(),
+                    options.name
+                )
+            })
+        }
+        Action::Down => Steps::start().run("delete the cluster", || down::down(&cluster)),
+        Action::Exec { node, command } => {
+            let Some((program, args)) = command.split_first() else {
+                bail!("no command");
+            };
+            let error = cluster.node(node)?.command(program)?.args(args).exec();
+            Err(error).context("start nsenter")
+        }
+        Action::Kubeconfig => {
+            println!("{}", cluster.first()?.kubeconfig().display());
+            Ok(())
+        }
+        Action::Reboot { node } => reboot(&cluster.node(node)?),
+    }
+}
+
+/// Makes the cluster, step by step.
+fn up(cluster: &Cluster, wanted: &Up) -> Result<()> {
+    tools::ensure()?;
+    tools::ensure_also(NEEDED)?;
+    let mut steps = Steps::start();
+    let programs = steps.run("programs", Programs::get)?;
+    let images = steps.run("images", || {
+        Images::get(&programs, wanted.proxy, wanted.overlay)
+    })?;
+    let nodes: Vec<Node> = (1..=wanted.nodes)
+        .map(|number| cluster.new_node(number))
+        .collect();
+    steps.run("network", || network::make(cluster, &nodes))?;
+    steps.run("containerd", || {
+        nodes
+            .iter()
+            .try_for_each(|node| node::start(node, &programs, &images.pause))?;
+        each(&nodes, node::wait_for_containerd)
+    })?;
+    steps.run("import images", || each(&nodes, |node| images.import(node)))?;
+    let (first, others) = nodes.split_first().context("no node")?;
+    steps.run("kubeadm init", || {
+        kubeadm::init(first, &programs, wanted.proxy)
+    })?;
+    if !others.is_empty() {
+        steps.run("kubeadm join", || each(others, kubeadm::join))?;
+    }
+    steps.run("apply manifests", || {
+        addons::apply(first, wanted.proxy, wanted.overlay)
+    })?;
+    steps.run("wait for nodes and pods", || {
+        addons::wait(first, wanted.proxy, wanted.overlay)
+    })?;
+    eprintln!("{:6.1} s in all. Try:", steps.start.elapsed().as_secs_f64());
+    let name = match cluster.name.as_str() {
+        "try" => String::new(),
+        name => format!(" --name {name}"),
+    };
+    eprintln!("  cargo xtask cluster exec{name} node1 -- kubectl get pods -A -o wide");
+    Ok(())
+}
+
+/// What a power cut does to a node, and what happens at its next start.
+fn reboot(node: &Node) -> Result<()> {
+    let mut steps = Steps::start();
+    let programs = Programs::get()?;
+    steps.run("stop", || down::stop(node))?;
+    steps.run("network", || network::renew(node))?;
+    steps.run("start", || {
+        node::start_again(node, &programs)?;
+        node::wait_for_containerd(node)
+    })
+}
+
+/// Does it for all nodes at once.
+fn each(nodes: &[Node], act: impl Fn(&Node) -> Result<()> + Sync) -> Result<()> {
+    let act = &act;
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = nodes
+            .iter()
+            .map(|node| scope.spawn(move || act(node).with_context(|| node.name())))
+            .collect();
+        runs.into_iter().try_for_each(|run| {
+            run.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
+/// Shows each step with the time it took.
+struct Steps {
+    start: Instant,
+}
+
+impl Steps {
+    fn start() -> Steps {
+        Steps {
+            start: Instant::now(),
+        }
+    }
+
+    fn run<T>(&mut self, name: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let done = act().with_context(|| format!("step `{name}` failed"))?;
+        eprintln!("{:6.1} s  {name}", start.elapsed().as_secs_f64());
+        Ok(done)
+    }
+}
+
+/// Tries until it succeeds; after the time limit the last error is the result.
+fn until<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let end = Instant::now() + limit;
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(200)),
+            done => return done,
+        }
+    }
+}
+
+/// Runs it with its output at the end of a log, which an error names and shows the end of.
+fn logged(command: &mut Command, node: &Node, input: Stdio) -> Result<()> {
+    let path = node.log("commands");
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&path)?;
+    let status = command
+        .stdin(input)
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .status()
+        .with_context(|| format!("start {:?}", command.get_program()))?;
+    if status.success() {
+        return Ok(());
+    }
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let end = lines
+        .get(lines.len().saturating_sub(12)..)
+        .unwrap_or_default();
+    bail!(
+        "{status}; {} ends with:\n{}",
+        path.display(),
+        end.join("\n")
+    )
+}

@@ -1,0 +1,24 @@
+//! kubelet and kubeadm, for `cargo xtask cluster`.
+//!
+//! They have a module and a folder of their own: the tests of the gate need neither, and wait for neither.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::{KUBERNETES, Module, build};
+
+pub(super) const MODULE: Module = Module {
+    folder: "node",
+    is_older: false,
+    cgo: false,
+    programs: &[
+        (KUBERNETES, "k8s.io/kubernetes/cmd/kubelet", "kubelet"),
+        (KUBERNETES, "k8s.io/kubernetes/cmd/kubeadm", "kubeadm"),
+    ],
+};
+
+/// Builds both unless that has been done, and returns their folder.
+pub(crate) fn programs() -> Result<PathBuf> {
+    build(&[&MODULE])
+}
