@@ -86,7 +86,7 @@ impl Images {
             let flanneld = programs.control_plane.join("flanneld");
             let mut flannel = Spec::of(FLANNEL.to_owned(), "flanneld", flanneld.clone());
             flannel.programs.extend(libraries(&flanneld)?);
-            common.push(flannel.with_nft()?);
+            common.push(flannel.with_nft()?.with_iptables()?);
         }
         let made = |specs: &[Spec]| specs.iter().map(Spec::make).collect::<Result<Vec<_>>>();
         let mut images = Images {
@@ -157,6 +157,31 @@ impl Spec {
         let nft = tools::find("nft").context("no program `nft`")?;
         self.programs.extend(libraries(&nft)?);
         self.programs.push(("usr/sbin/nft".to_owned(), nft));
+        Ok(self)
+    }
+
+    /// With this machine's iptables, for both families, and its extensions.
+    fn with_iptables(mut self) -> Result<Spec> {
+        for program in ["iptables", "ip6tables"] {
+            let file = tools::find(program).with_context(|| format!("no program `{program}`"))?;
+            for library in libraries(&file)? {
+                if !self.programs.contains(&library) {
+                    self.programs.push(library);
+                }
+            }
+            self.programs.push((format!("usr/sbin/{program}"), file));
+        }
+        let library = self.programs.iter().map(|(_, file)| file);
+        let folder = library
+            .filter_map(|file| file.with_file_name("xtables").canonicalize().ok())
+            .next()
+            .context("no extensions of iptables")?;
+        for extension in fs::read_dir(folder)? {
+            let file = extension?.path();
+            let path = file.to_string_lossy();
+            let path = path.trim_start_matches('/').to_owned();
+            self.programs.push((path, file));
+        }
         Ok(self)
     }
 
