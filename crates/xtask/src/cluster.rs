@@ -27,7 +27,7 @@ mod place;
 mod programs;
 
 use images::Images;
-use parts::{Overlay, ServiceProxy};
+use parts::ServiceProxy;
 use place::{Cluster, Node};
 use programs::Programs;
 
@@ -86,9 +86,6 @@ struct Up {
     /// Program that carries Services
     #[arg(long, value_enum, default_value = "portolan")]
     proxy: ServiceProxy,
-    /// Program that carries packets between pods of different nodes
-    #[arg(long, value_enum, default_value = "portolan")]
-    overlay: Overlay,
 }
 
 /// Runs the command that the options name.
@@ -132,9 +129,7 @@ fn up(cluster: &Cluster, wanted: &Up) -> Result<()> {
     tools::ensure_also(NEEDED)?;
     let mut steps = Steps::start();
     let programs = steps.run("programs", Programs::get)?;
-    let images = steps.run("images", || {
-        Images::get(&programs, wanted.proxy, wanted.overlay)
-    })?;
+    let images = steps.run("images", || Images::get(&programs, wanted.proxy))?;
     let nodes: Vec<Node> = (1..=wanted.nodes)
         .map(|number| cluster.new_node(number))
         .collect();
@@ -153,11 +148,9 @@ fn up(cluster: &Cluster, wanted: &Up) -> Result<()> {
     if !others.is_empty() {
         steps.run("kubeadm join", || each(others, kubeadm::join))?;
     }
-    steps.run("apply manifests", || {
-        addons::apply(first, wanted.proxy, wanted.overlay)
-    })?;
+    steps.run("apply manifests", || addons::apply(first, wanted.proxy))?;
     steps.run("wait for nodes and pods", || {
-        addons::wait(first, wanted.proxy, wanted.overlay)
+        addons::wait(first, wanted.proxy)
     })?;
     eprintln!("{:6.1} s in all. Try:", steps.start.elapsed().as_secs_f64());
     let name = match cluster.name.as_str() {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tar::{Builder, EntryType, Header};
 
 use super::node;
-use super::parts::{Overlay, ServiceProxy};
+use super::parts::ServiceProxy;
 use super::place::Node;
 use super::programs::Programs;
 use crate::control_plane::cache_folder;
@@ -27,7 +27,6 @@ use crate::tools;
 const MADE_AS: u32 = 1;
 
 pub(super) const BUSYBOX: &str = "localhost/busybox:1";
-pub(super) const FLANNEL: &str = "localhost/flannel:1";
 
 /// Only the first node runs these.
 const CONTROL_PLANE: [&str; 4] = [
@@ -59,11 +58,7 @@ struct Spec {
 
 impl Images {
     /// Makes what is missing.
-    pub(super) fn get(
-        programs: &Programs,
-        proxy: ServiceProxy,
-        overlay: Overlay,
-    ) -> Result<Images> {
+    pub(super) fn get(programs: &Programs, proxy: ServiceProxy) -> Result<Images> {
         let names = names(programs)?;
         let named = |program: &str| -> Result<String> {
             let is_wanted = |name: &&String| name.contains(&format!("/{program}:"));
@@ -82,22 +77,16 @@ impl Images {
             let kube_proxy = Spec::of(named("kube-proxy")?, "kube-proxy", programs.kube_proxy()?);
             common.push(kube_proxy.with_nft()?);
         }
-        if overlay == Overlay::Flannel {
-            let flanneld = programs.control_plane.join("flanneld");
-            let mut flannel = Spec::of(FLANNEL.to_owned(), "flanneld", flanneld.clone());
-            flannel.programs.extend(libraries(&flanneld)?);
-            common.push(flannel.with_nft()?.with_iptables()?);
-        }
         let made = |specs: &[Spec]| specs.iter().map(Spec::make).collect::<Result<Vec<_>>>();
         let mut images = Images {
             pause,
             control_plane: made(&control_plane)?,
             common: made(&common)?,
         };
-        if proxy == ServiceProxy::Portolan || overlay == Overlay::Portolan {
-            let made = std::env::var_os(image::VARIABLE).map(PathBuf::from);
-            images.common.push(made.map_or_else(image::for_tests, Ok)?);
-        }
+        let portolan = std::env::var_os(image::VARIABLE).map(PathBuf::from);
+        images
+            .common
+            .push(portolan.map_or_else(image::for_tests, Ok)?);
         Ok(images)
     }
 
@@ -157,31 +146,6 @@ impl Spec {
         let nft = tools::find("nft").context("no program `nft`")?;
         self.programs.extend(libraries(&nft)?);
         self.programs.push(("usr/sbin/nft".to_owned(), nft));
-        Ok(self)
-    }
-
-    /// With this machine's iptables, for both families, and its extensions.
-    fn with_iptables(mut self) -> Result<Spec> {
-        for program in ["iptables", "ip6tables"] {
-            let file = tools::find(program).with_context(|| format!("no program `{program}`"))?;
-            for library in libraries(&file)? {
-                if !self.programs.contains(&library) {
-                    self.programs.push(library);
-                }
-            }
-            self.programs.push((format!("usr/sbin/{program}"), file));
-        }
-        let library = self.programs.iter().map(|(_, file)| file);
-        let folder = library
-            .filter_map(|file| file.with_file_name("xtables").canonicalize().ok())
-            .next()
-            .context("no extensions of iptables")?;
-        for extension in fs::read_dir(folder)? {
-            let file = extension?.path();
-            let path = file.to_string_lossy();
-            let path = path.trim_start_matches('/').to_owned();
-            self.programs.push((path, file));
-        }
         Ok(self)
     }
 

@@ -1,4 +1,4 @@
-//! The parts of a cluster that can be exchanged: what carries Services, and what carries packets between nodes.
+//! The part of a cluster that can be exchanged: what carries Services.
 
 /// What carries Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -11,21 +11,10 @@ pub(super) enum ServiceProxy {
     None,
 }
 
-/// What carries packets between pods of different nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Overlay {
-    /// Portolan, from `deploy/`.
-    Portolan,
-    /// flannel's vxlan.
-    Flannel,
-}
-
-/// The folder of `deploy/` that does this.
-pub(super) fn folder(proxy: ServiceProxy, overlay: Overlay) -> Option<&'static str> {
-    match (proxy, overlay) {
-        (ServiceProxy::Portolan, Overlay::Portolan) => Some("proxy-and-overlay"),
-        (ServiceProxy::Portolan, Overlay::Flannel) => Some("proxy"),
-        (ServiceProxy::KubeProxy | ServiceProxy::None, Overlay::Portolan) => Some("overlay-only"),
-        (ServiceProxy::KubeProxy | ServiceProxy::None, Overlay::Flannel) => None,
+/// The folder of `deploy/` that does this, and carries packets between nodes.
+pub(super) fn folder(proxy: ServiceProxy) -> &'static str {
+    match proxy {
+        ServiceProxy::Portolan => "proxy-and-overlay",
+        ServiceProxy::KubeProxy | ServiceProxy::None => "overlay-only",
     }
 }
