@@ -1,8 +1,8 @@
 //! What the running kernel can do, found out by trying, never by its version: distributions backport features to old
 //! kernels and omit modules from new ones.
 //!
-//! Owns the list of features and how each is tried. Most trials are batches without an end, which the kernel checks
-//! and forgets. What the kernel checks only when it commits, or silently ignores, is tried on a table that is created, read back and
+//! Owns the list of features and how each is tried. Most trials are part of one batch without an end, which the kernel
+//! checks and forgets; each on a table of its own, so that no refusal leads to another. What the kernel checks only when it commits, or silently ignores, is tried on a table that is created, read back and
 //! deleted again: dormant, so that no packet ever reaches it. The fallback for a missing feature is left to its users.
 //!
 //! Invariant: after [`Features::probe`] the ruleset is what it was, and no connection was touched.
@@ -13,7 +13,7 @@ use std::fmt;
 use netlink::{Answer, Reply, flag};
 use nix::errno::Errno;
 
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, TableFeatures};
 use crate::model::Family;
 use crate::transaction::CommitError;
 use crate::wire::abi::{conntrack, message};
@@ -64,6 +64,18 @@ impl Feature {
         Feature::Fib,
         Feature::Comments,
         Feature::ConntrackFilter,
+    ];
+
+    /// Those whose messages the kernel refuses where it lacks them, without carrying them out.
+    const CHECKED: [Feature; 8] = [
+        Feature::TableOwner,
+        Feature::TablePersist,
+        Feature::NatByMap,
+        Feature::Masquerade,
+        Feature::SymHash,
+        Feature::IntervalConcatenation,
+        Feature::DynamicMaps,
+        Feature::Fib,
     ];
 
     /// A short name without spaces.
@@ -133,24 +145,17 @@ pub struct Features(BTreeMap<Feature, Trial>);
 type Trial = Result<(), Missing>;
 
 impl Features {
-    /// Tries everything, in the network namespace of the calling thread. Takes a few milliseconds; modules of the
-    /// kernel are loaded as rules would load them.
+    /// Tries everything, in the network namespace of the calling thread. Takes as long as a grace period of RCU, 16 ms and
+    /// more; modules of the kernel are loaded as rules would load them.
     ///
     /// Errors: [`CommitError::Netlink`]; EPERM without CAP_NET_ADMIN in this network namespace.
     pub fn probe() -> Result<Features, CommitError> {
         let mut kernel = Kernel::connect(TRIAL_TABLE.into())?;
-        let mut found = BTreeMap::new();
-        for feature in Feature::ALL {
-            let trial = match feature {
-                // Tried together, below: they can only be seen in a table that exists.
-                Feature::RejectInNat | Feature::Comments => continue,
-                Feature::ConntrackFilter => conntrack_filter(&mut kernel)?,
-                _ => kernel
-                    .attempt(false, |out| trial::write(feature, out))?
-                    .map_err(Missing::from),
-            };
-            found.insert(feature, trial);
-        }
+        let trials = kernel.attempt_each(&Feature::CHECKED, trial::write)?;
+        let trials = trials.into_iter().map(|trial| trial.map_err(Missing::from));
+        let mut found: BTreeMap<Feature, Trial> =
+            Feature::CHECKED.into_iter().zip(trials).collect();
+        found.insert(Feature::ConntrackFilter, conntrack_filter(&mut kernel)?);
         let owner = matches!(found.get(&Feature::TableOwner), Some(Ok(())));
         let (comments, reject) = in_a_table(&mut kernel, owner)?;
         found.insert(Feature::Comments, comments);
@@ -161,6 +166,15 @@ impl Features {
     /// Whether the kernel has it.
     pub fn has(&self, feature: Feature) -> bool {
         matches!(self.0.get(&feature), Some(Ok(())))
+    }
+
+    /// What tables can do, for [`Kernel::open_with`].
+    pub fn of_tables(&self) -> TableFeatures {
+        let persist = self.has(Feature::TablePersist);
+        TableFeatures {
+            owner: persist || self.has(Feature::TableOwner),
+            persist,
+        }
     }
 
     /// All of them in order, with the reason where one is missing.
@@ -183,7 +197,7 @@ impl Features {
 /// Comments are an attribute that old kernels ignore, and the hook of `reject` is checked at the commit. So a
 /// dormant table is created: it has no hooks. With an owner, nothing is left behind if the process is killed.
 fn in_a_table(kernel: &mut Kernel, owner: bool) -> Result<(Trial, Trial), CommitError> {
-    if let Err(answer) = kernel.attempt(true, |out| trial::add_dormant(out, owner))? {
+    if let Err(answer) = kernel.attempt(|out| trial::add_dormant(out, owner))? {
         let missing = Missing::from(answer);
         return Ok((Err(missing.clone()), Err(missing)));
     }
@@ -203,11 +217,9 @@ fn in_a_table(kernel: &mut Kernel, owner: bool) -> Result<(Trial, Trial), Commit
     } else {
         Err(Missing::Ignored)
     };
-    let reject = kernel
-        .attempt(true, trial::add_reject)?
-        .map_err(Missing::from);
+    let reject = kernel.attempt(trial::add_reject)?.map_err(Missing::from);
     // Nothing can be done about a refusal; an owned table is deleted with the socket.
-    let _ = kernel.attempt(true, trial::delete_table)?;
+    let _ = kernel.attempt(trial::delete_table)?;
     Ok((comments, reject))
 }
 

@@ -20,7 +20,7 @@ use crate::backend::{Adoption, Backend};
 use crate::model::{Element, Family, Name, Table};
 use crate::monitor::{Monitor, Mute};
 use crate::transaction::{CommitError, Culprit, Generation, Operation, TableContents, Transaction};
-use crate::wire::encode::{Batch, Encoder, TableFlags};
+use crate::wire::encode::{Batch, Encoder, TRIAL_TABLE, TableFlags};
 use crate::wire::header::header;
 
 pub use reading::read_generation;
@@ -83,14 +83,42 @@ impl Kernel {
     ///
     /// Errors: [`CommitError::Netlink`]; EPERM without CAP_NET_ADMIN in this network namespace.
     pub fn open(config: KernelConfig) -> Result<Self, CommitError> {
-        let mut kernel = Kernel::connect(config.table)?;
-        let persist = kernel.would_create_table(TableFlags::PERSISTENT)?;
-        let owner = persist || kernel.would_create_table(TableFlags::TIED)?;
-        kernel.features = TableFeatures { owner, persist };
-        if config.owner && persist {
-            kernel.flags = TableFlags::PERSISTENT;
-        }
+        let mut kernel = Kernel::connect(config.table.clone())?;
+        let flags = [TableFlags::TIED, TableFlags::PERSISTENT];
+        let trials = kernel.attempt_each(&flags, |flags, out| out.trial_table(flags.bits(), ""))?;
+        let features = match trials.as_slice() {
+            [tied, persistent] => TableFeatures {
+                owner: tied.is_ok() || persistent.is_ok(),
+                persist: persistent.is_ok(),
+            },
+            _ => TableFeatures::default(),
+        };
+        kernel.set_features(&config, features);
         Ok(kernel)
+    }
+
+    /// Opens the socket where it is known what tables can do ([`crate::Features::of_tables`]): a trial takes as long as a
+    /// grace period of RCU, 16 ms and more.
+    ///
+    /// Errors: as [`Kernel::open`].
+    pub fn open_with(config: KernelConfig, features: TableFeatures) -> Result<Self, CommitError> {
+        let mut kernel = Kernel::connect(config.table.clone())?;
+        kernel.set_features(&config, features);
+        Ok(kernel)
+    }
+
+    /// Opens a socket that is to read tables of this name only.
+    ///
+    /// Errors: as [`Kernel::open`].
+    pub fn open_to_read(table: Name) -> Result<Self, CommitError> {
+        Kernel::connect(table)
+    }
+
+    fn set_features(&mut self, config: &KernelConfig, features: TableFeatures) {
+        self.features = features;
+        if config.owner && features.persist {
+            self.flags = TableFlags::PERSISTENT;
+        }
     }
 
     /// Opens a socket whose tables the kernel deletes when the socket closes, however the process ends (Linux 5.12;
@@ -145,25 +173,53 @@ impl Kernel {
         self.sent
     }
 
-    /// Whether the kernel would create a table with these flags.
-    fn would_create_table(&mut self, flags: TableFlags) -> Result<bool, CommitError> {
-        let trial = self.attempt(false, |out| out.trial_table(flags.bits(), ""))?;
-        Ok(trial.is_ok())
-    }
-
-    /// Sends messages about the trial table and returns the kernel's refusal of the first that it refuses. Unless
-    /// `carried_out`, the kernel only checks them.
+    /// Carries out messages about the trial table, unless the kernel refuses one; then returns the first refusal.
     pub(crate) fn attempt(
         &mut self,
-        carried_out: bool,
         fill: impl FnOnce(&mut Encoder<'_>),
     ) -> Result<Result<(), Answer>, CommitError> {
         let sequence = self.connection.next_sequence();
-        self.batch.encode_trial(sequence, carried_out, fill);
+        self.batch.encode_trial(sequence, fill);
         Ok(match self.exchange()? {
             Outcome::Acknowledged => Ok(()),
             Outcome::Refused { answer, .. } => Err(answer),
         })
+    }
+
+    /// Sends messages about a trial table for each item and returns the kernel's first refusal of each. All are one batch
+    /// that the kernel only checks, because it waits for a grace period of RCU at the end of each batch.
+    pub(crate) fn attempt_each<T: Copy>(
+        &mut self,
+        items: &[T],
+        fill: impl FnMut(T, &mut Encoder<'_>),
+    ) -> Result<Vec<Result<(), Answer>>, CommitError> {
+        let named = (0..).zip(items);
+        let named: Vec<(T, String)> = named
+            .map(|(position, item)| (*item, format!("{TRIAL_TABLE}_{position}")))
+            .collect();
+        let sequence = self.connection.next_sequence();
+        self.batch.encode_trials(sequence, &named, fill);
+        let batch = &self.batch;
+        let mut found: Vec<Result<(), Answer>> = items.iter().map(|_| Ok(())).collect();
+        let mut all = None;
+        let refused = |position: u32, answer: Answer| {
+            let item = batch.operation(sequence.wrapping_add(position));
+            match item.and_then(|item| found.get_mut(item)) {
+                Some(slot) if slot.is_ok() => *slot = Err(answer),
+                Some(_) => {}
+                // The beginning of the batch has position 0, and stands for the whole.
+                None => all = Some(answer),
+            }
+            position != 0
+        };
+        let answered = self
+            .connection
+            .send_batch(batch.bytes(), batch.last_sequence(), refused)?;
+        match all {
+            Some(answer) => Err(failed("try features")(Errno::from_raw(answer.errno)).into()),
+            None if answered => Ok(found),
+            None => Err(failed("await the acknowledgement")(Errno::ENOBUFS).into()),
+        }
     }
 
     /// Sends one request outside of batches.

@@ -1,6 +1,7 @@
 //! A kernel socket and the monitor of its tables, opened together.
 
-use crate::kernel::{Kernel, KernelConfig};
+use crate::kernel::{Kernel, KernelConfig, TableFeatures};
+use crate::model::Name;
 use crate::monitor::Monitor;
 use crate::transaction::CommitError;
 
@@ -19,7 +20,16 @@ impl Tables {
     /// Errors: as [`Kernel::open`].
     pub fn open(config: KernelConfig) -> Result<Self, CommitError> {
         let table = config.table.clone();
-        let mut kernel = Kernel::open(config)?;
+        Tables::with(Kernel::open(config)?, table)
+    }
+
+    /// The same where it is known what tables can do.
+    pub fn open_with(config: KernelConfig, features: TableFeatures) -> Result<Self, CommitError> {
+        let table = config.table.clone();
+        Tables::with(Kernel::open_with(config, features)?, table)
+    }
+
+    fn with(mut kernel: Kernel, table: Name) -> Result<Self, CommitError> {
         let monitor = Monitor::open(table, kernel.port())?;
         kernel.mute_during_large_commits(&monitor)?;
         Ok(Tables { kernel, monitor })

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use nft::{Bytes, KernelConfig};
+use nft::Bytes;
 use tokio_util::sync::CancellationToken;
 use vxlan_overlay::{ARRIVED, TABLE};
 
@@ -136,11 +136,7 @@ impl Shared {
     fn counted(&self, peer: &Target) -> Option<u64> {
         let mut kernel = lock(&self.kernel);
         if kernel.is_none() {
-            let config = KernelConfig {
-                table: TABLE.into(),
-                owner: false,
-            };
-            *kernel = nft::Kernel::open(config).ok();
+            *kernel = nft::Kernel::open_to_read(TABLE.into()).ok();
         }
         let open = kernel.as_mut()?;
         let mut all = None;

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use nft::{Bytes, CommitError, Family, Kernel, KernelConfig};
+use nft::{Bytes, CommitError, Family, Kernel};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -63,10 +63,7 @@ impl Counters {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let table = match &mut *table {
             Some(table) => table,
-            none => none.insert(Kernel::open(KernelConfig {
-                table: layout::TABLE.into(),
-                owner: false,
-            })?),
+            none => none.insert(Kernel::open_to_read(layout::TABLE.into())?),
         };
         let mut all = HashMap::new();
         for family in Family::ALL {

@@ -29,10 +29,13 @@ pub(crate) fn open(parts: &Parts, own: bool, without: &[Feature]) -> Result<Tabl
     let nft::Tables {
         kernel,
         mut monitor,
-    } = nft::Tables::open(KernelConfig {
-        table: layout::TABLE.into(),
-        owner: own && features.has(Feature::TablePersist),
-    })
+    } = nft::Tables::open_with(
+        KernelConfig {
+            table: layout::TABLE.into(),
+            owner: own && features.has(Feature::TablePersist),
+        },
+        features.of_tables(),
+    )
     .context("cannot open the nftables sockets; run with CAP_NET_ADMIN")?;
     let guard = own.then(|| guard::set_up(&features)).flatten();
     let (sender, foreign) = unbounded_channel();

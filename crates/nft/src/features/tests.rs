@@ -41,12 +41,35 @@ fn this_kernel_has_what_its_tables_need() {
 }
 
 #[test]
+fn a_refused_feature_leaves_the_other_trials_alone() {
+    in_namespace(|| {
+        let mut kernel = Kernel::connect(TRIAL_TABLE.into()).unwrap();
+        let flags_nobody_knows = 1 << 30;
+        let tried = [0, flags_nobody_knows, 0, flags_nobody_knows, 1];
+        let trials = kernel
+            .attempt_each(&tried, |flags, out| {
+                out.trial_table(flags, "");
+                trial::add_chain(out, None, "");
+            })
+            .unwrap();
+        let accepted: Vec<bool> = trials.iter().map(Result::is_ok).collect();
+        assert_eq!(accepted, [true, false, true, false, true]);
+        let refused = trials.iter().find_map(|trial| trial.as_ref().err());
+        assert_eq!(
+            refused.map(|answer| answer.errno),
+            Some(Errno::EOPNOTSUPP as i32)
+        );
+        assert_eq!(nft(&["list", "ruleset"], "").unwrap(), "");
+    });
+}
+
+#[test]
 fn a_rule_at_a_hook_where_it_is_invalid_is_refused() {
     in_namespace(|| {
         let mut kernel = Kernel::connect(TRIAL_TABLE.into()).unwrap();
         // Hook postrouting: `reject` has no place there on any kernel.
         let refused = kernel
-            .attempt(true, |out| {
+            .attempt(|out| {
                 out.trial_table(1, "");
                 trial::add_chain(out, Some((4, 1000)), "");
                 trial::add_reject(out);

@@ -20,7 +20,7 @@ const ADDRESS: u32 = 4;
 const PROTOCOL: u32 = 4;
 const PORT: u32 = 4;
 
-/// Messages that the kernel accepts if it has the feature.
+/// Messages that the kernel accepts if it has the feature. Each feature has a table of its own.
 pub(crate) fn write(feature: Feature, out: &mut Encoder<'_>) {
     match feature {
         Feature::TableOwner => return out.trial_table(TableFlags::TIED.bits(), ""),
@@ -108,10 +108,13 @@ pub(crate) fn add_reject(out: &mut Encoder<'_>) {
 
 /// Deletes the table.
 pub(crate) fn delete_table(out: &mut Encoder<'_>) {
-    out.message(message::DEL_TABLE, 0, put_table);
+    let table = out.table;
+    out.message(message::DEL_TABLE, 0, |out| {
+        out.put_str(abi::table::NAME, table)
+    });
 }
 
-/// The table's name; in a request for chains or for the table.
+/// The name of the dormant table; in a request for chains or for the table.
 pub(crate) fn put_table(out: &mut Writer) {
     out.put_str(abi::table::NAME, TRIAL_TABLE);
 }
@@ -154,8 +157,9 @@ pub(crate) fn conntrack_filter(out: &mut Writer) {
 }
 
 pub(crate) fn add_chain(out: &mut Encoder<'_>, hook: Option<(u32, u32)>, comment: &str) {
+    let table = out.table;
     out.message(message::NEW_CHAIN, flag::CREATE, |out| {
-        out.put_str(abi::chain::TABLE, TRIAL_TABLE);
+        out.put_str(abi::chain::TABLE, table);
         out.put_str(abi::chain::NAME, CHAIN);
         if let Some((number, priority)) = hook {
             out.put_str(abi::chain::TYPE, chain_type(Hook::NatPrerouting));
@@ -176,8 +180,9 @@ fn put_comment(kind: u16, comment: &str, out: &mut Writer) {
 
 /// A set; `fields` are the widths of a concatenation with ranges.
 fn add_set(out: &mut Encoder<'_>, flags: u32, key: u32, data: Option<u32>, fields: &[u32]) {
+    let table = out.table;
     out.message(message::NEW_SET, flag::CREATE, |out| {
-        out.put_str(abi::set::TABLE, TRIAL_TABLE);
+        out.put_str(abi::set::TABLE, table);
         out.put_str(abi::set::NAME, SET);
         out.put_u32(abi::set::FLAGS, flags);
         // A type is a number that only nft reads.
@@ -203,8 +208,9 @@ fn add_set(out: &mut Encoder<'_>, flags: u32, key: u32, data: Option<u32>, field
 }
 
 fn add_rule(out: &mut Encoder<'_>, expressions: impl FnOnce(&mut Writer)) {
+    let table = out.table;
     out.message(message::NEW_RULE, flag::CREATE | flag::APPEND, |out| {
-        out.put_str(abi::rule::TABLE, TRIAL_TABLE);
+        out.put_str(abi::rule::TABLE, table);
         out.put_str(abi::rule::CHAIN, CHAIN);
         out.nest(abi::rule::EXPRESSIONS, expressions);
     });

@@ -109,25 +109,36 @@ impl Batch {
         Ok(())
     }
 
-    /// Encodes messages written by hand, on [`TRIAL_TABLE`]. Without its end a batch is never carried out: the kernel
-    /// checks each message, answers, and forgets.
-    pub(crate) fn encode_trial(
+    /// Encodes messages written by hand, on [`TRIAL_TABLE`].
+    pub(crate) fn encode_trial(&mut self, sequence: u32, fill: impl FnOnce(&mut Encoder<'_>)) {
+        self.begin(sequence);
+        fill(&mut self.trial(TRIAL_TABLE, 0));
+        self.ask_for_answer();
+        self.frame(batch::END);
+    }
+
+    /// Encodes messages written by hand for each item, each on a table of the given name. The position of an item is its
+    /// operation. Without its end a batch is never carried out: the kernel checks each message, answers, and forgets.
+    pub(crate) fn encode_trials<T: Copy>(
         &mut self,
         sequence: u32,
-        carried_out: bool,
-        fill: impl FnOnce(&mut Encoder<'_>),
+        items: &[(T, String)],
+        mut fill: impl FnMut(T, &mut Encoder<'_>),
     ) {
         self.begin(sequence);
-        fill(&mut Encoder {
-            batch: self,
-            table: TRIAL_TABLE,
-            family: Family::Ip,
-            operation: 0,
-            flags: TableFlags::default(),
-        });
+        for (operation, (item, table)) in items.iter().enumerate() {
+            fill(*item, &mut self.trial(table, operation));
+        }
         self.ask_for_answer();
-        if carried_out {
-            self.frame(batch::END);
+    }
+
+    fn trial<'a>(&'a mut self, table: &'a str, operation: usize) -> Encoder<'a> {
+        Encoder {
+            batch: self,
+            table,
+            family: Family::Ip,
+            operation,
+            flags: TableFlags::default(),
         }
     }
 
