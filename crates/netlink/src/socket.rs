@@ -41,6 +41,13 @@ sockopt_impl!(
     bool
 );
 sockopt_impl!(
+    AttachFilter,
+    SetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_ATTACH_FILTER,
+    libc::sock_fprog
+);
+sockopt_impl!(
     JoinGroup,
     SetOnly,
     libc::SOL_NETLINK,
@@ -57,6 +64,9 @@ sockopt_impl!(
 
 /// The kernel fills dumps up to 32 kB a datagram, more when it has once seen a longer buffer.
 const RECEIVE: usize = 64 << 10;
+
+/// Offset of `nlmsg_pid` in `struct nlmsghdr`.
+const PORT_OFFSET: u32 = 12;
 
 /// What a socket talks to (netlink(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +139,39 @@ impl Socket {
     /// Joins a multicast group.
     pub fn join(&self, group: i32) -> Result<(), Error> {
         setsockopt(&self.fd, JoinGroup, &group).map_err(failed("join a group"))
+    }
+
+    /// Has the kernel drop datagrams that begin with a message of this port: notifications of what another socket of this
+    /// process requested. They would only wake the reader. Nothing changes when the kernel refuses.
+    pub fn drop_messages_of(&self, port: u32) {
+        let statement = |code: u32, k: u32, if_true: u8, if_false: u8| libc::sock_filter {
+            code: code as u16,
+            jt: if_true,
+            jf: if_false,
+            k,
+        };
+        // A load reads a big-endian word, and headers are in the order of the machine.
+        let mut program = [
+            statement(
+                libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+                PORT_OFFSET,
+                0,
+                0,
+            ),
+            statement(
+                libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+                port.to_be(),
+                0,
+                1,
+            ),
+            statement(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+            statement(libc::BPF_RET | libc::BPF_K, u32::MAX, 0, 0),
+        ];
+        let program = libc::sock_fprog {
+            len: program.len() as u16,
+            filter: program.as_mut_ptr(),
+        };
+        let _ = setsockopt(&self.fd, AttachFilter, &program);
     }
 
     /// Membership in `group`, to be left and joined while another thread reads the socket.

@@ -1,8 +1,8 @@
 //! Reports changes that other processes make to our tables.
 //!
 //! A socket of its own in the group `NFNLGRP_NFTABLES`. Each notification carries the port id of the socket whose
-//! request led to it, so our own are recognized by the [`crate::Kernel`]'s port and skipped after their header; of
-//! foreign ones only the table's name is read. What changed is left to [`crate::Backend::list`].
+//! request led to it, so our own are recognized by the [`crate::Kernel`]'s port: a filter in the kernel drops them, so that
+//! our commits do not wake the reader. Of foreign ones only the table's name is read. What changed is left to [`crate::Backend::list`].
 //!
 //! The kernel ends the notifications of a transaction with the generation that it made (`nf_tables_gen_notify`). A
 //! foreign transaction is reported once, with that generation: who has read the table at that generation or later need
@@ -62,6 +62,8 @@ impl Monitor {
     pub fn open(table: Name, own_port: u32) -> Result<Self, CommitError> {
         let socket = Socket::open(NetlinkFamily::Netfilter)?;
         socket.set_receive_space(RECEIVE_SPACE)?;
+        // All messages of a datagram are of one transaction (`nft_commit_notify`), and so of one port.
+        socket.drop_messages_of(own_port);
         socket.join(NFNLGRP_NFTABLES)?;
         Ok(Monitor {
             socket,

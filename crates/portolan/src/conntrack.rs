@@ -1,19 +1,19 @@
 //! Deletes stale conntrack and affinity entries after a commit, on a thread of its own.
 //!
 //! The control loop hands over the checks that a commit needs ([`FlowCheck`]s and an [`AffinityCheck`]) and goes on.
-//! Checks that arrive meanwhile are batched; a check that failed is retried. [`service_dataplane`] decides what is stale,
-//! [`netfilter::Conntrack`] finds and deletes conntrack entries. Only the control loop writes the tables, so stale affinity
+//! Checks that arrive meanwhile are batched ([`orders`], [`pace`]); a check that failed is retried. [`service_dataplane`]
+//! decides what is stale, [`netfilter::Conntrack`] finds and deletes conntrack entries. Only the control loop writes the tables, so stale affinity
 //! entries go back to it ([`Forget`]), in pieces that delay no commit. Conntrack entries are checked after that: a flow
 //! that ended earlier could come back by its affinity entry.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use netfilter::Conntrack;
-use nft::{Backend, CommitError, Element, Family, Kernel, KernelConfig, Protocol};
+use nft::{Backend, CommitError, Element, Family, Kernel, Protocol};
 use service_dataplane::conntrack::{FlowCheck, FlowChecks};
 use service_dataplane::{AffinityCheck, SyncOutcome, affinity, layout};
 use tokio::sync::mpsc;
@@ -23,14 +23,15 @@ use crate::observer::{Commit, Observer};
 use crate::parts::Parts;
 
 mod challenge;
+mod orders;
+mod pace;
+
+use orders::Orders;
+use pace::Pace;
 
 /// Pause after a failure; a SYN is retransmitted after a second.
 const RETRY: Duration = Duration::from_millis(500);
-/// Pause after a check of conntrack entries, as a multiple of its duration. Changes meanwhile share the next check: the
-/// kernel walks all buckets of its table however few entries match (4 ms for 262,144), which must not add up.
-const REST: u32 = 19;
-/// Bounds of these pauses; kube-proxy checks once in its minimum sync period, 1 s.
-const PAUSE: Duration = Duration::from_millis(10);
+/// Upper bound of the pause after a check of affinity entries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Affinity entries in one piece: as many elements as a commit writes in 2 ms.
 const PIECE: usize = 512;
@@ -44,6 +45,13 @@ struct Order {
     flows: Vec<FlowCheck>,
     /// The addresses that serve node ports since that commit, sorted.
     node_addresses: Arc<[IpAddr]>,
+}
+
+impl Order {
+    /// Whether it cannot wait for checks that are planned already.
+    fn is_urgent(&self) -> bool {
+        !self.affinity.is_empty() || !self.flows.iter().all(FlowCheck::is_patient)
+    }
 }
 
 /// Affinity entries of removed endpoints, to be [deleted](service_dataplane::Dataplane::forget).
@@ -60,7 +68,13 @@ pub struct Forget {
 /// Hands checks to the conntrack thread, which ends when this is dropped.
 #[derive(Debug)]
 pub struct Cleaner {
-    orders: Sender<Order>,
+    orders: Arc<Orders>,
+}
+
+impl Drop for Cleaner {
+    fn drop(&mut self) {
+        self.orders.close();
+    }
 }
 
 /// Starts the thread, in the network namespace of the caller. The receiver gets the affinity entries to delete.
@@ -71,13 +85,11 @@ pub fn start(
     metrics: Arc<Metrics>,
 ) -> Result<(Cleaner, mpsc::UnboundedReceiver<Forget>)> {
     let conntrack = Conntrack::open().context("cannot open the conntrack socket")?;
-    let table = Kernel::open(KernelConfig {
-        table: layout::TABLE.into(),
-        owner: false,
-    })
-    .context("cannot open an nftables socket")?;
+    let table =
+        Kernel::open_to_read(layout::TABLE.into()).context("cannot open an nftables socket")?;
     let (forget, to_forget) = mpsc::unbounded_channel();
-    let (orders, receiver) = channel();
+    let orders = Arc::new(Orders::default());
+    let received = orders.clone();
     let worker = Worker {
         conntrack,
         table,
@@ -86,10 +98,12 @@ pub fn start(
         affinity: AffinityCheck::default(),
         flows: FlowChecks::default(),
         affinity_at: Instant::now(),
-        flows_at: Instant::now(),
+        prompt: Pace::default(),
+        patient: Pace::default(),
+        retry_at: None,
     };
     parts.thread("conntrack", move || {
-        worker.work(&receiver);
+        worker.work(&received);
         Ok(())
     })?;
     Ok((Cleaner { orders }, to_forget))
@@ -103,8 +117,7 @@ impl Observer for Cleaner {
         if affinity.is_empty() && flows.is_empty() {
             return;
         }
-        // The receiver is gone only when the daemon is ending.
-        let _ = self.orders.send(Order {
+        self.orders.add(Order {
             affinity: affinity.clone(),
             flows: flows.clone(),
             node_addresses: commit.facts.node_addresses.as_slice().into(),
@@ -122,24 +135,20 @@ struct Worker {
     flows: FlowChecks,
     /// Earliest time of the next affinity check: the pause is as long as the last check.
     affinity_at: Instant,
-    /// Earliest time of the next conntrack check, see [`REST`].
-    flows_at: Instant,
+    /// Paces checks of conntrack entries that should not wait.
+    prompt: Pace,
+    /// Paces checks of unanswered TCP connections alone, so that these do not delay others.
+    patient: Pace,
+    /// After a failure.
+    retry_at: Option<Instant>,
 }
 
 impl Worker {
-    fn work(mut self, orders: &Receiver<Order>) {
-        loop {
-            let order = match self.due() {
-                None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(at) => orders.recv_timeout(at.saturating_duration_since(Instant::now())),
-            };
-            match order {
-                Ok(order) => self.add(order),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-            while let Ok(order) = orders.try_recv() {
-                self.add(order);
+    fn work(mut self, orders: &Orders) {
+        while let Some(arrived) = orders.wait(self.due()) {
+            for order in arrived {
+                self.affinity.add(order.affinity);
+                self.flows.add(order.flows, order.node_addresses);
             }
             if self.due().is_some_and(|at| at <= Instant::now()) {
                 self.check();
@@ -147,54 +156,36 @@ impl Worker {
         }
     }
 
-    fn add(&mut self, order: Order) {
-        self.affinity.add(order.affinity);
-        self.flows.add(order.flows, order.node_addresses);
-    }
-
     /// When the next check is due. Affinity entries come first: their clients are sent to removed endpoints meanwhile.
     fn due(&self) -> Option<Instant> {
-        if !self.affinity.is_empty() {
-            Some(self.affinity_at)
-        } else if !self.flows.is_empty() {
-            Some(self.flows_at)
+        let now = Instant::now();
+        let at = if !self.affinity.is_empty() {
+            self.affinity_at
+        } else if self.flows.is_empty() {
+            return None;
+        } else if self.flows.is_patient() {
+            self.patient.due(now)
         } else {
-            None
-        }
+            self.prompt.due(now)
+        };
+        Some(self.retry_at.map_or(at, |retry| retry.max(at)))
     }
 
     fn check(&mut self) {
-        let start = Instant::now();
         let result = match self.affinity.is_empty() {
-            false => self.check_affinity().map(|entries| {
-                let elapsed = start.elapsed();
-                let elapsed_seconds = elapsed.as_secs_f64();
-                tracing::debug!(entries, elapsed_seconds, "checked affinity entries");
-                self.affinity = AffinityCheck::default();
-                self.affinity_at = Instant::now() + elapsed.min(LONGEST_PAUSE);
-            }),
-            true => self.check_flows().map(|deleted| {
-                let (frontends, elapsed) = (self.flows.len(), start.elapsed());
-                let elapsed_seconds = elapsed.as_secs_f64();
-                tracing::debug!(
-                    frontends,
-                    deleted,
-                    elapsed_seconds,
-                    "checked conntrack entries"
-                );
-                self.flows = FlowChecks::default();
-                self.flows_at = Instant::now() + rest(elapsed);
-            }),
+            false => self.check_affinity(),
+            true => self.check_flows(),
         };
+        self.retry_at = None;
         if let Err(error) = result {
             tracing::warn!(%error, retry_seconds = RETRY.as_secs_f64(), "cannot check affinity and conntrack entries; retrying");
-            self.affinity_at = Instant::now() + RETRY;
-            self.flows_at = self.affinity_at;
+            self.retry_at = Some(Instant::now() + RETRY);
         }
     }
 
     /// Has the affinity entries of removed endpoints deleted, and waits until they are.
-    fn check_affinity(&mut self) -> Result<usize, CommitError> {
+    fn check_affinity(&mut self) -> Result<(), CommitError> {
+        let start = Instant::now();
         let (done, all_done) = channel();
         let mut entries = 0;
         for family in self.affinity.families() {
@@ -212,11 +203,40 @@ impl Worker {
         }
         drop(done);
         let _ = all_done.recv_timeout(FORGET_LIMIT);
-        Ok(entries)
+        let elapsed = start.elapsed();
+        let elapsed_seconds = elapsed.as_secs_f64();
+        tracing::debug!(entries, elapsed_seconds, "checked affinity entries");
+        self.affinity = AffinityCheck::default();
+        self.affinity_at = Instant::now() + elapsed.min(LONGEST_PAUSE);
+        Ok(())
     }
 
     /// Deletes the conntrack entries that the checks condemn.
-    fn check_flows(&mut self) -> Result<usize, CommitError> {
+    fn check_flows(&mut self) -> Result<(), CommitError> {
+        let start = Instant::now();
+        let walks = self.conntrack.walks();
+        let deleted = self.delete_stale();
+        self.metrics
+            .conntrack_walked(self.conntrack.walks() - walks);
+        let deleted = deleted?;
+        let (frontends, end) = (self.flows.len(), Instant::now());
+        let elapsed_seconds = (end - start).as_secs_f64();
+        tracing::debug!(
+            frontends,
+            deleted,
+            elapsed_seconds,
+            "checked conntrack entries"
+        );
+        // Both kinds of checks are done, and either kind of look takes its time.
+        self.patient.looked(start, end);
+        if !self.flows.is_patient() {
+            self.prompt.looked(start, end);
+        }
+        self.flows = FlowChecks::default();
+        Ok(())
+    }
+
+    fn delete_stale(&mut self) -> Result<usize, CommitError> {
         let mut all = 0;
         for filter in self.flows.filters() {
             let start = Instant::now();
@@ -245,24 +265,5 @@ fn reset(connections: &[(SocketAddr, SocketAddr)]) {
         if let Err(error) = challenge::challenge(*client, *frontend) {
             tracing::debug!(%client, %frontend, %error, "cannot challenge the client; its next packet resets the connection");
         }
-    }
-}
-
-/// The pause after a check of this duration.
-fn rest(elapsed: Duration) -> Duration {
-    elapsed.saturating_mul(REST).clamp(PAUSE, LONGEST_PAUSE)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn checks_take_a_twentieth_of_the_time_at_most() {
-        for micros in [1, 100, 4_000, 50_000] {
-            let look = Duration::from_micros(micros);
-            assert!(look * 20 <= look + rest(look), "{look:?}");
-        }
-        assert_eq!(rest(Duration::from_secs(3)), Duration::from_secs(1));
     }
 }

@@ -25,11 +25,13 @@ use crate::metrics::Metrics;
 use crate::observer::{Commit, Observer};
 use crate::status::{SharedStatus, Status};
 
+mod commit_log;
 mod pace;
 mod problem_log;
 mod repairs;
 mod view;
 
+use commit_log::{CommitLog, Logged};
 use pace::Pace;
 use problem_log::ProblemLog;
 use repairs::Repairs;
@@ -115,6 +117,7 @@ pub struct Control<B> {
     pace: Pace,
     repairs: Repairs,
     problems: ProblemLog,
+    commits: CommitLog,
     reports: Reports,
     observers: Vec<Box<dyn Observer>>,
     listeners: Listeners,
@@ -151,6 +154,7 @@ impl<B: Backend> Control<B> {
             pace: Pace::default(),
             repairs: Repairs::default(),
             problems: ProblemLog::default(),
+            commits: CommitLog::default(),
             reports,
             observers,
             listeners: Listeners::default(),
@@ -223,7 +227,12 @@ impl<B: Backend> Control<B> {
     fn wake(&self, now: Instant) -> Option<Instant> {
         let commit = self.wants_commit() && self.is_complete();
         let commit = commit.then(|| self.pace.due(now).unwrap_or(now));
-        let times = [commit, self.repairs.due(now), self.listeners.due()];
+        let times = [
+            commit,
+            self.repairs.due(now),
+            self.listeners.due(),
+            self.commits.due(now),
+        ];
         times.into_iter().flatten().min()
     }
 
@@ -257,6 +266,7 @@ impl<B: Backend> Control<B> {
                 self.repair();
             }
         }
+        self.commits.write(now);
         self.publish();
     }
 
@@ -287,19 +297,18 @@ impl<B: Backend> Control<B> {
         self.facts_changed = false;
         self.config_changed = false;
         if let Some(outcome) = self.finish(start, result) {
-            let elapsed_seconds = start.elapsed().as_secs_f64();
-            let (elements, only) = (outcome.elements, only.as_ref().map(tracing::field::display));
+            let (elements, elapsed) = (outcome.elements, start.elapsed());
             if !std::mem::replace(&mut self.synced, true) {
+                let elapsed_seconds = elapsed.as_secs_f64();
                 tracing::info!(services, elements, elapsed_seconds, "initial sync complete");
             }
             if outcome.transactions > 0 {
-                tracing::info!(
+                self.commits.add(Logged {
                     services,
-                    service = only,
+                    only,
                     elements,
-                    elapsed_seconds,
-                    "committed"
-                );
+                    elapsed,
+                });
             }
         }
         if services >= memory::LARGE {

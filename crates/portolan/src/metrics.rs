@@ -90,6 +90,7 @@ metrics! {
         endpoints: Gauge = "Endpoints known";
         health_check_listeners: Gauge = "Health-check sockets listening for load balancers";
         health_check_listen_failures: Counter = "Health-check sockets whose first bind failed";
+        conntrack_walks: Counter = "Walks of the kernel's conntrack table in search of stale entries";
         foreign_rules: Family<KindLabel, Gauge> = "Tables that may hold rules of kube-proxy that Portolan cannot remove, by kind";
         overlay_peers: Gauge = "Peers of the overlay";
         overlay_ready: Gauge = "1 while the overlay is in the kernel as planned, else 0";
@@ -201,6 +202,11 @@ impl Metrics {
             .conntrack_reconciler_deleted_entries
             .get_or_create(&label)
             .inc_by(deleted as u64);
+    }
+
+    /// Records walks of the kernel's conntrack table.
+    pub fn conntrack_walked(&self, walks: u64) {
+        self.own.conntrack_walks.inc_by(walks);
     }
 
     /// Records a foreign change of the tables that was repaired.

@@ -63,6 +63,12 @@ impl FlowCheck {
         })
     }
 
+    /// Whether it is about unanswered TCP connections only. Their clients try again after a second at the earliest, so the
+    /// check may wait that long.
+    pub fn is_patient(&self) -> bool {
+        self.claim.protocol == Protocol::Tcp && !self.reset
+    }
+
     fn deletes(&self, flow: &Flow) -> bool {
         let serves = match &self.serving {
             Some(serving) => serves(serving, flow.answers_from),
@@ -106,6 +112,11 @@ impl FlowChecks {
         self.checks.len()
     }
 
+    /// Whether all of them may wait for a second, see [`FlowCheck::is_patient`].
+    pub fn is_patient(&self) -> bool {
+        self.checks.values().all(FlowCheck::is_patient)
+    }
+
     /// Adds the checks of one commit, together with the addresses that serve node ports since then (sorted).
     pub fn add(&mut self, checks: Vec<FlowCheck>, node_addresses: Arc<[IpAddr]>) {
         self.node_addresses = node_addresses;
@@ -124,7 +135,7 @@ impl FlowChecks {
                 protocol: check.claim.protocol,
                 destination: address.ip(),
                 port: Some(check.claim.port),
-                unanswered: check.claim.protocol == Protocol::Tcp && !check.reset,
+                unanswered: check.is_patient(),
             };
             let kind = (filter.family, filter.protocol as u8, filter.unanswered);
             kinds.entry(kind).or_default().push(filter);

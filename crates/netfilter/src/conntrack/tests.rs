@@ -187,6 +187,30 @@ fn unanswered_connection_attempts_are_distinguished() {
 }
 
 #[test]
+fn a_small_table_is_walked_for_attempts_only_if_it_has_some() {
+    in_tracked_namespace(|conntrack| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _connected = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let unanswered = FlowFilter {
+            unanswered: true,
+            ..FlowFilter::all(Family::Ip, Protocol::Tcp)
+        };
+        // An entry that comes or goes at this moment leads to a walk.
+        lab::wait_until("a look without a walk", Duration::from_secs(10), || {
+            let before = conntrack.walks();
+            assert_eq!(conntrack.delete(&unanswered, |_| true), Ok(0));
+            conntrack.walks() == before
+        })
+        .unwrap();
+        let nowhere = "192.0.2.1:80".parse().unwrap();
+        TcpStream::connect_timeout(&nowhere, Duration::from_millis(20)).unwrap_err();
+        let before = conntrack.walks();
+        assert_eq!(conntrack.delete(&unanswered, |_| true), Ok(1));
+        assert_eq!(conntrack.walks(), before + 1);
+    });
+}
+
+#[test]
 fn a_deletion_always_has_a_tuple() {
     // Without one it would flush the whole table.
     let mut out = Writer::default();
