@@ -1,12 +1,11 @@
-//! One file's text becomes objects and problems: a function of the text.
+//! One document of a file becomes objects and faults: a function of the document's text.
 //!
-//! A file that is not YAML (or JSON) gives an error only. In every other file an invalid object does not affect the other
-//! objects. The meaning of an object is decided by `service_model::wire`.
+//! Text that is not YAML (or JSON) gives an error only. In every other text an invalid object does not affect the other
+//! objects. The meaning of an object is decided by `service_model::wire`. Lines are counted from 1, in the document.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value};
 use serde_saphyr::{Location, MessageFormatter, Options, Spanned, UserMessageFormatter};
@@ -15,14 +14,16 @@ use service_model::{
     EndpointSlice, Invalid, Node, ObjectKind, ObjectName, Service, ServiceCidr, printable,
 };
 
+use smallvec::SmallVec;
+
 use super::line::Lines;
-use crate::{MAX_TEXT, Problem};
+use crate::MAX_TEXT;
 
 /// Nodes in one document: a list of 100,000 endpoints has about two million. Bounds memory.
 const MAX_NODES: usize = 16_000_000;
 /// Nodes that aliases may expand to, in one document: enough for shared labels, too few for a "billion laughs" file.
 const MAX_REPLAYED: usize = 100_000;
-/// How many problems of a file get the line of their field; further ones get the first line of their object.
+/// How many faults of a document get the line of their field; further ones get the first line of their object.
 const MAX_PLACED: usize = 100;
 
 /// Identifies an object.
@@ -37,18 +38,18 @@ pub(super) enum Object {
     ServiceCidr(Arc<ServiceCidr>),
 }
 
-/// The contents of a file.
+/// The contents of a document.
 #[derive(Debug, Default)]
-pub(super) struct Contents {
-    /// Objects of our kinds, in the order of the file.
-    pub(super) objects: Vec<Found>,
-    /// Documents that are not objects.
+pub(super) struct Parsed {
+    /// Objects of our kinds, in the order of the document.
+    pub(super) objects: SmallVec<[Found; 1]>,
+    /// Values that are not objects.
     pub(super) strays: Vec<Remark>,
     /// Kinds that are ignored, each at its first line.
     pub(super) ignored: Vec<Remark>,
 }
 
-/// A remark about a line of a file.
+/// A remark about a line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Remark {
     pub(super) line: usize,
@@ -62,65 +63,44 @@ impl Remark {
     }
 }
 
-/// An object as found in a file.
+/// An object as found in a document.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) key: Key,
     /// First line.
     pub(super) line: usize,
-    /// `None`: the object is invalid, see `problems`.
+    /// `None`: the object is invalid, see `faults`.
     pub(super) object: Option<Object>,
-    pub(super) problems: Vec<Problem>,
+    pub(super) faults: Vec<Fault>,
 }
 
-/// Parses the text of a file. The error is at the line at which the file stops being YAML.
+/// An invalid object or field.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) line: usize,
+    pub(super) invalid: Invalid,
+    /// The whole object is ignored.
+    pub(super) is_whole: bool,
+}
+
+/// Parses a document, with its separator, if it has one. The error is at the line at which it stops being YAML.
 pub(super) fn read(
-    path: &Path,
     text: &str,
     node_ports: &RangeInclusive<u16>,
-    context: &mut ConversionContext,
-) -> Result<Contents, Remark> {
+    context: &Mutex<ConversionContext>,
+) -> Result<Parsed, Remark> {
     let mut reader = Reader {
-        path,
-        lines: Lines::of(text),
+        text,
+        lines: None,
         node_ports,
         context,
         placed: 0,
-        contents: Contents::default(),
+        parsed: Parsed::default(),
     };
-    for (before, document) in documents(text) {
-        for (value, line) in
-            parse(document).map_err(|error| Remark::new(before + error.line, error.reason))?
-        {
-            let line = before + line;
-            reader.node(value, line, String::new(), line, None);
-        }
+    for (value, line) in parse(text)? {
+        reader.node(value, line, String::new(), line, None);
     }
-    Ok(reader.contents)
-}
-
-/// The documents of a file, each with the number of lines before it and with its separator, if it has one:
-/// in YAML, three dashes at the start of a line can be nothing else. A file with directives (`%YAML`) stays
-/// whole, since they stand before the dashes.
-fn documents(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let has_directives = text.starts_with('%') || text.contains("\n%");
-    let mut rest = (!text.is_empty()).then_some(text);
-    let mut lines = 0;
-    std::iter::from_fn(move || {
-        let here = rest?;
-        let end = here
-            .match_indices("\n---")
-            .map(|(at, _)| at + 1)
-            .find(|at| {
-                let after = here.as_bytes().get(at + 3);
-                !has_directives && after.is_none_or(u8::is_ascii_whitespace)
-            });
-        let (document, left) = end.map_or((here, None), |end| (&here[..end], Some(&here[end..])));
-        let before = lines;
-        lines += document.bytes().filter(|byte| *byte == b'\n').count();
-        rest = left;
-        Some((before, document))
-    })
+    Ok(reader.parsed)
 }
 
 /// The values of a document (none, if it is empty) with their lines, from 1.
@@ -168,12 +148,13 @@ fn options() -> Options {
 }
 
 struct Reader<'a> {
-    path: &'a Path,
-    lines: Lines<'a>,
+    text: &'a str,
+    /// Found when first needed.
+    lines: Option<Lines<'a>>,
     node_ports: &'a RangeInclusive<u16>,
-    context: &'a mut ConversionContext,
+    context: &'a Mutex<ConversionContext>,
     placed: usize,
-    contents: Contents,
+    parsed: Parsed,
 }
 
 /// Position of an object: the line of its document's root, its path in the document, its own line.
@@ -203,7 +184,7 @@ impl Reader<'_> {
         default: Option<&(String, String)>,
     ) {
         let Value::Object(object) = value else {
-            return self.contents.strays.push(Remark::new(
+            return self.parsed.strays.push(Remark::new(
                 line,
                 "not an object: a mapping with apiVersion and kind is expected",
             ));
@@ -214,9 +195,9 @@ impl Reader<'_> {
             line,
         };
         match claim(&object, default) {
-            Claim::Refused(reason) => self.contents.strays.push(Remark::new(line, reason)),
+            Claim::Refused(reason) => self.parsed.strays.push(Remark::new(line, reason)),
             Claim::Foreign(kind) => {
-                let ignored = &mut self.contents.ignored;
+                let ignored = &mut self.parsed.ignored;
                 if !ignored.iter().any(|known| known.reason == kind) {
                     ignored.push(Remark::new(line, kind));
                 }
@@ -236,14 +217,14 @@ impl Reader<'_> {
             Some(Value::Array(items)) => items,
             None | Some(Value::Null) => return,
             Some(_) => {
-                return self.contents.strays.push(Remark::new(
+                return self.parsed.strays.push(Remark::new(
                     position.line,
                     "items of the list is not a sequence",
                 ));
             }
         };
         let path = join(&position.path, "items");
-        let lines = self.lines.of_items(position.document, &path);
+        let lines = self.lines().of_items(position.document, &path);
         for (i, item) in items.into_iter().enumerate() {
             let line = lines.get(i).copied().unwrap_or(position.line);
             self.node(
@@ -308,28 +289,32 @@ impl Reader<'_> {
                 reason: clamped(error.inner()),
             })
             .and_then(|object| check(&object).map(|()| object))
-            .and_then(|object| object.into_model(self.context));
-        let (object, invalid, whole_object) = match converted {
+            .and_then(|object| {
+                let mut context = self.context.lock().unwrap_or_else(PoisonError::into_inner);
+                object.into_model(&mut context)
+            });
+        let (object, invalid, is_whole) = match converted {
             Ok(converted) => (Some(wrap(converted.object)), converted.warnings, false),
             Err(invalid) => (None, vec![invalid], true),
         };
-        let problems = invalid
+        let faults = invalid
             .into_iter()
-            .map(|invalid| {
-                let line = self.line(position, &invalid.field);
-                let at = Some((self.path.to_owned(), line));
-                match whole_object {
-                    true => Problem::Object { at, invalid },
-                    false => Problem::Field { at, invalid },
-                }
+            .map(|invalid| Fault {
+                line: self.line(position, &invalid.field),
+                invalid,
+                is_whole,
             })
             .collect();
-        self.contents.objects.push(Found {
+        self.parsed.objects.push(Found {
             key: (O::KIND, name),
             line: position.line,
             object,
-            problems,
+            faults,
         });
+    }
+
+    fn lines(&mut self) -> &Lines<'_> {
+        self.lines.get_or_insert_with(|| Lines::of(self.text))
     }
 
     fn line(&mut self, position: &Position, field: &str) -> usize {
@@ -338,7 +323,7 @@ impl Reader<'_> {
             return position.line;
         }
         let found = self
-            .lines
+            .lines()
             .of_field(position.document, &join(&position.path, field));
         // A path through an alias ends early: use the object's line then.
         found.max(position.line)

@@ -1,4 +1,4 @@
-//! The files of a folder as they were last readable: reads files, and leaves their meaning to `document`.
+//! The files of a folder as they were last readable: reads files, and leaves their meaning to `contents`.
 //!
 //! A file is read after a notification that it was written, and when it differs from what was read before, but not while it
 //! is known to be written. A file that cannot be read or is not YAML keeps its last good contents. A difference without a
@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirEntry, File, Metadata, OpenOptions};
 use std::io::{self, Read};
-use std::ops::RangeInclusive;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,11 +16,14 @@ use std::time::{Duration, Instant};
 use service_model::wire::ConversionContext;
 
 use super::ManifestsConfig;
-use super::document::{self, Contents, Remark};
+use super::contents::{self, Contents, Rules, Text};
+use super::document::Remark;
 use crate::Problem;
 
 /// A file larger than this is refused: 100,000 endpoints take about 15 MB.
 const MAX_FILE: u64 = 64 << 20;
+/// Texts of this size together are in memory at a time, and are parsed together.
+const BATCH: usize = 16 << 20;
 /// See the module.
 pub(super) const GRACE: Duration = Duration::from_millis(30);
 
@@ -38,8 +40,7 @@ pub(super) struct Hints {
 #[derive(Debug)]
 pub(super) struct Folder {
     dir: PathBuf,
-    node_ports: RangeInclusive<u16>,
-    context: ConversionContext,
+    rules: Rules,
     /// By name: the order decides which of two files owns an object.
     files: BTreeMap<OsString, FileState>,
     /// Files that differ from what was read: how they look now (`None`: the file is gone), and since when.
@@ -111,8 +112,10 @@ impl Folder {
     pub(super) fn new(config: &ManifestsConfig) -> Self {
         Folder {
             dir: config.dir.clone(),
-            node_ports: config.node_ports.clone(),
-            context: ConversionContext::new(config.proxy_name.clone()),
+            rules: Rules::new(
+                config.node_ports.clone(),
+                ConversionContext::new(config.proxy_name.clone()),
+            ),
             files: BTreeMap::new(),
             differing: BTreeMap::new(),
             first: true,
@@ -139,6 +142,7 @@ impl Folder {
         self.differing
             .retain(|name, _| present.contains_key(name) || self.files.contains_key(name));
         let names: BTreeSet<_> = present.keys().chain(self.files.keys()).cloned().collect();
+        let mut to_read = Vec::new();
         for name in names {
             let there = present.get(&name).copied();
             match self.action(&name, there, hints, now) {
@@ -155,11 +159,12 @@ impl Folder {
             self.differing.remove(&name);
             refreshed.changed = true;
             if there.is_some() {
-                self.read(name);
+                to_read.push(name);
             } else {
                 self.files.remove(&name);
             }
         }
+        self.read(to_read);
         self.first = false;
         Ok(refreshed)
     }
@@ -222,36 +227,75 @@ impl Folder {
         Ok(present)
     }
 
-    fn read(&mut self, name: OsString) {
-        let path = self.dir.join(&name);
-        let file = self.files.entry(name).or_default();
-        let refused = match load(&path) {
-            Ok((seen, text)) => {
-                file.seen = Some(seen);
-                match document::read(&path, &text, &self.node_ports, &mut self.context) {
-                    Ok(contents) => {
-                        warn_of_ignored(&path, &contents, &file.contents);
-                        file.contents = contents;
-                        None
-                    }
-                    Err(Remark { line, reason }) => {
-                        Some((line, format!("cannot be parsed: {reason}")))
-                    }
+    fn read(&mut self, names: Vec<OsString>) {
+        let (mut loaded, mut size) = (Vec::new(), 0);
+        for name in names {
+            let path = self.dir.join(&name);
+            match load(&path) {
+                Ok((seen, text)) => {
+                    size += text.len();
+                    loaded.push(Loaded { name, seen, text });
+                }
+                Err((seen, reason)) => {
+                    let file = self.files.entry(name).or_default();
+                    file.seen = seen;
+                    let line = 0;
+                    file.problem = Some(Problem::File { path, line, reason });
                 }
             }
-            Err((seen, reason)) => {
-                file.seen = seen;
-                Some((0, reason))
+            if size >= BATCH {
+                self.parse(std::mem::take(&mut loaded));
+                size = 0;
             }
-        };
-        file.problem = refused.map(|(line, reason)| Problem::File { path, line, reason });
+        }
+        self.parse(loaded);
+    }
+
+    fn parse(&mut self, loaded: Vec<Loaded>) {
+        let nothing = Contents::default();
+        let known = |name: &OsString| self.files.get(name).map(|file| &file.contents);
+        let texts: Vec<Text<'_>> = loaded
+            .iter()
+            .map(|Loaded { name, text, .. }| Text {
+                text,
+                known: known(name).unwrap_or(&nothing),
+            })
+            .collect();
+        let drafts = contents::read(&texts, &self.rules);
+        for (Loaded { name, seen, .. }, draft) in loaded.into_iter().zip(drafts) {
+            let path = self.dir.join(&name);
+            let file = self.files.entry(name).or_default();
+            file.seen = Some(seen);
+            file.problem = match draft {
+                Ok(draft) => {
+                    let ignored = file.contents.ignored();
+                    let before: BTreeSet<String> =
+                        ignored.map(|(_, kind)| kind.to_owned()).collect();
+                    file.contents.apply(draft);
+                    warn_of_ignored(&path, &file.contents, before);
+                    None
+                }
+                Err(Remark { line, reason }) => {
+                    let reason = format!("cannot be parsed: {reason}");
+                    Some(Problem::File { path, line, reason })
+                }
+            };
+        }
     }
 }
 
+/// A file whose text is in memory.
+struct Loaded {
+    name: OsString,
+    seen: Fingerprint,
+    text: String,
+}
+
 /// Once for each file and kind.
-fn warn_of_ignored(path: &Path, contents: &Contents, before: &Contents) {
-    for Remark { line, reason: kind } in &contents.ignored {
-        if !before.ignored.iter().any(|known| known.reason == *kind) {
+fn warn_of_ignored(path: &Path, contents: &Contents, mut warned: BTreeSet<String>) {
+    for (line, kind) in contents.ignored() {
+        if !warned.contains(kind) {
+            warned.insert(kind.to_owned());
             tracing::warn!(?path, line, kind, "objects of this kind are ignored");
         }
     }
@@ -319,7 +363,7 @@ mod tests {
             let refreshed = folder.refresh(hints, start + after).unwrap();
             let services: usize = folder
                 .files()
-                .map(|(_, file)| file.contents.objects.len())
+                .map(|(_, file)| file.contents.objects().count())
                 .sum();
             (refreshed.changed, refreshed.unsettled, services)
         };

@@ -4,14 +4,16 @@
 //! problem in every other file. An invalid object stays as it was last delivered.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use service_model::{
     EndpointSlice, Invalid, Node, ObjectEvent, ObjectKind, ObjectName, Service, ServiceCidr,
 };
 
-use super::document::{Found, Key, Object, Remark};
+use super::contents::Placed;
+use super::document::{Key, Object};
 use super::folder::Folder;
 use crate::{Problem, SourceEvent, Subject};
 
@@ -25,7 +27,7 @@ pub(super) struct View {
 /// The contents of the files now.
 struct Now<'f> {
     /// File and version of each object.
-    objects: BTreeMap<&'f Key, (PathBuf, &'f Found)>,
+    objects: BTreeMap<&'f Key, (Rc<Path>, Placed<'f>)>,
     problems: BTreeMap<Subject, Vec<Problem>>,
 }
 
@@ -103,23 +105,25 @@ impl<'f> Now<'f> {
             if let Some(problem) = &file.problem {
                 now.problem(problem.clone());
             }
-            for Remark { line, reason } in &file.contents.strays {
+            for (line, reason) in file.contents.strays() {
                 now.problem(Problem::File {
                     path: path.clone(),
-                    line: *line,
-                    reason: reason.clone(),
+                    line,
+                    reason: reason.to_owned(),
                 });
             }
-            for found in &file.contents.objects {
-                now.object(&path, found);
+            let path: Rc<Path> = path.into();
+            for placed in file.contents.objects() {
+                now.object(&path, placed);
             }
         }
         now
     }
 
-    fn object(&mut self, path: &Path, found: &'f Found) {
+    fn object(&mut self, path: &Rc<Path>, placed: Placed<'f>) {
+        let found = placed.found;
         if let Some((first, winner)) = self.objects.get(&found.key) {
-            let reason = format!("is also at {first:?}:{}, which is used", winner.line);
+            let reason = format!("is also at {first:?}:{}, which is used", winner.line());
             let (kind, object) = found.key.clone();
             let invalid = Invalid {
                 kind,
@@ -127,15 +131,15 @@ impl<'f> Now<'f> {
                 field: "metadata.name".into(),
                 reason,
             };
-            let at = Some((path.to_owned(), found.line));
+            let at = Some((path.to_path_buf(), placed.line()));
             return self.problem(Problem::Object { at, invalid });
         }
-        for problem in &found.problems {
-            self.problem(problem.clone());
+        for problem in placed.problems(path) {
+            self.problem(problem);
         }
         // Objects without a name are not duplicates of each other.
         if !found.key.1.name.is_empty() {
-            self.objects.insert(&found.key, (path.to_owned(), found));
+            self.objects.insert(&found.key, (path.clone(), placed));
         }
     }
 
@@ -147,13 +151,13 @@ impl<'f> Now<'f> {
     fn usable(&self) -> impl Iterator<Item = (&'f Key, &'f Object)> {
         self.objects
             .iter()
-            .filter_map(|(key, (_, found))| Some((*key, found.object.as_ref()?)))
+            .filter_map(|(key, (_, placed))| Some((*key, placed.found.object.as_ref()?)))
     }
 
     fn unusable(&self) -> impl Iterator<Item = &'f Key> {
         self.objects
             .iter()
-            .filter(|(_, (_, found))| found.object.is_none())
+            .filter(|(_, (_, placed))| placed.found.object.is_none())
             .map(|(key, _)| *key)
     }
 }
