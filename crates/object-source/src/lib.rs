@@ -16,6 +16,9 @@ use service_model::{
 
 pub mod api;
 pub mod manifests;
+mod replace;
+
+pub use replace::replace_file;
 
 /// Longest foreign text in a message, in characters.
 const MAX_TEXT: usize = 200;

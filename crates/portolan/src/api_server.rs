@@ -4,7 +4,7 @@
 //! `object_source`; no credential leaves the kubelet's file.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use object_source::api::{KUBELET_KUBECONFIGS, without_credentials};
@@ -25,7 +25,9 @@ pub fn run(args: &ApiServerArgs) -> Result<()> {
     let mut out = std::io::stdout();
     match (found, &args.write_to) {
         (Some(from), Some(to)) => {
-            write(to, &without_credentials(from)?)?;
+            let text = without_credentials(from)?;
+            object_source::replace_file(to, 0o644, text.as_bytes())
+                .with_context(|| format!("cannot write {to:?}"))?;
             writeln!(out, "wrote the API server of {from:?} to {to:?}")?;
         }
         (Some(from), None) => out.write_all(without_credentials(from)?.as_bytes())?,
@@ -34,15 +36,6 @@ pub fn run(args: &ApiServerArgs) -> Result<()> {
         (None, None) => bail!("{}", missing(&candidates)),
     }
     Ok(())
-}
-
-fn write(to: &Path, text: &str) -> Result<()> {
-    let mut draft = to.to_owned();
-    draft.as_mut_os_string().push(".new");
-    // A daemon that reads meanwhile sees the old file or the new one.
-    std::fs::write(&draft, text)
-        .and_then(|()| std::fs::rename(&draft, to))
-        .with_context(|| format!("cannot write {to:?}"))
 }
 
 fn missing(candidates: &[PathBuf]) -> String {

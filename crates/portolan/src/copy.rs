@@ -1,10 +1,11 @@
 //! Copies a file so that readers see the old one or the new one: `install-conf` and `cp -f`, as flannel's manifests call
 //! them in init containers.
 
-use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use object_source::replace_file;
 
 /// `install-conf SRC DST`, or `cp -f SRC DST`. The target may be a directory.
 ///
@@ -34,26 +35,15 @@ fn target(from: &Path, to: &Path) -> PathBuf {
 }
 
 fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
-    let draft = draft(to);
-    std::fs::copy(from, &draft)?;
-    finish(&draft, to)
+    let source = std::fs::File::open(from)?;
+    let mode = source.metadata()?.permissions().mode();
+    replace_file(to, mode & 0o777, source)
 }
 
-/// Writes a file, so that readers see the old one or the new one.
+/// Writes a file, so that readers see the old one or the new one. A pipe or a device, as `/dev/stdout`, is written to.
 pub(crate) fn write(to: &Path, contents: &[u8]) -> std::io::Result<()> {
-    let draft = draft(to);
-    std::fs::File::create(&draft)?.write_all(contents)?;
-    finish(&draft, to)
-}
-
-/// In the same directory, so that it can be renamed, under a name that no CNI runtime reads.
-fn draft(to: &Path) -> PathBuf {
-    let name = to.file_name().unwrap_or_default().to_string_lossy();
-    to.with_file_name(format!(".{name}.portolan"))
-}
-
-fn finish(draft: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::rename(draft, to).inspect_err(|_| {
-        let _ = std::fs::remove_file(draft);
-    })
+    match std::fs::metadata(to) {
+        Ok(found) if !found.is_file() && !found.is_dir() => std::fs::write(to, contents),
+        _ => replace_file(to, 0o644, contents),
+    }
 }

@@ -5,9 +5,12 @@
 //! whether a server there is the right one is left to TLS.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use crate::replace_file;
 
 /// The file in each folder: one `ADDRESS:PORT` a line.
 const FILE: &str = "api-servers";
@@ -37,21 +40,26 @@ impl Memory {
     }
 
     /// Writes the addresses to every folder. Blocks.
+    ///
+    /// One folder is enough, and with a read-only root there is one. Without any, the log says so once.
     pub(super) fn write(&self, addresses: &[SocketAddr]) {
+        static WARNED: Once = Once::new();
+        let mut failures = Vec::new();
         for folder in &self.0 {
-            match write(folder, addresses) {
-                Ok(()) => {
-                    tracing::debug!(
-                        ?folder,
-                        ?addresses,
-                        "wrote the addresses of the API servers"
-                    );
-                }
-                // A read-only root is usual; `/run/portolan` is enough until the node reboots.
-                Err(error) => {
-                    tracing::debug!(?folder, %error, "cannot write the addresses of the API servers");
-                }
+            if let Err(error) = write(folder, addresses) {
+                failures.push(format!("{}: {error}", folder.display()));
             }
+        }
+        if failures.len() == self.0.len() && !failures.is_empty() {
+            WARNED.call_once(|| {
+                tracing::warn!(
+                    "cannot write the addresses of the API servers ({}): after a reboot this node knows only the \
+                     configured address; mount a directory that uid {} can write at {}",
+                    failures.join("; "),
+                    nix::unistd::geteuid(),
+                    self.0.first().map(|folder| folder.display().to_string()).unwrap_or_default(),
+                );
+            });
         }
     }
 }
@@ -82,17 +90,13 @@ pub(super) fn plausible(addresses: impl Iterator<Item = SocketAddr>) -> Vec<Sock
     kept
 }
 
-/// Replaces the file whole: after a power loss it is the old one or the new one.
 fn write(folder: &Path, addresses: &[SocketAddr]) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    let new = folder.join(format!("{FILE}.{}", std::process::id()));
-    let mut file = File::create(&new)?;
-    for address in addresses {
-        writeln!(file, "{address}")?;
-    }
-    file.sync_all()?;
-    fs::rename(&new, folder.join(FILE))?;
-    File::open(folder)?.sync_all()
+    let lines: String = addresses
+        .iter()
+        .map(|address| format!("{address}\n"))
+        .collect();
+    replace_file(&folder.join(FILE), 0o644, lines.as_bytes())
 }
 
 #[cfg(test)]

@@ -119,10 +119,7 @@ pub(super) fn replace(path: &Path, text: &str) -> io::Result<bool> {
     }
     let folder = path.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(folder)?;
-    let mut new = path.to_owned();
-    new.as_mut_os_string().push(".new");
-    std::fs::write(&new, text)?;
-    std::fs::rename(&new, path)?;
+    object_source::replace_file(path, 0o644, text.as_bytes())?;
     Ok(true)
 }
 
