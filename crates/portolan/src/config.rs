@@ -4,10 +4,12 @@
 //! configurations of their own. Invariant: [`Configuration::read`] changes nothing on the node, and a configuration that
 //! it returns can be translated.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use kube_proxy_config as given;
 use kube_proxy_config::{CommandLine, Effective, Resolved};
 use nft::Feature;
@@ -24,6 +26,9 @@ pub use overlay::overlay;
 
 /// The configuration of Services as it is now: a change of the file changes it.
 pub type LiveNodeConfig = watch::Receiver<NodeConfig>;
+
+/// More than any ConfigMap can hold.
+const LARGEST_FILE: u64 = 2 << 20;
 
 /// A configuration that can be used.
 #[derive(Clone, Debug)]
@@ -74,13 +79,23 @@ impl Configuration {
     }
 }
 
+/// The text of the file, unless it is longer than any configuration.
+fn read(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    File::open(path)?
+        .take(LARGEST_FILE + 1)
+        .read_to_string(&mut text)?;
+    ensure!(
+        text.len() as u64 <= LARGEST_FILE,
+        "it is longer than {LARGEST_FILE} bytes"
+    );
+    Ok(text)
+}
+
 /// Reads and checks without keeping the command line.
 fn resolve(line: &CommandLine) -> Result<Resolved> {
     let file = match line.config_file() {
-        Some(path) => Some(
-            std::fs::read_to_string(&path)
-                .with_context(|| format!("cannot read --config {path:?}"))?,
-        ),
+        Some(path) => Some(read(&path).with_context(|| format!("cannot read --config {path:?}"))?),
         None => None,
     };
     let resolved = line.resolve(file.as_deref())?;

@@ -26,6 +26,21 @@ pub(crate) fn ipv6(text: &str) -> Result<(), String> {
     accept(valid, "must be an IPv6 address")
 }
 
+/// What an API client takes for a URL, or a host and port as kubectl has it.
+pub(crate) fn server(text: &str) -> Result<(), String> {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("https", text));
+    let host = rest.split('/').next().unwrap_or_default();
+    let is_host =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b':' | b'[' | b']');
+    let valid = matches!(scheme, "http" | "https")
+        && host.starts_with(|first: char| first == '[' || first.is_ascii_alphanumeric())
+        && host.bytes().all(is_host);
+    accept(
+        valid,
+        "must be a URL such as https://10.0.0.1:6443, or HOST:PORT",
+    )
+}
+
 pub(crate) fn cidr(text: &str) -> Result<(), String> {
     let valid = go::parse_cidr(text).is_some();
     let reason = format!(

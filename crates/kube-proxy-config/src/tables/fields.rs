@@ -4,7 +4,7 @@
 //! Sources: types.go of k8s.io/kube-proxy/config/v1alpha1, defaults.go and validation.go of pkg/proxy/apis/config, the
 //! types of component-base's `config/v1alpha1` and `logs/api/v1`. Order: as Go writes them, by name.
 
-use super::checks::{any, cidr, hidden_version, ip, listener, node_port_address, quantity};
+use super::checks::{any, cidr, hidden_version, ip, listener, node_port_address, quantity, server};
 use crate::schema::{Field, Preset, Shape};
 
 const INT32: i64 = i32::MAX as i64;
@@ -183,7 +183,7 @@ pub(crate) const COMMAND: &[Field] = &[
     Field::new("kubeSubnetManager", Shape::Bool, NO),
     Field::new("leaseMargin", Shape::Int(1, 1_439), Preset::Int(60)).unused(),
     Field::new("masqueradeAll", Shape::Bool, Preset::Null),
-    Field::new("master", TEXT, EMPTY),
+    Field::new("master", Shape::Text(server), EMPTY),
     Field::new("metricsPort", Shape::Int(0, 65_535), Preset::Int(10_249)),
     Field::new("version", TEXT, EMPTY),
     Field::new("writeConfigTo", TEXT, EMPTY),

@@ -127,8 +127,7 @@ fn candidate(
 }
 
 async fn of_kubeconfig(path: &Path, master: Option<&str>) -> Result<(Config, Option<Intercept>)> {
-    let kubeconfig = Kubeconfig::read_from(path)
-        .with_context(|| format!("cannot read the kubeconfig {path:?}"))?;
+    let kubeconfig = read(path)?;
     let proxy = current_cluster(&kubeconfig).and_then(|cluster| cluster.proxy_url.clone());
     let proxy = proxy.filter(|url| !url.is_empty());
     let proxy = proxy.map(|url| http_proxy("proxy-url of the kubeconfig", &url));
@@ -140,6 +139,15 @@ async fn of_kubeconfig(path: &Path, master: Option<&str>) -> Result<(Config, Opt
         config.cluster_url = master_url(master, is_secure)?;
     }
     Ok((config, proxy.transpose()?))
+}
+
+/// Reads a kubeconfig. Errors of kube name their causes as well, on several lines: the first has all of it.
+fn read(path: &Path) -> Result<Kubeconfig> {
+    Kubeconfig::read_from(path).map_err(|error| {
+        let error = error.to_string();
+        let reason = error.lines().next().unwrap_or_default();
+        anyhow!("cannot use the kubeconfig {path:?}: {reason}")
+    })
 }
 
 async fn of_master(master: &str, around: &Surroundings) -> Result<Config> {
@@ -205,8 +213,7 @@ async fn of_pod(from: &[PathBuf], around: &Surroundings) -> Result<Vec<Config>> 
 
 /// The server of a kubelet's kubeconfig, with its CA if that can be read from here.
 fn cluster_in(path: &Path, around: &Surroundings) -> Result<Cluster> {
-    let kubeconfig =
-        Kubeconfig::read_from(path).with_context(|| format!("cannot read {path:?}"))?;
+    let kubeconfig = read(path)?;
     let found = current_cluster(&kubeconfig)
         .cloned()
         .with_context(|| format!("{path:?} has no cluster for its current context"))?;

@@ -59,6 +59,11 @@ impl Server {
         let path = url.path().trim_end_matches('/');
         let scheme = url.scheme_str().unwrap_or("https");
         let name: Arc<str> = format!("{scheme}://{host}:{}{path}", port(url)).into();
+        // Where no certificate is checked, kube would load the system's all the same, which the image does not have. An
+        // empty list refuses all.
+        if config.root_cert.is_none() && (scheme == "http" || config.accept_invalid_certs) {
+            config.root_cert = Some(Vec::new());
+        }
         let is_cluster_ip = cluster_ip == Some(host.trim_matches(['[', ']']));
         let auth = &mut config.auth_info;
         let token = match (auth.token.is_some(), auth.token_file.take()) {
@@ -67,8 +72,13 @@ impl Server {
         };
         let connector = || Connector::new(tcp(), proxy.as_ref());
         let client = |kept| {
-            http_client(&config, connector(), kept)
-                .with_context(|| format!("cannot set up connections to the API server at {name}"))
+            let without_ca = match config.root_cert {
+                Some(_) => "",
+                None => ", which needs the system's CAs, since its kubeconfig names none",
+            };
+            http_client(&config, connector(), kept).with_context(|| {
+                format!("cannot set up connections to the API server at {name}{without_ca}")
+            })
         };
         Ok(Server {
             reader: client(usize::MAX)?,
