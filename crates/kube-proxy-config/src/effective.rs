@@ -193,6 +193,8 @@ pub struct Overlay {
     /// `probeInterval`
     #[serde(serialize_with = "as_go")]
     pub probe_interval: Duration,
+    /// `cniBinDir`: where to look for the plugins that the CNI configuration needs; `None`: do not look.
+    pub cni_bin_dir: Option<PathBuf>,
     /// `cniConf`: where to write a CNI configuration; `None`: nowhere.
     pub cni_conf: Option<PathBuf>,
     /// `nexthopObjectsAbove`: more IPv4 peers than these are routed to by nexthop objects.

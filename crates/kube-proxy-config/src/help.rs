@@ -222,7 +222,7 @@ const GROUPS: &[Group] = &[
             (
                 "conntrack-max-per-core",
                 "NUMBER",
-                "Set nf_conntrack_max to this many entries per CPU core, at most 1,048,576, but at least --conntrack-min; 0 leaves it unchanged",
+                "Set nf_conntrack_max per CPU core, --conntrack-min to 1,048,576 in total; 0 leaves it unchanged",
             ),
             (
                 "conntrack-min",
@@ -242,7 +242,7 @@ const GROUPS: &[Group] = &[
             (
                 "conntrack-tcp-be-liberal",
                 "",
-                "Set nf_conntrack_tcp_be_liberal, to translate out-of-window TCP packets too; false leaves it unchanged [default: true]",
+                "Set nf_conntrack_tcp_be_liberal: translate out-of-window TCP packets; false leaves it unchanged [default: true]",
             ),
             (
                 "conntrack-udp-timeout",
@@ -337,6 +337,11 @@ const GROUPS: &[Group] = &[
                 "File to write networks and MTU to for the CNI plugin; empty to write none",
             ),
             (
+                "cni-bin-dir",
+                "DIR",
+                "Directory to look in for the plugins that --cni-conf needs; empty to not look",
+            ),
+            (
                 "cni-conf",
                 "FILE",
                 "File to write a CNI configuration (bridge, host-local, portmap) to once the overlay is ready",
@@ -399,7 +404,7 @@ const GROUPS: &[Group] = &[
             (
                 "log-level",
                 "LEVEL",
-                "Log level (error, warn, info, debug, trace), or a list by module such as info,portolan::control=debug [default: info]",
+                "Log level (error to trace), or a list by module such as info,portolan::control=debug [default: info]",
             ),
             (
                 "log-format",
@@ -414,6 +419,9 @@ const GROUPS: &[Group] = &[
         ],
     ),
 ];
+
+/// Longest line of the help, in characters, without variable and default.
+const LONGEST: usize = 100;
 
 /// The flags of a dialect that have an effect, in the order of the help.
 pub fn flags(dialect: Dialect) -> Vec<FlagHelp> {
@@ -454,8 +462,16 @@ pub fn text(dialect: Dialect) -> String {
         };
         let _ = writeln!(text, "          {}", flag.text);
     }
-    let without = without_effect(dialect).join(" ");
-    let _ = writeln!(text, "\nAccepted without effect:\n  {without}");
+    text.push_str("\nAccepted without effect:\n");
+    let mut line = String::new();
+    for name in without_effect(dialect) {
+        if line.len() + 1 + name.len() > LONGEST {
+            let _ = writeln!(text, " {line}");
+            line.clear();
+        }
+        let _ = write!(line, " {name}");
+    }
+    let _ = writeln!(text, " {line}");
     text
 }
 
@@ -519,6 +535,15 @@ mod tests {
                     || text.starts_with("flannel"),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn no_line_of_the_help_is_longer_than_a_hundred_characters() {
+        for line in ALL.map(text).concat().lines() {
+            let line = line.trim();
+            let said = line.find(" [").map_or(line, |at| line.get(..at).unwrap());
+            assert!(said.chars().count() <= LONGEST, "{line}");
         }
     }
 

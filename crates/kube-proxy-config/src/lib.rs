@@ -64,7 +64,7 @@ pub use resolve::Resolved;
 pub use tables::portolan::{PORTOLAN_GROUP, PORTOLAN_KIND, PORTOLAN_VERSION};
 pub use value::Value;
 pub use verbosity::filter_of;
-pub use write::WriteError;
+pub use write::{Documents, WriteError};
 
 #[cfg(test)]
 mod tests;

@@ -486,6 +486,7 @@ impl Resolver<'_> {
             cache: own.some_text("overlay.cache").map(Into::into),
             probe_port: Some(port).filter(|port| *port > 0),
             probe_interval: own.duration("overlay.probeInterval"),
+            cni_bin_dir: own.some_text("overlay.cniBinDir").map(Into::into),
             cni_conf: own.some_text("overlay.cniConf").map(Into::into),
             nexthop_objects_above: own.number("overlay.nexthopObjectsAbove"),
             net_config_path: own.some_text("overlay.netConfigPath").map(Into::into),
@@ -524,19 +525,6 @@ fn ranges(texts: &[String]) -> Vec<IpNet> {
 }
 
 impl Resolved {
-    /// All flags of `portolan run` that a document has a field for, with the values that count.
-    pub fn flags(&self) -> Vec<(&'static str, String)> {
-        let flags = CommandLine::flags_of(Dialect::Portolan);
-        let value = |flag: &crate::flag::Flag| match flag.target {
-            Target::Proxy(path) => Some(self.proxy.value(path)),
-            Target::Own(path) if !flag.inverted => Some(self.own.value(path)),
-            Target::Own(_) | Target::Command(_) => None,
-        };
-        flags
-            .filter_map(|flag| Some((flag.name, value(flag)?.describe())))
-            .collect()
-    }
-
     /// Paths of the fields whose values differ, of both documents.
     pub fn changes(&self, other: &Resolved) -> Vec<&'static str> {
         let documents = [(&self.proxy, &other.proxy), (&self.own, &other.own)];

@@ -522,7 +522,9 @@ fn help_and_version_count_before_anything_else() {
 
 #[test]
 fn configz_has_the_configuration_under_its_group() {
-    let configz = kube_proxy(&["--proxy-mode=ipvs", "--kube-api-qps=7.5"]).configz();
+    let configz = kube_proxy(&["--proxy-mode=ipvs", "--kube-api-qps=7.5"])
+        .documents()
+        .configz();
     let json = serde_json::to_value(&configz).unwrap();
     let proxy = &json["kubeproxy.config.k8s.io"];
     assert_eq!(proxy["mode"], "ipvs");

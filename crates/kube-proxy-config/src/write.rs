@@ -3,7 +3,9 @@
 //! kube-proxy's decoder takes the first document strictly, and ignores the second. Two things have no field and are left
 //! out: `--master`, and that a listener is off (an empty address in a file is the default).
 
+use crate::command_line::{CommandLine, Dialect};
 use crate::file::{KUBE_PROXY_GROUP, KUBE_PROXY_KIND, KUBE_PROXY_VERSION};
+use crate::flag::{Flag, Target};
 use crate::problem::Origin;
 use crate::resolve::Resolved;
 use crate::schema::Settings;
@@ -15,14 +17,48 @@ use crate::value::Value;
 #[error("write the effective configuration as YAML: {0}")]
 pub struct WriteError(String);
 
+/// Both documents of a configuration, with all fields: what `/configz` and `/flagz` show, and what
+/// `--write-config-to` writes.
+#[derive(Clone, Debug)]
+pub struct Documents {
+    proxy: Settings,
+    own: Settings,
+}
+
 impl Resolved {
+    /// The documents that say what counts.
+    pub fn documents(&self) -> Documents {
+        let mut proxy = self.proxy.clone();
+        let listeners = &self.effective.listeners;
+        let text = |text: &str| Value::Text(text.to_owned());
+        let address = |address: &Option<std::net::SocketAddr>| {
+            let address = address.map(|address| address.to_string());
+            text(&address.unwrap_or_default())
+        };
+        let name = self.effective.node_name.as_deref().unwrap_or_default();
+        for (path, value) in [
+            ("mode", text(self.effective.mode.name())),
+            ("healthzBindAddress", address(&listeners.healthz)),
+            ("metricsBindAddress", address(&listeners.metrics)),
+            ("nodePortAddresses", self.node_ports_written()),
+            ("hostnameOverride", text(name)),
+        ] {
+            proxy.set(path, value, Origin::Flag("--write-config-to".to_owned()));
+        }
+        Documents {
+            proxy,
+            own: self.own.clone(),
+        }
+    }
+
     /// The text of a configuration file that says what counts: both documents, all fields.
     ///
     /// # Errors
     /// When the YAML library refuses a text.
     pub fn write_config(&self) -> Result<String, WriteError> {
+        let documents = self.documents();
         let mut text = String::new();
-        for document in [self.proxy_document(), self.own_document()] {
+        for document in [documents.proxy_document(), documents.own_document()] {
             if !text.is_empty() {
                 text.push_str("---\n");
             }
@@ -31,6 +67,26 @@ impl Resolved {
             text.push_str(&written.map_err(|error| WriteError(error.to_string()))?);
         }
         Ok(text)
+    }
+}
+
+impl Documents {
+    /// Takes the values of these fields, named by their paths, from other documents.
+    pub fn apply(&mut self, changed: &Documents, fields: &[&str]) {
+        let pairs = [
+            (&mut self.proxy, &changed.proxy),
+            (&mut self.own, &changed.own),
+        ];
+        for (mine, theirs) in pairs {
+            for field in mine
+                .table
+                .iter()
+                .filter(|field| fields.contains(&field.path))
+            {
+                let origin = Origin::Flag("--write-config-to".to_owned());
+                mine.set(field.path, theirs.value(field.path), origin);
+            }
+        }
     }
 
     /// What `/configz` answers, as kube-proxy does: the configuration under the name of its group, and Portolan's own
@@ -42,45 +98,26 @@ impl Resolved {
         ])
     }
 
-    fn proxy_document(&self) -> Value {
-        let mut settings = self.proxy.clone();
-        let listeners = &self.effective.listeners;
-        let text = |text: &str| Value::Text(text.to_owned());
-        let address = |address: &Option<std::net::SocketAddr>| {
-            text(
-                &address
-                    .map(|address| address.to_string())
-                    .unwrap_or_default(),
-            )
+    /// All flags of `portolan run` that a document has a field for, with the values that count.
+    pub fn flags(&self) -> Vec<(&'static str, String)> {
+        let flags = CommandLine::flags_of(Dialect::Portolan);
+        let value = |flag: &Flag| match flag.target {
+            Target::Proxy(path) => Some(self.proxy.value(path)),
+            Target::Own(path) if !flag.inverted => Some(self.own.value(path)),
+            Target::Own(_) | Target::Command(_) => None,
         };
-        set(&mut settings, "mode", text(self.effective.mode.name()));
-        set(
-            &mut settings,
-            "healthzBindAddress",
-            address(&listeners.healthz),
-        );
-        set(
-            &mut settings,
-            "metricsBindAddress",
-            address(&listeners.metrics),
-        );
-        set(
-            &mut settings,
-            "nodePortAddresses",
-            self.node_ports_written(),
-        );
-        let name = self.effective.node_name.as_deref().unwrap_or_default();
-        set(&mut settings, "hostnameOverride", text(name));
+        flags
+            .filter_map(|flag| Some((flag.name, value(flag)?.describe())))
+            .collect()
+    }
+
+    fn proxy_document(&self) -> Value {
         let version = format!("{KUBE_PROXY_GROUP}/{KUBE_PROXY_VERSION}");
-        settings.document(version, KUBE_PROXY_KIND)
+        self.proxy.document(version, KUBE_PROXY_KIND)
     }
 
     fn own_document(&self) -> Value {
         let version = format!("{PORTOLAN_GROUP}/{PORTOLAN_VERSION}");
         self.own.document(version, PORTOLAN_KIND)
     }
-}
-
-fn set(settings: &mut Settings, path: &'static str, value: Value) {
-    settings.set(path, value, Origin::Flag("--write-config-to".to_owned()));
 }

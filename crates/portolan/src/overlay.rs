@@ -19,6 +19,7 @@ mod cache;
 mod condition;
 mod files;
 mod flannel;
+mod plugins;
 pub mod probes;
 mod problem_log;
 mod publish;
@@ -66,6 +67,8 @@ pub struct OverlayConfig {
     pub subnet_file: PathBuf,
     /// File to write a CNI configuration to.
     pub cni_conf: Option<PathBuf>,
+    /// Where the plugins are that the CNI configuration needs; `None`: do not look.
+    pub cni_bin_dir: Option<PathBuf>,
     /// File that keeps the peers for a restart; empty for none.
     pub cache: PathBuf,
 }
@@ -108,6 +111,9 @@ pub fn start(
         let instead = LinkFeature::NexthopObjects.instead();
         tracing::info!(?missing, instead, "nexthop objects are not available");
         config.config.nexthops_above = usize::MAX;
+    }
+    if let (Some(_), Some(folder)) = (&config.cni_conf, &config.cni_bin_dir) {
+        plugins::check(folder);
     }
     let (publication, wanted) = watch::channel(Publication::default());
     let reports = Reports { status, metrics };

@@ -38,6 +38,7 @@ pub(crate) const PORTOLAN: &[Field] = &[
         Preset::Text("/run/portolan/overlay-peers.json"),
     )
     .pointer(),
+    Field::new("overlay.cniBinDir", TEXT, Preset::Text("/opt/cni/bin")).pointer(),
     Field::new("overlay.cniConf", TEXT, EMPTY),
     Field::new(
         "overlay.device",
@@ -111,6 +112,7 @@ const fn own(name: &'static str, path: &'static str) -> Flag {
 pub(crate) const FLAGS: &[Flag] = &[
     own("allowed-external-ips", "allowedExternalIPs"),
     own("api-server-from", "apiServerFrom"),
+    own("cni-bin-dir", "overlay.cniBinDir"),
     own("cni-conf", "overlay.cniConf"),
     own("iface", "overlay.iface").env("FLANNELD_IFACE"),
     own("iface-can-reach", "overlay.ifaceCanReach").env("FLANNELD_IFACE_CAN_REACH"),

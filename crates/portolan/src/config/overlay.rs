@@ -43,6 +43,7 @@ pub fn overlay(effective: &Effective, own: Arc<str>) -> Result<Option<OverlayCon
         set_condition: overlay.set_node_network_unavailable,
         subnet_file: overlay.subnet_file.clone().unwrap_or_default(),
         cni_conf: overlay.cni_conf.clone(),
+        cni_bin_dir: overlay.cni_bin_dir.clone(),
         cache: cache.unwrap_or_else(PathBuf::new),
     }))
 }

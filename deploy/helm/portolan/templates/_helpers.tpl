@@ -57,7 +57,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end -}}
 {{- if .Values.overlay.enabled -}}
 {{- $overlay := dict "type" "vxlan" "ipMasq" .Values.overlay.ipMasq -}}
-{{- with include "portolan.cniConf" . }}{{ $_ := set $overlay "cniConf" . }}{{ end -}}
+{{- with include "portolan.cniConf" . }}{{ $_ := set $overlay "cniConf" . }}{{ $_ := set $overlay "cniBinDir" $.Values.cni.binDir }}{{ end -}}
 {{- if .Values.overlay.netConf -}}
 {{- $_ := set $overlay "netConfigPath" "/var/lib/portolan/net-conf.json" -}}
 {{- end -}}
