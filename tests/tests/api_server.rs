@@ -4,9 +4,12 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::fake_api::{Authority, FakeApi, Resource};
-use lab::{CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Daemon, Outcome, Protocol, scenario, wait_until};
+use lab::{
+    CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Daemon, HEALTH_PORT, Outcome, Protocol, scenario, wait_for,
+    wait_until,
+};
 use portolan_tests::stage::{PATIENCE, Stage, portolan, service};
 use serde_json::{Value, json};
 
@@ -78,6 +81,96 @@ fn service_proxy_makes_no_forbidden_request() -> Result<()> {
         "asked for more than its rights: {:?}",
         api.counts()
     );
+    Ok(())
+}
+
+#[scenario(Nft)]
+fn restart_without_api_server_stays_healthy_on_adopted_tables() -> Result<()> {
+    let stage = Stage::new()?;
+    let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
+    let run = tempfile::tempdir()?;
+    fs::create_dir(run.path().join("portolan"))?;
+    let start = || {
+        let script = r#"mount --bind "$1" /run; shift; exec "$@""#;
+        let mut command = stage.node.command("unshare");
+        command
+            .args(["--mount", "sh", "-c", script, "pod"])
+            .arg(run.path());
+        command
+            .arg(portolan()?)
+            .args(["run", "--hostname-override=node-a"]);
+        command.arg(format!("--kubeconfig={kubeconfig}"));
+        stage.node.spawn("portolan", command)
+    };
+    let health = SocketAddr::new([127, 0, 0, 1].into(), HEALTH_PORT);
+    let get =
+        |path| -> Result<(u16, String)> { stage.node.http_get(health, path)?.context("no answer") };
+    let daemon = start()?;
+    stage.wait_until_ready(&daemon)?;
+    wait_until("the time of the last sync", PATIENCE, || {
+        run.path().join("portolan/last-sync").exists()
+    })?;
+    daemon.kill()?;
+
+    api.set_reachable(false);
+    let daemon = start()?;
+    wait_for("a healthy start", PATIENCE, || {
+        let (code, body) = get("/healthz")?;
+        let body: Value = serde_json::from_str(&body)?;
+        ensure!(code == 200 && body["healthy"] == true, "{code}: {body}");
+        ensure!(body["adopted"]["ageSeconds"].is_u64(), "{body}");
+        Ok(())
+    })?;
+    let (code, ready) = get("/readyz")?;
+    ensure!(
+        code == 503 && ready.contains("earlier process"),
+        "{code}: {ready}"
+    );
+    stage.wait_for_backends(&stage.web, 4)?;
+    api.set_reachable(true);
+    stage.wait_until_ready(&daemon)?;
+    ensure!(!get("/healthz")?.1.contains("adopted"));
+    daemon.kill()?;
+
+    // Without tables nothing serves, and nobody may send here.
+    let mut cleanup = stage.node.command(portolan()?);
+    cleanup.args(["cleanup", "--services"]);
+    let output = stage.node.output(cleanup)?;
+    ensure!(output.status.success(), "{output:?}");
+    api.set_reachable(false);
+    let _daemon = start()?;
+    wait_for("an answer", PATIENCE, || {
+        let (code, body) = get("/healthz")?;
+        ensure!(code == 503, "{code}: {body}");
+        Ok(())
+    })
+}
+
+#[scenario(Nft)]
+fn a_taken_port_is_an_event_and_ends_the_daemon_if_asked() -> Result<()> {
+    let stage = Stage::new()?;
+    let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
+    let source = ["--kubeconfig", &kubeconfig];
+    let is_told = |reason: &str| api.events().iter().any(|event| event["reason"] == reason);
+    let taken = stage
+        .node
+        .run(|| TcpListener::bind(("0.0.0.0", HEALTH_PORT)))??;
+    let daemon = stage.start_with(&source, &[])?;
+    wait_until("the Event", PATIENCE, || {
+        is_told("FailedToStartProxierHealthcheck")
+    })?;
+    ensure!(daemon.is_running(), "a taken port has ended the daemon");
+    drop(taken);
+    stage.wait_until_ready(&daemon)?;
+    daemon.kill()?;
+
+    let _taken = stage
+        .node
+        .run(|| TcpListener::bind(("127.0.0.1", 10_249)))??;
+    ensure!(!is_told("FailedToStartMetricServer"));
+    let daemon = stage.start_with(&source, &["--bind-address-hard-fail"])?;
+    ensure!(!daemon.wait(PATIENCE)?.success(), "it ended well");
+    ensure!(is_told("FailedToStartMetricServer"), "{:?}", api.events());
     Ok(())
 }
 

@@ -162,12 +162,13 @@ fn legacy_rules_without_programs_raise_an_alarm() -> Result<()> {
         &format!("iptables-legacy-restore {}", rules.display()),
     )?;
     run(&stage, "iptables-legacy -t mangle -N KUBE-PROXY-CANARY")?;
+    let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
     let mut command = stage.node.command("env");
     command
         .arg("PATH=/nonexistent")
         .arg(portolan()?)
-        .args(["run", "--hostname-override=node-a", "--manifests"])
-        .arg(stage.manifests.path());
+        .args(["run", "--hostname-override=node-a"])
+        .arg(format!("--kubeconfig={kubeconfig}"));
     let daemon = stage.node.spawn("portolan", command)?;
     stage.wait_until_ready(&daemon)?;
     let get = |port: u16, path: &'static str| -> Result<String> {
@@ -180,6 +181,14 @@ fn legacy_rules_without_programs_raise_an_alarm() -> Result<()> {
         let metrics = get(10_249, "/metrics")?;
         let alarm = "portolan_foreign_rules{kind=\"legacy-iptables\"} 3";
         ensure!(metrics.contains(alarm), "{metrics}");
+        let events = api.events();
+        let mut alarms = events
+            .iter()
+            .filter(|event| event["reason"] == "LegacyIptablesRules");
+        let event = alarms.next().context("no Event")?;
+        ensure!(event["regarding"]["kind"] == "Node", "{event}");
+        let note = event["note"].as_str().unwrap_or_default();
+        ensure!(note.contains("kube-proxy --cleanup"), "{event}");
         Ok(())
     })
 }
@@ -246,6 +255,34 @@ fn cleanup_removes_our_tables_and_nothing_else() -> Result<()> {
     let left = run(&stage, "nft list tables")?;
     ensure!(left.trim() == "table ip others", "{left}");
     ensure!(cleanup()?.status.success(), "nothing to do is no failure");
+    Ok(())
+}
+
+#[scenario(Nft)]
+fn cleanup_of_services_leaves_the_overlays_tables() -> Result<()> {
+    let stage = Stage::new()?;
+    let daemon = stage.start_synced(&[])?;
+    daemon.kill()?;
+    let overlay = vxlan_overlay::TABLE;
+    stage.node.nft_stdin(&format!(
+        "table ip {overlay} {{ }}\ntable ip6 {overlay} {{ }}"
+    ))?;
+    let cleanup = |part| {
+        let mut command = stage.node.command(portolan()?);
+        command.args(["cleanup", part]);
+        let output = stage.node.output(command)?;
+        ensure!(output.status.success(), "{output:?}");
+        run(&stage, "nft list tables")
+    };
+    ensure!(
+        stage.tables()?.iter().all(Option::is_some),
+        "there were no tables"
+    );
+    let left = cleanup("--services")?;
+    let expected = format!("table ip {overlay}\ntable ip6 {overlay}");
+    ensure!(left.trim() == expected, "{left}");
+    let left = cleanup("--overlay")?;
+    ensure!(left.trim().is_empty(), "{left}");
     Ok(())
 }
 

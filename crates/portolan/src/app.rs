@@ -32,7 +32,8 @@ use crate::parts::{Parts, parts};
 use crate::status::SharedStatus;
 use crate::takeover::alarm::{Alarm, SharedAlarm};
 use crate::{
-    conntrack, health_checks, http, localhost, log, memory, node_addresses, sysctl, tables,
+    conntrack, health_checks, http, last_sync, localhost, log, memory, node_addresses, sysctl,
+    tables,
 };
 
 /// Capacity of the channel from the sources to the control loop.
@@ -79,7 +80,7 @@ impl Published {
             status: Arc::default(),
             metrics: Arc::new(metrics),
             counters,
-            configz: Arc::new(Configz::new(configuration.resolved().clone())),
+            configz: Arc::new(Configz::new(configuration.resolved().documents())),
             overlay: SharedOverlayStatus::default(),
             probes: SharedProbeStatus::default(),
             alarm: SharedAlarm::default(),
@@ -101,7 +102,7 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     let published = Published::new(configuration);
     let writer = server.as_ref().map(|server| server.writer.clone());
     let recorder = Recorder::start(writer.clone(), node.node_name.clone(), parts.cancel());
-    let http = start_http(effective, parts, &published)?;
+    let http = start_http(effective, parts, &published, &recorder)?;
     let (sender, events) = mpsc::channel(EVENTS);
     let sender = match overlay {
         None => sender,
@@ -142,6 +143,7 @@ async fn start_services(
     let addresses = node_addresses::follow(parts).await?;
     let without = config::features(effective)?;
     let tables = tables::open(parts, effective.table_owner, &without)?;
+    let adopted = tables.are_adopted.then(last_sync::adopted);
     let missing_sysctls = sysctl::apply(&effective.conntrack);
     let (cleaner, forget) = conntrack::start(parts, published.metrics.clone())?;
     let (first_sync, synced) = oneshot::channel();
@@ -168,8 +170,9 @@ async fn start_services(
         status: published.status,
         metrics: published.metrics,
     };
+    last_sync::start(parts, reports.status.clone());
     let node = config.borrow().clone();
-    let control = Control::new(node, tables.kernel, reports, observers);
+    let control = Control::new(node, tables.kernel, reports, observers, adopted);
     let inputs = Inputs {
         config,
         events,
@@ -211,7 +214,12 @@ async fn connect(effective: &Effective) -> Result<Option<ApiServer>> {
     api::connect(&source).await.map(Some)
 }
 
-fn start_http(effective: &Effective, parts: &Parts, published: &Published) -> Result<Handle> {
+fn start_http(
+    effective: &Effective,
+    parts: &Parts,
+    published: &Published,
+    recorder: &Recorder,
+) -> Result<Handle> {
     let has_overlay = effective.overlay.is_some();
     let sources = http::Sources {
         status: effective.service_proxy.then(|| published.status.clone()),
@@ -220,6 +228,7 @@ fn start_http(effective: &Effective, parts: &Parts, published: &Published) -> Re
         overlay: has_overlay.then(|| published.overlay.clone()),
         probes: published.probes.clone(),
         alarm: published.alarm.clone(),
+        recorder: recorder.clone(),
     };
     let listeners = &effective.listeners;
     let addresses = http::Addresses {

@@ -8,38 +8,40 @@ use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use k8s_openapi::jiff::Timestamp;
-use kube_proxy_config::Resolved;
+use kube_proxy_config::Documents;
 
 /// The configuration that counts, shared by whoever changes it (writer) and the metrics port (reader).
 #[derive(Debug)]
 pub struct Configz {
-    resolved: ArcSwap<Resolved>,
+    documents: ArcSwap<Documents>,
     started: (Instant, SystemTime),
 }
 
 impl Configz {
     /// The configuration of the start.
-    pub fn new(resolved: Resolved) -> Self {
+    pub fn new(documents: Documents) -> Self {
         Configz {
-            resolved: ArcSwap::from_pointee(resolved),
+            documents: ArcSwap::from_pointee(documents),
             started: (Instant::now(), SystemTime::now()),
         }
     }
 
-    /// Replaces the configuration.
-    pub fn store(&self, resolved: Resolved) {
-        self.resolved.store(Arc::new(resolved));
+    /// Shows these fields as `changed` has them. All others wait for a restart, and stay as they are.
+    pub fn apply(&self, changed: &Documents, fields: &[&str]) {
+        let mut documents = Documents::clone(&self.documents.load());
+        documents.apply(changed, fields);
+        self.documents.store(Arc::new(documents));
     }
 
     /// Both documents, under the names of their groups.
     pub(crate) fn document(&self) -> serde_json::Value {
-        serde_json::to_value(self.resolved.load().configz()).unwrap_or_default()
+        serde_json::to_value(self.documents.load().configz()).unwrap_or_default()
     }
 
     /// All flags with their values.
     pub(crate) fn flagz(&self) -> String {
         let mut text = heading("flags");
-        for (name, value) in self.resolved.load().flags() {
+        for (name, value) in self.documents.load().flags() {
             let _ = writeln!(text, "{name}={value}");
         }
         text

@@ -5,6 +5,7 @@
 //! follows commits is an [`Observer`]. The loop has a thread of its own, since a commit blocks. Rules stay in place
 //! when it ends.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -13,7 +14,7 @@ use anyhow::Result;
 use nft::{Backend, Notice};
 use object_source::{Events, Problem, SourceEvent};
 use service_dataplane::{Claim, Dataplane, SyncError, SyncOutcome};
-use service_model::{Family, FrontendAddress, Invalid, NodeConfig, NodeFacts};
+use service_model::{Family, FrontendAddress, Invalid, NodeConfig, NodeFacts, ObjectKind};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +24,7 @@ use crate::listeners::{self, Listeners};
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::observer::{Commit, Observer};
-use crate::status::{SharedStatus, Status};
+use crate::status::{Adopted, SharedStatus, Status};
 
 mod commit_log;
 mod pace;
@@ -68,6 +69,8 @@ pub async fn run<B: Backend>(
     cancel: CancellationToken,
 ) -> Result<()> {
     let (mut addresses_end, mut config_ends) = (false, false);
+    // Before the first event: without an API server there may be none for long.
+    control.publish();
     loop {
         let wake = control.wake(Instant::now());
         tokio::select! {
@@ -136,15 +139,20 @@ pub struct Control<B> {
     failed: bool,
     pending_since: Option<Instant>,
     synced_at: Option<SystemTime>,
+    /// Tables of an earlier process.
+    adopted: Option<Adopted>,
+    /// Kinds that are not being watched at present.
+    outages: BTreeSet<ObjectKind>,
 }
 
 impl<B: Backend> Control<B> {
-    /// Neither reads nor writes the tables yet.
+    /// Neither reads nor writes the tables yet. `adopted` are tables of an earlier process that the backend has.
     pub fn new(
         config: NodeConfig,
         backend: B,
         reports: Reports,
         observers: Vec<Box<dyn Observer>>,
+        adopted: Option<Adopted>,
     ) -> Self {
         let view = View::new(config);
         let facts = view.facts(&[]);
@@ -167,6 +175,8 @@ impl<B: Backend> Control<B> {
             failed: false,
             pending_since: None,
             synced_at: None,
+            adopted,
+            outages: BTreeSet::new(),
         }
     }
 
@@ -180,11 +190,18 @@ impl<B: Backend> Control<B> {
                 kind,
                 state: Err(outage),
             } => {
-                let rules = match self.synced {
+                let rules = match self.synced || self.adopted.is_some() {
                     true => ", existing rules keep working",
                     false => "",
                 };
                 tracing::warn!(%kind, "{outage}{rules}");
+                self.outages.insert(*kind);
+            }
+            SourceEvent::Connection {
+                kind,
+                state: Ok(()),
+            } => {
+                self.outages.remove(kind);
             }
             event => self.problems.event(event),
         }
@@ -385,7 +402,14 @@ impl<B: Backend> Control<B> {
             waiting_for: self.view.waiting_for(),
             pending_since: self.pending_since,
             synced_at: self.synced_at,
-            node_eligible: self.view.node_is_eligible(),
+            // What is not known excludes nobody while an earlier process's tables serve.
+            node_eligible: self.view.node_is_eligible()
+                || (self.adopted.is_some() && !self.view.has_listed(ObjectKind::Node)),
+            adopted: self.adopted,
+            is_disconnected: self
+                .outages
+                .iter()
+                .any(|kind| view::NEEDED_ALWAYS.contains(kind)),
         };
         self.reports.status.store(Arc::new(status));
     }

@@ -18,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use object_source::api::{ApiClient, Limits, RequestError};
 use service_model::ObjectName;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Length of the queue of Events; further ones are dropped.
@@ -53,10 +53,16 @@ pub enum Severity {
     Warning,
 }
 
+/// An Event, and who waits until it was sent or dropped.
+struct Queued {
+    event: Event,
+    _done: oneshot::Sender<()>,
+}
+
 /// Creates Events, if there is an API server.
 #[derive(Clone)]
 pub struct Recorder {
-    queue: Option<mpsc::Sender<Event>>,
+    queue: Option<mpsc::Sender<Queued>>,
     node: Arc<str>,
 }
 
@@ -74,18 +80,21 @@ impl Recorder {
         }
     }
 
-    /// Queues an Event. `reason` and `action` are single words to filter by.
+    /// Queues an Event. `reason` and `action` are single words to filter by. What is returned ends once the Event was
+    /// sent or dropped, for a process that is about to end; others need not wait.
     pub fn tell(
         &self,
         subject: Subject,
         severity: Severity,
         (reason, action): (&'static str, &'static str),
         note: &str,
-    ) {
+    ) -> oneshot::Receiver<()> {
+        let (_done, done) = oneshot::channel();
         if let Some(queue) = &self.queue {
             let event = self.event(subject, severity, (reason, action), note);
-            let _ = queue.try_send(event);
+            let _ = queue.try_send(Queued { event, _done });
         }
+        done
     }
 
     fn event(
@@ -136,17 +145,19 @@ impl Recorder {
     }
 }
 
-async fn work(client: ApiClient, mut queue: mpsc::Receiver<Event>) {
-    while let Some(event) = queue.recv().await {
+async fn work(client: ApiClient, mut queue: mpsc::Receiver<Queued>) {
+    while let Some(queued) = queue.recv().await {
+        let event = &queued.event;
         let mut pause = PAUSE;
         for _ in 0..TRIES {
-            match create(&client, &event).await {
+            match create(&client, event).await {
                 Ok(()) => break,
                 Err(error) => tracing::debug!(%error, "cannot create an Event"),
             }
             tokio::time::sleep(pause).await;
             pause *= 2;
         }
+        drop(queued);
         tokio::time::sleep(PAUSE).await;
     }
 }

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use futures::future::OptionFuture;
@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use crate::bind::{bind, listen};
 use crate::configz::Configz;
+use crate::events::{Recorder, Severity, Subject};
 use crate::metrics::{self, Metrics};
 use crate::overlay::SharedOverlayStatus;
 use crate::parts::Parts;
@@ -27,6 +28,9 @@ use crate::takeover::alarm::SharedAlarm;
 
 mod answers;
 mod listener;
+
+/// How long a daemon that ends waits for its last Event.
+const EVENT_LIMIT: Duration = Duration::from_secs(2);
 
 pub(crate) use answers::health_check;
 pub(crate) use listener::{Answer, accept};
@@ -49,6 +53,16 @@ impl fmt::Display for Port {
     }
 }
 
+impl Port {
+    /// Reason and action of the Event about a port that cannot be bound: kube-proxy's words.
+    fn failure(self) -> (&'static str, &'static str) {
+        match self {
+            Port::Health => ("FailedToStartProxierHealthcheck", "StartKubeProxy"),
+            Port::Metrics => ("FailedToStartMetricServer", "StartKubeProxy"),
+        }
+    }
+}
+
 /// The values that responses are made of.
 #[derive(Clone)]
 pub struct Sources {
@@ -64,6 +78,8 @@ pub struct Sources {
     pub alarm: SharedAlarm,
     /// Findings of the overlay's probes.
     pub probes: SharedProbeStatus,
+    /// Creates an Event for a port that cannot be bound.
+    pub recorder: Recorder,
 }
 
 /// The running ports.
@@ -133,14 +149,24 @@ async fn serve(
     sources: &Sources,
     bound: watch::Sender<Option<SocketAddr>>,
 ) -> anyhow::Result<()> {
-    let report = |error: &std::io::Error| {
-        warn!(%port, %address, %error, "cannot bind; retrying every second");
-    };
-    let listener = match hard_fail {
-        true => listen(address).with_context(|| {
-            format!("cannot bind the {port} port {address} (--bind-address-hard-fail)")
-        })?,
-        false => bind(|| std::future::ready(listen(address)), report).await,
+    let listener = match listen(address) {
+        Ok(listener) => listener,
+        Err(error) => {
+            warn!(%port, %address, %error, "cannot bind");
+            let note = format!("cannot bind the {port} port {address}: {error}");
+            let told =
+                sources
+                    .recorder
+                    .tell(Subject::Node, Severity::Warning, port.failure(), &note);
+            if hard_fail {
+                // The daemon ends with this part; the Event should not be lost with it.
+                let _ = tokio::time::timeout(EVENT_LIMIT, told).await;
+                return Err(error).with_context(|| {
+                    format!("cannot bind the {port} port {address} (--bind-address-hard-fail)")
+                });
+            }
+            bind(|| std::future::ready(listen(address)), |_| {}).await
+        }
     };
     match listener.local_addr() {
         Ok(address) => {

@@ -37,6 +37,7 @@ pub mod features;
 mod guard;
 pub mod health_checks;
 pub mod http;
+mod last_sync;
 pub mod listeners;
 pub mod localhost;
 pub mod log;

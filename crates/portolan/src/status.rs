@@ -29,14 +29,33 @@ pub struct Status {
     /// Load balancers may send to this node: its Node object exists, is not being deleted and has no taint that
     /// excludes it (KEP-3836).
     pub node_eligible: bool,
+    /// Tables of an earlier process that were there at the start. They serve until the first sync.
+    pub adopted: Option<Adopted>,
+    /// A kind that is needed is not being watched at present.
+    pub is_disconnected: bool,
+}
+
+/// Tables of an earlier process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Adopted {
+    /// When they were last known to be in sync with the cluster ([`crate::last_sync`]); `None`: unknown.
+    pub synced_at: Option<SystemTime>,
+}
+
+impl Adopted {
+    /// Time since the tables were last in sync.
+    pub fn age(&self, now: SystemTime) -> Option<Duration> {
+        let age = now.duration_since(self.synced_at?);
+        Some(age.unwrap_or_default())
+    }
 }
 
 /// Result of [`Status::health`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// Everything known is committed.
+    /// Everything known is committed, or complete tables of an earlier process serve until the first sync.
     Healthy,
-    /// The first sync is not complete yet.
+    /// The first sync is not complete yet, and there are no tables of an earlier process.
     Starting,
     /// A change has been waiting for longer than [`STUCK_AFTER`].
     Stuck,
@@ -47,9 +66,19 @@ impl Status {
     pub fn health(&self, now: Instant) -> Health {
         match self.pending_since {
             Some(since) if now.saturating_duration_since(since) > STUCK_AFTER => Health::Stuck,
-            _ if !self.synced => Health::Starting,
+            _ if !self.synced && self.adopted.is_none() => Health::Starting,
             _ => Health::Healthy,
         }
+    }
+
+    /// Whether the tables hold what the cluster is known to hold at this moment.
+    pub fn is_in_sync(&self) -> bool {
+        self.synced && self.pending_since.is_none() && !self.is_disconnected
+    }
+
+    /// The tables of an earlier process, while they serve.
+    pub fn serving_adopted(&self) -> Option<Adopted> {
+        self.adopted.filter(|_| !self.synced)
     }
 }
 
@@ -70,6 +99,23 @@ mod tests {
         assert_eq!(status.health(late), Health::Stuck);
         status.pending_since = None;
         assert_eq!(status.health(late), Health::Healthy);
+    }
+
+    #[test]
+    fn tables_of_an_earlier_process_are_healthy_unless_stuck() {
+        let now = Instant::now();
+        let adopted = Adopted { synced_at: None };
+        let mut status = Status {
+            adopted: Some(adopted),
+            ..Status::default()
+        };
+        assert_eq!(status.health(now), Health::Healthy);
+        assert_eq!(status.serving_adopted(), Some(adopted));
+        status.pending_since = Some(now);
+        let late = now + STUCK_AFTER + Duration::from_millis(1);
+        assert_eq!(status.health(late), Health::Stuck);
+        status.synced = true;
+        assert_eq!(status.serving_adopted(), None, "its own tables serve");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Opens the nftables tables of Services: checks the kernel's features, sets up the guard, and receives foreign changes.
 
 use anyhow::{Context, Result};
-use nft::{Feature, Features, Kernel, KernelConfig, Notice};
+use nft::{Family, Feature, Features, Kernel, KernelConfig, Notice};
 use service_dataplane::guard::Guard;
 use service_dataplane::layout;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -17,6 +17,8 @@ pub(crate) struct Tables {
     pub(crate) foreign: UnboundedReceiver<Notice>,
     /// Removed from the kernel when dropped.
     pub(crate) guard: Option<Guard<Kernel>>,
+    /// An earlier process has left the tables of both families. Each of its commits was complete, so they are.
+    pub(crate) are_adopted: bool,
 }
 
 /// Opens the tables in the network namespace of the calling thread. With `own`, the tables get the owner flag, so that no
@@ -27,7 +29,7 @@ pub(crate) fn open(parts: &Parts, own: bool, without: &[Feature]) -> Result<Tabl
         .without(without);
     features::check(&features)?;
     let nft::Tables {
-        kernel,
+        mut kernel,
         mut monitor,
     } = nft::Tables::open_with(
         KernelConfig {
@@ -42,6 +44,10 @@ pub(crate) fn open(parts: &Parts, own: bool, without: &[Feature]) -> Result<Tabl
     let notify =
         move |notice: Option<Notice>| sender.send(notice.unwrap_or(Notice::Overrun)).is_ok();
     parts.monitor("nft-monitor", move |limit| monitor.wait(limit), notify)?;
+    let mut are_adopted = true;
+    for family in Family::ALL {
+        are_adopted &= kernel.table_state(family)?.is_some();
+    }
     let flags = kernel.table_flags();
     tracing::info!(
         owner = flags.owner,
@@ -52,5 +58,6 @@ pub(crate) fn open(parts: &Parts, own: bool, without: &[Feature]) -> Result<Tabl
         kernel,
         foreign,
         guard,
+        are_adopted,
     })
 }

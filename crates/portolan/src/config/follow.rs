@@ -154,7 +154,8 @@ impl Follower {
         }
         self.take_over(&last);
         self.last.log();
-        self.live.configz.store(self.last.resolved.clone());
+        let documents = self.last.resolved.documents();
+        self.live.configz.apply(&documents, LIVE);
         if !live.is_empty() {
             tracing::info!(fields = live.join(" "), "applied the changed configuration");
         }

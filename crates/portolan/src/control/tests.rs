@@ -20,7 +20,7 @@ fn control(backend: Fake) -> Control<Fake> {
         status: Arc::default(),
         metrics,
     };
-    Control::new(node, backend, reports, observers)
+    Control::new(node, backend, reports, observers, None)
 }
 
 fn object<W: Object + serde::de::DeserializeOwned>(value: serde_json::Value) -> W::Model {

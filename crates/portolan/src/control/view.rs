@@ -26,6 +26,13 @@ const NEEDED: [ObjectKind; 4] = [
     ObjectKind::ServiceCidr,
 ];
 
+/// Those of them that every API server has.
+pub(super) const NEEDED_ALWAYS: [ObjectKind; 3] = [
+    ObjectKind::Service,
+    ObjectKind::EndpointSlice,
+    ObjectKind::Node,
+];
+
 /// The cluster as received so far.
 #[derive(Debug)]
 pub(crate) struct View {
@@ -176,6 +183,11 @@ impl View {
             .into_iter()
             .filter(|kind| !self.listed.contains(kind))
             .collect()
+    }
+
+    /// Whether a kind has been listed.
+    pub(crate) fn has_listed(&self, kind: ObjectKind) -> bool {
+        self.listed.contains(&kind)
     }
 
     /// Number of invalid objects of each kind.

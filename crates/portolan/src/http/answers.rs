@@ -15,7 +15,9 @@ use crate::overlay::OverlayStatus;
 use crate::status::{Health, Status};
 
 /// 200 when everything known is committed and load balancers may send to this node (KEP-3836). The body has kube-proxy's
-/// keys with kube-proxy's meaning: `healthy` is about the proxy alone.
+/// keys with kube-proxy's meaning: `healthy` is about the proxy alone. Until the first sync, tables of an earlier process
+/// count as healthy, as all nodes would lose their load balancers if they restarted during an outage of the API server;
+/// `adopted` then says how old the tables are.
 ///
 /// Without a service proxy, no load balancer is concerned.
 pub(super) fn healthz(status: Option<&Arc<Status>>, now: Instant, wall: SystemTime) -> Answer {
@@ -55,8 +57,18 @@ fn verdict(
     if let Some(eligible) = node_eligible {
         body["nodeEligible"] = eligible.into();
     }
+    let adopted = status.serving_adopted();
+    if let Some(adopted) = adopted {
+        body["adopted"] = json!({
+            "lastSync": adopted.synced_at.map(rfc3339),
+            "ageSeconds": adopted.age(wall).map(|age| age.as_secs()),
+        });
+    }
     // Both families are committed together.
-    if let Some(at) = status.synced_at {
+    let synced_at = status
+        .synced_at
+        .or(adopted.and_then(|adopted| adopted.synced_at));
+    if let Some(at) = synced_at {
         let family = json!({ "lastUpdated": rfc3339(at), "healthy": healthy });
         body["status"] = json!({ "IPv4": family, "IPv6": family });
     }
@@ -109,11 +121,19 @@ pub(super) fn readyz(
     };
     let missing: Vec<String> = status.waiting_for.iter().map(ToString::to_string).collect();
     let reason = if missing.is_empty() {
-        "waiting for the first sync\n".to_owned()
+        "waiting for the first sync".to_owned()
     } else {
-        format!("waiting for the first list of {}\n", missing.join(", "))
+        format!("waiting for the first list of {}", missing.join(", "))
     };
-    Answer::text(StatusCode::SERVICE_UNAVAILABLE, reason)
+    let adopted = status.serving_adopted().map(|adopted| {
+        let age = match adopted.age(SystemTime::now()) {
+            Some(age) => format!("last in sync {} s ago", age.as_secs()),
+            None => "of unknown age".to_owned(),
+        };
+        format!("; the tables of an earlier process serve meanwhile, {age}")
+    });
+    let text = format!("{reason}{}\n", adopted.unwrap_or_default());
+    Answer::text(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
 fn rfc3339(time: SystemTime) -> String {

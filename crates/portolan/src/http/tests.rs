@@ -13,9 +13,10 @@ use super::listener::MAX_CONNECTIONS;
 use super::{Addresses, Ports, Sources, start};
 use overlay_probe::SharedProbeStatus;
 
+use crate::events::Recorder;
 use crate::metrics::Metrics;
 use crate::parts::{Ends, parts};
-use crate::status::Status;
+use crate::status::{Adopted, Status};
 
 fn configz() -> Arc<crate::configz::Configz> {
     let flags: &[&str] = &[];
@@ -23,7 +24,13 @@ fn configz() -> Arc<crate::configz::Configz> {
         kube_proxy_config::CommandLine::read(kube_proxy_config::Dialect::KubeProxy, flags, |_| {
             None
         });
-    Arc::new(crate::configz::Configz::new(line.resolve(None).unwrap()))
+    let documents = line.resolve(None).unwrap().documents();
+    Arc::new(crate::configz::Configz::new(documents))
+}
+
+/// Without an API server, Events are dropped.
+fn recorder() -> Recorder {
+    Recorder::start(None, "node-a".into(), CancellationToken::new())
 }
 
 struct Server {
@@ -42,6 +49,7 @@ impl Server {
             configz: configz(),
             alarm: Default::default(),
             metrics: Arc::new(Metrics::new()),
+            recorder: recorder(),
         };
         let cancel = CancellationToken::new();
         let any = Some("127.0.0.1:0".parse().unwrap());
@@ -158,6 +166,43 @@ fn probes_follow_the_published_status() {
     });
     assert_eq!(code(&get(address, "/healthz")), 503);
     assert_eq!(code(&get(address, "/livez")), 503);
+}
+
+#[test]
+fn adopted_tables_pass_healthz_with_their_age_but_not_readyz() {
+    let server = Server::start();
+    let address = server.health();
+    for (synced_at, words) in [
+        (Some(SystemTime::UNIX_EPOCH), "last in sync"),
+        (None, "of unknown age"),
+    ] {
+        server.publish(Status {
+            waiting_for: vec![ObjectKind::Service],
+            node_eligible: true,
+            adopted: Some(Adopted { synced_at }),
+            ..Status::default()
+        });
+        let response = get(address, "/healthz");
+        assert_eq!(code(&response), 200, "{response}");
+        let (_, body) = response.split_once("\r\n\r\n").unwrap();
+        let body: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["healthy"], true);
+        assert_eq!(
+            body["adopted"]["ageSeconds"].is_u64(),
+            synced_at.is_some(),
+            "{body}"
+        );
+        let ready = get(address, "/readyz");
+        assert_eq!(code(&ready), 503, "{ready}");
+        assert!(ready.contains("waiting for the first list of Service;"));
+        assert!(ready.contains(words), "{ready}");
+    }
+    server.publish(Status {
+        adopted: Some(Adopted { synced_at: None }),
+        ..synced()
+    });
+    let response = get(address, "/healthz");
+    assert!(!response.contains("adopted"), "{response}");
 }
 
 #[test]
@@ -301,6 +346,7 @@ fn a_taken_port_is_bound_as_soon_as_it_is_free() {
         configz: configz(),
         alarm: Default::default(),
         metrics: Arc::new(Metrics::new()),
+        recorder: recorder(),
     };
     let cancel = CancellationToken::new();
     let (parts, _) = parts(cancel.clone());
