@@ -545,12 +545,14 @@ fn init_only_makes_the_settings_and_ends_without_rules() -> Result<()> {
         "--init-only",
         "--conntrack-tcp-timeout-established=2h",
         "--conntrack-udp-timeout=45s",
+        "--conntrack-udp-timeout-stream=90s",
     ])?;
     // The limits are all of the machine's and cannot be set from here; that is no failure.
     ensure!(daemon.wait(PATIENCE)?.success(), "{:?}", daemon.lines());
     ensure!(setting(&stage, "nf_conntrack_tcp_timeout_established")? == 7200);
     ensure!(setting(&stage, "nf_conntrack_tcp_timeout_close_wait")? == 3600);
     ensure!(setting(&stage, "nf_conntrack_udp_timeout")? == 45);
+    ensure!(setting(&stage, "nf_conntrack_udp_timeout_stream")? == 90);
     ensure!(setting(&stage, "nf_conntrack_tcp_be_liberal")? == 1);
     ensure!(stage.tables()? == [None, None], "there are rules");
     Ok(())

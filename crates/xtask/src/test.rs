@@ -2,8 +2,8 @@
 //!
 //! The quick tests are what `cargo test --workspace` runs. Tests marked `#[ignore = "needs ..."]` want programs that take
 //! long to build (Kubernetes' control plane, kube-proxy, flanneld); `--all` runs them as well, the random tests at
-//! larger sizes, and a few scenarios on other kernels. `--nightly` has larger sizes, older kube-proxies and all
-//! scenarios on all kernels.
+//! larger sizes, and a few scenarios on other kernels. `--nightly` has larger sizes, older kube-proxies, all
+//! scenarios on all kernels, and two whole builds of the image.
 
 use anyhow::{Result, ensure};
 
@@ -30,11 +30,12 @@ const NIGHTLY: [(&str, &str); 4] = [
 /// Test targets that read the sizes.
 const RANDOM: [&str; 3] = ["random_clusters", "kernel_clusters", "order"];
 /// Test targets with tests that are ignored in the quick tier.
-const IGNORED: [&str; 6] = [
+const IGNORED: [&str; 7] = [
     "control_plane",
     "deploy",
     "differential",
     "doctor",
+    "image_swap",
     "overlay_flannel",
     "takeover",
 ];
@@ -87,11 +88,15 @@ fn rest(nightly: bool) -> Result<()> {
     let sizes = if nightly { NIGHTLY } else { LARGE };
     let unset = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
     let sizes: Vec<_> = sizes.into_iter().filter(unset).collect();
-    let parts: [(&str, &dyn Fn() -> Result<()>); 5] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 6] = [
         ("dependencies", &check::dependencies::check),
         ("large random sets", &|| random(&sizes)),
         ("control plane", &|| ignored(&sizes, nightly)),
         ("image and upgrade", &shipped),
+        ("image from two folders", &|| match nightly {
+            true => image::reproduce(),
+            false => Ok(()),
+        }),
         ("other kernels", &|| match nightly {
             true => kernels::kernels(&kernels::Options::default()),
             false => kernels::few(),

@@ -1,5 +1,6 @@
 //! Manifests of kube-proxy and flannel with nothing but the image changed: the program under their names, with their
-//! arguments, their files and their rights.
+//! arguments, their files and their rights. What distributions ship is in [`distributions`], changes of a running daemon's
+//! file in [`reload`].
 
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -13,8 +14,12 @@ use portolan_tests::overlay::OverlayStage;
 use portolan_tests::stage::{PATIENCE, Stage, portolan};
 use tempfile::TempDir;
 
+mod distributions;
+mod reload;
+
 const KUBEADM: &str =
-    include_str!("../../crates/kube-proxy-config/tests/distributions/kubeadm/config");
+    include_str!("../../../crates/kube-proxy-config/tests/distributions/kubeadm/config");
+const KUBE_PROXY: &str = "/usr/local/bin/kube-proxy";
 const VOLUME: &str = "/var/lib/kube-proxy";
 const ARGUMENTS: [&str; 2] = [
     "--config=/var/lib/kube-proxy/config.conf",
@@ -55,26 +60,27 @@ impl Volume {
     }
 }
 
-/// Starts the program by another name. With a volume, in a mount namespace that has it at [`VOLUME`].
+/// Starts the program by another name, in a mount namespace that has these folders at these paths.
 fn start_as(
     host: &Host,
     name: &str,
-    volume: Option<&Path>,
+    volumes: &[(&Path, &str)],
     arguments: &[&str],
     environment: &[(&str, &str)],
 ) -> Result<Daemon> {
-    let mount = match volume {
-        Some(volume) => format!(
-            "mount -t tmpfs none /var/lib && mkdir {VOLUME} && mount --bind {} {VOLUME} && ",
-            volume.display()
-        ),
-        None => String::new(),
-    };
     // `exec -a` sets the name that a program is called by; it is bash's.
-    let script = format!("{mount}exec -a \"$0\" \"$@\"");
+    let script = r#"set -e
+        [ "$1" = -- ] || { mount -t tmpfs none /var/lib; mount -t tmpfs none /etc; }
+        while [ "$1" != -- ]; do mkdir -p "$2"; mount --bind "$1" "$2"; shift 2; done
+        shift
+        exec -a "$0" "$@""#;
     let mut command = host.command("unshare");
+    command.args(["--mount", "bash", "-c", script, name]);
+    for (source, target) in volumes {
+        command.arg(source).arg(target);
+    }
     command
-        .args(["--mount", "bash", "-c", &script, name])
+        .arg("--")
         .arg(portolan()?)
         .args(arguments)
         .envs(environment.iter().copied());
@@ -96,14 +102,8 @@ impl Swapped {
         let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
         let kubeconfig = fs::read_to_string(kubeconfig)?;
         let volume = Volume::new(&[("config.conf", KUBEADM), ("kubeconfig.conf", &kubeconfig)])?;
-        let path = Some(volume.dir.path());
-        let daemon = start_as(
-            &stage.node,
-            "/usr/local/bin/kube-proxy",
-            path,
-            &ARGUMENTS,
-            &[],
-        )?;
+        let volumes = [(volume.dir.path(), VOLUME)];
+        let daemon = start_as(&stage.node, KUBE_PROXY, &volumes, &ARGUMENTS, &[])?;
         stage.wait_until_ready(&daemon)?;
         Ok(Swapped {
             stage,
@@ -170,26 +170,6 @@ fn kubeadms_pod_serves_with_only_its_image_changed() -> Result<()> {
     Ok(())
 }
 
-#[scenario(Nft)]
-fn a_changed_config_map_is_applied_and_a_broken_one_is_not() -> Result<()> {
-    let mut swapped = Swapped::start()?;
-    swapped.wait_for_localhost(true)?;
-    let primary = KUBEADM.replace("nodePortAddresses: null", "nodePortAddresses: [primary]");
-    let primary = primary.replace("localhostNodePorts: null", "localhostNodePorts: false");
-    swapped.configure(&primary)?;
-    swapped.wait_for_localhost(false)?;
-    let broken = KUBEADM.replace("mode: iptables", "mode: ebpf");
-    swapped.configure(&broken)?;
-    // The next good file is read after the broken one, which must not have ended the daemon or its rules.
-    let to = swapped.node_port_at(swapped.stage.node.ipv4().into())?;
-    let outside = swapped.stage.lab().client("outside")?;
-    ensure!(outside.connect(Protocol::Tcp, to)?.server().is_some());
-    swapped.configure(KUBEADM)?;
-    swapped.wait_for_localhost(true)?;
-    ensure!(swapped.daemon.is_running(), "the daemon has ended");
-    Ok(())
-}
-
 const NET_CONF: &str = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/32",
   "Backend": {"Type": "vxlan"}}"#;
 
@@ -220,7 +200,7 @@ fn flannels_pods_connect_nodes_with_only_their_image_changed() -> Result<()> {
         daemons.push(start_as(
             node,
             "/opt/bin/flanneld",
-            None,
+            &[],
             &arguments,
             &environment,
         )?);
