@@ -18,6 +18,7 @@ mod commit;
 mod layer;
 pub(crate) mod layout;
 mod program;
+mod reproduce;
 
 pub(crate) use commit::Commit;
 pub(crate) use layer::pack_folder;
@@ -25,6 +26,7 @@ use layer::{Entry, Layer};
 use layout::Layout;
 pub(crate) use layout::hexadecimal;
 pub(crate) use program::Arch;
+pub(crate) use reproduce::reproduce;
 
 #[cfg(test)]
 mod tests;

@@ -42,7 +42,13 @@ enum Command {
     /// Build the control plane, kube-proxy and flanneld for the tests (needs Go), and print the folder.
     ControlPlane,
     /// Build the container image for amd64 and arm64 as an OCI layout and an archive (needs no daemon).
-    Image(image::Options),
+    Image {
+        #[command(flatten)]
+        options: image::Options,
+        /// Build twice for this machine instead, from clones in two folders, and fail unless the bytes are equal
+        #[arg(long, conflicts_with_all = ["arch", "output", "name", "source", "tree"])]
+        reproduce: bool,
+    },
     /// Build what a release publishes: image, programs, chart, SBOM, licenses, checksums.
     Release(image::Options),
 }
@@ -56,7 +62,10 @@ fn main() -> Result<()> {
         Command::Kernels(options) => kernels::kernels(&options),
         Command::Check(options) => check::check(&options),
         Command::ControlPlane => control_plane::control_plane(),
-        Command::Image(options) => image::image(&options),
+        Command::Image {
+            reproduce: true, ..
+        } => image::reproduce(),
+        Command::Image { options, .. } => image::image(&options),
         Command::Release(options) => release::release(&options),
     }
 }

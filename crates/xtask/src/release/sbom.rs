@@ -7,16 +7,26 @@ use serde_json::{Value, json};
 
 use crate::image::{Commit, VERSION};
 use crate::licenses::{self, Package};
-use crate::run::root;
+use crate::run::{output, root};
 
 /// The document, as JSON.
 pub(super) fn document(packages: &[Package], commit: &Commit) -> Result<Vec<u8>> {
     let checksums = checksums(&std::fs::read_to_string(root()?.join("Cargo.lock"))?);
-    let components: Vec<Value> = packages
+    let mut components: Vec<Value> = packages
         .iter()
         .filter(|package| package.name != "portolan")
         .map(|package| component(package, &checksums))
         .collect();
+    let tool_chain = tool_chain()?;
+    let mut dependencies = dependencies(packages, &licenses::metadata()?)?;
+    let program = reference_of("portolan", VERSION, false);
+    for library in &tool_chain {
+        let node = dependencies.iter_mut().find(|node| node["ref"] == program);
+        let uses = node.and_then(|node| node["dependsOn"].as_array_mut());
+        uses.context("no node of the program")?
+            .push(library["bom-ref"].clone());
+    }
+    components.extend(tool_chain);
     let document = json!({
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
@@ -32,9 +42,40 @@ pub(super) fn document(packages: &[Package], commit: &Commit) -> Result<Vec<u8>>
             },
         },
         "components": components,
-        "dependencies": dependencies(packages, &licenses::metadata()?)?,
+        "dependencies": dependencies,
     });
     Ok(serde_json::to_vec_pretty(&document)?)
+}
+
+/// Libraries that come with the target of the tool chain and have no crate here, as `rustc` says.
+fn tool_chain() -> Result<[Value; 2]> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let mut rustc = std::process::Command::new(rustc);
+    let said = output(rustc.args(["--version", "--verbose"]).current_dir(root()?))?;
+    let said = String::from_utf8(said)?;
+    let field = |name: &str| {
+        let value = said.lines().find_map(|line| line.strip_prefix(name));
+        value.with_context(|| format!("rustc --version --verbose does not say {name}"))
+    };
+    let (version, commit) = (field("release: ")?, field("commit-hash: ")?);
+    Ok([
+        json!({
+            "type": "library",
+            "bom-ref": format!("rust-std@{version}"),
+            "name": "rust-std",
+            "version": version,
+            "description": "The Rust standard library, with the crates that it contains",
+            "licenses": [{"expression": "MIT OR Apache-2.0"}],
+            "properties": [{"name": "rustc:commit-hash", "value": commit}],
+        }),
+        json!({
+            "type": "library",
+            "bom-ref": format!("musl@rust-{version}"),
+            "name": "musl",
+            "description": "The C library of Rust's musl targets, as that release of Rust brings it",
+            "licenses": [{"expression": "MIT"}],
+        }),
+    ])
 }
 
 fn component(package: &Package, checksums: &BTreeMap<(String, String), String>) -> Value {
