@@ -20,7 +20,6 @@ const ADDED_BY_KUBEADM: &str = "/var/lib/kube-proxy/kubeconfig.conf";
 
 /// What a pod or a process of a distribution is started with.
 struct Distribution {
-    name: &'static str,
     arguments: Vec<String>,
     config: Option<String>,
 }
@@ -33,7 +32,6 @@ impl Distribution {
             .join(name);
         let arguments = fs::read_to_string(folder.join("arguments")).context(name)?;
         Ok(Distribution {
-            name,
             arguments: arguments.lines().map(ToOwned::to_owned).collect(),
             config: fs::read_to_string(folder.join("config")).ok(),
         })
