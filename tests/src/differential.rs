@@ -10,6 +10,7 @@
 mod affinity;
 pub mod differences;
 mod fates;
+pub mod metrics;
 mod programs;
 mod server;
 mod side;
@@ -165,6 +166,11 @@ impl Arena {
     pub fn change_surroundings(&mut self, cluster: &Cluster) -> Result<()> {
         self.kube_proxy.set_surroundings(cluster)?;
         self.portolan.set_surroundings(cluster)
+    }
+
+    /// The scrapes of both, kube-proxy's first.
+    pub fn metrics(&self) -> Result<(String, String)> {
+        Ok((self.kube_proxy.metrics()?, self.portolan.metrics()?))
     }
 
     /// Whether each of them, kube-proxy first, drops what goes to addresses that no Service has where this cluster's

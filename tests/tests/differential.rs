@@ -15,7 +15,7 @@ use portolan_tests::cluster::space::cluster_cidr;
 use portolan_tests::cluster::{Cluster, Detect, Generator, NodePortAddresses, Space};
 use portolan_tests::differential::{
     Arena, CLIENT_POD, Kind, KubeProxy, NODES, PODS, PORTS, Seen, differences, its_service_cidrs,
-    kube_proxies,
+    kube_proxies, metrics,
 };
 use portolan_tests::oracle::{Expected, Packet, outcome};
 use portolan_tests::{number_from_env, packets};
@@ -117,6 +117,26 @@ fn service_cidr_changes_apply_at_once_unlike_kube_proxys() -> Result<()> {
             .know_service_cidrs(&cluster)
             .is_ok_and(|(theirs, ours)| theirs && ours)
     })
+}
+
+#[scenario(KubeProxy, Nft, TableOwner)]
+#[ignore = "needs kube-proxy"]
+fn scrape_has_kube_proxys_names_types_labels_and_bounds() -> Result<()> {
+    let kube_proxies = kube_proxies()?;
+    let newest = kube_proxies.last().context("no kube-proxy")?;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut generator = Generator::in_space(1, Space::real(NODES, PODS, PORTS.to_vec()));
+    let mut cluster = generator.cluster();
+    as_both_understand(&mut cluster);
+    cluster.settings.detect = detector(0);
+    let mut arena = Arena::new(Kind::Fake)?;
+    arena.start(newest, &cluster)?;
+    arena.switch_to(&cluster)?;
+    let (theirs, ours) = arena.metrics()?;
+    let missing = metrics::missing(&theirs, &ours)?;
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+    assert!(ours.contains("\nkubeproxy_sync_proxy_rules_duration_seconds_count"));
+    Ok(())
 }
 
 fn compare_with(kube_proxy: &KubeProxy, kind: Kind, clusters: u64) -> Result<()> {

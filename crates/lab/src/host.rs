@@ -238,7 +238,8 @@ impl Host {
 
     /// Sends an HTTP GET request. Returns status code and body, or `None` when the port refuses the connection.
     pub fn http_get(&self, to: SocketAddr, path: &str) -> Result<Option<(u16, String)>> {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        // To HTTP/1.0 nobody answers in chunks.
+        let request = format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n");
         self.run(move || {
             let mut stream = match TcpStream::connect_timeout(&to, Duration::from_secs(1)) {
                 Ok(stream) => stream,

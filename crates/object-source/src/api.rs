@@ -60,7 +60,7 @@ use outline::Outlines;
 pub use client::{ApiServer, connect};
 pub use locate::ServerSource;
 pub use locator::{KUBELET_KUBECONFIGS, without_credentials};
-pub use request::{ApiClient, Limits, RequestError};
+pub use request::{ApiClient, Limits, RequestError, RequestObserver, RequestOutcome};
 
 /// Times and sizes of the source. The defaults are for clusters, other values for tests.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use kube_proxy_config::Effective;
-use object_source::api::{self, ApiClient, ApiServer, ServerSource};
+use object_source::api::{self, ApiClient, ApiServer, RequestOutcome, ServerSource};
 use object_source::manifests::{self, ManifestsConfig};
 use object_source::{Events, SourceEvent};
 use overlay_probe::{ProbeConfig, SharedProbeStatus};
@@ -92,14 +92,14 @@ impl Published {
 /// better by itself (a port that is taken, a server that is away) is retried instead.
 async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     let effective = configuration.effective();
-    let server = connect(effective).await?;
+    let published = Published::new(configuration);
+    let server = connect(effective, published.metrics.clone()).await?;
     let reader = server.as_ref().map(|server| &server.reader);
     let mut node = config::node(effective, config::node_name(effective, reader).await?);
     node.api_server = server.as_ref().and_then(|server| server.address);
     let overlay = config::overlay(effective, node.node_name.clone())?;
     log::configuration(effective, &node);
     memory::set_oom_score_adj(effective.oom_score_adj);
-    let published = Published::new(configuration);
     let writer = server.as_ref().map(|server| server.writer.clone());
     let recorder = Recorder::start(writer.clone(), node.node_name.clone(), parts.cancel());
     let http = start_http(effective, parts, &published, &recorder)?;
@@ -160,6 +160,7 @@ async fn start_services(
     let health_checks = health_checks::start(parts, http, config.clone(), reports);
     let observers: Vec<Box<dyn Observer>> = vec![
         Box::new(published.metrics.clone()),
+        Box::new(published.metrics.no_local_endpoints()),
         Box::new(published.counters.clone()),
         Box::new(health_checks),
         Box::new(cleaner),
@@ -201,7 +202,7 @@ fn ignore(parts: &Parts, mut events: Events) {
 }
 
 /// The API server that is configured, or `None` for a directory of manifests.
-async fn connect(effective: &Effective) -> Result<Option<ApiServer>> {
+async fn connect(effective: &Effective, metrics: Arc<Metrics>) -> Result<Option<ApiServer>> {
     let from = &effective.api_server;
     if from.manifests.is_some() {
         return Ok(None);
@@ -211,7 +212,8 @@ async fn connect(effective: &Effective) -> Result<Option<ApiServer>> {
         master: from.master.clone(),
         from: from.api_server_from.clone(),
     };
-    api::connect(&source).await.map(Some)
+    let observer = Arc::new(move |outcome: &RequestOutcome<'_>| metrics.requested(outcome));
+    api::connect(&source, observer).await.map(Some)
 }
 
 fn start_http(

@@ -52,7 +52,7 @@ impl Configz {
         let (since, at) = self.started;
         let at = Timestamp::try_from(at).unwrap_or_default();
         let (version, uptime) = (env!("CARGO_PKG_VERSION"), since.elapsed().as_secs());
-        let paths = "/configz /flagz /healthz /metrics /proxyMode /statusz";
+        let paths = "/configz /flagz /healthz /metrics /metrics/slis /proxyMode /statusz";
         let heading = heading("statusz");
         format!("{heading}Version: {version}\nStarted: {at}\nUp: {uptime} s\nPaths: {paths}\n")
     }

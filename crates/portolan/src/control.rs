@@ -304,6 +304,7 @@ impl<B: Backend> Control<B> {
             [one] => Some(one.service.clone()),
             _ => None,
         };
+        let full = self.facts_changed || self.failed || !self.synced;
         let result = if self.facts_changed {
             self.dataplane.refresh(self.facts.clone(), updates)
         } else if self.failed && updates.is_empty() {
@@ -313,7 +314,7 @@ impl<B: Backend> Control<B> {
         };
         self.facts_changed = false;
         self.config_changed = false;
-        if let Some(outcome) = self.finish(start, result) {
+        if let Some(outcome) = self.finish(start, result, full) {
             let (elements, elapsed) = (outcome.elements, start.elapsed());
             if !std::mem::replace(&mut self.synced, true) {
                 let elapsed_seconds = elapsed.as_secs_f64();
@@ -339,7 +340,7 @@ impl<B: Backend> Control<B> {
         let result = self.dataplane.repair();
         let end = Instant::now();
         self.repairs.ended(end, end - start);
-        if let Some(outcome) = self.finish(start, result)
+        if let Some(outcome) = self.finish(start, result, true)
             && outcome.repaired > 0
         {
             tracing::warn!(
@@ -357,6 +358,7 @@ impl<B: Backend> Control<B> {
         &mut self,
         start: Instant,
         result: Result<SyncOutcome, SyncError>,
+        full: bool,
     ) -> Option<SyncOutcome> {
         let now = Instant::now();
         let elapsed = now - start;
@@ -376,6 +378,7 @@ impl<B: Backend> Control<B> {
             outcome: &outcome,
             facts: self.dataplane.facts(),
             elapsed,
+            full,
             triggers: &std::mem::take(&mut self.triggers),
         };
         for observer in &mut self.observers {

@@ -233,8 +233,9 @@ async fn serve(socket: Socket, local: Arc<AtomicUsize>, reports: Reports) {
     info!(%service, %address, "health check listening");
     let _counted = Listening::new(reports.metrics.clone());
     let status = reports.status.clone();
-    let answers =
-        move |_: &str| health_check(&service, local.load(Ordering::Relaxed), &status.load());
+    let answers = move |_: &str, _: &http::HeaderMap| {
+        health_check(&service, local.load(Ordering::Relaxed), &status.load())
+    };
     accept(listener, Arc::new(answers)).await;
 }
 

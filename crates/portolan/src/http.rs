@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use futures::future::OptionFuture;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use overlay_probe::SharedProbeStatus;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::bind::{bind, listen};
 use crate::configz::Configz;
 use crate::events::{Recorder, Severity, Subject};
-use crate::metrics::{self, Metrics};
+use crate::metrics::{Format, Metrics};
 use crate::overlay::SharedOverlayStatus;
 use crate::parts::Parts;
 use crate::status::SharedStatus;
@@ -40,7 +40,7 @@ pub(crate) use listener::{Answer, accept};
 pub enum Port {
     /// `/healthz`, `/livez`, `/readyz`
     Health,
-    /// `/metrics`, `/proxyMode`, `/healthz`, `/configz`, `/flagz`, `/statusz`
+    /// `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/configz`, `/flagz`, `/statusz`
     Metrics,
 }
 
@@ -176,11 +176,12 @@ async fn serve(
         Err(error) => warn!(%port, %address, %error, "cannot read the bound address"),
     }
     let sources = sources.clone();
-    accept(listener, Arc::new(move |path| answer(port, path, &sources))).await;
+    let answers = move |path: &str, headers: &HeaderMap| answer(port, path, headers, &sources);
+    accept(listener, Arc::new(answers)).await;
     Ok(())
 }
 
-fn answer(port: Port, path: &str, sources: &Sources) -> Answer {
+fn answer(port: Port, path: &str, headers: &HeaderMap, sources: &Sources) -> Answer {
     let status = sources.status.as_ref().map(|status| status.load());
     match (port, path) {
         (Port::Health, "/healthz") => {
@@ -204,16 +205,30 @@ fn answer(port: Port, path: &str, sources: &Sources) -> Answer {
                 &sources.probes.load(),
             )
         }
-        (Port::Metrics, "/metrics") => Answer {
-            content_type: metrics::CONTENT_TYPE,
-            ..Answer::text(StatusCode::OK, sources.metrics.encode())
-        },
+        (Port::Metrics, "/metrics") => {
+            let format = Format::requested(headers);
+            exposition(format, sources.metrics.encode(format))
+        }
+        (Port::Metrics, "/metrics/slis") => {
+            let format = Format::requested(headers);
+            exposition(format, sources.metrics.encode_slis(format))
+        }
         (Port::Metrics, "/configz") => Answer::json(StatusCode::OK, &sources.configz.document()),
         (Port::Metrics, "/flagz") => Answer::text(StatusCode::OK, sources.configz.flagz()),
         (Port::Metrics, "/statusz") => Answer::text(StatusCode::OK, sources.configz.statusz()),
         (Port::Metrics, "/proxyMode") => Answer::text(StatusCode::OK, "nftables"),
-        (Port::Metrics, "/healthz") => Answer::text(StatusCode::OK, "ok"),
+        (Port::Metrics, "/healthz") => {
+            sources.metrics.pinged();
+            Answer::text(StatusCode::OK, "ok")
+        }
         _ => Answer::text(StatusCode::NOT_FOUND, "not found\n"),
+    }
+}
+
+fn exposition(format: Format, text: String) -> Answer {
+    Answer {
+        content_type: format.content_type(),
+        ..Answer::text(StatusCode::OK, text)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use object_source::api::RequestOutcome;
 use object_source::{Problem, SourceEvent};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -21,12 +22,18 @@ use service_model::{Family as IpFamily, ObjectEvent, ObjectKind};
 
 use crate::observer::{Commit, Observer};
 
+mod exposition;
+mod policies;
 mod probes;
+mod process;
+mod rest_client;
+mod slis;
 
+pub(crate) use exposition::Format;
+pub(crate) use policies::NoLocalEndpoints;
 pub use probes::ProbeMetrics;
-
-/// The `Content-Type` of [`Metrics::encode`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use rest_client::RestClientMetrics;
+use slis::Slis;
 
 /// Declares a group of metrics: name, type, help, and how to make it where `Default` does not do.
 macro_rules! metrics {
@@ -53,12 +60,22 @@ macro_rules! metrics {
 
 metrics! {
     KubeProxyMetrics {
-        // kube-proxy's smallest bound is 1 ms; a commit usually takes microseconds.
         sync_proxy_rules_duration_seconds: Family<FamilyLabel, Histogram> =
-            "Duration of a commit, from its first netlink message to the kernel's acknowledgement, in seconds",
-            Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_016, 2.0, 21)));
+            "Duration of a sync, from its first netlink message to the kernel's acknowledgement, in seconds",
+            Family::new_with_constructor(sync_duration);
+        sync_full_proxy_rules_duration_seconds: Family<FamilyLabel, Histogram> =
+            "Duration of a sync that compared all rules with the kernel, in seconds",
+            Family::new_with_constructor(sync_duration);
+        sync_partial_proxy_rules_duration_seconds: Family<FamilyLabel, Histogram> =
+            "Duration of a sync of changed Services alone, in seconds",
+            Family::new_with_constructor(sync_duration);
         sync_proxy_rules_last_timestamp_seconds: Family<FamilyLabel, Gauge<f64, AtomicU64>> =
-            "Time of the last commit, in seconds since 1970";
+            "Time of the last sync, in seconds since 1970";
+        sync_proxy_rules_last_queued_timestamp_seconds: Family<FamilyLabel, Gauge<f64, AtomicU64>> =
+            "Time of the last change received, in seconds since 1970";
+        sync_proxy_rules_no_local_endpoints_total: policies::Gauges =
+            "Service ports with policy Local, with endpoints but none on this node",
+            policies::gauges();
         sync_proxy_rules_nftables_sync_failures: Family<FamilyLabel, Counter> = "Commits that failed";
         sync_proxy_rules_service_changes: Counter = "Service changes received";
         sync_proxy_rules_endpoint_changes: Counter = "EndpointSlice changes received";
@@ -108,6 +125,8 @@ pub struct Metrics {
     registry: Registry,
     kube_proxy: KubeProxyMetrics,
     own: OwnMetrics,
+    rest_client: RestClientMetrics,
+    slis: Slis,
     /// Metrics of the overlay's probes.
     pub probes: ProbeMetrics,
 }
@@ -144,6 +163,12 @@ impl From<ObjectKind> for KindLabel {
     }
 }
 
+/// kube-proxy's bounds (`pkg/proxy/metrics`) from 1 ms on, with smaller ones in front: a commit usually takes microseconds.
+fn sync_duration() -> Histogram {
+    let below_a_millisecond = exponential_buckets(0.000_016, 2.0, 6);
+    Histogram::new(below_a_millisecond.chain(exponential_buckets(0.001, 2.0, 15)))
+}
+
 /// kube-proxy's bounds (`pkg/proxy/metrics`), with smaller ones in front.
 fn programming_duration() -> Histogram {
     let below_a_second = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5];
@@ -169,10 +194,14 @@ impl Metrics {
         let own = OwnMetrics::register(r);
         let probes = ProbeMetrics::default();
         probes.register(r);
+        let rest_client = RestClientMetrics::register(&mut registry);
+        registry.register_collector(Box::new(process::ProcessCollector));
         Metrics {
             registry,
             kube_proxy,
             own,
+            rest_client,
+            slis: Slis::default(),
             probes,
         }
     }
@@ -182,12 +211,30 @@ impl Metrics {
         self.registry.register_collector(collector);
     }
 
-    /// OpenMetrics text; see [`CONTENT_TYPE`].
-    pub fn encode(&self) -> String {
-        let mut text = String::new();
-        // Writing to a String does not fail.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
-        text
+    /// All metrics, in a format.
+    pub(crate) fn encode(&self, format: Format) -> String {
+        format.encode(&self.registry)
+    }
+
+    /// The service level indicators, in a format.
+    pub(crate) fn encode_slis(&self, format: Format) -> String {
+        self.slis.encode(format)
+    }
+
+    /// Records a check of the metrics port.
+    pub(crate) fn pinged(&self) {
+        self.slis.passed();
+    }
+
+    /// Counts the Service ports without local endpoints.
+    pub(crate) fn no_local_endpoints(&self) -> NoLocalEndpoints {
+        let gauges = &self.kube_proxy.sync_proxy_rules_no_local_endpoints_total;
+        NoLocalEndpoints::new(gauges.clone())
+    }
+
+    /// Records a request to an API server.
+    pub fn requested(&self, outcome: &RequestOutcome<'_>) {
+        self.rest_client.record(outcome);
     }
 
     /// Records a check for stale conntrack entries of a family.
@@ -288,28 +335,39 @@ impl Metrics {
         metric.get_or_create(&CodeLabel { code }).inc();
     }
 
-    fn record_commit(
-        &self,
-        families: impl Iterator<Item = IpFamily>,
-        elements: usize,
-        took: Duration,
-    ) {
-        self.own.commits.inc();
-        self.own.elements_written.inc_by(elements as u64);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.unwrap_or_default().as_secs_f64();
+    /// Records a sync. One that changed nothing is one of both families.
+    fn synced(&self, commit: &Commit<'_>) {
+        let outcome = commit.outcome;
+        if outcome.transactions > 0 {
+            self.own.commits.inc();
+            self.own.elements_written.inc_by(outcome.elements as u64);
+        }
         let metrics = &self.kube_proxy;
-        for family in families {
-            metrics
-                .sync_proxy_rules_duration_seconds
-                .get_or_create(&family.into())
-                .observe(took.as_secs_f64());
-            metrics
-                .sync_proxy_rules_last_timestamp_seconds
-                .get_or_create(&family.into())
-                .set(now);
+        let of_extent = match commit.full {
+            true => &metrics.sync_full_proxy_rules_duration_seconds,
+            false => &metrics.sync_partial_proxy_rules_duration_seconds,
+        };
+        let changed_nothing = outcome.families.is_empty();
+        let is_part = |family: &IpFamily| changed_nothing || outcome.families.contains(family);
+        let now = now_seconds();
+        for label in IpFamily::ALL
+            .into_iter()
+            .filter(is_part)
+            .map(FamilyLabel::from)
+        {
+            for durations in [&metrics.sync_proxy_rules_duration_seconds, of_extent] {
+                let durations = durations.get_or_create(&label);
+                durations.observe(commit.elapsed.as_secs_f64());
+            }
+            let last = &metrics.sync_proxy_rules_last_timestamp_seconds;
+            last.get_or_create(&label).set(now);
         }
     }
+}
+
+fn now_seconds() -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs_f64()
 }
 
 impl Observer for Arc<Metrics> {
@@ -336,6 +394,13 @@ impl Observer for Arc<Metrics> {
         };
         changes.inc_by(objects as u64);
         pending.inc_by(gauge(objects));
+        let (queued, now) = (
+            &metrics.sync_proxy_rules_last_queued_timestamp_seconds,
+            now_seconds(),
+        );
+        for family in IpFamily::ALL {
+            queued.get_or_create(&family.into()).set(now);
+        }
     }
 
     fn problem(&mut self, problem: &Problem) {
@@ -359,11 +424,7 @@ impl Observer for Arc<Metrics> {
                 .get_or_create(&(*family).into())
                 .observe(elapsed.as_secs_f64());
         }
-        let outcome = commit.outcome;
-        if outcome.transactions > 0 {
-            let families = outcome.families.iter().copied();
-            self.record_commit(families, outcome.elements, commit.elapsed);
-        }
+        self.synced(commit);
     }
 
     fn failed(&mut self) {
@@ -395,7 +456,7 @@ mod tests {
     use super::*;
 
     fn lines(metrics: &Metrics, expected: &[&str]) {
-        let text = metrics.encode();
+        let text = metrics.encode(Format::OpenMetrics);
         for line in expected {
             assert!(text.lines().any(|l| l == *line), "{line} not in\n{text}");
         }
@@ -414,6 +475,7 @@ mod tests {
                 outcome,
                 facts: &facts,
                 elapsed: Duration::from_micros(20),
+                full: false,
                 triggers,
             },
         );
@@ -466,6 +528,9 @@ mod tests {
         let (below, above) = (bucket("70.0", 0), bucket("75.0", 1));
         lines(&metrics, &[&count, &below, &above]);
         let family = format!("{name}_count{{ip_family=\"IPv4\"}}");
-        assert!(!metrics.encode().contains(&family), "no trigger of IPv4");
+        assert!(
+            !metrics.encode(Format::OpenMetrics).contains(&family),
+            "no trigger of IPv4"
+        );
     }
 }

@@ -16,6 +16,8 @@ pub struct Commit<'a> {
     pub facts: &'a NodeFacts,
     /// Duration of the call.
     pub elapsed: Duration,
+    /// All rules were compared with the kernel, not only those of changed Services.
+    pub full: bool,
     /// When the changes happened that EndpointSlices brought, as far as their annotations say.
     pub triggers: &'a [(Family, SystemTime)],
 }

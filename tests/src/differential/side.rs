@@ -97,6 +97,11 @@ impl Side {
         self.daemon.as_ref().map(Daemon::lines).unwrap_or_default()
     }
 
+    /// What the program answers to Prometheus.
+    pub fn metrics(&self) -> Result<String> {
+        crate::overlay::metrics(self.field.machine(&node_name(1))?)
+    }
+
     /// Lines of the node's rules that name an address, for people.
     pub(super) fn rules_about(&self, address: IpAddr) -> Result<Vec<String>> {
         let ruleset = self

@@ -12,7 +12,7 @@ use http::Uri;
 use super::locate::{ServerSource, Surroundings, locate};
 use super::proxy::port;
 use super::remembered::Memory;
-use super::request::ApiClient;
+use super::request::{ApiClient, RequestObserver};
 use super::server::{Server, Template};
 use super::servers::Servers;
 
@@ -27,16 +27,17 @@ pub struct ApiServer {
     pub address: Option<SocketAddr>,
 }
 
-/// Clients for the cluster that the configuration, or else this pod, belongs to.
+/// Clients for the cluster that the configuration, or else this pod, belongs to. `observer` is called after each request.
 ///
 /// # Errors
 /// The configuration cannot be used. A server that cannot be reached is no error.
-pub async fn connect(source: &ServerSource) -> Result<ApiServer> {
-    connect_from(source, &Surroundings::of_this_process()).await
+pub async fn connect(source: &ServerSource, observer: RequestObserver) -> Result<ApiServer> {
+    connect_from(source, observer, &Surroundings::of_this_process()).await
 }
 
 pub(super) async fn connect_from(
     source: &ServerSource,
+    observer: RequestObserver,
     around: &Surroundings,
 ) -> Result<ApiServer> {
     let located = locate(source, around).await?;
@@ -57,8 +58,8 @@ pub(super) async fn connect_from(
     });
     let servers = Arc::new(Servers::new(servers, learning));
     Ok(ApiServer {
-        reader: ApiClient::reader(servers.clone()),
-        writer: ApiClient::writer(servers),
+        reader: ApiClient::reader(servers.clone(), observer.clone()),
+        writer: ApiClient::writer(servers, observer),
         address,
     })
 }

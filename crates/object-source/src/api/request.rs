@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{ACCEPT, HeaderValue, RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
@@ -71,24 +71,47 @@ pub struct Limits {
     pub total: Duration,
 }
 
+/// What became of a request to one server.
+#[derive(Debug)]
+pub struct RequestOutcome<'a> {
+    /// Host and port of the server, as in its URL.
+    pub host: &'a str,
+    /// The method.
+    pub method: &'a Method,
+    /// HTTP status; `None` without an answer.
+    pub code: Option<u16>,
+    /// Time until the head of the answer, or until the failure.
+    pub elapsed: Duration,
+}
+
+/// Called after each request, on the thread of the request: must not block.
+pub type RequestObserver = Arc<dyn Fn(&RequestOutcome<'_>) + Send + Sync>;
+
 /// Sends requests to the API servers of one cluster: to the one that answered last, or to the next that can be reached.
 #[derive(Clone)]
 pub struct ApiClient {
     servers: Arc<Servers>,
     client: fn(&Server) -> &Client,
+    observer: RequestObserver,
 }
 
 impl ApiClient {
     /// Keeps connections for the next request.
-    pub(super) fn reader(servers: Arc<Servers>) -> Self {
-        let client: fn(&Server) -> &Client = |server| &server.reader;
-        ApiClient { servers, client }
+    pub(super) fn reader(servers: Arc<Servers>, observer: RequestObserver) -> Self {
+        ApiClient {
+            servers,
+            client: |server| &server.reader,
+            observer,
+        }
     }
 
     /// Opens a connection for each request.
-    pub(super) fn writer(servers: Arc<Servers>) -> Self {
-        let client: fn(&Server) -> &Client = |server| &server.writer;
-        ApiClient { servers, client }
+    pub(super) fn writer(servers: Arc<Servers>, observer: RequestObserver) -> Self {
+        ApiClient {
+            servers,
+            client: |server| &server.writer,
+            observer,
+        }
     }
 
     /// The servers.
@@ -139,7 +162,16 @@ impl ApiClient {
             headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
             server.authorize(headers);
             let http = (self.client)(&server).clone();
-            match timeout_at(limit, http.send(request)).await {
+            let start = Instant::now();
+            let answer = timeout_at(limit, http.send(request)).await;
+            let response = answer.as_ref().ok().and_then(|answer| answer.as_ref().ok());
+            (self.observer)(&RequestOutcome {
+                host: server.host(),
+                method: &parts.method,
+                code: response.map(|response| response.status().as_u16()),
+                elapsed: start.elapsed(),
+            });
+            match answer {
                 Ok(Ok(response)) => {
                     self.servers.answered(&server);
                     return read_status(server.name.clone(), response, silence).await;

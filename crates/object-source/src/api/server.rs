@@ -93,6 +93,15 @@ impl Server {
         })
     }
 
+    /// Host and port.
+    pub(super) fn host(&self) -> &str {
+        let url = self
+            .url
+            .split_once("://")
+            .map_or(&*self.url, |(_, rest)| rest);
+        url.split('/').next().unwrap_or_default()
+    }
+
     /// Adds the token to a request's headers.
     pub(super) fn authorize(&self, headers: &mut http::HeaderMap<HeaderValue>) {
         if let Some(value) = self.token.as_ref().and_then(|token| token.authorization()) {

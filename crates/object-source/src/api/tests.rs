@@ -11,7 +11,7 @@ use lab::fake_api::{Fault, Injection, Resource, StreamingList, Verb};
 use service_model::ObjectKind;
 
 use super::ApiConfig;
-use harness::{Bench, quick, service, slice};
+use harness::{Bench, quick, service, slice, unobserved};
 
 #[tokio::test]
 async fn a_list_arrives_as_one_reset_and_changes_follow() {
@@ -274,7 +274,7 @@ async fn a_missing_kubeconfig_is_named() {
         kubeconfig: Some("/nowhere/kubeconfig".into()),
         ..super::ServerSource::default()
     };
-    let error = super::connect(&source).await.err().unwrap();
+    let error = super::connect(&source, unobserved()).await.err().unwrap();
     assert!(format!("{error:#}").contains("/nowhere/kubeconfig"));
 }
 
@@ -284,7 +284,11 @@ async fn outside_a_pod_the_error_names_the_flags() {
         return;
     }
     let source = super::ServerSource::default();
-    let error = super::connect(&source).await.err().unwrap().to_string();
+    let error = super::connect(&source, unobserved())
+        .await
+        .err()
+        .unwrap()
+        .to_string();
     for part in ["KUBERNETES_SERVICE_HOST", "--kubeconfig", "--manifests"] {
         assert!(error.contains(part), "{error}");
     }

@@ -8,6 +8,7 @@ use service_model::{
 };
 
 use super::*;
+use crate::metrics::Format;
 
 fn control(backend: Fake) -> Control<Fake> {
     let node = NodeConfig {
@@ -222,7 +223,7 @@ fn a_file_that_does_not_parse_is_no_invalid_service() {
     let invalid_services = |control: &mut Control<Fake>, problem: Problem| {
         control.event(SourceEvent::Problem(problem));
         control.turn(&[]);
-        let text = control.reports.metrics.encode();
+        let text = control.reports.metrics.encode(Format::Text);
         let name = r#"portolan_invalid_objects{kind="Service"} "#;
         let line = text.lines().find_map(|line| line.strip_prefix(name));
         line.unwrap().parse::<usize>().unwrap()
@@ -303,7 +304,7 @@ fn a_foreign_change_is_repaired_at_once() {
 fn changes_are_pending_until_they_are_in_the_kernel() {
     let mut control = control(Fake::new());
     let pending = |control: &Control<Fake>| {
-        let text = control.reports.metrics.encode();
+        let text = control.reports.metrics.encode(Format::Text);
         ["service", "endpoint"].map(|kind| {
             let name = format!("kubeproxy_sync_proxy_rules_{kind}_changes_pending ");
             let line = text.lines().find_map(|line| line.strip_prefix(&name));
@@ -326,7 +327,7 @@ fn programming_duration_counts_changes_since_the_start() {
     let mut control = control(Fake::new());
     let measured = |control: &Control<Fake>| {
         let name = "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} ";
-        let text = control.reports.metrics.encode();
+        let text = control.reports.metrics.encode(Format::Text);
         let line = text.lines().find_map(|line| line.strip_prefix(name));
         line.map_or(0, |count| count.parse::<usize>().unwrap())
     };

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::metrics::Format;
 use crate::status::Status;
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -66,6 +67,7 @@ impl Stage {
         self.announcer.committed(&Commit {
             outcome,
             facts: &facts,
+            full: false,
             elapsed: Duration::ZERO,
             triggers: &[],
         });
@@ -206,7 +208,13 @@ async fn a_taken_port_is_served_once_it_is_free() {
     ]);
     wait_for(other, Some((200, 1, "other"))).await;
     let failures = "portolan_health_check_listen_failures_total 1";
-    let reported = || stage.metrics.encode().lines().any(|line| line == failures);
+    let reported = || {
+        stage
+            .metrics
+            .encode(Format::Text)
+            .lines()
+            .any(|line| line == failures)
+    };
     assert!(reported());
     drop(taken);
     wait_for(port, Some((200, 1, "web"))).await;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -73,8 +73,8 @@ impl Answer {
     }
 }
 
-/// Answers GET and HEAD requests for a path.
-pub(crate) type Answers = Arc<dyn Fn(&str) -> Answer + Send + Sync>;
+/// Answers GET and HEAD requests for a path, with these headers.
+pub(crate) type Answers = Arc<dyn Fn(&str, &HeaderMap) -> Answer + Send + Sync>;
 
 /// An open connection.
 struct Open {
@@ -138,7 +138,7 @@ fn evict(open: &mut VecDeque<Open>) {
 async fn connection(stream: TcpStream, answers: Answers) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let answer = match *request.method() {
-            Method::GET | Method::HEAD => answers(request.uri().path()),
+            Method::GET | Method::HEAD => answers(request.uri().path(), request.headers()),
             _ => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"),
         };
         async move { Ok::<_, Infallible>(answer.into_response()) }

@@ -252,14 +252,37 @@ fn a_node_that_is_to_go_is_alive_but_not_for_load_balancers() {
 }
 
 #[test]
+fn metrics_have_prometheus_format_unless_openmetrics_is_wanted() {
+    let server = Server::start();
+    let text = get(server.metrics(), "/metrics");
+    for part in [
+        "text/plain; version=0.0.4",
+        "\n# TYPE kubeproxy_sync_proxy_rules_service_changes_total counter\n",
+        "\n# TYPE portolan_build_info gauge\n",
+        "\nprocess_resident_memory_bytes ",
+    ] {
+        assert!(text.contains(part), "{part:?} not in {text}");
+    }
+    assert!(!text.contains("# EOF"), "{text}");
+    // A family that appears twice is refused by Prometheus.
+    let families: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .collect();
+    let different: std::collections::BTreeSet<_> = families.iter().collect();
+    assert_eq!(different.len(), families.len());
+}
+
+#[test]
 fn metrics_are_openmetrics_text_and_count_the_probes() {
     let server = Server::start();
     assert_eq!(code(&get(server.health(), "/healthz")), 503);
-    let response = get(server.metrics(), "/metrics");
-    assert!(
-        response.contains("application/openmetrics-text; version=1.0.0"),
-        "{response}"
+    let accept = "application/openmetrics-text; version=1.0.0";
+    let request = format!(
+        "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
     );
+    let response = exchange(server.metrics(), &request);
+    assert!(response.contains(accept), "{response}");
     assert!(
         response.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 1"),
         "{response}"
@@ -267,6 +290,13 @@ fn metrics_are_openmetrics_text_and_count_the_probes() {
     assert!(response.ends_with("# EOF\n"), "{response}");
     assert!(get(server.metrics(), "/proxyMode").ends_with("\r\n\r\nnftables"));
     assert_eq!(code(&get(server.metrics(), "/healthz")), 200);
+    let slis = get(server.metrics(), "/metrics/slis");
+    for series in [
+        "\nkubernetes_healthcheck{name=\"ping\",type=\"healthz\"} 1\n",
+        "\nkubernetes_healthchecks_total{name=\"ping\",status=\"success\",type=\"healthz\"} 1\n",
+    ] {
+        assert!(slis.contains(series), "{series} not in {slis}");
+    }
 }
 
 #[test]

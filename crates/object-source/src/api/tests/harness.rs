@@ -11,8 +11,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, ApiClient, ApiConfig, ServerSource};
+use crate::api::{self, ApiClient, ApiConfig, RequestObserver, ServerSource};
 use crate::{Events, Outage, Problem, SourceEvent};
+
+/// For clients whose requests nobody counts.
+pub(super) fn unobserved() -> RequestObserver {
+    Arc::new(|_| {})
+}
 
 /// Times for tests: nothing waits longer than a blink.
 pub(super) fn quick() -> ApiConfig {
@@ -197,7 +202,7 @@ impl Bench {
                 kubeconfig: Some(path),
                 ..ServerSource::default()
             };
-            self.client = Some(api::connect(&source).await.unwrap().reader);
+            self.client = Some(api::connect(&source, unobserved()).await.unwrap().reader);
         }
         self.client.clone().unwrap()
     }

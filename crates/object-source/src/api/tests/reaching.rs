@@ -9,6 +9,7 @@ use lab::fake_api::{Authority, FakeApi};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
+use super::harness::unobserved;
 use crate::api::client::connect_from;
 use crate::api::locate::Surroundings;
 use crate::api::proxy::Proxies;
@@ -59,7 +60,10 @@ impl Pod {
     }
 
     async fn client(&self, source: &ServerSource) -> ApiClient {
-        connect_from(source, &self.around).await.unwrap().reader
+        connect_from(source, unobserved(), &self.around)
+            .await
+            .unwrap()
+            .reader
     }
 }
 
