@@ -22,6 +22,8 @@ use crate::stage::{PATIENCE, portolan};
 pub const PORT: u16 = 8080;
 /// Between two datagrams of a [`Beat`], on a machine of ordinary speed.
 const BEAT: Duration = Duration::from_millis(2);
+/// How long an answer may take that is still owed when a [`Beat`] is stopped.
+const OWED: Duration = Duration::from_secs(1);
 
 /// Nodes with one echoing pod each, dual stack, and no way between them but the overlay.
 pub struct OverlayStage {
@@ -260,9 +262,14 @@ impl Beat {
         })
     }
 
+    /// Lets it send nothing more, without waiting for the answers that are owed.
+    fn quiet(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
     /// Stops and reports, when the last answers have had time to come.
     pub fn stop(self) -> Result<BeatReport> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.quiet();
         match self.thread.join() {
             Ok(report) => report,
             Err(_) => bail!("the thread of a beat panicked"),
@@ -278,16 +285,11 @@ fn beat(to: SocketAddr, stop: &AtomicBool, answered: &AtomicU64) -> Result<BeatR
     socket.set_read_timeout(Some(pause))?;
     let mut report = BeatReport::default();
     let (mut buffer, mut last) = ([0; 512], Instant::now());
-    // From the moment it is stopped: whether answers are still owed then does not lengthen a gap.
-    let mut stopped: Option<Instant> = None;
-    let patience = Duration::from_millis(500) * slowness();
-    while stopped.is_none_or(|at| at.elapsed() < patience && report.answered < report.sent) {
+    while !stop.load(Ordering::Relaxed) {
         let next = Instant::now() + pause;
-        if stopped.is_none() {
-            // A way that is missing is an outage like any other.
-            let _ = socket.send(b"beat");
-            report.sent += 1;
-        }
+        // A way that is missing is an outage like any other.
+        let _ = socket.send(b"beat");
+        report.sent += 1;
         while Instant::now() < next {
             match socket.recv(&mut buffer) {
                 Ok(_) => {
@@ -301,15 +303,31 @@ fn beat(to: SocketAddr, stop: &AtomicBool, answered: &AtomicU64) -> Result<BeatR
                 Err(_) => std::thread::sleep(Duration::from_micros(200)),
             }
         }
-        if stopped.is_none() && stop.load(Ordering::Relaxed) {
-            stopped = Some(Instant::now());
+    }
+    // Answers that are owed now may still come, and do not lengthen the gap.
+    report.longest_gap = report.longest_gap.max(last.elapsed());
+    drain(&socket, &mut report)?;
+    Ok(report)
+}
+
+/// Receives the answers that are still owed. What has arrived counts however late this thread is given a processor:
+/// an answer is lost when none came in a whole wait.
+fn drain(socket: &UdpSocket, report: &mut BeatReport) -> Result<()> {
+    let mut buffer = [0; 512];
+    socket.set_read_timeout(Some(OWED * slowness()))?;
+    let mut refusals = 0;
+    while report.answered < report.sent {
+        match socket.recv(&mut buffer) {
+            Ok(_) => report.answered += 1,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                break;
+            }
+            // An ICMP error of an earlier datagram: one at most for each.
+            Err(_) if refusals < report.sent => refusals += 1,
+            Err(_) => break,
         }
     }
-    let silent_at_the_end = stopped.map(|at| at.saturating_duration_since(last));
-    report.longest_gap = report
-        .longest_gap
-        .max(silent_at_the_end.unwrap_or_default());
-    Ok(report)
+    Ok(())
 }
 
 /// What the program on a host answers to `/metrics`.
@@ -345,6 +363,7 @@ pub fn longest_echo(connections: Vec<Held>) -> Result<Duration> {
 /// The worst of several beats: the most lost, and the longest gap.
 pub fn worst(beats: Vec<Beat>) -> Result<(u64, Duration)> {
     let mut worst = (0, Duration::ZERO);
+    beats.iter().for_each(Beat::quiet);
     for beat in beats {
         let report = beat.stop()?;
         ensure!(report.answered > 0, "nothing was ever answered");
