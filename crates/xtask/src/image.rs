@@ -38,7 +38,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub(crate) const VARIABLE: &str = "PORTOLAN_IMAGE";
 
 const PROGRAM: &str = "usr/local/bin/portolan";
-/// Hard links to the program, which answers by the name it is called by: kube-proxy's and flannel's manifests find what
+/// Links to the program, which answers by the name it is called by: kube-proxy's and flannel's manifests find what
 /// they start.
 const LINKS: [&str; 4] = [
     "bin/cp",

@@ -1,6 +1,6 @@
 //! The only layer of the image: a tree of files as a tar archive, compressed.
 //!
-//! Invariant: the bytes are a function of entries and time. Folders come first, then files, then hard links, each sorted.
+//! Invariant: the bytes are a function of entries and time. Folders come first, then files, then links, each sorted.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -37,7 +37,7 @@ enum Content {
     File(Vec<u8>),
     /// With file capabilities.
     Program(Vec<u8>),
-    /// A hard link to this path.
+    /// A symbolic link to this path. containerd calls lchown(2) for each hard link, and that takes the file's capabilities.
     Link(&'static str),
 }
 
@@ -111,8 +111,9 @@ impl Layer {
                     )?;
                 }
                 Content::Link(to) => {
-                    let mut header = header(EntryType::Link, 0o755, 0, seconds);
-                    builder.append_link(&mut header, path, to)?;
+                    let mut header = header(EntryType::Symlink, 0o777, 0, seconds);
+                    let up = "../".repeat(path.matches('/').count());
+                    builder.append_link(&mut header, path, format!("{up}{to}"))?;
                 }
             }
         }

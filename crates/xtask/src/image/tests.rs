@@ -69,7 +69,8 @@ fn tar_unpacks_links_modes_times_and_capabilities() {
     let program = "-rwxr-xr-x 0/0              11 2023-11-14 22:13:20 usr/local/bin/portolan\n";
     assert!(list.contains(program), "{list}");
     for link in LINKS {
-        let line = format!("{link} link to usr/local/bin/portolan\n");
+        let up = "../".repeat(link.matches('/').count());
+        let line = format!("{link} -> {up}usr/local/bin/portolan\n");
         assert!(list.contains(&line), "{list}");
     }
     let tree = folder.path().join("tree");
@@ -107,7 +108,8 @@ fn the_unpacked_tree_has_links_and_capabilities_too() {
             program.ino()
         );
     }
-    assert_eq!(program.nlink(), 1 + LINKS.len() as u64);
+    // A second hard link would cost the capabilities in containerd.
+    assert_eq!(program.nlink(), 1);
     assert_eq!(program.mode() & 0o7777, 0o755);
 }
 
