@@ -3,12 +3,14 @@
 //! Owns the commands and the order of their steps. [`place`] has names and folders, [`parts`] what can be exchanged,
 //! [`programs`] what runs, [`images`] what containers are made of, [`network`] the wire between nodes, [`node`] what
 //! happens inside of one node, [`kubeadm`] its configuration, [`addons`] what is applied afterwards, [`down`] the end.
+//! [`e2e`] runs Kubernetes' own tests in such clusters.
 //!
 //! Invariant: a node is a PID, mount, UTS and network namespace. Nothing outside of them changes but cgroups, names of
 //! namespaces and one folder of the cache, and all of these have the cluster's name. So two clusters never meet, and
 //! killing the first process of each node ends everything.
 
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,7 @@ use crate::tools;
 
 mod addons;
 mod down;
+pub(crate) mod e2e;
 mod images;
 mod kubeadm;
 mod network;
@@ -27,7 +30,7 @@ mod place;
 mod programs;
 
 use images::Images;
-use parts::ServiceProxy;
+use parts::Parts;
 use place::{Cluster, Node};
 use programs::Programs;
 
@@ -83,9 +86,8 @@ struct Up {
     /// Number of nodes
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
     nodes: u8,
-    /// Program that carries Services
-    #[arg(long, value_enum, default_value = "portolan")]
-    proxy: ServiceProxy,
+    #[command(flatten)]
+    parts: Parts,
 }
 
 /// Runs the command that the options name.
@@ -99,7 +101,7 @@ pub(crate) fn cluster(options: &Options) -> Result<()> {
                 "a cluster {0} exists: end it by `cargo xtask cluster down --name {0}`, or give another --name",
                 options.name
             );
-            up(&cluster, wanted).with_context(|| {
+            up(&cluster, wanted, &[]).with_context(|| {
                 format!(
                     "the cluster is left as it is, for a look: logs are in {}; `cargo xtask cluster down --name {}` ends it",
                     cluster.folder.display(),
@@ -123,13 +125,14 @@ pub(crate) fn cluster(options: &Options) -> Result<()> {
     }
 }
 
-/// Makes the cluster, step by step.
-fn up(cluster: &Cluster, wanted: &Up) -> Result<()> {
+/// Makes the cluster, step by step, with further images on every node.
+fn up(cluster: &Cluster, wanted: &Up, images: &[PathBuf]) -> Result<()> {
+    wanted.parts.check()?;
     tools::ensure()?;
     tools::ensure_also(NEEDED)?;
     let mut steps = Steps::start();
     let programs = steps.run("programs", Programs::get)?;
-    let images = steps.run("images", || Images::get(&programs, wanted.proxy))?;
+    let images = steps.run("images", || Images::get(&programs, wanted.parts, images))?;
     let nodes: Vec<Node> = (1..=wanted.nodes)
         .map(|number| cluster.new_node(number))
         .collect();
@@ -143,14 +146,14 @@ fn up(cluster: &Cluster, wanted: &Up) -> Result<()> {
     steps.run("import images", || each(&nodes, |node| images.import(node)))?;
     let (first, others) = nodes.split_first().context("no node")?;
     steps.run("kubeadm init", || {
-        kubeadm::init(first, &programs, wanted.proxy)
+        kubeadm::init(first, &programs, wanted.parts.proxy)
     })?;
     if !others.is_empty() {
         steps.run("kubeadm join", || each(others, kubeadm::join))?;
     }
-    steps.run("apply manifests", || addons::apply(first, wanted.proxy))?;
+    steps.run("apply manifests", || addons::apply(first, wanted.parts))?;
     steps.run("wait for nodes and pods", || {
-        addons::wait(first, wanted.proxy)
+        addons::wait(first, wanted.parts)
     })?;
     eprintln!("{:6.1} s in all. Try:", steps.start.elapsed().as_secs_f64());
     let name = match cluster.name.as_str() {
@@ -202,6 +205,7 @@ impl Steps {
 
     fn run<T>(&mut self, name: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
         let start = Instant::now();
+        eprintln!("    ...  {name}");
         let done = act().with_context(|| format!("step `{name}` failed"))?;
         eprintln!("{:6.1} s  {name}", start.elapsed().as_secs_f64());
         Ok(done)

@@ -16,6 +16,9 @@ use anyhow::{Context, Result, bail};
 use crate::run::{output, root, run};
 use crate::tools;
 
+pub(crate) mod coredns;
+pub(crate) mod e2e;
+pub(crate) mod flannel;
 pub(crate) mod helm;
 pub(crate) mod node;
 #[cfg(test)]
@@ -153,6 +156,11 @@ pub(crate) fn newest() -> Result<PathBuf> {
 /// Builds all programs unless that has been done, and returns their folder, which holds each under its name and a
 /// file `versions` with a line `name version` for each. A second caller waits for the first.
 fn build(wanted: &[&Module]) -> Result<PathBuf> {
+    build_with(wanted, &|_| Ok(()))
+}
+
+/// The same with further files, which `more` puts into the folder and which depend on nothing but the same pins.
+fn build_with(wanted: &[&Module], more: &dyn Fn(&Path) -> Result<()>) -> Result<PathBuf> {
     let modules = root()?.join("tests/control-plane");
     let cache = cache_folder("control-plane")?;
     fs::create_dir_all(&cache).with_context(|| format!("make {cache:?}"))?;
@@ -168,7 +176,9 @@ fn build(wanted: &[&Module]) -> Result<PathBuf> {
             "no program `go` on PATH: install Go, the version that tests/control-plane/go.mod asks for or newer"
         );
     }
-    eprintln!("building programs once for each set of versions (Kubernetes': 20 to 30 minutes)");
+    eprintln!(
+        "building programs once for each set of versions (a whole control plane: 20 to 30 minutes)"
+    );
     let draft = cache.join(format!("{key}.draft"));
     if draft.exists() {
         // Left by an interrupted build: this process has the lock.
@@ -181,6 +191,7 @@ fn build(wanted: &[&Module]) -> Result<PathBuf> {
             built += &format!("{name} {version}\n");
         }
     }
+    more(&draft)?;
     fs::write(draft.join("versions"), built)?;
     fs::rename(&draft, &done).with_context(|| format!("rename {draft:?} to {done:?}"))?;
     Ok(done)

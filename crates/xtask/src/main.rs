@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | cluster | test | bench | kernels | check | control-plane | image | release`.
+//! The project's commands: `cargo xtask demo | cluster | e2e | test | bench | kernels | check | control-plane | image | release`.
 //!
 //! Owns what surrounds the code: tools that must be installed, the gate, the order of things. Each command is a
 //! file of its own; none of them is needed at run time.
@@ -28,6 +28,8 @@ enum Command {
     Demo,
     /// Run a Kubernetes cluster on this machine: kubeadm and kubelets in namespaces, Portolan by deploy/.
     Cluster(cluster::Options),
+    /// Run Kubernetes' tests of networking with Portolan and kube-proxy, and write docs/conformance.md.
+    E2e(cluster::e2e::Options),
     /// Run format, lints, directions, and the quick tests; --all and --nightly run more.
     Test(test::Options),
     /// Run the benchmarks with their floors and peers; see benches/README.md.
@@ -45,7 +47,7 @@ enum Command {
     Image {
         #[command(flatten)]
         options: image::Options,
-        /// Build twice for this machine instead, from clones in two folders, and fail unless the bytes are equal
+        /// Build twice for this machine instead, in clones in two folders, and compare the bytes
         #[arg(long, conflicts_with_all = ["arch", "output", "name", "source", "tree"])]
         reproduce: bool,
     },
@@ -57,6 +59,7 @@ fn main() -> Result<()> {
     match Command::parse() {
         Command::Demo => demo::demo(),
         Command::Cluster(options) => cluster::cluster(&options),
+        Command::E2e(options) => cluster::e2e::e2e(&options),
         Command::Test(options) => test::test(&options),
         Command::Bench { filter } => bench::bench(filter.as_deref()),
         Command::Kernels(options) => kernels::kernels(&options),

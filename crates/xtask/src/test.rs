@@ -3,7 +3,7 @@
 //! The quick tests are what `cargo test --workspace` runs. Tests marked `#[ignore = "needs ..."]` want programs that take
 //! long to build (Kubernetes' control plane, kube-proxy, flanneld); `--all` runs them as well, the random tests at
 //! larger sizes, and a few scenarios on other kernels. `--nightly` has larger sizes, older kube-proxies, all
-//! scenarios on all kernels, and two whole builds of the image.
+//! scenarios on all kernels, two whole builds of the image, and clusters of `cargo xtask cluster`.
 
 use anyhow::{Result, ensure};
 
@@ -41,6 +41,10 @@ const IGNORED: [&str; 7] = [
 ];
 /// Test targets with ignored tests that need other versions or forms of the program.
 const SHIPPED: [&str; 2] = ["image", "upgrade"];
+/// The test target with clusters of real nodes, for `--nightly`: their programs take 20 minutes to build.
+const CLUSTER: &str = "cluster";
+/// Tells its tests which program makes clusters.
+const XTASK: &str = "PORTOLAN_XTASK";
 /// Part of the names of tests that only `--nightly` builds the programs for.
 const NIGHTLY_ONLY: &str = "older_kube_proxies";
 
@@ -53,7 +57,7 @@ pub(crate) struct Options {
     /// Run only what --all adds to the quick tests
     #[arg(long)]
     rest: bool,
-    /// Run --all with older kube-proxies, all kernel scenarios and larger random sets
+    /// Run --all with older kube-proxies, all kernel scenarios, larger random sets and real clusters
     #[arg(long)]
     nightly: bool,
     /// Arguments for the test programs of the quick tests
@@ -88,7 +92,7 @@ fn rest(nightly: bool) -> Result<()> {
     let sizes = if nightly { NIGHTLY } else { LARGE };
     let unset = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
     let sizes: Vec<_> = sizes.into_iter().filter(unset).collect();
-    let parts: [(&str, &dyn Fn() -> Result<()>); 6] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 7] = [
         ("dependencies", &check::dependencies::check),
         ("large random sets", &|| random(&sizes)),
         ("control plane", &|| ignored(&sizes, nightly)),
@@ -100,6 +104,10 @@ fn rest(nightly: bool) -> Result<()> {
         ("other kernels", &|| match nightly {
             true => kernels::kernels(&kernels::Options::default()),
             false => kernels::few(),
+        }),
+        ("clusters", &|| match nightly {
+            true => clusters(),
+            false => Ok(()),
         }),
     ];
     let mut failed = Vec::new();
@@ -156,6 +164,14 @@ fn shipped() -> Result<()> {
     run(&mut tests)
 }
 
+/// Portolan in clusters, one after another.
+fn clusters() -> Result<()> {
+    let mut tests = tests()?;
+    tests.args(["--test", CLUSTER, "--", "--ignored"]);
+    tests.args(["--nocapture", "--test-threads=1"]);
+    run(tests.env(XTASK, std::env::current_exe()?))
+}
+
 /// `cargo test` over the whole workspace, whatever is selected: with fewer packages cargo would choose other features for
 /// their dependencies and build these once more.
 fn tests() -> Result<std::process::Command> {
@@ -184,7 +200,8 @@ mod tests {
             let target = path.file_stem().unwrap_or_default().to_string_lossy();
             for file in files {
                 let has_ignored = std::fs::read_to_string(&file)?.contains("#[ignore");
-                let is_run = IGNORED.contains(&&*target) || SHIPPED.contains(&&*target);
+                let others = SHIPPED.iter().chain([&CLUSTER]);
+                let is_run = IGNORED.iter().chain(others).any(|one| *one == target);
                 assert!(!has_ignored || is_run, "{file:?}");
             }
         }
@@ -194,7 +211,8 @@ mod tests {
     #[test]
     fn every_target_of_the_tiers_exists() -> Result<()> {
         let folder = root()?.join("tests/tests");
-        for target in RANDOM.iter().chain(&IGNORED).chain(&SHIPPED) {
+        let all = RANDOM.iter().chain(&IGNORED).chain(&SHIPPED);
+        for target in all.chain([&CLUSTER]) {
             let file = folder.join(format!("{target}.rs"));
             assert!(file.is_file() || folder.join(target).is_dir(), "{target}");
         }

@@ -1,4 +1,4 @@
-//! What is applied to a cluster after kubeadm: Portolan from `deploy/`.
+//! What is applied to a cluster after kubeadm: Portolan from `deploy/`, or flannel by its own manifest.
 //!
 //! Invariant: of the manifests in `deploy/` nothing changes but their ConfigMap, and there only what a guide tells its reader to set: the
 //! pod CIDRs of this cluster, and that the limit of conntrack entries belongs to somebody else.
@@ -9,39 +9,58 @@ use anyhow::{Context, Result, ensure};
 
 use super::kubeadm::POD_CIDRS;
 use super::node::run_in;
-use super::parts::{ServiceProxy, folder};
+use super::parts::{Overlay, Parts, ServiceProxy};
 use super::place::Node;
+use crate::control_plane::flannel;
 use crate::run::{output, root};
 
 /// Applies the manifests, by kubectl on the first node.
-pub(super) fn apply(first: &Node, proxy: ServiceProxy) -> Result<()> {
-    let folder = folder(proxy);
-    let path = root()?.join("deploy").join(folder).join("portolan.yaml");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let text = adapted(&text).with_context(|| format!("adapt {}", path.display()))?;
-    apply_text(first, "portolan", &text)
+pub(super) fn apply(first: &Node, parts: Parts) -> Result<()> {
+    if let Some(folder) = parts.folder() {
+        let path = root()?.join("deploy").join(folder).join("portolan.yaml");
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let text = adapted(&text).with_context(|| format!("adapt {}", path.display()))?;
+        apply_text(first, "portolan", &text)?;
+    }
+    if parts.overlay == Overlay::Flannel {
+        let text = dual_stack(&flannel::get()?.manifest)?;
+        apply_text(first, "kube-flannel", &text)?;
+    }
+    Ok(())
 }
 
 /// Waits until nodes are ready and what was applied runs; an error shows the pods.
-pub(super) fn wait(first: &Node, proxy: ServiceProxy) -> Result<()> {
-    wait_for_all(first, proxy).or_else(|error| {
+pub(super) fn wait(first: &Node, parts: Parts) -> Result<()> {
+    wait_for_all(first, parts).or_else(|error| {
         let mut pods = first.command("kubectl")?;
         let pods = output(pods.args(["get", "pods", "--all-namespaces"]))?;
         Err(error.context(String::from_utf8_lossy(&pods).into_owned()))
     })
 }
 
-fn wait_for_all(first: &Node, proxy: ServiceProxy) -> Result<()> {
+fn wait_for_all(first: &Node, parts: Parts) -> Result<()> {
     let ready = "--for=condition=Ready";
     run_in(
         first,
         &["kubectl", "wait", ready, "nodes", "--all", "--timeout=300s"],
     )?;
-    let mut sets = vec!["ds/portolan"];
-    sets.extend((proxy == ServiceProxy::KubeProxy).then_some("ds/kube-proxy"));
-    for set in sets {
+    let mut sets = Vec::new();
+    if parts.folder().is_some() {
+        sets.push(("kube-system", "ds/portolan"));
+    }
+    if parts.proxy == ServiceProxy::KubeProxy {
+        sets.push(("kube-system", "ds/kube-proxy"));
+    }
+    if parts.overlay == Overlay::Flannel {
+        sets.push(("kube-flannel", "ds/kube-flannel-ds"));
+    }
+    // Without Services it waits for the API server.
+    if parts.proxy != ServiceProxy::None {
+        sets.push(("kube-system", "deploy/coredns"));
+    }
+    for (namespace, set) in sets {
         let status = ["rollout", "status", set, "--timeout=300s"];
-        let kubectl = ["kubectl", "-n", "kube-system"];
+        let kubectl = ["kubectl", "-n", namespace];
         run_in(first, &[&kubectl[..], &status[..]].concat())?;
     }
     Ok(())
@@ -66,6 +85,31 @@ fn adapted(manifests: &str) -> Result<String> {
         &format!("clusterCIDR: {v4}\n"),
         &format!("clusterCIDR: {}\n", POD_CIDRS.join(",")),
     ))
+}
+
+/// kube-flannel.yml for both families and for the plugin's version here, with nftables; everything else as upstream has it.
+fn dual_stack(manifest: &str) -> Result<String> {
+    let [v4, v6] = POD_CIDRS;
+    let changes = [
+        (
+            format!("\"Network\": \"{v4}\","),
+            format!("\"Network\": \"{v4}\", \"EnableIPv6\": true, \"IPv6Network\": \"{v6}\","),
+        ),
+        (
+            "\"EnableNFTables\": false".to_owned(),
+            "\"EnableNFTables\": true".to_owned(),
+        ),
+        (
+            "\"cniVersion\": \"1.0.0\"".to_owned(),
+            "\"cniVersion\": \"0.4.0\"".to_owned(),
+        ),
+    ];
+    changes
+        .into_iter()
+        .try_fold(manifest.to_owned(), |text, (old, new)| {
+            ensure!(text.matches(&old).count() == 1, "no {old}");
+            Ok(text.replace(&old, &new))
+        })
 }
 
 #[cfg(test)]

@@ -23,14 +23,12 @@ const IGNORE: &str = "--ignore-preflight-errors=all";
 pub(super) fn init(node: &Node, programs: &Programs, proxy: ServiceProxy) -> Result<()> {
     let path = node.folder.join("etc/kubernetes/kubeadm.yaml");
     fs::write(&path, configuration(node, &programs.version()?))?;
-    // No image of CoreDNS yet.
-    let mut skipped = "addon/coredns".to_owned();
-    if proxy != ServiceProxy::KubeProxy {
-        skipped += ",addon/kube-proxy";
-    }
     let config = "--config=/etc/kubernetes/kubeadm.yaml";
-    let skip = format!("--skip-phases={skipped}");
-    run_in(node, &["kubeadm", "init", config, IGNORE, &skip])
+    let mut command = vec!["kubeadm", "init", config, IGNORE];
+    if proxy != ServiceProxy::KubeProxy {
+        command.push("--skip-phases=addon/kube-proxy");
+    }
+    run_in(node, &command)
 }
 
 /// One more node.

@@ -13,6 +13,8 @@ pub(super) struct Programs {
     pub(super) control_plane: PathBuf,
     /// kubelet and kubeadm.
     pub(super) node: PathBuf,
+    /// Cluster DNS.
+    pub(super) coredns: PathBuf,
     /// The tree of Debian's package.
     pub(super) containerd: PathBuf,
     /// The CNI plugins.
@@ -26,6 +28,7 @@ impl Programs {
         Ok(Programs {
             control_plane: control_plane::newest()?,
             node: control_plane::node::programs()?,
+            coredns: control_plane::coredns::program()?,
             // Bookworm's is of the series 1.6, which kubelet no longer takes.
             containerd: store.package("sid", "containerd")?,
             plugins: store

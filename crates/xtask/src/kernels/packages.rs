@@ -112,7 +112,7 @@ impl Store {
             let image = self.image(kernel.release)?;
             // Newer releases split a kernel: what belongs to it has a name that begins so and its version.
             let mine = |name: &str| name.starts_with("linux-") && name != "linux-base";
-            self.fetch(kernel.release, &image.name, &mine, &folder)?;
+            self.fetch(kernel.release, &[&image.name], &mine, &folder)?;
             let (lib, usr) = (folder.join("lib"), folder.join("usr/lib"));
             if !lib.join("modules").exists() && usr.join("modules").exists() {
                 std::os::unix::fs::symlink("usr/lib", &lib).context("link lib to usr/lib")?;
@@ -153,7 +153,20 @@ impl Store {
         let folder = self.folder.join(format!("{package}-of-{release}"));
         if !folder.join("complete").exists() {
             self.update(release)?;
-            self.fetch(release, package, &|_| false, &folder)?;
+            self.fetch(release, &[package], &|_| false, &folder)?;
+            std::fs::write(folder.join("complete"), "")?;
+        }
+        Ok(folder)
+    }
+
+    /// Packages of a release in one folder, with the libraries that they depend on: what a container needs to run them.
+    pub(crate) fn tree(&self, release: &str, packages: &[&str]) -> Result<PathBuf> {
+        let name = format!("{}-and-libraries-of-{release}", packages.join("-"));
+        let folder = self.folder.join(name);
+        if !folder.join("complete").exists() {
+            self.update(release)?;
+            let library = |name: &str| name.starts_with("lib");
+            self.fetch(release, packages, &library, &folder)?;
             std::fs::write(folder.join("complete"), "")?;
         }
         Ok(folder)
@@ -171,7 +184,7 @@ impl Store {
         let wrapper = folder.join("run");
         if !wrapper.exists() {
             let library = |name: &str| name.starts_with("lib");
-            self.fetch(release, package, &library, &folder)?;
+            self.fetch(release, &[package], &library, &folder)?;
             // Older packages have it where `/sbin` was a folder of its own.
             let places = ["usr/sbin", "sbin"].map(|place| folder.join(place).join(program));
             let program = places.iter().find(|place| place.is_file());
@@ -181,16 +194,16 @@ impl Store {
         Ok((version.to_owned(), wrapper))
     }
 
-    /// Fetches a package and those it depends on that `belongs` names, and unpacks them into one folder.
+    /// Fetches packages and those they depend on that `belongs` names, and unpacks them into one folder.
     fn fetch(
         &self,
         release: &str,
-        package: &str,
+        packages: &[&str],
         belongs: &dyn Fn(&str) -> bool,
         into: &Path,
     ) -> Result<()> {
+        let mut names: Vec<String> = packages.iter().map(|&name| name.to_owned()).collect();
         let mut packages = BTreeSet::new();
-        let mut names = vec![package.to_owned()];
         while let Some(name) = names.pop() {
             // An alternative or a virtual package has no entry, and none of ours is one.
             let Ok(package) = self.show(release, &name) else {
@@ -213,7 +226,7 @@ impl Store {
             .current_dir(&download))?;
         for package in std::fs::read_dir(&download)? {
             let package = package?.path();
-            run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(into))?;
+            output(Command::new("dpkg-deb").arg("-x").arg(&package).arg(into))?;
         }
         std::fs::remove_dir_all(&download)?;
         Ok(())
