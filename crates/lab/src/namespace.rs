@@ -6,15 +6,16 @@
 //! are gone, however the process ended.
 
 use std::any::Any;
-use std::fs;
+use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle, ThreadId};
 
 use anyhow::{Context, Result, anyhow, bail};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Pid, gettid};
 
 use crate::{command, lock};
@@ -40,13 +41,28 @@ impl Namespace {
     ///
     /// Errors without `CAP_SYS_ADMIN` in the user namespace.
     pub fn new(name: &str) -> Result<Namespace> {
+        Self::start(name, || unshare(CloneFlags::CLONE_NEWNET))
+            .context("make a network namespace (this needs root, or `unshare -rn`)")
+    }
+
+    /// One that exists and belongs to somebody else, by a file such as `/proc/PID/ns/net`.
+    pub fn entered(name: &str, file: &Path) -> Result<Namespace> {
+        let opened = File::open(file).with_context(|| format!("open {}", file.display()))?;
+        Self::start(name, move || setns(opened, CloneFlags::CLONE_NEWNET))
+            .with_context(|| format!("enter {}", file.display()))
+    }
+
+    fn start(
+        name: &str,
+        enter: impl FnOnce() -> nix::Result<()> + Send + 'static,
+    ) -> Result<Namespace> {
         let (ready, started) = mpsc::sync_channel(1);
         let (jobs, queue) = mpsc::channel::<Job>();
         let thread = thread::Builder::new()
             .name("netns".to_owned())
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                let entered = unshare(CloneFlags::CLONE_NEWNET).map(|()| gettid());
+                let entered = enter().map(|()| gettid());
                 let failed = entered.is_err();
                 if ready.send(entered).is_err() || failed {
                     return;
@@ -58,8 +74,7 @@ impl Namespace {
             .context("start a namespace thread")?;
         let tid = started
             .recv()
-            .context("the namespace thread died at its start")?
-            .context("make a network namespace (this needs root, or `unshare -rn`)")?;
+            .context("the namespace thread died at its start")??;
         Ok(Namespace {
             name: name.to_owned(),
             tid,
