@@ -8,6 +8,8 @@ use kube_proxy_config::{Effective, LogFormat, Logging};
 use service_model::NodeConfig;
 use tracing_subscriber::EnvFilter;
 
+mod fields;
+
 type SetFilter = Box<dyn Fn(EnvFilter) -> bool + Send + Sync>;
 
 /// Replaces the filter of the log that [`start`] has set up.
@@ -20,6 +22,7 @@ pub fn start(logging: &Logging) -> Result<()> {
     let set: SetFilter = match logging.format {
         LogFormat::Text => {
             let log = log
+                .fmt_fields(fields::Fields)
                 .with_ansi(std::io::stderr().is_terminal())
                 .with_env_filter(filter)
                 .with_filter_reloading();
