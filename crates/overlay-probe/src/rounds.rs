@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn each_round_measures_both_neighbours_and_all_peers_in_time() {
+    fn each_round_measures_both_neighbors_and_all_peers_in_time() {
         let (mut random, nobody) = (SmallRng::seed_from_u64(1), BTreeMap::new());
         for nodes in [1, 2, 3, 10, 1000] {
             let names = names(nodes);
@@ -296,8 +296,8 @@ mod tests {
                 let chosen = choose(&names, &own, &nobody, &mut random);
                 assert!(chosen.len() <= 2 + RANDOM_PEERS);
                 if nodes >= 3 {
-                    for neighbour in [nodes / 2 - 1, nodes / 2 + 1] {
-                        assert!(chosen.contains(&*format!("node-{neighbour:04}")));
+                    for neighbor in [nodes / 2 - 1, nodes / 2 + 1] {
+                        assert!(chosen.contains(&*format!("node-{neighbor:04}")));
                     }
                 }
                 asked.extend(chosen);

@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_daemon_ends_well_without_its_monitors() {
+    fn a_canceled_daemon_ends_well_without_its_monitors() {
         let end = end(|parts| {
             let wait = |limit| {
                 std::thread::sleep(limit);

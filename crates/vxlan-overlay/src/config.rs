@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_honoured_is_refused_by_its_key() {
+    fn what_cannot_be_honored_is_refused_by_its_key() {
         for (text, key) in [
             (r#"{"Backend": {"Type": "wireguard"}}"#, "Backend.Type"),
             (r#"{"Backend": {"VNI": 16777216}}"#, "Backend.VNI"),

@@ -79,7 +79,7 @@ impl ObservedTunnel {
             addresses: BTreeSet::from([wanted.device.address]),
             routes: self.routes_for(wanted, &entries).collect(),
             nexthops: self.nexthops_for(wanted, &entries),
-            neighbours: entries.neighbours,
+            neighbors: entries.neighbors,
             fdb: entries.fdb.into_iter().collect(),
             foreign_nexthops: self.foreign_nexthops.clone(),
         })
@@ -122,7 +122,7 @@ pub struct ObservedTunnel {
     /// Routes of the main table and this family: those through the device by a gateway, and those marked as ours.
     pub routes: BTreeSet<ObservedRoute>,
     /// Its permanent neighbors of this family.
-    pub neighbours: BTreeMap<IpAddr, Mac>,
+    pub neighbors: BTreeMap<IpAddr, Mac>,
     /// Its permanent FDB entries.
     pub fdb: BTreeSet<(Mac, IpAddr)>,
     /// Numbers of our nexthop objects on it.
@@ -192,9 +192,9 @@ pub enum Operation {
     /// Takes an address away.
     DeleteAddress(u32, IpNet),
     /// Adds or replaces a permanent neighbor.
-    PutNeighbour(u32, IpAddr, Mac),
+    PutNeighbor(u32, IpAddr, Mac),
     /// Deletes a neighbor.
-    DeleteNeighbour(u32, IpAddr),
+    DeleteNeighbor(u32, IpAddr),
     /// Adds or replaces a permanent FDB entry.
     PutForwarding(u32, Mac, IpAddr),
     /// Deletes an FDB entry.
@@ -238,12 +238,12 @@ pub fn difference(
         return Ok(vec![Operation::CreateDevice(wanted.device.clone())]);
     };
     let mut steps = Vec::new();
-    let forgets_neighbours = device_steps(&wanted.device, device, found, &mut steps)?;
+    let forgets_neighbors = device_steps(&wanted.device, device, found, &mut steps)?;
     let index = device.index;
     let entries = wanted.entries();
-    for (address, mac) in &entries.neighbours {
-        if forgets_neighbours || found.neighbours.get(address) != Some(mac) {
-            steps.push(Operation::PutNeighbour(index, *address, *mac));
+    for (address, mac) in &entries.neighbors {
+        if forgets_neighbors || found.neighbors.get(address) != Some(mac) {
+            steps.push(Operation::PutNeighbor(index, *address, *mac));
         }
     }
     for (mac, node) in &entries.fdb {
@@ -270,7 +270,7 @@ pub fn difference(
 /// Entries of peers that would be deleted, and all there are.
 pub fn stale(wanted: &Tunnel, found: &ObservedTunnel) -> (usize, usize) {
     let gateways: BTreeSet<IpAddr> = wanted.peers.iter().map(Peer::gateway).collect();
-    let found = found.neighbours.keys();
+    let found = found.neighbors.keys();
     let all = found.len();
     (found.filter(|found| !gateways.contains(found)).count(), all)
 }
@@ -352,9 +352,9 @@ fn deletion_steps(
             steps.push(Operation::DeleteForwarding(index, *mac, *node));
         }
     }
-    for address in found.neighbours.keys() {
-        if !entries.neighbours.contains_key(address) {
-            steps.push(Operation::DeleteNeighbour(index, *address));
+    for address in found.neighbors.keys() {
+        if !entries.neighbors.contains_key(address) {
+            steps.push(Operation::DeleteNeighbor(index, *address));
         }
     }
 }

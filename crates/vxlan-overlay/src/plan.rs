@@ -105,7 +105,7 @@ pub struct Entries {
     /// Routes to the pod CIDRs of peers.
     pub routes: BTreeMap<IpNet, Way>,
     /// Hardware addresses behind the gateways of those routes.
-    pub neighbours: BTreeMap<IpAddr, Mac>,
+    pub neighbors: BTreeMap<IpAddr, Mac>,
     /// Nodes behind the hardware addresses.
     pub fdb: BTreeMap<Mac, IpAddr>,
 }
@@ -298,7 +298,7 @@ impl Tunnel {
                 false => Way::Tunnel(peer.gateway()),
             };
             entries.routes.insert(peer.pod_cidr, way);
-            entries.neighbours.insert(peer.gateway(), mac);
+            entries.neighbors.insert(peer.gateway(), mac);
             entries.fdb.insert(mac, public_ip);
         }
         entries

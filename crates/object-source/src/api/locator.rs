@@ -12,12 +12,13 @@ use k8s_openapi::ByteString;
 use kube::config::{Cluster, Kubeconfig};
 use serde_json::{Value, json};
 
-/// Kubeconfigs of the kubelet, by distribution: kubeadm and kind, k3s, RKE2, EKS.
-pub const KUBELET_KUBECONFIGS: [&str; 4] = [
+/// Kubeconfigs of the kubelet, by distribution: kubeadm and kind, k3s, RKE2, EKS, Bottlerocket.
+pub const KUBELET_KUBECONFIGS: [&str; 5] = [
     "/etc/kubernetes/kubelet.conf",
     "/var/lib/rancher/k3s/agent/kubelet.kubeconfig",
     "/var/lib/rancher/rke2/agent/kubelet.kubeconfig",
     "/var/lib/kubelet/kubeconfig",
+    "/etc/kubernetes/kubelet/kubeconfig",
 ];
 
 /// Reads a kubeconfig and returns a new one, as JSON, with the API server of its current context and no user.

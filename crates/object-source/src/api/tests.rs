@@ -259,7 +259,7 @@ async fn a_starting_server_is_asked_again_soon() {
 }
 
 #[tokio::test]
-async fn a_cancelled_source_ends_in_the_middle_of_a_request() {
+async fn a_canceled_source_ends_in_the_middle_of_a_request() {
     let mut bench = Bench::new();
     bench.start(quick()).await;
     bench.until("a list", |view| !view.resets.is_empty()).await;

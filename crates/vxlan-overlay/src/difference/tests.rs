@@ -38,7 +38,7 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
             Operation::SetMtu(_, mtu) => found.device.as_mut().unwrap().mtu = mtu,
             Operation::SetMac(_, mac) => {
                 found.device.as_mut().unwrap().mac = mac;
-                found.neighbours.clear();
+                found.neighbors.clear();
             }
             Operation::SetOuter(_, parent, local) => {
                 let vxlan = found.device.as_mut().unwrap().vxlan.as_mut().unwrap();
@@ -47,11 +47,11 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
             Operation::SetUp(_) => found.device.as_mut().unwrap().up = true,
             Operation::AddAddress(_, address) => assert!(found.addresses.insert(address)),
             Operation::DeleteAddress(_, address) => assert!(found.addresses.remove(&address)),
-            Operation::PutNeighbour(_, address, mac) => {
-                found.neighbours.insert(address, mac);
+            Operation::PutNeighbor(_, address, mac) => {
+                found.neighbors.insert(address, mac);
             }
-            Operation::DeleteNeighbour(_, address) => {
-                found.neighbours.remove(&address).unwrap();
+            Operation::DeleteNeighbor(_, address) => {
+                found.neighbors.remove(&address).unwrap();
             }
             Operation::PutForwarding(_, mac, node) => {
                 found.fdb.retain(|(other, _)| *other != mac);
@@ -77,7 +77,7 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
                 );
                 if let Way::Tunnel(gateway) = way {
                     assert!(
-                        found.neighbours.contains_key(&gateway),
+                        found.neighbors.contains_key(&gateway),
                         "a route before its neighbor"
                     );
                 }
@@ -117,7 +117,7 @@ fn two_passes_build_everything_and_a_third_has_no_steps() {
         let wanted = tunnel(&cluster(5), family);
         let found = settled(&wanted);
         assert_eq!(
-            (found.routes.len(), found.neighbours.len(), found.fdb.len()),
+            (found.routes.len(), found.neighbors.len(), found.fdb.len()),
             (4, 4, 4)
         );
         assert!(
@@ -143,7 +143,7 @@ fn nothing_is_deleted_while_deletions_are_held() {
 }
 
 #[test]
-fn changed_mac_restores_all_neighbours_in_the_same_steps() {
+fn changed_mac_restores_all_neighbors_in_the_same_steps() {
     let wanted = tunnel(&cluster(5), Family::Ip);
     let mut found = settled(&wanted);
     found.device.as_mut().unwrap().mac = Mac([2, 0, 0, 0, 0, 9]);
@@ -230,10 +230,10 @@ proptest! {
         settle(&tunnel(&earlier, family), &mut found);
         let device = found.device.as_mut().unwrap();
         if broken[0] {
-            (device.up, found.routes, found.neighbours) = (false, BTreeSet::new(), BTreeMap::new());
+            (device.up, found.routes, found.neighbors) = (false, BTreeSet::new(), BTreeMap::new());
             found.nexthops.clear();
         }
-        if broken[1] { (device.mac, found.neighbours) = (Mac([2, 0, 0, 0, 0, 9]), BTreeMap::new()) }
+        if broken[1] { (device.mac, found.neighbors) = (Mac([2, 0, 0, 0, 0, 9]), BTreeMap::new()) }
         if broken[2] { device.mtu = 1000 }
         if broken[3] { device.vxlan.as_mut().unwrap().local = None }
         if broken[4] { device.vxlan.as_mut().unwrap().learning = true }

@@ -27,7 +27,7 @@ fn tunnel_device_and_entries_follow_flannels_scheme() {
         Way::Tunnel(gateway)
     );
     let mac = Mac::of_node("node-2", Family::Ip);
-    assert_eq!(entries.neighbours[&gateway], mac);
+    assert_eq!(entries.neighbors[&gateway], mac);
     assert_eq!(entries.fdb[&mac], "192.0.2.12".parse::<IpAddr>().unwrap());
     let v6 = plan.tunnels[Family::Ip6].as_ref().unwrap();
     assert_eq!(v6.device.name, "flannel-v6.1");
@@ -141,7 +141,7 @@ fn nodes_with_one_public_address_are_both_served() {
         let plan = planned(&cluster);
         assert_eq!(plan.problems, []);
         let entries = v4(&plan).entries();
-        assert_eq!((entries.routes.len(), entries.neighbours.len()), (3, 3));
+        assert_eq!((entries.routes.len(), entries.neighbors.len()), (3, 3));
         let to: Vec<_> = entries.fdb.values().map(ToString::to_string).collect();
         let shared = to.iter().filter(|to| *to == "192.0.2.12").count();
         assert_eq!(shared, if renamed { 1 } else { 2 }, "{to:?}");
@@ -233,7 +233,7 @@ fn peers_on_the_link_are_direct_and_keep_tunnel_entries() {
         v4(&plan).entries().routes[&"10.244.2.0/24".parse().unwrap()],
         Way::Tunnel(_)
     ));
-    assert_eq!(v4(&plan).entries().neighbours.len(), 2);
+    assert_eq!(v4(&plan).entries().neighbors.len(), 2);
     cluster.surroundings.interfaces[0].addresses[0].net = "192.0.2.10/32".parse().unwrap();
     assert!(
         v4(&planned(&cluster))

@@ -196,7 +196,7 @@ pub(crate) fn way_to(message: &RouteMessage) -> Option<u32> {
 }
 
 /// A permanent neighbor, or FDB entry: its device, address and hardware address.
-pub(crate) fn neighbour(message: &NeighbourMessage) -> Option<(u32, IpAddr, Mac)> {
+pub(crate) fn neighbor(message: &NeighbourMessage) -> Option<(u32, IpAddr, Mac)> {
     // FDB entries may be NOARP as well.
     if u16::from(message.header.state) & u16::from(NeighbourState::Permanent) == 0 {
         return None;

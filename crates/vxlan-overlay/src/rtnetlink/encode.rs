@@ -88,12 +88,12 @@ fn step(operation: &Operation) -> Option<(Message, u16)> {
         }
         Operation::AddAddress(index, net) => (Message::NewAddress(address(*index, *net)), PUT),
         Operation::DeleteAddress(index, net) => (Message::DelAddress(address(*index, *net)), THERE),
-        Operation::PutNeighbour(index, ip, mac) => (
-            Message::NewNeighbour(neighbour(*index, *ip, Some(*mac))),
+        Operation::PutNeighbor(index, ip, mac) => (
+            Message::NewNeighbour(neighbor(*index, *ip, Some(*mac))),
             PUT,
         ),
-        Operation::DeleteNeighbour(index, ip) => {
-            (Message::DelNeighbour(neighbour(*index, *ip, None)), THERE)
+        Operation::DeleteNeighbor(index, ip) => {
+            (Message::DelNeighbour(neighbor(*index, *ip, None)), THERE)
         }
         Operation::PutForwarding(index, mac, ip) => {
             (Message::NewNeighbour(forwarding(*index, *mac, *ip)), PUT)
@@ -119,7 +119,7 @@ pub(crate) enum Question {
     /// Routes of the main table.
     Routes(Family),
     /// Neighbors of a device.
-    Neighbours(Family, u32),
+    Neighbors(Family, u32),
     /// FDB of a device.
     Forwarding(u32),
     /// The route to an address.
@@ -140,7 +140,7 @@ fn question(question: Question) -> Option<(Message, u16)> {
             message.header.table = RouteHeader::RT_TABLE_MAIN;
             (Message::GetRoute(message), NLM_F_DUMP)
         }
-        Question::Neighbours(of, index) => {
+        Question::Neighbors(of, index) => {
             let mut message = NeighbourMessage::default();
             message.header.family = family(of);
             message.attributes = vec![NeighbourAttribute::IfIndex(index)];
@@ -228,11 +228,11 @@ fn address(index: u32, net: IpNet) -> AddressMessage {
 }
 
 /// With a hardware address to put it, without to delete it.
-fn neighbour(index: u32, ip: IpAddr, mac: Option<Mac>) -> NeighbourMessage {
+fn neighbor(index: u32, ip: IpAddr, mac: Option<Mac>) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family(Family::of(ip));
     message.header.ifindex = index;
-    message.attributes = vec![NeighbourAttribute::Destination(neighbour_address(ip))];
+    message.attributes = vec![NeighbourAttribute::Destination(neighbor_address(ip))];
     if let Some(mac) = mac {
         message.header.state = NeighbourState::Permanent;
         message
@@ -250,12 +250,12 @@ fn forwarding(index: u32, mac: Mac, node: IpAddr) -> NeighbourMessage {
     message.header.flags = NeighbourFlags::Own;
     message.attributes = vec![
         NeighbourAttribute::LinkLayerAddress(mac.0.into()),
-        NeighbourAttribute::Destination(neighbour_address(node)),
+        NeighbourAttribute::Destination(neighbor_address(node)),
     ];
     message
 }
 
-fn neighbour_address(ip: IpAddr) -> NeighbourAddress {
+fn neighbor_address(ip: IpAddr) -> NeighbourAddress {
     match ip {
         IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
         IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),

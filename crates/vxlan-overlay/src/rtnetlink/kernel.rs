@@ -254,36 +254,22 @@ impl Kernel {
         index: u32,
         tunnel: &mut ObservedTunnel,
     ) -> Result<(), KernelError> {
-        self.dump(
-            "neighbors",
-            Question::Neighbours(family, index),
-            tunnel,
-            |tunnel, message| {
-                let Message::NewNeighbour(message) = message else {
-                    return;
-                };
-                if let Some((of, address, mac)) = decode::neighbour(message)
-                    && of == index
-                {
-                    tunnel.neighbours.insert(address, mac);
-                }
-            },
-        )?;
-        self.dump(
-            "the FDB",
-            Question::Forwarding(index),
-            tunnel,
-            |tunnel, message| {
-                let Message::NewNeighbour(message) = message else {
-                    return;
-                };
-                if let Some((of, address, mac)) = decode::neighbour(message)
-                    && of == index
-                {
-                    tunnel.fdb.insert((mac, address));
-                }
-            },
-        )
+        let entry = |message: &Message| match message {
+            Message::NewNeighbour(message) => decode::neighbor(message)
+                .filter(|(of, ..)| *of == index)
+                .map(|(_, address, mac)| (address, mac)),
+            _ => None,
+        };
+        let question = Question::Neighbors(family, index);
+        self.dump("neighbors", question, tunnel, |tunnel, message| {
+            tunnel.neighbors.extend(entry(message));
+        })?;
+        let question = Question::Forwarding(index);
+        self.dump("the FDB", question, tunnel, |tunnel, message| {
+            tunnel
+                .fdb
+                .extend(entry(message).map(|(address, mac)| (mac, address)));
+        })
     }
 
     /// Repeats a request until its dump is not interrupted. What an interrupted dump returned is discarded.

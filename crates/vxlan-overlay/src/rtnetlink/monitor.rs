@@ -103,8 +103,8 @@ fn concerns(body: &Body, concern: &Concern) -> bool {
         Body::Nexthop(nexthop) => return nexthop.protocol == PROTOCOL,
     };
     match message {
-        Message::NewNeighbour(neighbour) | Message::DelNeighbour(neighbour) => {
-            concern.tunnels.contains(&neighbour.header.ifindex)
+        Message::NewNeighbour(neighbor) | Message::DelNeighbour(neighbor) => {
+            concern.tunnels.contains(&neighbor.header.ifindex)
         }
         Message::NewLink(link) | Message::DelLink(link) => concern.is_with(link.header.index),
         // The external interface may be chosen by any address, and by the default route.
@@ -133,7 +133,7 @@ mod tests {
 
     use super::*;
 
-    fn neighbour(device: u32) -> Body {
+    fn neighbor(device: u32) -> Body {
         let mut message = NeighbourMessage::default();
         message.header.ifindex = device;
         Body::Message(Message::NewNeighbour(message))
@@ -147,13 +147,13 @@ mod tests {
 
     /// At 5,000 peers each look takes 80 ms: neighbors of the interface below change every few seconds.
     #[test]
-    fn neighbours_matter_on_tunnels_only_and_links_below_them_too() {
+    fn neighbors_matter_on_tunnels_only_and_links_below_them_too() {
         let mut concern = Concern {
             tunnels: [7].into(),
             below: Some([2].into()),
         };
         let matter = |concern: &Concern| {
-            let bodies = [neighbour(7), neighbour(2), link(7), link(2), link(9)];
+            let bodies = [neighbor(7), neighbor(2), link(7), link(2), link(9)];
             bodies.map(|body| concerns(&body, concern))
         };
         assert_eq!(matter(&concern), [true, false, true, true, false]);

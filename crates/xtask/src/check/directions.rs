@@ -7,6 +7,20 @@ use serde_json::Value;
 
 use crate::run::{cargo, output};
 
+/// What scenarios and benchmarks may depend on.
+const OF_TESTS: &[&str] = &[
+    "lab",
+    "portolan",
+    "service-dataplane",
+    "service-model",
+    "netfilter",
+    "netlink",
+    "nft",
+    "net-types",
+    "vxlan-overlay",
+    "tokio",
+];
+
 /// What each crate may depend on: other crates of the workspace, and restricted libraries. ARCHITECTURE.md has the same
 /// picture; change both in one commit.
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
@@ -53,36 +67,8 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("scenario", &[]),
     ("lab", &["scenario", "kube", "tokio"]),
     ("xtask", &[]),
-    (
-        "portolan-tests",
-        &[
-            "lab",
-            "portolan",
-            "service-dataplane",
-            "service-model",
-            "netfilter",
-            "netlink",
-            "nft",
-            "net-types",
-            "vxlan-overlay",
-            "tokio",
-        ],
-    ),
-    (
-        "portolan-benches",
-        &[
-            "lab",
-            "portolan",
-            "service-dataplane",
-            "service-model",
-            "netfilter",
-            "netlink",
-            "nft",
-            "net-types",
-            "vxlan-overlay",
-            "tokio",
-        ],
-    ),
+    ("portolan-tests", OF_TESTS),
+    ("portolan-benches", OF_TESTS),
 ];
 
 /// Libraries whose use is restricted by the table above.

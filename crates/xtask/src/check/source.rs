@@ -133,15 +133,27 @@ impl Source {
 
     /// Comments, documentation comments among them. A `//` in a string is none.
     pub(super) fn comments(&self) -> Vec<Line> {
-        let comment = |(number, line): Line| {
-            let (before, comment) = line.split_once("//")?;
-            let is_string = before.matches('"').count() % 2 == 1;
-            (!is_string).then(|| (number, comment.to_owned()))
+        self.halves(|(number, _, comment)| Some((number, comment?.to_owned())))
+    }
+
+    /// Lines of a program without their comments.
+    pub(super) fn code(&self) -> Vec<Line> {
+        self.halves(|(number, code, _)| Some((number, code.to_owned())))
+    }
+
+    /// Picks from the lines of a program, each as its number, its code, and its comment if it has one.
+    fn halves(&self, pick: fn((usize, &str, Option<&str>)) -> Option<Line>) -> Vec<Line> {
+        let halves = |(index, line): (usize, &str)| {
+            let comment = line.split_once("//");
+            let comment = comment.filter(|(before, _)| before.matches('"').count() % 2 == 0);
+            pick((
+                index + 1,
+                comment.map_or(line, |(code, _)| code),
+                comment.map(|(_, text)| text),
+            ))
         };
-        match self.rust {
-            Some(_) => self.lines().filter_map(comment).collect(),
-            None => Vec::new(),
-        }
+        let lines = self.rust.iter().flat_map(|_| self.text.lines().enumerate());
+        lines.filter_map(halves).collect()
     }
 
     /// What people read in it: a page's lines, or a program's comments and strings.
