@@ -12,7 +12,7 @@ use netfilter::{BaseChain, ForeignRuleset};
 use nft::AnyFamily;
 use nft::trace::{Decider, Decision, Step, Tracer};
 
-use crate::LegacyIptables;
+use crate::{LegacyIptables, result_of};
 
 /// Packets that a rule of this node may drop: sent from here, or arriving here.
 pub(super) use nft::trace::Packets as Suspect;
@@ -152,14 +152,12 @@ pub(super) fn forwarding_drops(legacy: LegacyIptables) -> Result<Vec<String>> {
 
 /// The sentences of [`forwarding_drops`]; none where the ruleset cannot be read.
 pub(super) async fn notes(legacy: LegacyIptables) -> Vec<String> {
-    match tokio::task::spawn_blocking(move || forwarding_drops(legacy)).await {
-        Ok(Ok(found)) => found,
-        Ok(Err(error)) => {
-            tracing::debug!(error = format!("{error:#}"), "cannot read chains");
-            Vec::new()
-        }
-        Err(_) => Vec::new(),
-    }
+    let read = tokio::task::spawn_blocking(move || forwarding_drops(legacy));
+    let read = result_of(read.await).unwrap_or(Ok(Vec::new()));
+    read.unwrap_or_else(|error| {
+        tracing::debug!(error = format!("{error:#}"), "cannot read chains");
+        Vec::new()
+    })
 }
 
 /// A foreign name for people to read: characters that cannot be printed are escaped.

@@ -7,11 +7,12 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
 use nft::Bytes;
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use vxlan_overlay::{ARRIVED, TABLE};
 
@@ -56,33 +57,24 @@ pub struct ProbeConfig {
     pub interval: Duration,
 }
 
-/// Starts probing on a thread of its own, until canceled.
-pub fn start(
-    config: ProbeConfig,
-    environment: Environment,
-    cancel: CancellationToken,
-) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("making the runtime of the probes")?;
+/// Probes until canceled. A panic in any task of the probes is a panic of this future.
+pub async fn run(config: ProbeConfig, environment: Environment, cancel: CancellationToken) {
     let shared = Arc::new(Shared::new(config, environment));
-    let work = async move || {
-        tokio::join!(
-            responder::run(shared.clone(), cancel.clone()),
-            doctor::serve(shared.clone(), cancel.clone()),
-            rounds::run(shared.clone(), cancel.clone()),
-        );
+    tokio::join!(
+        responder::run(shared.clone(), cancel.clone()),
+        doctor::serve(shared.clone(), cancel.clone()),
+        rounds::run(shared.clone(), cancel.clone()),
+    );
+}
+
+/// The result of a task, or `None` if it was aborted. A panic of the task continues here.
+fn result_of<T>(end: Result<T, JoinError>) -> Option<T> {
+    let error = match end {
+        Ok(result) => return Some(result),
+        Err(error) => error,
     };
-    std::thread::Builder::new()
-        .name("probe".into())
-        .spawn(move || {
-            runtime.block_on(work());
-            // A trace that is still running must not delay the exit.
-            runtime.shutdown_background();
-        })
-        .context("starting the thread of the probes")?;
-    Ok(())
+    let panic = error.try_into_panic().ok()?;
+    resume_unwind(panic)
 }
 
 /// State shared by rounds, responder and doctor.

@@ -9,16 +9,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::directory::{Path, Target};
 use super::request::{LARGEST, datagrams};
 use super::wire::{ANSWER, HEADER, Packet, REQUEST, STREAM, has, want};
-use super::{Shared, trace};
+use super::{Shared, result_of, trace};
 
 /// Time between two checks of this node's addresses.
 const REFRESH: Duration = Duration::from_millis(500);
@@ -29,12 +30,16 @@ const STREAMS: usize = 64;
 
 /// Serves until canceled.
 pub(super) async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
-    let mut serving: BTreeMap<IpAddr, JoinHandle<()>> = BTreeMap::new();
+    let mut tasks = JoinSet::new();
+    let mut serving: BTreeMap<IpAddr, AbortHandle> = BTreeMap::new();
     let mut refresh = tokio::time::interval(REFRESH);
     loop {
         tokio::select! {
-            () = cancel.cancelled() => break,
+            () = cancel.cancelled() => return,
             _ = refresh.tick() => {}
+        }
+        while let Some(end) = tasks.try_join_next() {
+            result_of(end);
         }
         let wanted: BTreeMap<IpAddr, Path> = shared.directory().own().collect();
         serving.retain(|address, task| {
@@ -47,11 +52,8 @@ pub(super) async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
         for (address, path) in wanted {
             serving
                 .entry(address)
-                .or_insert_with(|| tokio::spawn(serve(shared.clone(), address, path)));
+                .or_insert_with(|| tasks.spawn(serve(shared.clone(), address, path)));
         }
-    }
-    for task in serving.into_values() {
-        task.abort();
     }
 }
 
@@ -167,28 +169,19 @@ async fn arrive(shared: &Shared, peer: &Target, nonce: u64) {
     let _ = sent.await;
 }
 
-async fn answer_streams(
-    shared: &Arc<Shared>,
-    listener: &TcpListener,
-    path: Path,
-) -> io::Result<()> {
-    let slots = Arc::new(Semaphore::new(STREAMS));
+/// Echoes streams, [`STREAMS`] at one time.
+async fn answer_streams(shared: &Shared, listener: &TcpListener, path: Path) -> io::Result<()> {
+    let mut streams = FuturesUnordered::new();
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            return Ok(());
-        };
-        let (stream, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(_) => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        if shared.directory().known(from.ip(), path).is_some() {
-            tokio::spawn(async move {
-                let _ = tokio::time::timeout(STREAM_TIMEOUT, echo(stream)).await;
-                drop(slot);
-            });
+        tokio::select! {
+            accepted = listener.accept(), if streams.len() < STREAMS => match accepted {
+                Ok((stream, from)) if shared.directory().known(from.ip(), path).is_some() => {
+                    streams.push(tokio::time::timeout(STREAM_TIMEOUT, echo(stream)));
+                }
+                Ok(_) => {}
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            },
+            Some(_) = streams.next() => {}
         }
     }
 }

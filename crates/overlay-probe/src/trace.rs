@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use net_types::Protocol;
+use tokio::task::JoinSet;
 
-use super::Shared;
 use super::directory::{LocalVtep, Target};
 use super::firewall::{Suspect, who_drops};
+use super::{Shared, result_of};
 
 /// Duration of a trace.
 pub(super) const DURATION: Duration = Duration::from_millis(1500);
@@ -24,9 +25,18 @@ const REMEMBERED: Duration = Duration::from_secs(30);
 /// Traces that peers have requested.
 #[derive(Debug, Default)]
 pub(super) struct Traces {
-    running: bool,
+    running: JoinSet<()>,
     /// When the trace for a peer (by address) ended, and the rule that it found.
     found: BTreeMap<IpAddr, (Instant, String)>,
+}
+
+impl Traces {
+    fn is_running(&mut self) -> bool {
+        while let Some(end) = self.running.try_join_next() {
+            result_of(end);
+        }
+        !self.running.is_empty()
+    }
 }
 
 /// The packets between this node and a peer to trace.
@@ -47,14 +57,13 @@ fn suspects(end: &LocalVtep, peer: &Target, port: u16) -> Vec<Suspect> {
 /// Traces for [`DURATION`] while packets are being sent. Returns the dropping rule.
 pub(super) async fn trace(end: &LocalVtep, peer: &Target, port: u16) -> Option<String> {
     let suspects = suspects(end, peer, port);
-    let traced = tokio::task::spawn_blocking(move || who_drops(&suspects, DURATION)).await;
-    match traced {
-        Ok(Ok(blocker)) => blocker.map(|blocker| blocker.to_string()),
-        Ok(Err(error)) => {
+    let traced = tokio::task::spawn_blocking(move || who_drops(&suspects, DURATION));
+    match result_of(traced.await)? {
+        Ok(blocker) => blocker.map(|blocker| blocker.to_string()),
+        Err(error) => {
             tracing::debug!(error = format!("{error:#}"), "cannot trace packets");
             None
         }
-        Err(_) => None,
     }
 }
 
@@ -63,23 +72,16 @@ pub(super) fn begin_for(shared: &Arc<Shared>, peer: &Target) {
     let Some(end) = shared.directory().local(peer.family).cloned() else {
         return;
     };
-    {
-        let mut traces = shared.traces();
-        let found = &traces.found;
-        if traces.running
-            || found
-                .get(&peer.host)
-                .is_some_and(|(at, _)| at.elapsed() < PAUSE)
-        {
-            return;
-        }
-        traces.running = true;
+    let mut traces = shared.traces();
+    let found = traces.found.get(&peer.host);
+    let has_just_ended = found.is_some_and(|(at, _)| at.elapsed() < PAUSE);
+    if has_just_ended || traces.is_running() {
+        return;
     }
     let (shared, peer) = (shared.clone(), peer.clone());
-    tokio::spawn(async move {
+    traces.running.spawn(async move {
         let found = trace(&end, &peer, shared.config.port).await;
         let mut traces = shared.traces();
-        traces.running = false;
         traces.found.retain(|_, (at, _)| at.elapsed() < REMEMBERED);
         let found = found.unwrap_or_default();
         traces.found.insert(peer.host, (Instant::now(), found));
@@ -88,7 +90,8 @@ pub(super) fn begin_for(shared: &Arc<Shared>, peer: &Target) {
 
 /// The rule found for this peer; empty if none.
 pub(super) fn found_for(shared: &Shared, peer: &Target) -> String {
-    let traces = shared.traces();
+    let mut traces = shared.traces();
+    traces.is_running();
     let found = traces.found.get(&peer.host);
     let fresh = found.filter(|(at, _)| at.elapsed() < REMEMBERED);
     fresh.map(|(_, text)| text.clone()).unwrap_or_default()

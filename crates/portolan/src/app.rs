@@ -101,7 +101,7 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     log::configuration(effective, &node);
     memory::set_oom_score_adj(effective.oom_score_adj);
     let writer = server.as_ref().map(|server| server.writer.clone());
-    let recorder = Recorder::start(writer.clone(), node.node_name.clone(), parts.cancel());
+    let recorder = Recorder::start(parts, writer.clone(), node.node_name.clone());
     let http = start_http(effective, parts, &published, &recorder)?;
     let (sender, events) = mpsc::channel(EVENTS);
     let sender = match overlay {
@@ -189,7 +189,7 @@ async fn start_services(
     })?;
     let (effective, has_missing) = (effective.clone(), missing_sysctls > 0);
     let after = after_first_sync(effective, has_missing, alarm, synced, parts.cancel());
-    tokio::spawn(after);
+    parts.task("take-over", &Handle::current(), after);
     Ok(())
 }
 
@@ -266,17 +266,14 @@ fn start_overlay(
 ) -> Result<mpsc::Sender<SourceEvent>> {
     let (sender, nodes) = branch(parts, sender, config.own.clone());
     let (status, metrics) = (published.overlay.clone(), published.metrics.clone());
-    let ended = overlay::start(config, writer, nodes, status, metrics, parts.cancel())?;
-    parts.task("overlay", &Handle::current(), async {
-        ended.await.context("panicked").flatten()
-    });
+    overlay::start(parts, config, writer, nodes, status, metrics)?;
     if let Some(config) = probe_config {
         let reports = ProbeReports {
             status: published.probes.clone(),
             metrics: published.metrics.clone(),
             recorder: recorder.clone(),
         };
-        probes::start(config, published.overlay.clone(), reports, parts.cancel())?;
+        probes::start(parts, config, published.overlay.clone(), reports)?;
     }
     Ok(sender)
 }
@@ -362,14 +359,14 @@ async fn after_first_sync(
     alarm: Alarm,
     synced: oneshot::Receiver<()>,
     cancel: CancellationToken,
-) {
-    if synced.await.is_err() {
-        return;
-    }
+) -> Result<()> {
+    synced.await.context("there was no first sync")?;
     if sysctls_are_missing {
         sysctl::apply(&effective.conntrack);
     }
     if effective.take_over_kube_proxy {
-        crate::takeover::run(alarm, cancel).await;
+        crate::takeover::run(alarm, cancel.clone()).await?;
     }
+    cancel.cancelled().await;
+    Ok(())
 }

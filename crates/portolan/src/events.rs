@@ -18,8 +18,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use object_source::api::{ApiClient, Limits, RequestError};
 use service_model::ObjectName;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+
+use crate::parts::Parts;
 
 /// Length of the queue of Events; further ones are dropped.
 const QUEUE: usize = 32;
@@ -67,11 +69,11 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Starts sending on the caller's runtime, which is the client's, until canceled; without a client Events are dropped.
-    pub fn start(client: Option<ApiClient>, node: Arc<str>, cancel: CancellationToken) -> Self {
+    /// Starts sending on the caller's runtime, which is the client's; without a client Events are dropped.
+    pub(crate) fn start(parts: &Parts, client: Option<ApiClient>, node: Arc<str>) -> Self {
         let start = |client| {
             let (sender, queue) = mpsc::channel(QUEUE);
-            tokio::spawn(async move { cancel.run_until_cancelled(work(client, queue)).await });
+            parts.task("recorder", &Handle::current(), work(client, queue));
             sender
         };
         Recorder {
@@ -145,7 +147,7 @@ impl Recorder {
     }
 }
 
-async fn work(client: ApiClient, mut queue: mpsc::Receiver<Queued>) {
+async fn work(client: ApiClient, mut queue: mpsc::Receiver<Queued>) -> anyhow::Result<()> {
     while let Some(queued) = queue.recv().await {
         let event = &queued.event;
         let mut pause = PAUSE;
@@ -160,6 +162,8 @@ async fn work(client: ApiClient, mut queue: mpsc::Receiver<Queued>) {
         drop(queued);
         tokio::time::sleep(PAUSE).await;
     }
+    // Nobody creates Events in this configuration, or the daemon is ending.
+    std::future::pending().await
 }
 
 async fn create(client: &ApiClient, event: &Event) -> Result<(), RequestError> {

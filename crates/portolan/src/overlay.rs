@@ -11,9 +11,12 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use object_source::api::ApiClient;
 use service_model::ObjectEvent;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use vxlan_overlay::{Concern, Config, Kernel, Monitor, Names, Plan, Preferences, RuleOptions};
+use vxlan_overlay::{
+    Concern, Config, Kernel, KernelError, Monitor, Names, Plan, Preferences, RuleOptions,
+};
 
 mod cache;
 mod condition;
@@ -30,6 +33,7 @@ mod turn;
 
 use crate::features::links::{self, Found, LinkFeature};
 use crate::metrics::Metrics;
+use crate::parts::Parts;
 use publish::Publication;
 use publisher::NodePublisher;
 use reconciler::Reconciler;
@@ -38,8 +42,6 @@ use turn::Overlay;
 
 /// Batching interval of foreign changes.
 const SETTLE: Duration = Duration::from_millis(3);
-/// Longest wait of the listener between two checks for cancellation.
-const LISTEN: Duration = Duration::from_millis(500);
 
 /// Events of all Nodes.
 pub type NodeEvents = mpsc::Receiver<ObjectEvent<service_model::Node>>;
@@ -97,16 +99,16 @@ struct Reports {
     metrics: Arc<Metrics>,
 }
 
-/// Starts the loop on a thread of its own and, with a client, the task that writes to the API server. Both end when
-/// canceled; the tunnel stays.
-pub fn start(
+/// Starts the loop, its monitors, the removal of flannel's leftovers and, with a client, the task that writes to the API
+/// server. All end when canceled; the tunnel stays.
+pub(crate) fn start(
+    parts: &Parts,
     mut config: OverlayConfig,
     client: Option<ApiClient>,
     nodes: NodeEvents,
     status: SharedOverlayStatus,
     metrics: Arc<Metrics>,
-    cancel: CancellationToken,
-) -> Result<oneshot::Receiver<Result<()>>> {
+) -> Result<()> {
     if let missing @ (Found::No(_) | Found::Untried(_)) = links::nexthop_objects() {
         let instead = LinkFeature::NexthopObjects.instead();
         tracing::info!(?missing, instead, "nexthop objects are not available");
@@ -115,48 +117,23 @@ pub fn start(
     if let (Some(_), Some(folder)) = (&config.cni_conf, &config.cni_bin_dir) {
         plugins::check(folder);
     }
+    let config = Arc::new(config);
     let (publication, wanted) = watch::channel(Publication::default());
     let reports = Reports { status, metrics };
+    let (runtime, cancel) = (Handle::current(), parts.cancel());
     if let Some(client) = client {
         let own = config.own.to_string();
-        tokio::spawn(publish::run(
-            client,
-            own,
-            config.set_condition,
-            wanted,
-            cancel.clone(),
-        ));
+        let publish = publish::run(client, own, config.set_condition, wanted);
+        parts.task("overlay-publisher", &runtime, publish);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("making the runtime of the overlay")?;
-    let (sender, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("overlay".into())
-        .spawn(move || {
-            let _ = sender.send(runtime.block_on(run(config, nodes, publication, reports, cancel)));
-        })
-        .context("starting the thread of the overlay")?;
-    Ok(ended)
-}
-
-async fn run(
-    config: OverlayConfig,
-    mut nodes: NodeEvents,
-    publication: watch::Sender<Publication>,
-    reports: Reports,
-    cancel: CancellationToken,
-) -> Result<()> {
-    let kernel = Kernel::open().context("opening an rtnetlink socket")?;
-    let devices = Arc::new(ArcSwap::from_pointee(Concern::default()));
-    let foreign = listen(&kernel, devices.clone(), cancel.clone())?;
-    let table_changed = Arc::new(Notify::new());
-    let table = OverlayTable::open(&config, table_changed.clone(), cancel.clone())?;
     let (masquerading, families) = watch::channel(Vec::new());
-    tokio::spawn(flannel::run(families, cancel.clone()));
-    let config = Arc::new(config);
-    let mut overlay = Overlay::new(
+    let leftovers = flannel::run(families, cancel.clone());
+    parts.task("flannel-leftovers", &runtime, leftovers);
+    let kernel = Kernel::open().context("cannot open an rtnetlink socket")?;
+    let devices = Arc::new(ArcSwap::from_pointee(Concern::default()));
+    let foreign = listen(parts, &kernel, devices.clone())?;
+    let (table, table_changed) = OverlayTable::open(parts, &config)?;
+    let overlay = Overlay::new(
         config.clone(),
         Reconciler::new(config.clone(), kernel, devices, reports.metrics.clone()),
         table,
@@ -164,6 +141,18 @@ async fn run(
         masquerading,
         reports,
     );
+    let work = move || run(overlay, nodes, foreign, table_changed, cancel);
+    parts.runtime("overlay", work)?;
+    Ok(())
+}
+
+async fn run(
+    mut overlay: Overlay,
+    mut nodes: NodeEvents,
+    foreign: Arc<Notify>,
+    table_changed: Arc<Notify>,
+    cancel: CancellationToken,
+) -> Result<()> {
     let mut due = true;
     loop {
         if due {
@@ -197,28 +186,20 @@ async fn run(
 /// The devices whose changes matter at present.
 type Devices = Arc<ArcSwap<Concern>>;
 
-/// Listens on a thread of its own, in the same network namespace.
-fn listen(kernel: &Kernel, devices: Devices, cancel: CancellationToken) -> Result<Arc<Notify>> {
-    let mut monitor =
-        Monitor::open(kernel.port()).context("listening for changes of links and routes")?;
+/// Notifies of foreign changes in the caller's network namespace.
+fn listen(parts: &Parts, kernel: &Kernel, devices: Devices) -> Result<Arc<Notify>> {
+    let mut monitor = Monitor::open(kernel.port())
+        .context("cannot subscribe to changes of links, addresses and routes")?;
     let foreign = Arc::new(Notify::new());
     let notify = foreign.clone();
-    let work = move || {
-        while !cancel.is_cancelled() {
-            match monitor.wait(LISTEN, || devices.load_full()) {
-                Ok(false) => {}
-                Ok(true) => notify.notify_one(),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot read notifications of links and routes; comparing twice a second instead");
-                    notify.notify_one();
-                    std::thread::sleep(LISTEN);
-                }
-            }
-        }
+    let wait = move |limit| {
+        let changed = monitor.wait(limit, || devices.load_full())?;
+        Ok::<_, KernelError>(changed.then_some(()))
     };
-    std::thread::Builder::new()
-        .name("rt-monitor".into())
-        .spawn(work)
-        .context("starting the listener")?;
+    let notify = move |_| {
+        notify.notify_one();
+        true
+    };
+    parts.monitor("rt-monitor", wait, notify)?;
     Ok(foreign)
 }

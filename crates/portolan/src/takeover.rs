@@ -24,6 +24,7 @@ pub(crate) mod owner;
 use std::fmt;
 use std::time::Duration;
 
+use anyhow::Result;
 use netfilter::ForeignRuleset;
 use nft::Family;
 use tokio_util::sync::CancellationToken;
@@ -149,7 +150,7 @@ pub fn remove(connections: Connections) -> Report {
 
 /// Removes kube-proxy's leftovers at intervals until canceled, and reports those it cannot look for. To be called after
 /// the first sync.
-pub(crate) async fn run(alarm: Alarm, cancel: CancellationToken) {
+pub(crate) async fn run(alarm: Alarm, cancel: CancellationToken) -> Result<()> {
     let removal = || {
         let alarm = alarm.clone();
         move || {
@@ -158,7 +159,7 @@ pub(crate) async fn run(alarm: Alarm, cancel: CancellationToken) {
             report
         }
     };
-    keep_removing(removal, cancel).await;
+    keep_removing(removal, cancel).await
 }
 
 /// Result of removing another program's leftovers once.
@@ -175,22 +176,21 @@ pub(crate) trait Removal: Default + Send + 'static {
 pub(crate) async fn keep_removing<R: Removal, F: FnOnce() -> R + Send + 'static>(
     mut remove: impl FnMut() -> F,
     cancel: CancellationToken,
-) {
+) -> Result<()> {
     let [first, later] = INTERVALS;
     let pauses = std::iter::repeat_n(first, FIRST_REMOVALS).chain(std::iter::repeat(later));
     let (mut before, mut was_there) = (R::default(), false);
     for pause in pauses {
-        let Ok(report) = tokio::task::spawn_blocking(remove()).await else {
-            return;
-        };
+        let report = tokio::task::spawn_blocking(remove()).await?;
         report.log(&before, was_there);
         was_there |= report.removed();
         before = report;
         let pause = cancel.run_until_cancelled(tokio::time::sleep(pause));
         if pause.await.is_none() {
-            return;
+            break;
         }
     }
+    Ok(())
 }
 
 impl Removal for Report {

@@ -29,17 +29,17 @@ fn stage() -> Stage {
         ..Status::default()
     }));
     let metrics = Arc::new(Metrics::new());
+    let cancel = CancellationToken::new();
+    let (parts, _) = crate::parts::parts(cancel.clone());
     let reports = Reports {
         status: status.clone(),
         metrics: metrics.clone(),
-        recorder: Recorder::start(None, "node-a".into(), CancellationToken::new()),
+        recorder: Recorder::start(&parts, None, "node-a".into()),
     };
     let config = NodeConfig {
         nodeport_addresses: vec![NodePortAddress::Primary],
         ..NodeConfig::named("node-a")
     };
-    let cancel = CancellationToken::new();
-    let (parts, _) = crate::parts::parts(cancel.clone());
     Stage {
         announcer: start(
             &parts,

@@ -8,6 +8,7 @@
 //! A flanneld that is started again creates its rules again. The device, its routes and entries are not leftovers: they
 //! are taken over.
 
+use anyhow::{Context, Result};
 use net_types::Family;
 use netfilter::ForeignRuleset;
 use tokio::sync::watch;
@@ -42,16 +43,19 @@ struct FlannelRemoval {
 
 /// Removes leftovers and checks again from time to time, until canceled. `families` are those whose masquerading
 /// Portolan has taken over.
-pub(super) async fn run(mut families: watch::Receiver<Vec<Family>>, cancel: CancellationToken) {
-    let any = families.wait_for(|families| !families.is_empty());
-    if !matches!(cancel.run_until_cancelled(any).await, Some(Ok(_))) {
-        return;
-    }
+pub(super) async fn run(
+    mut families: watch::Receiver<Vec<Family>>,
+    cancel: CancellationToken,
+) -> Result<()> {
+    families
+        .wait_for(|families| !families.is_empty())
+        .await
+        .context("the overlay has ended")?;
     let look = || {
         let families = families.borrow().clone();
         move || remove(&families)
     };
-    keep_removing(look, cancel).await;
+    keep_removing(look, cancel).await
 }
 
 fn remove(families: &[Family]) -> FlannelRemoval {

@@ -7,11 +7,11 @@ use overlay_probe::{
     Environment, LegacyIptables, Measurement, Observer, ProbeConfig, ProbeEvent, RoundSummary,
     SharedProbeStatus,
 };
-use tokio_util::sync::CancellationToken;
 
 use super::SharedOverlayStatus;
 use crate::events::{Recorder, Severity, Subject};
 use crate::metrics::Metrics;
+use crate::parts::Parts;
 use crate::takeover::legacy;
 
 /// Where the probes report.
@@ -24,12 +24,12 @@ pub struct ProbeReports {
     pub recorder: Recorder,
 }
 
-/// Starts the probes on a thread of their own, until canceled.
-pub fn start(
+/// Starts the probes.
+pub(crate) fn start(
+    parts: &Parts,
     config: ProbeConfig,
     overlay: SharedOverlayStatus,
     reports: ProbeReports,
-    cancel: CancellationToken,
 ) -> Result<()> {
     let environment = Environment {
         plan: Box::new(move || overlay.load().plan.clone()),
@@ -40,7 +40,16 @@ pub fn start(
         status: reports.status.clone(),
         observer: Box::new(reports),
     };
-    overlay_probe::start(config, environment, cancel)
+    run(parts, config, environment)
+}
+
+fn run(parts: &Parts, config: ProbeConfig, environment: Environment) -> Result<()> {
+    let cancel = parts.cancel();
+    parts.runtime("probe", async move || {
+        overlay_probe::run(config, environment, cancel).await;
+        Ok(())
+    })?;
+    Ok(())
 }
 
 impl Observer for ProbeReports {
@@ -69,10 +78,48 @@ impl Observer for ProbeReports {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use anyhow::Context;
     use lab::{Lab, scenario};
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::parts::parts;
+
+    struct Ignores;
+
+    impl Observer for Ignores {
+        fn measured(&self, _: &Measurement) {}
+        fn alarm(&self) {}
+        fn round(&self, _: &RoundSummary<'_>) {}
+        fn event(&self, _: ProbeEvent<'_>) {}
+    }
+
+    #[tokio::test]
+    async fn panic_of_the_probes_ends_the_daemon_and_names_them() -> Result<()> {
+        let (parts, ends) = parts(CancellationToken::new());
+        let config = ProbeConfig {
+            own: "node-a".into(),
+            port: 0,
+            interval: Duration::from_secs(3600),
+        };
+        let environment = Environment {
+            plan: Box::new(|| panic!("no plan")),
+            legacy: LegacyIptables {
+                tables: Vec::new,
+                dropping_forwarders: Vec::new,
+            },
+            status: SharedProbeStatus::default(),
+            observer: Box::new(Ignores),
+        };
+        run(&parts, config, environment)?;
+        drop(parts);
+        let error = tokio::time::timeout(Duration::from_secs(10), ends.wait()).await?;
+        let text = format!("{:#}", error.unwrap_err());
+        assert_eq!(text, "probe failed: panicked: no plan");
+        Ok(())
+    }
 
     #[scenario]
     fn legacy_tables_and_their_forward_policy_are_read() -> Result<()> {

@@ -11,7 +11,6 @@ use object_source::api::{ApiClient, Limits};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::condition::{Condition, Decision, NetworkState, decide};
 
@@ -31,52 +30,41 @@ pub(super) struct Publication {
     pub(super) verdict: Option<NetworkState>,
 }
 
-/// Publishes until canceled.
+/// Publishes until the sender of what is wanted is dropped.
 pub(super) async fn run(
     client: ApiClient,
     node: String,
     set_condition: bool,
     mut wanted: watch::Receiver<Publication>,
-    cancel: CancellationToken,
-) {
-    let publish = async {
-        let mut published = None;
-        loop {
-            let wish = wanted.borrow_and_update().clone();
-            let mut pause = RETRY.0;
-            loop {
-                // A Node that lost its annotations may be a new one of the same name.
-                let anew = !wish.annotations.is_empty();
-                let verdict = wish.verdict.filter(|_| set_condition);
-                let unpublished = verdict.filter(|verdict| anew || published != Some(*verdict));
-                match publish(&client, &node, &wish, unpublished).await {
-                    Ok(()) => {
-                        published = verdict.or(published);
-                        break;
-                    }
-                    Err(error) => tracing::warn!(
-                        error = format!("{error:#}"),
-                        "cannot update the Node; retrying"
-                    ),
-                }
-                if tokio::time::timeout(pause, wanted.changed())
-                    .await
-                    .is_ok_and(|changed| changed.is_err())
-                {
-                    return;
-                }
-                if wanted.has_changed().unwrap_or(true) {
-                    break;
-                }
-                pause = (pause * 2).min(RETRY.1);
+) -> anyhow::Result<()> {
+    let mut published = None;
+    let mut pause = RETRY.0;
+    loop {
+        let wish = wanted.borrow_and_update().clone();
+        // A Node that lost its annotations may be a new one of the same name.
+        let anew = !wish.annotations.is_empty();
+        let verdict = wish.verdict.filter(|_| set_condition);
+        let unpublished = verdict.filter(|verdict| anew || published != Some(*verdict));
+        // The watch delivers the new annotations; an unchanged publication needs no second patch.
+        let limit = match publish(&client, &node, &wish, unpublished).await {
+            Ok(()) => {
+                published = verdict.or(published);
+                Duration::MAX
             }
-            // The watch delivers the new annotations; an unchanged publication needs no second patch.
-            if wanted.changed().await.is_err() {
-                return;
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "cannot update the Node; retrying"
+                );
+                pause
             }
-        }
-    };
-    cancel.run_until_cancelled(publish).await;
+        };
+        pause = match tokio::time::timeout(limit, wanted.changed()).await {
+            Ok(Err(_)) => return Ok(()),
+            Ok(Ok(())) => RETRY.0,
+            Err(_) => (pause * 2).min(RETRY.1),
+        };
+    }
 }
 
 async fn publish(

@@ -4,19 +4,15 @@
 //! shared plan that the table follows from is kept: the elements of thousands of peers would take several times as much.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use net_types::{Family, PerFamily};
-use nft::{Backend, Kernel, KernelConfig, Notice, TableContents, Tables};
+use nft::{Backend, Kernel, KernelConfig, TableContents, Tables};
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 use vxlan_overlay::{Config, Plan, RuleOptions, TABLE, Tunnel, table};
 
 use super::OverlayConfig;
-
-/// How long the listener goes without looking whether it is still wanted.
-const LISTEN: Duration = Duration::from_millis(500);
+use crate::parts::Parts;
 
 /// The table in the kernel.
 pub(super) struct OverlayTable {
@@ -28,12 +24,8 @@ pub(super) struct OverlayTable {
 }
 
 impl OverlayTable {
-    /// Opens the kernel, and notifies of foreign changes until canceled.
-    pub(super) fn open(
-        config: &OverlayConfig,
-        changed: Arc<Notify>,
-        cancel: CancellationToken,
-    ) -> Result<Self> {
+    /// Opens the kernel. The second value notifies of foreign changes.
+    pub(super) fn open(parts: &Parts, config: &OverlayConfig) -> Result<(Self, Arc<Notify>)> {
         let tables = Tables::open(KernelConfig {
             table: TABLE.into(),
             owner: config.own_tables,
@@ -41,30 +33,21 @@ impl OverlayTable {
         let Tables {
             kernel,
             mut monitor,
-        } = tables.context("opening the nftables sockets")?;
-        let work = move || {
-            while !cancel.is_cancelled() {
-                match monitor.wait(LISTEN) {
-                    Ok(None) => {}
-                    Ok(Some(Notice::Changed(_) | Notice::Overrun)) => changed.notify_one(),
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot read nftables notifications; comparing twice a second instead");
-                        changed.notify_one();
-                        std::thread::sleep(LISTEN);
-                    }
-                }
-            }
+        } = tables.context("cannot open the nftables sockets")?;
+        let changed = Arc::new(Notify::new());
+        let notifier = changed.clone();
+        let notify = move |_| {
+            notifier.notify_one();
+            true
         };
-        std::thread::Builder::new()
-            .name("overlay-nft".into())
-            .spawn(work)
-            .context("starting the listener")?;
-        Ok(OverlayTable {
+        parts.monitor("overlay-nft", move |limit| monitor.wait(limit), notify)?;
+        let table = OverlayTable {
             kernel,
             config: config.config.clone(),
             options: config.rules,
             committed: PerFamily::default(),
-        })
+        };
+        Ok((table, changed))
     }
 
     /// Makes the next sync read the tables: another program may have changed them.
