@@ -1,7 +1,7 @@
 //! The released program as a process: memory, size, and the time from an edit or an event to the kernel.
 //!
 //! The same cluster from a folder of manifests and from an API server (a fake one, over HTTP on loopback). When
-//! something is in the kernel is heard from the kernel itself, by a second subscription to nftables changes.
+//! something is in the kernel is known from the kernel itself, by a second subscription to nftables changes.
 
 use std::fs;
 use std::net::TcpListener;

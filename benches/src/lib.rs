@@ -1,6 +1,6 @@
 //! Code shared by the benches: clusters of a shape, floors, peers, and the table of results.
 //!
-//! * [`Shape`] makes the objects of a cluster of so many Services and endpoints, always the same ones.
+//! * [`Shape`] makes the objects of a cluster of a given number of Services and endpoints, always the same ones.
 //! * [`Sandbox`] is a network namespace to load tables in.
 //! * [`Bare`] sends ready-made netlink messages: the floor under what we do.
 //! * [`peers`] runs kube-proxy itself beside Portolan.

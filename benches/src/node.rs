@@ -10,7 +10,7 @@ use nft::{
 use service_dataplane::{Dataplane, SyncOutcome, Update};
 use service_model::{EndpointSlice, Index, NodeFacts, ObjectEvent, Service};
 
-/// A backend that notes how long another one takes, and what it was given.
+/// A backend that measures another one, and can keep its transactions.
 #[derive(Debug)]
 pub struct Timed<B> {
     inner: B,
@@ -22,7 +22,7 @@ pub struct Timed<B> {
     pub recorded: Vec<Transaction>,
     /// Whether to keep transactions.
     pub record: bool,
-    /// What keeping them has cost, which is not ours to count.
+    /// Time spent on keeping them, which is not part of the measurement.
     recording: Duration,
 }
 
@@ -82,14 +82,14 @@ impl<B: Backend> Backend for Timed<B> {
     }
 }
 
-/// Where the time of one commit went.
+/// The time of one commit, by stage.
 #[derive(Clone, Debug)]
 pub struct Committed {
-    /// Taking the event in, until it is known which Services are dirty.
+    /// Time of the index, until the dirty Services are known.
     pub indexing: Duration,
-    /// Planning those.
+    /// Time of planning the dirty Services.
     pub planning: Duration,
-    /// All the rest, until the kernel had acknowledged.
+    /// Time from the plan to the kernel's acknowledgement.
     pub dataplane: Duration,
     /// What was done.
     pub outcome: SyncOutcome,
@@ -112,7 +112,7 @@ pub struct Node<B> {
 }
 
 impl<B: Backend> Node<B> {
-    /// Knows nothing yet.
+    /// A node without objects.
     pub fn new(backend: B, facts: NodeFacts) -> Self {
         Node {
             index: Index::new(),

@@ -11,7 +11,7 @@ use service_dataplane::layout;
 
 use crate::bare::Bare;
 
-/// A namespace without links. It is gone, tables and all, when this is dropped.
+/// A namespace without links, which ends with its tables on drop.
 pub struct Sandbox {
     namespace: Namespace,
 }
@@ -71,7 +71,7 @@ impl Sandbox {
             .run(move || command.spawn())?
             .context("start nft")?;
         if let Some(mut stdin) = child.stdin.take() {
-            // nft reads all of its input before it says anything.
+            // nft reads all of its input before it prints anything.
             stdin.write_all(input.as_bytes()).context("write to nft")?;
         }
         let output = child.wait_with_output()?;

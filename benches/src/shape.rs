@@ -38,7 +38,7 @@ pub(crate) const PORT: u16 = 80;
 pub(crate) const TARGET_PORT: u16 = 8080;
 const PORT_NAME: &str = "http";
 
-/// So many Services with so many endpoints each.
+/// This number of Services, each with this number of endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Services.
@@ -54,7 +54,7 @@ impl std::fmt::Display for Shape {
 }
 
 impl Shape {
-    /// So many Services with so many endpoints each.
+    /// This number of Services, each with this number of endpoints.
     pub const fn new(services: u32, endpoints: u32) -> Self {
         Shape {
             services,

@@ -134,7 +134,7 @@ impl Arena {
     pub fn start(&mut self, program: &KubeProxy, cluster: &Cluster) -> Result<()> {
         self.minor = program.minor;
         // kube-proxy learns of ServiceCIDRs beside its first full sync, in time for it or not, and of its zone beside
-        // the one who shall hear of it.
+        // the sender that must receive it.
         let start_kube_proxy = |side: &mut Side| {
             for _ in 0..STARTS {
                 side.start_kube_proxy(program, cluster)?;

@@ -289,7 +289,7 @@ impl Field {
         })
     }
 
-    /// Whether the sender of a packet that came to nothing is told so after all. A datagram that is rejected
+    /// Whether the sender of a lost packet receives an error after all. A datagram that is rejected
     /// where it is made fails to be sent (`EPERM`), which the lab cannot tell from a drop; the ICMP error
     /// comes besides.
     pub fn hears_refusal(&self, packet: &Packet, patience: Duration) -> Result<bool> {
@@ -441,7 +441,7 @@ impl Installed {
     }
 }
 
-/// For packets that are dropped, and for packets to nowhere. The lab's gateway answers them, but Linux spares its answers (ip_error() in
+/// For packets that are dropped, and for packets to nowhere. The lab's gateway answers them, but Linux limits the rate of its answers (ip_error() in
 /// net/ipv4/route.c: five at once to one host, then one a second), so silence must do, too.
 const NOWHERE_PATIENCE: Duration = Duration::from_millis(100);
 

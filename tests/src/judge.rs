@@ -1,4 +1,4 @@
-//! The comparison of reference model and table, with a difference that a person can act on.
+//! Compares reference model and table, and describes a difference so that it can be reproduced.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::packets;
 pub struct Difference {
     /// The node whose table it is.
     pub node: String,
-    /// The packet, if it came to that.
+    /// The packet, if the kernel accepts the table.
     pub packet: Option<Packet>,
     /// What the reference model expects.
     pub expected: Option<Expected>,
@@ -39,14 +39,14 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Far from the pods that endpoints are made of.
+/// Outside the addresses of endpoints.
 const CLIENT_POD: u8 = 200;
 
-/// Of one client's packets to one Service port, how many are tried first, how many of the endpoints they may go to,
-/// and how many packets after each.
+/// For each client and Service port: the number of first packets, of endpoints that are followed, and of packets after
+/// each.
 const SESSION: (usize, usize, usize) = (2, 3, 5);
 
-/// Tries every interesting packet of `node`, and with affinity what comes after it. Returns how many there were.
+/// Compares every interesting packet of `node`, and with affinity the packets after it. Returns their number.
 pub fn compare(
     cluster: &Cluster,
     node: &Node,
@@ -100,7 +100,7 @@ impl Comparison<'_> {
         })
     }
 
-    /// What becomes of the packet after these, if it is what must.
+    /// The fate of the packet after these, if the fate is as expected.
     fn judge(
         &self,
         packet: &Packet,
@@ -128,7 +128,7 @@ impl Comparison<'_> {
         })
     }
 
-    /// What becomes of one client's packets after some of them.
+    /// Compares one client's packets after some of its packets.
     fn sessions(&self, packets: &[Packet]) -> Result<usize, Box<Difference>> {
         let (firsts, endpoints, after) = SESSION;
         let mut count = 0;
@@ -158,7 +158,7 @@ impl Comparison<'_> {
     }
 }
 
-/// Whether the fates of a packet are what is expected, every backend as likely as the next.
+/// Whether the fates of a packet are as expected, with equal probability for each backend.
 pub fn judge(expected: &Expected, fates: &Fates) -> Result<(), String> {
     let only = |fate| fates.len() == 1 && fates.contains_key(&fate);
     let agrees = match expected {

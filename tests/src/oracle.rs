@@ -178,7 +178,7 @@ pub fn has_split_affinity(cluster: &Cluster, node: &Node, packet: &Packet) -> bo
     claim.is_some_and(|claim| claim.service.affinity.is_some() && is_split(claim.service))
 }
 
-/// Services that want the packet's destination as an external address of theirs: one has it, and the others do not.
+/// Services that claim the packet's destination as an external address: one gets it, and the others do not.
 pub fn contestants<'a>(cluster: &'a Cluster, node: &Node, packet: &Packet) -> Vec<&'a Service> {
     let claims = claims::all(cluster, node, packet);
     let highest = claims.iter().map(|claim| claim.at).min();

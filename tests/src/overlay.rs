@@ -128,7 +128,7 @@ impl OverlayStage {
         Ok((api, kubeconfig.display().to_string()))
     }
 
-    /// Serves them from a real API server with nobody else in it, and a kubeconfig with exactly the rights that are
+    /// Serves them from a real API server without other clients, and a kubeconfig with exactly the rights that are
     /// shipped for an overlay.
     pub fn serve_real_api(&self) -> Result<(ControlPlane, String)> {
         let plane = ControlPlane::without_controllers(&self.lab)?;

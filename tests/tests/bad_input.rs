@@ -1,7 +1,7 @@
 //! Bad input of every kind (the table is [`portolan_tests::bad_input`]): each bad thing is named, everything else works.
 //!
 //! What is everything else: a Service that does not change answers every connection, a good edit of another one
-//! gets in after each bad thing, somebody else's table stays as it was, no foreign text is in any ruleset, and when
+//! gets in after each bad thing, another program's table stays as it was, no foreign text is in any ruleset, and when
 //! the bad thing is gone our tables are what they were before.
 
 use std::collections::BTreeMap;

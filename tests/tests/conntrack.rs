@@ -525,7 +525,7 @@ fn invalid_tcp_segment_does_not_reset_its_connection() -> Result<()> {
         strict & RST != 0,
         "the test provokes nothing: flags {strict:#x}"
     );
-    // It comes from the Service: the client says where it stands.
+    // It comes from the Service: the client answers with its position.
     let flags = answer_to_a_stray_segment(&[])?;
     ensure!(flags & RST == 0 && flags & ACK != 0, "flags {flags:#x}");
     Ok(())

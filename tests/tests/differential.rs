@@ -222,7 +222,7 @@ fn detector(run: u64) -> Detect {
     }
 }
 
-/// Leaves what both can be told: kube-proxy has no word for which external addresses are allowed, nor for Services of
+/// Keeps the settings that both programs have: kube-proxy has none for which external addresses are allowed, nor for Services of
 /// another proxy.
 fn as_both_understand(cluster: &mut Cluster) {
     cluster.settings.allowed_external_ips = None;

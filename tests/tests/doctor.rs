@@ -325,7 +325,7 @@ fn who_is_no_node_gets_no_answer() -> Result<()> {
     Ok(())
 }
 
-/// The name of the daemon's socket belongs to nobody: whoever comes first has it, a pod on the host's network, say.
+/// The name of the daemon's socket has no owner: the first process that binds it has it, such as a pod on the host's network.
 #[scenario(Vxlan, Nft)]
 fn foreign_answerer_on_the_probe_port_is_not_believed() -> Result<()> {
     const NOBODY: &str = "65534";

@@ -1,8 +1,8 @@
-//! Nodes that break the overlay by their own NIC or firewall: found, named, and repaired where that is
-//! ours to do.
+//! Nodes that break the overlay by their own NIC or firewall: Portolan finds and names the fault, and works around a
+//! NIC's.
 
 use anyhow::{Context, Result, ensure};
-use lab::{Loss, Node, Protocol, scenario, wait_for, wait_until};
+use lab::{Daemon, Loss, Node, Protocol, scenario, wait_for, wait_until};
 use portolan_tests::doctor::{Diagnosis, FAMILIES, FAST, ask, doctor, wait_until_healthy};
 use portolan_tests::overlay::{OverlayStage, reaches};
 use portolan_tests::stage::PATIENCE;
@@ -139,22 +139,26 @@ fn drop_policy_forward_chains_are_named_on_a_healthy_mesh() -> Result<()> {
             chain fence { type filter hook forward priority 0; policy drop; }
         }",
     )?;
+    let mut chains = vec![["table ip docker", "chain fence"]];
+    let mut legacy = node.command("iptables-legacy");
+    legacy.args(["-P", "FORWARD", "DROP"]);
+    match node.output(legacy) {
+        Ok(output) if output.status.success() => {
+            chains.push(["iptables-legacy", "chain FORWARD"]);
+        }
+        result => println!("SKIPPED: no legacy iptables: {result:?}"),
+    }
     let daemons = [stage.start(0, FAST)?, stage.start(1, FAST)?];
     wait_until_healthy(&stage)?;
     let (code, text) = doctor(node, &[])?;
     println!("{text}");
     ensure!(code == Some(0), "{text}");
-    let named = |line: &String| line.contains("table ip docker") && line.contains("chain fence");
-    ensure!(
-        text.lines().map(str::to_owned).any(|line| named(&line)),
-        "{text}"
-    );
-    wait_until("a line in the log", PATIENCE, || {
-        daemons[0].lines().iter().any(named)
-    })?;
-    ensure!(
-        !daemons[1].lines().iter().any(named),
-        "the other node has no such chain"
-    );
+    for [table, chain] in chains {
+        let is_named = |line: &str| line.contains(table) && line.contains(chain);
+        ensure!(text.lines().any(is_named), "{chain} of {table} in {text}");
+        let is_logged = |daemon: &Daemon| daemon.lines().iter().any(|line| is_named(line));
+        wait_until("a line in the log", PATIENCE, || is_logged(&daemons[0]))?;
+        ensure!(!is_logged(&daemons[1]), "the other node has no such chain");
+    }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! What kernels lack, and what is done then: forced by `--without-features` on kernels that have everything, and for
-//! real where `cargo xtask kernels` boots others. What nobody can have otherwise is said by a line "FALLBACK: ...".
+//! real where `cargo xtask kernels` boots others. What a kernel cannot do is reported by a line "FALLBACK: ...".
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -49,7 +49,7 @@ struct Flushed {
 }
 
 impl Flushed {
-    /// So many times `nft flush ruleset` while `HELD` connections go on.
+    /// Runs `nft flush ruleset` this number of times while `HELD` connections go on.
     fn on(stage: &Stage, flushes: u64) -> Result<Flushed> {
         let to = Stage::address(&stage.web)?;
         let pause = Duration::from_millis(100) * slowness();

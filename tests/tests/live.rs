@@ -311,7 +311,7 @@ fn service_cidrs_that_come_and_go_are_followed_at_once() -> Result<()> {
     let _daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let nobody = SocketAddr::new([10, 96, 5, 5].into(), 80);
-    // A SYN that is sent again after a second tells silence from a gateway that spares its answers.
+    // A SYN that is sent again after a second distinguishes silence from a gateway that limits its answers.
     let comes_to = |wanted: Outcome| {
         let outcome = stage.client.connect(Protocol::Tcp, nobody);
         outcome.is_ok_and(|outcome| outcome == wanted)
@@ -400,7 +400,7 @@ fn health_checks_report_ready_endpoints_of_this_node() -> Result<()> {
     says(CHECK_PORT, Some((200, 2)))?;
     write(&stage, &[1, 2, 3], behind_load_balancer(CHECK_PORT))?;
     says(CHECK_PORT, Some((200, 1)))?;
-    // Others have endpoints; here those that are left serve until they are gone, but nobody is to be sent to them.
+    // Others have endpoints; here those that are left serve until they are gone, but new connections must not go to them.
     write(&stage, &[0, 1, 2, 3], |object| {
         behind_load_balancer(CHECK_PORT)(object);
         for endpoint in object["endpoints"].as_array_mut().into_iter().flatten() {

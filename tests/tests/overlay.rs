@@ -264,7 +264,7 @@ fn nodes_on_one_link_reach_each_other_directly_when_asked_to() -> Result<()> {
         routes.lines().count() == 2 && routes.lines().all(|route| route.contains("dev eth0")),
         "{routes}"
     );
-    // The way through the tunnel stands by.
+    // The route through the tunnel is the fallback.
     let found = state(&stage.nodes[0], "flannel.1")?;
     ensure!(
         found["neighbors"].len() == 2 && found["fdb"].len() == 2,

@@ -98,7 +98,7 @@ fn outer(stage: &OverlayStage) -> Result<(String, String)> {
 #[scenario(Vxlan, Nft)]
 fn interface_is_chosen_by_pattern_or_reach_and_changed_in_place() -> Result<()> {
     let stage = OverlayStage::new(2)?;
-    // A second network with the default route, as machines of a well-known kind have: nobody is there.
+    // A second network with the default route, as some virtual machines have it: no host answers in it.
     for line in [
         "link add mgmt0 type bridge",
         "addr add 10.0.2.15/24 dev mgmt0",

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// restart, and a second later what that took is given back.
 const STEADY: Duration = Duration::from_secs(9);
 
-/// Measures with so many Nodes, whose objects have the size of real ones.
+/// Measures with this number of Nodes, whose objects have the size of real ones.
 pub fn measure(report: &mut Report, program: &Path, peers: u32) -> Result<()> {
     let (without, with) = (resident(program, 1)?, resident(program, peers)?);
     let bytes = with.saturating_sub(without) * 1024 / u64::from(peers);

@@ -103,7 +103,7 @@ impl Pair {
     }
 }
 
-/// Measures in so many rounds, with these `rules` of the overlay, told as `what`.
+/// Measures in this number of rounds, with these `rules` of the overlay, and reports as `what`.
 ///
 /// There are two pairs by hand: what they differ by is what the measure cannot tell. A ratio is the median of those of the
 /// rounds, so that what changes on the machine meanwhile is in both sides of each.
@@ -209,7 +209,7 @@ fn stream(from: &Host, to: SocketAddr) -> Result<f64> {
     })?
 }
 
-/// The mean of so many round trips.
+/// The mean of this number of round trips.
 fn round_trip(from: &Host, to: SocketAddr, count: u32) -> Result<Duration> {
     from.run(move || -> Result<Duration> {
         let socket = UdpSocket::bind(("0.0.0.0", 0))?;

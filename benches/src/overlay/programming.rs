@@ -24,7 +24,7 @@ const RULES: RuleOptions = RuleOptions {
     filter: Filter::Enforce,
 };
 
-/// Measures with so many peers, and returns the namespaces in which it did.
+/// Measures with this number of peers, and returns the namespaces in which it did.
 ///
 /// They shall stay until nothing is measured any more: while the kernel clears one away nobody can change a link or a
 /// route.

@@ -58,7 +58,7 @@ impl Contender {
         Ok(std::iter::once(portolan).chain(peers).collect())
     }
 
-    /// As it stands in tables.
+    /// Its name in tables.
     pub fn name(&self) -> String {
         match self {
             Contender::Portolan { .. } => "Portolan".to_owned(),

@@ -67,7 +67,7 @@ pub(crate) struct Given {
 }
 
 impl CommandLine {
-    /// Reads arguments (without the program's name) and, through `environment`, the variables that stand in for flags.
+    /// Reads arguments (without the program's name) and, through `environment`, the variables that replace flags.
     /// An empty variable is none.
     pub fn read<S: AsRef<str>>(
         dialect: Dialect,

@@ -16,7 +16,7 @@ pub(crate) enum Target {
 pub(crate) struct Flag {
     pub(crate) name: &'static str,
     pub(crate) target: Target,
-    /// A variable that stands in for the flag.
+    /// A variable that replaces the flag.
     pub(crate) env: Option<&'static str>,
     /// The flag says the opposite of its field.
     pub(crate) inverted: bool,

@@ -35,7 +35,7 @@ const GROUPS: &[Group] = &[
             (
                 "config",
                 "FILE",
-                "KubeProxyConfiguration, and a PortolanConfiguration after `---`; followed; flags win over it",
+                "KubeProxyConfiguration, and a PortolanConfiguration after `---`; reloaded on change; flags win over it",
             ),
             (
                 "write-config-to",
@@ -192,7 +192,7 @@ const GROUPS: &[Group] = &[
             (
                 "table-owner",
                 "",
-                "Own the tables, so that a foreign flush passes over them",
+                "Own the tables, so that a foreign flush does not remove them",
             ),
             (
                 "no-table-owner",

@@ -25,7 +25,7 @@ pub(crate) enum Shape {
     Text(Check),
     /// One of a few words; YAML's `on` and `off` are words here.
     Word(&'static [&'static str]),
-    /// At least so many nanoseconds.
+    /// At least this number of nanoseconds.
     Duration(i64),
     /// A duration, or a whole number of nanoseconds.
     Nanoseconds,
@@ -110,7 +110,7 @@ impl Field {
 }
 
 impl Shape {
-    /// Whether a flag of this shape may stand without a value.
+    /// Whether a flag of this shape may be given without a value.
     pub(crate) fn is_switch(&self) -> bool {
         matches!(self, Shape::Bool)
     }

@@ -85,7 +85,7 @@ impl Drop for Server {
             for task in &self.tasks {
                 task.abort();
             }
-            // Bounded, as nothing may hang a test that is already unwinding.
+            // Bounded, so that a test that is already unwinding does not hang.
             let _ = self.ended.recv_timeout(Duration::from_secs(5));
         });
     }
@@ -103,17 +103,17 @@ async fn accept(listener: std::net::TcpListener, name: String, running: Running)
                 Ok((stream, peer)) => {
                     connections.spawn(echo(stream, answer(&name, peer), running.clone()));
                 }
-                // Out of descriptors, or the client was gone again: the next one may do better.
+                // Out of descriptors, or the client has gone already: accept the next one.
                 Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
             },
-            // Its end was the client's to choose.
+            // The client ends the connection.
             Some(_) = connections.join_next() => {}
         }
     }
 }
 
 async fn echo(mut stream: TcpStream, greeting: String, _running: Running) -> io::Result<()> {
-    // SCTP sockets do not know the option and do not wait either.
+    // SCTP sockets lack the option, and do not wait either.
     let _ = stream.set_nodelay(true);
     stream.write_all(greeting.as_bytes()).await?;
     let mut buffer = [0; 2048];

@@ -1,7 +1,7 @@
-//! Packets with their outcome: one connection attempt, what came of it, and the count of many.
+//! Connection attempts: one attempt, its outcome, and the outcomes of many.
 //!
-//! Invariant: an outcome is what the network did. What the tester did wrong (port taken, no such
-//! protocol, no descriptors left) is an error.
+//! Invariant: an outcome is what the network did. A fault of the test (port in use, unsupported protocol, no
+//! descriptors left) is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ use crate::echo::{self, MAX_ANSWER_BYTES};
 use crate::socket::{self, Connected, Protocol};
 
 /// How long an attempt waits by default. Longer than TCP's first retry (1 s, RFC 6298), so that one
-/// lost packet is not taken for a drop.
+/// lost packet does not count as a drop.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_millis(2_500);
 
 /// One connection attempt to an echo server: to be sent by [`Host::probe`](crate::Host::probe).
@@ -30,7 +30,7 @@ pub struct Probe {
     patience: Duration,
 }
 
-/// What came of a [`Probe`].
+/// The outcome of a [`Probe`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// An echo server answered.
@@ -96,7 +96,7 @@ impl Probe {
         let socket = socket::connecting(self.protocol, self.to, self.source_port)?;
         let outcome = self.attempt(&socket);
         if self.source_port.is_some() {
-            // The next attempt from this port shall find it free.
+            // Keep the port free for the next attempt.
             command::while_none_forks(|| drop(socket));
         }
         outcome
@@ -124,7 +124,7 @@ impl Probe {
             match recv(descriptor, &mut part, MsgFlags::empty()) {
                 Ok(0) => bail!("{} {} was closed without a word", self.protocol, self.to),
                 Ok(length) => answer.extend_from_slice(part.get(..length).unwrap_or_default()),
-                // A datagram with a bad checksum wakes the poll and is not there to be read.
+                // A datagram with a bad checksum wakes the poll, but cannot be read.
                 Err(Errno::EAGAIN) => {}
                 Err(error) => return self.outcome_of(error),
             }
@@ -144,7 +144,7 @@ impl Probe {
     }
 }
 
-/// How often each thing came of many attempts.
+/// The number of attempts with each outcome.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
     pub servers: BTreeMap<String, usize>,

@@ -105,8 +105,8 @@ pub(crate) fn connecting(
     Ok(socket)
 }
 
-/// SCTP has no queue for ICMP errors, and hears of one only when it sends the next INIT: after 3 s, unless told
-/// otherwise in the calling thread's namespace (`sctp_v4_err` in net/sctp/input.c). Where nobody may say so, it is slow.
+/// SCTP has no queue for ICMP errors, and reports one only when it sends the next INIT: after 3 s, unless set
+/// otherwise in the calling thread's namespace (`sctp_v4_err` in net/sctp/input.c). Where the setting cannot be written, the report takes 3 s.
 fn hurry_associations() {
     for name in ["rto_min", "rto_initial"] {
         let _ = std::fs::write(format!("/proc/sys/net/sctp/{name}"), "200");
@@ -146,8 +146,8 @@ pub(crate) fn connect(socket: &OwnedFd, to: SocketAddr, deadline: Instant) -> Re
     Ok(Connected::Yes)
 }
 
-/// Asks for every ICMP error in the socket's error queue. Without, a datagram socket hears of the fatal
-/// ones only (`__udp4_lib_err` in net/ipv4/udp.c). A stream socket would hear a second late, from its
+/// Asks for every ICMP error in the socket's error queue. Without this, a datagram socket receives the fatal
+/// ones only (`__udp4_lib_err` in net/ipv4/udp.c). A stream socket would receive it a second late, from its
 /// next retry: between namespaces of one machine the error comes back while `connect` still holds the
 /// socket, and the kernel takes it for a soft one then (`tcp_v6_err` in net/ipv6/tcp_ipv6.c).
 fn queue_icmp_errors(socket: &OwnedFd, to: SocketAddr, on: bool) -> nix::Result<()> {

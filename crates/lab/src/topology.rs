@@ -1,8 +1,8 @@
-//! The lab as a picture: underlay, nodes, pods, clients, and the links and routes between them. Owns
-//! every interface name and every use of iproute2; servers, packets and processes are `host`'s.
+//! The lab's topology: underlay, nodes, pods, clients, and the links and routes between them. Owns every interface
+//! name and every use of iproute2; leaves servers, packets and processes to `host`.
 //!
-//! Invariant: when a constructor returns, the new host's links carry packets in both families. That is
-//! seen by a packet each way, not by flags: links come up in the kernel's own time.
+//! Invariant: when a constructor returns, the new host's links carry packets in both families. The
+//! constructor sends a packet each way, since flags do not show that a link carries packets.
 
 mod fault;
 
@@ -31,12 +31,12 @@ const UPLINK: &str = "eth0";
 const UNDERLAY_BRIDGE: &str = "underlay0";
 const POD_BRIDGE: &str = "cni0";
 
-/// For a link to come up; milliseconds on an idle machine.
+/// Time limit for a link to come up; it takes milliseconds on an idle machine.
 const LINK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Nothing listens there (RFC 863, discard), so the kernel of a reachable host refuses.
 const CLOSED_PORT: u16 = 9;
 
-/// The gateway's routing table without a way. Any number but the system's own would do.
+/// The gateway's routing table without routes. Any number that the system does not use is suitable.
 const NOWHERE: u32 = 100;
 
 /// How a node's pods are linked to it. Both are in use in real clusters.
@@ -52,7 +52,7 @@ pub enum PodLinks {
     Bridged,
 }
 
-/// What a lab is made with.
+/// Options of a lab.
 #[derive(Debug, Clone, Copy)]
 pub struct LabBuilder {
     pod_links: PodLinks,
@@ -80,14 +80,14 @@ impl LabBuilder {
         let Pair { v4, v6 } = address::gateway();
         underlay.namespace().ip(&[
             "link set dev lo up".to_owned(),
-            // Snooping would hold neighbor solicitations back until it has learnt who listens.
+            // Snooping would delay neighbor solicitations until it knows the members of their groups.
             format!("link add name {UNDERLAY_BRIDGE} type bridge mcast_snooping 0"),
             format!("addr add {v4}/{UNDERLAY_LEN_V4} dev {UNDERLAY_BRIDGE}"),
             format!("addr add {v6}/{UNDERLAY_LEN_V6} dev {UNDERLAY_BRIDGE} nodad"),
             format!("link set dev {UNDERLAY_BRIDGE} up"),
         ])?;
         // It knows the way to pods for its own ICMP messages only, and forwards nothing: a packet that
-        // no rule translates and no route carries shall be heard of, not helped.
+        // no rule translates and no route carries must show in the test, not be routed.
         let forwards_nothing = [
             format!("rule add iif {UNDERLAY_BRIDGE} lookup {NOWHERE}"),
             format!("route add unreachable default table {NOWHERE}"),
@@ -160,8 +160,8 @@ impl Lab {
         Ok(node)
     }
 
-    /// Adds a machine to the underlay that is no part of the cluster. It has a way to nodes, and to
-    /// nothing behind them until [`Client::route_via`]. `name` is free text.
+    /// Adds a machine outside the cluster to the underlay. It has routes to nodes, and to nothing behind them until
+    /// [`Client::route_via`]. `name` is free text.
     pub fn client(&self, name: &str) -> Result<Client> {
         let mut clients = lock(&self.clients);
         let index = u8::try_from(clients.len())?;
@@ -221,7 +221,7 @@ struct NodeState {
 /// The pods of a node by their number.
 struct Pods {
     ranges: PodRanges,
-    /// Where to look for a free number: one that was used is used again as late as possible.
+    /// Where the search for a free number starts: a used number is used again as late as possible.
     next: u8,
     made: BTreeMap<u8, Pod>,
 }

@@ -111,7 +111,7 @@ fn connect_long(to: SocketAddr) -> Result<(TcpStream, String)> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(SILENCE_LIMIT))?;
     let mut line = String::new();
-    // The server says nothing more until it hears something, so the reader buffers no later byte.
+    // The server sends nothing more until it receives something, so the reader buffers no later byte.
     BufReader::new(&stream)
         .read_line(&mut line)
         .with_context(|| format!("greeting from {to}"))?;

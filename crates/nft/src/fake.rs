@@ -1,11 +1,10 @@
 //! The kernel's nf_tables in memory, for tests of everything above it.
 //!
-//! Owns the tables that the kernel would hold and the undoing of refused transactions. Which steps the kernel
-//! refuses, and with what error, is in `rules` and `elements`; a property test compares them with the
-//! running kernel.
+//! Owns the tables that the kernel would hold, and undoes refused transactions. `rules` and `elements` decide which
+//! steps are refused, and with which error; a property test compares them with the running kernel.
 //!
-//! Invariant: a commit is carried out whole or not at all, in time proportional to the transaction, and
-//! what is held always obeys the kernel's rules, except after [`Fake::change_as_foreign`].
+//! Invariant: a commit is applied whole or not at all, in time proportional to the transaction, and the tables
+//! always obey the kernel's rules, except after [`Fake::change_as_foreign`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,22 +28,22 @@ pub struct Fake {
     counters: Counters,
 }
 
-/// Totals of what a [`Fake`] did so far.
+/// Counts of what a [`Fake`] has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Transactions carried out.
+    /// Applied transactions.
     pub transactions: usize,
-    /// Steps of these.
+    /// Steps of the applied transactions.
     pub operations: usize,
-    /// Elements added and deleted by these.
+    /// Elements that the applied transactions added or deleted.
     pub elements: usize,
-    /// Transactions refused or failed.
+    /// Transactions that were refused or failed.
     pub refused: usize,
     /// Times a table was read.
     pub lists: usize,
 }
 
-/// Whether an element of a set is concerned.
+/// Whether an element of a set is to be refused.
 type Concerns = dyn Fn(&Name, &Element) -> bool + Send;
 
 /// Elements that are refused although the rules allow them.
@@ -53,7 +52,7 @@ struct Refusal {
     errno: Errno,
 }
 
-/// A table as held: like [`TableContents`], with elements that can be found by key.
+/// A table like [`TableContents`], with elements that can be looked up by key.
 struct HeldTable {
     table: Table,
     sets: BTreeMap<Name, HeldSet>,
@@ -74,7 +73,7 @@ struct Held {
     data: Data,
 }
 
-/// What a step replaced, to be put back.
+/// What a step replaced, to undo the step.
 enum Undo {
     Table(Option<HeldTable>),
     Set(Name, Option<HeldSet>),
@@ -103,19 +102,19 @@ impl Fake {
         Fake::default()
     }
 
-    /// Holds a table from the start.
+    /// Starts with a table.
     pub fn holding(contents: TableContents) -> Self {
         let mut fake = Fake::new();
         fake.change_as_foreign(contents.table.family, |held| *held = Some(contents));
         fake
     }
 
-    /// All of a table, if there is one. Sets without elements are absent from its elements.
+    /// Returns a table, if it exists. Sets without elements are absent from its elements.
     pub fn contents(&self, family: Family) -> Option<TableContents> {
         self.tables.get(&family).map(HeldTable::contents)
     }
 
-    /// Totals of what was done so far.
+    /// Returns the counts so far.
     pub fn counters(&self) -> Counters {
         self.counters
     }
@@ -138,7 +137,7 @@ impl Fake {
         self.refusals.clear();
     }
 
-    /// The next commit fails as a socket fails, and nothing is carried out.
+    /// Makes the next commit fail as a socket fails, without effect.
     pub fn fail_next(&mut self, errno: Errno) {
         self.failure = Some(errno);
     }
@@ -157,15 +156,15 @@ impl Fake {
         }
     }
 
-    /// Makes a table one that cannot be adopted but must be replaced, like one that another process has disabled.
+    /// Makes a table dormant, as another process can: it cannot be adopted and must be replaced.
     pub fn make_dormant(&mut self, family: Family) {
         if let Some(table) = self.tables.get_mut(&family) {
             table.is_dormant = true;
         }
     }
 
-    /// Carries out all steps. With `watchful`, hooks and loops are checked after each step, so that the
-    /// error names the first one at fault; the kernel does so when it tries a refused batch again.
+    /// Applies all steps. With `watchful`, checks hooks and loops after each step, so that the error names the first
+    /// step at fault, as the kernel's error does when it tries a refused batch again.
     fn carry_out(
         &mut self,
         transaction: &Transaction,
@@ -272,7 +271,7 @@ impl Fake {
     }
 }
 
-/// Whether a step can make a chain reachable where it must not be. Elements of a map are all alike.
+/// Whether a step can make a chain reachable where it must not be. All elements of a map count alike.
 fn may_unsettle(step: &Operation) -> bool {
     match step {
         Operation::SetRules(_) => true,

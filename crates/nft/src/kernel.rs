@@ -316,7 +316,7 @@ impl Kernel {
             if is_first {
                 first_refusal = Some((position, answer));
             }
-            // The beginning of the batch has position 0, and stands for the whole.
+            // The beginning of the batch has position 0: an error there concerns the whole batch.
             position != 0
         };
         let answered = self

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 pub use bytes::Bytes;
 pub use net_types::{Family, Protocol};
 
-/// Name of a table, set or chain of ours: never of foreign origin.
+/// Name of a table, set or chain of Portolan's: never of foreign origin.
 pub type Name = Cow<'static, str>;
 
 /// A table. `comment` is at most 128 bytes (kernel: NFT_USERDATA_MAXLEN less TLV).

@@ -8,7 +8,7 @@
 //! foreign transaction is reported once, with that generation: who has read the table at that generation or later need
 //! not read it again.
 //!
-//! While nobody is in the group the kernel writes no notifications (`nfnetlink_has_listeners`). They take near half the
+//! While no socket is in the group, the kernel writes no notifications (`nfnetlink_has_listeners`). They take near half the
 //! time of a large transaction (benches/README.md), and the reader skips them. So [`crate::Kernel`] mutes the monitor
 //! during its large commits; generations show whether another process changed something at that time.
 
@@ -36,7 +36,7 @@ const RECEIVE_SPACE: usize = 32 << 20;
 /// Why the table should be read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// A foreign transaction changed a table of ours, and made this generation.
+    /// A foreign transaction changed one of Portolan's tables, and made this generation.
     Changed(Generation),
     /// Notifications were lost: anything may have changed.
     Overrun,
@@ -189,9 +189,9 @@ fn notices(
 }
 
 enum Notification {
-    /// One of ours, or about another table.
+    /// Portolan's own, or about another table.
     Other,
-    /// Another process changed a table of ours.
+    /// Another process changed one of Portolan's tables.
     ForeignChange,
     /// The last notification of a transaction.
     End(Generation),

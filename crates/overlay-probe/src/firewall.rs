@@ -63,7 +63,7 @@ impl fmt::Display for Blocker {
 /// first is found or the time has passed.
 ///
 /// What is not found was not dropped by a rule of nftables here (iptables in its nft variant included): see
-/// [`untraceable`], and [`nft::trace`] for what else is not told.
+/// [`untraceable`], and [`nft::trace`] for the other limits of traces.
 ///
 /// Errors: before Linux 5.12, and without CAP_NET_ADMIN.
 pub(super) fn who_drops(suspects: &[Suspect], within: Duration) -> Result<Option<Blocker>> {
@@ -128,8 +128,8 @@ pub(super) fn untraceable(legacy: LegacyIptables) -> Option<String> {
     })
 }
 
-/// Chains through which pods' packets go only where a rule of theirs lets them: those that forward and drop by
-/// default, nobody's accept elsewhere helps there. Each in words.
+/// Describes the forward chains that drop by default: pods' packets pass only where a rule of the same chain accepts
+/// them.
 ///
 /// Errors: the ruleset cannot be read (CAP_NET_ADMIN).
 pub(super) fn forwarding_drops(legacy: LegacyIptables) -> Result<Vec<String>> {

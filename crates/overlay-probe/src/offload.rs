@@ -20,10 +20,9 @@ pub(super) fn tx_checksum(device: &str) -> Result<bool> {
     Ethtool::open()?.is_active(device)
 }
 
-/// Leaves them for later, or has the kernel write them at once. Connections that stand feel it from their next packet
-/// on.
+/// Switches the feature. Established connections are affected from their next packet on.
 ///
-/// Errors: as [`tx_checksum`]; the device cannot do as it is told; EPERM without CAP_NET_ADMIN.
+/// Errors: as [`tx_checksum`]; the device cannot switch it; EPERM without CAP_NET_ADMIN.
 pub(super) fn set_tx_checksum(device: &str, on: bool) -> Result<()> {
     let mut ethtool = Ethtool::open()?;
     let fill = |out: &mut Writer| {

@@ -193,7 +193,7 @@ async fn start_services(
     Ok(())
 }
 
-/// Reads events that nobody needs, so that the source is not held up.
+/// Discards events, so that the source never waits for a reader.
 fn ignore(parts: &Parts, mut events: Events) {
     parts.task("events", &Handle::current(), async move {
         while events.recv().await.is_some() {}

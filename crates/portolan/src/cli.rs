@@ -134,7 +134,7 @@ pub struct CleanupArgs {
 /// `portolan api-server`
 #[derive(Clone, Debug, Args)]
 pub struct ApiServerArgs {
-    /// Kubeconfig of the kubelet; repeat to try several [default: where kubeadm, k3s, RKE2 and EKS have it]
+    /// Kubeconfig of the kubelet; repeat to try several [default: kubeadm, k3s, RKE2, EKS, Bottlerocket]
     #[arg(long, value_name = "FILE")]
     pub from: Vec<PathBuf>,
 
@@ -185,9 +185,9 @@ pub struct DoctorArgs {
 /// Format of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OutputForm {
-    /// Lines of text
+    /// Text
     Text,
-    /// One JSON object
+    /// JSON: a report is one object, a log one object a line
     Json,
 }
 

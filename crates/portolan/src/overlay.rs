@@ -61,7 +61,7 @@ pub struct OverlayConfig {
     pub infer: bool,
     /// What the nftables table does; its masquerading is written to subnet.env as `FLANNEL_IPMASQ`.
     pub rules: RuleOptions,
-    /// Set the owner flag of the table, so that a foreign flush passes over it.
+    /// Set the owner flag of the table, so that a foreign flush does not remove it.
     pub own_tables: bool,
     /// Set the condition `NetworkUnavailable`.
     pub set_condition: bool,

@@ -100,7 +100,7 @@ impl Parts {
     }
 
     /// Starts a thread that passes the kernel's notifications on. `wait` blocks for the given time at most. `notify` gets
-    /// each notice, or `None` when notices may be lost, and returns whether somebody still listens.
+    /// each notice, or `None` when notices may be lost, and returns whether a receiver is left.
     ///
     /// The end of the daemon does not wait for monitors.
     pub fn monitor<N, E: Display>(

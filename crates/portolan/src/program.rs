@@ -1,4 +1,4 @@
-//! The program that this binary is called as: one binary stands in for kube-proxy, flanneld and flannel's `install-conf`.
+//! The program that this binary is called as: one binary replaces kube-proxy, flanneld and flannel's `install-conf`.
 
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! Keeps a backend's tables equal to the ledger.
 //!
 //! Knows what the backend is assumed to hold. A batch is committed as one transaction. When one is refused, the
-//! tables are read and repaired (somebody may have changed them), then the batch is bisected: the one bad
+//! tables are read and repaired (another program may have changed them), then the batch is bisected: the one bad
 //! Service is quarantined and keeps its last good rules; all others are committed.
 //!
 //! Invariant: after any call that returns `Ok`, the backend holds exactly [`Dataplane::desired`].

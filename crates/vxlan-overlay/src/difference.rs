@@ -166,7 +166,7 @@ pub struct ObservedVxlan {
 pub struct ObservedRoute {
     /// Where to.
     pub destination: IpNet,
-    /// Lower is better; 0 stands for the kernel's default of the family.
+    /// Lower is better; 0 means the kernel's default of the family.
     pub metric: u32,
     /// How; `None` for ways that we never make.
     pub way: Option<Way>,

@@ -10,7 +10,7 @@ use net_types::Family;
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// The address of a node that nobody has given one: the same each time, locally administered and unicast
+    /// The address of a node that has been given none: the same each time, locally administered and unicast
     /// (IEEE 802). Calico makes it from the name as well, so that a device made anew keeps it and no state is needed.
     pub fn of_node(name: &str, family: Family) -> Mac {
         // FNV-1a, 64 bits: fixed for all time, unlike the standard library's hasher.

@@ -27,7 +27,7 @@ use crate::plan::{Peer, Plan, Tunnel};
 pub const TABLE: &str = "portolan-overlay";
 
 /// The set whose elements count the VXLAN packets that arrive from each address of a peer, before any rule can drop
-/// them: those that are lost on the way are told by it from those that are dropped here.
+/// them: the count distinguishes packets lost on the way from packets dropped here.
 pub const ARRIVED: &str = "arrived";
 
 /// What becomes of forged frames.

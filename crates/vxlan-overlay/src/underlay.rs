@@ -1,7 +1,7 @@
 //! The network below: this node's interfaces, and which of them carries the outer packets.
 //!
 //! A function of what the kernel shows, asked again after every change: flannel chooses once and wants a restart when
-//! an address changes. Its order of choice is kept where an operator says something; where nobody does, the address
+//! an address changes. Its order of choice is kept for the operator's preferences; without any, the address
 //! that peers already hold comes first, then the Node object's own, then flannel's default route.
 
 use std::net::IpAddr;

@@ -37,7 +37,7 @@ const KUBERNETES: &str = "k8s.io/kubernetes";
 const FLANNEL: &str = "github.com/flannel-io/flannel";
 const ETCD: &str = "go.etcd.io/etcd/server/v3";
 
-/// A Go module of ours: pins, and the programs to build by them.
+/// A Go module of this repository: pinned versions, and the programs to build with them.
 #[derive(Debug)]
 struct Module {
     /// Below `tests/control-plane/`.

@@ -68,7 +68,7 @@ pub(crate) fn packages(targets: &[&str]) -> Result<Vec<Package>> {
         tree.args(["--edges", "normal,no-proc-macro", "--prefix", "none"]);
         tree.args(["--no-dedupe", "--format", "{p}"]);
         for line in String::from_utf8(output(&mut tree)?)?.lines() {
-            // `name vVERSION`, and the folder of a crate of ours.
+            // `name vVERSION`, and the folder of a crate of this workspace.
             if let Some((name, rest)) = line.split_once(" v") {
                 let version = rest.split(' ').next().unwrap_or(rest);
                 linked.insert((name.to_owned(), version.to_owned()));
@@ -151,7 +151,7 @@ fn license_texts(package: &Package) -> Result<Vec<String>> {
     Ok(texts)
 }
 
-/// Adds all files below `folder` that look like licenses: parts in C have theirs deeper down.
+/// Adds all files below `folder` that look like licenses: parts in C keep their license in a folder below.
 fn find(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
         let entry = entry?;

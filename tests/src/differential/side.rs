@@ -1,6 +1,6 @@
 //! One of the two labs: machines, an API server, and the program that runs node 1.
 //!
-//! Owns what makes outcomes comparable. A machine `nowhere` has all addresses of Services that nobody translates,
+//! Owns what makes outcomes comparable. A machine `nowhere` has all addresses of Services that are not translated,
 //! so that a packet that passes is answered and one that is dropped is not. A Service `sentinel`, changed last
 //! at every switch, says by its answers when the program has come to the end of the changes before it.
 
@@ -255,7 +255,7 @@ impl Side {
         Ok(all)
     }
 
-    /// What becomes of a packet in so many attempts. Waiting for silence is dear: twice nothing is nothing.
+    /// The outcome of a packet in this number of attempts. Waiting for silence takes long: two silent attempts count as silence.
     pub(super) fn look(
         &mut self,
         packet: &Packet,

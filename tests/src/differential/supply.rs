@@ -15,7 +15,7 @@ use crate::cluster::Cluster;
 /// Kind, namespace (empty for cluster-scoped objects) and name.
 type Id = (Resource, String, String);
 
-/// What does not change in the life of an object. The last could, but nobody does it: kube-proxy goes on serving the
+/// What does not change in the life of an object. The last could change, but no test changes it: kube-proxy goes on serving the
 /// old Service with a slice that has moved to another one.
 const FIXED: [&str; 4] = [
     "/spec/clusterIP",

@@ -56,7 +56,7 @@ pub(crate) fn cidr_or_ip(text: &str) -> Result<(), String> {
     valid.then_some(()).ok_or(reason)
 }
 
-/// A range; an address stands for itself.
+/// A range, or an address as a range of one.
 pub(crate) fn range(text: &str) -> Option<IpNet> {
     go::parse_cidr(text).or_else(|| go::parse_ip(text).map(IpNet::from))
 }

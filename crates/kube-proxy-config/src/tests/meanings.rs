@@ -344,7 +344,7 @@ pub(super) const OWN_FIELDS: &[Meaning] = &[
     ),
     (
         "tableOwner",
-        "claim the tables, so that a foreign flush passes over them",
+        "own the tables, so that a foreign flush does not remove them",
         "a_table_without_owner_is_repaired_whatever_is_done_to_it a_hundred_foreign_flushes_lose_no_connection",
     ),
     (

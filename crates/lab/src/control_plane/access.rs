@@ -141,7 +141,7 @@ impl ControlPlane {
     /// The same for what nothing holds back, until the server's cache has forgotten it too.
     ///
     /// What is written next under its name would else begin with the cached one, and only then with nothing: of a Service
-    /// that takes the same node port twice, which is refused, and leaves the first one taken by nobody (apiserver's
+    /// that takes the same node port twice, which is refused, and leaves the first one without an owner (apiserver's
     /// `Store.Update` makes allocations final before the transaction that may have to be tried again). Once in some hundred
     /// times on a busy machine.
     pub fn delete_and_forget(&self, object: &Value) -> Result<()> {

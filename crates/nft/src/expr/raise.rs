@@ -2,7 +2,7 @@
 //!
 //! A parser over the closed set: loads are collected as a key, which the expression that uses the key turns
 //! into a statement. The result is then lowered again and compared, so that odd registers or leftovers
-//! can never pass for a rule of ours.
+//! can never pass for a rule of Portolan's.
 
 use super::{
     Base, CtKey, DESTINATION_PORT_OFFSET, Expr, INTERFACE_NAME_LEN, LookupResult, Register,
@@ -11,7 +11,7 @@ use super::{
 use crate::model::{Bytes, Family, Name, Operand, Protocol, Rule, Statement};
 
 /// Recognizes a rule that [`lower`] made. Anything else becomes a rule of one [`Statement::Unknown`],
-/// which equals no rule of ours.
+/// which equals no rule of Portolan's.
 pub fn raise(exprs: &[Expr], family: Family) -> Rule {
     match parse(exprs, family) {
         Some(rule) if lower(&rule, family) == exprs => rule,

@@ -1,8 +1,8 @@
-//! What the kernel refuses of tables, sets, chains and rules, and with which error (nf_tables_api.c; tried
-//! on Linux 6.18 where doubtful). Elements are [`super::elements`]'s.
+//! Which tables, sets, chains and rules the kernel refuses, and with which error (nf_tables_api.c; checked on Linux
+//! 6.18 where the source is unclear). Elements are left to [`super::elements`].
 //!
 //! Owns the checks and the steps on one table. A step either fails and leaves the table as it was, or
-//! is carried out and returns what it replaced.
+//! is applied and returns what it replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,7 +54,7 @@ impl HeldTable {
         self.table.family
     }
 
-    /// Carries out a step on sets, chains and rules; returns what it replaced, if anything.
+    /// Applies a step on sets, chains and rules; returns what it replaced, if anything.
     pub(super) fn declare(&mut self, operation: &Operation) -> Result<Option<Undo>, Errno> {
         match operation {
             Operation::AddSet(set) => self.add_set(set),
@@ -93,7 +93,7 @@ impl HeldTable {
         }
     }
 
-    /// A set declared like one that exists is no error and changes nothing, not even its comment.
+    /// Declaring an existing set again, unchanged, succeeds and changes nothing, not even its comment.
     fn add_set(&mut self, set: &Set) -> Result<Option<Undo>, Errno> {
         check_set(self.family(), set)?;
         if let Some(held) = self.sets.get(&set.name) {
@@ -147,7 +147,7 @@ impl HeldTable {
             .any(|statement| statement.set() == Some(name))
     }
 
-    /// A chain's own rules do not hold it: they are deleted with it.
+    /// A chain's own rules do not keep it in use: they are deleted with it.
     fn chain_is_used(&self, name: &Name) -> bool {
         let calls = |verdict: &Verdict| verdict.target() == Some(name);
         let others = self.chains.values().filter(|chain| chain.name != *name);
@@ -164,7 +164,7 @@ impl HeldTable {
         by_rule || self.sets.values().any(by_element)
     }
 
-    /// What the kernel checks when a rule is added: everything it names exists and fits.
+    /// Checks what the kernel checks when a rule is added: every set and chain that the rule names exists and fits.
     fn check_rule(&self, rule: &Rule) -> Result<(), Errno> {
         rule.statements
             .iter()
@@ -206,7 +206,7 @@ impl HeldTable {
     }
 
     /// The kernel reads as many bytes of the registers as the key is wide. A narrower key is EINVAL or, since
-    /// it would read registers that hold nothing, ENODATA; a wider one would be cut: here all are EINVAL.
+    /// it would read unset registers, ENODATA; a wider one would be cut. Here both are EINVAL.
     fn check_lookup(
         &self,
         key: &[Operand],
@@ -225,9 +225,9 @@ impl HeldTable {
         }
     }
 
-    /// What the kernel checks before it commits: no chain is reached where one of its statements cannot be
-    /// carried out (EOPNOTSUPP), nor too deep. A loop is a chain too deep: EMLINK, and ELOOP before Linux 6.x;
-    /// chains that no base chain reaches may loop as they like.
+    /// Checks what the kernel checks before it commits: no chain is reached from a hook where one of its statements is
+    /// not allowed (EOPNOTSUPP), nor too deep. A loop counts as too deep: EMLINK, and ELOOP before Linux 6.x. Chains
+    /// that no base chain reaches may loop.
     pub(super) fn check_hooks(&self) -> Result<(), Errno> {
         self.chains
             .values()
@@ -284,7 +284,7 @@ pub(super) fn check_verdict(
     }
 }
 
-/// Where the kernel can carry out a statement (`nft_masq_validate`, `nft_nat_validate`,
+/// The hooks where the kernel allows a statement (`nft_masq_validate`, `nft_nat_validate`,
 /// `nft_reject_validate`).
 fn works_at(statement: &Statement, hook: Hook) -> bool {
     match statement {
@@ -311,8 +311,8 @@ fn check_set(family: Family, set: &Set) -> Result<(), Errno> {
     if !has_data || !has_key || set.interval && set.kind != SetKind::Set {
         return Err(Errno::EINVAL);
     }
-    // Declarations by typeof leave less room for the comment: user data are 256 bytes in all, and what does
-    // not fit would be left out, so that the set could never read back as it is wanted.
+    // Declarations by typeof leave less room for the comment: user data are 256 bytes in all, and nft
+    // would omit what does not fit, so the set would never read back as it was written.
     let user_data = udata::of_set(set, family);
     if udata::read_set_comment(&user_data).unwrap_or_default() != set.comment {
         return Err(Errno::ERANGE);

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Family, Protocol};
 
-/// Up to 40 bytes inline: the widest key of ours is 16 + 4 + 4 + 16 (address, protocol, port, client address).
+/// Up to 40 bytes inline: the widest key of Portolan's tables is 16 + 4 + 4 + 16 (address, protocol, port, client address).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bytes {
     len: u8,
@@ -37,7 +37,7 @@ impl Bytes {
         self.bytes.get(..usize::from(self.len)).unwrap_or_default()
     }
 
-    /// Appends `part` padded with zeros to a multiple of 4. Parts of ours always fit; what would not is
+    /// Appends `part` padded with zeros to a multiple of 4. Portolan's own parts always fit; what would not is
     /// cut, which a debug build refuses.
     #[must_use]
     pub fn with(mut self, part: &[u8]) -> Self {

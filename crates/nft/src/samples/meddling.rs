@@ -7,13 +7,13 @@ use super::*;
 pub(super) enum Meddling {
     /// A set not in our form.
     Set,
-    /// A set and a chain in our form that hold each other and chains of ours.
+    /// A set and a chain in Portolan's form that refer to each other and to Portolan's chains.
     Loop,
     /// A chain hooked in another way, with a rule not in our form.
     Hook,
-    /// A rule not in our form in a chain of ours.
+    /// A rule in another form, in one of Portolan's chains.
     Rule,
-    /// A chain of ours without its rules.
+    /// One of Portolan's chains without its rules.
     Flush,
 }
 

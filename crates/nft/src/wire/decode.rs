@@ -2,7 +2,7 @@
 //!
 //! Owns what the kernel adds to what was written (flags, handles, upper ends) and takes it off again, so
 //! that a table written and read back compares equal. What is not in our form is kept as an `Unknown`
-//! variant, so that it compares unequal to everything of ours. Sending the requests and checking that all
+//! variant, so that it compares unequal to everything that Portolan writes. Sending the requests and checking that all
 //! replies belong to one generation is left to [`crate::Kernel`].
 
 use std::collections::BTreeMap;

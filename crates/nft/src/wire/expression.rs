@@ -498,7 +498,7 @@ fn immediate(fields: &Fields<'_>) -> Option<Expr> {
     Some(Expr::Immediate { verdict })
 }
 
-/// The verdict in a data attribute, also of elements; `None` when it is not one of ours.
+/// The verdict in a data attribute, also of elements; `None` when Portolan writes no such verdict.
 pub(crate) fn read_verdict(data: &[u8]) -> Result<Option<Verdict>, Malformed> {
     let Some(verdict) = Attributes::new(data).find(abi::data::VERDICT)? else {
         return Ok(None);

@@ -38,7 +38,7 @@ fn decode_all(datagram: &[u8]) -> usize {
     kept
 }
 
-/// A table as a dump lists it: for the objects of ours a dump's messages are those that make them.
+/// A table as a dump lists it: for Portolan's objects, the messages of a dump equal those that create them.
 fn dump(contents: &TableContents) -> Vec<u8> {
     let mut batch = Batch::default();
     let flags = TableFlags {

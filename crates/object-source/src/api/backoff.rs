@@ -5,7 +5,7 @@
 //!   turn is not asked at the pace of the first step for ever.
 //! * A server that is starting refuses for some seconds what it will allow (401, 403: its authorizer has not read the roles
 //!   yet), and a refusal costs it nothing. Refusals have the small limit, until they are too many for a start.
-//! * A server that does not answer has a small limit too: an attempt costs nobody anything, and once there is a server
+//! * A server that does not answer has a small limit too: an attempt costs no one anything, and once a server answers
 //!   again, nodes synchronize within seconds, however long the outage was. (client-go waits up to 30 s here too.)
 //!
 //! `backon` was considered: its jitter only adds to a step, and it knows neither the three classes nor the stable while.

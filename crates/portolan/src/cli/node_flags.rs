@@ -24,7 +24,7 @@ const NAMES: &[&str] = &[
 pub struct NodeFlags(Vec<String>);
 
 impl NodeFlags {
-    /// Reads them, together with the variables that stand in for flags.
+    /// Reads them, together with the variables that replace flags.
     pub fn line(&self) -> CommandLine {
         CommandLine::read(Dialect::Portolan, &self.0, |name| std::env::var(name).ok())
     }

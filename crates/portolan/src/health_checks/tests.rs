@@ -97,7 +97,7 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// The response to a load balancer; `None` when nobody listens.
+/// The response to a load balancer; `None` when no socket listens.
 async fn ask(port: u16) -> Option<String> {
     let mut stream = TcpStream::connect((LOCALHOST, port)).await.ok()?;
     let request = "GET /any/path HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";

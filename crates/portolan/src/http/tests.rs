@@ -30,7 +30,7 @@ fn configz() -> Arc<crate::configz::Configz> {
 
 /// Without an API server, Events are dropped.
 fn recorder() -> Recorder {
-    Recorder::start(None, "node-a".into(), CancellationToken::new())
+    Recorder::start(&parts(CancellationToken::new()).0, None, "node-a".into())
 }
 
 struct Server {

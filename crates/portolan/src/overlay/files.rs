@@ -85,7 +85,7 @@ fn subnet_env(config: &Config, plan: &Plan, masquerade: bool) -> Option<String> 
 
 /// A configuration list that needs no plugin of flannel's: what flannel's plugin makes of the one that flannel ships,
 /// word for word, so that addresses handed out before stay known. The default route is the `bridge` plugin's to add:
-/// one that stands here as well is added twice, which the kernel refuses.
+/// one that is in this file as well is added twice, which the kernel refuses.
 fn cni_conf(config: &Config, plan: &Plan, masquerade: bool) -> Option<String> {
     let tunnels = plan.tunnels.values().flatten();
     let ranges: Vec<Value> = tunnels

@@ -254,7 +254,7 @@ fn affinity_entries_go_with_their_endpoint_only() {
             .unwrap(),
         []
     );
-    // And so at a restart: nobody knows what went meanwhile.
+    // So is a restart: what was deleted meanwhile is unknown.
     dataplane.backend_mut().commit(&remember).unwrap();
     let outcome = dataplane.repair().unwrap();
     assert_eq!(clean(&mut dataplane, outcome), 1);

@@ -44,7 +44,7 @@ impl ExternalAddresses {
         ExternalAddresses { addresses }
     }
 
-    /// The addresses at which `port` has a frontend. Adds those where somebody else answers to `ignored`.
+    /// The addresses at which `port` has a frontend. Adds those where another program answers to `ignored`.
     pub(super) fn of_port(
         &self,
         service: &Service,

@@ -28,7 +28,7 @@ const PROTOCOL_KERNEL: u8 = 2;
 /// `RT_TABLE_MAIN`
 const TABLE_MAIN: u32 = 254;
 
-/// A link as an interface, without addresses, and as a device of ours.
+/// A link as an interface, without addresses, and as a tunnel device.
 pub(crate) fn link(message: &LinkMessage) -> Option<(Interface, ObservedDevice)> {
     let (mut name, mut mtu, mut mac, mut vxlan) = (None, 0, Mac([0; 6]), None);
     for attribute in &message.attributes {
@@ -144,7 +144,7 @@ pub(crate) fn route(message: &RouteMessage) -> Option<Found> {
             RouteAttribute::Oif(index) => oif = Some(*index),
             RouteAttribute::Priority(value) => metric = *value,
             RouteAttribute::Table(number) => table = *number,
-            // Gateway and interface are told as well, unless sysctl nexthop_compat_mode is off.
+            // The kernel sends gateway and interface as well, unless sysctl nexthop_compat_mode is off.
             RouteAttribute::NhId(id) => object = Some(*id),
             _ => {}
         }

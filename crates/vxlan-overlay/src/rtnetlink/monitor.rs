@@ -29,7 +29,7 @@ const RECEIVE_SPACE: usize = 4 << 20;
 pub struct Concern {
     /// Tunnel devices: their neighbors and FDB entries matter as well.
     pub tunnels: BTreeSet<u32>,
-    /// Those that tunnels stand on; `None`: that may be any. Their neighbors come and go all the time.
+    /// Devices below tunnels; `None`: any device may be one. Their neighbors change all the time.
     pub below: Option<BTreeSet<u32>>,
 }
 
@@ -96,7 +96,7 @@ impl Monitor {
     }
 }
 
-/// Neighbors of other devices come and go all the time, and so do the routes and links of pods.
+/// Neighbors of other devices change all the time, and so do the routes and links of pods.
 fn concerns(body: &Body, concern: &Concern) -> bool {
     let message = match body {
         Body::Message(message) => message,

@@ -55,7 +55,7 @@ impl Nexthop {
         })
     }
 
-    /// Whether it is one of ours on this device.
+    /// Whether Portolan has created it, on this device.
     pub(crate) fn is_ours(&self, device: u32) -> bool {
         let named = self.gateway == Some(nexthop_gateway(self.id));
         named && self.out == Some(device) && self.protocol == PROTOCOL

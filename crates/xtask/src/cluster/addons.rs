@@ -1,7 +1,7 @@
 //! What is applied to a cluster after kubeadm: Portolan from `deploy/`, or flannel by its own manifest.
 //!
 //! Invariant: of the manifests in `deploy/` nothing changes but their ConfigMap, and there only what a guide tells its reader to set: the
-//! pod CIDRs of this cluster, and that the limit of conntrack entries belongs to somebody else.
+//! pod CIDRs of this cluster, and that the limit of conntrack entries belongs to another component.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! What kubeadm is told, and its runs.
+//! kubeadm's configuration, and its runs.
 
 use std::fs;
 

@@ -36,7 +36,7 @@ const SETTINGS: [(&str, &str); 6] = [
 /// Settings of a network namespace that a node needs.
 const FORWARDING: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
 
-/// What the first process of a node is told.
+/// Configuration of the first process of a node.
 #[derive(clap::Args)]
 pub(crate) struct Init {
     /// The node's folder.

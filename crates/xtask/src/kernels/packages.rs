@@ -95,7 +95,7 @@ impl Store {
         Ok(kernels)
     }
 
-    /// The package that `linux-image-amd64` stands for.
+    /// The package that `linux-image-amd64` depends on.
     fn image(&self, release: &'static str) -> Result<Package> {
         let meta = self.show(release, "linux-image-amd64")?;
         let image = meta
@@ -205,7 +205,7 @@ impl Store {
         let mut names: Vec<String> = packages.iter().map(|&name| name.to_owned()).collect();
         let mut packages = BTreeSet::new();
         while let Some(name) = names.pop() {
-            // An alternative or a virtual package has no entry, and none of ours is one.
+            // An alternative or a virtual package has no entry; no package needed here is one.
             let Ok(package) = self.show(release, &name) else {
                 continue;
             };

@@ -50,7 +50,7 @@ impl Pod {
         }
     }
 
-    /// Writes a kubelet's kubeconfig, whose credentials nobody must use. The CA is the pod's own.
+    /// Writes a kubelet's kubeconfig, whose credentials must not be used. The CA is the pod's own.
     fn write_kubelet(&self, server: &str) {
         write_kubeconfig(
             &self.folder.path().join("kubelet"),
