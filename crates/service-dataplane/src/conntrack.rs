@@ -29,7 +29,8 @@ use service_model::{Backend, Frontend, FrontendAddress};
 
 use crate::claim::Claim;
 
-/// Up to this many frontends of a kind are looked for one by one; more by one walk over all entries of that kind.
+/// Up to this many frontends of a kind are looked for one by one, which returns few entries; more by one walk over all entries
+/// of that kind. Unanswered TCP connections are always few: walks are what they cost.
 const ONE_BY_ONE: usize = 4;
 
 /// Which conntrack entries of flows to one frontend are kept.
@@ -141,7 +142,7 @@ impl FlowChecks {
             kinds.entry(kind).or_default().push(filter);
         }
         let few_or_all = |filters: Vec<FlowFilter>| match filters.as_slice() {
-            [first, ..] if filters.len() > ONE_BY_ONE => vec![FlowFilter {
+            [first, _, ..] if first.unanswered || filters.len() > ONE_BY_ONE => vec![FlowFilter {
                 destination: None,
                 port: None,
                 ..*first

@@ -219,6 +219,22 @@ fn many_frontends_take_one_filter_of_each_kind() {
 }
 
 #[test]
+fn two_frontends_take_one_walk_for_unanswered_tcp() {
+    for (protocol, walks) in [(Protocol::Tcp, 1), (Protocol::Udp, 2)] {
+        let mut checks = FlowChecks::default();
+        for address in [CLUSTER_IP, FrontendAddress::NodePort(Family::Ip)] {
+            let check = FlowCheck {
+                claim: claim(address, protocol),
+                serving: None,
+                reset: false,
+            };
+            checks.add(vec![check], [].into());
+        }
+        assert_eq!(checks.filters().len(), walks, "{protocol:?}");
+    }
+}
+
+#[test]
 fn a_later_check_of_the_same_frontend_replaces_an_earlier_one() {
     let mut checks = check(CLUSTER_IP, Protocol::Udp, Some(&[]), false);
     let later = check(CLUSTER_IP, Protocol::Udp, Some(&[1]), false);
