@@ -214,11 +214,11 @@ pub(super) fn read(texts: &[Text<'_>], rules: &Rules) -> Vec<Result<Draft, Remar
 /// Parses documents on several threads, if there are many.
 fn parse_all(documents: &[&str], rules: &Rules) -> Vec<Result<Parsed, Remark>> {
     let parse = |document: &&str| document::read(document, &rules.node_ports, &rules.context);
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = processors.min(MAX_THREADS).min(documents.len() / PORTION);
-    if threads <= 1 {
+    if documents.len() < 2 * PORTION {
         return documents.iter().map(parse).collect();
     }
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = processors.min(MAX_THREADS).min(documents.len() / PORTION);
     let portions: Vec<&[&str]> = documents.chunks(PORTION).collect();
     let next = AtomicUsize::new(0);
     let work = || {
