@@ -257,5 +257,6 @@ fn node(number: u32) -> Node {
         },
         parsed: ParsedAnnotations::Absent,
         annotations: Arc::default(),
+        held: false,
     }
 }

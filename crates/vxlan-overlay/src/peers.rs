@@ -2,7 +2,8 @@
 //!
 //! A list that lost most of its nodes since the last one (a cache that was served empty, a folder that is being
 //! replaced) would tear the network of every pod apart if it were believed. Such nodes are held: they stay peers until
-//! they are deleted by name, come back, or have been away for [`HOLD`].
+//! they are deleted by name, come back, or have been away for [`HOLD`]. In a conflict they yield to every node that is
+//! listed: machines that were replaced under new names may have their addresses and pod CIDRs.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -37,6 +38,8 @@ pub struct Node {
     pub parsed: ParsedAnnotations,
     /// The annotations themselves; [`Peers`] keeps those of this node only, for texts take more room than all the rest.
     pub annotations: Arc<Annotations>,
+    /// The latest list lacks it, and [`Peers`] holds it.
+    pub held: bool,
 }
 
 impl Node {
@@ -56,12 +59,14 @@ impl Node {
             addresses: addresses.into(),
             parsed: names.read(&annotations, vni),
             annotations,
+            held: false,
         }
     }
 
-    /// What settles conflicts between nodes: the lesser one keeps what both claim. An unknown age is the youngest.
-    pub(crate) fn seniority(&self) -> (i64, &str) {
-        (self.created.unwrap_or(i64::MAX), &self.name)
+    /// What settles conflicts between nodes: the lesser one keeps what both claim. A held one yields to all others, and
+    /// an unknown age is the youngest.
+    pub(crate) fn seniority(&self) -> (bool, i64, &str) {
+        (self.held, self.created.unwrap_or(i64::MAX), &self.name)
     }
 
     fn has_vteps(&self) -> bool {
@@ -77,6 +82,8 @@ impl Node {
 pub struct Peers {
     own: Arc<str>,
     no_annotations: Arc<Annotations>,
+    /// What the Node of this node has at present, sense or not: what has to be written follows from it.
+    own_annotations: Arc<Annotations>,
     /// Sorted by name.
     nodes: Vec<Node>,
     held: BTreeMap<Arc<str>, Instant>,
@@ -89,6 +96,7 @@ impl Peers {
         Peers {
             own,
             no_annotations: Arc::default(),
+            own_annotations: Arc::default(),
             nodes: Vec::new(),
             held: BTreeMap::new(),
             listed: false,
@@ -98,11 +106,12 @@ impl Peers {
     /// A node is there, or has changed. Whether anything has.
     pub fn apply(&mut self, node: Node) -> bool {
         let was_held = self.held.remove(&node.name).is_some();
+        let rewritten = self.note_own(&node);
         let place = self.place(&node.name);
         let known = place.ok().and_then(|place| self.nodes.get(place));
         let node = self.after(known, node);
         if known == Some(&node) {
-            return was_held;
+            return was_held || rewritten;
         }
         if let Ok(place) = place {
             self.nodes.remove(place);
@@ -110,6 +119,20 @@ impl Peers {
         let (Ok(place) | Err(place)) = place;
         self.nodes.insert(place, node);
         true
+    }
+
+    /// Whether the annotations of this node's Node have changed.
+    fn note_own(&mut self, node: &Node) -> bool {
+        let changed = node.name == self.own && node.annotations != self.own_annotations;
+        if changed {
+            self.own_annotations = node.annotations.clone();
+        }
+        changed
+    }
+
+    /// The annotations that this node's Node has at present.
+    pub fn own_annotations(&self) -> &Annotations {
+        &self.own_annotations
     }
 
     /// What is remembered of a node that was `known` as it was before.
@@ -137,19 +160,31 @@ impl Peers {
     /// A complete list. Nodes that it leaves out are gone, unless they are too many, or this node is one of them.
     pub fn reset(&mut self, nodes: impl Iterator<Item = Node>, now: Instant) {
         let mut new: Vec<Node> = Vec::with_capacity(self.nodes.len());
-        new.extend(nodes.map(|node| self.after(self.get(&node.name), node)));
+        let mut own_annotations = None;
+        new.extend(nodes.map(|node| {
+            if node.name == self.own {
+                own_annotations = Some(node.annotations.clone());
+            }
+            self.after(self.get(&node.name), node)
+        }));
+        if let Some(annotations) = own_annotations {
+            self.own_annotations = annotations;
+        }
         new.sort_by(|a, b| a.name.cmp(&b.name));
         new.dedup_by(|a, b| a.name == b.name);
         let is_new = |name: &str| new.binary_search_by(|node| (*node.name).cmp(name)).is_ok();
         let gone = self.nodes.iter().filter(|node| !is_new(&node.name)).count();
+        // Where as many came as went, the nodes were replaced.
+        let is_short = new.len() < self.nodes.len();
         let implausible = !self.nodes.is_empty()
-            && (gone > ALWAYS_BELIEVED.max(self.nodes.len() / 2)
+            && (is_short && gone > ALWAYS_BELIEVED.max(self.nodes.len() / 2)
                 || !is_new(&self.own) && self.get(&self.own).is_some());
         self.held.retain(|name, _| implausible && !is_new(name));
         if implausible {
             let mut kept = std::mem::take(&mut self.nodes);
             kept.retain(|node| !is_new(&node.name));
-            for node in &kept {
+            for node in &mut kept {
+                node.held = true;
                 self.held.entry(node.name.clone()).or_insert(now);
             }
             new.extend(kept);
@@ -220,6 +255,7 @@ mod tests {
             addresses: Both::default(),
             parsed: ParsedAnnotations::Absent,
             annotations: Arc::default(),
+            held: false,
         }
     }
 
@@ -240,6 +276,43 @@ mod tests {
         assert!(!peers.expire(start + HOLD / 2));
         assert!(peers.expire(start + HOLD));
         assert_eq!(names(&peers), ["a", "c"]);
+    }
+
+    #[test]
+    fn a_list_as_long_as_the_last_one_replaces_its_nodes() {
+        let (mut peers, start) = (Peers::new("a".into()), Instant::now());
+        peers.reset(["a", "b", "c", "d", "e", "f"].into_iter().map(node), start);
+        peers.reset(["a", "b", "w", "x", "y", "z"].into_iter().map(node), start);
+        assert_eq!(names(&peers), ["a", "b", "w", "x", "y", "z"]);
+        assert_eq!(peers.held().count(), 0);
+    }
+
+    #[test]
+    fn held_nodes_yield_to_listed_ones_until_they_are_listed() {
+        let (mut peers, start) = (Peers::new("a".into()), Instant::now());
+        peers.reset(["a", "b", "c", "d", "e", "f"].into_iter().map(node), start);
+        peers.reset(["a", "z"].into_iter().map(node), start);
+        let seniority = |peers: &Peers, name| peers.get(name).unwrap().seniority().0;
+        assert!(seniority(&peers, "b") && !seniority(&peers, "z"));
+        peers.apply(node("b"));
+        assert!(!seniority(&peers, "b"));
+    }
+
+    #[test]
+    fn own_annotations_are_known_as_they_are_planned_as_they_were() {
+        let (names, mut peers) = (Names::default(), Peers::new("own".into()));
+        let told = |annotations: Annotations| {
+            let annotations = Arc::new(annotations);
+            Node::new(("own".into(), None), &[], &[], annotations, (&names, 1))
+        };
+        let good = names.write(1, &PerFamily::default());
+        assert!(peers.apply(told(good.clone())));
+        assert!(!peers.apply(told(good.clone())));
+        assert!(peers.apply(told(Annotations::new())), "something to write");
+        assert!(peers.own_annotations().is_empty());
+        assert_eq!(*peers.get("own").unwrap().annotations, good);
+        assert!(peers.apply(told(good.clone())));
+        assert_eq!(*peers.own_annotations(), good);
     }
 
     #[test]

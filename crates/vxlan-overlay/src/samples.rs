@@ -65,6 +65,7 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
         .into(),
         parsed: ParsedAnnotations::Absent,
         annotations: Arc::default(),
+        held: false,
     };
     Cluster {
         config: Config::default(),

@@ -44,9 +44,9 @@ impl NodePublisher {
     ) {
         let cause = Cause::of(plan, devices).filter(|_| peers.is_listed());
         let verdict = self.availability.judge(complete, cause, now);
-        let Some(own) = peers.get(&self.config.own) else {
+        if peers.get(&self.config.own).is_none() {
             return;
-        };
+        }
         let vtep = |tunnel: &Tunnel| Vtep {
             mac: tunnel.device.mac,
             public_ip: tunnel.published,
@@ -59,7 +59,7 @@ impl NodePublisher {
             true => self.config.names.write(self.config.config.vni, &vteps),
             false => Default::default(),
         };
-        annotations.retain(|name, value| own.annotations.get(name) != Some(value));
+        annotations.retain(|name, value| peers.own_annotations().get(name) != Some(value));
         let publication = Publication {
             annotations,
             verdict,
