@@ -4,6 +4,7 @@
 //! counted. Each test has a cluster of its own name, and deletes it.
 
 mod dns;
+mod faults;
 mod kubeadm;
 mod migration;
 mod services;

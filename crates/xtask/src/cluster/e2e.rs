@@ -57,7 +57,7 @@ pub(crate) struct Options {
     /// Tests that run at the same time
     #[arg(long, default_value_t = 4)]
     procs: u8,
-    /// Run with one service proxy only, and leave docs/conformance.md as it is
+    /// Run with one service proxy only; the other column is of its last run
     #[arg(long, value_enum)]
     proxy: Option<ServiceProxy>,
 }
@@ -65,21 +65,40 @@ pub(crate) struct Options {
 /// Runs the tests with each service proxy, and writes the table.
 pub(crate) fn e2e(options: &Options) -> Result<()> {
     let both = [ServiceProxy::KubeProxy, ServiceProxy::Portolan];
-    let mut results = Vec::new();
     for proxy in both {
         if options.proxy.is_none_or(|wanted| wanted == proxy) {
-            results.push(run_with(proxy, options)?);
+            run_with(proxy, options)?;
         }
     }
-    if let [kube_proxy, portolan] = results.as_slice() {
-        report::write(kube_proxy, portolan)?;
+    let [kube_proxy, portolan] = both.map(results);
+    let (kube_proxy, portolan) = (kube_proxy?, portolan?);
+    if kube_proxy.exists() && portolan.exists() {
+        report::write(&kube_proxy, &portolan)?;
     }
     Ok(())
 }
 
-/// Makes a cluster, runs the tests in it, and deletes it. Returns the path of the results.
-fn run_with(proxy: ServiceProxy, options: &Options) -> Result<PathBuf> {
-    let cluster = Cluster::named("e2e")?;
+/// Where the results with a service proxy are: below the checkout, which this machine and the nodes have under one path unless it
+/// is below /var or /run.
+fn results(proxy: ServiceProxy) -> Result<PathBuf> {
+    Ok(root()?
+        .join("target/e2e")
+        .join(name(proxy))
+        .join("results.xml"))
+}
+
+/// Of the folder of results, and of the cluster.
+fn name(proxy: ServiceProxy) -> &'static str {
+    match proxy {
+        ServiceProxy::Portolan => "e2eportolan",
+        ServiceProxy::KubeProxy => "e2ekubeproxy",
+        ServiceProxy::None => "e2enone",
+    }
+}
+
+/// Makes a cluster, runs the tests in it, and deletes it.
+fn run_with(proxy: ServiceProxy, options: &Options) -> Result<()> {
+    let cluster = Cluster::named(name(proxy))?;
     let mut steps = Steps::start();
     let programs = steps.run("end-to-end tests", e2e::programs)?;
     steps.run("delete an older cluster", || down::down(&cluster))?;
@@ -91,10 +110,10 @@ fn run_with(proxy: ServiceProxy, options: &Options) -> Result<PathBuf> {
         },
     };
     let extra = steps.run("images of the tests", || images::archives(&programs))?;
-    let results = up(&cluster, &wanted, &extra)
+    let done = up(&cluster, &wanted, &extra)
         .and_then(|()| steps.run("tests", || test(&cluster, proxy, &programs, options)));
     steps.run("delete the cluster", || down::down(&cluster))?;
-    results
+    done
 }
 
 /// Starts ginkgo on the first node. Failed tests are results, no error.
@@ -103,20 +122,20 @@ fn test(
     proxy: ServiceProxy,
     programs: &std::path::Path,
     options: &Options,
-) -> Result<PathBuf> {
-    let name = match proxy {
-        ServiceProxy::Portolan => "portolan",
-        _ => "kube-proxy",
-    };
+) -> Result<()> {
     let first = cluster.first()?;
-    // A folder that both this machine and the node have under one path, unless the checkout is below /var or /run.
-    let folder = root()?.join("target/e2e").join(name);
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder)?;
+    let results = results(proxy)?;
+    let folder = results.parent().context("no folder")?;
+    let _ = fs::remove_dir_all(folder);
+    fs::create_dir_all(folder)?;
     let skip: Vec<&str> = EXCLUDED.iter().map(|(part, _)| *part).collect();
     let log = fs::File::create(folder.join("log"))?;
-    let mut ginkgo = first.command(&programs.join("ginkgo").to_string_lossy())?;
+    // ginkgo panics in the root folder, where commands in a node start.
+    let mut ginkgo = first.command("env")?;
     ginkgo
+        .arg("-C")
+        .arg(folder)
+        .arg(programs.join("ginkgo"))
         .arg(format!("--procs={}", options.procs))
         .arg(format!("--focus={}", options.focus))
         .arg(format!("--skip={}", skip.join("|")))
@@ -131,11 +150,10 @@ fn test(
         .stdout(log.try_clone()?)
         .stderr(log);
     let status = ginkgo.status().context("start ginkgo")?;
-    let results = folder.join("results.xml");
     anyhow::ensure!(
         results.exists(),
         "no results ({status}); see {}",
         folder.join("log").display()
     );
-    Ok(results)
+    Ok(())
 }

@@ -29,14 +29,22 @@ pub(crate) fn programs() -> Result<PathBuf> {
         let module = module()?;
         let version = MODULE.version(&module, KUBERNETES)?;
         let mut test = MODULE.go(&module);
-        test.args(["test", "-c", "-trimpath", "-tags", TAGS, "-ldflags"])
-            .arg(format!(
-                "-s -w {}",
-                stamps_of(KUBERNETES, &version).join(" ")
-            ))
-            .arg("-o")
-            .arg(folder.join("e2e.test"))
-            .arg("k8s.io/kubernetes/test/e2e");
+        test.args([
+            "test",
+            "-c",
+            "-vet=off",
+            "-trimpath",
+            "-tags",
+            TAGS,
+            "-ldflags",
+        ])
+        .arg(format!(
+            "-s -w {}",
+            stamps_of(KUBERNETES, &version).join(" ")
+        ))
+        .arg("-o")
+        .arg(folder.join("e2e.test"))
+        .arg("k8s.io/kubernetes/test/e2e");
         run(&mut test).context("build e2e.test")
     })
 }

@@ -203,8 +203,12 @@ impl Store {
         into: &Path,
     ) -> Result<()> {
         let mut names: Vec<String> = packages.iter().map(|&name| name.to_owned()).collect();
-        let mut packages = BTreeSet::new();
+        let (mut packages, mut seen) = (BTreeSet::new(), BTreeSet::new());
         while let Some(name) = names.pop() {
+            // To ask apt takes a tenth of a second, and libraries depend on each other.
+            if !seen.insert(name.clone()) {
+                continue;
+            }
             // An alternative or a virtual package has no entry; no package needed here is one.
             let Ok(package) = self.show(release, &name) else {
                 continue;

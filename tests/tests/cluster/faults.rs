@@ -1,0 +1,153 @@
+//! What befalls Portolan's pods and a node while users connect: how many requests fail, how many connections end.
+//!
+//! The clock is not moved: it belongs to the whole machine.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::wait_for;
+
+use crate::kubeadm::{Cluster, PATIENCE, xtask};
+use crate::traffic::{Traffic, Web};
+
+const SET: &str = "ds/portolan";
+const LABEL: &str = "app.kubernetes.io/name=portolan";
+
+/// A fault, and what ends it.
+type Fault = (&'static str, fn(&Cluster) -> Result<()>);
+
+/// None of these takes rules from the kernel, so none may cost a request.
+const FAULTS: &[Fault] = &[
+    ("SIGKILL to Portolan on both nodes", kill),
+    ("pods of Portolan evicted", evict),
+    ("rolling restart of the DaemonSet", restart),
+    (
+        "Portolan OOM-killed at its limit, again and again",
+        limit_memory,
+    ),
+    ("kubelet killed on both nodes", kill_kubelet),
+    ("containerd killed on both nodes", kill_containerd),
+    ("API server away for 20 s", take_api_server_away),
+    ("/run full on node1 while Portolan restarts", fill_run),
+];
+
+#[test]
+#[ignore = "needs cluster"]
+fn faults_beside_the_rules_cost_no_request() -> Result<()> {
+    let Some(xtask) = xtask() else {
+        return Ok(());
+    };
+    let cluster = Cluster::up(&xtask, "faults", &[])?;
+    let web = Web::new(&cluster)?;
+    let mut failed = Vec::new();
+    for (what, fault) in FAULTS {
+        let traffic = Traffic::start(&web)?;
+        traffic.goes_on(50)?;
+        fault(&cluster).context(*what)?;
+        wait_for("Portolan's pods", PATIENCE, || {
+            cluster.rolled_out("kube-system", SET)
+        })?;
+        traffic.goes_on(100)?;
+        if let Err(error) = traffic.stop()?.nothing_is_lost(what) {
+            failed.push(format!("{error:#}"));
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    cluster.doctor()
+}
+
+fn on_both(cluster: &Cluster, command: &[&str]) -> Result<()> {
+    for node in ["node1", "node2"] {
+        cluster.run_on(node, command)?;
+    }
+    Ok(())
+}
+
+fn kill(cluster: &Cluster) -> Result<()> {
+    on_both(cluster, &["pkill", "-KILL", "-x", "portolan"])
+}
+
+fn evict(cluster: &Cluster) -> Result<()> {
+    for (pod, _) in cluster.pods("kube-system", LABEL)? {
+        let eviction = format!(
+            r#"echo '{{"apiVersion":"policy/v1","kind":"Eviction","metadata":{{"name":"{pod}","namespace":"kube-system"}}}}' | kubectl create --raw /api/v1/namespaces/kube-system/pods/{pod}/eviction -f -"#
+        );
+        cluster.shell(&eviction)?;
+        wait_for("the next pod", PATIENCE, || {
+            cluster.rolled_out("kube-system", SET)
+        })?;
+    }
+    Ok(())
+}
+
+fn restart(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["-n", "kube-system", "rollout", "restart", SET])?;
+    cluster.rolled_out("kube-system", SET)
+}
+
+/// Less memory than the program needs, until a container was killed for it; then as much as before.
+fn limit_memory(cluster: &Cluster) -> Result<()> {
+    let limit = |memory: &str| {
+        let container = format!(
+            r#"{{"name":"portolan","resources":{{"requests":{{"memory":"{memory}"}},"limits":{{"memory":"{memory}"}}}}}}"#
+        );
+        let patch =
+            format!(r#"{{"spec":{{"template":{{"spec":{{"containers":[{container}]}}}}}}}}"#);
+        cluster.kubectl(&["-n", "kube-system", "patch", SET, "-p", &patch])
+    };
+    limit("6Mi")?;
+    wait_for("a container that was killed", PATIENCE, || {
+        let pods = cluster.get(&["pods", "-n", "kube-system", "-l", LABEL])?;
+        let text = pods.to_string();
+        ensure!(
+            text.contains("OOMKilled") || text.contains("StartError"),
+            "no container was killed"
+        );
+        Ok(())
+    })?;
+    limit("256Mi")?;
+    // A DaemonSet replaces a pod that cannot become ready as well.
+    cluster.kubectl(&["-n", "kube-system", "delete", "pods", "-l", LABEL])?;
+    cluster.rolled_out("kube-system", SET)
+}
+
+fn kill_kubelet(cluster: &Cluster) -> Result<()> {
+    on_both(cluster, &["pkill", "-KILL", "-x", "kubelet"])
+}
+
+fn kill_containerd(cluster: &Cluster) -> Result<()> {
+    on_both(cluster, &["pkill", "-KILL", "-x", "containerd"])?;
+    wait_for("containerd", PATIENCE, || {
+        on_both(cluster, &["ctr", "version"])
+    })
+}
+
+/// kubelet stops a static pod whose manifest goes, and starts it when it comes back. Portolan restarts meanwhile.
+fn take_api_server_away(cluster: &Cluster) -> Result<()> {
+    let (manifest, away) = (
+        "/etc/kubernetes/manifests/kube-apiserver.yaml",
+        "/etc/kubernetes/kube-apiserver.yaml",
+    );
+    cluster.run(&["mv", manifest, away])?;
+    wait_for("the end of the API server", PATIENCE, || {
+        ensure!(cluster.kubectl(&["version"]).is_err(), "it answers");
+        Ok(())
+    })?;
+    kill(cluster)?;
+    std::thread::sleep(Duration::from_secs(20));
+    cluster.run(&["mv", away, manifest])?;
+    wait_for("the API server", PATIENCE, || cluster.kubectl(&["version"])).map(drop)
+}
+
+/// Portolan's state is below /run, a file system of the node's own.
+fn fill_run(cluster: &Cluster) -> Result<()> {
+    let fill =
+        "mount -o remount,size=1m /run; dd if=/dev/zero of=/run/full bs=4096 2>/dev/null || true";
+    cluster.shell(fill)?;
+    kill(cluster)?;
+    let rolled_out = wait_for("Portolan", PATIENCE, || {
+        cluster.rolled_out("kube-system", SET)
+    });
+    cluster.shell("rm /run/full; mount -o remount,size=50% /run")?;
+    rolled_out
+}
