@@ -152,7 +152,11 @@ async fn serve(
     let listener = match listen(address) {
         Ok(listener) => listener,
         Err(error) => {
-            warn!(%port, %address, %error, "cannot bind");
+            let next = match hard_fail {
+                true => "exiting (--bind-address-hard-fail)",
+                false => "retrying every second",
+            };
+            warn!(%port, %address, %error, "cannot bind; {next}");
             let note = format!("cannot bind the {port} port {address}: {error}");
             let told =
                 sources

@@ -200,3 +200,36 @@ fn run_has_kube_proxys_grammar() {
         assert!(written.contains(part), "{part} not in {written}");
     }
 }
+
+#[test]
+fn json_log_lines_are_objects() {
+    let dir = TempDir::new().unwrap();
+    let file = path(&dir, "config.conf");
+    let text_of = |own: &str| {
+        format!(
+            "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nlogging: {{format: text}}\n\
+             ---\napiVersion: portolan.io/v1alpha1\nkind: PortolanConfiguration\n{own}"
+        )
+    };
+    let config = format!("--config={file}");
+    for (own, flag, is_json) in [
+        ("", "--logging-format=json", true),
+        ("", "--log-format=json", true),
+        ("logFormat: json\n", "--v=0", true),
+        ("", "--v=0", false),
+    ] {
+        fs::write(&file, text_of(own)).unwrap();
+        // Something is logged before the API server is looked for in vain.
+        let output = run("kube-proxy", &[&config, flag, "--kubeconfig=/nonexistent"]);
+        let said = text(&output.stderr);
+        let (failures, logged): (Vec<&str>, Vec<&str>) = said
+            .lines()
+            .partition(|line| line.starts_with("portolan: "));
+        assert!(!failures.is_empty() && !logged.is_empty(), "{said}");
+        for line in logged {
+            let parsed = serde_json::from_str::<serde_json::Value>(line);
+            let is_object = parsed.is_ok_and(|line| line["level"] == "INFO");
+            assert_eq!(is_object, is_json, "{own}{flag}: {line}");
+        }
+    }
+}

@@ -306,5 +306,18 @@ mod tests {
             ..Preferences::default()
         };
         assert_eq!(chosen(&public, &["10.0.2.15"]), some("eth0", "192.0.2.8"));
+        let public = Preferences {
+            public_ip: PerFamily::new(None, Some("2001:db8::7".parse().unwrap())),
+            ..Preferences::default()
+        };
+        let elsewhere = Surroundings {
+            default_route: PerFamily::new(Some(2), Some(2)),
+            ..surroundings()
+        };
+        let found = elsewhere.external(Family::Ip6, &public, &[]).unwrap();
+        assert_eq!(
+            (&*found.name, found.address),
+            ("eth0", "2001:db8::7".parse().unwrap())
+        );
     }
 }

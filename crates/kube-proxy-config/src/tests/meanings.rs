@@ -134,7 +134,7 @@ pub(super) const FIELDS: &[Meaning] = &[
     (
         "ipvs.excludeCIDRs",
         "no effect: cleanup removes only virtual servers at addresses of `kube-ipvs0`",
-        "",
+        "cleanup_removes_leftovers_of_ipvs_mode_only",
     ),
     (
         "kubeSubnetManager",
@@ -144,7 +144,7 @@ pub(super) const FIELDS: &[Meaning] = &[
     (
         "logging.format",
         "`text` or `json`",
-        "each_mistake_gives_one_error_that_names_it",
+        "each_mistake_gives_one_error_that_names_it json_log_lines_are_objects",
     ),
     (
         "logging.verbosity",
@@ -220,7 +220,11 @@ pub(super) const OWN_FIELDS: &[Meaning] = &[
         "accept TCP segments that conntrack finds out of window",
         "only_a_wish_decides_about_liberal_tcp",
     ),
-    ("logFormat", "as `logging.format`, and wins", ""),
+    (
+        "logFormat",
+        "as `logging.format`, and wins",
+        "json_log_lines_are_objects",
+    ),
     (
         "logLevel",
         "a filter: a level, or a list by module such as `info,portolan::control=debug`",
@@ -314,9 +318,13 @@ pub(super) const OWN_FIELDS: &[Meaning] = &[
     (
         "overlay.publicIP",
         "address of this node that peers send to",
-        "overridden_public_address_is_published_local_one_stays",
+        "flags_are_tried_in_flannels_order_and_none_that_fits_is_none",
     ),
-    ("overlay.publicIPv6", "the same for IPv6", ""),
+    (
+        "overlay.publicIPv6",
+        "the same for IPv6",
+        "flags_are_tried_in_flannels_order_and_none_that_fits_is_none",
+    ),
     (
         "overlay.setNodeNetworkUnavailable",
         "maintain the Node's condition `NetworkUnavailable`",

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use super::{Arch, VERSION, hexadecimal};
-use crate::run::{cargo, git, root, run};
+use crate::run::{cargo, git, output, root, run};
 
 /// Builds the image of this machine's architecture twice from what is committed. Takes the time of two builds from nothing.
 ///
@@ -14,9 +14,13 @@ use crate::run::{cargo, git, root, run};
 /// When a build fails, or the two archives differ.
 pub(crate) fn reproduce() -> Result<()> {
     let folder = tempfile::tempdir()?;
+    let commit = String::from_utf8(output(&mut git(&["rev-parse", "HEAD"])?)?)?;
     // Of different length and depth: neither may be in the program, nor decide the order of anything.
-    let first = digest(&folder.path().join("first"))?;
-    let second = digest(&folder.path().join("second/with/a/longer/name"))?;
+    let first = digest(commit.trim(), &folder.path().join("first"))?;
+    let second = digest(
+        commit.trim(),
+        &folder.path().join("second/with/a/longer/name"),
+    )?;
     ensure!(
         first == second,
         "two builds of one commit differ: {first} and {second}"
@@ -25,9 +29,12 @@ pub(crate) fn reproduce() -> Result<()> {
     Ok(())
 }
 
-/// Clones the checkout to this folder, builds the image there, and removes the folder again.
-fn digest(place: &Path) -> Result<String> {
-    run(git(&["clone", "--quiet"])?.arg(root()?).arg(place))?;
+/// Clones this commit to a folder, builds the image there, and removes the folder again.
+fn digest(commit: &str, place: &Path) -> Result<String> {
+    run(git(&["clone", "--quiet", "--no-checkout"])?
+        .arg(root()?)
+        .arg(place))?;
+    run(git(&["checkout", "--quiet", "--detach", commit])?.current_dir(place))?;
     let arch = Arch::host()?.name();
     let image = place.join("image");
     let mut build = cargo(&["run", "--quiet", "--package", "xtask", "--", "image"])?;
