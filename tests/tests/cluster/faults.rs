@@ -56,6 +56,30 @@ fn faults_beside_the_rules_cost_no_request() -> Result<()> {
     cluster.doctor()
 }
 
+#[test]
+#[ignore = "needs cluster"]
+fn a_rebooted_node_serves_again_by_itself() -> Result<()> {
+    let Some(xtask) = xtask() else {
+        return Ok(());
+    };
+    let cluster = Cluster::up(&xtask, "reboot", &[])?;
+    cluster.rolled_out("kube-system", SET)?;
+    cluster.reboot("node2")?;
+    let ready = [
+        "wait",
+        "--for=condition=Ready",
+        "node/node2",
+        "--timeout=180s",
+    ];
+    cluster.kubectl(&ready)?;
+    cluster.rolled_out("kube-system", SET)?;
+    let web = Web::new(&cluster)?;
+    let traffic = Traffic::start(&web)?;
+    traffic.goes_on(100)?;
+    traffic.stop()?.nothing_is_lost("after a reboot of node2")?;
+    cluster.doctor()
+}
+
 fn on_both(cluster: &Cluster, command: &[&str]) -> Result<()> {
     for node in ["node1", "node2"] {
         cluster.run_on(node, command)?;

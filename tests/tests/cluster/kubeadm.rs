@@ -107,6 +107,11 @@ impl Cluster {
         self.kubectl(&status).map(drop)
     }
 
+    /// A power cut, and the next start.
+    pub(crate) fn reboot(&self, node: &str) -> Result<()> {
+        cluster(&self.xtask, &self.name, &["reboot", node]).map(drop)
+    }
+
     /// The number of a node's first process.
     pub(crate) fn init(&self, node: &str) -> Result<String> {
         let text = fs::read_to_string(self.folder.join(node).join("init"))?;
