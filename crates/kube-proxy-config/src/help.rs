@@ -35,7 +35,7 @@ const GROUPS: &[Group] = &[
             (
                 "config",
                 "FILE",
-                "KubeProxyConfiguration, and a PortolanConfiguration after `---`; reloaded on change; flags win over it",
+                "KubeProxyConfiguration, and a PortolanConfiguration after `---`; reloaded on change; flags win",
             ),
             (
                 "write-config-to",
