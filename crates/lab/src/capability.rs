@@ -133,7 +133,7 @@ const NAT_BY_MAP: &str = "table ip probe {
     }
     chain postrouting {
         type nat hook postrouting priority srcnat
-        ct status dnat masquerade fully-random
+        ct status dnat masquerade
     }
 }";
 

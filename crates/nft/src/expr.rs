@@ -214,7 +214,7 @@ pub enum Expr {
         /// Register read.
         sreg: Register,
     },
-    /// `masquerade fully-random`.
+    /// `masquerade`.
     Masquerade,
     /// Rejects with ICMP port unreachable.
     Reject,

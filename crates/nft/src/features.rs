@@ -32,7 +32,7 @@ pub enum Feature {
     TablePersist,
     /// Destination NAT to address and port from a map (Linux 4.16, CONFIG_NFT_NAT).
     NatByMap,
-    /// `masquerade fully-random` (CONFIG_NFT_MASQ).
+    /// `masquerade` (CONFIG_NFT_MASQ).
     Masquerade,
     /// `symhash` (Linux 4.16, CONFIG_NFT_HASH).
     SymHash,

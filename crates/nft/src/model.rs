@@ -372,7 +372,8 @@ pub enum Statement {
         /// Data map of address and port.
         map: Name,
     },
-    /// `masquerade fully-random`
+    /// `masquerade`: keeps the client's port where no other connection has it, so that a connection whose conntrack
+    /// entry is lost is translated as before.
     Masquerade,
     /// `reject`: ICMP port unreachable.
     Reject,

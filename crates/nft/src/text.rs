@@ -428,7 +428,7 @@ fn write_statement(
         Statement::DnatMap { key, map } => {
             write!(f, "dnat {family} to {} map @{map}", text(key))
         }
-        Statement::Masquerade => f.write_str("masquerade fully-random"),
+        Statement::Masquerade => f.write_str("masquerade"),
         Statement::Reject => f.write_str("reject"),
         Statement::RejectTcpReset => f.write_str("reject with tcp reset"),
         Statement::Verdict(verdict) => write!(f, "{verdict}"),

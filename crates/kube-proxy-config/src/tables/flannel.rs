@@ -23,7 +23,7 @@ pub(crate) const FLAGS: &[Flag] = &[
     proxy("v", "logging.verbosity").env("FLANNELD_V"),
     proxy("vmodule", "logging.vmodule").env("FLANNELD_VMODULE"),
     command("log_backtrace_at", "inert.text").env("FLANNELD_LOG_BACKTRACE_AT"),
-    // Rules are repaired when they change, masquerading is always fully random, Nodes are the only source of ranges.
+    // Rules are repaired when they change, masquerading keeps the port of a pod where it is free, Nodes are the only source of ranges.
     command("etcd-cafile", "inert.text").env("FLANNELD_ETCD_CAFILE"),
     command("etcd-certfile", "inert.text").env("FLANNELD_ETCD_CERTFILE"),
     command("etcd-endpoints", "inert.text").env("FLANNELD_ETCD_ENDPOINTS"),

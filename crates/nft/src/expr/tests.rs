@@ -117,7 +117,7 @@ fn debug(exprs: &[Expr], family: Family) -> String {
             Expr::Limit { per_second, burst } => {
                 format!("limit rate {per_second}/second burst {burst} type packets flags 0x0")
             }
-            Expr::Masquerade => "masq flags 0x10".to_owned(),
+            Expr::Masquerade => "masq".to_owned(),
             Expr::RejectReset => "reject type 1 code 0".to_owned(),
             Expr::Reject => {
                 format!(
@@ -231,7 +231,7 @@ fn set_and_verdict_map_lookups_use_the_registers_of_nft() {
         "[ payload load 16b @ network header + 8 => reg 1 ]
          [ payload load 16b @ network header + 24 => reg 2 ]
          [ lookup reg 1 set hairpin ]
-         [ masq flags 0x10 ]",
+         [ masq ]",
     );
 }
 
@@ -257,7 +257,7 @@ fn rules_on_the_original_destination_use_the_registers_of_nft() {
          [ lookup reg 1 set cluster_ips ]
          [ payload load 16b @ network header + 8 => reg 1 ]
          [ lookup reg 1 set pod_cidrs 0x1 ]
-         [ masq flags 0x10 ]",
+         [ masq ]",
     );
     lowers(
         Family::Ip,
@@ -282,7 +282,7 @@ fn rules_on_the_original_destination_use_the_registers_of_nft() {
          [ meta load l4proto => reg 1 ]
          [ ct load proto_dst => reg 9 , dir original ]
          [ lookup reg 1 set masquerade_nodeports ]
-         [ masq flags 0x10 ]",
+         [ masq ]",
     );
     lowers(
         Family::Ip,

@@ -31,11 +31,7 @@ pub(crate) fn write(feature: Feature, out: &mut Encoder<'_>) {
     let (first, second) = (Register(0), Register(1));
     match feature {
         Feature::SymHash => add_rule(out, |out| symhash(out, first)),
-        Feature::Masquerade => add_rule(out, |out| {
-            expression(out, "masq", |out| {
-                out.put_u32(abi::masq::FLAGS, abi::masq::FULLY_RANDOM);
-            });
-        }),
+        Feature::Masquerade => add_rule(out, |out| expression(out, "masq", |_| {})),
         Feature::Fib => add_rule(out, |out| {
             expression(out, "fib", |out| {
                 out.put_u32(abi::fib::DREG, first.number());

@@ -341,9 +341,6 @@ pub mod nat {
 pub mod masq {
     pub const FLAGS: u16 = 1;
     pub const PORT: u16 = 2;
-
-    /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`
-    pub const FULLY_RANDOM: u32 = 0x10;
 }
 
 /// `enum nft_reject_attributes` and `enum nft_reject_types`

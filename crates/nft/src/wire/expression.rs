@@ -76,7 +76,8 @@ fn write_data(expr: &Expr, family: Family, out: &mut Writer) {
             out.put_u32(abi::nat::ADDRESS, address.number());
             out.put_u32(abi::nat::PORT, port.number());
         }
-        Expr::Masquerade => out.put_u32(abi::masq::FLAGS, abi::masq::FULLY_RANDOM),
+        // No attributes: the kernel keeps the client's port where no other connection has it.
+        Expr::Masquerade => {}
         Expr::Reject => {
             out.put_u32(abi::reject::TYPE, abi::reject::ICMP);
             out.put(abi::reject::CODE, &[port_unreachable(family)]);
@@ -548,8 +549,8 @@ fn nat(fields: &Fields<'_>, family: Family) -> Option<Expr> {
 }
 
 fn masq(fields: &Fields<'_>) -> Option<Expr> {
-    use abi::masq::{FLAGS, FULLY_RANDOM, PORT};
-    (fields.u32(FLAGS)? == FULLY_RANDOM && fields.get(PORT).is_none()).then_some(Expr::Masquerade)
+    use abi::masq::{FLAGS, PORT};
+    (fields.u32_or(FLAGS, 0)? == 0 && fields.get(PORT).is_none()).then_some(Expr::Masquerade)
 }
 
 fn reject(fields: &Fields<'_>, family: Family) -> Option<Expr> {
