@@ -34,7 +34,7 @@ pub trait Backend {
 
     /// Adopts the table that an earlier process left, without changing its contents.
     ///
-    /// Errors: EPERM while another living process owns the table.
+    /// Errors: [`CommitError::Owned`] while another living process owns the table.
     fn adopt(&mut self, family: Family) -> Result<Adoption, CommitError>;
 
     /// Adopts the table of `wanted`'s family, reads it, and returns the steps that make it as wanted.

@@ -24,6 +24,7 @@ pub struct Fake {
     tables: BTreeMap<Family, HeldTable>,
     refusals: Vec<Refusal>,
     failure: Option<Errno>,
+    is_owned_elsewhere: bool,
     generation: u32,
     counters: Counters,
 }
@@ -140,6 +141,11 @@ impl Fake {
     /// Makes the next commit fail as a socket fails, without effect.
     pub fn fail_next(&mut self, errno: Errno) {
         self.failure = Some(errno);
+    }
+
+    /// From now on another process owns the tables, or none does any more.
+    pub fn own_elsewhere(&mut self, is_owned_elsewhere: bool) {
+        self.is_owned_elsewhere = is_owned_elsewhere;
     }
 
     /// Changes a table as another process would, even against the rules. `None` is no table.
@@ -345,6 +351,9 @@ impl Backend for Fake {
     }
 
     fn adopt(&mut self, family: Family) -> Result<Adoption, CommitError> {
+        if self.is_owned_elsewhere {
+            return Err(CommitError::Owned(family));
+        }
         Ok(
             match self.tables.get(&family).map(|table| table.is_dormant) {
                 None => Adoption::NoTable,

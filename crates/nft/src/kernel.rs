@@ -6,6 +6,8 @@
 //! Invariant: every transaction is answered before [`Backend::commit`] returns; an `Ok` means the kernel
 //! acknowledged its last step and refused none.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 mod reading;
 #[cfg(test)]
 mod tests;
@@ -417,7 +419,7 @@ impl Backend for Kernel {
         match state.owner {
             _ if state.dormant || state.persist != wanted.persist => Ok(Adoption::Replace),
             Some(port) if port == self.port() => Ok(Adoption::Ours),
-            Some(_) => Err(failed("adopt a table that another process owns")(Errno::EPERM).into()),
+            Some(_) => Err(CommitError::Owned(family)),
             None if wanted.owner => {
                 let mut adoption = Transaction::new();
                 let comment = Name::default();

@@ -12,6 +12,8 @@
 //! time of a large transaction (benches/README.md), and the reader skips them. So [`crate::Kernel`] mutes the monitor
 //! during its large commits; generations show whether another process changed something at that time.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 #[cfg(test)]
 mod tests;
 

@@ -7,6 +7,8 @@
 //!
 //! The table is owned by the tracer's socket (Linux 5.12), so the kernel deletes the table however the process ends. Each kind of packet is marked [`PER_SECOND`] times a second at most, so that a busy peer is not slowed down.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 #[cfg(test)]
 mod tests;
 

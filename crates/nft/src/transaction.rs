@@ -112,6 +112,9 @@ pub enum CommitError {
         /// Text of the kernel's extended acknowledgement.
         message: Option<String>,
     },
+    /// The table cannot be adopted while another process lives that owns it.
+    #[error("another process owns the {0} table")]
+    Owned(Family),
     /// The socket failed, or the kernel did not answer as its protocol says; the kernel's state is unknown until it is
     /// read again.
     #[error(transparent)]

@@ -7,6 +7,8 @@
 //! Invariant: no input makes the decoders panic, loop, or allocate more than a small multiple of the
 //! input's length.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 pub mod abi;
 pub mod counters;
 pub mod decode;

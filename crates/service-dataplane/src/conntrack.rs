@@ -1,13 +1,15 @@
 //! Which conntrack entries are stale after a change: those that the new rules would not make, and that would not time
 //! out soon.
 //!
-//! A change of a frontend makes a [`FlowCheck`], unless the change cannot leave a stale entry behind. [`FlowChecks`]
+//! A change of a frontend, or of the addresses that serve node ports, makes [`FlowCheck`]s, unless it cannot leave a stale
+//! entry behind. [`FlowChecks`]
 //! collects checks, says which entries to look for in the kernel and judges those that were found. The caller looks for
 //! them after the commit, on another thread: the old rules would make an entry again that is deleted before.
 //!
 //! The rule, for an entry of a flow to a frontend:
-//! * UDP and SCTP: delete it unless its endpoint still serves (kube-proxy's reconciler, which skips SCTP). This includes
-//!   flows that were never translated, since they began before the frontend existed.
+//! * UDP and SCTP: delete it unless its endpoint still serves and its source may use the frontend (kube-proxy's
+//!   reconciler, which skips SCTP). This includes flows that were never translated, since they began before the frontend
+//!   existed. Every change of endpoints leads to a check, also one that only adds some: it heals whatever is wrong.
 //! * TCP: delete it only while the connection is unanswered, so that the next retransmission of its SYN meets the new
 //!   rules; established connections are kept until they end. If the Service requests it, those to an endpoint that no
 //!   longer serves are deleted too: the next packet then reaches a host without such a connection, which resets it.
@@ -23,6 +25,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use netfilter::{Flow, FlowFilter};
 use nft::{Family, Protocol};
 use service_model::{Backend, Frontend, FrontendAddress};
@@ -40,6 +43,8 @@ pub struct FlowCheck {
     pub claim: Claim,
     /// The endpoints that serve, sorted by address and port; `None` when the frontend no longer exists.
     pub serving: Option<Arc<[Backend]>>,
+    /// The clients that may use the frontend, sorted and disjoint; `None` is everyone.
+    pub allowed_sources: Option<Arc<[IpNet]>>,
     /// Established TCP connections to others are reset.
     pub reset: bool,
 }
@@ -53,14 +58,13 @@ impl FlowCheck {
         reset: bool,
     ) -> Option<FlowCheck> {
         if let (Some(old), Some(new)) = (old, new)
-            && all_serve(&old.serving, &new.serving)
+            && keeps_flows(old, new)
         {
             return None;
         }
         (old.is_some() || new.is_some()).then(|| FlowCheck {
-            claim,
-            serving: new.map(|new| new.serving.clone()),
             reset,
+            ..FlowCheck::of(claim, new)
         })
     }
 
@@ -70,17 +74,47 @@ impl FlowCheck {
         self.claim.protocol == Protocol::Tcp && !self.reset
     }
 
+    /// The check of a frontend as it is now, without resets.
+    pub(crate) fn of(claim: Claim, frontend: Option<&Frontend>) -> FlowCheck {
+        FlowCheck {
+            claim,
+            serving: frontend.map(|frontend| frontend.serving.clone()),
+            allowed_sources: frontend.and_then(|frontend| frontend.allowed_sources.clone()),
+            reset: false,
+        }
+    }
+
     fn deletes(&self, flow: &Flow) -> bool {
         let serves = match &self.serving {
             Some(serving) => serves(serving, flow.answers_from),
             None => !flow.is_translated(),
         };
+        let fits = serves && self.allows(flow.source.ip());
         let ends = match flow.protocol {
-            Protocol::Tcp => !flow.answered || (self.reset && flow.is_translated()),
+            Protocol::Tcp => !flow.answered || (self.reset && !serves && flow.is_translated()),
             Protocol::Udp | Protocol::Sctp => true,
         };
-        !serves && ends
+        !fits && ends
     }
+
+    fn allows(&self, source: IpAddr) -> bool {
+        self.allowed_sources.as_ref().is_none_or(|ranges| {
+            let after = ranges.partition_point(|range| range.network() <= source);
+            let last = after.checked_sub(1).and_then(|at| ranges.get(at));
+            last.is_some_and(|range| range.contains(&source))
+        })
+    }
+}
+
+/// Whether no flow that the old frontend made can be stale under the new one.
+fn keeps_flows(old: &Frontend, new: &Frontend) -> bool {
+    let narrows = new.allowed_sources.is_some() && new.allowed_sources != old.allowed_sources;
+    let keeps = match new.protocol {
+        Protocol::Tcp => all_serve(&old.serving, &new.serving),
+        // Their packets keep a wrong entry alive, and its client never begins anew.
+        Protocol::Udp | Protocol::Sctp => old.serving == new.serving,
+    };
+    keeps && !narrows
 }
 
 fn all_serve(old: &Arc<[Backend]>, new: &Arc<[Backend]>) -> bool {

@@ -258,6 +258,15 @@ impl Ledger {
         frontends.filter(in_group).flat_map(endpoints).collect()
     }
 
+    /// Checks of the flows to all node ports.
+    pub(crate) fn node_port_checks(&self) -> Vec<FlowCheck> {
+        let is_node_port = |claim: &&Claim| matches!(claim.address, FrontendAddress::NodePort(_));
+        let claims = self.claims.keys().filter(is_node_port);
+        claims
+            .map(|claim| FlowCheck::of(*claim, self.effective(claim).as_ref()))
+            .collect()
+    }
+
     /// All affinity groups, in the families that they have frontends of.
     pub(crate) fn affinity_groups(&self) -> BTreeSet<(Family, u32)> {
         let frontends = self.intents.values().flat_map(|intent| &intent.frontends);

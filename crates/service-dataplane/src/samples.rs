@@ -152,6 +152,7 @@ pub(crate) fn update() -> impl Strategy<Value = Update> {
                 created,
                 frontends,
                 load_balancer_ips: Vec::new(),
+                relays: Default::default(),
                 reset_removed: false,
                 health_check: None,
             })

@@ -7,6 +7,7 @@
 //! Invariant: after any call that returns `Ok`, the backend holds exactly [`Dataplane::desired`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use nft::{
     Backend, CommitError, Element, Family, Generation, Operation, TableContents, Transaction,
@@ -124,6 +125,9 @@ impl<B: Backend> Dataplane<B> {
         updates: Vec<Update>,
     ) -> Result<SyncOutcome, SyncError> {
         let mut base = Transaction::new();
+        let known = &self.facts.node_addresses;
+        let mut addresses = facts.node_addresses.iter();
+        let gains_address = addresses.any(|address| known.binary_search(address).is_err());
         if facts != self.facts {
             for family in Family::ALL {
                 let before = layout::base(family, &self.facts);
@@ -133,7 +137,25 @@ impl<B: Backend> Dataplane<B> {
             }
             self.facts = facts;
         }
-        self.write(base, updates)
+        let written = self.write(base, updates);
+        if !gains_address {
+            return written;
+        }
+        // Flows to the new address may have begun before the rules knew it. The checks of changed frontends come later, so
+        // they replace these.
+        let mut checks = self.ledger.node_port_checks();
+        match written {
+            Ok(mut outcome) => {
+                checks.append(&mut outcome.flows);
+                outcome.flows = checks;
+                Ok(outcome)
+            }
+            Err(error) => {
+                checks.append(&mut self.flows);
+                self.flows = checks;
+                Err(error)
+            }
+        }
     }
 
     /// Applies one update for each Service of a batch.
@@ -192,6 +214,17 @@ impl<B: Backend> Dataplane<B> {
         Ok(outcome)
     }
 
+    /// The addresses that serve node ports by the tables that an earlier process left.
+    pub fn adopted_node_addresses(&mut self) -> Result<Vec<IpAddr>, CommitError> {
+        let set = layout::SetId::NodeAddresses.name();
+        let mut addresses = Vec::new();
+        for family in Family::ALL {
+            let elements = self.backend.dynamic_elements(family, &set)?.into_iter();
+            addresses.extend(elements.filter_map(|element| element.key.address_at(0, family)));
+        }
+        Ok(addresses)
+    }
+
     /// Whether a foreign change that made this generation has been read, and so is repaired.
     pub fn has_read(&self, generation: Generation) -> bool {
         self.read_at.is_some_and(|at| at.is_since(generation))
@@ -199,6 +232,10 @@ impl<B: Backend> Dataplane<B> {
 
     fn reconcile(&mut self, outcome: &mut SyncOutcome) -> Result<(), CommitError> {
         self.synced = false;
+        // First of all: it fails at once while another process owns the tables, and planning all of them takes long.
+        for family in Family::ALL {
+            self.backend.adopt(family)?;
+        }
         let read_at = self.backend.generation()?;
         let mut transaction = Transaction::new();
         for wanted in self.ledger.contents(&self.facts) {
@@ -354,7 +391,7 @@ fn is_refusal(error: &CommitError) -> bool {
                 | Errno::EINTR
                 | Errno::EMSGSIZE
         ),
-        CommitError::Netlink(_) => false,
+        CommitError::Owned(_) | CommitError::Netlink(_) => false,
     }
 }
 

@@ -94,15 +94,27 @@ impl Index {
         std::mem::take(&mut self.dirty).into_iter().collect()
     }
 
-    /// When the changes of slices happened that came since the last call, as far as their annotations say.
-    pub fn take_triggers(&mut self) -> Vec<(Family, SystemTime)> {
-        let triggers = std::mem::take(&mut self.triggers).into_iter();
-        triggers.map(|(_, family, at)| (family, at)).collect()
+    /// The same for those Services that are due; the others stay dirty.
+    pub fn take_dirty_if(
+        &mut self,
+        mut is_due: impl FnMut(&ObjectName) -> bool,
+    ) -> Vec<ObjectName> {
+        self.dirty.extract_if(.., |name| is_due(name)).collect()
     }
 
-    /// Whether any Service is dirty.
-    pub fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty()
+    /// When the changes of slices happened that came since the last call, as far as their annotations say. Those of
+    /// Services that are dirty are left for a later call.
+    pub fn take_triggers(&mut self) -> Vec<(Family, SystemTime)> {
+        let dirty = &self.dirty;
+        let taken = self
+            .triggers
+            .extract_if(.., |(of, _, _)| !dirty.contains(of));
+        taken.map(|(_, family, at)| (family, at)).collect()
+    }
+
+    /// The Services that are dirty.
+    pub fn dirty_services(&self) -> &BTreeSet<ObjectName> {
+        &self.dirty
     }
 
     /// Number of Services.
@@ -150,18 +162,24 @@ impl Index {
         found
     }
 
-    /// The external frontends that Services request at `addresses`.
-    pub fn external_sockets(&self, addresses: &[IpAddr]) -> BTreeSet<(Protocol, SocketAddr)> {
-        let mut sockets = BTreeSet::new();
+    /// The external frontends that Services request at `addresses`, and whether an endpoint of the Service is just there:
+    /// a pod in the network namespace of the node, as ingress controllers have them.
+    pub fn external_sockets(&self, addresses: &[IpAddr]) -> BTreeMap<(Protocol, SocketAddr), bool> {
+        let mut sockets = BTreeMap::new();
         let least = ObjectName::new("", "");
         for address in addresses {
             let from = self.external.range((*address, least.clone())..);
             let here = from.take_while(|(there, _)| there == address);
-            for (service, _) in here.filter_map(|(_, name)| self.programmed(name)) {
-                let ports = service.ports.iter();
-                sockets.extend(
-                    ports.map(|port| (port.protocol, SocketAddr::new(*address, port.port))),
-                );
+            for (service, slices) in here.filter_map(|(_, name)| self.programmed(name)) {
+                for port in &service.ports {
+                    let socket = SocketAddr::new(*address, port.port);
+                    let has_endpoint = slices.iter().any(|slice| {
+                        let mut ports = slice.ports.iter();
+                        ports.any(|at| at.protocol == port.protocol && at.port == port.port)
+                            && slice.endpoints.iter().any(|e| e.address == *address)
+                    });
+                    *sockets.entry((port.protocol, socket)).or_insert(false) |= has_endpoint;
+                }
             }
         }
         sockets

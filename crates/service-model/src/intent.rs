@@ -1,7 +1,7 @@
 //! What a Service needs on this node, in no firewall's terms.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -20,6 +20,9 @@ pub struct ServiceIntent {
     /// External addresses that a load balancer gave to the Service (`status.loadBalancer`): its claim to them comes
     /// before those of Services that merely list them in `spec.externalIPs`, which any tenant can.
     pub load_balancer_ips: Vec<IpAddr>,
+    /// Node ports whose traffic from this node itself is treated as that to a frontend on a cluster IP, and that frontend:
+    /// a relay connects there, so that rules select the endpoint.
+    pub relays: BTreeMap<(Family, Protocol, u16), SocketAddr>,
     /// TCP connections to an endpoint that goes away are reset.
     pub reset_removed: bool,
     /// The health check node port and its answer.

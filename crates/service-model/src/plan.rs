@@ -13,7 +13,8 @@ mod external;
 mod tests;
 
 use std::borrow::Borrow;
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::facts::NodeFacts;
@@ -44,6 +45,7 @@ pub struct Plan {
 pub fn plan(service: &Service, slices: &[impl Borrow<EndpointSlice>], facts: &NodeFacts) -> Plan {
     let mut ignored = endpoints::circular(service, slices);
     let mut frontends = Vec::new();
+    let mut relays = BTreeMap::new();
     for family in Family::ALL {
         let of_family = |a: &&IpAddr| Family::of(**a) == family;
         let Some(cluster_ip) = service.cluster_ips.iter().find(of_family) else {
@@ -64,6 +66,10 @@ pub fn plan(service: &Service, slices: &[impl Borrow<EndpointSlice>], facts: &No
             }
             if let Some(node_port) = port.node_port {
                 let at = FrontendAddress::NodePort(family);
+                if service.internal_policy == TrafficPolicy::Cluster {
+                    let target = SocketAddr::new(*cluster_ip, port.port);
+                    relays.insert((family, port.protocol, node_port), target);
+                }
                 frontends.push(Frontend {
                     port: node_port,
                     ..external_frontend(service, port, at, &backends, &internal)
@@ -80,6 +86,7 @@ pub fn plan(service: &Service, slices: &[impl Borrow<EndpointSlice>], facts: &No
         created: service.created,
         frontends,
         load_balancer_ips: service.load_balancer_ips.clone(),
+        relays,
         reset_removed: service.options.reset_removed,
         health_check: endpoints::health_check(service, slices, facts),
     };

@@ -48,6 +48,7 @@ fn check(
     let check = FlowCheck {
         claim: claim(address, protocol),
         serving: serving.map(backends),
+        allowed_sources: None,
         reset,
     };
     let mut checks = FlowChecks::default();
@@ -75,7 +76,11 @@ fn only_changes_that_can_leave_flows_behind_are_checked() {
         FlowCheck::of_change(claim, old.as_ref(), new.as_ref(), false).map(|check| check.serving)
     };
     assert_eq!(check(Some(&[1, 2]), Some(&[1, 2])), None);
-    assert_eq!(check(Some(&[1, 2]), Some(&[1, 2, 3])), None);
+    // A scale-up heals flows that are not translated, whatever left them so.
+    assert_eq!(
+        check(Some(&[1]), Some(&[1, 2])),
+        Some(Some(backends(&[1, 2])))
+    );
     assert_eq!(check(Some(&[1, 2]), Some(&[2])), Some(Some(backends(&[2]))));
     assert_eq!(check(Some(&[1]), Some(&[])), Some(Some(backends(&[]))));
     assert_eq!(check(None, Some(&[1])), Some(Some(backends(&[1]))));
@@ -159,6 +164,49 @@ fn node_ports_are_those_of_the_nodes_own_addresses() {
 }
 
 #[test]
+fn narrowed_source_ranges_end_flows_of_excluded_clients() {
+    let ranges = |list: &[&str]| -> Option<Arc<[IpNet]>> {
+        Some(list.iter().map(|range| range.parse().unwrap()).collect())
+    };
+    let ranged = |allowed_sources| Frontend {
+        allowed_sources,
+        ..frontend(&[1])
+    };
+    let claim = claim(CLUSTER_IP, Protocol::Udp);
+    let change = |old, new| {
+        let (old, new) = (ranged(old), ranged(new));
+        FlowCheck::of_change(claim, Some(&old), Some(&new), false)
+    };
+    let (wide, narrow) = (
+        ranges(&["10.0.0.0/8"]),
+        ranges(&["10.1.0.0/16", "10.2.0.0/16"]),
+    );
+    assert_eq!(change(wide.clone(), None), None);
+    assert_eq!(change(wide.clone(), wide.clone()), None);
+    for (old, new) in [(None, &wide), (wide.clone(), &narrow)] {
+        assert!(change(old, new.clone()).is_some());
+    }
+    let stale = |allowed_sources, protocol, answered| {
+        let check = FlowCheck {
+            claim: Claim { protocol, ..claim },
+            allowed_sources,
+            ..FlowCheck::of(claim, Some(&frontend(&[1])))
+        };
+        let mut checks = FlowChecks::default();
+        checks.add(vec![check], [].into());
+        checks.is_stale(&flow(protocol, VIP, Some(1), answered))
+    };
+    for answered in [false, true] {
+        assert!(!stale(None, Protocol::Udp, answered));
+        assert!(!stale(wide.clone(), Protocol::Udp, answered));
+        assert!(stale(narrow.clone(), Protocol::Udp, answered));
+        assert!(stale(ranges(&[]), Protocol::Udp, answered));
+        // Established connections go on, as with kube-proxy.
+        assert_eq!(stale(narrow.clone(), Protocol::Tcp, answered), !answered);
+    }
+}
+
+#[test]
 fn every_stale_flow_passes_one_of_the_filters() {
     let address = |n: u8| match n % 3 {
         0 => FrontendAddress::NodePort(Family::Ip),
@@ -172,6 +220,7 @@ fn every_stale_flow_passes_one_of_the_filters() {
             let check = FlowCheck {
                 claim: claim(address(n), protocol),
                 serving: Some(backends(&[1])),
+                allowed_sources: None,
                 reset: n % 2 == 0,
             };
             checks.add(vec![check], [IpAddr::from(NODE)].into());
@@ -199,6 +248,7 @@ fn many_frontends_take_one_filter_of_each_kind() {
         let check = |protocol| FlowCheck {
             claim: claim(FrontendAddress::ClusterIp([10, 96, 0, n].into()), protocol),
             serving: None,
+            allowed_sources: None,
             reset: false,
         };
         let both = vec![check(Protocol::Tcp), check(Protocol::Udp)];
@@ -250,6 +300,7 @@ fn update(serving: &[u8]) -> crate::Update {
         created: None,
         frontends: vec![frontend(serving)],
         load_balancer_ips: Vec::new(),
+        relays: Default::default(),
         reset_removed: true,
         health_check: None,
     }
@@ -266,9 +317,13 @@ fn checks_come_with_the_commit_they_belong_to() {
     };
     let first = dataplane.commit(vec![update(&[1, 2])]).unwrap();
     assert_eq!(claims(first.flows), [(Some(backends(&[1, 2])), true)]);
-    // Nothing has gone.
+    // UDP: also a scale-up heals what is wrong.
     let more = dataplane.commit(vec![update(&[1, 2, 3])]).unwrap();
-    assert_eq!(more.flows, []);
+    assert_eq!(claims(more.flows), [(Some(backends(&[1, 2, 3])), true)]);
+    assert_eq!(
+        dataplane.commit(vec![update(&[1, 2, 3])]).unwrap().flows,
+        []
+    );
     let fewer = dataplane.commit(vec![update(&[3])]).unwrap();
     assert_eq!(claims(fewer.flows), [(Some(backends(&[3])), true)]);
     let removal = crate::Update {

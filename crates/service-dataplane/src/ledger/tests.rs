@@ -93,6 +93,7 @@ fn intent(n: u8, created: Option<i64>, endpoints: u8) -> Update {
         created,
         frontends: vec![frontend],
         load_balancer_ips: Vec::new(),
+        relays: Default::default(),
         reset_removed: false,
         health_check: None,
     }
@@ -165,6 +166,7 @@ fn at(n: u8, address: FrontendAddress, group: Option<u32>) -> Update {
         created: Some(n.into()),
         frontends: vec![frontend],
         load_balancer_ips: Vec::new(),
+        relays: Default::default(),
         reset_removed: false,
         health_check: None,
     }

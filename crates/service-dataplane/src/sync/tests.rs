@@ -75,10 +75,32 @@ fn service(n: u8) -> Update {
         created: None,
         frontends: vec![frontend],
         load_balancer_ips: Vec::new(),
+        relays: Default::default(),
         reset_removed: false,
         health_check: None,
     }
     .into()
+}
+
+#[test]
+fn a_node_address_that_comes_has_flows_to_node_ports_checked() {
+    let mut update = service(1);
+    let of_node_port = |update: &mut Update| {
+        let intent = Arc::make_mut(update.intent.as_mut().unwrap());
+        intent.frontends[0].address = FrontendAddress::NodePort(Family::Ip);
+    };
+    of_node_port(&mut update);
+    let mut dataplane = Dataplane::new(Fake::new(), facts());
+    dataplane.commit(vec![update, service(2)]).unwrap();
+    let mut more = facts();
+    more.node_addresses.push([203, 0, 113, 1].into());
+    more.node_addresses.sort_unstable();
+    let checked = dataplane.refresh(more, Vec::new()).unwrap().flows;
+    let claims: Vec<_> = checked.iter().map(|check| check.claim.address).collect();
+    assert_eq!(claims, [FrontendAddress::NodePort(Family::Ip)]);
+    assert!(checked.iter().all(|check| check.serving.is_some()));
+    // An address that goes leaves no flow that rules would translate.
+    assert_eq!(dataplane.refresh(facts(), Vec::new()).unwrap().flows, []);
 }
 
 /// A fake that refuses whatever leads to this Service's endpoint.
@@ -291,4 +313,150 @@ fn stale_entries_stay_when_their_endpoint_is_back() {
             .unwrap(),
         [learned(2, 2)]
     );
+}
+
+/// Fails the call of this number, and counts calls.
+struct Flaky {
+    inner: Fake,
+    calls: usize,
+    fail: Box<dyn FnMut(usize) -> Option<Errno> + Send>,
+}
+
+impl Flaky {
+    fn call(&mut self) -> Result<&mut Fake, CommitError> {
+        self.calls += 1;
+        if let Some(errno) = (self.fail)(self.calls) {
+            // The fake makes the error of a socket.
+            self.inner.fail_next(errno);
+            let mut unsent = Transaction::new();
+            unsent.push(Family::Ip, Operation::DeleteTable);
+            self.inner.commit(&unsent)?;
+        }
+        Ok(&mut self.inner)
+    }
+}
+
+impl Backend for Flaky {
+    fn commit(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
+        self.call()?.commit(transaction)
+    }
+
+    fn generation(&mut self) -> Result<Generation, CommitError> {
+        self.call()?.generation()
+    }
+
+    fn list(&mut self, family: Family) -> Result<Option<TableContents>, CommitError> {
+        self.call()?.list(family)
+    }
+
+    fn dynamic_elements(
+        &mut self,
+        family: Family,
+        map: &nft::Name,
+    ) -> Result<Vec<Element>, CommitError> {
+        self.call()?.dynamic_elements(family, map)
+    }
+
+    fn adopt(&mut self, family: Family) -> Result<nft::Adoption, CommitError> {
+        self.call()?.adopt(family)
+    }
+}
+
+const ERRNOS: [Errno; 12] = [
+    Errno::EINTR,
+    Errno::EAGAIN,
+    Errno::ENOBUFS,
+    Errno::ENOMEM,
+    Errno::EBUSY,
+    Errno::EEXIST,
+    Errno::ENOENT,
+    Errno::EPERM,
+    Errno::ENOSPC,
+    Errno::EMSGSIZE,
+    Errno::EOPNOTSUPP,
+    Errno::EINVAL,
+];
+
+/// Commits changes and new facts while calls fail, and repairs after each failure.
+fn live_through(fail: Box<dyn FnMut(usize) -> Option<Errno> + Send>) -> (Dataplane<Flaky>, bool) {
+    let flaky = Flaky {
+        inner: Fake::new(),
+        calls: 0,
+        fail,
+    };
+    let mut dataplane = Dataplane::new(flaky, facts());
+    let mut was_full = false;
+    let mut settle = |dataplane: &mut Dataplane<Flaky>, result: Result<SyncOutcome, SyncError>| {
+        let mut outcome = result;
+        for _ in 0..200 {
+            let full = dataplane.backend().inner.contents(Family::Ip).is_some();
+            assert!(full || !was_full, "the table is gone");
+            was_full |= full;
+            match outcome {
+                Ok(outcome) => return outcome.quarantined.is_empty(),
+                Err(_) => outcome = dataplane.repair(),
+            }
+        }
+        panic!("it never succeeds");
+    };
+    let mut good = true;
+    let result = dataplane.commit(vec![service(1), service(2)]);
+    good &= settle(&mut dataplane, result);
+    let result = dataplane.commit(vec![service(3)]);
+    good &= settle(&mut dataplane, result);
+    let result = dataplane.refresh(other_facts(), vec![service(4)]);
+    good &= settle(&mut dataplane, result);
+    dataplane
+        .backend_mut()
+        .inner
+        .change_as_foreign(Family::Ip6, |contents| *contents = None);
+    let result = dataplane.repair();
+    good &= settle(&mut dataplane, result);
+    let gone = Update {
+        service: name(1),
+        intent: None,
+    };
+    let result = dataplane.commit(vec![gone]);
+    good &= settle(&mut dataplane, result);
+    (dataplane, good)
+}
+
+fn as_planned(dataplane: &Dataplane<Flaky>) -> bool {
+    let wanted = dataplane.desired().map(Some);
+    let found = Family::ALL.map(|family| dataplane.backend().inner.contents(family));
+    let left = (2..=4).map(|n| (*service(n).intent.unwrap()).clone());
+    wanted == found && dataplane.desired() == crate::contents(&other_facts(), left)
+}
+
+#[test]
+fn every_errno_at_every_step_converges_without_an_empty_table() {
+    let (dataplane, good) = live_through(Box::new(|_| None));
+    assert!(good && as_planned(&dataplane));
+    let calls = dataplane.backend().calls;
+    assert!(calls > 20, "{calls} calls");
+    for errno in ERRNOS {
+        for at in 1..=calls {
+            let (dataplane, good) = live_through(Box::new(move |n| (n == at).then_some(errno)));
+            assert!(good && as_planned(&dataplane), "{errno} at call {at}");
+        }
+    }
+}
+
+#[test]
+fn a_fifth_of_all_calls_failing_loses_nothing() {
+    for seed in 0..200 {
+        let mut state: u64 = seed;
+        let fail = move |_| {
+            // Knuth's constants; the upper bits are random enough.
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let number = (state >> 33) as usize;
+            number
+                .is_multiple_of(5)
+                .then(|| ERRNOS[number / 5 % ERRNOS.len()])
+        };
+        let (dataplane, good) = live_through(Box::new(fail));
+        assert!(good && as_planned(&dataplane), "seed {seed}");
+    }
 }

@@ -50,7 +50,7 @@ fn requested_sockets_follow_the_services() {
         let sockets = index.external_sockets(&[address]);
         let shown = sockets
             .iter()
-            .map(|(protocol, socket)| format!("{socket}/{protocol}"));
+            .map(|((protocol, socket), _)| format!("{socket}/{protocol}"));
         shown.collect::<Vec<_>>()
     };
     let mut first = service("shop/a", "10.96.0.1", "http/80/TCP dns/53/UDP");

@@ -11,6 +11,9 @@ use crate::objects::{Family, Invalid, ObjectKind, Protocol, Service, ServicePort
 const EXTERNAL_IPS: &str = "spec.externalIPs";
 const LOAD_BALANCER_IPS: &str = "status.loadBalancer.ingress";
 
+/// Refused addresses of a Service that are named one by one: an edit of thousands must not fill the log of every node.
+const NAMED: usize = 8;
+
 /// The clients that may use a frontend; `None` is everyone.
 type AllowedSources = Option<Arc<[IpNet]>>;
 
@@ -35,12 +38,18 @@ impl ExternalAddresses {
             .filter(|address| !service.cluster_ips.contains(address))
             .map(|address| (LOAD_BALANCER_IPS, *address, allowed_sources.clone()))
             .collect();
+        let mut refused = Vec::new();
         for address in service.external_ips.iter().filter(of_family) {
             match external_ip_refusal(*address, service, facts) {
                 None => addresses.push((EXTERNAL_IPS, *address, None)),
-                Some(reason) => ignored.push(invalid(service, EXTERNAL_IPS, reason)),
+                Some(reason) => refused.push(reason),
             }
         }
+        let invalid = |reason| invalid(service, EXTERNAL_IPS, reason);
+        let more = refused.len().saturating_sub(NAMED);
+        refused.truncate(NAMED);
+        ignored.extend(refused.into_iter().map(invalid));
+        ignored.extend((more > 0).then(|| invalid(format!("{more} more addresses are ignored"))));
         ExternalAddresses { addresses }
     }
 
@@ -105,11 +114,17 @@ fn external_ip_refusal(address: IpAddr, service: &Service, facts: &NodeFacts) ->
     if service.cluster_ips.contains(&address) {
         return Some(format!("{address} is the cluster IP of the Service itself"));
     }
-    let allowed = facts.allowed_external_ips.as_ref();
-    let inside = |ranges: &Vec<IpNet>| ranges.iter().any(|range| range.contains(&address));
-    match allowed.is_none_or(inside) {
-        true => None,
-        false => Some(format!("{address} is not among the allowed external IPs")),
+    let inside = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&address));
+    match &facts.allowed_external_ips {
+        Some(allowed) if inside(allowed) => None,
+        Some(_) => Some(format!("{address} is not among the allowed external IPs")),
+        None if inside(&facts.local_sources) => Some(format!(
+            "{address} is in a range of pods; --allowed-external-ips can allow it"
+        )),
+        None if inside(&facts.service_cidrs) => Some(format!(
+            "{address} is in a range of cluster IPs; --allowed-external-ips can allow it"
+        )),
+        None => None,
     }
 }
 

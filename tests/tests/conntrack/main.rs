@@ -1,5 +1,8 @@
 //! Tracked flows after a change, with real packets: those that would go astray end, all others go on.
 
+mod held;
+mod rules;
+
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
