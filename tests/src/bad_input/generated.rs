@@ -155,12 +155,20 @@ pub fn files(stage: &Stage) -> Vec<Row> {
     let broken = format!("{more}---\na: [1\nb: }}\n");
     let cut = &more.as_bytes()[..more.len() - 4];
     vec![
-        one(
-            "a file that is no YAML after its good documents",
-            &broken,
-            &[lines + 3],
-        ),
-        row("a file that ends early", &[(file, cut)], &[&[file]]),
+        // The good documents count.
+        Row {
+            find: Find::Servers(3),
+            ..one(
+                "a file that is no YAML after its good documents",
+                &broken,
+                &[lines + 3],
+            )
+        },
+        // What breaks off is the slice of the other family.
+        Row {
+            find: Find::Servers(3),
+            ..row("a file that ends early", &[(file, cut)], &[&[file]])
+        },
         row(
             "a file that is no text",
             &[(file, b"kind: \xff\xfe planted")],
@@ -189,6 +197,9 @@ pub fn files(stage: &Stage) -> Vec<Row> {
             &[(file, good.as_bytes()), ("w.yaml", more.as_bytes())],
             &[&["w.yaml", "1", "default/victim", "metadata.name"]],
         ),
-        one("a key that occurs twice", &doubled, &[lines + 4]),
+        Row {
+            find: Find::Servers(3),
+            ..one("a key that occurs twice", &doubled, &[lines + 4])
+        },
     ]
 }

@@ -1,9 +1,10 @@
 //! The contents of files as their documents: what is unchanged is kept, and what is new is parsed on all processors.
 //!
 //! An edit of one object in a file of thousands costs the reading of the file and the parsing of one document. Leaves the
-//! meaning of a document to `document`. Invariant: contents are a function of the file's text, whatever was there before.
+//! meaning of a document to `document`. Invariant: contents are a function of the file's text, whatever was there before, unless
+//! a document cannot be parsed: then objects stay that were there before and are missing, since that document may hold them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use service_model::wire::ConversionContext;
 
-use super::document::{self, Fault, Found, Parsed, Remark};
+use super::document::{self, Fault, Found, Key, Parsed, Remark};
 use crate::Problem;
 
 /// Documents that a thread takes at a time; fewer are not worth another thread.
@@ -52,6 +53,14 @@ struct Digest {
     hash: u64,
     length: usize,
 }
+
+/// What stays of documents that are gone, while another document cannot be parsed. No text has this digest.
+const STAYING: Digest = Digest {
+    hash: 0,
+    length: usize::MAX,
+};
+/// Documents of a file that are named because they are not objects or cannot be parsed.
+const NAMED: usize = 20;
 
 /// The contents of a file: its documents, in order.
 #[derive(Debug, Default)]
@@ -104,9 +113,9 @@ impl Contents {
         })
     }
 
-    /// Documents that are not objects: the line and the reason.
+    /// Documents that are not objects or cannot be parsed: the line and the reason.
     pub(super) fn strays(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.remarks(|parsed| &parsed.strays)
+        self.remarks(|parsed| &parsed.strays).take(NAMED)
     }
 
     /// Kinds that are ignored, with a line of each document that has them.
@@ -121,7 +130,7 @@ impl Contents {
         })
     }
 
-    /// Replaces the contents, and keeps the documents that the draft does not have.
+    /// Replaces the contents, and keeps what was parsed of documents that the draft does not have.
     pub(super) fn apply(&mut self, draft: Draft) {
         let mut kept: HashMap<Digest, Vec<Parsed>> = HashMap::new();
         for document in self.0.drain(..) {
@@ -141,6 +150,27 @@ impl Contents {
             },
         });
         self.0.extend(documents);
+        if self.0.iter().any(|document| document.parsed.is_broken) {
+            let gone = kept.into_values().flatten();
+            self.keep(gone.flat_map(|parsed| parsed.objects).collect());
+        }
+    }
+
+    /// Keeps those of the objects that are missing.
+    fn keep(&mut self, earlier: Vec<Found>) {
+        let here: HashSet<&Key> = self.objects().map(|placed| &placed.found.key).collect();
+        let missing = earlier
+            .into_iter()
+            .filter(|found| !here.contains(&found.key));
+        let objects = missing.collect();
+        self.0.push(Document {
+            digest: STAYING,
+            before: 0,
+            parsed: Parsed {
+                objects,
+                ..Parsed::default()
+            },
+        });
     }
 }
 
@@ -163,8 +193,8 @@ pub(super) struct Text<'a> {
     pub(super) known: &'a Contents,
 }
 
-/// Parses the texts of files. The error of a file is at the first line at which it stops being YAML.
-pub(super) fn read(texts: &[Text<'_>], rules: &Rules) -> Vec<Result<Draft, Remark>> {
+/// Parses the texts of files.
+pub(super) fn read(texts: &[Text<'_>], rules: &Rules) -> Vec<Draft> {
     let mut drafts = Vec::new();
     let mut jobs: Vec<&str> = Vec::new();
     for Text { text, known } in texts {
@@ -188,32 +218,22 @@ pub(super) fn read(texts: &[Text<'_>], rules: &Rules) -> Vec<Result<Draft, Remar
     }
     let mut parsed = parse_all(&jobs, rules).into_iter();
     let mut draft = |documents: Vec<(Digest, usize, bool)>| {
-        let mut news = Vec::new();
-        let mut error = None;
-        for (digest, before, is_known) in documents {
-            let parsed = match (!is_known).then(|| parsed.next()).flatten() {
-                None => None,
-                Some(Ok(parsed)) => Some(parsed),
-                Some(Err(Remark { line, reason })) => {
-                    let line = before + line;
-                    error.get_or_insert(Remark { line, reason });
-                    None
-                }
-            };
-            news.push(New {
-                digest,
-                before,
-                parsed,
-            });
-        }
-        error.map_or(Ok(Draft(news)), Err)
+        let news = documents.into_iter().map(|(digest, before, is_known)| New {
+            digest,
+            before,
+            parsed: (!is_known).then(|| parsed.next()).flatten(),
+        });
+        Draft(news.collect())
     };
     drafts.into_iter().map(&mut draft).collect()
 }
 
 /// Parses documents on several threads, if there are many.
-fn parse_all(documents: &[&str], rules: &Rules) -> Vec<Result<Parsed, Remark>> {
-    let parse = |document: &&str| document::read(document, &rules.node_ports, &rules.context);
+fn parse_all(documents: &[&str], rules: &Rules) -> Vec<Parsed> {
+    let parse = |document: &&str| {
+        let parsed = document::read(document, &rules.node_ports, &rules.context);
+        parsed.unwrap_or_else(Parsed::broken)
+    };
     if documents.len() < 2 * PORTION {
         return documents.iter().map(parse).collect();
     }
@@ -262,7 +282,9 @@ fn documents(text: &str) -> impl Iterator<Item = (usize, &str)> {
                 let after = here.as_bytes().get(at + 3);
                 !has_directives && after.is_none_or(u8::is_ascii_whitespace)
             });
-        let (document, left) = end.map_or((here, None), |end| (&here[..end], Some(&here[end..])));
+        let (document, left) = end
+            .and_then(|end| here.split_at_checked(end))
+            .map_or((here, None), |(document, left)| (document, Some(left)));
         let before = lines;
         lines += document.bytes().filter(|byte| *byte == b'\n').count();
         rest = left;
@@ -282,7 +304,7 @@ mod tests {
     /// Reads a text over these contents. Returns how many documents were parsed.
     fn edit(contents: &mut Contents, text: &str, rules: &Rules) -> Result<usize, Remark> {
         let known = &*contents;
-        let draft = read(&[Text { text, known }], rules).remove(0)?;
+        let draft = read(&[Text { text, known }], rules).remove(0);
         let parsed = draft.0.iter().filter(|new| new.parsed.is_some()).count();
         contents.apply(draft);
         Ok(parsed)
@@ -329,18 +351,31 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_stops_being_yaml_keeps_its_contents() {
+    fn a_broken_document_keeps_objects_that_are_missing() {
         let (rules, mut contents) = (rules(), Contents::default());
-        let good = service("web", "10.96.0.1", 80);
-        let lines_of_good = good.lines().count();
-        assert_eq!(edit(&mut contents, &good, &rules), Ok(1));
-        let broken = good.clone() + "---\na: [\n---\nb: ]\n";
-        let error = edit(&mut contents, &broken, &rules).unwrap_err();
-        assert!(
-            (lines_of_good + 2..=lines_of_good + 3).contains(&error.line),
-            "{error:?}"
+        let (web, other) = (
+            service("web", "10.96.0.1", 80) + "---\n",
+            service("other", "10.96.0.2", 80),
         );
-        assert_eq!(lines(&contents).len(), 1);
-        assert_eq!(edit(&mut contents, &good, &rules), Ok(0));
+        let names = |contents: &Contents| -> Vec<String> {
+            let names = lines(contents).into_iter();
+            names.map(|(name, _)| name.to_string()).collect()
+        };
+        edit(&mut contents, &(web.clone() + &other), &rules).unwrap();
+        let before = names(&contents);
+        let broken = web.clone() + "a: [\n";
+        // As long as it is broken, and whatever else is edited.
+        for text in [
+            broken.clone(),
+            broken.clone(),
+            "# edited\n".to_owned() + &broken,
+        ] {
+            edit(&mut contents, &text, &rules).unwrap();
+            assert_eq!(names(&contents), before);
+            let strays: Vec<_> = contents.strays().collect();
+            assert!(matches!(strays.as_slice(), [(_, text)] if text.contains("cannot be parsed")));
+        }
+        edit(&mut contents, &web, &rules).unwrap();
+        assert_eq!(names(&contents).len(), 1);
     }
 }

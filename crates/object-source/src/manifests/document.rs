@@ -48,6 +48,19 @@ pub(super) struct Parsed {
     pub(super) strays: Vec<Remark>,
     /// Kinds that are ignored, each at its first line.
     pub(super) ignored: Vec<Remark>,
+    /// The document cannot be parsed, so it is not known which objects it should hold.
+    pub(super) is_broken: bool,
+}
+
+impl Parsed {
+    /// A document that cannot be parsed.
+    pub(super) fn broken(Remark { line, reason }: Remark) -> Self {
+        Parsed {
+            strays: vec![Remark::new(line, format!("cannot be parsed: {reason}"))],
+            is_broken: true,
+            ..Parsed::default()
+        }
+    }
 }
 
 /// A remark about a line.

@@ -1,7 +1,7 @@
 //! The files of a folder as they were last readable: reads files, and leaves their meaning to `contents`.
 //!
 //! A file is read after a notification that it was written, and when it differs from what was read before, but not while it
-//! is known to be written. A file that cannot be read or is not YAML keeps its last good contents. A difference without a
+//! is known to be written. A file that cannot be read keeps its last good contents. A difference without a
 //! notification must last for [`GRACE`]: some editors move the old file aside before they write the new one, and the
 //! notification that a write has begun may arrive after the poll that finds half a file.
 
@@ -17,7 +17,6 @@ use service_model::wire::ConversionContext;
 
 use super::ManifestsConfig;
 use super::contents::{self, Contents, Rules, Text};
-use super::document::Remark;
 use crate::Problem;
 
 /// A file larger than this is refused: 100,000 endpoints take about 15 MB.
@@ -266,20 +265,11 @@ impl Folder {
             let path = self.dir.join(&name);
             let file = self.files.entry(name).or_default();
             file.seen = Some(seen);
-            file.problem = match draft {
-                Ok(draft) => {
-                    let ignored = file.contents.ignored();
-                    let before: BTreeSet<String> =
-                        ignored.map(|(_, kind)| kind.to_owned()).collect();
-                    file.contents.apply(draft);
-                    warn_of_ignored(&path, &file.contents, before);
-                    None
-                }
-                Err(Remark { line, reason }) => {
-                    let reason = format!("cannot be parsed: {reason}");
-                    Some(Problem::File { path, line, reason })
-                }
-            };
+            file.problem = None;
+            let ignored = file.contents.ignored();
+            let before: BTreeSet<String> = ignored.map(|(_, kind)| kind.to_owned()).collect();
+            file.contents.apply(draft);
+            warn_of_ignored(&path, &file.contents, before);
         }
     }
 }

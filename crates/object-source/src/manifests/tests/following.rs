@@ -267,13 +267,21 @@ async fn an_invalid_object_keeps_its_last_version_and_others_change() {
 }
 
 #[tokio::test]
-async fn a_file_with_a_syntax_error_keeps_its_objects() {
+async fn a_document_that_does_not_parse_leaves_the_rest_in_force() {
     let dir = TempDir::new().unwrap();
     let (a, b) = (dir.path().join("a.yaml"), dir.path().join("b.yaml"));
-    fs::write(&a, service("a", "10.96.0.1", 1)).unwrap();
+    // Also at the first reading, when there is no earlier version.
+    let broken = "---\na: b\nc: [\n---\n";
+    let (one, two) = (service("a", "10.96.0.1", 1), service("a2", "10.96.0.3", 1));
+    fs::write(&a, one + broken + &two).unwrap();
     fs::write(&b, service("b", "10.96.0.2", 1)).unwrap();
     let mut follower = Follower::ready(dir.path()).await;
-    fs::write(&a, service("a", "10.96.0.1", 2) + "---\na: b\nc: [\n").unwrap();
+    assert_eq!(
+        (follower.port("a"), follower.port("a2")),
+        (Some(1), Some(1))
+    );
+    // The second Service may be what the broken document was to be.
+    fs::write(&a, service("a", "10.96.0.1", 2) + broken).unwrap();
     fs::write(&b, service("b", "10.96.0.2", 2)).unwrap();
     follower
         .until("the other file", |f| f.port("b") == Some(2))
@@ -281,7 +289,10 @@ async fn a_file_with_a_syntax_error_keeps_its_objects() {
     follower
         .until("the problem", |f| !f.problems.is_empty())
         .await;
-    assert_eq!(follower.port("a"), Some(1));
+    follower
+        .until("the rest of the file", |f| f.port("a") == Some(2))
+        .await;
+    assert_eq!(follower.port("a2"), Some(1));
     let Problem::File { path, line, .. } = &follower.problems["a.yaml"][0] else {
         panic!("{:?}", follower.problems);
     };
@@ -294,6 +305,7 @@ async fn a_file_with_a_syntax_error_keeps_its_objects() {
     follower
         .until("the problem is over", |f| f.problems.is_empty())
         .await;
+    assert_eq!(follower.port("a2"), None, "it is deleted for good");
 }
 
 #[tokio::test]
