@@ -3,6 +3,8 @@
 //! [`Conntrack`] finds and deletes entries; [`ForeignRuleset`] reads and removes what other programs have in the
 //! ruleset. Which entries and chains those are is the caller's decision. Our own tables are [`nft`]'s.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 mod conntrack;
 mod foreign;
 #[cfg(test)]

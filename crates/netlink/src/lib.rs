@@ -23,6 +23,8 @@
 //! # Ok::<(), netlink::Error>(())
 //! ```
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 mod attribute;
 mod connection;
 mod message;

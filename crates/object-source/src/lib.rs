@@ -6,6 +6,8 @@
 //!
 //! Two sources exist: a Kubernetes API server ([`api`]) and a folder of manifests ([`manifests`]).
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;

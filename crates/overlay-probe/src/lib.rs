@@ -5,6 +5,8 @@
 //! metrics, as an Event of the Node, and to `portolan doctor` on this node ([`doctor`]). A [`Measurement`] leads to a
 //! [`Verdict`]; both are values. Packets are carried whether or not this crate runs.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::panic::resume_unwind;

@@ -35,13 +35,18 @@ pub fn without_credentials(path: &Path) -> Result<String> {
         current_cluster(&kubeconfig).with_context(|| format!("{path:?} names no cluster"))?;
     let server = cluster.server.as_deref().unwrap_or_default();
     ensure!(!server.is_empty(), "{path:?} names no server");
-    let mut kept = json!({ "server": server });
-    if let Some(authority) = authority(cluster) {
-        kept["certificate-authority-data"] = authority;
-    }
-    if let Some(name) = &cluster.tls_server_name {
-        kept["tls-server-name"] = json!(name);
-    }
+    let fields = [
+        ("server", Some(json!(server))),
+        ("certificate-authority-data", authority(cluster)),
+        (
+            "tls-server-name",
+            cluster.tls_server_name.as_ref().map(|name| json!(name)),
+        ),
+    ];
+    let kept = fields
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let kept = Value::Object(kept.collect());
     let written = json!({
         "apiVersion": "v1",
         "kind": "Config",
