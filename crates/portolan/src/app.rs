@@ -23,7 +23,7 @@ use crate::config::{self, Configuration, Live, LiveNodeConfig};
 use crate::configz::Configz;
 use crate::control::{self, Control, Inputs, Reports};
 use crate::counters::Counters;
-use crate::events::Recorder;
+use crate::events::{Recorder, ServiceEvents};
 use crate::metrics::Metrics;
 use crate::observer::{Commit, Observer};
 use crate::overlay::probes::{self, ProbeReports};
@@ -152,6 +152,7 @@ async fn start_services(
         metrics: published.metrics.clone(),
         recorder: recorder.clone(),
     };
+    let service_events = ServiceEvents::new(recorder.clone());
     let reports = health_checks::Reports {
         status: published.status.clone(),
         metrics: published.metrics.clone(),
@@ -162,6 +163,7 @@ async fn start_services(
         Box::new(published.metrics.clone()),
         Box::new(published.metrics.no_local_endpoints()),
         Box::new(published.counters.clone()),
+        Box::new(service_events),
         Box::new(health_checks),
         Box::new(cleaner),
         Box::new(FirstSync(Some(first_sync))),

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use anyhow::Result;
-use nft::{Backend, Notice};
+use nft::{Backend, CommitError, Notice};
 use object_source::{Events, Problem, SourceEvent};
-use service_dataplane::{Claim, Dataplane, SyncError, SyncOutcome};
-use service_model::{Family, FrontendAddress, Invalid, NodeConfig, NodeFacts, ObjectKind};
+use service_dataplane::{Dataplane, SyncError, SyncOutcome};
+use service_model::{Family, NodeConfig, NodeFacts, ObjectKind, ObjectName};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -27,14 +27,17 @@ use crate::observer::{Commit, Observer};
 use crate::status::{Adopted, SharedStatus, Status};
 
 mod commit_log;
+mod flapping;
 mod pace;
 mod problem_log;
+mod remarks;
 mod repairs;
 mod view;
 
 use commit_log::{CommitLog, Logged};
+use flapping::Flapping;
 use pace::Pace;
-use problem_log::ProblemLog;
+use problem_log::{Allowance, ConflictLog, ProblemLog};
 use repairs::Repairs;
 pub(crate) use view::View;
 
@@ -119,8 +122,11 @@ pub struct Control<B> {
     dataplane: Dataplane<B>,
     pace: Pace,
     repairs: Repairs,
+    flapping: Flapping,
     problems: ProblemLog,
     commits: CommitLog,
+    conflicts: ConflictLog,
+    allowance: Allowance,
     reports: Reports,
     observers: Vec<Box<dyn Observer>>,
     listeners: Listeners,
@@ -137,6 +143,10 @@ pub struct Control<B> {
     synced: bool,
     /// The last commit failed, so the tables may differ from the ledger.
     failed: bool,
+    /// Another process owns the tables.
+    standby: bool,
+    /// No Node object has the name of this node, and the log says so.
+    lacks_node: bool,
     pending_since: Option<Instant>,
     synced_at: Option<SystemTime>,
     /// Tables of an earlier process.
@@ -161,8 +171,11 @@ impl<B: Backend> Control<B> {
             view,
             pace: Pace::default(),
             repairs: Repairs::default(),
+            flapping: Flapping::default(),
             problems: ProblemLog::default(),
             commits: CommitLog::default(),
+            conflicts: ConflictLog::default(),
+            allowance: Allowance::default(),
             reports,
             observers,
             listeners: Listeners::default(),
@@ -173,6 +186,8 @@ impl<B: Backend> Control<B> {
             config_changed: false,
             synced: false,
             failed: false,
+            standby: false,
+            lacks_node: false,
             pending_since: None,
             synced_at: None,
             adopted,
@@ -215,11 +230,15 @@ impl<B: Backend> Control<B> {
     }
 
     fn report(&mut self, problem: &Problem) {
-        if self.problems.is_new(problem) {
-            log(problem);
+        let is_new = self.problems.is_new(problem) && self.allowance.take(Instant::now());
+        if is_new {
+            remarks::log(problem);
         }
         for observer in &mut self.observers {
             observer.problem(problem);
+            if is_new {
+                observer.new_problem(problem);
+            }
         }
     }
 
@@ -243,7 +262,10 @@ impl<B: Backend> Control<B> {
     /// When the next turn is due, if no event comes before.
     fn wake(&self, now: Instant) -> Option<Instant> {
         let commit = self.wants_commit() && self.is_complete();
-        let commit = commit.then(|| self.pace.due(now).unwrap_or(now));
+        let commit = commit.then(|| {
+            let due = [self.pace.due(now), self.held_until(now)];
+            due.into_iter().flatten().max().unwrap_or(now)
+        });
         let times = [
             commit,
             self.repairs.due(now),
@@ -258,17 +280,33 @@ impl<B: Backend> Control<B> {
     }
 
     fn wants_commit(&self) -> bool {
-        !self.synced || self.failed || self.view.is_dirty() || self.facts_changed
+        self.wants_whole_commit() || !self.view.dirty().is_empty()
+    }
+
+    /// Whether more is to be committed than changes of Services.
+    fn wants_whole_commit(&self) -> bool {
+        !self.synced || self.failed || self.facts_changed
+    }
+
+    /// When the next commit may start, if all that waits are flapping Services.
+    fn held_until(&self, now: Instant) -> Option<Instant> {
+        let only_services = !self.wants_whole_commit();
+        only_services
+            .then(|| self.flapping.first_due(self.view.dirty(), now))
+            .flatten()
     }
 
     /// Commits and repairs what is due.
     fn turn(&mut self, addresses: &[IpAddr]) {
         let now = Instant::now();
+        if self.is_complete() {
+            self.look_for_node();
+        }
         let asked = self.view.external_sockets_here();
         let occupied: Vec<listeners::Socket> = self.listeners.among(asked, now);
         self.facts = self.view.facts(addresses).with_listeners(occupied);
         self.facts_changed = self.config_changed || self.facts != *self.dataplane.facts();
-        if !self.wants_commit() {
+        if !self.wants_commit() || self.standby {
             self.pending_since = None;
             self.reports.metrics.nothing_pending();
         } else if self.is_complete() {
@@ -276,7 +314,8 @@ impl<B: Backend> Control<B> {
             self.pending_since.get_or_insert(now);
         }
         if self.is_complete() {
-            if self.wants_commit() && self.pace.due(now).is_none() {
+            let is_due = self.pace.due(now).is_none() && self.held_until(now).is_none();
+            if self.wants_commit() && is_due {
                 self.commit();
             }
             if self.synced && self.repairs.due(now).is_some_and(|at| at <= now) {
@@ -287,9 +326,38 @@ impl<B: Backend> Control<B> {
         self.publish();
     }
 
+    /// Names a missing Node object of this node. Until there is one, node ports stay at the addresses at which an earlier
+    /// process served them.
+    fn look_for_node(&mut self) {
+        if !self.view.lacks_node() {
+            if std::mem::take(&mut self.lacks_node) {
+                tracing::info!("found the Node object of this node");
+            }
+            return;
+        }
+        if std::mem::replace(&mut self.lacks_node, true) {
+            return;
+        }
+        let adopted = match self.synced {
+            true => Ok(Vec::new()),
+            false => self.dataplane.adopted_node_addresses(),
+        };
+        let adopted = adopted.unwrap_or_default();
+        let addresses: Vec<String> = adopted.iter().map(IpAddr::to_string).collect();
+        tracing::warn!(node = %self.facts.node_name, addresses = addresses.join(" "),
+            "no Node object has the name of this node: node ports are served at the addresses of an earlier start only, policy \
+             Local finds no endpoints, and health checks of load balancers fail; check --hostname-override");
+        self.view.adopt_addresses(adopted);
+    }
+
     fn commit(&mut self) {
         let start = Instant::now();
-        let (updates, ignored) = self.view.updates(&self.facts, self.facts_changed);
+        let all = self.facts_changed;
+        let flapping = &self.flapping;
+        let is_due = |name: &ObjectName| flapping.due(name, start).is_none();
+        let (updates, ignored) = self.view.updates(&self.facts, all, is_due);
+        let names = updates.iter().map(|update| &update.service);
+        self.flapping.committed(names, start);
         let triggers = self.view.take_triggers().into_iter();
         let since_start = triggers.filter(|(_, at)| *at > self.started);
         self.triggers.extend(since_start);
@@ -364,6 +432,10 @@ impl<B: Backend> Control<B> {
         let elapsed = now - start;
         let outcome = match result {
             Ok(outcome) => outcome,
+            Err(SyncError(CommitError::Owned(_))) => {
+                self.stand_by(now);
+                return None;
+            }
             Err(error) => {
                 self.failed = true;
                 self.pace.failed(now);
@@ -377,6 +449,7 @@ impl<B: Backend> Control<B> {
         let commit = Commit {
             outcome: &outcome,
             facts: self.dataplane.facts(),
+            pending: !self.view.dirty().is_empty(),
             elapsed,
             full,
             triggers: &std::mem::take(&mut self.triggers),
@@ -384,12 +457,31 @@ impl<B: Backend> Control<B> {
         for observer in &mut self.observers {
             observer.committed(&commit);
         }
+        if std::mem::take(&mut self.standby) {
+            self.reports.metrics.set_standby(false);
+            tracing::info!("the other process has ended; took its tables over");
+        }
         self.failed = false;
         self.synced_at = Some(SystemTime::now());
-        self.pending_since = None;
+        if self.view.dirty().is_empty() {
+            self.pending_since = None;
+        }
         self.pace.committed(now, elapsed);
-        log_refused(&outcome);
+        self.log_refused(&outcome);
         Some(outcome)
+    }
+
+    /// Waits for the end of the process that owns the tables, whose rules serve meanwhile.
+    fn stand_by(&mut self, now: Instant) {
+        self.failed = true;
+        self.pending_since = None;
+        self.pace.standing_by(now);
+        if !std::mem::replace(&mut self.standby, true) {
+            self.reports.metrics.set_standby(true);
+            tracing::warn!(
+                "another process owns the tables: standing by, and taking over within a second of its end"
+            );
+        }
     }
 
     fn publish(&self) {
@@ -405,6 +497,8 @@ impl<B: Backend> Control<B> {
             waiting_for: self.view.waiting_for(),
             pending_since: self.pending_since,
             synced_at: self.synced_at,
+            standby: self.standby,
+            notes: self.notes(),
             // What is not known excludes nobody while an earlier process's tables serve.
             node_eligible: self.view.node_is_eligible()
                 || (self.adopted.is_some() && !self.view.has_listed(ObjectKind::Node)),
@@ -415,53 +509,6 @@ impl<B: Backend> Control<B> {
                 .any(|kind| view::NEEDED_ALWAYS.contains(kind)),
         };
         self.reports.status.store(Arc::new(status));
-    }
-}
-
-fn log_refused(outcome: &SyncOutcome) {
-    for quarantined in &outcome.quarantined {
-        tracing::error!(service = %quarantined.service, error = %quarantined.error,
-            "the kernel refused this Service; it is quarantined and its last good rules stay in place");
-    }
-    for conflict in &outcome.conflicts {
-        tracing::warn!(frontend = frontend(&conflict.claim), winner = %conflict.winner, loser = %conflict.loser,
-            "two Services claim one frontend; the older one keeps it");
-    }
-}
-
-/// `cluster IP 10.96.0.1, port 80/TCP`
-fn frontend(claim: &Claim) -> String {
-    let Claim {
-        address,
-        protocol,
-        port,
-    } = claim;
-    match address {
-        FrontendAddress::ClusterIp(ip) => format!("cluster IP {ip}, port {port}/{protocol}"),
-        FrontendAddress::External(ip) => format!("external IP {ip}, port {port}/{protocol}"),
-        FrontendAddress::NodePort(family) => {
-            format!("{} node port {port}/{protocol}", family.api_name())
-        }
-    }
-}
-
-fn log(problem: &Problem) {
-    let consequence = match problem {
-        Problem::File { .. } => "earlier valid versions of its objects keep serving",
-        Problem::Object { .. } => {
-            "the object is ignored, and an earlier valid version keeps serving"
-        }
-        Problem::Field { .. } => "the rest of the object is served",
-    };
-    match problem.invalid() {
-        // Which objects the file should hold is unknown.
-        None => tracing::error!("{problem}; {consequence}"),
-        Some(Invalid {
-            kind,
-            object,
-            field,
-            ..
-        }) => tracing::error!(%kind, %object, field, "{problem}; {consequence}"),
     }
 }
 

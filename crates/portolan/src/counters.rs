@@ -2,7 +2,7 @@
 //!
 //! The kernel counts. Counters are read when metrics are read, over a socket of their own, without the control loop.
 //! These are the only metrics with names of Kubernetes objects as labels: names of annotated Services, for at most
-//! [`LIMIT`] frontends.
+//! [`LIMIT`] frontends, of which a namespace has at most [`OF_NAMESPACE`], so that no tenant takes all of them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -23,6 +23,8 @@ use crate::observer::Observer;
 
 /// Maximum number of frontends with a metric, in the order of Service names.
 pub const LIMIT: usize = 10_000;
+/// Maximum number of frontends with a metric in one namespace.
+pub const OF_NAMESPACE: usize = 1_000;
 
 /// Frontends whose new connections are counted.
 type Counted = BTreeMap<ObjectName, Vec<Claim>>;
@@ -95,10 +97,7 @@ impl Collector for Counters {
             None,
             MetricType::Counter,
         )?;
-        let frontends = counted
-            .iter()
-            .flat_map(|(service, claims)| claims.iter().map(move |claim| (service, claim)));
-        for (service, claim) in frontends.take(LIMIT) {
+        for (service, claim) in within_limits(&counted) {
             let (set, key) = render::counted(claim);
             if let Some(packets) = counts.get(&(claim.address.family(), set, key)) {
                 let labels = labels(service, claim);
@@ -108,6 +107,23 @@ impl Collector for Counters {
         }
         Ok(())
     }
+}
+
+/// The frontends that have a metric, in the order of Service names.
+fn within_limits(counted: &Counted) -> impl Iterator<Item = (&ObjectName, &Claim)> {
+    let frontends = counted
+        .iter()
+        .flat_map(|(service, claims)| claims.iter().map(move |claim| (service, claim)));
+    let mut namespace: Option<(&str, usize)> = None;
+    let of_namespace = frontends.filter(move |(service, _)| {
+        let before = match namespace {
+            Some((name, count)) if name == &*service.namespace => count,
+            _ => 0,
+        };
+        namespace = Some((&service.namespace, before + 1));
+        before < OF_NAMESPACE
+    });
+    of_namespace.take(LIMIT)
 }
 
 fn labels(service: &ObjectName, claim: &Claim) -> [(&'static str, String); 6] {
@@ -126,4 +142,34 @@ fn labels(service: &ObjectName, claim: &Claim) -> [(&'static str, String); 6] {
         ("address", address.unwrap_or_default()),
         ("port", format!("{}/{}", claim.port, claim.protocol)),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use service_model::Protocol;
+
+    use super::*;
+
+    #[test]
+    fn one_namespace_cannot_take_the_counters_of_others() {
+        let claims = |ports: std::ops::Range<u16>| -> Vec<Claim> {
+            let claim = |port| Claim {
+                address: FrontendAddress::ClusterIp([10, 96, 0, 1].into()),
+                protocol: Protocol::Tcp,
+                port,
+            };
+            ports.map(claim).collect()
+        };
+        let counted = Counted::from([
+            (ObjectName::new("aaa", "one"), claims(0..900)),
+            (ObjectName::new("aaa", "two"), claims(0..9_000)),
+            (ObjectName::new("prod", "web"), claims(0..2)),
+        ]);
+        let of = |namespace: &str| {
+            let all = within_limits(&counted);
+            all.filter(|(service, _)| &*service.namespace == namespace)
+                .count()
+        };
+        assert_eq!((of("aaa"), of("prod")), (OF_NAMESPACE, 2));
+    }
 }

@@ -7,8 +7,9 @@
 //! not grant (it may create Events, no more), sends on the caller's task without a limit on time or rate, and adds
 //! kube-runtime with its dependencies.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Request;
 use http::header::{CONTENT_TYPE, HeaderValue};
@@ -16,11 +17,13 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
+use object_source::Problem;
 use object_source::api::{ApiClient, Limits, RequestError};
-use service_model::ObjectName;
+use service_model::{ObjectKind, ObjectName};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::observer::{Commit, Observer};
 use crate::parts::Parts;
 
 /// Length of the queue of Events; further ones are dropped.
@@ -28,6 +31,9 @@ const QUEUE: usize = 32;
 /// Pause between two Events, and after the first failure of one.
 const PAUSE: Duration = Duration::from_secs(2);
 const TRIES: u32 = 4;
+/// Pause between two Events about one Service, and maximum number of Services with one in that time.
+const EACH: Duration = Duration::from_secs(60);
+const TOLD: usize = 1024;
 const LIMITS: Limits = Limits {
     silence: Duration::from_secs(5),
     total: Duration::from_secs(5),
@@ -143,6 +149,56 @@ impl Recorder {
                 ..ObjectReference::default()
             }),
             ..Event::default()
+        }
+    }
+}
+
+/// Creates Events about Services that are ignored, whole or in part, or quarantined: at most one a minute for each.
+pub struct ServiceEvents {
+    recorder: Recorder,
+    told: HashMap<ObjectName, Instant>,
+}
+
+impl ServiceEvents {
+    /// Reports to this recorder.
+    pub fn new(recorder: Recorder) -> Self {
+        ServiceEvents {
+            recorder,
+            told: HashMap::new(),
+        }
+    }
+
+    fn tell(&mut self, service: &ObjectName, words: (&'static str, &'static str), note: &str) {
+        let now = Instant::now();
+        self.told
+            .retain(|_, at| now.saturating_duration_since(*at) < EACH);
+        if self.told.len() < TOLD && !self.told.contains_key(service) {
+            self.told.insert(service.clone(), now);
+            let subject = Subject::Service(service.clone());
+            // Nothing waits for it.
+            drop(self.recorder.tell(subject, Severity::Warning, words, note));
+        }
+    }
+}
+
+impl Observer for ServiceEvents {
+    fn new_problem(&mut self, problem: &Problem) {
+        if let Some(invalid) = problem.invalid()
+            && invalid.kind == ObjectKind::Service
+        {
+            let words = match problem.is_whole() {
+                true => ("InvalidService", "KeepLastVersion"),
+                false => ("InvalidField", "ServeWithoutField"),
+            };
+            self.tell(&invalid.object, words, &invalid.to_string());
+        }
+    }
+
+    fn committed(&mut self, commit: &Commit<'_>) {
+        for quarantined in &commit.outcome.quarantined {
+            let note = format!("the kernel refused this Service: {}", quarantined.error);
+            let words = ("QuarantinedService", "KeepLastVersion");
+            self.tell(&quarantined.service, words, &note);
         }
     }
 }

@@ -7,10 +7,16 @@
 //! for the Service (kube-vip).
 //!
 //! The kernel does not notify about listening sockets, so they are listed regularly (sock_diag(7); SCTP is not listed).
-//! A listener counts for a while after it was last seen, so that a daemon that restarts finds its port free.
+//! A listener counts for a while after it was last seen, so that a daemon that restarts finds its port free. Two kinds of
+//! sockets do not count:
+//! * An endpoint of the Service itself, a pod in the node's network namespace (ingress controllers): while it restarts,
+//!   endpoints of other nodes serve.
+//! * A client's UDP socket, which looks like a listener's. Within the range of ephemeral ports a socket counts only after
+//!   [`SETTLED`], unless it was there before a Service asked for its port: that may be WireGuard's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use netlink::{Connection, Malformed, Message, NetlinkFamily, Reply, failed, flag};
@@ -29,6 +35,14 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// How long a listener counts after it was last seen.
 const HOLD: Duration = Duration::from_secs(30);
 
+/// How long a socket counts as an endpoint of the Service after EndpointSlices last had it: a process may end later than
+/// its endpoint.
+const ENDPOINT_HOLD: Duration = Duration::from_secs(60);
+/// Lifetime from which a UDP socket at an ephemeral port is taken for a listener.
+const SETTLED: Duration = Duration::from_secs(8);
+/// The kernel's default range of ephemeral ports.
+const EPHEMERAL: RangeInclusive<u16> = 32768..=60999;
+
 /// An address and port that a process may listen on and a Service ask for.
 pub type Socket = (Protocol, SocketAddr);
 
@@ -37,13 +51,31 @@ pub type Socket = (Protocol, SocketAddr);
 pub struct Listeners {
     asked: BTreeSet<Socket>,
     seen: BTreeMap<Socket, Instant>,
+    /// When EndpointSlices last had an endpoint of the Service at the socket.
+    endpoints: BTreeMap<Socket, Instant>,
+    /// UDP sockets at ephemeral ports that do not count yet: inode, and when it was first seen.
+    young: BTreeMap<Socket, (u32, Instant)>,
     looked_at: Option<Instant>,
     is_blind: bool,
 }
 
 impl Listeners {
-    /// The sockets among `asked` that a process listens on. Lists them anew when `asked` changed or a list is due.
-    pub fn among(&mut self, asked: &BTreeSet<Socket>, now: Instant) -> Vec<Socket> {
+    /// The sockets among `wanted` that a process listens on; true are those where the Service has an endpoint. Lists them
+    /// anew when the sockets changed or a list is due.
+    pub fn among(&mut self, wanted: &BTreeMap<Socket, bool>, now: Instant) -> Vec<Socket> {
+        if wanted.is_empty() && self.asked.is_empty() {
+            return Vec::new();
+        }
+        for (socket, _) in wanted.iter().filter(|(_, has_endpoint)| **has_endpoint) {
+            self.endpoints.insert(*socket, now);
+        }
+        self.endpoints.retain(|socket, at| {
+            wanted.contains_key(socket) && now.saturating_duration_since(*at) < ENDPOINT_HOLD
+        });
+        let others = wanted
+            .keys()
+            .filter(|socket| !self.endpoints.contains_key(socket));
+        let asked: &BTreeSet<Socket> = &others.copied().collect();
         let is_due = self.due().is_none_or(|at| at <= now);
         if !asked.is_empty() && (is_due || *asked != self.asked) {
             self.looked_at = Some(now);
@@ -76,11 +108,27 @@ impl Listeners {
         if is_blind {
             tracing::info!("listing listening sockets works again");
         }
+        let ephemeral = ephemeral_ports();
         for place in asked {
-            if found.iter().any(|listening| listening.is_at(place)) {
+            let there = found.iter().find(|listening| listening.is_at(place));
+            let may_be_client = place.0 == Protocol::Udp && ephemeral.contains(&place.1.port());
+            if there.is_some_and(|at| !may_be_client || self.is_settled(place, at.inode, now)) {
                 self.seen.insert(*place, now);
             }
         }
+        self.young.retain(|place, _| asked.contains(place));
+    }
+
+    /// Whether the socket has been there for a while, or since before a Service asked for its port.
+    fn is_settled(&mut self, place: &Socket, inode: u32, now: Instant) -> bool {
+        if !self.asked.contains(place) || self.seen.contains_key(place) {
+            return true;
+        }
+        let first = self.young.entry(*place).or_insert((inode, now));
+        if first.0 != inode {
+            *first = (inode, now);
+        }
+        now.saturating_duration_since(first.1) >= SETTLED
     }
 }
 
@@ -91,6 +139,18 @@ struct Listening {
     local: SocketAddr,
     /// An unspecified IPv6 address does not include IPv4 (ipv6(7), IPV6_V6ONLY).
     v6_only: bool,
+    /// Identifies the socket.
+    inode: u32,
+}
+
+/// The ports that the kernel gives to sockets without one.
+fn ephemeral_ports() -> RangeInclusive<u16> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let read = |text: String| {
+        let mut ports = text.split_whitespace().map(|port| port.parse().ok());
+        Some(ports.next()??..=ports.next()??)
+    };
+    text.ok().and_then(read).unwrap_or(EPHEMERAL)
 }
 
 impl Listening {
@@ -144,6 +204,7 @@ fn dump(
             protocol,
             local: SocketAddr::new(id.source_address, id.source_port),
             v6_only: response.nlas.contains(&Nla::SkV6Only(true)),
+            inode: response.header.inode,
         });
         Ok(())
     };
@@ -186,7 +247,7 @@ mod tests {
             at(Protocol::Udp, one, "127.0.0.3"),
             at(Protocol::Tcp, talks.local_addr().unwrap(), "127.0.0.1"),
         ];
-        let asked: BTreeSet<Socket> = there.into_iter().chain(not_there).collect();
+        let asked = asked(&there.into_iter().chain(not_there).collect::<Vec<_>>());
         let found = Listeners::default().among(&asked, Instant::now());
         assert_eq!(BTreeSet::from_iter(found), BTreeSet::from(there));
     }
@@ -197,12 +258,65 @@ mod tests {
         let place = at(Protocol::Udp, socket.local_addr().unwrap(), "127.0.0.1");
         let (mut listeners, start) = (Listeners::default(), Instant::now());
         assert_eq!(listeners.due(), None);
-        assert_eq!(listeners.among(&[place].into(), start), [place]);
+        let asked = asked(&[place]);
+        assert_eq!(listeners.among(&asked, start), [place]);
         drop(socket);
         assert_eq!(listeners.due(), Some(start + INTERVAL));
-        assert_eq!(listeners.among(&[place].into(), start + HOLD / 2), [place]);
-        assert_eq!(listeners.among(&[place].into(), start + HOLD), []);
-        listeners.among(&BTreeSet::new(), start + HOLD);
+        assert_eq!(listeners.among(&asked, start + HOLD / 2), [place]);
+        assert_eq!(listeners.among(&asked, start + HOLD), []);
+        listeners.among(&BTreeMap::new(), start + HOLD);
         assert_eq!(listeners.due(), None);
+    }
+
+    fn asked(sockets: &[Socket]) -> BTreeMap<Socket, bool> {
+        sockets.iter().map(|socket| (*socket, false)).collect()
+    }
+
+    #[test]
+    fn an_endpoint_of_the_service_itself_is_no_listener() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let place = at(Protocol::Tcp, socket.local_addr().unwrap(), "127.0.0.1");
+        let (mut listeners, start) = (Listeners::default(), Instant::now());
+        let as_endpoint = BTreeMap::from([(place, true)]);
+        assert_eq!(listeners.among(&as_endpoint, start), []);
+        // Its slice lets it go before its process ends.
+        assert_eq!(listeners.among(&asked(&[place]), start + HOLD), []);
+        let later = start + ENDPOINT_HOLD;
+        assert_eq!(listeners.among(&asked(&[place]), later), [place]);
+        // A process that was there before is none any more once it is an endpoint.
+        assert_eq!(listeners.among(&as_endpoint, later), []);
+    }
+
+    /// In a network namespace of its own, where nobody else takes the port.
+    #[test]
+    fn a_client_at_an_ephemeral_port_is_no_listener() {
+        let test = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+                .expect("the tests run as root");
+            client_at_an_ephemeral_port();
+        });
+        test.join().unwrap();
+    }
+
+    fn client_at_an_ephemeral_port() {
+        let free = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let place = at(Protocol::Udp, free.local_addr().unwrap(), "192.0.2.1");
+        let (mut listeners, start) = (Listeners::default(), Instant::now());
+        // It was there when the Service came: perhaps it is WireGuard's.
+        assert_eq!(listeners.among(&asked(&[place]), start), [place]);
+        drop(free);
+        let now = start + HOLD;
+        assert_eq!(listeners.among(&asked(&[place]), now), []);
+        let client = UdpSocket::bind(("0.0.0.0", place.1.port())).unwrap();
+        assert_eq!(listeners.among(&asked(&[place]), now + INTERVAL), []);
+        drop(client);
+        let other = UdpSocket::bind(("0.0.0.0", place.1.port())).unwrap();
+        assert_eq!(listeners.among(&asked(&[place]), now + 2 * INTERVAL), []);
+        // One that stays is a server.
+        assert_eq!(
+            listeners.among(&asked(&[place]), now + 3 * INTERVAL),
+            [place]
+        );
+        drop(other);
     }
 }

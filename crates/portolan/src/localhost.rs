@@ -2,24 +2,27 @@
 //!
 //! Rules would need `route_localnet`, which opens the loopback network to neighbors: the kernel drops answers to
 //! 127.0.0.1 that arrive at another interface. So this process listens on 127.0.0.1 and ::1 and relays TCP and UDP to the
-//! endpoints that this node's own connections would reach. SCTP is not relayed.
+//! Service's frontend on its cluster IP. Rules select the endpoint, so session affinity, conntrack clean-up, resets and
+//! counters are those of every other frontend; clients share the node's address. Where the cluster IP has another policy
+//! (internal traffic policy Local), the relay connects to endpoints in turn. SCTP is not relayed.
 //!
-//! A loopback port that another process has is retried every second.
+//! A loopback port that another process has is retried every second. [`CONNECTIONS`] and [`UDP_CLIENTS`] bound what
+//! clients may take.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use service_dataplane::Update;
 use service_model::{
-    Backend, Disposition, Family, Frontend, FrontendAddress, ObjectName, Protocol,
+    Disposition, Family, Frontend, FrontendAddress, ObjectName, Protocol, ServiceIntent,
 };
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -32,17 +35,21 @@ use crate::parts::Parts;
 const CONNECT: Duration = Duration::from_secs(3);
 /// Lifetime of an idle UDP client.
 const UDP_IDLE: Duration = Duration::from_secs(60);
-/// Maximum number of UDP clients per port.
-const UDP_CLIENTS: usize = 1024;
+/// Maximum number of UDP clients per port; a further one replaces the client that was silent for longest.
+const UDP_CLIENTS: usize = 512;
+/// Maximum number of TCP connections, all ports together; further ones are closed.
+const CONNECTIONS: usize = 4096;
+/// Pause between log lines about that.
+const COMPLAIN: Duration = Duration::from_secs(60);
 /// Maximum size of a datagram.
 const DATAGRAM: usize = 65_535;
 
 /// A node port of a family, TCP or UDP.
 type Port = (Family, Protocol, u16);
-/// The endpoints of a port.
-type Endpoints = Arc<[Backend]>;
-/// The endpoints of a port to serve, or none when it is no longer served.
-type Change = (Port, Option<Endpoints>);
+/// Where connections to a port go: its Service's frontend, or its endpoints.
+type Targets = Vec<SocketAddr>;
+/// The targets of a port to serve, or none when it is no longer served.
+type Change = (Port, Option<Targets>);
 
 /// Passes the node ports of Services on to the relay.
 #[derive(Debug)]
@@ -71,9 +78,9 @@ impl Observer for Announcer {
     fn planned(&mut self, updates: &[Update]) {
         let config = self.config.borrow().clone();
         for update in updates {
-            let frontends = update.intent.iter().flat_map(|intent| &intent.frontends);
-            let wanted: Vec<(Port, Endpoints)> = frontends
-                .filter_map(relayed)
+            let intents = update.intent.iter();
+            let wanted: Vec<(Port, Targets)> = intents
+                .flat_map(|intent| intent.frontends.iter().filter_map(|f| relayed(intent, f)))
                 .filter(|((family, ..), _)| config.covers_loopback(*family))
                 .collect();
             let ports: Vec<Port> = wanted.iter().map(|(port, _)| *port).collect();
@@ -88,7 +95,7 @@ impl Observer for Announcer {
             let gone = gone.map(|port| (port, None));
             let wanted = wanted
                 .into_iter()
-                .map(|(port, endpoints)| (port, Some(endpoints)));
+                .map(|(port, targets)| (port, Some(targets)));
             for change in gone.chain(wanted) {
                 // The receiver is gone only when the daemon is ending.
                 let _ = self.changes.send(change);
@@ -97,16 +104,54 @@ impl Observer for Announcer {
     }
 }
 
-fn relayed(frontend: &Frontend) -> Option<(Port, Endpoints)> {
+fn relayed(intent: &ServiceIntent, frontend: &Frontend) -> Option<(Port, Targets)> {
     let FrontendAddress::NodePort(family) = frontend.address else {
         return None;
     };
     let port = (family, frontend.protocol, frontend.port);
-    match &frontend.disposition {
-        Disposition::Balance(backends) if frontend.protocol != Protocol::Sctp => {
-            Some((port, backends.clone()))
+    match (&frontend.disposition, intent.relays.get(&port)) {
+        _ if frontend.protocol == Protocol::Sctp => None,
+        (Disposition::Balance(_), Some(frontend)) => Some((port, vec![*frontend])),
+        (Disposition::Balance(backends), None) => {
+            let endpoints = backends.iter();
+            let endpoints = endpoints.map(|b| SocketAddr::new(b.address, b.port));
+            Some((port, endpoints.collect()))
         }
-        Disposition::Balance(_) | Disposition::Refuse | Disposition::Drop => None,
+        (Disposition::Refuse | Disposition::Drop, _) => None,
+    }
+}
+
+/// Limits the TCP connections of all ports.
+struct Limit {
+    permits: Arc<Semaphore>,
+    complained: Mutex<Option<Instant>>,
+}
+
+impl Limit {
+    fn new() -> Self {
+        Limit {
+            permits: Arc::new(Semaphore::new(CONNECTIONS)),
+            complained: Mutex::new(None),
+        }
+    }
+
+    /// A permit for a connection, to be kept as long as the connection; `None` when there are too many.
+    fn take(&self) -> Option<OwnedSemaphorePermit> {
+        let permit = self.permits.clone().try_acquire_owned().ok();
+        if permit.is_none() {
+            let mut complained = self
+                .complained
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if complained.is_none_or(|at| at.elapsed() >= COMPLAIN) {
+                *complained = Some(Instant::now());
+                tracing::warn!(
+                    limit = CONNECTIONS,
+                    "too many connections to node ports on loopback; closing new ones"
+                );
+            }
+        }
+        permit
     }
 }
 
@@ -136,15 +181,12 @@ impl RoundRobin {
 
 async fn relay(mut changes: mpsc::UnboundedReceiver<Change>) {
     let mut served: HashMap<Port, Served> = HashMap::new();
-    while let Some((port, endpoints)) = changes.recv().await {
-        let Some(endpoints) = endpoints else {
+    let limit = Arc::new(Limit::new());
+    while let Some((port, targets)) = changes.recv().await {
+        let Some(endpoints) = targets else {
             served.remove(&port);
             continue;
         };
-        let endpoints: Vec<SocketAddr> = endpoints
-            .iter()
-            .map(|b| SocketAddr::new(b.address, b.port))
-            .collect();
         match served.get(&port) {
             Some(known) => known.endpoints.endpoints.store(Arc::new(endpoints)),
             None => {
@@ -152,7 +194,11 @@ async fn relay(mut changes: mpsc::UnboundedReceiver<Change>) {
                     endpoints: ArcSwap::from_pointee(endpoints),
                     next: AtomicUsize::new(0),
                 });
-                let task = AbortOnDropHandle::new(tokio::spawn(serve(port, endpoints.clone())));
+                let task = AbortOnDropHandle::new(tokio::spawn(serve(
+                    port,
+                    endpoints.clone(),
+                    limit.clone(),
+                )));
                 served.insert(
                     port,
                     Served {
@@ -165,7 +211,7 @@ async fn relay(mut changes: mpsc::UnboundedReceiver<Change>) {
     }
 }
 
-async fn serve((family, protocol, port): Port, endpoints: Arc<RoundRobin>) {
+async fn serve((family, protocol, port): Port, endpoints: Arc<RoundRobin>, limit: Arc<Limit>) {
     let address: IpAddr = match family {
         Family::Ip => Ipv4Addr::LOCALHOST.into(),
         Family::Ip6 => Ipv6Addr::LOCALHOST.into(),
@@ -177,7 +223,7 @@ async fn serve((family, protocol, port): Port, endpoints: Arc<RoundRobin>) {
     match protocol {
         Protocol::Tcp => {
             let listener = bind(|| TcpListener::bind(address), report).await;
-            serve_tcp(listener, endpoints).await;
+            serve_tcp(listener, endpoints, &limit).await;
         }
         Protocol::Udp => {
             let socket = bind(|| UdpSocket::bind(address), report).await;
@@ -187,16 +233,20 @@ async fn serve((family, protocol, port): Port, endpoints: Arc<RoundRobin>) {
     }
 }
 
-async fn serve_tcp(listener: TcpListener, endpoints: Arc<RoundRobin>) {
+async fn serve_tcp(listener: TcpListener, endpoints: Arc<RoundRobin>, limit: &Limit) {
     loop {
         let Ok((mut client, _)) = listener.accept().await else {
             // Out of file descriptors, or the client is gone.
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
+        let Some(permit) = limit.take() else {
+            continue;
+        };
         let endpoints = endpoints.in_turn();
         // Established connections outlive the port, as they do in the kernel.
         tokio::spawn(async move {
+            let _permit = permit;
             for endpoint in endpoints {
                 if let Ok(Ok(mut server)) = timeout(CONNECT, TcpStream::connect(endpoint)).await {
                     let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
@@ -209,24 +259,45 @@ async fn serve_tcp(listener: TcpListener, endpoints: Arc<RoundRobin>) {
 
 async fn serve_udp(socket: UdpSocket, endpoints: Arc<RoundRobin>) {
     let socket = Arc::new(socket);
-    let mut clients: HashMap<SocketAddr, (Arc<UdpSocket>, AbortOnDropHandle<()>)> = HashMap::new();
+    let mut clients: HashMap<SocketAddr, UdpClient> = HashMap::new();
     let mut buffer = vec![0; DATAGRAM];
     loop {
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else {
             continue;
         };
-        clients.retain(|_, (_, answers)| !answers.is_finished());
-        if !clients.contains_key(&client) && clients.len() < UDP_CLIENTS {
+        if !clients.contains_key(&client) {
+            clients.retain(|_, known| !known.answers.is_finished());
+            if clients.len() >= UDP_CLIENTS {
+                let silent = clients.iter().min_by_key(|(_, known)| known.heard_at);
+                let silent = silent.map(|(address, _)| *address);
+                silent.and_then(|address| clients.remove(&address));
+            }
             let Some(server) = connect_udp(&endpoints).await else {
                 continue;
             };
             let task = tokio::spawn(answer(socket.clone(), server.clone(), client));
-            clients.insert(client, (server, AbortOnDropHandle::new(task)));
+            let known = UdpClient {
+                server,
+                answers: AbortOnDropHandle::new(task),
+                heard_at: Instant::now(),
+            };
+            clients.insert(client, known);
         }
-        if let (Some((server, _)), Some(datagram)) = (clients.get(&client), buffer.get(..length)) {
-            let _ = server.send(datagram).await;
+        if let (Some(known), Some(datagram)) = (clients.get_mut(&client), buffer.get(..length)) {
+            known.heard_at = Instant::now();
+            // An earlier refusal is reported here, and the datagram is not sent: once more then.
+            if known.server.send(datagram).await.is_err() {
+                let _ = known.server.send(datagram).await;
+            }
         }
     }
+}
+
+/// A client of a UDP port.
+struct UdpClient {
+    server: Arc<UdpSocket>,
+    answers: AbortOnDropHandle<()>,
+    heard_at: Instant,
 }
 
 async fn connect_udp(endpoints: &RoundRobin) -> Option<Arc<UdpSocket>> {
@@ -240,11 +311,13 @@ async fn connect_udp(endpoints: &RoundRobin) -> Option<Arc<UdpSocket>> {
     Some(Arc::new(socket))
 }
 
-/// Passes answers on to the client, until the client is idle or the endpoint refuses.
+/// Passes answers on to the client, until the client is idle. A refusal ends nothing: the next datagram may reach another
+/// endpoint.
 async fn answer(socket: Arc<UdpSocket>, server: Arc<UdpSocket>, client: SocketAddr) {
     let mut buffer = vec![0; DATAGRAM];
-    while let Ok(Ok(length)) = timeout(UDP_IDLE, server.recv(&mut buffer)).await {
-        if let Some(datagram) = buffer.get(..length) {
+    while let Ok(received) = timeout(UDP_IDLE, server.recv(&mut buffer)).await {
+        let datagram = received.ok().and_then(|length| buffer.get(..length));
+        if let Some(datagram) = datagram {
             let _ = socket.send_to(datagram, client).await;
         }
     }

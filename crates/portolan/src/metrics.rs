@@ -99,6 +99,7 @@ metrics! {
         elements_written: Counter = "Set elements added or deleted";
         repairs: Counter = "Foreign changes of the tables that were repaired";
         services_planned: Counter = "Services planned, counted at each planning";
+        standby: Gauge = "1 while another process owns the tables, else 0";
         quarantined_services: Gauge = "Services quarantined because the kernel refused them";
         invalid_objects: Family<KindLabel, Gauge> = "Invalid objects at present, by kind";
         object_problems: Family<KindLabel, Counter> = "Invalid objects and fields received, by kind";
@@ -296,6 +297,11 @@ impl Metrics {
         self.own.overlay_apply_seconds.inc_by(seconds);
     }
 
+    /// Records whether another process owns the tables.
+    pub fn set_standby(&self, standby: bool) {
+        self.own.standby.set(i64::from(standby));
+    }
+
     /// Sets the number of quarantined Services.
     pub fn set_quarantined(&self, services: usize) {
         self.own.quarantined_services.set(gauge(services));
@@ -415,7 +421,9 @@ impl Observer for Arc<Metrics> {
     }
 
     fn committed(&mut self, commit: &Commit<'_>) {
-        self.nothing_pending();
+        if !commit.pending {
+            self.nothing_pending();
+        }
         let now = SystemTime::now();
         for (family, trigger) in commit.triggers {
             let elapsed = now.duration_since(*trigger).unwrap_or_default();
@@ -474,6 +482,7 @@ mod tests {
             &Commit {
                 outcome,
                 facts: &facts,
+                pending: false,
                 elapsed: Duration::from_micros(20),
                 full: false,
                 triggers,

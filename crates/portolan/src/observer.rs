@@ -14,6 +14,8 @@ pub struct Commit<'a> {
     pub outcome: &'a SyncOutcome,
     /// The facts in force since then.
     pub facts: &'a NodeFacts,
+    /// Changes that came before the call wait for a later one.
+    pub pending: bool,
     /// Duration of the call.
     pub elapsed: Duration,
     /// All rules were compared with the kernel, not only those of changed Services.
@@ -29,6 +31,9 @@ pub trait Observer: Send {
 
     /// Called when an object, or a part of one, is ignored.
     fn problem(&mut self, _problem: &Problem) {}
+
+    /// Called when a problem is reported for the first time since its object was valid.
+    fn new_problem(&mut self, _problem: &Problem) {}
 
     /// Called before a commit with what the changed Services need now.
     fn planned(&mut self, _updates: &[Update]) {}

@@ -49,7 +49,7 @@ pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
         ));
     }
     let facts = view.facts(&args.interface_addresses);
-    let (updates, ignored) = view.updates(&facts, true);
+    let (updates, ignored) = view.updates(&facts, true, |_| true);
     problems.extend(ignored.iter().map(ToString::to_string));
     let intents = updates.into_iter().filter_map(|update| update.intent);
     let tables = service_dataplane::contents(&facts, intents.map(Arc::unwrap_or_clone));

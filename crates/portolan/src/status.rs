@@ -26,6 +26,10 @@ pub struct Status {
     pub pending_since: Option<Instant>,
     /// Time of the last sync.
     pub synced_at: Option<SystemTime>,
+    /// Another process owns the tables, whose rules serve. This one takes over when that process ends.
+    pub standby: bool,
+    /// What an operator should know though the proxy works, one line each: quarantined Services, a missing Node object.
+    pub notes: Vec<String>,
     /// Load balancers may send to this node: its Node object exists, is not being deleted and has no taint that
     /// excludes it (KEP-3836).
     pub node_eligible: bool,

@@ -11,6 +11,8 @@ const SHORTEST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_millis(20);
 /// First pause after a failure.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// Pause while another process owns the tables.
+const STANDBY: Duration = Duration::from_millis(200);
 /// Longest pause after consecutive failures.
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
@@ -31,6 +33,12 @@ impl Pace {
     pub(crate) fn committed(&mut self, now: Instant, elapsed: Duration) {
         self.failures = 0;
         self.not_before = Some(now + elapsed.clamp(SHORTEST, LONGEST));
+    }
+
+    /// Notes that another process owns the tables. Whether that process has ended costs one message to the kernel.
+    pub(crate) fn standing_by(&mut self, now: Instant) {
+        self.failures = 0;
+        self.not_before = Some(now + STANDBY);
     }
 
     /// Notes a commit that failed. The next one waits, longer each time.

@@ -1,15 +1,79 @@
-//! Suppresses repeated warnings about an object until the object recovers.
+//! Suppresses repeated warnings about an object until the object recovers, and bounds how many lines objects can cause.
 //!
 //! A problem is logged once while it stays true, however often the object is listed, changed elsewhere or planned, and
-//! again after the object was valid in between.
+//! again after the object was valid in between. Of one object at most [`REMEMBERED`] problems are logged. All objects
+//! together have [`Allowance`], so that whoever edits one all the time fills no disk.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use object_source::{Problem, SourceEvent, Subject};
+use service_dataplane::Conflict;
 use service_model::{ObjectEvent, ObjectKind, ObjectName, Watched};
 
-/// Maximum number of problems remembered per object; beyond that, problems are logged again.
+/// Maximum number of problems of an object that are logged.
 const REMEMBERED: usize = 16;
+/// Lines in a row.
+const BURST: u32 = 100;
+/// Time that pays for a further line.
+const LINE: Duration = Duration::from_millis(200);
+
+/// How many lines about objects may be logged: [`BURST`], then five a second.
+#[derive(Debug, Default)]
+pub(super) struct Allowance {
+    /// When all lines are paid for.
+    paid: Option<Instant>,
+    suppressed: u64,
+}
+
+impl Allowance {
+    /// Whether a line may be logged now. Names the number of lines that were suppressed before it.
+    pub(super) fn take(&mut self, now: Instant) -> bool {
+        let paid = self.paid.map_or(now, |paid| paid.max(now)) + LINE;
+        if paid > now + LINE * BURST {
+            self.suppressed += 1;
+            return false;
+        }
+        self.paid = Some(paid);
+        let lines = std::mem::take(&mut self.suppressed);
+        if lines > 0 {
+            tracing::warn!(
+                lines,
+                "suppressed log lines about objects; metrics count all problems"
+            );
+        }
+        true
+    }
+}
+
+/// Which pairs of Services claim the same frontends, to log each pair once.
+#[derive(Debug, Default)]
+pub(super) struct ConflictLog {
+    /// By winner and loser: the number of frontends.
+    logged: HashMap<(ObjectName, ObjectName), usize>,
+}
+
+impl ConflictLog {
+    /// The pairs whose number of contested frontends is new, each with one of them.
+    pub(super) fn news<'a>(&mut self, conflicts: &'a [Conflict]) -> Vec<(&'a Conflict, usize)> {
+        let mut pairs: BTreeMap<(&ObjectName, &ObjectName), (&Conflict, usize)> = BTreeMap::new();
+        for conflict in conflicts {
+            let pair = pairs.entry((&conflict.winner, &conflict.loser));
+            pair.or_insert((conflict, 0)).1 += 1;
+        }
+        if self.logged.len() > PAIRS {
+            self.logged.clear();
+        }
+        let is_new = |(conflict, frontends): &(&Conflict, usize)| {
+            let pair = (conflict.winner.clone(), conflict.loser.clone());
+            self.logged.insert(pair, *frontends) != Some(*frontends)
+        };
+        pairs.into_values().filter(is_new).collect()
+    }
+}
+
+/// Maximum number of pairs remembered.
+const PAIRS: usize = 1024;
 
 /// The problems that were logged.
 #[derive(Debug, Default)]
@@ -81,8 +145,11 @@ impl ProblemLog {
             return false;
         }
         // As a whole an object has one problem at a time.
-        if problem.is_whole() || logged.now.len() == REMEMBERED {
+        if problem.is_whole() {
             logged.now.clear();
+        }
+        if logged.now.len() == REMEMBERED {
+            return false;
         }
         let is_new = !logged.before.contains(&entry);
         logged.now.push(entry);
@@ -150,6 +217,47 @@ mod tests {
             assert!(!log.is_new(&part));
         }
         assert!(log.is_new(&problem("odd elsewhere", false)));
+    }
+
+    #[test]
+    fn an_object_with_a_thousand_problems_fills_no_log() {
+        let mut log = ProblemLog::default();
+        let thousand = |log: &mut ProblemLog, version: usize| {
+            log.objects(&applied());
+            let mut problems = (0..1_000).map(|n| problem(&format!("{version} {n}"), false));
+            problems
+                .by_ref()
+                .filter(|problem| log.is_new(problem))
+                .count()
+        };
+        assert_eq!(thousand(&mut log, 1), REMEMBERED);
+        assert_eq!(thousand(&mut log, 1), 0);
+        let (mut allowance, start) = (Allowance::default(), Instant::now());
+        let mut lines = 0;
+        for n in 0..10_000 {
+            let now = start + Duration::from_millis(1) * n;
+            lines += usize::from(allowance.take(now));
+        }
+        assert!((140..=151).contains(&lines), "{lines} lines in ten seconds");
+    }
+
+    #[test]
+    fn a_conflict_of_two_services_is_one_line() {
+        let conflict = |port| Conflict {
+            claim: service_dataplane::Claim {
+                address: service_model::FrontendAddress::External([192, 0, 2, 1].into()),
+                protocol: service_model::Protocol::Tcp,
+                port,
+            },
+            winner: ObjectName::new("a", "old"),
+            loser: name(),
+        };
+        let mut log = ConflictLog::default();
+        let contested: Vec<Conflict> = (0..1_000).map(conflict).collect();
+        let lines: Vec<usize> = log.news(&contested).iter().map(|(_, n)| *n).collect();
+        assert_eq!(lines, [1_000]);
+        assert!(log.news(&contested).is_empty(), "nothing has changed");
+        assert_eq!(log.news(&contested[1..]).len(), 1);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use nft::{Fake, Family};
 use nix::errno::Errno;
 use service_model::wire::{self, ConversionContext, Object};
 use service_model::{
-    DetectLocal, EndpointSlice, Node, ObjectEvent, ObjectKind, ObjectName, Service,
+    DetectLocal, EndpointSlice, Invalid, Node, ObjectEvent, ObjectKind, ObjectName, Service,
 };
 
 use super::*;
@@ -347,4 +347,113 @@ fn programming_duration_counts_changes_since_the_start() {
     assert_eq!(apply("10.244.0.6", 1), 1);
     assert_eq!(apply("10.244.0.6", 2), 1, "nothing but the time changed");
     assert_eq!(apply("10.244.0.7", 3), 2);
+}
+
+#[test]
+fn a_process_that_stands_by_is_ready_and_alive() {
+    let mut control = control(Fake::new());
+    control.dataplane.backend_mut().own_elsewhere(true);
+    lists().into_iter().for_each(|event| control.event(event));
+    for _ in 0..3 {
+        control.pace = Pace::default();
+        control.turn(&[]);
+        let status = control.reports.status.load();
+        assert!(status.standby && !status.synced);
+        assert_eq!(
+            status.notes,
+            ["standing by: another process owns the tables"]
+        );
+        let late = Instant::now() + crate::status::STUCK_AFTER * 10;
+        assert_ne!(status.health(late), crate::status::Health::Stuck);
+        let again = control.wake(Instant::now()).unwrap();
+        assert!(again <= Instant::now() + Duration::from_millis(250));
+    }
+    let text = control.reports.metrics.encode();
+    assert!(text.contains("\nportolan_standby 1\n"), "{text}");
+    assert!(!text.contains("sync_failures_total{"), "{text}");
+    control.dataplane.backend_mut().own_elsewhere(false);
+    control.pace = Pace::default();
+    control.turn(&[]);
+    let status = control.reports.status.load();
+    assert!(status.synced && !status.standby && status.notes.is_empty());
+    assert_eq!(elements(&control, "frontends_1"), 1);
+}
+
+#[test]
+fn node_ports_stay_after_a_restart_without_the_node_object() {
+    let mut first = control(Fake::new());
+    lists().into_iter().for_each(|event| first.event(event));
+    first.turn(&[]);
+    let left = first.dataplane.backend().contents(Family::Ip).unwrap();
+    let mut control = control(Fake::holding(left));
+    let [services, slices, _, cidrs] = lists();
+    for event in [services, slices, cidrs, SourceEvent::Node(all(vec![]))] {
+        control.event(event);
+    }
+    control.turn(&[]);
+    assert_eq!(elements(&control, "node_addresses"), 1);
+    let notes = control.reports.status.load().notes.clone();
+    assert!(
+        notes.iter().any(|note| note.contains("node-a")),
+        "{notes:?}"
+    );
+    // The Node object that comes decides.
+    let mut moved = node();
+    moved.addresses = vec!["192.168.77.11".parse().unwrap()];
+    control.event(SourceEvent::Node(all(vec![moved])));
+    control.pace = Pace::default();
+    control.turn(&[]);
+    assert_eq!(control.dataplane.facts().node_addresses.len(), 1);
+    assert_eq!(elements(&control, "node_addresses"), 1);
+    assert!(control.reports.status.load().notes.is_empty());
+}
+
+#[test]
+fn a_repair_leaves_waiting_changes_pending() {
+    let mut control = control(Fake::new());
+    lists().into_iter().for_each(|event| control.event(event));
+    control.turn(&[]);
+    control.event(SourceEvent::EndpointSlice(all(vec![])));
+    control.foreign_change(Notice::Overrun);
+    // The batch waits for its interval, the repair for nothing.
+    control
+        .pace
+        .committed(Instant::now() + Duration::from_secs(60), Duration::ZERO);
+    control.turn(&[]);
+    assert_eq!(elements(&control, "no_endpoints"), 0);
+    assert!(control.reports.status.load().pending_since.is_some());
+}
+
+#[test]
+fn a_service_that_flaps_waits_and_others_do_not() {
+    let mut control = control(Fake::new());
+    lists().into_iter().for_each(|event| control.event(event));
+    control.turn(&[]);
+    let mut changes = 0;
+    let mut change = |control: &mut Control<Fake>| {
+        changes += 1;
+        let slice = slice(&format!("10.244.1.{changes}"));
+        control.event(SourceEvent::EndpointSlice(all(vec![slice])));
+        let before = control.dataplane.backend().counters().transactions;
+        control.pace = Pace::default();
+        control.turn(&[]);
+        control.dataplane.backend().counters().transactions - before
+    };
+    let made: usize = (0..100).map(|_| change(&mut control)).sum();
+    assert!((9..100).contains(&made), "{made} of 100 changes at once");
+    while change(&mut control) > 0 {}
+    let now = Instant::now();
+    let held = control.wake(now).unwrap();
+    assert!(held <= now + Duration::from_millis(60), "{:?}", held - now);
+    let mut other = service();
+    other.name = ObjectName::new("default", "other");
+    other.cluster_ips = vec!["10.96.0.2".parse().unwrap()].into();
+    other
+        .ports
+        .iter_mut()
+        .for_each(|port| port.node_port = None);
+    let event = ObjectEvent::Apply(Arc::new(other));
+    control.event(SourceEvent::Service(event));
+    control.turn(&[]);
+    assert_eq!(elements(&control, "no_endpoints"), 1);
 }

@@ -38,9 +38,11 @@ pub(super) const NEEDED_ALWAYS: [ObjectKind; 3] = [
 pub(crate) struct View {
     config: NodeConfig,
     index: Index,
-    /// Computed again when Services or the Node change. Endpoints, which change most, do not matter.
-    external_sockets_here: Option<BTreeSet<(Protocol, SocketAddr)>>,
+    /// Computed again when Services or the Node change, and where there are some also when endpoints do.
+    external_sockets_here: Option<BTreeMap<(Protocol, SocketAddr), bool>>,
     node: Option<Arc<Node>>,
+    /// Node addresses that an earlier process served, for a start without the Node object.
+    adopted_addresses: Vec<IpAddr>,
     /// The Node object exists: `node` is not the last version of a deleted one.
     node_exists: bool,
     service_cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
@@ -56,6 +58,7 @@ impl View {
             index: Index::default(),
             external_sockets_here: None,
             node: None,
+            adopted_addresses: Vec::new(),
             node_exists: false,
             service_cidrs: BTreeMap::new(),
             listed: BTreeSet::new(),
@@ -77,6 +80,8 @@ impl View {
                 self.index.service_event(event);
             }
             SourceEvent::EndpointSlice(event) => {
+                self.external_sockets_here
+                    .take_if(|sockets| !sockets.is_empty());
                 self.objects(&event);
                 self.index.slice_event(event);
             }
@@ -204,9 +209,24 @@ impl View {
         (self.index.service_count(), self.index.endpoint_count())
     }
 
-    /// The facts to plan by. Without a Node object there are no node addresses, zone and pod CIDRs.
+    /// Serves node ports at these addresses until there is a Node object.
+    pub(crate) fn adopt_addresses(&mut self, addresses: Vec<IpAddr>) {
+        self.adopted_addresses = addresses;
+    }
+
+    /// Whether there never was a Node object of this node's name, though Nodes are listed.
+    pub(crate) fn lacks_node(&self) -> bool {
+        self.node.is_none() && self.listed.contains(&ObjectKind::Node)
+    }
+
+    /// The facts to plan by. Without a Node object there are no zone and pod CIDRs, and only adopted node addresses.
     pub(crate) fn facts(&self, interface_addresses: &[IpAddr]) -> NodeFacts {
-        let unknown = || Arc::new(Node::unknown(self.config.node_name.clone()));
+        let unknown = || {
+            Arc::new(Node {
+                addresses: self.adopted_addresses.clone(),
+                ..Node::unknown(self.config.node_name.clone())
+            })
+        };
         let node = self.node.clone().unwrap_or_else(unknown);
         let service_cidrs: Vec<IpNet> = self.service_cidrs.values().flatten().copied().collect();
         NodeFacts::resolve(&self.config, &node, interface_addresses, &service_cidrs)
@@ -214,15 +234,15 @@ impl View {
     }
 
     /// External frontends that Services ask for at the addresses of this Node.
-    pub(crate) fn external_sockets_here(&mut self) -> &BTreeSet<(Protocol, SocketAddr)> {
+    pub(crate) fn external_sockets_here(&mut self) -> &BTreeMap<(Protocol, SocketAddr), bool> {
         let addresses = self.node.as_ref().map(|node| &*node.addresses);
         let find = || self.index.external_sockets(addresses.unwrap_or_default());
         self.external_sockets_here.get_or_insert_with(find)
     }
 
-    /// Whether any Service has to be planned again.
-    pub(crate) fn is_dirty(&self) -> bool {
-        self.index.is_dirty()
+    /// Services that have to be planned again.
+    pub(crate) fn dirty(&self) -> &BTreeSet<ObjectName> {
+        self.index.dirty_services()
     }
 
     /// When the changes happened that EndpointSlices brought since the last call, as far as their annotations say.
@@ -230,9 +250,15 @@ impl View {
         self.index.take_triggers()
     }
 
-    /// Plans the dirty Services, or `all`. Returns what they need, and what planning ignored.
-    pub(crate) fn updates(&mut self, facts: &NodeFacts, all: bool) -> (Vec<Update>, Vec<Invalid>) {
-        let mut names: BTreeSet<ObjectName> = self.index.take_dirty().into_iter().collect();
+    /// Plans the dirty Services that are due, or all. Returns what they need, and what planning ignored.
+    pub(crate) fn updates(
+        &mut self,
+        facts: &NodeFacts,
+        all: bool,
+        is_due: impl Fn(&ObjectName) -> bool,
+    ) -> (Vec<Update>, Vec<Invalid>) {
+        let dirty = self.index.take_dirty_if(|name| all || is_due(name));
+        let mut names: BTreeSet<ObjectName> = dirty.into_iter().collect();
         if all {
             names.extend(self.index.service_names().cloned());
         }

@@ -65,6 +65,7 @@ impl Stage {
         let mut facts = NodeFacts::resolve(&NodeConfig::named("node-a"), &node, &[], &[]);
         facts.node_addresses = vec![LOCALHOST];
         self.announcer.committed(&Commit {
+            pending: false,
             outcome,
             facts: &facts,
             full: false,
@@ -84,6 +85,7 @@ fn update(service: &str, check: Option<(u16, usize)>) -> Update {
         created: None,
         frontends: Vec::new(),
         load_balancer_ips: Vec::new(),
+        relays: Default::default(),
         reset_removed: false,
         health_check: check.map(|(port, local)| HealthCheck {
             port,

@@ -97,7 +97,8 @@ fn code(passes: bool) -> StatusCode {
     }
 }
 
-/// 200 once the first sync of Services and of the overlay is complete; before, the reasons why not.
+/// 200 once the first sync of Services and of the overlay is complete; before, the reasons why not. A process that stands
+/// by is ready: a rollout that starts the new pod before the end of the old one (`maxSurge`) waits for that.
 pub(super) fn readyz(
     status: Option<&Arc<Status>>,
     overlay: Option<&Arc<OverlayStatus>>,
@@ -111,13 +112,15 @@ pub(super) fn readyz(
         let text = format!("waiting for the overlay: {}\n", reasons.join("; "));
         return Answer::text(StatusCode::SERVICE_UNAVAILABLE, text);
     }
-    let Some(status) = status.filter(|status| !status.synced) else {
+    let notes = status.map_or(&[][..], |status| &status.notes);
+    let notes: String = notes.iter().map(|note| format!("{note}\n")).collect();
+    let Some(status) = status.filter(|status| !status.synced && !status.standby) else {
         // Problems of peers make no node unready: a partition would make all nodes unready.
         let found = probes.findings.iter().map(|finding| &finding.text);
         let lines = found.chain(&probes.remedies).chain(&probes.notes);
         let lines: String = lines.map(|text| format!("overlay: {text}\n")).collect();
         let alarm = alarm.map(|text| format!("{text}\n")).unwrap_or_default();
-        return Answer::text(StatusCode::OK, format!("ok\n{alarm}{lines}"));
+        return Answer::text(StatusCode::OK, format!("ok\n{notes}{alarm}{lines}"));
     };
     let missing: Vec<String> = status.waiting_for.iter().map(ToString::to_string).collect();
     let reason = if missing.is_empty() {

@@ -1,4 +1,4 @@
-use service_model::{Masquerade, NodeConfig, NodePortAddress, ServiceIntent};
+use service_model::{Backend, Masquerade, NodeConfig, NodePortAddress, ServiceIntent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ fn update(family: Family, protocol: Protocol, port: u16, endpoints: &[SocketAddr
         })
         .collect();
     backends.sort_unstable();
-    let backends: Endpoints = backends.into();
+    let backends: std::sync::Arc<[Backend]> = backends.into();
     let disposition = match backends.is_empty() {
         true => Disposition::Refuse,
         false => Disposition::Balance(backends.clone()),
@@ -45,6 +45,7 @@ fn update(family: Family, protocol: Protocol, port: u16, endpoints: &[SocketAddr
             counted: false,
         }],
         load_balancer_ips: Vec::new(),
+        relays: Default::default(),
         reset_removed: false,
         health_check: None,
     })
@@ -178,4 +179,39 @@ async fn a_taken_loopback_port_is_served_once_it_is_free() {
     tokio::task::yield_now().await;
     drop(taken);
     assert_eq!(says(port).await, "served");
+}
+
+#[tokio::test]
+async fn more_udp_clients_than_the_limit_are_all_answered() {
+    let mut announcer = start(
+        &parts(CancellationToken::new()).0,
+        &Handle::current(),
+        config(),
+    );
+    let echo = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = echo.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 64];
+        while let Ok((length, from)) = echo.recv_from(&mut buffer).await {
+            echo.send_to(&buffer[..length], from).await.unwrap();
+        }
+    });
+    let port = free_port();
+    announcer.planned(&[update(Family::Ip, Protocol::Udp, port, &[endpoint])]);
+    for n in 0..UDP_CLIENTS + 20 {
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let mut buffer = [0; 64];
+        let answered = async {
+            loop {
+                let _ = client.send(b"hello").await;
+                let answer = timeout(Duration::from_millis(500), client.recv(&mut buffer));
+                if let Ok(Ok(_)) = answer.await {
+                    return;
+                }
+            }
+        };
+        let answered = timeout(Duration::from_secs(20), answered).await;
+        assert!(answered.is_ok(), "client {n} has no answer");
+    }
 }

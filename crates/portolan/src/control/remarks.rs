@@ -1,0 +1,91 @@
+//! What the control loop says about objects: log lines, and the notes of `/readyz`.
+
+use std::time::Instant;
+
+use nft::Backend;
+use object_source::Problem;
+use service_dataplane::{Claim, SyncOutcome};
+use service_model::{FrontendAddress, Invalid};
+
+use super::Control;
+
+/// Maximum number of quarantined Services that readiness names.
+const NAMED: usize = 8;
+
+impl<B: Backend> Control<B> {
+    pub(super) fn log_refused(&mut self, outcome: &SyncOutcome) {
+        for quarantined in &outcome.quarantined {
+            tracing::error!(service = %quarantined.service, error = %quarantined.error,
+                "the kernel refused this Service; it is quarantined and its last good rules stay in place");
+        }
+        for (conflict, frontends) in self.conflicts.news(&outcome.conflicts) {
+            if self.allowance.take(Instant::now()) {
+                tracing::warn!(frontend = frontend(&conflict.claim), frontends, winner = %conflict.winner,
+                    loser = %conflict.loser, "two Services claim the same frontends; the winner keeps them");
+            }
+        }
+    }
+
+    /// What an operator should know though the proxy works.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let quarantined = self.dataplane.quarantine().iter();
+        let mut notes: Vec<String> = quarantined
+            .take(NAMED)
+            .map(|(service, error)| format!("Service {service} is quarantined: {error}"))
+            .collect();
+        let more = self.dataplane.quarantine().len().saturating_sub(NAMED);
+        if more > 0 {
+            notes.push(format!("{more} more Services are quarantined"));
+        }
+        if self.lacks_node {
+            let name = &self.facts.node_name;
+            notes.push(format!(
+                "no Node object has the name of this node, {name}: node ports and policy Local depend on it"
+            ));
+        }
+        if self.standby {
+            notes.push("standing by: another process owns the tables".to_owned());
+        }
+        notes
+    }
+}
+
+/// `cluster IP 10.96.0.1, port 80/TCP`
+fn frontend(claim: &Claim) -> String {
+    let Claim {
+        address,
+        protocol,
+        port,
+    } = claim;
+    match address {
+        FrontendAddress::ClusterIp(ip) => format!("cluster IP {ip}, port {port}/{protocol}"),
+        FrontendAddress::External(ip) => format!("external IP {ip}, port {port}/{protocol}"),
+        FrontendAddress::NodePort(family) => {
+            format!("{} node port {port}/{protocol}", family.api_name())
+        }
+    }
+}
+
+/// Logs a problem of an object or file, and what follows from it.
+pub(super) fn log(problem: &Problem) {
+    let consequence = match problem {
+        Problem::File { line: 0, .. } => "earlier valid versions of its objects keep serving",
+        Problem::File { .. } => {
+            "the rest of the file is served, with earlier valid versions of the objects it lacks"
+        }
+        Problem::Object { .. } => {
+            "the object is ignored, and an earlier valid version keeps serving"
+        }
+        Problem::Field { .. } => "the rest of the object is served",
+    };
+    match problem.invalid() {
+        // Which objects the file should hold is unknown.
+        None => tracing::error!("{problem}; {consequence}"),
+        Some(Invalid {
+            kind,
+            object,
+            field,
+            ..
+        }) => tracing::error!(%kind, %object, field, "{problem}; {consequence}"),
+    }
+}
