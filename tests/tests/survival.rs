@@ -1,6 +1,7 @@
 //! What happens to the daemon and to its tables, and what connections notice of it: nothing.
 //!
-//! `PORTOLAN_KILLS` and `PORTOLAN_FLUSHES` make it fewer than a hundred, for slow machines.
+//! `PORTOLAN_KILLS` and `PORTOLAN_FLUSHES` make it fewer than a hundred, for slow machines, or more, for `cargo xtask test
+//! --nightly`; so does `PORTOLAN_VANDALISM` for foreign changes of a table without owner.
 
 use anyhow::{Result, ensure};
 use lab::{scenario, wait_until};
@@ -79,7 +80,7 @@ fn a_table_without_owner_is_repaired_whatever_is_done_to_it() -> Result<()> {
         !listing.contains("flags owner"),
         "the table has an owner: {listing}"
     );
-    for vandalism in [
+    const VANDALISM: [&str; 10] = [
         "flush ruleset",
         "delete table ip portolan",
         "flush chain ip portolan arriving",
@@ -90,7 +91,9 @@ fn a_table_without_owner_is_repaired_whatever_is_done_to_it() -> Result<()> {
         "add chain ip portolan strange",
         "add set ip portolan strange { type ipv4_addr; }",
         "flush chain ip portolan prerouting; delete chain ip portolan prerouting",
-    ] {
+    ];
+    let acts = number_from_env("PORTOLAN_VANDALISM", 10) as usize;
+    for vandalism in VANDALISM.into_iter().cycle().take(acts) {
         stage.node.nft(&[vandalism])?;
         let healed = || stage.tables().is_ok_and(|tables| tables == before);
         wait_until(&format!("repair after `{vandalism}`"), PATIENCE, healed)?;

@@ -2,8 +2,9 @@
 //!
 //! The quick tests are what `cargo test --workspace` runs. Tests marked `#[ignore = "needs ..."]` want programs that take
 //! long to build (Kubernetes' control plane, kube-proxy, flanneld); `--all` runs them as well, the random tests at
-//! larger sizes, and a few scenarios on other kernels. `--nightly` has larger sizes, older kube-proxies, all
-//! scenarios on all kernels, two whole builds of the image, and clusters of `cargo xtask cluster`.
+//! larger sizes, and a few scenarios on other kernels. `--nightly` has larger sizes, a thousand kills, ten thousand foreign
+//! changes, older kube-proxies, all scenarios on all kernels, two whole builds of the image, and clusters of `cargo xtask
+//! cluster`.
 
 use anyhow::{Result, ensure};
 
@@ -27,8 +28,17 @@ const NIGHTLY: [(&str, &str); 4] = [
     ("PORTOLAN_PEER_CLUSTERS", "1000"),
 ];
 
+/// Numbers of kills, flushes and other foreign changes for `--nightly`.
+const FAULTS: [(&str, &str); 3] = [
+    ("PORTOLAN_KILLS", "1000"),
+    ("PORTOLAN_FLUSHES", "1000"),
+    ("PORTOLAN_VANDALISM", "10000"),
+];
+
 /// Test targets that read the sizes.
 const RANDOM: [&str; 3] = ["random_clusters", "kernel_clusters", "order"];
+/// The test target that reads the numbers of faults.
+const SURVIVAL: &str = "survival";
 /// Test targets with tests that are ignored in the quick tier.
 const IGNORED: [&str; 7] = [
     "control_plane",
@@ -92,9 +102,13 @@ fn rest(nightly: bool) -> Result<()> {
     let sizes = if nightly { NIGHTLY } else { LARGE };
     let unset = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
     let sizes: Vec<_> = sizes.into_iter().filter(unset).collect();
-    let parts: [(&str, &dyn Fn() -> Result<()>); 7] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 8] = [
         ("dependencies", &check::dependencies::check),
         ("large random sets", &|| random(&sizes)),
+        ("kills and vandalism", &|| match nightly {
+            true => faults(),
+            false => Ok(()),
+        }),
         ("control plane", &|| ignored(&sizes, nightly)),
         ("image and upgrade", &shipped),
         ("image from two folders", &|| match nightly {
@@ -126,6 +140,13 @@ fn random(sizes: &[(&str, &str)]) -> Result<()> {
     let mut tests = tests()?;
     tests.args(RANDOM.iter().flat_map(|target| ["--test", target]));
     run(tests.envs(sizes.iter().copied()))
+}
+
+/// A thousand kills and flushes, and ten thousand other foreign changes.
+fn faults() -> Result<()> {
+    let mut tests = tests()?;
+    tests.args(["--test", SURVIVAL]);
+    run(tests.envs(FAULTS))
 }
 
 /// The tests that the quick tier ignores.
@@ -212,7 +233,7 @@ mod tests {
     fn every_target_of_the_tiers_exists() -> Result<()> {
         let folder = root()?.join("tests/tests");
         let all = RANDOM.iter().chain(&IGNORED).chain(&SHIPPED);
-        for target in all.chain([&CLUSTER]) {
+        for target in all.chain([&CLUSTER, &SURVIVAL]) {
             let file = folder.join(format!("{target}.rs"));
             assert!(file.is_file() || folder.join(target).is_dir(), "{target}");
         }

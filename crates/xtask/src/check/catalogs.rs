@@ -5,12 +5,15 @@ use regex::Regex;
 
 use super::source::{Sources, Violation};
 
+/// The one catalog of the repository, whose rows have such numbers.
+const CATALOG: &str = "docs/reliability.md";
+
 /// Every reference of that form in prose, and tests named after one.
 pub(super) fn violations(sources: &Sources) -> Result<Vec<Violation>> {
     let number = Regex::new(r"(?-u)\b[FB]\d{1,2}\b")?;
     let test = Regex::new(r"(?-u)\bfn ([fb]\d{1,2}_\w+)")?;
     let mut found = Vec::new();
-    for source in &sources.files {
+    for source in sources.files.iter().filter(|source| source.path != CATALOG) {
         for (line, text) in source.prose() {
             for reference in number.find_iter(&text) {
                 found.push(source.violation(
@@ -36,6 +39,8 @@ mod tests {
 
     #[test]
     fn numbers_of_catalogs_are_found_in_comments_strings_and_names() {
+        let rows = ("docs/reliability.md", "| B1 | met |\n");
+        assert!(violations(&Sources::of(&[rows])).unwrap().is_empty());
         let text = "// As F12 says.\nfn f41_slices() { g(\"bar B6\", 0xF1, B2::new()) }\n";
         let found = violations(&Sources::of(&[("a.rs", text)])).unwrap();
         let places: Vec<&str> = found.iter().map(|one| one.place.as_str()).collect();
