@@ -230,7 +230,7 @@ impl<B: Backend> Control<B> {
     }
 
     fn report(&mut self, problem: &Problem) {
-        let is_new = self.problems.is_new(problem) && self.allowance.take(Instant::now());
+        let is_new = self.problems.is_new(problem);
         if is_new {
             remarks::log(problem);
         }
@@ -357,7 +357,8 @@ impl<B: Backend> Control<B> {
         let is_due = |name: &ObjectName| flapping.due(name, start).is_none();
         let (updates, ignored) = self.view.updates(&self.facts, all, is_due);
         let names = updates.iter().map(|update| &update.service);
-        self.flapping.committed(names, start);
+        self.flapping.committed(names.clone(), start);
+        self.conflicts.renewed(names);
         let triggers = self.view.take_triggers().into_iter();
         let since_start = triggers.filter(|(_, at)| *at > self.started);
         self.triggers.extend(since_start);

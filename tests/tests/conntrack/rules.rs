@@ -1,4 +1,4 @@
-//! Flows whose rules change by something other than the loss of an endpoint: source ranges, node addresses, scale-ups.
+//! Flows whose rules change by something other than the loss of an endpoint: source ranges, node addresses.
 
 use lab::{Client, node_object};
 
@@ -52,40 +52,6 @@ fn a_flow_ends_when_its_source_range_is_withdrawn() -> Result<()> {
         guarded(&stage, &allowed)?;
         wait_for(&outside, to, |o| server(o).is_some())?;
     }
-    Ok(())
-}
-
-#[scenario(Nft)]
-fn a_scale_up_heals_a_flow_that_goes_astray() -> Result<()> {
-    let stage = stage()?;
-    dns(&stage, ready(&[0]))?;
-    let _daemon = stage.start_synced(&[])?;
-    let [to, _, node_port] = frontends(&stage)?;
-    for to in [to, node_port] {
-        dns(&stage, ready(&[0]))?;
-        let port = to.port();
-        let astray = format!(
-            "table ip astray {{ chain astray {{\n type nat hook prerouting priority -150;\n \
-             udp dport {port} dnat to 192.0.2.1:9\n }}\n }}"
-        );
-        stage.node.nft_stdin(&astray)?;
-        lead_nowhere_once(&stage)?;
-        ask(&stage.client, to)?;
-        stage.node.nft(&["delete table ip astray"])?;
-        let outcome = ask(&stage.client, to)?;
-        ensure!(
-            server(&outcome).is_none(),
-            "the entry is right: {outcome:?}"
-        );
-        dns(&stage, ready(&[0, 1]))?;
-        wait_for(&stage.client, to, |o| server(o).is_some())?;
-    }
-    Ok(())
-}
-
-fn lead_nowhere_once(stage: &Stage) -> Result<()> {
-    // The second call finds the link there.
-    let _ = lead_nowhere(stage, "192.0.2.1");
     Ok(())
 }
 

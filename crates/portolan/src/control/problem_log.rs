@@ -1,14 +1,14 @@
 //! Suppresses repeated warnings about an object until the object recovers, and bounds how many lines objects can cause.
 //!
 //! A problem is logged once while it stays true, however often the object is listed, changed elsewhere or planned, and
-//! again after the object was valid in between. Of one object at most [`REMEMBERED`] problems are logged. All objects
-//! together have [`Allowance`], so that whoever edits one all the time fills no disk.
+//! again after the object was valid in between. Of one object at most [`REMEMBERED`] problems are logged. Lines about
+//! conflicts have [`Allowance`], so that whoever edits a Service all the time fills no disk.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use object_source::{Problem, SourceEvent, Subject};
-use service_dataplane::Conflict;
+use service_dataplane::{Claim, Conflict};
 use service_model::{ObjectEvent, ObjectKind, ObjectName, Watched};
 
 /// Maximum number of problems of an object that are logged.
@@ -51,25 +51,58 @@ impl Allowance {
 pub(super) struct ConflictLog {
     /// By winner and loser: the number of frontends.
     logged: HashMap<(ObjectName, ObjectName), usize>,
+    /// Those of Services that are being committed: they are over unless they are found again.
+    before: HashMap<(ObjectName, ObjectName), usize>,
 }
 
 impl ConflictLog {
-    /// The pairs whose number of contested frontends is new, each with one of them.
-    pub(super) fn news<'a>(&mut self, conflicts: &'a [Conflict]) -> Vec<(&'a Conflict, usize)> {
-        let mut pairs: BTreeMap<(&ObjectName, &ObjectName), (&Conflict, usize)> = BTreeMap::new();
+    /// Notes that these Services are committed anew.
+    pub(super) fn renewed<'a>(&mut self, services: impl Iterator<Item = &'a ObjectName>) {
+        if self.logged.is_empty() {
+            return;
+        }
+        let services: HashSet<&ObjectName> = services.collect();
+        let concerned = |(winner, loser): &(ObjectName, ObjectName)| {
+            services.contains(winner) || services.contains(loser)
+        };
+        let pairs = self.logged.extract_if(|pair, _| concerned(pair));
+        self.before.extend(pairs);
+    }
+
+    /// The pairs whose number of contested frontends is new.
+    pub(super) fn news<'a>(&mut self, conflicts: &'a [Conflict]) -> Vec<Contest<'a>> {
+        let mut pairs: BTreeMap<(&ObjectName, &ObjectName), BTreeSet<Claim>> = BTreeMap::new();
         for conflict in conflicts {
             let pair = pairs.entry((&conflict.winner, &conflict.loser));
-            pair.or_insert((conflict, 0)).1 += 1;
+            pair.or_default().insert(conflict.claim);
         }
         if self.logged.len() > PAIRS {
             self.logged.clear();
         }
-        let is_new = |(conflict, frontends): &(&Conflict, usize)| {
-            let pair = (conflict.winner.clone(), conflict.loser.clone());
-            self.logged.insert(pair, *frontends) != Some(*frontends)
+        let contests = pairs.into_iter().map(|((winner, loser), claims)| Contest {
+            winner,
+            loser,
+            claims,
+        });
+        let is_new = |contest: &Contest<'_>| {
+            let pair = (contest.winner.clone(), contest.loser.clone());
+            let frontends = contest.claims.len();
+            let before = self.before.remove(&pair);
+            let known = self.logged.insert(pair, frontends).or(before);
+            known != Some(frontends)
         };
-        pairs.into_values().filter(is_new).collect()
+        let news = contests.filter(is_new).collect();
+        self.before.clear();
+        news
     }
+}
+
+/// The frontends that two Services claim.
+#[derive(Debug)]
+pub(super) struct Contest<'a> {
+    pub(super) winner: &'a ObjectName,
+    pub(super) loser: &'a ObjectName,
+    pub(super) claims: BTreeSet<Claim>,
 }
 
 /// Maximum number of pairs remembered.
@@ -244,7 +277,7 @@ mod tests {
     #[test]
     fn a_conflict_of_two_services_is_one_line() {
         let conflict = |port| Conflict {
-            claim: service_dataplane::Claim {
+            claim: Claim {
                 address: service_model::FrontendAddress::External([192, 0, 2, 1].into()),
                 protocol: service_model::Protocol::Tcp,
                 port,
@@ -254,9 +287,19 @@ mod tests {
         };
         let mut log = ConflictLog::default();
         let contested: Vec<Conflict> = (0..1_000).map(conflict).collect();
-        let lines: Vec<usize> = log.news(&contested).iter().map(|(_, n)| *n).collect();
+        let news = log.news(&contested);
+        let lines: Vec<usize> = news.iter().map(|contest| contest.claims.len()).collect();
         assert_eq!(lines, [1_000]);
         assert!(log.news(&contested).is_empty(), "nothing has changed");
+        log.renewed([&name()].into_iter());
+        assert!(
+            log.news(&contested).is_empty(),
+            "an edit elsewhere in the object"
+        );
+        assert_eq!(log.news(&contested[1..]).len(), 1);
+        // It is over, and comes back.
+        log.renewed([&name()].into_iter());
+        assert!(log.news(&[]).is_empty());
         assert_eq!(log.news(&contested[1..]).len(), 1);
     }
 

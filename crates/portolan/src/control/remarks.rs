@@ -8,8 +8,9 @@ use service_dataplane::{Claim, SyncOutcome};
 use service_model::{FrontendAddress, Invalid};
 
 use super::Control;
+use super::problem_log::Contest;
 
-/// Maximum number of quarantined Services that readiness names.
+/// Maximum number of quarantined Services that readiness names, and of contested frontends in a log line.
 const NAMED: usize = 8;
 
 impl<B: Backend> Control<B> {
@@ -18,10 +19,16 @@ impl<B: Backend> Control<B> {
             tracing::error!(service = %quarantined.service, error = %quarantined.error,
                 "the kernel refused this Service; it is quarantined and its last good rules stay in place");
         }
-        for (conflict, frontends) in self.conflicts.news(&outcome.conflicts) {
+        for contest in self.conflicts.news(&outcome.conflicts) {
             if self.allowance.take(Instant::now()) {
-                tracing::warn!(frontend = frontend(&conflict.claim), frontends, winner = %conflict.winner,
-                    loser = %conflict.loser, "two Services claim the same frontends; the winner keeps them");
+                let Contest {
+                    winner,
+                    loser,
+                    claims,
+                } = contest;
+                let named: Vec<String> = claims.iter().take(NAMED).map(frontend).collect();
+                tracing::warn!(frontends = claims.len(), first = named.join("; "), %winner, %loser,
+                    "two Services claim the same frontends; the winner keeps them");
             }
         }
     }

@@ -368,7 +368,7 @@ fn a_process_that_stands_by_is_ready_and_alive() {
         let again = control.wake(Instant::now()).unwrap();
         assert!(again <= Instant::now() + Duration::from_millis(250));
     }
-    let text = control.reports.metrics.encode();
+    let text = control.reports.metrics.encode(Format::Text);
     assert!(text.contains("\nportolan_standby 1\n"), "{text}");
     assert!(!text.contains("sync_failures_total{"), "{text}");
     control.dataplane.backend_mut().own_elsewhere(false);

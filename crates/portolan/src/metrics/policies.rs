@@ -155,6 +155,7 @@ mod tests {
             created: None,
             frontends,
             load_balancer_ips: Vec::new(),
+            relays: Default::default(),
             reset_removed: false,
             health_check: None,
         };

@@ -276,6 +276,7 @@ fn two_frontends_take_one_walk_for_unanswered_tcp() {
             let check = FlowCheck {
                 claim: claim(address, protocol),
                 serving: None,
+                allowed_sources: None,
                 reset: false,
             };
             checks.add(vec![check], [].into());
