@@ -31,6 +31,8 @@ impl fmt::Display for Violation {
 
 /// A line of text and its number.
 pub(super) type Line = (usize, String);
+/// A line of a program: number, code, comment.
+type Half<'a> = (usize, &'a str, Option<&'a str>);
 
 /// A file of the repository.
 pub(super) struct Source {
@@ -133,27 +135,25 @@ impl Source {
 
     /// Comments, documentation comments among them. A `//` in a string is none.
     pub(super) fn comments(&self) -> Vec<Line> {
-        self.halves(|(number, _, comment)| Some((number, comment?.to_owned())))
+        let comment = |(number, _, comment): Half<'_>| Some((number, comment?.to_owned()));
+        self.halves().filter_map(comment).collect()
     }
 
     /// Lines of a program without their comments.
     pub(super) fn code(&self) -> Vec<Line> {
-        self.halves(|(number, code, _)| Some((number, code.to_owned())))
+        let code = |(number, code, _): Half<'_>| (number, code.to_owned());
+        self.halves().map(code).collect()
     }
 
-    /// Picks from the lines of a program, each as its number, its code, and its comment if it has one.
-    fn halves(&self, pick: fn((usize, &str, Option<&str>)) -> Option<Line>) -> Vec<Line> {
-        let halves = |(index, line): (usize, &str)| {
+    /// Lines of a program, each as its number, its code, and its comment if it has one.
+    fn halves(&self) -> impl Iterator<Item = Half<'_>> {
+        let lines = self.rust.iter().flat_map(|_| self.text.lines().enumerate());
+        lines.map(|(index, line)| {
             let comment = line.split_once("//");
             let comment = comment.filter(|(before, _)| before.matches('"').count() % 2 == 0);
-            pick((
-                index + 1,
-                comment.map_or(line, |(code, _)| code),
-                comment.map(|(_, text)| text),
-            ))
-        };
-        let lines = self.rust.iter().flat_map(|_| self.text.lines().enumerate());
-        lines.filter_map(halves).collect()
+            let code = comment.map_or(line, |(code, _)| code);
+            (index + 1, code, comment.map(|(_, text)| text))
+        })
     }
 
     /// What people read in it: a page's lines, or a program's comments and strings.
