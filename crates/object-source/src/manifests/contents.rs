@@ -234,11 +234,11 @@ fn parse_all(documents: &[&str], rules: &Rules) -> Vec<Parsed> {
         let parsed = document::read(document, &rules.node_ports, &rules.context);
         parsed.unwrap_or_else(Parsed::broken)
     };
-    if documents.len() < 2 * PORTION {
-        return documents.iter().map(parse).collect();
-    }
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = processors.min(MAX_THREADS).min(documents.len() / PORTION);
+    if threads <= 1 {
+        return documents.iter().map(parse).collect();
+    }
     let portions: Vec<&[&str]> = documents.chunks(PORTION).collect();
     let next = AtomicUsize::new(0);
     let work = || {

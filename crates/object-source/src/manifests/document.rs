@@ -17,7 +17,6 @@ use service_model::{
 use smallvec::SmallVec;
 
 use super::line::Lines;
-use super::plain;
 use crate::MAX_TEXT;
 
 /// Nodes in one document: a list of 100,000 endpoints has about two million. Bounds memory.
@@ -132,14 +131,6 @@ fn parse(document: &str) -> Result<Vec<(Value, usize)>, Remark> {
             .count();
         return Ok(vec![(value, line)]);
     }
-    if let Some(parsed) = plain::parse(document) {
-        return Ok(vec![parsed]);
-    }
-    parse_yaml(document)
-}
-
-/// The same by the YAML library.
-pub(super) fn parse_yaml(document: &str) -> Result<Vec<(Value, usize)>, Remark> {
     let line = |location: Location| usize::try_from(location.line()).unwrap_or_default();
     serde_saphyr::from_multiple_with_options::<Spanned<Value>>(document, options())
         .map(|values| {
