@@ -305,7 +305,8 @@ fn outlived(what: &str, signal: Signal) -> Result<()> {
         let status = daemon.wait(PATIENCE)?;
         ensure!(
             status.success() || signal == Signal::SIGKILL,
-            "ended with {status}"
+            "ended with {status}: {:#?}",
+            daemon.lines()
         );
     }
     let before = state(&stage.nodes[0], "flannel.1")?;

@@ -362,7 +362,10 @@ async fn after_first_sync(
     synced: oneshot::Receiver<()>,
     cancel: CancellationToken,
 ) -> Result<()> {
-    synced.await.context("there was no first sync")?;
+    if synced.await.is_err() {
+        // The control loop has ended, and says why.
+        return Ok(());
+    }
     if sysctls_are_missing {
         sysctl::apply(&effective.conntrack);
     }

@@ -92,9 +92,13 @@ impl Parts {
     ) {
         let (ends, cancel) = (self.ends.clone(), self.cancel.clone());
         runtime.spawn(async move {
-            let part = AssertUnwindSafe(part).catch_unwind();
-            if let Some(end) = cancel.run_until_cancelled(part).await {
-                let _ = ends.send((name, end_of(end)));
+            // Cancellation comes first: other parts then close their channels, which is no failure of this one.
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => {}
+                end = AssertUnwindSafe(part).catch_unwind() => {
+                    let _ = ends.send((name, end_of(end)));
+                }
             }
         });
     }
@@ -256,6 +260,18 @@ mod tests {
             parts.thread("control", fails).unwrap();
         });
         assert_eq!(failed.as_deref(), Some("control failed: no rights"));
+    }
+
+    #[test]
+    fn channel_closed_by_cancellation_is_no_failure_of_a_task() {
+        let end = end(|parts| {
+            let (open, closed) = tokio::sync::oneshot::channel::<()>();
+            let waits = async { closed.await.context("the channel is closed") };
+            parts.task("reader", &Handle::current(), waits);
+            parts.cancel().cancel();
+            drop(open);
+        });
+        assert_eq!(end, None);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! A flanneld that is started again creates its rules again. The device, its routes and entries are not leftovers: they
 //! are taken over.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use net_types::Family;
 use netfilter::ForeignRuleset;
 use tokio::sync::watch;
@@ -47,10 +47,11 @@ pub(super) async fn run(
     mut families: watch::Receiver<Vec<Family>>,
     cancel: CancellationToken,
 ) -> Result<()> {
-    families
-        .wait_for(|families| !families.is_empty())
-        .await
-        .context("the overlay has ended")?;
+    let any = families.wait_for(|families| !families.is_empty());
+    if any.await.is_err() {
+        // The overlay has ended, and says why.
+        return Ok(());
+    }
     let look = || {
         let families = families.borrow().clone();
         move || remove(&families)
