@@ -116,15 +116,10 @@ fn external_ip_refusal(address: IpAddr, service: &Service, facts: &NodeFacts) ->
     }
     let inside = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&address));
     match &facts.allowed_external_ips {
-        Some(allowed) if inside(allowed) => None,
-        Some(_) => Some(format!("{address} is not among the allowed external IPs")),
-        None if inside(&facts.local_sources) => Some(format!(
-            "{address} is in a range of pods; --allowed-external-ips can allow it"
-        )),
-        None if inside(&facts.service_cidrs) => Some(format!(
-            "{address} is in a range of cluster IPs; --allowed-external-ips can allow it"
-        )),
-        None => None,
+        Some(allowed) if !inside(allowed) => {
+            Some(format!("{address} is not among the allowed external IPs"))
+        }
+        _ => None,
     }
 }
 
