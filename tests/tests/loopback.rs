@@ -25,6 +25,13 @@ fn server(outcome: &Outcome) -> Option<String> {
     Some(outcome.server()?.split(':').next()?.to_owned())
 }
 
+fn wait_for_node_port(stage: &Stage, to: SocketAddr) -> Result<()> {
+    wait_until("the node port on loopback", PATIENCE, || {
+        let outcome = stage.node.connect(Protocol::Tcp, to);
+        outcome.is_ok_and(|o| server(&o).is_some())
+    })
+}
+
 #[scenario(Nft)]
 fn affinity_and_counters_include_node_ports_on_loopback() -> Result<()> {
     let stage = Stage::new()?;
@@ -36,12 +43,7 @@ fn affinity_and_counters_include_node_ports_on_loopback() -> Result<()> {
     let port = stage.web.node_port.context("it has one")?;
     for address in LOOPBACK {
         let to = SocketAddr::new(address, port);
-        wait_until("the node port on loopback", PATIENCE, || {
-            stage
-                .node
-                .connect(Protocol::Tcp, to)
-                .is_ok_and(|o| server(&o).is_some())
-        })?;
+        wait_for_node_port(&stage, to)?;
         let tally = stage.node.connect_many(Protocol::Tcp, to, 12)?;
         ensure!(tally.failed() == 0 && tally.servers.len() == 1, "{tally:?}");
     }
@@ -68,12 +70,7 @@ fn connections_on_loopback_are_reset_when_asked_for() -> Result<()> {
     with_request(0..4)?;
     let _daemon = stage.start_synced(&FLAGS)?;
     let to = SocketAddr::new(LOOPBACK[0], stage.web.node_port.context("it has one")?);
-    wait_until("the node port on loopback", PATIENCE, || {
-        stage
-            .node
-            .connect(Protocol::Tcp, to)
-            .is_ok_and(|o| server(&o).is_some())
-    })?;
+    wait_for_node_port(&stage, to)?;
     let held = stage.node.hold(to, 40, Duration::from_millis(20))?;
     let servers = held.report().servers;
     let to_last = servers.get("web-3:8080").copied().unwrap_or(0);

@@ -86,8 +86,6 @@ pub struct Listeners {
     pub metrics: Option<SocketAddr>,
     /// `bindAddressHardFail`: exit when an address cannot be bound.
     pub hard_fail: bool,
-    /// `enableProfiling`
-    pub profiling: bool,
 }
 
 /// What Services mean on this node.

@@ -289,11 +289,6 @@ const GROUPS: &[Group] = &[
                 "",
                 "Exit when an address cannot be bound, instead of retrying",
             ),
-            (
-                "profiling",
-                "",
-                "Accepted as in kube-proxy; Portolan has no profiler",
-            ),
         ],
     ),
     (

@@ -48,6 +48,12 @@ pub(crate) fn resolve(
     (one(&HEALTHZ), one(&METRICS))
 }
 
+/// Whether the kernel refuses to listen on both. A wildcard listener is dual-stack.
+pub(crate) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let any = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && (any || a.ip() == b.ip())
+}
+
 fn address(
     listener: &Listener,
     command: &Settings,

@@ -5,6 +5,7 @@
 //! value.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
@@ -222,8 +223,7 @@ impl Resolver<'_> {
         }
         self.check_sync_periods(mode);
         self.check_sources();
-        let (healthz, metrics) =
-            listeners::resolve(self.line, &self.proxy, &mut self.notes.warnings);
+        let (healthz, metrics) = self.listeners();
         let overlay = self.overlay();
         let services = self.services(mode, default, overlay.is_some());
         let service_proxy = self.own.text("serviceProxy") != "off";
@@ -248,7 +248,6 @@ impl Resolver<'_> {
                 healthz,
                 metrics,
                 hard_fail: self.proxy.bool("bindAddressHardFail"),
-                profiling: self.proxy.bool("enableProfiling"),
             },
             service_proxy,
             services,
@@ -280,6 +279,31 @@ impl Resolver<'_> {
             problem.origin = Some(Origin::Flag("--kube-subnet-mgr".to_owned()));
             self.problems.push(problem);
         }
+    }
+
+    /// Addresses for health and metrics. Where both have one port, metrics give way, with a warning; with
+    /// `bindAddressHardFail`, that is a problem.
+    fn listeners(&mut self) -> (Option<SocketAddr>, Option<SocketAddr>) {
+        let (healthz, metrics) =
+            listeners::resolve(self.line, &self.proxy, &mut self.notes.warnings);
+        let clash = healthz
+            .zip(metrics)
+            .filter(|(a, b)| listeners::overlap(*a, *b));
+        let Some((health_address, _)) = clash else {
+            return (healthz, metrics);
+        };
+        let problem = self.proxy.problem(
+            "metricsBindAddress",
+            &format!("healthzBindAddress {health_address} has the same port: give metricsBindAddress another one"),
+        );
+        match self.proxy.bool("bindAddressHardFail") {
+            true => self.problems.push(problem),
+            false => self
+                .notes
+                .warnings
+                .push(format!("{problem}; metrics are not served")),
+        }
+        (healthz, None)
     }
 
     /// kube-proxy's `Validate`, on the section of the mode.

@@ -198,6 +198,37 @@ fn the_family_of_the_bind_address_decides_the_listeners() {
 }
 
 #[test]
+fn metrics_give_way_to_health_on_the_same_port() {
+    for (fields, expected) in [
+        (
+            "metricsBindAddress: 0.0.0.0:10256\n",
+            ["0.0.0.0:10256", "off"],
+        ),
+        (
+            "metricsBindAddress: '[::1]:10256'\n",
+            ["0.0.0.0:10256", "off"],
+        ),
+        (
+            "healthzBindAddress: 127.0.0.1:10249\n",
+            ["127.0.0.1:10249", "off"],
+        ),
+        (
+            "healthzBindAddress: 127.0.0.2:10249\n",
+            ["127.0.0.2:10249", "127.0.0.1:10249"],
+        ),
+    ] {
+        let resolved = with_file(&[], fields);
+        assert_eq!(listeners(&resolved), expected, "{fields}");
+        let warnings = resolved.notes.warnings;
+        assert_eq!(
+            warnings.len(),
+            usize::from(expected[1] == "off"),
+            "{warnings:?}"
+        );
+    }
+}
+
+#[test]
 fn a_missing_port_is_appended() {
     let flags = [
         "--healthz-bind-address=::1",
@@ -374,6 +405,7 @@ fn unused_flags_and_fields_are_named_once() {
         "--ipvs-scheduler=rr",
         "--ipvs-scheduler=lc",
         "--log_file=/x",
+        "--profiling",
         "--feature-gates=A=true",
     ];
     let fields = "ipvs: {syncPeriod: 7s}\nclientConnection: {qps: 5, burst: 0}\n";
@@ -383,6 +415,7 @@ fn unused_flags_and_fields_are_named_once() {
         [
             "--log-file",
             "--ipvs-scheduler",
+            "--profiling",
             "ipvs.syncPeriod",
             "feature gate A"
         ]

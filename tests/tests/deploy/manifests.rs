@@ -115,6 +115,40 @@ fn unknown_and_contradictory_values_are_refused() -> Result<()> {
     Ok(())
 }
 
+#[scenario(Helm)]
+#[ignore = "needs helm"]
+fn probes_ask_where_the_health_endpoint_listens() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("values.yaml");
+    for (address, host, port) in [
+        ("0.0.0.0:10256", "127.0.0.1", 10_256),
+        ("[::]:7000", "127.0.0.1", 7_000),
+        ("", "127.0.0.1", 10_256),
+        ("10.0.0.7", "10.0.0.7", 10_256),
+        ("10.0.0.7:7000", "10.0.0.7", 7_000),
+        ("2001:db8::7", "2001:db8::7", 10_256),
+        ("[2001:db8::7]:7000", "2001:db8::7", 7_000),
+    ] {
+        std::fs::write(
+            &file,
+            format!("config: {{healthzBindAddress: '{address}'}}"),
+        )?;
+        let manifest = rendered(&file, Some("daemonset"))?;
+        let daemon_set: serde_json::Value = serde_saphyr::from_str(&manifest)?;
+        let pod = &daemon_set["spec"]["template"]["spec"]["containers"][0];
+        for probe in ["livenessProbe", "readinessProbe"] {
+            ensure!(
+                pod[probe]["httpGet"]["host"] == host,
+                "{address}: {}",
+                pod[probe]
+            );
+        }
+        let ports = &pod["ports"][0];
+        ensure!(ports["containerPort"] == port, "{address}: {ports}");
+    }
+    Ok(())
+}
+
 #[scenario(ControlPlane, Helm)]
 #[ignore = "needs a control plane and helm"]
 fn a_real_api_server_accepts_every_manifest() -> Result<()> {

@@ -85,7 +85,6 @@ pub(super) const FIELDS: &[Meaning] = &[
         "all four modes",
         "each_mistake_gives_one_error_that_names_it every_case_holds_with_real_packets",
     ),
-    ("enableProfiling", "accepted", ""),
     (
         "featureGates",
         "any name is accepted",

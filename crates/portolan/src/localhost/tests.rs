@@ -63,6 +63,24 @@ async fn server(name: &'static str) -> SocketAddr {
     address
 }
 
+/// A UDP server that sends back what it receives.
+async fn echo() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 64];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            socket.send_to(&buffer[..length], from).await.unwrap();
+        }
+    });
+    address
+}
+
+fn announcer() -> Announcer {
+    let parts = parts(CancellationToken::new()).0;
+    start(&parts, &Handle::current(), config())
+}
+
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
@@ -114,11 +132,7 @@ async fn a_loopback_node_port_serves_its_endpoints_in_turn() {
 
 #[tokio::test]
 async fn a_refused_connection_goes_to_the_next_endpoint() {
-    let mut announcer = start(
-        &parts(CancellationToken::new()).0,
-        &Handle::current(),
-        config(),
-    );
+    let mut announcer = announcer();
     let (dead, port) = (
         SocketAddr::new(Ipv4Addr::LOCALHOST.into(), free_port()),
         free_port(),
@@ -132,19 +146,8 @@ async fn a_refused_connection_goes_to_the_next_endpoint() {
 
 #[tokio::test]
 async fn udp_answers_reach_the_client_that_asked() {
-    let mut announcer = start(
-        &parts(CancellationToken::new()).0,
-        &Handle::current(),
-        config(),
-    );
-    let echo = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = echo.local_addr().unwrap();
-    tokio::spawn(async move {
-        let mut buffer = [0; 64];
-        while let Ok((length, from)) = echo.recv_from(&mut buffer).await {
-            echo.send_to(&buffer[..length], from).await.unwrap();
-        }
-    });
+    let mut announcer = announcer();
+    let endpoint = echo().await;
     let port = free_port();
     announcer.planned(&[update(Family::Ip, Protocol::Udp, port, &[endpoint])]);
     for name in ["first", "second"] {
@@ -167,11 +170,7 @@ async fn udp_answers_reach_the_client_that_asked() {
 
 #[tokio::test]
 async fn a_taken_loopback_port_is_served_once_it_is_free() {
-    let mut announcer = start(
-        &parts(CancellationToken::new()).0,
-        &Handle::current(),
-        config(),
-    );
+    let mut announcer = announcer();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let endpoint = server("served").await;
@@ -183,19 +182,8 @@ async fn a_taken_loopback_port_is_served_once_it_is_free() {
 
 #[tokio::test]
 async fn more_udp_clients_than_the_limit_are_all_answered() {
-    let mut announcer = start(
-        &parts(CancellationToken::new()).0,
-        &Handle::current(),
-        config(),
-    );
-    let echo = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = echo.local_addr().unwrap();
-    tokio::spawn(async move {
-        let mut buffer = [0; 64];
-        while let Ok((length, from)) = echo.recv_from(&mut buffer).await {
-            echo.send_to(&buffer[..length], from).await.unwrap();
-        }
-    });
+    let mut announcer = announcer();
+    let endpoint = echo().await;
     let port = free_port();
     announcer.planned(&[update(Family::Ip, Protocol::Udp, port, &[endpoint])]);
     for n in 0..UDP_CLIENTS + 20 {

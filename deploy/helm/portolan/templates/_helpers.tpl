@@ -66,10 +66,27 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- toYaml (mergeOverwrite $config (deepCopy .Values.portolanConfig)) -}}
 {{- end }}
 
-{{- /* The port of an address and port in the first document. */ -}}
-{{- define "portolan.port" -}}
+{{- /* A listener of the first document as [host, port], from "IP", "IP:PORT", "[IPv6]:PORT" or "", as Portolan reads it. */ -}}
+{{- define "portolan.listener" -}}
 {{- $config := include "portolan.kubeProxyConfiguration" .root | fromYaml -}}
-{{- index $config .field | splitList ":" | last -}}
+{{- $address := default "" (index $config .field) -}}
+{{- $port := ternary "10256" "10249" (eq .field "healthzBindAddress") -}}
+{{- $host := $address -}}
+{{- if regexMatch "^(\\[.*\\]|[^:]*):[0-9]+$" $address -}}
+{{- $port = regexFind "[0-9]+$" $address -}}
+{{- $host = regexReplaceAll ":[0-9]+$" $address "" -}}
+{{- end -}}
+{{- list ($host | trimPrefix "[" | trimSuffix "]") $port | toJson -}}
+{{- end }}
+
+{{- define "portolan.port" -}}
+{{- include "portolan.listener" . | fromJsonArray | last -}}
+{{- end }}
+
+{{- /* Where the kubelet, in the node's own network, asks for health: loopback for a wildcard. */ -}}
+{{- define "portolan.healthHost" -}}
+{{- $host := include "portolan.listener" (dict "root" . "field" "healthzBindAddress") | fromJsonArray | first -}}
+{{- ternary "127.0.0.1" $host (has $host (list "" "0.0.0.0" "::")) -}}
 {{- end }}
 
 {{- define "portolan.check" -}}
