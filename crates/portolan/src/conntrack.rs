@@ -60,7 +60,7 @@ pub struct Forget {
     /// The family of the table.
     pub family: Family,
     /// The entries, as read.
-    pub learned: Vec<Element>,
+    pub entries: Vec<Element>,
     /// Dropped when the entries are deleted.
     _done: Sender<()>,
 }
@@ -189,14 +189,14 @@ impl Worker {
         let (done, all_done) = channel();
         let mut entries = 0;
         for family in self.affinity.families() {
-            let learned = self.table.dynamic_elements(family, &affinity::map())?;
-            let stale = self.affinity.stale(family, learned);
+            let all = self.table.dynamic_elements(family, &affinity::map())?;
+            let stale = self.affinity.stale(family, all);
             entries += stale.len();
             for piece in stale.chunks(PIECE) {
                 // The receiver is gone only when the daemon is ending.
                 let _ = self.forget.send(Forget {
                     family,
-                    learned: piece.to_vec(),
+                    entries: piece.to_vec(),
                     _done: done.clone(),
                 });
             }

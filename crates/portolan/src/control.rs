@@ -1,9 +1,9 @@
 //! The control loop: the one owner of the view, the ledger and the kernel socket.
 //!
-//! Events in, transactions out. The loop waits until the view is complete, commits the first change at once and later
-//! ones in batches ([`pace`]), repairs foreign changes to the tables ([`repairs`]), and publishes a [`Status`]. Whatever
-//! follows commits is an [`Observer`]. The loop has a thread of its own, since a commit blocks. Rules stay in place
-//! when it ends.
+//! The loop receives events and commits transactions. It waits until the view is complete, commits the first change at
+//! once and later changes in batches ([`pace`]), repairs foreign changes to the tables ([`repairs`]), and publishes a
+//! [`Status`]. Parts that follow commits are [`Observer`]s. The loop has a thread of its own, since a commit blocks.
+//! Rules stay in place when the loop ends.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -34,21 +34,21 @@ mod remarks;
 mod repairs;
 mod view;
 
-use commit_log::{CommitLog, Logged};
+use commit_log::{CommitLog, LoggedCommit};
 use flapping::Flapping;
 use pace::Pace;
-use problem_log::{Allowance, ConflictLog, ProblemLog};
+use problem_log::{ConflictLog, LineLimit, ProblemLog};
 use repairs::Repairs;
 pub(crate) use view::View;
 
-/// Maximum number of events handled before the clock is read again.
+/// Maximum number of events handled before the next turn, which commits what is due.
 const EVENTS_PER_TURN: usize = 4096;
 
 /// What the loop receives.
 pub struct Inputs {
-    /// The configuration of Services, whose changes are followed.
+    /// The configuration of Services; its changes apply from the next turn on.
     pub config: LiveNodeConfig,
-    /// Events of the source.
+    /// Changes of the watched objects.
     pub events: Events,
     /// Addresses of this node's interfaces.
     pub addresses: watch::Receiver<Vec<IpAddr>>,
@@ -71,8 +71,8 @@ pub async fn run<B: Backend>(
     mut inputs: Inputs,
     cancel: CancellationToken,
 ) -> Result<()> {
-    let (mut addresses_end, mut config_ends) = (false, false);
-    // Before the first event: without an API server there may be none for long.
+    let (mut addresses_closed, mut config_closed) = (false, false);
+    // Do not wait for the first event: without an API server, there is none.
     control.publish();
     loop {
         let wake = control.wake(Instant::now());
@@ -87,11 +87,11 @@ pub async fn run<B: Backend>(
                     control.event(event);
                 }
             }
-            changed = inputs.config.changed(), if !config_ends => match changed {
+            changed = inputs.config.changed(), if !config_closed => match changed {
                 Ok(()) => control.set_config(inputs.config.borrow_and_update().clone()),
-                Err(_) => config_ends = true,
+                Err(_) => config_closed = true,
             },
-            changed = inputs.addresses.changed(), if !addresses_end => addresses_end = changed.is_err(),
+            changed = inputs.addresses.changed(), if !addresses_closed => addresses_closed = changed.is_err(),
             Some(notice) = inputs.foreign.recv() => {
                 control.foreign_change(notice);
                 while let Ok(notice) = inputs.foreign.try_recv() {
@@ -126,18 +126,18 @@ pub struct Control<B> {
     problems: ProblemLog,
     commits: CommitLog,
     conflicts: ConflictLog,
-    allowance: Allowance,
+    line_limit: LineLimit,
     reports: Reports,
     observers: Vec<Box<dyn Observer>>,
     listeners: Listeners,
     started: SystemTime,
-    /// When the changes happened that are planned but not committed. Changes from before the start are not measured.
+    /// Times of the planned changes that are not committed yet. Changes from before the start are not measured.
     triggers: Vec<(Family, SystemTime)>,
     /// The facts to plan by, as of the last turn.
     facts: NodeFacts,
-    /// Whether they differ from the committed ones.
+    /// Whether `facts` differ from the committed facts.
     facts_changed: bool,
-    /// The configuration has changed: observers depend on more of it than the facts do.
+    /// The configuration has changed since the last commit. Observers read fields of it that the facts do not have.
     config_changed: bool,
     /// The first sync is complete.
     synced: bool,
@@ -147,7 +147,9 @@ pub struct Control<B> {
     standby: bool,
     /// No Node object has the name of this node, and the log says so.
     lacks_node: bool,
+    /// Since when a commit is pending; `/healthz` fails when this is too long ago.
     pending_since: Option<Instant>,
+    /// Time of the last successful commit or repair.
     synced_at: Option<SystemTime>,
     /// Tables of an earlier process.
     adopted: Option<Adopted>,
@@ -156,7 +158,7 @@ pub struct Control<B> {
 }
 
 impl<B: Backend> Control<B> {
-    /// Neither reads nor writes the tables yet. `adopted` are tables of an earlier process that the backend has.
+    /// Creates the state; tables are neither read nor written yet. `adopted`: tables of an earlier process that serve.
     pub fn new(
         config: NodeConfig,
         backend: B,
@@ -175,7 +177,7 @@ impl<B: Backend> Control<B> {
             problems: ProblemLog::default(),
             commits: CommitLog::default(),
             conflicts: ConflictLog::default(),
-            allowance: Allowance::default(),
+            line_limit: LineLimit::default(),
             reports,
             observers,
             listeners: Listeners::default(),
@@ -223,7 +225,7 @@ impl<B: Backend> Control<B> {
         self.view.event(event);
     }
 
-    /// Plans all Services by this configuration from the next turn on.
+    /// Replaces the configuration; the next turn plans all Services again.
     fn set_config(&mut self, config: NodeConfig) {
         self.view.set_config(config);
         self.config_changed = true;
@@ -255,7 +257,7 @@ impl<B: Backend> Control<B> {
     }
 
     fn forget(&mut self, forget: Forget) {
-        let entries = self.dataplane.forget(forget.family, forget.learned);
+        let entries = self.dataplane.forget(forget.family, forget.entries);
         tracing::debug!(entries, family = %forget.family, "deleted affinity entries of removed endpoints");
     }
 
@@ -283,12 +285,12 @@ impl<B: Backend> Control<B> {
         self.wants_whole_commit() || !self.view.dirty().is_empty()
     }
 
-    /// Whether more is to be committed than changes of Services.
+    /// Whether a commit is needed even without changes of Services.
     fn wants_whole_commit(&self) -> bool {
         !self.synced || self.failed || self.facts_changed
     }
 
-    /// When the next commit may start, if all that waits are flapping Services.
+    /// When the next commit may start, if only flapping Services wait for one.
     fn held_until(&self, now: Instant) -> Option<Instant> {
         let only_services = !self.wants_whole_commit();
         only_services
@@ -302,15 +304,15 @@ impl<B: Backend> Control<B> {
         if self.is_complete() {
             self.look_for_node();
         }
-        let asked = self.view.external_sockets_here();
-        let occupied: Vec<listeners::Socket> = self.listeners.among(asked, now);
+        let requested = self.view.external_sockets_here();
+        let occupied: Vec<listeners::Socket> = self.listeners.among(requested, now);
         self.facts = self.view.facts(addresses).with_listeners(occupied);
         self.facts_changed = self.config_changed || self.facts != *self.dataplane.facts();
         if !self.wants_commit() || self.standby {
             self.pending_since = None;
             self.reports.metrics.nothing_pending();
         } else if self.is_complete() {
-            // While lists are missing nothing can be committed: a restart would not help.
+            // Not before: while lists are missing, `/healthz` must not cause restarts, which would not help.
             self.pending_since.get_or_insert(now);
         }
         if self.is_complete() {
@@ -326,7 +328,7 @@ impl<B: Backend> Control<B> {
         self.publish();
     }
 
-    /// Names a missing Node object of this node. Until there is one, node ports stay at the addresses at which an earlier
+    /// Logs a missing Node object of this node. Until there is one, node ports stay at the addresses at which an earlier
     /// process served them.
     fn look_for_node(&mut self) {
         if !self.view.lacks_node() {
@@ -373,7 +375,7 @@ impl<B: Backend> Control<B> {
             [one] => Some(one.service.clone()),
             _ => None,
         };
-        let full = self.facts_changed || self.failed || !self.synced;
+        let full = self.wants_whole_commit();
         let result = if self.facts_changed {
             self.dataplane.refresh(self.facts.clone(), updates)
         } else if self.failed && updates.is_empty() {
@@ -390,7 +392,7 @@ impl<B: Backend> Control<B> {
                 tracing::info!(services, elements, elapsed_seconds, "initial sync complete");
             }
             if outcome.transactions > 0 {
-                self.commits.add(Logged {
+                self.commits.add(LoggedCommit {
                     services,
                     only,
                     elements,
@@ -422,7 +424,7 @@ impl<B: Backend> Control<B> {
         }
     }
 
-    /// Passes the result of a commit or repair on. Returns the outcome, if there is one.
+    /// Passes the result of a commit or repair to observers and log. Returns the outcome of a success.
     fn finish(
         &mut self,
         start: Instant,
@@ -460,7 +462,7 @@ impl<B: Backend> Control<B> {
         }
         if std::mem::take(&mut self.standby) {
             self.reports.metrics.set_standby(false);
-            tracing::info!("the other process has ended; took its tables over");
+            tracing::info!("the other process has ended; adopted its tables");
         }
         self.failed = false;
         self.synced_at = Some(SystemTime::now());
@@ -468,11 +470,11 @@ impl<B: Backend> Control<B> {
             self.pending_since = None;
         }
         self.pace.committed(now, elapsed);
-        self.log_refused(&outcome);
+        self.log_outcome(&outcome);
         Some(outcome)
     }
 
-    /// Waits for the end of the process that owns the tables, whose rules serve meanwhile.
+    /// Retries until the process that owns the tables ends. Its rules serve meanwhile.
     fn stand_by(&mut self, now: Instant) {
         self.failed = true;
         self.pending_since = None;
@@ -500,7 +502,7 @@ impl<B: Backend> Control<B> {
             synced_at: self.synced_at,
             standby: self.standby,
             notes: self.notes(),
-            // What is not known excludes nobody while an earlier process's tables serve.
+            // Until Nodes are listed, a node that serves by adopted tables counts as eligible.
             node_eligible: self.view.node_is_eligible()
                 || (self.adopted.is_some() && !self.view.has_listed(ObjectKind::Node)),
             adopted: self.adopted,

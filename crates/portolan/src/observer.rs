@@ -20,7 +20,7 @@ pub struct Commit<'a> {
     pub elapsed: Duration,
     /// All rules were compared with the kernel, not only those of changed Services.
     pub full: bool,
-    /// When the changes happened that EndpointSlices brought, as far as their annotations say.
+    /// Times of the committed changes of EndpointSlices, from their trigger-time annotations.
     pub triggers: &'a [(Family, SystemTime)],
 }
 

@@ -51,7 +51,7 @@ impl AffinityCheck {
     }
 
     /// The stale ones of the entries that [`nft::Backend::dynamic_elements`] has read. An entry of another shape is ignored.
-    pub fn stale(&self, family: Family, learned: Vec<Element>) -> Vec<Element> {
+    pub fn stale(&self, family: Family, entries: Vec<Element>) -> Vec<Element> {
         let is_stale = |element: &Element| {
             read(family, element).is_some_and(|(group, endpoint)| {
                 match self.groups.get(&(family, group)) {
@@ -60,7 +60,7 @@ impl AffinityCheck {
                 }
             })
         };
-        learned.into_iter().filter(is_stale).collect()
+        entries.into_iter().filter(is_stale).collect()
     }
 }
 

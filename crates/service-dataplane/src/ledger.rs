@@ -1,9 +1,10 @@
 //! What every Service requests, and which of its frontends are in effect.
 //!
-//! Owns the desired state above the constant table. A frontend that two Services claim goes to the older one (then the
-//! lesser name), in whatever order they appear; an external address yields to a cluster IP; of two Services whose
-//! affinity groups collide, the younger has no affinity; elements that several frontends share are counted. No other
-//! module considers two Services at once.
+//! Owns the desired state above the constant table. A frontend that several Services claim goes to one of them, whatever
+//! the order of the updates: to the Service with that cluster IP, then to the one whose load balancer has that address,
+//! then to the oldest, then to the first by name. The others have a [`Conflict`]. Of two Services whose affinity groups
+//! collide, the younger has no affinity. Elements that several frontends share are counted. No other module considers
+//! two Services at once.
 //!
 //! Invariant: [`Ledger::contents`] is a function of the intents alone, and every [`Applied::transaction`] leads
 //! from the contents before to the contents after.
@@ -25,15 +26,14 @@ mod changes;
 
 use changes::Changes;
 
-/// A frontend that one Service requests and another has.
+/// A frontend that two Services claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
     /// The contested frontend.
     pub claim: Claim,
-    /// The Service that has it: the one whose cluster IP the external address is, or whose load balancer's; then the
-    /// older one, then the lesser name.
+    /// The Service that the frontend goes to.
     pub winner: ObjectName,
-    /// The Service without it.
+    /// The Service that is without this frontend.
     pub loser: ObjectName,
 }
 
@@ -58,11 +58,11 @@ impl From<ServiceIntent> for Update {
 /// The result of applying a batch of updates.
 #[derive(Debug, Default)]
 pub(crate) struct Applied {
-    /// From the contents before to the contents after.
+    /// Changes the contents before the batch to the contents after the batch.
     pub(crate) transaction: Transaction,
-    /// Applying these reverts the batch.
+    /// The updates that revert the batch.
     pub(crate) undo: Vec<Update>,
-    /// Frontends of this batch's Services that are contested now.
+    /// Conflicts of this batch's Services.
     pub(crate) conflicts: Vec<Conflict>,
     /// Conntrack entries to look for after the commit.
     pub(crate) flows: Vec<FlowCheck>,
@@ -73,23 +73,23 @@ pub(crate) struct Applied {
 /// Older first, then by name.
 type Seniority = (i64, ObjectName);
 
-/// The order of Services that claim one frontend; the first gets it. A load balancer's own allocation comes before
-/// `spec.externalIPs`, whatever the age: any tenant can list any address there, ahead of time.
+/// A Service that claims a frontend; the least claimant gets the frontend. An address of the Service's load balancer wins
+/// over one in `spec.externalIPs`, whatever the age: any tenant can write any address there, ahead of time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Claimant {
-    only_listed: bool,
+    /// The address is in `spec.externalIPs` and not allocated by a load balancer.
+    only_external_ip: bool,
     seniority: Seniority,
 }
 
 impl Claimant {
     fn of(intent: &ServiceIntent, frontend: &Frontend) -> Self {
-        let listed = |address| !intent.load_balancer_ips.contains(&address);
-        let only_listed = match frontend.address {
-            FrontendAddress::External(address) => listed(address),
+        let only_external_ip = match frontend.address {
+            FrontendAddress::External(address) => !intent.load_balancer_ips.contains(&address),
             FrontendAddress::ClusterIp(_) | FrontendAddress::NodePort(_) => false,
         };
         Claimant {
-            only_listed,
+            only_external_ip,
             seniority: seniority(intent),
         }
     }
@@ -102,9 +102,9 @@ impl Claimant {
 /// The Services at an IP address.
 #[derive(Debug, Default)]
 struct Address {
-    /// Services that have it as their cluster IP, once for each port, in order of seniority.
+    /// Services with this cluster IP, once for each port, in order of seniority.
     cluster_ip_of: SmallVec<[Seniority; 1]>,
-    /// Claims on it as an external address.
+    /// Claims of this address as an external one.
     external: SmallVec<[Claim; 1]>,
 }
 
@@ -112,11 +112,14 @@ struct Address {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     intents: HashMap<ObjectName, Arc<ServiceIntent>>,
+    /// The claimants of each frontend, in their order.
     claims: HashMap<Claim, SmallVec<[Claimant; 1]>>,
     addresses: HashMap<IpAddr, Address>,
     /// Services with frontends in an affinity group, once for each frontend, in order of seniority.
     groups: HashMap<u32, SmallVec<[Seniority; 1]>>,
+    /// How many frontends need each shared element.
     shared: HashMap<(Family, SetId, Bytes), u32>,
+    /// How many frontends need each dynamic part of the table.
     parts: BTreeMap<(Family, DynamicPart), u32>,
 }
 
@@ -164,40 +167,34 @@ impl Ledger {
         let mut touched = BTreeSet::new();
         for update in updates {
             let old = self.intents.get(&update.service);
-            for frontend in old
-                .into_iter()
-                .chain(update.intent.as_ref())
-                .flat_map(|intent| &intent.frontends)
-            {
+            let intents = old.into_iter().chain(update.intent.as_ref());
+            for frontend in intents.flat_map(|intent| &intent.frontends) {
                 touched.insert(Claim::from(frontend));
                 if let FrontendAddress::ClusterIp(address) = frontend.address
                     && let Some(address) = self.addresses.get(&address)
                 {
                     touched.extend(&address.external);
                 }
-                let group = frontend.affinity.and_then(|affinity| {
-                    let members = self.groups.get(&affinity.group)?;
-                    let others = members.iter().map(|(_, name)| name);
-                    Some((
-                        affinity.group,
-                        others.filter(|name| **name != update.service),
-                    ))
-                });
-                for (group, name) in group
-                    .into_iter()
-                    .flat_map(|(group, others)| others.map(move |name| (group, name)))
-                {
-                    let others = self
-                        .intents
-                        .get(name)
-                        .into_iter()
-                        .flat_map(|intent| &intent.frontends);
-                    let of_group = others.filter(|f| f.affinity.is_some_and(|a| a.group == group));
-                    touched.extend(of_group.map(Claim::from));
+                if let Some(affinity) = frontend.affinity {
+                    touched.extend(self.other_claims_in_group(affinity.group, &update.service));
                 }
             }
         }
         touched
+    }
+
+    /// The claims in an affinity group of all Services but one.
+    fn other_claims_in_group(
+        &self,
+        group: u32,
+        service: &ObjectName,
+    ) -> impl Iterator<Item = Claim> {
+        let members = self.groups.get(&group).into_iter().flatten();
+        let others = members.filter(move |(_, name)| name != service);
+        let intents = others.filter_map(|(_, name)| self.intents.get(name));
+        let frontends = intents.flat_map(|intent| &intent.frontends);
+        let in_group = frontends.filter(move |f| f.affinity.is_some_and(|a| a.group == group));
+        in_group.map(Claim::from)
     }
 
     /// The Services among these that request, or requested, resets of connections to removed endpoints.
@@ -213,14 +210,9 @@ impl Ledger {
 
     /// Whether one of these Services has the claim, or had it until now.
     fn is_claimed_by(&self, claim: &Claim, services: &BTreeSet<ObjectName>) -> bool {
-        match self
-            .claims
-            .get(claim)
-            .and_then(|claimants| claimants.first())
-        {
-            Some(claimant) => services.contains(claimant.service()),
-            None => true,
-        }
+        let claimants = self.claims.get(claim);
+        let winner = claimants.and_then(|claimants| claimants.first());
+        winner.is_none_or(|winner| services.contains(winner.service()))
     }
 
     /// The frontend that is in effect for the claim.
@@ -258,7 +250,7 @@ impl Ledger {
         frontends.filter(in_group).flat_map(endpoints).collect()
     }
 
-    /// Checks of the flows to all node ports.
+    /// A check of the flows to each node port.
     pub(crate) fn node_port_checks(&self) -> Vec<FlowCheck> {
         let is_node_port = |claim: &&Claim| matches!(claim.address, FrontendAddress::NodePort(_));
         let claims = self.claims.keys().filter(is_node_port);
@@ -267,7 +259,7 @@ impl Ledger {
             .collect()
     }
 
-    /// All affinity groups, in the families that they have frontends of.
+    /// All affinity groups, once for each family of their frontends.
     pub(crate) fn affinity_groups(&self) -> BTreeSet<(Family, u32)> {
         let frontends = self.intents.values().flat_map(|intent| &intent.frontends);
         let group = |frontend: &Frontend| {
@@ -277,6 +269,7 @@ impl Ledger {
         frontends.filter_map(group).collect()
     }
 
+    /// Replaces the intent of one Service, and returns the update that reverts this.
     fn replace(&mut self, update: Update) -> Update {
         let Update { service, intent } = update;
         let old = match &intent {
@@ -362,10 +355,10 @@ impl Ledger {
         }
     }
 
-    /// The contested claims of a Service.
+    /// The conflicts of a Service, won and lost.
     fn conflicts_of(&self, service: &ObjectName) -> Vec<Conflict> {
         let mut conflicts = Vec::new();
-        let mut lose = |claim: Claim, winner: &ObjectName, losers: &[Claimant]| {
+        let mut add = |claim: Claim, winner: &ObjectName, losers: &[Claimant]| {
             conflicts.extend(losers.iter().map(|loser| Conflict {
                 claim,
                 winner: winner.clone(),
@@ -381,9 +374,9 @@ impl Ledger {
             let holder = address.and_then(|address| address.cluster_ip_of.first());
             match (claim.address, holder, claimants) {
                 (FrontendAddress::External(_), Some((_, holder)), losers) => {
-                    lose(claim, holder, losers)
+                    add(claim, holder, losers)
                 }
-                (_, _, [winner, losers @ ..]) => lose(claim, winner.service(), losers),
+                (_, _, [winner, losers @ ..]) => add(claim, winner.service(), losers),
                 (_, _, []) => {}
             }
             if let (FrontendAddress::ClusterIp(at), Some(address), Some((_, holder))) =
@@ -392,14 +385,14 @@ impl Ledger {
             {
                 for claim in &address.external {
                     let losers = self.claims.get(claim).map_or(&[][..], SmallVec::as_slice);
-                    lose(*claim, holder, losers);
+                    add(*claim, holder, losers);
                 }
             }
         }
         conflicts
     }
 
-    /// Both tables whole, on the node that `facts` describe.
+    /// The complete contents of both tables on the node that `facts` describe.
     pub(crate) fn contents(&self, facts: &NodeFacts) -> [TableContents; 2] {
         Family::ALL.map(|family| self.family_contents(family, facts))
     }
@@ -450,8 +443,8 @@ fn endpoints(frontend: &Frontend) -> impl Iterator<Item = (IpAddr, u16)> {
     backends.flatten().map(|b| (b.address, b.port))
 }
 
-/// The affinity group that loses an endpoint by this change. Its entries have to be read, which means reading the whole
-/// map, so a change that only adds endpoints returns `None`.
+/// The affinity group that loses an endpoint by this change; `None` if endpoints are only added. A group that is returned
+/// costs a reading of the whole map of affinity entries.
 fn group_that_loses_endpoints(old: Option<&Frontend>, new: Option<&Frontend>) -> Option<u32> {
     let group = old?.affinity?.group;
     let same = new.filter(|new| new.affinity.is_some_and(|affinity| affinity.group == group));
@@ -460,8 +453,8 @@ fn group_that_loses_endpoints(old: Option<&Frontend>, new: Option<&Frontend>) ->
     loses.then_some(group)
 }
 
+/// The seniority of a Service. Without a time of creation, a Service is the youngest.
 fn seniority(intent: &ServiceIntent) -> Seniority {
-    // A Service without a time of creation is the youngest.
     (intent.created.unwrap_or(i64::MAX), intent.service.clone())
 }
 

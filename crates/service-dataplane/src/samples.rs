@@ -1,4 +1,4 @@
-//! Random intents for tests: few names, addresses and ports, so that Services meet.
+//! Intents for tests, random ones too: few names, addresses and ports, so that Services conflict.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -125,7 +125,7 @@ fn frontends() -> impl Strategy<Value = Vec<Frontend>> {
             .into_iter()
             .map(|(at, protocol, port)| {
                 let outside = prop::option::of(disposition(at.family()));
-                // Few groups and time-outs, so that Services meet in them.
+                // Few groups and time-outs, so that groups collide.
                 let affinity = prop::option::of((1..3u32, 1..4u32));
                 let values = (disposition(at.family()), outside, affinity, any::<bool>());
                 values.prop_map(move |(disposition, outside, affinity, guarded)| {
@@ -142,21 +142,41 @@ fn frontends() -> impl Strategy<Value = Vec<Frontend>> {
     })
 }
 
-pub(crate) fn update() -> impl Strategy<Value = Update> {
-    let intent = prop::option::weighted(0.8, (frontends(), prop::option::of(0..3i64)));
-    (0..5u8, intent).prop_map(|(n, intent)| Update {
+/// The intent of Service `n` with these frontends and nothing else.
+pub(crate) fn intent(n: u8, created: Option<i64>, frontends: Vec<Frontend>) -> ServiceIntent {
+    ServiceIntent {
         service: name(n),
-        intent: intent.map(|(frontends, created)| {
-            Arc::new(ServiceIntent {
-                service: name(n),
-                created,
-                frontends,
-                load_balancer_ips: Vec::new(),
-                relays: Default::default(),
-                reset_removed: false,
-                health_check: None,
-            })
-        }),
+        created,
+        frontends,
+        load_balancer_ips: Vec::new(),
+        relays: Default::default(),
+        reset_removed: false,
+        health_check: None,
+    }
+}
+
+/// The update that removes Service `n`.
+pub(crate) fn removal(n: u8) -> Update {
+    Update {
+        service: name(n),
+        intent: None,
+    }
+}
+
+/// A backend at port 8080 of another node.
+pub(crate) fn backend(network: u8, host: u8) -> Backend {
+    Backend {
+        address: address(Family::Ip, network, host),
+        port: 8080,
+        local: false,
+    }
+}
+
+pub(crate) fn update() -> impl Strategy<Value = Update> {
+    let wanted = prop::option::weighted(0.8, (frontends(), prop::option::of(0..3i64)));
+    (0..5u8, wanted).prop_map(|(n, wanted)| match wanted {
+        Some((frontends, created)) => intent(n, created, frontends).into(),
+        None => removal(n),
     })
 }
 

@@ -1,8 +1,8 @@
 //! Keeps a backend's tables equal to the ledger.
 //!
-//! Knows what the backend is assumed to hold. A batch is committed as one transaction. When one is refused, the
-//! tables are read and repaired (another program may have changed them), then the batch is bisected: the one bad
-//! Service is quarantined and keeps its last good rules; all others are committed.
+//! A batch is committed as one transaction, the difference from what the backend is assumed to hold. When the kernel
+//! refuses a transaction, the tables are read and repaired (another program may have changed them), then the batch is
+//! bisected: the bad Service is quarantined and keeps its last good rules; all others are committed.
 //!
 //! Invariant: after any call that returns `Ok`, the backend holds exactly [`Dataplane::desired`].
 
@@ -34,11 +34,11 @@ pub struct Quarantined {
 pub struct SyncOutcome {
     /// Committed transactions.
     pub transactions: usize,
-    /// Elements added and deleted by them.
+    /// Elements that the transactions added and deleted.
     pub elements: usize,
-    /// Families whose table they changed.
+    /// Families whose table the transactions changed.
     pub families: BTreeSet<Family>,
-    /// Operations by which the tables differed from the assumed contents, where they were read.
+    /// Operations that the repair took, if the tables were read.
     pub repaired: usize,
     /// Services of this batch that the kernel refuses.
     pub quarantined: Vec<Quarantined>,
@@ -46,8 +46,8 @@ pub struct SyncOutcome {
     pub conflicts: Vec<Conflict>,
     /// Affinity entries that may lead to removed endpoints: to be read and then deleted by [`Dataplane::forget`].
     pub affinity: AffinityCheck,
-    /// Conntrack entries to look for, after those of `affinity`: an affinity entry could send the flow to the removed
-    /// endpoint again. Includes those of earlier batches whose commit failed.
+    /// Conntrack entries to look for once the affinity entries are deleted: an affinity entry could send the flow to the
+    /// removed endpoint again. Includes checks of earlier batches whose commit failed.
     pub flows: Vec<FlowCheck>,
 }
 
@@ -65,10 +65,10 @@ pub struct Dataplane<B> {
     facts: NodeFacts,
     /// Whether the backend is assumed to hold the ledger's contents. False at start and after a failure.
     synced: bool,
-    /// The generation at which the tables were last read: foreign changes until then are repaired.
+    /// The generation at which the tables were last read: foreign changes up to this generation are repaired.
     read_at: Option<Generation>,
     quarantine: BTreeMap<ObjectName, CommitError>,
-    /// Of batches that are not committed yet.
+    /// Checks of batches whose commit failed.
     flows: Vec<FlowCheck>,
     /// Affinity groups with entries that may lead to removed endpoints.
     stale_groups: BTreeSet<(Family, u32)>,
@@ -118,7 +118,7 @@ impl<B: Backend> Dataplane<B> {
         &self.quarantine
     }
 
-    /// Commits new facts about the node and every Service planned by them, as one transaction.
+    /// Commits new facts about the node as one transaction with `updates`, which have every Service planned by these facts.
     pub fn refresh(
         &mut self,
         facts: NodeFacts,
@@ -141,8 +141,8 @@ impl<B: Backend> Dataplane<B> {
         if !gains_address {
             return written;
         }
-        // Flows to the new address may have begun before the rules knew it. The checks of changed frontends come later, so
-        // they replace these.
+        // Flows to the new address may have begun before the rules had it. The checks of changed frontends come after the
+        // checks of all node ports, and of two checks of one frontend the later one counts.
         let mut checks = self.ledger.node_port_checks();
         match written {
             Ok(mut outcome) => {
@@ -190,7 +190,7 @@ impl<B: Backend> Dataplane<B> {
             }
             Err(error) => {
                 self.synced = false;
-                tracing::debug!(%error, services = retry.len(), "batch refused");
+                tracing::debug!(%error, services = retry.len(), "could not commit a batch");
                 if !is_refusal(&error) {
                     self.flows.extend(applied.flows);
                     return Err(error.into());
@@ -200,21 +200,30 @@ impl<B: Backend> Dataplane<B> {
                 self.bisect(retry, &mut outcome)?;
             }
         }
-        outcome.flows = std::mem::take(&mut self.flows);
-        outcome.affinity = self.affinity_check();
-        Ok(outcome)
+        Ok(self.with_checks(outcome))
     }
 
     /// Reads both tables and writes what differs from the desired contents, if anything.
     pub fn repair(&mut self) -> Result<SyncOutcome, SyncError> {
         let mut outcome = SyncOutcome::default();
         self.reconcile(&mut outcome)?;
-        outcome.flows = std::mem::take(&mut self.flows);
-        outcome.affinity = self.affinity_check();
-        Ok(outcome)
+        Ok(self.with_checks(outcome))
     }
 
-    /// The addresses that serve node ports by the tables that an earlier process left.
+    /// Adds the pending checks of flows and affinity entries.
+    fn with_checks(&mut self, mut outcome: SyncOutcome) -> SyncOutcome {
+        let all = std::mem::take(&mut self.all_stale);
+        let stale_groups = std::mem::take(&mut self.stale_groups);
+        let groups = match all {
+            true => self.ledger.affinity_groups(),
+            false => stale_groups,
+        };
+        outcome.flows = std::mem::take(&mut self.flows);
+        outcome.affinity = self.affinity_check(groups, all);
+        outcome
+    }
+
+    /// The addresses at which tables of an earlier process serve node ports.
     pub fn adopted_node_addresses(&mut self) -> Result<Vec<IpAddr>, CommitError> {
         let set = layout::SetId::NodeAddresses.name();
         let mut addresses = Vec::new();
@@ -225,14 +234,14 @@ impl<B: Backend> Dataplane<B> {
         Ok(addresses)
     }
 
-    /// Whether a foreign change that made this generation has been read, and so is repaired.
+    /// Whether the tables have been read, and so repaired, since the change that made this generation.
     pub fn has_read(&self, generation: Generation) -> bool {
         self.read_at.is_some_and(|at| at.is_since(generation))
     }
 
     fn reconcile(&mut self, outcome: &mut SyncOutcome) -> Result<(), CommitError> {
         self.synced = false;
-        // First of all: it fails at once while another process owns the tables, and planning all of them takes long.
+        // Adopt first, which fails at once while another process owns the tables: building the contents takes long.
         for family in Family::ALL {
             self.backend.adopt(family)?;
         }
@@ -246,51 +255,36 @@ impl<B: Backend> Dataplane<B> {
         self.send(&transaction, outcome)?;
         self.synced = true;
         self.read_at = Some(read_at);
-        // Which groups lost endpoints meanwhile is not known.
+        // The difference does not say which groups lost endpoints.
         self.all_stale = true;
         Ok(())
     }
 
-    /// The affinity groups to check: those that commits changed, or all.
-    fn affinity_check(&mut self) -> AffinityCheck {
-        let stale_groups = std::mem::take(&mut self.stale_groups);
-        let all = std::mem::take(&mut self.all_stale);
-        let stale_groups = match all {
-            true => self.ledger.affinity_groups(),
-            false => stale_groups,
-        };
+    /// A check of these affinity groups by their present endpoints.
+    fn affinity_check(&self, groups: BTreeSet<(Family, u32)>, all: bool) -> AffinityCheck {
         let endpoints = |(family, group)| {
             let endpoints = self.ledger.endpoints_of_group(family, group);
             ((family, group), endpoints)
         };
         AffinityCheck {
-            groups: stale_groups.into_iter().map(endpoints).collect(),
+            groups: groups.into_iter().map(endpoints).collect(),
             all,
         }
     }
 
-    /// Deletes those of the affinity entries that lead to no endpoint of their group, and returns how many. An entry that
-    /// has timed out makes the kernel refuse a transaction, so a refused one is halved; what cannot be deleted times
-    /// out.
-    pub fn forget(&mut self, family: Family, learned: Vec<Element>) -> usize {
-        let groups: BTreeSet<u32> = learned
+    /// Deletes the affinity entries that lead to no endpoint of their group, and returns their number. The kernel refuses a
+    /// transaction that deletes an entry which has timed out; a refused transaction is halved and retried. An entry that
+    /// cannot be deleted will time out.
+    pub fn forget(&mut self, family: Family, entries: Vec<Element>) -> usize {
+        let read = entries
             .iter()
-            .filter_map(|element| affinity::read(family, element))
-            .map(|(group, _)| group)
-            .collect();
-        let endpoints = |group| {
-            let endpoints = self.ledger.endpoints_of_group(family, group);
-            ((family, group), endpoints)
-        };
-        let known = AffinityCheck {
-            groups: groups.into_iter().map(endpoints).collect(),
-            all: false,
-        };
-        let stale = known.stale(family, learned);
-        self.delete_learned(family, stale)
+            .filter_map(|entry| affinity::read(family, entry));
+        let groups = read.map(|(group, _)| (family, group)).collect();
+        let stale = self.affinity_check(groups, false).stale(family, entries);
+        self.delete_entries(family, stale)
     }
 
-    fn delete_learned(&mut self, family: Family, mut elements: Vec<Element>) -> usize {
+    fn delete_entries(&mut self, family: Family, mut elements: Vec<Element>) -> usize {
         if elements.is_empty() {
             return 0;
         }
@@ -304,7 +298,7 @@ impl<B: Backend> Dataplane<B> {
             Ok(()) => elements.len(),
             Err(error) if is_refusal(&error) && elements.len() > 1 => {
                 let second = elements.split_off(elements.len() / 2);
-                self.delete_learned(family, elements) + self.delete_learned(family, second)
+                self.delete_entries(family, elements) + self.delete_entries(family, second)
             }
             Err(error) => {
                 tracing::debug!(%error, %family, "could not delete an affinity entry; it will time out");
@@ -330,8 +324,9 @@ impl<B: Backend> Dataplane<B> {
         Ok(())
     }
 
-    /// Commits the updates that the kernel accepts. The tables are synced before each try; when the backend fails rather
-    /// than refuses, the updates not yet tried become desired and are left to [`Dataplane::repair`].
+    /// Commits the updates that the kernel accepts and quarantines the Services of the others. The tables are synced before
+    /// each attempt. When the backend fails without refusing, the remaining updates become part of the desired state, and
+    /// [`Dataplane::repair`] commits them.
     fn bisect(
         &mut self,
         mut updates: Vec<Update>,
@@ -378,7 +373,8 @@ impl<B: Backend> Dataplane<B> {
     }
 }
 
-/// Whether the kernel refuses the contents of the transaction, rather than any (permission, memory, buffers).
+/// Whether the kernel refused the transaction for its contents. With the other errors (permission, memory, buffers) the
+/// kernel refuses any transaction.
 fn is_refusal(error: &CommitError) -> bool {
     match error {
         CommitError::Refused { errno, .. } => !matches!(

@@ -1,5 +1,5 @@
-//! Logs commits: a commit that comes alone at once, and those that follow within a second in one line. Under sustained
-//! churn a line for each commit would cost a tenth of its work.
+//! Logs commits: the first one at once, and the commits of the following second together in one line. A line for each
+//! commit would take a tenth of the CPU time of sustained churn.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// A commit, as the log shows it.
 #[derive(Debug)]
-pub(super) struct Logged {
+pub(super) struct LoggedCommit {
     /// Services that were planned.
     pub(super) services: usize,
     /// The Service, if there is only one.
@@ -24,13 +24,13 @@ pub(super) struct Logged {
 /// Commits that are not logged yet.
 #[derive(Debug, Default)]
 pub(super) struct CommitLog {
-    pending: Vec<Logged>,
+    pending: Vec<LoggedCommit>,
     logged_at: Option<Instant>,
 }
 
 impl CommitLog {
-    /// Notes a commit.
-    pub(super) fn add(&mut self, commit: Logged) {
+    /// Adds a commit; [`CommitLog::write`] logs it.
+    pub(super) fn add(&mut self, commit: LoggedCommit) {
         self.pending.push(commit);
     }
 
@@ -40,29 +40,21 @@ impl CommitLog {
         (!self.pending.is_empty()).then_some(at)
     }
 
-    /// Logs what is pending, if it is due. Returns how many commits that were.
+    /// Logs the pending commits if a line is due, and returns their number.
     pub(super) fn write(&mut self, now: Instant) -> usize {
         if self.due(now).is_none_or(|at| at > now) {
             return 0;
         }
         self.logged_at = Some(now);
         let commits = std::mem::take(&mut self.pending);
-        if let [
-            Logged {
-                services,
-                only,
-                elements,
-                elapsed,
-            },
-        ] = commits.as_slice()
-        {
-            let service = only.as_ref().map(tracing::field::display);
-            let elapsed_seconds = elapsed.as_secs_f64();
+        let services: usize = commits.iter().map(|commit| commit.services).sum();
+        let elements: usize = commits.iter().map(|commit| commit.elements).sum();
+        if let [commit] = commits.as_slice() {
+            let service = commit.only.as_ref().map(tracing::field::display);
+            let elapsed_seconds = commit.elapsed.as_secs_f64();
             tracing::info!(services, service, elements, elapsed_seconds, "committed");
             return 1;
         }
-        let services: usize = commits.iter().map(|commit| commit.services).sum();
-        let elements: usize = commits.iter().map(|commit| commit.elements).sum();
         let longest = commits.iter().map(|commit| commit.elapsed).max();
         let longest_seconds = longest.unwrap_or_default().as_secs_f64();
         let commits = commits.len();
@@ -76,7 +68,7 @@ mod tests {
     use super::*;
 
     fn commit(log: &mut CommitLog) {
-        log.add(Logged {
+        log.add(LoggedCommit {
             services: 1,
             only: None,
             elements: 2,

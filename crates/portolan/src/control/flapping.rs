@@ -1,24 +1,25 @@
-//! Holds back a Service that changes all the time, so that its changes do not become a transaction each.
+//! Limits the commits of a Service that changes constantly, so that each of its changes is not a transaction of its own.
 //!
-//! Each commit costs a Service [`COST`], which time pays back. A Service that owes more than [`CREDIT`] waits, so it has
-//! at most 20 commits a second after its first ten. Other Services do not wait for it.
+//! A token bucket for each Service, kept as a debt of time: a commit adds [`COST`] to the debt, the debt falls as time
+//! passes, and a Service whose debt is above [`CREDIT`] waits. So a Service has at most 20 commits a second after its
+//! first ten. Other Services do not wait for that Service.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use service_model::ObjectName;
 
-/// What one commit costs.
+/// Debt that one commit adds.
 const COST: Duration = Duration::from_millis(50);
-/// What a Service may owe: ten commits in a row.
+/// Debt that makes no Service wait: ten commits in a row.
 const CREDIT: Duration = Duration::from_millis(500);
 /// Larger batches are lists or changes of the node, not a flapping object.
 const LARGE: usize = 64;
 
-/// What Services owe.
+/// The debts of Services.
 #[derive(Debug, Default)]
 pub(super) struct Flapping {
-    /// When all is paid back.
+    /// When the debt of each Service is zero again.
     debts: HashMap<ObjectName, Instant>,
 }
 
@@ -29,7 +30,7 @@ impl Flapping {
         (due > now).then_some(due)
     }
 
-    /// When the first of these may be committed; `None` means that one may at once, or that there are none.
+    /// When the first of these Services may be committed; `None` means at once, or that there are none.
     pub(super) fn first_due(
         &self,
         services: &BTreeSet<ObjectName>,
@@ -42,7 +43,7 @@ impl Flapping {
         due.collect::<Option<Vec<Instant>>>()?.into_iter().min()
     }
 
-    /// Notes a commit of these Services.
+    /// Adds the debt of a commit of these Services.
     pub(super) fn committed<'a>(
         &mut self,
         services: impl ExactSizeIterator<Item = &'a ObjectName>,
@@ -86,7 +87,7 @@ mod tests {
             }
         }
         assert!((200..=211).contains(&commits), "{commits}");
-        // It rests for a while, and its next change waits for nothing.
+        // After a pause, the next change of the Service does not wait.
         let later = start + Duration::from_secs(20);
         assert_eq!(flapping.due(&web, later), None);
         flapping.committed([&other].into_iter(), later);

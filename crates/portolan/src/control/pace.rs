@@ -16,7 +16,7 @@ const STANDBY: Duration = Duration::from_millis(200);
 /// Longest pause after consecutive failures.
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
-/// Paces commits.
+/// The earliest time of the next commit.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     not_before: Option<Instant>,
@@ -29,19 +29,20 @@ impl Pace {
         self.not_before.filter(|at| *at > now)
     }
 
-    /// Notes a commit that succeeded.
+    /// Sets the batching interval after a successful commit that took `elapsed`.
     pub(crate) fn committed(&mut self, now: Instant, elapsed: Duration) {
         self.failures = 0;
         self.not_before = Some(now + elapsed.clamp(SHORTEST, LONGEST));
     }
 
-    /// Notes that another process owns the tables. Whether that process has ended costs one message to the kernel.
+    /// Sets the pause while another process owns the tables. The pause does not grow: finding out whether that process has
+    /// ended costs one message to the kernel.
     pub(crate) fn standing_by(&mut self, now: Instant) {
         self.failures = 0;
         self.not_before = Some(now + STANDBY);
     }
 
-    /// Notes a commit that failed. The next one waits, longer each time.
+    /// Sets the pause after a failed commit, twice as long each time.
     pub(crate) fn failed(&mut self, now: Instant) {
         let pause = FIRST_RETRY
             .saturating_mul(1 << self.failures.min(10))

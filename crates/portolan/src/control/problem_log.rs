@@ -1,8 +1,8 @@
 //! Suppresses repeated warnings about an object until the object recovers, and bounds how many lines objects can cause.
 //!
 //! A problem is logged once while it stays true, however often the object is listed, changed elsewhere or planned, and
-//! again after the object was valid in between. Of one object at most [`REMEMBERED`] problems are logged. Lines about
-//! conflicts have [`Allowance`], so that whoever edits a Service all the time fills no disk.
+//! again after the object was valid in between. At most [`REMEMBERED`] problems of one object are logged. [`LineLimit`]
+//! limits the lines about conflicts, so that a Service that is edited constantly does not fill the disk.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -13,28 +13,30 @@ use service_model::{ObjectEvent, ObjectKind, ObjectName, Watched};
 
 /// Maximum number of problems of an object that are logged.
 const REMEMBERED: usize = 16;
-/// Lines in a row.
+/// Lines that may be logged in a row.
 const BURST: u32 = 100;
-/// Time that pays for a further line.
+/// Interval after which one more line may be logged.
 const LINE: Duration = Duration::from_millis(200);
+/// Maximum number of pairs of Services remembered; beyond it, all are forgotten and logged again.
+const PAIRS: usize = 1024;
 
-/// How many lines about objects may be logged: [`BURST`], then five a second.
+/// Token bucket for log lines about objects: [`BURST`], then five a second.
 #[derive(Debug, Default)]
-pub(super) struct Allowance {
-    /// When all lines are paid for.
-    paid: Option<Instant>,
+pub(super) struct LineLimit {
+    /// When a whole burst may be logged again.
+    full_at: Option<Instant>,
     suppressed: u64,
 }
 
-impl Allowance {
-    /// Whether a line may be logged now. Names the number of lines that were suppressed before it.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
-        let paid = self.paid.map_or(now, |paid| paid.max(now)) + LINE;
-        if paid > now + LINE * BURST {
+impl LineLimit {
+    /// Whether a line may be logged now; logs how many lines were suppressed before.
+    pub(super) fn permits(&mut self, now: Instant) -> bool {
+        let full_at = self.full_at.map_or(now, |at| at.max(now)) + LINE;
+        if full_at > now + LINE * BURST {
             self.suppressed += 1;
             return false;
         }
-        self.paid = Some(paid);
+        self.full_at = Some(full_at);
         let lines = std::mem::take(&mut self.suppressed);
         if lines > 0 {
             tracing::warn!(
@@ -51,12 +53,12 @@ impl Allowance {
 pub(super) struct ConflictLog {
     /// By winner and loser: the number of frontends.
     logged: HashMap<(ObjectName, ObjectName), usize>,
-    /// Those of Services that are being committed: they are over unless they are found again.
+    /// Pairs with a Service of the current commit. A pair that the commit does not report again is solved.
     before: HashMap<(ObjectName, ObjectName), usize>,
 }
 
 impl ConflictLog {
-    /// Notes that these Services are committed anew.
+    /// Records that these Services are being committed again.
     pub(super) fn renewed<'a>(&mut self, services: impl Iterator<Item = &'a ObjectName>) {
         if self.logged.is_empty() {
             return;
@@ -69,8 +71,8 @@ impl ConflictLog {
         self.before.extend(pairs);
     }
 
-    /// The pairs whose number of contested frontends is new.
-    pub(super) fn news<'a>(&mut self, conflicts: &'a [Conflict]) -> Vec<Contest<'a>> {
+    /// Returns the pairs that are new or whose number of contested frontends has changed.
+    pub(super) fn new_contests<'a>(&mut self, conflicts: &'a [Conflict]) -> Vec<Contest<'a>> {
         let mut pairs: BTreeMap<(&ObjectName, &ObjectName), BTreeSet<Claim>> = BTreeMap::new();
         for conflict in conflicts {
             let pair = pairs.entry((&conflict.winner, &conflict.loser));
@@ -91,9 +93,9 @@ impl ConflictLog {
             let known = self.logged.insert(pair, frontends).or(before);
             known != Some(frontends)
         };
-        let news = contests.filter(is_new).collect();
+        let new = contests.filter(is_new).collect();
         self.before.clear();
-        news
+        new
     }
 }
 
@@ -105,25 +107,24 @@ pub(super) struct Contest<'a> {
     pub(super) claims: BTreeSet<Claim>,
 }
 
-/// Maximum number of pairs remembered.
-const PAIRS: usize = 1024;
-
 /// The problems that were logged.
 #[derive(Debug, Default)]
 pub(super) struct ProblemLog {
-    logged: HashMap<Subject, Logged>,
+    logged: HashMap<Subject, LoggedProblems>,
 }
 
+/// The logged problems of one object.
 #[derive(Debug, Default)]
-struct Logged {
+struct LoggedProblems {
     /// Problems of the current version.
     now: Vec<Problem>,
-    /// Problems of parts of the version before: those of the current version arrive after it.
+    /// Problems of parts of the previous version. The problems of a version arrive after the version itself, and one that
+    /// is in this list is not logged again.
     before: Vec<Problem>,
 }
 
 impl ProblemLog {
-    /// Notes which objects are renewed, deleted or valid again.
+    /// Records which objects have a new version, are deleted or are valid again.
     pub(super) fn event(&mut self, event: &SourceEvent) {
         match event {
             SourceEvent::Service(event) => self.objects(event),
@@ -170,14 +171,14 @@ impl ProblemLog {
         }
     }
 
-    /// Whether the problem has to be logged, which it then counts as.
+    /// Whether the problem must be logged; it counts as logged from then on.
     pub(super) fn is_new(&mut self, problem: &Problem) -> bool {
         let logged = self.logged.entry(problem.subject()).or_default();
         let entry = problem.clone().without_place();
         if logged.now.contains(&entry) {
             return false;
         }
-        // As a whole an object has one problem at a time.
+        // An object that is invalid as a whole has one problem at a time.
         if problem.is_whole() {
             logged.now.clear();
         }
@@ -265,11 +266,11 @@ mod tests {
         };
         assert_eq!(thousand(&mut log, 1), REMEMBERED);
         assert_eq!(thousand(&mut log, 1), 0);
-        let (mut allowance, start) = (Allowance::default(), Instant::now());
+        let (mut limit, start) = (LineLimit::default(), Instant::now());
         let mut lines = 0;
         for n in 0..10_000 {
             let now = start + Duration::from_millis(1) * n;
-            lines += usize::from(allowance.take(now));
+            lines += usize::from(limit.permits(now));
         }
         assert!((140..=151).contains(&lines), "{lines} lines in ten seconds");
     }
@@ -287,20 +288,26 @@ mod tests {
         };
         let mut log = ConflictLog::default();
         let contested: Vec<Conflict> = (0..1_000).map(conflict).collect();
-        let news = log.news(&contested);
-        let lines: Vec<usize> = news.iter().map(|contest| contest.claims.len()).collect();
+        let contests = log.new_contests(&contested);
+        let lines: Vec<usize> = contests
+            .iter()
+            .map(|contest| contest.claims.len())
+            .collect();
         assert_eq!(lines, [1_000]);
-        assert!(log.news(&contested).is_empty(), "nothing has changed");
+        assert!(
+            log.new_contests(&contested).is_empty(),
+            "nothing has changed"
+        );
         log.renewed([&name()].into_iter());
         assert!(
-            log.news(&contested).is_empty(),
+            log.new_contests(&contested).is_empty(),
             "an edit elsewhere in the object"
         );
-        assert_eq!(log.news(&contested[1..]).len(), 1);
-        // It is over, and comes back.
+        assert_eq!(log.new_contests(&contested[1..]).len(), 1);
+        // The conflict is solved, and comes back.
         log.renewed([&name()].into_iter());
-        assert!(log.news(&[]).is_empty());
-        assert_eq!(log.news(&contested[1..]).len(), 1);
+        assert!(log.new_contests(&[]).is_empty());
+        assert_eq!(log.new_contests(&contested[1..]).len(), 1);
     }
 
     #[test]

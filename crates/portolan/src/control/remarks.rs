@@ -1,4 +1,4 @@
-//! What the control loop says about objects: log lines, and the notes of `/readyz`.
+//! Log lines about objects, and the notes of `/readyz`.
 
 use std::time::Instant;
 
@@ -14,13 +14,14 @@ use super::problem_log::Contest;
 const NAMED: usize = 8;
 
 impl<B: Backend> Control<B> {
-    pub(super) fn log_refused(&mut self, outcome: &SyncOutcome) {
+    /// Logs quarantined Services, and conflicts that are new.
+    pub(super) fn log_outcome(&mut self, outcome: &SyncOutcome) {
         for quarantined in &outcome.quarantined {
             tracing::error!(service = %quarantined.service, error = %quarantined.error,
                 "the kernel refused this Service; it is quarantined and its last good rules stay in place");
         }
-        for contest in self.conflicts.news(&outcome.conflicts) {
-            if self.allowance.take(Instant::now()) {
+        for contest in self.conflicts.new_contests(&outcome.conflicts) {
+            if self.line_limit.permits(Instant::now()) {
                 let Contest {
                     winner,
                     loser,
@@ -33,7 +34,7 @@ impl<B: Backend> Control<B> {
         }
     }
 
-    /// What an operator should know though the proxy works.
+    /// Facts for the operator that do not make the node unready.
     pub(super) fn notes(&self) -> Vec<String> {
         let quarantined = self.dataplane.quarantine().iter();
         let mut notes: Vec<String> = quarantined
@@ -73,7 +74,7 @@ fn frontend(claim: &Claim) -> String {
     }
 }
 
-/// Logs a problem of an object or file, and what follows from it.
+/// Logs a problem of an object or file, and what is served nevertheless.
 pub(super) fn log(problem: &Problem) {
     let consequence = match problem {
         Problem::File { line: 0, .. } => "earlier valid versions of its objects keep serving",
@@ -86,7 +87,7 @@ pub(super) fn log(problem: &Problem) {
         Problem::Field { .. } => "the rest of the object is served",
     };
     match problem.invalid() {
-        // Which objects the file should hold is unknown.
+        // A file that cannot be parsed names no object.
         None => tracing::error!("{problem}; {consequence}"),
         Some(Invalid {
             kind,

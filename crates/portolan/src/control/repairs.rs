@@ -1,7 +1,7 @@
 //! Decides when to repair the tables after foreign changes.
 //!
-//! At once, even after a hundred changes in a row: a foreign flush interrupts every new connection. If the changes go on
-//! (another daemon fights this one), repairs take at most a fifth of a CPU core.
+//! A repair starts at once, even after a hundred changes in a row, because a foreign flush interrupts every new
+//! connection. If the changes continue (another daemon writes the same tables), repairs take at most a fifth of a CPU core.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 const SHARE: u32 = 5;
 /// Time that repairs may take beyond their share.
 const BURST: Duration = Duration::from_secs(2);
-/// Longest pause.
+/// Longest pause between two repairs.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Paces repairs.
+/// When the next repair is due.
 #[derive(Debug, Default)]
 pub(crate) struct Repairs {
     requested: bool,
-    /// Time that repairs had taken beyond their share, and when.
+    /// Time that repairs had taken beyond their share, and at which instant.
     spent: Option<(Duration, Instant)>,
 }
 
@@ -33,12 +33,12 @@ impl Repairs {
             .then(|| now + over.saturating_mul(SHARE).min(LONGEST))
     }
 
-    /// Notes that a repair begins. It covers the changes from before.
+    /// Records the start of a repair, which covers all changes before the start.
     pub(crate) fn started(&mut self) {
         self.requested = false;
     }
 
-    /// Notes that the repair ended.
+    /// Records the end of a repair that took `elapsed`.
     pub(crate) fn ended(&mut self, now: Instant, elapsed: Duration) {
         self.spent = Some((self.spent(now) + elapsed, now));
     }
@@ -72,14 +72,14 @@ mod tests {
     }
 
     #[test]
-    fn a_fight_takes_a_fifth_of_the_time() {
+    fn repairs_that_never_end_take_a_fifth_of_the_time() {
         let start = Instant::now();
         let mut now = start;
         let mut repairs = Repairs::default();
         let mut made = 0u32;
         while now < start + Duration::from_secs(600) {
             repairs.request();
-            let due = repairs.due(now).expect("it was asked for");
+            let due = repairs.due(now).expect("a repair was requested");
             assert!(due <= now + LONGEST);
             now = due + REPAIR;
             repairs.started();

@@ -62,6 +62,7 @@ fn node() -> Node {
     }))
 }
 
+/// A complete list.
 fn all<T>(objects: Vec<T>) -> ObjectEvent<T> {
     ObjectEvent::list(objects)
 }
@@ -75,7 +76,28 @@ fn lists() -> [SourceEvent; 4] {
     ]
 }
 
-/// Elements of a set, as the backend holds them.
+/// A control loop whose first sync is complete.
+fn synced() -> Control<Fake> {
+    let mut control = control(Fake::new());
+    lists().into_iter().for_each(|event| control.event(event));
+    control.turn(&[]);
+    control
+}
+
+/// Runs a turn without the batching interval.
+fn turn_at_once(control: &mut Control<Fake>) {
+    control.pace = Pace::default();
+    control.turn(&[]);
+}
+
+/// The value in the scrape's line that begins with `name`.
+fn metric(control: &Control<Fake>, name: &str) -> Option<usize> {
+    let text = control.reports.metrics.encode(Format::Text);
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.map(|value| value.parse().unwrap())
+}
+
+/// Number of elements of a set that the backend holds.
 fn elements(control: &Control<Fake>, set: &str) -> usize {
     let contents = control.dataplane.backend().contents(Family::Ip);
     contents
@@ -123,7 +145,7 @@ fn a_start_without_an_api_server_is_never_stuck() {
         control.turn(&[]);
         assert_eq!(health(&control), crate::status::Health::Starting);
     }
-    // The server comes, and the kernel refuses what it is given.
+    // The API server answers, and the kernel refuses the commit.
     lists().into_iter().for_each(|event| control.event(event));
     control.dataplane.backend_mut().fail_next(Errno::ENOBUFS);
     control.turn(&[]);
@@ -151,7 +173,7 @@ fn services_do_not_wait_for_service_cidrs() {
 }
 
 #[test]
-fn a_cluster_without_services_has_its_tables() {
+fn a_cluster_without_services_gets_its_tables() {
     let mut control = control(Fake::new());
     control.event(SourceEvent::Service(all(vec![])));
     control.event(SourceEvent::EndpointSlice(all(vec![])));
@@ -163,10 +185,8 @@ fn a_cluster_without_services_has_its_tables() {
 }
 
 #[test]
-fn a_node_object_that_goes_takes_no_rules_with_it() {
-    let mut control = control(Fake::new());
-    lists().into_iter().for_each(|event| control.event(event));
-    control.turn(&[]);
+fn a_deleted_node_object_removes_no_rules() {
+    let mut control = synced();
     for event in [ObjectEvent::Delete(node().name), all(vec![])] {
         control.event(SourceEvent::Node(event));
         let before = control.dataplane.backend().counters();
@@ -223,17 +243,14 @@ fn a_file_that_does_not_parse_is_no_invalid_service() {
     let invalid_services = |control: &mut Control<Fake>, problem: Problem| {
         control.event(SourceEvent::Problem(problem));
         control.turn(&[]);
-        let text = control.reports.metrics.encode(Format::Text);
-        let name = r#"portolan_invalid_objects{kind="Service"} "#;
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.unwrap().parse::<usize>().unwrap()
+        metric(control, r#"portolan_invalid_objects{kind="Service"} "#)
     };
     let file = Problem::File {
         path: "web.yaml".into(),
         line: 3,
         reason: "cannot be parsed".into(),
     };
-    assert_eq!(invalid_services(&mut control, file), 0);
+    assert_eq!(invalid_services(&mut control, file), Some(0));
     let object = Problem::Object {
         at: None,
         invalid: Invalid {
@@ -243,14 +260,12 @@ fn a_file_that_does_not_parse_is_no_invalid_service() {
             reason: "0 is outside 1-65535".into(),
         },
     };
-    assert_eq!(invalid_services(&mut control, object), 1);
+    assert_eq!(invalid_services(&mut control, object), Some(1));
 }
 
 #[test]
 fn an_unchanged_object_causes_no_commit() {
-    let mut control = control(Fake::new());
-    lists().into_iter().for_each(|event| control.event(event));
-    control.turn(&[]);
+    let mut control = synced();
     let before = control.dataplane.backend().counters();
     lists().into_iter().for_each(|event| control.event(event));
     control.turn(&[]);
@@ -259,10 +274,8 @@ fn an_unchanged_object_causes_no_commit() {
 }
 
 #[test]
-fn a_commit_that_fails_is_tried_again_until_it_is_in() {
-    let mut control = control(Fake::new());
-    lists().into_iter().for_each(|event| control.event(event));
-    control.turn(&[]);
+fn a_failed_commit_is_retried_until_it_succeeds() {
+    let mut control = synced();
     control.pace = Pace::default();
     control.dataplane.backend_mut().fail_next(Errno::ENOBUFS);
     control.event(SourceEvent::EndpointSlice(all(vec![])));
@@ -271,17 +284,14 @@ fn a_commit_that_fails_is_tried_again_until_it_is_in() {
     assert_eq!(elements(&control, "no_endpoints"), 0);
     let retry = control.wake(Instant::now()).unwrap();
     assert!(retry <= Instant::now() + Duration::from_millis(100));
-    control.pace = Pace::default();
-    control.turn(&[]);
+    turn_at_once(&mut control);
     assert_eq!(control.reports.status.load().pending_since, None);
     assert_eq!(elements(&control, "no_endpoints"), 1);
 }
 
 #[test]
 fn a_foreign_change_is_repaired_at_once() {
-    let mut control = control(Fake::new());
-    lists().into_iter().for_each(|event| control.event(event));
-    control.turn(&[]);
+    let mut control = synced();
     control
         .dataplane
         .backend_mut()
@@ -293,7 +303,7 @@ fn a_foreign_change_is_repaired_at_once() {
     control.turn(&[]);
     assert_eq!(elements(&control, "frontends_1"), 1);
     assert_eq!(control.wake(Instant::now()), None);
-    // What is repaired already is no reason to read the tables, which at 10,000 Services takes half a second.
+    // A change that is repaired already must not cause a reading, which takes half a second at 10,000 Services.
     control.foreign_change(notice);
     assert_eq!(control.wake(Instant::now()), None);
     control.foreign_change(Notice::Overrun);
@@ -304,11 +314,9 @@ fn a_foreign_change_is_repaired_at_once() {
 fn changes_are_pending_until_they_are_in_the_kernel() {
     let mut control = control(Fake::new());
     let pending = |control: &Control<Fake>| {
-        let text = control.reports.metrics.encode(Format::Text);
         ["service", "endpoint"].map(|kind| {
             let name = format!("kubeproxy_sync_proxy_rules_{kind}_changes_pending ");
-            let line = text.lines().find_map(|line| line.strip_prefix(&name));
-            line.unwrap().parse::<usize>().unwrap()
+            metric(control, &name).unwrap()
         })
     };
     let [services, slices, nodes, cidrs] = lists();
@@ -327,9 +335,7 @@ fn programming_duration_counts_changes_since_the_start() {
     let mut control = control(Fake::new());
     let measured = |control: &Control<Fake>| {
         let name = "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} ";
-        let text = control.reports.metrics.encode(Format::Text);
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.map_or(0, |count| count.parse::<usize>().unwrap())
+        metric(control, name).unwrap_or(0)
     };
     lists().into_iter().for_each(|event| control.event(event));
     control.turn(&[]);
@@ -340,8 +346,7 @@ fn programming_duration_counts_changes_since_the_start() {
         let slice = slice_changed_at(address, &time.to_string());
         let event = ObjectEvent::Apply(Arc::new(slice));
         control.event(SourceEvent::EndpointSlice(event));
-        control.pace = Pace::default();
-        control.turn(&[]);
+        turn_at_once(&mut control);
         measured(&control)
     };
     assert_eq!(apply("10.244.0.6", 1), 1);
@@ -355,8 +360,7 @@ fn a_process_that_stands_by_is_ready_and_alive() {
     control.dataplane.backend_mut().own_elsewhere(true);
     lists().into_iter().for_each(|event| control.event(event));
     for _ in 0..3 {
-        control.pace = Pace::default();
-        control.turn(&[]);
+        turn_at_once(&mut control);
         let status = control.reports.status.load();
         assert!(status.standby && !status.synced);
         assert_eq!(
@@ -372,8 +376,7 @@ fn a_process_that_stands_by_is_ready_and_alive() {
     assert!(text.contains("\nportolan_standby 1\n"), "{text}");
     assert!(!text.contains("sync_failures_total{"), "{text}");
     control.dataplane.backend_mut().own_elsewhere(false);
-    control.pace = Pace::default();
-    control.turn(&[]);
+    turn_at_once(&mut control);
     let status = control.reports.status.load();
     assert!(status.synced && !status.standby && status.notes.is_empty());
     assert_eq!(elements(&control, "frontends_1"), 1);
@@ -381,10 +384,7 @@ fn a_process_that_stands_by_is_ready_and_alive() {
 
 #[test]
 fn node_ports_stay_after_a_restart_without_the_node_object() {
-    let mut first = control(Fake::new());
-    lists().into_iter().for_each(|event| first.event(event));
-    first.turn(&[]);
-    let left = first.dataplane.backend().contents(Family::Ip).unwrap();
+    let left = synced().dataplane.backend().contents(Family::Ip).unwrap();
     let mut control = control(Fake::holding(left));
     let [services, slices, _, cidrs] = lists();
     for event in [services, slices, cidrs, SourceEvent::Node(all(vec![]))] {
@@ -397,12 +397,11 @@ fn node_ports_stay_after_a_restart_without_the_node_object() {
         notes.iter().any(|note| note.contains("node-a")),
         "{notes:?}"
     );
-    // The Node object that comes decides.
+    // The Node object's address replaces the adopted one.
     let mut moved = node();
     moved.addresses = vec!["192.168.77.11".parse().unwrap()];
     control.event(SourceEvent::Node(all(vec![moved])));
-    control.pace = Pace::default();
-    control.turn(&[]);
+    turn_at_once(&mut control);
     assert_eq!(control.dataplane.facts().node_addresses.len(), 1);
     assert_eq!(elements(&control, "node_addresses"), 1);
     assert!(control.reports.status.load().notes.is_empty());
@@ -410,12 +409,10 @@ fn node_ports_stay_after_a_restart_without_the_node_object() {
 
 #[test]
 fn a_repair_leaves_waiting_changes_pending() {
-    let mut control = control(Fake::new());
-    lists().into_iter().for_each(|event| control.event(event));
-    control.turn(&[]);
+    let mut control = synced();
     control.event(SourceEvent::EndpointSlice(all(vec![])));
     control.foreign_change(Notice::Overrun);
-    // The batch waits for its interval, the repair for nothing.
+    // The batch waits for its interval, the repair does not.
     control
         .pace
         .committed(Instant::now() + Duration::from_secs(60), Duration::ZERO);
@@ -426,17 +423,14 @@ fn a_repair_leaves_waiting_changes_pending() {
 
 #[test]
 fn a_service_that_flaps_waits_and_others_do_not() {
-    let mut control = control(Fake::new());
-    lists().into_iter().for_each(|event| control.event(event));
-    control.turn(&[]);
+    let mut control = synced();
     let mut changes = 0;
     let mut change = |control: &mut Control<Fake>| {
         changes += 1;
         let slice = slice(&format!("10.244.1.{changes}"));
         control.event(SourceEvent::EndpointSlice(all(vec![slice])));
         let before = control.dataplane.backend().counters().transactions;
-        control.pace = Pace::default();
-        control.turn(&[]);
+        turn_at_once(control);
         control.dataplane.backend().counters().transactions - before
     };
     let made: usize = (0..100).map(|_| change(&mut control)).sum();

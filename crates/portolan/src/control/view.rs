@@ -17,8 +17,8 @@ use service_model::{
 
 use object_source::{SourceEvent, Subject};
 
-/// The kinds that planning needs. Without ServiceCIDRs, packets to unallocated cluster IPs would pass for a moment; a
-/// cluster whose API server has no ServiceCIDRs reports that as a failed connection.
+/// The kinds that planning needs. Without ServiceCIDRs, packets to unallocated cluster IPs would pass for a moment. They
+/// are optional: a failed list of ServiceCIDRs counts as an empty one.
 const NEEDED: [ObjectKind; 4] = [
     ObjectKind::Service,
     ObjectKind::EndpointSlice,
@@ -26,7 +26,7 @@ const NEEDED: [ObjectKind; 4] = [
     ObjectKind::ServiceCidr,
 ];
 
-/// Those of them that every API server has.
+/// The needed kinds that every API server has.
 pub(super) const NEEDED_ALWAYS: [ObjectKind; 3] = [
     ObjectKind::Service,
     ObjectKind::EndpointSlice,
@@ -38,7 +38,8 @@ pub(super) const NEEDED_ALWAYS: [ObjectKind; 3] = [
 pub(crate) struct View {
     config: NodeConfig,
     index: Index,
-    /// Computed again when Services or the Node change, and where there are some also when endpoints do.
+    /// See [`View::external_sockets_here`]. Reset when Services or the Node change; a map with entries also when endpoints
+    /// change.
     external_sockets_here: Option<BTreeMap<(Protocol, SocketAddr), bool>>,
     node: Option<Arc<Node>>,
     /// Node addresses that an earlier process served, for a start without the Node object.
@@ -111,11 +112,11 @@ impl View {
         }
     }
 
-    /// Updates the lists of listed kinds and of invalid objects.
+    /// Updates `listed` and `invalid`.
     fn objects<T: Watched>(&mut self, event: &ObjectEvent<T>) {
         let kind = T::KIND;
         match event {
-            // A warning about a part of an object comes after the object itself.
+            // Problems of the new version are reported after this event.
             ObjectEvent::Apply(object) => {
                 let subject = Subject::Object(kind, object.name().clone());
                 self.invalid.remove(&subject);
@@ -133,7 +134,7 @@ impl View {
         }
     }
 
-    /// A deleted Node keeps its last facts: rules never disappear because an object does.
+    /// Keeps the last version of a deleted Node, so that the deletion removes no rules.
     fn node_event(&mut self, event: ObjectEvent<Node>) {
         let own = self.config.node_name.clone();
         let ours = |name: &ObjectName| name.name == own;
@@ -245,7 +246,7 @@ impl View {
         self.index.dirty_services()
     }
 
-    /// When the changes happened that EndpointSlices brought since the last call, as far as their annotations say.
+    /// Times of the changes of EndpointSlices since the last call, from their trigger-time annotations.
     pub(crate) fn take_triggers(&mut self) -> Vec<(Family, SystemTime)> {
         self.index.take_triggers()
     }

@@ -1,6 +1,6 @@
-//! The net changes of a batch, in an order that the kernel takes.
+//! The net changes of a batch, as steps in an order that the kernel accepts.
 //!
-//! Invariant: carried out on the table before, the steps are never refused and make the table after.
+//! Invariant: in the table as it was before the batch, no step is refused, and the last one gives the table after the batch.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -9,8 +9,8 @@ use nft::{Bytes, Element, Family, Operation, Transaction};
 use crate::layout::{self, DynamicPart, SetId};
 use crate::render::Rendered;
 
-/// Net changes of a batch. Own elements of different frontends have different keys, so they need no netting;
-/// shared ones are counted first.
+/// Net changes of a batch. Elements that one frontend owns have different keys, so their changes never cancel each other;
+/// changes of shared elements are added up first.
 #[derive(Default)]
 pub(super) struct Changes {
     deleted: BTreeMap<(Family, SetId), Vec<Element>>,
@@ -20,6 +20,7 @@ pub(super) struct Changes {
 }
 
 impl Changes {
+    /// Adds the change of one frontend.
     pub(super) fn frontend(&mut self, family: Family, old: Rendered, new: Rendered) {
         for (set, key) in old.shared {
             *self.shared.entry((family, set, key)).or_default() -= 1;
@@ -56,9 +57,9 @@ impl Changes {
         }
     }
 
-    /// Updates the ledger's counts and orders the steps so that the kernel takes them: deletions first, chains
-    /// before the verdicts that lead to them, and after those that led to them; rules before the elements of maps they
-    /// look up, since a rule that is added walks them.
+    /// Updates the ledger's counts and returns the steps in this order: delete elements; add sets and chains; write rules;
+    /// add elements; delete chains and sets. So a chain exists while a verdict leads to it, and a map is empty when the
+    /// kernel adds a rule that looks it up, since the kernel then walks the map.
     pub(super) fn settle(
         mut self,
         shared: &mut HashMap<(Family, SetId, Bytes), u32>,
@@ -114,8 +115,8 @@ impl Changes {
             }
         }
         for family in dependent {
-            let there = parts.keys().filter(|(of, _)| *of == family);
-            for chain in layout::dependent_chains(there.map(|(_, part)| part)) {
+            let existing = parts.keys().filter(|(of, _)| *of == family);
+            for chain in layout::dependent_chains(existing.map(|(_, part)| part)) {
                 transaction.push(family, Operation::SetRules(chain));
             }
         }
@@ -135,12 +136,14 @@ impl Changes {
     }
 }
 
+/// What a change of its counter means for an element or part.
 enum Presence {
     Appeared,
     Vanished,
     Unchanged,
 }
 
+/// Adds `by` to a counter.
 fn count(counter: &mut u32, by: i64) -> Presence {
     let before = *counter;
     *counter = u32::try_from((i64::from(before) + by).max(0)).unwrap_or(u32::MAX);

@@ -2,12 +2,12 @@ use std::collections::BTreeMap;
 
 use nft::{Operation, Statement};
 use proptest::prelude::*;
-use service_model::{Affinity, Backend, Protocol};
+use service_model::{Affinity, Protocol};
 
 use super::*;
-use crate::samples::{batches, facts, frontend, name};
+use crate::samples::{self, backend, batches, facts, frontend, name, removal};
 
-/// The last wish of each Service.
+/// The last intent of each Service.
 fn last_intents(batches: &[Vec<Update>]) -> Vec<ServiceIntent> {
     let mut last: BTreeMap<ObjectName, Option<Arc<ServiceIntent>>> = BTreeMap::new();
     for update in batches.iter().flatten() {
@@ -54,7 +54,7 @@ proptest! {
 }
 
 proptest! {
-    /// Adding such a rule makes the kernel walk the map: milliseconds instead of microseconds.
+    /// The kernel walks the map that an added rule looks up: milliseconds instead of microseconds.
     #[test]
     fn no_rule_is_bound_to_a_map_that_has_elements(batches in batches()) {
         let mut ledger = Ledger::default();
@@ -78,99 +78,71 @@ proptest! {
     }
 }
 
-fn intent(n: u8, created: Option<i64>, endpoints: u8) -> Update {
-    let backends = (0..endpoints)
-        .map(|host| Backend {
-            address: [10, 244, n, host + 1].into(),
-            port: 8080,
-            local: false,
-        })
-        .collect();
-    let at = FrontendAddress::ClusterIp([10, 96, 0, 1].into());
-    let frontend = frontend(at, Protocol::Tcp, 80, Disposition::Balance(backends));
-    ServiceIntent {
-        service: name(n),
-        created,
-        frontends: vec![frontend],
-        load_balancer_ips: Vec::new(),
-        relays: Default::default(),
-        reset_removed: false,
-        health_check: None,
+/// The address of the cluster IP 10.96.0.`host`.
+fn cluster_ip(host: u8) -> FrontendAddress {
+    FrontendAddress::ClusterIp([10, 96, 0, host].into())
+}
+
+/// Service `n`'s frontend at `address`, port 80, with endpoints on hosts 1 to `endpoints`.
+fn service(n: u8, created: Option<i64>, address: FrontendAddress, endpoints: u8) -> ServiceIntent {
+    let backends = (1..=endpoints).map(|host| backend(n, host)).collect();
+    let frontend = frontend(address, Protocol::Tcp, 80, Disposition::Balance(backends));
+    samples::intent(n, created, vec![frontend])
+}
+
+/// The conflict about `address`, port 80, in which Service 2 wins over Service 1.
+fn conflict_won_by_2(address: FrontendAddress) -> Conflict {
+    let (protocol, port) = (Protocol::Tcp, 80);
+    Conflict {
+        claim: Claim {
+            address,
+            protocol,
+            port,
+        },
+        winner: name(2),
+        loser: name(1),
     }
-    .into()
 }
 
 #[test]
 fn the_younger_gets_a_contested_frontend_when_the_older_goes() {
     let mut ledger = Ledger::default();
-    let alone =
-        |n, created| crate::contents(&facts(), [(*intent(n, created, 2).intent.unwrap()).clone()]);
-
-    assert_eq!(ledger.apply(vec![intent(1, Some(7), 2)]).conflicts, []);
-    let conflicts = ledger.apply(vec![intent(2, Some(3), 2)]).conflicts;
-    let claim = Claim {
-        address: FrontendAddress::ClusterIp([10, 96, 0, 1].into()),
-        protocol: Protocol::Tcp,
-        port: 80,
-    };
-    assert_eq!(
-        conflicts,
-        [Conflict {
-            claim,
-            winner: name(2),
-            loser: name(1)
-        }]
+    let address = cluster_ip(1);
+    let (younger, older) = (
+        service(1, Some(7), address, 2),
+        service(2, Some(3), address, 2),
     );
-    assert_eq!(ledger.contents(&facts()), alone(2, Some(3)));
-
-    ledger.apply(vec![Update {
-        service: name(2),
-        intent: None,
-    }]);
-    assert_eq!(ledger.contents(&facts()), alone(1, Some(7)));
+    assert_eq!(ledger.apply(vec![younger.clone().into()]).conflicts, []);
+    let conflicts = ledger.apply(vec![older.clone().into()]).conflicts;
+    assert_eq!(conflicts, [conflict_won_by_2(address)]);
+    assert_eq!(
+        ledger.contents(&facts()),
+        crate::contents(&facts(), [older])
+    );
+    ledger.apply(vec![removal(2)]);
+    assert_eq!(
+        ledger.contents(&facts()),
+        crate::contents(&facts(), [younger])
+    );
 }
 
 #[test]
 fn one_endpoint_more_changes_three_elements() {
     let mut ledger = Ledger::default();
-    ledger.apply(vec![intent(1, None, 3)]);
-    // One backend and the move from one size set to the next.
-    assert_eq!(
-        ledger
-            .apply(vec![intent(1, None, 4)])
-            .transaction
-            .element_count(),
-        3
-    );
-    assert_eq!(
-        ledger
-            .apply(vec![intent(1, None, 3)])
-            .transaction
-            .element_count(),
-        3
-    );
+    let mut changed = |endpoints| {
+        let update = service(1, None, cluster_ip(1), endpoints).into();
+        ledger.apply(vec![update]).transaction.element_count()
+    };
+    changed(3);
+    // A backend is added, and the frontend moves from the set for 3 endpoints to the set for 4.
+    assert_eq!([changed(4), changed(3)], [3, 3]);
 }
 
-/// `n`'s frontend at `address`, port 80, with one endpoint; `group` is its affinity's.
-fn at(n: u8, address: FrontendAddress, group: Option<u32>) -> Update {
-    let backend = Backend {
-        address: [10, 244, n, 1].into(),
-        port: 8080,
-        local: false,
-    };
-    let disposition = Disposition::Balance([backend].into());
-    let mut frontend = frontend(address, Protocol::Tcp, 80, disposition);
-    frontend.affinity = group.map(|group| Affinity { seconds: 60, group });
-    ServiceIntent {
-        service: name(n),
-        created: Some(n.into()),
-        frontends: vec![frontend],
-        load_balancer_ips: Vec::new(),
-        relays: Default::default(),
-        reset_removed: false,
-        health_check: None,
-    }
-    .into()
+/// Service `n` at `address` with one endpoint and this affinity group, older than Service `n + 1`.
+fn at(n: u8, address: FrontendAddress, group: Option<u32>) -> ServiceIntent {
+    let mut intent = service(n, Some(n.into()), address, 1);
+    intent.frontends[0].affinity = group.map(|group| Affinity { seconds: 60, group });
+    intent
 }
 
 #[test]
@@ -181,59 +153,33 @@ fn an_external_address_yields_while_it_is_a_cluster_ip() {
         FrontendAddress::ClusterIp(address),
     );
     let mut ledger = Ledger::default();
-    // The external one is the older Service.
-    assert_eq!(ledger.apply(vec![at(1, external, None)]).conflicts, []);
-    let alone = ledger.contents(&facts());
-    let conflicts = ledger.apply(vec![at(2, cluster_ip, None)]).conflicts;
-    let lost = Conflict {
-        claim: Claim {
-            address: external,
-            protocol: Protocol::Tcp,
-            port: 80,
-        },
-        winner: name(2),
-        loser: name(1),
+    let mut request = |intent: &ServiceIntent| {
+        let conflicts = ledger.apply(vec![intent.clone().into()]).conflicts;
+        (conflicts, ledger.contents(&facts()))
     };
-    assert_eq!(conflicts, std::slice::from_ref(&lost));
-    let only_cluster_ip = crate::contents(
-        &facts(),
-        [(*at(2, cluster_ip, None).intent.unwrap()).clone()],
-    );
-    assert_eq!(ledger.contents(&facts()), only_cluster_ip);
-    // Asking again does not help.
-    assert_eq!(ledger.apply(vec![at(1, external, None)]).conflicts, [lost]);
-    assert_eq!(ledger.contents(&facts()), only_cluster_ip);
-    ledger.apply(vec![Update {
-        service: name(2),
-        intent: None,
-    }]);
-    assert_eq!(ledger.contents(&facts()), alone);
+    // The Service with the external address is the older one.
+    let (first, second) = (at(1, external, None), at(2, cluster_ip, None));
+    let alone = |intent: &ServiceIntent| crate::contents(&facts(), [intent.clone()]);
+    assert_eq!(request(&first), (vec![], alone(&first)));
+    let lost = vec![conflict_won_by_2(external)];
+    assert_eq!(request(&second), (lost.clone(), alone(&second)));
+    // A second request changes nothing.
+    assert_eq!(request(&first), (lost, alone(&second)));
+    ledger.apply(vec![removal(2)]);
+    assert_eq!(ledger.contents(&facts()), alone(&first));
 }
 
 #[test]
 fn of_colliding_affinity_groups_the_older_is_kept() {
-    let ip = |host: u8| FrontendAddress::ClusterIp([10, 96, 0, host].into());
-    let intents = |updates: Vec<Update>| {
-        let intents = updates
-            .into_iter()
-            .map(|update| (*update.intent.unwrap()).clone());
-        crate::contents(&facts(), intents.collect::<Vec<_>>())
-    };
     let mut ledger = Ledger::default();
-    ledger.apply(vec![at(2, ip(2), Some(7))]);
-    assert_eq!(
-        ledger.contents(&facts()),
-        intents(vec![at(2, ip(2), Some(7))])
-    );
-    ledger.apply(vec![at(1, ip(1), Some(7))]);
-    let met = intents(vec![at(1, ip(1), Some(7)), at(2, ip(2), None)]);
-    assert_eq!(ledger.contents(&facts()), met);
-    ledger.apply(vec![Update {
-        service: name(1),
-        intent: None,
-    }]);
-    assert_eq!(
-        ledger.contents(&facts()),
-        intents(vec![at(2, ip(2), Some(7))])
-    );
+    let older = at(1, cluster_ip(1), Some(7));
+    let younger = |group| at(2, cluster_ip(2), group);
+    ledger.apply(vec![younger(Some(7)).into()]);
+    let alone = crate::contents(&facts(), [younger(Some(7))]);
+    assert_eq!(ledger.contents(&facts()), alone);
+    ledger.apply(vec![older.clone().into()]);
+    let both = crate::contents(&facts(), [older, younger(None)]);
+    assert_eq!(ledger.contents(&facts()), both);
+    ledger.apply(vec![removal(1)]);
+    assert_eq!(ledger.contents(&facts()), alone);
 }

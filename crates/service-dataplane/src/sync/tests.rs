@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use nft::Fake;
 use proptest::prelude::*;
-use service_model::{Backend as Endpoint, Disposition, FrontendAddress, Protocol, ServiceIntent};
+use service_model::{Disposition, FrontendAddress, Protocol, ServiceIntent};
 
 use super::*;
-use crate::samples::{batches, facts, frontend, name, other_facts};
+use crate::samples::{self, backend, batches, facts, frontend, name, other_facts, removal};
 
 fn synced(dataplane: &Dataplane<Fake>) -> bool {
     let wanted = dataplane.desired();
@@ -57,41 +57,34 @@ proptest! {
     }
 }
 
-fn service(n: u8) -> Update {
-    let backend = Endpoint {
-        address: [10, 244, 0, n].into(),
-        port: 8080,
-        local: false,
+/// Service `n` with endpoints on these hosts, or refused if there are none.
+fn intent(n: u8, hosts: &[u8]) -> ServiceIntent {
+    let backends: Arc<[_]> = hosts.iter().map(|host| backend(244, *host)).collect();
+    let disposition = match backends.is_empty() {
+        true => Disposition::Refuse,
+        false => Disposition::Balance(backends),
     };
     let address = FrontendAddress::ClusterIp([10, 96, 0, n].into());
-    let frontend = frontend(
-        address,
-        Protocol::Tcp,
-        80,
-        Disposition::Balance(Arc::from([backend])),
-    );
-    ServiceIntent {
-        service: name(n),
-        created: None,
-        frontends: vec![frontend],
-        load_balancer_ips: Vec::new(),
-        relays: Default::default(),
-        reset_removed: false,
-        health_check: None,
-    }
-    .into()
+    samples::intent(
+        n,
+        None,
+        vec![frontend(address, Protocol::Tcp, 80, disposition)],
+    )
+}
+
+/// Service `n` with one endpoint, on host `n`.
+fn service(n: u8) -> Update {
+    intent(n, &[n]).into()
 }
 
 #[test]
 fn a_node_address_that_comes_has_flows_to_node_ports_checked() {
-    let mut update = service(1);
-    let of_node_port = |update: &mut Update| {
-        let intent = Arc::make_mut(update.intent.as_mut().unwrap());
-        intent.frontends[0].address = FrontendAddress::NodePort(Family::Ip);
-    };
-    of_node_port(&mut update);
+    let mut at_node_port = intent(1, &[1]);
+    at_node_port.frontends[0].address = FrontendAddress::NodePort(Family::Ip);
     let mut dataplane = Dataplane::new(Fake::new(), facts());
-    dataplane.commit(vec![update, service(2)]).unwrap();
+    dataplane
+        .commit(vec![at_node_port.into(), service(2)])
+        .unwrap();
     let mut more = facts();
     more.node_addresses.push([203, 0, 113, 1].into());
     more.node_addresses.sort_unstable();
@@ -99,18 +92,15 @@ fn a_node_address_that_comes_has_flows_to_node_ports_checked() {
     let claims: Vec<_> = checked.iter().map(|check| check.claim.address).collect();
     assert_eq!(claims, [FrontendAddress::NodePort(Family::Ip)]);
     assert!(checked.iter().all(|check| check.serving.is_some()));
-    // An address that goes leaves no flow that rules would translate.
+    // A removed address needs no check: no rule would translate flows to that address.
     assert_eq!(dataplane.refresh(facts(), Vec::new()).unwrap().flows, []);
 }
 
-/// A fake that refuses whatever leads to this Service's endpoint.
+/// A fake that refuses elements which lead to host `n`.
 fn refusing(n: u8) -> Fake {
-    let endpoint = nft::Bytes::new().address([10, 244, 0, n].into()).port(8080);
+    let refused = nft::Data::Value(endpoint(n));
     let mut fake = Fake::new();
-    fake.refuse(
-        move |_, element| element.data == nft::Data::Value(endpoint),
-        Errno::ENOSPC,
-    );
+    fake.refuse(move |_, element| element.data == refused, Errno::ENOSPC);
     fake
 }
 
@@ -118,42 +108,24 @@ fn refusing(n: u8) -> Fake {
 fn a_refused_service_is_quarantined_and_others_go_in() {
     let mut dataplane = Dataplane::new(refusing(7), facts());
     let outcome = dataplane.commit((1..=100).map(service).collect()).unwrap();
-    assert_eq!(
-        outcome
-            .quarantined
-            .iter()
-            .map(|q| q.service.clone())
-            .collect::<Vec<_>>(),
-        [name(7)]
-    );
+    let quarantined = outcome.quarantined.into_iter().map(|q| q.service);
+    assert_eq!(quarantined.collect::<Vec<_>>(), [name(7)]);
     assert!(synced(&dataplane));
-    // Later changes of others are not held up, and pay nothing for it.
-    assert_eq!(
-        dataplane.commit(vec![service(101)]).unwrap().transactions,
-        1
-    );
+    // A later change of another Service takes one transaction, as ever.
+    let later = dataplane.commit(vec![service(101)]).unwrap();
+    assert_eq!(later.transactions, 1);
 }
 
 #[test]
 fn a_quarantined_service_keeps_its_last_good_rules() {
     let mut dataplane = Dataplane::new(refusing(7), facts());
-    let moved = |update: Update, to: u8| {
-        let mut intent = (*update.intent.unwrap()).clone();
-        let backend = Endpoint {
-            address: [10, 244, 0, to].into(),
-            port: 8080,
-            local: false,
-        };
-        intent.frontends[0].disposition = Disposition::Balance(Arc::from([backend]));
-        Update::from(intent)
-    };
     dataplane.commit(vec![service(1)]).unwrap();
     let before = dataplane.desired();
-    let outcome = dataplane.commit(vec![moved(service(1), 7)]).unwrap();
+    let outcome = dataplane.commit(vec![intent(1, &[7]).into()]).unwrap();
     assert_eq!(outcome.quarantined.len(), 1);
     assert_eq!(dataplane.desired(), before);
     assert!(synced(&dataplane));
-    dataplane.commit(vec![moved(service(1), 8)]).unwrap();
+    dataplane.commit(vec![intent(1, &[8]).into()]).unwrap();
     assert!(dataplane.quarantine().is_empty());
     assert_ne!(dataplane.desired(), before);
 }
@@ -168,7 +140,7 @@ fn a_failing_backend_loses_no_update() {
         assert!(dataplane.quarantine().is_empty());
         dataplane.repair().unwrap();
         assert!(synced(&dataplane));
-        let both = [service(1), service(2)].map(|update| (*update.intent.unwrap()).clone());
+        let both = [intent(1, &[1]), intent(2, &[2])];
         assert_eq!(dataplane.desired(), crate::contents(&facts(), both));
     }
 }
@@ -180,17 +152,8 @@ fn a_foreign_change_is_repaired_without_quarantine() {
     dataplane
         .backend_mut()
         .change_as_foreign(Family::Ip, |contents| *contents = None);
-    // The deletion of elements that are gone is refused: read, repair, go on.
-    let outcome = dataplane
-        .commit(
-            (1..=20)
-                .map(|n| Update {
-                    service: name(n),
-                    intent: None,
-                })
-                .collect(),
-        )
-        .unwrap();
+    // The kernel refuses to delete elements that are gone, so the tables are read and repaired.
+    let outcome = dataplane.commit((1..=20).map(removal).collect()).unwrap();
     assert_eq!(outcome.quarantined, []);
     assert!(synced(&dataplane));
 }
@@ -201,121 +164,92 @@ fn endpoint(host: u8) -> nft::Bytes {
         .port(8080)
 }
 
-/// What the rules of a table have learned of a client: its group and endpoint.
-fn learned(client: u8, host: u8) -> nft::Element {
+/// The affinity entry that keeps a client of group 7 at a host.
+fn affinity_entry(client: u8, host: u8) -> Element {
     let key = nft::Bytes::new().address([192, 0, 2, client].into());
     let key = key.protocol(Protocol::Tcp).group(7);
-    nft::Element::value(key, endpoint(host))
+    Element::value(key, endpoint(host))
+}
+
+/// Adds affinity entries, as rules do when packets pass.
+fn add_entries(dataplane: &mut Dataplane<Fake>, elements: &[Element]) {
+    let mut transaction = Transaction::new();
+    let add = Operation::AddElements {
+        set: affinity::map(),
+        elements: elements.to_vec(),
+    };
+    transaction.push(Family::Ip, add);
+    dataplane.backend_mut().commit(&transaction).unwrap();
+}
+
+fn affinity_entries(dataplane: &mut Dataplane<Fake>, family: Family) -> Vec<Element> {
+    let backend = dataplane.backend_mut();
+    backend.dynamic_elements(family, &affinity::map()).unwrap()
 }
 
 /// Service 1 with affinity, in group 7.
-fn sticky(hosts: &[u8]) -> Update {
-    let backends: Arc<[Endpoint]> = hosts
-        .iter()
-        .map(|host| Endpoint {
-            address: [10, 244, 0, *host].into(),
-            port: 8080,
-            local: false,
-        })
-        .collect();
-    let mut intent = (*service(1).intent.unwrap()).clone();
-    intent.frontends[0].disposition = match backends.is_empty() {
-        true => Disposition::Refuse,
-        false => Disposition::Balance(backends),
-    };
-    intent.frontends[0].affinity = Some(service_model::Affinity {
-        seconds: 60,
-        group: 7,
-    });
-    Update::from(intent)
+fn with_affinity(hosts: &[u8]) -> Update {
+    let mut intent = intent(1, hosts);
+    let (seconds, group) = (60, 7);
+    intent.frontends[0].affinity = Some(service_model::Affinity { seconds, group });
+    intent.into()
 }
 
 #[test]
 fn affinity_entries_go_with_their_endpoint_only() {
-    let map = affinity::map();
     let mut dataplane = Dataplane::new(Fake::new(), facts());
-    // What the daemon does after a commit, from another thread.
+    // What the daemon does after a commit, from another thread: the number of entries deleted.
     let clean = |dataplane: &mut Dataplane<Fake>, outcome: SyncOutcome| {
-        let mut forgotten = 0;
+        let mut deleted = 0;
         for family in outcome.affinity.families() {
-            let learned = dataplane
-                .backend_mut()
-                .dynamic_elements(family, &map)
-                .unwrap();
-            let stale = outcome.affinity.stale(family, learned);
-            forgotten += dataplane.forget(family, stale);
+            let entries = affinity_entries(dataplane, family);
+            let stale = outcome.affinity.stale(family, entries);
+            deleted += dataplane.forget(family, stale);
         }
-        forgotten
+        deleted
     };
-    let outcome = dataplane.commit(vec![sticky(&[1, 2])]).unwrap();
+    let outcome = dataplane.commit(vec![with_affinity(&[1, 2])]).unwrap();
     clean(&mut dataplane, outcome);
-    let mut remember = Transaction::new();
-    let elements = vec![learned(1, 2)];
-    let add = Operation::AddElements {
-        set: map.clone(),
-        elements: elements.clone(),
-    };
-    remember.push(Family::Ip, add);
-    dataplane.backend_mut().commit(&remember).unwrap();
+    add_entries(&mut dataplane, &[affinity_entry(1, 2)]);
     let outcome = dataplane.repair().unwrap();
     assert_eq!(outcome.transactions, 0);
     assert_eq!(clean(&mut dataplane, outcome), 0);
-    let outcome = dataplane.commit(vec![sticky(&[1, 2, 3])]).unwrap();
+    let outcome = dataplane.commit(vec![with_affinity(&[1, 2, 3])]).unwrap();
     assert!(
         outcome.affinity.is_empty(),
-        "nothing went, so nothing is to be read"
+        "no endpoint was removed, so no entry needs to be read"
     );
-    let outcome = dataplane.commit(vec![sticky(&[2, 3])]).unwrap();
+    let outcome = dataplane.commit(vec![with_affinity(&[2, 3])]).unwrap();
     assert_eq!(clean(&mut dataplane, outcome), 0);
-    let outcome = dataplane.commit(vec![sticky(&[3])]).unwrap();
+    let outcome = dataplane.commit(vec![with_affinity(&[3])]).unwrap();
     assert_eq!(clean(&mut dataplane, outcome), 1);
-    assert_eq!(
-        dataplane
-            .backend_mut()
-            .dynamic_elements(Family::Ip, &map)
-            .unwrap(),
-        []
-    );
-    // So is a restart: what was deleted meanwhile is unknown.
-    dataplane.backend_mut().commit(&remember).unwrap();
+    assert_eq!(affinity_entries(&mut dataplane, Family::Ip), []);
+    // A repair checks all entries: which endpoints were removed meanwhile is unknown.
+    add_entries(&mut dataplane, &[affinity_entry(1, 2)]);
     let outcome = dataplane.repair().unwrap();
     assert_eq!(clean(&mut dataplane, outcome), 1);
 }
 
 #[test]
 fn stale_entries_stay_when_their_endpoint_is_back() {
-    let map = affinity::map();
     let mut dataplane = Dataplane::new(Fake::new(), facts());
-    dataplane.commit(vec![sticky(&[1, 2])]).unwrap();
-    let mut remember = Transaction::new();
-    let add = Operation::AddElements {
-        set: map.clone(),
-        elements: vec![learned(1, 1), learned(2, 2), learned(3, 1)],
-    };
-    remember.push(Family::Ip, add);
-    dataplane.backend_mut().commit(&remember).unwrap();
-    let outcome = dataplane.commit(vec![sticky(&[])]).unwrap();
-    let found = dataplane
-        .backend_mut()
-        .dynamic_elements(Family::Ip, &map)
-        .unwrap();
+    dataplane.commit(vec![with_affinity(&[1, 2])]).unwrap();
+    let entries = [(1, 1), (2, 2), (3, 1)].map(|(client, host)| affinity_entry(client, host));
+    add_entries(&mut dataplane, &entries);
+    let outcome = dataplane.commit(vec![with_affinity(&[])]).unwrap();
+    let found = affinity_entries(&mut dataplane, Family::Ip);
     let mut stale = outcome.affinity.stale(Family::Ip, found);
     assert_eq!(stale.len(), 3);
-    // Meanwhile one endpoint is back, and entries have timed out.
-    dataplane.commit(vec![sticky(&[2])]).unwrap();
-    stale.insert(1, learned(4, 1));
-    stale.insert(0, learned(0, 1));
+    // Meanwhile one endpoint is back, and two other entries have timed out.
+    dataplane.commit(vec![with_affinity(&[2])]).unwrap();
+    stale.insert(1, affinity_entry(4, 1));
+    stale.insert(0, affinity_entry(0, 1));
     assert_eq!(dataplane.forget(Family::Ip, stale), 2);
-    assert_eq!(
-        dataplane
-            .backend_mut()
-            .dynamic_elements(Family::Ip, &map)
-            .unwrap(),
-        [learned(2, 2)]
-    );
+    let left = affinity_entries(&mut dataplane, Family::Ip);
+    assert_eq!(left, [affinity_entry(2, 2)]);
 }
 
-/// Fails the call of this number, and counts calls.
+/// A backend whose calls fail where `fail` returns an error for the number of the call.
 struct Flaky {
     inner: Fake,
     calls: usize,
@@ -326,7 +260,7 @@ impl Flaky {
     fn call(&mut self) -> Result<&mut Fake, CommitError> {
         self.calls += 1;
         if let Some(errno) = (self.fail)(self.calls) {
-            // The fake makes the error of a socket.
+            // Have the fake produce the error, as its socket would.
             self.inner.fail_next(errno);
             let mut unsent = Transaction::new();
             unsent.push(Family::Ip, Operation::DeleteTable);
@@ -377,8 +311,10 @@ const ERRNOS: [Errno; 12] = [
     Errno::EINVAL,
 ];
 
-/// Commits changes and new facts while calls fail, and repairs after each failure.
-fn live_through(fail: Box<dyn FnMut(usize) -> Option<Errno> + Send>) -> (Dataplane<Flaky>, bool) {
+/// Commits changes and new facts while calls fail, and repairs after each failure. Whether no Service was quarantined.
+fn commit_while_failing(
+    fail: Box<dyn FnMut(usize) -> Option<Errno> + Send>,
+) -> (Dataplane<Flaky>, bool) {
     let flaky = Flaky {
         inner: Fake::new(),
         calls: 0,
@@ -397,7 +333,7 @@ fn live_through(fail: Box<dyn FnMut(usize) -> Option<Errno> + Send>) -> (Datapla
                 Err(_) => outcome = dataplane.repair(),
             }
         }
-        panic!("it never succeeds");
+        panic!("no repair succeeds");
     };
     let mut good = true;
     let result = dataplane.commit(vec![service(1), service(2)]);
@@ -412,11 +348,7 @@ fn live_through(fail: Box<dyn FnMut(usize) -> Option<Errno> + Send>) -> (Datapla
         .change_as_foreign(Family::Ip6, |contents| *contents = None);
     let result = dataplane.repair();
     good &= settle(&mut dataplane, result);
-    let gone = Update {
-        service: name(1),
-        intent: None,
-    };
-    let result = dataplane.commit(vec![gone]);
+    let result = dataplane.commit(vec![removal(1)]);
     good &= settle(&mut dataplane, result);
     (dataplane, good)
 }
@@ -424,19 +356,20 @@ fn live_through(fail: Box<dyn FnMut(usize) -> Option<Errno> + Send>) -> (Datapla
 fn as_planned(dataplane: &Dataplane<Flaky>) -> bool {
     let wanted = dataplane.desired().map(Some);
     let found = Family::ALL.map(|family| dataplane.backend().inner.contents(family));
-    let left = (2..=4).map(|n| (*service(n).intent.unwrap()).clone());
+    let left = (2..=4).map(|n| intent(n, &[n]));
     wanted == found && dataplane.desired() == crate::contents(&other_facts(), left)
 }
 
 #[test]
 fn every_errno_at_every_step_converges_without_an_empty_table() {
-    let (dataplane, good) = live_through(Box::new(|_| None));
+    let (dataplane, good) = commit_while_failing(Box::new(|_| None));
     assert!(good && as_planned(&dataplane));
     let calls = dataplane.backend().calls;
     assert!(calls > 10, "{calls} calls");
     for errno in ERRNOS {
         for at in 1..=calls {
-            let (dataplane, good) = live_through(Box::new(move |n| (n == at).then_some(errno)));
+            let (dataplane, good) =
+                commit_while_failing(Box::new(move |n| (n == at).then_some(errno)));
             assert!(good && as_planned(&dataplane), "{errno} at call {at}");
         }
     }
@@ -456,7 +389,7 @@ fn a_fifth_of_all_calls_failing_loses_nothing() {
                 .is_multiple_of(5)
                 .then(|| ERRNOS[number / 5 % ERRNOS.len()])
         };
-        let (dataplane, good) = live_through(Box::new(fail));
+        let (dataplane, good) = commit_while_failing(Box::new(fail));
         assert!(good && as_planned(&dataplane), "seed {seed}");
     }
 }
