@@ -1,10 +1,10 @@
 //! The kernel as a [`Backend`]: one netlink socket that lives as long as the daemon.
 //!
-//! Owns commits, the search for the step that was refused, and what this kernel can do with owned tables; what is read
-//! is in `reading`. Bytes are left to [`crate::wire`], matching of replies to [`netlink`].
+//! Owns commits, the search for the step that the kernel refused, and the trial of table flags. `reading` has what is
+//! read. Leaves the wire format to [`crate::wire`] and the matching of replies to [`netlink`].
 //!
-//! Invariant: every transaction is answered before [`Backend::commit`] returns; an `Ok` means the kernel
-//! acknowledged its last step and refused none.
+//! Invariant: every transaction is answered before [`Backend::commit`] returns. `Ok` means that the kernel acknowledged
+//! the last step of the transaction and refused no step.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
@@ -27,11 +27,10 @@ use crate::wire::header::header;
 
 pub use reading::read_generation;
 
-/// Refused steps of one batch are answered one by one, with about 1 kB of kernel memory each.
+/// Receive buffer of the socket, in bytes: each refused step of a batch is answered with a message of about 1 kB.
 const RECEIVE_SPACE: usize = 4 << 20;
 
-/// A dump that other processes' commits keep interrupting is given up after this many attempts, which take
-/// 0.2 s and the time of the dumps.
+/// Attempts at a dump that commits of other processes interrupt. All pauses between them take 0.2 s.
 const READ_ATTEMPTS: u32 = 20;
 
 /// Transactions of this many bytes, some thousands of elements, are committed with the monitor muted.
@@ -47,7 +46,7 @@ pub struct KernelConfig {
     pub owner: bool,
 }
 
-/// What this kernel's tables can do.
+/// Table flags that this kernel supports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TableFeatures {
     /// `flags owner` (Linux 5.12).
@@ -61,13 +60,13 @@ pub struct TableFeatures {
 pub struct Sent {
     /// Transactions.
     pub transactions: u64,
-    /// Netlink messages in them, without the two that frame each.
+    /// Netlink messages in the transactions, without the begin and end message of each.
     pub messages: u64,
     /// Bytes in total.
     pub bytes: u64,
 }
 
-/// Our tables in the kernel of one network namespace: that of the thread that opened the socket.
+/// Our tables in the kernel, in the network namespace of the thread that opened the socket.
 #[derive(Debug)]
 pub struct Kernel {
     connection: Connection,
@@ -81,7 +80,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Opens the socket and finds out, without changing anything, what tables can do here.
+    /// Opens the socket and tries which table flags the kernel supports, without changing anything.
     ///
     /// Errors: [`CommitError::Netlink`]; EPERM without CAP_NET_ADMIN in this network namespace.
     pub fn open(config: KernelConfig) -> Result<Self, CommitError> {
@@ -99,8 +98,8 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Opens the socket where it is known what tables can do ([`crate::Features::of_tables`]): a trial takes as long as a
-    /// grace period of RCU, 16 ms and more.
+    /// Opens the socket with features that are known ([`crate::Features::of_tables`]), without the trial, which takes a
+    /// grace period of RCU: 16 ms or more.
     ///
     /// Errors: as [`Kernel::open`].
     pub fn open_with(config: KernelConfig, features: TableFeatures) -> Result<Self, CommitError> {
@@ -109,7 +108,7 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Opens a socket that is to read tables of this name only.
+    /// Opens a socket only to read tables of this name.
     ///
     /// Errors: as [`Kernel::open`].
     pub fn open_to_read(table: Name) -> Result<Self, CommitError> {
@@ -147,25 +146,25 @@ impl Kernel {
         })
     }
 
-    /// Mutes a monitor during large commits, whose notifications it would only skip. Foreign changes at that time are
-    /// reported to it as [`crate::Notice::Overrun`].
+    /// Mutes a monitor during large commits, whose notifications the monitor would only skip. The monitor reports a foreign
+    /// change during this time as [`crate::Notice::Overrun`].
     pub fn mute_during_large_commits(&mut self, monitor: &Monitor) -> Result<(), CommitError> {
         self.mute = Some(monitor.mute()?);
         Ok(())
     }
 
-    /// What this kernel's tables can do.
+    /// Table flags that this kernel supports.
     pub fn features(&self) -> TableFeatures {
         self.features
     }
 
-    /// Flags that [`Operation::AddTable`] sets: owner and persist, or neither. Owner alone would delete the table at
-    /// each restart, with this socket.
+    /// Flags that [`Operation::AddTable`] sets: owner and persist, or neither. With owner alone, the kernel would delete the
+    /// table when this socket closes, at each restart.
     pub fn table_flags(&self) -> TableFlags {
         self.flags
     }
 
-    /// Port id of the socket, by which monitors tell its changes from foreign ones.
+    /// Port ID of the socket, by which monitors distinguish its changes from foreign ones.
     pub fn port(&self) -> u32 {
         self.connection.socket().port()
     }
@@ -175,7 +174,7 @@ impl Kernel {
         self.sent
     }
 
-    /// Carries out messages about the trial table, unless the kernel refuses one; then returns the first refusal.
+    /// Commits messages about the trial table. Returns the first refusal, if there is one: then nothing is committed.
     pub(crate) fn attempt(
         &mut self,
         fill: impl FnOnce(&mut Encoder<'_>),
@@ -188,8 +187,8 @@ impl Kernel {
         })
     }
 
-    /// Sends messages about a trial table for each item and returns the kernel's first refusal of each. All are one batch
-    /// that the kernel only checks, because it waits for a grace period of RCU at the end of each batch.
+    /// Sends messages about a trial table of each item and returns the kernel's first refusal for each. All items share one
+    /// batch, which the kernel only checks: each batch ends with a grace period of RCU.
     pub(crate) fn attempt_each<T: Copy>(
         &mut self,
         items: &[T],
@@ -209,7 +208,7 @@ impl Kernel {
             match item.and_then(|item| found.get_mut(item)) {
                 Some(slot) if slot.is_ok() => *slot = Err(answer),
                 Some(_) => {}
-                // The beginning of the batch has position 0, and stands for the whole.
+                // The beginning of the batch has position 0: an error there concerns the whole batch.
                 None => all = Some(answer),
             }
             position != 0
@@ -237,6 +236,7 @@ impl Kernel {
             .ask(kind, flags, &header(family), fill, absorb)
     }
 
+    /// Encodes and sends a transaction, and finds the step that the kernel refused.
     fn carry_out(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
         let encoded = self.batch.encode(
             transaction,
@@ -257,7 +257,7 @@ impl Kernel {
                     family,
                     element: None,
                 }),
-                message: Some("not sent: cannot be written".to_owned()),
+                message: Some("not sent: this step cannot be encoded".to_owned()),
             });
         }
         if self.batch.message_count() == 0 {
@@ -290,7 +290,7 @@ impl Kernel {
         mute: &Mute,
         exchange: impl FnOnce(&mut Self) -> Result<Outcome, CommitError>,
     ) -> Result<Outcome, CommitError> {
-        // In this order: the monitor is notified of foreign changes until it leaves.
+        // Read the generation before the monitor leaves its group: until then, the monitor reports foreign changes.
         let before = self.generation()?;
         mute.leave()?;
         let outcome = exchange(self);
@@ -335,7 +335,7 @@ impl Kernel {
         }
     }
 
-    /// The step, and where the kernel points at one, the element that was refused.
+    /// The error that names the refused step, and the refused element if the kernel's answer points at one.
     fn blame(&self, transaction: &Transaction, sequence: u32, answer: Answer) -> CommitError {
         let errno = Errno::from_raw(answer.errno);
         let found = self
@@ -385,7 +385,7 @@ impl Backend for Kernel {
             if let Some(contents) = self.read(family)? {
                 return Ok(contents);
             }
-            // The kernel grows hash tables in its own time.
+            // A hash table that the kernel is resizing interrupts dumps as well: wait a little longer each time.
             std::thread::sleep(Duration::from_millis(1) * attempt);
         }
         Err(failed("read the table between foreign changes")(Errno::EAGAIN).into())
@@ -402,7 +402,7 @@ impl Backend for Kernel {
             if complete {
                 return Ok(elements);
             }
-            // An element that one attempt misses is found by another.
+            // An element that is missing from one attempt is in another.
             all.extend(elements);
             all.sort_unstable();
             all.dedup_by(|a, b| a.key == b.key);

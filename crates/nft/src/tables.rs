@@ -23,7 +23,9 @@ impl Tables {
         Tables::with(Kernel::open(config)?, table)
     }
 
-    /// The same where it is known what tables can do.
+    /// Opens both sockets with features that are known ([`Kernel::open_with`]).
+    ///
+    /// Errors: as [`Kernel::open`].
     pub fn open_with(config: KernelConfig, features: TableFeatures) -> Result<Self, CommitError> {
         let table = config.table.clone();
         Tables::with(Kernel::open_with(config, features)?, table)

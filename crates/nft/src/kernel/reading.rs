@@ -61,8 +61,8 @@ impl Kernel {
         Ok(found)
     }
 
-    /// Packets that the element `key` of such a set has counted; `None` when there is no such set or element. Costs
-    /// one small message, however many elements the set has.
+    /// Packets that the element `key` of a set of [`crate::SetKind::Counters`] has counted; `None` when there is no such set
+    /// or element. Costs one small message, however many elements the set has.
     pub fn counter(
         &mut self,
         family: Family,
@@ -106,7 +106,7 @@ impl Kernel {
         )
     }
 
-    /// One attempt at reading a table; `None` when it changed meanwhile.
+    /// One attempt at reading a table: `None` when the table changed meanwhile, `Some(None)` when there is none.
     pub(super) fn read(
         &mut self,
         family: Family,
@@ -123,7 +123,7 @@ impl Kernel {
         Ok(reading.finish().ok())
     }
 
-    /// Reads all but the table itself; `false` when it changed meanwhile.
+    /// Reads sets, chains, rules and elements; `false` when the table changed meanwhile.
     fn read_contents(
         &mut self,
         reading: &mut Reading,

@@ -40,6 +40,21 @@ fn transaction(steps: impl IntoIterator<Item = Operation>) -> Transaction {
     }
 }
 
+/// Commits these steps.
+#[track_caller]
+fn commit(kernel: &mut Kernel, steps: impl IntoIterator<Item = Operation>) {
+    kernel.commit(&transaction(steps)).unwrap();
+}
+
+/// What the kernel says of these steps, which it refuses.
+#[track_caller]
+fn refusal(kernel: &mut Kernel, steps: impl IntoIterator<Item = Operation>) -> (Errno, Culprit) {
+    match kernel.commit(&transaction(steps)) {
+        Err(CommitError::Refused { errno, culprit, .. }) => (errno, *culprit),
+        other => panic!("{other:?}"),
+    }
+}
+
 fn add_table() -> Operation {
     Operation::AddTable(Table {
         family: Family::Ip,
@@ -120,7 +135,7 @@ fn any_table_and_its_nft_listing_read_back_equal() {
     });
 }
 
-/// Each set's and the table's user data, which the kernel ignores.
+/// User data of the table and of each set and chain, which the kernel ignores.
 fn user_data(kernel: &mut Kernel, family: Family) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     for (kind, name, udata) in [
@@ -155,11 +170,8 @@ fn user_data_is_byte_for_byte_what_nft_stores() {
             let mut kernel = kernel(false);
             kernel.commit(&diff(None, &wanted)).unwrap();
             let ours = user_data(&mut kernel, family);
-            kernel
-                .commit(&Transaction {
-                    operations: vec![(family, Operation::DeleteTable)],
-                })
-                .unwrap();
+            let operations = vec![(family, Operation::DeleteTable)];
+            kernel.commit(&Transaction { operations }).unwrap();
             load(&text::table(&wanted));
             prop_assert!(ours.len() > 10);
             prop_assert_eq!(user_data(&mut kernel, family), ours);
@@ -174,9 +186,7 @@ fn nothing_to_do_sends_nothing() {
     in_namespace(|| {
         let mut kernel = kernel(false);
         kernel.commit(&Transaction::new()).unwrap();
-        kernel
-            .commit(&transaction([add("frontends", vec![])]))
-            .unwrap();
+        commit(&mut kernel, [add("frontends", vec![])]);
         assert_eq!(kernel.sent(), Sent::default());
         kernel.commit(&small()).unwrap();
         assert_eq!((kernel.sent().transactions, kernel.sent().messages), (1, 4));
@@ -189,9 +199,7 @@ fn a_long_list_of_elements_is_split_and_arrives_whole() {
         let mut kernel = small_kernel();
         let elements: Vec<_> = (0..10_000).map(|n| Element::member(frontend(n))).collect();
         let before = kernel.sent().messages;
-        kernel
-            .commit(&transaction([add("frontends", elements.clone())]))
-            .unwrap();
+        commit(&mut kernel, [add("frontends", elements.clone())]);
         assert!(kernel.sent().messages - before >= 2);
         let mut wanted = elements;
         wanted.sort();
@@ -208,22 +216,16 @@ fn an_element_may_be_added_again_but_not_with_other_data() {
         let mut kernel = small_kernel();
         let to = |number| samples::endpoint(Family::Ip, number);
         let first = Element::value(frontend(1), to(1));
-        kernel
-            .commit(&transaction([add("backends", vec![first.clone()])]))
-            .unwrap();
-        kernel
-            .commit(&transaction([add("backends", vec![first.clone()])]))
-            .unwrap();
+        commit(&mut kernel, [add("backends", vec![first.clone()])]);
+        commit(&mut kernel, [add("backends", vec![first.clone()])]);
 
         let other = Element::value(frontend(1), to(2));
         let new = Element::value(frontend(2), to(2));
-        let error = kernel.commit(&transaction([
+        let steps = [
             add("frontends", vec![Element::member(frontend(1))]),
             add("backends", vec![new, first.clone(), other.clone()]),
-        ]));
-        let Err(CommitError::Refused { errno, culprit, .. }) = error else {
-            panic!("{error:?}")
-        };
+        ];
+        let (errno, culprit) = refusal(&mut kernel, steps);
         assert_eq!(errno, Errno::EEXIST);
         assert_eq!((culprit.operation, culprit.family), (1, Family::Ip));
         assert_eq!(culprit.element, Some(("backends".into(), Some(other))));
@@ -238,21 +240,14 @@ fn the_element_at_fault_is_found_in_any_message_of_its_step() {
     in_namespace(|| {
         let mut kernel = small_kernel();
         let elements: Vec<_> = (0..5_000).map(|n| Element::member(frontend(n))).collect();
-        kernel
-            .commit(&transaction([add("frontends", elements.clone())]))
-            .unwrap();
+        commit(&mut kernel, [add("frontends", elements.clone())]);
         for at in [0, 1234, 4_999] {
-            let mut asked = elements.clone();
-            asked[at] = Element::member(frontend(60_000));
-            let error = kernel.commit(&transaction([delete("frontends", asked.clone())]));
-            let Err(CommitError::Refused { errno, culprit, .. }) = error else {
-                panic!("{error:?}")
-            };
+            let missing = Element::member(frontend(60_000));
+            let mut deleted = elements.clone();
+            deleted[at] = missing.clone();
+            let (errno, culprit) = refusal(&mut kernel, [delete("frontends", deleted)]);
             assert_eq!(errno, Errno::ENOENT);
-            assert_eq!(
-                culprit.element,
-                Some(("frontends".into(), Some(asked[at].clone())))
-            );
+            assert_eq!(culprit.element, Some(("frontends".into(), Some(missing))));
         }
     });
 }
@@ -268,14 +263,12 @@ fn the_first_of_several_refused_steps_is_named() {
             comment: "".into(),
             rules,
         };
-        let error = kernel.commit(&transaction([
+        let steps = [
             Operation::AddChain(chain(vec![])),
             Operation::SetRules(chain(vec![lone])),
             Operation::DeleteSet("missing".into()),
-        ]));
-        let Err(CommitError::Refused { errno, culprit, .. }) = error else {
-            panic!("{error:?}")
-        };
+        ];
+        let (errno, culprit) = refusal(&mut kernel, steps);
         assert_eq!((errno, culprit.operation), (Errno::ENOENT, 1));
         assert_eq!(culprit.element, None);
     });
@@ -292,11 +285,9 @@ fn observed_only_values_are_not_sent() {
             comment: "".into(),
             rules: vec![],
         };
-        let error = kernel.commit(&transaction([add_table(), Operation::AddChain(chain)]));
-        assert!(
-            matches!(&error, Err(CommitError::Refused { culprit, .. }) if culprit.operation == 1),
-            "{error:?}"
-        );
+        let steps = [add_table(), Operation::AddChain(chain)];
+        let (_, culprit) = refusal(&mut kernel, steps);
+        assert_eq!(culprit.operation, 1);
         assert_eq!(kernel.sent(), before);
     });
 }
@@ -313,13 +304,9 @@ fn ranges_list_as_prefixes_and_come_and_go_one_by_one() {
             range([255, 0, 0, 0], [255, 255, 255, 255]),
         ];
         for one in &all {
-            kernel
-                .commit(&transaction([add("pods", vec![one.clone()])]))
-                .unwrap();
+            commit(&mut kernel, [add("pods", vec![one.clone()])]);
         }
-        kernel
-            .commit(&transaction([add("pods", all.to_vec())]))
-            .unwrap();
+        commit(&mut kernel, [add("pods", all.to_vec())]);
         assert_eq!(listed(&mut kernel, Family::Ip).elements["pods"], all);
         let listing = nft(&["list", "set", "ip", "portolan", "pods"], "").unwrap();
         for prefix in [
@@ -331,9 +318,7 @@ fn ranges_list_as_prefixes_and_come_and_go_one_by_one() {
             assert!(listing.contains(prefix), "{prefix} in {listing}");
         }
         for (gone, one) in all.iter().enumerate() {
-            kernel
-                .commit(&transaction([delete("pods", vec![one.clone()])]))
-                .unwrap();
+            commit(&mut kernel, [delete("pods", vec![one.clone()])]);
             let left = listed(&mut kernel, Family::Ip)
                 .elements
                 .remove("pods")
@@ -350,19 +335,14 @@ fn a_range_that_overlaps_another_is_refused_by_name() {
         let wide = range([10, 0, 0, 0], [10, 0, 255, 255]);
         let narrow = range([10, 0, 7, 0], [10, 0, 7, 255]);
         let apart = range([11, 0, 0, 0], [11, 0, 0, 255]);
-        kernel
-            .commit(&transaction([add("pods", vec![wide])]))
-            .unwrap();
-        let error = kernel.commit(&transaction([add("pods", vec![apart, narrow.clone()])]));
-        let Err(CommitError::Refused { culprit, .. }) = error else {
-            panic!("{error:?}")
-        };
+        commit(&mut kernel, [add("pods", vec![wide])]);
+        let (_, culprit) = refusal(&mut kernel, [add("pods", vec![apart, narrow.clone()])]);
         assert_eq!(culprit.element, Some(("pods".into(), Some(narrow))));
     });
 }
 
 #[test]
-fn foreign_additions_all_read_as_unknown() {
+fn foreign_additions_are_read_as_unknown() {
     in_namespace(|| {
         let mut kernel = small_kernel();
         load(
@@ -412,14 +392,8 @@ fn foreign_additions_all_read_as_unknown() {
 fn a_catch_all_element_is_seen_and_can_be_deleted() {
     in_namespace(|| {
         let mut kernel = small_kernel();
-        kernel
-            .commit(&transaction([set(
-                "plain",
-                &[Field::Address],
-                SetKind::Set,
-                false,
-            )]))
-            .unwrap();
+        let plain = set("plain", &[Field::Address], SetKind::Set, false);
+        commit(&mut kernel, [plain]);
         load("add element ip portolan plain { * }");
         let star = Element {
             key: Bytes::new(),
@@ -430,9 +404,7 @@ fn a_catch_all_element_is_seen_and_can_be_deleted() {
             listed(&mut kernel, Family::Ip).elements["plain"],
             std::slice::from_ref(&star)
         );
-        kernel
-            .commit(&transaction([delete("plain", vec![star])]))
-            .unwrap();
+        commit(&mut kernel, [delete("plain", vec![star])]);
         assert!(listed(&mut kernel, Family::Ip).elements.is_empty());
     });
 }
@@ -445,13 +417,12 @@ fn each_transaction_of_any_process_makes_a_generation() {
         listed(&mut kernel, Family::Ip);
         assert_eq!(kernel.generation().unwrap(), before);
         let element = Element::member(frontend(1));
-        let addition = transaction([add("frontends", vec![element])]);
-        kernel.commit(&addition).unwrap();
-        let ours = kernel.generation().unwrap();
+        commit(&mut kernel, [add("frontends", vec![element])]);
+        let own = kernel.generation().unwrap();
         load("add table ip other");
-        let theirs = kernel.generation().unwrap();
-        assert!(theirs.is_since(ours) && ours.is_since(before));
-        assert!(!before.is_since(ours) && !ours.is_since(theirs));
+        let foreign = kernel.generation().unwrap();
+        assert!(foreign.is_since(own) && own.is_since(before));
+        assert!(!before.is_since(own) && !own.is_since(foreign));
         assert!(Generation(1).is_since(Generation(u32::MAX)));
     });
 }
@@ -465,12 +436,8 @@ fn reading_beside_a_busy_writer_sees_complete_transactions() {
         std::thread::scope(|scope| {
             let busy = scope.spawn(|| {
                 for _ in 0..200 {
-                    writer
-                        .commit(&transaction([add("frontends", pair.clone())]))
-                        .unwrap();
-                    writer
-                        .commit(&transaction([delete("frontends", pair.clone())]))
-                        .unwrap();
+                    commit(&mut writer, [add("frontends", pair.clone())]);
+                    commit(&mut writer, [delete("frontends", pair.clone())]);
                 }
             });
             while !busy.is_finished() {

@@ -1,4 +1,4 @@
-//! Real replies, cut and changed.
+//! Real replies of the kernel, cut and changed, read without harm.
 
 use super::*;
 
@@ -29,7 +29,7 @@ fn record(kernel: &mut Kernel, family: Family, sets: &[Name]) -> Vec<(u16, Vec<u
     recorded
 }
 
-/// Reads the recording with its `at`th payload replaced. The number of elements kept.
+/// Reads the recorded messages with payload `at` replaced, and returns the number of elements read.
 fn replay(family: Family, recorded: &[(u16, Vec<u8>)], at: usize, replaced: &[u8]) -> usize {
     let mut reading = Reading::new(family, "portolan".into());
     for (index, (kind, payload)) in recorded.iter().enumerate() {
