@@ -2,15 +2,15 @@
 //!
 //! One task per kind lists and then watches it ([`follow`]). Whatever the server or the network does:
 //!
-//! * A list is delivered as one `Reset`, complete or not at all: a reader never mistakes a list that broke off for a cluster
-//!   that shrank.
+//! * A list is delivered as one `Reset`, complete or not at all, so that an interrupted list never looks like a smaller
+//!   cluster.
 //! * Every request and every open stream has a limit on silence, so a peer that died silently is found within
 //!   [`ApiConfig::silence`], or [`ApiConfig::watch_silence`].
 //! * The API server is found without Services ([`locate`]), behind HTTP proxies ([`proxy`]), and at any of its addresses
 //!   ([`servers`]), also those that the cluster named before a reboot ([`remembered`]).
 //! * An object that cannot be decoded is named and skipped; the other objects are delivered.
 //! * For an overlay, watches of Nodes bring their metadata, and a Node is read whole when that may matter ([`outline`]).
-//! * After trouble, the server's version is compared with ours: a server that is behind (etcd restored from a backup) is
+//! * After a failure, the server's version is compared with ours: a server that is behind (etcd restored from a backup) is
 //!   listed again, since a watch from a version in its future would stay silent (kubernetes issue 107457).
 //!
 //! kube brings configuration, TLS, credentials and the form of requests; the loop is our own. `kube::runtime`'s `watcher`
@@ -26,10 +26,10 @@ mod client;
 mod decode;
 mod follow;
 mod gathered;
+mod kubelet;
 mod learner;
 mod link;
 mod locate;
-mod locator;
 mod outline;
 mod position;
 mod proxy;
@@ -58,8 +58,8 @@ use link::{Link, Target};
 use outline::Outlines;
 
 pub use client::{ApiServer, connect};
+pub use kubelet::{KUBELET_KUBECONFIGS, without_credentials};
 pub use locate::ServerSource;
-pub use locator::{KUBELET_KUBECONFIGS, without_credentials};
 pub use request::{ApiClient, Limits, RequestError, RequestObserver, RequestOutcome};
 
 /// Times and sizes of the source. The defaults are for clusters, other values for tests.
@@ -67,7 +67,7 @@ pub use request::{ApiClient, Limits, RequestError, RequestObserver, RequestOutco
 pub struct ApiConfig {
     /// Objects per page of a list.
     pub page_size: u32,
-    /// Longest silence of an answer: none at all, or a list without a byte.
+    /// Longest time without a byte of an answer, or of a list.
     pub silence: Duration,
     /// Longest silence of a watch, which is then renewed. Servers send a bookmark each minute, so an idle cluster is silent
     /// for no longer; TCP keep-alive finds a dead peer earlier.
@@ -76,7 +76,7 @@ pub struct ApiConfig {
     pub list_limit: Duration,
     /// Seconds after which the server is asked to end a watch; drawn for each watch, so that nodes spread.
     pub watch_seconds: RangeInclusive<u32>,
-    /// How often the server's version is compared with ours while there is no trouble.
+    /// How often the server's version is compared with ours while nothing fails.
     pub verify_every: Duration,
     /// Upper end of the first pause after a failure; each further one is twice as long.
     pub retry_base: Duration,
@@ -84,7 +84,7 @@ pub struct ApiConfig {
     pub retry_limit: Duration,
     /// Upper end of a pause while the server does not answer.
     pub away_limit: Duration,
-    /// How long the server must serve before pauses begin small again.
+    /// How long the server must serve until pauses begin with `retry_base` again.
     pub stable_after: Duration,
     /// How often to ask for an optional kind that the server lacks or denies.
     pub absent_retry: Duration,
@@ -106,8 +106,8 @@ impl Default for ApiConfig {
             silence: Duration::from_secs(35),
             watch_silence: Duration::from_secs(80),
             list_limit: Duration::from_secs(120),
-            // No shorter than client-go's 300 to 600, with the comparisons between them: an idle node asks no more than
-            // kube-proxy.
+            // With the comparisons of versions, an idle node must not send more requests than kube-proxy, whose client-go
+            // takes 300 to 600.
             watch_seconds: 560..=600,
             verify_every: Duration::from_secs(2000),
             retry_base: Duration::from_millis(800),

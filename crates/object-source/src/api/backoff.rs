@@ -1,14 +1,15 @@
 //! The pause after a failure. Pure: the caller gives the time and the random numbers.
 //!
 //! * Full jitter (a draw between zero and the current step), so that a thousand nodes that lost their API server together
-//!   do not return together. Steps begin small again only after a stable while, so that a server that answers and fails in
-//!   turn is not asked at the pace of the first step for ever.
-//! * A server that is starting refuses for some seconds what it will allow (401, 403: its authorizer has not read the roles
-//!   yet), and a refusal costs it nothing. Refusals have the small limit, until they are too many for a start.
-//! * A server that does not answer has a small limit too: an attempt costs no one anything, and once a server answers
-//!   again, nodes synchronize within seconds, however long the outage was. (client-go waits up to 30 s here too.)
+//!   do not return together. Steps begin small again only after the server has served for [`ApiConfig::stable_after`], so
+//!   that a server that serves and fails in turn is not asked at the rate of the first step for ever.
+//! * A starting server refuses for some seconds what it will allow later (401, 403: its authorizer has not read the roles
+//!   yet), and a refusal costs the server nothing. So pauses after refusals have the small limit, until there are more
+//!   refusals than a start can cause.
+//! * Pauses while a server does not answer have the small limit too: an attempt costs nothing, and nodes synchronize within
+//!   seconds after an outage of any length. (client-go waits up to 30 s here too.)
 //!
-//! `backon` was considered: its jitter only adds to a step, and it knows neither the three classes nor the stable while.
+//! `backon` was considered: its jitter only adds to a step, and it has neither the three classes nor the time of service.
 
 use std::time::Duration;
 
@@ -17,10 +18,10 @@ use tokio::time::Instant;
 
 use super::ApiConfig;
 
-/// How many refusals in a row may come from a server's start: at most half a minute of them.
+/// Refusals in a row that a starting server may cause: at most half a minute of them.
 const REFUSALS_AT_START: u32 = 10;
 
-/// See the module.
+/// Computes the pause after each failure.
 #[derive(Debug)]
 pub(super) struct Backoff {
     base: Duration,
@@ -29,10 +30,10 @@ pub(super) struct Backoff {
     stable_after: Duration,
     failures: u32,
     /// Unanswered attempts in a row.
-    away: u32,
+    unanswered: u32,
     /// Refused attempts in a row.
     refusals: u32,
-    well_since: Option<Instant>,
+    serving_since: Option<Instant>,
 }
 
 impl Backoff {
@@ -43,16 +44,16 @@ impl Backoff {
             away_limit: config.away_limit,
             stable_after: config.stable_after,
             failures: 0,
-            away: 0,
+            unanswered: 0,
             refusals: 0,
-            well_since: None,
+            serving_since: None,
         }
     }
 
     /// Records that the server serves.
-    pub(super) fn well(&mut self, now: Instant) {
-        self.well_since.get_or_insert(now);
-        self.away = 0;
+    pub(super) fn serving(&mut self, now: Instant) {
+        self.serving_since.get_or_insert(now);
+        self.unanswered = 0;
         self.refusals = 0;
     }
 
@@ -67,7 +68,7 @@ impl Backoff {
             return self.failed(now, retry_after, rng);
         }
         let step = self.doubled(self.refusals).min(self.away_limit);
-        self.away = 0;
+        self.unanswered = 0;
         self.refusals += 1;
         retry_after.unwrap_or_default() + step.mul_f64(rng.random_range(0.0..=1.0))
     }
@@ -79,8 +80,8 @@ impl Backoff {
 
     /// The pause after an unanswered attempt.
     pub(super) fn unanswered(&mut self, rng: &mut impl Rng) -> Duration {
-        let step = self.doubled(self.away).min(self.away_limit);
-        self.away = self.away.saturating_add(1);
+        let step = self.doubled(self.unanswered).min(self.away_limit);
+        self.unanswered = self.unanswered.saturating_add(1);
         self.refusals = 0;
         step.mul_f64(rng.random_range(0.0..=1.0))
     }
@@ -92,12 +93,12 @@ impl Backoff {
         retry_after: Option<Duration>,
         rng: &mut impl Rng,
     ) -> Duration {
-        if let Some(since) = self.well_since.take()
+        if let Some(since) = self.serving_since.take()
             && now.duration_since(since) >= self.stable_after
         {
             self.failures = 0;
         }
-        self.away = 0;
+        self.unanswered = 0;
         let step = self.step();
         self.failures = self.failures.saturating_add(1);
         // Added to `retry_after`, not drawn from it: it means "not before".
@@ -158,18 +159,18 @@ mod tests {
     }
 
     #[test]
-    fn steps_begin_small_again_only_after_a_stable_while() {
+    fn steps_begin_small_again_only_after_stable_service() {
         let start = Instant::now();
         let mut rng = SmallRng::seed_from_u64(1);
         let mut backoff = backoff();
         for _ in 0..3 {
             backoff.failed(start, None, &mut rng);
         }
-        backoff.well(start);
+        backoff.serving(start);
         backoff.failed(start + STABLE / 2, None, &mut rng);
         assert_eq!(backoff.step(), BASE * 16);
-        backoff.well(start + STABLE);
-        backoff.well(start + STABLE + STABLE / 2);
+        backoff.serving(start + STABLE);
+        backoff.serving(start + STABLE + STABLE / 2);
         backoff.failed(start + STABLE * 2, None, &mut rng);
         assert_eq!(backoff.step(), BASE * 2);
     }
@@ -200,7 +201,7 @@ mod tests {
         }
         let longest = (0..300).map(|_| backoff.refused(now, None, &mut rng));
         assert!(longest.max() > Some(LIMIT.mul_f64(0.9)));
-        backoff.well(now);
+        backoff.serving(now);
         assert!(backoff.refused(now, None, &mut rng) <= BASE);
     }
 

@@ -1,7 +1,6 @@
 //! Builds the clients of a cluster's API servers.
 //!
-//! Leaves finding the servers to [`super::locate`], connections to [`super::server`], and pauses and repetitions after
-//! failures to the caller.
+//! Leaves finding the servers to [`super::locate`], connections to [`super::server`], and retries to the caller.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use http::Uri;
 
-use super::locate::{ServerSource, Surroundings, locate};
+use super::locate::{Environment, ServerSource, locate};
 use super::proxy::port;
 use super::remembered::Memory;
 use super::request::{ApiClient, RequestObserver};
@@ -32,17 +31,17 @@ pub struct ApiServer {
 /// # Errors
 /// The configuration cannot be used. A server that cannot be reached is no error.
 pub async fn connect(source: &ServerSource, observer: RequestObserver) -> Result<ApiServer> {
-    connect_from(source, observer, &Surroundings::of_this_process()).await
+    connect_from(source, observer, &Environment::of_this_process()).await
 }
 
 pub(super) async fn connect_from(
     source: &ServerSource,
     observer: RequestObserver,
-    around: &Surroundings,
+    environment: &Environment,
 ) -> Result<ApiServer> {
-    let located = locate(source, around).await?;
+    let located = locate(source, environment).await?;
     let mut servers = Vec::new();
-    let cluster_ip = around.cluster_ip.as_deref();
+    let cluster_ip = environment.cluster_ip.as_deref();
     for candidate in &located.candidates {
         servers.push(Server::new(candidate, cluster_ip)?);
     }
@@ -50,11 +49,11 @@ pub(super) async fn connect_from(
     let address = address(&first.config.cluster_url);
     let names: Vec<&str> = servers.iter().map(|server| &*server.name).collect();
     tracing::info!(servers = names.join(", "), "found the API server");
-    // Nothing but TLS tells that a server at another address is the same.
+    // Only TLS proves that a server at another address belongs to the same cluster.
     let may_learn = located.may_learn && first.config.cluster_url.scheme_str() == Some("https");
     let learning = may_learn.then(|| {
-        let template = Template::new(first.clone(), around.proxies.clone());
-        (template, Memory::new(around.memory.clone()))
+        let template = Template::new(first.clone(), environment.proxies.clone());
+        (template, Memory::new(environment.memory.clone()))
     });
     let servers = Arc::new(Servers::new(servers, learning));
     Ok(ApiServer {

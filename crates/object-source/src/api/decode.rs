@@ -235,7 +235,7 @@ fn unreadable(what: &str, error: &serde_json::Error) -> String {
     printable(&format!("unreadable {what}: {error}"))
 }
 
-/// Foreign text as it may be logged.
+/// Text from outside, made safe for the log.
 pub(super) fn printable(text: &str) -> String {
     service_model::printable(text, MAX_TEXT)
 }

@@ -60,7 +60,7 @@ enum ListMode {
     Pages,
 }
 
-/// See the module.
+/// Lists and watches one kind.
 pub(super) struct Follower<O: Object> {
     link: Link<O>,
     state: State<O::Model>,
@@ -68,7 +68,7 @@ pub(super) struct Follower<O: Object> {
     /// The last connection state that was reported.
     reported: Option<Result<(), String>>,
     backoff: Backoff,
-    /// For lists after a lost version. Separate, since a server that has forgotten our version is well: earlier failures do
+    /// For lists after a lost version. Separate, since a server that has forgotten our version works: earlier failures must
     /// not delay that list.
     relist_backoff: Backoff,
 }
@@ -143,7 +143,7 @@ impl<O: Object> Follower<O> {
         }
     }
 
-    /// Goes on by pages if the server refuses streaming lists.
+    /// Continues by pages if the server refuses streaming lists.
     fn without_streaming(&mut self, stop: Stop) -> Result<(), Stop> {
         match stop {
             Stop::Failed(RequestError::Status { code, .. }) if is_refusal(code) => {
@@ -189,8 +189,8 @@ impl<O: Object> Follower<O> {
         if let State::InitListed(position) = std::mem::replace(&mut self.state, State::Empty) {
             self.state = State::Watching(position, watch);
         }
-        self.backoff.well(Instant::now());
-        self.relist_backoff.well(Instant::now());
+        self.backoff.serving(Instant::now());
+        self.relist_backoff.serving(Instant::now());
         self.report(Ok(())).await
     }
 
@@ -207,7 +207,7 @@ impl<O: Object> Follower<O> {
             _ => (false, false),
         };
         self.state = std::mem::replace(&mut self.state, State::Empty).disconnected();
-        // A watch that ends before its time, or stays silent, may be of a server that was restored from a backup.
+        // The server of a watch that ends early or stays silent may have been restored from a backup.
         if let State::InitListed(position) = &mut self.state
             && (is_early || matches!(stop, Stop::Quiet | Stop::Failed(_)))
         {
@@ -254,7 +254,7 @@ impl<O: Object> Follower<O> {
                 self.backoff.failed(now, *retry_after, &mut rng)
             }
             RequestError::Unreadable(_) => self.backoff.failed(now, None, &mut rng),
-            // Waiting for an answer was a pause already.
+            // Waiting for the answer was a pause already, so the small limit applies.
             RequestError::Unreachable(_) | RequestError::Silent { .. } => {
                 self.backoff.unanswered(&mut rng)
             }

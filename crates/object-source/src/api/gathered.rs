@@ -8,7 +8,7 @@ use service_model::ObjectName;
 use super::decode::Decoded;
 use crate::Problem;
 
-/// See the module.
+/// The objects received so far, and their problems.
 pub(super) struct Gathered<M> {
     /// `None` for an invalid object. A map, since a list may name an object twice.
     objects: BTreeMap<ObjectName, Option<Arc<M>>>,

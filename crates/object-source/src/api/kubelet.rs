@@ -23,8 +23,8 @@ pub const KUBELET_KUBECONFIGS: [&str; 5] = [
 
 /// Reads a kubeconfig and returns a new one, as JSON, with the API server of its current context and no user.
 ///
-/// A CA file is copied into the result where it can be read. Without a CA in the result, that of the pod's service account
-/// counts: every API server's certificate is signed by it where pods may talk to the server at all.
+/// A CA file is copied into the result where it can be read. If the result has no CA, its reader uses the CA of the pod's
+/// service account, which signs the certificate of every API server that pods can talk to.
 ///
 /// # Errors
 /// If the file cannot be read or names no server.

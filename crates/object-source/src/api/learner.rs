@@ -1,4 +1,4 @@
-//! Follows the addresses of API servers that the cluster itself names: the endpoints of Service `default/kubernetes`.
+//! Learns the addresses of API servers from the cluster: the endpoints of Service `default/kubernetes`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use super::remembered::plausible;
 use super::servers::Servers;
 use crate::SourceEvent;
 
-/// Follows the endpoints of `default/kubernetes` from events about EndpointSlices.
+/// Passes the endpoints of `default/kubernetes` to [`Servers`] as EndpointSlices change.
 pub(super) struct Learner {
     slices: BTreeMap<ObjectName, Vec<SocketAddr>>,
     servers: Arc<Servers>,

@@ -41,13 +41,13 @@ pub(super) struct Target {
 pub(super) struct Watch {
     lines: Lines,
     pub(super) opened: Instant,
-    /// When the server was asked to end it.
+    /// When the server was asked to end the watch.
     pub(super) asked_until: Instant,
-    /// When it ends at the latest.
+    /// When the watch ends at the latest.
     until: Instant,
 }
 
-/// See the module.
+/// Requests and delivery for one collection.
 pub(super) struct Link<O: Object> {
     pub(super) client: ApiClient,
     pub(super) target: Target,
@@ -55,9 +55,9 @@ pub(super) struct Link<O: Object> {
     pub(super) wrap: fn(ObjectEvent<O::Model>) -> SourceEvent,
     pub(super) events: mpsc::Sender<SourceEvent>,
     pub(super) context: ConversionContext,
-    /// Of objects whose watch brings metadata only.
+    /// Present if the watch brings metadata only.
     pub(super) outlines: Option<Outlines<O::Model>>,
-    /// Learns from the events where API servers are.
+    /// Present if the events say where API servers are.
     pub(super) learner: Option<Learner>,
 }
 
@@ -71,7 +71,7 @@ impl<O: Object> Link<O> {
         self.open("", true, Extent::Whole).await
     }
 
-    /// Reads one event of a streaming list; the version of the list with its last event.
+    /// Reads one event of a streaming list. Returns the list's version after the last event.
     pub(super) async fn next_initial_event(
         &mut self,
         gathered: &mut Gathered<O::Model>,
@@ -97,7 +97,7 @@ impl<O: Object> Link<O> {
         Ok(None)
     }
 
-    /// Reads one page of a list; the version of the list with its last page.
+    /// Reads one page of a list. Returns the list's version after the last page.
     pub(super) async fn next_page(
         &mut self,
         pages: &mut Pages<O::Model>,
@@ -182,7 +182,7 @@ impl<O: Object> Link<O> {
         position: &mut Position,
     ) -> Result<(), Stop> {
         let version = object.version.clone();
-        // Before the version is taken: if reading fails, the event must come again.
+        // Read before the position advances: if reading fails, the event must come again.
         let object = match (&self.outlines, &object.model) {
             (Some(_), Some(outline)) => self.read(&object.name, outline).await?,
             _ => Some(object),
@@ -197,7 +197,7 @@ impl<O: Object> Link<O> {
         self.send_problems(object.problems).await
     }
 
-    /// Reads the whole object, unless its metadata (`outline`) say that it is as delivered, or it is gone.
+    /// Reads the whole object. Returns `None` if its metadata (`outline`) are as delivered, or if the object is gone.
     async fn read(
         &mut self,
         name: &ObjectName,
@@ -208,14 +208,14 @@ impl<O: Object> Link<O> {
         };
         let request = Request::new(self.target.path)
             .get(&name.name, &GetParams::default())
-            .map_err(|error| unreadable(error.to_string()))?;
+            .map_err(unreadable)?;
         let answer = match self.client.call(request, limits(&self.config)).await {
             Ok(answer) => answer,
             // The DELETED event will follow.
             Err(RequestError::Status { code: 404, .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let text = std::str::from_utf8(&answer).map_err(|error| unreadable(error.to_string()))?;
+        let text = std::str::from_utf8(&answer).map_err(unreadable)?;
         let object = decode::object::<O>(text, &mut self.context);
         match &object.model {
             Some(model) => outlines.delivered(model),
@@ -240,7 +240,7 @@ impl<O: Object> Link<O> {
         };
         let request = Request::new(self.target.path)
             .watch(&parameters, version)
-            .map_err(|error| unreadable(error.to_string()))?;
+            .map_err(unreadable)?;
         let opened = Instant::now();
         let asked_until = opened + Duration::from_secs(seconds.into());
         let lines = self
@@ -265,7 +265,7 @@ impl<O: Object> Link<O> {
         };
         let request = Request::new(self.target.path)
             .list(&parameters)
-            .map_err(|error| unreadable(error.to_string()))?;
+            .map_err(unreadable)?;
         Ok(self.client.call(request, limits(&self.config)).await?)
     }
 
@@ -291,6 +291,7 @@ fn limits(config: &ApiConfig) -> Limits {
     }
 }
 
+/// The version of a list, which must have one.
 fn checked(version: String) -> Result<String, Stop> {
     match version.is_empty() {
         true => Err(unreadable("the list has no version")),
@@ -298,6 +299,6 @@ fn checked(version: String) -> Result<String, Stop> {
     }
 }
 
-fn unreadable(message: impl Into<String>) -> Stop {
-    Stop::Failed(RequestError::Unreadable(message.into()))
+fn unreadable(reason: impl ToString) -> Stop {
+    Stop::Failed(RequestError::Unreadable(reason.to_string()))
 }

@@ -1,9 +1,12 @@
 //! Finds the API server without help from Services: this daemon is what makes Services work, so the cluster IP of
 //! Service `default/kubernetes` leads nowhere on a node that has just booted.
 //!
-//! The first that is given counts: `--master` (with the credentials of a kubeconfig or of the pod), `--kubeconfig`, and
-//! in a pod the service account: then the servers that kubeconfigs of this node's kubelet name, then
-//! `KUBERNETES_SERVICE_HOST`. Of a kubelet's kubeconfig the server and its CA are taken, never its credentials.
+//! The server is, in this order:
+//!
+//! 1. `--master`, with the credentials of `--kubeconfig` or of the pod;
+//! 2. the server of `--kubeconfig`;
+//! 3. in a pod, with its service account: first the servers in kubeconfigs of this node's kubelet, then
+//!    `KUBERNETES_SERVICE_HOST`. A kubelet's kubeconfig gives the server and its CA, never credentials.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +19,7 @@ use kube::config::{
     NamedCluster, NamedContext,
 };
 
-use super::locator::{KUBELET_KUBECONFIGS, current_cluster};
+use super::kubelet::{KUBELET_KUBECONFIGS, current_cluster};
 use super::proxy::{Proxies, http_proxy};
 
 /// Where a pod has its token and CA.
@@ -31,14 +34,14 @@ pub struct ServerSource {
     pub kubeconfig: Option<PathBuf>,
     /// `--master`: the server's URL, instead of the kubeconfig's or the pod's.
     pub master: Option<String>,
-    /// `apiServerFrom`: kubeconfigs whose servers are used with the pod's own token. Empty means the usual places of a
-    /// kubelet's, `none` no file.
+    /// `apiServerFrom`: kubeconfigs whose servers are used with the pod's own token. Empty means [`KUBELET_KUBECONFIGS`],
+    /// `none` no file.
     pub from: Vec<PathBuf>,
 }
 
-/// What a process finds around itself.
+/// Files and environment variables that tell a process where its cluster is.
 #[derive(Clone, Debug)]
-pub(super) struct Surroundings {
+pub(super) struct Environment {
     pub(super) service_account: PathBuf,
     /// Kubeconfigs to look for if none is named.
     pub(super) kubelet_kubeconfigs: Vec<PathBuf>,
@@ -50,12 +53,12 @@ pub(super) struct Surroundings {
     pub(super) proxies: Proxies,
 }
 
-impl Surroundings {
-    pub(super) fn of_this_process() -> Surroundings {
+impl Environment {
+    pub(super) fn of_this_process() -> Environment {
         let variable = |name: &str| std::env::var(name).ok();
         let host = variable("KUBERNETES_SERVICE_HOST").filter(|host| !host.is_empty());
         let port = variable("KUBERNETES_SERVICE_PORT").unwrap_or_else(|| "443".to_owned());
-        Surroundings {
+        Environment {
             service_account: SERVICE_ACCOUNT.into(),
             kubelet_kubeconfigs: KUBELET_KUBECONFIGS.map(PathBuf::from).into(),
             // The kubelet sets both; manifests replace the host only, with an address that works without Services.
@@ -86,26 +89,27 @@ pub(super) struct Candidate {
 /// The servers to try, in order; never empty.
 pub(super) struct Located {
     pub(super) candidates: Vec<Candidate>,
-    /// The servers are found in a pod: others that the cluster names are as good.
+    /// Whether servers at addresses that the cluster names may be used as well: those of a pod only.
     pub(super) may_learn: bool,
 }
 
-pub(super) async fn locate(source: &ServerSource, around: &Surroundings) -> Result<Located> {
+/// Finds the servers of `source`.
+pub(super) async fn locate(source: &ServerSource, environment: &Environment) -> Result<Located> {
     let configs = match (&source.kubeconfig, &source.master) {
         (Some(path), master) => {
             let (config, proxy) = of_kubeconfig(path, master.as_deref()).await?;
-            let candidate = candidate(config, proxy, around)?;
+            let candidate = candidate(config, proxy, environment)?;
             return Ok(Located {
                 candidates: vec![candidate],
                 may_learn: false,
             });
         }
-        (None, Some(master)) => vec![of_master(master, around).await?],
-        (None, None) => of_pod(&source.from, around).await?,
+        (None, Some(master)) => vec![of_master(master, environment).await?],
+        (None, None) => of_pod(&source.from, environment).await?,
     };
     let candidates = configs
         .into_iter()
-        .map(|config| candidate(config, None, around));
+        .map(|config| candidate(config, None, environment));
     Ok(Located {
         candidates: candidates.collect::<Result<_>>()?,
         may_learn: source.master.is_none(),
@@ -115,13 +119,13 @@ pub(super) async fn locate(source: &ServerSource, around: &Surroundings) -> Resu
 fn candidate(
     mut config: Config,
     proxy: Option<Intercept>,
-    around: &Surroundings,
+    environment: &Environment,
 ) -> Result<Candidate> {
-    // kube takes the environment's proxy whatever `NO_PROXY` says.
+    // Without this, kube uses the environment's proxy and ignores `NO_PROXY`.
     config.proxy_url = None;
     let proxy = match proxy {
         Some(proxy) => Some(proxy),
-        None => around.proxies.to(&config.cluster_url)?,
+        None => environment.proxies.to(&config.cluster_url)?,
     };
     Ok(Candidate { config, proxy })
 }
@@ -141,7 +145,7 @@ async fn of_kubeconfig(path: &Path, master: Option<&str>) -> Result<(Config, Opt
     Ok((config, proxy.transpose()?))
 }
 
-/// Reads a kubeconfig. Errors of kube name their causes as well, on several lines: the first has all of it.
+/// Reads a kubeconfig. An error of kube has several lines; the first one has all causes.
 fn read(path: &Path) -> Result<Kubeconfig> {
     Kubeconfig::read_from(path).map_err(|error| {
         let error = error.to_string();
@@ -150,15 +154,15 @@ fn read(path: &Path) -> Result<Kubeconfig> {
     })
 }
 
-async fn of_master(master: &str, around: &Surroundings) -> Result<Config> {
-    if !around.token().exists() {
+async fn of_master(master: &str, environment: &Environment) -> Result<Config> {
+    if !environment.token().exists() {
         return Ok(Config::new(master_url(master, false)?));
     }
     let url = master_url(master, true)?.to_string();
-    of_server(own_cluster(url, around), around).await
+    of_server(own_cluster(url, environment), environment).await
 }
 
-/// As kubectl reads it: a URL, or a host and port.
+/// Parses `--master` as kubectl does: a URL, or a host and port.
 fn master_url(master: &str, is_secure: bool) -> Result<Uri> {
     let url = match (master.contains("://"), is_secure) {
         (true, _) => master.to_owned(),
@@ -175,44 +179,44 @@ fn master_url(master: &str, is_secure: bool) -> Result<Uri> {
 }
 
 /// The servers that a pod knows, each with the pod's own token.
-async fn of_pod(from: &[PathBuf], around: &Surroundings) -> Result<Vec<Config>> {
-    if !around.token().exists() {
+async fn of_pod(from: &[PathBuf], environment: &Environment) -> Result<Vec<Config>> {
+    if !environment.token().exists() {
         return Err(no_cluster(
             "not running in a pod with a service account",
-            around,
+            environment,
         ));
     }
     let mut configs = Vec::new();
     let named = from.iter().filter(|path| **path != Path::new("none"));
     let (paths, are_named): (Vec<&PathBuf>, bool) = match from {
-        [] => (around.kubelet_kubeconfigs.iter().collect(), false),
+        [] => (environment.kubelet_kubeconfigs.iter().collect(), false),
         _ => (named.collect(), true),
     };
     for path in paths {
-        match cluster_in(path, around) {
-            Ok(cluster) => configs.push(of_server(cluster, around).await?),
+        match cluster_in(path, environment) {
+            Ok(cluster) => configs.push(of_server(cluster, environment).await?),
             Err(error) if are_named || path.exists() => {
                 tracing::warn!("apiServerFrom: {error:#}; trying the other API servers");
             }
             Err(_) => {}
         }
     }
-    if let Some((host, port)) = &around.service {
+    if let Some((host, port)) = &environment.service {
         let host = match host.contains(':') {
             true => format!("[{host}]"),
             false => host.clone(),
         };
-        let cluster = own_cluster(format!("https://{host}:{port}"), around);
-        configs.push(of_server(cluster, around).await?);
+        let cluster = own_cluster(format!("https://{host}:{port}"), environment);
+        configs.push(of_server(cluster, environment).await?);
     }
     if configs.is_empty() {
-        return Err(no_cluster("found no kubeconfig of a kubelet", around));
+        return Err(no_cluster("found no kubeconfig of a kubelet", environment));
     }
     Ok(configs)
 }
 
 /// The server of a kubelet's kubeconfig, with its CA if that can be read from here.
-fn cluster_in(path: &Path, around: &Surroundings) -> Result<Cluster> {
+fn cluster_in(path: &Path, environment: &Environment) -> Result<Cluster> {
     let kubeconfig = read(path)?;
     let found = current_cluster(&kubeconfig)
         .cloned()
@@ -223,7 +227,7 @@ fn cluster_in(path: &Path, around: &Surroundings) -> Result<Cluster> {
     let file = found.certificate_authority;
     let file = file.filter(|file| std::fs::File::open(file).is_ok());
     Ok(match found.certificate_authority_data {
-        None if file.is_none() => own_cluster(server, around),
+        None if file.is_none() => own_cluster(server, environment),
         data => Cluster {
             server: Some(server),
             certificate_authority_data: data,
@@ -234,19 +238,19 @@ fn cluster_in(path: &Path, around: &Surroundings) -> Result<Cluster> {
     })
 }
 
-/// A server that the CA of the service account vouches for.
-fn own_cluster(server: String, around: &Surroundings) -> Cluster {
+/// A server whose certificate is checked with the service account's CA.
+fn own_cluster(server: String, environment: &Environment) -> Cluster {
     Cluster {
         server: Some(server),
-        certificate_authority: Some(around.ca().display().to_string()),
+        certificate_authority: Some(environment.ca().display().to_string()),
         ..Cluster::default()
     }
 }
 
 /// A server with the pod's token.
-async fn of_server(cluster: Cluster, around: &Surroundings) -> Result<Config> {
+async fn of_server(cluster: Cluster, environment: &Environment) -> Result<Config> {
     let name = "pod".to_owned();
-    let own_ca = around.ca();
+    let own_ca = environment.ca();
     let has_own_ca = cluster.certificate_authority.as_deref().map(Path::new) == Some(&own_ca);
     let described = cluster.server.clone().unwrap_or_default();
     let kubeconfig = Kubeconfig {
@@ -259,7 +263,7 @@ async fn of_server(cluster: Cluster, around: &Surroundings) -> Result<Config> {
         auth_infos: vec![NamedAuthInfo {
             name: name.clone(),
             auth_info: Some(AuthInfo {
-                token_file: Some(around.token().display().to_string()),
+                token_file: Some(environment.token().display().to_string()),
                 ..AuthInfo::default()
             }),
             ..NamedAuthInfo::default()
@@ -278,7 +282,7 @@ async fn of_server(cluster: Cluster, around: &Surroundings) -> Result<Config> {
     let mut config = config_of(kubeconfig)
         .await
         .with_context(|| format!("cannot use the API server {described:?}"))?;
-    // Read again each minute: the kubelet replaces it together with the token.
+    // kube reads this file again each minute: the kubelet replaces the CA together with the token.
     config.root_cert_file = has_own_ca.then_some(own_ca);
     Ok(config)
 }
@@ -288,8 +292,8 @@ async fn config_of(kubeconfig: Kubeconfig) -> Result<Config> {
     Ok(Config::from_custom_kubeconfig(kubeconfig, &options).await?)
 }
 
-fn no_cluster(reason: &str, around: &Surroundings) -> anyhow::Error {
-    let host = match around.service {
+fn no_cluster(reason: &str, environment: &Environment) -> anyhow::Error {
+    let host = match environment.service {
         None => ", and KUBERNETES_SERVICE_HOST is not set",
         Some(_) => "",
     };

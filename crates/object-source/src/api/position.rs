@@ -1,4 +1,4 @@
-//! Where a watch resumes from, and why a step of it does not succeed.
+//! Where a watch resumes from, and why a step of a list or watch does not succeed.
 
 use tokio::time::Instant;
 
@@ -8,7 +8,7 @@ use super::request::RequestError;
 /// The version up to which everything is delivered.
 pub(super) struct Position {
     pub(super) version: String,
-    /// When the server's version was last seen not to be behind ours; `None` after trouble.
+    /// When the server was last seen to have our version or a later one; `None` after a failure.
     pub(super) verified: Option<Instant>,
 }
 
@@ -21,8 +21,8 @@ impl Position {
         }
     }
 
-    /// Takes the version of an event. Within a kind versions only grow; a smaller one means that the server's history is not
-    /// the one we know.
+    /// Advances to the version of an event. Within a kind versions only grow; a smaller one means that the server has another
+    /// history than the one received so far.
     pub(super) fn advance(&mut self, version: String) -> Result<(), Stop> {
         if version.is_empty() {
             return Err(Stop::Lost("an event has no version"));
@@ -41,7 +41,7 @@ impl Position {
 pub(super) enum Stop {
     /// The receiver of events is gone.
     Closed,
-    /// The server ended the watch, as it does now and then.
+    /// The server ended the watch, as every server does after some time.
     Ended,
     /// The watch is silent: its connection may be dead, or there are no changes.
     Quiet,

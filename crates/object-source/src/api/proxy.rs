@@ -1,9 +1,9 @@
 //! HTTP proxies on the way to an API server: `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` as Go's `ProxyFromEnvironment`
 //! reads them, and connections through a tunnel (CONNECT).
 //!
-//! hyper-util brings the tunnel and the form of a proxy's URL. Its own `NO_PROXY` is curl's: it has no ports, takes
-//! `.example.com` for the domain itself, and sends loopback addresses to the proxy; so that part is written here after
-//! golang.org/x/net/http/httpproxy. Left out are SOCKS and proxies over TLS: naming one is an error.
+//! hyper-util brings the tunnel and parses a proxy's URL. It reads `NO_PROXY` as curl does: without ports, with the domain
+//! itself in `.example.com`, and with loopback addresses through the proxy. So that part is written here after
+//! golang.org/x/net/http/httpproxy. SOCKS and proxies over TLS are not supported: naming one is an error.
 
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -28,7 +28,7 @@ pub(super) struct Proxies {
 }
 
 impl Proxies {
-    /// Reads the variables. An empty one counts as absent, and upper case is looked at first.
+    /// Reads the variables: the upper-case name first; an empty variable counts as absent.
     pub(super) fn of(variable: impl Fn(&str) -> Option<String>) -> Proxies {
         let any = |names: [&str; 2]| {
             let values = names.into_iter().filter_map(&variable);
@@ -45,7 +45,7 @@ impl Proxies {
     /// The proxy for a server.
     ///
     /// # Errors
-    /// The proxy's URL cannot be used. The message does not repeat it, since it may hold a password.
+    /// The proxy's URL cannot be used. The message does not repeat the URL, which may hold a password.
     pub(super) fn to(&self, server: &Uri) -> Result<Option<Intercept>> {
         let (name, proxy) = match server.scheme_str() {
             Some("http") => ("HTTP_PROXY", &self.http),
@@ -77,7 +77,7 @@ pub(super) fn port(url: &Uri) -> u16 {
     url.port_u16().unwrap_or(default)
 }
 
-/// A proxy's URL, which `name` holds. One without a scheme is of HTTP.
+/// Parses the URL of a proxy; errors call it `name`. A URL without a scheme is of HTTP.
 pub(super) fn http_proxy(name: &str, url: &str) -> Result<Intercept> {
     let matcher = Matcher::builder().all(url).build();
     let proxy = matcher.intercept(&Uri::from_static("https://any"));
@@ -93,7 +93,7 @@ enum Exception {
     All,
     Network(IpNet),
     Address(IpAddr, Option<u16>),
-    /// Names with this end, which begins with a dot; with the flag, the name after the dot as well.
+    /// Names with this suffix, which begins with a dot; with the flag, also the name after the dot.
     Domain(String, bool, Option<u16>),
 }
 
@@ -127,9 +127,9 @@ impl Exception {
             Exception::All => true,
             Exception::Network(network) => address.is_some_and(|ip| network.contains(&ip)),
             Exception::Address(ip, port) => address == Some(*ip) && is_port(port),
-            Exception::Domain(end, itself, port) => {
-                let is_it = *itself && Some(host) == end.strip_prefix('.');
-                address.is_none() && (is_it || host.ends_with(end.as_str())) && is_port(port)
+            Exception::Domain(suffix, itself, port) => {
+                let is_itself = *itself && Some(host) == suffix.strip_prefix('.');
+                address.is_none() && (is_itself || host.ends_with(suffix.as_str())) && is_port(port)
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Addresses of API servers that the cluster itself named: the endpoints of Service `default/kubernetes`.
 //!
-//! They are kept on disk, so that a node that starts with an empty table reaches an API server of which it otherwise
-//! knows a cluster IP only. Invariant: what is read is a short list of plausible addresses, whatever the file holds;
-//! whether a server there is the right one is left to TLS.
+//! They are kept on disk, so that a node with an empty table reaches an API server although its configuration names
+//! only a cluster IP. Invariant: whatever the file holds, the result is a short list of plausible addresses; TLS decides
+//! whether the server at an address is the right one.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -18,7 +18,7 @@ const FILE: &str = "api-servers";
 const MAX_ADDRESSES: usize = 16;
 const MAX_BYTES: u64 = 4096;
 
-/// Folders that remember, the one to read first in front.
+/// The folders that hold the file, in the order of reading.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory(Vec<PathBuf>);
 
@@ -29,19 +29,12 @@ impl Memory {
 
     /// The addresses in the first folder that has any.
     pub(super) fn read(&self) -> Vec<SocketAddr> {
-        let lists = self
-            .0
-            .iter()
-            .filter_map(|folder| read(&folder.join(FILE)).ok());
-        lists
-            .into_iter()
-            .find(|list| !list.is_empty())
-            .unwrap_or_default()
+        let folders = self.0.iter();
+        let mut lists = folders.filter_map(|folder| read(&folder.join(FILE)).ok());
+        lists.find(|list| !list.is_empty()).unwrap_or_default()
     }
 
-    /// Writes the addresses to every folder. Blocks.
-    ///
-    /// One folder is enough, and with a read-only root there is one. Without any, the log says so once.
+    /// Writes the addresses to every folder. Blocks. Logs once if no folder can be written; one is enough.
     pub(super) fn write(&self, addresses: &[SocketAddr]) {
         static WARNED: Once = Once::new();
         let mut failures = Vec::new();
@@ -104,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nonsense_in_the_file_is_passed_over() {
+    fn lines_that_are_no_usable_address_are_skipped() {
         let folder = tempfile::tempdir().unwrap();
         let text =
             b"\x00\xff\n0.0.0.0:1\n127.0.0.1:6443\n10.0.0.1:0\n10.0.0.1:6443\n10.0.0.1:6443\n\

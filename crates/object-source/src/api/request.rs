@@ -32,7 +32,7 @@ const MAX_ERROR: usize = 64 << 10;
 /// Upper bound of what `Retry-After` may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// Why a request has no answer, or not all of it. `Display` is one line for an operator, without control characters.
+/// Why a request has no complete answer. `Display` is one line for an operator, without control characters.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// The server answered with an error.
@@ -47,8 +47,8 @@ pub enum RequestError {
         /// When the server wants to be asked again.
         retry_after: Option<Duration>,
     },
-    /// Connections were refused, or ended before an answer: each address that was dialed, with the error of the operating
-    /// system, or of TLS or HTTP.
+    /// No connection, or it ended before an answer: each address that was dialed, with the error of the operating system,
+    /// of TLS or of HTTP.
     #[error("cannot reach the API server at {0}")]
     Unreachable(String),
     /// No byte within the limit.
@@ -179,8 +179,8 @@ impl ApiClient {
                 Ok(Err(error)) => {
                     self.servers.failed(&server);
                     failures.push((server, reason(&error)));
-                    // What may have arrived is not sent to another server.
-                    if !is_of_connecting(&error) {
+                    // A request that may have arrived is not sent to another server.
+                    if !is_connect_error(&error) {
                         break;
                     }
                 }
@@ -249,12 +249,12 @@ async fn read_status(
     })
 }
 
-/// How much of its objects an answer holds.
+/// How much of each object an answer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
-    /// All.
+    /// The whole object.
     Whole,
-    /// Their metadata (API concepts, "Metadata-only fetches"; all servers from 1.15 on have it).
+    /// The metadata (API concepts, "Metadata-only fetches"; all servers from 1.15 on have it).
     Metadata,
 }
 
@@ -294,12 +294,12 @@ impl Answer {
         }
     }
 
-    async fn read(&mut self, most: usize, limit: Instant) -> Result<Bytes, RequestError> {
+    async fn read(&mut self, max: usize, limit: Instant) -> Result<Bytes, RequestError> {
         let mut bytes = BytesMut::new();
         while let Some(piece) = self.next(limit.min(Instant::now() + self.silence)).await? {
-            if bytes.len() + piece.len() > most {
+            if bytes.len() + piece.len() > max {
                 return Err(RequestError::Unreadable(format!(
-                    "the answer is longer than {most} bytes"
+                    "the answer is longer than {max} bytes"
                 )));
             }
             bytes.extend_from_slice(&piece);
@@ -368,8 +368,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }
 
-/// Whether no request can have arrived, since there was no connection.
-fn is_of_connecting(error: &(dyn Error + 'static)) -> bool {
+/// Whether the connection failed, so that no request can have arrived.
+fn is_connect_error(error: &(dyn Error + 'static)) -> bool {
     let mut causes = anyhow::Chain::new(error);
     causes.any(|error| {
         let http = error.downcast_ref::<hyper_util::client::legacy::Error>();
@@ -377,7 +377,7 @@ fn is_of_connecting(error: &(dyn Error + 'static)) -> bool {
     })
 }
 
-/// In the words of the operating system where the connection failed, otherwise all causes, each once.
+/// Describes a failed connection by the operating system's error, and any other failure by all its causes, each once.
 fn reason(error: &(dyn Error + 'static)) -> String {
     let causes = || anyhow::Chain::new(error);
     let connection = causes()

@@ -1,4 +1,4 @@
-//! One API server: connections that notice a dead peer, and how further servers are made of addresses.
+//! One API server: connections that notice a dead peer, and further servers from addresses.
 //!
 //! Leaves the choice between servers to [`super::servers`].
 
@@ -26,7 +26,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
 /// The peer must acknowledge sent data within this time.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The kernel repeats a SYN after 1 s and 3 s; after that a new attempt finds a repaired path sooner than the kernel does.
+/// The kernel repeats a SYN after 1 s and 3 s. After 4 s a new attempt finds a repaired path sooner than the next repetition.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Long enough for the pages of a list, too short for a connection to die in the pool unnoticed.
 const POOL_IDLE: Duration = Duration::from_secs(5);
@@ -35,7 +35,7 @@ const POOL_IDLE: Duration = Duration::from_secs(5);
 pub(super) struct Server {
     /// The URL, with its port.
     pub(super) url: Arc<str>,
-    /// The same, and by which proxy; for messages.
+    /// The URL and the proxy, for messages.
     pub(super) name: Arc<str>,
     /// For lists, watches and reads.
     pub(super) reader: Client,
@@ -59,8 +59,8 @@ impl Server {
         let path = url.path().trim_end_matches('/');
         let scheme = url.scheme_str().unwrap_or("https");
         let name: Arc<str> = format!("{scheme}://{host}:{}{path}", port(url)).into();
-        // Where no certificate is checked, kube would load the system's all the same, which the image does not have. An
-        // empty list refuses all.
+        // kube would load the system's CAs even if no certificate is checked, and the image has none. An empty list prevents
+        // this, and accepts no certificate.
         if config.root_cert.is_none() && (scheme == "http" || config.accept_invalid_certs) {
             config.root_cert = Some(Vec::new());
         }
@@ -110,8 +110,8 @@ impl Server {
     }
 }
 
-/// Makes servers of addresses that the cluster names: the same CA, the same credentials, and a certificate for the same
-/// name as the configured server's.
+/// Builds servers at addresses that the cluster names. They have the configured server's CA and credentials, and must show
+/// a certificate for the configured server's name.
 pub(super) struct Template {
     candidate: Candidate,
     proxies: Proxies,
@@ -150,8 +150,8 @@ fn tcp() -> HttpConnector {
     tcp
 }
 
-/// kube's own stack with other connections: its connector has no keep-alive, and its pool hands out
-/// connections that were idle for up to 90 s. The pool keeps at most `kept` of them.
+/// kube's layers over our own connections: kube's connector has no keep-alive, and kube's pool hands out connections that
+/// were idle for up to 90 s. The pool keeps at most `kept` idle connections.
 fn http_client(config: &Config, connector: Connector, kept: usize) -> Result<Client> {
     let https = config.rustls_https_connector_with_connector(connector)?;
     let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new())

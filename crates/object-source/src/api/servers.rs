@@ -13,10 +13,10 @@ use arc_swap::ArcSwap;
 use super::remembered::Memory;
 use super::server::{Server, Template};
 
-/// See the module.
+/// The known API servers, in the order in which to ask them.
 pub(super) struct Servers {
     known: ArcSwap<Known>,
-    /// Makes further servers of addresses, and remembers these; `None` where the configuration names the one server.
+    /// Builds further servers from addresses and remembers the addresses; `None` if the configuration names the one server.
     learning: Option<(Template, Memory)>,
     has_answered: AtomicBool,
 }
@@ -73,7 +73,7 @@ impl Servers {
         self.ask_first(&server.url);
     }
 
-    /// A server could not be reached, or is silent: if it was asked first, the next one is from now on.
+    /// A server could not be reached, or is silent: if it was asked first, the next one is asked first from now on.
     pub(super) fn failed(&self, server: &Server) {
         let order = self.in_turn();
         if let [first, next, ..] = order.as_slice()
@@ -98,7 +98,7 @@ impl Servers {
         self.has_answered.load(Ordering::Relaxed)
     }
 
-    /// Takes the addresses that the cluster names instead of earlier ones, and remembers them on disk.
+    /// Replaces the learned servers by those at `addresses`, and writes the addresses to disk.
     pub(super) fn learn(&self, addresses: &[SocketAddr]) {
         let Some((_, memory)) = &self.learning else {
             return;

@@ -169,7 +169,7 @@ async fn repeated_410_costs_one_list_per_step_of_backoff() {
         bench.api.heal();
         bench.api.apply(service("after")).unwrap();
         bench
-            .until("life after the storm", |view| {
+            .until("the change after the errors", |view| {
                 view.services.contains("after")
             })
             .await;

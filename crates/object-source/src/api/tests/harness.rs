@@ -14,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{self, ApiClient, ApiConfig, RequestObserver, ServerSource};
 use crate::{Events, Outage, Problem, SourceEvent};
 
-/// For clients whose requests nobody counts.
+/// An observer that does nothing.
 pub(super) fn unobserved() -> RequestObserver {
     Arc::new(|_| {})
 }
 
-/// Times for tests: nothing waits longer than a blink.
+/// Limits for tests, as short as a busy machine permits.
 pub(super) fn quick() -> ApiConfig {
     ApiConfig {
         silence: Duration::from_secs(2),
@@ -50,7 +50,7 @@ pub(super) fn slice(name: &str, service: &str) -> Value {
     })
 }
 
-/// The sum of all events.
+/// The state after all events so far.
 #[derive(Debug, Default)]
 pub(super) struct View {
     pub(super) services: BTreeSet<String>,
@@ -168,7 +168,7 @@ fn sum<T>(names: &mut BTreeSet<String>, event: ObjectEvent<T>, name: fn(&T) -> &
     }
 }
 
-/// See the module.
+/// A fake API server, a source that follows it, and what the source has delivered.
 pub(super) struct Bench {
     pub(super) api: FakeApi,
     pub(super) view: View,

@@ -1,4 +1,4 @@
-//! All Nodes of a cluster: of most changes, only metadata are wanted.
+//! All Nodes of a cluster, of which most changes are received as metadata only.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ fn all_nodes() -> ApiConfig {
     }
 }
 
-/// A Node that publishes this, and whose kubelet has reported so often: ten kilobytes, as of a real one.
+/// A Node with this annotation whose kubelet has reported `report` times: ten kilobytes, like a real one.
 fn node(name: &str, public_ip: &str, report: usize) -> Value {
     let images: Vec<Value> = (0..50)
         .map(|image| json!({ "names": [format!("registry.example/image-{image}@sha256:{report:064x}")] }))

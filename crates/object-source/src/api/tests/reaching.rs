@@ -1,4 +1,4 @@
-//! Where the API server is found, and what happens on the way there: over real connections and TLS.
+//! How the API server is found and reached, over real connections and TLS.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use super::harness::unobserved;
 use crate::api::client::connect_from;
-use crate::api::locate::Surroundings;
+use crate::api::locate::Environment;
 use crate::api::proxy::Proxies;
 use crate::api::{ApiClient, Limits, RequestError, ServerSource};
 
@@ -20,7 +20,7 @@ struct Pod {
     folder: tempfile::TempDir,
     authority: Authority,
     api: FakeApi,
-    around: Surroundings,
+    environment: Environment,
 }
 
 impl Pod {
@@ -34,7 +34,7 @@ impl Pod {
         std::fs::write(folder.path().join("token"), "of-the-pod\n").unwrap();
         std::fs::write(folder.path().join("ca.crt"), authority.certificate()).unwrap();
         let port = api.address().port().to_string();
-        let around = Surroundings {
+        let environment = Environment {
             service_account: folder.path().into(),
             kubelet_kubeconfigs: vec![folder.path().join("missing"), folder.path().join("kubelet")],
             service: Some(("127.0.0.1".to_owned(), port)),
@@ -46,7 +46,7 @@ impl Pod {
             folder,
             authority,
             api,
-            around,
+            environment,
         }
     }
 
@@ -60,7 +60,7 @@ impl Pod {
     }
 
     async fn client(&self, source: &ServerSource) -> ApiClient {
-        connect_from(source, unobserved(), &self.around)
+        connect_from(source, unobserved(), &self.environment)
             .await
             .unwrap()
             .reader
@@ -109,7 +109,7 @@ async fn a_dead_first_server_is_passed_over_for_the_next() {
 async fn the_kubelets_server_gets_the_pods_token() {
     let mut pod = Pod::new();
     pod.write_kubelet(&format!("https://{}", pod.api.address()));
-    pod.around.service = Some(("127.0.0.1".to_owned(), dead().port().to_string()));
+    pod.environment.service = Some(("127.0.0.1".to_owned(), dead().port().to_string()));
     get(&pod.client(&ServerSource::default()).await)
         .await
         .unwrap();
@@ -130,7 +130,7 @@ async fn the_kubelets_server_gets_the_pods_token() {
 #[tokio::test]
 async fn master_replaces_the_address_and_keeps_the_credentials() {
     let mut pod = Pod::new();
-    pod.around.service = None;
+    pod.environment.service = None;
     let of_pod = ServerSource {
         master: Some(pod.api.address().to_string()),
         ..ServerSource::default()
@@ -156,7 +156,7 @@ async fn a_server_of_another_authority_is_refused() {
     assert_ne!(other.certificate(), pod.authority.certificate());
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let impostor = FakeApi::serve_tls(listener, &other, &["127.0.0.1"]).unwrap();
-    pod.around.service = Some((
+    pod.environment.service = Some((
         "127.0.0.1".to_owned(),
         impostor.address().port().to_string(),
     ));
@@ -173,8 +173,8 @@ async fn a_server_of_another_authority_is_refused() {
 async fn a_dead_cluster_ip_is_named_with_what_to_set() {
     let mut pod = Pod::new();
     let dead = dead();
-    pod.around.service = Some(("127.0.0.1".to_owned(), dead.port().to_string()));
-    pod.around.cluster_ip = Some("127.0.0.1".to_owned());
+    pod.environment.service = Some(("127.0.0.1".to_owned(), dead.port().to_string()));
+    pod.environment.cluster_ip = Some("127.0.0.1".to_owned());
     let client = pod.client(&ServerSource::default()).await;
     let error = get(&client).await.unwrap_err().to_string();
     assert_eq!(
@@ -247,8 +247,8 @@ async fn a_proxy_is_asked_for_a_tunnel_unless_excepted() {
             _ => None,
         })
     };
-    pod.around.service = Some(("api.test".to_owned(), "6443".to_owned()));
-    pod.around.proxies = proxies("10.0.0.0/8,.svc");
+    pod.environment.service = Some(("api.test".to_owned(), "6443".to_owned()));
+    pod.environment.proxies = proxies("10.0.0.0/8,.svc");
     get(&pod.client(&ServerSource::default()).await)
         .await
         .unwrap();
@@ -264,7 +264,7 @@ async fn a_proxy_is_asked_for_a_tunnel_unless_excepted() {
     );
     assert!(!request.contains("of-the-pod"));
 
-    pod.around.service = Some(("127.0.0.1".to_owned(), pod.api.address().port().to_string()));
+    pod.environment.service = Some(("127.0.0.1".to_owned(), pod.api.address().port().to_string()));
     get(&pod.client(&ServerSource::default()).await)
         .await
         .unwrap();
@@ -272,8 +272,8 @@ async fn a_proxy_is_asked_for_a_tunnel_unless_excepted() {
         requests.lock().unwrap().is_empty(),
         "loopback is never proxied"
     );
-    pod.around.service = Some(("api.test".to_owned(), "6443".to_owned()));
-    pod.around.proxies = proxies("api.test:6443");
+    pod.environment.service = Some(("api.test".to_owned(), "6443".to_owned()));
+    pod.environment.proxies = proxies("api.test:6443");
     assert!(
         get(&pod.client(&ServerSource::default()).await)
             .await
