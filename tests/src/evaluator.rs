@@ -1,12 +1,12 @@
 //! What the kernel does with a packet, given one of our tables.
 //!
 //! Owns the way of a packet through the chains (nf_tables_core.c): calls of chains, NAT at prerouting or output, routing,
-//! then postrouting with the connection as NAT left it. What one rule does is a [`Program`]: [`statements`] reads rules as
-//! nft(8) documents them, and [`machine`] runs the expressions they are lowered to. The flow's hash is not a number but the
-//! whole circle of 2^32 values: every slot is tried, and each outcome comes with its exact share of the circle.
+//! then postrouting with the connection after NAT. What one rule does is a [`Program`]: [`statements`] reads rules as
+//! nft(8) documents them, and [`machine`] runs the expressions they are lowered to. The flow hash is unknown, so all 2^32
+//! values count: every slot is tried, and each fate comes with the exact number of hash values that lead to it.
 //!
-//! Invariant: a rule the kernel would refuse (unknown set or chain, NAT in the wrong hook, a key of another width) is an
-//! error, never a guess.
+//! Invariant: a rule that the kernel would refuse (unknown set or chain, NAT in the wrong hook, a key of another width) is
+//! an error, never a guess.
 
 mod flight;
 mod machine;
@@ -32,7 +32,7 @@ use crate::oracle::{Origin, Packet};
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fate {
-    /// On its way to `to`, which differs from where it was sent, or with another source.
+    /// Sent on to another destination than the packet's own, or with another source.
     Translated {
         /// Destination address and port after NAT.
         to: SocketAddr,
@@ -41,13 +41,14 @@ pub enum Fate {
     },
     /// The sender got an ICMP port unreachable.
     Rejected,
-    /// Gone without an answer.
+    /// Dropped without an answer.
     Dropped,
+    /// Sent on unchanged.
     Passed,
 }
 
 impl Fate {
-    /// Where it went, if it was translated.
+    /// The destination after NAT, if the packet was translated.
     pub fn destination(&self) -> Option<SocketAddr> {
         match self {
             Fate::Translated { to, .. } => Some(*to),
@@ -59,12 +60,12 @@ impl Fate {
 /// Elements that packets have written, by set and key.
 pub type Memory = BTreeMap<(Name, Bytes), Bytes>;
 
-/// How a packet met its fate.
+/// What belongs to one fate of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Course {
-    /// How much of the whole circle of hashes leads there.
+    /// The number of hash values that lead to the fate.
     pub share: u64,
-    /// What packets have written by then.
+    /// Elements that packets have written, this one included.
     pub memory: Memory,
 }
 
@@ -80,7 +81,7 @@ impl Default for Course {
 /// The fates of a packet over all values of its flow hash.
 pub type Fates = BTreeMap<Fate, Course>;
 
-/// The whole circle of hash values.
+/// The number of all hash values.
 pub const WHOLE: u64 = 1 << 32;
 
 /// Depth of calls (include/net/netfilter/nf_tables.h: `NFT_JUMP_STACK_SIZE`).
@@ -193,14 +194,15 @@ impl<'a, R: Program> Evaluator<'a, R> {
     pub fn fates(&self, packet: &Packet, node: &Node, memory: &Memory) -> Result<Fates, String> {
         let mut moduli = BTreeSet::new();
         let mut known: BTreeMap<u32, (Fate, Memory)> = BTreeMap::new();
-        // Where slots of a modulus begin decides which hashes to try; trying may meet further moduli.
+        // Hashes in the same slot of every modulus have the same fate, so only the first hash of each slot is tried. A packet
+        // may then reach rules with further moduli, whose slots are tried next.
         loop {
             let starts: BTreeSet<u32> = moduli
                 .iter()
                 .flat_map(|m| slot_starts(*m))
                 .chain([0])
                 .collect();
-            let met = moduli.len();
+            let tried = moduli.len();
             for start in starts {
                 if let Entry::Vacant(vacant) = known.entry(start) {
                     let mut flight = Flight::new(packet, node, memory, start);
@@ -208,7 +210,7 @@ impl<'a, R: Program> Evaluator<'a, R> {
                     vacant.insert((fate, flight.memory));
                 }
             }
-            if moduli.len() == met {
+            if moduli.len() == tried {
                 break;
             }
         }
@@ -228,7 +230,9 @@ impl<'a, R: Program> Evaluator<'a, R> {
                 Entry::Occupied(mut course) if course.get().memory == memory => {
                     course.get_mut().share += share;
                 }
-                Entry::Occupied(_) => return Err(format!("{fate:?} is remembered in two ways")),
+                Entry::Occupied(_) => {
+                    return Err(format!("{fate:?} with different written elements"));
+                }
             }
         }
         Ok(fates)
@@ -242,7 +246,7 @@ impl<'a, R: Program> Evaluator<'a, R> {
         if let Some(fate) = self.pass(first, flight, moduli)? {
             return Ok(fate);
         }
-        // What was received and is for the node itself goes up, not out again.
+        // A received packet for the node itself is delivered, not sent out again.
         let last = match flight.origin == Origin::Elsewhere && flight.is_local(flight.destination) {
             true => Hook::NatInput,
             false => Hook::NatPostrouting,
@@ -259,7 +263,7 @@ impl<'a, R: Program> Evaluator<'a, R> {
         })
     }
 
-    /// The packet's end, if it meets one at this hook.
+    /// The packet's fate, if the chains at this hook end its way.
     fn pass(
         &self,
         hook: Hook,

@@ -12,7 +12,7 @@ use crate::control_plane;
 use crate::namespace::Namespace;
 use crate::socket::{self, Protocol};
 
-/// Something a test may need of the kernel or of installed programs.
+/// Something that a test may need from the kernel or from installed programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Capability {
     /// Network namespaces can be made: root, or an owned user namespace.
@@ -47,7 +47,7 @@ pub enum Capability {
 static PROBED: OnceLock<Vec<(Capability, Option<String>)>> = OnceLock::new();
 
 impl Capability {
-    /// All of them, those that others build on first.
+    /// All capabilities; one that others need comes before them.
     pub const ALL: [Capability; 14] = [
         Capability::Namespaces,
         Capability::Setpriv,
@@ -171,12 +171,12 @@ pub fn capabilities() -> &'static [(Capability, Option<String>)] {
 }
 
 /// Whether a test can run: the guard of [`macro@crate::scenario`]. What every lab needs (namespaces, `setpriv`, veths
-/// and bridges) is always required. A skip is printed past the test harness' capture.
+/// and bridges) is always required. A skip is printed even if the test harness captures output.
 ///
 /// # Panics
 ///
-/// When something is missing that a stock Linux 6.18 with nftables and iproute2 has, and the
-/// environment has `CI`: there, a test must not pass by not running.
+/// When `CI` is set and a capability is missing that a stock Linux 6.18 with nftables and iproute2 has: in CI, a test that
+/// does not run must not pass.
 #[track_caller]
 #[must_use = "the test cannot go on when this is false"]
 pub fn require(needed: &[Capability]) -> bool {

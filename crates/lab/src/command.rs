@@ -12,8 +12,8 @@ use std::thread;
 
 use anyhow::{Context, Result};
 
-/// Goes on with the command in its arguments if the parent is still the one named by the first: it may
-/// have died before `setpriv` asked for the signal, which then never comes.
+/// Executes the command if the parent is still the process of the first argument. A parent that died before `setpriv`
+/// asked for the signal would never cause the signal.
 const UNLESS_ORPHANED: &str = r#"test "$PPID" = "$0" && exec "$@""#;
 
 /// A command that dies with the thread that starts it.
@@ -26,8 +26,8 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// A command that ends by itself within milliseconds, so needs no help with it (which would cost as
-/// much again). Administrators' directories are searched too.
+/// A command that ends by itself within milliseconds, without `setpriv`, which would double its time. Searches
+/// `/usr/sbin` and `/sbin` too.
 pub(crate) fn tool(program: &str) -> Command {
     let mut command = Command::new(program);
     let path = std::env::var("PATH").unwrap_or_default();
@@ -35,7 +35,7 @@ pub(crate) fn tool(program: &str) -> Command {
     command
 }
 
-/// Written by who forks, read by who must not meet a fork.
+/// [`start`] locks it for writing while a child forks and executes; [`while_none_forks`] locks it for reading.
 static FORKS: RwLock<()> = RwLock::new(());
 
 /// Starts a command as a child of the calling thread.
@@ -44,8 +44,8 @@ pub(crate) fn start(command: &mut Command) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Closes something for good: between fork and exec, milliseconds, a child has copies of all open
-/// sockets, and what its parent closes meanwhile still listens and still has its port.
+/// Closes sockets while no child is between fork and exec. During these milliseconds a child has copies of all open
+/// sockets, so a socket that the parent closes would still listen and keep its port.
 pub(crate) fn while_none_forks<T>(close: impl FnOnce() -> T) -> T {
     let _none = FORKS.read().unwrap_or_else(PoisonError::into_inner);
     close()
@@ -55,7 +55,7 @@ pub(crate) fn while_none_forks<T>(close: impl FnOnce() -> T) -> T {
 pub(crate) fn feed(mut child: Child, input: &str) -> Result<Output> {
     let stdin = child.stdin.take();
     thread::scope(|scope| {
-        // Beside the reading, so that a child that talks early and much is not waited for in vain.
+        // Write while reading: a child whose output nobody reads would block before it reads all its input.
         scope.spawn(move || {
             // A child that ends before it has read all says why by its exit status.
             stdin.map(|mut stdin| stdin.write_all(input.as_bytes()))

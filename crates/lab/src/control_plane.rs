@@ -35,7 +35,7 @@ pub use components::{API_SERVER_PORT, helm, program, programs};
 pub(crate) use components::{kube_proxy, missing};
 use pki::Pki;
 
-/// For what takes seconds on an idle machine; these machines are not.
+/// Time limit of each start; a start takes seconds on an idle machine.
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// The ServiceAccount, ClusterRole and ClusterRoleBinding that Portolan is shipped with.
 pub const PORTOLAN_RBAC: &str = include_str!("../../../deploy/rbac.yaml");
@@ -203,7 +203,7 @@ impl Drop for ControlPlane {
     }
 }
 
-/// An error with what it said, once it has ended.
+/// Fails with the daemon's output if the daemon has ended.
 fn alive(daemon: &Daemon) -> Result<()> {
     if daemon.is_running() {
         return Ok(());
@@ -214,7 +214,7 @@ fn alive(daemon: &Daemon) -> Result<()> {
     ))
 }
 
-/// Running something on a runtime's own threads, which are in another network namespace than the caller's.
+/// Runs a future on the runtime's threads, which are in another network namespace than the caller.
 trait BlockOnWorker {
     fn block_on_worker<T, F>(&self, future: F) -> Result<T>
     where
@@ -230,7 +230,7 @@ impl BlockOnWorker for Runtime {
     {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         self.spawn(async move {
-            // Who asked may have gone.
+            // The caller may have ended.
             let _ = sender.send(future.await);
         });
         receiver

@@ -37,7 +37,7 @@ const fn setting(path: &'static str, value: &'static str) -> Sysctl {
     }
 }
 
-/// For every namespace, before it has links: `default` is what a link starts from.
+/// Settings of every namespace, made before its links, which start with the values of `default`.
 const HOST_SETTINGS: &[Sysctl] = &[
     setting("ipv4/conf/all/rp_filter", "0"),
     setting("ipv4/conf/default/rp_filter", "0"),
@@ -64,7 +64,7 @@ const HOST_SETTINGS: &[Sysctl] = &[
     },
 ];
 
-/// For namespaces that pass packets on.
+/// Settings of namespaces that forward packets.
 pub(crate) const FORWARDING: &[Sysctl] = &[
     setting("ipv4/ip_forward", "1"),
     setting("ipv6/conf/all/forwarding", "1"),

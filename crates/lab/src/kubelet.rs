@@ -27,7 +27,7 @@ use crate::lock;
 use crate::topology::{Node, Pod};
 use follow::Change;
 
-/// The API's types, whose names are the lab's as well.
+/// The API's types; some names are also types of the lab.
 mod objects {
     pub(super) use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
     pub(super) use k8s_openapi::api::core::v1::{ContainerPort, Node, Pod};
@@ -52,7 +52,7 @@ struct Shared {
     running: Running,
 }
 
-/// A running kubelet. Dropping it is the node's loss of power: its pods are gone, their objects stay.
+/// A running kubelet. Dropping it is like a power cut of the node: its pods are gone, their objects stay.
 pub struct Kubelet {
     shared: Shared,
     task: AbortHandle,

@@ -1,7 +1,7 @@
 //! Clusters of network namespaces on one machine, for tests, benches and the demo.
 //!
-//! A lab has nodes on an underlay, pods on nodes, and clients outside; real processes run in it, echo
-//! servers say who reached them from where, and probes say what came of a packet:
+//! A lab has nodes on an underlay, pods on nodes, and clients outside. Real processes run in it, echo servers answer with
+//! their name and the client's address, and a probe returns the outcome of a connection attempt:
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -43,8 +43,8 @@
 //! | pod p of node n, from 0 | 10.244.n.(2+p) | fd00:244:n::(2+p) |
 //! | Services ([`SERVICE_CIDR_V4`], [`SERVICE_CIDR_V6`]) | 10.96.0.0/16 | fd00:96::/112 |
 //!
-//! Nobody has a route to the Service ranges but the default one, as on real nodes: a packet that no
-//! rule translates meets the gateway and comes back as [`Outcome::Unreachable`].
+//! Only the default route leads to the Service ranges, as on real nodes: the gateway answers a packet that no rule
+//! translates with an ICMP error, which is [`Outcome::Unreachable`].
 
 // These items are not a library's API.
 #![allow(missing_docs)]
@@ -95,7 +95,7 @@ pub use topology::{Client, Lab, LabBuilder, Loss, LossyPath, Node, Pod, PodLinks
 pub use traffic::{ConnectionStream, Held, HeldReport, StreamReport};
 pub use wait::{wait_for, wait_until};
 
-/// Locks, and takes the value as it is after another thread's panic: a lab must still close then.
+/// Locks, also after a panic of another thread: a lab must still close then.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

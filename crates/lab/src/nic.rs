@@ -35,12 +35,12 @@ sockopt_impl!(
 const VIRTIO: usize = 10;
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`
 const UNFINISHED: u8 = 1;
-/// A packet that is to be cut into many (`GSO_MAX_SIZE`), with its headers.
+/// Largest packet before segmentation (`GSO_MAX_SIZE`), with its headers, in bytes.
 const LARGEST: usize = 80 << 10;
-/// How often it is looked whether it shall end.
-const LOOK_MS: u8 = 100;
+/// Longest wait for packets before `stop` is checked, in milliseconds.
+const POLL_MS: u8 = 100;
 
-/// A NIC with a fault, as long as this lives: without it the node is unplugged.
+/// A NIC with a fault. Dropping it unplugs the node.
 #[must_use = "dropping it unplugs the node"]
 pub struct BadNic {
     stop: Arc<AtomicBool>,
@@ -50,11 +50,12 @@ pub struct BadNic {
 }
 
 impl BadNic {
-    /// Its link to the node, and that to the network.
+    /// The link to the node.
     pub(crate) const INSIDE: &str = "inside";
+    /// The link to the network.
     pub(crate) const OUTSIDE: &str = "outside";
 
-    /// Starts it, when `plug` has put both links into the namespace of this thread.
+    /// Starts the NIC in a namespace of its own, into which `plug` puts both links.
     pub(crate) fn new(vxlan_port: u16, plug: impl FnOnce(Pid) -> Result<()>) -> Result<Self> {
         let namespace = Namespace::new("nic")?;
         plug(namespace.tid())?;
@@ -79,7 +80,7 @@ impl BadNic {
         })
     }
 
-    /// How many packets it has spoilt so far.
+    /// Number of packets spoilt so far.
     pub fn spoilt(&self) -> u64 {
         self.spoilt.load(Ordering::Relaxed)
     }
@@ -115,10 +116,11 @@ fn address(link: &str) -> Result<LinkAddr> {
         .with_context(|| format!("there is no link {link}"))
 }
 
-/// Passes what is there on, and waits a little if nothing is. What cannot be sent is lost, as on any link.
+/// Passes the waiting packets on; if there are none, waits for at most [`POLL_MS`]. A packet that cannot be sent is lost, as
+/// on any link.
 fn pass([inside, outside]: &[OwnedFd; 2], vxlan_port: u16, spoilt: &AtomicU64) {
     let mut waiting = [inside, outside].map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
-    let _ = poll(&mut waiting, PollTimeout::from(LOOK_MS));
+    let _ = poll(&mut waiting, PollTimeout::from(POLL_MS));
     let mut frame = vec![0; VIRTIO + LARGEST];
     for (from, to) in [(inside, outside), (outside, inside)] {
         loop {

@@ -112,7 +112,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A lab with routed pods and plain routes between nodes.
+    /// Creates a lab with routed pods and plain routes between nodes.
     pub fn new() -> Result<Lab> {
         Lab::builder().build()
     }

@@ -1,6 +1,6 @@
 //! Traffic that goes on while a test does something: long connections that exchange numbered bytes
-//! ([`Held`]) and a stream of new connections ([`ConnectionStream`]). Both report what was lost; what
-//! may be lost is the test's to say.
+//! ([`Held`]) and a stream of new connections ([`ConnectionStream`]). Both report what was lost; the
+//! test decides what may be lost.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};

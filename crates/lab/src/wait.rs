@@ -1,34 +1,34 @@
-//! Waiting for a condition, never for a time: the tests' only way to let something happen.
+//! Waits for conditions, never for a fixed time.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-/// Short beside everything waited for, long beside a look.
+/// Pause between two checks: short beside the events that tests wait for, long beside one check.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Looks until `condition` holds. After `timeout` the error says what was waited for in vain.
+/// Waits until `condition` holds. After `timeout` the error names `what`.
 pub fn wait_until(
     what: &str,
     timeout: Duration,
     mut condition: impl FnMut() -> bool,
 ) -> Result<()> {
     wait_for(what, timeout, || {
-        ensure!(condition(), "it is not so");
+        ensure!(condition(), "the condition does not hold");
         Ok(())
     })
 }
 
-/// Looks until `look` returns a value. After `timeout` the error carries the last look's.
+/// Waits until `attempt` returns a value. After `timeout` the error names `what` and has the last attempt's error.
 pub fn wait_for<T>(
     what: &str,
     timeout: Duration,
-    mut look: impl FnMut() -> Result<T>,
+    mut attempt: impl FnMut() -> Result<T>,
 ) -> Result<T> {
     let start = Instant::now();
     loop {
-        match look() {
+        match attempt() {
             Ok(value) => return Ok(value),
             Err(last) if start.elapsed() >= timeout => {
                 return Err(last).with_context(|| format!("waited {timeout:?} for {what}"));

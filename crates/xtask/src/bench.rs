@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: criterion, one command.
+//! `cargo xtask bench`: runs the benchmarks with criterion.
 
 use std::path::PathBuf;
 

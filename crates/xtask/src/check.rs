@@ -1,8 +1,8 @@
-//! `cargo xtask check`: what a machine can hold of the project's rules.
+//! `cargo xtask check`: the project's rules that a machine can check.
 //!
 //! Owns the order of the checks and the baseline. Each rule is a file below `check/` that returns its violations; it
-//! neither prints nor fails. The baseline counts, for each rule, violations that were there before the rule: a rule
-//! fails when it finds more than that, and the count may only be lowered.
+//! neither prints nor fails. The baseline is, for each rule, the number of violations that are older than the rule: a rule
+//! fails when it finds more, and the number may only be lowered.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ mod words;
 
 use source::{Sources, Violation};
 
-/// Violations of each rule that are still to be mended.
+/// The baseline of each rule.
 const BASELINE: &[(&str, usize)] = &[
     ("catalogs", 0),
     ("circles", 0),
@@ -39,7 +39,7 @@ const BASELINE: &[(&str, usize)] = &[
 /// What to check and print.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Print the violations of the rules of language and structure that the baseline permits, and check nothing else
+    /// Print what the rules of language and structure find, and run no other check
     #[arg(long)]
     list: bool,
 }
@@ -94,7 +94,7 @@ fn rules() -> Result<()> {
             failed.push(format!("{rule}: {count}, baseline {known}"));
         } else if count < known {
             eprintln!(
-                "{rule}: {count} violations, baseline {known}: lower it in xtask/src/check.rs"
+                "{rule}: {count} violations, baseline {known}: lower the baseline in crates/xtask/src/check.rs"
             );
         }
     }

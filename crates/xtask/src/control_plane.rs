@@ -3,8 +3,8 @@
 //! Owns how the modules of `tests/control-plane/` become programs: where they are kept, under which names, with which
 //! versions stamped into them. What is built is upstream's own `main`, unchanged; the modules hold nothing but pins.
 //!
-//! Invariant: a folder that this returns is complete. Its name is a hash of everything that decides its content; it is
-//! built as a draft, renamed, and never changed afterwards, so any number of checkouts may share it.
+//! Invariant: a returned folder is complete. Its name is a hash of everything that decides its content. It is built under
+//! another name, renamed, and never changed afterwards, so that any number of checkouts may share it.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};

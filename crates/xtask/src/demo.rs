@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: builds the example `demo` of the tests' package and the daemon, and runs it.
+//! `cargo xtask demo`: builds the daemon and the example `demo` of the tests' package, and runs the example.
 
 use std::process::Command;
 

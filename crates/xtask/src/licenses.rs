@@ -1,4 +1,4 @@
-//! What is linked into the program: its crates with their licenses, and the text that has to go with a copy of the program.
+//! The crates that are linked into the program, their licenses, and the text that must accompany a copy of the program.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

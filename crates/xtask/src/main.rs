@@ -1,6 +1,6 @@
 //! The project's commands: `cargo xtask demo | cluster | e2e | test | bench | kernels | check | control-plane | image | release`.
 //!
-//! Owns what surrounds the code: tools that must be installed, the gate, the order of things. Each command is a
+//! Owns what surrounds the code: the tools that must be installed, the checks, and the order of the tests. Each command is a
 //! file of its own; none of them is needed at run time.
 
 use anyhow::Result;
@@ -24,22 +24,22 @@ mod tools;
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
 enum Command {
-    /// Show Portolan on real packets: two nodes, pods, a Service, no cluster needed (about a minute).
+    /// Run two nodes with pods and a Service on real packets, without a cluster (about a minute).
     Demo,
     /// Run a Kubernetes cluster on this machine: kubeadm and kubelets in namespaces, Portolan by deploy/.
     Cluster(cluster::Options),
     /// Run Kubernetes' tests of networking with Portolan and kube-proxy, and write docs/conformance.md.
     E2e(cluster::e2e::Options),
-    /// Run format, lints, directions, and the quick tests; --all and --nightly run more.
+    /// Run the checks and the quick tests; --all and --nightly run more.
     Test(test::Options),
-    /// Run the benchmarks with their floors and peers; see benches/README.md.
+    /// Run the benchmarks, with lower bounds and kube-proxy in the same run; see benches/README.md.
     Bench {
         /// Run only benchmarks whose name contains this text.
         filter: Option<String>,
     },
     /// Run the scenarios on other kernels under emulation: 5.10, 6.1, 6.12 and the newest of Debian.
     Kernels(kernels::Options),
-    /// Check formatting, lints and the direction of dependencies, without running tests.
+    /// Check formatting, lints, the direction of dependencies and the rules of language.
     Check(check::Options),
     /// Build the control plane, kube-proxy and flanneld for the tests (needs Go), and print the folder.
     ControlPlane,

@@ -1,7 +1,7 @@
 //! An older version of the program, built from this repository's own history, for tests of upgrade and downgrade.
 //!
-//! Invariant: a program that this returns is complete: it is built beside its place, renamed, and never changed
-//! afterwards, so that any number of checkouts may share it.
+//! Invariant: a returned program is complete. It is built under another name, renamed, and never changed afterwards, so that
+//! any number of checkouts may share it.
 
 use std::fs::{self, File};
 use std::path::PathBuf;

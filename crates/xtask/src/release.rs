@@ -1,6 +1,6 @@
 //! `cargo xtask release`: everything that a release publishes, in `target/release-artifacts/VERSION`.
 //!
-//! Owns the names of these files and the checks that one version is said everywhere. Publishing is left to the workflow
+//! Owns the names of these files and the checks that all files have the same version. Publishing is left to the workflow
 //! `.github/workflows/release.yml`. Invariant: `SHA256SUMS` lists every other file of the folder.
 
 use std::fs;

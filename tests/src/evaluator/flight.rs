@@ -1,4 +1,4 @@
-//! A packet on its way, with its connection.
+//! A packet on its way through the chains, with its connection.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use super::Memory;
 use crate::cluster::{Node, Transport};
 use crate::oracle::{Origin, Packet, Protocol};
 
-/// IANA's number of TCP.
+/// Protocol number of TCP (IANA).
 pub(super) const TCP: u8 = 6;
 
 /// A packet on its way, with its connection.
@@ -18,15 +18,16 @@ pub(super) struct Flight<'a> {
     pub(super) destination: IpAddr,
     pub(super) port: u16,
     pub(super) protocol: u8,
+    /// Destination before NAT.
     pub(super) original: (IpAddr, u16),
     pub(super) is_dnat: bool,
     pub(super) masqueraded: bool,
     pub(super) hash: u32,
     /// `skb->priority`
     pub(super) priority: u32,
-    /// By which it came; empty for the node's own.
+    /// The input interface; empty for packets of the node itself.
     pub(super) interface: String,
-    /// What packets have written.
+    /// Elements that packets have written, this one included.
     pub(super) memory: Memory,
     node: &'a Node,
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use nft::expr::{Base, CtKey, Expr, IPS_DST_NAT, LookupResult, RTN_LOCAL, Register};
-use nft::{Bytes, Data, DataField, Family, Hook, Name, SetKind};
+use nft::{Bytes, Data, Family, Hook, Name, SetKind};
 
 use super::flight::Flight;
 use super::registers::Registers;
@@ -54,7 +54,7 @@ impl Program for Vec<Expr> {
                     flight.send_to(to.ok_or("no address")?, port);
                     return Ok(Step::End(End::Accepted));
                 }
-                // Services' tables have none: the packet would go on as it is.
+                // These do not change the packet, and the Service tables have none.
                 Expr::Counter | Expr::NoTrack | Expr::Limit { .. } | Expr::SetTrace { .. } => {}
                 Expr::Masquerade => {
                     allowed(
@@ -88,7 +88,7 @@ impl Program for Vec<Expr> {
     }
 }
 
-/// A step if the rule ends here.
+/// Looks up a key. Returns a step if the rule ends here.
 fn look_up(
     sets: &Sets<'_>,
     set: &Name,
@@ -102,7 +102,7 @@ fn look_up(
     if matches!(members.set.kind, SetKind::Dynamic(_)) {
         let key = Bytes::from_slice(key).ok_or("a key too long")?;
         let LookupResult::Data(dreg) = result else {
-            return Err(format!("{set} holds what was learned: {result:?}"));
+            return Err(format!("{set} has values only: {result:?}"));
         };
         return match flight.memory.get(&(set.clone(), key)) {
             Some(value) => registers.store(*dreg, value.as_slice()).map(|()| None),
@@ -124,8 +124,7 @@ fn look_up(
     }
 }
 
-/// The kernel's `update`: an element that is there gets its time anew and keeps its data
-/// (nft_set_hash.c: `nft_rhash_update` finds it and makes none).
+/// The kernel's `update`: an existing element keeps its data (nft_set_hash.c: `nft_rhash_update` finds it and creates none).
 fn update(
     sets: &Sets<'_>,
     map: &Name,
@@ -135,14 +134,7 @@ fn update(
     registers: &Registers,
 ) -> Result<(), String> {
     let members = sets.get(map)?;
-    let SetKind::Dynamic(fields) = &members.set.kind else {
-        return Err(format!("{map} cannot be updated"));
-    };
-    let width = fields.iter().map(|field| match field {
-        DataField::Address => sets.family.address_len(),
-        DataField::Port | DataField::Group => 4,
-    });
-    let width = width.sum();
+    let width = members.written_len(sets.family)?;
     let key = Bytes::from_slice(registers.load(key, members.key_len)?);
     let value = Bytes::from_slice(registers.load(data, width)?);
     let (key, value) = key.zip(value).ok_or("an element too long")?;
@@ -171,7 +163,7 @@ fn load(
         Expr::MetaPriority { dreg } => registers.store(*dreg, &flight.priority.to_ne_bytes()),
         Expr::MetaInputName { dreg } => registers.store(*dreg, &interface_name(flight)),
         Expr::FibType { of, dreg } => {
-            // The only other type that test packets have (include/uapi/linux/rtnetlink.h): `RTN_UNICAST`.
+            // `RTN_UNICAST` (include/uapi/linux/rtnetlink.h), the only other type of the packets in tests.
             let kind = if flight.is_local_side(*of) {
                 RTN_LOCAL
             } else {
@@ -221,7 +213,7 @@ fn payload(
     }
 }
 
-/// What the connection says. Replies come from where the packet goes.
+/// A field of the connection. Replies come from the packet's destination.
 fn connection(flight: &Flight<'_>, key: CtKey) -> Bytes {
     match key {
         CtKey::Status => {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what the kernel would refuse (a key of another width, an element twice, ranges that overlap) is an error.
 
-use nft::{Data, Family, Set, SetKind};
+use nft::{Data, DataField, Family, Set, SetKind};
 use rustc_hash::FxHashMap;
 
 /// A set with its elements.
@@ -60,13 +60,13 @@ impl<'a> Members<'a> {
         members.ranges.sort_unstable();
         for (i, one) in members.ranges.iter().enumerate() {
             let mut later = members.ranges[i + 1..].iter();
-            // One part: the next one is enough to look at. Several: ranges may be anywhere.
-            let few = if members.parts.len() == 1 {
+            // Ranges of one part are sorted, so the next one is enough. Ranges of several parts may overlap any other.
+            let count = if members.parts.len() == 1 {
                 1
             } else {
                 usize::MAX
             };
-            if let Some(other) = later.by_ref().take(few).find(|o| members.overlap(one, o)) {
+            if let Some(other) = later.by_ref().take(count).find(|o| members.overlap(one, o)) {
                 return Err(format!(
                     "ranges of {} overlap: {one:?}, {other:?}",
                     set.name
@@ -76,7 +76,19 @@ impl<'a> Members<'a> {
         Ok(members)
     }
 
-    /// The element's data; `Data::None` for ranges. A key is in a range if every part of it is.
+    /// Length of the data that packets write into this map, in bytes.
+    pub(super) fn written_len(&self, family: Family) -> Result<usize, String> {
+        let SetKind::Dynamic(fields) = &self.set.kind else {
+            return Err(format!("{} cannot be updated", self.set.name));
+        };
+        let len = |field: &DataField| match field {
+            DataField::Address => family.address_len(),
+            DataField::Port | DataField::Group => 4,
+        };
+        Ok(fields.iter().map(len).sum())
+    }
+
+    /// The element's data; `Data::None` for ranges. A key is in a range if each of its parts is.
     pub(super) fn get(&self, key: &[u8]) -> Option<&'a Data> {
         if self.set.interval {
             let is_inside = |range: &(&[u8], &[u8])| self.overlap(range, &(key, key));

@@ -5,7 +5,7 @@ use nft::expr::Register;
 /// Sixteen registers of four bytes, empty at the start of every rule.
 pub(super) struct Registers {
     bytes: [u8; 64],
-    /// Written so far: reading anything else is a mistake, which newer kernels refuse.
+    /// Registers written so far. Newer kernels refuse rules that read another register.
     written: [bool; 16],
 }
 

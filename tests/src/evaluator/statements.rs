@@ -1,13 +1,12 @@
 //! What statements mean, after nft(8) and the wiki of nftables.
 //!
-//! Written without the product's lowering, and without registers: where both agree, the lowering is right.
+//! Written without the product's lowering and without registers. The lowering is right where [`super::machine`] gives the
+//! same fates for the lowered rules.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use nft::{
-    Bytes, Data, DataField, Family, Hook, Name, Operand, Protocol, Rule, SetKind, Statement,
-};
+use nft::{Bytes, Data, Family, Hook, Name, Operand, Protocol, Rule, SetKind, Statement};
 
 use super::flight::{Flight, TCP};
 use super::members::Members;
@@ -65,7 +64,7 @@ impl Program for &Rule {
                 Statement::UpdateMap { key, data, map, .. } => {
                     let key = concatenated(key, flight, moduli)?;
                     let data = concatenated(data, flight, moduli)?;
-                    learn(sets.get(map)?, sets.family, &key, &data, flight)?;
+                    update(sets.get(map)?, sets.family, &key, &data, flight)?;
                     true
                 }
                 Statement::VerdictMap { key, map } => {
@@ -106,7 +105,7 @@ impl Program for &Rule {
                     false
                 }
                 Statement::Verdict(verdict) => return Ok(Step::Verdict(verdict.clone())),
-                // Services' tables have none: the packet would go on as it is.
+                // These do not change the packet, and the Service tables have none.
                 Statement::Counter
                 | Statement::NoTrack
                 | Statement::Limit { .. }
@@ -132,12 +131,12 @@ impl Program for &Rule {
     }
 }
 
-/// Destination NAT and rejections belong there.
+/// Whether the hook may have destination NAT and rejections.
 fn is_before_routing(hook: Hook) -> bool {
     matches!(hook, Hook::NatPrerouting | Hook::NatOutput)
 }
 
-/// IANA's numbers.
+/// Protocol numbers (IANA).
 fn number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => TCP,
@@ -184,13 +183,13 @@ impl Key {
     }
 }
 
-/// One part of a key: numbers of packets in network order, nft's own in the machine's.
+/// One part of a key: numbers from packets in network order, numbers that nft makes in the machine's order.
 fn read(operand: Operand, flight: &Flight<'_>, moduli: &mut BTreeSet<u32>) -> Result<Key, String> {
     Ok(match operand {
         Operand::SourceAddress => Key::address(flight.source),
         Operand::DestinationAddress => Key::address(flight.destination),
         Operand::OriginalDestinationAddress => Key::address(flight.original.0),
-        // Replies come from where the packet goes.
+        // Replies come from the packet's destination.
         Operand::ReplySourceAddress => Key::address(flight.destination),
         Operand::Protocol => Key::new(&[flight.protocol]),
         Operand::DestinationPort | Operand::ReplySourcePort => Key::new(&flight.port.to_be_bytes()),
@@ -222,7 +221,7 @@ fn concatenated(
     Ok(key)
 }
 
-/// The data that a set or map has for a key. Elements that packets have written are in the memory.
+/// The data that a set or map has for a key. Elements that packets have written are in the packet's memory.
 fn find(members: &Members<'_>, key: &Key, flight: &Flight<'_>) -> Result<Option<Data>, String> {
     if key.len != members.key_len {
         let name = &members.set.name;
@@ -265,8 +264,9 @@ fn endpoint(value: &[u8], family: Family) -> Result<SocketAddr, String> {
     Ok(SocketAddr::new(address, u16::from_be_bytes(*port)))
 }
 
-/// `update`: an element that is there keeps its data (nft_set_hash.c: `nft_rhash_update` finds it and makes none).
-fn learn(
+/// The statement `update`: an existing element keeps its data (nft_set_hash.c: `nft_rhash_update` finds it and creates
+/// none).
+fn update(
     members: &Members<'_>,
     family: Family,
     key: &Key,
@@ -274,14 +274,7 @@ fn learn(
     flight: &mut Flight<'_>,
 ) -> Result<(), String> {
     let name = &members.set.name;
-    let SetKind::Dynamic(fields) = &members.set.kind else {
-        return Err(format!("{name} cannot be updated"));
-    };
-    let width = |field: &DataField| match field {
-        DataField::Address => family.address_len(),
-        DataField::Port | DataField::Group => 4,
-    };
-    if key.len != members.key_len || data.len != fields.iter().map(width).sum::<usize>() {
+    if data.len != members.written_len(family)? || key.len != members.key_len {
         return Err(format!("an element of another width for {name}"));
     }
     let element = (name.clone(), key.to_bytes()?);

@@ -1,4 +1,4 @@
-//! The interpreter on tables written by hand, so that it is not judged by what we render.
+//! The evaluator on tables written by hand, so that the tests do not depend on rendered tables.
 
 mod statements;
 
@@ -273,7 +273,7 @@ fn every_slot_has_its_exact_share() {
 }
 
 #[test]
-fn a_missing_slot_goes_on_with_the_next_rule() {
+fn a_missing_slot_continues_with_the_next_rule() {
     assert_eq!(
         fates(Origin::Elsewhere, CLIENT, VIP, 81),
         Shares::from([(to(POD_A, false), WHOLE)])

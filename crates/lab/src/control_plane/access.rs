@@ -23,14 +23,14 @@ use super::{BlockOnWorker, ControlPlane, PORTOLAN_OVERLAY_RBAC, PORTOLAN_RBAC};
 use crate::node_object;
 use crate::topology::Node;
 
-/// Who changes objects, in their `managedFields`.
+/// Field manager in the `managedFields` of objects.
 const MANAGER: &str = "lab";
-/// As long as a test may last.
+/// Life of a token: longer than any test.
 const TOKEN_SECONDS: i64 = 24 * 3600;
-/// Between two looks whether a cache has forgotten an object.
-const ASK_AGAIN: Duration = Duration::from_millis(2);
-/// A cache that takes longer is not following.
-const FORGETTING: Duration = Duration::from_secs(20);
+/// Pause between two reads of an object that is to leave the cache.
+const READ_PAUSE: Duration = Duration::from_millis(2);
+/// Time limit for a deleted object to leave the API server's cache.
+const CACHE_LIMIT: Duration = Duration::from_secs(20);
 /// Kinds without a namespace, of those that labs use.
 const CLUSTER_SCOPED: [&str; 6] = [
     "ClusterRole",
@@ -138,12 +138,12 @@ impl ControlPlane {
         })
     }
 
-    /// The same for what nothing holds back, until the server's cache has forgotten it too.
+    /// Deletes an object without finalizers, and waits until the API server's cache has dropped it too.
     ///
-    /// What is written next under its name would else begin with the cached one, and only then with nothing: of a Service
-    /// that takes the same node port twice, which is refused, and leaves the first one without an owner (apiserver's
-    /// `Store.Update` makes allocations final before the transaction that may have to be tried again). Once in some hundred
-    /// times on a busy machine.
+    /// Otherwise, about once in some hundred times on a busy machine, a Service that is created again under the same name
+    /// fails: the server first tries to update the cached object and then to create a new one, so it allocates the node
+    /// port twice. The second allocation is refused, and the first has no owner (apiserver's `Store.Update` makes
+    /// allocations final before the transaction that it may have to retry).
     pub fn delete_and_forget(&self, object: &Value) -> Result<()> {
         self.delete(object)?;
         let object = object.clone();
@@ -154,11 +154,11 @@ impl ControlPlane {
                     match api.get_with(&name, &GetParams::any()).await {
                         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
                         Err(error) => return Err(error),
-                        Ok(_) => tokio::time::sleep(ASK_AGAIN).await,
+                        Ok(_) => tokio::time::sleep(READ_PAUSE).await,
                     }
                 }
             };
-            let limited = tokio::time::timeout(FORGETTING, forgotten).await;
+            let limited = tokio::time::timeout(CACHE_LIMIT, forgotten).await;
             limited.with_context(|| format!("{name} stays in the cache"))??;
             Ok(())
         })

@@ -19,7 +19,7 @@ pub struct Right {
     pub verb: String,
 }
 
-/// A request, answered.
+/// A request and its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditEvent {
     pub right: Right,

@@ -34,7 +34,7 @@ const NEEDED: [&str; 6] = [
     "kubectl",
 ];
 
-/// What a lab has a use for. Each controller costs watches and start-up time.
+/// The controllers that a lab needs. Each one costs watches and start-up time.
 const CONTROLLERS: &[&str] = &[
     "deployment-controller",
     "disruption-controller",

@@ -101,13 +101,13 @@ pub(super) type Objects = Arc<Vec<Arc<Stored>>>;
 /// One entry of a resource's history.
 #[derive(Clone, Debug)]
 pub(super) struct Change {
-    /// Position in the server's life; unlike the version it never goes back.
+    /// Number of the change since the server's start; unlike the version, it never decreases.
     pub(super) sequence: u64,
     pub(super) version: u64,
-    /// The object, as it was last seen when it is gone.
+    /// The object after the change; for a deletion, its last version.
     pub(super) object: Arc<Stored>,
     pub(super) deleted: bool,
-    /// What it replaced: a selector may have matched before and not now.
+    /// The previous version, which a selector may match although it does not match the new one.
     pub(super) before: Option<Arc<Stored>>,
 }
 

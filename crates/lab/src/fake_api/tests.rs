@@ -1,4 +1,4 @@
-//! The server over a plain HTTP client: what a real API server would answer.
+//! The fake server through a plain HTTP client: the answers are those of a real API server.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Objects of one kind as they are and as they change, for ever: lists, watches, and lists again after any end.
+//! Follows the objects of one kind: lists, watches, and lists again whenever the watch ends.
 
 use std::fmt::Debug;
 use std::pin::pin;
@@ -11,16 +11,17 @@ use kube::api::{ListParams, WatchEvent, WatchParams};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-/// Between an end and the next list. An API server that a test has just started shall not wait for kubelets.
+/// Pause before the next list. Short, so that a test which restarts the API server need not wait for kubelets.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// News.
+/// A change of the followed objects.
 #[derive(Debug)]
 pub(super) enum Change<K> {
-    /// These are all there are.
+    /// A complete list.
     All(Vec<K>),
-    /// It is new, or it has changed.
+    /// A new or changed object.
     Applied(K),
+    /// A deleted object.
     Deleted(K),
 }
 
@@ -30,7 +31,7 @@ where
     K: Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
     while !changes.is_closed() {
-        // Whatever ended it is over with the next list.
+        // The next list replaces whatever an error has left incomplete.
         let _ = once(&api, fields.as_deref(), &changes).await;
         tokio::time::sleep(PAUSE).await;
     }

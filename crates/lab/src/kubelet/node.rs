@@ -14,12 +14,12 @@ use super::follow::Change;
 use super::{Shared, blocking, now, objects};
 use crate::topology::Node;
 
-/// Who changes objects, in their `managedFields`.
+/// Field manager in the `managedFields` of objects.
 const MANAGER: &str = "kubelet";
 /// As kubelets do by default (`nodeLeaseDurationSeconds` and a quarter of it).
 const LEASE_SECONDS: i32 = 40;
 const LEASE_EVERY: Duration = Duration::from_secs(10);
-/// Between looks for pod ranges.
+/// Pause between two reads of the pod ranges.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Makes the Node object, and waits for its pod ranges, which the lab's node is then given.
@@ -83,7 +83,7 @@ fn status(node: &Node) -> Value {
     })
 }
 
-/// Renews the lease, for ever. A failure is made good by the next time.
+/// Renews the lease, for ever. The next renewal makes up for a failed one.
 pub(super) async fn heartbeats(shared: Shared) {
     loop {
         tokio::time::sleep(LEASE_EVERY).await;
@@ -130,7 +130,7 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// Takes news of Nodes.
+    /// Applies a change of Nodes to the routes.
     pub(super) async fn change(&mut self, shared: &Shared, change: Change<objects::Node>) {
         let nodes = match change {
             Change::All(nodes) => nodes,

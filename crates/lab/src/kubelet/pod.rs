@@ -14,12 +14,12 @@ use crate::lock;
 use crate::socket::Protocol;
 use crate::topology::Pod;
 
-/// What a pod listens on that names no port.
+/// The port of a pod whose containers name none.
 const DEFAULT_PORT: (Protocol, u16) = (Protocol::Tcp, 8080);
-/// Between attempts to write to the API server.
+/// Pause between attempts to write to the API server.
 const RETRY: Duration = Duration::from_millis(300);
 
-/// Whether it has run to its end already.
+/// Whether the pod has succeeded or failed already.
 pub(super) fn has_ended(pod: &objects::Pod) -> bool {
     let phase = pod
         .status
@@ -113,7 +113,7 @@ async fn run(shared: &Shared, pod: &Pod, versions: &mut watch::Receiver<objects:
     }
 }
 
-/// Takes the object away, if it is still this one. Tried until the API server says what became of it.
+/// Deletes the object, unless another pod has its name by now. Retries until the API server answers.
 async fn remove(shared: &Shared, object: &objects::Pod) {
     let pods = pods(shared, object);
     let how = DeleteParams {
@@ -173,7 +173,7 @@ fn port(port: &objects::ContainerPort) -> Option<(Protocol, u16)> {
     Some((protocol, u16::try_from(port.container_port).ok()?))
 }
 
-/// Says that the pod runs, at which addresses, and whether it is ready.
+/// Reports in the status that the pod runs, at which addresses, and whether it is ready.
 async fn report(shared: &Shared, pod: &Pod, object: &objects::Pod, ready: bool) -> Result<()> {
     let patch = Patch::Strategic(status(shared, pod, object, ready));
     let (pods, name) = (pods(shared, object), object.name_any());

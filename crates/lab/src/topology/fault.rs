@@ -1,5 +1,4 @@
-//! Networks that are broken in the ways that networks break: paths that lose certain packets without a word, and a NIC
-//! that spoils what is inside of tunnels.
+//! Faulty networks: paths that silently lose certain packets, and a NIC that spoils packets inside of tunnels.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use crate::nic::BadNic;
 /// Which packets a path loses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
-    /// Datagrams to this port: a firewall or security group that knows nothing of it.
+    /// Datagrams to this port, like a firewall or security group that does not allow the port.
     Udp(u16),
     /// Packets of more bytes than these, IP header and all, and no ICMP message for them: an MTU black hole.
     LargerThan(u16),
@@ -63,8 +62,8 @@ impl Node {
         Ok(LossyPath { underlay, table })
     }
 
-    /// Gives the node a NIC with a fault that some have had: it promises to finish checksums, and does not for
-    /// packets inside of VXLAN packets to this port. All others come and go as they should.
+    /// Gives the node a NIC with a known fault: it announces that it finishes checksums, and does not inside of VXLAN
+    /// packets to this port. All other packets pass unchanged.
     pub fn break_nic(&self, vxlan_port: u16) -> Result<BadNic> {
         let outside = format!("{}nic", self.0.port);
         let underlay = self.0.underlay.namespace();
@@ -82,7 +81,7 @@ impl Node {
             ])
         })?;
         super::wait_until_reachable(self, crate::address::gateway())?;
-        // Whom the node looked for while it was unplugged, it would look for again only a second later
+        // The kernel would resolve a neighbor that failed while the node was unplugged only a second later
         // (`retrans_time_ms`).
         self.namespace().ip(&["neigh flush dev eth0".to_owned()])?;
         Ok(nic)

@@ -1,4 +1,4 @@
-//! References that a reader can follow: no numbers of catalogs that the repository does not have (`F12`, `B42`).
+//! References that a reader can follow: no numbers of catalogs that are not in the repository (`F12`, `B42`).
 
 use anyhow::Result;
 use regex::Regex;

@@ -1,8 +1,8 @@
 //! No circles between the modules of a crate.
 //!
-//! Modules with one parent are compared with each other; what lies deeper counts with the sibling that holds it. A module
-//! may use its parent's items and the parent its child's, so these are no arrows. An item counts where it is declared,
-//! not where it is re-exported. Tests are left out.
+//! Modules with one parent are compared with each other; a deeper module counts as part of the sibling that holds it. A
+//! module may use its parent's items, and a parent its child's. An item belongs to the module that declares it, not to one
+//! that re-exports it. Tests do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! American spelling, in comments, strings, pages and the names that the code gives.
+//! American spelling, in comments, strings, pages and identifiers.
 
 use anyhow::Result;
 use regex::Regex;

@@ -1,4 +1,4 @@
-//! Names of tests fit into a list of failures.
+//! Names of tests: at most 60 characters, so that a list of failures can be read.
 
 use super::source::{Sources, Violation};
 

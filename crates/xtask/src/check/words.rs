@@ -1,6 +1,6 @@
-//! Words that texts for users must not have, in strings of shipped code, `--help`, and pages.
+//! Words that strings of shipped code, `--help` and pages must not have.
 //!
-//! The list is the column "not" of the project's glossary, as far as a word alone can be judged.
+//! The list has the words that the glossary replaces, if the word alone shows that it is wrong.
 
 use anyhow::Result;
 use regex::Regex;

@@ -1,6 +1,6 @@
 //! Helm, for the tests of the chart in `deploy/helm/`.
 //!
-//! It has a module and a folder of its own: a new version of Helm builds nothing of Kubernetes again.
+//! It has a module and a folder of its own, so that a new version of Helm does not rebuild Kubernetes.
 
 use std::path::PathBuf;
 

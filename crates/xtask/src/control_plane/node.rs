@@ -1,6 +1,6 @@
 //! kubelet and kubeadm, for `cargo xtask cluster`.
 //!
-//! They have a module and a folder of their own: the tests of the gate need neither, and wait for neither.
+//! They have a module and a folder of their own, so that the tests which do not need them do not wait for their builds.
 
 use std::path::PathBuf;
 

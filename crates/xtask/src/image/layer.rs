@@ -1,6 +1,6 @@
 //! The only layer of the image: a tree of files as a tar archive, compressed.
 //!
-//! Invariant: the bytes are a function of entries and time. Folders come first, then files, then links, each sorted.
+//! Invariant: the bytes are a function of the entries and their time. Folders come first, then files, then links, each sorted.
 
 use std::collections::BTreeSet;
 use std::io::Write;

@@ -1,9 +1,9 @@
-//! A virtual machine: another kernel on this machine's programs.
+//! A virtual machine: another kernel with this machine's programs.
 //!
 //! Owns the first file system of the guest (busybox, the few modules that lead to this machine's root) and the command
 //! line of QEMU. The root is shared read-only over 9p; `/run`, `/var/tmp` and `/dev/shm` are the guest's own memory.
 //! Modules are loaded as on any machine, when the kernel asks for them, from the unpacked package. There is no
-//! network, and no hardware help: it is emulated, some ten times slower.
+//! network and no hardware virtualization: the emulated machine is some ten times slower.
 //!
 //! What the script prints comes back over a serial line of its own; the console is kept in a file beside it.
 

@@ -1,7 +1,7 @@
 //! Results of scenarios on one kernel, read from what the guest printed, and the table of all kernels.
 //!
-//! A kernel that was booted a second time has printed to the same file, so a scenario may have run twice. One that failed
-//! first and passed then is reported as such.
+//! A second boot of a kernel prints to the same file, so a scenario may have run twice. A scenario that failed first and
+//! passed then is reported as such.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;

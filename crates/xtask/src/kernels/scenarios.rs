@@ -1,9 +1,8 @@
 //! The suite: which tests run on other kernels, and how they are started there.
 //!
-//! A scenario is one test function, in a process of its own with its own time limit: one that hangs takes none of the
-//! others along. The same binaries run on every kernel; a test that finds something missing says so ("SKIPPED: ..."),
-//! one that passes by a fallback names it ("FALLBACK: ..."), and one that meets a limit of nft or another program names that
-//! ("EXCEPTION: ...").
+//! A scenario is one test function, in a process of its own with its own time limit, so that one that hangs affects no
+//! other. The same binaries run on every kernel. A test prints "SKIPPED: ..." when a capability is missing, "FALLBACK: ..."
+//! when it passes by a fallback, and "EXCEPTION: ..." when nft or another program has a limit.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

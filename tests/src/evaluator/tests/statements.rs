@@ -1,11 +1,11 @@
-//! Statements that remember, and those that ask where a packet is from, each in a table of its own.
+//! Statements that write elements, and those that match a packet's origin, each in a table of its own.
 
 use nft::Side;
 
 use super::*;
 
 const MAP: &str = "affinity";
-const NEVER: Statement = Statement::Verdict(Verdict::Drop);
+const DROP: Statement = Statement::Verdict(Verdict::Drop);
 
 /// A table of these chains and sets.
 fn table(chains: Vec<(Name, Chain)>, sets: Vec<(Name, Set)>) -> TableContents {
@@ -46,7 +46,7 @@ fn a_key_is_in_a_range_if_every_part_of_it_is() {
         SetKind::Set,
         true,
     );
-    let rule = vec![in_set(&key, "ranges", false), NEVER];
+    let rule = vec![in_set(&key, "ranges", false), DROP];
     let mut contents = table(vec![prerouting(vec![rule])], vec![ranges]);
     let pair = |first: &str, second: &str| Bytes::new().address(ip(first)).address(ip(second));
     let range = Element::range(pair(VIP, "10.244.1.4"), pair(VIP, "10.244.1.9"));
@@ -75,7 +75,7 @@ fn a_key_is_in_a_range_if_every_part_of_it_is() {
 
 #[test]
 fn interfaces_match_by_name_or_prefix_and_own_packets_have_none() {
-    // The pod of this address comes by pod5.
+    // Packets of the pod with this address come in by pod5.
     let matches = |name: &'static str, prefix, negate| {
         let interface = Statement::InputInterface {
             name: name.into(),
@@ -83,7 +83,7 @@ fn interfaces_match_by_name_or_prefix_and_own_packets_have_none() {
             negate,
         };
         drops(
-            &table(vec![prerouting(vec![vec![interface, NEVER]])], vec![]),
+            &table(vec![prerouting(vec![vec![interface, DROP]])], vec![]),
             CLIENT,
         )
     };
@@ -99,7 +99,7 @@ fn interfaces_match_by_name_or_prefix_and_own_packets_have_none() {
                 prefix: false,
                 negate: true,
             },
-            NEVER,
+            DROP,
         ]],
     );
     let contents = table(vec![own], vec![]);
@@ -117,7 +117,7 @@ fn addresses_of_the_node_and_loopback_are_local() {
             negate,
         };
         drops(
-            &table(vec![prerouting(vec![vec![local, NEVER]])], vec![]),
+            &table(vec![prerouting(vec![vec![local, DROP]])], vec![]),
             source,
         )
     };
@@ -125,8 +125,8 @@ fn addresses_of_the_node_and_loopback_are_local() {
     assert!(!matches(CLIENT, false) && matches(CLIENT, true));
 }
 
-/// One frontend with affinity: a group, two backends, and an entry that is learned at the end.
-fn sticky() -> TableContents {
+/// One frontend with affinity: a group, two backends, and a rule at the end that writes the client's entry.
+fn with_affinity() -> TableContents {
     let frontend_key = [
         Operand::DestinationAddress,
         Operand::Protocol,
@@ -151,7 +151,7 @@ fn sticky() -> TableContents {
         key: key.to_vec(),
         map: map.into(),
     };
-    let learn = Statement::UpdateMap {
+    let update = Statement::UpdateMap {
         key: client_key.to_vec(),
         data: vec![Operand::ReplySourceAddress, Operand::ReplySourcePort],
         map: MAP.into(),
@@ -168,7 +168,7 @@ fn sticky() -> TableContents {
             Some(Hook::NatPostrouting),
             vec![
                 vec![Statement::ProtocolIs(nft::Protocol::Tcp), original],
-                vec![Statement::ProtocolIs(nft::Protocol::Tcp), learn],
+                vec![Statement::ProtocolIs(nft::Protocol::Tcp), update],
                 vec![Statement::ClearPriority],
             ],
         ),
@@ -201,8 +201,8 @@ fn sticky() -> TableContents {
 }
 
 #[test]
-fn a_client_goes_where_it_went_before_and_others_do_not() {
-    let contents = sticky();
+fn an_affinity_entry_keeps_its_client_and_no_other() {
+    let contents = with_affinity();
     let begun = fates_of(&contents, CLIENT, &Memory::new());
     assert_eq!(begun.len(), 2, "{begun:?}");
     for (fate, course) in begun {
@@ -214,11 +214,11 @@ fn a_client_goes_where_it_went_before_and_others_do_not() {
 }
 
 #[test]
-fn what_was_learned_once_is_not_learned_otherwise() {
-    let mut contents = sticky();
+fn an_update_keeps_the_data_of_an_entry() {
+    let mut contents = with_affinity();
     let begun = fates_of(&contents, CLIENT, &Memory::new());
     let (_, first) = begun.into_iter().next().unwrap();
-    // The rule that would look there is gone, so the next connection goes anywhere; the entry stays as it was.
+    // Without the rule that reads entries, the next connection goes to any backend; the entry keeps its data.
     contents
         .chains
         .get_mut("prerouting")
@@ -231,8 +231,8 @@ fn what_was_learned_once_is_not_learned_otherwise() {
 }
 
 #[test]
-fn nobody_but_packets_writes_what_is_learned() {
-    let mut contents = sticky();
+fn elements_of_a_dynamic_map_are_an_error() {
+    let mut contents = with_affinity();
     let key = Bytes::new()
         .address(ip(CLIENT))
         .protocol(nft::Protocol::Tcp)
