@@ -34,7 +34,7 @@ use crate::stage::PATIENCE;
 
 pub use differences::Difference;
 pub use fates::{Fate, Fates};
-pub use programs::{KubeProxy, kube_proxies};
+pub use programs::{KubeProxy, kube_proxies, portolan_flags};
 pub use server::{Kind, its_service_cidrs};
 pub use side::{CLIENT_POD, NODES, PODS, PORTS, Side};
 

@@ -14,6 +14,7 @@
 pub mod bad_input;
 pub mod case;
 pub mod cluster;
+pub mod commands;
 pub mod differential;
 pub mod doctor;
 pub mod evaluator;

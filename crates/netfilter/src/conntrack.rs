@@ -50,6 +50,15 @@ impl Flow {
     }
 }
 
+/// What the packets of an entry add up to, in both directions together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Volume {
+    /// Number of packets.
+    pub packets: u64,
+    /// Bytes of IP packets.
+    pub bytes: u64,
+}
+
 /// Which entries to find. All conditions that are set must hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowFilter {
@@ -171,6 +180,37 @@ impl Conntrack {
         Err(failed("read conntrack entries between changes")(
             Errno::EAGAIN,
         ))
+    }
+
+    /// Calls `visit` with each entry of a family, and what the kernel has counted for the entry (0 unless
+    /// `net.netfilter.nf_conntrack_acct` is set). While the kernel resizes its table, entries may come twice or not at all.
+    ///
+    /// Errors: the kernel refuses to list entries.
+    pub fn list(
+        &mut self,
+        family: Family,
+        mut visit: impl FnMut(&Flow, Volume),
+    ) -> Result<(), Error> {
+        self.walks += 1;
+        let mut seen = 0;
+        let reply = self.connection.ask(
+            wire::GET,
+            flag::DUMP,
+            &header(Some(family)),
+            |_| {},
+            |message| {
+                seen += 1;
+                if let Ok(Some((flow, _))) = wire::read(message) {
+                    visit(&flow, wire::read_volume(message)?);
+                }
+                Ok(())
+            },
+        )?;
+        self.entries_seen += seen;
+        match reply {
+            Reply::Done | Reply::Interrupted => Ok(()),
+            Reply::Refused(errno) => Err(failed("list conntrack entries")(errno)),
+        }
     }
 
     fn delete_all(&mut self, family: Family, handles: &[wire::Handle]) -> Result<usize, Error> {

@@ -10,5 +10,5 @@ mod foreign;
 #[cfg(test)]
 mod testing;
 
-pub use conntrack::{Conntrack, Flow, FlowFilter};
+pub use conntrack::{Conntrack, Flow, FlowFilter, Volume};
 pub use foreign::{BaseChain, ForeignRuleset, Leftovers, leftovers};

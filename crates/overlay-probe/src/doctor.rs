@@ -1,12 +1,8 @@
 //! `portolan doctor`: requests a measurement from the daemon of this node, and prints the report.
 //!
-//! The daemon listens on a socket of the network namespace (`@portolan-doctor`, unix(7)): no file, so that the command
-//! works in the daemon's container and on the host alike, and nothing outside the node can reach it. Such a name
-//! has no owner, so each side checks the user of the other: root, or its own user.
+//! The daemon listens on a socket of the network namespace, `@portolan-doctor` ([`crate::local_socket`]).
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net as unix;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +10,6 @@ use super::measurement::Measurement;
 use anyhow::{Context, bail, ensure};
 use futures::StreamExt;
 use futures::stream;
-use nix::sys::socket::getsockopt;
-use nix::sys::socket::sockopt::PeerCredentials;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -24,11 +18,12 @@ use tokio_util::sync::CancellationToken;
 use super::Shared;
 use super::directory::Target;
 use super::firewall::{notes, untraceable};
+use super::local_socket;
 use super::measure::Pair;
 
 mod print;
 
-const SOCKET: &[u8] = b"portolan-doctor";
+const SOCKET: &str = "portolan-doctor";
 /// Measuring the slowest peer takes about 10 s, and there are several at a time.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The daemon waits this long for a request.
@@ -98,7 +93,7 @@ impl DoctorReport {
 pub(super) async fn serve(shared: Arc<Shared>, cancel: CancellationToken) {
     let serving = async {
         loop {
-            match listen() {
+            match local_socket::listen(SOCKET) {
                 Ok(listener) => accept(&listener, &shared).await,
                 Err(error) => tracing::warn!(
                     error = format!("{error:#}"),
@@ -109,13 +104,6 @@ pub(super) async fn serve(shared: Arc<Shared>, cancel: CancellationToken) {
         }
     };
     cancel.run_until_cancelled(serving).await;
-}
-
-fn listen() -> anyhow::Result<UnixListener> {
-    let address = unix::SocketAddr::from_abstract_name(SOCKET)?;
-    let listener = unix::UnixListener::bind_addr(&address).context("binding its socket")?;
-    listener.set_nonblocking(true)?;
-    Ok(UnixListener::from_std(listener)?)
 }
 
 /// Serves one request at a time.
@@ -129,7 +117,7 @@ async fn accept(listener: &UnixListener, shared: &Shared) {
 
 async fn answer(mut stream: UnixStream, shared: &Shared) -> anyhow::Result<()> {
     let uid = stream.peer_cred()?.uid();
-    ensure!(is_trusted(uid), "request by user {uid}");
+    ensure!(local_socket::may_ask(uid), "request by user {uid}");
     let mut line = String::new();
     let (read, mut write) = stream.split();
     let mut read = tokio::io::BufReader::new(tokio::io::AsyncReadExt::take(read, MAX_REQUEST));
@@ -142,10 +130,6 @@ async fn answer(mut stream: UnixStream, shared: &Shared) -> anyhow::Result<()> {
     text.push(b'\n');
     write.write_all(&text).await?;
     Ok(())
-}
-
-fn is_trusted(uid: u32) -> bool {
-    uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
 async fn examine(shared: &Shared, to: Option<&str>) -> DoctorReport {
@@ -198,15 +182,9 @@ async fn examine(shared: &Shared, to: Option<&str>) -> DoctorReport {
 
 /// Requests a report from the daemon of this network namespace.
 pub fn ask(to: Option<&str>) -> anyhow::Result<DoctorReport> {
-    let address = unix::SocketAddr::from_abstract_name(SOCKET)?;
-    let mut stream = unix::UnixStream::connect_addr(&address).context(
+    let mut stream = local_socket::connect(SOCKET).context(
         "cannot reach the portolan daemon on this node. Is it running with --overlay vxlan, and is this command in the host network namespace?",
     )?;
-    let uid = getsockopt(&stream, PeerCredentials)?.uid();
-    ensure!(
-        is_trusted(uid),
-        "user {uid} listens on the daemon's socket @portolan-doctor: stop that process"
-    );
     stream.set_read_timeout(Some(PATIENCE))?;
     let request = Request {
         to: to.map(str::to_owned),

@@ -26,6 +26,7 @@ pub mod doctor;
 mod environment;
 mod finding;
 mod firewall;
+pub mod local_socket;
 mod measure;
 mod measurement;
 mod offload;

@@ -26,6 +26,7 @@ use crate::counters::Counters;
 use crate::events::{Recorder, ServiceEvents};
 use crate::metrics::Metrics;
 use crate::observer::{Commit, Observer};
+use crate::operator::{self, Origin, SharedFallbacks};
 use crate::overlay::probes::{self, ProbeReports};
 use crate::overlay::{self, NodeEvents, OverlayConfig, SharedOverlayStatus};
 use crate::parts::{Parts, parts};
@@ -69,6 +70,7 @@ struct Published {
     overlay: SharedOverlayStatus,
     probes: SharedProbeStatus,
     alarm: SharedAlarm,
+    fallbacks: SharedFallbacks,
 }
 
 impl Published {
@@ -84,6 +86,7 @@ impl Published {
             overlay: SharedOverlayStatus::default(),
             probes: SharedProbeStatus::default(),
             alarm: SharedAlarm::default(),
+            fallbacks: SharedFallbacks::default(),
         }
     }
 }
@@ -103,6 +106,13 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     let writer = server.as_ref().map(|server| server.writer.clone());
     let recorder = Recorder::start(parts, writer.clone(), node.node_name.clone());
     let http = start_http(effective, parts, &published, &recorder)?;
+    let origin = match &server {
+        Some(server) => Origin::ApiServer(server.reader.clone()),
+        None => Origin::Directory(effective.api_server.manifests.clone().unwrap_or_default()),
+    };
+    let listeners = vec![("health", http.health), ("metrics", http.metrics)];
+    let sources = operator_sources(effective, &node, &published, origin, listeners);
+    let operator = operator::start(parts, sources)?;
     let (sender, events) = mpsc::channel(EVENTS);
     let sender = match overlay {
         None => sender,
@@ -122,12 +132,29 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     };
     config::follow(parts, configuration, live_config)?;
     match effective.service_proxy {
-        true => start_services(effective, parts, live, events, published, recorder, &http).await,
+        true => {
+            let services = Services {
+                published,
+                recorder,
+                http: http.runtime,
+                operator,
+            };
+            start_services(effective, parts, live, events, services).await
+        }
         false => {
             ignore(parts, events);
             Ok(())
         }
     }
+}
+
+/// What the service proxy shares with other parts.
+struct Services {
+    published: Published,
+    recorder: Recorder,
+    /// The runtime that serves ports.
+    http: Handle,
+    operator: operator::Follower,
 }
 
 /// Starts what serves Services: tables, control loop and what follows its commits.
@@ -136,13 +163,18 @@ async fn start_services(
     parts: &Parts,
     config: LiveNodeConfig,
     events: Events,
-    published: Published,
-    recorder: Recorder,
-    http: &Handle,
+    services: Services,
 ) -> Result<()> {
+    let Services {
+        published,
+        recorder,
+        http,
+        operator,
+    } = services;
     let addresses = node_addresses::follow(parts).await?;
     let without = config::features(effective)?;
     let tables = tables::open(parts, effective.table_owner, &without)?;
+    published.fallbacks.store(Arc::new(tables.fallbacks));
     let adopted = tables.are_adopted.then(last_sync::adopted);
     let missing_sysctls = sysctl::apply(&effective.conntrack);
     let (cleaner, forget) = conntrack::start(parts, published.metrics.clone())?;
@@ -158,7 +190,7 @@ async fn start_services(
         metrics: published.metrics.clone(),
         recorder,
     };
-    let health_checks = health_checks::start(parts, http, config.clone(), reports);
+    let health_checks = health_checks::start(parts, &http, config.clone(), reports);
     let observers: Vec<Box<dyn Observer>> = vec![
         Box::new(published.metrics.clone()),
         Box::new(published.metrics.no_local_endpoints()),
@@ -168,6 +200,7 @@ async fn start_services(
         Box::new(cleaner),
         Box::new(FirstSync(Some(first_sync))),
         Box::new(localhost::start(parts, &Handle::current(), config.clone())),
+        Box::new(operator),
     ];
     let reports = Reports {
         status: published.status,
@@ -223,7 +256,7 @@ fn start_http(
     parts: &Parts,
     published: &Published,
     recorder: &Recorder,
-) -> Result<Handle> {
+) -> Result<http::Ports> {
     let has_overlay = effective.overlay.is_some();
     let sources = http::Sources {
         status: effective.service_proxy.then(|| published.status.clone()),
@@ -240,7 +273,29 @@ fn start_http(
         metrics: listeners.metrics,
         hard_fail: listeners.hard_fail,
     };
-    Ok(http::start(parts, addresses, sources)?.runtime)
+    http::start(parts, addresses, sources)
+}
+
+fn operator_sources(
+    effective: &Effective,
+    node: &NodeConfig,
+    published: &Published,
+    origin: Origin,
+    listeners: Vec<operator::Bound>,
+) -> operator::Sources {
+    let has_overlay = effective.overlay.is_some();
+    operator::Sources {
+        node: node.node_name.clone(),
+        status: effective.service_proxy.then(|| published.status.clone()),
+        configz: published.configz.clone(),
+        metrics: published.metrics.clone(),
+        overlay: has_overlay.then(|| published.overlay.clone()),
+        probes: published.probes.clone(),
+        alarm: published.alarm.clone(),
+        origin,
+        fallbacks: published.fallbacks.clone(),
+        listeners,
+    }
 }
 
 /// Makes the configuration of the probes on this node, if they are on.

@@ -29,11 +29,38 @@ pub enum Command {
     /// Run the service proxy on this node. Its rules stay in place when it exits
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Run(RunArgs),
-    /// Print the nftables rules for a directory of manifests, without touching the kernel
+    /// Print one screen about the daemon of this node: source, sync, commits, problems, overlay, kernel
+    #[command(after_help = "\
+Exit codes:
+  0  everything known is in the kernel, or this daemon is on standby
+  1  starting or degraded: the reasons are printed
+  2  no daemon answers, the user may not ask, or invalid flags")]
+    Status(StatusArgs),
+    /// List Services with their frontends, endpoints and connections on this node, or describe one
+    #[command(after_help = "\
+Exit codes:
+  0  printed
+  2  no such Service, no daemon answers, the user may not ask, or invalid flags")]
+    Services(ServicesArgs),
+    /// Explain step by step what becomes of a connection on this node
+    #[command(after_help = "\
+Exit codes:
+  0  goes to an endpoint, or no rule of Portolan concerns it
+  1  refused or dropped: the reason is printed
+  2  could not be traced, no daemon answers, the user may not ask, or invalid flags")]
+    Trace(TraceArgs),
+    /// Compare the kernel's tables with what this node should have
+    #[command(after_help = "\
+Exit codes:
+  0  the same
+  1  they differ: each difference is printed
+  2  could not be compared, no daemon answers, the user may not ask, or invalid flags")]
+    Verify(VerifyArgs),
+    /// Print the nftables rules for a directory of manifests, or those in the kernel (--live)
     #[command(after_help = "\
 Exit codes:
   0  everything was rendered
-  1  the directory or a flag of the node cannot be used, or objects or fields were ignored
+  1  the directory or a flag of the node cannot be used, objects or fields were ignored, or a table is not there
   2  invalid flags")]
     Render(RenderArgs),
     /// Remove rules from this node: Portolan's own, or what kube-proxy left behind (--kube-proxy)
@@ -108,6 +135,62 @@ pub struct RunArgs {
     pub arguments: Vec<String>,
 }
 
+/// `portolan status`
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    /// Print the status again every second, until interrupted
+    #[arg(long)]
+    pub watch: bool,
+
+    /// Wait until the status is good
+    #[arg(long)]
+    pub wait: bool,
+
+    /// Time that --wait waits, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub timeout: u64,
+
+    /// Format of the status
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub output: OutputForm,
+}
+
+/// `portolan services`
+#[derive(Clone, Debug, Args)]
+pub struct ServicesArgs {
+    /// Service to describe, with its endpoints [default: list all]
+    #[arg(value_name = "[NAMESPACE/]NAME")]
+    pub name: Option<String>,
+
+    /// Format of the report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub output: OutputForm,
+}
+
+/// `portolan trace`
+#[derive(Clone, Debug, Args)]
+pub struct TraceArgs {
+    /// Address of the client, or `node` for this node itself
+    #[arg(long, value_name = "IP")]
+    pub from: String,
+
+    /// Destination of the connection; /udp and /sctp for other protocols than TCP
+    #[arg(long, value_name = "IP:PORT[/PROTOCOL]")]
+    pub to: String,
+
+    /// Format of the report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub output: OutputForm,
+}
+
+/// `portolan verify`
+#[derive(Clone, Debug, Args)]
+pub struct VerifyArgs {
+    /// Format of the report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub output: OutputForm,
+}
+
 /// `portolan cleanup`
 #[derive(Clone, Debug, Args)]
 pub struct CleanupArgs {
@@ -147,8 +230,17 @@ pub struct ApiServerArgs {
 #[derive(Clone, Debug, Args)]
 pub struct RenderArgs {
     /// Directory of manifests
-    #[arg(long, value_name = "DIR", help_heading = "Source")]
-    pub manifests: PathBuf,
+    #[arg(
+        long,
+        value_name = "DIR",
+        help_heading = "Source",
+        required_unless_present = "live"
+    )]
+    pub manifests: Option<PathBuf>,
+
+    /// Print Portolan's tables as the kernel has them; needs CAP_NET_ADMIN, and no nft
+    #[arg(long, help_heading = "Source", conflicts_with = "manifests")]
+    pub live: bool,
 
     /// Interface addresses to assume, for CIDRs in --nodeport-addresses
     #[arg(

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use k8s_openapi::jiff::Timestamp;
@@ -45,6 +45,11 @@ impl Configz {
             let _ = writeln!(text, "{name}={value}");
         }
         text
+    }
+
+    /// Time since the start.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.0.elapsed()
     }
 
     /// Version, start and uptime.

@@ -68,6 +68,16 @@ pub fn check(features: &Features) -> Result<()> {
     Ok(())
 }
 
+/// The missing features and their fallbacks, one line each.
+pub fn fallbacks(features: &Features) -> Vec<String> {
+    let missing = features.iter().filter(|(_, found)| found.is_err());
+    let lines = missing.map(|(feature, _)| match consequence(features, feature) {
+        Without::Refused => format!("{feature}: required"),
+        Without::Instead(instead) => format!("{feature}: {instead}"),
+    });
+    lines.collect()
+}
+
 /// Consequence on this kernel: without the owner flag, the persist flag is of no use either.
 fn consequence(features: &Features, feature: Feature) -> Without {
     match feature {

@@ -14,6 +14,7 @@
 //! * [`capabilities`] makes permitted capabilities effective, for the image's file capabilities.
 //! * [`memory`] returns memory to the kernel after the first list.
 //! * [`takeover`] removes what kube-proxy left behind; [`cleanup`] does so on demand, or removes Portolan's rules.
+//! * [`operator`] answers what the daemon does and why, for `portolan status`, `services`, `trace` and `verify`.
 //! * [`render`] prints the tables for a directory of manifests.
 
 // Nobody reads generated documentation of a program.
@@ -45,6 +46,7 @@ pub mod memory;
 pub mod metrics;
 pub mod node_addresses;
 pub mod observer;
+pub mod operator;
 pub mod overlay;
 pub mod parts;
 pub mod program;

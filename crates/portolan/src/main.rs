@@ -8,7 +8,7 @@ use kube_proxy_config::Dialect;
 use overlay_probe::doctor;
 use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, VersionArgs};
 use portolan::program::Program;
-use portolan::{api_server, capabilities, cleanup, copy, daemon, features, log, render};
+use portolan::{api_server, capabilities, cleanup, copy, daemon, features, log, operator, render};
 
 /// With musl's own allocator `render` of 5,000 Services of 10 endpoints takes three to four times as long as with glibc's.
 /// The image's environment sets how soon mimalloc gives memory back.
@@ -34,6 +34,10 @@ fn main() -> ExitCode {
 fn portolan() -> ExitCode {
     exit_code(match Cli::parse().command {
         Command::Run(args) => return daemon::main(Dialect::Portolan, &args.arguments),
+        Command::Status(args) => return operator::run_status(&args),
+        Command::Services(args) => return operator::run_services(&args),
+        Command::Trace(args) => return operator::run_trace(&args),
+        Command::Verify(args) => return operator::run_verify(&args),
         Command::Render(args) => log::start(&args.log.logging()).and_then(|()| render::run(&args)),
         Command::Cleanup(args) => {
             log::start(&args.log.logging()).and_then(|()| cleanup::run(&args))

@@ -1,10 +1,14 @@
 //! `portolan render`: the tables for a directory of manifests, as text for `nft -f`.
 //!
-//! Uses the same decoding, plan and layout as `portolan run`, without a kernel.
+//! Uses the same decoding, plan and layout as `portolan run`, without a kernel. With `--live`, the tables of the kernel as
+//! the same text.
 
 use std::io::Write;
 use std::sync::Arc;
 
+use anyhow::Context;
+use nft::{Backend, Kernel};
+use service_dataplane::layout;
 use service_model::Family;
 
 use crate::cli::RenderArgs;
@@ -29,7 +33,7 @@ pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
     let (first, last) = effective.api_server.node_port_range;
     let proxy_name = effective.services.service_proxy_name.as_deref();
     let source = ManifestsConfig {
-        dir: args.manifests.clone(),
+        dir: args.manifests.clone().unwrap_or_default(),
         node_ports: first..=last,
         proxy_name: proxy_name.map(Arc::from),
     };
@@ -62,9 +66,38 @@ pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
     Ok(Rendered { text, problems })
 }
 
+/// Reads the tables of the kernel. A missing one is a problem, except for the overlay's, which not every node has.
+///
+/// # Errors
+/// The kernel refuses to list tables, as without CAP_NET_ADMIN.
+pub fn live(only: Option<Family>) -> anyhow::Result<Rendered> {
+    let (mut text, mut problems) = (String::new(), Vec::new());
+    for name in [layout::TABLE, vxlan_overlay::TABLE] {
+        let mut kernel = Kernel::open_to_read(name.into()).context("cannot open nftables")?;
+        for family in Family::ALL {
+            if only.is_some_and(|only| only != family) {
+                continue;
+            }
+            let listed = kernel.list(family);
+            let table = listed.with_context(|| format!("cannot read table {family} {name}"))?;
+            match table {
+                Some(table) => text.push_str(&nft::text::table(&table)),
+                None if name == layout::TABLE => problems.push(format!(
+                    "table {family} {name}: not there, or another program has added rules that cannot be read"
+                )),
+                None => {}
+            }
+        }
+    }
+    Ok(Rendered { text, problems })
+}
+
 /// Prints the tables, and problems to standard error. Returns false if there were problems.
 pub fn run(args: &RenderArgs) -> anyhow::Result<bool> {
-    let rendered = render(args)?;
+    let rendered = match args.live {
+        true => live(args.family)?,
+        false => render(args)?,
+    };
     // The reader may close the pipe early (`portolan render | head`).
     let _ = std::io::stdout().write_all(rendered.text.as_bytes());
     for problem in &rendered.problems {

@@ -19,6 +19,8 @@ pub(crate) struct Tables {
     pub(crate) guard: Option<Guard<Kernel>>,
     /// An earlier process has left the tables of both families. Each of its commits was complete, so they are.
     pub(crate) are_adopted: bool,
+    /// Missing kernel features and their fallbacks, one line each.
+    pub(crate) fallbacks: Vec<String>,
 }
 
 /// Opens the tables in the network namespace of the calling thread. With `own`, the tables get the owner flag, so that no
@@ -59,5 +61,6 @@ pub(crate) fn open(parts: &Parts, own: bool, without: &[Feature]) -> Result<Tabl
         foreign,
         guard,
         are_adopted,
+        fallbacks: features::fallbacks(&features),
     })
 }

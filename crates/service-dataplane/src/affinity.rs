@@ -6,9 +6,9 @@
 //! deletes those that are still stale.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use nft::{Data, Element, Family, Name};
+use nft::{Bytes, Data, Element, Family, Name, Protocol};
 
 use crate::layout::SetId;
 
@@ -62,6 +62,20 @@ impl AffinityCheck {
         };
         entries.into_iter().filter(is_stale).collect()
     }
+}
+
+/// The endpoint that a client keeps by these entries of the map, if it has one.
+pub fn kept(
+    family: Family,
+    entries: &[Element],
+    client: IpAddr,
+    protocol: Protocol,
+    group: u32,
+) -> Option<SocketAddr> {
+    let key = Bytes::new().address(client).protocol(protocol).group(group);
+    let entry = entries.iter().find(|entry| entry.key == key)?;
+    let (_, (address, port)) = read(family, entry)?;
+    Some(SocketAddr::new(address, port))
 }
 
 /// Client . protocol . group : endpoint address . port.

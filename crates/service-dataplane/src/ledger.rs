@@ -124,6 +124,43 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
+    /// The state after these intents, without the changes that lead there.
+    pub(crate) fn of(intents: impl IntoIterator<Item = Arc<ServiceIntent>>) -> Ledger {
+        let mut ledger = Ledger::default();
+        for intent in intents {
+            ledger.replace(Update {
+                service: intent.service.clone(),
+                intent: Some(intent),
+            });
+        }
+        ledger
+    }
+
+    /// The Service that has the frontend of a claim, and the frontend.
+    pub(crate) fn holder(&self, claim: &Claim) -> Option<(&ObjectName, Frontend)> {
+        let frontend = self.effective(claim)?;
+        let holder = self.claims.get(claim)?.first()?.service();
+        Some((holder, frontend))
+    }
+
+    /// Whether any Service has the address as its cluster IP.
+    pub(crate) fn is_cluster_ip(&self, address: IpAddr) -> bool {
+        let at = self.addresses.get(&address);
+        at.is_some_and(|at| !at.cluster_ip_of.is_empty())
+    }
+
+    /// Every contested frontend, each pair of Services once.
+    pub(crate) fn conflicts(&self) -> Vec<Conflict> {
+        let mut all = Vec::new();
+        for service in self.intents.keys() {
+            let lost = self.conflicts_of(service).into_iter();
+            all.extend(lost.filter(|conflict| conflict.loser == *service));
+        }
+        all.sort_by_key(|conflict| (conflict.claim, conflict.loser.clone()));
+        all.dedup();
+        all
+    }
+
     /// Applies one update for each Service of a batch.
     pub(crate) fn apply(&mut self, updates: Vec<Update>) -> Applied {
         let mut applied = Applied::default();

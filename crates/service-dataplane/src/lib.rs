@@ -5,6 +5,7 @@
 //! * `ledger` holds what every Service requests, settles conflicts and counts shared elements; its
 //!   changes are derived, never written by hand.
 //! * [`conntrack`] and [`affinity`] say which conntrack and affinity entries a change makes stale.
+//! * [`predict`] says what the table does with a packet, and why.
 //! * [`Dataplane`] keeps a [`nft::Backend`] equal to the ledger: commits, repairs, quarantines.
 //! * [`guard`] keeps established connections translated where the kernel cannot keep the table itself.
 //!
@@ -16,6 +17,7 @@ pub mod conntrack;
 pub mod guard;
 pub mod layout;
 mod ledger;
+pub mod predict;
 pub mod render;
 #[cfg(test)]
 mod samples;

@@ -19,7 +19,7 @@ use crate::facts::NodeFacts;
 use crate::objects::{
     EndpointSlice, Family, ObjectEvent, ObjectName, Protocol, Service, ServiceType, TriggerTime,
 };
-use crate::plan::{Plan, plan};
+use crate::plan::{Plan, PortChoices, explain, plan};
 
 /// See the module. Plain data, owned by one task.
 #[derive(Debug, Default)]
@@ -132,6 +132,17 @@ impl Index {
     pub fn plan(&self, name: &ObjectName, facts: &NodeFacts) -> Option<Plan> {
         let (service, slices) = self.programmed(name)?;
         Some(plan(service, slices, facts))
+    }
+
+    /// Why each endpoint of a Service takes new connections on this node or does not; None as for [`Index::plan`].
+    pub fn explain(&self, name: &ObjectName, facts: &NodeFacts) -> Option<Vec<PortChoices>> {
+        let (service, slices) = self.programmed(name)?;
+        Some(explain(service, slices, facts))
+    }
+
+    /// The last version of a Service.
+    pub fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
+        self.entries.get(name)?.service.as_ref()
     }
 
     fn programmed(&self, name: &ObjectName) -> Option<(&Service, &[Arc<EndpointSlice>])> {

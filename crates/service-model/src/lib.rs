@@ -8,7 +8,7 @@
 //! * [`Index`] joins EndpointSlices to Services in any order and says which Services are dirty.
 //! * [`select`] is the one endpoint-selection function; its comment is the specification.
 //! * [`plan`] turns a Service, its endpoints and the facts about this node into a [`ServiceIntent`],
-//!   in no firewall's terms, and names what this node ignores.
+//!   in no firewall's terms, and names what this node ignores; [`plan::explain`] says why each endpoint is used or not.
 
 pub mod facts;
 mod index;
@@ -32,5 +32,5 @@ pub use objects::{
     ObjectName, Protocol, Service, ServiceCidr, ServiceOptions, ServicePort, ServiceType,
     SlicePort, TrafficPolicy, TriggerTime, Watched,
 };
-pub use plan::Plan;
+pub use plan::{Choice, EndpointChoice, Plan, PortChoices};
 pub use printable::printable;

@@ -7,6 +7,7 @@
 
 mod affinity;
 mod endpoints;
+mod explain;
 mod external;
 
 #[cfg(test)]
@@ -23,6 +24,7 @@ use crate::intent::{
 };
 use crate::objects::{EndpointSlice, Family, Invalid, Service, ServicePort, TrafficPolicy};
 use crate::select::{Selection, select};
+pub use explain::{Choice, EndpointChoice, PortChoices, explain};
 use external::ExternalAddresses;
 
 /// What [`plan`] returns.

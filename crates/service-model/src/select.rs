@@ -2,6 +2,8 @@
 //!
 //! [`crate::plan`] gathers the endpoints of a Service port before and turns the selection into frontends after.
 
+use std::sync::Arc;
+
 use crate::facts::NodeFacts;
 use crate::intent::Backend;
 use crate::objects::{Conditions, Hints};
@@ -15,6 +17,8 @@ pub struct Candidate<'a> {
     pub conditions: Conditions,
     /// Where it should be used from.
     pub hints: Option<&'a Hints>,
+    /// The node it runs on.
+    pub node: Option<&'a Arc<str>>,
 }
 
 /// The endpoints that take new connections to one Service port in one address family, on one node.
@@ -119,6 +123,7 @@ mod tests {
                         terminating: letters.contains('t'),
                     },
                     hints: (hints[i] != Hints::default()).then_some(&hints[i]),
+                    node: None,
                 }
             })
             .collect();

@@ -86,7 +86,7 @@ pub(super) fn kube_proxy_config(
 }
 
 /// The settings as flags of `portolan run`.
-pub(super) fn portolan_flags(cluster: &Cluster, node: &Node) -> Vec<String> {
+pub fn portolan_flags(cluster: &Cluster, node: &Node) -> Vec<String> {
     let settings = &cluster.settings;
     let mut flags = vec![
         format!("--hostname-override={}", node.name),

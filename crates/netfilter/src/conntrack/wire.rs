@@ -6,7 +6,7 @@ use netlink::{Attributes, Malformed, Message, Writer, be32};
 use nft::Protocol;
 use nft::wire::header::attributes;
 
-use super::{Flow, FlowFilter};
+use super::{Flow, FlowFilter, Volume};
 
 /// `NFNL_SUBSYS_CTNETLINK`
 const SUBSYSTEM: u16 = 1;
@@ -19,12 +19,14 @@ pub(super) const DELETE: u16 = SUBSYSTEM << 8 | 2;
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
+const COUNTERS_ORIG: u16 = 9;
+const COUNTERS_REPLY: u16 = 10;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
 const STATUS_MASK: u16 = 26;
 
-// `enum ctattr_tuple`, `enum ctattr_ip`, `enum ctattr_l4proto`, `enum ctattr_filter`
+// `enum ctattr_tuple`, `enum ctattr_ip`, `enum ctattr_l4proto`, `enum ctattr_counters`, `enum ctattr_filter`
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 const V4_SRC: u16 = 1;
@@ -34,6 +36,8 @@ const V6_DST: u16 = 4;
 const PROTO_NUM: u16 = 1;
 const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
+const COUNTERS_PACKETS: u16 = 1;
+const COUNTERS_BYTES: u16 = 2;
 const FILTER_ORIG_FLAGS: u16 = 1;
 const FILTER_REPLY_FLAGS: u16 = 2;
 
@@ -127,6 +131,27 @@ pub(super) fn read(message: &Message<'_>) -> Result<Option<(Flow, Handle)>, Malf
     };
     let tuple = original.to_vec();
     Ok(Some((flow, Handle { tuple, id, zone })))
+}
+
+/// Reads what an entry has counted, in both directions together; nothing where the kernel does not count.
+pub(super) fn read_volume(message: &Message<'_>) -> Result<Volume, Malformed> {
+    let mut volume = Volume::default();
+    for attribute in attributes(message)? {
+        let attribute = attribute?;
+        if !matches!(attribute.kind, COUNTERS_ORIG | COUNTERS_REPLY) {
+            continue;
+        }
+        for part in Attributes::new(attribute.payload) {
+            let part = part?;
+            let number = || part.payload.try_into().map_or(0, u64::from_be_bytes);
+            match part.kind {
+                COUNTERS_PACKETS => volume.packets += number(),
+                COUNTERS_BYTES => volume.bytes += number(),
+                _ => {}
+            }
+        }
+    }
+    Ok(volume)
 }
 
 struct Tuple {

@@ -96,6 +96,12 @@ pub struct ApiClient {
 }
 
 impl ApiClient {
+    /// URLs of the API servers, in the order in which they are asked.
+    pub fn server_names(&self) -> Vec<String> {
+        let servers = self.servers.in_turn().into_iter();
+        servers.map(|server| server.name.to_string()).collect()
+    }
+
     /// Keeps connections for the next request.
     pub(super) fn reader(servers: Arc<Servers>, observer: RequestObserver) -> Self {
         ApiClient {

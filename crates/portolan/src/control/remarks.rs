@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use nft::Backend;
 use object_source::Problem;
-use service_dataplane::{Claim, SyncOutcome};
-use service_model::{FrontendAddress, Invalid};
+use service_dataplane::SyncOutcome;
+use service_model::Invalid;
 
 use super::Control;
 use super::problem_log::Contest;
@@ -27,7 +27,8 @@ impl<B: Backend> Control<B> {
                     loser,
                     claims,
                 } = contest;
-                let named: Vec<String> = claims.iter().take(NAMED).map(frontend).collect();
+                let named: Vec<String> =
+                    claims.iter().take(NAMED).map(ToString::to_string).collect();
                 tracing::warn!(frontends = claims.len(), first = named.join("; "), %winner, %loser,
                     "two Services claim the same frontends; the winner keeps them");
             }
@@ -55,22 +56,6 @@ impl<B: Backend> Control<B> {
             notes.push("standing by: another process owns the tables".to_owned());
         }
         notes
-    }
-}
-
-/// `cluster IP 10.96.0.1, port 80/TCP`
-fn frontend(claim: &Claim) -> String {
-    let Claim {
-        address,
-        protocol,
-        port,
-    } = claim;
-    match address {
-        FrontendAddress::ClusterIp(ip) => format!("cluster IP {ip}, port {port}/{protocol}"),
-        FrontendAddress::External(ip) => format!("external IP {ip}, port {port}/{protocol}"),
-        FrontendAddress::NodePort(family) => {
-            format!("{} node port {port}/{protocol}", family.api_name())
-        }
     }
 }
 

@@ -41,6 +41,7 @@ pub(super) fn candidates<'a>(
                 },
                 conditions: endpoint.conditions,
                 hints: endpoint.hints.as_deref(),
+                node: endpoint.node.as_ref(),
             }));
         }
     }

@@ -1,0 +1,366 @@
+//! The daemon's knowledge as far as commands ask for it: a second owner of the objects, built from notices of the control
+//! loop ([`super::notices`]). Objects are shared with the control loop; plans are made anew for each request, by the same
+//! pure functions.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use object_source::{SourceEvent, Subject};
+use service_dataplane::Conflict;
+use service_dataplane::predict::Frontends;
+use service_model::{
+    Index, NodeFacts, ObjectEvent, ObjectKind, ObjectName, Plan, PortChoices, Service, Watched,
+};
+
+use super::documents::Latency;
+use super::notices::{Committed, Notice};
+
+/// Durations that are kept.
+const DURATIONS: usize = 1_000;
+/// Problems of one object that are kept.
+const OF_OBJECT: usize = 8;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Catalog {
+    index: Index,
+    facts: Option<Arc<NodeFacts>>,
+    /// Objects and files with a problem that the source reported.
+    problems: BTreeMap<Subject, Vec<String>>,
+    /// What planning ignores, by Service. Brought up to date when asked for.
+    ignored: BTreeMap<ObjectName, Vec<String>>,
+    ignored_by: Option<Arc<NodeFacts>>,
+    /// Services that have changed since `ignored` was brought up to date.
+    unplanned: BTreeSet<ObjectName>,
+    outages: BTreeMap<ObjectKind, String>,
+    quarantined: BTreeMap<ObjectName, String>,
+    /// Counts changes of what plans depend on.
+    version: u64,
+    conflicts: Option<(u64, Vec<Conflict>)>,
+    last_event: Option<SystemTime>,
+    commits: Commits,
+}
+
+/// Commits so far.
+#[derive(Debug, Default)]
+pub(super) struct Commits {
+    pub(super) count: u64,
+    pub(super) failed: u64,
+    pub(super) last: Option<SystemTime>,
+    pub(super) repairs: u64,
+    pub(super) last_repair: Option<SystemTime>,
+    durations: VecDeque<Duration>,
+    programming: VecDeque<Duration>,
+}
+
+impl Catalog {
+    /// Applies one notice.
+    pub(super) fn apply(&mut self, notice: Notice) {
+        if matches!(notice, Notice::Event(..) | Notice::Facts(_)) {
+            self.version += 1;
+        }
+        match notice {
+            Notice::Event(event, at) => {
+                self.last_event = Some(at);
+                self.event(event);
+                self.unplanned.extend(self.index.take_dirty());
+                // The control loop's own index is for metrics.
+                self.index.take_triggers();
+            }
+            Notice::Facts(facts) => self.facts = Some(facts),
+            Notice::Committed(commit) => self.commits.add(&commit),
+            Notice::Failed => self.commits.failed += 1,
+            Notice::Judged(committed, refused) => {
+                committed.iter().for_each(|service| {
+                    self.quarantined.remove(service);
+                });
+                self.quarantined.extend(refused);
+            }
+        }
+    }
+
+    fn event(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Service(event) => {
+                self.renew(&event);
+                self.index.service_event(event);
+            }
+            SourceEvent::EndpointSlice(event) => {
+                self.renew(&event);
+                self.index.slice_event(event);
+            }
+            SourceEvent::Node(event) => self.renew(&event),
+            SourceEvent::ServiceCidr(event) => self.renew(&event),
+            SourceEvent::Problem(problem) => {
+                let known = self.problems.entry(problem.subject()).or_default();
+                if problem.is_whole() {
+                    known.clear();
+                }
+                let text = problem.to_string();
+                if known.len() < OF_OBJECT && !known.contains(&text) {
+                    known.push(text);
+                }
+            }
+            SourceEvent::Solved(subject) => {
+                self.problems.remove(&subject);
+            }
+            SourceEvent::Connection { kind, state } => match state {
+                Ok(()) => {
+                    self.outages.remove(&kind);
+                }
+                Err(outage) => {
+                    self.outages.insert(kind, outage.to_string());
+                }
+            },
+        }
+    }
+
+    /// Forgets the problems of objects that come anew or are gone.
+    fn renew<T: Watched>(&mut self, event: &ObjectEvent<T>) {
+        let kind = T::KIND;
+        match event {
+            ObjectEvent::Apply(object) => {
+                let subject = Subject::Object(kind, object.name().clone());
+                self.problems.remove(&subject);
+            }
+            ObjectEvent::Delete(name) => {
+                self.problems.remove(&Subject::Object(kind, name.clone()));
+            }
+            ObjectEvent::Reset { invalid, .. } => {
+                let invalid: BTreeSet<&ObjectName> = invalid.iter().collect();
+                self.problems.retain(|subject, _| match subject {
+                    Subject::Object(of, name) => *of != kind || invalid.contains(name),
+                    Subject::File(_) => true,
+                });
+            }
+        }
+    }
+
+    /// The facts in force; `None` before the first commit.
+    pub(super) fn facts(&self) -> Option<&Arc<NodeFacts>> {
+        self.facts.as_ref()
+    }
+
+    /// Commits so far.
+    pub(super) fn commits(&self) -> &Commits {
+        &self.commits
+    }
+
+    /// When the last object was received.
+    pub(super) fn last_event(&self) -> Option<SystemTime> {
+        self.last_event
+    }
+
+    /// Kinds that are not being watched, and why.
+    pub(super) fn outages(&self) -> &BTreeMap<ObjectKind, String> {
+        &self.outages
+    }
+
+    /// Services that the kernel refused at their last change.
+    pub(super) fn quarantined(&self) -> &BTreeMap<ObjectName, String> {
+        &self.quarantined
+    }
+
+    /// Number of Services and of endpoints.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.index.service_count(), self.index.endpoint_count())
+    }
+
+    /// All Services, in the order of their names.
+    pub(super) fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        let names = self.index.service_names();
+        names.filter_map(|name| self.index.service(name))
+    }
+
+    /// A Service.
+    pub(super) fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
+        self.index.service(name)
+    }
+
+    /// The plan of a Service; `None` if nothing is programmed for it, or before the first commit.
+    pub(super) fn plan(&self, name: &ObjectName) -> Option<Plan> {
+        self.index.plan(name, self.facts.as_deref()?)
+    }
+
+    /// Why each endpoint of a Service is used or not.
+    pub(super) fn explain(&self, name: &ObjectName) -> Vec<PortChoices> {
+        let facts = self.facts.as_deref();
+        let explained = facts.and_then(|facts| self.index.explain(name, facts));
+        explained.unwrap_or_default()
+    }
+
+    /// Plans the Services that `concerns` selects, and resolves conflicts between them.
+    pub(super) fn frontends(&self, concerns: impl Fn(&Service) -> bool) -> Frontends {
+        let concerned = self.services().filter(|service| concerns(service));
+        let plans = concerned.filter_map(|service| self.plan(&service.name));
+        Frontends::of(plans.map(|plan| Arc::new(plan.intent)))
+    }
+
+    /// Frontends that two Services request.
+    pub(super) fn conflicts(&mut self) -> &[Conflict] {
+        if self
+            .conflicts
+            .as_ref()
+            .is_none_or(|(of, _)| *of != self.version)
+        {
+            let conflicts = self.frontends(|_| true).conflicts();
+            self.conflicts = Some((self.version, conflicts));
+        }
+        self.conflicts
+            .as_ref()
+            .map_or(&[], |(_, conflicts)| conflicts)
+    }
+
+    /// Everything that is ignored: what the source reported, and what planning ignores.
+    pub(super) fn ignored(&mut self) -> Vec<String> {
+        self.update_ignored();
+        let reported = self.problems.values().flatten();
+        reported
+            .chain(self.ignored.values().flatten())
+            .cloned()
+            .collect()
+    }
+
+    fn update_ignored(&mut self) {
+        let Some(facts) = self.facts.clone() else {
+            return;
+        };
+        let mut names = std::mem::take(&mut self.unplanned);
+        if self.ignored_by.as_ref() != Some(&facts) {
+            self.ignored.clear();
+            names = self.index.service_names().cloned().collect();
+        }
+        for name in names {
+            let plan = self.index.plan(&name, &facts);
+            let texts: Vec<String> = plan
+                .iter()
+                .flat_map(|plan| &plan.ignored)
+                .map(ToString::to_string)
+                .collect();
+            match texts.is_empty() {
+                true => self.ignored.remove(&name),
+                false => self.ignored.insert(name, texts),
+            };
+        }
+        self.ignored_by = Some(facts);
+    }
+}
+
+impl Commits {
+    fn add(&mut self, commit: &Committed) {
+        self.count += 1;
+        self.last = Some(commit.at);
+        keep(&mut self.durations, commit.elapsed);
+        for trigger in &commit.triggers {
+            let since = commit.at.duration_since(*trigger).unwrap_or_default();
+            keep(&mut self.programming, since);
+        }
+        if commit.repaired {
+            self.repairs += 1;
+            self.last_repair = Some(commit.at);
+        }
+    }
+
+    /// Durations of commits.
+    pub(super) fn latency(&self) -> Option<Latency> {
+        quantiles(&self.durations)
+    }
+
+    /// Times from a change to its commit.
+    pub(super) fn programming(&self) -> Option<Latency> {
+        quantiles(&self.programming)
+    }
+}
+
+fn keep(durations: &mut VecDeque<Duration>, duration: Duration) {
+    if durations.len() == DURATIONS {
+        durations.pop_front();
+    }
+    durations.push_back(duration);
+}
+
+fn quantiles(durations: &VecDeque<Duration>) -> Option<Latency> {
+    let mut sorted: Vec<Duration> = durations.iter().copied().collect();
+    sorted.sort_unstable();
+    let last = sorted.len().checked_sub(1)?;
+    let at = |index: usize| sorted.get(index).copied().unwrap_or_default().as_secs_f64();
+    Some(Latency {
+        median_seconds: at(last / 2),
+        p99_seconds: at(last * 99 / 100),
+        longest_seconds: at(last),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use object_source::Problem;
+    use service_model::Invalid;
+
+    use super::*;
+
+    fn event(event: SourceEvent) -> Notice {
+        Notice::Event(event, SystemTime::now())
+    }
+
+    #[test]
+    fn a_problem_is_listed_until_its_object_comes_anew() {
+        let name = ObjectName::new("shop", "web");
+        let problem = Problem::Object {
+            at: None,
+            invalid: Invalid {
+                kind: ObjectKind::Service,
+                object: name.clone(),
+                field: "spec".into(),
+                reason: "bad".into(),
+            },
+        };
+        let mut catalog = Catalog::default();
+        catalog.apply(event(SourceEvent::Problem(problem.clone())));
+        catalog.apply(event(SourceEvent::Problem(problem)));
+        assert_eq!(catalog.ignored(), ["Service shop/web: spec: bad"]);
+        let listed = |invalid: Vec<ObjectName>| {
+            let objects = Vec::new();
+            event(SourceEvent::Service(ObjectEvent::Reset {
+                objects,
+                invalid,
+            }))
+        };
+        catalog.apply(listed(vec![name.clone()]));
+        assert_eq!(catalog.ignored().len(), 1, "it is still invalid");
+        let service = Arc::new(Service::named(name));
+        catalog.apply(event(SourceEvent::Service(ObjectEvent::Apply(service))));
+        assert_eq!(catalog.ignored(), [""; 0]);
+    }
+
+    #[test]
+    fn a_refused_service_is_quarantined_until_it_is_committed() {
+        let name = ObjectName::new("shop", "web");
+        let refused = vec![(name.clone(), "EINVAL".to_owned())];
+        let mut catalog = Catalog::default();
+        catalog.apply(Notice::Judged(vec![name.clone()], refused));
+        let other = ObjectName::new("shop", "other");
+        catalog.apply(Notice::Judged(vec![other], Vec::new()));
+        assert_eq!(catalog.quarantined().get(&name).unwrap(), "EINVAL");
+        catalog.apply(Notice::Judged(vec![name], Vec::new()));
+        assert!(catalog.quarantined().is_empty());
+    }
+
+    #[test]
+    fn quantiles_are_those_of_the_last_thousand() {
+        let mut commits = Commits::default();
+        for millis in 0..2_000 {
+            commits.add(&Committed {
+                at: SystemTime::now(),
+                elapsed: Duration::from_millis(millis),
+                triggers: Vec::new(),
+                repaired: false,
+            });
+        }
+        let latency = commits.latency().unwrap();
+        assert_eq!(latency.median_seconds, 1.499);
+        assert_eq!(latency.p99_seconds, 1.989);
+        assert_eq!(latency.longest_seconds, 1.999);
+        assert_eq!((commits.count, commits.programming()), (2_000, None));
+    }
+}

@@ -1,0 +1,165 @@
+//! What the control loop passes to the operator's room: an observer that queues, and never waits, locks or wakes for each
+//! change.
+//!
+//! The receiver is woken once for [`BATCH`] notices; a request drains the queue first. So a change costs the control loop
+//! the clone of a few `Arc`s, and the other thread nothing until a batch is full.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, SystemTime};
+
+use object_source::SourceEvent;
+use service_dataplane::Update;
+use service_model::{NodeFacts, ObjectEvent, ObjectName};
+use tokio::sync::Notify;
+
+use crate::observer::{Commit, Observer};
+
+/// Notices that may wait; each may keep an old version of an object in memory.
+const BATCH: usize = 64;
+
+/// Something that the control loop did or received.
+#[derive(Debug)]
+pub(super) enum Notice {
+    /// An event of the source.
+    Event(SourceEvent, SystemTime),
+    /// The facts in force since the last commit.
+    Facts(Arc<NodeFacts>),
+    /// A commit or repair that succeeded.
+    Committed(Committed),
+    /// A commit or repair that failed.
+    Failed,
+    /// Services that were committed, and the errors of those that the kernel refused.
+    Judged(Vec<ObjectName>, Vec<(ObjectName, String)>),
+}
+
+/// A commit or repair.
+#[derive(Clone, Debug)]
+pub(super) struct Committed {
+    pub(super) at: SystemTime,
+    pub(super) elapsed: Duration,
+    /// When the changes happened that it brought, as far as they are known.
+    pub(super) triggers: Vec<SystemTime>,
+    /// It repaired a foreign change.
+    pub(super) repaired: bool,
+}
+
+/// The end of the control loop.
+pub(crate) struct Follower {
+    queue: mpsc::Sender<Notice>,
+    waiting: Arc<AtomicUsize>,
+    wake: Arc<Notify>,
+    facts: Option<NodeFacts>,
+    /// Services of the commit that is under way.
+    planned: Vec<ObjectName>,
+    /// The kernel has refused Services.
+    has_refused: bool,
+    /// The first commit reads what an earlier process left: no foreign change.
+    has_committed: bool,
+}
+
+/// The other end.
+pub(super) struct Notices {
+    queue: mpsc::Receiver<Notice>,
+    waiting: Arc<AtomicUsize>,
+    wake: Arc<Notify>,
+}
+
+/// Both ends of the queue.
+pub(super) fn notices() -> (Follower, Notices) {
+    let (sender, receiver) = mpsc::channel();
+    let (waiting, wake) = (Arc::default(), Arc::new(Notify::new()));
+    let follower = Follower {
+        queue: sender,
+        waiting: Arc::clone(&waiting),
+        wake: wake.clone(),
+        facts: None,
+        planned: Vec::new(),
+        has_refused: false,
+        has_committed: false,
+    };
+    let notices = Notices {
+        queue: receiver,
+        waiting,
+        wake,
+    };
+    (follower, notices)
+}
+
+impl Notices {
+    /// Everything that is queued.
+    pub(super) fn drain(&self) -> impl Iterator<Item = Notice> {
+        self.waiting.store(0, Ordering::Relaxed);
+        self.queue.try_iter()
+    }
+
+    /// Wakes when the queue should be drained.
+    pub(super) fn wake(&self) -> Arc<Notify> {
+        self.wake.clone()
+    }
+}
+
+impl Follower {
+    fn send(&self, notice: Notice, is_large: bool) {
+        // The receiver ends with the daemon.
+        if self.queue.send(notice).is_ok() {
+            let waiting = self.waiting.fetch_add(1, Ordering::Relaxed) + 1;
+            if waiting == BATCH || is_large {
+                self.wake.notify_one();
+            }
+        }
+    }
+}
+
+fn is_list(event: &SourceEvent) -> bool {
+    match event {
+        SourceEvent::Service(event) => matches!(event, ObjectEvent::Reset { .. }),
+        SourceEvent::EndpointSlice(event) => matches!(event, ObjectEvent::Reset { .. }),
+        SourceEvent::Node(event) => matches!(event, ObjectEvent::Reset { .. }),
+        SourceEvent::ServiceCidr(event) => matches!(event, ObjectEvent::Reset { .. }),
+        SourceEvent::Problem(_) | SourceEvent::Solved(_) | SourceEvent::Connection { .. } => false,
+    }
+}
+
+impl Observer for Follower {
+    fn event(&mut self, event: &SourceEvent) {
+        let is_list = is_list(event);
+        self.send(Notice::Event(event.clone(), SystemTime::now()), is_list);
+    }
+
+    fn planned(&mut self, updates: &[Update]) {
+        self.planned.clear();
+        let names = updates.iter().map(|update| update.service.clone());
+        self.planned.extend(names);
+    }
+
+    fn committed(&mut self, commit: &Commit<'_>) {
+        if self.facts.as_ref() != Some(commit.facts) {
+            self.facts = Some(commit.facts.clone());
+            self.send(Notice::Facts(Arc::new(commit.facts.clone())), false);
+        }
+        let refused = commit.outcome.quarantined.iter();
+        let refused: Vec<(ObjectName, String)> = refused
+            .map(|one| (one.service.clone(), one.error.to_string()))
+            .collect();
+        let planned = std::mem::take(&mut self.planned);
+        if self.has_refused || !refused.is_empty() {
+            self.has_refused = true;
+            self.send(Notice::Judged(planned, refused), false);
+        }
+        let triggers = commit.triggers.iter().map(|(_, at)| *at).collect();
+        let had_committed = std::mem::replace(&mut self.has_committed, true);
+        let committed = Committed {
+            at: SystemTime::now(),
+            elapsed: commit.elapsed,
+            triggers,
+            repaired: had_committed && commit.outcome.repaired > 0,
+        };
+        self.send(Notice::Committed(committed), false);
+    }
+
+    fn failed(&mut self) {
+        self.send(Notice::Failed, false);
+    }
+}

@@ -1,0 +1,104 @@
+//! Documents as text for people: as wide as the terminal, and plain in a pipe.
+
+use std::io::{IsTerminal, Write};
+
+mod services;
+mod status;
+mod table;
+mod trace;
+
+pub(super) use services::{service, services};
+pub(super) use status::status;
+pub(super) use trace::{trace, verification};
+
+/// Where text is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Terminal {
+    /// Columns; `None` in a pipe or file, where lines are as long as they are.
+    pub(super) width: Option<usize>,
+    /// Whether to mark verdicts by color.
+    pub(super) colors: bool,
+}
+
+/// Narrower terminals are treated as this wide.
+const LEAST_WIDTH: usize = 60;
+
+impl Terminal {
+    /// Standard output.
+    pub(super) fn of_stdout() -> Terminal {
+        let out = std::io::stdout();
+        if !out.is_terminal() {
+            return Terminal {
+                width: None,
+                colors: false,
+            };
+        }
+        let size = rustix::termios::tcgetwinsize(&out).ok();
+        let columns = size
+            .map(|size| usize::from(size.ws_col))
+            .filter(|columns| *columns > 0);
+        Terminal {
+            width: Some(columns.unwrap_or(80).max(LEAST_WIDTH)),
+            // https://no-color.org
+            colors: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        }
+    }
+
+    /// Text that says that all is well, or not.
+    fn marked(self, text: &str, is_good: bool) -> String {
+        match (self.colors, is_good) {
+            (false, _) => text.to_owned(),
+            (true, true) => format!("\u{1b}[32m{text}\u{1b}[0m"),
+            (true, false) => format!("\u{1b}[31m{text}\u{1b}[0m"),
+        }
+    }
+}
+
+/// Prints text. A reader that closes the pipe early is no failure.
+pub(super) fn out(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// A number of seconds as people say it: `3 s`, `12 min`, `5 h`, `2 d`.
+fn ago(seconds: f64) -> String {
+    let seconds = seconds.max(0.0) as u64;
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7_199 => format!("{} min", seconds / 60),
+        7_200..=172_799 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// A short duration: `0.35 ms`, `12 ms`, `1.20 s`.
+fn short(seconds: f64) -> String {
+    let millis = seconds * 1e3;
+    match millis {
+        _ if millis < 10.0 => format!("{millis:.2} ms"),
+        _ if millis < 1_000.0 => format!("{millis:.0} ms"),
+        _ => format!("{seconds:.2} s"),
+    }
+}
+
+/// A number and its noun.
+fn count(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_the_unit_that_people_use() {
+        assert_eq!(
+            [3.7, 119.0, 150.0, 7_300.0, 2e6].map(ago),
+            ["3 s", "119 s", "2 min", "2 h", "23 d"]
+        );
+        assert_eq!(
+            [0.000_35, 0.012_4, 1.2].map(short),
+            ["0.35 ms", "12 ms", "1.20 s"]
+        );
+        assert_eq!(count(1, "Service", "Services"), "1 Service");
+    }
+}

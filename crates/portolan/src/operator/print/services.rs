@@ -1,0 +1,207 @@
+//! Services: a table of all, or one with everything about it.
+
+use super::table::{Table, labeled};
+use super::{Terminal, count};
+use crate::operator::documents::{Endpoint, Frontend, Service, Services};
+
+/// All Services, one line each.
+pub(in crate::operator) fn services(all: &Services, terminal: Terminal) -> String {
+    let mut table = Table::new(&[
+        "SERVICE",
+        "TYPE",
+        "FRONTEND",
+        "ENDPOINTS",
+        "CONNECTIONS",
+        "REMARK",
+    ]);
+    for service in &all.services {
+        let connections = match all.uncounted {
+            None => service.traffic.connections.to_string(),
+            Some(_) => "?".to_owned(),
+        };
+        table.row([
+            service.name.clone(),
+            service.kind.clone(),
+            first_frontend(service),
+            format!("{}/{}", service.used_count, service.endpoint_count),
+            connections,
+            remark(service),
+        ]);
+    }
+    let mut out = table.text(0, terminal.width);
+    if table.is_empty() {
+        out += "no Services\n";
+    }
+    out += &uncounted(all);
+    out
+}
+
+fn uncounted(all: &Services) -> String {
+    let reason = all.uncounted.as_ref();
+    reason.map_or_else(String::new, |reason| {
+        format!("connections are not counted: {reason}\n")
+    })
+}
+
+fn first_frontend(service: &Service) -> String {
+    let Some(first) = service.frontends.first() else {
+        return "-".to_owned();
+    };
+    match service.frontends.len() {
+        1 => place(first),
+        several => format!("{} (+{})", place(first), several - 1),
+    }
+}
+
+/// `10.96.0.1:80/TCP`, or the number of a node port.
+fn place(frontend: &Frontend) -> String {
+    let Frontend { port, protocol, .. } = frontend;
+    match &frontend.address {
+        Some(address) if address.contains(':') => format!("[{address}]:{port}/{protocol}"),
+        Some(address) => format!("{address}:{port}/{protocol}"),
+        None => format!("{port}/{protocol}"),
+    }
+}
+
+fn remark(service: &Service) -> String {
+    if service.quarantined.is_some() {
+        return "quarantined".to_owned();
+    }
+    if let Some(why) = &service.unprogrammed {
+        return why.clone();
+    }
+    let lost = service
+        .frontends
+        .iter()
+        .filter_map(|frontend| frontend.held_by.as_ref());
+    let lost: Vec<&String> = lost.collect();
+    match (lost.first(), service.used_count, service.ignored.len()) {
+        (Some(holder), ..) => {
+            let lost = count(lost.len(), "frontend", "frontends");
+            format!("{holder} has {lost} of it")
+        }
+        (None, 0, _) => "no endpoint takes connections".to_owned(),
+        (None, _, 0) => String::new(),
+        (None, _, ignored) => count(ignored, "part ignored", "parts ignored"),
+    }
+}
+
+/// One Service.
+pub(in crate::operator) fn service(
+    all: &Services,
+    service: &Service,
+    terminal: Terminal,
+) -> String {
+    let width = terminal.width;
+    let mut out = labeled(
+        "Service",
+        &format!("{}, {}, on {}", service.name, service.kind, all.node),
+        width,
+    );
+    let affinity = service
+        .affinity_seconds
+        .map(|seconds| format!("; session affinity ClientIP, {seconds} s"));
+    let policies = format!(
+        "internal {}, external {}{}",
+        service.internal_policy,
+        service.external_policy,
+        affinity.unwrap_or_default()
+    );
+    out += &labeled("Policies", &policies, width);
+    for (label, text) in [
+        ("Not served", &service.unprogrammed),
+        ("Quarantined", &service.quarantined),
+    ] {
+        if let Some(text) = text {
+            out += &labeled(label, text, width);
+        }
+    }
+    for ignored in &service.ignored {
+        out += &labeled("Ignored", ignored, width);
+    }
+    if !service.frontends.is_empty() {
+        out += "Frontends\n";
+        out += &frontends(service).text(2, width);
+    }
+    if !service.endpoints.is_empty() {
+        out += "Endpoints\n";
+        out += &endpoints(service).text(2, width);
+    }
+    out += &uncounted(all);
+    out
+}
+
+fn frontends(service: &Service) -> Table {
+    let mut table = Table::new(&["KIND", "AT", "CONNS", "NEW CONNECTIONS ARE"]);
+    for frontend in &service.frontends {
+        let family = match &frontend.address {
+            Some(_) => String::new(),
+            None => format!("{} ", frontend.family),
+        };
+        let mut fate = match &frontend.held_by {
+            Some(holder) => format!("not here: Service {holder} has this frontend"),
+            None => frontend.disposition.clone(),
+        };
+        if let (Some(outside), None) = (&frontend.outside, &frontend.held_by) {
+            fate += &format!("; from outside {outside}");
+        }
+        if !frontend.allowed_sources.is_empty() {
+            fate += &format!("; only from {}", frontend.allowed_sources.join(" "));
+        }
+        table.row([
+            format!("{family}{}", frontend.kind),
+            place(frontend),
+            frontend.traffic.connections.to_string(),
+            fate,
+        ]);
+    }
+    table
+}
+
+fn endpoints(service: &Service) -> Table {
+    let mut table = Table::new(&[
+        "PORT",
+        "ENDPOINT",
+        "NODE",
+        "CONDITION",
+        "CONNECTIONS",
+        "USED",
+    ]);
+    for endpoint in &service.endpoints {
+        let name = match endpoint.port_name.as_str() {
+            "" => endpoint.protocol.clone(),
+            name => format!("{name}/{}", endpoint.protocol),
+        };
+        let node = endpoint.node.as_deref().unwrap_or("?");
+        table.row([
+            name,
+            endpoint.address.clone(),
+            match endpoint.local {
+                true => format!("{node} (here)"),
+                false => node.to_owned(),
+            },
+            endpoint.conditions.join(" "),
+            endpoint.traffic.connections.to_string(),
+            used(endpoint),
+        ]);
+    }
+    table
+}
+
+fn used(endpoint: &Endpoint) -> String {
+    let mut text = match &endpoint.reason {
+        None => "yes".to_owned(),
+        Some(reason) => format!("no: {reason}"),
+    };
+    if endpoint.used_locally && !endpoint.used {
+        text += " (yes under policy Local)";
+    }
+    let hints = [
+        ("zones", &endpoint.zone_hints),
+        ("nodes", &endpoint.node_hints),
+    ];
+    for (kind, names) in hints.iter().filter(|(_, names)| !names.is_empty()) {
+        text += &format!("; for {kind} {}", names.join(" "));
+    }
+    text
+}

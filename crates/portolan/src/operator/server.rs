@@ -1,0 +1,198 @@
+//! The socket: accepts commands of root and of the daemon's user, and answers from the catalog.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use overlay_probe::local_socket;
+use serde::Serialize;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::LocalSet;
+
+use super::Sources;
+use super::documents::Failure;
+use super::notices::Notices;
+use super::room::{Parameters, Room};
+use super::{services, status, trace, verify};
+use crate::metrics::Format;
+
+/// The name of the socket.
+pub(super) const SOCKET: &str = "portolan";
+/// Pause before the next try while another daemon has the socket.
+const RETRY: Duration = Duration::from_secs(2);
+/// Time for a request line and headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Lifetime of a connection: a command asks once.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Clients that are served at a time; others are closed.
+const CLIENTS: usize = 32;
+
+/// Serves forever.
+pub(super) async fn run(sources: Sources, notices: Notices) {
+    let wake = notices.wake();
+    let room = Rc::new(Room::new(sources, notices));
+    let clients = LocalSet::new();
+    let serving = clients.run_until(listen(room.clone()));
+    let updating = async {
+        loop {
+            wake.notified().await;
+            room.update();
+        }
+    };
+    tokio::select! {
+        () = serving => {}
+        () = updating => {}
+    }
+}
+
+async fn listen(room: Rc<Room>) {
+    let mut is_refused = false;
+    loop {
+        match local_socket::listen(SOCKET) {
+            Ok(listener) => accept(&listener, &room).await,
+            Err(error) => {
+                if !std::mem::replace(&mut is_refused, true) {
+                    let error = format!("{error:#}");
+                    tracing::info!(
+                        error,
+                        "cannot serve commands on @{SOCKET}, which another daemon may have; retrying"
+                    );
+                }
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn accept(listener: &UnixListener, room: &Rc<Room>) {
+    let clients = Rc::new(());
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "cannot accept a command");
+                return;
+            }
+        };
+        let uid = stream.peer_cred().map(|credentials| credentials.uid());
+        let refusal = match uid {
+            Ok(uid) if !local_socket::may_ask(uid) => Some(format!(
+                "user {uid} may not ask the daemon: run this command as root or as the daemon's user"
+            )),
+            Ok(_) if Rc::strong_count(&clients) > CLIENTS => {
+                Some("too many commands at a time".into())
+            }
+            Ok(_) => None,
+            Err(_) => Some("the user of the command is unknown".into()),
+        };
+        let (room, client) = (room.clone(), clients.clone());
+        tokio::task::spawn_local(async move {
+            let _client = client;
+            let served = async {
+                match refusal {
+                    None => serve(stream, room).await,
+                    Some(error) => refuse(stream, error).await,
+                }
+            };
+            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, served).await;
+        });
+    }
+}
+
+/// Answers whatever is asked with an error.
+async fn refuse(mut stream: UnixStream, error: String) {
+    let body = serde_json::to_string(&Failure { error }).unwrap_or_default();
+    let length = body.len();
+    let text = format!(
+        "HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+    );
+    let _ = stream.write_all(text.as_bytes()).await;
+    let _ = stream.shutdown().await;
+}
+
+async fn serve(stream: UnixStream, room: Rc<Room>) {
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let room = room.clone();
+        async move {
+            let answer = answer(&room, &request).await;
+            Ok::<_, Infallible>(answer.response())
+        }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a command ended early");
+    }
+}
+
+/// An answer to a command.
+struct Answer {
+    code: StatusCode,
+    content_type: &'static str,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn json(code: StatusCode, document: &impl Serialize) -> Answer {
+        Answer {
+            code,
+            content_type: "application/json",
+            body: serde_json::to_vec(document).unwrap_or_default(),
+        }
+    }
+
+    fn of(result: anyhow::Result<impl Serialize>) -> Answer {
+        match result {
+            Ok(document) => Answer::json(StatusCode::OK, &document),
+            Err(error) => {
+                let error = format!("{error:#}");
+                Answer::json(StatusCode::BAD_REQUEST, &Failure { error })
+            }
+        }
+    }
+
+    fn response(self) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::new(self.body.into()));
+        *response.status_mut() = self.code;
+        let content_type = http::HeaderValue::from_static(self.content_type);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, content_type);
+        response
+    }
+}
+
+async fn answer(room: &Room, request: &Request<Incoming>) -> Answer {
+    if request.method() != Method::GET {
+        let error = "only GET".to_owned();
+        return Answer::json(StatusCode::METHOD_NOT_ALLOWED, &Failure { error });
+    }
+    room.update();
+    let query = request.uri().query().unwrap_or_default().as_bytes();
+    let parameters: Parameters = form_urlencoded::parse(query).into_owned().collect();
+    match request.uri().path() {
+        "/v1/status" => Answer::json(StatusCode::OK, &status::answer(room)),
+        "/v1/services" => Answer::of(services::answer(room, &parameters)),
+        "/v1/trace" => Answer::of(trace::answer(room, &parameters).await),
+        "/v1/verify" => Answer::of(verify::answer(room).await),
+        "/v1/configz" => Answer::json(StatusCode::OK, &room.sources.configz.document()),
+        "/v1/metrics" => Answer {
+            code: StatusCode::OK,
+            content_type: Format::Text.content_type(),
+            body: room.sources.metrics.encode(Format::Text).into_bytes(),
+        },
+        _ => {
+            let error =
+                "not found: the command and the daemon are of different versions".to_owned();
+            Answer::json(StatusCode::NOT_FOUND, &Failure { error })
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! `/v1/status`: the state of the daemon in one document, from what its parts have published.
+
+use std::time::{Instant, SystemTime};
+
+use net_types::Family;
+use service_model::printable;
+
+use super::catalog::Catalog;
+use super::documents::{Listener, OverlayStatus, ServicesStatus, Source, State, Status};
+use super::room::Room;
+use super::{Origin, Sources};
+use crate::status::{Health, STUCK_AFTER};
+
+/// Items of a list; the document has their number besides.
+const LISTED: usize = 100;
+/// Characters of an item.
+const LONGEST: usize = 500;
+
+pub(super) fn answer(room: &Room) -> Status {
+    let mut catalog = room.catalog.borrow_mut();
+    let (now, wall) = (Instant::now(), SystemTime::now());
+    let sources = &room.sources;
+    let ignored = catalog.ignored();
+    let conflicts = conflicts(&mut catalog);
+    let quarantined = catalog.quarantined().iter();
+    let quarantined: Vec<String> = quarantined
+        .map(|(service, error)| clean(&format!("{service}: {error}")))
+        .collect();
+    let mut status = Status {
+        node: clean(&sources.node),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: kernel(),
+        uptime_seconds: sources.configz.uptime().as_secs_f64(),
+        source: source(sources, &catalog, wall),
+        services: services(sources, &catalog, now, wall),
+        ignored_count: ignored.len(),
+        ignored: first(&ignored),
+        conflict_count: conflicts.len(),
+        conflicts: first(&conflicts),
+        quarantined: first(&quarantined),
+        overlay: overlay(sources),
+        fallbacks: sources.fallbacks.load().to_vec(),
+        listeners: listeners(sources),
+        ..Status::default()
+    };
+    judge(&mut status, sources, now);
+    status
+}
+
+/// One line, without control characters.
+pub(super) fn clean(text: &str) -> String {
+    printable(text, LONGEST)
+}
+
+fn first(all: &[String]) -> Vec<String> {
+    all.iter().take(LISTED).map(|text| clean(text)).collect()
+}
+
+fn kernel() -> String {
+    let uname = nix::sys::utsname::uname();
+    let release = uname
+        .ok()
+        .map(|uname| uname.release().to_string_lossy().into_owned());
+    release.unwrap_or_default()
+}
+
+fn since(time: Option<SystemTime>, now: SystemTime) -> Option<f64> {
+    let elapsed = now.duration_since(time?).unwrap_or_default();
+    Some(elapsed.as_secs_f64())
+}
+
+fn source(sources: &Sources, catalog: &Catalog, now: SystemTime) -> Source {
+    let (kind, addresses) = match &sources.origin {
+        Origin::Directory(path) => ("directory", vec![path.display().to_string()]),
+        Origin::ApiServer(client) => ("API server", client.server_names()),
+    };
+    let outages = catalog.outages().iter();
+    Source {
+        kind: kind.to_owned(),
+        addresses: first(&addresses),
+        outages: outages
+            .map(|(kind, outage)| clean(&format!("{kind}: {outage}")))
+            .collect(),
+        last_event_seconds: since(catalog.last_event(), now),
+    }
+}
+
+fn services(
+    sources: &Sources,
+    catalog: &Catalog,
+    now: Instant,
+    wall: SystemTime,
+) -> Option<ServicesStatus> {
+    let status = sources.status.as_ref()?.load();
+    let (services, endpoints) = catalog.size();
+    let commits = catalog.commits();
+    let pending = status.pending_since;
+    let pending = pending.map(|since| now.saturating_duration_since(since));
+    Some(ServicesStatus {
+        services,
+        endpoints,
+        synced: status.synced,
+        waiting_for: status.waiting_for.iter().map(ToString::to_string).collect(),
+        pending_seconds: pending.map(|pending| pending.as_secs_f64()),
+        last_commit_seconds: since(commits.last, wall),
+        commits: commits.count,
+        failed: commits.failed,
+        commit_latency: commits.latency(),
+        programming_latency: commits.programming(),
+        repairs: commits.repairs,
+        last_repair_seconds: since(commits.last_repair, wall),
+    })
+}
+
+fn conflicts(catalog: &mut Catalog) -> Vec<String> {
+    let conflicts = catalog.conflicts().iter().map(|conflict| {
+        let (claim, winner, loser) = (conflict.claim, &conflict.winner, &conflict.loser);
+        format!("{claim}: {winner} has it, {loser} does not")
+    });
+    conflicts.collect()
+}
+
+fn overlay(sources: &Sources) -> Option<OverlayStatus> {
+    let status = sources.overlay.as_ref()?.load();
+    let probes = sources.probes.load();
+    let devices = Family::ALL.into_iter().filter_map(|family| {
+        let tunnel = status.plan.tunnels[family].as_ref()?;
+        let (name, local) = (&tunnel.device.name, tunnel.device.local);
+        Some(format!(
+            "{name} ({}), from {local}, MTU {}",
+            family.api_name(),
+            tunnel.device.mtu
+        ))
+    });
+    let problems: Vec<String> = status
+        .plan
+        .problems
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let findings: Vec<String> = probes
+        .findings
+        .iter()
+        .map(|finding| finding.text.clone())
+        .collect();
+    Some(OverlayStatus {
+        ready: status.ready,
+        devices: devices.collect(),
+        peers: status.plan.peer_count(),
+        repairs: status.repairs,
+        findings: first(&findings),
+        problems: first(&problems),
+        held: status.held.iter().map(|name| clean(name)).collect(),
+    })
+}
+
+fn listeners(sources: &Sources) -> Vec<Listener> {
+    let listeners = sources.listeners.iter().map(|(name, bound)| Listener {
+        name: (*name).to_owned(),
+        address: bound.borrow().map(|address| address.to_string()),
+    });
+    listeners.collect()
+}
+
+/// Sets the verdict, with reasons and remarks.
+fn judge(status: &mut Status, sources: &Sources, now: Instant) {
+    let mut reasons = Vec::new();
+    let mut state = State::Ok;
+    if let Some(published) = sources.status.as_ref().map(|status| status.load()) {
+        status.remarks.extend(first(&published.notes));
+        if published.standby {
+            state = State::Standby;
+        } else if !published.synced {
+            state = State::Starting;
+            let kinds: Vec<String> = published
+                .waiting_for
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            reasons.push(match kinds.is_empty() {
+                true => "waiting for the first sync".to_owned(),
+                false => format!("waiting for the first list of {}", kinds.join(", ")),
+            });
+            if published.serving_adopted().is_some() {
+                reasons.push("the tables of an earlier process serve meanwhile".to_owned());
+            }
+        }
+        if published.health(now) == Health::Stuck {
+            let limit = STUCK_AFTER.as_secs();
+            reasons.push(format!(
+                "a change has not been committed for more than {limit} s"
+            ));
+        }
+    }
+    let mut degraded = Vec::new();
+    degraded.extend(
+        status
+            .source
+            .outages
+            .iter()
+            .map(|outage| format!("not watching {outage}")),
+    );
+    let refused = status.quarantined.len();
+    if refused > 0 {
+        degraded.push(format!(
+            "the kernel refuses {refused} Services (quarantined)"
+        ));
+    }
+    if let Some(shared) = &sources.overlay {
+        let overlay = shared.load();
+        if !overlay.ready {
+            let trouble = overlay
+                .trouble
+                .as_deref()
+                .unwrap_or("waiting for the first sync");
+            degraded.push(clean(&format!("the overlay is not ready: {trouble}")));
+        }
+    }
+    let findings = status.overlay.iter().flat_map(|overlay| &overlay.findings);
+    degraded.extend(findings.cloned());
+    degraded.extend(sources.alarm.load_full().map(|alarm| clean(&alarm)));
+    let probes = sources.probes.load();
+    status.remarks.extend(first(&probes.remedies));
+    status.remarks.extend(first(&probes.notes));
+    if state == State::Ok && !(degraded.is_empty() && reasons.is_empty()) {
+        state = State::Degraded;
+    }
+    reasons.extend(degraded);
+    (status.state, status.reasons) = (state, reasons);
+}
