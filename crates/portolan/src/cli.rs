@@ -40,8 +40,14 @@ Exit codes:
     #[command(after_help = "\
 Exit codes:
   0  printed
-  2  no such Service, no daemon answers, the user may not ask, or invalid flags")]
+  2  the Service does not exist, no daemon answers, the user may not ask, or invalid flags")]
     Services(ServicesArgs),
+    /// List connections through Services, with the names of Services and nodes
+    #[command(after_help = "\
+Exit codes:
+  0  printed
+  2  the Service does not exist, no daemon answers, the user may not ask, or invalid flags")]
+    Flows(FlowsArgs),
     /// Explain step by step what becomes of a connection on this node
     #[command(after_help = "\
 Exit codes:
@@ -56,6 +62,13 @@ Exit codes:
   1  they differ: each difference is printed
   2  could not be compared, no daemon answers, the user may not ask, or invalid flags")]
     Verify(VerifyArgs),
+    /// Write an archive for a bug report: documents of the daemon, tables, settings; without credentials
+    #[command(after_help = "\
+Exit codes:
+  0  everything was gathered
+  1  something could not be gathered: errors.txt in the archive names it
+  2  the archive cannot be written, or invalid flags")]
+    Support(SupportArgs),
     /// Print the nftables rules for a directory of manifests, or those in the kernel (--live)
     #[command(after_help = "\
 Exit codes:
@@ -84,6 +97,19 @@ Exit codes:
   1  no kubeconfig was found, one cannot be used, or the file cannot be written
   2  invalid flags")]
     ApiServer(ApiServerArgs),
+    /// Print the completion script of a shell
+    #[command(after_help = "\
+Exit codes:
+  0  printed
+  2  invalid flags")]
+    Completions(CompletionsArgs),
+    /// Write a manual page for each command
+    #[command(after_help = "\
+Exit codes:
+  0  written
+  1  the directory cannot be written
+  2  invalid flags")]
+    Manual(ManualArgs),
     /// Print the version
     Version(VersionArgs),
 }
@@ -162,9 +188,53 @@ pub struct ServicesArgs {
     #[arg(value_name = "[NAMESPACE/]NAME")]
     pub name: Option<String>,
 
-    /// Format of the report
+    /// Print the busiest Services every second: new connections, packets and bytes a second
+    #[arg(long)]
+    pub top: bool,
+
+    /// Format of the report; with --top one JSON object a line
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub output: OutputForm,
+}
+
+/// `portolan flows`
+#[derive(Clone, Debug, Args)]
+pub struct FlowsArgs {
+    /// Service whose connections to list [default: all Services]
+    #[arg(long, value_name = "[NAMESPACE/]NAME")]
+    pub service: Option<String>,
+
+    /// Print new connections every second, until interrupted
+    #[arg(long)]
+    pub follow: bool,
+
+    /// Format of the list; JSON is one object a line
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub output: OutputForm,
+}
+
+/// `portolan support`
+#[derive(Clone, Debug, Args)]
+pub struct SupportArgs {
+    /// File to create, or `-` for standard output [default: portolan-support-TIME.tar.gz]
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
+}
+
+/// `portolan completions`
+#[derive(Clone, Debug, Args)]
+pub struct CompletionsArgs {
+    /// Shell that reads the script
+    #[arg(value_name = "SHELL")]
+    pub shell: clap_complete::Shell,
+}
+
+/// `portolan manual`
+#[derive(Clone, Debug, Args)]
+pub struct ManualArgs {
+    /// Directory to write the pages to
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
 }
 
 /// `portolan trace`

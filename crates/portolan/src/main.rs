@@ -7,6 +7,7 @@ use clap::Parser;
 use kube_proxy_config::Dialect;
 use overlay_probe::doctor;
 use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, VersionArgs};
+use portolan::operator::reference;
 use portolan::program::Program;
 use portolan::{api_server, capabilities, cleanup, copy, daemon, features, log, operator, render};
 
@@ -36,6 +37,13 @@ fn portolan() -> ExitCode {
         Command::Run(args) => return daemon::main(Dialect::Portolan, &args.arguments),
         Command::Status(args) => return operator::run_status(&args),
         Command::Services(args) => return operator::run_services(&args),
+        Command::Flows(args) => return operator::run_flows(&args),
+        Command::Support(args) => return operator::run_support(&args),
+        Command::Completions(args) => {
+            reference::completions(args.shell);
+            Ok(true)
+        }
+        Command::Manual(args) => reference::manual(&args.to).map(|()| true),
         Command::Trace(args) => return operator::run_trace(&args),
         Command::Verify(args) => return operator::run_verify(&args),
         Command::Render(args) => log::start(&args.log.logging()).and_then(|()| render::run(&args)),

@@ -27,21 +27,27 @@ mod catalog;
 mod client;
 mod commands;
 pub mod documents;
+mod flows;
 mod notices;
 mod print;
+pub mod reference;
 mod room;
 mod routes;
 mod server;
 mod services;
 mod status;
+mod support;
 mod trace;
 mod traffic;
 mod verify;
+mod watching;
 
 pub use commands::{
     services as run_services, status as run_status, trace as run_trace, verify as run_verify,
 };
 pub(crate) use notices::Follower;
+pub use support::support as run_support;
+pub use watching::flows as run_flows;
 
 /// Where objects come from.
 #[derive(Clone)]

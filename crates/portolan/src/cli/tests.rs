@@ -7,6 +7,61 @@ fn the_command_line_is_well_formed() {
     Cli::command().debug_assert();
 }
 
+/// Where the page of commands repeats their help.
+const MARK: &str = "<!-- Generated below: the help of each command. -->\n";
+
+#[test]
+fn the_page_of_commands_has_the_help_of_each() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/commands.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let (written, _) = page.split_once(MARK).expect("the mark");
+    let mut expected = format!("{written}{MARK}");
+    let mut cli = Cli::command();
+    cli.build();
+    for command in cli.get_subcommands_mut() {
+        // The flags of `run` have a page of their own.
+        if matches!(command.get_name(), "run" | "help") {
+            continue;
+        }
+        let help = command.render_long_help().to_string();
+        let help: Vec<&str> = help.lines().map(str::trim_end).collect();
+        let name = command.get_name();
+        expected += &format!(
+            "\n### portolan {name}\n\n```text\n{}\n```\n",
+            help.join("\n")
+        );
+    }
+    if std::env::var_os("PORTOLAN_EXPECTED").is_some_and(|value| value == "write") {
+        std::fs::write(path, &expected).unwrap();
+        return;
+    }
+    assert!(
+        page == expected,
+        "stale; PORTOLAN_EXPECTED=write writes docs/commands.md again"
+    );
+}
+
+#[test]
+fn completions_and_pages_know_the_flags_of_run() {
+    let mut command = crate::operator::reference::command();
+    command.clone().debug_assert();
+    let mut script = Vec::new();
+    clap_complete::generate(
+        clap_complete::Shell::Bash,
+        &mut command,
+        "portolan",
+        &mut script,
+    );
+    let script = String::from_utf8(script).unwrap();
+    for word in ["--detect-local-mode", "--service", "status", "trace"] {
+        assert!(script.contains(word), "{word}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    crate::operator::reference::manual(folder.path()).unwrap();
+    let page = std::fs::read_to_string(folder.path().join("portolan-run.1")).unwrap();
+    assert!(page.contains("detect\\-local\\-mode"), "{page}");
+}
+
 #[test]
 fn all_arguments_of_run_are_passed_on() {
     let flags = ["--config=x", "--v", "2", "--help", "-v=3", "--unknown"];

@@ -358,9 +358,13 @@ mod tests {
             });
         }
         let latency = commits.latency().unwrap();
-        assert_eq!(latency.median_seconds, 1.499);
-        assert_eq!(latency.p99_seconds, 1.989);
-        assert_eq!(latency.longest_seconds, 1.999);
+        let Latency {
+            median_seconds,
+            p99_seconds,
+            longest_seconds,
+        } = latency;
+        let millis = [median_seconds, p99_seconds, longest_seconds].map(|s| (s * 1e3).round());
+        assert_eq!(millis, [1_499.0, 1_989.0, 1_999.0]);
         assert_eq!((commits.count, commits.programming()), (2_000, None));
     }
 }

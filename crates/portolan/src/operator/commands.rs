@@ -10,7 +10,8 @@ use serde::de::DeserializeOwned;
 
 use super::client::{self, Unanswered, complain, query, unanswered};
 use super::documents::{Services, State, Status, Trace, Verdict, Verification};
-use super::print::{self, Terminal, out};
+use super::print::{self, Terminal, json, out};
+use super::watching;
 use crate::cli::{OutputForm, ServicesArgs, StatusArgs, TraceArgs, VerifyArgs};
 
 /// Between two prints of `--watch`.
@@ -38,18 +39,17 @@ pub fn status(args: &StatusArgs) -> ExitCode {
             Err(error) => return unanswered(&error),
         };
         let terminal = Terminal::of_stdout();
-        if args.watch && terminal.width.is_some() && args.output == OutputForm::Text {
-            // Home, and clear the screen.
-            out("\u{1b}[H\u{1b}[2J");
-        }
-        match args.output {
-            OutputForm::Text => out(&print::status(&status, terminal)),
-            OutputForm::Json => json(&status),
-        }
+        let is_read = match args.output {
+            OutputForm::Json => json(&status, args.watch),
+            OutputForm::Text => {
+                let clear = terminal.cleared(args.watch);
+                out(&(clear + &print::status(&status, terminal)))
+            }
+        };
         if !args.watch {
             return ExitCode::from(u8::from(!is_good));
         }
-        if std::io::stdout().flush().is_err() {
+        if !is_read {
             return ExitCode::SUCCESS;
         }
         std::thread::sleep(WATCH);
@@ -62,6 +62,9 @@ fn is_good(state: State) -> bool {
 
 /// `portolan services`
 pub fn services(args: &ServicesArgs) -> ExitCode {
+    if args.top {
+        return watching::top(args);
+    }
     let query = args.name.as_ref().map(|name| query(&[("name", name)]));
     let path = format!("/v1/services{}", query.unwrap_or_default());
     ask(&path, args.output, |services: &Services, terminal| {
@@ -119,13 +122,7 @@ fn ask<T: DeserializeOwned + Serialize>(
     let (text, code) = text(&document, Terminal::of_stdout());
     match output {
         OutputForm::Text => out(&text),
-        OutputForm::Json => json(&document),
-    }
+        OutputForm::Json => json(&document, false),
+    };
     ExitCode::from(code)
-}
-
-fn json(document: &impl Serialize) {
-    if let Ok(text) = serde_json::to_string_pretty(document) {
-        out(&format!("{text}\n"));
-    }
 }

@@ -183,6 +183,8 @@ pub struct Service {
     pub ignored: Vec<String>,
     /// Conntrack entries to the Service now.
     pub traffic: Traffic,
+    /// Connections, packets and bytes that were added since requests with `measure=1` began; 0 without such requests.
+    pub measured: Traffic,
 }
 
 /// Connections in conntrack.
@@ -248,6 +250,68 @@ pub struct Endpoint {
     pub used_locally: bool,
     /// Conntrack entries to the endpoint through the Service now.
     pub traffic: Traffic,
+}
+
+/// The traffic of one Service between two questions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rate {
+    /// `namespace/name`
+    pub service: String,
+    /// Conntrack entries now.
+    pub connections: u64,
+    /// New connections a second.
+    pub connections_per_second: f64,
+    /// Packets a second, both directions.
+    pub packets_per_second: f64,
+    /// Bytes a second, both directions.
+    pub bytes_per_second: f64,
+}
+
+/// What happened between two questions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Top {
+    /// Time between the questions.
+    pub elapsed_seconds: f64,
+    /// Whether the kernel counts bytes and packets.
+    pub counts_bytes: bool,
+    /// Services with connections, the one with the most bytes first.
+    pub services: Vec<Rate>,
+}
+
+/// `GET /v1/flows`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Flows {
+    /// This node.
+    pub node: String,
+    /// Number of flows; the list may be shorter.
+    pub count: usize,
+    /// Flows through Services, by Service and client.
+    pub flows: Vec<Flow>,
+}
+
+/// A connection through a Service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Flow {
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// Address and port of the client.
+    pub from: String,
+    /// The node whose pod the client is, as far as the overlay knows.
+    pub from_node: Option<String>,
+    /// Address and port that the client sends to.
+    pub to: String,
+    /// `namespace/name`
+    pub service: String,
+    /// Address and port that the connection is translated to.
+    pub endpoint: String,
+    /// The node of the endpoint, if known.
+    pub endpoint_node: Option<String>,
+    /// There was a reply.
+    pub answered: bool,
+    /// Packets so far, both directions; 0 where the kernel does not count.
+    pub packets: u64,
+    /// Bytes so far, both directions.
+    pub bytes: u64,
 }
 
 /// `GET /v1/trace`

@@ -2,14 +2,18 @@
 
 use std::io::{IsTerminal, Write};
 
+use serde::Serialize;
+
 mod services;
 mod status;
 mod table;
 mod trace;
+mod traffic;
 
 pub(super) use services::{service, services};
 pub(super) use status::status;
 pub(super) use trace::{trace, verification};
+pub(super) use traffic::{flows, top};
 
 /// Where text is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +48,12 @@ impl Terminal {
         }
     }
 
+    /// What moves the cursor home and clears the screen, in a terminal and if wanted.
+    pub(super) fn cleared(self, is_wanted: bool) -> String {
+        let clears = is_wanted && self.width.is_some();
+        if clears { "\u{1b}[H\u{1b}[2J" } else { "" }.to_owned()
+    }
+
     /// Text that says that all is well, or not.
     fn marked(self, text: &str, is_good: bool) -> String {
         match (self.colors, is_good) {
@@ -54,9 +64,19 @@ impl Terminal {
     }
 }
 
-/// Prints text. A reader that closes the pipe early is no failure.
-pub(super) fn out(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+/// Prints text. Returns whether the output is read: a reader that closes the pipe early is no failure.
+pub(super) fn out(text: &str) -> bool {
+    let mut out = std::io::stdout();
+    out.write_all(text.as_bytes()).is_ok() && out.flush().is_ok()
+}
+
+/// Prints a document as one JSON object: on one line, or on several for people. Returns as [`out`].
+pub(super) fn json(document: &impl Serialize, on_one_line: bool) -> bool {
+    let text = match on_one_line {
+        true => serde_json::to_string(document),
+        false => serde_json::to_string_pretty(document),
+    };
+    text.is_ok_and(|text| out(&format!("{text}\n")))
 }
 
 /// A number of seconds as people say it: `3 s`, `12 min`, `5 h`, `2 d`.

@@ -19,7 +19,7 @@ use super::Sources;
 use super::documents::Failure;
 use super::notices::Notices;
 use super::room::{Parameters, Room};
-use super::{services, status, trace, verify};
+use super::{flows, services, status, trace, verify};
 use crate::metrics::Format;
 
 /// The name of the socket.
@@ -181,6 +181,7 @@ async fn answer(room: &Room, request: &Request<Incoming>) -> Answer {
     match request.uri().path() {
         "/v1/status" => Answer::json(StatusCode::OK, &status::answer(room)),
         "/v1/services" => Answer::of(services::answer(room, &parameters)),
+        "/v1/flows" => Answer::of(flows::answer(room, &parameters)),
         "/v1/trace" => Answer::of(trace::answer(room, &parameters).await),
         "/v1/verify" => Answer::of(verify::answer(room).await),
         "/v1/configz" => Answer::json(StatusCode::OK, &room.sources.configz.document()),

@@ -24,7 +24,8 @@ pub(super) fn answer(room: &Room, parameters: &Parameters) -> Result<Services> {
         .transpose()?;
     let losers = losers(&mut catalog);
     let facts = catalog.facts().context("the first sync is not complete")?;
-    let census = room.census.borrow_mut().take(facts);
+    let measure = parameters.contains_key("measure");
+    let census = room.census.borrow_mut().take(facts, measure);
     let uncounted = census.as_ref().err().map(|error| format!("{error:#}"));
     let question = Question {
         catalog: &catalog,
@@ -53,18 +54,18 @@ pub(super) fn answer(room: &Room, parameters: &Parameters) -> Result<Services> {
 }
 
 /// A Service by `namespace/name`, or by its name where only one Service has that name.
-fn find(catalog: &Catalog, name: &str) -> Result<ObjectName> {
+pub(super) fn find(catalog: &Catalog, name: &str) -> Result<ObjectName> {
     let known = || catalog.services().map(|service| &service.name);
     if let Some((namespace, name)) = name.split_once('/') {
         let wanted = ObjectName::new(namespace, name);
         let found = known().find(|known| **known == wanted);
         return found
             .cloned()
-            .with_context(|| format!("there is no Service {}", clean(&wanted.to_string())));
+            .with_context(|| format!("no Service is called {}", clean(&wanted.to_string())));
     }
     let mut found = known().filter(|known| &*known.name == name);
     let first = found.next();
-    let first = first.with_context(|| format!("there is no Service named {}", clean(name)))?;
+    let first = first.with_context(|| format!("no Service is called {}", clean(name)))?;
     match found.next() {
         None => Ok(first.clone()),
         Some(second) => {
@@ -135,6 +136,13 @@ impl Question<'_> {
         {
             add(&mut traffic, &frontend.traffic);
         }
+        let mut measured = Traffic::default();
+        for frontend in intent.iter().flat_map(|intent| &intent.frontends) {
+            let claim = Claim::from(frontend);
+            if !self.losers.contains_key(&(service.name.clone(), claim)) {
+                add(&mut measured, &self.connections.measured(&claim));
+            }
+        }
         let claims: Vec<Claim> = intent
             .iter()
             .flat_map(|intent| &intent.frontends)
@@ -161,6 +169,7 @@ impl Question<'_> {
             endpoints: if whole { endpoints } else { Vec::new() },
             ignored: ignored.map(|invalid| clean(&invalid.to_string())).collect(),
             traffic,
+            measured,
         }
     }
 

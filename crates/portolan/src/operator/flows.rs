@@ -1,0 +1,110 @@
+//! `/v1/flows`: connections through Services now, with the names of what they are between.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result};
+use service_dataplane::Claim;
+use service_dataplane::predict::Frontends;
+use service_model::{Family, ObjectName, PortChoices};
+
+use super::catalog::Catalog;
+use super::documents::{Flow, Flows};
+use super::room::{Parameters, Room};
+use super::services::find;
+use super::status::clean;
+use super::traffic::{Tracked, claims};
+
+/// Flows in one document, unless the request asks for fewer.
+const MOST: usize = 10_000;
+
+pub(super) fn answer(room: &Room, parameters: &Parameters) -> Result<Flows> {
+    let catalog = room.catalog.borrow();
+    let only = parameters.get("service");
+    let only = only.map(|name| find(&catalog, name)).transpose()?;
+    let facts = catalog.facts().context("the first sync is not complete")?;
+    let tracked = room.census.borrow_mut().list()?;
+    let is_asked = |name: &ObjectName| only.as_ref().is_none_or(|only| only == name);
+    let frontends = catalog.frontends(|_| true);
+    let mut naming = Naming {
+        room,
+        catalog: &catalog,
+        frontends,
+        ports: HashMap::new(),
+    };
+    let mut flows = Vec::new();
+    let mut count = 0;
+    for tracked in tracked {
+        let mut of = claims(tracked.protocol, tracked.destination, facts);
+        let service = of.find_map(|claim| naming.holder(&claim));
+        let Some(service) = service.filter(is_asked) else {
+            continue;
+        };
+        count += 1;
+        if flows.len() < MOST {
+            flows.push(naming.flow(&tracked, &service));
+        }
+    }
+    flows.sort_by(|a: &Flow, b| (&a.service, &a.from).cmp(&(&b.service, &b.from)));
+    Ok(Flows {
+        node: clean(&room.sources.node),
+        count,
+        flows,
+    })
+}
+
+/// Finds names.
+struct Naming<'a> {
+    room: &'a Room,
+    catalog: &'a Catalog,
+    frontends: Frontends,
+    /// Endpoints of Services that have flows.
+    ports: HashMap<ObjectName, Vec<PortChoices>>,
+}
+
+impl Naming<'_> {
+    fn holder(&self, claim: &Claim) -> Option<ObjectName> {
+        let (service, _) = self.frontends.holder(claim)?;
+        Some(service.clone())
+    }
+
+    fn flow(&mut self, tracked: &Tracked, service: &ObjectName) -> Flow {
+        Flow {
+            protocol: tracked.protocol.to_string(),
+            from: tracked.source.to_string(),
+            from_node: self.node_of_source(tracked.source.ip()),
+            to: tracked.destination.to_string(),
+            service: clean(&service.to_string()),
+            endpoint: tracked.endpoint.to_string(),
+            endpoint_node: self.node_of_endpoint(service, tracked.endpoint),
+            answered: tracked.answered,
+            packets: tracked.packets,
+            bytes: tracked.bytes,
+        }
+    }
+
+    /// This node, or the peer of the overlay whose pods have the address.
+    fn node_of_source(&self, source: IpAddr) -> Option<String> {
+        let overlay = self.room.sources.overlay.as_ref()?.load();
+        let tunnel = overlay.plan.tunnels[Family::of(source)].as_ref()?;
+        if tunnel.pod_cidr.contains(&source) {
+            return Some(clean(&self.room.sources.node));
+        }
+        let peer = tunnel
+            .peers
+            .iter()
+            .find(|peer| peer.pod_cidr.contains(&source));
+        peer.map(|peer| clean(&peer.name))
+    }
+
+    fn node_of_endpoint(&mut self, service: &ObjectName, endpoint: SocketAddr) -> Option<String> {
+        let catalog = self.catalog;
+        let ports = self.ports.entry(service.clone());
+        let ports = ports.or_insert_with(|| catalog.explain(service));
+        let mut endpoints = ports.iter().flat_map(|port| &port.endpoints);
+        let found = endpoints.find(|choice| {
+            (choice.backend.address, choice.backend.port) == (endpoint.ip(), endpoint.port())
+        });
+        found?.node.as_deref().map(clean)
+    }
+}

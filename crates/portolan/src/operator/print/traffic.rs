@@ -1,0 +1,88 @@
+//! Traffic: the busiest Services, and flows.
+
+use super::Terminal;
+use super::table::Table;
+use crate::operator::documents::{Flow, Flows, Top};
+
+/// Services that fit on a screen.
+const LISTED: usize = 20;
+
+/// The busiest Services. A terminal shows them in place.
+pub(in crate::operator) fn top(top: &Top, terminal: Terminal) -> String {
+    let mut table = Table::new(&["SERVICE", "CONNECTIONS", "NEW/S", "PACKETS/S", "BYTES/S"]);
+    for rate in top.services.iter().take(LISTED) {
+        let counted = |rate: f64| match top.counts_bytes {
+            true => scaled(rate),
+            false => "?".to_owned(),
+        };
+        table.row([
+            rate.service.clone(),
+            rate.connections.to_string(),
+            format!("{:.0}", rate.connections_per_second),
+            counted(rate.packets_per_second),
+            counted(rate.bytes_per_second),
+        ]);
+    }
+    let mut out = terminal.cleared(true);
+    out += &table.text(0, terminal.width);
+    let more = top.services.len().saturating_sub(LISTED);
+    if more > 0 {
+        out += &format!("and {more} more\n");
+    }
+    if !top.counts_bytes {
+        out += "bytes and packets are not counted: set net.netfilter.nf_conntrack_acct=1 (new connections count)\n";
+    }
+    out
+}
+
+/// `950`, `12.3k`, `4.56M`
+fn scaled(number: f64) -> String {
+    match number {
+        _ if number < 1e3 => format!("{number:.0}"),
+        _ if number < 1e6 => format!("{:.1}k", number / 1e3),
+        _ if number < 1e9 => format!("{:.2}M", number / 1e6),
+        _ => format!("{:.2}G", number / 1e9),
+    }
+}
+
+/// Flows that were not printed before.
+pub(in crate::operator) fn flows(
+    all: &Flows,
+    new: &[Flow],
+    is_first: bool,
+    terminal: Terminal,
+) -> String {
+    let mut table = Table::new(&["PROTO", "FROM", "TO", "SERVICE", "ENDPOINT", "BYTES"]);
+    for flow in new {
+        let at = |address: &str, node: &Option<String>| match node {
+            Some(node) => format!("{address} ({node})"),
+            None => address.to_owned(),
+        };
+        let answered = if flow.answered { "" } else { " unanswered" };
+        table.row([
+            flow.protocol.clone(),
+            at(&flow.from, &flow.from_node),
+            flow.to.clone(),
+            flow.service.clone(),
+            at(&flow.endpoint, &flow.endpoint_node),
+            format!("{}{answered}", flow.bytes),
+        ]);
+    }
+    let mut out = table.text(0, terminal.width);
+    if !is_first {
+        // The heading is above.
+        out = out
+            .split_once('\n')
+            .map_or_else(String::new, |(_, rows)| rows.to_owned());
+    } else if table.is_empty() {
+        out = "no flows through Services\n".to_owned();
+    }
+    let listed = all.flows.len();
+    if is_first && all.count > listed {
+        out += &format!(
+            "{listed} of {} flows: name a Service with --service\n",
+            all.count
+        );
+    }
+    out
+}

@@ -1,0 +1,204 @@
+//! What commands say about traffic, against traffic that is counted elsewhere; and the archive for bug reports.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::{Protocol, scenario, wait_until};
+use portolan_tests::commands::run;
+use portolan_tests::stage::{PATIENCE, Stage, portolan, service};
+use serde_json::Value;
+
+/// Counts the packets of the client to Services and back, in the client's own namespace.
+const COUNTERS: &str = "table ip counted {
+  counter sent { }
+  counter received { }
+  chain output { type filter hook output priority 0; ip daddr 10.96.0.80 counter name sent; }
+  chain input { type filter hook input priority 0; ip saddr 10.96.0.80 counter name received; }
+}";
+/// The largest error of a measurement, in thousandths.
+const TOLERANCE: u64 = 10;
+
+/// The bytes of a counter in the client's namespace.
+fn counted(stage: &Stage, name: &str) -> Result<u64> {
+    let text = stage
+        .client
+        .nft(&["list", "counter", "ip", "counted", name])?;
+    let bytes = text.split("bytes").nth(1).context("no bytes")?;
+    let number = bytes.split_whitespace().next().context("no number")?;
+    Ok(number.parse()?)
+}
+
+/// Sum of the bytes of a Service in the lines that `services --top` has printed.
+fn measured(lines: &[String], service: &str) -> Result<f64> {
+    let mut sum = 0.0;
+    for line in lines.iter().filter(|line| line.starts_with('{')) {
+        let top: Value = serde_json::from_str(line)?;
+        let elapsed = top["elapsed_seconds"].as_f64().context("no time")?;
+        let rates = top["services"].as_array().context("no Services")?;
+        let rate = rates.iter().find(|rate| rate["service"] == service);
+        let rate = rate.and_then(|rate| rate["bytes_per_second"].as_f64());
+        sum += elapsed * rate.unwrap_or_default();
+    }
+    Ok(sum)
+}
+
+#[scenario(Nft)]
+fn services_top_is_within_a_hundredth_of_counted_bytes() -> Result<()> {
+    let stage = Stage::new()?;
+    // Before the first connection: an entry counts if this was set when it began.
+    stage
+        .node
+        .run(|| fs::write("/proc/sys/net/netfilter/nf_conntrack_acct", "1"))??;
+    let _daemon = stage.start_synced(&[])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let mut command = stage.node.command(portolan()?);
+    command.args(["services", "--top", "--output", "json"]);
+    let top = stage.node.spawn("top", command)?;
+    wait_until("the first measurement", PATIENCE, || top.lines().len() > 1)?;
+    let before = measured(&top.lines(), "default/web")?;
+    stage.client.nft_stdin(COUNTERS)?;
+    let to = Stage::address(&stage.web)?;
+    // Connections that last, and connections that end between two questions.
+    let held = stage.client.hold(to, 8, Duration::from_millis(5))?;
+    for _ in 0..10 {
+        let tally = stage.client.connect_many(Protocol::Tcp, to, 50)?;
+        ensure!(tally.failed() == 0, "{tally:?}");
+    }
+    drop(held);
+    let mut last = (0, 0.0);
+    wait_until("the last bytes to be measured", PATIENCE, || {
+        let all = counted(&stage, "sent").unwrap_or(0) + counted(&stage, "received").unwrap_or(0);
+        let seen = measured(&top.lines(), "default/web").unwrap_or_default() - before;
+        let is_quiet = all == last.0 && all > 0;
+        last = (all, seen);
+        is_quiet && (seen - all as f64).abs() * 1000.0 <= (all * TOLERANCE) as f64
+    })
+    .with_context(|| format!("counted {}, measured {}", last.0, last.1))?;
+    println!("counted {} bytes, measured {:.0}", last.0, last.1);
+    Ok(())
+}
+
+#[scenario(Nft)]
+fn flows_have_names_and_new_ones_are_followed() -> Result<()> {
+    let stage = Stage::new()?;
+    let other = service("other", 91);
+    stage.add(&other, 0..2)?;
+    let _daemon = stage.start_synced(&[])?;
+    stage.wait_for_backends(&other, 2)?;
+    let to_web = Stage::address(&stage.web)?;
+    let held = stage.client.hold(to_web, 3, Duration::from_secs(1))?;
+    let listed = run(&stage.node, &["flows", "--service=web", "--output=json"])?;
+    ensure!(listed.code == 0, "{listed:?}");
+    let lines = listed.stdout.lines();
+    let flows: Vec<Value> = lines.map(serde_json::from_str).collect::<Result<_, _>>()?;
+    ensure!(flows.len() == 3, "{}", listed.stdout);
+    for flow in &flows {
+        ensure!(
+            flow["service"] == "default/web" && flow["answered"] == true,
+            "{flow}"
+        );
+        let node = flow["endpoint_node"].as_str();
+        ensure!(matches!(node, Some("node-a" | "node-b")), "{flow}");
+    }
+    let mut command = stage.node.command(portolan()?);
+    command.args([
+        "flows",
+        "--follow",
+        "--service",
+        "default/other",
+        "--output",
+        "json",
+    ]);
+    let follower = stage.node.spawn("flows", command)?;
+    wait_until("a new flow to be followed", PATIENCE, || {
+        let connected = stage.connect(&stage.client, &other).is_ok();
+        connected
+            && follower
+                .lines()
+                .iter()
+                .filter(|line| line.contains("default/other"))
+                .count()
+                > 3
+    })?;
+    ensure!(
+        follower
+            .lines()
+            .iter()
+            .all(|line| !line.contains("default/web")),
+        "{:?}",
+        follower.lines()
+    );
+    drop(held);
+    Ok(())
+}
+
+/// The files of an archive.
+fn files(archive: &[u8]) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(archive));
+    let mut files = BTreeMap::new();
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let name = entry.path()?.display().to_string();
+        let mut contents = Vec::new();
+        entry.read_to_end(&mut contents)?;
+        files.insert(name, contents);
+    }
+    Ok(files)
+}
+
+#[scenario(Nft)]
+fn the_support_archive_has_everything_but_the_token() -> Result<()> {
+    const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.planted.secret";
+    let stage = Stage::new()?;
+    let (_api, kubeconfig) = stage.serve_api(stage.all_objects())?;
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&kubeconfig)?)?;
+    config["users"][0]["user"]["token"] = TOKEN.into();
+    fs::write(&kubeconfig, config.to_string())?;
+    let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
+    stage.wait_until_ready(&daemon)?;
+    let mut command = stage.node.command(portolan()?);
+    command
+        .args(["support", "--to", "-"])
+        .env("PORTOLAN_SECRET", TOKEN);
+    let output = stage.node.output(command)?;
+    let files = files(&output.stdout)?;
+    let names: Vec<&String> = files.keys().collect();
+    for wanted in [
+        "status.json",
+        "services.json",
+        "verify.json",
+        "configz.json",
+        "metrics.txt",
+        "tables.nft",
+        "features.txt",
+    ] {
+        ensure!(
+            files.contains_key(&format!("portolan-support/{wanted}")),
+            "{wanted} is not among {names:?}"
+        );
+    }
+    let tables = files
+        .get("portolan-support/tables.nft")
+        .context("no tables")?;
+    ensure!(
+        String::from_utf8_lossy(tables).contains("10.96.0.80"),
+        "empty tables"
+    );
+    for (name, contents) in &files {
+        let text = String::from_utf8_lossy(contents);
+        ensure!(!text.contains("planted"), "{name} has the token");
+    }
+    let to = stage.manifests.path().join("support.tar.gz");
+    let to = to.display().to_string();
+    let written = run(&stage.node, &["support", "--to", &to])?;
+    ensure!(written.stdout.trim() == to, "{written:?}");
+    let again = run(&stage.node, &["support", "--to", &to])?;
+    ensure!(
+        again.code == 2 && again.stderr.contains("cannot create"),
+        "{again:?}"
+    );
+    Ok(())
+}
