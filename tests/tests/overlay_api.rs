@@ -1,6 +1,6 @@
 //! The overlay with an API server: what it publishes, and what it does when the server is away, short or wrong.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::fake_api::{FakeApi, Resource};
@@ -81,6 +81,30 @@ fn nodes_find_each_other_by_flannel_annotations() -> Result<()> {
         "{env}"
     );
     Ok(())
+}
+
+/// Spoiled again before the watch shows the repair, the Node looks as if nothing had been written.
+#[scenario(Vxlan, Nft)]
+fn own_annotations_spoiled_again_and_again_are_restored() -> Result<()> {
+    let (stage, api, _daemons, _) = start(2)?;
+    let good = annotation(&api, "node-0", "backend-data").context("published")?;
+    let is_restored = || annotation(&api, "node-0", "backend-data").as_ref() == Some(&good);
+    let spoil = || -> Result<()> {
+        let mut object = api.node("node-0").context("there is a node-0")?;
+        object["metadata"]["annotations"][format!("{PREFIX}/backend-data")] = "null".into();
+        api.apply(object)?;
+        Ok(())
+    };
+    for _ in 0..4 {
+        spoil()?;
+        let limit = Instant::now() + PATIENCE;
+        while !is_restored() {
+            ensure!(Instant::now() < limit, "the annotation stays spoiled");
+            // The daemon takes milliseconds to read the Node after its change: the next spoiling comes first.
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+    stage.wait_for_mesh()
 }
 
 #[scenario(Vxlan, Nft)]

@@ -45,11 +45,12 @@ pub(super) async fn run(
         let anew = !wish.annotations.is_empty();
         let verdict = wish.verdict.filter(|_| set_condition);
         let unpublished = verdict.filter(|verdict| anew || published != Some(*verdict));
-        // The watch delivers the new annotations; an unchanged publication needs no second patch.
         let limit = match publish(&client, &node, &wish, unpublished).await {
             Ok(()) => {
                 published = verdict.or(published);
-                Duration::MAX
+                // The watch delivers what was written, and the publication then has no annotations. A Node that another
+                // program spoiled again in between looks as before, and nothing else would write it again.
+                if anew { pause } else { Duration::MAX }
             }
             Err(error) => {
                 tracing::warn!(
