@@ -12,8 +12,9 @@ use portolan_tests::slowness;
 use portolan_tests::stage::{PATIENCE, features};
 use serde_json::json;
 
-/// Generous for a busy machine; what is measured is printed, and stated in `benches/`.
-const LIMIT: Duration = Duration::from_secs(1);
+/// What is longer hangs. How long a gap is depends on the machine's load: it is printed, and docs/overlay.md has what was
+/// measured.
+const LIMIT: Duration = Duration::from_secs(20);
 
 #[scenario(Vxlan, Nft)]
 fn three_nodes_form_a_dual_stack_mesh_from_node_objects_alone() -> Result<()> {
@@ -55,15 +56,6 @@ fn survives(
     flags: &[&str],
     meddle: impl Fn(&OverlayStage) -> Result<()>,
 ) -> Result<()> {
-    survives_within(LIMIT, what, flags, meddle)
-}
-
-fn survives_within(
-    limit: Duration,
-    what: &str,
-    flags: &[&str],
-    meddle: impl Fn(&OverlayStage) -> Result<()>,
-) -> Result<()> {
     let stage = OverlayStage::new(3)?;
     let _daemons = stage.start_all(flags)?;
     let devices = ["flannel.1", "flannel-v6.1"];
@@ -84,7 +76,7 @@ fn survives_within(
     let (lost, gap) = worst(beats)?;
     let echo = longest_echo(connections)?;
     println!("| {what} | {lost} | {gap:.1?} | {echo:.1?} |");
-    ensure!(gap < limit * slowness(), "{what}: no answer for {gap:?}");
+    ensure!(gap < LIMIT * slowness(), "{what}: no answer for {gap:?}");
     Ok(())
 }
 
@@ -159,10 +151,7 @@ fn the_interface_below_may_go_down_and_up() -> Result<()> {
         "ip link set eth0 down",
         "ip link set eth0 up",
     ];
-    // The nodes have to find each other's hardware addresses anew, with a second between two requests if one is lost.
-    survives_within(3 * LIMIT, "interface below down and up", &[], |stage| {
-        run_lines(stage, &lines)
-    })
+    survives_lines("interface below down and up", &lines)
 }
 
 #[scenario(Vxlan, Nft)]
@@ -272,12 +261,23 @@ fn nodes_on_one_link_reach_each_other_directly_when_asked_to() -> Result<()> {
     );
     // Another link's prefix: the tunnel takes over without anybody asking.
     let beats = stage.beats()?;
-    stage.ip(0, "addr add 192.168.77.10/32 dev eth0")?;
-    stage.ip(0, "addr del 192.168.77.10/24 dev eth0")?;
-    stage.ip(0, "route add 192.168.77.0/24 dev eth0 src 192.168.77.10")?;
-    wait_until("the routes to lead through the tunnel", PATIENCE, || {
-        state(&stage.nodes[0], "flannel.1").is_ok_and(|found| found["routes"].len() == 2)
-    })?;
+    all_go_on(&beats)?;
+    let lines = [
+        "ip addr add 192.168.77.10/32 dev eth0",
+        "ip addr del 192.168.77.10/24 dev eth0",
+        "ip route add 192.168.77.0/24 dev eth0 src 192.168.77.10",
+        // IPv6 has an address once only.
+        "ip addr del fd00:77::10/64 dev eth0",
+        "ip addr add fd00:77::10/128 dev eth0 nodad",
+        "ip -6 route add fd00:77::/64 dev eth0",
+    ];
+    run_lines(&stage, &lines)?;
+    for (device, routes) in [("flannel.1", "routes"), ("flannel-v6.1", "routes6")] {
+        wait_until("the routes to lead through the tunnel", PATIENCE, || {
+            state(&stage.nodes[0], device).is_ok_and(|found| found[routes].len() == 2)
+        })?;
+    }
+    all_go_on(&beats)?;
     stage.wait_for_mesh()?;
     let (lost, gap) = worst(beats)?;
     println!("| from direct routes to the tunnel | {lost} | {gap:.1?} | |");

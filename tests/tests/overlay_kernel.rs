@@ -41,7 +41,7 @@ fn refused_steps_are_named_and_all_others_are_carried_out() -> Result<()> {
         let mut kernel = Kernel::open()?;
         let watched = Watched {
             devices: PerFamily::new(DEVICE.to_owned(), String::new()),
-            can_reach: None,
+            ..Watched::default()
         };
         let interfaces = kernel.observe(&watched)?.surroundings.interfaces;
         let parent = interfaces.iter().find(|interface| interface.name == "eth0");
@@ -54,7 +54,7 @@ fn refused_steps_are_named_and_all_others_are_carried_out() -> Result<()> {
         // What is not there cannot be deleted. Runs of such steps, and one as the last of all.
         let (wrong, right): (Vec<u8>, Vec<u8>) =
             (0..STEPS).partition(|n| n % 7 == 3 || (60..70).contains(n) || n + 1 == STEPS);
-        let delete = |n: u8| Operation::DeleteForwarding(index, mac(n), address(n));
+        let delete = |n: u8| Operation::DeleteForwarding(index, mac(n));
         let put = |n: u8| Operation::PutForwarding(index, mac(n), address(n));
         let steps: Vec<_> = (0..STEPS)
             .map(|n| {

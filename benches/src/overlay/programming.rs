@@ -123,7 +123,7 @@ fn run(peers: u32, measured: &mut Measured) -> Result<()> {
     })?;
     let watched = Watched {
         devices: PerFamily::from_fn(|family| config.device_name(family)),
-        can_reach: None,
+        ..Watched::default()
     };
     let (programmed, steps) = settle(&mut kernel, &watched, &config, &nodes)?;
     let (audited, nothing) = settle(&mut kernel, &watched, &config, &nodes)?;

@@ -4,7 +4,7 @@
 //! hardware address changes while it is up loses its neighbors, even permanent ones, but not its FDB; one that loses
 //! its last address loses its IPv4 routes; `local` and parent change in place as long as the port is not mentioned.
 //! Additions come before deletions, and what leads to a peer before the route to it, so that no packet meets half a
-//! way. With thousands of peers, IPv4 routes name nexthop objects; an ID that another program uses is left alone, and
+//! way. Kind, VNI, port, remote and outer family of a device cannot be changed: the device is made anew, as flannel does. With thousands of peers, IPv4 routes name nexthop objects; an ID that another program uses is left alone, and
 //! its route is a plain one.
 //!
 //! Invariant: carried out on what was observed, the steps make what is wanted, or a device to observe again. Equal
@@ -14,12 +14,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use net_types::PerFamily;
+use net_types::{Family, PerFamily};
 
 use crate::mac::Mac;
 use crate::marks::{BLACKHOLE_METRIC, PROTOCOL, nexthop_id};
 use crate::plan::{Device, Entries, Peer, Tunnel, Way};
 use crate::underlay::Surroundings;
+
+mod words;
 
 /// What the kernel shows at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,6 +50,8 @@ impl Observed {
         let tunnel = |_, tunnel: &ObservedTunnel| ObservedTunnel {
             device: tunnel.device.clone(),
             foreign_nexthops: tunnel.foreign_nexthops.clone(),
+            rivals: tunnel.rivals.clone(),
+            guests: tunnel.guests.clone(),
             ..ObservedTunnel::default()
         };
         Observed {
@@ -64,6 +68,7 @@ impl ObservedTunnel {
             port: wanted.device.port,
             parent: wanted.device.parent,
             local: Some(wanted.device.local),
+            remote: None,
             learning: false,
         };
         let device = ObservedDevice {
@@ -81,8 +86,37 @@ impl ObservedTunnel {
             nexthops: self.nexthops_for(wanted, &entries),
             neighbors: entries.neighbors,
             fdb: entries.fdb.into_iter().collect(),
+            odd_fdb: BTreeSet::new(),
+            misplaced_nexthops: BTreeSet::new(),
             foreign_nexthops: self.foreign_nexthops.clone(),
+            rivals: self
+                .rivals
+                .iter()
+                .filter(|rival| !rival.is_in_the_place_of(&entries.routes))
+                .cloned()
+                .collect(),
+            guests: self.guests.clone(),
         })
+    }
+
+    /// Routes of other programs that lead packets for pods of peers elsewhere, and stay: a better metric, or a part of
+    /// a pod CIDR.
+    pub fn overriding(&self, wanted: &Tunnel) -> Vec<&ObservedRoute> {
+        if self.rivals.is_empty() {
+            return Vec::new();
+        }
+        let routes = wanted.entries().routes;
+        let rivals = self.rivals.iter().filter(|rival| {
+            let destination = rival.destination;
+            let mut around = routes.range(..=destination);
+            let inside = around.next_back().is_some_and(|(range, way)| {
+                range.contains(&destination)
+                    && *way != Way::Blackhole
+                    && (*range != destination || rival.priority() < route(*range, *way).priority())
+            });
+            inside && !rival.is_in_the_place_of(&routes)
+        });
+        rivals.collect()
     }
 
     /// The routes as they will look, given the nexthop objects that others have.
@@ -91,14 +125,17 @@ impl ObservedTunnel {
         wanted: &Tunnel,
         entries: &Entries,
     ) -> impl Iterator<Item = ObservedRoute> {
-        entries.routes.iter().map(|(destination, way)| {
-            let object = match way {
-                Way::Tunnel(gateway) if wanted.nexthops => nexthop_id(*gateway),
-                _ => None,
-            };
-            let object = object.filter(|id| !self.foreign_nexthops.contains(id));
-            route(*destination, object.map_or(*way, Way::Nexthop))
-        })
+        let routes = entries.routes.iter();
+        routes.map(|(destination, way)| self.route_for(wanted, *destination, *way))
+    }
+
+    fn route_for(&self, wanted: &Tunnel, destination: IpNet, way: Way) -> ObservedRoute {
+        let object = match way {
+            Way::Tunnel(gateway) if wanted.nexthops => nexthop_id(gateway),
+            _ => None,
+        };
+        let object = object.filter(|id| !self.foreign_nexthops.contains(id));
+        route(destination, object.map_or(way, Way::Nexthop))
     }
 
     fn nexthops_for(&self, wanted: &Tunnel, entries: &Entries) -> BTreeSet<u32> {
@@ -119,14 +156,24 @@ pub struct ObservedTunnel {
     pub device: Option<ObservedDevice>,
     /// Its addresses, but for link-local ones.
     pub addresses: BTreeSet<IpNet>,
-    /// Routes of the main table and this family: those through the device by a gateway, and those marked as ours.
+    /// The overlay's routes of the main table and this family: those marked as ours, and those through the device in
+    /// flannel's form ([`ObservedRoute::is_flannels`]).
     pub routes: BTreeSet<ObservedRoute>,
-    /// Its permanent neighbors of this family.
+    /// All other routes to pods, which other programs made.
+    pub rivals: BTreeSet<ObservedRoute>,
+    /// Gateways of other programs' routes through the device, to other destinations than pods.
+    pub guests: BTreeSet<IpAddr>,
+    /// Its permanent neighbors of this family, but for guests.
     pub neighbors: BTreeMap<IpAddr, Mac>,
-    /// Its permanent FDB entries.
+    /// Its permanent FDB entries, but for those of guests.
     pub fdb: BTreeSet<(Mac, IpAddr)>,
+    /// Hardware addresses with FDB entries that send to another port, VNI or interface than the device does, or to a
+    /// nexthop object.
+    pub odd_fdb: BTreeSet<Mac>,
     /// Numbers of our nexthop objects on it.
     pub nexthops: BTreeSet<u32>,
+    /// Numbers of our nexthop objects on a device of another name.
+    pub misplaced_nexthops: BTreeSet<u32>,
     /// Numbers of all other nexthop objects.
     pub foreign_nexthops: BTreeSet<u32>,
 }
@@ -157,6 +204,8 @@ pub struct ObservedVxlan {
     pub parent: u32,
     /// Their source.
     pub local: Option<IpAddr>,
+    /// Where frames go that no FDB entry matches.
+    pub remote: Option<IpAddr>,
     /// Learns hardware addresses from packets.
     pub learning: bool,
 }
@@ -174,9 +223,36 @@ pub struct ObservedRoute {
     pub protocol: u8,
 }
 
+/// `IP6_RT_PRIO_USER` (include/net/ip6_route.h): what an IPv6 route without metric gets.
+pub(crate) const DEFAULT_METRIC_V6: u32 = 1024;
+
+impl ObservedRoute {
+    /// Whether flannel makes routes like it: to the first address of the destination, without a metric.
+    pub fn is_flannels(&self) -> bool {
+        let gateway = Way::Tunnel(self.destination.network());
+        self.metric == 0 && self.way == Some(gateway)
+    }
+
+    /// The metric by which the kernel compares routes to one destination.
+    pub(crate) fn priority(&self) -> u32 {
+        match (self.metric, self.destination) {
+            (0, IpNet::V6(_)) => DEFAULT_METRIC_V6,
+            (metric, _) => metric,
+        }
+    }
+
+    /// Whether one of these routes has its destination and metric, so that it is replaced.
+    fn is_in_the_place_of(&self, wanted: &BTreeMap<IpNet, Way>) -> bool {
+        let same = |way: &Way| route(self.destination, *way).priority() == self.priority();
+        wanted.get(&self.destination).is_some_and(same)
+    }
+}
+
 /// One step. Those with a number are about the device of that number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
+    /// Deletes the device, and all that hangs on it.
+    DeleteDevice(u32),
     /// Makes the device, switched off and without address.
     CreateDevice(Device),
     /// Changes the largest packet.
@@ -197,10 +273,12 @@ pub enum Operation {
     DeleteNeighbor(u32, IpAddr),
     /// Adds or replaces a permanent FDB entry.
     PutForwarding(u32, Mac, IpAddr),
-    /// Deletes an FDB entry.
-    DeleteForwarding(u32, Mac, IpAddr),
+    /// Deletes the FDB entries of a hardware address.
+    DeleteForwarding(u32, Mac),
     /// Makes the nexthop object of this number, through the device.
     MakeNexthop(u32, u32),
+    /// Leads our nexthop object of this number through the device instead of another one.
+    MoveNexthop(u32, u32),
     /// Deletes the nexthop object of this number; the kernel deletes routes that name it.
     DeleteNexthop(u32, u32),
     /// Adds or replaces a route; the number is the tunnel device's.
@@ -209,10 +287,10 @@ pub enum Operation {
     DeleteRoute(u32, ObservedRoute),
 }
 
-/// The device of our name is another one than ours would be, in a way that only making it anew could change.
+/// The device of our name is another one than ours would be, and has to wait until it may be made anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "device {what} cannot be changed in place: delete it, and it will be made anew (its peers are cut off meanwhile)"
+    "the {what} of the device differs and cannot be changed in place: it is made anew once all Nodes are listed"
 )]
 pub struct Mismatch {
     /// What differs.
@@ -237,8 +315,17 @@ pub fn difference(
     let Some(device) = &found.device else {
         return Ok(vec![Operation::CreateDevice(wanted.device.clone())]);
     };
+    if let Some(what) = mismatch(&wanted.device, device) {
+        return match deletions {
+            Deletions::Held => Err(Mismatch { what }),
+            Deletions::Allowed => Ok(vec![
+                Operation::DeleteDevice(device.index),
+                Operation::CreateDevice(wanted.device.clone()),
+            ]),
+        };
+    }
     let mut steps = Vec::new();
-    let forgets_neighbors = device_steps(&wanted.device, device, found, &mut steps)?;
+    let forgets_neighbors = device_steps(&wanted.device, device, found, &mut steps);
     let index = device.index;
     let entries = wanted.entries();
     for (address, mac) in &entries.neighbors {
@@ -247,13 +334,21 @@ pub fn difference(
         }
     }
     for (mac, node) in &entries.fdb {
+        if found.odd_fdb.contains(mac) {
+            steps.push(Operation::DeleteForwarding(index, *mac));
+        }
         if !found.fdb.contains(&(*mac, *node)) {
             steps.push(Operation::PutForwarding(index, *mac, *node));
         }
     }
     let nexthops = found.nexthops_for(wanted, &entries);
     let missing = nexthops.difference(&found.nexthops);
-    steps.extend(missing.map(|id| Operation::MakeNexthop(index, *id)));
+    steps.extend(
+        missing.map(|id| match found.misplaced_nexthops.contains(id) {
+            true => Operation::MoveNexthop(index, *id),
+            false => Operation::MakeNexthop(index, *id),
+        }),
+    );
     for route in found.routes_for(wanted, &entries) {
         if let Some(way) = route.way.filter(|_| !found.routes.contains(&route)) {
             steps.push(Operation::PutRoute(index, route.destination, way));
@@ -261,7 +356,8 @@ pub fn difference(
     }
     if deletions == Deletions::Allowed {
         deletion_steps((wanted, &entries), found, index, &mut steps);
-        let stale = found.nexthops.difference(&nexthops);
+        let all = found.nexthops.union(&found.misplaced_nexthops);
+        let stale = all.filter(|id| !nexthops.contains(id));
         steps.extend(stale.map(|id| Operation::DeleteNexthop(index, *id)));
     }
     Ok(steps)
@@ -290,20 +386,33 @@ pub(crate) fn route(destination: IpNet, way: Way) -> ObservedRoute {
     }
 }
 
-/// Steps for the device itself. Whether the kernel will have forgotten its neighbors after them.
+/// What differs of a device that only making it anew could change.
+fn mismatch(wanted: &Device, found: &ObservedDevice) -> Option<&'static str> {
+    let Some(vxlan) = &found.vxlan else {
+        return Some("kind");
+    };
+    // A device that says nothing of the other ends is one of IPv4, and the family is for good.
+    let outer = vxlan.local.map_or(Family::Ip, Family::of);
+    if vxlan.vni != wanted.vni {
+        Some("VNI")
+    } else if vxlan.port != wanted.port {
+        Some("port")
+    } else if vxlan.remote.is_some() {
+        Some("remote")
+    } else {
+        (outer != Family::of(wanted.local)).then_some("outer family")
+    }
+}
+
+/// Steps for the device itself, which is a VXLAN device. Whether the kernel will have forgotten its neighbors after
+/// them.
 fn device_steps(
     wanted: &Device,
     device: &ObservedDevice,
     found: &ObservedTunnel,
     steps: &mut Vec<Operation>,
-) -> Result<bool, Mismatch> {
-    let what = match &device.vxlan {
-        None => Err("kind"),
-        Some(vxlan) if vxlan.vni != wanted.vni => Err("VNI"),
-        Some(vxlan) if vxlan.port != wanted.port => Err("port"),
-        Some(vxlan) => Ok(vxlan),
-    };
-    let vxlan = what.map_err(|what| Mismatch { what })?;
+) -> bool {
+    let vxlan = device.vxlan.clone().unwrap_or_default();
     let index = device.index;
     if (vxlan.parent, vxlan.local, vxlan.learning) != (wanted.parent, Some(wanted.local), false) {
         steps.push(Operation::SetOuter(index, wanted.parent, wanted.local));
@@ -320,7 +429,7 @@ fn device_steps(
     if !device.up {
         steps.push(Operation::SetUp(index));
     }
-    Ok(device.mac != wanted.mac)
+    device.mac != wanted.mac
 }
 
 /// Routes first: what they lead to goes after them.
@@ -330,14 +439,17 @@ fn deletion_steps(
     index: u32,
     steps: &mut Vec<Operation>,
 ) {
-    for route_found in &found.routes {
-        // A wanted route replaces another to the same range with the same metric.
-        let stays = entries
-            .routes
-            .get(&route_found.destination)
-            .is_some_and(|way| route(route_found.destination, *way).metric == route_found.metric);
-        if !stays {
-            steps.push(Operation::DeleteRoute(index, route_found.clone()));
+    for stray in found.routes.union(&found.rivals) {
+        let destination = stray.destination;
+        let way = entries.routes.get(&destination);
+        let wanted = way.map(|way| found.route_for(wanted, destination, *way));
+        let goes = match wanted.filter(|wanted| wanted.priority() == stray.priority()) {
+            // A route that is missing replaces another of its place. Where it is there, the kernel may still prefer others.
+            Some(wanted) => found.routes.contains(&wanted) && *stray != wanted,
+            None => found.routes.contains(stray),
+        };
+        if goes {
+            steps.push(Operation::DeleteRoute(index, stray.clone()));
         }
     }
     // An address of an earlier pod CIDR. Anything but a /32 or /128 is foreign and left alone.
@@ -347,11 +459,16 @@ fn deletion_steps(
     for address in stray {
         steps.push(Operation::DeleteAddress(index, *address));
     }
-    for (mac, node) in &found.fdb {
-        if !entries.fdb.contains_key(mac) {
-            steps.push(Operation::DeleteForwarding(index, *mac, *node));
-        }
-    }
+    let stale = found.fdb.iter().map(|(mac, _)| *mac);
+    let stale: BTreeSet<Mac> = stale
+        .chain(found.odd_fdb.iter().copied())
+        .filter(|mac| !entries.fdb.contains_key(mac))
+        .collect();
+    steps.extend(
+        stale
+            .into_iter()
+            .map(|mac| Operation::DeleteForwarding(index, mac)),
+    );
     for address in found.neighbors.keys() {
         if !entries.neighbors.contains_key(address) {
             steps.push(Operation::DeleteNeighbor(index, *address));

@@ -12,9 +12,12 @@ use net_types::{Family, PerFamily};
 
 use crate::annotations::{Names, ParsedAnnotations, Vtep};
 use crate::config::Config;
+use crate::difference::ObservedRoute;
 use crate::mac::Mac;
 use crate::peers::Node;
-use crate::underlay::{External, Preferences, Surroundings, is_node_address};
+use crate::underlay::{
+    External, Interface, InterfaceAddress, Preferences, Surroundings, is_node_address,
+};
 
 mod claims;
 
@@ -28,6 +31,11 @@ pub const fn overhead(family: Family) -> u32 {
         Family::Ip6 => 70,
     }
 }
+
+/// The least MTU of a device with IPv6 addresses (RFC 8200, section 5): below, the kernel removes them.
+const MIN_MTU_V6: u32 = 1280;
+/// The kernel's least MTU of an Ethernet device (`ETH_MIN_MTU`).
+const MIN_MTU: u32 = 68;
 
 /// The input of [`plan`].
 #[derive(Clone, Copy, Debug)]
@@ -186,8 +194,25 @@ pub enum Problem {
     )]
     NoPodCidr,
     /// No interface leads to the other nodes.
-    #[error("no {0} interface leads to the other nodes: set --iface, or add a default route")]
+    #[error(
+        "no interface with an {name} address leads to the other nodes: set --iface, or add a default route; {name} pods are not carried",
+        name = .0.api_name()
+    )]
     NoExternal(Family),
+    /// Packets of this family do not fit through the interface.
+    #[error(
+        "MTU {mtu} of {interface} leaves {inner} bytes for IPv6 pods, which need {MIN_MTU_V6}: IPv6 pods are not carried; raise it to {needed}"
+    )]
+    SmallMtu {
+        /// The interface to the other nodes.
+        interface: String,
+        /// Its MTU, or the configured one.
+        mtu: u32,
+        /// What the tunnel device would have.
+        inner: u32,
+        /// The least that will do.
+        needed: u32,
+    },
     /// A peer with invalid annotations.
     #[error("node {node}: invalid annotations: {reason}")]
     Unusable {
@@ -195,6 +220,16 @@ pub enum Problem {
         node: Arc<str>,
         /// What is wrong.
         reason: &'static str,
+    },
+    /// A peer with annotations, but none for a family of its pods.
+    #[error(
+        "node {node} publishes no public IP and hardware address of {family}: its {family} pods cannot be reached"
+    )]
+    NoVtep {
+        /// Its name.
+        node: Arc<str>,
+        /// The family, as the Kubernetes API names it.
+        family: &'static str,
     },
     /// The pod CIDRs of two nodes overlap.
     #[error(
@@ -230,6 +265,30 @@ pub enum Problem {
         /// How many are ignored.
         dropped: usize,
     },
+    /// Routes of other programs come before the overlay's.
+    #[error(
+        "the route {route} of another program comes before the overlay's to pods of a peer, and {others} more do: delete it, or give it a metric of 1024 or more"
+    )]
+    Overridden {
+        /// The first of them.
+        route: String,
+        /// How many more there are.
+        others: usize,
+    },
+    /// A pod CIDR that holds the address of a node.
+    #[error(
+        "pod CIDR {range} of node {node} holds {address}, the address of a node: ignoring node {left_out}"
+    )]
+    HoldsAddress {
+        /// The node of the range.
+        node: Arc<str>,
+        /// The range.
+        range: IpNet,
+        /// The address.
+        address: IpAddr,
+        /// The node that is ignored.
+        left_out: Arc<str>,
+    },
     /// A pod CIDR outside the cluster's network.
     #[error("node {node}: pod CIDR {range} is outside the cluster's network; ignoring the node")]
     OutsideNetwork {
@@ -238,6 +297,22 @@ pub enum Problem {
         /// The range.
         range: IpNet,
     },
+}
+
+impl Problem {
+    /// Whether pods cannot be reached because of it.
+    pub fn cuts_off(&self) -> bool {
+        !matches!(self, Problem::TooManyAddresses { .. })
+    }
+
+    /// The problem of routes of other programs that lead packets for pods of peers elsewhere.
+    pub fn overridden(routes: &[&ObservedRoute]) -> Option<Problem> {
+        let first = routes.first()?;
+        Some(Problem::Overridden {
+            route: first.to_string(),
+            others: routes.len() - 1,
+        })
+    }
 }
 
 /// Plans for the node `facts.own` among `nodes`, which come in the order of their names.
@@ -257,11 +332,33 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
         let Some(pod_cidr) = range_of(own, family) else {
             continue;
         };
+        if let Some(address) = own
+            .addresses
+            .iter()
+            .find(|address| pod_cidr.contains(*address))
+        {
+            plan.problems.push(Problem::HoldsAddress {
+                node: own.name.clone(),
+                range: pod_cidr,
+                address: *address,
+                left_out: own.name.clone(),
+            });
+            continue;
+        }
         let Some((external, published)) = own_end(facts, own, family) else {
             plan.problems.push(Problem::NoExternal(family));
             continue;
         };
         let device = device(facts, own, family, pod_cidr, &external);
+        if family == Family::Ip6 && device.mtu < MIN_MTU_V6 {
+            plan.problems.push(Problem::SmallMtu {
+                mtu: device.mtu + overhead(family),
+                interface: external.name,
+                inner: device.mtu,
+                needed: MIN_MTU_V6 + overhead(family),
+            });
+            continue;
+        }
         let vtep = Vtep {
             mac: device.mac,
             public_ip: published,
@@ -315,9 +412,23 @@ fn own_end(facts: Facts<'_>, own: &Node, family: Family) -> Option<(External, Ip
         known.extend(facts.names.own_public_ip(&own.annotations, family));
     }
     known.extend(&own.addresses);
-    let external = facts
-        .surroundings
-        .external(family, facts.preferences, &known)?;
+    // Whatever puts an address of the node on them (a DHCP client that configures every device), the devices of the
+    // overlay and of pods do not lead to other nodes.
+    let is_inner = |interface: &Interface| {
+        let overlay = Some((facts.config.vni, facts.config.port));
+        let mut names = Family::ALL
+            .map(|family| facts.config.device_name(family))
+            .into_iter();
+        let is_of_a_pod = |address: &InterfaceAddress| {
+            let mut ranges = own.pod_cidrs.iter();
+            ranges.any(|range| range.contains(&address.net.addr()))
+        };
+        interface.tunnel == overlay
+            || names.any(|name| name == interface.name)
+            || interface.addresses.iter().any(is_of_a_pod)
+    };
+    let surroundings = facts.surroundings;
+    let external = surroundings.external(family, facts.preferences, &known, is_inner)?;
     let published = overwrite
         .or(asked)
         .or(facts.preferences.public_ip[family])
@@ -338,14 +449,15 @@ fn device(
         .own_mac(&own.annotations, family)
         .or(facts.found[family].filter(|mac| mac.is_unicast() && !facts.infer))
         .unwrap_or_else(|| Mac::of_node(&own.name, family));
+    // The kernel takes no more than the interface carries.
     let outer_mtu = facts.config.outer_mtu.unwrap_or(external.mtu);
+    let outer_mtu = outer_mtu.min(external.mtu);
     Device {
         name: facts.config.device_name(family),
         vni: facts.config.vni,
         port: facts.config.port,
         mac,
-        // Never below what IPv6 needs to be carried (RFC 8200, section 5), as far as the kernel allows.
-        mtu: outer_mtu.saturating_sub(overhead(family)).max(68),
+        mtu: outer_mtu.saturating_sub(overhead(family)).max(MIN_MTU),
         parent: external.index,
         local: external.address,
         address: IpNet::from(pod_cidr.network()),
@@ -400,7 +512,13 @@ fn peer<'a>(
         reason,
     };
     let Some(vtep) = end_of(facts, node, family).map_err(invalid)? else {
-        return Ok(None);
+        return match node.parsed {
+            ParsedAnnotations::Vteps(_) => Err(Problem::NoVtep {
+                node: node.name.clone(),
+                family: family.api_name(),
+            }),
+            _ => Ok(None),
+        };
     };
     let network = facts.config.network(family);
     if network.is_some_and(|network| !network.contains(&pod_cidr)) {

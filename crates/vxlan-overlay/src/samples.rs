@@ -48,6 +48,7 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
         name: "eth0".to_owned(),
         mtu: 1500,
         up: true,
+        tunnel: None,
         addresses: own.into(),
     };
     let node = |number: u8| Node {

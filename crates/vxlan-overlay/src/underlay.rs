@@ -21,6 +21,8 @@ pub struct Interface {
     pub mtu: u32,
     /// Switched on.
     pub up: bool,
+    /// VNI and UDP port, if it is a VXLAN device.
+    pub tunnel: Option<(u32, u16)>,
     /// Its addresses with the range on the link, in the kernel's order.
     pub addresses: Vec<InterfaceAddress>,
 }
@@ -52,7 +54,7 @@ pub struct Surroundings {
     pub interfaces: Vec<Interface>,
     /// The default route's interface, by family.
     pub default_route: PerFamily<Option<u32>>,
-    /// The interface on the way to [`Preferences::can_reach`], by family.
+    /// The interface on the way to [`Preferences::can_reach`], in the family of that address.
     pub reaching: PerFamily<Option<u32>>,
 }
 
@@ -76,11 +78,17 @@ pub struct External {
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// Its MTU.
+    /// MTU of the way of outer packets: the interface's, unless the interface is no link.
     pub mtu: u32,
     /// The address.
     pub address: IpAddr,
 }
+
+/// The interfaces that may carry outer packets.
+struct Candidates<'a>(Vec<&'a Interface>);
+
+/// No packet is larger (RFC 791): an interface with a larger MTU, such as `lo` or a VRF, has an address but is no link.
+const MAX_PACKET: u32 = 65_535;
 
 /// Whether a node can be reached at an address: it is of one host, and not of every host for itself.
 pub(crate) fn is_node_address(address: IpAddr) -> bool {
@@ -90,38 +98,72 @@ pub(crate) fn is_node_address(address: IpAddr) -> bool {
 
 impl Surroundings {
     /// The interface for a family. `known` are addresses this node goes by, best first: each counts if an interface
-    /// has it. `None` when no interface will do: it may come yet.
+    /// has it. `is_inner` are interfaces that outer packets cannot leave by: tunnel devices, and those of pods. `None`
+    /// when no interface will do: it may come yet.
     pub fn external(
         &self,
         family: Family,
         preferences: &Preferences,
         known: &[IpAddr],
+        is_inner: impl Fn(&Interface) -> bool,
     ) -> Option<External> {
-        if !preferences.names.is_empty() || !preferences.patterns.is_empty() {
-            let named = preferences
-                .names
-                .iter()
-                .find_map(|name| self.named(family, name));
-            let matching = || {
-                preferences
-                    .patterns
-                    .iter()
-                    .find_map(|pattern| self.matching(family, pattern))
-            };
-            return named.or_else(matching);
+        let candidates = self.interfaces.iter().filter(|i| !is_inner(i));
+        let candidates = Candidates(candidates.collect());
+        let chosen = self.choose(family, preferences, known, &candidates)?;
+        let mtu = match chosen.mtu > MAX_PACKET {
+            true => self.link_mtu(family, &candidates).unwrap_or(chosen.mtu),
+            false => chosen.mtu,
+        };
+        Some(External { mtu, ..chosen })
+    }
+
+    fn choose(
+        &self,
+        family: Family,
+        preferences: &Preferences,
+        known: &[IpAddr],
+        candidates: &Candidates<'_>,
+    ) -> Option<External> {
+        let Preferences {
+            names, patterns, ..
+        } = preferences;
+        if !names.is_empty() || !patterns.is_empty() {
+            let mut named = names.iter();
+            let mut matching = patterns.iter();
+            return named
+                .find_map(|name| candidates.named(family, name))
+                .or_else(|| matching.find_map(|pattern| candidates.matching(family, pattern)));
         }
         if preferences.can_reach.is_some() {
-            return self.by_index(family, self.reaching[family]);
+            // The address is of one family, and the interface serves both (as in flannel).
+            let reaching = Family::ALL.map(|family| self.reaching[family]);
+            return candidates.by_index(family, reaching.into_iter().flatten().next());
         }
         let known = || {
             let all = preferences.public_ip[family].iter().chain(known);
             all.filter(|address| Family::of(**address) == family)
         };
         known()
-            .find_map(|address| self.owner(*address))
-            .or_else(|| self.by_index(family, self.default_route[family]))
+            .find_map(|address| candidates.owner(*address))
+            .or_else(|| candidates.by_index(family, self.default_route[family]))
             // An address that has just been replaced by another of its link.
-            .or_else(|| known().find_map(|address| self.by_index(family, self.on_link(*address))))
+            .or_else(|| {
+                known().find_map(|address| candidates.by_index(family, self.on_link(*address)))
+            })
+    }
+
+    /// The MTU of what leads to the other nodes where the address is on no link: that of the default route, or the
+    /// least of all links with an address of the family.
+    fn link_mtu(&self, family: Family, candidates: &Candidates<'_>) -> Option<u32> {
+        let links = || candidates.0.iter().filter(|i| i.up && i.mtu <= MAX_PACKET);
+        let default = links().find(|i| Some(i.index) == self.default_route[family]);
+        let has_address = |i: &&&Interface| {
+            let mut addresses = i.addresses.iter();
+            addresses.any(|a| Family::of(a.net.addr()) == family)
+        };
+        default
+            .map(|i| i.mtu)
+            .or_else(|| links().filter(has_address).map(|i| i.mtu).min())
     }
 
     /// Whether an address lies on a link of this node: packets to it pass no gateway.
@@ -137,54 +179,43 @@ impl Surroundings {
         .max_by_key(|(_, net)| net.prefix_len())
         .map(|(index, _)| index)
     }
+}
 
+impl Candidates<'_> {
     fn named(&self, family: Family, name: &str) -> Option<External> {
         if let Ok(address) = name.parse::<IpAddr>() {
-            let interface = self
-                .interfaces
-                .iter()
-                .find(|i| i.addresses.iter().any(|a| a.net.addr() == address))?;
-            return interface.external(family, Some(address));
+            return self.holder(address)?.external(family, Some(address));
         }
-        self.interfaces
-            .iter()
-            .find(|i| i.name == name)?
-            .external(family, None)
+        let mut all = self.0.iter();
+        all.find(|i| i.name == name)?.external(family, None)
     }
 
     fn matching(&self, family: Family, pattern: &Regex) -> Option<External> {
-        let by_address = self.interfaces.iter().find_map(|interface| {
+        let by_address = self.0.iter().find_map(|interface| {
             let fits = |a: &&InterfaceAddress| pattern.is_match(&a.net.addr().to_string());
             let address = interface.addresses.iter().find(fits)?.net.addr();
             interface.external(family, Some(address))
         });
         let by_name = || {
-            self.interfaces
-                .iter()
-                .filter(|i| pattern.is_match(&i.name))
-                .find_map(|i| i.external(family, None))
+            let mut named = self.0.iter().filter(|i| pattern.is_match(&i.name));
+            named.find_map(|i| i.external(family, None))
         };
         by_address.or_else(by_name)
     }
 
     fn by_index(&self, family: Family, index: Option<u32>) -> Option<External> {
-        self.interfaces
-            .iter()
-            .find(|i| Some(i.index) == index)?
-            .external(family, None)
+        let mut all = self.0.iter();
+        all.find(|i| Some(i.index) == index)?.external(family, None)
     }
 
     fn owner(&self, address: IpAddr) -> Option<External> {
-        let owns = |interface: &&Interface| {
-            interface
-                .addresses
-                .iter()
-                .any(|own| own.net.addr() == address)
-        };
-        self.interfaces
-            .iter()
-            .find(owns)?
+        self.holder(address)?
             .external(Family::of(address), Some(address))
+    }
+
+    fn holder(&self, address: IpAddr) -> Option<&Interface> {
+        let holds = |i: &Interface| i.addresses.iter().any(|own| own.net.addr() == address);
+        self.0.iter().copied().find(|i| holds(i))
     }
 }
 
@@ -193,13 +224,15 @@ impl Interface {
     fn external(&self, family: Family, address: Option<IpAddr>) -> Option<External> {
         let asked =
             address.filter(|address| Family::of(*address) == family && is_node_address(*address));
-        // flannel's order (0.28): global before link-local, permanent before leased, never a temporary one.
+        // flannel's order (0.28): global before link-local, permanent before leased, never a temporary one. A link-local
+        // address of IPv6 means nothing to other nodes without an interface of theirs.
         let rank = |a: &&InterfaceAddress| (!a.is_global(), !a.permanent);
         let usable = self
             .addresses
             .iter()
             .filter(|a| Family::of(a.net.addr()) == family && a.stable)
-            .filter(|a| is_node_address(a.net.addr()));
+            .filter(|a| is_node_address(a.net.addr()))
+            .filter(|a| family == Family::Ip || a.is_global());
         let address = asked.or_else(|| usable.min_by_key(rank).map(|a| a.net.addr()))?;
         let (index, name, mtu) = (self.index, self.name.clone(), self.mtu);
         Some(External {
@@ -226,6 +259,7 @@ mod tests {
             name: name.to_owned(),
             mtu: 1500,
             up: true,
+            tunnel: None,
             addresses: addresses.collect(),
         }
     }
@@ -253,7 +287,7 @@ mod tests {
 
     fn chosen(preferences: &Preferences, known: &[&str]) -> Option<(String, String)> {
         let known: Vec<IpAddr> = known.iter().map(|a| a.parse().unwrap()).collect();
-        let external = surroundings().external(Family::Ip, preferences, &known)?;
+        let external = surroundings().external(Family::Ip, preferences, &known, |_| false)?;
         Some((external.name, external.address.to_string()))
     }
 
@@ -314,10 +348,52 @@ mod tests {
             default_route: PerFamily::new(Some(2), Some(2)),
             ..surroundings()
         };
-        let found = elsewhere.external(Family::Ip6, &public, &[]).unwrap();
+        let found = elsewhere
+            .external(Family::Ip6, &public, &[], |_| false)
+            .unwrap();
         assert_eq!(
             (&*found.name, found.address),
             ("eth0", "2001:db8::7".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn the_interface_that_reaches_an_address_serves_both_families() {
+        let reach = Preferences {
+            can_reach: Some("203.0.113.1".parse().unwrap()),
+            ..Preferences::default()
+        };
+        let found = surroundings().external(Family::Ip6, &reach, &[], |_| false);
+        assert_eq!(&*found.unwrap().name, "eth0");
+    }
+
+    #[test]
+    fn inner_interfaces_carry_no_outer_packets() {
+        let known: Vec<IpAddr> = vec!["192.0.2.8".parse().unwrap()];
+        let nothing = Preferences::default();
+        let is_inner = |interface: &Interface| interface.name == "eth0";
+        let found = surroundings().external(Family::Ip, &nothing, &known, is_inner);
+        assert_eq!(&*found.unwrap().name, "mgmt0");
+    }
+
+    #[test]
+    fn an_address_on_no_link_has_the_mtu_of_the_way() {
+        let mut here = surroundings();
+        here.interfaces[0].mtu = 65_536;
+        here.interfaces[0].addresses.push(InterfaceAddress {
+            net: "198.51.100.7/32".parse().unwrap(),
+            permanent: true,
+            stable: true,
+        });
+        here.interfaces[2].mtu = 1400;
+        let known: Vec<IpAddr> = vec!["198.51.100.7".parse().unwrap()];
+        let nothing = Preferences::default();
+        let mtu = |here: &Surroundings| {
+            let found = here.external(Family::Ip, &nothing, &known, |_| false);
+            found.map(|found| (found.name, found.mtu))
+        };
+        assert_eq!(mtu(&here), Some(("lo".to_owned(), 1500)));
+        here.default_route = PerFamily::default();
+        assert_eq!(mtu(&here), Some(("lo".to_owned(), 1400)));
     }
 }

@@ -13,19 +13,21 @@ use crate::run::{build_portolan, built, cargo, run};
 use crate::{check, image, kernels, old_version, tools};
 
 /// Sizes of the random tests for `--all`; the tests' own defaults are for the quick tier.
-const LARGE: [(&str, &str); 4] = [
+const LARGE: [(&str, &str); 5] = [
     ("PORTOLAN_CLUSTERS", "10000"),
     ("PORTOLAN_KERNEL_CLUSTERS", "500"),
     ("PORTOLAN_HISTORIES", "5000"),
     ("PORTOLAN_PEER_CLUSTERS", "300"),
+    ("PORTOLAN_WALKS", "500"),
 ];
 
 /// Sizes for `--nightly`.
-const NIGHTLY: [(&str, &str); 4] = [
+const NIGHTLY: [(&str, &str); 5] = [
     ("PORTOLAN_CLUSTERS", "100000"),
     ("PORTOLAN_KERNEL_CLUSTERS", "2000"),
     ("PORTOLAN_HISTORIES", "20000"),
     ("PORTOLAN_PEER_CLUSTERS", "1000"),
+    ("PORTOLAN_WALKS", "5000"),
 ];
 
 /// Numbers of kills, flushes and other foreign changes for `--nightly`.
@@ -37,6 +39,8 @@ const FAULTS: [(&str, &str); 3] = [
 
 /// Test targets that read the sizes.
 const RANDOM: [&str; 3] = ["random_clusters", "kernel_clusters", "order"];
+/// The unit test that reads the number of walks.
+const WALK: &str = "any_walk_ends_in_the_state_made_from_nothing";
 /// The test target that reads the numbers of faults.
 const SURVIVAL: &str = "survival";
 /// Test targets with tests that are ignored in the quick tier.
@@ -137,9 +141,12 @@ fn rest(nightly: bool) -> Result<()> {
 
 /// The random tests at these sizes.
 fn random(sizes: &[(&str, &str)]) -> Result<()> {
-    let mut tests = tests()?;
+    let mut tests = self::tests()?;
     tests.args(RANDOM.iter().flat_map(|target| ["--test", target]));
-    run(tests.envs(sizes.iter().copied()))
+    let random = run(tests.envs(sizes.iter().copied()));
+    let mut walks = self::tests()?;
+    walks.args(["--lib", "--", WALK]);
+    run(walks.envs(sizes.iter().copied())).and(random)
 }
 
 /// A thousand kills and flushes, and ten thousand other foreign changes.

@@ -5,20 +5,26 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use net_types::PerFamily;
+use nix::errno::Errno;
 use vxlan_overlay::{
     Concern, Deletions, Facts, HOLD, Kernel, Observed, ObservedTunnel, Operation, Peers, Plan,
-    Refused, Tunnel, Watched, difference, plan, stale,
+    Problem, Refused, Tunnel, Watched, difference, plan, stale,
 };
 
 use super::{Devices, OverlayConfig};
 use crate::metrics::Metrics;
 
-/// Passes of one run: the first creates a device, the second fills it, the third finds it correct.
-const PASSES: usize = 5;
+/// Passes of one run: the first creates a device, the second fills it, the third deletes what came to light meanwhile,
+/// the fourth finds it correct.
+const PASSES: usize = 6;
+/// Equal steps are logged once in this time.
+const QUIET: Duration = Duration::from_secs(60);
+/// So many steps say whether they are the same as the last ones.
+const COMPARED: usize = 64;
 /// Start-up: delete up to this many stale entries without suspecting a truncated list.
 const ALWAYS_BELIEVED: usize = 2;
 
@@ -40,6 +46,8 @@ pub(super) struct Reconciler {
     cleaned: bool,
     usable: usize,
     repairs: u64,
+    /// The first of the steps that were logged last, and when.
+    logged: Option<(Vec<Operation>, Instant)>,
 }
 
 impl Reconciler {
@@ -52,6 +60,7 @@ impl Reconciler {
         let watched = Watched {
             devices: PerFamily::from_fn(|family| config.config.device_name(family)),
             can_reach: config.preferences.can_reach,
+            networks: PerFamily::from_fn(|family| config.config.network(family)),
         };
         Reconciler {
             config,
@@ -66,6 +75,7 @@ impl Reconciler {
             cleaned: false,
             usable: 0,
             repairs: 0,
+            logged: None,
         }
     }
 
@@ -106,7 +116,7 @@ impl Reconciler {
         now: Instant,
         repairing: bool,
     ) -> Result<(Arc<Plan>, Option<String>)> {
-        let mut refused = Vec::new();
+        let (mut refused, mut done) = (Vec::new(), Vec::new());
         let observe = std::mem::replace(&mut self.observe, true);
         let applied = self.applied.take().filter(|_| !observe);
         let mut known = applied.and_then(|(below, plan)| below.after(&plan.tunnels));
@@ -121,9 +131,13 @@ impl Reconciler {
             let (steps, trouble) = self.steps(peers, &plan, &observed, now);
             if steps.is_empty() {
                 self.applied = self.cleaned.then(|| (observed.below(), plan.clone()));
-                return Ok((plan, trouble.or_else(|| refused.first().map(describe))));
+                return Ok((plan, trouble));
             }
-            refused = self.apply(&steps, &plan, repairing)?;
+            // What the kernel refused, or did without effect, it would do so again.
+            if steps == done {
+                return Ok((plan, Some(describe(&refused, &steps, &observed))));
+            }
+            refused = self.apply(&steps, &plan, repairing, now)?;
             if refused.is_empty() && self.cleaned && trouble.is_none() {
                 // The index of a device that was just created is not known yet.
                 let creates = |step: &Operation| matches!(step, Operation::CreateDevice(_));
@@ -133,37 +147,60 @@ impl Reconciler {
                     return Ok((plan, None));
                 }
             }
+            done = steps;
         }
-        let reason = refused
-            .first()
-            .map_or_else(|| "the kernel's state keeps changing".to_owned(), describe);
         let observed = self.kernel.observe(&self.watched)?;
+        let reason = match refused.is_empty() {
+            true => "another program keeps changing the overlay's device, routes or entries".into(),
+            false => describe(&refused, &done, &observed),
+        };
         Ok((self.plan_for(peers, &observed), Some(reason)))
     }
 
-    fn apply(&mut self, steps: &[Operation], plan: &Plan, repairing: bool) -> Result<Vec<Refused>> {
+    fn apply(
+        &mut self,
+        steps: &[Operation],
+        plan: &Plan,
+        repairing: bool,
+        now: Instant,
+    ) -> Result<Vec<Refused>> {
         let started = Instant::now();
         let refused = self.kernel.apply(steps)?;
         let elapsed = started.elapsed();
         let repairs = if repairing { steps.len() } else { 0 };
         self.repairs += repairs as u64;
         self.metrics.overlay_changed(repairs, elapsed);
-        tracing::info!(
-            steps = steps.len(),
-            refused = refused.len(),
-            repairing,
-            peers = plan.peer_count(),
-            elapsed_seconds = elapsed.as_secs_f64(),
-            "changed the overlay"
-        );
+        if self.is_news(steps, now) {
+            tracing::info!(
+                steps = steps.len(),
+                refused = refused.len(),
+                repairing,
+                peers = plan.peer_count(),
+                elapsed_seconds = elapsed.as_secs_f64(),
+                "changed the overlay"
+            );
+        }
         tracing::debug!(?steps, "applied steps");
         Ok(refused)
+    }
+
+    /// Whether these steps are to be logged: what another program undoes, or the kernel refuses, is tried again every few
+    /// seconds, for as long as it takes.
+    fn is_news(&mut self, steps: &[Operation], now: Instant) -> bool {
+        let steps = &steps[..steps.len().min(COMPARED)];
+        let known = self.logged.as_ref().is_some_and(|(logged, since)| {
+            logged == steps && now.saturating_duration_since(*since) < QUIET
+        });
+        if !known {
+            self.logged = Some((steps.to_vec(), now));
+        }
+        !known
     }
 
     /// The plan for what is observed. An equal plan is shared, so that memory holds one of it.
     fn plan_for(&self, peers: &Peers, observed: &Observed) -> Arc<Plan> {
         let mac = |_, tunnel: &ObservedTunnel| tunnel.device.as_ref().map(|device| device.mac);
-        let new = plan(
+        let mut new = plan(
             Facts {
                 config: &self.config.config,
                 preferences: &self.config.preferences,
@@ -175,6 +212,10 @@ impl Reconciler {
             },
             peers.nodes(),
         );
+        let overriding = pairs(&new, observed).flat_map(|(wanted, found)| found.overriding(wanted));
+        let overriding: Vec<_> = overriding.collect();
+        let problem = Problem::overridden(&overriding);
+        new.problems.extend(problem);
         match *self.plan == new {
             true => self.plan.clone(),
             false => Arc::new(new),
@@ -243,9 +284,11 @@ impl Reconciler {
             .collect();
         let any = wanted.is_empty() || found.len() < wanted.len() || plan.lacks_external();
         let parents = wanted.iter().map(|tunnel| tunnel.device.parent);
+        let networks = self.watched.networks.values().flatten();
         self.devices.store(Arc::new(Concern {
             below: (!any).then(|| parents.collect()),
             tunnels: found,
+            networks: networks.copied().collect(),
         }));
     }
 }
@@ -259,9 +302,30 @@ fn pairs<'a>(
     wanted.filter_map(|(family, tunnel)| Some((tunnel.as_ref()?, &observed.tunnels[family])))
 }
 
-fn describe(refused: &Refused) -> String {
-    format!(
-        "the kernel refused {:?}: {}",
-        refused.operation, refused.errno
-    )
+/// What the kernel refused, or did without effect, and what stands in the way where that is known.
+fn describe(refused: &[Refused], steps: &[Operation], observed: &Observed) -> String {
+    let (step, errno) = match (refused.first(), steps.first()) {
+        (Some(refused), _) => (&refused.operation, Some(refused.errno)),
+        (None, Some(step)) => (step, None),
+        (None, None) => return String::new(),
+    };
+    let Some(errno) = errno else {
+        return format!("{step} has no effect: another program undoes it, or the kernel cannot");
+    };
+    let text = format!("the kernel refused {step}: {}", errno.desc());
+    let Operation::CreateDevice(device) = step else {
+        return text;
+    };
+    let mut interfaces = observed.surroundings.interfaces.iter();
+    let tunnel = Some((device.vni, device.port));
+    match interfaces.find(|interface| interface.tunnel == tunnel) {
+        Some(other) if errno == Errno::EEXIST => format!(
+            "{text}: device {} has this VNI and port: delete it, or configure another VNI or port",
+            other.name
+        ),
+        _ => text,
+    }
 }
+
+#[cfg(test)]
+mod walk;

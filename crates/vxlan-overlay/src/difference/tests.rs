@@ -11,6 +11,15 @@ fn tunnel(cluster: &Cluster, family: Family) -> Tunnel {
         .unwrap()
 }
 
+/// What hangs on a device goes with it.
+fn lose_device(found: &mut ObservedTunnel) {
+    *found = ObservedTunnel {
+        foreign_nexthops: std::mem::take(&mut found.foreign_nexthops),
+        rivals: std::mem::take(&mut found.rivals),
+        ..ObservedTunnel::default()
+    };
+}
+
 /// A kernel in memory, with the habits of the real one; the same steps run on the real one in the lab.
 fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
     for step in steps {
@@ -21,12 +30,11 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
                     port: device.port,
                     parent: device.parent,
                     local: Some(device.local),
+                    remote: None,
                     learning: false,
                 };
-                *found = ObservedTunnel {
-                    foreign_nexthops: std::mem::take(&mut found.foreign_nexthops),
-                    ..ObservedTunnel::default()
-                };
+                assert!(found.device.is_none(), "a device in the way");
+                lose_device(found);
                 found.device = Some(ObservedDevice {
                     index: 9,
                     up: false,
@@ -35,6 +43,7 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
                     vxlan: Some(vxlan),
                 });
             }
+            Operation::DeleteDevice(_) => lose_device(found),
             Operation::SetMtu(_, mtu) => found.device.as_mut().unwrap().mtu = mtu,
             Operation::SetMac(_, mac) => {
                 found.device.as_mut().unwrap().mac = mac;
@@ -55,20 +64,30 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
             }
             Operation::PutForwarding(_, mac, node) => {
                 found.fdb.retain(|(other, _)| *other != mac);
+                assert!(!found.odd_fdb.contains(&mac), "an entry of another kind");
                 found.fdb.insert((mac, node));
             }
-            Operation::DeleteForwarding(_, mac, node) => assert!(found.fdb.remove(&(mac, node))),
+            Operation::DeleteForwarding(_, mac) => {
+                let before = found.fdb.len() + found.odd_fdb.len();
+                found.fdb.retain(|(other, _)| *other != mac);
+                found.odd_fdb.remove(&mac);
+                assert!(
+                    found.fdb.len() + found.odd_fdb.len() < before,
+                    "nothing to delete"
+                );
+            }
             Operation::MakeNexthop(_, id) => {
                 assert!(!found.foreign_nexthops.contains(&id), "somebody else's");
                 assert!(found.nexthops.insert(id));
             }
+            Operation::MoveNexthop(_, id) => {
+                assert!(found.misplaced_nexthops.remove(&id));
+                assert!(found.nexthops.insert(id));
+            }
             Operation::DeleteNexthop(_, id) => {
-                assert!(found.nexthops.remove(&id));
+                assert!(found.nexthops.remove(&id) || found.misplaced_nexthops.remove(&id));
                 let names_it = |route: &ObservedRoute| route.way == Some(Way::Nexthop(id));
-                assert!(
-                    !found.routes.iter().any(names_it),
-                    "a route would go with it"
-                );
+                found.routes.retain(|route| !names_it(route));
             }
             Operation::PutRoute(_, destination, way) => {
                 assert!(
@@ -84,20 +103,28 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
                 if let Way::Nexthop(id) = way {
                     assert!(found.nexthops.contains(&id), "a route before its nexthop");
                 }
+                // The kernel replaces the first route of the place, and leaves others.
                 let new = route(destination, way);
-                found
-                    .routes
-                    .retain(|old| (old.destination, old.metric) != (destination, new.metric));
+                let same = |old: &&ObservedRoute| {
+                    (old.destination, old.metric) == (destination, new.metric)
+                };
+                let replaced = found.rivals.iter().chain(&found.routes).find(same).cloned();
+                if let Some(replaced) = replaced {
+                    found.rivals.remove(&replaced);
+                    found.routes.remove(&replaced);
+                }
                 found.routes.insert(new);
             }
-            Operation::DeleteRoute(_, route) => assert!(found.routes.remove(&route)),
+            Operation::DeleteRoute(_, route) => {
+                assert!(found.routes.remove(&route) || found.rivals.remove(&route));
+            }
         }
     }
 }
 
-/// From anything to what is wanted; two passes when the device has to be made.
+/// From anything to what is wanted: a pass to make the device, one to fill it, one for what came to light.
 fn settle(wanted: &Tunnel, found: &mut ObservedTunnel) {
-    for _ in 0..2 {
+    for _ in 0..3 {
         let steps = difference(wanted, found, Deletions::Allowed).unwrap();
         carry_out(found, &steps);
     }
@@ -170,23 +197,54 @@ fn foreign_route_to_a_pod_cidr_is_replaced_not_deleted() {
 }
 
 #[test]
-fn another_vni_port_or_kind_is_refused_and_nothing_else_is() {
+fn a_device_that_cannot_be_changed_is_made_anew_once_listed() {
     let wanted = tunnel(&cluster(2), Family::Ip);
-    for (what, change) in [
-        (
-            "kind",
-            (|d: &mut ObservedDevice| d.vxlan = None) as fn(&mut ObservedDevice),
-        ),
-        ("VNI", |d| d.vxlan.as_mut().unwrap().vni = 2),
-        ("port", |d| d.vxlan.as_mut().unwrap().port = 4789),
-    ] {
+    let vxlan = |device: &mut ObservedDevice, change: fn(&mut ObservedVxlan)| {
+        change(device.vxlan.as_mut().unwrap());
+    };
+    for what in ["kind", "VNI", "port", "remote", "outer family"] {
         let mut found = settled(&wanted);
-        change(found.device.as_mut().unwrap());
+        let device = found.device.as_mut().unwrap();
+        match what {
+            "kind" => device.vxlan = None,
+            "VNI" => vxlan(device, |vxlan| vxlan.vni = 2),
+            "port" => vxlan(device, |vxlan| vxlan.port = 4789),
+            "remote" => vxlan(device, |vxlan| vxlan.remote = vxlan.local),
+            _ => vxlan(device, |vxlan| vxlan.local = "2001:db8::1".parse().ok()),
+        }
         assert_eq!(
-            difference(&wanted, &found, Deletions::Allowed),
+            difference(&wanted, &found, Deletions::Held),
             Err(Mismatch { what })
         );
+        settle(&wanted, &mut found);
     }
+}
+
+#[test]
+fn better_and_longer_foreign_routes_are_named_and_left() {
+    let wanted = tunnel(&cluster(3), Family::Ip6);
+    let mut found = settled(&wanted);
+    let rival = |destination: &str, metric| ObservedRoute {
+        destination: destination.parse().unwrap(),
+        metric,
+        way: None,
+        protocol: 4,
+    };
+    let (better, longer) = (
+        rival("fd00:244:0:1::/64", 100),
+        rival("fd00:244:0:2:8000::/65", 0),
+    );
+    // The same place, a worse one, and other destinations.
+    let others = [
+        rival("fd00:244:0:1::/64", 0),
+        rival("fd00:244:0:1::/64", 2000),
+        rival("fd00:244::/32", 0),
+    ];
+    found.rivals.extend([better.clone(), longer.clone()]);
+    found.rivals.extend(others.clone());
+    assert_eq!(found.overriding(&wanted), [&better, &longer]);
+    let steps = difference(&wanted, &found, Deletions::Allowed).unwrap();
+    assert_eq!(steps, [Operation::DeleteRoute(9, others[0].clone())]);
 }
 
 #[test]
@@ -215,7 +273,7 @@ proptest! {
     /// Whatever two clusters and whatever was broken in between, the steps lead from one to the other.
     #[test]
     fn any_state_settles_to_any_plan(
-        before in 1u8..12, after in 1u8..12, broken in any::<[bool; 9]>(), direct: bool, blackhole: bool, family in 0usize..2,
+        before in 1u8..12, after in 1u8..12, broken in any::<[bool; 14]>(), direct: bool, blackhole: bool, family in 0usize..2,
         above in any::<[u8; 2]>(), foreign in prop::collection::btree_set(0u8..12, 0..4),
     ) {
         let family = Family::ALL[family];
@@ -243,6 +301,21 @@ proptest! {
         if broken[8] {
             found.nexthops.clear();
             found.routes.retain(|route| !matches!(route.way, Some(Way::Nexthop(_))));
+        }
+        if broken[9] {
+            let odd = found.fdb.pop_first();
+            found.odd_fdb.extend(odd.map(|(mac, _)| mac));
+            found.odd_fdb.insert(Mac([2, 0, 0, 0, 0, 8]));
+        }
+        if broken[10] {
+            let rivals = found.routes.iter().map(|route| ObservedRoute { protocol: 4, way: None, ..route.clone() });
+            found.rivals = rivals.collect();
+        }
+        if broken[11] { found.routes.clear() }
+        if broken[12] && let Some(device) = &mut found.device { device.vxlan = None }
+        if broken[13] {
+            found.misplaced_nexthops.extend(std::mem::take(&mut found.nexthops));
+            found.misplaced_nexthops.insert(u32::from_be_bytes([10, 244, 99, 0]));
         }
         settle(&tunnel(&target, family), &mut found);
     }

@@ -70,6 +70,21 @@ impl<'a> Claims<'a> {
                 left_out: name.clone(),
             });
         }
+        // Packets to that node, those of its tunnel too, would be sent into the tunnel.
+        let holds = |(range, of): (IpNet, &Arc<str>), address| Problem::HoldsAddress {
+            node: of.clone(),
+            range,
+            address,
+            left_out: name.clone(),
+        };
+        let held = self.addresses.range(range.network()..=range.broadcast());
+        let mut held = held.copied().chain([vtep.public_ip]);
+        if let Some(address) = held.find(|address| range.contains(address)) {
+            return Err(holds((range, name), address));
+        }
+        if let Some(around) = self.range_around(vtep.public_ip) {
+            return Err(holds(around, vtep.public_ip));
+        }
         self.ends.insert(vtep.mac, (vtep.public_ip, name));
         self.ranges.insert(range.network(), (range, name));
         self.addresses.insert(vtep.public_ip);
@@ -106,7 +121,7 @@ impl<'a> Claims<'a> {
         let mut more = Vec::new();
         for address in written.take(MAX_ADDRESSES - 1) {
             let is_pods = network.is_some_and(|network| network.contains(&address))
-                || self.is_in_a_range(address);
+                || self.range_around(address).is_some();
             if is_node_address(address) && !is_pods && self.addresses.insert(address) {
                 more.push(address);
             }
@@ -114,8 +129,8 @@ impl<'a> Claims<'a> {
         (more.into(), dropped)
     }
 
-    fn is_in_a_range(&self, address: IpAddr) -> bool {
-        let before = self.ranges.range(..=address).next_back();
-        before.is_some_and(|(_, (range, _))| range.contains(&address))
+    fn range_around(&self, address: IpAddr) -> Option<(IpNet, &'a Arc<str>)> {
+        let (_, found) = self.ranges.range(..=address).next_back()?;
+        found.0.contains(&address).then_some(*found)
     }
 }

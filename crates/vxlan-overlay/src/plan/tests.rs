@@ -261,3 +261,107 @@ fn what_is_missing_on_this_node_is_named() {
     cluster.nodes.remove(0);
     assert_eq!(planned(&cluster).problems, [Problem::NoOwnNode]);
 }
+
+fn holds(plan: &Plan) -> Vec<String> {
+    let problems = plan.problems.iter();
+    let named = problems.map(|problem| match problem {
+        Problem::HoldsAddress {
+            node,
+            address,
+            left_out,
+            ..
+        } => format!("{node} holds {address}: {left_out}"),
+        other => panic!("{other}"),
+    });
+    named.collect()
+}
+
+#[test]
+fn pod_cidrs_over_addresses_of_nodes_are_refused_and_named() {
+    let mut cluster = cluster(4);
+    // Over this node's address, over an older node's, over its own.
+    cluster.nodes[1].pod_cidrs = smallvec!["192.0.2.10/32".parse().unwrap()];
+    cluster.nodes[3].pod_cidrs = smallvec!["192.0.2.12/31".parse().unwrap()];
+    let plan = planned(&cluster);
+    assert_eq!(ranges(&plan), ["10.244.2.0/24"]);
+    assert_eq!(
+        holds(&plan),
+        [
+            "node-1 holds 192.0.2.10: node-1",
+            "node-3 holds 192.0.2.12: node-3"
+        ]
+    );
+    // The younger node's address lies in the older one's range.
+    cluster.nodes[3].pod_cidrs = smallvec!["10.244.3.0/24".parse().unwrap()];
+    cluster.nodes[1].pod_cidrs = smallvec!["192.0.2.13/32".parse().unwrap()];
+    assert_eq!(
+        holds(&planned(&cluster)),
+        ["node-1 holds 192.0.2.13: node-3"]
+    );
+    cluster.nodes[1].pod_cidrs.clear();
+    cluster.nodes[0].pod_cidrs = smallvec!["192.0.2.0/28".parse().unwrap()];
+    let plan = planned(&cluster);
+    assert!(plan.tunnels[Family::Ip].is_none());
+    assert_eq!(holds(&plan), ["node-0 holds 192.0.2.10: node-0"]);
+}
+
+#[test]
+fn an_mtu_too_small_for_ipv6_is_named_and_ipv4_is_carried() {
+    let mut cluster = cluster(2);
+    cluster.surroundings.interfaces[0].mtu = 1349;
+    let plan = planned(&cluster);
+    assert_eq!(v4(&plan).device.mtu, 1299);
+    assert!(plan.tunnels[Family::Ip6].is_none());
+    let problems: Vec<String> = plan.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        [
+            "MTU 1349 of eth0 leaves 1279 bytes for IPv6 pods, which need 1280: IPv6 pods are not carried; raise it to 1350"
+        ]
+    );
+    cluster.surroundings.interfaces[0].mtu = 1350;
+    assert_eq!(planned(&cluster).problems, []);
+}
+
+#[test]
+fn the_device_and_gateways_of_pods_are_no_interface_below() {
+    let mut cluster = cluster(2);
+    let copy = |index, name: &str, tunnel, nets: &[&str]| Interface {
+        index,
+        name: name.to_owned(),
+        mtu: 1400,
+        up: true,
+        tunnel,
+        addresses: nets
+            .iter()
+            .map(|net| InterfaceAddress {
+                net: net.parse().unwrap(),
+                permanent: true,
+                stable: true,
+            })
+            .collect(),
+    };
+    let overlay = Some((1, 8472));
+    let inner = [
+        copy(7, "flannel.1", None, &["192.0.2.10/24"]),
+        copy(8, "other0", overlay, &["192.0.2.10/24"]),
+        copy(9, "cni0", None, &["10.244.0.1/24", "192.0.2.10/24"]),
+    ];
+    cluster.surroundings.interfaces.splice(0..0, inner);
+    let device = v4(&planned(&cluster)).device.clone();
+    assert_eq!((device.parent, device.mtu), (2, 1450));
+}
+
+#[test]
+fn a_peer_without_a_vtep_of_a_family_of_its_pods_is_named() {
+    let mut cluster = cluster(2);
+    let vtep = Vtep {
+        mac: "12:c6:65:89:b4:e3".parse().unwrap(),
+        public_ip: "198.51.100.9".parse().unwrap(),
+    };
+    cluster.nodes[1].parsed = ParsedAnnotations::Vteps(PerFamily::new(Some(vtep), None));
+    let problems = planned(&cluster).problems;
+    assert!(
+        matches!(&problems[..], [Problem::NoVtep { node, family: "IPv6" }] if **node == *"node-1")
+    );
+}

@@ -15,14 +15,12 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 
-use crate::difference::{ObservedDevice, ObservedRoute, ObservedVxlan};
+use crate::difference::{DEFAULT_METRIC_V6, ObservedDevice, ObservedRoute, ObservedVxlan};
 use crate::mac::Mac;
-use crate::marks::{BLACKHOLE_METRIC, PROTOCOL};
+use crate::marks::BLACKHOLE_METRIC;
 use crate::plan::Way;
 use crate::underlay::{Interface, InterfaceAddress};
 
-/// `IP6_RT_PRIO_USER` (include/net/ip6_route.h): what a route without metric gets.
-const DEFAULT_METRIC_V6: u32 = 1024;
 /// `RTPROT_KERNEL`: routes that come with addresses.
 const PROTOCOL_KERNEL: u8 = 2;
 /// `RT_TABLE_MAIN`
@@ -30,7 +28,7 @@ const TABLE_MAIN: u32 = 254;
 
 /// A link as an interface, without addresses, and as a tunnel device.
 pub(crate) fn link(message: &LinkMessage) -> Option<(Interface, ObservedDevice)> {
-    let (mut name, mut mtu, mut mac, mut vxlan) = (None, 0, Mac([0; 6]), None);
+    let (mut name, mut mtu, mut mac, mut vxlan) = (None, 0, Mac([0; 6]), None::<ObservedVxlan>);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
@@ -49,6 +47,7 @@ pub(crate) fn link(message: &LinkMessage) -> Option<(Interface, ObservedDevice)>
         name: name?,
         mtu,
         up,
+        tunnel: vxlan.as_ref().map(|vxlan| (vxlan.vni, vxlan.port)),
         addresses: Vec::new(),
     };
     Some((
@@ -79,6 +78,8 @@ fn vxlan_of(infos: &[LinkInfo]) -> Option<ObservedVxlan> {
                         InfoVxlan::Link(parent) => vxlan.parent = *parent,
                         InfoVxlan::Local(local) => vxlan.local = Some((*local).into()),
                         InfoVxlan::Local6(local) => vxlan.local = Some((*local).into()),
+                        InfoVxlan::Group(to) => vxlan.remote = Some((*to).into()),
+                        InfoVxlan::Group6(to) => vxlan.remote = Some((*to).into()),
                         InfoVxlan::Learning(learning) => vxlan.learning = *learning,
                         _ => {}
                     }
@@ -123,18 +124,22 @@ pub(crate) fn address(message: &AddressMessage) -> Option<(u32, InterfaceAddress
 /// A route of the main table.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// A default route leads out by this interface, with this metric.
-    Default(u32, u32),
-    /// A route through this interface, or marked as ours.
+    /// A default route leads out by these interfaces, with this metric.
+    Default(Vec<u32>, u32),
+    /// Any other route that is not the kernel's own, with the interface it leads through.
     Route(Option<u32>, ObservedRoute),
 }
 
-/// A route, if it could concern us.
+/// A route, if it could concern us. Routes for a type of service, or by the source, are no business of the overlay.
 pub(crate) fn route(message: &RouteMessage) -> Option<Found> {
-    let protocol = u8::from(message.header.protocol);
-    let v4 = message.header.address_family == netlink_packet_route::AddressFamily::Inet;
+    let header = &message.header;
+    if header.tos != 0 || header.source_prefix_length != 0 {
+        return None;
+    }
+    let protocol = u8::from(header.protocol);
+    let v4 = header.address_family == netlink_packet_route::AddressFamily::Inet;
     let (mut to, mut gateway, mut oif, mut metric, mut object) = (None, None, None, 0, None);
-    let mut table = u32::from(message.header.table);
+    let (mut table, mut several) = (u32::from(header.table), Vec::new());
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = Some(IpAddr::V4(*ip)),
@@ -144,6 +149,9 @@ pub(crate) fn route(message: &RouteMessage) -> Option<Found> {
             RouteAttribute::Oif(index) => oif = Some(*index),
             RouteAttribute::Priority(value) => metric = *value,
             RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::MultiPath(hops) => {
+                several = hops.iter().map(|hop| hop.interface_index).collect();
+            }
             // The kernel sends gateway and interface as well, unless sysctl nexthop_compat_mode is off.
             RouteAttribute::NhId(id) => object = Some(*id),
             _ => {}
@@ -155,33 +163,29 @@ pub(crate) fn route(message: &RouteMessage) -> Option<Found> {
     if !v4 && metric == DEFAULT_METRIC_V6 {
         metric = 0;
     }
-    let Some(to) = to else {
-        let is_default = message.header.destination_prefix_length == 0
-            && message.header.kind == RouteType::Unicast;
-        return is_default.then_some(Found::Default(oif?, metric));
-    };
-    let destination = IpNet::new(to, message.header.destination_prefix_length).ok()?;
+    if header.destination_prefix_length == 0 {
+        several.extend(oif);
+        let leads = header.kind == RouteType::Unicast && !several.is_empty();
+        return leads.then_some(Found::Default(several, metric));
+    }
+    let destination = IpNet::new(to?, header.destination_prefix_length).ok()?;
     if protocol == PROTOCOL_KERNEL {
         return None;
     }
-    let way = match (message.header.kind, object, gateway, oif) {
+    let way = match (header.kind, object, gateway, oif) {
         (RouteType::BlackHole, ..) if metric == BLACKHOLE_METRIC => Some(Way::Blackhole),
         (RouteType::Unicast, Some(id), ..) => Some(Way::Nexthop(id)),
         // Which of the two a way with a gateway is, the reader knows who knows the devices.
         (RouteType::Unicast, None, Some(gateway), Some(index)) => Some(Way::Direct(gateway, index)),
         _ => None,
     };
-    let ours = protocol == PROTOCOL;
-    let through = way.is_some() && gateway.is_some();
-    (ours || through).then_some(Found::Route(
-        oif,
-        ObservedRoute {
-            destination,
-            metric,
-            way,
-            protocol,
-        },
-    ))
+    let route = ObservedRoute {
+        destination,
+        metric,
+        way,
+        protocol,
+    };
+    Some(Found::Route(oif, route))
 }
 
 /// The interface of the answer to "which way to this address".
@@ -195,30 +199,51 @@ pub(crate) fn way_to(message: &RouteMessage) -> Option<u32> {
         })
 }
 
-/// A permanent neighbor, or FDB entry: its device, address and hardware address.
-pub(crate) fn neighbor(message: &NeighbourMessage) -> Option<(u32, IpAddr, Mac)> {
+/// A permanent neighbor, or FDB entry.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// The device.
+    pub(crate) device: u32,
+    /// The address of the neighbor, or of the node behind the hardware address; `None` for a nexthop object's.
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) mac: Mac,
+    /// An FDB entry that sends to another port, VNI or interface than its device does.
+    pub(crate) is_odd: bool,
+}
+
+/// A permanent neighbor, or FDB entry.
+pub(crate) fn neighbor(message: &NeighbourMessage) -> Option<Entry> {
     // FDB entries may be NOARP as well.
     if u16::from(message.header.state) & u16::from(NeighbourState::Permanent) == 0 {
         return None;
     }
-    let (mut ip, mut mac) = (None, None);
+    let (mut address, mut mac, mut is_odd) = (None, None, false);
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
-                ip = Some(IpAddr::V4(*v4))
+                address = Some(IpAddr::V4(*v4))
             }
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
-                ip = Some(IpAddr::V6(*v6))
+                address = Some(IpAddr::V6(*v6))
             }
             // Of an FDB entry: its message has another family than its address.
             NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-                ip = address_of(bytes)
+                address = address_of(bytes)
             }
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::from_slice(bytes),
+            // The kernel sends these only where they differ from the device's own.
+            NeighbourAttribute::Port(_)
+            | NeighbourAttribute::Vni(_)
+            | NeighbourAttribute::IfIndex(_) => is_odd = true,
             _ => {}
         }
     }
-    Some((message.header.ifindex, ip?, mac?))
+    Some(Entry {
+        device: message.header.ifindex,
+        address,
+        mac: mac?,
+        is_odd,
+    })
 }
 
 fn address_of(bytes: &[u8]) -> Option<IpAddr> {

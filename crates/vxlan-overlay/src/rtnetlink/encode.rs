@@ -22,6 +22,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use super::nexthop;
 use crate::difference::{self, ObservedRoute, Operation};
 use crate::mac::Mac;
+use crate::marks::PROTOCOL;
 use crate::plan::{Device, Way};
 
 /// Makes what must not be there yet.
@@ -30,6 +31,8 @@ const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
 const PUT: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 /// Changes or deletes what must be there.
 const THERE: u16 = 0;
+/// Better than any other route to the same gateway.
+const GUIDE_METRIC: u32 = 1;
 
 /// A request: message type, flags, and all that follows `struct nlmsghdr`.
 pub(crate) type Request = (u16, u16, Vec<u8>);
@@ -38,6 +41,7 @@ pub(crate) type Request = (u16, u16, Vec<u8>);
 pub(crate) fn step_request(operation: &Operation) -> Option<Request> {
     Some(match operation {
         Operation::MakeNexthop(index, id) => (nexthop::NEW, NEW, nexthop::to_make(*index, *id)),
+        Operation::MoveNexthop(index, id) => (nexthop::NEW, PUT, nexthop::to_make(*index, *id)),
         Operation::DeleteNexthop(_, id) => (nexthop::DELETE, THERE, nexthop::to_delete(*id)),
         _ => {
             let (message, flags) = step(operation)?;
@@ -63,7 +67,10 @@ fn request(message: &Message, flags: u16) -> Request {
 /// The message of a step, and its flags; `None` for steps about nexthop objects.
 fn step(operation: &Operation) -> Option<(Message, u16)> {
     Some(match operation {
-        Operation::MakeNexthop(..) | Operation::DeleteNexthop(..) => return None,
+        Operation::MakeNexthop(..) | Operation::MoveNexthop(..) | Operation::DeleteNexthop(..) => {
+            return None;
+        }
+        Operation::DeleteDevice(index) => (Message::DelLink(change_of(*index, vec![])), THERE),
         Operation::CreateDevice(device) => (Message::NewLink(create(device)), NEW),
         Operation::SetMtu(index, mtu) => (change(*index, vec![LinkAttribute::Mtu(*mtu)]), THERE),
         Operation::SetMac(index, mac) => (
@@ -95,17 +102,20 @@ fn step(operation: &Operation) -> Option<(Message, u16)> {
         Operation::DeleteNeighbor(index, ip) => {
             (Message::DelNeighbour(neighbor(*index, *ip, None)), THERE)
         }
-        Operation::PutForwarding(index, mac, ip) => {
-            (Message::NewNeighbour(forwarding(*index, *mac, *ip)), PUT)
-        }
-        Operation::DeleteForwarding(index, mac, ip) => {
-            (Message::DelNeighbour(forwarding(*index, *mac, *ip)), THERE)
+        Operation::PutForwarding(index, mac, ip) => (
+            Message::NewNeighbour(forwarding(*index, *mac, Some(*ip))),
+            PUT,
+        ),
+        Operation::DeleteForwarding(index, mac) => {
+            (Message::DelNeighbour(forwarding(*index, *mac, None)), THERE)
         }
         Operation::PutRoute(index, destination, way) => {
             let wanted = difference::route(*destination, *way);
             (Message::NewRoute(route(*index, &wanted)), PUT)
         }
-        Operation::DeleteRoute(index, found) => (Message::DelRoute(route(*index, found)), THERE),
+        Operation::DeleteRoute(index, found) => {
+            (Message::DelRoute(route_to_delete(*index, found)), THERE)
+        }
     })
 }
 
@@ -203,10 +213,14 @@ fn local_end(local: IpAddr) -> InfoVxlan {
 }
 
 fn change(index: u32, attributes: Vec<LinkAttribute>) -> Message {
+    Message::NewLink(change_of(index, attributes))
+}
+
+fn change_of(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes = attributes;
-    Message::NewLink(message)
+    message
 }
 
 fn address(index: u32, net: IpNet) -> AddressMessage {
@@ -242,16 +256,16 @@ fn neighbor(index: u32, ip: IpAddr, mac: Option<Mac>) -> NeighbourMessage {
     message
 }
 
-fn forwarding(index: u32, mac: Mac, node: IpAddr) -> NeighbourMessage {
+/// With a node to put it, without to delete all of the hardware address.
+fn forwarding(index: u32, mac: Mac, node: Option<IpAddr>) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = index;
     message.header.state = NeighbourState::Permanent;
     message.header.flags = NeighbourFlags::Own;
-    message.attributes = vec![
-        NeighbourAttribute::LinkLayerAddress(mac.0.into()),
-        NeighbourAttribute::Destination(neighbor_address(node)),
-    ];
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.into())];
+    let node = node.map(|node| NeighbourAttribute::Destination(neighbor_address(node)));
+    message.attributes.extend(node);
     message
 }
 
@@ -301,4 +315,36 @@ fn route(tunnel: u32, route: &ObservedRoute) -> RouteMessage {
             .push(RouteAttribute::Priority(route.metric));
     }
     message
+}
+
+/// Names exactly this route: of its kind where that is known, whatever its scope, and by its metric also where that is
+/// the default one (the kernel takes none for any).
+fn route_to_delete(tunnel: u32, found: &ObservedRoute) -> RouteMessage {
+    let mut message = route(tunnel, found);
+    message.header.scope = RouteScope::NoWhere;
+    if found.way.is_none() {
+        message.header.kind = RouteType::Unspec;
+    }
+    if found.metric == 0 && found.priority() != 0 {
+        message
+            .attributes
+            .push(RouteAttribute::Priority(found.priority()));
+    }
+    message
+}
+
+/// The requests that add and delete a route through the tunnel to a gateway of IPv6 alone.
+pub(crate) fn guide_requests(tunnel: u32, gateway: IpAddr) -> [Request; 2] {
+    let guide = ObservedRoute {
+        destination: IpNet::from(gateway),
+        metric: GUIDE_METRIC,
+        way: None,
+        protocol: PROTOCOL,
+    };
+    let mut message = route(tunnel, &guide);
+    message.attributes.push(RouteAttribute::Oif(tunnel));
+    [
+        request(&Message::NewRoute(message.clone()), NEW),
+        request(&Message::DelRoute(message), THERE),
+    ]
 }

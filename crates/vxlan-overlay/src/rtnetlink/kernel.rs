@@ -4,18 +4,22 @@
 //! refused and the last are acknowledged. What messages mean is left to `encode` and `decode`. The socket belongs to the
 //! network namespace of the thread that opens it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use net_types::{Family, PerFamily};
 use netlink::{Connection, NetlinkFamily, Reply, Writer};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use nix::errno::Errno;
 
-use super::decode::{self, Found};
+use super::decode::{self, Entry, Found};
 use super::encode::{self, Question};
 use super::frame::Body;
 use crate::difference::{Observed, ObservedRoute, ObservedTunnel, Operation};
+use crate::marks::PROTOCOL;
 use crate::plan::Way;
+use crate::underlay::Surroundings;
 
 /// Steps in one send: should all be refused, the answers, about 1 kB of kernel memory each, fit the socket's default
 /// receive space.
@@ -30,6 +34,8 @@ pub struct Watched {
     pub devices: PerFamily<String>,
     /// Also look up the route to this address.
     pub can_reach: Option<IpAddr>,
+    /// The ranges of all pods, as far as they are known: routes to other destinations are of no concern.
+    pub networks: PerFamily<Option<IpNet>>,
 }
 
 /// Why the kernel could not be read or written.
@@ -86,7 +92,7 @@ impl Kernel {
         self.read_addresses(&mut observed)?;
         self.read_nexthops(&mut observed)?;
         for family in Family::ALL {
-            self.read_routes(family, &mut observed)?;
+            self.read_routes(family, watched.networks[family], &mut observed)?;
             if let Some(device) = observed.tunnels[family].device.as_ref() {
                 let index = device.index;
                 self.read_entries(family, index, &mut observed.tunnels[family])?;
@@ -113,24 +119,65 @@ impl Kernel {
                 .iter()
                 .filter_map(|operation| Some((operation, encode::step_request(operation)?)))
                 .collect();
-            let write = |(_, request): &(_, encode::Request), sequence, out: &mut Writer| {
-                let (kind, flags, payload) = request;
-                let start = out.start(*kind, *flags, sequence, payload);
-                out.finish(start);
-                start
-            };
-            self.connection
-                .send_each(&requests, write, |(operation, _), errno| {
-                    refused.push(Refused {
-                        operation: (*operation).clone(),
-                        errno,
-                    });
-                })?;
+            let mut told = Vec::new();
+            self.send(&requests, |operation, errno| {
+                told.push(Refused {
+                    operation: (*operation).clone(),
+                    errno,
+                });
+            })?;
+            let (guided, others): (Vec<_>, Vec<_>) = told.into_iter().partition(wants_a_guide);
+            refused.extend(others);
+            refused.extend(self.put_guided(guided)?);
         }
         for operation in steps {
             if let Operation::CreateDevice(device) = operation {
                 settings(&device.name);
             }
+        }
+        Ok(refused)
+    }
+
+    /// Sends requests in order, each with what it is for, and names those that the kernel refuses.
+    fn send<T>(
+        &mut self,
+        requests: &[(T, encode::Request)],
+        mut refused: impl FnMut(&T, Errno),
+    ) -> Result<(), KernelError> {
+        let write = |(_, request): &(T, encode::Request), sequence, out: &mut Writer| {
+            let (kind, flags, payload) = request;
+            let start = out.start(*kind, *flags, sequence, payload);
+            out.finish(start);
+            start
+        };
+        let sent = self
+            .connection
+            .send_each(requests, write, |(of, _), errno| refused(of, errno));
+        Ok(sent?)
+    }
+
+    /// Puts routes through the tunnel while a route to their gateways leads there. The kernel refuses an IPv6 gateway
+    /// that another route reaches through another device (`ip6_route_check_nh_onlink`), and such a route is often the
+    /// very one that is to be replaced. With the guide it is replaced in place, without a moment without a route.
+    fn put_guided(&mut self, wanted: Vec<Refused>) -> Result<Vec<Refused>, KernelError> {
+        let mut refused = Vec::new();
+        for batch in wanted.chunks(BATCH / 3) {
+            let mut requests = Vec::new();
+            for Refused { operation, .. } in batch {
+                let (Some((index, gateway)), Some(put)) =
+                    (gateway_of(operation), encode::step_request(operation))
+                else {
+                    continue;
+                };
+                let [add, delete] = encode::guide_requests(index, gateway);
+                requests.extend([(None, add), (Some(operation), put), (None, delete)]);
+            }
+            self.send(&requests, |operation, errno| {
+                refused.extend(operation.map(|operation| Refused {
+                    operation: operation.clone(),
+                    errno,
+                }));
+            })?;
         }
         Ok(refused)
     }
@@ -191,43 +238,41 @@ impl Kernel {
         )
     }
 
-    fn read_routes(&mut self, family: Family, observed: &mut Observed) -> Result<(), KernelError> {
-        let index = observed.tunnels[family]
-            .device
-            .as_ref()
-            .map(|device| device.index);
+    fn read_routes(
+        &mut self,
+        family: Family,
+        network: Option<IpNet>,
+        observed: &mut Observed,
+    ) -> Result<(), KernelError> {
         let mut best = None;
-        self.dump(
-            "routes",
-            Question::Routes(family),
-            observed,
-            |observed, message| {
-                let Message::NewRoute(message) = message else {
-                    return;
-                };
-                match decode::route(message) {
-                    Some(Found::Default(out, metric))
-                        if best.is_none_or(|(_, least)| metric < least) =>
-                    {
-                        best = Some((out, metric));
-                    }
-                    Some(Found::Route(out, route))
-                        if route.protocol == crate::PROTOCOL || out.is_some() && out == index =>
-                    {
-                        let way = match route.way {
-                            Some(Way::Direct(gateway, out)) if Some(out) == index => {
-                                Some(Way::Tunnel(gateway))
-                            }
-                            way => way,
-                        };
-                        let routes = &mut observed.tunnels[family].routes;
-                        routes.insert(ObservedRoute { way, ..route });
-                    }
-                    _ => {}
+        let question = Question::Routes(family);
+        let tunnel = &mut observed.tunnels[family];
+        self.dump("routes", question, tunnel, |tunnel, message| {
+            let Message::NewRoute(message) = message else {
+                return;
+            };
+            match decode::route(message) {
+                Some(Found::Default(out, metric))
+                    if best.as_ref().is_none_or(|(_, least)| metric < *least) =>
+                {
+                    best = Some((out, metric));
                 }
-            },
-        )?;
-        observed.surroundings.default_route[family] = best.map(|(out, _)| out);
+                Some(Found::Route(out, route)) => sort_route(tunnel, network, out, route),
+                _ => {}
+            }
+        })?;
+        // Of several ways at once, that with the least MTU decides what fits.
+        let Surroundings {
+            interfaces,
+            default_route,
+            ..
+        } = &mut observed.surroundings;
+        let ways = best.map_or_else(Vec::new, |(out, _)| out);
+        let mtu = |index: &u32| {
+            let mut interfaces = interfaces.iter();
+            interfaces.find(|i| i.index == *index).map(|i| i.mtu)
+        };
+        default_route[family] = ways.into_iter().min_by_key(mtu);
         Ok(())
     }
 
@@ -239,9 +284,9 @@ impl Kernel {
             let Body::Nexthop(nexthop) = body else {
                 return;
             };
-            let ours = device.is_some_and(|device| nexthop.is_ours(device));
-            let numbers = match ours {
-                true => &mut tunnel.nexthops,
+            let numbers = match nexthop.is_ours() {
+                true if nexthop.out == device => &mut tunnel.nexthops,
+                true => &mut tunnel.misplaced_nexthops,
                 false => &mut tunnel.foreign_nexthops,
             };
             numbers.insert(nexthop.id);
@@ -255,20 +300,44 @@ impl Kernel {
         tunnel: &mut ObservedTunnel,
     ) -> Result<(), KernelError> {
         let entry = |message: &Message| match message {
-            Message::NewNeighbour(message) => decode::neighbor(message)
-                .filter(|(of, ..)| *of == index)
-                .map(|(_, address, mac)| (address, mac)),
+            Message::NewNeighbour(message) => {
+                decode::neighbor(message).filter(|entry| entry.device == index)
+            }
             _ => None,
         };
+        let mut guests = BTreeSet::new();
         let question = Question::Neighbors(family, index);
         self.dump("neighbors", question, tunnel, |tunnel, message| {
-            tunnel.neighbors.extend(entry(message));
+            let Some(Entry {
+                address: Some(address),
+                mac,
+                ..
+            }) = entry(message)
+            else {
+                return;
+            };
+            if tunnel.guests.contains(&address) {
+                guests.insert(mac);
+            } else {
+                tunnel.neighbors.insert(address, mac);
+            }
         })?;
         let question = Question::Forwarding(index);
         self.dump("the FDB", question, tunnel, |tunnel, message| {
-            tunnel
-                .fdb
-                .extend(entry(message).map(|(address, mac)| (mac, address)));
+            let Some(Entry {
+                address,
+                mac,
+                is_odd,
+                ..
+            }) = entry(message)
+            else {
+                return;
+            };
+            match address.filter(|_| !is_odd) {
+                _ if guests.contains(&mac) => {}
+                Some(address) => drop(tunnel.fdb.insert((mac, address))),
+                None => drop(tunnel.odd_fdb.insert(mac)),
+            }
         })
     }
 
@@ -333,6 +402,44 @@ impl Kernel {
             ) => Ok(true),
             Reply::Refused(errno) => Err(KernelError::Refused { what, errno }),
         }
+    }
+}
+
+/// Files a route where it belongs: with the overlay's, with other programs' routes to pods, or with those of guests.
+fn sort_route(
+    tunnel: &mut ObservedTunnel,
+    network: Option<IpNet>,
+    out: Option<u32>,
+    route: ObservedRoute,
+) {
+    let device = tunnel.device.as_ref().map(|device| device.index);
+    let through = device.is_some() && out == device;
+    let way = match route.way {
+        Some(Way::Direct(gateway, _)) if through => Some(Way::Tunnel(gateway)),
+        way => way,
+    };
+    let route = ObservedRoute { way, ..route };
+    let is_to_pods = network.is_none_or(|network| network.contains(&route.destination));
+    if route.protocol == PROTOCOL || through && is_to_pods && route.is_flannels() {
+        tunnel.routes.insert(route);
+    } else if is_to_pods {
+        tunnel.rivals.insert(route);
+    } else if let (true, Some(Way::Tunnel(gateway))) = (through, way) {
+        tunnel.guests.insert(gateway);
+    }
+}
+
+fn wants_a_guide(refused: &Refused) -> bool {
+    refused.errno == Errno::EINVAL && gateway_of(&refused.operation).is_some()
+}
+
+/// The tunnel device and gateway of an IPv6 route through it.
+fn gateway_of(operation: &Operation) -> Option<(u32, IpAddr)> {
+    match operation {
+        Operation::PutRoute(index, _, Way::Tunnel(gateway)) if gateway.is_ipv6() => {
+            Some((*index, *gateway))
+        }
+        _ => None,
     }
 }
 

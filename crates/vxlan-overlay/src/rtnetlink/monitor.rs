@@ -7,11 +7,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use netlink::{NetlinkFamily, Socket, failed, messages};
 use netlink_packet_route::RouteNetlinkMessage as Message;
-use netlink_packet_route::route::RouteAttribute;
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use nix::errno::Errno;
 
+use super::decode::{self, Found};
 use super::frame::Body;
 use super::kernel::KernelError;
 use crate::marks::PROTOCOL;
@@ -31,6 +33,9 @@ pub struct Concern {
     pub tunnels: BTreeSet<u32>,
     /// Devices below tunnels; `None`: any device may be one. Their neighbors change all the time.
     pub below: Option<BTreeSet<u32>>,
+    /// Ranges of all pods: no notification says that a route of another program has replaced one of the overlay's, so
+    /// all routes into these matter, but for those to single pods.
+    pub networks: Vec<IpNet>,
 }
 
 impl Concern {
@@ -40,6 +45,16 @@ impl Concern {
             .as_ref()
             .is_none_or(|below| below.contains(&device));
         is_below || self.tunnels.contains(&device)
+    }
+
+    fn is_with_route(&self, message: &RouteMessage) -> bool {
+        let Some(Found::Route(_, route)) = decode::route(message) else {
+            return false;
+        };
+        let destination = route.destination;
+        let is_to_one = destination.prefix_len() == destination.max_prefix_len();
+        let mut networks = self.networks.iter();
+        !is_to_one && networks.any(|network| network.contains(&destination))
     }
 }
 
@@ -121,6 +136,7 @@ fn concerns(body: &Body, concern: &Concern) -> bool {
             is_default
                 || u8::from(route.header.protocol) == PROTOCOL
                 || out.is_some_and(|device| concern.is_with(device))
+                || concern.is_with_route(route)
         }
         _ => false,
     }
@@ -151,6 +167,7 @@ mod tests {
         let mut concern = Concern {
             tunnels: [7].into(),
             below: Some([2].into()),
+            ..Concern::default()
         };
         let matter = |concern: &Concern| {
             let bodies = [neighbor(7), neighbor(2), link(7), link(2), link(9)];
@@ -159,5 +176,29 @@ mod tests {
         assert_eq!(matter(&concern), [true, false, true, true, false]);
         concern.below = None;
         assert_eq!(matter(&concern), [true, false, true, true, true]);
+    }
+
+    #[test]
+    fn foreign_routes_to_pod_cidrs_matter_whatever_their_device() {
+        let route = |destination: &str, prefix| {
+            let mut message = RouteMessage::default();
+            message.header.address_family = netlink_packet_route::AddressFamily::Inet;
+            message.header.destination_prefix_length = prefix;
+            message.header.table = 254;
+            let destination: std::net::Ipv4Addr = destination.parse().unwrap();
+            message.attributes = vec![
+                RouteAttribute::Destination(destination.into()),
+                RouteAttribute::Oif(9),
+            ];
+            Body::Message(Message::NewRoute(message))
+        };
+        let concern = Concern {
+            tunnels: [7].into(),
+            below: Some([2].into()),
+            networks: vec!["10.244.0.0/16".parse().unwrap()],
+        };
+        let matters = |destination, prefix| concerns(&route(destination, prefix), &concern);
+        assert!(matters("10.244.3.0", 24));
+        assert!(!matters("10.244.0.7", 32) && !matters("10.96.0.0", 16));
     }
 }

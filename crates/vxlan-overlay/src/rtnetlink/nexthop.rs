@@ -55,10 +55,9 @@ impl Nexthop {
         })
     }
 
-    /// Whether Portolan has created it, on this device.
-    pub(crate) fn is_ours(&self, device: u32) -> bool {
-        let named = self.gateway == Some(nexthop_gateway(self.id));
-        named && self.out == Some(device) && self.protocol == PROTOCOL
+    /// Whether Portolan has created it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.gateway == Some(nexthop_gateway(self.id)) && self.protocol == PROTOCOL
     }
 }
 
@@ -102,7 +101,7 @@ mod tests {
         let found = Nexthop::read(&bytes).unwrap();
         assert_eq!((found.id, found.out), (id, Some(9)));
         assert_eq!(found.gateway, Some(Ipv4Addr::new(10, 244, 7, 0)));
-        assert!(found.is_ours(9) && !found.is_ours(8));
+        assert!(found.is_ours());
         for end in 0..bytes.len() {
             let cut = Nexthop::read(&bytes[..end]);
             assert!(cut.is_none_or(|cut| cut != found), "{end}");
