@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::Shared;
 use super::directory::Target;
 use super::firewall::{notes, untraceable};
+use super::forwarding;
 use super::local_socket;
 use super::measure::Pair;
 
@@ -53,6 +54,9 @@ pub struct DoctorReport {
     pub trouble: Option<String>,
     /// One entry for each peer and family.
     pub peers: Vec<PeerReport>,
+    /// What is wrong with this node itself, and peers that its plan leaves out.
+    #[serde(default)]
+    pub faults: Vec<String>,
     /// How many pairs of peer and family were not tested.
     pub left_out: usize,
     /// Changes that this node has made because of earlier findings.
@@ -81,7 +85,7 @@ pub struct PeerReport {
 impl DoctorReport {
     /// Exit status of the command: 0 healthy, 1 problem found, 2 could not test.
     pub fn exit_code(&self) -> u8 {
-        match self.peers.iter().all(|peer| peer.healthy) {
+        match self.faults.is_empty() && self.peers.iter().all(|peer| peer.healthy) {
             _ if self.trouble.is_some() => 2,
             true => 0,
             false => 1,
@@ -143,10 +147,20 @@ async fn examine(shared: &Shared, to: Option<&str>) -> DoctorReport {
     let asked = names.filter(|name| to.is_none_or(|to| ***name == *to));
     let targets: Vec<Target> = asked.flat_map(|name| directory.targets(name)).collect();
     let mut pairs = Pair::all(shared, &directory, &targets);
+    report.faults = (shared.environment.faults)();
+    let forwarding = forwarding::examine(&(shared.environment.plan)());
+    report.faults.extend(forwarding.faults);
+    report.notes.extend(forwarding.notes);
     if directory.own().next().is_none() {
-        report.trouble = Some("the overlay is not up on this node".to_owned());
+        let why = report.faults.join("; ");
+        report.trouble = Some(format!("the overlay is not up on this node: {why}"));
     } else if let (Some(to), true) = (to, pairs.is_empty()) {
-        report.trouble = Some(format!("{to:?} is not a peer of the overlay"));
+        let about = report.faults.iter().filter(|fault| mentions(fault, to));
+        let why: Vec<&str> = about.map(String::as_str).collect();
+        report.trouble = Some(format!(
+            "{to:?} is not a peer of the overlay: {}",
+            why.join("; ")
+        ));
     }
     report.left_out = pairs.len().saturating_sub(PEERS);
     pairs.truncate(PEERS);
@@ -178,6 +192,13 @@ async fn examine(shared: &Shared, to: Option<&str>) -> DoctorReport {
         });
     }
     report
+}
+
+/// Whether a sentence has this name of a node as a word.
+fn mentions(sentence: &str, node: &str) -> bool {
+    let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+    let mut words = sentence.split(|c| !is_of_a_name(c));
+    words.any(|word| word.trim_end_matches('.') == node)
 }
 
 /// Requests a report from the daemon of this network namespace.

@@ -11,6 +11,9 @@ use crate::measurement::Measurement;
 pub struct Environment {
     /// Returns the plan of the overlay that is in force.
     pub plan: Box<dyn Fn() -> Arc<Plan> + Send + Sync>,
+    /// Returns what the daemon knows to be wrong with this node's overlay: what the plan leaves out, and what the kernel
+    /// refuses. Pods cannot be reached because of each.
+    pub faults: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// Reads legacy iptables.
     pub legacy: LegacyIptables,
     /// Receives measurements, round summaries and events.

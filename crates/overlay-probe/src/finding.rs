@@ -23,6 +23,8 @@ pub struct Finding {
 pub struct ProbeStatus {
     /// Peers that fail.
     pub findings: Vec<Finding>,
+    /// Settings of this node because of which it forwards no packets of pods.
+    pub faults: Vec<String>,
     /// Changes that this node made to its own devices because of a finding.
     pub remedies: Vec<String>,
     /// Chains of this node that drop forwarded pod packets by default.

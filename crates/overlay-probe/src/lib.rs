@@ -26,6 +26,7 @@ pub mod doctor;
 mod environment;
 mod finding;
 mod firewall;
+mod forwarding;
 pub mod local_socket;
 mod measure;
 mod measurement;

@@ -20,7 +20,7 @@ use super::directory::{Directory, Target};
 use super::measure::Pair;
 use super::measurement::Measurement;
 use super::verdict::Verdict;
-use super::{Finding, ProbeEvent, ProbeStatus, RoundSummary, Shared, firewall, remedy};
+use super::{Finding, ProbeEvent, ProbeStatus, RoundSummary, Shared, firewall, forwarding, remedy};
 
 /// Random peers measured in a round.
 const RANDOM_PEERS: usize = 3;
@@ -45,6 +45,7 @@ struct Rounds {
     remedies: BTreeSet<String>,
     /// When checksum offload was last switched off as a trial.
     tried: Option<Instant>,
+    faults: Vec<String>,
     notes: Vec<String>,
     chains_checked: Option<Instant>,
 }
@@ -58,6 +59,7 @@ pub(super) async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
         findings: BTreeMap::new(),
         remedies: BTreeSet::new(),
         tried: None,
+        faults: Vec::new(),
         notes: Vec::new(),
         chains_checked: None,
     };
@@ -81,6 +83,7 @@ impl Rounds {
         {
             self.check_chains().await;
         }
+        self.check_forwarding();
         let directory = shared.directory();
         self.remove_deleted_peers(&directory);
         let names: Vec<&Arc<str>> = directory.names().into_iter().collect();
@@ -117,6 +120,15 @@ impl Rounds {
             tracing::warn!("{note}");
         }
         self.notes = notes;
+    }
+
+    /// Checks this node's own settings: some files, so in every round.
+    fn check_forwarding(&mut self) {
+        let found = forwarding::examine(&(self.shared.environment.plan)());
+        for fault in found.faults.iter().filter(|f| !self.faults.contains(f)) {
+            tracing::warn!("{fault}");
+        }
+        self.faults = found.faults;
     }
 
     /// Records a measurement. Returns the verdict if it is bad and newly in force.
@@ -206,6 +218,7 @@ impl Rounds {
         });
         environment.status.store(Arc::new(ProbeStatus {
             findings,
+            faults: self.faults.clone(),
             remedies: self.remedies.iter().cloned().collect(),
             notes: self.notes.clone(),
         }));

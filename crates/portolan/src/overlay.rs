@@ -90,6 +90,23 @@ pub struct OverlayStatus {
     pub repairs: u64,
 }
 
+impl OverlayStatus {
+    /// What keeps pods from being reached, as far as this node knows: `/readyz` and `portolan doctor` say the same.
+    pub fn faults(&self) -> Vec<String> {
+        let problems = self
+            .plan
+            .problems
+            .iter()
+            .filter(|problem| problem.cuts_off());
+        let problems = problems.map(ToString::to_string);
+        let mut faults: Vec<String> = self.trouble.iter().cloned().chain(problems).collect();
+        if !self.ready && faults.is_empty() {
+            faults.push("the Nodes are not listed yet".to_owned());
+        }
+        faults
+    }
+}
+
 /// The latest [`OverlayStatus`], shared with readers.
 pub type SharedOverlayStatus = Arc<ArcSwap<OverlayStatus>>;
 

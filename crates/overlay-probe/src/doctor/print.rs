@@ -32,6 +32,9 @@ fn write(out: &mut String, report: &DoctorReport, tables: bool) -> std::fmt::Res
             writeln!(out)?;
         }
     }
+    for fault in &report.faults {
+        writeln!(out, "BROKEN {node}: {fault}")?;
+    }
     for line in report.remedies.iter().chain(&report.notes) {
         writeln!(out, "{node}: {line}")?;
     }
@@ -42,7 +45,7 @@ fn write(out: &mut String, report: &DoctorReport, tables: bool) -> std::fmt::Res
             report.left_out
         )?;
     }
-    if report.peers.is_empty() {
+    if report.peers.is_empty() && report.faults.is_empty() {
         writeln!(out, "{node} has no peers")?;
     }
     Ok(())

@@ -106,12 +106,13 @@ pub(super) fn readyz(
     probes: &ProbeStatus,
 ) -> Answer {
     if let Some(overlay) = overlay.filter(|overlay| !overlay.ready) {
-        let trouble = overlay.trouble.clone();
-        let problems = overlay.plan.problems.iter().map(ToString::to_string);
-        let reasons: Vec<String> = trouble.into_iter().chain(problems).collect();
-        let text = format!("waiting for the overlay: {}\n", reasons.join("; "));
+        let reasons = overlay.faults().join("; ");
+        let text = format!("waiting for the overlay: {reasons}\n");
         return Answer::text(StatusCode::SERVICE_UNAVAILABLE, text);
     }
+    let faults = overlay.map_or_else(Vec::new, |overlay| overlay.faults());
+    let faults = faults.iter().chain(&probes.faults);
+    let faults: String = faults.map(|fault| format!("overlay: {fault}\n")).collect();
     let notes = status.map_or(&[][..], |status| &status.notes);
     let notes: String = notes.iter().map(|note| format!("{note}\n")).collect();
     let Some(status) = status.filter(|status| !status.synced && !status.standby) else {
@@ -120,7 +121,7 @@ pub(super) fn readyz(
         let lines = found.chain(&probes.remedies).chain(&probes.notes);
         let lines: String = lines.map(|text| format!("overlay: {text}\n")).collect();
         let alarm = alarm.map(|text| format!("{text}\n")).unwrap_or_default();
-        return Answer::text(StatusCode::OK, format!("ok\n{notes}{alarm}{lines}"));
+        return Answer::text(StatusCode::OK, format!("ok\n{notes}{alarm}{faults}{lines}"));
     };
     let missing: Vec<String> = status.waiting_for.iter().map(ToString::to_string).collect();
     let reason = if missing.is_empty() {

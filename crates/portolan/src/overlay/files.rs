@@ -6,6 +6,7 @@ use std::fmt::Write;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use net_types::Family;
@@ -14,18 +15,58 @@ use vxlan_overlay::{Config, Plan, Tunnel};
 
 use super::OverlayConfig;
 
+/// How long a family may lack an interface before new pods do without it: an interface that is missing for a moment must
+/// not change their families and MTU. At the start of a node, pods wait for the files.
+const LASTING: Duration = Duration::from_secs(30);
+const AT_START: Duration = Duration::from_secs(5);
+
 /// Writes the files that the configuration asks for.
 pub(super) struct CniFiles {
     config: Arc<OverlayConfig>,
+    /// Whether there are files, of this process or of an earlier one.
+    written: bool,
+    /// Since when a family lacks an interface.
+    lacking_since: Option<Instant>,
+    due: Option<Instant>,
 }
 
 impl CniFiles {
     pub(super) fn new(config: Arc<OverlayConfig>) -> Self {
-        CniFiles { config }
+        CniFiles {
+            written: config.subnet_file.exists(),
+            config,
+            lacking_since: None,
+            due: None,
+        }
+    }
+
+    /// Writes the files for a plan that the kernel follows, without a family that has lacked an interface for long.
+    pub(super) fn update(&mut self, plan: &Plan, complete: bool, now: Instant) {
+        self.due = None;
+        if !complete {
+            return;
+        }
+        if !plan.lacks_external() {
+            self.lacking_since = None;
+        }
+        let patience = if self.written { LASTING } else { AT_START };
+        let since = plan
+            .lacks_external()
+            .then(|| *self.lacking_since.get_or_insert(now));
+        self.due = since.map(|since| since + patience).filter(|due| *due > now);
+        if self.due.is_none() {
+            self.write(plan);
+            self.written = true;
+        }
+    }
+
+    /// When the files may be written although nothing else changes.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
     }
 
     /// Writes the files for a plan. A failure is logged; the next turn tries again.
-    pub(super) fn write(&self, plan: &Plan) {
+    fn write(&self, plan: &Plan) {
         let (config, masquerade) = (&self.config.config, self.config.rules.masquerade);
         if !self.config.subnet_file.as_os_str().is_empty() {
             write(

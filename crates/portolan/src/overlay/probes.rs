@@ -31,8 +31,10 @@ pub(crate) fn start(
     overlay: SharedOverlayStatus,
     reports: ProbeReports,
 ) -> Result<()> {
+    let of_faults = overlay.clone();
     let environment = Environment {
         plan: Box::new(move || overlay.load().plan.clone()),
+        faults: Box::new(move || of_faults.load().faults()),
         legacy: LegacyIptables {
             tables: legacy::tables,
             dropping_forwarders: legacy::dropping_forwarders,
@@ -106,6 +108,7 @@ mod tests {
         };
         let environment = Environment {
             plan: Box::new(|| panic!("no plan")),
+            faults: Box::new(Vec::new),
             legacy: LegacyIptables {
                 tables: Vec::new,
                 dropping_forwarders: Vec::new,

@@ -113,11 +113,9 @@ impl Overlay {
     /// When the next turn is due.
     pub(super) fn due(&self, now: Instant) -> Instant {
         let audit = self.audited + AUDIT;
-        [self.retry_at, self.cache.due(), self.publisher.due()]
-            .into_iter()
-            .flatten()
-            .fold(audit, Instant::min)
-            .max(now)
+        let others = [self.cache.due(), self.publisher.due(), self.files.due()];
+        let others = others.into_iter().chain([self.retry_at]).flatten();
+        others.fold(audit, Instant::min).max(now)
     }
 
     /// Makes the kernel as planned, and reports the result.
@@ -134,10 +132,7 @@ impl Overlay {
         self.schedule_retry(trouble.is_some(), now);
         let has_tunnel = plan.tunnels.values().any(Option::is_some);
         let complete = trouble.is_none() && self.peers.is_listed() && has_tunnel;
-        // An interface that is missing for a moment must not change the MTU of new pods.
-        if complete && !plan.lacks_external() {
-            self.files.write(&plan);
-        }
+        self.files.update(&plan, complete, now);
         if complete && !self.ready {
             let peers = plan.peer_count();
             tracing::info!(peers, "pods of other nodes can be reached");
