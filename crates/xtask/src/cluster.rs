@@ -75,6 +75,14 @@ enum Action {
         /// node1, node2, ...
         node: String,
     },
+    /// Delete a node and let it join again as another machine would, under another address.
+    Replace {
+        /// node2, node3, ...
+        node: String,
+        /// Last part of the new addresses
+        #[arg(long, value_parser = clap::value_parser!(u8).range(10..=200))]
+        host_number: u8,
+    },
     /// Be the first process of a node.
     #[command(hide = true)]
     Node(node::Init),
@@ -88,6 +96,9 @@ struct Up {
     nodes: u8,
     #[command(flatten)]
     parts: Parts,
+    /// Import the image of version 0.1.0 as well, built from this repository's history
+    #[arg(long)]
+    old_version: bool,
 }
 
 /// Runs the command that the options name.
@@ -122,6 +133,9 @@ pub(crate) fn cluster(options: &Options) -> Result<()> {
             Ok(())
         }
         Action::Reboot { node } => reboot(&cluster.node(node)?),
+        Action::Replace { node, host_number } => {
+            replace(&cluster.first()?, &cluster.node(node)?, *host_number)
+        }
     }
 }
 
@@ -132,7 +146,11 @@ fn up(cluster: &Cluster, wanted: &Up, images: &[PathBuf]) -> Result<()> {
     tools::ensure_also(NEEDED)?;
     let mut steps = Steps::start();
     let programs = steps.run("programs", Programs::get)?;
-    let images = steps.run("images", || Images::get(&programs, wanted.parts, images))?;
+    let mut more = images.to_vec();
+    if wanted.old_version {
+        more.push(steps.run("version 0.1.0", images::old_portolan)?);
+    }
+    let images = steps.run("images", || Images::get(&programs, wanted.parts, &more))?;
     let nodes: Vec<Node> = (1..=wanted.nodes)
         .map(|number| cluster.new_node(number))
         .collect();
@@ -174,6 +192,29 @@ fn reboot(node: &Node) -> Result<()> {
         node::start_again(node, &programs)?;
         node::wait_for_containerd(node)
     })
+}
+
+/// Deletes the Node and everything of the cluster on its machine, then joins again.
+fn replace(first: &Node, node: &Node, host_number: u8) -> Result<()> {
+    ensure!(
+        node.number != first.number,
+        "{} has the control plane, and cannot be replaced",
+        node.name()
+    );
+    let mut steps = Steps::start();
+    let programs = Programs::get()?;
+    steps.run("delete the Node", || {
+        node::run_in(first, &["kubectl", "delete", "node", &node.name()])
+    })?;
+    steps.run("stop", || down::stop(node))?;
+    node::wipe(node)?;
+    node.move_to(host_number)?;
+    steps.run("network", || network::renew(node))?;
+    steps.run("start", || {
+        node::start_again(node, &programs)?;
+        node::wait_for_containerd(node)
+    })?;
+    steps.run("kubeadm join", || kubeadm::join(node))
 }
 
 /// Does it for all nodes at once.

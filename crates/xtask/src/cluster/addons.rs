@@ -19,7 +19,8 @@ pub(super) fn apply(first: &Node, parts: Parts) -> Result<()> {
     if let Some(folder) = parts.folder() {
         let path = root()?.join("deploy").join(folder).join("portolan.yaml");
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let text = adapted(&text).with_context(|| format!("adapt {}", path.display()))?;
+        let text = adapted(&text, parts.direct_routing)
+            .with_context(|| format!("adapt {}", path.display()))?;
         apply_text(first, "portolan", &text)?;
     }
     if parts.overlay == Overlay::Flannel {
@@ -48,7 +49,7 @@ fn wait_for_all(first: &Node, parts: Parts) -> Result<()> {
     if parts.folder().is_some() {
         sets.push(("kube-system", "ds/portolan"));
     }
-    if parts.proxy == ServiceProxy::KubeProxy {
+    if parts.proxy.mode().is_some() {
         sets.push(("kube-system", "ds/kube-proxy"));
     }
     if parts.overlay == Overlay::Flannel {
@@ -73,7 +74,7 @@ fn apply_text(first: &Node, name: &str, text: &str) -> Result<()> {
 }
 
 /// The manifests with the settings of this cluster in their ConfigMap.
-fn adapted(manifests: &str) -> Result<String> {
+fn adapted(manifests: &str, direct_routing: bool) -> Result<String> {
     let first_line = "    apiVersion: kubeproxy.config.k8s.io/v1alpha1\n";
     ensure!(
         manifests.matches(first_line).count() == 1,
@@ -81,10 +82,42 @@ fn adapted(manifests: &str) -> Result<String> {
     );
     let conntrack = format!("{first_line}    conntrack: {{maxPerCore: 0}}\n");
     let [v4, _] = POD_CIDRS;
-    Ok(manifests.replace(first_line, &conntrack).replace(
+    let text = manifests.replace(first_line, &conntrack).replace(
         &format!("clusterCIDR: {v4}\n"),
         &format!("clusterCIDR: {}\n", POD_CIDRS.join(",")),
-    ))
+    );
+    match direct_routing {
+        true => routed(&text),
+        false => Ok(text),
+    }
+}
+
+/// The same without tunnels between nodes, as the chart writes it for `overlay.netConf`.
+fn routed(manifests: &str) -> Result<String> {
+    let changes = [
+        (
+            "  config.conf: |\n",
+            "  net-conf.json: '{\"Backend\": {\"Type\": \"vxlan\", \"DirectRouting\": true}}'\n  config.conf: |\n",
+        ),
+        (
+            "    overlay:\n",
+            "    overlay:\n      netConfigPath: /var/lib/portolan/net-conf.json\n",
+        ),
+    ];
+    replaced(manifests, changes)
+}
+
+/// The text with each part, which it has once, replaced.
+fn replaced<T: AsRef<str>>(
+    text: &str,
+    changes: impl IntoIterator<Item = (T, T)>,
+) -> Result<String> {
+    let mut changes = changes.into_iter();
+    changes.try_fold(text.to_owned(), |text, (old, new)| {
+        let (old, new) = (old.as_ref(), new.as_ref());
+        ensure!(text.matches(old).count() == 1, "no {old}");
+        Ok(text.replace(old, new))
+    })
 }
 
 /// kube-flannel.yml for both families and for the plugin's version here, with nftables; everything else as upstream has it.
@@ -104,12 +137,7 @@ fn dual_stack(manifest: &str) -> Result<String> {
             "\"cniVersion\": \"0.4.0\"".to_owned(),
         ),
     ];
-    changes
-        .into_iter()
-        .try_fold(manifest.to_owned(), |text, (old, new)| {
-            ensure!(text.matches(&old).count() == 1, "no {old}");
-            Ok(text.replace(&old, &new))
-        })
+    replaced(manifest, changes)
 }
 
 #[cfg(test)]
@@ -120,7 +148,7 @@ mod tests {
     fn every_manifest_gets_the_pod_cidrs_of_the_cluster() -> Result<()> {
         for folder in ["proxy", "proxy-and-overlay", "overlay-only"] {
             let path = root()?.join("deploy").join(folder).join("portolan.yaml");
-            let text = adapted(&fs::read_to_string(path)?)?;
+            let text = adapted(&fs::read_to_string(path)?, false)?;
             assert!(
                 text.contains("    conntrack: {maxPerCore: 0}\n"),
                 "{folder}"
@@ -132,6 +160,17 @@ mod tests {
             };
             assert!(text.contains(cidrs), "{folder}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn routes_without_tunnels_are_a_setting_of_the_overlay() -> Result<()> {
+        let path = root()?.join("deploy/overlay-only/portolan.yaml");
+        let text = adapted(&fs::read_to_string(path)?, true)?;
+        let config = "      netConfigPath: /var/lib/portolan/net-conf.json\n";
+        assert!(text.contains(config) && text.contains("\"DirectRouting\": true"));
+        let proxy = fs::read_to_string(root()?.join("deploy/proxy/portolan.yaml"))?;
+        assert!(adapted(&proxy, true).is_err());
         Ok(())
     }
 }

@@ -1,16 +1,18 @@
 //! `cargo xtask e2e`: Kubernetes' end-to-end tests of networking, with Portolan and with kube-proxy, and the table of both.
 //!
-//! Owns which tests run and why others do not. [`images`] has what the tests' pods run, [`report`] reads results and writes
-//! `docs/conformance.md`.
+//! Owns the order of a run. [`selection`] has which tests run in which cluster and why others do not, [`images`] what the
+//! tests' pods run, [`report`] reads results and writes `docs/conformance.md`.
 //!
 //! Invariant: both columns are of the same tests on clusters that differ in the service proxy alone.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
+use super::node::run_in;
 use super::parts::{Overlay, Parts, ServiceProxy};
 use super::place::Cluster;
 use super::{Steps, Up, down, up};
@@ -19,34 +21,12 @@ use crate::run::root;
 
 mod images;
 mod report;
+mod selection;
 
-/// What cannot run here, as a part of the names of tests, and why.
-const EXCLUDED: &[(&str, &str)] = &[
-    ("LoadBalancer", "needs a load balancer"),
-    ("SCTP", "needs a kernel with SCTP"),
-    ("Internet", "needs the internet"),
-    ("IPerf", "measures, needs an image of iperf"),
-    ("NetworkPolicy", "needs a network policy controller"),
-    ("Netpol", "needs a network policy controller"),
-    ("Feature:Ingress", "needs an ingress controller"),
-    ("NEG", "needs a cloud"),
-    ("DNS", "needs images with resolvers of other systems"),
-    (
-        "evicted",
-        "needs eviction, which the cluster's kubelets have switched off",
-    ),
-    ("\\[Slow\\]", "takes long"),
-    ("\\[Serial\\]", "disturbs other tests"),
-    ("\\[Disruptive\\]", "disturbs other tests"),
-    (
-        "Traffic Distribution",
-        "needs three zones of two nodes each",
-    ),
-    (
-        "Topology Hints",
-        "needs a node in each zone that is no control plane",
-    ),
-];
+use selection::{STAGES, Stage};
+
+/// More failures than this are no accident of a busy machine, and are not run again.
+const AGAIN: usize = 30;
 
 /// What to run.
 #[derive(clap::Args)]
@@ -60,100 +40,178 @@ pub(crate) struct Options {
     /// Run with one service proxy only; the other column is of its last run
     #[arg(long, value_enum)]
     proxy: Option<ServiceProxy>,
+    /// Keep the results of earlier runs in the table, for tests that this one does not run
+    #[arg(long)]
+    add: bool,
 }
 
 /// Runs the tests with each service proxy, and writes the table.
 pub(crate) fn e2e(options: &Options) -> Result<()> {
     let both = [ServiceProxy::KubeProxy, ServiceProxy::Portolan];
+    let is_one = |wanted| both.contains(&wanted);
+    ensure!(
+        options.proxy.is_none_or(is_one),
+        "--proxy is portolan or kube-proxy here"
+    );
+    let programs = Steps::start().run("end-to-end tests", e2e::programs)?;
+    let names = selection::all(&programs)?;
     for proxy in both {
         if options.proxy.is_none_or(|wanted| wanted == proxy) {
-            run_with(proxy, options)?;
+            run_with(proxy, options, &programs, &names)?;
         }
     }
     let [kube_proxy, portolan] = both.map(results);
     let (kube_proxy, portolan) = (kube_proxy?, portolan?);
     if kube_proxy.exists() && portolan.exists() {
-        report::write(&kube_proxy, &portolan)?;
+        report::write(&kube_proxy, &portolan, &names)?;
     }
     Ok(())
 }
 
-/// Where the results with a service proxy are: below the checkout, which this machine and the nodes have under one path unless it
-/// is below /var or /run.
+/// The folder with a folder for each run with a service proxy: below the checkout, which this machine and the nodes have under one
+/// path unless it is below /var or /run.
 fn results(proxy: ServiceProxy) -> Result<PathBuf> {
-    Ok(root()?
-        .join("target/e2e")
-        .join(name(proxy))
-        .join("results.xml"))
+    Ok(root()?.join("target/e2e").join(name(proxy)))
 }
 
 /// Of the folder of results, and of the cluster.
 fn name(proxy: ServiceProxy) -> &'static str {
     match proxy {
         ServiceProxy::Portolan => "e2eportolan",
-        ServiceProxy::KubeProxy => "e2ekubeproxy",
-        ServiceProxy::None => "e2enone",
+        _ => "e2ekubeproxy",
     }
 }
 
-/// Makes a cluster, runs the tests in it, and deletes it.
-fn run_with(proxy: ServiceProxy, options: &Options) -> Result<()> {
-    let cluster = Cluster::named(name(proxy))?;
-    let mut steps = Steps::start();
-    let programs = steps.run("end-to-end tests", e2e::programs)?;
-    steps.run("delete an older cluster", || down::down(&cluster))?;
-    let wanted = Up {
-        nodes: 2,
-        parts: Parts {
-            proxy,
-            overlay: Overlay::Portolan,
-        },
-    };
-    let extra = steps.run("images of the tests", || images::archives(&programs))?;
-    let done = up(&cluster, &wanted, &extra)
-        .and_then(|()| steps.run("tests", || test(&cluster, proxy, &programs, options)));
-    steps.run("delete the cluster", || down::down(&cluster))?;
-    done
+/// Runs what is selected, each stage in a cluster of its own.
+fn run_with(
+    proxy: ServiceProxy,
+    options: &Options,
+    programs: &Path,
+    names: &[String],
+) -> Result<()> {
+    let all = results(proxy)?;
+    if !options.add {
+        let _ = fs::remove_dir_all(&all);
+    }
+    let now = jiff::Timestamp::now();
+    let folder = all.join(now.strftime("%Y%m%d-%H%M%S").to_string());
+    fs::create_dir_all(&folder)?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let about = json!({
+        "commit": super::images::revision()?,
+        "date": now.strftime("%Y-%m-%d").to_string(),
+        "kernel": kernel.trim().split('-').next(),
+        "procs": options.procs,
+        "focus": options.focus,
+    });
+    fs::write(folder.join(report::ABOUT), about.to_string())?;
+    for stage in &STAGES {
+        let selected = selection::of_stage(stage, names, &options.focus)?;
+        if !selected.is_empty() {
+            let run = Run {
+                proxy,
+                procs: options.procs,
+                folder: &folder,
+                programs,
+            };
+            run.stage(stage, &selected)?;
+        }
+    }
+    Ok(())
 }
 
-/// Starts ginkgo on the first node. Failed tests are results, no error.
-fn test(
-    cluster: &Cluster,
+/// One run with one service proxy.
+struct Run<'a> {
     proxy: ServiceProxy,
-    programs: &std::path::Path,
-    options: &Options,
-) -> Result<()> {
+    procs: u8,
+    /// For results and logs.
+    folder: &'a Path,
+    /// Folder with `e2e.test` and `ginkgo`.
+    programs: &'a Path,
+}
+
+impl Run<'_> {
+    /// Makes a cluster, runs the tests in it, and deletes it.
+    fn stage(&self, stage: &Stage, tests: &[String]) -> Result<()> {
+        let cluster = Cluster::named(name(self.proxy))?;
+        let mut steps = Steps::start();
+        steps.run("delete an older cluster", || down::down(&cluster))?;
+        let wanted = Up {
+            nodes: stage.nodes,
+            parts: Parts {
+                proxy: self.proxy,
+                overlay: Overlay::Portolan,
+                direct_routing: stage.has_zones,
+            },
+            old_version: false,
+        };
+        let extra = steps.run("images of the tests", || images::archives(self.programs))?;
+        let done = up(&cluster, &wanted, &extra).and_then(|()| {
+            if stage.has_zones {
+                steps.run("zones", || label_zones(&cluster))?;
+            }
+            let what = format!("{} tests of the stage {}", tests.len(), stage.name);
+            steps.run(&what, || self.tests(&cluster, stage, stage.name, tests))?;
+            self.failed_again(&cluster, stage, &mut steps)
+        });
+        steps.run("delete the cluster", || down::down(&cluster))?;
+        done
+    }
+
+    /// Runs failed tests once more, one at a time: what passes then failed for the load of the others.
+    fn failed_again(&self, cluster: &Cluster, stage: &Stage, steps: &mut Steps) -> Result<()> {
+        let failed = report::failed(&self.folder.join(format!("{}.xml", stage.name)))?;
+        if failed.is_empty() || failed.len() > AGAIN {
+            return Ok(());
+        }
+        let alone = format!("{}{}", stage.name, report::ALONE);
+        let what = format!("{} failed tests again, alone", failed.len());
+        let one = Run { procs: 1, ..*self };
+        steps.run(&what, || one.tests(cluster, stage, &alone, &failed))
+    }
+
+    /// Starts ginkgo on the first node. Failed tests are results, no error.
+    fn tests(&self, cluster: &Cluster, stage: &Stage, to: &str, tests: &[String]) -> Result<()> {
+        let first = cluster.first()?;
+        let log_file = self.folder.join(format!("{to}.log"));
+        let log = fs::File::create(&log_file)?;
+        let reports = self.folder.join(format!("{to}-reports"));
+        fs::create_dir_all(&reports)?;
+        // ginkgo panics in the root folder, where commands in a node start.
+        let mut ginkgo = first.command("env")?;
+        ginkgo
+            .arg("-C")
+            .arg(self.folder)
+            .arg(self.programs.join("ginkgo"))
+            .arg(format!("--procs={}", self.procs))
+            .arg(format!("--focus={}", selection::expression(tests)))
+            .args(["--timeout=90m", "--keep-going", "--no-color"])
+            .arg(format!("--output-dir={}", self.folder.display()))
+            .arg(format!("--junit-report={to}.xml"))
+            .arg(self.programs.join("e2e.test"))
+            .args(["--", "--kubeconfig=/etc/kubernetes/admin.conf"])
+            .args(["--provider=skeleton", "--disable-log-dump"])
+            .arg(format!("--num-nodes={}", stage.nodes))
+            .arg(format!("--report-dir={}", reports.display()))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let status = ginkgo.status().context("start ginkgo")?;
+        ensure!(
+            self.folder.join(format!("{to}.xml")).exists(),
+            "no results ({status}); see {}",
+            log_file.display()
+        );
+        Ok(())
+    }
+}
+
+/// Three zones: the nodes besides the first take turns, and the first, with the control plane, is in one of them.
+fn label_zones(cluster: &Cluster) -> Result<()> {
     let first = cluster.first()?;
-    let results = results(proxy)?;
-    let folder = results.parent().context("no folder")?;
-    let _ = fs::remove_dir_all(folder);
-    fs::create_dir_all(folder)?;
-    let skip: Vec<&str> = EXCLUDED.iter().map(|(part, _)| *part).collect();
-    let log = fs::File::create(folder.join("log"))?;
-    // ginkgo panics in the root folder, where commands in a node start.
-    let mut ginkgo = first.command("env")?;
-    ginkgo
-        .arg("-C")
-        .arg(folder)
-        .arg(programs.join("ginkgo"))
-        .arg(format!("--procs={}", options.procs))
-        .arg(format!("--focus={}", options.focus))
-        .arg(format!("--skip={}", skip.join("|")))
-        .args(["--timeout=60m", "--keep-going", "--no-color"])
-        .arg(format!("--output-dir={}", folder.display()))
-        .arg("--junit-report=results.xml")
-        .arg(programs.join("e2e.test"))
-        .args(["--", "--kubeconfig=/etc/kubernetes/admin.conf"])
-        .args(["--provider=skeleton", "--num-nodes=2"])
-        .arg(format!("--report-dir={}", folder.display()))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
-    let status = ginkgo.status().context("start ginkgo")?;
-    anyhow::ensure!(
-        results.exists(),
-        "no results ({status}); see {}",
-        folder.join("log").display()
-    );
+    for node in cluster.nodes() {
+        let zone = format!("topology.kubernetes.io/zone=zone{}", node.number % 3);
+        run_in(&first, &["kubectl", "label", "node", &node.name(), &zone])?;
+    }
     Ok(())
 }

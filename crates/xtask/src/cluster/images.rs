@@ -15,7 +15,7 @@ use super::programs::Programs;
 use crate::control_plane::flannel;
 use crate::kernels::packages::Store;
 use crate::run::output;
-use crate::tools;
+use crate::{old_version, tools};
 
 pub(super) mod archive;
 mod portolan;
@@ -64,8 +64,8 @@ impl Images {
         }
         let coredns = Spec::of(named("coredns")?, "coredns", programs.coredns.clone());
         let mut common = vec![pause_of(&pause)?, busybox()?, coredns];
-        if parts.proxy == ServiceProxy::KubeProxy {
-            common.push(kube_proxy(named("kube-proxy")?, programs)?);
+        if parts.proxy.mode().is_some() {
+            common.push(kube_proxy(named("kube-proxy")?, programs, parts.proxy)?);
         }
         if parts.overlay == Overlay::Flannel {
             common.extend(flannel_images(programs)?);
@@ -123,10 +123,39 @@ fn pause_of(name: &str) -> Result<Spec> {
     })
 }
 
-fn kube_proxy(name: String, programs: &Programs) -> Result<Spec> {
+fn kube_proxy(name: String, programs: &Programs, proxy: ServiceProxy) -> Result<Spec> {
     let mut spec = Spec::of(name, "usr/local/bin/kube-proxy", programs.kube_proxy()?);
-    spec.trees = vec![Store::open()?.tree(RELEASE, &["nftables"])?];
+    let (packages, multi): (&[&str], _) = match proxy {
+        ServiceProxy::KubeProxyIptables => (&["iptables", "nftables"], "xtables-nft-multi"),
+        ServiceProxy::KubeProxyIptablesLegacy => {
+            (&["iptables", "nftables"], "xtables-legacy-multi")
+        }
+        _ => (&["nftables"], ""),
+    };
+    spec.trees = vec![Store::open()?.tree(RELEASE, packages)?];
+    if !multi.is_empty() {
+        for program in ["iptables", "ip6tables"] {
+            for end in ["", "-save", "-restore"] {
+                let path = format!("usr/sbin/{program}{end}");
+                spec.links.push((path, multi.to_owned()));
+            }
+        }
+    }
     Ok(spec)
+}
+
+/// The commit that Portolan's image is of.
+pub(super) fn revision() -> Result<Option<String>> {
+    portolan::revision(&portolan::archive()?)
+}
+
+/// Portolan 0.1.0, which was not linked with musl.
+pub(super) fn old_portolan() -> Result<PathBuf> {
+    let program = old_version::for_tests()?.context("no program of version 0.1.0")?;
+    let name = "localhost/portolan:v0.1.0".to_owned();
+    let mut spec = Spec::of(name, "usr/local/bin/portolan", program);
+    spec.trees = vec![Store::open()?.tree(RELEASE, &["libgcc-s1"])?];
+    spec.make()
 }
 
 /// flannel's two images: the daemon, and its CNI plugin.

@@ -22,10 +22,12 @@ const IGNORE: &str = "--ignore-preflight-errors=all";
 /// The first node: certificates, control plane, addons.
 pub(super) fn init(node: &Node, programs: &Programs, proxy: ServiceProxy) -> Result<()> {
     let path = node.folder.join("etc/kubernetes/kubeadm.yaml");
-    fs::write(&path, configuration(node, &programs.version()?))?;
+    // Without kube-proxy nothing reads its mode.
+    let mode = proxy.mode().unwrap_or("nftables");
+    fs::write(&path, configuration(node, &programs.version()?, mode))?;
     let config = "--config=/etc/kubernetes/kubeadm.yaml";
     let mut command = vec!["kubeadm", "init", config, IGNORE];
-    if proxy != ServiceProxy::KubeProxy {
+    if proxy.mode().is_none() {
         command.push("--skip-phases=addon/kube-proxy");
     }
     run_in(node, &command)
@@ -46,7 +48,7 @@ pub(super) fn join(node: &Node) -> Result<()> {
     )
 }
 
-fn configuration(node: &Node, version: &str) -> String {
+fn configuration(node: &Node, version: &str, mode: &str) -> String {
     let [address, _] = node.addresses();
     let (pods, services) = (POD_CIDRS.join(","), SERVICE_CIDRS.join(","));
     let (registration, timeouts) = (registration(node), TIMEOUTS);
@@ -70,7 +72,7 @@ etcd:
 ---
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
-mode: nftables
+mode: {mode}
 clusterCIDR: {pods}
 # The limit belongs to the whole machine.
 conntrack: {{maxPerCore: 0}}

@@ -59,7 +59,7 @@ fn connect(node: &Node) -> Result<()> {
         "-n", &wire, "link", "add", &port, "type", "veth", "peer", "name", "eth0",
     ])?;
     // A machine has the same after a reboot: neighbors remember it for seconds.
-    let address = format!("02:00:00:00:88:{:02x}", node.number);
+    let address = format!("02:00:00:00:88:{:02x}", node.host_number());
     ip(&["-n", &wire, "link", "set", "eth0", "address", &address])?;
     ip(&["-n", &wire, "link", "set", "eth0", "netns", &own])?;
     ip(&["-n", &wire, "link", "set", &port, "master", "br0", "up"])?;

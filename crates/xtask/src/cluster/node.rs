@@ -66,8 +66,6 @@ pub(crate) struct Init {
 pub(super) fn start(node: &Node, programs: &Programs, pause: &str) -> Result<()> {
     let folder = &node.folder;
     for path in [
-        "etc/cni/net.d",
-        "etc/kubernetes",
         "opt/cni/bin",
         "var/lib",
         "var/log",
@@ -77,6 +75,7 @@ pub(super) fn start(node: &Node, programs: &Programs, pause: &str) -> Result<()>
     ] {
         fs::create_dir_all(folder.join(path))?;
     }
+    configure(node)?;
     symlink("/run", folder.join("var/run"))?;
     for (name, value) in SETTINGS {
         fs::write(folder.join(name.replace('/', ".")), format!("{value}\n"))?;
@@ -89,12 +88,37 @@ pub(super) fn start(node: &Node, programs: &Programs, pause: &str) -> Result<()>
         )?;
     }
     fs::write(folder.join("etc/containerd.toml"), containerd(pause))?;
-    // Nobody answers there: nothing outside of the cluster has a name.
-    fs::write(
-        folder.join("etc/kubernetes/resolv.conf"),
-        "nameserver 192.168.88.254\n",
-    )?;
     start_again(node, programs)
+}
+
+/// The folders of kubelet and of CNI as they are before kubeadm writes into them.
+fn configure(node: &Node) -> Result<()> {
+    let folder = &node.folder;
+    for path in ["etc/cni/net.d", "etc/kubernetes"] {
+        fs::create_dir_all(folder.join(path))?;
+    }
+    // Nobody answers there: nothing outside of the cluster has a name.
+    let resolver = folder.join("etc/kubernetes/resolv.conf");
+    Ok(fs::write(resolver, "nameserver 192.168.88.254\n")?)
+}
+
+/// Deletes what a stopped node has of its cluster. Its images stay.
+pub(super) fn wipe(node: &Node) -> Result<()> {
+    for path in [
+        "etc/cni",
+        "etc/kubernetes",
+        "var/lib/kubelet",
+        "var/lib/cni",
+    ] {
+        let path = node.folder.join(path);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("delete {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    configure(node)
 }
 
 /// Starts a node whose folder is there.

@@ -9,8 +9,25 @@ pub(super) enum ServiceProxy {
     Portolan,
     /// kube-proxy with its nftables mode, by kubeadm.
     KubeProxy,
+    /// kube-proxy with its iptables mode, and programs that write nftables.
+    KubeProxyIptables,
+    /// kube-proxy with its iptables mode, and programs that write legacy tables.
+    KubeProxyIptablesLegacy,
     /// Nothing: Services and cluster DNS do not work.
     None,
+}
+
+impl ServiceProxy {
+    /// The mode of kube-proxy, if it is kube-proxy.
+    pub(super) fn mode(self) -> Option<&'static str> {
+        match self {
+            ServiceProxy::KubeProxy => Some("nftables"),
+            ServiceProxy::KubeProxyIptables | ServiceProxy::KubeProxyIptablesLegacy => {
+                Some("iptables")
+            }
+            ServiceProxy::Portolan | ServiceProxy::None => None,
+        }
+    }
 }
 
 /// What carries packets between pods of different nodes.
@@ -31,6 +48,9 @@ pub(super) struct Parts {
     /// Program that carries packets between pods of different nodes
     #[arg(long, value_enum, default_value = "portolan")]
     pub(super) overlay: Overlay,
+    /// Route packets between nodes without a tunnel, with Portolan's overlay
+    #[arg(long)]
+    pub(super) direct_routing: bool,
 }
 
 impl Parts {
@@ -39,6 +59,10 @@ impl Parts {
         ensure!(
             (self.proxy, self.overlay) != (ServiceProxy::None, Overlay::Flannel),
             "flannel reaches the API server through a Service: give --proxy portolan or --proxy kube-proxy with it"
+        );
+        ensure!(
+            !(self.direct_routing && self.overlay == Overlay::Flannel),
+            "--direct-routing is for Portolan's overlay only"
         );
         Ok(())
     }

@@ -103,12 +103,25 @@ impl Node {
         format!("portolan-{}-wire", self.cluster)
     }
 
+    /// The last part of its addresses: the node's number, or what it was moved to.
+    pub(super) fn host_number(&self) -> u8 {
+        let moved = fs::read_to_string(self.folder.join("host-number")).ok();
+        moved
+            .and_then(|number| number.trim().parse().ok())
+            .unwrap_or(self.number)
+    }
+
+    /// Gives the node other addresses at its next start.
+    pub(super) fn move_to(&self, host_number: u8) -> Result<()> {
+        let file = self.folder.join("host-number");
+        fs::write(&file, host_number.to_string())
+            .with_context(|| format!("write {}", file.display()))
+    }
+
     /// Its addresses, IPv4 and IPv6.
     pub(super) fn addresses(&self) -> [String; 2] {
-        [
-            format!("192.168.88.{}", self.number),
-            format!("fd88::{}", self.number),
-        ]
+        let number = self.host_number();
+        [format!("192.168.88.{number}"), format!("fd88::{number}")]
     }
 
     /// The administrator's kubeconfig, on the first node.

@@ -9,6 +9,9 @@ use crate::run::{output, root, run};
 
 const GINKGO: &str = "github.com/onsi/ginkgo/v2";
 
+/// A client and server of one test, which sends TCP segments out of their window.
+const REGRESSION: &str = "k8s.io/kubernetes/test/images/regression-issue-74839";
+
 const MODULE: Module = Module {
     folder: "e2e",
     is_older: false,
@@ -19,6 +22,7 @@ const MODULE: Module = Module {
             "k8s.io/kubernetes/test/images/agnhost",
             "agnhost",
         ),
+        (KUBERNETES, REGRESSION, "regression-issue-74839"),
         (GINKGO, "github.com/onsi/ginkgo/v2/ginkgo", "ginkgo"),
     ],
 };

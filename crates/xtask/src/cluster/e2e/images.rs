@@ -6,59 +6,89 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::super::images::archive::Spec;
-use crate::control_plane::e2e;
+use crate::control_plane::{coredns, e2e};
 use crate::kernels::packages::Store;
 use crate::run::output;
 use crate::tools;
 
 /// Packages of what the tests start in a container of agnhost.
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 13] = [
     "bash",
+    // dig, and its library, whose name does not begin as those of libraries do.
+    "bind9-dnsutils",
+    "bind9-libs",
     "conntrack",
     "coreutils",
     "curl",
     "dash",
     "hostname",
     "iproute2",
+    // getent
+    "libc-bin",
     "netcat-openbsd",
     "socat",
+    // A library of curl, whose name does not begin as those of libraries do.
+    "zlib1g",
 ];
 
 const RELEASE: &str = "bookworm";
 
 /// Images that are agnhost under another name, as parts of their names.
-const ALIASES: [&str; 3] = [
+const ALIASES: [&str; 4] = [
     "e2e-test-images/nginx:",
     "distroless-iptables:",
+    "glibc-dns-testing:",
     "jessie-dnsutils:",
 ];
 
 /// Archives of all of them.
 pub(super) fn archives(programs: &Path) -> Result<Vec<PathBuf>> {
     let names = names(programs)?;
-    let named = |part: &str| names.iter().find(|name| name.contains(part)).cloned();
+    let named = |part: &str| newest(&names, part);
     let mut archives = Vec::new();
-    let agnhost = named("/agnhost:").context("the tests name no image of agnhost")?;
-    archives.push(agnhost_image(agnhost, programs)?.make()?);
-    if let Some(name) = named("/busybox:") {
+    let agnhost =
+        named("e2e-test-images/agnhost:").context("the tests name no image of agnhost")?;
+    let mut agnhost = agnhost_image(agnhost, programs)?;
+    // The tests of cluster DNS start servers of their own.
+    let coredns = ("coredns".to_owned(), coredns::program()?);
+    agnhost.programs.push(coredns);
+    archives.push(agnhost.make()?);
+    if let Some(name) = named("e2e-test-images/busybox:") {
         let busybox = Spec {
             name,
             ..super::super::images::busybox()?
         };
         archives.push(busybox.make()?);
     }
-    for alias in ALIASES {
-        if let Some(name) = named(alias) {
-            let mut image = agnhost_image(name, programs)?;
-            if alias.contains("nginx") {
-                image.arguments = vec!["test-webserver".to_owned()];
-            } else {
-                image.entrypoint.clear();
-            }
-            archives.push(image.make()?);
+    if let Some(name) = named("/regression-issue-74839:") {
+        let program = "regression-issue-74839";
+        archives.push(Spec::of(name, program, programs.join(program)).make()?);
+    }
+    for name in &names {
+        let Some(alias) = ALIASES.iter().find(|alias| name.contains(*alias)) else {
+            continue;
+        };
+        let mut image = agnhost_image(name.clone(), programs)?;
+        if alias.contains("nginx") {
+            image.arguments = vec!["test-webserver".to_owned()];
+        } else {
+            image.entrypoint.clear();
         }
+        archives.push(image.make()?);
     }
     Ok(archives)
+}
+
+/// The newest image of which the name has this part. The list is in no order, and older ones are for tests of kubelet.
+fn newest(names: &[String], part: &str) -> Option<String> {
+    let version = |name: &&String| -> Vec<u32> {
+        let (_, tag) = name.rsplit_once(':').unwrap_or_default();
+        tag.split(['.', '-'])
+            .map(|number| number.parse().unwrap_or_default())
+            .collect()
+    };
+    let named = names.iter().filter(|name| name.contains(part));
+    named.max_by_key(version).cloned()
 }
 
 /// The images that the tests may ask for.
@@ -110,4 +140,25 @@ fn agnhost_image(name: String, programs: &Path) -> Result<Spec> {
     }
     spec.trees = vec![tree];
     Ok(spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_of_several_images_is_made_whatever_the_order() {
+        let mut names = [
+            "a/agnhost:2.6",
+            "b/agnhost:2.55",
+            "b/agnhost:2.66.1",
+            "b/x:9",
+        ];
+        for _ in 0..names.len() {
+            names.rotate_left(1);
+            let names = names.map(str::to_owned);
+            let newest = newest(&names, "b/agnhost:");
+            assert_eq!(newest.as_deref(), Some("b/agnhost:2.66.1"));
+        }
+    }
 }

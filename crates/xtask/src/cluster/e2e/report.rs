@@ -1,48 +1,114 @@
 //! Results of ginkgo as `docs/conformance.md`.
+//!
+//! Owns what is read of the results. [`page`] has the text. Invariant: an outcome comes from a JUnit file; a later run of a test
+//! replaces an earlier one, and a failure that did not repeat alone stays visible.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use regex::Regex;
+use serde_json::Value;
 
-use super::EXCLUDED;
-use crate::image::Commit;
+use super::selection::GROUP;
 use crate::run::root;
+
+mod page;
+
+/// The file with commit, date and options of a run, in the run's folder.
+pub(super) const ABOUT: &str = "about.json";
+/// The end of the name of results of tests that were run again, one at a time.
+pub(super) const ALONE: &str = "-alone";
 
 /// What became of one test.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+enum Outcome {
     Passed,
+    /// Failed beside other tests, with the first line of why, and passed alone.
+    PassedAlone(String),
     /// With the first line of why.
     Failed(String),
+    /// The test's own reason.
     Skipped(String),
 }
 
-/// Writes the table of both.
-pub(super) fn write(kube_proxy: &Path, portolan: &Path) -> Result<()> {
-    let commit = Commit::read()?;
-    let revision = commit.revision.unwrap_or_default();
-    let date = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
-    let text = table(
-        &read(kube_proxy)?,
-        &read(portolan)?,
-        &format!("commit {revision}, {date}"),
-    );
+type Outcomes = BTreeMap<String, Outcome>;
+
+/// The runs with one service proxy.
+#[derive(Default)]
+struct Column {
+    outcomes: Outcomes,
+    /// What [`ABOUT`] says of each run, and the number of tests that the run has outcomes of.
+    runs: Vec<(Value, usize)>,
+}
+
+/// Writes the table of the runs in two folders. `names` are all tests of networking.
+pub(super) fn write(kube_proxy: &Path, portolan: &Path, names: &[String]) -> Result<()> {
+    let text = page::text(&column(kube_proxy)?, &column(portolan)?, names);
     let path = root()?.join("docs/conformance.md");
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     println!("{}", path.display());
     Ok(())
 }
 
-fn read(path: &Path) -> Result<BTreeMap<String, Outcome>> {
+/// The names of tests that failed.
+pub(super) fn failed(results: &Path) -> Result<Vec<String>> {
+    let outcomes = read(results)?.into_iter();
+    let failed = outcomes.filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
+    Ok(failed.map(|(name, _)| name).collect())
+}
+
+/// All runs in a folder, in the order of their names, which are times.
+fn column(folder: &Path) -> Result<Column> {
+    let mut column = Column::default();
+    for run in sorted(folder)? {
+        let about = run.join(ABOUT);
+        let about =
+            fs::read_to_string(&about).with_context(|| format!("read {}", about.display()))?;
+        let (mut together, mut alone) = (Outcomes::new(), Outcomes::new());
+        for file in sorted(&run)? {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            match name.strip_suffix(".xml") {
+                Some(name) if name.ends_with(ALONE) => alone.extend(read(&file)?),
+                Some(_) => together.extend(read(&file)?),
+                None => {}
+            }
+        }
+        repeat(&mut together, alone);
+        let about = serde_json::from_str(&about)?;
+        column.runs.push((about, together.len()));
+        column.outcomes.extend(together);
+    }
+    Ok(column)
+}
+
+fn sorted(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    let mut paths = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// Adds what became of failed tests when they ran alone.
+fn repeat(outcomes: &mut Outcomes, alone: Outcomes) {
+    for (name, again) in alone {
+        if let (Some(Outcome::Failed(why)), Outcome::Passed) = (outcomes.get(&name), &again) {
+            let why = why.clone();
+            outcomes.insert(name, Outcome::PassedAlone(why));
+        }
+    }
+}
+
+/// The outcomes in a file, without tests that the run was not to make.
+fn read(path: &Path) -> Result<Outcomes> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     outcomes(&text).with_context(|| format!("in {}", path.display()))
 }
 
 /// The outcome of each test of networking in a JUnit file.
-fn outcomes(text: &str) -> Result<BTreeMap<String, Outcome>> {
+fn outcomes(text: &str) -> Result<Outcomes> {
     let document = roxmltree::Document::parse(text)?;
     let cases = document
         .descendants()
@@ -50,9 +116,10 @@ fn outcomes(text: &str) -> Result<BTreeMap<String, Outcome>> {
     let mut outcomes = BTreeMap::new();
     for case in cases {
         let name = case.attribute("name").unwrap_or_default();
-        let Some(name) = name.strip_prefix("[It] [sig-network] ") else {
-            continue;
-        };
+        let name = name
+            .strip_prefix("[It] ")
+            .and_then(|name| name.strip_prefix(GROUP));
+        let Some(name) = name else { continue };
         let message = |tag: &str| {
             let child = case.children().find(|child| child.has_tag_name(tag))?;
             let message = child.attribute("message").unwrap_or_default();
@@ -61,8 +128,12 @@ fn outcomes(text: &str) -> Result<BTreeMap<String, Outcome>> {
         let outcome = match case.attribute("status") {
             Some("passed") => Outcome::Passed,
             Some("skipped" | "pending") => {
-                let message = message("skipped").unwrap_or_default();
-                Outcome::Skipped(message.trim_start_matches("skipped - ").to_owned())
+                let said = message("skipped").unwrap_or_default();
+                match said.strip_prefix("skipped - ") {
+                    Some(why) => Outcome::Skipped(why.to_owned()),
+                    // ginkgo lists every test of the program, selected or not.
+                    None => continue,
+                }
             }
             _ => Outcome::Failed(message("failure").or(message("error")).unwrap_or_default()),
         };
@@ -73,112 +144,64 @@ fn outcomes(text: &str) -> Result<BTreeMap<String, Outcome>> {
     Ok(outcomes)
 }
 
-fn table(
-    kube_proxy: &BTreeMap<String, Outcome>,
-    portolan: &BTreeMap<String, Outcome>,
-    of: &str,
-) -> String {
-    let count = |results: &BTreeMap<String, Outcome>| {
-        let passed = results
-            .values()
-            .filter(|one| **one == Outcome::Passed)
-            .count();
-        let failed = results
-            .values()
-            .filter(|one| matches!(one, Outcome::Failed(_)))
-            .count();
-        format!("{passed} passed, {failed} failed")
-    };
-    let mut text = format!(
-        "# Kubernetes' end-to-end tests of networking\n\n\
-         Generated by `cargo xtask e2e` ({of}): tests of `[sig-network]` of the pinned Kubernetes, each on a cluster of `cargo xtask cluster` with \
-         two nodes and Portolan's overlay, which differ in the service proxy alone.\n\n\
-         | | kube-proxy (nftables) | Portolan |\n|---|---|---|\n| tests | {} | {} |\n\n\
-         `[Conformance]` tests come first.\n\n| test | kube-proxy | Portolan | reason |\n|---|---|---|---|\n",
-        count(kube_proxy),
-        count(portolan)
-    );
-    let mut names: Vec<&String> = kube_proxy.keys().chain(portolan.keys()).collect();
-    names.sort_by_key(|name| (!name.contains("[Conformance]"), *name));
-    names.dedup();
-    for name in names {
-        let (theirs, ours) = (kube_proxy.get(name), portolan.get(name));
-        text += &format!(
-            "| {} | {} | {} | {} |\n",
-            escaped(name),
-            word(theirs),
-            word(ours),
-            escaped(&reason(name, theirs, ours))
-        );
-    }
-    text
-}
-
-fn word(outcome: Option<&Outcome>) -> &'static str {
-    match outcome {
-        Some(Outcome::Passed) => "pass",
-        Some(Outcome::Failed(_)) => "**FAIL**",
-        Some(Outcome::Skipped(_)) => "skip",
-        None => "not run",
-    }
-}
-
-/// Why a test did not pass with one of the two.
-fn reason(name: &str, theirs: Option<&Outcome>, ours: Option<&Outcome>) -> String {
-    let excluded = EXCLUDED
-        .iter()
-        .find(|(part, _)| Regex::new(part).is_ok_and(|part| part.is_match(name)));
-    let said = [ours, theirs]
-        .into_iter()
-        .flatten()
-        .find_map(|one| match one {
-            Outcome::Failed(why) => Some(why.clone()),
-            Outcome::Skipped(why) if !why.is_empty() => Some(format!("the test: {why}")),
-            _ => None,
-        });
-    let is_skipped = [ours, theirs]
-        .into_iter()
-        .flatten()
-        .any(|one| matches!(one, Outcome::Skipped(_)));
-    match (said, excluded) {
-        (Some(said), _) => said,
-        (None, Some((_, why))) if is_skipped => (*why).to_owned(),
-        (None, _) if is_skipped => "not selected".to_owned(),
-        (None, _) => String::new(),
-    }
-}
-
-fn escaped(text: &str) -> String {
-    let short: String = text.chars().take(200).collect();
-    short.replace('|', "\\|").replace(['<', '>'], "")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const RESULTS: &str = r#"<testsuites><testsuite>
+        <testcase name="[It] [sig-network] Services should a [Conformance] [sig-network, Conformance]" status="passed"/>
+        <testcase name="[It] [sig-network] Services c [sig-network]" status="skipped"><skipped message="skipped - needs x"/></testcase>
+        <testcase name="[It] [sig-network] Services not selected [sig-network]" status="skipped"><skipped message="skipped"/></testcase>
+        <testcase name="[It] [sig-storage] storage" status="passed"/>
+        </testsuite></testsuites>"#;
+
+    fn failing() -> String {
+        let failed = "status=\"failed\"><failure message=\"a|b&#xA;more\"/></testcase>";
+        RESULTS.replacen("status=\"passed\"/>", failed, 1)
+    }
+
+    fn column(outcomes: Outcomes) -> Column {
+        let about =
+            serde_json::json!({"commit": "0123456789abcdef", "date": "2026-11-29", "procs": 4});
+        let runs = vec![(about, outcomes.len())];
+        Column { outcomes, runs }
+    }
+
     #[test]
     fn a_difference_between_the_two_has_its_reason() -> Result<()> {
-        let theirs = r#"<testsuites><testsuite>
-            <testcase name="[It] [sig-network] Services should a [Conformance] [sig-network, Conformance]" status="passed"/>
-            <testcase name="[It] [sig-network] Services SCTP [sig-network]" status="skipped"><skipped message="skipped"/></testcase>
-            <testcase name="[It] [sig-storage] other" status="passed"/>
-            </testsuite></testsuites>"#;
-        let ours = theirs.replacen(
-            "status=\"passed\"/>",
-            "status=\"failed\"><failure message=\"a|b&#xA;more\"/></testcase>",
-            1,
-        );
-        let text = table(&outcomes(theirs)?, &outcomes(&ours)?, "x");
-        assert!(
-            text.contains("| tests | 1 passed, 0 failed | 0 passed, 1 failed |"),
-            "{text}"
-        );
-        assert!(
-            text.contains("| Services should a [Conformance] | pass | **FAIL** | a\\|b |"),
-            "{text}"
-        );
+        let names = [
+            "Services should a [Conformance]",
+            "Services c",
+            "Services d",
+        ];
+        let names = names.map(str::to_owned);
+        let (passing, failing) = (outcomes(RESULTS)?, outcomes(&failing())?);
+        let text = page::text(&column(passing.clone()), &column(failing.clone()), &names);
+        for row in [
+            "| `[Conformance]` | 1 of 1 passed | 0 of 1 passed, 1 failed |",
+            "| Services should a [Conformance] | pass | **FAIL** | Portolan: a\\|b |",
+            "| Services c | skip | skip | the test: needs x |",
+            "| Services d | not selected |",
+        ] {
+            assert!(text.contains(row), "{row}\n{text}");
+        }
         assert!(!text.contains("storage"), "{text}");
+        let text = page::text(&column(failing), &column(passing), &names);
+        let row = "| Services should a [Conformance] | **FAIL** | pass, kube-proxy fails | kube-proxy: a\\|b |";
+        assert!(text.contains(row), "{text}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_failure_that_does_not_repeat_alone_stays_visible() -> Result<()> {
+        let mut together = outcomes(&failing())?;
+        repeat(&mut together, outcomes(RESULTS)?);
+        let name = "Services should a [Conformance]";
+        let expected = Outcome::PassedAlone("a|b".to_owned());
+        assert_eq!(together.get(name), Some(&expected));
+        let text = page::text(&column(outcomes(RESULTS)?), &column(together), &[]);
+        let row = "| pass | pass, alone | Portolan, beside other tests: a\\|b |";
+        assert!(text.contains(row), "{text}");
         Ok(())
     }
 }

@@ -4,13 +4,18 @@
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use super::archive::cached;
 use crate::image;
 use crate::run::root;
+
+/// Bytes.
+const LARGEST_DOCUMENT: u64 = 1 << 20;
 
 /// What the program in the image is built of, below the root of the checkout.
 const SOURCES: [&str; 15] = [
@@ -44,6 +49,28 @@ pub(super) fn archive() -> Result<PathBuf> {
     })
 }
 
+/// The commit that an archive's labels name.
+pub(super) fn revision(archive: &Path) -> Result<Option<String>> {
+    let file = fs::File::open(archive).with_context(|| format!("open {}", archive.display()))?;
+    for entry in tar::Archive::new(file).entries()? {
+        let mut entry = entry?;
+        // Layers are larger; of the documents, index and manifests have the labels as annotations.
+        if entry.size() > LARGEST_DOCUMENT {
+            continue;
+        }
+        let mut text = String::new();
+        let document = entry.read_to_string(&mut text).ok();
+        let document = document.and_then(|_| serde_json::from_str::<Value>(&text).ok());
+        let revision = document.as_ref().and_then(|document| {
+            document.pointer("/annotations/org.opencontainers.image.revision")
+        });
+        if let Some(revision) = revision.and_then(Value::as_str) {
+            return Ok(Some(revision.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
 /// A hash of the sources.
 fn key(root: &Path) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
@@ -73,7 +100,25 @@ fn hash(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::image::layout::Layout;
+
+    #[test]
+    fn the_commit_is_read_from_the_labels_of_an_archive() -> Result<()> {
+        let mut layout = Layout::default();
+        let labels = json!({"org.opencontainers.image.revision": "0123abc"});
+        let index = layout.add_json("index", &json!({"annotations": labels}))?;
+        layout.add("layer", vec![b'0'; 1 << 21]);
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("image.tar");
+        fs::write(&path, layout.archive(index, "name")?)?;
+        assert_eq!(revision(&path)?.as_deref(), Some("0123abc"));
+        fs::write(&path, Layout::default().archive(json!({}), "name")?)?;
+        assert_eq!(revision(&path)?, None);
+        Ok(())
+    }
 
     #[test]
     fn every_crate_of_the_program_is_a_source() -> Result<()> {
