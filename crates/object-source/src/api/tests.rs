@@ -196,12 +196,8 @@ async fn service_cidrs_are_optional_and_nothing_else_is() {
     for absence in [404, 403] {
         let mut bench = Bench::new();
         let fault = Fault::status(absence);
-        bench
-            .api
-            .inject(Injection::always(fault).on(Resource::ServiceCidrs));
-        bench
-            .api
-            .inject(Injection::always(fault).on(Resource::Nodes));
+        bench.inject(Injection::always(fault).on(Resource::ServiceCidrs));
+        bench.inject(Injection::always(fault).on(Resource::Nodes));
         let config = ApiConfig {
             absent_retry: Duration::from_millis(50),
             ..quick()
@@ -234,9 +230,7 @@ async fn a_starting_server_is_asked_again_soon() {
     // It has not read the roles yet.
     let fault = Fault::status(403);
     for resource in [Resource::Services, Resource::ServiceCidrs] {
-        bench
-            .api
-            .inject(Injection::always(fault).times(8).on(resource));
+        bench.inject(Injection::always(fault).times(8).on(resource));
     }
     // Doubled eight times, a pause would be of half a minute.
     let config = ApiConfig {
@@ -263,7 +257,7 @@ async fn a_canceled_source_ends_in_the_middle_of_a_request() {
     let mut bench = Bench::new();
     bench.start(quick()).await;
     bench.until("a list", |view| !view.resets.is_empty()).await;
-    bench.api.inject(Injection::always(Fault::Hang));
+    bench.inject(Injection::always(Fault::Hang));
     bench.api.break_connections();
     bench.stop().await;
 }

@@ -72,13 +72,9 @@ async fn a_list_cut_at_any_byte_delivers_nothing() {
         for offset in offsets {
             for fault in [Fault::CutAfter(offset), Fault::EndAfter(offset)] {
                 let before = bench.api.seen().len();
-                bench
-                    .api
-                    .inject(Injection::always(fault).of(Resource::Services, cut));
+                bench.inject(Injection::always(fault).of(Resource::Services, cut));
                 if cut == Verb::Watch {
-                    bench
-                        .api
-                        .inject(Injection::always(other).of(Resource::Services, Verb::List));
+                    bench.inject(Injection::always(other).of(Resource::Services, Verb::List));
                 }
                 bench.start(quick()).await;
                 let asked = |api: &lab::fake_api::FakeApi| {
@@ -144,9 +140,7 @@ async fn repeated_410_costs_one_list_per_step_of_backoff() {
     ] {
         let mut bench = five_services();
         bench.api.set_streaming_list(StreamingList::Refused);
-        bench
-            .api
-            .inject(Injection::always(fault).of(Resource::Services, Verb::Watch));
+        bench.inject(Injection::always(fault).of(Resource::Services, Verb::Watch));
         let config = ApiConfig {
             retry_limit: Duration::from_millis(60),
             ..quick()
@@ -225,9 +219,7 @@ async fn retry_after_is_honored() {
             code,
             retry_after: Some(1),
         };
-        bench
-            .api
-            .inject(Injection::once(fault).on(Resource::Services));
+        bench.inject(Injection::once(fault).on(Resource::Services));
         bench.start(quick()).await;
         bench.until_listed(NAMES.len()).await;
         assert!(bench.view.failures(ObjectKind::Service)[0].contains(&format!("answered {code}")));
@@ -262,9 +254,7 @@ async fn a_silent_connection_is_given_up_in_time() {
         for mode in [StreamingList::Served, StreamingList::Refused] {
             let mut bench = five_services();
             bench.api.set_streaming_list(mode);
-            bench
-                .api
-                .inject(Injection::once(fault).on(Resource::Services));
+            bench.inject(Injection::once(fault).on(Resource::Services));
             let config = ApiConfig {
                 silence,
                 watch_silence: silence,
@@ -273,9 +263,7 @@ async fn a_silent_connection_is_given_up_in_time() {
             bench.start(config).await;
             bench.until_listed(NAMES.len()).await;
             let before = watches(&bench.api);
-            bench
-                .api
-                .inject(Injection::once(Fault::HangAfter(0)).of(Resource::Services, Verb::Watch));
+            bench.inject(Injection::once(Fault::HangAfter(0)).of(Resource::Services, Verb::Watch));
             bench.api.break_connections();
             bench
                 .until_seen("a watch that hangs", |api| watches(api) > before)
@@ -302,9 +290,7 @@ async fn a_slow_list_is_read_and_an_endless_one_given_up() {
         bytes,
         pause: Duration::from_millis(1),
     };
-    bench
-        .api
-        .inject(Injection::once(slow(7)).of(Resource::Services, Verb::List));
+    bench.inject(Injection::once(slow(7)).of(Resource::Services, Verb::List));
     let config = ApiConfig {
         silence: Duration::from_millis(500),
         ..quick()
@@ -314,9 +300,7 @@ async fn a_slow_list_is_read_and_an_endless_one_given_up() {
         .until("the slow list", |view| view.services.len() == NAMES.len())
         .await;
 
-    bench
-        .api
-        .inject(Injection::always(slow(1)).of(Resource::Services, Verb::List));
+    bench.inject(Injection::always(slow(1)).of(Resource::Services, Verb::List));
     let config = ApiConfig {
         list_limit: Duration::from_millis(50),
         ..quick()
@@ -381,9 +365,7 @@ async fn events_out_of_order_lead_to_a_list_not_to_an_old_object() {
     let mut bench = five_services();
     bench.start(quick()).await;
     bench.until_listed(NAMES.len()).await;
-    bench
-        .api
-        .inject(Injection::once(Fault::Replay).of(Resource::Services, Verb::Watch));
+    bench.inject(Injection::once(Fault::Replay).of(Resource::Services, Verb::Watch));
     let before = watches(&bench.api);
     bench.api.break_connections();
     bench
@@ -411,7 +393,7 @@ async fn a_repeated_object_is_one_object() {
     for mode in [StreamingList::Served, StreamingList::Refused] {
         let mut bench = five_services();
         bench.api.set_streaming_list(mode);
-        bench.api.inject(Injection::always(Fault::Duplicate));
+        bench.inject(Injection::always(Fault::Duplicate));
         bench.start(quick()).await;
         bench.until_listed(NAMES.len()).await;
         bench.api.apply(service("f")).unwrap();
@@ -426,9 +408,7 @@ async fn a_repeated_object_is_one_object() {
 async fn a_server_that_ends_watches_at_once_is_asked_with_pauses() {
     let mut bench = five_services();
     bench.api.set_streaming_list(StreamingList::Refused);
-    bench
-        .api
-        .inject(Injection::always(Fault::EndAfter(0)).of(Resource::Services, Verb::Watch));
+    bench.inject(Injection::always(Fault::EndAfter(0)).of(Resource::Services, Verb::Watch));
     let pause = Duration::from_millis(200);
     let config = ApiConfig {
         retry_base: pause,

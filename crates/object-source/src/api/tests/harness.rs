@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lab::fake_api::{FakeApi, Resource, Seen, Verb};
+use lab::fake_api::{FakeApi, Injection, Resource, Seen, Verb};
 use serde_json::{Value, json};
 use service_model::{Node, ObjectEvent, ObjectKind, ObjectName};
 use tokio::sync::mpsc;
@@ -190,6 +190,11 @@ impl Bench {
             client: None,
             running: None,
         }
+    }
+
+    /// Adds a fault to the server.
+    pub(super) fn inject(&self, injection: Injection) {
+        self.api.inject(injection);
     }
 
     /// A client from a kubeconfig, as an operator would have it.

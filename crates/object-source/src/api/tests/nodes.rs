@@ -137,9 +137,7 @@ async fn an_unreadable_node_is_retried_and_a_deleted_one_skipped() {
     let mut bench = started(all_nodes(), StreamingList::Served).await;
     let refused = |code| Fault::status(code);
     for fault in [refused(500), Fault::Hang] {
-        bench
-            .api
-            .inject(Injection::once(fault).of(Resource::Nodes, Verb::Get));
+        bench.inject(Injection::once(fault).of(Resource::Nodes, Verb::Get));
     }
     let quickly = |address: &str| node("other", address, 0);
     bench.api.apply(quickly("192.0.2.2")).unwrap();
@@ -150,9 +148,7 @@ async fn an_unreadable_node_is_retried_and_a_deleted_one_skipped() {
     assert_eq!(bench.seen(Resource::Nodes, Verb::Get).len(), 3);
     assert_eq!(bench.view.resets[&ObjectKind::Node], 1);
 
-    bench
-        .api
-        .inject(Injection::once(refused(404)).of(Resource::Nodes, Verb::Get));
+    bench.inject(Injection::once(refused(404)).of(Resource::Nodes, Verb::Get));
     bench.api.apply(quickly("192.0.2.3")).unwrap();
     bench.api.apply(node("this", "192.0.2.1", 1)).unwrap();
     bench
