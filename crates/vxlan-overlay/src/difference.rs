@@ -1,14 +1,16 @@
 //! What the kernel holds, and the ordered steps from there to what it should hold.
 //!
-//! Owns the kernel's habits (measured on Linux 6.18): a device that goes down loses routes and neighbors; one whose
-//! hardware address changes while it is up loses its neighbors, even permanent ones, but not its FDB; one that loses
-//! its last address loses its IPv4 routes; `local` and parent change in place as long as the port is not mentioned.
-//! Additions come before deletions, and what leads to a peer before the route to it, so that no packet meets half a
-//! way. Kind, VNI, port, remote and outer family of a device cannot be changed: the device is made anew, as flannel does. With thousands of peers, IPv4 routes name nexthop objects; an ID that another program uses is left alone, and
-//! its route is a plain one.
+//! Owns the kernel's behavior (measured on Linux 6.18): a device that goes down loses routes and neighbors; a device whose
+//! hardware address changes while it is up loses its neighbors, even permanent ones, but not its FDB entries; a device that
+//! loses its last address loses its IPv4 routes; `local` and the parent change in place if the request has no port. Kind,
+//! VNI, port, remote and outer family of a device cannot be changed: the device is created again, as flannel does.
 //!
-//! Invariant: carried out on what was observed, the steps make what is wanted, or a device to observe again. Equal
-//! states differ by nothing.
+//! Additions come before deletions, and the neighbor and FDB entry of a peer before the route to the peer, so that every
+//! route leads to a complete path. With thousands of peers, IPv4 routes name nexthop objects; an ID that another program
+//! uses is left alone, and the route has a plain gateway instead.
+//!
+//! Invariant: the steps change the observed state to the wanted state, or create a device that has to be observed first.
+//! There are no steps between equal states.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,15 +28,15 @@ mod words;
 /// What the kernel shows at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// The network below.
+    /// The network that carries the tunnels.
     pub surroundings: Surroundings,
     /// Our devices and what belongs to them, by family.
     pub tunnels: PerFamily<ObservedTunnel>,
 }
 
 impl Observed {
-    /// What will be observed when the steps to these tunnels have been carried out, deletions too: reading thousands of
-    /// entries again would cost more than a change of one node. `None` while a device is still to be made.
+    /// The state after all steps to these tunnels, deletions too: reading thousands of entries again would cost more than
+    /// the change of one node. `None` while a device is still to be created.
     pub fn after(&self, tunnels: &PerFamily<Option<Tunnel>>) -> Option<Observed> {
         let mut after = self.clone();
         for (family, found) in after.tunnels.iter_mut() {
@@ -45,7 +47,7 @@ impl Observed {
         Some(after)
     }
 
-    /// The same without what hangs on the devices, which [`Observed::after`] puts back.
+    /// This state without the addresses and entries of the devices, which [`Observed::after`] adds again.
     pub fn below(&self) -> Observed {
         let tunnel = |_, tunnel: &ObservedTunnel| ObservedTunnel {
             device: tunnel.device.clone(),
@@ -99,8 +101,8 @@ impl ObservedTunnel {
         })
     }
 
-    /// Routes of other programs that lead packets for pods of peers elsewhere, and stay: a better metric, or a part of
-    /// a pod CIDR.
+    /// Foreign routes that keep packets for pods of peers from the tunnel, and are not replaced: routes with a better
+    /// metric, or to a part of a pod CIDR.
     pub fn overriding(&self, wanted: &Tunnel) -> Vec<&ObservedRoute> {
         if self.rivals.is_empty() {
             return Vec::new();
@@ -119,7 +121,7 @@ impl ObservedTunnel {
         rivals.collect()
     }
 
-    /// The routes as they will look, given the nexthop objects that others have.
+    /// The wanted routes as the kernel will show them. A foreign nexthop object is not used.
     fn routes_for(
         &self,
         wanted: &Tunnel,
@@ -149,47 +151,47 @@ impl ObservedTunnel {
     }
 }
 
-/// One of our devices with everything that hangs on it.
+/// One of our devices with its addresses, routes and entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedTunnel {
     /// The device of this name.
     pub device: Option<ObservedDevice>,
-    /// Its addresses, but for link-local ones.
+    /// Its addresses, without link-local ones.
     pub addresses: BTreeSet<IpNet>,
     /// The overlay's routes of the main table and this family: those marked as ours, and those through the device in
     /// flannel's form ([`ObservedRoute::is_flannels`]).
     pub routes: BTreeSet<ObservedRoute>,
-    /// All other routes to pods, which other programs made.
+    /// Foreign routes to pods.
     pub rivals: BTreeSet<ObservedRoute>,
-    /// Gateways of other programs' routes through the device, to other destinations than pods.
+    /// Gateways of foreign routes through the device to other destinations than pods.
     pub guests: BTreeSet<IpAddr>,
-    /// Its permanent neighbors of this family, but for guests.
+    /// Its permanent neighbors of this family, without those of `guests`.
     pub neighbors: BTreeMap<IpAddr, Mac>,
-    /// Its permanent FDB entries, but for those of guests.
+    /// Its permanent FDB entries, without those of `guests`.
     pub fdb: BTreeSet<(Mac, IpAddr)>,
     /// Hardware addresses with FDB entries that send to another port, VNI or interface than the device does, or to a
     /// nexthop object.
     pub odd_fdb: BTreeSet<Mac>,
-    /// Numbers of our nexthop objects on it.
+    /// IDs of our nexthop objects on it.
     pub nexthops: BTreeSet<u32>,
-    /// Numbers of our nexthop objects on a device of another name.
+    /// IDs of our nexthop objects on a device of another name.
     pub misplaced_nexthops: BTreeSet<u32>,
-    /// Numbers of all other nexthop objects.
+    /// IDs of foreign nexthop objects.
     pub foreign_nexthops: BTreeSet<u32>,
 }
 
 /// A device as found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedDevice {
-    /// Number.
+    /// Interface index.
     pub index: u32,
-    /// Switched on.
+    /// Administrative state.
     pub up: bool,
     /// Hardware address.
     pub mac: Mac,
-    /// Largest inner packet.
+    /// Largest inner packet, in bytes.
     pub mtu: u32,
-    /// What it is of VXLAN; `None` for a device of another kind.
+    /// VXLAN settings; `None` for a device of another kind.
     pub vxlan: Option<ObservedVxlan>,
 }
 
@@ -200,34 +202,34 @@ pub struct ObservedVxlan {
     pub vni: u32,
     /// UDP port.
     pub port: u16,
-    /// Interface that outer packets leave by.
+    /// Index of the interface that sends outer packets.
     pub parent: u32,
-    /// Their source.
+    /// Source of outer packets.
     pub local: Option<IpAddr>,
-    /// Where frames go that no FDB entry matches.
+    /// Outer destination of frames that no FDB entry matches.
     pub remote: Option<IpAddr>,
-    /// Learns hardware addresses from packets.
+    /// Whether the device learns hardware addresses from packets.
     pub learning: bool,
 }
 
 /// A route as found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ObservedRoute {
-    /// Where to.
+    /// The range of destinations.
     pub destination: IpNet,
-    /// Lower is better; 0 means the kernel's default of the family.
+    /// Lower is preferred; 0 means the kernel's default of the family.
     pub metric: u32,
-    /// How; `None` for ways that we never make.
+    /// Where packets go; `None` for routes of a form that Portolan never writes.
     pub way: Option<Way>,
     /// `rtm_protocol`
     pub protocol: u8,
 }
 
-/// `IP6_RT_PRIO_USER` (include/net/ip6_route.h): what an IPv6 route without metric gets.
+/// Metric of an IPv6 route that is written without one (`IP6_RT_PRIO_USER`, include/net/ip6_route.h).
 pub(crate) const DEFAULT_METRIC_V6: u32 = 1024;
 
 impl ObservedRoute {
-    /// Whether flannel makes routes like it: to the first address of the destination, without a metric.
+    /// Whether the route has flannel's form: through the first address of the destination, without a metric.
     pub fn is_flannels(&self) -> bool {
         let gateway = Way::Tunnel(self.destination.network());
         self.metric == 0 && self.way == Some(gateway)
@@ -241,31 +243,31 @@ impl ObservedRoute {
         }
     }
 
-    /// Whether one of these routes has its destination and metric, so that it is replaced.
+    /// Whether a wanted route has the same destination and metric, and so replaces this route.
     fn is_in_the_place_of(&self, wanted: &BTreeMap<IpNet, Way>) -> bool {
         let same = |way: &Way| route(self.destination, *way).priority() == self.priority();
         wanted.get(&self.destination).is_some_and(same)
     }
 }
 
-/// One step. Those with a number are about the device of that number.
+/// One step. A first field of type `u32` is the index of the tunnel device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Deletes the device, and all that hangs on it.
+    /// Deletes the device; the kernel deletes its addresses, routes and entries.
     DeleteDevice(u32),
-    /// Makes the device, switched off and without address.
+    /// Creates the device, down and without address.
     CreateDevice(Device),
-    /// Changes the largest packet.
+    /// Changes the MTU, in bytes.
     SetMtu(u32, u32),
-    /// Changes the hardware address; the kernel forgets the device's neighbors.
+    /// Changes the hardware address; the kernel deletes the device's neighbors.
     SetMac(u32, Mac),
-    /// Changes the interface and source of outer packets, and switches learning off, in place.
+    /// Changes the interface and source of outer packets, and turns learning off, in place.
     SetOuter(u32, u32, IpAddr),
-    /// Switches it on.
+    /// Sets the device up.
     SetUp(u32),
-    /// Gives it an address.
+    /// Adds an address.
     AddAddress(u32, IpNet),
-    /// Takes an address away.
+    /// Deletes an address.
     DeleteAddress(u32, IpNet),
     /// Adds or replaces a permanent neighbor.
     PutNeighbor(u32, IpAddr, Mac),
@@ -275,22 +277,23 @@ pub enum Operation {
     PutForwarding(u32, Mac, IpAddr),
     /// Deletes the FDB entries of a hardware address.
     DeleteForwarding(u32, Mac),
-    /// Makes the nexthop object of this number, through the device.
+    /// Creates the nexthop object of this ID, through the device.
     MakeNexthop(u32, u32),
-    /// Leads our nexthop object of this number through the device instead of another one.
+    /// Moves our nexthop object of this ID from another device to this one.
     MoveNexthop(u32, u32),
-    /// Deletes the nexthop object of this number; the kernel deletes routes that name it.
+    /// Deletes the nexthop object of this ID; the kernel deletes the routes that name the object.
     DeleteNexthop(u32, u32),
-    /// Adds or replaces a route; the number is the tunnel device's.
+    /// Adds or replaces a route, which need not lead through the device.
     PutRoute(u32, IpNet, Way),
-    /// Deletes exactly this route; the number is the tunnel device's.
+    /// Deletes exactly this route, which need not lead through the device.
     DeleteRoute(u32, ObservedRoute),
 }
 
-/// The device of our name is another one than ours would be, and has to wait until it may be made anew.
+/// The device of our name differs from the wanted one in a setting that only a new device can have, and may not be deleted
+/// yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the {what} of the device differs and cannot be changed in place: it is made anew once all Nodes are listed"
+    "the {what} of the device differs and cannot be changed in place: the device is created again once all Nodes are listed"
 )]
 pub struct Mismatch {
     /// What differs.
@@ -300,9 +303,9 @@ pub struct Mismatch {
 /// Whether stale entries are deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deletions {
-    /// They stay: the list of peers is not known to be complete.
+    /// Stale entries stay: the list of peers may be incomplete.
     Held,
-    /// They go.
+    /// Stale entries are deleted.
     Allowed,
 }
 
@@ -363,7 +366,7 @@ pub fn difference(
     Ok(steps)
 }
 
-/// Entries of peers that would be deleted, and all there are.
+/// The number of neighbors whose peer is no longer wanted, and the number of all neighbors.
 pub fn stale(wanted: &Tunnel, found: &ObservedTunnel) -> (usize, usize) {
     let gateways: BTreeSet<IpAddr> = wanted.peers.iter().map(Peer::gateway).collect();
     let found = found.neighbors.keys();
@@ -371,7 +374,7 @@ pub fn stale(wanted: &Tunnel, found: &ObservedTunnel) -> (usize, usize) {
     (found.filter(|found| !gateways.contains(found)).count(), all)
 }
 
-/// How a wanted route looks when it is there.
+/// A wanted route as the kernel shows it.
 pub(crate) fn route(destination: IpNet, way: Way) -> ObservedRoute {
     let metric = if way == Way::Blackhole {
         BLACKHOLE_METRIC
@@ -386,12 +389,12 @@ pub(crate) fn route(destination: IpNet, way: Way) -> ObservedRoute {
     }
 }
 
-/// What differs of a device that only making it anew could change.
+/// The first setting that differs and that only a new device can have.
 fn mismatch(wanted: &Device, found: &ObservedDevice) -> Option<&'static str> {
     let Some(vxlan) = &found.vxlan else {
         return Some("kind");
     };
-    // A device that says nothing of the other ends is one of IPv4, and the family is for good.
+    // A device without `local` and `remote` sends over IPv4. The outer family cannot be changed.
     let outer = vxlan.local.map_or(Family::Ip, Family::of);
     if vxlan.vni != wanted.vni {
         Some("VNI")
@@ -404,8 +407,7 @@ fn mismatch(wanted: &Device, found: &ObservedDevice) -> Option<&'static str> {
     }
 }
 
-/// Steps for the device itself, which is a VXLAN device. Whether the kernel will have forgotten its neighbors after
-/// them.
+/// Adds the steps for the VXLAN device itself. Returns whether they make the kernel delete the device's neighbors.
 fn device_steps(
     wanted: &Device,
     device: &ObservedDevice,
@@ -432,7 +434,7 @@ fn device_steps(
     device.mac != wanted.mac
 }
 
-/// Routes first: what they lead to goes after them.
+/// Adds the deletions: routes before the neighbors and FDB entries that they need.
 fn deletion_steps(
     (wanted, entries): (&Tunnel, &Entries),
     found: &ObservedTunnel,
@@ -444,7 +446,8 @@ fn deletion_steps(
         let way = entries.routes.get(&destination);
         let wanted = way.map(|way| found.route_for(wanted, destination, *way));
         let goes = match wanted.filter(|wanted| wanted.priority() == stray.priority()) {
-            // A route that is missing replaces another of its place. Where it is there, the kernel may still prefer others.
+            // Adding a missing route replaces one with its destination and metric. If the wanted route exists already, the
+            // kernel may still prefer a foreign one beside it, so it is deleted.
             Some(wanted) => found.routes.contains(&wanted) && *stray != wanted,
             None => found.routes.contains(stray),
         };
@@ -452,7 +455,7 @@ fn deletion_steps(
             steps.push(Operation::DeleteRoute(index, stray.clone()));
         }
     }
-    // An address of an earlier pod CIDR. Anything but a /32 or /128 is foreign and left alone.
+    // Addresses of an earlier pod CIDR are /32 or /128; other addresses are foreign and left alone.
     let stray = found.addresses.iter().filter(|address| {
         **address != wanted.device.address && address.prefix_len() == address.max_prefix_len()
     });

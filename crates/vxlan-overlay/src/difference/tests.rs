@@ -11,7 +11,7 @@ fn tunnel(cluster: &Cluster, family: Family) -> Tunnel {
         .unwrap()
 }
 
-/// What hangs on a device goes with it.
+/// Deletes what the kernel deletes with a device.
 fn lose_device(found: &mut ObservedTunnel) {
     *found = ObservedTunnel {
         foreign_nexthops: std::mem::take(&mut found.foreign_nexthops),
@@ -20,7 +20,7 @@ fn lose_device(found: &mut ObservedTunnel) {
     };
 }
 
-/// A kernel in memory, with the habits of the real one; the same steps run on the real one in the lab.
+/// Changes the state as the kernel does; tests in the lab carry out the same steps on the real kernel.
 fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
     for step in steps {
         match step.clone() {
@@ -103,7 +103,7 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
                 if let Way::Nexthop(id) = way {
                     assert!(found.nexthops.contains(&id), "a route before its nexthop");
                 }
-                // The kernel replaces the first route of the place, and leaves others.
+                // The kernel replaces the first route with this destination and metric, and leaves the others.
                 let new = route(destination, way);
                 let same = |old: &&ObservedRoute| {
                     (old.destination, old.metric) == (destination, new.metric)
@@ -122,7 +122,7 @@ fn carry_out(found: &mut ObservedTunnel, steps: &[Operation]) {
     }
 }
 
-/// From anything to what is wanted: a pass to make the device, one to fill it, one for what came to light.
+/// Changes any state to the wanted one: a pass creates the device, one fills it, one corrects what only then is visible.
 fn settle(wanted: &Tunnel, found: &mut ObservedTunnel) {
     for _ in 0..3 {
         let steps = difference(wanted, found, Deletions::Allowed).unwrap();
@@ -234,7 +234,7 @@ fn better_and_longer_foreign_routes_are_named_and_left() {
         rival("fd00:244:0:1::/64", 100),
         rival("fd00:244:0:2:8000::/65", 0),
     );
-    // The same place, a worse one, and other destinations.
+    // The same destination and metric, a worse metric, and other destinations.
     let others = [
         rival("fd00:244:0:1::/64", 0),
         rival("fd00:244:0:1::/64", 2000),
@@ -261,7 +261,7 @@ fn many_ipv4_routes_use_nexthops_but_no_foreign_one() {
     let plain = |route: &&ObservedRoute| matches!(route.way, Some(Way::Tunnel(_)));
     assert_eq!((found.nexthops.len(), found.routes.len()), (3, 4));
     assert_eq!(found.routes.iter().filter(plain).count(), 1);
-    // Back below: plain routes first, then the objects go.
+    // With few peers again, plain routes replace those with objects, then the objects are deleted.
     cluster.config.nexthops_above = 4;
     settle(&tunnel(&cluster, Family::Ip), &mut found);
     assert!(found.nexthops.is_empty() && found.routes.iter().all(|route| plain(&route)));
@@ -270,7 +270,7 @@ fn many_ipv4_routes_use_nexthops_but_no_foreign_one() {
 }
 
 proptest! {
-    /// Whatever two clusters and whatever was broken in between, the steps lead from one to the other.
+    /// The steps lead from any cluster to any other, whatever foreign changes come between.
     #[test]
     fn any_state_settles_to_any_plan(
         before in 1u8..12, after in 1u8..12, broken in any::<[bool; 14]>(), direct: bool, blackhole: bool, family in 0usize..2,
