@@ -4,6 +4,7 @@
 //! reported as a [`Problem`]; the rest of the plan does not depend on it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,7 +13,6 @@ use net_types::{Family, PerFamily};
 
 use crate::annotations::{Names, ParsedAnnotations, Vtep};
 use crate::config::Config;
-use crate::difference::ObservedRoute;
 use crate::mac::Mac;
 use crate::peers::Node;
 use crate::underlay::{
@@ -306,7 +306,7 @@ impl Problem {
     }
 
     /// The problem of routes of other programs that lead packets for pods of peers elsewhere.
-    pub fn overridden(routes: &[&ObservedRoute]) -> Option<Problem> {
+    pub fn overridden<T: fmt::Display>(routes: &[T]) -> Option<Problem> {
         let first = routes.first()?;
         Some(Problem::Overridden {
             route: first.to_string(),
