@@ -34,9 +34,13 @@ pub fn connect(name: &str) -> anyhow::Result<unix::UnixStream> {
     let stream = unix::UnixStream::connect_addr(&address)?;
     let uid = getsockopt(&stream, PeerCredentials)?.uid();
     let own = nix::unistd::geteuid().as_raw();
+    let advice = match own {
+        0 => "stop that process",
+        _ => "run this command as root or as the daemon's user",
+    };
     ensure!(
         may_ask(uid) || own == 0 && uid == SHIPPED_USER,
-        "user {uid} listens on the daemon's socket @{name}: stop that process"
+        "user {uid} listens on the daemon's socket @{name}: {advice}"
     );
     Ok(stream)
 }

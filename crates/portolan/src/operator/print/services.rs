@@ -11,7 +11,7 @@ pub(in crate::operator) fn services(all: &Services, terminal: Terminal) -> Strin
         "TYPE",
         "FRONTEND",
         "ENDPOINTS",
-        "CONNECTIONS",
+        "CONNS",
         "REMARK",
     ]);
     for service in &all.services {
@@ -159,14 +159,7 @@ fn frontends(service: &Service) -> Table {
 }
 
 fn endpoints(service: &Service) -> Table {
-    let mut table = Table::new(&[
-        "PORT",
-        "ENDPOINT",
-        "NODE",
-        "CONDITION",
-        "CONNECTIONS",
-        "USED",
-    ]);
+    let mut table = Table::new(&["PORT", "ENDPOINT", "NODE", "CONDITION", "CONNS", "USED"]);
     for endpoint in &service.endpoints {
         let name = match endpoint.port_name.as_str() {
             "" => endpoint.protocol.clone(),

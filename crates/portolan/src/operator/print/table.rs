@@ -8,6 +8,8 @@ pub(super) struct Table {
 
 /// Least width of a column that is shortened.
 const LEAST: usize = 12;
+/// Room that is kept for the last column, if its cells need as much.
+const LAST: usize = 20;
 /// How much further in a row continues.
 const CONTINUED: usize = 4;
 
@@ -63,7 +65,8 @@ impl Table {
             lengths.max().unwrap_or_default()
         };
         let mut widths: Vec<usize> = (0..count).map(longest).collect();
-        let room = width.map(|width| width.saturating_sub(indent + 2 * count));
+        let taken = indent + 2 * count + longest(count).min(LAST);
+        let room = width.map(|width| width.saturating_sub(taken));
         while room.is_some_and(|room| widths.iter().sum::<usize>() > room) {
             let Some(widest) = widths.iter_mut().max().filter(|widest| **widest > LEAST) else {
                 break;

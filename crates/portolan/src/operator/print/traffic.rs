@@ -9,7 +9,7 @@ const LISTED: usize = 20;
 
 /// The busiest Services. A terminal shows them in place.
 pub(in crate::operator) fn top(top: &Top, terminal: Terminal) -> String {
-    let mut table = Table::new(&["SERVICE", "CONNECTIONS", "NEW/S", "PACKETS/S", "BYTES/S"]);
+    let mut table = Table::new(&["SERVICE", "CONNS", "NEW/S", "PACKETS/S", "BYTES/S"]);
     for rate in top.services.iter().take(LISTED) {
         let counted = |rate: f64| match top.counts_bytes {
             true => scaled(rate),
