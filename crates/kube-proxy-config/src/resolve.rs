@@ -294,7 +294,7 @@ impl Resolver<'_> {
         };
         let problem = self.proxy.problem(
             "metricsBindAddress",
-            &format!("healthzBindAddress {health_address} has the same port: give metricsBindAddress another one"),
+            format!("healthzBindAddress {health_address} has the same port: give metricsBindAddress another one"),
         );
         match self.proxy.bool("bindAddressHardFail") {
             true => self.problems.push(problem),
