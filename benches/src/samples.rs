@@ -36,6 +36,11 @@ impl Samples {
         self.quantile(0.5)
     }
 
+    /// 95 of 100 are at most this.
+    pub fn p95(&self) -> Duration {
+        self.quantile(0.95)
+    }
+
     /// 99 of 100 are at most this.
     pub fn p99(&self) -> Duration {
         self.quantile(0.99)
@@ -69,6 +74,7 @@ mod tests {
             .rev()
             .for_each(|n| samples.push(Duration::from_micros(n)));
         assert_eq!(samples.median(), Duration::from_micros(100));
+        assert_eq!(samples.p95(), Duration::from_micros(190));
         assert_eq!(samples.p99(), Duration::from_micros(198));
         assert_eq!(samples.max(), Duration::from_micros(200));
         assert_eq!(Samples::new().median(), Duration::ZERO);

@@ -32,6 +32,8 @@ pub struct Cluster {
     pub service_cidrs: Vec<(String, Vec<IpNet>)>,
     /// The operator's flags, alike on all nodes.
     pub settings: Settings,
+    /// Names of nodes that seem to be down to all others.
+    pub suspects: BTreeSet<String>,
 }
 
 /// The operator's flags.

@@ -97,10 +97,10 @@ pub fn outcome(cluster: &Cluster, node: &Node, packet: &Packet) -> Expected {
     let treatment = sources::treatment(cluster, node, packet, &claim);
     let chosen = match treatment.only_local {
         true => endpoints::local(&all, node),
-        false => endpoints::anywhere(&all, node),
+        false => endpoints::anywhere(&all, node, &cluster.suspects),
     };
     // None here, but some elsewhere: silence, so that a balancer in front takes another node (KEP-1138, KEP-2086).
-    if chosen.is_empty() && !endpoints::anywhere(&all, node).is_empty() {
+    if chosen.is_empty() && !endpoints::anywhere(&all, node, &cluster.suspects).is_empty() {
         return Expected::Dropped;
     }
     if chosen.is_empty() {

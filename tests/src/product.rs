@@ -2,6 +2,7 @@
 //!
 //! Everything between JSON and table is the product's; nothing is decided here.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -10,7 +11,7 @@ use serde_json::Value;
 use service_model::wire::{self, ConversionContext, Object};
 use service_model::{
     DetectLocal, EndpointSlice, Index, LocalInterface, NodeConfig, NodeFacts, NodePortAddress,
-    ObjectEvent, Service, ServiceCidr,
+    ObjectEvent, Service, ServiceCidr, Suspects,
 };
 
 use crate::cluster::{self, Cluster, Detect, NodePortAddresses};
@@ -74,9 +75,15 @@ pub fn contents_of_manifests(
     planned(&index, &facts(cluster, node))
 }
 
-/// An index of all Services and slices that can be used, applied one by one in their order.
+/// The suspects as the product knows them.
+pub fn suspects(names: &BTreeSet<String>) -> Suspects {
+    Suspects::new(names.iter().map(|name| name.as_str().into()))
+}
+
+/// An index of the suspects and of all Services and slices that can be used, applied one by one in their order.
 pub fn index(cluster: &Cluster) -> Index {
     let mut index = Index::new();
+    index.set_suspects(suspects(&cluster.suspects));
     let mut context = context(cluster);
     for service in cluster
         .services

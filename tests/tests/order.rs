@@ -28,6 +28,7 @@ type Key = (String, String);
 struct World {
     services: BTreeMap<Key, Service>,
     slices: BTreeMap<Key, Slice>,
+    suspects: BTreeSet<String>,
     /// With the flags; no other objects.
     node: Option<(Cluster, Node)>,
 }
@@ -48,6 +49,7 @@ impl World {
             slices: slices
                 .map(|s| ((s.namespace.clone(), s.name.clone()), s.clone()))
                 .collect(),
+            suspects: cluster.suspects.clone(),
             node: Some((flags, cluster.nodes[0].clone())),
         }
     }
@@ -60,6 +62,9 @@ impl World {
         }
         for (key, slice) in changed(&self.slices, &next.slices) {
             events.push(Event::Slice(key, slice));
+        }
+        if self.suspects != next.suspects {
+            events.push(Event::Suspects(next.suspects.clone()));
         }
         if self.node != next.node {
             events.extend(next.node.clone().map(|node| Event::Node(Box::new(node))));
@@ -92,6 +97,7 @@ fn changed<T: Clone + PartialEq>(
 enum Event {
     Service(Key, Option<Service>),
     Slice(Key, Option<Slice>),
+    Suspects(BTreeSet<String>),
     Node(Box<(Cluster, Node)>),
 }
 
@@ -116,6 +122,8 @@ impl Daemon {
             rng,
         };
         daemon.relist();
+        let suspects = product::suspects(&daemon.world.suspects);
+        daemon.index.set_suspects(suspects);
         daemon.sync();
         daemon
     }
@@ -175,6 +183,10 @@ impl Daemon {
             Event::Slice(key, None) => {
                 self.index.slice_event(ObjectEvent::Delete(name(&key)));
                 self.world.slices.remove(&key);
+            }
+            Event::Suspects(suspects) => {
+                self.index.set_suspects(product::suspects(&suspects));
+                self.world.suspects = suspects;
             }
             Event::Node(node) => {
                 self.world.node = Some(*node);

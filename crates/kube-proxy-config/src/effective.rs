@@ -44,6 +44,8 @@ pub struct Effective {
     pub table_owner: bool,
     /// `takeOverKubeProxy`: remove what kube-proxy has left. Without a value: when no `serviceProxyName` is given.
     pub take_over_kube_proxy: bool,
+    /// `failover`, with a service proxy: skip endpoints of nodes that answer no probe.
+    pub failover: bool,
     /// `withoutFeatures`: kernel features to treat as absent.
     pub without_features: Vec<String>,
     /// `overlay`; `None` for type `none`.

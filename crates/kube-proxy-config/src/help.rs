@@ -180,6 +180,11 @@ const GROUPS: &[Group] = &[
                 "CIDRs that Services may use external IPs from; others are ignored with a warning [default: any]",
             ),
             (
+                "failover",
+                "on|off",
+                "Skip endpoints of nodes that answer no probe, while others are eligible",
+            ),
+            (
                 "feature-gates",
                 "NAME=BOOL[,...]",
                 "kube-proxy's feature gates; only KubeProxyNFTablesLocalhostNodePorts has an effect",

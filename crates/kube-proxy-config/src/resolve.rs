@@ -258,6 +258,7 @@ impl Resolver<'_> {
             ipvs_exclude_cidrs: ranges(&self.proxy.texts("ipvs.excludeCIDRs")),
             table_owner: self.own.bool("tableOwner"),
             take_over_kube_proxy: take_over,
+            failover: service_proxy && self.own.text("failover") != "off",
             without_features: self.own.texts("withoutFeatures"),
             overlay,
         }

@@ -91,7 +91,7 @@ pub use probe::{DEFAULT_PATIENCE, Outcome, Probe, Tally};
 pub use process::Daemon;
 pub use scenario::scenario;
 pub use socket::Protocol;
-pub use topology::{Client, Lab, LabBuilder, Loss, LossyPath, Node, Pod, PodLinks};
+pub use topology::{Client, Lab, LabBuilder, Loss, LossyPath, Node, Pod, PodLinks, Unplugged};
 pub use traffic::{ConnectionStream, Held, HeldReport, StreamReport};
 pub use wait::{wait_for, wait_until};
 

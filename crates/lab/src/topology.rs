@@ -24,7 +24,7 @@ use crate::probe::{Outcome, Probe};
 use crate::socket::Protocol;
 use crate::wait::{wait_for, wait_until};
 
-pub use fault::{Loss, LossyPath};
+pub use fault::{Loss, LossyPath, Unplugged};
 
 /// Names of links. Inside a namespace they need not be unique in the lab.
 const UPLINK: &str = "eth0";

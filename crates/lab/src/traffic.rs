@@ -168,6 +168,7 @@ pub struct StreamReport {
 /// [`Host::stream_connections`](crate::Host::stream_connections).
 #[must_use = "dropping the handle ends the stream"]
 pub struct ConnectionStream {
+    started: Instant,
     report: Arc<Mutex<StreamReport>>,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -181,18 +182,23 @@ impl ConnectionStream {
     ) -> Result<ConnectionStream> {
         let report = Arc::new(Mutex::new(StreamReport::default()));
         let (stop, stopping) = mpsc::channel();
-        let shared = Arc::clone(&report);
+        let (shared, start) = (Arc::clone(&report), Instant::now());
         let thread = namespace.thread(move || {
-            let start = Instant::now();
             while let Err(RecvTimeoutError::Timeout) = stopping.recv_timeout(every) {
                 attempt(&probe, start, &shared);
             }
         })?;
         Ok(ConnectionStream {
+            started: start,
             report,
             stop: Some(stop),
             thread: Some(thread),
         })
+    }
+
+    /// What the times of its report are counted from.
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// The report so far.

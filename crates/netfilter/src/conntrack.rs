@@ -17,7 +17,7 @@ mod wire;
 
 use std::net::{IpAddr, SocketAddr};
 
-use netlink::{Connection, Error, NetlinkFamily, Reply, Writer, failed, flag};
+use netlink::{Connection, Error, Malformed, NetlinkFamily, Reply, Writer, failed, flag};
 use nft::wire::header::header;
 use nft::{Family, Protocol};
 use nix::errno::Errno;
@@ -25,6 +25,8 @@ use nix::errno::Errno;
 /// Deletions in one datagram; each refused one is answered with about 1 kB of kernel memory.
 const DELETIONS: usize = 512;
 const RECEIVE_SPACE: usize = 4 << 20;
+/// Entries of a sample: about three datagrams.
+const SAMPLE: usize = 400;
 /// Dumps are interrupted only while the kernel resizes its table.
 const ATTEMPTS: usize = 10;
 
@@ -94,6 +96,14 @@ impl FlowFilter {
             && self.port.is_none_or(|port| port == flow.destination.port())
             && !(self.unanswered && flow.answered)
     }
+}
+
+/// A translated flow without a reply, as the kernel knows it: an attempt to connect, or datagrams to a silent endpoint.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// The flow.
+    pub flow: Flow,
+    handle: wire::Handle,
 }
 
 /// Connection tracking of one network namespace: that of the thread that opened the socket.
@@ -210,6 +220,98 @@ impl Conntrack {
         match reply {
             Reply::Done | Reply::Interrupted => Ok(()),
             Reply::Refused(errno) => Err(failed("list conntrack entries")(errno)),
+        }
+    }
+
+    /// The attempts of all families and protocols at this moment that `keeps` wants. Those that the kernel's resizing of
+    /// its table hides are missing.
+    pub fn attempts(
+        &mut self,
+        mut keeps: impl FnMut(&Flow) -> bool,
+    ) -> Result<Vec<Attempt>, Error> {
+        if listing::has_no_attempt() {
+            return Ok(Vec::new());
+        }
+        let (mut attempts, mut seen) = (Vec::new(), 0);
+        self.walks += 1;
+        // Kernels that do not know this filter ignore it.
+        let reply = self.connection.ask(
+            wire::GET,
+            flag::DUMP,
+            &header(None),
+            wire::put_attempts_filter,
+            |message| {
+                seen += 1;
+                if let Ok(Some((flow, handle))) = wire::read(message)
+                    && !flow.answered
+                    && flow.is_translated()
+                    && keeps(&flow)
+                {
+                    attempts.push(Attempt { flow, handle });
+                }
+                Ok(())
+            },
+        )?;
+        self.entries_seen += seen;
+        match reply {
+            Reply::Done | Reply::Interrupted => Ok(attempts),
+            Reply::Refused(errno) => Err(failed("read conntrack entries")(errno)),
+        }
+    }
+
+    /// The same among the first entries of the table, a part of it by chance: costs no walk of a table with more.
+    pub fn some_attempts(mut keeps: impl FnMut(&Flow) -> bool) -> Result<Vec<Attempt>, Error> {
+        // The end of this socket ends the dump.
+        let mut connection = Connection::open(NetlinkFamily::Netfilter)?;
+        let (mut attempts, mut seen) = (Vec::new(), 0);
+        let read = connection.ask(
+            wire::GET,
+            flag::DUMP,
+            &header(None),
+            |_| {},
+            |message| {
+                seen += 1;
+                if seen > SAMPLE {
+                    return Err(Malformed::Value("enough entries"));
+                }
+                if let Ok(Some((flow, handle))) = wire::read(message)
+                    && !flow.answered
+                    && flow.is_translated()
+                    && keeps(&flow)
+                {
+                    attempts.push(Attempt { flow, handle });
+                }
+                Ok(())
+            },
+        );
+        match read {
+            Err(error) if seen <= SAMPLE => Err(error),
+            Ok(Reply::Refused(errno)) => Err(failed("read conntrack entries")(errno)),
+            _ => Ok(attempts),
+        }
+    }
+
+    /// Whether the entry of the attempt is still there and still has no reply. The kernel looks one entry up.
+    pub fn is_unanswered(&mut self, attempt: &Attempt) -> Result<bool, Error> {
+        let family = Family::of(attempt.flow.destination.ip());
+        let mut is_unanswered = false;
+        let reply = self.connection.ask(
+            wire::GET,
+            0,
+            &header(Some(family)),
+            |out| attempt.handle.put(out),
+            |message| {
+                let found = wire::read(message)?;
+                // A newer entry may have the same addresses and ports.
+                let same = found.filter(|(_, handle)| *handle == attempt.handle);
+                is_unanswered = same.is_some_and(|(flow, _)| !flow.answered);
+                Ok(())
+            },
+        )?;
+        match reply {
+            Reply::Refused(Errno::ENOENT) => Ok(false),
+            Reply::Refused(errno) => Err(failed("read a conntrack entry")(errno)),
+            Reply::Done | Reply::Interrupted => Ok(is_unanswered),
         }
     }
 

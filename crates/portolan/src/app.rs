@@ -12,7 +12,7 @@ use object_source::api::{self, ApiClient, ApiServer, RequestOutcome, ServerSourc
 use object_source::manifests::{self, ManifestsConfig};
 use object_source::{Events, SourceEvent};
 use overlay_probe::{ProbeConfig, SharedProbeStatus};
-use service_model::{NodeConfig, ObjectEvent};
+use service_model::{NodeConfig, ObjectEvent, Suspects};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,6 +24,7 @@ use crate::configz::Configz;
 use crate::control::{self, Control, Inputs, Reports};
 use crate::counters::Counters;
 use crate::events::{Recorder, ServiceEvents};
+use crate::failover::SharedFailoverStatus;
 use crate::metrics::Metrics;
 use crate::observer::{Commit, Observer};
 use crate::operator::{self, Origin, SharedFallbacks};
@@ -33,8 +34,8 @@ use crate::parts::{Parts, parts};
 use crate::status::SharedStatus;
 use crate::takeover::alarm::{Alarm, SharedAlarm};
 use crate::{
-    conntrack, health_checks, http, last_sync, localhost, log, memory, node_addresses, sysctl,
-    tables,
+    conntrack, failover, health_checks, http, last_sync, localhost, log, memory, node_addresses,
+    sysctl, tables,
 };
 
 /// Capacity of the channel from the sources to the control loop.
@@ -71,6 +72,7 @@ struct Published {
     probes: SharedProbeStatus,
     alarm: SharedAlarm,
     fallbacks: SharedFallbacks,
+    failover: SharedFailoverStatus,
 }
 
 impl Published {
@@ -87,6 +89,7 @@ impl Published {
             probes: SharedProbeStatus::default(),
             alarm: SharedAlarm::default(),
             fallbacks: SharedFallbacks::default(),
+            failover: SharedFailoverStatus::default(),
         }
     }
 }
@@ -185,13 +188,15 @@ async fn start_services(
         recorder: recorder.clone(),
     };
     let service_events = ServiceEvents::new(recorder.clone());
+    let own = config.borrow().node_name.clone();
+    let (directory, suspects) = start_failover(effective, parts, own, &published, &recorder)?;
     let reports = health_checks::Reports {
         status: published.status.clone(),
         metrics: published.metrics.clone(),
         recorder,
     };
     let health_checks = health_checks::start(parts, &http, config.clone(), reports);
-    let observers: Vec<Box<dyn Observer>> = vec![
+    let mut observers: Vec<Box<dyn Observer>> = vec![
         Box::new(published.metrics.clone()),
         Box::new(published.metrics.no_local_endpoints()),
         Box::new(published.counters.clone()),
@@ -202,6 +207,7 @@ async fn start_services(
         Box::new(localhost::start(parts, &Handle::current(), config.clone())),
         Box::new(operator),
     ];
+    observers.extend(directory);
     let reports = Reports {
         status: published.status,
         metrics: published.metrics,
@@ -215,6 +221,7 @@ async fn start_services(
         addresses,
         foreign: tables.foreign,
         forget,
+        suspects,
     };
     let (guard, cancel) = (tables.guard, parts.cancel());
     parts.runtime("control", move || async move {
@@ -226,6 +233,32 @@ async fn start_services(
     let after = after_first_sync(effective, has_missing, alarm, synced, parts.cancel());
     parts.task("take-over", &Handle::current(), after);
     Ok(())
+}
+
+/// Starts failover, if it is on. Returns what has to follow the control loop, and the suspects.
+fn start_failover(
+    effective: &Effective,
+    parts: &Parts,
+    own: Arc<str>,
+    published: &Published,
+    recorder: &Recorder,
+) -> Result<(Option<Box<dyn Observer>>, watch::Receiver<Suspects>)> {
+    if !effective.failover {
+        return Ok((None, watch::channel(Suspects::default()).1));
+    }
+    let overlay = effective.overlay.as_ref();
+    let probe_port = overlay.and_then(|overlay| overlay.probe_port);
+    let config = failover::Config {
+        own,
+        overlay: probe_port.map(|port| (published.overlay.clone(), port)),
+    };
+    let reports = failover::Reports {
+        status: published.failover.clone(),
+        metrics: published.metrics.clone(),
+        recorder: recorder.clone(),
+    };
+    let (directory, suspects) = failover::start(parts, config, reports)?;
+    Ok((Some(directory), suspects))
 }
 
 /// Discards events, so that the source never waits for a reader.
@@ -265,6 +298,7 @@ fn start_http(
         overlay: has_overlay.then(|| published.overlay.clone()),
         probes: published.probes.clone(),
         alarm: published.alarm.clone(),
+        failover: published.failover.clone(),
         recorder: recorder.clone(),
     };
     let listeners = &effective.listeners;

@@ -14,7 +14,7 @@ use anyhow::Result;
 use nft::{Backend, CommitError, Notice};
 use object_source::{Events, Problem, SourceEvent};
 use service_dataplane::{Dataplane, SyncError, SyncOutcome};
-use service_model::{Family, NodeConfig, NodeFacts, ObjectKind, ObjectName};
+use service_model::{Family, NodeConfig, NodeFacts, ObjectKind, ObjectName, Suspects};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -56,6 +56,8 @@ pub struct Inputs {
     pub foreign: mpsc::UnboundedReceiver<Notice>,
     /// Affinity entries to delete.
     pub forget: mpsc::UnboundedReceiver<Forget>,
+    /// Nodes that seem to be down.
+    pub suspects: watch::Receiver<Suspects>,
 }
 
 /// Where the loop publishes its state.
@@ -71,7 +73,7 @@ pub async fn run<B: Backend>(
     mut inputs: Inputs,
     cancel: CancellationToken,
 ) -> Result<()> {
-    let (mut addresses_closed, mut config_closed) = (false, false);
+    let (mut addresses_closed, mut config_closed, mut suspects_closed) = (false, false, false);
     // Do not wait for the first event: without an API server, there is none.
     control.publish();
     loop {
@@ -79,6 +81,10 @@ pub async fn run<B: Backend>(
         tokio::select! {
             biased;
             () = cancel.cancelled() => break,
+            changed = inputs.suspects.changed(), if !suspects_closed => match changed {
+                Ok(()) => control.set_suspects(inputs.suspects.borrow_and_update().clone()),
+                Err(_) => suspects_closed = true,
+            },
             event = inputs.events.recv() => {
                 let Some(event) = event else { break };
                 control.event(event);
@@ -229,6 +235,14 @@ impl<B: Backend> Control<B> {
     fn set_config(&mut self, config: NodeConfig) {
         self.view.set_config(config);
         self.config_changed = true;
+    }
+
+    /// Plans the Services with endpoints on nodes that become or cease to be suspects.
+    fn set_suspects(&mut self, suspects: Suspects) {
+        for observer in &mut self.observers {
+            observer.suspects(&suspects);
+        }
+        self.view.set_suspects(suspects);
     }
 
     fn report(&mut self, problem: &Problem) {

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::bind::{bind, listen};
 use crate::configz::Configz;
 use crate::events::{Recorder, Severity, Subject};
+use crate::failover::SharedFailoverStatus;
 use crate::metrics::{Format, Metrics};
 use crate::overlay::SharedOverlayStatus;
 use crate::parts::Parts;
@@ -78,6 +79,8 @@ pub struct Sources {
     pub alarm: SharedAlarm,
     /// Findings of the overlay's probes.
     pub probes: SharedProbeStatus,
+    /// Nodes that do not answer.
+    pub failover: SharedFailoverStatus,
     /// Creates an Event for a port that cannot be bound.
     pub recorder: Recorder,
 }
@@ -206,6 +209,7 @@ fn answer(port: Port, path: &str, headers: &HeaderMap, sources: &Sources) -> Ans
                 status.as_deref(),
                 overlay.as_deref(),
                 alarm,
+                &sources.failover.load(),
                 &sources.probes.load(),
             )
         }

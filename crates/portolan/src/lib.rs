@@ -8,6 +8,7 @@
 //! * [`control`] is the loop between events and kernel, the one owner of the tables. What follows its commits is an
 //!   [`observer`]: [`metrics`], [`health_checks`], [`conntrack`], [`counters`] and [`localhost`] are.
 //! * [`node_addresses`] follows the addresses of this node's interfaces, [`listeners`] the sockets of its processes.
+//! * [`failover`] finds nodes that are down before EndpointSlices say so.
 //! * [`features`] owns the fallbacks for missing kernel features, [`sysctl`] the conntrack sysctls.
 //! * [`overlay`] maintains the tunnel to other nodes' pods, and runs its probes ([`overlay_probe`]).
 //! * [`status`] and [`http`] serve probes; [`events`] creates Kubernetes Events.
@@ -34,6 +35,7 @@ pub mod copy;
 pub mod counters;
 pub mod daemon;
 pub mod events;
+pub mod failover;
 pub mod features;
 mod guard;
 pub mod health_checks;

@@ -96,6 +96,7 @@ pub(crate) fn configuration(effective: &Effective, node: &NodeConfig) {
         service_proxy_name = services.service_proxy_name,
         own_tables = effective.table_owner,
         take_over_kube_proxy = effective.take_over_kube_proxy,
+        failover = effective.failover,
         healthz = listener(effective.listeners.healthz),
         metrics = listener(effective.listeners.metrics),
         "starting"

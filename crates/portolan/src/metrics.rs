@@ -23,6 +23,7 @@ use service_model::{Family as IpFamily, ObjectEvent, ObjectKind};
 use crate::observer::{Commit, Observer};
 
 mod exposition;
+mod failover;
 mod policies;
 mod probes;
 mod process;
@@ -30,6 +31,7 @@ mod rest_client;
 mod slis;
 
 pub(crate) use exposition::Format;
+pub use failover::FailoverMetrics;
 pub(crate) use policies::NoLocalEndpoints;
 pub use probes::ProbeMetrics;
 use rest_client::RestClientMetrics;
@@ -130,6 +132,8 @@ pub struct Metrics {
     slis: Slis,
     /// Metrics of the overlay's probes.
     pub probes: ProbeMetrics,
+    /// Metrics of failover.
+    pub failover: FailoverMetrics,
 }
 
 /// `ip_family="IPv4"`, as kube-proxy writes it.
@@ -195,6 +199,8 @@ impl Metrics {
         let own = OwnMetrics::register(r);
         let probes = ProbeMetrics::default();
         probes.register(r);
+        let failover = FailoverMetrics::default();
+        failover.register(r);
         let rest_client = RestClientMetrics::register(&mut registry);
         registry.register_collector(Box::new(process::ProcessCollector));
         Metrics {
@@ -204,6 +210,7 @@ impl Metrics {
             rest_client,
             slis: Slis::default(),
             probes,
+            failover,
         }
     }
 

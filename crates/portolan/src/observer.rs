@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use object_source::{Problem, SourceEvent};
 use service_dataplane::{SyncOutcome, Update};
-use service_model::{Family, NodeFacts};
+use service_model::{Family, NodeFacts, Suspects};
 
 /// A commit or repair that succeeded.
 #[derive(Debug)]
@@ -28,6 +28,9 @@ pub struct Commit<'a> {
 pub trait Observer: Send {
     /// Called with each event of the source.
     fn event(&mut self, _event: &SourceEvent) {}
+
+    /// Called with the suspects when they change.
+    fn suspects(&mut self, _suspects: &Suspects) {}
 
     /// Called when an object, or a part of one, is ignored.
     fn problem(&mut self, _problem: &Problem) {}

@@ -1,7 +1,7 @@
 //! Joins EndpointSlices to Services as events bring them, in any order, and says which Services are dirty.
 //!
-//! Level-triggered: the index holds the last version of each object and nothing else, so its answers depend on the
-//! existing objects, not on their history. Events may be repeated or split, and lost ones are made up for by a
+//! Level-triggered: the index holds the last version of each object and of the suspects, and nothing else, so its answers
+//! depend on what exists, not on its history. Events may be repeated or split, and lost ones are made up for by a
 //! [`ObjectEvent::Reset`]; slices may come before their Service and outlive it.
 //!
 //! Invariants: a Service whose plan may have changed since [`Index::take_dirty`] is dirty; an event that changes nothing
@@ -20,6 +20,7 @@ use crate::objects::{
     EndpointSlice, Family, ObjectEvent, ObjectName, Protocol, Service, ServiceType, TriggerTime,
 };
 use crate::plan::{Plan, PortChoices, explain, plan};
+use crate::suspects::Suspects;
 
 /// See the module. Plain data, owned by one task.
 #[derive(Debug, Default)]
@@ -29,6 +30,7 @@ pub struct Index {
     owners: BTreeMap<ObjectName, ObjectName>,
     /// External addresses, each with the Services that request it: thousands may share one.
     external: BTreeSet<(IpAddr, ObjectName)>,
+    suspects: Suspects,
     dirty: BTreeSet<ObjectName>,
     /// When changes of slices happened, with the Service and family of each.
     triggers: Vec<(ObjectName, Family, SystemTime)>,
@@ -88,6 +90,24 @@ impl Index {
         }
     }
 
+    /// Replaces the suspects. Services with endpoints on a node that becomes or ceases to be one are dirty.
+    pub fn set_suspects(&mut self, suspects: Suspects) {
+        let changed = self.suspects.difference(&suspects);
+        if changed.is_empty() {
+            return;
+        }
+        let is_affected = |slice: &Arc<EndpointSlice>| {
+            let mut nodes = slice.endpoints.iter().filter_map(|e| e.node.as_deref());
+            nodes.any(|node| changed.contains(node))
+        };
+        let affected = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.service.is_some() && entry.slices.iter().any(is_affected));
+        self.dirty.extend(affected.map(|(name, _)| name.clone()));
+        self.suspects = suspects;
+    }
+
     /// The Services whose plan may have changed since the last call, sorted. Services that are gone are among
     /// them: their plan is None.
     pub fn take_dirty(&mut self) -> Vec<ObjectName> {
@@ -131,13 +151,13 @@ impl Index {
     /// (headless or ExternalName; rows 6 and 7), or carries one of the two labels of row 1.
     pub fn plan(&self, name: &ObjectName, facts: &NodeFacts) -> Option<Plan> {
         let (service, slices) = self.programmed(name)?;
-        Some(plan(service, slices, facts))
+        Some(plan(service, slices, facts, &self.suspects))
     }
 
     /// Why each endpoint of a Service takes new connections on this node or does not; None as for [`Index::plan`].
     pub fn explain(&self, name: &ObjectName, facts: &NodeFacts) -> Option<Vec<PortChoices>> {
         let (service, slices) = self.programmed(name)?;
-        Some(explain(service, slices, facts))
+        Some(explain(service, slices, facts, &self.suspects))
     }
 
     /// The last version of a Service.

@@ -19,6 +19,7 @@ mod printable;
 #[cfg(test)]
 mod samples;
 pub mod select;
+mod suspects;
 pub mod wire;
 
 pub use facts::{DetectLocal, LocalInterface, NodeConfig, NodeFacts, NodePortAddress};
@@ -34,3 +35,4 @@ pub use objects::{
 };
 pub use plan::{Choice, EndpointChoice, Plan, PortChoices};
 pub use printable::printable;
+pub use suspects::Suspects;

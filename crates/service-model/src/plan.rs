@@ -1,6 +1,6 @@
 //! From a Service and its EndpointSlices to what this node has to do for it.
 //!
-//! A pure function of one Service, its slices and the node facts. The index decides whether a Service is programmed at
+//! A pure function of one Service, its slices, the node facts and the suspects. The index decides whether a Service is programmed at
 //! all; the ledger of the dataplane, which sees all Services, settles conflicts between them.
 //!
 //! Invariant: equal inputs give equal plans, whatever order slices and endpoints arrived in.
@@ -24,6 +24,7 @@ use crate::intent::{
 };
 use crate::objects::{EndpointSlice, Family, Invalid, Service, ServicePort, TrafficPolicy};
 use crate::select::{Selection, select};
+use crate::suspects::Suspects;
 pub use explain::{Choice, EndpointChoice, PortChoices, explain};
 use external::ExternalAddresses;
 
@@ -44,7 +45,12 @@ pub struct Plan {
 /// address of the same families (rows 13 and 14) and, where a node port is allocated, whatever the Service's type
 /// (row 12), one on the node's addresses of the same families. All but cluster IPs are external traffic: it
 /// masquerades everyone (row 48), or with policy Local only this node itself (row 49).
-pub fn plan(service: &Service, slices: &[impl Borrow<EndpointSlice>], facts: &NodeFacts) -> Plan {
+pub fn plan(
+    service: &Service,
+    slices: &[impl Borrow<EndpointSlice>],
+    facts: &NodeFacts,
+    suspects: &Suspects,
+) -> Plan {
     let mut ignored = endpoints::circular(service, slices);
     let mut frontends = Vec::new();
     let mut relays = BTreeMap::new();
@@ -55,7 +61,7 @@ pub fn plan(service: &Service, slices: &[impl Borrow<EndpointSlice>], facts: &No
         };
         let addresses = ExternalAddresses::new(service, family, facts, &mut ignored);
         for port in &service.ports {
-            let candidates = endpoints::candidates(service, port, family, slices, facts);
+            let candidates = endpoints::candidates(service, port, family, slices, facts, suspects);
             let backends = PortBackends::from(select(&candidates, facts));
             let internal = internal_frontend(service, port, *cluster_ip, &backends);
             for (address, allowed_sources) in addresses.of_port(service, port, facts, &mut ignored)

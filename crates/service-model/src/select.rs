@@ -2,6 +2,7 @@
 //!
 //! [`crate::plan`] gathers the endpoints of a Service port before and turns the selection into frontends after.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::facts::NodeFacts;
@@ -19,6 +20,8 @@ pub struct Candidate<'a> {
     pub hints: Option<&'a Hints>,
     /// The node it runs on.
     pub node: Option<&'a Arc<str>>,
+    /// Its node is a suspect ([`crate::Suspects`]).
+    pub suspect: bool,
 }
 
 /// The endpoints that take new connections to one Service port in one address family, on one node.
@@ -28,7 +31,7 @@ pub struct Selection {
     pub cluster: Vec<Backend>,
     /// For traffic policy `Local`; empty if there is none on this node.
     pub local: Vec<Backend>,
-    /// Those that are ready or serve: conntrack entries that lead to them are kept.
+    /// Those that are ready or serve and are not left out as suspects: conntrack entries that lead to them are kept.
     pub serving: Vec<Backend>,
 }
 
@@ -42,6 +45,10 @@ pub struct Selection {
 /// 2. If there are none: those that are *serving and terminating*, hints or not (KEP-1669). While the last endpoints
 ///    shut down, a connection they can still take is better than a refused one.
 /// 3. If there are none either: nothing. New connections are refused, whatever the policy.
+/// 4. Suspects are left out of what the steps before have selected, if that holds at least one endpoint that is none. At
+///    most half of it is left out (rounded down), the first ones in the order of `candidates`: measuring may be wrong, and
+///    the rest has to bear the load. Endpoints of this node are never left out. One that is left out does not serve
+///    either, so its flows are treated as those of a withdrawn endpoint.
 ///
 /// For policy `Local` (KEP-1138, KEP-2086): steps 1 and 2 over the endpoints on this node, without hints. If there
 /// are none, while there are some elsewhere, new connections are dropped: other nodes take them.
@@ -52,15 +59,13 @@ pub fn select(candidates: &[Candidate<'_>], facts: &NodeFacts) -> Selection {
     let is_ready = |c: &Candidate<'_>| c.conditions.ready;
     let is_leaving = |c: &Candidate<'_>| c.conditions.serving && c.conditions.terminating;
     let is_local = |c: &Candidate<'_>| c.backend.local;
-    let chosen = |wanted: &dyn Fn(&Candidate<'_>) -> bool| -> Vec<Backend> {
-        let chosen = candidates.iter().filter(|c| wanted(c));
-        chosen.map(|c| c.backend).collect()
+    let chosen = |wanted: &dyn Fn(&Candidate<'_>) -> bool| -> Vec<&Candidate<'_>> {
+        candidates.iter().filter(|c| wanted(c)).collect()
     };
-    let or_else =
-        |first: Vec<Backend>, second: &dyn Fn(&Candidate<'_>) -> bool| match first.is_empty() {
-            true => chosen(second),
-            false => first,
-        };
+    let or_else = |first: Vec<_>, second: &dyn Fn(&Candidate<'_>) -> bool| match first.is_empty() {
+        true => chosen(second),
+        false => first,
+    };
     let ready = || candidates.iter().filter(|c| is_ready(c));
     let names_node =
         |c: &Candidate<'_>| c.hints.is_some_and(|h| h.nodes.contains(&facts.node_name));
@@ -78,18 +83,37 @@ pub fn select(candidates: &[Candidate<'_>], facts: &NodeFacts) -> Selection {
         (false, false) => chosen(&is_ready),
     };
     let local = chosen(&|c| is_local(c) && is_ready(c));
+    let cluster = or_else(near, &is_leaving);
+    let left_out = left_out(&cluster);
+    let without = |of: Vec<&Candidate<'_>>, left_out: &BTreeSet<Backend>| -> Vec<Backend> {
+        let backends = of.into_iter().map(|c| c.backend);
+        backends.filter(|b| !left_out.contains(b)).collect()
+    };
+    let serving = chosen(&|c| is_ready(c) || c.conditions.serving);
+    let local = or_else(local, &|c| is_local(c) && is_leaving(c));
     Selection {
-        cluster: or_else(near, &is_leaving),
-        local: or_else(local, &|c| is_local(c) && is_leaving(c)),
-        serving: chosen(&|c| is_ready(c) || c.conditions.serving),
+        cluster: without(cluster, &left_out),
+        local: without(local, &BTreeSet::new()),
+        serving: without(serving, &left_out),
     }
+}
+
+/// Step 4 of [`select`].
+fn left_out(selected: &[&Candidate<'_>]) -> BTreeSet<Backend> {
+    let is_suspect = |c: &Candidate<'_>| c.suspect && !c.backend.local;
+    let suspects = selected.iter().filter(|c| is_suspect(c));
+    let most = match suspects.clone().count() == selected.len() {
+        true => 0,
+        false => selected.len() / 2,
+    };
+    suspects.take(most).map(|c| c.backend).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Conditions as `r`, `s`, `t`, then `*` on this node, hints as `zone=a,b` and `node=a,b`; this node is `me` in
+    /// Conditions as `r`, `s`, `t`, then `*` on this node, `?` on a suspect one, hints as `zone=a,b` and `node=a,b`; this node is `me` in
     /// zone `here`.
     fn parsed(candidates: &[&str], test: impl FnOnce(&[Candidate<'_>], &NodeFacts)) {
         let mut facts = crate::samples::facts();
@@ -124,6 +148,7 @@ mod tests {
                     },
                     hints: (hints[i] != Hints::default()).then_some(&hints[i]),
                     node: None,
+                    suspect: letters.contains('?'),
                 }
             })
             .collect();
@@ -225,6 +250,47 @@ mod tests {
             &["r node=me zone=here", "r zone=here", "r zone=there"],
             &[0, 1],
         );
+    }
+
+    #[test]
+    fn suspects_are_left_out_while_others_are_eligible() {
+        selects(&["rs", "rs?", "rs"], &[0, 2]);
+        selects(&["rs?", "rs"], &[1]);
+        // Who is not selected is no alternative.
+        selects(&["rs?"], &[0]);
+        selects(&["rs?", "rs?"], &[0, 1]);
+        selects(&["rs?", "", "s"], &[0]);
+        selects(&["rs?", "st"], &[0]);
+        selects(&["r? zone=here", "r zone=there"], &[0]);
+        selects(&["st?", "st"], &[1]);
+    }
+
+    #[test]
+    fn at_most_half_is_left_out_and_the_first_are() {
+        selects(&["rs?", "rs", "rs?"], &[1, 2]);
+        selects(&["rs?", "rs?", "rs", "rs?"], &[2, 3]);
+        selects(&["rs?", "rs?", "rs", "rs?", "rs?"], &[2, 3, 4]);
+        selects(&["rs?", "rs?", "rs", "rs"], &[2, 3]);
+    }
+
+    #[test]
+    fn endpoints_of_this_node_are_never_left_out() {
+        selects(&["rs*?", "rs"], &[0, 1]);
+        selects_local(&["rs*?", "rs*", "rs"], &[0, 1]);
+    }
+
+    #[test]
+    fn flows_to_endpoints_that_are_left_out_are_not_kept() {
+        let serving = |candidates: &[&str], expected: &[usize]| {
+            parsed(candidates, |candidates, facts| {
+                assert_eq!(indices(&select(candidates, facts).serving), expected);
+            });
+        };
+        serving(&["rs?", "rs", "s"], &[1, 2]);
+        serving(&["rs?", "rs?", "rs"], &[1, 2]);
+        // It takes no new connections as it is, and may come to its end.
+        serving(&["st?", "rs"], &[0, 1]);
+        serving(&["rs?"], &[0]);
     }
 
     #[test]

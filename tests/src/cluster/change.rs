@@ -11,7 +11,7 @@ use super::{Cluster, Kind};
 
 impl Generator {
     pub fn mutate(&mut self, cluster: &mut Cluster) {
-        match self.rng.random_range(0..14) {
+        match self.rng.random_range(0..15) {
             0 => self.add_service(cluster),
             1 => remove_random(&mut self.rng, &mut cluster.services),
             2 => remove_random(&mut self.rng, &mut cluster.slices),
@@ -22,6 +22,7 @@ impl Generator {
             7 => self.change_node(cluster),
             8 => cluster.service_cidrs = self.service_cidrs(),
             9 => self.change_service(cluster),
+            10 => cluster.suspects = self.suspects(),
             _ => self.change_endpoints(cluster),
         }
         self.settle(cluster);

@@ -7,6 +7,7 @@
 
 mod service;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -76,6 +77,7 @@ impl Generator {
             nodes: (1..=self.space.nodes).map(|n| self.node(n)).collect(),
             settings: self.settings(),
             service_cidrs: self.service_cidrs(),
+            suspects: self.suspects(),
             ..Cluster::default()
         };
         self.proxy_name = cluster.settings.service_proxy_name.clone();
@@ -158,6 +160,15 @@ impl Generator {
             }
             _ => Vec::new(),
         }
+    }
+
+    /// Suspect nodes, where clusters are not for real packets: nobody measures nodes there.
+    pub(super) fn suspects(&mut self) -> BTreeSet<String> {
+        if !self.space.odd || self.chance(60) {
+            return BTreeSet::new();
+        }
+        let names = (1..=self.space.nodes).map(node_name);
+        names.filter(|_| self.rng.random_bool(0.4)).collect()
     }
 
     fn one_of<'a>(&mut self, words: &[&'a str]) -> &'a str {

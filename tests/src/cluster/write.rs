@@ -23,7 +23,7 @@ impl Cluster {
 
     /// All objects as one YAML stream (each document in YAML's JSON form), with the flags as comments.
     pub fn to_manifests(&self) -> String {
-        let mut out = format!("# {:?}\n", self.settings);
+        let mut out = format!("# {:?}, suspects {:?}\n", self.settings, self.suspects);
         for document in self.documents() {
             let _ = writeln!(out, "---\n{document}");
         }

@@ -1,6 +1,6 @@
 //! Which endpoints a Service port has, and which of them take new connections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::addresses::parse_sloppily;
@@ -10,9 +10,34 @@ use crate::cluster::{Cluster, Endpoint, Node, Service, ServicePort, Slice, Trans
 /// Endpoints by address and port.
 pub(super) type Endpoints<'a> = BTreeMap<SocketAddr, &'a Endpoint>;
 
-/// Those that take new connections from anyone: the ready ones, narrowed to those that hints give this node, or else
-/// its zone; when none is ready, those that still serve while they terminate (KEP-1669), wherever they are.
-pub(super) fn anywhere<'a>(all: &Endpoints<'a>, node: &Node) -> Endpoints<'a> {
+/// Those that take new connections from anyone, but for those on nodes that seem to be down (`docs/failover.md`): while
+/// any other one is there, up to half of them are spared, in order of their addresses.
+pub(super) fn anywhere<'a>(
+    all: &Endpoints<'a>,
+    node: &Node,
+    suspects: &BTreeSet<String>,
+) -> Endpoints<'a> {
+    let mut chosen = wherever(all, node);
+    let is_down = |e: &Endpoint| {
+        let runs_on = e.node.as_ref().filter(|name| **name != node.name);
+        runs_on.is_some_and(|name| suspects.contains(name))
+    };
+    if chosen.values().all(|endpoint| is_down(endpoint)) {
+        return chosen;
+    }
+    let mut spared = 0;
+    let half = chosen.len() / 2;
+    chosen.retain(|_, endpoint| {
+        let is_spared = spared < half && is_down(endpoint);
+        spared += usize::from(is_spared);
+        !is_spared
+    });
+    chosen
+}
+
+/// The ready ones, narrowed to those that hints give this node, or else its zone; when none is ready, those that still
+/// serve while they terminate (KEP-1669), wherever they are.
+fn wherever<'a>(all: &Endpoints<'a>, node: &Node) -> Endpoints<'a> {
     let ready = only(all, is_ready);
     if ready.is_empty() {
         return only(all, still_serves);

@@ -220,6 +220,11 @@ pub(super) const OWN_FIELDS: &[Meaning] = &[
         "only_a_wish_decides_about_liberal_tcp",
     ),
     (
+        "failover",
+        "`on`: skip endpoints of nodes that answer no probe while others are eligible (`docs/failover.md`)",
+        "unplugged_node_gets_no_new_connections_within_seconds failover_that_is_off_leaves_endpoints_in_place",
+    ),
+    (
         "logFormat",
         "as `logging.format`, and wins",
         "json_log_lines_are_objects",

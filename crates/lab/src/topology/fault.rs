@@ -35,11 +35,33 @@ impl Drop for LossyPath {
     }
 }
 
+/// A node whose cable is pulled, until this is dropped.
+#[must_use = "dropping it plugs the cable in again"]
+pub struct Unplugged {
+    underlay: Arc<Host>,
+    port: String,
+}
+
+impl Drop for Unplugged {
+    fn drop(&mut self) {
+        let line = format!("link set dev {} master {UNDERLAY_BRIDGE}", self.port);
+        // The lab may have been closed before; then there is no cable.
+        let _ = self.underlay.namespace().ip(&[line]);
+    }
+}
+
 impl Node {
+    /// Pulls the cable between the node and the underlay. Neither the node nor others are notified: its packets and those
+    /// for it vanish.
+    pub fn unplug(&self) -> Result<Unplugged> {
+        let (underlay, port) = (Arc::clone(&self.0.underlay), self.0.port.clone());
+        let line = format!("link set dev {port} nomaster");
+        underlay.namespace().ip(&[line])?;
+        Ok(Unplugged { underlay, port })
+    }
+
     /// Makes the underlay lose packets from here to `to`, which is on the underlay too, in that direction only.
     pub fn lose(&self, to: &Host, loss: Loss) -> Result<LossyPath> {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let table = format!("lossy_{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let which = match loss {
             Loss::Udp(port) => format!("udp dport {port}"),
             Loss::LargerThan(bytes) => format!("meta length > {bytes}"),
@@ -55,6 +77,21 @@ impl Node {
                 format!("{family} saddr {from} {family} daddr {to} {which} drop\n")
             })
             .collect();
+        self.lose_by(&rules)
+    }
+
+    /// Makes the underlay lose a part of all packets from and to the node, those of its pods included, by chance: 1 to 99
+    /// of a hundred.
+    pub fn lose_percent(&self, percent: u8) -> Result<LossyPath> {
+        let port = &self.0.port;
+        let rules = ["iifname", "oifname"]
+            .map(|side| format!("{side} {port} numgen random mod 100 < {percent} drop\n"));
+        self.lose_by(&rules.concat())
+    }
+
+    fn lose_by(&self, rules: &str) -> Result<LossyPath> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let table = format!("lossy_{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let chain = format!("type filter hook forward priority 0\n{rules}");
         let ruleset = format!("table bridge {table} {{\nchain forward {{\n{chain}}}\n}}\n");
         let underlay = Arc::clone(&self.0.underlay);
@@ -125,6 +162,33 @@ mod tests {
         let _all = b.lose(&a, Loss::Everything)?;
         assert!(!answered(&a, Protocol::Tcp, (b.ipv4(), PORT)));
         Ok(())
+    }
+
+    #[scenario(Nft)]
+    fn lost_percent_of_packets_concerns_pods_too() -> Result<()> {
+        let lab = Lab::new()?;
+        let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
+        let pod = b.pod("pod")?;
+        pod.serve(Protocol::Udp, PORT)?;
+        let answers = || answered(&a, Protocol::Udp, (pod.ipv4(), PORT));
+        let _lossy = b.lose_percent(50)?;
+        let patience = Duration::from_secs(30);
+        wait_until("an answer", patience, answers)?;
+        wait_until("a lost packet", patience, || !answers())
+    }
+
+    #[scenario]
+    fn unplugged_node_answers_nobody_until_it_is_plugged_in() -> Result<()> {
+        let lab = Lab::new()?;
+        let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
+        let pod = b.pod("pod")?;
+        pod.serve(Protocol::Tcp, PORT)?;
+        let answers = || answered(&a, Protocol::Tcp, (pod.ipv4(), PORT));
+        assert!(answers());
+        let unplugged = b.unplug()?;
+        assert!(!answers());
+        drop(unplugged);
+        wait_until("the node to answer", Duration::from_secs(10), answers)
     }
 
     #[scenario(Nft)]

@@ -22,6 +22,15 @@ const ROOM: u64 = (FEW as u64 + 50) * 350;
 
 /// Whether certainly no entry matches the protocol, family, port and state of the filter.
 pub(super) fn has_none(filter: &FlowFilter) -> bool {
+    has_no_line(|line| matches(line, filter))
+}
+
+/// Whether certainly no entry is that of a translated flow without a reply.
+pub(super) fn has_no_attempt() -> bool {
+    has_no_line(is_attempt)
+}
+
+fn has_no_line(wanted: impl Fn(&str) -> bool) -> bool {
     let Some(before) = count().filter(|count| *count <= FEW) else {
         return false;
     };
@@ -32,7 +41,7 @@ pub(super) fn has_none(filter: &FlowFilter) -> bool {
     let read = fs::File::open(LISTING).and_then(|file| file.take(ROOM).read_to_string(&mut text));
     // An entry that goes between two calls hides another one: then there are fewer lines than entries.
     let is_whole = read.is_ok() && text.lines().count() == before && count() == Some(before);
-    is_whole && !text.lines().any(|line| matches(line, filter))
+    is_whole && !text.lines().any(wanted)
 }
 
 fn count() -> Option<usize> {
@@ -55,6 +64,18 @@ fn matches(line: &str, filter: &FlowFilter) -> bool {
     is_of_kind && is_at_port() && (!filter.unanswered || is_unanswered())
 }
 
+/// Whether a line is about a flow without a reply that goes elsewhere than its client sends to. Replies would come from the
+/// second `src=`.
+fn is_attempt(line: &str) -> bool {
+    let values = |key: &'static str| {
+        let words = line.split_ascii_whitespace();
+        words.filter_map(move |word| word.strip_prefix(key))
+    };
+    let there = (values("dst=").next(), values("dport=").next());
+    let back = (values("src=").nth(1), values("sport=").nth(1));
+    line.contains("[UNREPLIED]") && there != back
+}
+
 fn family_name(family: Family) -> &'static str {
     match family {
         Family::Ip => "ipv4",
@@ -73,6 +94,20 @@ fn protocol_name(protocol: Protocol) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_attempt_is_translated_and_has_no_reply() {
+        let line = "ipv4     2 udp      17 29 src=10.0.0.1 dst=10.96.0.1 sport=40000 dport=53 [UNREPLIED] src=10.1.0.1 dst=10.0.0.1 sport=53 dport=40000 mark=0 zone=0 use=2";
+        assert!(is_attempt(line));
+        assert!(!is_attempt(&line.replace("[UNREPLIED] ", "")));
+        assert!(!is_attempt(&line.replace("10.96.0.1", "10.1.0.1")));
+        let other_port = line
+            .replace("10.96.0.1", "10.1.0.1")
+            .replace("sport=53", "sport=5353");
+        assert!(is_attempt(&other_port));
+        let icmp = "ipv4     2 icmp     1 29 src=10.0.0.1 dst=10.0.0.2 type=8 code=0 id=1 [UNREPLIED] src=10.0.0.2 dst=10.0.0.1 type=0 code=0 id=1";
+        assert!(!is_attempt(icmp));
+    }
 
     #[test]
     fn a_line_matches_by_family_protocol_port_and_state() {

@@ -11,6 +11,7 @@ table inet test {
     chain output {
         type nat hook output priority -100
         ip daddr 127.0.0.1 udp dport 53 dnat ip to 127.0.0.2:5353
+        ip daddr 198.51.100.7 tcp dport 80 dnat ip to 192.0.2.1:8080
         ip6 daddr ::1 udp dport 53 dnat ip6 to [::1]:5353
     }
 }";
@@ -183,6 +184,89 @@ fn unanswered_connection_attempts_are_distinguished() {
         assert_eq!(found(conntrack, &all).len(), 2);
         assert_eq!(conntrack.delete(&unanswered, |_| true), Ok(1));
         assert!(found(conntrack, &all)[0].answered);
+    });
+}
+
+#[test]
+fn attempts_are_translated_flows_until_their_reply() {
+    in_tracked_namespace(|conntrack| {
+        ip("route add 198.51.100.7/32 dev nowhere");
+        let silent = datagrams(2, "127.0.0.1:53");
+        datagrams(3, "127.0.0.1:54");
+        let patience = Duration::from_millis(20);
+        for to in ["198.51.100.7:80", "192.0.2.1:80"] {
+            TcpStream::connect_timeout(&to.parse().unwrap(), patience).unwrap_err();
+        }
+        let walks = conntrack.walks();
+        let attempts = conntrack.attempts(|_| true).unwrap();
+        assert_eq!(
+            (conntrack.walks() - walks, conntrack.entries_seen()),
+            (1, 3)
+        );
+        let of = |protocol| {
+            let flows = attempts.iter().map(|attempt| attempt.flow);
+            flows.filter(move |flow| flow.protocol == protocol)
+        };
+        assert_eq!(of(Protocol::Udp).count(), silent.len());
+        let tcp: Vec<Flow> = of(Protocol::Tcp).collect();
+        assert_eq!(tcp.len(), 1);
+        assert_eq!(tcp[0].destination, "198.51.100.7:80".parse().unwrap());
+        assert_eq!(tcp[0].answers_from, "192.0.2.1:8080".parse().unwrap());
+        let none = conntrack.attempts(|_| false).unwrap();
+        assert!(none.is_empty());
+        assert_eq!(Conntrack::some_attempts(|_| true).unwrap().len(), 3);
+        for attempt in &attempts {
+            assert_eq!(conntrack.is_unanswered(attempt), Ok(true));
+        }
+        let all = FlowFilter::all(Family::Ip, Protocol::Udp);
+        assert_eq!(
+            conntrack.delete(&all, |flow| silent.contains(&flow.source)),
+            Ok(2)
+        );
+        let left = attempts.iter();
+        let left = left.filter(|attempt| conntrack.is_unanswered(attempt).unwrap());
+        assert_eq!(left.count(), 1);
+    });
+}
+
+#[test]
+fn a_sample_of_a_large_table_ends_early() {
+    in_tracked_namespace(|conntrack| {
+        for n in 2..6 {
+            datagrams(SAMPLE, &format!("127.0.0.{n}:54"));
+        }
+        let mut seen = 0;
+        let sample = Conntrack::some_attempts(|_| {
+            seen += 1;
+            true
+        });
+        assert_eq!((sample.unwrap().len(), seen), (0, 0));
+        let translated = datagrams(SAMPLE, "127.0.0.1:53").len();
+        let sample = Conntrack::some_attempts(|_| true).unwrap();
+        assert!(
+            sample.len() < translated,
+            "{} of {translated}",
+            sample.len()
+        );
+        for attempt in &sample {
+            assert_eq!(conntrack.is_unanswered(attempt), Ok(true));
+        }
+    });
+}
+
+#[test]
+fn an_answered_flow_is_an_attempt_no_more() {
+    in_tracked_namespace(|conntrack| {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let server = UdpSocket::bind("127.0.0.2:5353").unwrap();
+        client.send_to(b"?", "127.0.0.1:53").unwrap();
+        let attempts = conntrack.attempts(|_| true).unwrap();
+        assert_eq!(attempts.len(), 1);
+        let (_, from) = server.recv_from(&mut [0; 8]).unwrap();
+        server.send_to(b"!", from).unwrap();
+        client.recv_from(&mut [0; 8]).unwrap();
+        assert_eq!(conntrack.is_unanswered(&attempts[0]), Ok(false));
+        assert!(conntrack.attempts(|_| true).unwrap().is_empty());
     });
 }
 

@@ -48,6 +48,8 @@ const MATCH_DST_PORT: u32 = 1 << 5;
 
 /// `IPS_SEEN_REPLY`
 const SEEN_REPLY: u32 = 1 << 1;
+/// `IPS_DST_NAT`
+const DST_NAT: u32 = 1 << 5;
 
 /// What identifies one entry to the kernel, as the kernel wrote it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,6 +102,12 @@ pub(super) fn put_filter(out: &mut Writer, filter: &FlowFilter) {
         out.put_u32(STATUS, 0);
         out.put_u32(STATUS_MASK, SEEN_REPLY);
     }
+}
+
+/// Writes a dump's filter for translated flows without a reply, of all families and protocols.
+pub(super) fn put_attempts_filter(out: &mut Writer) {
+    out.put_u32(STATUS, DST_NAT);
+    out.put_u32(STATUS_MASK, DST_NAT | SEEN_REPLY);
 }
 
 /// Reads an entry of a dump; `None` for protocols that Services cannot have.

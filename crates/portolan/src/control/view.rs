@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use service_dataplane::Update;
 use service_model::{
     Family, Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName,
-    Protocol, ServiceCidr, Watched,
+    Protocol, ServiceCidr, Suspects, Watched,
 };
 
 use object_source::{SourceEvent, Subject};
@@ -70,6 +70,11 @@ impl View {
     /// Replaces the configuration. The node keeps its name.
     pub(crate) fn set_config(&mut self, config: NodeConfig) {
         self.config = config;
+    }
+
+    /// Replaces the suspects.
+    pub(crate) fn set_suspects(&mut self, suspects: Suspects) {
+        self.index.set_suspects(suspects);
     }
 
     /// Applies one event.

@@ -103,6 +103,7 @@ pub(super) fn readyz(
     status: Option<&Arc<Status>>,
     overlay: Option<&Arc<OverlayStatus>>,
     alarm: Option<&str>,
+    failover: &[String],
     probes: &ProbeStatus,
 ) -> Answer {
     if let Some(overlay) = overlay.filter(|overlay| !overlay.ready) {
@@ -121,7 +122,9 @@ pub(super) fn readyz(
         let lines = found.chain(&probes.remedies).chain(&probes.notes);
         let lines: String = lines.map(|text| format!("overlay: {text}\n")).collect();
         let alarm = alarm.map(|text| format!("{text}\n")).unwrap_or_default();
-        return Answer::text(StatusCode::OK, format!("ok\n{notes}{alarm}{faults}{lines}"));
+        let failover: String = failover.iter().map(|text| format!("{text}\n")).collect();
+        let text = format!("ok\n{notes}{alarm}{failover}{faults}{lines}");
+        return Answer::text(StatusCode::OK, text);
     };
     let missing: Vec<String> = status.waiting_for.iter().map(ToString::to_string).collect();
     let reason = if missing.is_empty() {

@@ -45,6 +45,7 @@ impl Server {
         let sources = Sources {
             overlay: None,
             probes: SharedProbeStatus::default(),
+            failover: Default::default(),
             status: Some(Arc::new(ArcSwap::default())),
             configz: configz(),
             alarm: Default::default(),
@@ -372,6 +373,7 @@ fn a_taken_port_is_bound_as_soon_as_it_is_free() {
     let sources = Sources {
         overlay: None,
         probes: SharedProbeStatus::default(),
+        failover: Default::default(),
         status: Some(Arc::new(ArcSwap::default())),
         configz: configz(),
         alarm: Default::default(),

@@ -57,7 +57,10 @@ pub(super) struct Commits {
 impl Catalog {
     /// Applies one notice.
     pub(super) fn apply(&mut self, notice: Notice) {
-        if matches!(notice, Notice::Event(..) | Notice::Facts(_)) {
+        if matches!(
+            notice,
+            Notice::Event(..) | Notice::Suspects(_) | Notice::Facts(_)
+        ) {
             self.version += 1;
         }
         match notice {
@@ -67,6 +70,10 @@ impl Catalog {
                 self.unplanned.extend(self.index.take_dirty());
                 // The control loop's own index is for metrics.
                 self.index.take_triggers();
+            }
+            Notice::Suspects(suspects) => {
+                self.index.set_suspects(suspects);
+                self.unplanned.extend(self.index.take_dirty());
             }
             Notice::Facts(facts) => self.facts = Some(facts),
             Notice::Committed(commit) => self.commits.add(&commit),

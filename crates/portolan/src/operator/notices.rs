@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use object_source::SourceEvent;
 use service_dataplane::Update;
-use service_model::{NodeFacts, ObjectEvent, ObjectName};
+use service_model::{NodeFacts, ObjectEvent, ObjectName, Suspects};
 use tokio::sync::Notify;
 
 use crate::observer::{Commit, Observer};
@@ -24,6 +24,8 @@ const BATCH: usize = 64;
 pub(super) enum Notice {
     /// An event of the source.
     Event(SourceEvent, SystemTime),
+    /// Nodes that do not answer.
+    Suspects(Suspects),
     /// The facts in force since the last commit.
     Facts(Arc<NodeFacts>),
     /// A commit or repair that succeeded.
@@ -126,6 +128,10 @@ impl Observer for Follower {
     fn event(&mut self, event: &SourceEvent) {
         let is_list = is_list(event);
         self.send(Notice::Event(event.clone(), SystemTime::now()), is_list);
+    }
+
+    fn suspects(&mut self, suspects: &Suspects) {
+        self.send(Notice::Suspects(suspects.clone()), false);
     }
 
     fn planned(&mut self, updates: &[Update]) {

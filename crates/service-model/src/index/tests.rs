@@ -3,6 +3,10 @@ mod any_order;
 use super::*;
 use crate::samples::{facts, lines, name, service, slice};
 
+fn suspects(names: &[&str]) -> Suspects {
+    Suspects::new(names.iter().map(|name| (*name).into()))
+}
+
 const WEB: &str = "shop/web";
 
 /// Service `shop/web` with one HTTP port.
@@ -95,6 +99,34 @@ fn deleting_an_unknown_object_makes_nothing_dirty() {
     index.take_dirty();
     index.service_event(ObjectEvent::Delete(name(WEB)));
     assert!(index.take_dirty().is_empty());
+}
+
+#[test]
+fn suspects_make_services_dirty_with_endpoints_on_their_nodes() {
+    let mut index = Index::new();
+    index.apply(&web());
+    index.apply(&service("shop/api", "10.96.0.2", "http/80/TCP"));
+    index.apply_one(&http(
+        "shop/web-1",
+        "web",
+        "10.1.0.5@node-2 10.1.0.6@node-3",
+    ));
+    index.apply_one(&http("shop/api-1", "api", "10.1.0.7@node-3 10.1.0.8"));
+    index.apply_one(&http("shop/gone-1", "gone", "10.1.0.9@node-2"));
+    index.take_dirty();
+    index.set_suspects(suspects(&["node-2"]));
+    assert_eq!(index.dirty(), ["shop/web"]);
+    assert_eq!(index.outcome("shop/web"), "10.1.0.6:8080");
+    index.set_suspects(suspects(&["node-2"]));
+    index.set_suspects(suspects(&["node-2", "node-9"]));
+    assert!(index.take_dirty().is_empty());
+    index.set_suspects(suspects(&["node-3"]));
+    assert_eq!(index.dirty(), ["shop/api", "shop/web"]);
+    assert_eq!(index.outcome("shop/web"), "10.1.0.5:8080");
+    assert_eq!(index.outcome("shop/api"), "10.1.0.8:8080");
+    index.set_suspects(Suspects::default());
+    assert_eq!(index.dirty(), ["shop/api", "shop/web"]);
+    assert_eq!(index.outcome("shop/web"), "10.1.0.5:8080 10.1.0.6:8080");
 }
 
 #[test]

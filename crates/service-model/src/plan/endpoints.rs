@@ -8,6 +8,7 @@ use crate::facts::NodeFacts;
 use crate::intent::{Backend, HealthCheck};
 use crate::objects::{EndpointSlice, Family, Invalid, ObjectKind, Service, ServicePort};
 use crate::select::Candidate;
+use crate::suspects::Suspects;
 
 /// The endpoints of one Service port in one family, each address and port once, sorted by them.
 ///
@@ -20,6 +21,7 @@ pub(super) fn candidates<'a>(
     family: Family,
     slices: &'a [impl Borrow<EndpointSlice>],
     facts: &NodeFacts,
+    suspects: &Suspects,
 ) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
     for slice in slices
@@ -42,6 +44,7 @@ pub(super) fn candidates<'a>(
                 conditions: endpoint.conditions,
                 hints: endpoint.hints.as_deref(),
                 node: endpoint.node.as_ref(),
+                suspect: endpoint.node.as_deref().is_some_and(|n| suspects.has(n)),
             }));
         }
     }
@@ -91,7 +94,9 @@ pub(super) fn health_check(
     });
     let local_endpoints = |family| {
         let ports = service.ports.iter();
-        let candidates = ports.flat_map(|port| candidates(service, port, family, slices, facts));
+        let nobody = Suspects::default();
+        let candidates =
+            ports.flat_map(|port| candidates(service, port, family, slices, facts, &nobody));
         let ready = candidates.filter(|c| c.backend.local && c.conditions.ready);
         let addresses: BTreeSet<IpAddr> = ready.map(|c| c.backend.address).collect();
         addresses.len()

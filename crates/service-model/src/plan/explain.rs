@@ -11,6 +11,7 @@ use crate::facts::NodeFacts;
 use crate::intent::Backend;
 use crate::objects::{Conditions, EndpointSlice, Family, Hints, Service, ServicePort};
 use crate::select::{Candidate, select};
+use crate::suspects::Suspects;
 
 /// The endpoints of one Service port in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub enum Choice {
     OthersAreReady,
     /// Its hints name other zones or nodes, and all endpoints have hints.
     HintedElsewhere,
+    /// Its node is a suspect, and others are eligible.
+    Suspect,
     /// It is on another node, under policy `Local`.
     OnOtherNode,
 }
@@ -62,6 +65,7 @@ impl fmt::Display for Choice {
             Choice::NotReady => "not ready",
             Choice::OthersAreReady => "terminating, and other endpoints are ready",
             Choice::HintedElsewhere => "its hints name other zones or nodes",
+            Choice::Suspect => "its node does not answer, and other endpoints are eligible",
             Choice::OnOtherNode => "on another node, and the policy is Local",
         })
     }
@@ -73,6 +77,7 @@ pub fn explain(
     service: &Service,
     slices: &[impl Borrow<EndpointSlice>],
     facts: &NodeFacts,
+    suspects: &Suspects,
 ) -> Vec<PortChoices> {
     let families = Family::ALL.into_iter().filter(|family| {
         let mut cluster_ips = service.cluster_ips.iter();
@@ -80,7 +85,7 @@ pub fn explain(
     });
     let ports = families.flat_map(|family| service.ports.iter().map(move |port| (family, port)));
     let explained = ports.map(|(family, port)| {
-        let candidates = endpoints::candidates(service, port, family, slices, facts);
+        let candidates = endpoints::candidates(service, port, family, slices, facts, suspects);
         PortChoices {
             port: port.clone(),
             family,
@@ -92,6 +97,11 @@ pub fn explain(
 
 fn choices(candidates: &[Candidate<'_>], facts: &NodeFacts) -> Vec<EndpointChoice> {
     let selection = select(candidates, facts);
+    let mut unsuspected = candidates.to_vec();
+    for candidate in &mut unsuspected {
+        candidate.suspect = false;
+    }
+    let without_suspects = select(&unsuspected, facts).cluster;
     let choice = |candidate: &Candidate<'_>, chosen: &[Backend]| {
         let Conditions {
             ready,
@@ -110,7 +120,11 @@ fn choices(candidates: &[Candidate<'_>], facts: &NodeFacts) -> Vec<EndpointChoic
         node: candidate.node.cloned(),
         conditions: candidate.conditions,
         hints: candidate.hints.cloned().unwrap_or_default(),
-        cluster: choice(candidate, &selection.cluster),
+        cluster: match choice(candidate, &selection.cluster) {
+            Choice::Chosen => Choice::Chosen,
+            _ if without_suspects.contains(&candidate.backend) => Choice::Suspect,
+            other => other,
+        },
         local: match candidate.backend.local {
             true => choice(candidate, &selection.local),
             false => Choice::OnOtherNode,
@@ -141,10 +155,20 @@ mod tests {
                 },
                 hints: *hints,
                 node: None,
+                suspect: letters.contains('?'),
             })
             .collect();
         let choices = choices(&candidates, &facts);
         choices.iter().map(|c| (c.cluster, c.local)).collect()
+    }
+
+    #[test]
+    fn suspects_are_named_only_where_others_are_eligible() {
+        let choices = choices_of(&[("rs?", None), ("rs", None), ("s?", None)]);
+        let expected = [Choice::Suspect, Choice::Chosen, Choice::NotReady];
+        assert_eq!(choices.iter().map(|c| c.0).collect::<Vec<_>>(), expected);
+        let alone = choices_of(&[("rs?", None)]);
+        assert_eq!(alone[0].0, Choice::Chosen);
     }
 
     #[test]

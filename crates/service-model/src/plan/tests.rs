@@ -7,6 +7,11 @@ use crate::intent::Frontend;
 use crate::objects::{ObjectName, ServiceType};
 use crate::samples::{facts, lines, service, slice};
 
+/// The plan without suspects.
+fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> Plan {
+    super::plan(service, slices, facts, &Suspects::default())
+}
+
 /// The Service's frontends on node-1, as text.
 #[track_caller]
 fn plans(service: &Service, slices: &[EndpointSlice], expected: &[&str]) {

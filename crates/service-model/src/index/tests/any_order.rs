@@ -15,6 +15,7 @@ type Intents = BTreeMap<ObjectName, ServiceIntent>;
 enum Step {
     Service(ObjectEvent<Service>),
     Slice(ObjectEvent<EndpointSlice>),
+    Suspects(Suspects),
     /// The dirty Services are planned, as after a batch.
     Plan,
 }
@@ -24,6 +25,7 @@ enum Step {
 struct World {
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
+    suspects: Suspects,
 }
 
 fn follow<T: Clone>(
@@ -55,6 +57,7 @@ impl World {
         match step {
             Step::Service(event) => follow(&mut self.services, event, |service| &service.name),
             Step::Slice(event) => follow(&mut self.slices, event, |slice| &slice.name),
+            Step::Suspects(suspects) => self.suspects = suspects.clone(),
             Step::Plan => {}
         }
     }
@@ -73,7 +76,8 @@ impl World {
             .cloned()
             .map(|object| ObjectEvent::Apply(Arc::new(object)))
             .map(Step::Slice);
-        services.chain(slices).collect()
+        let suspects = [Step::Suspects(self.suspects.clone())];
+        services.chain(slices).chain(suspects).collect()
     }
 
     /// From nothing, by one list of each kind.
@@ -81,6 +85,7 @@ impl World {
         let mut index = Index::new();
         index.service_event(ObjectEvent::list(self.services.values().cloned()));
         index.slice_event(ObjectEvent::list(self.slices.values().cloned()));
+        index.set_suspects(self.suspects.clone());
         let names: Vec<ObjectName> = index.service_names().cloned().collect();
         names
             .iter()
@@ -93,10 +98,12 @@ fn some_world() -> impl Strategy<Value = World> {
     let objects = (
         prop::collection::vec(some_service(), 0..4),
         prop::collection::vec(some_slice(), 0..6),
+        some_suspects(),
     );
-    objects.prop_map(|(services, slices)| World {
+    objects.prop_map(|(services, slices, suspects)| World {
         services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
         slices: slices.into_iter().map(|s| (s.name.clone(), s)).collect(),
+        suspects,
     })
 }
 
@@ -114,8 +121,15 @@ fn take_in(index: &mut Index, step: Step) {
     match step {
         Step::Service(event) => index.service_event(event),
         Step::Slice(event) => index.slice_event(event),
+        Step::Suspects(suspects) => index.set_suspects(suspects),
         Step::Plan => {}
     }
+}
+
+/// This node, node-1, is never one.
+fn some_suspects() -> impl Strategy<Value = Suspects> {
+    let names = prop::sample::subsequence(vec!["node-2", "node-3"], 0..=2);
+    names.prop_map(|names| suspects(&names))
 }
 
 fn some_service() -> impl Strategy<Value = Service> {
@@ -145,6 +159,7 @@ fn some_slice() -> impl Strategy<Value = EndpointSlice> {
     let ports = prop::sample::select(&["http/8080/TCP", "http/8080/TCP dns/53/UDP", "dns/54/UDP"]);
     let endpoints = prop::sample::select(&[
         "10.1.0.1 10.1.0.2@node-1",
+        "10.1.0.1 10.1.0.4@node-2 10.1.0.5@node-3",
         "10.1.0.1:st",
         "10.1.0.1@node-1 10.1.0.3:s",
         "fd00:1::1 fd00:1::2:st",
@@ -182,6 +197,7 @@ fn some_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => some_event(|| some_service().boxed(), |service| &service.name).prop_map(Step::Service),
         5 => some_event(|| some_slice().boxed(), |slice| &slice.name).prop_map(Step::Slice),
+        1 => some_suspects().prop_map(Step::Suspects),
         2 => Just(Step::Plan),
     ]
 }

@@ -1,0 +1,407 @@
+//! Failover by measurement: finds nodes that are down long before EndpointSlices say so.
+//!
+//! Connections and datagrams through Services that conntrack shows without a reply are a reason to probe the node of their
+//! endpoint; probes alone decide ([`probe`], [`suspicions`]). The suspects are a fact that planning gets
+//! ([`service_model::select`] says what follows), so the control loop only plans the Services concerned. Without a reason,
+//! no packet is sent: the one regular effort is to read conntrack ([`pace`]).
+//!
+//! The part has a thread of its own, since reading conntrack blocks. Its end leaves the suspects as they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use futures::future::{BoxFuture, FutureExt};
+use futures::stream::{FuturesUnordered, StreamExt};
+use netfilter::{Attempt, Conntrack, Flow};
+use rand::seq::SliceRandom;
+use rustix::time::{ClockId, clock_gettime};
+use service_model::{Family, Suspects};
+use tokio::sync::watch;
+
+use crate::observer::Observer;
+use crate::overlay::SharedOverlayStatus;
+use crate::parts::Parts;
+
+mod directory;
+mod ignored;
+mod pace;
+mod probe;
+mod reports;
+mod suspicions;
+
+pub use reports::{Reports, SharedFailoverStatus};
+
+use directory::{Nodes, SharedDirectory};
+use ignored::{Ignored, Key, key};
+use pace::Pace;
+use probe::{Answer, Rounds};
+use reports::Reporter;
+use suspicions::Suspicions;
+
+/// Time that a reply may take. Attempts that are younger say nothing yet.
+const REPLY: Duration = Duration::from_millis(100);
+/// Attempts to follow from one reading, of one endpoint and in all.
+const OF_AN_ENDPOINT: usize = 2;
+const OF_A_READING: usize = 256;
+/// Nodes that are probed at a time because of attempts.
+const AT_ONCE: usize = 32;
+/// Endpoints that a report names.
+const NAMED: usize = 3;
+
+/// What the part knows from its start.
+pub struct Config {
+    /// Name of this node, which is never a suspect.
+    pub own: Arc<str>,
+    /// The overlay and the port of its probes: a node that answers at its own address or at that of its tunnel is alive.
+    pub overlay: Option<(SharedOverlayStatus, u16)>,
+}
+
+/// Starts the part. The observer has to follow the control loop, which has to apply the suspects.
+///
+/// Errors: without CAP_NET_ADMIN.
+pub(crate) fn start(
+    parts: &Parts,
+    config: Config,
+    reports: Reports,
+) -> Result<(Box<dyn Observer>, watch::Receiver<Suspects>)> {
+    let directory = SharedDirectory::new(config.own.clone());
+    let (publish, suspects) = watch::channel(Suspects::default());
+    let part = Failover {
+        conntrack: Conntrack::open().context("cannot open the conntrack socket")?,
+        overlay: config.overlay,
+        directory: directory.clone(),
+        publish,
+        reporter: Reporter::new(reports),
+        whole: Pace::new(Instant::now()),
+        sample: Pace::new(Instant::now()),
+        ignored: Ignored::default(),
+        suspicions: Suspicions::default(),
+        seen: None,
+        probes: FuturesUnordered::new(),
+        probing: BTreeSet::new(),
+        is_blind: false,
+    };
+    let cancel = parts.cancel();
+    parts.runtime("failover", move || async move {
+        cancel.run_until_cancelled(part.run()).await;
+        Ok(())
+    })?;
+    Ok((Box::new(directory), suspects))
+}
+
+struct Failover {
+    conntrack: Conntrack,
+    overlay: Option<(SharedOverlayStatus, u16)>,
+    directory: SharedDirectory,
+    publish: watch::Sender<Suspects>,
+    reporter: Reporter,
+    /// Paces readings of all entries, which walk the kernel's table.
+    whole: Pace,
+    /// Paces readings of the first entries of a large table: where many connections fail, one of them is there soon.
+    sample: Pace,
+    ignored: Ignored,
+    suspicions: Suspicions,
+    /// Attempts of the last reading, and when a reply must have come.
+    seen: Option<(Instant, Vec<Attempt>)>,
+    probes: FuturesUnordered<BoxFuture<'static, Probed>>,
+    /// Nodes that are being probed.
+    probing: BTreeSet<Arc<str>>,
+    /// Conntrack could not be read, and the log says so.
+    is_blind: bool,
+}
+
+/// A node and what it said.
+struct Probed {
+    node: Arc<str>,
+    /// The reason; none for a suspect that is probed again.
+    evidence: Vec<Attempt>,
+    /// Nodes of the cluster with endpoints.
+    nodes: usize,
+    answer: Answer,
+}
+
+impl Failover {
+    async fn run(mut self) {
+        loop {
+            let due = tokio::time::sleep_until(self.due().into());
+            tokio::select! {
+                biased;
+                Some(probed) = self.probes.next(), if !self.probes.is_empty() => self.probed(&probed),
+                () = due => self.turn(Instant::now()),
+            }
+        }
+    }
+
+    fn due(&self) -> Instant {
+        let seen = self.seen.as_ref().map(|(at, _)| *at);
+        let reading = seen.unwrap_or_else(|| self.whole.due().min(self.sample_due()));
+        let suspects = self.suspicions.due();
+        suspects.map_or(reading, |at| at.min(reading))
+    }
+
+    /// When the next sample is due: never later than the next whole reading, which makes it superfluous.
+    fn sample_due(&self) -> Instant {
+        match self.whole.is_shortest() {
+            true => self.whole.due(),
+            false => self.sample.due(),
+        }
+    }
+
+    fn turn(&mut self, now: Instant) {
+        if let Some((_, attempts)) = self.seen.take_if(|(at, _)| *at <= now) {
+            self.judge(attempts, now);
+        } else if self.seen.is_none() && self.whole.due() <= now {
+            self.read(now, false);
+        } else if self.seen.is_none() && self.sample_due() <= now {
+            self.read(now, true);
+        }
+        if self.suspicions.due().is_some_and(|at| at <= now) {
+            self.probe_suspects(now);
+        }
+    }
+
+    /// Reads the attempts at this moment, all or those in a sample.
+    fn read(&mut self, now: Instant, sample: bool) {
+        if !self.directory.has_others() {
+            self.whole.read(now, Duration::ZERO);
+            return;
+        }
+        let before = processor_time();
+        let (ignored, mut counts, mut all) = (&self.ignored, BTreeMap::<Key, usize>::new(), 0);
+        let keeps = |flow: &Flow| {
+            let endpoint = key(flow);
+            if all >= OF_A_READING || ignored.has(&endpoint, now) {
+                return false;
+            }
+            let count = counts.entry(endpoint).or_insert(0);
+            *count += 1;
+            let keeps = *count <= OF_AN_ENDPOINT;
+            all += usize::from(keeps);
+            keeps
+        };
+        let attempts = match sample {
+            true => Conntrack::some_attempts(keeps),
+            false => self.conntrack.attempts(keeps),
+        };
+        let cost = processor_time().saturating_sub(before);
+        let pace = if sample {
+            &mut self.sample
+        } else {
+            &mut self.whole
+        };
+        pace.read(now, cost);
+        self.reporter.metrics().failover.read();
+        self.reporter.metrics().failover.spent(cost);
+        match attempts {
+            Ok(attempts) => {
+                self.is_blind = false;
+                let seen = (Instant::now() + REPLY, attempts);
+                self.seen = Some(seen).filter(|(_, attempts)| !attempts.is_empty());
+            }
+            Err(error) if !self.is_blind => {
+                self.is_blind = true;
+                tracing::warn!(%error, "cannot read conntrack entries; nodes that are down are not noticed");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Probes the nodes to which attempts are still without a reply.
+    fn judge(&mut self, mut attempts: Vec<Attempt>, now: Instant) {
+        let before = processor_time();
+        attempts.retain(|attempt| is_unanswered(&mut self.conntrack, attempt));
+        if !attempts.is_empty() {
+            self.probe_nodes_of(attempts, now);
+        }
+        let cost = processor_time().saturating_sub(before);
+        self.whole.add(cost);
+        self.sample.add(cost);
+        self.reporter.metrics().failover.spent(cost);
+    }
+
+    fn probe_nodes_of(&mut self, attempts: Vec<Attempt>, now: Instant) {
+        let addresses = attempts
+            .iter()
+            .map(|attempt| attempt.flow.answers_from.ip());
+        let nodes = self.directory.nodes_of(&addresses.collect());
+        let mut reasons: BTreeMap<Arc<str>, Vec<Attempt>> = BTreeMap::new();
+        let mut of_no_interest = Vec::new();
+        for attempt in attempts {
+            match nodes.get(&attempt.flow.answers_from.ip()) {
+                Some(node) if self.suspicions.is_suspect(node) || self.probing.contains(node) => {}
+                Some(node) if self.suspicions.may_probe(node, now) => {
+                    reasons.entry(node.clone()).or_default().push(attempt);
+                }
+                _ => of_no_interest.push(key(&attempt.flow)),
+            }
+        }
+        self.ignored.add(of_no_interest, now);
+        let names: BTreeSet<Arc<str>> = reasons.keys().cloned().collect();
+        if names.is_empty() {
+            return;
+        }
+        let known = self.directory.nodes(&names);
+        let room = AT_ONCE.saturating_sub(self.probing.len());
+        for (node, evidence) in reasons.into_iter().take(room) {
+            let first = evidence.first().map(|attempt| attempt.flow.answers_from);
+            self.probe(node, evidence, (first, &known), probe::QUICK);
+        }
+    }
+
+    /// Probes the suspects that are due, and ends suspicions that have become pointless.
+    fn probe_suspects(&mut self, now: Instant) {
+        let nodes = self.suspicions.to_probe(now);
+        let known = self.directory.nodes(&nodes);
+        let gone = self.suspicions.retain(|node| known.names.contains(node));
+        for node in &gone {
+            self.reporter
+                .ended(node, None, "node has no endpoints any longer");
+        }
+        let expired = self.suspicions.expire(now);
+        for node in &expired {
+            let why = "node has never answered a probe, so a rule may drop probes";
+            self.reporter.ended(node, None, why);
+        }
+        self.publish();
+        for node in nodes {
+            if self.suspicions.is_suspect(&node) && !self.probing.contains(&node) {
+                self.probe(node, Vec::new(), (None, &known), probe::PATIENT);
+            }
+        }
+    }
+
+    fn probe(
+        &mut self,
+        node: Arc<str>,
+        evidence: Vec<Attempt>,
+        (first, known): (Option<SocketAddr>, &Nodes),
+        rounds: Rounds,
+    ) {
+        let addresses = self.addresses(&node, first, known);
+        let nodes = known.names.len();
+        self.probing.insert(node.clone());
+        self.reporter.metrics().failover.probed();
+        let probe = async move {
+            let answer = probe::ask(&addresses, rounds).await;
+            Probed {
+                node,
+                evidence,
+                nodes,
+                answer,
+            }
+        };
+        self.probes.push(probe.boxed());
+    }
+
+    /// Where to ask a node: at its own addresses as the overlay knows them, at the endpoint that gave the reason, and at
+    /// others of as many namespaces as possible.
+    fn addresses(&self, node: &str, first: Option<SocketAddr>, known: &Nodes) -> Vec<SocketAddr> {
+        let mut addresses = Vec::new();
+        if let Some((overlay, port)) = &self.overlay {
+            let plan = overlay.load().plan.clone();
+            for family in Family::ALL {
+                let peers = plan.peers(family);
+                let found = peers.binary_search_by(|peer| (*peer.name).cmp(node));
+                if let Some(peer) = found.ok().and_then(|place| peers.get(place)) {
+                    let own = [peer.vtep.public_ip, peer.gateway()];
+                    addresses.extend(own.map(|address| SocketAddr::new(address, *port)));
+                }
+            }
+        }
+        addresses.extend(first);
+        let mut namespaces: Vec<Vec<SocketAddr>> = known
+            .addresses
+            .get(node)
+            .map(|namespaces| namespaces.values().cloned().collect())
+            .unwrap_or_default();
+        let mut random = rand::rng();
+        namespaces.shuffle(&mut random);
+        for of_namespace in &mut namespaces {
+            of_namespace.shuffle(&mut random);
+        }
+        while addresses.len() < probe::MOST && namespaces.iter().any(|some| !some.is_empty()) {
+            for address in namespaces.iter_mut().filter_map(Vec::pop) {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+        }
+        addresses.truncate(probe::MOST);
+        addresses
+    }
+
+    fn probed(&mut self, probed: &Probed) {
+        let (node, now) = (&probed.node, Instant::now());
+        self.probing.remove(node);
+        let reasons = probed.evidence.iter().map(|attempt| key(&attempt.flow));
+        match probed.answer {
+            Answer::None(probes) if !probed.evidence.is_empty() => {
+                self.unanswered(probed, probes, now);
+            }
+            Answer::None(_) => {}
+            Answer::Untried => self.ignored.add(reasons, now),
+            Answer::From(address) => {
+                tracing::debug!(%node, %address, "node answers");
+                self.ignored.add(reasons, now);
+                if let Some(lasted) = self.suspicions.answered(node, now) {
+                    self.reporter
+                        .ended(node, Some(lasted), "node answers again");
+                    self.publish();
+                }
+            }
+        }
+    }
+
+    /// Makes a node a suspect, unless a reply has come after all or too many seem to be down.
+    fn unanswered(&mut self, probed: &Probed, probes: usize, now: Instant) {
+        let (node, mut attempts) = (&probed.node, Vec::new());
+        for attempt in &probed.evidence {
+            if is_unanswered(&mut self.conntrack, attempt) {
+                attempts.push(attempt.flow.answers_from);
+            }
+        }
+        let is_suspect =
+            !attempts.is_empty() && self.suspicions.suspect(node.clone(), probed.nodes, now);
+        if !is_suspect {
+            let reasons = probed.evidence.iter().map(|attempt| key(&attempt.flow));
+            self.ignored.add(reasons, now);
+            return;
+        }
+        let (count, named) = (attempts.len(), &mut attempts);
+        named.sort_unstable();
+        named.dedup();
+        let named: Vec<String> = named.iter().take(NAMED).map(ToString::to_string).collect();
+        let evidence = format!(
+            "{count} connections through Services and {probes} probes without an answer, at {}",
+            named.join(" ")
+        );
+        self.reporter.suspected(node, &evidence, now);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let suspects = Suspects::new(self.suspicions.nodes().cloned());
+        self.publish.send_if_modified(|published| {
+            let is_new = *published != suspects;
+            *published = suspects;
+            is_new
+        });
+    }
+}
+
+/// The processor time that this thread has taken.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// Whether there is no reply to an attempt yet. An entry that cannot be read says nothing.
+fn is_unanswered(conntrack: &mut Conntrack, attempt: &Attempt) -> bool {
+    conntrack.is_unanswered(attempt).unwrap_or_else(|error| {
+        tracing::debug!(%error, "cannot read a conntrack entry");
+        false
+    })
+}

@@ -1,0 +1,86 @@
+//! Decides when to read conntrack in search of unanswered attempts: so seldom that it costs at most a four-hundredth of a
+//! processor. There is one pace for readings of the whole table, and one for samples.
+//!
+//! A pure function of instants.
+
+use std::time::{Duration, Instant};
+
+/// Pause between two readings as a multiple of the processor time that the last one took.
+const REST: u32 = 400;
+/// Bounds of the pause.
+const SHORTEST: Duration = Duration::from_millis(250);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// Paces readings.
+#[derive(Debug)]
+pub(super) struct Pace {
+    last: Instant,
+    cost: Duration,
+}
+
+impl Pace {
+    /// The first reading is due soon.
+    pub(super) fn new(now: Instant) -> Self {
+        Pace {
+            last: now,
+            cost: Duration::ZERO,
+        }
+    }
+
+    /// When the next reading is due.
+    pub(super) fn due(&self) -> Instant {
+        self.last + self.cost.saturating_mul(REST).clamp(SHORTEST, LONGEST)
+    }
+
+    /// Whether readings follow each other as soon as they may.
+    pub(super) fn is_shortest(&self) -> bool {
+        self.due() <= self.last + SHORTEST
+    }
+
+    /// Notes a reading that began at this instant, and its processor time.
+    pub(super) fn read(&mut self, start: Instant, cost: Duration) {
+        self.last = start;
+        self.cost = cost;
+    }
+
+    /// Adds to the processor time of the last reading.
+    pub(super) fn add(&mut self, cost: Duration) {
+        self.cost += cost;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readings_take_a_four_hundredth_of_a_processor_at_most() {
+        for micros in [1, 200, 1_250, 4_000, 70_000] {
+            let (start, cost) = (Instant::now(), Duration::from_micros(micros));
+            let (mut pace, mut now, mut spent) = (Pace::new(start), start, Duration::ZERO);
+            let time = Duration::from_secs(6_000);
+            while now < start + time {
+                now = pace.due();
+                pace.read(now, cost / 2);
+                pace.add(cost / 2);
+                spent += cost;
+            }
+            let share = spent.as_secs_f64() / time.as_secs_f64();
+            assert!(share <= 0.0026, "{micros}: {share}");
+            assert!(pace.due() - now >= SHORTEST);
+        }
+    }
+
+    #[test]
+    fn an_expensive_reading_delays_the_next_for_a_bounded_time() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        pace.read(start, Duration::from_secs(1));
+        assert_eq!(pace.due(), start + LONGEST);
+        assert!(!pace.is_shortest());
+        pace.read(start, Duration::from_millis(4));
+        assert_eq!(pace.due(), start + Duration::from_millis(1_600));
+        pace.read(start, Duration::from_micros(300));
+        assert!(pace.is_shortest());
+    }
+}
