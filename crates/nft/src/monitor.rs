@@ -190,6 +190,12 @@ fn notices(
     notices
 }
 
+/// Number of notices in a datagram of any bytes.
+#[cfg(test)]
+pub(crate) fn notices_in(datagram: &[u8]) -> usize {
+    notices(datagram, "portolan", 7, &mut false).len()
+}
+
 enum Notification {
     /// Portolan's own, or about another table.
     Other,

@@ -155,6 +155,42 @@ mod tests {
     use super::*;
 
     #[test]
+    fn mutated_packets_of_probes_do_no_harm() {
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/probes");
+        let request = Packet::Request {
+            want: want::COUNTERS,
+            nonce: 1,
+            earlier: 2,
+        };
+        let answer = Packet::Answer {
+            has: want::RULE,
+            nonce: 1,
+            counted: 2,
+            corrupt: 3,
+            text: "inet firewall input handle 7".to_owned(),
+        };
+        let seeds = [
+            request.encode(100),
+            answer.encode(ANSWER),
+            Packet::Arrival { nonce: 9 }.encode(0),
+        ];
+        fuzz::fuzz(&corpus, seeds, |bytes| match Packet::decode(bytes) {
+            None => 0,
+            Some(Packet::Request { .. }) => 1,
+            Some(Packet::Arrival { .. }) => 2,
+            Some(Packet::Answer { text, .. }) => {
+                assert!(
+                    text.len() <= 3 * usize::from(u8::MAX),
+                    "{} bytes",
+                    text.len()
+                );
+                assert!(!text.chars().any(char::is_control), "{text:?}");
+                fuzz::outcome(text.len().min(300))
+            }
+        });
+    }
+
+    #[test]
     fn packets_read_back_and_other_bytes_do_not_decode() {
         let text = "inet firewall input handle 7".to_owned();
         for packet in [

@@ -197,15 +197,7 @@ fn dump(
     let mut header = vec![0; request.buffer_len()];
     request.emit(&mut header);
     let absorb = |message: &Message<'_>| {
-        let undecodable = |_| Malformed::Value("a listener");
-        let response = InetResponse::parse(message.payload).map_err(undecodable)?;
-        let id = &response.header.socket_id;
-        found.push(Listening {
-            protocol,
-            local: SocketAddr::new(id.source_address, id.source_port),
-            v6_only: response.nlas.contains(&Nla::SkV6Only(true)),
-            inode: response.header.inode,
-        });
+        found.push(read(message, protocol)?);
         Ok(())
     };
     let kind = SOCK_DIAG_BY_FAMILY;
@@ -216,11 +208,51 @@ fn dump(
     }
 }
 
+fn read(message: &Message<'_>, protocol: Protocol) -> Result<Listening, Malformed> {
+    let undecodable = |_| Malformed::Value("a listener");
+    let response = InetResponse::parse(message.payload).map_err(undecodable)?;
+    let id = &response.header.socket_id;
+    Ok(Listening {
+        protocol,
+        local: SocketAddr::new(id.source_address, id.source_port),
+        v6_only: response.nlas.contains(&Nla::SkV6Only(true)),
+        inode: response.header.inode,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
 
     use super::*;
+
+    /// A listener as a dump lists it (`struct inet_diag_msg`), with an attribute.
+    fn listed(family: u8, port: u16) -> Vec<u8> {
+        let mut header = vec![family, 10, 0, 0];
+        header.extend(port.to_be_bytes());
+        header.extend([0; 2 + 16 + 16 + 4 + 8]);
+        header.extend([0; 4 * 4]);
+        header.extend(77_u32.to_ne_bytes());
+        let mut out = netlink::Writer::default();
+        let start = out.start(SOCK_DIAG_BY_FAMILY, 0, 1, &header);
+        out.put(11, &[1]);
+        out.finish(start);
+        out.bytes
+    }
+
+    #[test]
+    fn mutated_lists_of_sockets_do_no_harm() {
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/sock-diag");
+        let seeds = [listed(AF_INET, 22), listed(AF_INET6, 443)];
+        fuzz::fuzz(&corpus, seeds, |datagram| {
+            let read = |message: Message<'_>| match read(&message, Protocol::Tcp) {
+                Ok(found) => format!("{} {}", found.local.is_ipv4(), found.v6_only),
+                Err(error) => error.to_string(),
+            };
+            let found = netlink::messages(datagram).flatten().map(read);
+            fuzz::outcome(found.collect::<Vec<_>>())
+        });
+    }
 
     fn at(protocol: Protocol, place: SocketAddr, address: &str) -> Socket {
         (

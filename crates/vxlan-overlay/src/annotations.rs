@@ -206,6 +206,37 @@ mod tests {
     }
 
     #[test]
+    fn mutated_annotations_do_no_harm() {
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/annotations");
+        fuzz::fuzz(&corpus, [], |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let pairs = text.lines().filter_map(|line| line.split_once('='));
+            let pairs: Vec<(&str, &str)> = pairs.collect();
+            let (annotations, names) = (annotations(&pairs), Names::default());
+            for family in Family::ALL {
+                names.own_mac(&annotations, family);
+                names.own_public_ip(&annotations, family);
+                names.public_ip_overwrite(&annotations, family);
+                names.node_public_ip(&annotations, family);
+            }
+            match names.read(&annotations, 1) {
+                ParsedAnnotations::Absent => 0,
+                ParsedAnnotations::Invalid(reason) => fuzz::outcome(reason),
+                ParsedAnnotations::Vteps(vteps) => {
+                    // What is read can be written and read again.
+                    let written = names.write(1, &vteps);
+                    assert_eq!(
+                        names.read(&written, 1),
+                        ParsedAnnotations::Vteps(vteps.clone())
+                    );
+                    let has = Family::ALL.map(|family| vteps[family].is_some());
+                    fuzz::outcome(has)
+                }
+            }
+        });
+    }
+
+    #[test]
     fn written_annotations_equal_flannels_and_read_back() {
         let vteps = PerFamily::new(
             Some(Vtep {

@@ -240,6 +240,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn mutated_net_conf_does_no_harm() {
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/net-conf");
+        fuzz::fuzz(&corpus, [], |bytes| {
+            let Ok(text) = std::str::from_utf8(bytes) else {
+                return 0;
+            };
+            match Config::from_net_conf(text) {
+                Ok(config) => fuzz::outcome((config.check().is_ok(), config.ipv6, config.vni > 9)),
+                Err(error) => fuzz::outcome(std::mem::discriminant(&error)),
+            }
+        });
+    }
+
+    #[test]
     fn flannels_own_example_reads_as_flannel_reads_it() {
         let text = r#"{"Network": "10.244.0.0/16", "EnableNFTables": false, "Backend": {"Type": "vxlan"}}"#;
         let config = Config::from_net_conf(text).unwrap();

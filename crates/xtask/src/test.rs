@@ -2,14 +2,17 @@
 //!
 //! The quick tests are what `cargo test --workspace` runs. Tests marked `#[ignore = "needs ..."]` want programs that take
 //! long to build (Kubernetes' control plane, kube-proxy, flanneld); `--all` runs them as well, the random tests at
-//! larger sizes, and a few scenarios on other kernels. `--nightly` has larger sizes, a thousand kills, ten thousand foreign
+//! larger sizes, a minute of fuzzing for each decoder, and a few scenarios on other kernels. `--nightly` has larger sizes, a thousand kills, ten thousand foreign
 //! changes, older kube-proxies, all scenarios on all kernels, two whole builds of the image, and clusters of `cargo xtask
 //! cluster`.
 
-use anyhow::{Result, ensure};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
 
 use crate::control_plane::{self, Versions};
-use crate::run::{build_portolan, built, cargo, run};
+use crate::run::{build_portolan, built, cargo, output, run};
 use crate::{check, image, kernels, old_version, tools};
 
 /// Sizes of the random tests for `--all`; the tests' own defaults are for the quick tier.
@@ -59,6 +62,9 @@ const SHIPPED: [&str; 2] = ["image", "upgrade"];
 const CLUSTER: &str = "cluster";
 /// Tells its tests which program makes clusters.
 const XTASK: &str = "PORTOLAN_XTASK";
+/// Part of the names of tests that feed decoders with mutations of a corpus, and for how long each of them does.
+const FUZZERS: &str = "mutated_";
+const FUZZING: (&str, &str) = ("PORTOLAN_FUZZ_SECONDS", "60");
 /// Part of the names of tests that only `--nightly` builds the programs for.
 const NIGHTLY_ONLY: &str = "older_kube_proxies";
 
@@ -106,8 +112,9 @@ fn rest(nightly: bool) -> Result<()> {
     let sizes = if nightly { NIGHTLY } else { LARGE };
     let unset = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
     let sizes: Vec<_> = sizes.into_iter().filter(unset).collect();
-    let parts: [(&str, &dyn Fn() -> Result<()>); 8] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 9] = [
         ("dependencies", &check::dependencies::check),
+        ("fuzzing", &fuzz),
         ("large random sets", &|| random(&sizes)),
         ("kills and vandalism", &|| match nightly {
             true => faults(),
@@ -147,6 +154,42 @@ fn random(sizes: &[(&str, &str)]) -> Result<()> {
     let mut walks = self::tests()?;
     walks.args(["--lib", "--", WALK]);
     run(walks.envs(sizes.iter().copied())).and(random)
+}
+
+/// A minute of mutations for each decoder, all at the same time.
+fn fuzz() -> Result<()> {
+    let mut build = tests()?;
+    build.args(["--lib", "--no-run", "--message-format=json"]);
+    let messages = output(build.stderr(Stdio::inherit()))?;
+    let mut running = Vec::new();
+    for program in test_programs(&messages) {
+        let mut command = Command::new(&program);
+        command.arg(FUZZERS).env(FUZZING.0, FUZZING.1);
+        // Their corpora are in their packages.
+        let child = command.spawn();
+        let child = child.with_context(|| format!("cannot start {program:?}"))?;
+        running.push((program, child));
+    }
+    let mut failed = Vec::new();
+    for (program, mut child) in running {
+        if !child.wait()?.success() {
+            failed.push(program);
+        }
+    }
+    ensure!(failed.is_empty(), "failed: {failed:?}");
+    Ok(())
+}
+
+/// The programs of unit tests that cargo's messages name.
+fn test_programs(messages: &[u8]) -> Vec<PathBuf> {
+    let lines = messages.split(|byte| *byte == b'\n');
+    let program = |line: &[u8]| {
+        let message: serde_json::Value = serde_json::from_slice(line).ok()?;
+        let is_test = message["profile"]["test"].as_bool()?;
+        let program = message["executable"].as_str().filter(|_| is_test)?;
+        Some(PathBuf::from(program))
+    };
+    lines.filter_map(program).collect()
 }
 
 /// A thousand kills and flushes, and ten thousand other foreign changes.

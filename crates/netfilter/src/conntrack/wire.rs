@@ -228,3 +228,61 @@ fn address(payload: &[u8]) -> Option<IpAddr> {
 fn port(payload: &[u8]) -> Option<u16> {
     payload.try_into().ok().map(u16::from_be_bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An entry as a dump lists it.
+    fn entry(source: &str, destination: &str) -> Vec<u8> {
+        let socket = |text: &str| -> SocketAddr { text.parse().unwrap() };
+        let (source, destination) = (socket(source), socket(destination));
+        let tuple = |out: &mut Writer, from: SocketAddr, to: SocketAddr| {
+            out.nest(TUPLE_IP, |out| {
+                let mut put = |kinds: [u16; 2], ip: IpAddr| match ip {
+                    IpAddr::V4(v4) => out.put(kinds[0], &v4.octets()),
+                    IpAddr::V6(v6) => out.put(kinds[1], &v6.octets()),
+                };
+                put([V4_SRC, V6_SRC], from.ip());
+                put([V4_DST, V6_DST], to.ip());
+            });
+            out.nest(TUPLE_PROTO, |out| {
+                out.put(PROTO_NUM, &[Protocol::Udp as u8]);
+                out.put(PROTO_SRC_PORT, &from.port().to_be_bytes());
+                out.put(PROTO_DST_PORT, &to.port().to_be_bytes());
+            });
+        };
+        let mut out = Writer::default();
+        let start = out.start(SUBSYSTEM << 8, 0, 1, &[2, 0, 0, 0]);
+        out.nest(TUPLE_ORIG, |out| tuple(out, source, destination));
+        out.nest(TUPLE_REPLY, |out| tuple(out, destination, source));
+        out.put_u32(STATUS, SEEN_REPLY);
+        out.put(ID, &[1, 2, 3, 4]);
+        out.put(ZONE, &[0, 5]);
+        out.finish(start);
+        out.bytes
+    }
+
+    #[test]
+    fn mutated_entries_of_conntrack_do_no_harm() {
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/conntrack");
+        let seeds = [
+            entry("10.0.0.1:1000", "10.96.0.10:53"),
+            entry("[fd00::1]:1000", "[fd00:96::a]:53"),
+        ];
+        fuzz::fuzz(&corpus, seeds, |datagram| {
+            let read = |message: Message<'_>| match read(&message) {
+                Ok(None) => "other".to_owned(),
+                Ok(Some((flow, handle))) => {
+                    // What is read can be written to delete the entry.
+                    let mut out = Writer::default();
+                    handle.put(&mut out);
+                    format!("{:?} {}", flow.protocol, flow.answered)
+                }
+                Err(error) => error.to_string(),
+            };
+            let found = netlink::messages(datagram).flatten().map(read);
+            fuzz::outcome(found.collect::<Vec<_>>())
+        });
+    }
+}

@@ -143,3 +143,37 @@ proptest! {
         prop_assert!(decode_all(&datagram) <= most(&datagram));
     }
 }
+
+/// What dumps, notifications and packet traces are decoded to.
+fn outcome_of(datagram: &[u8]) -> ::fuzz::Outcome {
+    let mut errors = std::collections::BTreeSet::new();
+    for family in Family::ALL {
+        let mut reading = Reading::new(family, "portolan".into());
+        for message in messages(datagram) {
+            let absorbed = message.and_then(|message| reading.absorb(&message));
+            errors.extend(absorbed.err().map(|error| error.to_string()));
+        }
+    }
+    let kept = decode_all(datagram);
+    assert!(
+        kept <= most(datagram),
+        "{kept} things of {} bytes",
+        datagram.len()
+    );
+    let notices = crate::monitor::notices_in(datagram);
+    let steps = crate::trace::steps(datagram).count();
+    ::fuzz::outcome((errors, kept.min(64), notices, steps.min(8)))
+}
+
+#[test]
+fn mutated_replies_of_nftables_do_no_harm() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/nftables");
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let seeds = Family::ALL.map(|family| {
+        let tree = samples::tables(family).new_tree(&mut runner);
+        dump(&proptest::strategy::ValueTree::current(
+            &tree.expect("a sample"),
+        ))
+    });
+    ::fuzz::fuzz(&corpus, seeds, outcome_of);
+}

@@ -255,6 +255,39 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn mutated_lists_and_events_do_no_harm() {
+        fn kind_of<M>(event: Result<Event<M>, String>) -> u8 {
+            match event {
+                Err(_) => 0,
+                Ok(Event::Applied(decoded)) => 1 + u8::from(decoded.model.is_some()),
+                Ok(Event::Deleted { .. }) => 3,
+                Ok(Event::Bookmark {
+                    initial_events_end, ..
+                }) => 4 + u8::from(initial_events_end),
+                Ok(Event::Error { .. }) => 6,
+                Ok(Event::Unknown) => 7,
+            }
+        }
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/events");
+        fuzz::fuzz(&corpus, [], |bytes| {
+            let mut context = ConversionContext::default();
+            let items = page(bytes).map(|page| page.items.len());
+            if let Ok(page) = page(bytes) {
+                for item in page.items {
+                    object::<wire::EndpointSlice>(item.get(), &mut context);
+                }
+            }
+            fuzz::outcome((
+                items.unwrap_or(usize::MAX).min(9),
+                kind_of(event::<wire::Service>(bytes, &mut context)),
+                kind_of(event::<wire::EndpointSlice>(bytes, &mut context)),
+                kind_of(event::<wire::Node>(bytes, &mut context)),
+                kind_of(event::<wire::ServiceCidr>(bytes, &mut context)),
+            ))
+        });
+    }
+
     fn named(text: &str) -> (String, String, String) {
         let decoded = object::<wire::Service>(text, &mut ConversionContext::default());
         assert!(decoded.model.is_none());

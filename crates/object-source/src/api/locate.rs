@@ -301,3 +301,32 @@ fn no_cluster(reason: &str, environment: &Environment) -> anyhow::Error {
         "no API server: {reason}{host}. Use --kubeconfig FILE, --master URL or --manifests DIR."
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mutated_kubeconfigs_do_no_harm() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/kubeconfigs");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kubeconfig");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        fuzz::fuzz(&corpus, [], |bytes| {
+            std::fs::write(&path, bytes).unwrap();
+            match runtime.block_on(of_kubeconfig(&path, None)) {
+                Ok((config, proxy)) => fuzz::outcome((
+                    config.cluster_url.scheme_str() == Some("https"),
+                    proxy.is_some(),
+                )),
+                Err(error) => {
+                    let text = format!("{error:#}");
+                    assert!(text.contains("kubeconfig"), "{text}");
+                    fuzz::outcome(text.split_whitespace().last())
+                }
+            }
+        });
+    }
+}

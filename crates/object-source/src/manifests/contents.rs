@@ -301,6 +301,31 @@ mod tests {
         Rules::new(30000..=32767, ConversionContext::default())
     }
 
+    #[test]
+    fn mutated_manifests_do_no_harm() {
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/manifests");
+        let rules = rules();
+        fuzz::fuzz(&corpus, [], |bytes| {
+            let Ok(text) = std::str::from_utf8(bytes) else {
+                return 0;
+            };
+            let mut contents = Contents::default();
+            let parsed = edit(&mut contents, text, &rules).map_or(0, |parsed| parsed.min(9));
+            let path = Path::new("a.yaml");
+            let problems = contents.objects().flat_map(|placed| {
+                let problems = placed.problems(path);
+                problems.collect::<Vec<Problem>>()
+            });
+            let problems: Vec<String> = problems
+                .map(|problem| match problem.invalid() {
+                    Some(invalid) => format!("{} {}", invalid.kind, invalid.field),
+                    None => "file".to_owned(),
+                })
+                .collect();
+            fuzz::outcome((parsed, contents.objects().count().min(9), problems))
+        });
+    }
+
     /// Reads a text over these contents. Returns how many documents were parsed.
     fn edit(contents: &mut Contents, text: &str, rules: &Rules) -> Result<usize, Remark> {
         let known = &*contents;

@@ -15,7 +15,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::debug;
 
@@ -135,7 +136,7 @@ fn evict(open: &mut VecDeque<Open>) {
     }
 }
 
-async fn connection(stream: TcpStream, answers: Answers) {
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, answers: Answers) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let answer = match *request.method() {
             Method::GET | Method::HEAD => answers(request.uri().path(), request.headers()),
@@ -152,5 +153,40 @@ async fn connection(stream: TcpStream, answers: Answers) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(%error, "connection ended early"),
         Err(_) => debug!("connection closed at its maximum age"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[test]
+    fn mutated_requests_do_no_harm() {
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/requests");
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().build().unwrap();
+        let answers: Answers = Arc::new(|path, headers| {
+            let accept = headers.get(header::ACCEPT).is_some();
+            Answer::text(StatusCode::OK, format!("{} {accept}", path.len()))
+        });
+        fuzz::fuzz(&corpus, [], |bytes| {
+            runtime.block_on(async {
+                let (mut client, server) = duplex(1 << 17);
+                let serving = connection(server, answers.clone());
+                let asking = async {
+                    // The server may have hung up already.
+                    let _ = client.write_all(bytes).await;
+                    let _ = client.shutdown().await;
+                    let mut answered = Vec::new();
+                    let _ = client.read_to_end(&mut answered).await;
+                    answered
+                };
+                let (answered, ()) = tokio::join!(asking, serving);
+                let line = answered.split(|byte| *byte == b'\n').next();
+                fuzz::outcome((line.map(<[u8]>::to_vec), answered.len() / 64 % 16))
+            })
+        });
     }
 }

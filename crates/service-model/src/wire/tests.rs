@@ -1,5 +1,6 @@
 mod arbitrary;
 mod endpoint_slices;
+mod mutated;
 mod services;
 
 use std::time::Duration;

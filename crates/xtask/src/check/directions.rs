@@ -65,6 +65,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
         ],
     ),
     ("scenario", &[]),
+    ("fuzz", &[]),
     ("lab", &["scenario", "kube", "tokio"]),
     ("xtask", &[]),
     ("portolan-tests", OF_TESTS),
