@@ -24,8 +24,11 @@ use crate::events::{Recorder, Severity, Subject};
 use crate::http::{accept, health_check};
 use crate::metrics::Metrics;
 use crate::observer::{Commit, Observer};
-use crate::parts::Parts;
+use crate::parts::{Parts, Tasks};
 use crate::status::SharedStatus;
+
+/// Name of the part.
+const PART: &str = "health-checks";
 
 /// Changes of what to listen on.
 #[derive(Debug, Default)]
@@ -68,12 +71,13 @@ pub fn start(
 ) -> Announcer {
     let (changes, receiver) = mpsc::unbounded_channel();
     let listeners = Listeners {
+        tasks: parts.tasks(PART),
         reports,
         wanted: BTreeMap::new(),
         addresses: Vec::new(),
         open: BTreeMap::new(),
     };
-    parts.task("health-checks", runtime, async {
+    parts.task(PART, runtime, async {
         listeners.run(receiver).await;
         Ok(())
     });
@@ -140,6 +144,7 @@ struct Open {
 }
 
 struct Listeners {
+    tasks: Tasks,
     reports: Reports,
     wanted: BTreeMap<ObjectName, HealthCheck>,
     addresses: Vec<IpAddr>,
@@ -218,7 +223,7 @@ impl Listeners {
             );
             let open = Open {
                 local_endpoints,
-                task: AbortOnDropHandle::new(tokio::spawn(serving)),
+                task: self.tasks.spawn(serving),
             };
             self.open.insert(socket, open);
         }

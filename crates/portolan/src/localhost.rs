@@ -29,14 +29,18 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::bind::bind;
 use crate::config::LiveNodeConfig;
 use crate::observer::Observer;
-use crate::parts::Parts;
+use crate::parts::{Parts, Tasks};
 
+/// Name of the part.
+const PART: &str = "node-port-relay";
 /// Time for an endpoint to accept a connection; then the next one is tried.
 const CONNECT: Duration = Duration::from_secs(3);
 /// Lifetime of an idle UDP client.
 const UDP_IDLE: Duration = Duration::from_secs(60);
 /// Maximum number of UDP clients per port; a further one replaces the client that was silent for longest.
 const UDP_CLIENTS: usize = 512;
+/// Maximum number of UDP clients, all ports together; a further one replaces one of its port, or is not served.
+const ALL_UDP_CLIENTS: usize = 4096;
 /// Maximum number of TCP connections, all ports together; further ones are closed.
 const CONNECTIONS: usize = 4096;
 /// Pause between log lines about that.
@@ -62,8 +66,9 @@ pub struct Announcer {
 /// Starts relaying on a runtime, on loopback addresses of the families for which the configuration asks for that.
 pub fn start(parts: &Parts, runtime: &Handle, config: LiveNodeConfig) -> Announcer {
     let (changes, receiver) = mpsc::unbounded_channel();
-    parts.task("node-port-relay", runtime, async {
-        relay(receiver).await;
+    let tasks = parts.tasks(PART);
+    parts.task(PART, runtime, async {
+        relay(receiver, tasks).await;
         Ok(())
     });
     Announcer {
@@ -124,6 +129,7 @@ fn relayed(intent: &ServiceIntent, frontend: &Frontend) -> Option<(Port, Targets
 /// Limits the TCP connections of all ports.
 struct Limit {
     permits: Arc<Semaphore>,
+    udp_clients: Arc<Semaphore>,
     complained: Mutex<Option<Instant>>,
 }
 
@@ -131,6 +137,7 @@ impl Limit {
     fn new() -> Self {
         Limit {
             permits: Arc::new(Semaphore::new(CONNECTIONS)),
+            udp_clients: Arc::new(Semaphore::new(ALL_UDP_CLIENTS)),
             complained: Mutex::new(None),
         }
     }
@@ -139,19 +146,35 @@ impl Limit {
     fn take(&self) -> Option<OwnedSemaphorePermit> {
         let permit = self.permits.clone().try_acquire_owned().ok();
         if permit.is_none() {
-            let mut complained = self
-                .complained
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            if complained.is_none_or(|at| at.elapsed() >= COMPLAIN) {
-                *complained = Some(Instant::now());
-                tracing::warn!(
-                    limit = CONNECTIONS,
-                    "too many connections to node ports on loopback; closing new ones"
-                );
-            }
+            self.complain(
+                "too many connections to node ports on loopback; closing new ones",
+                CONNECTIONS,
+            );
         }
         permit
+    }
+
+    /// The same for a UDP client, whose datagrams are dropped where there are too many.
+    fn take_udp(&self) -> Option<OwnedSemaphorePermit> {
+        let permit = self.udp_clients.clone().try_acquire_owned().ok();
+        if permit.is_none() {
+            self.complain(
+                "too many UDP clients of node ports on loopback; dropping datagrams of new ones",
+                ALL_UDP_CLIENTS,
+            );
+        }
+        permit
+    }
+
+    fn complain(&self, what: &str, limit: usize) {
+        let mut complained = self
+            .complained
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if complained.is_none_or(|at| at.elapsed() >= COMPLAIN) {
+            *complained = Some(Instant::now());
+            tracing::warn!(limit, "{what}");
+        }
     }
 }
 
@@ -179,7 +202,7 @@ impl RoundRobin {
     }
 }
 
-async fn relay(mut changes: mpsc::UnboundedReceiver<Change>) {
+async fn relay(mut changes: mpsc::UnboundedReceiver<Change>, tasks: Tasks) {
     let mut served: HashMap<Port, Served> = HashMap::new();
     let limit = Arc::new(Limit::new());
     while let Some((port, targets)) = changes.recv().await {
@@ -194,11 +217,7 @@ async fn relay(mut changes: mpsc::UnboundedReceiver<Change>) {
                     endpoints: ArcSwap::from_pointee(endpoints),
                     next: AtomicUsize::new(0),
                 });
-                let task = AbortOnDropHandle::new(tokio::spawn(serve(
-                    port,
-                    endpoints.clone(),
-                    limit.clone(),
-                )));
+                let task = tasks.spawn(serve(port, endpoints.clone(), limit.clone()));
                 served.insert(
                     port,
                     Served {
@@ -227,7 +246,7 @@ async fn serve((family, protocol, port): Port, endpoints: Arc<RoundRobin>, limit
         }
         Protocol::Udp => {
             let socket = bind(|| UdpSocket::bind(address), report).await;
-            serve_udp(socket, endpoints).await;
+            serve_udp(socket, endpoints, &limit).await;
         }
         Protocol::Sctp => {}
     }
@@ -257,7 +276,7 @@ async fn serve_tcp(listener: TcpListener, endpoints: Arc<RoundRobin>, limit: &Li
     }
 }
 
-async fn serve_udp(socket: UdpSocket, endpoints: Arc<RoundRobin>) {
+async fn serve_udp(socket: UdpSocket, endpoints: Arc<RoundRobin>, limit: &Limit) {
     let socket = Arc::new(socket);
     let mut clients: HashMap<SocketAddr, UdpClient> = HashMap::new();
     let mut buffer = vec![0; DATAGRAM];
@@ -267,11 +286,14 @@ async fn serve_udp(socket: UdpSocket, endpoints: Arc<RoundRobin>) {
         };
         if !clients.contains_key(&client) {
             clients.retain(|_, known| !known.answers.is_finished());
-            if clients.len() >= UDP_CLIENTS {
+            if clients.len() >= UDP_CLIENTS || limit.udp_clients.available_permits() == 0 {
                 let silent = clients.iter().min_by_key(|(_, known)| known.heard_at);
                 let silent = silent.map(|(address, _)| *address);
                 silent.and_then(|address| clients.remove(&address));
             }
+            let Some(permit) = limit.take_udp() else {
+                continue;
+            };
             let Some(server) = connect_udp(&endpoints).await else {
                 continue;
             };
@@ -280,6 +302,7 @@ async fn serve_udp(socket: UdpSocket, endpoints: Arc<RoundRobin>) {
                 server,
                 answers: AbortOnDropHandle::new(task),
                 heard_at: Instant::now(),
+                _permit: permit,
             };
             clients.insert(client, known);
         }
@@ -298,6 +321,7 @@ struct UdpClient {
     server: Arc<UdpSocket>,
     answers: AbortOnDropHandle<()>,
     heard_at: Instant,
+    _permit: OwnedSemaphorePermit,
 }
 
 async fn connect_udp(endpoints: &RoundRobin) -> Option<Arc<UdpSocket>> {

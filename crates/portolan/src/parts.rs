@@ -11,8 +11,11 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, anyhow};
 use futures::FutureExt;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{
+    UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
+};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Time for all parts to end after a signal, or after the first part has ended.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -26,6 +29,27 @@ type End = (&'static str, Result<()>);
 pub struct Parts {
     cancel: CancellationToken,
     ends: UnboundedSender<End>,
+}
+
+/// Starts the tasks of a part that come and go, one for each port for instance. A panic in one of them ends the daemon, as a
+/// panic of the part would.
+#[derive(Clone, Debug)]
+pub struct Tasks {
+    name: &'static str,
+    ends: WeakUnboundedSender<End>,
+}
+
+impl Tasks {
+    /// Starts a task on the caller's runtime. The task ends when what is returned is dropped.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
+        let Tasks { name, ends } = self.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let end = AssertUnwindSafe(task).catch_unwind().await.map(Ok);
+            if let (Err(error), Some(ends)) = (end_of(end), ends.upgrade()) {
+                let _ = ends.send((name, Err(error)));
+            }
+        }))
+    }
 }
 
 /// Receives the end of each part.
@@ -49,6 +73,14 @@ impl Parts {
     /// Canceled when all parts have to end.
     pub fn cancel(&self) -> CancellationToken {
         self.cancel.clone()
+    }
+
+    /// The starter of tasks that belong to the part of this name.
+    pub fn tasks(&self, name: &'static str) -> Tasks {
+        Tasks {
+            name,
+            ends: self.ends.downgrade(),
+        }
     }
 
     /// Starts a part on a thread of its own. The part has to end when canceled.
@@ -233,6 +265,15 @@ mod tests {
         assert_eq!(runtime, message);
         let task = end(|parts| parts.task("doomed", &Handle::current(), async { dies() }));
         assert_eq!(task, message);
+        let of_a_part = end(|parts| {
+            let tasks = parts.tasks("doomed");
+            let part = async move {
+                let _port = tasks.spawn(async { dies().unwrap_or_default() });
+                std::future::pending().await
+            };
+            parts.task("its part", &Handle::current(), part);
+        });
+        assert_eq!(of_a_part, message);
         let monitor = end(|parts| {
             let wait = |_| dies().map(|()| None::<()>).map_err(|_| "no");
             parts.monitor("doomed", wait, |_| true).unwrap();
