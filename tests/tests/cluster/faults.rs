@@ -65,19 +65,45 @@ fn a_rebooted_node_serves_again_by_itself() -> Result<()> {
     let cluster = Cluster::up(&xtask, "reboot", &[])?;
     cluster.rolled_out("kube-system", SET)?;
     cluster.reboot("node2")?;
-    let ready = [
-        "wait",
-        "--for=condition=Ready",
-        "node/node2",
-        "--timeout=180s",
-    ];
-    cluster.kubectl(&ready)?;
+    cluster.node_ready("node2")?;
     cluster.rolled_out("kube-system", SET)?;
     let web = Web::new(&cluster)?;
     let traffic = Traffic::start(&web)?;
     traffic.goes_on(100)?;
     traffic.stop()?.nothing_is_lost("after a reboot of node2")?;
     cluster.doctor()
+}
+
+#[test]
+#[ignore = "needs cluster"]
+fn a_node_under_another_address_is_reached_by_its_peers() -> Result<()> {
+    let Some(xtask) = xtask() else {
+        return Ok(());
+    };
+    let cluster = Cluster::up(&xtask, "moved", &[])?;
+    let web = Web::new(&cluster)?;
+    let traffic = Traffic::near(&web)?;
+    traffic.goes_on(100)?;
+    cluster.replace("node2", 12)?;
+    cluster.node_ready("node2")?;
+    cluster.rolled_out("kube-system", SET)?;
+    traffic.goes_on(100)?;
+    let count = traffic.stop()?;
+    count.nothing_is_lost("node2 deleted and added under another address, on node1")?;
+    drop(web);
+    remake(&cluster, "web-1")?;
+    let web = Web::new(&cluster)?;
+    let traffic = Traffic::start(&web)?;
+    traffic.goes_on(100)?;
+    let count = traffic.stop()?;
+    count.nothing_is_lost("after node2 has another address")?;
+    cluster.doctor()
+}
+
+/// Deletes a pod of a node that is gone; [`Web::new`] makes it again.
+fn remake(cluster: &Cluster, pod: &str) -> Result<()> {
+    let delete = ["delete", "pod", pod, "--force", "--ignore-not-found"];
+    cluster.kubectl(&delete).map(drop).context("delete the pod")
 }
 
 fn on_both(cluster: &Cluster, command: &[&str]) -> Result<()> {

@@ -112,6 +112,29 @@ impl Cluster {
         cluster(&self.xtask, &self.name, &["reboot", node]).map(drop)
     }
 
+    /// Another machine joins under the node's name, with addresses that end with `host_number`.
+    pub(crate) fn replace(&self, node: &str, host_number: u8) -> Result<()> {
+        let number = host_number.to_string();
+        let args = ["replace", node, "--host-number", &number];
+        cluster(&self.xtask, &self.name, &args).map(drop)
+    }
+
+    /// The IPv4 address of a node.
+    pub(crate) fn address(&self, node: &str) -> Result<Ipv4Addr> {
+        let node = self.get(&["node", node])?;
+        let addresses = node["status"]["addresses"].as_array();
+        let mut addresses = addresses.into_iter().flatten();
+        let address = addresses.find_map(|one| one["address"].as_str()?.parse().ok());
+        address.context("no IPv4 address")
+    }
+
+    /// Waits until a node is ready.
+    pub(crate) fn node_ready(&self, node: &str) -> Result<()> {
+        let node = format!("node/{node}");
+        let ready = ["wait", "--for=condition=Ready", &node, "--timeout=180s"];
+        self.kubectl(&ready).map(drop)
+    }
+
     /// The number of a node's first process.
     pub(crate) fn init(&self, node: &str) -> Result<String> {
         let text = fs::read_to_string(self.folder.join(node).join("init"))?;
@@ -127,9 +150,9 @@ impl Cluster {
 
     /// A node.
     pub(crate) fn node(&self, name: &str) -> Result<Host> {
-        let number: u8 = name.trim_start_matches("node").parse()?;
         let file = PathBuf::from(format!("/run/netns/portolan-{}-{name}", self.name));
-        let v4 = Ipv4Addr::new(192, 168, 88, number);
+        let v4 = self.address(name)?;
+        let [.., number] = v4.octets();
         let v6 = Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, number.into());
         Host::entered(name, &file, v4, v6)
     }

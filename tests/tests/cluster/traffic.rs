@@ -1,6 +1,6 @@
 //! Pods that answer, and traffic to them that goes on while a test does something.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,8 +12,13 @@ use crate::kubeadm::{Cluster, PATIENCE};
 /// Where the servers in the pods listen.
 pub(crate) const PORT: u16 = 8080;
 pub(crate) const NODE_PORT: u16 = 30080;
+/// Node port of the Service that only the pod of node1 serves.
+const NEAR_PORT: u16 = 30081;
 pub(crate) const HOST_PORT: u16 = 8088;
 pub(crate) const NAME: &str = "web.default.svc.cluster.local";
+
+/// Between two attempts of one kind.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Two pods that answer, one on each node, and one that asks.
 const PODS: [(&str, &str, &str); 3] = [
@@ -56,6 +61,15 @@ spec:
     )
 }
 
+/// The same with node ports.
+fn node_port_service(name: &str, selector: &str, node_port: u16) -> String {
+    let spec = format!(
+        "type: NodePort\n  selector: {{{selector}}}\n  ports: [{{name: tcp, port: 80, targetPort: {PORT}, nodePort: {node_port}}}, \
+         {{name: udp, port: 80, protocol: UDP, targetPort: {PORT}, nodePort: {node_port}}}]"
+    );
+    service(name, &spec)
+}
+
 /// Ports of a Service, without node ports.
 pub(crate) const PORTS: &str = "ports: [{name: tcp, port: 80, targetPort: 8080}, {name: udp, port: 80, protocol: UDP, targetPort: 8080}]";
 
@@ -64,6 +78,10 @@ pub(crate) struct Web {
     pub(crate) servers: [Host; 2],
     pub(crate) client: Host,
     pub(crate) outside: Host,
+    /// Addresses of the nodes, in the order of their names.
+    nodes: [Ipv4Addr; 2],
+    /// Cluster IPs of the Service that only the pod of node1 serves.
+    near: [IpAddr; 2],
     /// Cluster IPs of the Service `web`, IPv4 first.
     pub(crate) cluster_ips: [IpAddr; 2],
 }
@@ -79,19 +97,16 @@ impl Web {
             };
             text += &pod(name, node, app, &host_port);
         }
-        text += &service(
-            "web",
-            &format!(
-                "type: NodePort\n  selector: {{app: web}}\n  ports: [{{name: tcp, port: 80, targetPort: {PORT}, nodePort: {NODE_PORT}}}, \
-                 {{name: udp, port: 80, protocol: UDP, targetPort: {PORT}, nodePort: {NODE_PORT}}}]"
-            ),
-        );
+        text += &node_port_service("web", "app: web", NODE_PORT);
+        text += &node_port_service("near", "pod: web-0", NEAR_PORT);
         cluster.apply(&text)?;
         let servers = [serving(cluster, "web-0")?, serving(cluster, "web-1")?];
         let web = Web {
             servers,
             client: cluster.pod("client")?,
             outside: cluster.outside()?,
+            nodes: [cluster.address("node1")?, cluster.address("node2")?],
+            near: cluster_ips(cluster, "near")?,
             cluster_ips: cluster_ips(cluster, "web")?,
         };
         web.wait_until_served()?;
@@ -139,20 +154,41 @@ pub(crate) fn cluster_ips(cluster: &Cluster, name: &str) -> Result<[IpAddr; 2]> 
 pub(crate) struct Traffic {
     held: Vec<(&'static str, Held)>,
     streams: Vec<(&'static str, ConnectionStream)>,
-    questions: Questions,
+    questions: Option<Questions>,
 }
 
 impl Traffic {
+    /// Between all pods, and from outside by way of node2.
     pub(crate) fn start(web: &Web) -> Result<Traffic> {
-        let [v4, v6] = web.cluster_ips.map(|ip| SocketAddr::new(ip, 80));
-        let node: SocketAddr = ([192, 168, 88, 2], NODE_PORT).into();
-        let [_, far] = &web.servers;
+        let ([_, node], [_, far]) = (web.nodes, &web.servers);
+        let node = SocketAddr::from((node, NODE_PORT));
         let far = SocketAddr::new(far.ipv4().into(), PORT);
+        let mut traffic = Traffic::between(web, web.cluster_ips, node, far)?;
+        let questions = Questions::start(&web.client, NAME, Duration::from_millis(50))?;
+        traffic.questions = Some(questions);
+        Ok(traffic)
+    }
+
+    /// What needs no other node than node1.
+    pub(crate) fn near(web: &Web) -> Result<Traffic> {
+        let ([node, _], [server, _]) = (web.nodes, &web.servers);
+        let node = SocketAddr::from((node, NEAR_PORT));
+        let server = SocketAddr::new(server.ipv4().into(), PORT);
+        Traffic::between(web, web.near, node, server)
+    }
+
+    fn between(
+        web: &Web,
+        cluster_ips: [IpAddr; 2],
+        node: SocketAddr,
+        far: SocketAddr,
+    ) -> Result<Traffic> {
+        let [v4, v6] = cluster_ips.map(|ip| SocketAddr::new(ip, 80));
         let beat = Duration::from_millis(100);
         let held = [
             ("pod to cluster IP, IPv4", &web.client, v4),
             ("pod to cluster IP, IPv6", &web.client, v6),
-            ("pod to pod of the other node", &web.client, far),
+            ("direct to a pod", &web.client, far),
             ("outside to node port", &web.outside, node),
         ];
         let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
@@ -162,7 +198,7 @@ impl Traffic {
             ("UDP pod to cluster IP, IPv4", &web.client, udp, v4),
             ("TCP outside to node port", &web.outside, tcp, node),
             ("UDP outside to node port", &web.outside, udp, node),
-            ("TCP pod to pod of the other node", &web.client, tcp, far),
+            ("TCP direct to a pod", &web.client, tcp, far),
         ];
         Ok(Traffic {
             held: held
@@ -172,12 +208,11 @@ impl Traffic {
             streams: streams
                 .into_iter()
                 .map(|(what, host, protocol, to)| {
-                    let pause = Duration::from_millis(20);
                     let probe = Probe::new(protocol, to);
-                    Ok((what, host.stream_connections(probe, pause)?))
+                    Ok((what, host.stream_connections(probe, PAUSE)?))
                 })
                 .collect::<Result<_>>()?,
-            questions: Questions::start(&web.client, NAME, Duration::from_millis(50))?,
+            questions: None,
         })
     }
 
@@ -197,9 +232,11 @@ impl Traffic {
     /// Ends it.
     pub(crate) fn stop(self) -> Result<Count> {
         let mut count = Count::default();
-        let (answered, failures) = self.questions.stop()?;
-        count.answered += answered;
-        count.add("DNS", failures);
+        if let Some(questions) = self.questions {
+            let (answered, failures) = questions.stop()?;
+            count.answered += answered;
+            count.add("DNS", failures);
+        }
         for (what, stream) in self.streams {
             let report = stream.stop();
             count.answered += report.tally.answered();
