@@ -16,21 +16,23 @@ use crate::run::{build_portolan, built, cargo, output, run};
 use crate::{check, image, kernels, old_version, tools};
 
 /// Sizes of the random tests for `--all`; the tests' own defaults are for the quick tier.
-const LARGE: [(&str, &str); 5] = [
+const LARGE: [(&str, &str); 6] = [
     ("PORTOLAN_CLUSTERS", "10000"),
     ("PORTOLAN_KERNEL_CLUSTERS", "500"),
     ("PORTOLAN_HISTORIES", "5000"),
     ("PORTOLAN_PEER_CLUSTERS", "300"),
     ("PORTOLAN_WALKS", "500"),
+    ("PORTOLAN_TRACES", "25"),
 ];
 
 /// Sizes for `--nightly`.
-const NIGHTLY: [(&str, &str); 5] = [
+const NIGHTLY: [(&str, &str); 6] = [
     ("PORTOLAN_CLUSTERS", "100000"),
     ("PORTOLAN_KERNEL_CLUSTERS", "2000"),
     ("PORTOLAN_HISTORIES", "20000"),
     ("PORTOLAN_PEER_CLUSTERS", "1000"),
     ("PORTOLAN_WALKS", "5000"),
+    ("PORTOLAN_TRACES", "200"),
 ];
 
 /// Numbers of kills, flushes and other foreign changes for `--nightly`.
@@ -41,7 +43,7 @@ const FAULTS: [(&str, &str); 3] = [
 ];
 
 /// Test targets that read the sizes.
-const RANDOM: [&str; 3] = ["random_clusters", "kernel_clusters", "order"];
+const RANDOM: [&str; 4] = ["random_clusters", "kernel_clusters", "order", "operator"];
 /// The unit test that reads the number of walks.
 const WALK: &str = "any_walk_ends_in_the_state_made_from_nothing";
 /// The test target that reads the numbers of faults.
