@@ -113,9 +113,11 @@ impl Source {
         self.path.starts_with("crates/") && !is_tool && !is_test
     }
 
-    /// Whether people read it as a page: documentation, and what is deployed.
+    /// Whether people read it as a page: documentation, and what is deployed. A page that is a list of upstream's names has no words
+    /// of this project.
     pub(super) fn is_page(&self) -> bool {
-        self.path.ends_with(".md") || self.path.starts_with("deploy/")
+        let is_list = self.path == "docs/conformance.md";
+        (self.path.ends_with(".md") && !is_list) || self.path.starts_with("deploy/")
     }
 
     /// All lines.
