@@ -108,6 +108,36 @@ fn own_annotations_spoiled_again_and_again_are_restored() -> Result<()> {
 }
 
 #[scenario(Vxlan, Nft)]
+fn a_conflict_of_two_nodes_is_an_event_of_both() -> Result<()> {
+    let (stage, api, _daemons, _) = start(3)?;
+    let of = |node: &str| {
+        let about = |event: &Value| event["regarding"]["name"] == node;
+        let mut events = api.events().into_iter().filter(about);
+        events.find(|event| event["reason"] == "OverlayConflict")
+    };
+    ensure!(of("node-1").is_none(), "{:?}", api.events());
+    let first = api.node("node-1").context("there is a node-1")?;
+    let mut second = api.node("node-2").context("there is a node-2")?;
+    second["spec"] = first["spec"].clone();
+    // Pod CIDRs never change: it is another Node of the name.
+    ensure!(api.delete(Resource::Nodes, "", "node-2"));
+    wait_until("node-2 to be forgotten", PATIENCE, || {
+        routes(&stage, 1).is_ok_and(|n| n == 1)
+    })?;
+    api.apply(second)?;
+    for node in ["node-1", "node-2"] {
+        wait_until(&format!("an Event of {node}"), PATIENCE, || {
+            of(node).is_some_and(|event| {
+                let note = event["note"].as_str().unwrap_or_default();
+                event["type"] == "Warning" && note.contains("node-1") && note.contains("node-2")
+            })
+        })?;
+    }
+    ensure!(of("node-0").is_none(), "it is no conflict of node-0");
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft)]
 fn deleted_node_is_removed_and_reached_again_when_recreated() -> Result<()> {
     let (stage, api, _daemons, _) = start(3)?;
     let object = api.node("node-2").context("there is a node-2")?;

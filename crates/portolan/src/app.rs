@@ -356,8 +356,12 @@ fn start_overlay(
     sender: mpsc::Sender<SourceEvent>,
 ) -> Result<mpsc::Sender<SourceEvent>> {
     let (sender, nodes) = branch(parts, sender, config.own.clone());
-    let (status, metrics) = (published.overlay.clone(), published.metrics.clone());
-    overlay::start(parts, config, writer, nodes, status, metrics)?;
+    let reports = overlay::Reports {
+        status: published.overlay.clone(),
+        metrics: published.metrics.clone(),
+        recorder: recorder.clone(),
+    };
+    overlay::start(parts, config, writer, nodes, reports)?;
     if let Some(config) = probe_config {
         let reports = ProbeReports {
             status: published.probes.clone(),

@@ -31,6 +31,7 @@ mod reconciler;
 mod table;
 mod turn;
 
+use crate::events::Recorder;
 use crate::features::links::{self, Found, LinkFeature};
 use crate::metrics::Metrics;
 use crate::parts::Parts;
@@ -111,9 +112,13 @@ impl OverlayStatus {
 pub type SharedOverlayStatus = Arc<ArcSwap<OverlayStatus>>;
 
 /// Where the loop reports.
-struct Reports {
-    status: SharedOverlayStatus,
-    metrics: Arc<Metrics>,
+pub(crate) struct Reports {
+    /// Receives the state after each turn.
+    pub(crate) status: SharedOverlayStatus,
+    /// Counts peers, problems and repairs.
+    pub(crate) metrics: Arc<Metrics>,
+    /// Creates Events of this Node.
+    pub(crate) recorder: Recorder,
 }
 
 /// Starts the loop, its monitors, the removal of flannel's leftovers and, with a client, the task that writes to the API
@@ -123,8 +128,7 @@ pub(crate) fn start(
     mut config: OverlayConfig,
     client: Option<ApiClient>,
     nodes: NodeEvents,
-    status: SharedOverlayStatus,
-    metrics: Arc<Metrics>,
+    reports: Reports,
 ) -> Result<()> {
     if let missing @ (Found::No(_) | Found::Untried(_)) = links::nexthop_objects() {
         let instead = LinkFeature::NexthopObjects.instead();
@@ -136,7 +140,6 @@ pub(crate) fn start(
     }
     let config = Arc::new(config);
     let (publication, wanted) = watch::channel(Publication::default());
-    let reports = Reports { status, metrics };
     let (runtime, cancel) = (Handle::current(), parts.cancel());
     if let Some(client) = client {
         let own = config.own.to_string();

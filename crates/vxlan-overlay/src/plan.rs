@@ -305,6 +305,16 @@ impl Problem {
         !matches!(self, Problem::TooManyAddresses { .. })
     }
 
+    /// Whether it is a conflict of this node with another one, or this node's own pod CIDR that is refused.
+    pub fn is_conflict_of(&self, own: &str) -> bool {
+        match self {
+            Problem::DuplicateRange { kept, left_out, .. }
+            | Problem::DuplicateEnd { kept, left_out, .. } => **kept == *own || **left_out == *own,
+            Problem::HoldsAddress { node, left_out, .. } => **node == *own || **left_out == *own,
+            _ => false,
+        }
+    }
+
     /// The problem of routes of other programs that lead packets for pods of peers elsewhere.
     pub fn overridden<T: fmt::Display>(routes: &[T]) -> Option<Problem> {
         let first = routes.first()?;

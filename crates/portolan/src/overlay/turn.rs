@@ -19,6 +19,7 @@ use super::publisher::NodePublisher;
 use super::reconciler::Reconciler;
 use super::table::OverlayTable;
 use super::{OverlayConfig, OverlayStatus, Reports};
+use crate::events::{Severity, Subject};
 use crate::memory;
 
 /// Time between two turns without any event.
@@ -40,6 +41,8 @@ pub(super) struct Overlay {
     /// The families whose masquerading Portolan has taken over.
     masquerading: watch::Sender<Vec<Family>>,
     log: ProblemLog,
+    /// Conflicts of this node that are Events already.
+    conflicts: BTreeSet<String>,
     reports: Reports,
     /// Whether another program has changed something since the last turn.
     pub(super) foreign_change: bool,
@@ -75,6 +78,7 @@ impl Overlay {
             publisher,
             masquerading,
             log: ProblemLog::default(),
+            conflicts: BTreeSet::new(),
             reports,
             foreign_change: false,
             ready: false,
@@ -142,6 +146,7 @@ impl Overlay {
             memory::give_back_soon();
         }
         self.log_problems(&plan, trouble.as_deref());
+        self.tell_conflicts(&plan);
         self.publisher
             .publish(&plan, &self.peers, complete, self.reconciler.usable(), now);
         self.report(plan, trouble, complete);
@@ -180,6 +185,22 @@ impl Overlay {
             });
         }
         Ok(())
+    }
+
+    /// Tells conflicts of this node, once each: the other node's daemon does the same on its Node.
+    fn tell_conflicts(&mut self, plan: &Plan) {
+        if !self.peers.is_listed() {
+            return;
+        }
+        let own = &self.config.own;
+        let conflicts = plan.problems.iter().filter(|p| p.is_conflict_of(own));
+        let conflicts: BTreeSet<String> = conflicts.map(ToString::to_string).collect();
+        for note in conflicts.difference(&self.conflicts) {
+            let (subject, severity) = (Subject::Node, Severity::Warning);
+            let recorder = &self.reports.recorder;
+            recorder.tell(subject, severity, ("OverlayConflict", "Plan"), note);
+        }
+        self.conflicts = conflicts;
     }
 
     fn log_problems(&mut self, plan: &Plan, trouble: Option<&str>) {
