@@ -235,14 +235,17 @@ async fn start_services(
     Ok(())
 }
 
-/// Starts failover, if it is on. Returns what has to follow the control loop, and the suspects.
+/// What has to follow the control loop, and the suspects that the loop has to apply.
+type Measured = (Option<Box<dyn Observer>>, watch::Receiver<Suspects>);
+
+/// Starts failover, if it is on.
 fn start_failover(
     effective: &Effective,
     parts: &Parts,
     own: Arc<str>,
     published: &Published,
     recorder: &Recorder,
-) -> Result<(Option<Box<dyn Observer>>, watch::Receiver<Suspects>)> {
+) -> Result<Measured> {
     if !effective.failover {
         return Ok((None, watch::channel(Suspects::default()).1));
     }

@@ -253,7 +253,7 @@ impl Failover {
 
     /// Probes the suspects that are due, and ends suspicions that have become pointless.
     fn probe_suspects(&mut self, now: Instant) {
-        let nodes = self.suspicions.to_probe(now);
+        let nodes = self.suspicions.take_due(now);
         let known = self.directory.nodes(&nodes);
         let gone = self.suspicions.retain(|node| known.names.contains(node));
         for node in &gone {

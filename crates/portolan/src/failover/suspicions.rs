@@ -131,7 +131,7 @@ impl Suspicions {
     }
 
     /// The suspects to probe now: those that have waited longest.
-    pub(super) fn to_probe(&mut self, now: Instant) -> BTreeSet<Arc<str>> {
+    pub(super) fn take_due(&mut self, now: Instant) -> BTreeSet<Arc<str>> {
         let mut due: Vec<(Instant, Arc<str>)> = self
             .suspects
             .iter()
@@ -170,8 +170,8 @@ mod tests {
         assert!(suspicions.suspect(b(), 3, start));
         assert!(!suspicions.may_probe("node-b", start));
         assert_eq!(suspicions.due(), Some(start + INTERVAL));
-        assert!(suspicions.to_probe(start).is_empty());
-        assert_eq!(suspicions.to_probe(start + SECOND), BTreeSet::from([b()]));
+        assert!(suspicions.take_due(start).is_empty());
+        assert_eq!(suspicions.take_due(start + SECOND), BTreeSet::from([b()]));
         let lasted = suspicions.answered(&b(), start + SECOND);
         assert_eq!(
             (lasted, suspicions.is_suspect("node-b")),
@@ -251,7 +251,7 @@ mod tests {
         }
         let (mut probed, mut at) = (BTreeSet::new(), now + INTERVAL);
         for _ in 0..8 {
-            let some = suspicions.to_probe(at);
+            let some = suspicions.take_due(at);
             assert!(some.len() <= AT_ONCE);
             probed.extend(some);
             at += INTERVAL / 2;
