@@ -166,9 +166,11 @@ impl Surroundings {
             .or_else(|| links().filter(has_address).map(|i| i.mtu).min())
     }
 
-    /// Whether an address lies on a link of this node: packets to it pass no gateway.
+    /// Whether an address lies on a link of this node: packets to it pass no gateway. A tunnel device is no link, even
+    /// if a DHCP client gave it an address.
     pub fn on_link(&self, address: IpAddr) -> Option<u32> {
-        let up = self.interfaces.iter().filter(|interface| interface.up);
+        let is_link = |interface: &&Interface| interface.up && interface.tunnel.is_none();
+        let up = self.interfaces.iter().filter(is_link);
         up.flat_map(|interface| {
             interface
                 .addresses
