@@ -225,10 +225,7 @@ mod tests {
                 ParsedAnnotations::Vteps(vteps) => {
                     // What is read can be written and read again.
                     let written = names.write(1, &vteps);
-                    assert_eq!(
-                        names.read(&written, 1),
-                        ParsedAnnotations::Vteps(vteps.clone())
-                    );
+                    assert_eq!(names.read(&written, 1), ParsedAnnotations::Vteps(vteps));
                     let has = Family::ALL.map(|family| vteps[family].is_some());
                     fuzz::outcome(has)
                 }
