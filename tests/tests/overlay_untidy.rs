@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use lab::{HEALTH_PORT, Node, Protocol, scenario, wait_for, wait_until};
+use nix::sys::signal::Signal;
 use portolan_tests::overlay::{OverlayStage, all_go_on, metric, reaches, state, tool, worst};
 use portolan_tests::stage::PATIENCE;
 
@@ -110,7 +111,8 @@ fn changed_port_vni_and_direct_routing_are_rolled_out() -> Result<()> {
 #[scenario(Vxlan, Nft)]
 fn devices_of_another_kind_or_with_a_remote_are_made_anew() -> Result<()> {
     let stage = OverlayStage::new(2)?;
-    let _daemons = stage.start_all(&[])?;
+    let daemons = stage.start_all(&[])?;
+    let daemon = daemons.first().context("node-0 has one")?;
     for lines in [
         ["link del flannel.1", "link add flannel.1 type bridge"],
         [
@@ -122,12 +124,12 @@ fn devices_of_another_kind_or_with_a_remote_are_made_anew() -> Result<()> {
             "link add flannel-v6.1 type vxlan id 9 dstport 8472 local 192.168.77.10 dev eth0",
         ],
     ] {
-        // In one go, and again where the daemon was faster.
-        let file = stage.file(0, "batch");
-        std::fs::write(&file, lines.join("\n"))?;
-        wait_until("a device of another program", PATIENCE, || {
-            stage.ip(0, &format!("-batch {file}")).is_ok()
-        })?;
+        // Otherwise the daemon would make its device between the two lines.
+        daemon.signal(Signal::SIGSTOP)?;
+        for line in lines {
+            stage.ip(0, line)?;
+        }
+        daemon.signal(Signal::SIGCONT)?;
         stage.wait_for_mesh()?;
     }
     let fdb = tool(&stage.nodes[0], "bridge", "fdb show dev flannel.1")?;

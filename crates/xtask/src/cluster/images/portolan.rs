@@ -124,7 +124,12 @@ mod tests {
     fn every_crate_of_the_program_is_a_source() -> Result<()> {
         let lock = fs::read_to_string(root()?.join("Cargo.lock"))?;
         // What is only for tests and for these commands.
-        let others = ["crates/lab", "crates/scenario", "crates/xtask"];
+        let others = [
+            "crates/fuzz",
+            "crates/lab",
+            "crates/scenario",
+            "crates/xtask",
+        ];
         for crate_folder in fs::read_dir(root()?.join("crates"))? {
             let name = crate_folder?.file_name().to_string_lossy().into_owned();
             let path = format!("crates/{name}");
