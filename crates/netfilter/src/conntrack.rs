@@ -17,7 +17,7 @@ mod wire;
 
 use std::net::{IpAddr, SocketAddr};
 
-use netlink::{Connection, Error, Malformed, NetlinkFamily, Reply, Writer, failed, flag};
+use netlink::{Connection, Error, Malformed, Message, NetlinkFamily, Reply, Writer, failed, flag};
 use nft::wire::header::header;
 use nft::{Family, Protocol};
 use nix::errno::Errno;
@@ -242,13 +242,7 @@ impl Conntrack {
             wire::put_attempts_filter,
             |message| {
                 seen += 1;
-                if let Ok(Some((flow, handle))) = wire::read(message)
-                    && !flow.answered
-                    && flow.is_translated()
-                    && keeps(&flow)
-                {
-                    attempts.push(Attempt { flow, handle });
-                }
+                attempts.extend(attempt(message).filter(|found| keeps(&found.flow)));
                 Ok(())
             },
         )?;
@@ -274,13 +268,7 @@ impl Conntrack {
                 if seen > SAMPLE {
                     return Err(Malformed::Value("enough entries"));
                 }
-                if let Ok(Some((flow, handle))) = wire::read(message)
-                    && !flow.answered
-                    && flow.is_translated()
-                    && keeps(&flow)
-                {
-                    attempts.push(Attempt { flow, handle });
-                }
+                attempts.extend(attempt(message).filter(|found| keeps(&found.flow)));
                 Ok(())
             },
         );
@@ -338,4 +326,11 @@ impl Conntrack {
         }
         Ok(deleted)
     }
+}
+
+/// The entry of a message, if it is of a translated flow without a reply.
+fn attempt(message: &Message<'_>) -> Option<Attempt> {
+    let (flow, handle) = wire::read(message).ok()??;
+    let is_attempt = !flow.answered && flow.is_translated();
+    is_attempt.then_some(Attempt { flow, handle })
 }
