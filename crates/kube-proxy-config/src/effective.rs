@@ -3,12 +3,12 @@
 //! Each struct names the fields it is made of. Durations of zero leave the kernel's setting alone.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+pub use net_types::NodePortAddress;
 use serde::{Serialize, Serializer};
 
 use crate::go;
@@ -94,10 +94,11 @@ pub struct Listeners {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Services {
     /// `detectLocalMode` with what it needs.
-    pub detect_local: DetectLocal,
+    pub detect_local: DetectLocalMode,
     /// `clusterCIDR`, at most one of a family: for the overlay too, whatever detects local traffic.
     pub cluster_cidrs: Vec<IpNet>,
     /// `nodePortAddresses`, or the default of the mode; never empty.
+    #[serde(serialize_with = "as_texts")]
     pub node_port_addresses: Vec<NodePortAddress>,
     /// `masqueradeAll` of the mode's section.
     pub masquerade_all: bool,
@@ -109,7 +110,7 @@ pub struct Services {
 
 /// How traffic of local pods is recognized.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub enum DetectLocal {
+pub enum DetectLocalMode {
     /// By a source within `clusterCIDR`.
     ClusterCidr,
     /// By a source within the Node's pod CIDRs.
@@ -118,21 +119,6 @@ pub enum DetectLocal {
     BridgeInterface(String),
     /// By the beginning of the name of the interface it arrives on.
     InterfaceNamePrefix(String),
-}
-
-/// On which of the node's addresses node ports are served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NodePortAddress {
-    /// The Node object's own address of each family.
-    Primary,
-    /// Every interface address but loopback.
-    All,
-    /// 127.0.0.0/8 and ::1.
-    Localhost,
-    /// 127.0.0.0/8 only, as kube-proxy's iptables mode serves it.
-    LocalhostIpv4,
-    /// Interface addresses within this range.
-    Cidr(IpNet),
 }
 
 /// Settings of connection tracking; zero leaves the kernel's setting alone.
@@ -246,22 +232,11 @@ impl Mode {
     }
 }
 
-impl fmt::Display for NodePortAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            NodePortAddress::Primary => f.write_str("primary"),
-            NodePortAddress::All => f.write_str("all"),
-            NodePortAddress::Localhost => f.write_str("localhost"),
-            NodePortAddress::LocalhostIpv4 => f.write_str("localhost-ipv4"),
-            NodePortAddress::Cidr(range) => range.fmt(f),
-        }
-    }
-}
-
-impl Serialize for NodePortAddress {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
+fn as_texts<S: Serializer>(
+    addresses: &[NodePortAddress],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(addresses.iter().map(NodePortAddress::to_string))
 }
 
 fn as_go<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

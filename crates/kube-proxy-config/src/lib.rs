@@ -55,7 +55,7 @@ mod yaml;
 
 pub use command_line::{Action, CommandLine, Dialect};
 pub use effective::{
-    ApiServer, Conntrack, DetectLocal, Effective, Filter, Listeners, LogFormat, Logging, Mode,
+    ApiServer, Conntrack, DetectLocalMode, Effective, Filter, Listeners, LogFormat, Logging, Mode,
     NodePortAddress, Overlay, Services,
 };
 pub use file::{KUBE_PROXY_GROUP, KUBE_PROXY_KIND, KUBE_PROXY_VERSION};

@@ -47,7 +47,7 @@ pub(crate) fn resolve(proxy: &Settings, mode: Mode, mode_source: &str) -> NodePo
             addresses.push(NodePortAddress::Primary);
         }
     } else if mode == Mode::Iptables && !asked && proxy.bool("iptables.localhostNodePorts") {
-        let covered = addresses.iter().any(covers_loopback);
+        let covered = addresses.iter().any(iptables_serves_loopback);
         addresses.extend(covered.then_some(NodePortAddress::LocalhostIpv4));
     }
     let list: Vec<String> = addresses.iter().map(NodePortAddress::to_string).collect();
@@ -102,7 +102,9 @@ fn forbids_localhost(proxy: &Settings, mode: Mode) -> Option<String> {
     }
 }
 
-fn covers_loopback(address: &NodePortAddress) -> bool {
+/// Whether kube-proxy's iptables mode serves this item on 127.0.0.0/8 (`ContainsIPv4Loopback`): unlike
+/// [`NodePortAddress::covers_loopback`], all addresses contain it.
+fn iptables_serves_loopback(address: &NodePortAddress) -> bool {
     match address {
         NodePortAddress::All => true,
         NodePortAddress::Cidr(range) => match range.addr() {

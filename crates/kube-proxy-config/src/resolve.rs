@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::command_line::{CommandLine, Dialect, origin_name};
 use crate::effective::{
-    ApiServer, Conntrack, DetectLocal, Effective, Filter, Listeners, LogFormat, Logging, Mode,
+    ApiServer, Conntrack, DetectLocalMode, Effective, Filter, Listeners, LogFormat, Logging, Mode,
     NodePortAddress, Overlay, Services,
 };
 use crate::flag::Target;
@@ -368,7 +368,7 @@ impl Resolver<'_> {
 
     fn services(&mut self, mode: Mode, default: Mode, has_overlay: bool) -> Services {
         let detect_local = self.detect_local();
-        let needed = has_overlay || detect_local == DetectLocal::ClusterCidr;
+        let needed = has_overlay || detect_local == DetectLocalMode::ClusterCidr;
         let no_mode = match (default, self.line.dialect) {
             (Mode::Nftables, _) => "the default",
             _ => "no mode is given: kube-proxy's default is iptables",
@@ -389,16 +389,19 @@ impl Resolver<'_> {
         }
     }
 
-    fn detect_local(&mut self) -> DetectLocal {
-        let (path, make): (&str, fn(String) -> DetectLocal) =
+    fn detect_local(&mut self) -> DetectLocalMode {
+        let (path, make): (&str, fn(String) -> DetectLocalMode) =
             match self.proxy.text("detectLocalMode").as_str() {
-                "NodeCIDR" => return DetectLocal::NodeCidr,
-                "BridgeInterface" => ("detectLocal.bridgeInterface", DetectLocal::BridgeInterface),
+                "NodeCIDR" => return DetectLocalMode::NodeCidr,
+                "BridgeInterface" => (
+                    "detectLocal.bridgeInterface",
+                    DetectLocalMode::BridgeInterface,
+                ),
                 "InterfaceNamePrefix" => (
                     "detectLocal.interfaceNamePrefix",
-                    DetectLocal::InterfaceNamePrefix,
+                    DetectLocalMode::InterfaceNamePrefix,
                 ),
-                _ => return DetectLocal::ClusterCidr,
+                _ => return DetectLocalMode::ClusterCidr,
             };
         let name = self.proxy.text(path);
         if name.is_empty() {

@@ -1,15 +1,17 @@
-//! Types that all crates share: IP family, transport protocol, and a value for each family.
+//! Types that all crates share: IP family, transport protocol, a value for each family, and where node ports are served.
 //!
-//! Pure, without dependencies. How a family or protocol is written in a rule or a message is left to the crate that
+//! Pure. How a family or protocol is written in a rule or a message is left to the crate that
 //! writes it.
 
 use std::fmt;
 use std::net::IpAddr;
 
 mod checksum;
+mod node_ports;
 mod per_family;
 
 pub use checksum::internet_checksum;
+pub use node_ports::NodePortAddress;
 pub use per_family::PerFamily;
 
 /// IPv4 or IPv6.

@@ -15,7 +15,7 @@ use kube_proxy_config::{CommandLine, Effective, Resolved};
 use nft::Feature;
 use object_source::api::{ApiClient, Limits};
 use serde::Deserialize;
-use service_model::{DetectLocal, LocalInterface, NodeConfig, NodePortAddress};
+use service_model::{DetectLocal, LocalInterface, NodeConfig};
 use tokio::sync::watch;
 
 mod follow;
@@ -145,35 +145,26 @@ pub fn node(effective: &Effective, name: Arc<str>) -> NodeConfig {
     let services = &effective.services;
     let interface = |name: &String| Arc::<str>::from(name.as_str());
     let detect_local = match &services.detect_local {
-        given::DetectLocal::ClusterCidr => DetectLocal::ClusterCidr(services.cluster_cidrs.clone()),
-        given::DetectLocal::NodeCidr => DetectLocal::NodeCidr,
-        given::DetectLocal::BridgeInterface(name) => {
+        given::DetectLocalMode::ClusterCidr => {
+            DetectLocal::ClusterCidr(services.cluster_cidrs.clone())
+        }
+        given::DetectLocalMode::NodeCidr => DetectLocal::NodeCidr,
+        given::DetectLocalMode::BridgeInterface(name) => {
             DetectLocal::Interface(LocalInterface::Named(interface(name)))
         }
-        given::DetectLocal::InterfaceNamePrefix(prefix) => {
+        given::DetectLocalMode::InterfaceNamePrefix(prefix) => {
             DetectLocal::Interface(LocalInterface::Prefix(interface(prefix)))
         }
     };
-    let node_ports = services.node_port_addresses.iter();
     NodeConfig {
         node_name: name,
         detect_local,
-        nodeport_addresses: node_ports.map(node_port_address).collect(),
+        nodeport_addresses: services.node_port_addresses.clone(),
         masquerade_all: services.masquerade_all,
         allowed_external_ips: services.allowed_external_ips.clone(),
         node_ip: effective.node_ip,
         // Known once the API client is made.
         api_server: None,
-    }
-}
-
-fn node_port_address(address: &given::NodePortAddress) -> NodePortAddress {
-    match address {
-        given::NodePortAddress::Primary => NodePortAddress::Primary,
-        given::NodePortAddress::All => NodePortAddress::All,
-        given::NodePortAddress::Localhost => NodePortAddress::Localhost,
-        given::NodePortAddress::LocalhostIpv4 => NodePortAddress::LocalhostIpv4,
-        given::NodePortAddress::Cidr(range) => NodePortAddress::Cidr(*range),
     }
 }
 

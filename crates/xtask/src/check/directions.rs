@@ -29,7 +29,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("netlink", &[]),
     ("nft", &["net-types", "netlink"]),
     ("netfilter", &["net-types", "netlink", "nft"]),
-    ("kube-proxy-config", &[]),
+    ("kube-proxy-config", &["net-types"]),
     (
         "service-dataplane",
         &["service-model", "nft", "netfilter", "net-types"],
