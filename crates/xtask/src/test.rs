@@ -67,6 +67,10 @@ const XTASK: &str = "PORTOLAN_XTASK";
 /// Part of the names of tests that feed decoders with mutations of a corpus, and for how long each of them does.
 const FUZZERS: &str = "mutated_";
 const FUZZING: (&str, &str) = ("PORTOLAN_FUZZ_SECONDS", "60");
+/// The test harness's variable for the number of tests at a time. Most of our tests wait for kernels and daemons: two a core
+/// shorten the quick tier by a third on two cores.
+const THREADS: &str = "RUST_TEST_THREADS";
+const THREADS_PER_CORE: usize = 2;
 /// Part of the names of tests that only `--nightly` builds the programs for.
 const NIGHTLY_ONLY: &str = "older_kube_proxies";
 
@@ -105,6 +109,10 @@ fn quick(args: &[String]) -> Result<()> {
     let mut tests = tests()?;
     // A control plane that happens to be there changes nothing.
     tests.env_remove(control_plane::VARIABLE);
+    if std::env::var_os(THREADS).is_none() {
+        let cores = std::thread::available_parallelism()?.get();
+        tests.env(THREADS, (cores * THREADS_PER_CORE).to_string());
+    }
     run(tests.arg("--").args(args))
 }
 
