@@ -1,9 +1,11 @@
 //! What the running kernel can do, found out by trying, never by its version: distributions backport features to old
 //! kernels and omit modules from new ones.
 //!
-//! Owns the list of features and how each is tried. Most trials are part of one batch without an end, which the kernel
-//! checks and forgets; each on a table of its own, so that no refusal leads to another. What the kernel checks only when it commits, or silently ignores, is tried on a table that is created, read back and
-//! deleted again: dormant, so that no packet ever reaches it. The fallback for a missing feature is left to its users.
+//! Owns the list of features and how each is tried. All trials are one batch, each on a table of its own, so that no refusal
+//! leads to another. Most of these tables are deleted in the same batch. What the kernel checks only when it commits, or
+//! silently ignores, is tried on a table that is read back before it is deleted: dormant, so that no packet ever reaches it.
+//! A kernel that refuses one of the trials carries out none of them; then that table is tried in batches of its own. The
+//! fallback for a missing feature is left to its users.
 //!
 //! Invariant: after [`Features::probe`] the ruleset is what it was, and no connection was touched.
 
@@ -13,7 +15,7 @@ use std::fmt;
 use netlink::{Answer, Reply, flag};
 use nix::errno::Errno;
 
-use crate::kernel::{Kernel, TableFeatures};
+use crate::kernel::{Kernel, TableFeatures, delete_table, named};
 use crate::model::Family;
 use crate::transaction::CommitError;
 use crate::wire::abi::{conntrack, message};
@@ -145,19 +147,37 @@ pub struct Features(BTreeMap<Feature, Trial>);
 type Trial = Result<(), Missing>;
 
 impl Features {
-    /// Tries everything, in the network namespace of the calling thread. Takes as long as a grace period of RCU, 16 ms and
-    /// more; modules of the kernel are loaded as rules would load them.
+    /// Tries everything, in the network namespace of the calling thread. Modules of the kernel are loaded as rules would load
+    /// them.
     ///
     /// Errors: [`CommitError::Netlink`]; EPERM without CAP_NET_ADMIN in this network namespace.
     pub fn probe() -> Result<Features, CommitError> {
-        let mut kernel = Kernel::connect(TRIAL_TABLE.into())?;
-        let trials = kernel.attempt_each(&Feature::CHECKED, trial::write)?;
+        Features::probe_with(&mut Kernel::connect(TRIAL_TABLE.into())?)
+    }
+
+    /// Tries everything through a socket.
+    pub(crate) fn probe_with(kernel: &mut Kernel) -> Result<Features, CommitError> {
+        let mut items = named(&Feature::CHECKED.map(Some));
+        items.push((None, TRIAL_TABLE.to_owned()));
+        let trials = kernel.attempt_each(&items, |feature, out| match feature {
+            Some(feature) => trial::write(feature, out),
+            None => {
+                trial::add_dormant(out, true);
+                trial::add_reject(out);
+            }
+        })?;
+        let has_everything = trials.iter().all(Result::is_ok);
         let trials = trials.into_iter().map(|trial| trial.map_err(Missing::from));
         let mut found: BTreeMap<Feature, Trial> =
             Feature::CHECKED.into_iter().zip(trials).collect();
-        found.insert(Feature::ConntrackFilter, conntrack_filter(&mut kernel)?);
+        found.insert(Feature::ConntrackFilter, conntrack_filter(kernel)?);
         let owner = matches!(found.get(&Feature::TableOwner), Some(Ok(())));
-        let (comments, reject) = in_a_table(&mut kernel, owner)?;
+        let (comments, reject) = match has_everything {
+            true => (comments(kernel)?, Ok(())),
+            false => in_a_table(kernel, owner)?,
+        };
+        // Nothing can be done about a refusal; an owned table is deleted with the socket.
+        let _ = kernel.attempt(delete_table)?;
         found.insert(Feature::Comments, comments);
         found.insert(Feature::RejectInNat, reject);
         Ok(Features(found))
@@ -168,7 +188,7 @@ impl Features {
         matches!(self.0.get(&feature), Some(Ok(())))
     }
 
-    /// What tables can do, for [`Kernel::open_with`].
+    /// What tables can do.
     pub fn of_tables(&self) -> TableFeatures {
         let persist = self.has(Feature::TablePersist);
         TableFeatures {
@@ -201,6 +221,13 @@ fn in_a_table(kernel: &mut Kernel, owner: bool) -> Result<(Trial, Trial), Commit
         let missing = Missing::from(answer);
         return Ok((Err(missing.clone()), Err(missing)));
     }
+    let comments = comments(kernel)?;
+    let reject = kernel.attempt(trial::add_reject)?.map_err(Missing::from);
+    Ok((comments, reject))
+}
+
+/// Whether the dormant table and its chain have their comments.
+fn comments(kernel: &mut Kernel) -> Result<Trial, CommitError> {
     let mut commented = 0;
     for (kind, flags) in [(message::GET_TABLE, 0), (message::GET_CHAIN, flag::DUMP)] {
         let family = Some(Family::Ip);
@@ -212,15 +239,10 @@ fn in_a_table(kernel: &mut Kernel, owner: bool) -> Result<(Trial, Trial), Commit
             break;
         }
     }
-    let comments = if commented == 2 {
-        Ok(())
-    } else {
-        Err(Missing::Ignored)
-    };
-    let reject = kernel.attempt(trial::add_reject)?.map_err(Missing::from);
-    // Nothing can be done about a refusal; an owned table is deleted with the socket.
-    let _ = kernel.attempt(trial::delete_table)?;
-    Ok((comments, reject))
+    Ok(match commented {
+        2 => Ok(()),
+        _ => Err(Missing::Ignored),
+    })
 }
 
 /// Requests the deletion of connections from 0.0.0.0 to 0.0.0.0, of which there are none. Kernels that know the filter delete

@@ -15,13 +15,14 @@ mod tests;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use netlink::{Answer, Connection, Malformed, Message, NetlinkFamily, Reply, Writer, failed};
+use netlink::{Answer, Connection, Malformed, Message, NetlinkFamily, Reply, Writer, failed, flag};
 use nix::errno::Errno;
 
 use crate::backend::{Adoption, Backend};
 use crate::model::{Element, Family, Name, Table};
 use crate::monitor::{Monitor, Mute};
 use crate::transaction::{CommitError, Culprit, Generation, Operation, TableContents, Transaction};
+use crate::wire::abi::{self, message};
 use crate::wire::encode::{Batch, Encoder, TRIAL_TABLE, TableFlags};
 use crate::wire::header::header;
 
@@ -85,8 +86,11 @@ impl Kernel {
     /// Errors: [`CommitError::Netlink`]; EPERM without CAP_NET_ADMIN in this network namespace.
     pub fn open(config: KernelConfig) -> Result<Self, CommitError> {
         let mut kernel = Kernel::connect(config.table.clone())?;
-        let flags = [TableFlags::TIED, TableFlags::PERSISTENT];
-        let trials = kernel.attempt_each(&flags, |flags, out| out.trial_table(flags.bits(), ""))?;
+        let flags = named(&[TableFlags::TIED, TableFlags::PERSISTENT]);
+        let trials = kernel.attempt_each(&flags, |flags, out| {
+            out.trial_table(flags.bits(), flag::EXCL, "");
+            delete_table(out);
+        })?;
         let features = match trials.as_slice() {
             [tied, persistent] => TableFeatures {
                 owner: tied.is_ok() || persistent.is_ok(),
@@ -98,16 +102,6 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Opens the socket with features that are known ([`crate::Features::of_tables`]), without the trial, which takes a
-    /// grace period of RCU: 16 ms or more.
-    ///
-    /// Errors: as [`Kernel::open`].
-    pub fn open_with(config: KernelConfig, features: TableFeatures) -> Result<Self, CommitError> {
-        let mut kernel = Kernel::connect(config.table.clone())?;
-        kernel.set_features(&config, features);
-        Ok(kernel)
-    }
-
     /// Opens a socket only to read tables of this name.
     ///
     /// Errors: as [`Kernel::open`].
@@ -115,7 +109,8 @@ impl Kernel {
         Kernel::connect(table)
     }
 
-    fn set_features(&mut self, config: &KernelConfig, features: TableFeatures) {
+    /// Notes what tables can do, and owns the table if the configuration wants that.
+    pub(crate) fn set_features(&mut self, config: &KernelConfig, features: TableFeatures) {
         self.features = features;
         if config.owner && features.persist {
             self.flags = TableFlags::PERSISTENT;
@@ -188,18 +183,15 @@ impl Kernel {
     }
 
     /// Sends messages about a trial table of each item and returns the kernel's first refusal for each. All items share one
-    /// batch, which the kernel only checks: each batch ends with a grace period of RCU.
+    /// batch, which the kernel carries out if it refuses nothing. If it refuses something, it waits for a grace period of
+    /// RCU (16 ms and more) and nothing is left of the batch.
     pub(crate) fn attempt_each<T: Copy>(
         &mut self,
-        items: &[T],
+        items: &[(T, String)],
         fill: impl FnMut(T, &mut Encoder<'_>),
     ) -> Result<Vec<Result<(), Answer>>, CommitError> {
-        let named = (0..).zip(items);
-        let named: Vec<(T, String)> = named
-            .map(|(position, item)| (*item, format!("{TRIAL_TABLE}_{position}")))
-            .collect();
         let sequence = self.connection.next_sequence();
-        self.batch.encode_trials(sequence, &named, fill);
+        self.batch.encode_trials(sequence, items, fill);
         let batch = &self.batch;
         let mut found: Vec<Result<(), Answer>> = items.iter().map(|_| Ok(())).collect();
         let mut all = None;
@@ -434,6 +426,21 @@ impl Backend for Kernel {
             None => Ok(Adoption::Ours),
         }
     }
+}
+
+/// Each item with the name of a table of its own to try it on.
+pub(crate) fn named<T: Copy>(items: &[T]) -> Vec<(T, String)> {
+    let numbered = (0..).zip(items);
+    let name = |(number, item): (u32, &T)| (*item, format!("{TRIAL_TABLE}_{number}"));
+    numbered.map(name).collect()
+}
+
+/// Deletes the trial table.
+pub(crate) fn delete_table(out: &mut Encoder<'_>) {
+    let table = out.table;
+    out.message(message::DEL_TABLE, 0, |out| {
+        out.put_str(abi::table::NAME, table)
+    });
 }
 
 impl AsFd for Kernel {

@@ -1,6 +1,7 @@
 //! A kernel socket and the monitor of its tables, opened together.
 
-use crate::kernel::{Kernel, KernelConfig, TableFeatures};
+use crate::features::{Feature, Features};
+use crate::kernel::{Kernel, KernelConfig};
 use crate::model::Name;
 use crate::monitor::Monitor;
 use crate::transaction::CommitError;
@@ -23,12 +24,18 @@ impl Tables {
         Tables::with(Kernel::open(config)?, table)
     }
 
-    /// Opens both sockets with features that are known ([`Kernel::open_with`]).
+    /// Opens both sockets and tries all features; those that `without` names count as absent. The trial has no socket of its
+    /// own: the end of a socket waits until the kernel has freed what was deleted last, for a grace period of RCU.
     ///
     /// Errors: as [`Kernel::open`].
-    pub fn open_with(config: KernelConfig, features: TableFeatures) -> Result<Self, CommitError> {
-        let table = config.table.clone();
-        Tables::with(Kernel::open_with(config, features)?, table)
+    pub fn open_probing(
+        config: KernelConfig,
+        without: &[Feature],
+    ) -> Result<(Self, Features), CommitError> {
+        let mut kernel = Kernel::connect(config.table.clone())?;
+        let features = Features::probe_with(&mut kernel)?.without(without);
+        kernel.set_features(&config, features.of_tables());
+        Ok((Tables::with(kernel, config.table)?, features))
     }
 
     fn with(mut kernel: Kernel, table: Name) -> Result<Self, CommitError> {

@@ -1,7 +1,7 @@
 //! Opens the nftables tables of Services: checks the kernel's features, sets up the guard, and receives foreign changes.
 
 use anyhow::{Context, Result};
-use nft::{Family, Feature, Features, Kernel, KernelConfig, Notice};
+use nft::{Family, Feature, Kernel, KernelConfig, Notice};
 use service_dataplane::guard::Guard;
 use service_dataplane::layout;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -26,21 +26,18 @@ pub(crate) struct Tables {
 /// Opens the tables in the network namespace of the calling thread. With `own`, the tables get the owner flag, so that no
 /// foreign flush removes them. Features `without` are treated as absent.
 pub(crate) fn open(parts: &Parts, own: bool, without: &[Feature]) -> Result<Tables> {
-    let features = Features::probe()
-        .context("cannot probe kernel features; run with CAP_NET_ADMIN")?
-        .without(without);
+    let config = KernelConfig {
+        table: layout::TABLE.into(),
+        owner: own,
+    };
+    let opened = nft::Tables::open_probing(config, without);
+    let (tables, features) =
+        opened.context("cannot open the nftables sockets; run with CAP_NET_ADMIN")?;
     features::check(&features)?;
     let nft::Tables {
         mut kernel,
         mut monitor,
-    } = nft::Tables::open_with(
-        KernelConfig {
-            table: layout::TABLE.into(),
-            owner: own && features.has(Feature::TablePersist),
-        },
-        features.of_tables(),
-    )
-    .context("cannot open the nftables sockets; run with CAP_NET_ADMIN")?;
+    } = tables;
     let guard = own.then(|| guard::set_up(&features)).flatten();
     let (sender, foreign) = unbounded_channel();
     let notify =

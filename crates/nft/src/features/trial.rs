@@ -5,6 +5,7 @@ use netlink::{Malformed, Message, Writer, flag};
 
 use super::Feature;
 use crate::expr::Register;
+use crate::kernel::delete_table;
 use crate::model::Hook;
 use crate::wire::abi::{self, conntrack, message};
 use crate::wire::encode::{Encoder, TRIAL_TABLE, TableFlags};
@@ -20,12 +21,22 @@ const ADDRESS: u32 = 4;
 const PROTOCOL: u32 = 4;
 const PORT: u32 = 4;
 
-/// Messages that the kernel accepts if it has the feature. Each feature has a table of its own.
+/// Messages that the kernel accepts if it has the feature, and that change nothing altogether: the last one deletes the
+/// table. Each feature has a table of its own.
 pub(crate) fn write(feature: Feature, out: &mut Encoder<'_>) {
-    match feature {
-        Feature::TableOwner => return out.trial_table(TableFlags::TIED.bits(), ""),
-        Feature::TablePersist => return out.trial_table(TableFlags::PERSISTENT.bits(), ""),
-        _ => out.trial_table(0, ""),
+    let flags = match feature {
+        Feature::TableOwner => TableFlags::TIED,
+        Feature::TablePersist => TableFlags::PERSISTENT,
+        _ => TableFlags::default(),
+    };
+    out.trial_table(flags.bits(), flag::EXCL, "");
+    add_contents(feature, out);
+    delete_table(out);
+}
+
+fn add_contents(feature: Feature, out: &mut Encoder<'_>) {
+    if matches!(feature, Feature::TableOwner | Feature::TablePersist) {
+        return;
     }
     add_chain(out, None, "");
     let (first, second) = (Register(0), Register(1));
@@ -87,7 +98,7 @@ pub(crate) fn write(feature: Feature, out: &mut Encoder<'_>) {
 /// A table that no packet reaches, with a NAT chain, both with a comment.
 pub(crate) fn add_dormant(out: &mut Encoder<'_>, owner: bool) {
     let owned = if owner { TableFlags::TIED.bits() } else { 0 };
-    out.trial_table(abi::table::DORMANT | owned, COMMENT);
+    out.trial_table(abi::table::DORMANT | owned, 0, COMMENT);
     // Hook prerouting, after all other chains.
     add_chain(out, Some((0, 1000)), COMMENT);
 }
@@ -99,14 +110,6 @@ pub(crate) fn add_reject(out: &mut Encoder<'_>) {
             out.put_u32(abi::reject::TYPE, abi::reject::ICMP);
             out.put(abi::reject::CODE, &[abi::reject::PORT_UNREACHABLE]);
         });
-    });
-}
-
-/// Deletes the table.
-pub(crate) fn delete_table(out: &mut Encoder<'_>) {
-    let table = out.table;
-    out.message(message::DEL_TABLE, 0, |out| {
-        out.put_str(abi::table::NAME, table)
     });
 }
 

@@ -23,8 +23,8 @@ use crate::transaction::{Operation, Transaction};
 /// takes less than 200 bytes.
 const ELEMENT_LIST_MAX: usize = u16::MAX as usize - 512;
 
-/// Name of the table on which features are tried. A table of that name that exists already is left alone: the trial is
-/// refused or ignored.
+/// Name of the table on which features are tried, and beginning of the names of others. A table of such a name that exists
+/// already is left alone: the trial is refused or ignored.
 pub(crate) const TRIAL_TABLE: &str = "portolan_trial";
 
 /// Owner and persistence of a new table (`NFTA_TABLE_FLAGS`).
@@ -118,7 +118,7 @@ impl Batch {
     }
 
     /// Encodes messages written by hand for each item, each on a table of the given name. The position of an item is its
-    /// operation. Without its end a batch is never carried out: the kernel checks each message, answers, and forgets.
+    /// operation.
     pub(crate) fn encode_trials<T: Copy>(
         &mut self,
         sequence: u32,
@@ -130,6 +130,7 @@ impl Batch {
             fill(*item, &mut self.trial(table, operation));
         }
         self.ask_for_answer();
+        self.frame(batch::END);
     }
 
     fn trial<'a>(&'a mut self, table: &'a str, operation: usize) -> Encoder<'a> {
@@ -253,10 +254,11 @@ pub(crate) struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
-    /// Creates the table by hand, with any flags.
-    pub(crate) fn trial_table(&mut self, flags: u32, comment: &str) {
+    /// Creates the table by hand, with any flags. With `flag::EXCL`, a table of that name that exists already leads to a
+    /// refusal.
+    pub(crate) fn trial_table(&mut self, flags: u32, request: u16, comment: &str) {
         let table = self.table;
-        self.message(message::NEW_TABLE, flag::CREATE, |out| {
+        self.message(message::NEW_TABLE, flag::CREATE | request, |out| {
             out.put_str(abi::table::NAME, table);
             out.put_u32(abi::table::FLAGS, flags);
             if !comment.is_empty() {
