@@ -11,13 +11,16 @@
 //! Invariant: an entry is deleted by its tuple and its kernel id, so never a newer one of the same addresses and ports.
 
 mod listing;
+mod sample;
 #[cfg(test)]
 mod tests;
 mod wire;
 
+pub use sample::Sampler;
+
 use std::net::{IpAddr, SocketAddr};
 
-use netlink::{Connection, Error, Malformed, Message, NetlinkFamily, Reply, Writer, failed, flag};
+use netlink::{Connection, Error, Message, NetlinkFamily, Reply, Writer, failed, flag};
 use nft::wire::header::header;
 use nft::{Family, Protocol};
 use nix::errno::Errno;
@@ -25,8 +28,6 @@ use nix::errno::Errno;
 /// Deletions in one datagram; each refused one is answered with about 1 kB of kernel memory.
 const DELETIONS: usize = 512;
 const RECEIVE_SPACE: usize = 4 << 20;
-/// Entries of a sample: about three datagrams.
-const SAMPLE: usize = 400;
 /// Dumps are interrupted only while the kernel resizes its table.
 const ATTEMPTS: usize = 10;
 
@@ -250,32 +251,6 @@ impl Conntrack {
         match reply {
             Reply::Done | Reply::Interrupted => Ok(attempts),
             Reply::Refused(errno) => Err(failed("read conntrack entries")(errno)),
-        }
-    }
-
-    /// The same among the first entries of the table, a part of it by chance: costs no walk of a table with more.
-    pub fn some_attempts(mut keeps: impl FnMut(&Flow) -> bool) -> Result<Vec<Attempt>, Error> {
-        // The end of this socket ends the dump.
-        let mut connection = Connection::open(NetlinkFamily::Netfilter)?;
-        let (mut attempts, mut seen) = (Vec::new(), 0);
-        let read = connection.ask(
-            wire::GET,
-            flag::DUMP,
-            &header(None),
-            |_| {},
-            |message| {
-                seen += 1;
-                if seen > SAMPLE {
-                    return Err(Malformed::Value("enough entries"));
-                }
-                attempts.extend(attempt(message).filter(|found| keeps(&found.flow)));
-                Ok(())
-            },
-        );
-        match read {
-            Err(error) if seen <= SAMPLE => Err(error),
-            Ok(Reply::Refused(errno)) => Err(failed("read conntrack entries")(errno)),
-            _ => Ok(attempts),
         }
     }
 

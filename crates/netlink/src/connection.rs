@@ -37,6 +37,10 @@ pub enum Reply {
     Refused(Errno),
 }
 
+/// A dump that is read in parts, by the number of its request.
+#[derive(Debug)]
+pub struct DumpUnderWay(u32);
+
 impl Reply {
     /// Whether a dump is complete; `false` when it has to be repeated, as also when an object vanished between two
     /// requests.
@@ -87,13 +91,7 @@ impl Connection {
     ) -> Result<Reply, Error> {
         let is_dump = flags & flag::DUMP == flag::DUMP;
         let ack = if is_dump { 0 } else { flag::ACK };
-        let sequence = self.next_sequence;
-        self.next_sequence = sequence.wrapping_add(1);
-        self.request.bytes.clear();
-        let start = self.request.start(kind, flags | ack, sequence, header);
-        fill(&mut self.request);
-        self.request.finish(start);
-        self.socket.send(&self.request.bytes)?;
+        let sequence = self.request(kind, flags | ack, header, fill)?;
         let mut interrupted = false;
         let reply = self.receive(|message| {
             if message.sequence != sequence {
@@ -110,6 +108,72 @@ impl Connection {
             }
         })?;
         reply.ok_or(failed("receive the reply")(Errno::ENOBUFS))
+    }
+
+    /// Sends a request for a dump that [`Connection::read_on`] reads in parts. Until its end, the kernel refuses other dumps on
+    /// this socket.
+    pub fn begin_dump(
+        &mut self,
+        kind: u16,
+        header: &[u8],
+        fill: impl FnOnce(&mut Writer),
+    ) -> Result<DumpUnderWay, Error> {
+        self.request(kind, flag::DUMP, header, fill)
+            .map(DumpUnderWay)
+    }
+
+    /// Hands messages of a dump to `absorb`, a datagram at a time, until there were at least `least`. Returns the end of the
+    /// dump, if it has come.
+    pub fn read_on(
+        &mut self,
+        dump: &DumpUnderWay,
+        least: usize,
+        mut absorb: impl FnMut(&Message<'_>),
+    ) -> Result<Option<Reply>, Error> {
+        let mut seen = 0;
+        while seen < least {
+            let Some(datagram) = self.socket.try_receive().map_err(failed("receive"))? else {
+                if !self.socket.wait(ANSWER_TIMEOUT)? {
+                    return Err(failed("await the reply")(Errno::ETIMEDOUT));
+                }
+                continue;
+            };
+            for message in messages(datagram) {
+                let message = message?;
+                match message.kind {
+                    _ if message.sequence != dump.0 => {}
+                    control::DONE | control::ERROR => {
+                        return Ok(Some(match Answer::of(&message)?.errno {
+                            0 => Reply::Done,
+                            errno => Reply::Refused(Errno::from_raw(errno)),
+                        }));
+                    }
+                    _ => {
+                        seen += 1;
+                        absorb(&message);
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Sends one request and returns its number.
+    fn request(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        header: &[u8],
+        fill: impl FnOnce(&mut Writer),
+    ) -> Result<u32, Error> {
+        let sequence = self.next_sequence;
+        self.next_sequence = sequence.wrapping_add(1);
+        self.request.bytes.clear();
+        let start = self.request.start(kind, flags, sequence, header);
+        fill(&mut self.request);
+        self.request.finish(start);
+        self.socket.send(&self.request.bytes)?;
+        Ok(sequence)
     }
 
     /// Sends messages numbered from [`Connection::next_sequence`] to `last`, of which `last` requests its
@@ -224,6 +288,20 @@ mod tests {
             };
             let reply = connection.ask(GET_LINK, flag::DUMP, &[0; 16], |_| {}, absorb);
             assert_eq!((reply, loopback), (Ok(Reply::Done), true));
+        }
+    }
+
+    #[test]
+    fn a_dump_is_read_in_parts_until_its_end() {
+        const GET_ROUTE: u16 = 26;
+        let mut connection = Connection::open(NetlinkFamily::Route).unwrap();
+        for _ in 0..2 {
+            let dump = connection.begin_dump(GET_ROUTE, &[0; 12], |_| {}).unwrap();
+            let (mut seen, mut end) = (0, None);
+            while end.is_none() {
+                end = connection.read_on(&dump, 1, |_| seen += 1).unwrap();
+            }
+            assert_eq!((end, seen > 0), (Some(Reply::Done), true));
         }
     }
 

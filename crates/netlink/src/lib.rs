@@ -31,7 +31,7 @@ mod message;
 mod socket;
 
 pub use attribute::{ATTRIBUTE_HEADER, Attribute, Attributes, Writer, be32, is_string, string};
-pub use connection::{Connection, Reply};
+pub use connection::{Connection, DumpUnderWay, Reply};
 pub use message::{Answer, HEADER, Message, flag, messages};
 pub use socket::{Membership, NetlinkFamily, Socket};
 

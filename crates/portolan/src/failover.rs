@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
-use netfilter::{Attempt, Conntrack, Flow};
+use netfilter::{Attempt, Conntrack, Flow, Sampler};
 use rand::seq::SliceRandom;
 use rustix::time::{ClockId, clock_gettime};
 use service_model::{Family, Suspects};
@@ -76,6 +76,7 @@ pub(crate) fn start(
         publish,
         reporter: Reporter::new(reports),
         whole: Pace::new(Instant::now()),
+        sampler: Sampler::default(),
         sample: Pace::new(Instant::now()),
         ignored: Ignored::default(),
         suspicions: Suspicions::default(),
@@ -100,7 +101,9 @@ struct Failover {
     reporter: Reporter,
     /// Paces readings of all entries, which walk the kernel's table.
     whole: Pace,
-    /// Paces readings of the first entries of a large table: where many connections fail, one of them is there soon.
+    /// Reads a large table in parts: where many connections fail, one of them is there soon.
+    sampler: Sampler,
+    /// Paces readings of parts.
     sample: Pace,
     ignored: Ignored,
     suspicions: Suspicions,
@@ -183,7 +186,7 @@ impl Failover {
             keeps
         };
         let attempts = match sample {
-            true => Conntrack::some_attempts(keeps),
+            true => self.sampler.attempts(keeps),
             false => self.conntrack.attempts(keeps),
         };
         let cost = processor_time().saturating_sub(before);
