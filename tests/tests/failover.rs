@@ -8,99 +8,29 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    Client, ConnectionStream, Daemon, HEALTH_PORT, Host, Lab, Manifests, Node, Pod, Probe,
-    Protocol, TcpService, Unplugged, node_object, scenario, wait_until,
+    Daemon, HEALTH_PORT, Probe, Protocol, Streams, TcpService, ThreeNodes, Unplugged, scenario,
+    wait_until,
 };
 use portolan_tests::overlay::metric;
 use portolan_tests::slowness;
 use portolan_tests::stage::{PATIENCE, portolan};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-/// The load balancer's address.
-const EXTERNAL: &str = "203.0.113.80";
-const NODE_PORT: u16 = 30080;
 const UDP_PORT: u16 = 53;
-/// Streams of connections to each of the three, and the pause between two connections of a stream.
-const STREAMS: usize = 4;
+/// Between two connections of a stream.
 const PAUSE: Duration = Duration::from_millis(60);
-/// An attempt that is not answered by then has failed: less than TCP's first retry.
-const ATTEMPT: Duration = Duration::from_millis(700);
 /// What the scenario asserts: twice what is aimed at, and some, for machines that are busy.
 const LIMIT: Duration = Duration::from_secs(5);
 
-struct Stage {
-    nodes: [Node; 3],
-    client: Pod,
-    outside: Client,
-    pods: Vec<Pod>,
-    web: TcpService,
-    manifests: Manifests,
-    _lab: Lab,
-}
+/// Three nodes, and a second Service of the same pods, for datagrams.
+struct Stage(ThreeNodes);
 
 impl Stage {
-    /// Two pods on each of `node-b` and `node-c`.
     fn new() -> Result<Stage> {
-        let lab = Lab::new()?;
-        let nodes = [
-            lab.node("node-a")?,
-            lab.node("node-b")?,
-            lab.node("node-c")?,
-        ];
-        let (client, outside) = (nodes[0].pod("client")?, lab.client("outside")?);
-        outside.route_via(&nodes[0], "203.0.113.0/24".parse()?)?;
-        let mut pods = Vec::new();
-        for (n, node) in [&nodes[1], &nodes[1], &nodes[2], &nodes[2]]
-            .iter()
-            .enumerate()
-        {
-            let pod = node.pod(&format!("web-{n}"))?;
-            pod.serve(Protocol::Tcp, 8080)?;
+        let nodes = ThreeNodes::new()?;
+        for pod in &nodes.pods {
             pod.serve(Protocol::Udp, UDP_PORT)?;
-            pods.push(pod);
         }
-        let web = TcpService {
-            name: "web".into(),
-            cluster_ips: ["10.96.0.80".into(), "fd00:96::80".into()],
-            port: 80,
-            target_port: 8080,
-            node_port: Some(NODE_PORT),
-        };
-        let manifests = Manifests::new()?;
-        let stage = Stage {
-            nodes,
-            client,
-            outside,
-            pods,
-            web,
-            manifests,
-            _lab: lab,
-        };
-        let objects = stage.nodes.iter().map(node_object).collect::<Vec<_>>();
-        stage.manifests.write_objects("nodes.yaml", &objects)?;
-        stage
-            .manifests
-            .write_objects("web.yaml", &stage.web_objects())?;
-        stage
-            .manifests
-            .write_objects("dns.yaml", &stage.udp_objects())?;
-        Ok(stage)
-    }
-
-    fn located(&self) -> Vec<(&Pod, &str)> {
-        let names = ["node-b", "node-b", "node-c", "node-c"];
-        self.pods.iter().zip(names).collect()
-    }
-
-    fn web_objects(&self) -> Vec<Value> {
-        let mut service = self.web.object();
-        service["spec"]["type"] = "LoadBalancer".into();
-        service["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": EXTERNAL }] } });
-        let slices = self.web.slices(&self.located());
-        std::iter::once(service).chain(slices).collect()
-    }
-
-    fn udp_objects(&self) -> Vec<Value> {
         let dns = TcpService {
             name: "dns".into(),
             cluster_ips: ["10.96.0.53".into(), "fd00:96::53".into()],
@@ -108,59 +38,26 @@ impl Stage {
             target_port: UDP_PORT,
             node_port: None,
         };
-        let slices = dns.slices(&self.located());
+        let slices = dns.slices(&nodes.located());
         let mut objects: Vec<Value> = std::iter::once(dns.object()).chain(slices).collect();
         objects[0]["spec"]["ports"][0]["protocol"] = "UDP".into();
         for slice in &mut objects[1..] {
             slice["ports"][0]["protocol"] = "UDP".into();
         }
-        objects
+        nodes.manifests.write_objects("dns.yaml", &objects)?;
+        Ok(Stage(nodes))
     }
 
     fn start(&self, arguments: &[&str]) -> Result<Daemon> {
-        let mut command = self.nodes[0].command(portolan()?);
-        command.args(["run", "--hostname-override=node-a", "--manifests"]);
-        command.arg(self.manifests.path());
-        command.arg("--cluster-cidr=10.244.0.0/16,fd00:244::/32");
-        command.args(arguments);
-        let daemon = self.nodes[0].spawn("portolan", command)?;
-        self.nodes[0].wait_until_ready(&daemon, HEALTH_PORT, PATIENCE)?;
-        Ok(daemon)
+        self.0.start(portolan()?, arguments)
     }
 
-    fn web_address(&self) -> SocketAddr {
-        SocketAddr::from(([10, 96, 0, 80], self.web.port))
-    }
-
-    /// Connections through cluster IP, node port and load balancer, all the time.
-    fn connect(&self) -> Result<Vec<ConnectionStream>> {
-        let external = SocketAddr::new(EXTERNAL.parse()?, self.web.port);
-        let node_port = SocketAddr::from((self.nodes[0].ipv4(), NODE_PORT));
-        let frontends: [(&Host, SocketAddr); 3] = [
-            (&self.client, self.web_address()),
-            (&self.outside, node_port),
-            (&self.outside, external),
-        ];
-        let all = frontends.iter().flat_map(|frontend| [frontend; STREAMS]);
-        let streams = all.map(|(from, to)| {
-            let probe = Probe::new(Protocol::Tcp, *to).within(ATTEMPT);
-            from.stream_connections(probe, PAUSE * slowness())
-        });
-        streams.collect()
+    fn connect(&self) -> Result<Streams> {
+        self.0.connect(PAUSE * slowness())
     }
 
     fn metric(&self, name: &str) -> Result<u64> {
-        metric(&self.nodes[0], &format!("portolan_failover_{name} "))
-    }
-
-    /// Waits until connections are balanced over this number of pods, and none fails.
-    fn wait_for_pods(&self, count: usize) -> Result<()> {
-        wait_until(&format!("{count} pods"), PATIENCE, || {
-            let tally = self
-                .client
-                .connect_many(Protocol::Tcp, self.web_address(), 60);
-            tally.is_ok_and(|tally| tally.failed() == 0 && tally.servers.len() == count)
-        })
+        metric(&self.0.nodes[0], &format!("portolan_failover_{name} "))
     }
 
     fn wait_for_suspects(&self, count: u64) -> Result<()> {
@@ -174,50 +71,34 @@ impl Stage {
     fn ask(&self) -> Option<String> {
         let to = SocketAddr::from(([10, 96, 0, 53], UDP_PORT));
         let probe = Probe::new(Protocol::Udp, to).from_port(40_053);
-        let outcome = self.client.probe(probe.within(Duration::from_millis(300)));
+        let outcome = self
+            .0
+            .client
+            .probe(probe.within(Duration::from_millis(300)));
         let server = outcome.ok()?.server()?.split(':').next()?.to_owned();
         Some(server)
     }
-}
 
-/// The last failed attempt that began after the cable was pulled.
-fn last_failure(streams: &[ConnectionStream], unplugged_at: Instant) -> Option<Duration> {
-    let failures = streams.iter().flat_map(|stream| {
-        let failures = stream.report().failures.into_iter();
-        let at = move |(at, _): (Duration, String)| stream.started() + at;
-        failures.map(at).collect::<Vec<_>>()
-    });
-    let after = failures.filter_map(|at| at.checked_duration_since(unplugged_at));
-    after.max()
-}
-
-fn attempts(streams: &[ConnectionStream]) -> usize {
-    let tallies = streams.iter().map(|stream| stream.report().tally);
-    tallies.map(|tally| tally.answered() + tally.failed()).sum()
-}
-
-/// Pulls the cable of `node-b` under connections, and returns the last failure, once 200 more were answered.
-fn unplug(stage: &Stage, streams: &[ConnectionStream]) -> Result<(Duration, Unplugged)> {
-    let before = attempts(streams);
-    wait_until("traffic", PATIENCE, || attempts(streams) >= before + 50)?;
-    let (unplugged_at, unplugged) = (Instant::now(), stage.nodes[1].unplug()?);
-    stage.wait_for_suspects(1)?;
-    let before = attempts(streams);
-    wait_until("traffic after", PATIENCE, || {
-        attempts(streams) >= before + 200
-    })?;
-    let last = last_failure(streams, unplugged_at).unwrap_or_default();
-    Ok((last, unplugged))
+    /// Pulls the cable of `node-b` under connections, and returns the last failure, once 200 more were answered.
+    fn unplug(&self, streams: &Streams) -> Result<(Duration, Unplugged)> {
+        streams.wait_for(50)?;
+        let (unplugged_at, unplugged) = (Instant::now(), self.0.nodes[1].unplug()?);
+        self.wait_for_suspects(1)?;
+        streams.wait_for(200)?;
+        let last = streams.last_failure(unplugged_at).unwrap_or_default();
+        Ok((last, unplugged))
+    }
 }
 
 #[scenario(Nft)]
 fn unplugged_node_gets_no_new_connections_within_seconds() -> Result<()> {
     let stage = Stage::new()?;
     let daemon = stage.start(&[])?;
-    stage.wait_for_pods(4)?;
+    stage.0.wait_for_pods(4)?;
     let held = stage
+        .0
         .client
-        .hold(stage.web_address(), 8, Duration::from_millis(100))?;
+        .hold(stage.0.web_address(), 8, Duration::from_millis(100))?;
     let streams = stage.connect()?;
     // A flow to the node that goes down, and one that stays where it is.
     let mut flow = None;
@@ -225,28 +106,25 @@ fn unplugged_node_gets_no_new_connections_within_seconds() -> Result<()> {
         flow = stage.ask();
         flow.is_some()
     })?;
-    let (last, unplugged) = unplug(&stage, &streams)?;
+    let (last, unplugged) = stage.unplug(&streams)?;
     println!(
         "last failed connection {last:?} after the plug, {} attempts",
-        attempts(&streams)
+        streams.attempts()
     );
     ensure!(
         last <= LIMIT,
         "connections failed until {last:?} after the plug"
     );
-    let total = attempts(&streams);
-    wait_until("more traffic", PATIENCE, || {
-        attempts(&streams) >= total + 300
-    })?;
+    streams.wait_for(300)?;
     drop(streams);
-    stage.wait_for_pods(2)?;
+    stage.0.wait_for_pods(2)?;
     // Whichever pod had the flow: one that is alive has it now.
     wait_until("the flow to be answered", PATIENCE, || {
         stage
             .ask()
             .is_some_and(|pod| pod == "web-2" || pod == "web-3")
     })?;
-    let (code, text) = stage.nodes[0]
+    let (code, text) = stage.0.nodes[0]
         .http_get(([127, 0, 0, 1], HEALTH_PORT).into(), "/readyz")?
         .context("no /readyz")?;
     ensure!(
@@ -255,7 +133,7 @@ fn unplugged_node_gets_no_new_connections_within_seconds() -> Result<()> {
     );
     drop(unplugged);
     stage.wait_for_suspects(0)?;
-    stage.wait_for_pods(4)?;
+    stage.0.wait_for_pods(4)?;
     let report = held.stop();
     ensure!(
         report.lost.is_empty(),
@@ -274,11 +152,11 @@ fn unplugged_node_gets_no_new_connections_within_seconds() -> Result<()> {
 fn failover_that_is_off_leaves_endpoints_in_place() -> Result<()> {
     let stage = Stage::new()?;
     let _daemon = stage.start(&["--failover=off"])?;
-    stage.wait_for_pods(4)?;
+    stage.0.wait_for_pods(4)?;
     let streams = stage.connect()?;
-    let (unplugged_at, _unplugged) = (Instant::now(), stage.nodes[1].unplug()?);
+    let (unplugged_at, _unplugged) = (Instant::now(), stage.0.nodes[1].unplug()?);
     wait_until("failures that go on", PATIENCE, || {
-        let last = last_failure(&streams, unplugged_at);
+        let last = streams.last_failure(unplugged_at);
         last.is_some_and(|last| last > Duration::from_secs(4))
     })?;
     ensure!(stage.metric("conntrack_readings_total")? == 0);
@@ -290,10 +168,10 @@ fn failover_that_is_off_leaves_endpoints_in_place() -> Result<()> {
 fn nodes_behind_a_lossy_network_are_probed_but_not_suspected() -> Result<()> {
     let stage = Stage::new()?;
     let daemon = stage.start(&[])?;
-    stage.wait_for_pods(4)?;
+    stage.0.wait_for_pods(4)?;
     let _lossy = [
-        stage.nodes[1].lose_percent(10)?,
-        stage.nodes[2].lose_percent(10)?,
+        stage.0.nodes[1].lose_percent(10)?,
+        stage.0.nodes[2].lose_percent(10)?,
     ];
     let streams = stage.connect()?;
     wait_until("probes of both nodes", PATIENCE, || {
@@ -312,20 +190,21 @@ fn nodes_behind_a_lossy_network_are_probed_but_not_suspected() -> Result<()> {
 #[scenario(Nft)]
 fn one_way_datagrams_lead_to_few_probes_and_no_suspect() -> Result<()> {
     let stage = Stage::new()?;
-    for pod in &stage.pods {
+    for pod in &stage.0.pods {
         pod.stop_serving(Protocol::Udp, UDP_PORT)?;
     }
-    let silent = stage.pods.iter().map(|pod| {
+    let silent = stage.0.pods.iter().map(|pod| {
         let at = SocketAddr::from((pod.ipv4(), UDP_PORT));
         pod.run(move || std::net::UdpSocket::bind(at))?
             .context("bind")
     });
     let _silent = silent.collect::<Result<Vec<_>>>()?;
     let daemon = stage.start(&[])?;
-    stage.wait_for_pods(4)?;
+    stage.0.wait_for_pods(4)?;
     let to = SocketAddr::from(([10, 96, 0, 53], UDP_PORT));
     let probe = Probe::new(Protocol::Udp, to).within(Duration::from_millis(1));
     let _sending = stage
+        .0
         .client
         .stream_connections(probe, Duration::from_millis(10))?;
     wait_until("probes", PATIENCE, || {
