@@ -26,7 +26,7 @@ fn main() -> Result<()> {
         false => (Shape::new(5_000, 10), 15),
     };
     let folder = tempfile::tempdir()?;
-    shape.write_manifests(folder.path())?;
+    shape.write_manifests(folder.path(), 10)?;
     let (mut musl, mut other) = (Samples::default(), Samples::default());
     // The first of each brings programs and manifests to memory.
     for round in 0..=rounds {

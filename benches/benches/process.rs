@@ -1,7 +1,8 @@
 //! The released program as a process: memory, size, and the time from an edit or an event to the kernel.
 //!
 //! The same cluster from a folder of manifests and from an API server (a fake one, over HTTP on loopback). When
-//! something is in the kernel is known from the kernel itself, by a second subscription to nftables changes.
+//! something is in the kernel is known from the kernel itself, by a second subscription to nftables changes. `folder` has
+//! folders of few and of many files; their floor is the reading of the bytes.
 
 use std::fs;
 use std::net::TcpListener;
@@ -22,10 +23,22 @@ const QUIET: Duration = Duration::from_millis(50);
 /// Memory is called steady after so long without an event.
 const STEADY: Duration = Duration::from_secs(3);
 
+/// Services in a file of manifests, about 40 kB.
+const SERVICES_A_FILE: u32 = 10;
+
 fn main() -> Result<()> {
-    if !wanted("process") {
-        return Ok(());
+    let mut report = Report::default();
+    if wanted("process") {
+        process(&mut report)?;
     }
+    if wanted("folder") {
+        folders(&mut report)?;
+    }
+    report.print();
+    Ok(())
+}
+
+fn process(report: &mut Report) -> Result<()> {
     let program = program()?;
     let shape = if quick() {
         Shape::new(200, 10)
@@ -33,7 +46,6 @@ fn main() -> Result<()> {
         Shape::new(10_000, 10)
     };
     let changes = if quick() { 5 } else { 200 };
-    let mut report = Report::default();
     let size = fs::metadata(&program)?.len();
     report.row(Row {
         quantity: "release binary".into(),
@@ -43,15 +55,12 @@ fn main() -> Result<()> {
     });
 
     let folder = tempfile::tempdir()?;
-    shape.write_manifests(folder.path())?;
+    shape.write_manifests(folder.path(), SERVICES_A_FILE)?;
     let mut run = Run::start(&program, shape, |_| {
         Ok(["--manifests".into(), folder.path().into()])
     })?;
-    run.measure(&mut report, "manifests", changes, "< 100 ms", |n| {
-        let (service, endpoint, address) = shape.change(n);
-        shape.write_manifest(folder.path(), service, |of| {
-            (of == service).then_some((endpoint, address))
-        })
+    run.measure(report, "manifests", changes, "< 100 ms", |n| {
+        change_manifest(shape, folder.path(), SERVICES_A_FILE, n)
     })?;
     drop(run);
 
@@ -66,15 +75,65 @@ fn main() -> Result<()> {
         Ok(["--kubeconfig".into(), kubeconfig.clone()])
     })?;
     let api = api.context("no API server")?;
-    run.measure(&mut report, "API server", changes, "", |n| {
+    run.measure(report, "API server", changes, "", |n| {
         let (service, endpoint, address) = shape.change(n);
         let object = shape.slice_object(service, Some((endpoint, address)));
         let now = Instant::now();
         api.apply(object)?;
         Ok(now)
-    })?;
-    report.print();
+    })
+}
+
+/// Makes the `n`th change in a folder.
+fn change_manifest(shape: Shape, folder: &Path, services_a_file: u32, n: u32) -> Result<Instant> {
+    let (service, endpoint, address) = shape.change(n);
+    shape.write_manifest(folder, services_a_file, service, |of| {
+        (of == service).then_some((endpoint, address))
+    })
+}
+
+/// Starts from folders of Services with one endpoint each, and edits of one Service in them.
+fn folders(report: &mut Report) -> Result<()> {
+    let program = program()?;
+    let (all, changes) = if quick() { (100, 2) } else { (10_000, 20) };
+    for (services, services_a_file, start, edit) in [
+        (all, all, "<= 0.8 s", ""),
+        (all, 1, "<= 0.8 s", ""),
+        (all / 2, all / 2, "", "<= 100 ms"),
+    ] {
+        let (shape, folder) = (Shape::new(services, 1), tempfile::tempdir()?);
+        shape.write_manifests(folder.path(), services_a_file)?;
+        let (bytes, floor) = read_all(folder.path())?;
+        let mut run = Run::start(&program, shape, |_| {
+            Ok(["--manifests".into(), folder.path().into()])
+        })?;
+        let change = |n| change_manifest(shape, folder.path(), services_a_file, n);
+        let samples = run.samples(changes, change)?;
+        let megabytes = bytes as f64 / 1e6;
+        let name = format!("folder of {services} Services, {services_a_file} a file");
+        for (quantity, target, time) in [
+            ("process start to first commit", start, run.started),
+            ("edit of one to kernel", edit, samples.median()),
+        ] {
+            report.row(Row {
+                quantity: format!("{name}, {megabytes:.0} MB: {quantity}"),
+                target: target.into(),
+                measured: milliseconds(time),
+                floor: milliseconds(floor),
+                ..Row::default()
+            });
+        }
+    }
     Ok(())
+}
+
+/// The size of all files, and the time that it takes to read them.
+fn read_all(folder: &Path) -> Result<(usize, Duration)> {
+    let (start, mut bytes) = (Instant::now(), 0);
+    for entry in fs::read_dir(folder)? {
+        bytes += fs::read(entry?.path())?.len();
+    }
+    Ok((bytes, start.elapsed()))
 }
 
 /// A daemon that has committed its first list.
@@ -133,14 +192,12 @@ impl Run {
         })
     }
 
-    fn measure(
+    /// Times from a change to the kernel.
+    fn samples(
         &mut self,
-        report: &mut Report,
-        source: &str,
         changes: u32,
-        target: &str,
         mut change: impl FnMut(u32) -> Result<Instant>,
-    ) -> Result<()> {
+    ) -> Result<Samples> {
         let mut samples = Samples::new();
         for n in 0..changes {
             while self.monitor.wait(QUIET)?.is_some() {}
@@ -153,6 +210,18 @@ impl Run {
                 ),
             }
         }
+        Ok(samples)
+    }
+
+    fn measure(
+        &mut self,
+        report: &mut Report,
+        source: &str,
+        changes: u32,
+        target: &str,
+        change: impl FnMut(u32) -> Result<Instant>,
+    ) -> Result<()> {
+        let samples = self.samples(changes, change)?;
         std::thread::sleep(STEADY);
         let memory = Memory::of(self.daemon.pid())?;
         let shape = self.shape;

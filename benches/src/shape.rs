@@ -32,8 +32,6 @@ const POD_IPS: u32 = 1 << 23;
 /// Holds all pods.
 pub(crate) const CLUSTER_CIDR: &str = "10.128.0.0/9";
 const SERVICES_A_NAMESPACE: u32 = 100;
-/// Of manifests: about 80 kB.
-const SERVICES_A_FILE: u32 = 10;
 pub(crate) const PORT: u16 = 80;
 pub(crate) const TARGET_PORT: u16 = 8080;
 const PORT_NAME: &str = "http";
@@ -235,10 +233,10 @@ impl Shape {
             .chain([self.node_object()])
     }
 
-    /// Writes a folder of manifests: one file for each 10 Services, and one for the Node.
-    pub fn write_manifests(self, folder: &Path) -> Result<()> {
-        for first in (0..self.services).step_by(SERVICES_A_FILE as usize) {
-            self.write_manifest(folder, first, |_| None)?;
+    /// Writes a folder of manifests: a file for each so many Services, and one for the Node.
+    pub fn write_manifests(self, folder: &Path, services_a_file: u32) -> Result<()> {
+        for first in (0..self.services).step_by(services_a_file as usize) {
+            self.write_manifest(folder, services_a_file, first, |_| None)?;
         }
         write_documents(&folder.join("node.yaml"), [self.node_object()])?;
         Ok(())
@@ -248,11 +246,12 @@ impl Shape {
     pub fn write_manifest(
         self,
         folder: &Path,
+        services_a_file: u32,
         service: u32,
         changed: impl Fn(u32) -> Option<(u32, Ipv4Addr)>,
     ) -> Result<Instant> {
-        let first = service - service % SERVICES_A_FILE;
-        let last = (first + SERVICES_A_FILE).min(self.services);
+        let first = service - service % services_a_file;
+        let last = (first + services_a_file).min(self.services);
         let objects =
             (first..last).flat_map(|i| [self.service_object(i), self.slice_object(i, changed(i))]);
         write_documents(&folder.join(format!("services-{first}.yaml")), objects)
@@ -302,11 +301,14 @@ fn metadata(namespace: &str, name: &str, number: u32, labels: Value) -> Value {
     })
 }
 
-/// As one file, put in place at once. Returns when.
+/// As one file, put in place at once, without `managedFields`, as `kubectl get` leaves them out. Returns when.
 fn write_documents(path: &Path, documents: impl IntoIterator<Item = Value>) -> Result<Instant> {
     let write = || -> Result<Instant> {
         let mut text = String::new();
-        for document in documents {
+        for mut document in documents {
+            if let Some(metadata) = document["metadata"].as_object_mut() {
+                metadata.remove("managedFields");
+            }
             text.push_str("---\n");
             text.push_str(&serde_saphyr::to_string(&document)?);
         }
