@@ -11,7 +11,7 @@ use kube_proxy_config::Effective;
 use object_source::api::{self, ApiClient, ApiServer, RequestOutcome, ServerSource};
 use object_source::manifests::{self, ManifestsConfig};
 use object_source::{Events, SourceEvent};
-use overlay_probe::{ProbeConfig, SharedProbeStatus};
+use overlay_probe::ProbeConfig;
 use service_model::{NodeConfig, ObjectEvent, Suspects};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,15 +24,15 @@ use crate::configz::Configz;
 use crate::control::{self, Control, Inputs, Reports};
 use crate::counters::Counters;
 use crate::events::{Recorder, ServiceEvents};
-use crate::failover::SharedFailoverStatus;
 use crate::metrics::Metrics;
 use crate::observer::{Commit, Observer};
-use crate::operator::{self, Origin, SharedFallbacks};
+use crate::operator::{self, Origin};
 use crate::overlay::probes::{self, ProbeReports};
 use crate::overlay::{self, NodeEvents, OverlayConfig, SharedOverlayStatus};
 use crate::parts::{Parts, parts};
+use crate::published::Published;
 use crate::status::SharedStatus;
-use crate::takeover::alarm::{Alarm, SharedAlarm};
+use crate::takeover::alarm::Alarm;
 use crate::{
     conntrack, failover, health_checks, http, last_sync, localhost, log, memory, node_addresses,
     sysctl, tables,
@@ -61,44 +61,19 @@ pub async fn run(configuration: &Configuration) -> Result<()> {
     ended.await
 }
 
-/// What parts publish for others.
-#[derive(Clone)]
-struct Published {
-    status: Arc<SharedStatus>,
-    metrics: Arc<Metrics>,
-    counters: Arc<Counters>,
-    configz: Arc<Configz>,
-    overlay: SharedOverlayStatus,
-    probes: SharedProbeStatus,
-    alarm: SharedAlarm,
-    fallbacks: SharedFallbacks,
-    failover: SharedFailoverStatus,
-}
-
-impl Published {
-    fn new(configuration: &Configuration) -> Self {
-        let counters = Arc::new(Counters::default());
-        let mut metrics = Metrics::new();
-        metrics.collect(Box::new(counters.clone()));
-        Published {
-            status: Arc::default(),
-            metrics: Arc::new(metrics),
-            counters,
-            configz: Arc::new(Configz::new(configuration.resolved().documents())),
-            overlay: SharedOverlayStatus::default(),
-            probes: SharedProbeStatus::default(),
-            alarm: SharedAlarm::default(),
-            fallbacks: SharedFallbacks::default(),
-            failover: SharedFailoverStatus::default(),
-        }
-    }
-}
-
 /// Starts everything. Fails when the configuration cannot work, before anything of the node is changed. What may get
 /// better by itself (a port that is taken, a server that is away) is retried instead.
 async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     let effective = configuration.effective();
-    let published = Published::new(configuration);
+    let counters = Arc::new(Counters::default());
+    let mut metrics = Metrics::new();
+    metrics.collect(Box::new(counters.clone()));
+    let configz = Configz::new(configuration.resolved().documents());
+    let published = Published {
+        status: effective.service_proxy.then(Arc::default),
+        overlay: effective.overlay.as_ref().map(|_| Arc::default()),
+        ..Published::new(configz, metrics)
+    };
     let server = connect(effective, published.metrics.clone()).await?;
     let reader = server.as_ref().map(|server| &server.reader);
     let mut node = config::node(effective, config::node_name(effective, reader).await?);
@@ -113,11 +88,15 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
         Some(server) => Origin::ApiServer(server.reader.clone()),
         None => Origin::Directory(effective.api_server.manifests.clone().unwrap_or_default()),
     };
-    let listeners = vec![("health", http.health), ("metrics", http.metrics)];
-    let sources = operator_sources(effective, &node, &published, origin, listeners);
+    let sources = operator::Sources {
+        node: node.node_name.clone(),
+        published: published.clone(),
+        origin,
+        listeners: vec![("health", http.health), ("metrics", http.metrics)],
+    };
     let operator = operator::start(parts, sources)?;
     let (sender, events) = mpsc::channel(EVENTS);
-    let sender = match overlay {
+    let sender = match overlay.zip(published.overlay.clone()) {
         None => sender,
         Some(overlay) => {
             let probes = effective.overlay.as_ref().and_then(probe_config(&node));
@@ -134,17 +113,19 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
         configz: published.configz.clone(),
     };
     config::follow(parts, configuration, live_config)?;
-    match effective.service_proxy {
-        true => {
+    match published.status.clone() {
+        Some(status) => {
             let services = Services {
                 published,
+                status,
+                counters,
                 recorder,
                 http: http.runtime,
                 operator,
             };
             start_services(effective, parts, live, events, services).await
         }
-        false => {
+        None => {
             ignore(parts, events);
             Ok(())
         }
@@ -154,6 +135,8 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
 /// What the service proxy shares with other parts.
 struct Services {
     published: Published,
+    status: Arc<SharedStatus>,
+    counters: Arc<Counters>,
     recorder: Recorder,
     /// The runtime that serves ports.
     http: Handle,
@@ -170,6 +153,8 @@ async fn start_services(
 ) -> Result<()> {
     let Services {
         published,
+        status,
+        counters,
         recorder,
         http,
         operator,
@@ -191,7 +176,7 @@ async fn start_services(
     let own = config.borrow().node_name.clone();
     let (directory, suspects) = start_failover(effective, parts, own, &published, &recorder)?;
     let reports = health_checks::Reports {
-        status: published.status.clone(),
+        status: status.clone(),
         metrics: published.metrics.clone(),
         recorder,
     };
@@ -199,7 +184,7 @@ async fn start_services(
     let mut observers: Vec<Box<dyn Observer>> = vec![
         Box::new(published.metrics.clone()),
         Box::new(published.metrics.no_local_endpoints()),
-        Box::new(published.counters.clone()),
+        Box::new(counters),
         Box::new(service_events),
         Box::new(health_checks),
         Box::new(cleaner),
@@ -209,7 +194,7 @@ async fn start_services(
     ];
     observers.extend(directory);
     let reports = Reports {
-        status: published.status,
+        status,
         metrics: published.metrics,
     };
     last_sync::start(parts, reports.status.clone());
@@ -253,7 +238,7 @@ fn start_failover(
     let probe_port = overlay.and_then(|overlay| overlay.probe_port);
     let config = failover::Config {
         own,
-        overlay: probe_port.map(|port| (published.overlay.clone(), port)),
+        overlay: published.overlay.clone().zip(probe_port),
     };
     let reports = failover::Reports {
         status: published.failover.clone(),
@@ -293,15 +278,8 @@ fn start_http(
     published: &Published,
     recorder: &Recorder,
 ) -> Result<http::Ports> {
-    let has_overlay = effective.overlay.is_some();
     let sources = http::Sources {
-        status: effective.service_proxy.then(|| published.status.clone()),
-        configz: published.configz.clone(),
-        metrics: published.metrics.clone(),
-        overlay: has_overlay.then(|| published.overlay.clone()),
-        probes: published.probes.clone(),
-        alarm: published.alarm.clone(),
-        failover: published.failover.clone(),
+        published: published.clone(),
         recorder: recorder.clone(),
     };
     let listeners = &effective.listeners;
@@ -311,28 +289,6 @@ fn start_http(
         hard_fail: listeners.hard_fail,
     };
     http::start(parts, addresses, sources)
-}
-
-fn operator_sources(
-    effective: &Effective,
-    node: &NodeConfig,
-    published: &Published,
-    origin: Origin,
-    listeners: Vec<operator::Bound>,
-) -> operator::Sources {
-    let has_overlay = effective.overlay.is_some();
-    operator::Sources {
-        node: node.node_name.clone(),
-        status: effective.service_proxy.then(|| published.status.clone()),
-        configz: published.configz.clone(),
-        metrics: published.metrics.clone(),
-        overlay: has_overlay.then(|| published.overlay.clone()),
-        probes: published.probes.clone(),
-        alarm: published.alarm.clone(),
-        origin,
-        fallbacks: published.fallbacks.clone(),
-        listeners,
-    }
 }
 
 /// Makes the configuration of the probes on this node, if they are on.
@@ -350,7 +306,7 @@ fn probe_config(
 
 /// Starts the overlay and its probes. Events have to go to the sender that is returned.
 fn start_overlay(
-    config: OverlayConfig,
+    (config, status): (OverlayConfig, SharedOverlayStatus),
     probe_config: Option<ProbeConfig>,
     parts: &Parts,
     writer: Option<ApiClient>,
@@ -360,7 +316,7 @@ fn start_overlay(
 ) -> Result<mpsc::Sender<SourceEvent>> {
     let (sender, nodes) = branch(parts, sender, config.own.clone());
     let reports = overlay::Reports {
-        status: published.overlay.clone(),
+        status: status.clone(),
         metrics: published.metrics.clone(),
         recorder: recorder.clone(),
     };
@@ -371,7 +327,7 @@ fn start_overlay(
             metrics: published.metrics.clone(),
             recorder: recorder.clone(),
         };
-        probes::start(parts, config, published.overlay.clone(), reports)?;
+        probes::start(parts, config, status, reports)?;
     }
     Ok(sender)
 }

@@ -1,6 +1,6 @@
 //! The health and metrics ports: HTTP/1.1, read-only, on a thread of their own.
 //!
-//! Responses are made of published values ([`Status`](crate::status::Status), [`Metrics`]), so probes are answered while
+//! Responses are made of published values ([`Published`]), so probes are answered while
 //! the control loop is busy or stuck, and no client can slow the proxy down. A port that cannot be bound is retried;
 //! proxying never depends on it. Health checks of Services ([`crate::health_checks`]) run on the same thread.
 
@@ -12,20 +12,15 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 use futures::future::OptionFuture;
 use http::{HeaderMap, StatusCode};
-use overlay_probe::SharedProbeStatus;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::bind::{bind, listen};
-use crate::configz::Configz;
 use crate::events::{Recorder, Severity, Subject};
-use crate::failover::SharedFailoverStatus;
-use crate::metrics::{Format, Metrics};
-use crate::overlay::SharedOverlayStatus;
+use crate::metrics::Format;
 use crate::parts::Parts;
-use crate::status::SharedStatus;
-use crate::takeover::alarm::SharedAlarm;
+use crate::published::Published;
 
 mod answers;
 mod listener;
@@ -64,23 +59,11 @@ impl Port {
     }
 }
 
-/// The values that responses are made of.
+/// What responses are made of, and where failures go.
 #[derive(Clone)]
 pub struct Sources {
-    /// Published by the control loop; `None` without a service proxy.
-    pub status: Option<Arc<SharedStatus>>,
-    /// The configuration that counts.
-    pub configz: Arc<Configz>,
-    /// Recorded by all parts.
-    pub metrics: Arc<Metrics>,
-    /// State of the overlay, if there is one.
-    pub overlay: Option<SharedOverlayStatus>,
-    /// What the take-over from kube-proxy could not do.
-    pub alarm: SharedAlarm,
-    /// Findings of the overlay's probes.
-    pub probes: SharedProbeStatus,
-    /// Nodes that do not answer.
-    pub failover: SharedFailoverStatus,
+    /// The values that responses are made of.
+    pub published: Published,
     /// Creates an Event for a port that cannot be bound.
     pub recorder: Recorder,
 }
@@ -182,51 +165,51 @@ async fn serve(
         }
         Err(error) => warn!(%port, %address, %error, "cannot read the bound address"),
     }
-    let sources = sources.clone();
-    let answers = move |path: &str, headers: &HeaderMap| answer(port, path, headers, &sources);
+    let published = sources.published.clone();
+    let answers = move |path: &str, headers: &HeaderMap| answer(port, path, headers, &published);
     accept(listener, Arc::new(answers)).await;
     Ok(())
 }
 
-fn answer(port: Port, path: &str, headers: &HeaderMap, sources: &Sources) -> Answer {
-    let status = sources.status.as_ref().map(|status| status.load());
+fn answer(port: Port, path: &str, headers: &HeaderMap, published: &Published) -> Answer {
+    let status = published.status.as_ref().map(|status| status.load());
     match (port, path) {
         (Port::Health, "/healthz") => {
             let answer = answers::healthz(status.as_deref(), Instant::now(), SystemTime::now());
-            sources.metrics.healthz_answered(answer.code.as_u16());
+            published.metrics.healthz_answered(answer.code.as_u16());
             answer
         }
         (Port::Health, "/livez") => {
             let answer = answers::livez(status.as_deref(), Instant::now(), SystemTime::now());
-            sources.metrics.livez_answered(answer.code.as_u16());
+            published.metrics.livez_answered(answer.code.as_u16());
             answer
         }
         (Port::Health, "/readyz") => {
-            let overlay = sources.overlay.as_ref().map(|overlay| overlay.load());
-            let alarm = sources.alarm.load_full();
+            let overlay = published.overlay.as_ref().map(|overlay| overlay.load());
+            let alarm = published.alarm.load_full();
             let alarm = alarm.as_ref().map(|alarm| alarm.as_str());
             answers::readyz(
                 status.as_deref(),
                 overlay.as_deref(),
                 alarm,
-                &sources.failover.load(),
-                &sources.probes.load(),
+                &published.failover.load(),
+                &published.probes.load(),
             )
         }
         (Port::Metrics, "/metrics") => {
             let format = Format::requested(headers);
-            exposition(format, sources.metrics.encode(format))
+            exposition(format, published.metrics.encode(format))
         }
         (Port::Metrics, "/metrics/slis") => {
             let format = Format::requested(headers);
-            exposition(format, sources.metrics.encode_slis(format))
+            exposition(format, published.metrics.encode_slis(format))
         }
-        (Port::Metrics, "/configz") => Answer::json(StatusCode::OK, &sources.configz.document()),
-        (Port::Metrics, "/flagz") => Answer::text(StatusCode::OK, sources.configz.flagz()),
-        (Port::Metrics, "/statusz") => Answer::text(StatusCode::OK, sources.configz.statusz()),
+        (Port::Metrics, "/configz") => Answer::json(StatusCode::OK, &published.configz.document()),
+        (Port::Metrics, "/flagz") => Answer::text(StatusCode::OK, published.configz.flagz()),
+        (Port::Metrics, "/statusz") => Answer::text(StatusCode::OK, published.configz.statusz()),
         (Port::Metrics, "/proxyMode") => Answer::text(StatusCode::OK, "nftables"),
         (Port::Metrics, "/healthz") => {
-            sources.metrics.pinged();
+            published.metrics.pinged();
             Answer::text(StatusCode::OK, "ok")
         }
         _ => Answer::text(StatusCode::NOT_FOUND, "not found\n"),

@@ -11,17 +11,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use arc_swap::ArcSwap;
 use object_source::api::ApiClient;
-use overlay_probe::SharedProbeStatus;
 use tokio::sync::watch;
 
-use crate::configz::Configz;
-use crate::metrics::Metrics;
-use crate::overlay::SharedOverlayStatus;
 use crate::parts::Parts;
-use crate::status::SharedStatus;
-use crate::takeover::alarm::SharedAlarm;
+use crate::published::Published;
 
 mod catalog;
 mod client;
@@ -61,30 +55,15 @@ pub(crate) enum Origin {
 /// The name of a listener, and where it is bound.
 pub(crate) type Bound = (&'static str, watch::Receiver<Option<SocketAddr>>);
 
-/// The kernel features that are missing, one line each with the fallback.
-pub(crate) type SharedFallbacks = Arc<ArcSwap<Vec<String>>>;
-
-/// What other parts publish.
+/// What answers are made of, beside the catalog.
 #[derive(Clone)]
 pub(crate) struct Sources {
     /// Name of this node.
     pub(crate) node: Arc<str>,
-    /// Published by the control loop; `None` without a service proxy.
-    pub(crate) status: Option<Arc<SharedStatus>>,
-    /// The configuration that counts.
-    pub(crate) configz: Arc<Configz>,
-    /// Recorded by all parts.
-    pub(crate) metrics: Arc<Metrics>,
-    /// State of the overlay, if there is one.
-    pub(crate) overlay: Option<SharedOverlayStatus>,
-    /// Findings of the overlay's probes.
-    pub(crate) probes: SharedProbeStatus,
-    /// What the take-over from kube-proxy could not do.
-    pub(crate) alarm: SharedAlarm,
+    /// What other parts publish.
+    pub(crate) published: Published,
     /// Where objects come from.
     pub(crate) origin: Origin,
-    /// Missing kernel features.
-    pub(crate) fallbacks: SharedFallbacks,
     /// Listeners of the daemon.
     pub(crate) listeners: Vec<Bound>,
 }

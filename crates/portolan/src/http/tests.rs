@@ -3,7 +3,6 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 use service_model::ObjectKind;
 use tokio::sync::watch;
@@ -11,26 +10,31 @@ use tokio_util::sync::CancellationToken;
 
 use super::listener::MAX_CONNECTIONS;
 use super::{Addresses, Ports, Sources, start};
-use overlay_probe::SharedProbeStatus;
 
+use crate::configz::Configz;
 use crate::events::Recorder;
 use crate::metrics::Metrics;
 use crate::parts::{Ends, parts};
+use crate::published::Published;
 use crate::status::{Adopted, Status};
 
-fn configz() -> Arc<crate::configz::Configz> {
+/// Without an overlay, and without an API server: Events are dropped.
+fn sources() -> Sources {
     let flags: &[&str] = &[];
     let line =
         kube_proxy_config::CommandLine::read(kube_proxy_config::Dialect::KubeProxy, flags, |_| {
             None
         });
     let documents = line.resolve(None).unwrap().documents();
-    Arc::new(crate::configz::Configz::new(documents))
-}
-
-/// Without an API server, Events are dropped.
-fn recorder() -> Recorder {
-    Recorder::start(&parts(CancellationToken::new()).0, None, "node-a".into())
+    let published = Published::new(Configz::new(documents), Metrics::new());
+    let parts = parts(CancellationToken::new()).0;
+    Sources {
+        published: Published {
+            status: Some(Arc::default()),
+            ..published
+        },
+        recorder: Recorder::start(&parts, None, "node-a".into()),
+    }
 }
 
 struct Server {
@@ -42,16 +46,7 @@ struct Server {
 
 impl Server {
     fn start() -> Server {
-        let sources = Sources {
-            overlay: None,
-            probes: SharedProbeStatus::default(),
-            failover: Default::default(),
-            status: Some(Arc::new(ArcSwap::default())),
-            configz: configz(),
-            alarm: Default::default(),
-            metrics: Arc::new(Metrics::new()),
-            recorder: recorder(),
-        };
+        let sources = sources();
         let cancel = CancellationToken::new();
         let any = Some("127.0.0.1:0".parse().unwrap());
         let (parts, ends) = parts(cancel.clone());
@@ -78,7 +73,7 @@ impl Server {
     }
 
     fn publish(&self, status: Status) {
-        let published = self.sources.status.as_ref().unwrap();
+        let published = self.sources.published.status.as_ref().unwrap();
         published.store(Arc::new(status));
     }
 }
@@ -370,23 +365,13 @@ fn probes_are_answered_at_once_whatever_others_hold() {
 fn a_taken_port_is_bound_as_soon_as_it_is_free() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
-    let sources = Sources {
-        overlay: None,
-        probes: SharedProbeStatus::default(),
-        failover: Default::default(),
-        status: Some(Arc::new(ArcSwap::default())),
-        configz: configz(),
-        alarm: Default::default(),
-        metrics: Arc::new(Metrics::new()),
-        recorder: recorder(),
-    };
     let cancel = CancellationToken::new();
     let (parts, _) = parts(cancel.clone());
     let addresses = Addresses {
         metrics: Some(address),
         ..Addresses::default()
     };
-    let ports = start(&parts, addresses, sources).unwrap();
+    let ports = start(&parts, addresses, sources()).unwrap();
     drop(taken);
     assert_eq!(bound(&ports.metrics), address);
     assert_eq!(code(&get(address, "/proxyMode")), 200);

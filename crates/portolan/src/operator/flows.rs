@@ -85,7 +85,7 @@ impl Naming<'_> {
 
     /// This node, or the peer of the overlay whose pods have the address.
     fn node_of_source(&self, source: IpAddr) -> Option<String> {
-        let overlay = self.room.sources.overlay.as_ref()?.load();
+        let overlay = self.room.sources.published.overlay.as_ref()?.load();
         let tunnel = overlay.plan.tunnels[Family::of(source)].as_ref()?;
         if tunnel.pod_cidr.contains(&source) {
             return Some(clean(&self.room.sources.node));

@@ -184,11 +184,16 @@ async fn answer(room: &Room, request: &Request<Incoming>) -> Answer {
         "/v1/flows" => Answer::of(flows::answer(room, &parameters)),
         "/v1/trace" => Answer::of(trace::answer(room, &parameters).await),
         "/v1/verify" => Answer::of(verify::answer(room).await),
-        "/v1/configz" => Answer::json(StatusCode::OK, &room.sources.configz.document()),
+        "/v1/configz" => Answer::json(StatusCode::OK, &room.sources.published.configz.document()),
         "/v1/metrics" => Answer {
             code: StatusCode::OK,
             content_type: Format::Text.content_type(),
-            body: room.sources.metrics.encode(Format::Text).into_bytes(),
+            body: room
+                .sources
+                .published
+                .metrics
+                .encode(Format::Text)
+                .into_bytes(),
         },
         _ => {
             let error =

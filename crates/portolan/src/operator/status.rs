@@ -30,7 +30,7 @@ pub(super) fn answer(room: &Room) -> Status {
         node: clean(&sources.node),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: kernel(),
-        uptime_seconds: sources.configz.uptime().as_secs_f64(),
+        uptime_seconds: sources.published.configz.uptime().as_secs_f64(),
         source: source(sources, &catalog, wall),
         services: services(sources, &catalog, now, wall),
         ignored_count: ignored.len(),
@@ -39,7 +39,7 @@ pub(super) fn answer(room: &Room) -> Status {
         conflicts: first(&conflicts),
         quarantined: first(&quarantined),
         overlay: overlay(sources),
-        fallbacks: sources.fallbacks.load().to_vec(),
+        fallbacks: sources.published.fallbacks.load().to_vec(),
         listeners: listeners(sources),
         ..Status::default()
     };
@@ -91,7 +91,7 @@ fn services(
     now: Instant,
     wall: SystemTime,
 ) -> Option<ServicesStatus> {
-    let status = sources.status.as_ref()?.load();
+    let status = sources.published.status.as_ref()?.load();
     let (services, endpoints) = catalog.size();
     let commits = catalog.commits();
     let pending = status.pending_since;
@@ -121,8 +121,8 @@ fn conflicts(catalog: &mut Catalog) -> Vec<String> {
 }
 
 fn overlay(sources: &Sources) -> Option<OverlayStatus> {
-    let status = sources.overlay.as_ref()?.load();
-    let probes = sources.probes.load();
+    let status = sources.published.overlay.as_ref()?.load();
+    let probes = sources.published.probes.load();
     let devices = Family::ALL.into_iter().filter_map(|family| {
         let tunnel = status.plan.tunnels[family].as_ref()?;
         let (name, local) = (&tunnel.device.name, tunnel.device.local);
@@ -166,7 +166,12 @@ fn listeners(sources: &Sources) -> Vec<Listener> {
 fn judge(status: &mut Status, sources: &Sources, now: Instant) {
     let mut reasons = Vec::new();
     let mut state = State::Ok;
-    if let Some(published) = sources.status.as_ref().map(|status| status.load()) {
+    if let Some(published) = sources
+        .published
+        .status
+        .as_ref()
+        .map(|status| status.load())
+    {
         status.remarks.extend(first(&published.notes));
         if published.standby {
             state = State::Standby;
@@ -206,7 +211,7 @@ fn judge(status: &mut Status, sources: &Sources, now: Instant) {
             "the kernel refuses {refused} Services (quarantined)"
         ));
     }
-    if let Some(shared) = &sources.overlay {
+    if let Some(shared) = &sources.published.overlay {
         let overlay = shared.load();
         if !overlay.ready {
             let trouble = overlay
@@ -218,8 +223,14 @@ fn judge(status: &mut Status, sources: &Sources, now: Instant) {
     }
     let findings = status.overlay.iter().flat_map(|overlay| &overlay.findings);
     degraded.extend(findings.cloned());
-    degraded.extend(sources.alarm.load_full().map(|alarm| clean(&alarm)));
-    let probes = sources.probes.load();
+    degraded.extend(
+        sources
+            .published
+            .alarm
+            .load_full()
+            .map(|alarm| clean(&alarm)),
+    );
+    let probes = sources.published.probes.load();
     status.remarks.extend(first(&probes.remedies));
     status.remarks.extend(first(&probes.notes));
     if state == State::Ok && !(degraded.is_empty() && reasons.is_empty()) {

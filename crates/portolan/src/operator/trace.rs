@@ -345,7 +345,12 @@ fn way(room: &Room, network: &Network, choice: &EndpointChoice, route: Option<Ro
     if choice.backend.local {
         return format!("local, through {interface}");
     }
-    let overlay = room.sources.overlay.as_ref().map(|overlay| overlay.load());
+    let overlay = room
+        .sources
+        .published
+        .overlay
+        .as_ref()
+        .map(|overlay| overlay.load());
     let peers = overlay
         .iter()
         .flat_map(|overlay| overlay.plan.peers(Family::of(address)));
