@@ -122,7 +122,7 @@ const GROUPS: &[Group] = &[
             (
                 "detect-local-mode",
                 "MODE",
-                "How to recognize local pods: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix",
+                "Method to recognize local pods: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix",
             ),
             (
                 "pod-bridge-interface",

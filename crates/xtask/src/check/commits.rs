@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::help::PRONOUNS;
 use super::source::Violation;
 use crate::run::{git, output};
 
@@ -12,6 +13,48 @@ const LONGEST: usize = 65;
 /// Verbs whose imperative looks like a past or a participle.
 const IMPERATIVES: &[&str] = &[
     "embed", "feed", "need", "seed", "shed", "speed", "exceed", "bring", "ping", "ring",
+];
+
+/// First words that begin no imperative, beside pronouns.
+const NO_VERBS: &[&str] = &[
+    "a",
+    "all",
+    "an",
+    "and",
+    "are",
+    "as",
+    "at",
+    "both",
+    "by",
+    "clippy",
+    "docs",
+    "every",
+    "everybody",
+    "everything",
+    "for",
+    "from",
+    "if",
+    "in",
+    "is",
+    "more",
+    "most",
+    "no",
+    "not",
+    "nothing",
+    "on",
+    "one",
+    "only",
+    "other",
+    "some",
+    "something",
+    "the",
+    "to",
+    "two",
+    "was",
+    "when",
+    "why",
+    "wip",
+    "with",
 ];
 
 /// A commit as git prints it.
@@ -61,14 +104,13 @@ fn judge(commit: &Commit<'_>) -> Vec<Violation> {
         .subject
         .split_once(": ")
         .map_or(commit.subject, |(_, change)| change);
-    let verb = change
-        .split_whitespace()
-        .next()
-        .unwrap_or_default()
-        .to_lowercase();
-    let is_participle = ["ed", "ing"].iter().any(|end| verb.ends_with(end));
-    if is_participle && !IMPERATIVES.contains(&verb.as_str()) {
+    let mut words = change.split_whitespace().map(str::to_lowercase);
+    let verb = words.next().unwrap_or_default();
+    if !is_imperative(&verb) {
         wrong.push(format!("\"{verb}\" is no imperative"));
+    }
+    if words.next().is_none() {
+        wrong.push("the subject does not say what is changed".into());
     }
     if commit.body.trim().is_empty() {
         wrong.push("no body".into());
@@ -84,6 +126,14 @@ fn judge(commit: &Commit<'_>) -> Vec<Violation> {
             what,
         })
         .collect()
+}
+
+/// Whether the word may be an imperative: neither a participle, nor the third person, nor a word that is no verb.
+fn is_imperative(word: &str) -> bool {
+    let is_participle = ["ed", "ing"].iter().any(|end| word.ends_with(end));
+    let is_third_person = word.ends_with('s') && !word.ends_with("ss") && word != "focus";
+    let is_other = PRONOUNS.contains(&word) || NO_VERBS.contains(&word);
+    IMPERATIVES.contains(&word) || !(is_participle || is_third_person || is_other)
 }
 
 #[cfg(test)]
@@ -112,8 +162,24 @@ mod tests {
         );
         assert_eq!(wrong("a b", "Merge branch", ""), ["no body", "a merge"]);
         assert_eq!(
-            wrong("a", &"x".repeat(66), "x"),
+            wrong("a", &format!("Do {}", "x".repeat(63)), "x"),
             ["the subject has 66 characters"]
         );
+    }
+
+    #[test]
+    fn statements_and_subjects_of_one_word_are_found() {
+        for (subject, what) in [
+            (
+                "Nobody serves at the gateways",
+                "\"nobody\" is no imperative",
+            ),
+            ("benches: flushes rest", "\"flushes\" is no imperative"),
+            ("What the numbers are", "\"what\" is no imperative"),
+            ("Format", "the subject does not say what is changed"),
+        ] {
+            assert_eq!(wrong("a", subject, "x"), [what], "{subject}");
+        }
+        assert!(wrong("a", "Pass the text by value", "x").is_empty());
     }
 }

@@ -7,6 +7,9 @@ use super::source::{Line, Source, Sources, Violation, documentation};
 /// The longest first line, in characters.
 const LONGEST: usize = 100;
 
+/// The table of `run`'s flags: name, value and help of each.
+const FLAGS: &str = "crates/kube-proxy-config/src/help.rs";
+
 /// First words that refer to something the reader has not seen.
 pub(super) const PRONOUNS: &[&str] = &[
     "it", "its", "that", "this", "those", "these", "such", "what", "who", "whose", "which", "how",
@@ -66,15 +69,21 @@ fn judge(first: &str) -> Option<String> {
 }
 
 fn items(source: &Source) -> Vec<Item> {
-    let mut items = Items(Vec::new());
+    let mut items = Items {
+        found: Vec::new(),
+        has_flags: source.path == FLAGS,
+    };
     if let Some(file) = &source.rust {
         items.visit_file(file);
     }
-    items.0
+    items.found
 }
 
-/// Collects what clap's derived parsers declare.
-struct Items(Vec<Item>);
+/// Collects what clap's derived parsers declare, and the rows of the table of flags.
+struct Items {
+    found: Vec<Item>,
+    has_flags: bool,
+}
 
 impl Items {
     fn add(&mut self, attributes: &[syn::Attribute], name: &syn::Ident) {
@@ -84,7 +93,7 @@ impl Items {
             .take_while(|line| !line.is_empty())
             .cloned()
             .collect();
-        self.0.push(Item {
+        self.found.push(Item {
             line: name.span().start().line,
             name: name.to_string(),
             first: first.join(" "),
@@ -121,7 +130,36 @@ fn derives(attributes: &[syn::Attribute], names: &[&str]) -> bool {
 /// Items with these take their help elsewhere, or have none.
 const ELSEWHERE: &[&str] = &["flatten", "subcommand", "skip", "hide", "help"];
 
+/// A help line without its default, which is at the end in brackets.
+fn without_default(help: &str) -> String {
+    help.split(" [").next().unwrap_or_default().to_owned()
+}
+
+/// The value of a string literal.
+fn literal(expression: &syn::Expr) -> Option<&syn::LitStr> {
+    match expression {
+        syn::Expr::Lit(syn::ExprLit {
+            lit: syn::Lit::Str(text),
+            ..
+        }) => Some(text),
+        _ => None,
+    }
+}
+
 impl<'ast> Visit<'ast> for Items {
+    fn visit_expr_tuple(&mut self, tuple: &'ast syn::ExprTuple) {
+        let row: Vec<_> = tuple.elems.iter().filter_map(literal).collect();
+        if let ([name, _, help], true) = (row.as_slice(), self.has_flags) {
+            self.found.push(Item {
+                line: name.span().start().line,
+                name: name.value(),
+                first: without_default(&help.value()),
+                whole: vec![help.value()],
+            });
+        }
+        visit::visit_expr_tuple(self, tuple);
+    }
+
     fn visit_item_struct(&mut self, item: &'ast syn::ItemStruct) {
         if derives(&item.attrs, &["Parser", "Args"]) {
             for field in &item.fields {
@@ -174,5 +212,14 @@ mod tests {
                 "None: help begins with \"somebody\"",
             ]
         );
+    }
+
+    #[test]
+    fn rows_of_the_table_of_flags_have_the_same_rule() {
+        let text = "const GROUPS: &[G] = &[(\"Node\", &[(\"a\", \"FILE\", \"File to read\"), \
+                    (\"b\", \"\", \"What it is\")])];\n";
+        let found = violations(&Sources::of(&[(FLAGS, text), ("crates/a/src/b.rs", text)]));
+        let found: Vec<&str> = found.iter().map(|one| one.what.as_str()).collect();
+        assert_eq!(found, ["b: help begins with \"what\""]);
     }
 }

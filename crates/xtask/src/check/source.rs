@@ -56,9 +56,10 @@ impl Sources {
         let list = output(&mut git(&list)?)?;
         let mut sources = Sources::default();
         for path in String::from_utf8(list)?.lines() {
-            let is_read = [".rs", ".md", ".yaml"]
+            let is_text = [".rs", ".md", ".yaml"]
                 .iter()
-                .any(|end| path.ends_with(end))
+                .any(|end| path.ends_with(end));
+            let is_read = (is_text || is_deployed(path))
                 && !EXEMPT.iter().any(|folder| path.starts_with(folder));
             // A file may be deleted and not committed yet.
             let file = root.join(path);
@@ -117,7 +118,7 @@ impl Source {
     /// of this project.
     pub(super) fn is_page(&self) -> bool {
         let is_list = self.path == "docs/conformance.md";
-        (self.path.ends_with(".md") && !is_list) || self.path.starts_with("deploy/")
+        (self.path.ends_with(".md") && !is_list) || is_deployed(&self.path)
     }
 
     /// All lines.
@@ -165,6 +166,11 @@ impl Source {
             None => self.lines().collect(),
         }
     }
+}
+
+/// Whether a file is for those who install: manifests, the chart and its notes, the recipe of the image.
+fn is_deployed(path: &str) -> bool {
+    path.starts_with("deploy/") || path == "Dockerfile"
 }
 
 /// Whether an item is compiled for tests only.
