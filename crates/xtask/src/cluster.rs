@@ -1,13 +1,13 @@
 //! `cargo xtask cluster`: a Kubernetes cluster on this machine, made by kubeadm, with Portolan as `deploy/` ships it.
 //!
-//! Owns the commands and the order of their steps. [`place`] has names and folders, [`parts`] what can be exchanged,
-//! [`programs`] what runs, [`images`] what containers are made of, [`network`] the wire between nodes, [`node`] what
-//! happens inside of one node, [`kubeadm`] its configuration, [`addons`] what is applied afterwards, [`down`] the end.
-//! [`e2e`] runs Kubernetes' own tests in such clusters.
+//! Owns the commands and the order of their steps. [`place`] names the cluster, its nodes and their folders; [`parts`] lists
+//! the programs to choose from; [`programs`] builds and fetches programs; [`images`] makes container images; [`network`]
+//! connects the nodes; [`node`] starts a node; [`kubeadm`] configures and runs kubeadm; [`addons`] applies manifests; [`down`]
+//! deletes the cluster. [`e2e`] runs Kubernetes' own tests in these clusters.
 //!
-//! Invariant: a node is a PID, mount, UTS and network namespace. Nothing outside of them changes but cgroups, names of
-//! namespaces and one folder of the cache, and all of these have the cluster's name. So two clusters never meet, and
-//! killing the first process of each node ends everything.
+//! Invariant: each node has a PID, mount, UTS and network namespace of its own. Outside of these, a cluster has only
+//! cgroups, names of namespaces and one folder of the cache, all named after the cluster. So two clusters do not interfere,
+//! and killing the first process of each node ends all processes of the cluster.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("unshare", "util-linux"),
 ];
 
-/// Which cluster, and what to do with it.
+/// Options of `cargo xtask cluster`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     #[command(subcommand)]
@@ -88,7 +88,7 @@ enum Action {
     Node(node::Init),
 }
 
-/// What to make.
+/// Options of `cargo xtask cluster up`.
 #[derive(clap::Args)]
 struct Up {
     /// Number of nodes
@@ -101,7 +101,7 @@ struct Up {
     old_version: bool,
 }
 
-/// Runs the command that the options name.
+/// Runs `cargo xtask cluster`.
 pub(crate) fn cluster(options: &Options) -> Result<()> {
     let cluster = Cluster::named(&options.name)?;
     match &options.action {
@@ -114,7 +114,7 @@ pub(crate) fn cluster(options: &Options) -> Result<()> {
             );
             up(&cluster, wanted, &[]).with_context(|| {
                 format!(
-                    "the cluster is left as it is, for a look: logs are in {}; `cargo xtask cluster down --name {}` ends it",
+                    "the cluster is left as it is, for inspection: logs are in {}; `cargo xtask cluster down --name {}` ends it",
                     cluster.folder.display(),
                     options.name
                 )
@@ -139,7 +139,7 @@ pub(crate) fn cluster(options: &Options) -> Result<()> {
     }
 }
 
-/// Makes the cluster, step by step, with further images on every node.
+/// Makes the cluster step by step, and imports further images on every node.
 fn up(cluster: &Cluster, wanted: &Up, images: &[PathBuf]) -> Result<()> {
     wanted.parts.check()?;
     tools::ensure()?;
@@ -182,7 +182,7 @@ fn up(cluster: &Cluster, wanted: &Up, images: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// What a power cut does to a node, and what happens at its next start.
+/// Stops a node as a power cut would, and starts it again.
 fn reboot(node: &Node) -> Result<()> {
     let mut steps = Steps::start();
     let programs = Programs::get()?;
@@ -194,7 +194,7 @@ fn reboot(node: &Node) -> Result<()> {
     })
 }
 
-/// Deletes the Node and everything of the cluster on its machine, then joins again.
+/// Deletes the Node object and the node's state, then joins the node again under other addresses.
 fn replace(first: &Node, node: &Node, host_number: u8) -> Result<()> {
     ensure!(
         node.number != first.number,
@@ -217,7 +217,7 @@ fn replace(first: &Node, node: &Node, host_number: u8) -> Result<()> {
     steps.run("kubeadm join", || kubeadm::join(node))
 }
 
-/// Does it for all nodes at once.
+/// Runs an action on all nodes in parallel.
 fn each(nodes: &[Node], act: impl Fn(&Node) -> Result<()> + Sync) -> Result<()> {
     let act = &act;
     std::thread::scope(|scope| {
@@ -232,7 +232,7 @@ fn each(nodes: &[Node], act: impl Fn(&Node) -> Result<()> + Sync) -> Result<()> 
     })
 }
 
-/// Shows each step with the time it took.
+/// Prints each step and its duration.
 struct Steps {
     start: Instant,
 }
@@ -253,7 +253,7 @@ impl Steps {
     }
 }
 
-/// Tries until it succeeds; after the time limit the last error is the result.
+/// Repeats an attempt until it succeeds. Returns the last error after the time limit.
 fn until<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let end = Instant::now() + limit;
     loop {
@@ -264,7 +264,7 @@ fn until<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T
     }
 }
 
-/// Runs it with its output at the end of a log, which an error names and shows the end of.
+/// Runs a command and appends its output to the node's log. An error names the log and quotes its last lines.
 fn logged(command: &mut Command, node: &Node, input: Stdio) -> Result<()> {
     let path = node.log("commands");
     let log = std::fs::File::options()

@@ -1,7 +1,7 @@
-//! What is applied to a cluster after kubeadm: Portolan from `deploy/`, or flannel by its own manifest.
+//! Applies manifests to a cluster after kubeadm: Portolan's from `deploy/`, or flannel's own.
 //!
-//! Invariant: of the manifests in `deploy/` nothing changes but their ConfigMap, and there only what a guide tells its reader to set: the
-//! pod CIDRs of this cluster, and that the limit of conntrack entries belongs to another component.
+//! Invariant: the manifests in `deploy/` are applied unchanged except for two settings of their ConfigMap that the guides ask users
+//! to set: the pod CIDRs of this cluster, and that another component manages the conntrack limits.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ use super::place::Node;
 use crate::control_plane::flannel;
 use crate::run::{output, root};
 
-/// Applies the manifests, by kubectl on the first node.
+/// Applies the manifests with kubectl on the first node.
 pub(super) fn apply(first: &Node, parts: Parts) -> Result<()> {
     if let Some(folder) = parts.folder() {
         let path = root()?.join("deploy").join(folder).join("portolan.yaml");
@@ -30,7 +30,7 @@ pub(super) fn apply(first: &Node, parts: Parts) -> Result<()> {
     Ok(())
 }
 
-/// Waits until nodes are ready and what was applied runs; an error shows the pods.
+/// Waits until all nodes and the applied pods are ready. An error lists the pods.
 pub(super) fn wait(first: &Node, parts: Parts) -> Result<()> {
     wait_for_all(first, parts).or_else(|error| {
         let mut pods = first.command("kubectl")?;
@@ -92,7 +92,7 @@ fn adapted(manifests: &str, direct_routing: bool) -> Result<String> {
     }
 }
 
-/// The same without tunnels between nodes, as the chart writes it for `overlay.netConf`.
+/// The same with direct routing between nodes, as the chart writes it for `overlay.netConf`.
 fn routed(manifests: &str) -> Result<String> {
     let changes = [
         (
@@ -107,7 +107,7 @@ fn routed(manifests: &str) -> Result<String> {
     replaced(manifests, changes)
 }
 
-/// The text with each part, which it has once, replaced.
+/// Replaces parts of a text. Each part must occur exactly once.
 fn replaced<T: AsRef<str>>(
     text: &str,
     changes: impl IntoIterator<Item = (T, T)>,
@@ -120,7 +120,7 @@ fn replaced<T: AsRef<str>>(
     })
 }
 
-/// kube-flannel.yml for both families and for the plugin's version here, with nftables; everything else as upstream has it.
+/// Upstream's kube-flannel.yml, changed only to use both IP families, nftables and the CNI plugin's version of this machine.
 fn dual_stack(manifest: &str) -> Result<String> {
     let [v4, v6] = POD_CIDRS;
     let changes = [

@@ -1,6 +1,6 @@
-//! The end of a cluster: its processes, cgroups, network namespaces, and folder.
+//! Deletes a cluster: its processes, cgroups, network namespaces and folder.
 //!
-//! Mounts, links and rules are inside of namespaces and go with them.
+//! Mounts, links and rules are inside namespaces, and the kernel removes them with the namespaces.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -15,10 +15,10 @@ use super::network::ip;
 use super::place::{Cluster, Node};
 use super::until;
 
-/// Time limit for processes to be gone after SIGKILL, and for cgroups to be empty then.
+/// Time limit for processes to exit after SIGKILL, and for their cgroups to become empty.
 const GONE: Duration = Duration::from_secs(30);
 
-/// Deletes whatever exists of the cluster; what is missing already is fine.
+/// Deletes whatever exists of the cluster. Missing parts are no error.
 pub(super) fn down(cluster: &Cluster) -> Result<()> {
     for node in cluster.nodes() {
         stop(&node)?;
@@ -59,7 +59,7 @@ pub(super) fn stop(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Removes a cgroup with those below.
+/// Removes a cgroup and its children.
 fn remove(cgroup: &Path) -> Result<()> {
     let Ok(below) = fs::read_dir(cgroup) else {
         return Ok(());

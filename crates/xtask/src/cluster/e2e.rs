@@ -1,9 +1,9 @@
-//! `cargo xtask e2e`: Kubernetes' end-to-end tests of networking, with Portolan and with kube-proxy, and the table of both.
+//! `cargo xtask e2e`: runs Kubernetes' end-to-end tests of networking with Portolan and with kube-proxy, and compares the results.
 //!
-//! Owns the order of a run. [`selection`] has which tests run in which cluster and why others do not, [`images`] what the
-//! tests' pods run, [`report`] reads results and writes `docs/conformance.md`.
+//! Owns the order of a run. [`selection`] selects tests and the cluster for each, and states why others are not run; [`images`]
+//! makes the images of the tests' pods; [`report`] reads the results and writes `docs/conformance.md`.
 //!
-//! Invariant: both columns are of the same tests on clusters that differ in the service proxy alone.
+//! Invariant: both columns have the results of the same tests, in clusters that differ only in the service proxy.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,10 +25,10 @@ mod selection;
 
 use selection::{STAGES, Stage};
 
-/// More failures than this are no accident of a busy machine, and are not run again.
+/// Up to this many failed tests are run again, since a busy machine can cause them. More failures have another cause.
 const AGAIN: usize = 30;
 
-/// What to run.
+/// Options of `cargo xtask e2e`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Regular expression for names of tests
@@ -68,13 +68,13 @@ pub(crate) fn e2e(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The folder with a folder for each run with a service proxy: below the checkout, which this machine and the nodes have under one
-/// path unless it is below /var or /run.
+/// The parent folder of all runs. It is below the checkout, since nodes see the checkout under the same path as this machine, unless
+/// the checkout is below /var or /run.
 fn results(proxy: ServiceProxy) -> Result<PathBuf> {
     Ok(root()?.join("target/e2e").join(name(proxy)))
 }
 
-/// Of the folder of results, and of the cluster.
+/// Name of the folder of results and of the cluster.
 fn name(proxy: ServiceProxy) -> &'static str {
     match proxy {
         ServiceProxy::Portolan => "e2eportolan",
@@ -82,7 +82,7 @@ fn name(proxy: ServiceProxy) -> &'static str {
     }
 }
 
-/// Runs what is selected, each stage in a cluster of its own.
+/// Runs the selected tests, each stage in a cluster of its own.
 fn run_with(
     proxy: ServiceProxy,
     options: &Options,
@@ -124,7 +124,7 @@ fn run_with(
 struct Run<'a> {
     proxy: ServiceProxy,
     procs: u8,
-    /// For results and logs.
+    /// Folder for results and logs.
     folder: &'a Path,
     /// Folder with `e2e.test` and `ginkgo`.
     programs: &'a Path,
@@ -158,7 +158,7 @@ impl Run<'_> {
         done
     }
 
-    /// Runs failed tests once more, one at a time: what passes then failed for the load of the others.
+    /// Runs failed tests once more, one at a time. A test that passes then had failed because of the load of the other tests.
     fn failed_again(&self, cluster: &Cluster, stage: &Stage, steps: &mut Steps) -> Result<()> {
         let failed = report::failed(&self.folder.join(format!("{}.xml", stage.name)))?;
         if failed.is_empty() || failed.len() > AGAIN {
@@ -170,7 +170,7 @@ impl Run<'_> {
         steps.run(&what, || one.tests(cluster, stage, &alone, &failed))
     }
 
-    /// Starts ginkgo on the first node. Failed tests are results, no error.
+    /// Starts ginkgo on the first node. Failed tests are results, not errors.
     fn tests(&self, cluster: &Cluster, stage: &Stage, to: &str, tests: &[String]) -> Result<()> {
         let first = cluster.first()?;
         let log_file = self.folder.join(format!("{to}.log"));
@@ -206,7 +206,7 @@ impl Run<'_> {
     }
 }
 
-/// Three zones: the nodes besides the first take turns, and the first, with the control plane, is in one of them.
+/// Spreads the worker nodes over three zones. The first node, with the control plane, is in one of these zones.
 fn label_zones(cluster: &Cluster) -> Result<()> {
     let first = cluster.first()?;
     for node in cluster.nodes() {

@@ -1,7 +1,7 @@
-//! The images of a cluster's containers, made here and imported: no registry is asked.
+//! Makes the images of a cluster's containers and imports them into nodes, without a registry.
 //!
-//! Owns which image has which programs. Images have the names by which upstream's manifests ask for them. [`archive`] makes one,
-//! [`portolan`] Portolan's.
+//! Owns which image contains which programs. Images have the names that upstream's manifests use. [`archive`] makes an image,
+//! [`portolan`] makes Portolan's.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,10 +24,10 @@ use archive::Spec;
 
 const BUSYBOX: &str = "localhost/busybox:1";
 
-/// Upstream's images have the nft of this release, or of one near it.
+/// The release of Debian whose nft upstream's images have, or a close version.
 const RELEASE: &str = "trixie";
 
-/// Only the first node runs these.
+/// Programs that only the first node runs.
 const CONTROL_PLANE: [&str; 4] = [
     "etcd",
     "kube-apiserver",
@@ -39,14 +39,14 @@ const CONTROL_PLANE: [&str; 4] = [
 pub(super) struct Images {
     /// The image of every pod's first container.
     pub(super) pause: String,
-    /// For the first node.
+    /// Images for the first node.
     control_plane: Vec<PathBuf>,
-    /// For every node.
+    /// Images for every node.
     common: Vec<PathBuf>,
 }
 
 impl Images {
-    /// Makes what is missing; every node imports `more` as well.
+    /// Makes the images that are not in the cache. Every node imports `more` as well.
     pub(super) fn get(programs: &Programs, parts: Parts, more: &[PathBuf]) -> Result<Images> {
         let names = names(programs)?;
         let named = |program: &str| -> Result<String> {
@@ -81,7 +81,7 @@ impl Images {
         Ok(images)
     }
 
-    /// Imports what this node needs.
+    /// Imports the images that this node needs.
     pub(super) fn import(&self, node: &Node) -> Result<()> {
         let first = (node.number == 1).then_some(&self.control_plane);
         let mut archives = first.into_iter().flatten().chain(&self.common);
@@ -89,7 +89,7 @@ impl Images {
     }
 }
 
-/// The names of images that kubeadm's manifests have.
+/// The names of images in kubeadm's manifests.
 fn names(programs: &Programs) -> Result<Vec<String>> {
     let mut list = Command::new(programs.node.join("kubeadm"));
     list.args(["config", "images", "list", "--kubernetes-version"]);
@@ -113,7 +113,7 @@ pub(super) fn busybox() -> Result<Spec> {
     })
 }
 
-/// Waits to be ended, and reaps the pod's orphans meanwhile, as a shell does.
+/// The image of a pod's first container: a shell that reaps orphans and exits on SIGTERM.
 fn pause_of(name: &str) -> Result<Spec> {
     let wait = "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done";
     Ok(Spec {
@@ -144,12 +144,12 @@ fn kube_proxy(name: String, programs: &Programs, proxy: ServiceProxy) -> Result<
     Ok(spec)
 }
 
-/// The commit that Portolan's image is of.
+/// The commit that Portolan's image was built from.
 pub(super) fn revision() -> Result<Option<String>> {
     portolan::revision(&portolan::archive()?)
 }
 
-/// Portolan 0.1.0, which was not linked with musl.
+/// The image of Portolan 0.1.0, which needs libgcc since the program was not linked with musl.
 pub(super) fn old_portolan() -> Result<PathBuf> {
     let program = old_version::for_tests()?.context("no program of version 0.1.0")?;
     let name = "localhost/portolan:v0.1.0".to_owned();

@@ -1,4 +1,4 @@
-//! kubeadm's configuration, and its runs.
+//! Writes kubeadm's configuration, and runs kubeadm on a node.
 
 use std::fs;
 
@@ -9,17 +9,17 @@ use super::parts::ServiceProxy;
 use super::place::Node;
 use super::programs::Programs;
 
-/// Both families; flannel's usual network for IPv4, which `deploy/` has too.
+/// Pod CIDRs of both families. The IPv4 one is flannel's default, as in `deploy/`.
 pub(super) const POD_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/56"];
 const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
 
-/// Nobody but the nodes of one cluster can reach the API server that takes it.
+/// Bootstrap token. It is no secret: only nodes of the cluster can reach the API server.
 const TOKEN: &str = "portol.0123456789abcdef";
 
-/// The flags that a machine like this needs: no init system, swap, no pulling.
+/// Skips kubeadm's checks of the machine, which fail without an init system, with swap, and without a registry.
 const IGNORE: &str = "--ignore-preflight-errors=all";
 
-/// The first node: certificates, control plane, addons.
+/// Runs `kubeadm init` on the first node: certificates, control plane, addons.
 pub(super) fn init(node: &Node, programs: &Programs, proxy: ServiceProxy) -> Result<()> {
     let path = node.folder.join("etc/kubernetes/kubeadm.yaml");
     // Without kube-proxy nothing reads its mode.
@@ -33,7 +33,7 @@ pub(super) fn init(node: &Node, programs: &Programs, proxy: ServiceProxy) -> Res
     run_in(node, &command)
 }
 
-/// One more node.
+/// Runs `kubeadm join` on another node.
 pub(super) fn join(node: &Node) -> Result<()> {
     let path = node.folder.join("etc/kubernetes/kubeadm.yaml");
     fs::write(&path, join_configuration(node))?;
@@ -104,7 +104,7 @@ timeouts: {timeouts}
     )
 }
 
-/// Every image is there already, and every node takes pods.
+/// Registration of a node that never pulls images and has no taint.
 fn registration(node: &Node) -> String {
     format!(
         "{{name: {}, criSocket: \"unix:///run/containerd/containerd.sock\", taints: [], imagePullPolicy: Never}}",
@@ -112,6 +112,6 @@ fn registration(node: &Node) -> String {
     )
 }
 
-/// Longer than kubeadm's own: this machine may be busy.
+/// Longer time limits than kubeadm's defaults, for busy machines.
 const TIMEOUTS: &str = "{controlPlaneComponentHealthCheck: 8m, kubeletHealthCheck: 4m, kubernetesAPICall: 4m, \
                         tlsBootstrap: 5m, discovery: 5m}";

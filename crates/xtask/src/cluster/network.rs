@@ -1,7 +1,7 @@
-//! The wire: a bridge in a network namespace of its own, with a cable to each node.
+//! Connects nodes: a bridge in a network namespace of its own, with a veth pair to each node.
 //!
-//! The bridge has addresses, and is every node's way out, so `ip netns exec portolan-NAME-wire` is a host outside of the
-//! cluster. Beyond it there is nothing: no packet leaves the machine.
+//! The bridge has addresses and is the default gateway of every node, so `ip netns exec portolan-NAME-wire` runs a command as
+//! a host outside the cluster. The bridge has no other link: no packet leaves the machine.
 
 use std::process::Command;
 
@@ -12,7 +12,7 @@ use crate::run::output;
 
 const OUTSIDE: [&str; 2] = ["192.168.88.254", "fd88::fe"];
 
-/// Makes the wire and the namespaces of these nodes.
+/// Makes the bridge and the network namespaces of these nodes.
 pub(super) fn make(cluster: &Cluster, nodes: &[Node]) -> Result<()> {
     let wire = cluster.wire();
     ip(&["netns", "add", &wire])?;
@@ -42,13 +42,13 @@ pub(super) fn make(cluster: &Cluster, nodes: &[Node]) -> Result<()> {
     nodes.iter().try_for_each(connect)
 }
 
-/// Replaces a node's namespace by an empty one.
+/// Replaces a node's network namespace by an empty one.
 pub(super) fn renew(node: &Node) -> Result<()> {
     ip(&["netns", "del", &node.label()])?;
     connect(node)
 }
 
-/// Makes a node's namespace, and its cable.
+/// Makes a node's network namespace and its veth pair.
 fn connect(node: &Node) -> Result<()> {
     let (own, wire) = (node.label(), node.wire());
     let port = node.name();

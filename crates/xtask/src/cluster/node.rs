@@ -1,10 +1,10 @@
-//! One node: its namespaces, its file system, containerd and kubelet.
+//! Starts and stops a node: its namespaces, file system, containerd and kubelet.
 //!
-//! Owns what happens inside of a node. [`start`] makes the namespaces with `unshare`, whose child is this program again
-//! as the first process: [`run`] mounts what a node has of its own over this machine's folders, then keeps containerd and, once
-//! kubeadm has configured it, kubelet running.
+//! Owns everything inside a node. [`start`] makes the namespaces with `unshare`, and runs this program in them as the node's first
+//! process. That process ([`run`]) mounts the node's own folders over those of this machine, then keeps containerd running, and
+//! kubelet once kubeadm has configured kubelet.
 //!
-//! Invariant: whatever is written inside of a node lands in the node's folder or in memory, kernel settings included.
+//! Invariant: everything that is written inside a node, kernel settings included, is in the node's folder or in memory.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -23,7 +23,7 @@ use crate::run::output;
 
 const CONTAINERD: Duration = Duration::from_secs(60);
 
-/// Settings of the whole kernel that kubelet writes at its start, and the values it wants. A node has files in their place.
+/// Sysctls of the whole kernel that kubelet sets at its start, with kubelet's values. In a node, files replace these sysctls.
 const SETTINGS: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
@@ -33,7 +33,7 @@ const SETTINGS: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// Settings of a network namespace that a node needs.
+/// Sysctls of the network namespace that a node needs.
 const FORWARDING: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
 
 /// Configuration of the first process of a node.
@@ -62,7 +62,7 @@ pub(crate) struct Init {
     containerd: PathBuf,
 }
 
-/// Makes the folder of a node, and starts it. `pause` is the image of every pod's first container.
+/// Makes the folder of a node and starts the node. `pause` is the image of every pod's first container.
 pub(super) fn start(node: &Node, programs: &Programs, pause: &str) -> Result<()> {
     let folder = &node.folder;
     for path in [
@@ -91,7 +91,7 @@ pub(super) fn start(node: &Node, programs: &Programs, pause: &str) -> Result<()>
     start_again(node, programs)
 }
 
-/// The folders of kubelet and of CNI as they are before kubeadm writes into them.
+/// Makes the folders of kubelet and CNI as they are before kubeadm writes into them.
 fn configure(node: &Node) -> Result<()> {
     let folder = &node.folder;
     for path in ["etc/cni/net.d", "etc/kubernetes"] {
@@ -102,7 +102,7 @@ fn configure(node: &Node) -> Result<()> {
     Ok(fs::write(resolver, "nameserver 192.168.88.254\n")?)
 }
 
-/// Deletes what a stopped node has of its cluster. Its images stay.
+/// Deletes the cluster's state of a stopped node, but not its images.
 pub(super) fn wipe(node: &Node) -> Result<()> {
     for path in [
         "etc/cni",
@@ -121,7 +121,7 @@ pub(super) fn wipe(node: &Node) -> Result<()> {
     configure(node)
 }
 
-/// Starts a node whose folder is there.
+/// Starts a node whose folder exists.
 pub(super) fn start_again(node: &Node, programs: &Programs) -> Result<()> {
     let log = File::options()
         .create(true)
@@ -193,7 +193,7 @@ pub(super) fn import(node: &Node, archive: &Path) -> Result<()> {
         .with_context(|| format!("import {}", archive.display()))
 }
 
-/// Runs a command inside of the node with its output in the log.
+/// Runs a command inside the node, and appends its output to the node's log.
 pub(super) fn run_in(node: &Node, command: &[&str]) -> Result<()> {
     let (program, args) = command.split_first().context("no command")?;
     logged(node.command(program)?.args(args), node, Stdio::null())
@@ -260,7 +260,7 @@ pub(super) fn run(init: &Init) -> Result<()> {
     }
 }
 
-/// Gives the node its own /run, /etc, /opt and /var, the programs, and files for the kernel's settings.
+/// Mounts the node's own /run, /etc, /opt and /var, the programs, and the files that replace sysctls.
 fn make_mounts(init: &Init) -> Result<()> {
     let folder = &init.folder;
     mount_at("tmpfs", "/run", Some("tmpfs"), Some("mode=755".to_owned()))?;
@@ -317,7 +317,7 @@ fn mount_at(source: &str, to: &str, kind: Option<&str>, options: Option<String>)
         .with_context(|| format!("mount {source} at {to}"))
 }
 
-/// The cgroup above all pods of the node, in every hierarchy.
+/// Makes the cgroup above all pods of the node, in every hierarchy.
 fn make_cgroups(name: &str) -> Result<()> {
     let root = Path::new("/sys/fs/cgroup");
     if root.join("cgroup.controllers").exists() {
@@ -383,7 +383,7 @@ impl Service {
         })
     }
 
-    /// Starts it unless it runs, or has no arguments yet.
+    /// Starts the program unless it runs or has no arguments yet.
     fn keep(&mut self, args: impl FnOnce() -> Result<Option<Vec<String>>>) -> Result<()> {
         if self.pid.is_some() {
             return Ok(());

@@ -1,8 +1,8 @@
-//! The parts of a cluster that can be exchanged: what carries Services, and what carries packets between nodes.
+//! The parts of a cluster to choose from: the service proxy, and the overlay between nodes.
 
 use anyhow::{Result, ensure};
 
-/// What carries Services.
+/// The service proxy of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum ServiceProxy {
     /// Portolan, from `deploy/`.
@@ -30,7 +30,7 @@ impl ServiceProxy {
     }
 }
 
-/// What carries packets between pods of different nodes.
+/// The overlay of a cluster: connects pods on different nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Overlay {
     /// Portolan, from `deploy/`.
@@ -39,7 +39,7 @@ pub(super) enum Overlay {
     Flannel,
 }
 
-/// What a cluster is made of.
+/// The chosen parts of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
 pub(super) struct Parts {
     /// Program that carries Services
@@ -54,7 +54,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// An error for what cannot start.
+    /// Fails for a combination that cannot become ready.
     pub(super) fn check(self) -> Result<()> {
         ensure!(
             (self.proxy, self.overlay) != (ServiceProxy::None, Overlay::Flannel),
@@ -67,7 +67,7 @@ impl Parts {
         Ok(())
     }
 
-    /// The folder of `deploy/` that does Portolan's part, if it has one.
+    /// The folder of `deploy/` with the manifests for Portolan's parts, if it has any.
     pub(super) fn folder(self) -> Option<&'static str> {
         match (self.proxy, self.overlay) {
             (ServiceProxy::Portolan, Overlay::Portolan) => Some("proxy-and-overlay"),

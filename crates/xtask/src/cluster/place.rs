@@ -1,7 +1,7 @@
 //! Names of a cluster and its nodes, and the folders where their state is.
 //!
-//! Owns every name that is visible outside of a node: all begin with the cluster's. Invariant: a process is signaled or entered
-//! only if it is the one that was started, by number and start time.
+//! Owns every name that is visible outside a node; each begins with the cluster's name. Invariant: only a process that this cluster
+//! started is signaled or entered; its number and start time identify it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -47,7 +47,7 @@ impl Cluster {
         self.folder.exists()
     }
 
-    /// What the names of its network namespaces and cgroups begin with.
+    /// The prefix of its network namespaces and cgroups.
     pub(super) fn prefix(&self) -> String {
         format!("portolan-{}-", self.name)
     }
@@ -103,7 +103,7 @@ impl Node {
         format!("portolan-{}-wire", self.cluster)
     }
 
-    /// The last part of its addresses: the node's number, or what it was moved to.
+    /// The last part of its addresses: by default the node's number.
     pub(super) fn host_number(&self) -> u8 {
         let moved = fs::read_to_string(self.folder.join("host-number")).ok();
         moved
@@ -165,7 +165,7 @@ impl Node {
         (start_time(pid)? == started).then_some(pid)
     }
 
-    /// Writes down which process it is.
+    /// Saves number and start time of the first process.
     pub(super) fn set_init(&self, pid: i32) -> Result<()> {
         let started = start_time(pid).context("the first process of the node has ended")?;
         fs::write(self.folder.join("init"), format!("{pid} {started}\n"))?;

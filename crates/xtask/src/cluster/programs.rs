@@ -1,4 +1,4 @@
-//! The programs of a cluster, all pinned or packaged, none installed.
+//! Builds and fetches the programs of a cluster, from pinned sources or packages. None is installed on this machine.
 
 use std::path::PathBuf;
 
@@ -22,7 +22,7 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Builds and fetches what is not in the cache.
+    /// Builds and fetches the programs that are not in the cache.
     pub(super) fn get() -> Result<Programs> {
         let store = Store::open()?;
         Ok(Programs {

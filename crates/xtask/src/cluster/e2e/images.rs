@@ -1,4 +1,4 @@
-//! What the pods of the end-to-end tests run: agnhost, and busybox under the names that the tests ask for.
+//! Makes the images of the end-to-end tests' pods: agnhost, and busybox under the names that the tests use.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::kernels::packages::Store;
 use crate::run::output;
 use crate::tools;
 
-/// Packages of what the tests start in a container of agnhost.
+/// Packages of the programs that tests start in a container of agnhost.
 const PACKAGES: [&str; 13] = [
     "bash",
     // dig, and its library, whose name does not begin as those of libraries do.
@@ -41,7 +41,7 @@ const ALIASES: [&str; 4] = [
     "jessie-dnsutils:",
 ];
 
-/// Archives of all of them.
+/// Archives of all images.
 pub(super) fn archives(programs: &Path) -> Result<Vec<PathBuf>> {
     let names = names(programs)?;
     let named = |part: &str| newest(&names, part);
@@ -79,7 +79,7 @@ pub(super) fn archives(programs: &Path) -> Result<Vec<PathBuf>> {
     Ok(archives)
 }
 
-/// The newest image of which the name has this part. The list is in no order, and older ones are for tests of kubelet.
+/// The newest image whose name contains this part. The list is unordered, and has older images for tests of kubelet.
 fn newest(names: &[String], part: &str) -> Option<String> {
     let version = |name: &&String| -> Vec<u32> {
         let (_, tag) = name.rsplit_once(':').unwrap_or_default();
@@ -91,7 +91,7 @@ fn newest(names: &[String], part: &str) -> Option<String> {
     named.max_by_key(version).cloned()
 }
 
-/// The images that the tests may ask for.
+/// The images that tests may use.
 fn names(programs: &Path) -> Result<Vec<String>> {
     let list = output(Command::new(programs.join("e2e.test")).arg("--list-images"))?;
     let list = String::from_utf8(list)?;

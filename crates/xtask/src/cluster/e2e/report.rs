@@ -1,7 +1,7 @@
-//! Results of ginkgo as `docs/conformance.md`.
+//! Reads ginkgo's results for `docs/conformance.md`.
 //!
-//! Owns what is read of the results. [`page`] has the text. Invariant: an outcome comes from a JUnit file; a later run of a test
-//! replaces an earlier one, and a failure that did not repeat alone stays visible.
+//! Owns the reading of results; [`page`] has the text of the page. Invariant: every outcome comes from a JUnit file. A later run of
+//! a test replaces an earlier one, and a test that failed beside others and passed alone is listed as such.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,18 +17,18 @@ mod page;
 
 /// The file with commit, date and options of a run, in the run's folder.
 pub(super) const ABOUT: &str = "about.json";
-/// The end of the name of results of tests that were run again, one at a time.
+/// Suffix of the result files of tests that were run again, one at a time.
 pub(super) const ALONE: &str = "-alone";
 
-/// What became of one test.
+/// The outcome of one test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
     Passed,
-    /// Failed beside other tests, with the first line of why, and passed alone.
+    /// Failed beside other tests, with the first line of the reason, and passed alone.
     PassedAlone(String),
-    /// With the first line of why.
+    /// Failed, with the first line of the reason.
     Failed(String),
-    /// The test's own reason.
+    /// Skipped, with the test's own reason.
     Skipped(String),
 }
 
@@ -38,11 +38,11 @@ type Outcomes = BTreeMap<String, Outcome>;
 #[derive(Default)]
 struct Column {
     outcomes: Outcomes,
-    /// What [`ABOUT`] says of each run, and the number of tests that the run has outcomes of.
+    /// The text of [`ABOUT`] of each run, and the number of its outcomes.
     runs: Vec<(Value, usize)>,
 }
 
-/// Writes the table of the runs in two folders. `names` are all tests of networking.
+/// Writes the page about the runs in two folders. `names` are all tests of networking.
 pub(super) fn write(kube_proxy: &Path, portolan: &Path, names: &[String]) -> Result<()> {
     let text = page::text(&column(kube_proxy)?, &column(portolan)?, names);
     let path = root()?.join("docs/conformance.md");
@@ -91,7 +91,7 @@ fn sorted(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
     Ok(paths)
 }
 
-/// Adds what became of failed tests when they ran alone.
+/// Adds the outcomes of failed tests when they ran alone.
 fn repeat(outcomes: &mut Outcomes, alone: Outcomes) {
     for (name, again) in alone {
         if let (Some(Outcome::Failed(why)), Outcome::Passed) = (outcomes.get(&name), &again) {
@@ -101,7 +101,7 @@ fn repeat(outcomes: &mut Outcomes, alone: Outcomes) {
     }
 }
 
-/// The outcomes in a file, without tests that the run was not to make.
+/// The outcomes in a file, without tests that the run did not select.
 fn read(path: &Path) -> Result<Outcomes> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     outcomes(&text).with_context(|| format!("in {}", path.display()))

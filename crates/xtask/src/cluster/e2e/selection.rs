@@ -1,4 +1,4 @@
-//! Which of Kubernetes' tests of networking run, in which cluster, and why others do not.
+//! Selects Kubernetes' tests of networking and the cluster for each, and states why others are not run.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,10 +8,10 @@ use regex::Regex;
 
 use crate::run::output;
 
-/// What the name of every test begins with.
+/// Prefix of the name of every test.
 pub(super) const GROUP: &str = "[sig-network] ";
 
-/// What cannot run here, as a part of the names of tests, and why.
+/// Parts of the names of tests that cannot run here, and the reason.
 const EXCLUDED: &[(&str, &str)] = &[
     ("[Feature:LoadBalancer]", "needs a load balancer"),
     ("[Feature:SCTPConnectivity]", "needs a kernel with SCTP"),
@@ -50,14 +50,14 @@ const EXCLUDED: &[(&str, &str)] = &[
     ),
 ];
 
-/// A cluster for a part of the tests.
+/// A group of tests, and the cluster for it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Stage {
     pub(super) name: &'static str,
     pub(super) nodes: u8,
-    /// Three zones, each with the same number of nodes besides the first, and no tunnel between nodes.
+    /// Three zones with equal numbers of worker nodes, and direct routing between nodes.
     pub(super) has_zones: bool,
-    /// Parts of the names of its tests; of the last stage: none, all others.
+    /// Parts of the names of its tests. Empty in the last stage, which has all other tests.
     tests: &'static [&'static str],
 }
 
@@ -101,13 +101,13 @@ fn names(list: &str) -> Vec<String> {
     names
 }
 
-/// Why a test cannot run here.
+/// The reason why a test cannot run here, if it cannot.
 pub(super) fn excluded(name: &str) -> Option<&'static str> {
     let found = EXCLUDED.iter().find(|(part, _)| name.contains(part));
     found.map(|(_, why)| *why)
 }
 
-/// The tests of a stage that can run here and match.
+/// The tests of a stage that can run here and match the expression.
 pub(super) fn of_stage(stage: &Stage, names: &[String], focus: &str) -> Result<Vec<String>> {
     let focus = Regex::new(focus).with_context(|| format!("--focus {focus:?}"))?;
     let selected = names.iter().filter(|name| {
@@ -126,7 +126,7 @@ fn of(name: &str) -> &'static str {
     stage.map_or("", |stage| stage.name)
 }
 
-/// An expression for ginkgo that matches these tests and no others.
+/// An expression for ginkgo that matches exactly these tests.
 pub(super) fn expression(names: &[String]) -> String {
     let names: Vec<String> = names.iter().map(|name| regex::escape(name)).collect();
     format!(r"\[sig-network\] ({})$", names.join("|"))

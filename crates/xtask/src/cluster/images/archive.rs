@@ -1,6 +1,6 @@
-//! One image as an archive for `ctr images import`: a layer of programs and Debian's packages, kept in the cache.
+//! Makes an image as an archive for `ctr images import`: a layer of programs and Debian packages. Archives are cached.
 //!
-//! Invariant: an archive in the cache is complete, and its name has a hash of what it was made of.
+//! Invariant: an archive in the cache is complete, and its name contains a hash of its inputs.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use crate::control_plane::cache_folder;
 use crate::image::Arch;
 use crate::image::layout::{Layout, digest};
 
-/// Part of the key: raised when this file makes other images of the same programs.
+/// Part of the key. Raise it when this file starts to make other images of the same inputs.
 const MADE_AS: u32 = 2;
 
 /// Folders that Debian has below `/usr`, and the links in their old places.
@@ -29,12 +29,12 @@ pub(in crate::cluster) struct Spec {
     pub(in crate::cluster) trees: Vec<PathBuf>,
     /// Path in the image, and the program.
     pub(in crate::cluster) programs: Vec<(String, PathBuf)>,
-    /// Path in the image, and what the link names.
+    /// Path in the image, and the target of the link.
     pub(in crate::cluster) links: Vec<(String, String)>,
     /// Path in the image, and the text.
     pub(in crate::cluster) texts: Vec<(String, String)>,
     pub(in crate::cluster) entrypoint: Vec<String>,
-    /// Arguments where a pod names none.
+    /// Default arguments.
     pub(in crate::cluster) arguments: Vec<String>,
 }
 
@@ -60,7 +60,7 @@ impl Spec {
         })
     }
 
-    /// A hash of everything that decides the content, with programs by size and time, and trees by name.
+    /// A hash of all inputs. Programs count by size and time, trees by name.
     fn key(&self) -> Result<u64> {
         let mut hasher = DefaultHasher::new();
         (MADE_AS, &self.name, &self.trees, &self.links).hash(&mut hasher);
@@ -125,7 +125,7 @@ impl Spec {
     }
 }
 
-/// A file of the cache, made by `make` at a draft's path unless it is there. A second caller waits for the first.
+/// A file of the cache. If it does not exist, `make` writes a draft, which is then renamed. A second caller waits for the first.
 pub(super) fn cached(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let cache = cache_folder("cluster-images")?;
     fs::create_dir_all(&cache)?;
@@ -147,7 +147,7 @@ fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).with_context(|| format!("read {}", file.display()))
 }
 
-/// A layer in the making. Of two entries with one path the first stays.
+/// A layer that is being written. If two entries have the same path, the first is kept.
 struct LayerOfFiles {
     builder: Builder<Vec<u8>>,
     paths: BTreeSet<String>,
@@ -194,7 +194,7 @@ impl LayerOfFiles {
         Ok(())
     }
 
-    /// Everything below a folder but documentation.
+    /// Adds everything below a folder except documentation.
     fn tree(&mut self, tree: &Path, folder: &Path) -> Result<()> {
         let mut entries = fs::read_dir(folder)
             .with_context(|| format!("list {}", folder.display()))?

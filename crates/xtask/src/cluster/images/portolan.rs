@@ -1,6 +1,6 @@
-//! Portolan's own image for a cluster: the archive that PORTOLAN_IMAGE names, else one of this checkout.
+//! Portolan's own image for a cluster: the archive that PORTOLAN_IMAGE names, otherwise one that is built from this checkout.
 //!
-//! Invariant: an archive in the cache is of the sources that its name has the hash of, whatever is committed.
+//! Invariant: the name of an archive in the cache contains the hash of its sources, including uncommitted changes.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,10 +14,10 @@ use super::archive::cached;
 use crate::image;
 use crate::run::root;
 
-/// Bytes.
+/// Largest JSON document of an archive that is read, in bytes.
 const LARGEST_DOCUMENT: u64 = 1 << 20;
 
-/// What the program in the image is built of, below the root of the checkout.
+/// Files and folders that the program in the image is built from, below the root of the checkout.
 const SOURCES: [&str; 15] = [
     "Cargo.lock",
     "Cargo.toml",
@@ -36,7 +36,7 @@ const SOURCES: [&str; 15] = [
     "crates/xtask/src/image.rs",
 ];
 
-/// The archive. Building the program shows cargo's progress, and takes minutes the first time.
+/// The archive. Building the program takes minutes the first time, and shows cargo's progress.
 pub(super) fn archive() -> Result<PathBuf> {
     if let Some(archive) = std::env::var_os(image::VARIABLE) {
         return Ok(archive.into());

@@ -7,7 +7,7 @@ use super::{Column, Outcome};
 
 const CONFORMANCE: &str = "[Conformance]";
 
-/// What is known of a test that does not pass with one of the two, by a part of its name.
+/// Explanations of tests that fail with one of the two service proxies, by a part of their names.
 const EXPLAINED: &[(&str, &str)] = &[];
 
 /// The whole page.
@@ -55,7 +55,7 @@ fn is_conformance(name: &str) -> bool {
     name.contains(CONFORMANCE)
 }
 
-/// How many passed, and what became of the others.
+/// The number of tests that passed, and the outcomes of the others.
 fn count(column: &Column, is_wanted: &dyn Fn(&str) -> bool) -> String {
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for (_, outcome) in column.outcomes.iter().filter(|(name, _)| is_wanted(name)) {
@@ -121,7 +121,7 @@ fn word(outcome: Option<&Outcome>) -> &'static str {
     }
 }
 
-/// Why a test did not pass with one of the two.
+/// The reason why a test did not pass with one of the two service proxies.
 fn reason(name: &str, theirs: Option<&Outcome>, ours: Option<&Outcome>) -> String {
     let mut reasons = Vec::new();
     for (who, outcome) in [("Portolan", ours), ("kube-proxy", theirs)] {
@@ -142,7 +142,7 @@ fn reason(name: &str, theirs: Option<&Outcome>, ours: Option<&Outcome>) -> Strin
     reasons.join("; ")
 }
 
-/// As much of a message as fits into a table.
+/// A message, cut to fit into a table.
 fn short(text: &str) -> String {
     text.chars().take(160).collect()
 }
