@@ -117,7 +117,7 @@ fn configuration(rights: &Rights, arguments: &[&str], manifests: Option<&Path>) 
     json!({
         "ociVersion": "1.0.2",
         "process": {
-            "user": {"uid": rights.user, "gid": rights.user},
+            "user": {"uid": rights.user, "gid": rights.user, "additionalGids": [0]},
             "args": arguments,
             "cwd": "/",
             "capabilities": {

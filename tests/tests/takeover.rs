@@ -1,6 +1,8 @@
 //! Taking over from kube-proxy in every mode that this kernel has, and cleaning up, while connections come and stay.
 
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -152,16 +154,37 @@ fn rules_of_legacy_iptables_are_taken_over() -> Result<()> {
     takes_over_from_iptables("legacy")
 }
 
+/// Writes the tables of kube-proxy's iptables mode in the legacy variant.
+fn write_legacy_rules(stage: &Stage) -> Result<()> {
+    let rules = stage.manifests.path().join("rules");
+    std::fs::write(&rules, iptables_rules(stage))?;
+    run(
+        stage,
+        &format!("iptables-legacy-restore {}", rules.display()),
+    )?;
+    run(stage, "iptables-legacy -t mangle -N KUBE-PROXY-CANARY").map(drop)
+}
+
+/// What the daemon answers at this port of the node.
+fn get(stage: &Stage, port: u16, path: &'static str) -> Result<String> {
+    let to = SocketAddr::new([127, 0, 0, 1].into(), port);
+    Ok(stage.node.http_get(to, path)?.context("no answer")?.1)
+}
+
+/// The alarm is in `/readyz`, with what to run, and in the metrics.
+fn is_alarmed(stage: &Stage) -> Result<()> {
+    let ready = get(stage, HEALTH_PORT, "/readyz")?;
+    ensure!(ready.contains("kube-proxy --cleanup"), "{ready}");
+    let metrics = get(stage, 10_249, "/metrics")?;
+    let alarm = "portolan_foreign_rules{kind=\"legacy-iptables\"} 3";
+    ensure!(metrics.contains(alarm), "{metrics}");
+    Ok(())
+}
+
 #[scenario(Nft, Iptables)]
 fn legacy_rules_without_programs_raise_an_alarm() -> Result<()> {
     let stage = Stage::new()?;
-    let rules = stage.manifests.path().join("rules");
-    std::fs::write(&rules, iptables_rules(&stage))?;
-    run(
-        &stage,
-        &format!("iptables-legacy-restore {}", rules.display()),
-    )?;
-    run(&stage, "iptables-legacy -t mangle -N KUBE-PROXY-CANARY")?;
+    write_legacy_rules(&stage)?;
     let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
     let mut command = stage.node.command("env");
     command
@@ -171,16 +194,8 @@ fn legacy_rules_without_programs_raise_an_alarm() -> Result<()> {
         .arg(format!("--kubeconfig={kubeconfig}"));
     let daemon = stage.node.spawn("portolan", command)?;
     stage.wait_until_ready(&daemon)?;
-    let get = |port: u16, path: &'static str| -> Result<String> {
-        let to = SocketAddr::new([127, 0, 0, 1].into(), port);
-        Ok(stage.node.http_get(to, path)?.context("no answer")?.1)
-    };
     wait_for("the alarm", PATIENCE, || {
-        let ready = get(HEALTH_PORT, "/readyz")?;
-        ensure!(ready.contains("kube-proxy --cleanup"), "{ready}");
-        let metrics = get(10_249, "/metrics")?;
-        let alarm = "portolan_foreign_rules{kind=\"legacy-iptables\"} 3";
-        ensure!(metrics.contains(alarm), "{metrics}");
+        is_alarmed(&stage)?;
         let events = api.events();
         let mut alarms = events
             .iter()
@@ -191,6 +206,37 @@ fn legacy_rules_without_programs_raise_an_alarm() -> Result<()> {
         ensure!(note.contains("kube-proxy --cleanup"), "{event}");
         Ok(())
     })
+}
+
+/// The daemon as the manifests run it: another user, NET_ADMIN alone. The kernel shows the list of tables to group 0.
+#[scenario(Nft, Iptables)]
+fn unprivileged_daemon_with_group_0_sees_legacy_rules() -> Result<()> {
+    let stage = Stage::new()?;
+    write_legacy_rules(&stage)?;
+    // The checkout may be in a folder that only root can enter.
+    let folder = tempfile::tempdir()?;
+    let program = folder.path().join("portolan");
+    std::fs::copy(portolan()?, &program)?;
+    for folder in [folder.path(), stage.manifests.path()] {
+        std::fs::set_permissions(folder, Permissions::from_mode(0o755))?;
+    }
+    let mut command = stage.node.command("setpriv");
+    command.args([
+        "--reuid=65532",
+        "--regid=65532",
+        "--groups=0",
+        "--inh-caps=+net_admin",
+        "--ambient-caps=+net_admin",
+        "env",
+        "PATH=/nonexistent",
+    ]);
+    command
+        .arg(&program)
+        .args(["run", "--hostname-override=node-a", "--manifests"])
+        .arg(stage.manifests.path());
+    let daemon = stage.node.spawn("portolan", command)?;
+    stage.wait_until_ready(&daemon)?;
+    wait_for("the alarm", PATIENCE, || is_alarmed(&stage))
 }
 
 #[scenario(Nft, Iptables)]

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -17,8 +17,8 @@ use super::owner::{ChainOwner, FORWARD, Removed};
 
 const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 
-/// The kernel's list of legacy tables in this network namespace, and the names of the program: that of the legacy variant,
-/// and one that either variant may have.
+/// The kernel's list of legacy tables in this network namespace, which only root and group 0 can read, and the names of the
+/// program: that of the legacy variant, and one that either variant may have.
 const fn names_and_programs(family: Family) -> (&'static str, [&'static str; 2]) {
     match family {
         Family::Ip => (
@@ -85,9 +85,17 @@ pub(crate) fn write_chain(
 
 /// Removes the chains of one family.
 pub(super) fn remove(owner: &ChainOwner, family: Family, removed: &mut Removed) {
-    let (names, programs) = names_and_programs(family);
-    let Ok(names) = std::fs::read_to_string(names) else {
-        return;
+    let (file, programs) = names_and_programs(family);
+    let names = match std::fs::read_to_string(file) {
+        Ok(names) => names,
+        // Nobody has used the legacy variant since the node started.
+        Err(error) if error.kind() == ErrorKind::NotFound => return,
+        Err(error) => {
+            removed.failures.push(format!(
+                "cannot look for legacy iptables rules in {file}: {error}: run as root, or with supplemental group 0"
+            ));
+            return;
+        }
     };
     let exists = |table: &&&str| names.lines().any(|name| name == **table);
     if legacy(&programs).is_err() {
