@@ -13,7 +13,12 @@ const C_LIBRARY: &str = "c_library";
 /// Runs the benches whose name holds `filter`, or all.
 pub(crate) fn bench(filter: Option<&str>) -> Result<()> {
     tools::ensure()?;
-    let control_plane = control_plane::for_tests(control_plane::Versions::All)?;
+    // This bench alone renders manifests: no control plane has to be built for it, and no other bench.
+    let alone = filter == Some(C_LIBRARY);
+    let control_plane = match alone {
+        true => None,
+        false => control_plane::for_tests(control_plane::Versions::All)?,
+    };
     // What is shipped: linked with musl, and mimalloc as its allocator.
     let program = image::program()?;
     let mut glibc = None;
@@ -30,6 +35,12 @@ pub(crate) fn bench(filter: Option<&str>) -> Result<()> {
         glibc = Some(target.join("release/portolan"));
     }
     run(cargo(&["bench", "--package", "portolan-benches"])?
+        .args(
+            alone
+                .then_some(["--bench", C_LIBRARY])
+                .into_iter()
+                .flatten(),
+        )
         .args(filter.map(|f| vec!["--", f]).unwrap_or_default())
         .env("PORTOLAN_PROGRAM", program)
         .envs(glibc.map(|program| ("PORTOLAN_GLIBC_PROGRAM", program)))

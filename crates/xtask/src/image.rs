@@ -15,6 +15,7 @@ use crate::licenses::{self, Package};
 use crate::run::root;
 
 mod commit;
+mod difference;
 mod layer;
 pub(crate) mod layout;
 mod program;

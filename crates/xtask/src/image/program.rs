@@ -1,6 +1,6 @@
 //! The static program of each architecture, linked with musl.
 //!
-//! Owns targets, compilers for the parts in C, and the flags that keep paths of the build machine out of the program.
+//! Owns targets, compilers for the parts in C, and the flags that keep paths and the time of the build out of the program.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -61,6 +61,14 @@ impl Arch {
     }
 }
 
+/// Keeps the time of the build out of the program: mimalloc prints it in its verbose mode. Cargo builds the parts in C again when
+/// these flags change, but not when SOURCE_DATE_EPOCH does.
+const WITHOUT_TIME: [&str; 3] = [
+    "-Wno-builtin-macro-redefined",
+    "-D__DATE__=\"\"",
+    "-D__TIME__=\"\"",
+];
+
 /// Builds the program and returns where it is.
 pub(super) fn build(arch: Arch) -> Result<PathBuf> {
     ensure_target(arch)?;
@@ -78,11 +86,12 @@ pub(super) fn build(arch: Arch) -> Result<PathBuf> {
         .iter()
         .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()))
         .collect();
-    let c_flags: Vec<String> = moved
+    let mut c_flags: Vec<String> = moved
         .iter()
         .take(2)
         .map(|(from, to)| format!("-ffile-prefix-map={}={to}", from.display()))
         .collect();
+    c_flags.extend(WITHOUT_TIME.map(str::to_owned));
     let mut build = cargo(&["build", "--release", "--locked", "--package", "portolan"])?;
     build
         .args(["--bin", "portolan", "--target", target])
