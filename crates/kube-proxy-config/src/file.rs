@@ -65,11 +65,13 @@ pub(crate) fn read(text: &str, proxy: &mut Settings, own: &mut Settings) -> Repo
                     ));
                 }
                 report.has_proxy = true;
-                Walk { settings: proxy, report: &mut report }.group(entries, "");
+                let other = (PORTOLAN_KIND, own.table);
+                Walk { settings: proxy, other, report: &mut report }.group(entries, "");
             }
             Claim::Own(entries) => {
                 has_own = true;
-                Walk { settings: own, report: &mut report }.group(entries, "");
+                let other = (KUBE_PROXY_KIND, proxy.table);
+                Walk { settings: own, other, report: &mut report }.group(entries, "");
             }
             Claim::Foreign(name) => report.warnings.push(format!(
                 "the document {} (line {}) is ignored",
@@ -148,6 +150,8 @@ fn kind_of(document: &Document, is_first: bool) -> Claim<'_> {
 /// A walk through one document.
 struct Walk<'r> {
     settings: &'r mut Settings,
+    /// The kind and the fields of the other document.
+    other: (&'static str, &'static [Field]),
     report: &'r mut Report,
 }
 
@@ -199,7 +203,15 @@ impl Walk<'_> {
 
     fn unknown(&mut self, entry: &Entry, path: &str) {
         let known = self.settings.table.iter().map(|field| field.path);
+        let (kind, table) = self.other;
+        let is_there = |field: &Field| {
+            let rest = field.path.strip_prefix(path);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
         let hint = match suggest::closest(path, known) {
+            _ if table.iter().any(is_there) => {
+                format!(": it belongs to the document of kind {kind}")
+            }
             Some(name) => format!("; did you mean {name}?"),
             None => String::new(),
         };
@@ -270,8 +282,8 @@ impl Walk<'_> {
                 Ok(Value::Text(number.to_string()))
             }
             (Shape::Text(_), Some(Value::Text(text))) => Ok(Value::Text(text)),
-            (Shape::Text(_), Some(_)) => Err("must be a text: put it in quotes".to_owned()),
-            (Shape::Word(_) | Shape::Text(_), None) => Err("must be a text".to_owned()),
+            (Shape::Text(_), Some(_)) => Err("must be a string: put it in quotes".to_owned()),
+            (Shape::Word(_) | Shape::Text(_), None) => Err("must be a string".to_owned()),
             (Shape::Texts(_) | Shape::Lines(_), _) => texts(node),
             (Shape::Gates, _) => gates(node),
             (Shape::Rules, _) => self.rules(field, node),
@@ -321,12 +333,12 @@ fn whole_number(plain: Option<Value>) -> Option<i64> {
 
 fn texts(node: &Node) -> Result<Value, String> {
     let Content::List(items) = &node.content else {
-        return Err("must be a list of texts".to_owned());
+        return Err("must be a list of strings".to_owned());
     };
     let text = |item: &Node| match item.plain() {
         Some(Value::Text(text)) => Ok(Value::Text(text.trim().to_owned())),
         _ => Err(format!(
-            "{} must be a text: put it in quotes",
+            "{} must be a string: put it in quotes",
             shown(&item.describe())
         )),
     };
@@ -341,7 +353,7 @@ fn gates(node: &Node) -> Result<Value, String> {
     let gate = |entry: &Entry| match entry.node.plain() {
         Some(Value::Bool(value)) => Ok((entry.key.clone(), Value::Bool(value))),
         _ => Err(format!(
-            "{} is {}, and must be true or false",
+            "{} is {}: must be true or false, without quotes",
             shown(&entry.key),
             shown(&entry.node.describe())
         )),

@@ -273,11 +273,14 @@ impl Resolver<'_> {
             }
         }
         if !self.line.command.bool("kubeSubnetManager") {
-            let mut problem = self.line.command.problem(
-                "kubeSubnetManager",
-                "must be true: Portolan takes pod CIDRs from Node objects, never from etcd",
-            );
+            let reason =
+                "must be true: Portolan takes pod CIDRs from Node objects, never from etcd";
+            let mut problem = self.line.command.problem("kubeSubnetManager", reason);
             problem.origin = Some(Origin::Flag("--kube-subnet-mgr".to_owned()));
+            if !self.line.command.is_given("kubeSubnetManager") {
+                problem.value = None;
+                problem.reason = reason.replace("must be true", "must be given");
+            }
             self.problems.push(problem);
         }
     }

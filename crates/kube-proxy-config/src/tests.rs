@@ -438,6 +438,24 @@ fn unknown_and_repeated_fields_are_warnings_with_lines() {
 }
 
 #[test]
+fn a_field_in_the_wrong_document_is_told_its_own() {
+    let of_portolan = with_file(&[], "overlay: {type: vxlan}\n").notes.warnings;
+    let of_kube_proxy = with_own(&[], "mode: ipvs\n").notes.warnings;
+    for (warnings, field, kind) in [
+        (of_portolan, "overlay", "PortolanConfiguration"),
+        (of_kube_proxy, "mode", "KubeProxyConfiguration"),
+    ] {
+        let [warning] = &warnings[..] else {
+            panic!("{warnings:?}");
+        };
+        assert!(
+            warning.contains(field) && warning.ends_with(kind),
+            "{warning}"
+        );
+    }
+}
+
+#[test]
 fn portolans_own_document_is_read_after_kube_proxys() {
     let fields = "nodePortRange: 1000-2000\nserviceProxy: off\ntableOwner: false\nallowedExternalIPs: []\n\
                   overlay: {type: vxlan, filter: off, probePort: 0, cache: '', iface: [eth1, 10.0.0.7]}\n";

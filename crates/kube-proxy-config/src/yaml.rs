@@ -222,7 +222,7 @@ impl<'t> Reader<'t> {
         while let Some((event, line)) = self.item(line)? {
             let key = self.node(event, line, depth + 1)?;
             let Content::Scalar { text, plain } = key.content else {
-                let reason = "a key must be a text".to_owned();
+                let reason = "a key must be a string".to_owned();
                 return Err(Broken { line, reason });
             };
             let Some((event, value_line)) = self.item(line)? else {

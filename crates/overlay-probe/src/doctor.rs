@@ -204,7 +204,7 @@ fn mentions(sentence: &str, node: &str) -> bool {
 /// Requests a report from the daemon of this network namespace.
 pub fn ask(to: Option<&str>) -> anyhow::Result<DoctorReport> {
     let mut stream = local_socket::connect(SOCKET).context(
-        "cannot reach the portolan daemon on this node. Is it running with --overlay vxlan, and is this command in the host network namespace?",
+        "no daemon with an overlay answers on this node: it must run with --overlay=vxlan, and this command in the host network namespace",
     )?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let request = Request {

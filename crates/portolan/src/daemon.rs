@@ -44,6 +44,8 @@ fn act(dialect: Dialect, line: CommandLine) -> Result<bool> {
     }
     let configuration = Configuration::read(line)?;
     if let Action::WriteConfig(path) = &action {
+        log::start(&configuration.effective().logging)?;
+        configuration.log();
         return configuration.write_to(path).map(|()| true);
     }
     let effective = configuration.effective();
@@ -103,7 +105,12 @@ fn version(raw: bool) -> String {
                 env!("CARGO_PKG_VERSION_MAJOR"),
                 env!("CARGO_PKG_VERSION_MINOR"),
             );
-            let arch = std::env::consts::ARCH;
+            // Go's names.
+            let arch = match std::env::consts::ARCH {
+                "x86_64" => "amd64",
+                "aarch64" => "arm64",
+                other => other,
+            };
             format!(
                 "version.Info{{Major:\"{major}\", Minor:\"{minor}\", GitVersion:\"v{version}\", Platform:\"linux/{arch}\"}}\n"
             )

@@ -37,10 +37,14 @@ fn deploy() -> Result<PathBuf> {
 
 /// What Helm makes of the chart.
 fn rendered(values: &Path, template: Option<&str>) -> Result<String> {
+    rendered_in("kube-system", values, template)
+}
+
+fn rendered_in(namespace: &str, values: &Path, template: Option<&str>) -> Result<String> {
     let mut helm = Command::new(lab::helm()?);
     helm.arg("template").arg("portolan");
     helm.arg(deploy()?.join("helm/portolan"));
-    helm.args(["--namespace=kube-system", "--kube-version=1.37.0"]);
+    helm.args(["--namespace", namespace, "--kube-version=1.37.0"]);
     helm.arg("--values").arg(values);
     helm.args(template.map(|name| format!("--show-only=templates/{name}.yaml")));
     let output = helm.output().context("start helm")?;
@@ -112,6 +116,29 @@ fn unknown_and_contradictory_values_are_refused() -> Result<()> {
         let error = format!("{error:#}");
         ensure!(error.contains(named), "{text}: {error}");
     }
+    // In another namespace the Service would select no pod, and the alert for a missing kube-proxy would fire.
+    let Err(error) = rendered_in("monitoring", &values("monitoring")?, None) else {
+        bail!("the Service for kube-prometheus-stack was accepted in another namespace");
+    };
+    ensure!(format!("{error:#}").contains("kube-system"), "{error:#}");
+    Ok(())
+}
+
+/// The release of the way back may stand beside the one that it cleans up after.
+#[scenario(Helm)]
+#[ignore = "needs helm"]
+fn a_cleanup_release_has_a_daemonset_and_nothing_else() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("values.yaml");
+    let text = "{cleanup: {enabled: true}, overlay: {enabled: true}, podCidr: 10.244.0.0/16, \
+                podMonitor: {enabled: true}, kubeProxyService: {enabled: true}}";
+    std::fs::write(&file, text)?;
+    let manifests = rendered(&file, None)?;
+    let kinds: Vec<_> = manifests
+        .lines()
+        .filter_map(|line| line.strip_prefix("kind: "))
+        .collect();
+    ensure!(kinds == ["DaemonSet"], "{kinds:?}");
     Ok(())
 }
 

@@ -147,6 +147,7 @@ async fn of_kubeconfig(path: &Path, master: Option<&str>) -> Result<(Config, Opt
 
 /// Reads a kubeconfig. An error of kube has several lines; the first one has all causes.
 fn read(path: &Path) -> Result<Kubeconfig> {
+    std::fs::File::open(path).with_context(|| format!("cannot read the kubeconfig {path:?}"))?;
     Kubeconfig::read_from(path).map_err(|error| {
         let error = error.to_string();
         let reason = error.lines().next().unwrap_or_default();

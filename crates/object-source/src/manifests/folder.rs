@@ -101,7 +101,7 @@ pub(super) struct Refreshed {
 
 /// The folder cannot be listed.
 #[derive(Debug, thiserror::Error)]
-#[error("manifest folder {dir:?} cannot be read")]
+#[error("cannot read the directory of --manifests {dir:?}")]
 pub(super) struct Unlisted {
     dir: PathBuf,
     source: io::Error,

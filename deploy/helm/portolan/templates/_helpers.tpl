@@ -98,6 +98,9 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- fail "overlay.enabled needs podCidr, podCidrv6 or both: the pod CIDRs of the cluster (kubectl -n kube-system get cm kubeadm-config -o yaml, podSubnet)" -}}
 {{- end -}}
 {{- end -}}
+{{- if and .Values.kubeProxyService.enabled (ne .Release.Namespace "kube-system") -}}
+{{- fail "kubeProxyService.enabled needs a release in kube-system: kube-prometheus-stack looks for kube-proxy's Service there, and a Service selects pods of its own namespace" -}}
+{{- end -}}
 {{- end }}
 
 {{- define "portolan.cleanupContainer" -}}
