@@ -44,10 +44,10 @@ impl VerdictContext<'_> {
                 };
                 format!("MTU: packets of {full} bytes do not arrive {way} {peer}, {less}")
             }
-            Verdict::Checksum { theirs: false } => {
+            Verdict::Checksum { of_peer: false } => {
                 format!("checksum offload on {interface} corrupts tunneled packets to {peer}")
             }
-            Verdict::Checksum { theirs: true } => {
+            Verdict::Checksum { of_peer: true } => {
                 format!(
                     "checksum offload on {peer} corrupts tunneled packets: they arrive at {own} with wrong checksums"
                 )

@@ -155,7 +155,7 @@ impl Rounds {
     fn wants_remedy(&self, pair: &Pair<'_>, changed: bool) -> bool {
         let reported = self.debouncers.get(&pair.key());
         let reported = reported.and_then(VerdictDebouncer::reported);
-        let is_ours = reported == Some(&Verdict::Checksum { theirs: false });
+        let is_ours = reported == Some(&Verdict::Checksum { of_peer: false });
         is_ours && (changed || self.tried.is_none_or(|at| at.elapsed() >= REMEDY_RETRY))
     }
 

@@ -45,8 +45,8 @@ pub enum Verdict {
     },
     /// Checksum offload writes wrong checksums.
     Checksum {
-        /// The peer's packets are wrong; else this node's.
-        theirs: bool,
+        /// Whether the peer's packets are wrong; otherwise this node's are.
+        of_peer: bool,
     },
     /// These packets are lost in the tunnel, others arrive.
     Partly(&'static str),
@@ -108,8 +108,8 @@ impl Measurement {
 
     fn corruption(&self) -> Option<Verdict> {
         match (self.corrupt_there, self.corrupt_here) {
-            (Some(true), _) => Some(Verdict::Checksum { theirs: false }),
-            (_, Some(true)) => Some(Verdict::Checksum { theirs: true }),
+            (Some(true), _) => Some(Verdict::Checksum { of_peer: false }),
+            (_, Some(true)) => Some(Verdict::Checksum { of_peer: true }),
             _ => None,
         }
     }
@@ -121,18 +121,18 @@ impl Verdict {
         *self == Verdict::Healthy
     }
 
-    /// Whether a report of `told` covers this verdict: details that vary between rounds are ignored.
-    pub(crate) fn resembles(&self, told: &Verdict) -> bool {
-        match (self, told) {
+    /// Whether a report of the verdict `reported` covers this one: details that vary between rounds are ignored.
+    pub(crate) fn resembles(&self, reported: &Verdict) -> bool {
+        match (self, reported) {
             (
                 Verdict::Blocked { forth, back, .. },
                 Verdict::Blocked {
-                    forth: told_forth,
-                    back: told_back,
+                    forth: reported_forth,
+                    back: reported_back,
                     ..
                 },
-            ) => (forth, back) == (told_forth, told_back),
-            _ => self.kind() == told.kind(),
+            ) => (forth, back) == (reported_forth, reported_back),
+            _ => self.kind() == reported.kind(),
         }
     }
 

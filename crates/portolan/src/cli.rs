@@ -111,6 +111,11 @@ Exit codes:
   2  invalid flags")]
     Manual(ManualArgs),
     /// Print the version
+    #[command(after_help = "\
+Exit codes:
+  0  printed
+  1  kernel features could not be probed
+  2  invalid flags")]
     Version(VersionArgs),
 }
 
@@ -347,7 +352,7 @@ pub struct DoctorArgs {
 /// Format of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OutputForm {
-    /// Text
+    /// Text for people
     Text,
     /// JSON: a report is one object, a log one object a line
     Json,

@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 const TRIES: u32 = 4;
 /// Pause between two Events about one Service, and maximum number of Services with one in that time.
 const EACH: Duration = Duration::from_secs(60);
-const TOLD: usize = 1024;
+const MOST_RECORDED: usize = 1024;
 const LIMITS: Limits = Limits {
     silence: Duration::from_secs(5),
     total: Duration::from_secs(5),
@@ -61,7 +61,7 @@ pub enum Severity {
     Warning,
 }
 
-/// An Event, and who waits until it was sent or dropped.
+/// An Event. Dropping it notifies the caller that waits for it.
 struct Queued {
     event: Event,
     _done: oneshot::Sender<()>,
@@ -88,9 +88,9 @@ impl Recorder {
         }
     }
 
-    /// Queues an Event. `reason` and `action` are single words to filter by. What is returned ends once the Event was
-    /// sent or dropped, for a process that is about to end; others need not wait.
-    pub fn tell(
+    /// Queues an Event. `reason` and `action` are single words to filter by. A process that is about to exit can await the
+    /// receiver, which completes once the Event was sent or dropped.
+    pub fn record(
         &self,
         subject: Subject,
         severity: Severity,
@@ -156,7 +156,7 @@ impl Recorder {
 /// Creates Events about Services that are ignored, whole or in part, or quarantined: at most one a minute for each.
 pub struct ServiceEvents {
     recorder: Recorder,
-    told: HashMap<ObjectName, Instant>,
+    recorded: HashMap<ObjectName, Instant>,
 }
 
 impl ServiceEvents {
@@ -164,19 +164,22 @@ impl ServiceEvents {
     pub fn new(recorder: Recorder) -> Self {
         ServiceEvents {
             recorder,
-            told: HashMap::new(),
+            recorded: HashMap::new(),
         }
     }
 
-    fn tell(&mut self, service: &ObjectName, words: (&'static str, &'static str), note: &str) {
+    fn warn(&mut self, service: &ObjectName, words: (&'static str, &'static str), note: &str) {
         let now = Instant::now();
-        self.told
+        self.recorded
             .retain(|_, at| now.saturating_duration_since(*at) < EACH);
-        if self.told.len() < TOLD && !self.told.contains_key(service) {
-            self.told.insert(service.clone(), now);
+        if self.recorded.len() < MOST_RECORDED && !self.recorded.contains_key(service) {
+            self.recorded.insert(service.clone(), now);
             let subject = Subject::Service(service.clone());
             // Nothing waits for it.
-            drop(self.recorder.tell(subject, Severity::Warning, words, note));
+            drop(
+                self.recorder
+                    .record(subject, Severity::Warning, words, note),
+            );
         }
     }
 }
@@ -190,7 +193,7 @@ impl Observer for ServiceEvents {
                 true => ("InvalidService", "KeepLastVersion"),
                 false => ("InvalidField", "ServeWithoutField"),
             };
-            self.tell(&invalid.object, words, &invalid.to_string());
+            self.warn(&invalid.object, words, &invalid.to_string());
         }
     }
 
@@ -198,7 +201,7 @@ impl Observer for ServiceEvents {
         for quarantined in &commit.outcome.quarantined {
             let note = format!("the kernel refused this Service: {}", quarantined.error);
             let words = ("QuarantinedService", "KeepLastVersion");
-            self.tell(&quarantined.service, words, &note);
+            self.warn(&quarantined.service, words, &note);
         }
     }
 }

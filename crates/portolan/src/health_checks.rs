@@ -269,7 +269,7 @@ fn report((service, address): &Socket, error: &std::io::Error, reports: &Reports
     let subject = Subject::Service(service.clone());
     reports
         .recorder
-        .tell(subject, Severity::Warning, (reason, action), &note);
+        .record(subject, Severity::Warning, (reason, action), &note);
 }
 
 /// IPv6 sockets do not include IPv4. An address that the node does not have yet is no failure: the address may be added

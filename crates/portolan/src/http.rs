@@ -144,13 +144,13 @@ async fn serve(
             };
             warn!(%port, %address, %error, "cannot bind; {next}");
             let note = format!("cannot bind the {port} port {address}: {error}");
-            let told =
+            let recorded =
                 sources
                     .recorder
-                    .tell(Subject::Node, Severity::Warning, port.failure(), &note);
+                    .record(Subject::Node, Severity::Warning, port.failure(), &note);
             if hard_fail {
                 // The daemon ends with this part; the Event should not be lost with it.
-                let _ = tokio::time::timeout(EVENT_LIMIT, told).await;
+                let _ = tokio::time::timeout(EVENT_LIMIT, recorded).await;
                 return Err(error).with_context(|| {
                     format!("cannot bind the {port} port {address} (--bind-address-hard-fail)")
                 });

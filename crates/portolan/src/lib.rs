@@ -1,6 +1,6 @@
 //! The Portolan daemon: effects around the pure crates.
 //!
-//! * [`program`] tells by which name the binary was called: `portolan` ([`cli`]), `kube-proxy`, `flanneld` or a copying
+//! * [`program`] determines the name by which the binary was called: `portolan` ([`cli`]), `kube-proxy`, `flanneld` or a copying
 //!   program ([`mod@copy`]).
 //! * [`daemon`] does what the command line of `run` says; [`config`] is the door between flags, file and the parts, and
 //!   [`configz`] shows the configuration. [`app`] composes what the daemon needs, out of [`parts`].

@@ -1,4 +1,4 @@
-//! The operator's room: answers what the daemon does and why, for commands on its node and in its pod.
+//! Answers what the daemon does and why, for commands on its node and in its pod.
 //!
 //! A thread of its own serves HTTP/1 with JSON documents ([`documents`]) at the socket `@portolan` of the network namespace
 //! ([`overlay_probe::local_socket`]). It owns a catalog of the objects, built from notices of the control loop, and plans by the
@@ -22,10 +22,10 @@ mod client;
 mod commands;
 pub mod documents;
 mod flows;
+mod knowledge;
 mod notices;
 mod print;
 pub mod reference;
-mod room;
 mod routes;
 mod server;
 mod services;
@@ -68,7 +68,7 @@ pub(crate) struct Sources {
     pub(crate) listeners: Vec<Bound>,
 }
 
-/// Starts the room. The control loop has to be given the follower.
+/// Starts the part. The follower that is returned has to be an observer of the control loop.
 pub(crate) fn start(parts: &Parts, sources: Sources) -> Result<Follower> {
     let (follower, notices) = notices::notices();
     let cancel = parts.cancel();

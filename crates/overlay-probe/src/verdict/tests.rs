@@ -199,7 +199,7 @@ fn wrong_checksums_are_attributed_to_their_sender() {
         corrupt_here: Some(true),
         ..silent_tunnel()
     };
-    assert_eq!(theirs.verdict(), Verdict::Checksum { theirs: true });
+    assert_eq!(theirs.verdict(), Verdict::Checksum { of_peer: true });
 }
 
 #[test]

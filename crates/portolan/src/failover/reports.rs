@@ -22,7 +22,7 @@ const NAME: usize = 63;
 const NAMED: usize = 16;
 /// Pause between two Events about one node, and nodes with one in that time.
 const EACH: Duration = Duration::from_secs(60);
-const TOLD: usize = 16;
+const MOST_RECORDED: usize = 16;
 
 const SUSPECTED: (&str, &str) = ("NodeUnanswering", "SkipEndpoints");
 const RETURNED: (&str, &str) = ("NodeAnswering", "UseEndpoints");
@@ -42,7 +42,7 @@ pub struct Reports {
 pub(super) struct Reporter {
     reports: Reports,
     lines: BTreeMap<Arc<str>, String>,
-    told: BTreeMap<Arc<str>, Instant>,
+    recorded: BTreeMap<Arc<str>, Instant>,
 }
 
 impl Reporter {
@@ -50,7 +50,7 @@ impl Reporter {
         Reporter {
             reports,
             lines: BTreeMap::new(),
-            told: BTreeMap::new(),
+            recorded: BTreeMap::new(),
         }
     }
 
@@ -85,10 +85,10 @@ impl Reporter {
             "{why}; its endpoints get new connections again"
         );
         let note = format!("node {name}: {why}");
-        if self.told.contains_key(node) {
+        if self.recorded.contains_key(node) {
             let subject = Subject::Node;
             let recorder = &self.reports.recorder;
-            drop(recorder.tell(subject, Severity::Normal, RETURNED, &note));
+            drop(recorder.record(subject, Severity::Normal, RETURNED, &note));
         }
         self.lines.remove(node);
         self.publish();
@@ -102,12 +102,12 @@ impl Reporter {
         note: &str,
         now: Instant,
     ) {
-        self.told
+        self.recorded
             .retain(|_, at| now.saturating_duration_since(*at) < EACH);
-        if self.told.len() < TOLD && !self.told.contains_key(node) {
-            self.told.insert(node.clone(), now);
+        if self.recorded.len() < MOST_RECORDED && !self.recorded.contains_key(node) {
+            self.recorded.insert(node.clone(), now);
             let recorder = &self.reports.recorder;
-            drop(recorder.tell(Subject::Node, severity, words, note));
+            drop(recorder.record(Subject::Node, severity, words, note));
         }
     }
 

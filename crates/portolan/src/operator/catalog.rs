@@ -1,6 +1,5 @@
-//! The daemon's knowledge as far as commands ask for it: a second owner of the objects, built from notices of the control
-//! loop ([`super::notices`]). Objects are shared with the control loop; plans are made anew for each request, by the same
-//! pure functions.
+//! The objects and commits that commands ask about, built from notices of the control loop ([`super::notices`]). Objects are
+//! shared with the control loop. Each request plans again, by the same pure functions as the control loop.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -21,14 +20,14 @@ const DURATIONS: usize = 1_000;
 /// Problems of one object that are kept.
 const OF_OBJECT: usize = 8;
 
-/// See the module.
+/// The catalog.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
     index: Index,
     facts: Option<Arc<NodeFacts>>,
     /// Objects and files with a problem that the source reported.
     problems: BTreeMap<Subject, Vec<String>>,
-    /// What planning ignores, by Service. Brought up to date when asked for.
+    /// Fields that planning ignores, by Service. Updated only when a request asks for them.
     ignored: BTreeMap<ObjectName, Vec<String>>,
     ignored_by: Option<Arc<NodeFacts>>,
     /// Services that have changed since `ignored` was brought up to date.
@@ -123,7 +122,7 @@ impl Catalog {
         }
     }
 
-    /// Forgets the problems of objects that come anew or are gone.
+    /// Drops the problems of objects that were received again or deleted.
     fn renew<T: Watched>(&mut self, event: &ObjectEvent<T>) {
         let kind = T::KIND;
         match event {
@@ -149,7 +148,7 @@ impl Catalog {
         self.facts.as_ref()
     }
 
-    /// Commits so far.
+    /// Statistics of commits since the start.
     pub(super) fn commits(&self) -> &Commits {
         &self.commits
     }

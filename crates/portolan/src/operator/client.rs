@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 use super::documents::Failure;
 use super::server::SOCKET;
 
-/// The daemon answers within this time, or hangs.
+/// Time limit for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Exit code of a command that the daemon did not serve.
@@ -35,7 +35,7 @@ impl fmt::Display for Unanswered {
 
 impl std::error::Error for Unanswered {}
 
-/// The body of the answer to `GET path`.
+/// Requests a path and returns the body of the answer.
 ///
 /// # Errors
 /// No daemon answers, it refuses the user, or it cannot serve the request.
@@ -71,7 +71,7 @@ pub(super) fn get(path: &str) -> Result<Bytes, Unanswered> {
     })))
 }
 
-/// A document.
+/// Requests a document.
 ///
 /// # Errors
 /// As [`get`].
@@ -102,7 +102,7 @@ async fn ask(
     Ok((code, body))
 }
 
-/// Parameters as the query of a path.
+/// Encodes parameters as the query of a path.
 pub(super) fn query(parameters: &[(&str, &str)]) -> String {
     let mut query = form_urlencoded::Serializer::for_suffix("?".to_owned(), 1);
     query.extend_pairs(parameters);
@@ -114,7 +114,7 @@ pub(super) fn complain(error: &Unanswered) {
     let _ = writeln!(std::io::stderr(), "portolan: {error}");
 }
 
-/// The same, for a command that ends with that.
+/// Prints why a command could not be served, and returns the command's exit code.
 pub(super) fn unanswered(error: &Unanswered) -> ExitCode {
     complain(error);
     ExitCode::from(UNANSWERED)

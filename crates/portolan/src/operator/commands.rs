@@ -14,9 +14,9 @@ use super::print::{self, Terminal, json, out};
 use super::watching;
 use crate::cli::{OutputForm, ServicesArgs, StatusArgs, TraceArgs, VerifyArgs};
 
-/// Between two prints of `--watch`.
+/// Interval of `--watch`.
 const WATCH: Duration = Duration::from_secs(1);
-/// Between two questions of `--wait`.
+/// Interval between requests of `--wait`.
 const WAIT: Duration = Duration::from_millis(200);
 
 /// `portolan status`

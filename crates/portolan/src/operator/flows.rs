@@ -1,4 +1,4 @@
-//! `/v1/flows`: connections through Services now, with the names of what they are between.
+//! `/v1/flows`: lists the connections through Services, with the names of Services and nodes.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +10,7 @@ use service_model::{Family, ObjectName, PortChoices};
 
 use super::catalog::Catalog;
 use super::documents::{Flow, Flows};
-use super::room::{Parameters, Room};
+use super::knowledge::{Knowledge, Parameters};
 use super::services::find;
 use super::status::clean;
 use super::traffic::{Tracked, claims};
@@ -18,16 +18,16 @@ use super::traffic::{Tracked, claims};
 /// Flows in one document, unless the request asks for fewer.
 const MOST: usize = 10_000;
 
-pub(super) fn answer(room: &Room, parameters: &Parameters) -> Result<Flows> {
-    let catalog = room.catalog.borrow();
+pub(super) fn answer(known: &Knowledge, parameters: &Parameters) -> Result<Flows> {
+    let catalog = known.catalog.borrow();
     let only = parameters.get("service");
     let only = only.map(|name| find(&catalog, name)).transpose()?;
     let facts = catalog.facts().context("the first sync is not complete")?;
-    let tracked = room.census.borrow_mut().list()?;
+    let tracked = known.census.borrow_mut().list()?;
     let is_asked = |name: &ObjectName| only.as_ref().is_none_or(|only| only == name);
     let frontends = catalog.frontends(|_| true);
     let mut naming = Naming {
-        room,
+        known,
         catalog: &catalog,
         frontends,
         ports: HashMap::new(),
@@ -47,15 +47,15 @@ pub(super) fn answer(room: &Room, parameters: &Parameters) -> Result<Flows> {
     }
     flows.sort_by(|a: &Flow, b| (&a.service, &a.from).cmp(&(&b.service, &b.from)));
     Ok(Flows {
-        node: clean(&room.sources.node),
+        node: clean(&known.sources.node),
         count,
         flows,
     })
 }
 
-/// Finds names.
+/// Finds the names of Services and nodes for flows.
 struct Naming<'a> {
-    room: &'a Room,
+    known: &'a Knowledge,
     catalog: &'a Catalog,
     frontends: Frontends,
     /// Endpoints of Services that have flows.
@@ -85,10 +85,10 @@ impl Naming<'_> {
 
     /// This node, or the peer of the overlay whose pods have the address.
     fn node_of_source(&self, source: IpAddr) -> Option<String> {
-        let overlay = self.room.sources.published.overlay.as_ref()?.load();
+        let overlay = self.known.sources.published.overlay.as_ref()?.load();
         let tunnel = overlay.plan.tunnels[Family::of(source)].as_ref()?;
         if tunnel.pod_cidr.contains(&source) {
-            return Some(clean(&self.room.sources.node));
+            return Some(clean(&self.known.sources.node));
         }
         let peer = tunnel
             .peers

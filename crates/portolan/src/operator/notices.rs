@@ -1,5 +1,5 @@
-//! What the control loop passes to the operator's room: an observer that queues, and never waits, locks or wakes for each
-//! change.
+//! Passes what the control loop does to the catalog of the commands: an observer that queues, and neither waits, locks nor wakes
+//! the reader for each change.
 //!
 //! The receiver is woken once for [`BATCH`] notices; a request drains the queue first. So a change costs the control loop
 //! the clone of a few `Arc`s, and the other thread nothing until a batch is full.
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::observer::{Commit, Observer};
 
-/// Notices that may wait; each may keep an old version of an object in memory.
+/// Notices that may be queued before the reader is woken; each may keep an old version of an object in memory.
 const BATCH: usize = 64;
 
 /// Something that the control loop did or received.
@@ -41,13 +41,13 @@ pub(super) enum Notice {
 pub(super) struct Committed {
     pub(super) at: SystemTime,
     pub(super) elapsed: Duration,
-    /// When the changes happened that it brought, as far as they are known.
+    /// Times of the changes that the commit contains, as far as EndpointSlices state them.
     pub(super) triggers: Vec<SystemTime>,
-    /// It repaired a foreign change.
+    /// Whether the commit repaired a foreign change.
     pub(super) repaired: bool,
 }
 
-/// The end of the control loop.
+/// The end of the queue in the control loop.
 pub(crate) struct Follower {
     queue: mpsc::Sender<Notice>,
     waiting: Arc<AtomicUsize>,
@@ -55,13 +55,13 @@ pub(crate) struct Follower {
     facts: Option<NodeFacts>,
     /// Services of the commit that is under way.
     planned: Vec<ObjectName>,
-    /// The kernel has refused Services.
+    /// Whether the kernel has refused any Service so far.
     has_refused: bool,
-    /// The first commit reads what an earlier process left: no foreign change.
+    /// Whether there was a commit before. The first one reads the tables of an earlier process, which is no repair.
     has_committed: bool,
 }
 
-/// The other end.
+/// The end of the queue in the catalog's thread.
 pub(super) struct Notices {
     queue: mpsc::Receiver<Notice>,
     waiting: Arc<AtomicUsize>,

@@ -1,4 +1,4 @@
-//! Shell completions and manual pages, made of the definitions of the command line.
+//! Generates shell completions and manual pages from the definitions of the command line.
 //!
 //! `run` parses its flags by tables ([`kube_proxy_config`]); here they are added to the command as clap knows it, so that
 //! shells and pages know them as well.

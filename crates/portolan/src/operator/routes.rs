@@ -12,7 +12,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio_util::task::AbortOnDropHandle;
 
-/// See the module.
+/// Addresses and interfaces, and a socket for routes.
 pub(super) struct Network {
     /// All addresses of all interfaces.
     pub(super) addresses: Vec<IpAddr>,
@@ -21,14 +21,14 @@ pub(super) struct Network {
     _closed_on_drop: AbortOnDropHandle<()>,
 }
 
-/// Where a packet goes.
+/// The kernel's route for a packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Route {
-    /// The interface.
+    /// The outgoing interface.
     pub(super) interface: Option<Arc<str>>,
     /// The source address that the kernel selects.
     pub(super) source: Option<IpAddr>,
-    /// The next hop; `None`: on the link.
+    /// The next hop; `None` for a destination on the link.
     pub(super) gateway: Option<IpAddr>,
 }
 

@@ -17,8 +17,8 @@ use tokio::task::LocalSet;
 
 use super::Sources;
 use super::documents::Failure;
+use super::knowledge::{Knowledge, Parameters};
 use super::notices::Notices;
-use super::room::{Parameters, Room};
 use super::{flows, services, status, trace, verify};
 use crate::metrics::Format;
 
@@ -36,13 +36,13 @@ const CLIENTS: usize = 32;
 /// Serves forever.
 pub(super) async fn run(sources: Sources, notices: Notices) {
     let wake = notices.wake();
-    let room = Rc::new(Room::new(sources, notices));
+    let known = Rc::new(Knowledge::new(sources, notices));
     let clients = LocalSet::new();
-    let serving = clients.run_until(listen(room.clone()));
+    let serving = clients.run_until(listen(known.clone()));
     let updating = async {
         loop {
             wake.notified().await;
-            room.update();
+            known.update();
         }
     };
     tokio::select! {
@@ -51,11 +51,11 @@ pub(super) async fn run(sources: Sources, notices: Notices) {
     }
 }
 
-async fn listen(room: Rc<Room>) {
+async fn listen(known: Rc<Knowledge>) {
     let mut is_refused = false;
     loop {
         match local_socket::listen(SOCKET) {
-            Ok(listener) => accept(&listener, &room).await,
+            Ok(listener) => accept(&listener, &known).await,
             Err(error) => {
                 if !std::mem::replace(&mut is_refused, true) {
                     let error = format!("{error:#}");
@@ -70,7 +70,7 @@ async fn listen(room: Rc<Room>) {
     }
 }
 
-async fn accept(listener: &UnixListener, room: &Rc<Room>) {
+async fn accept(listener: &UnixListener, known: &Rc<Knowledge>) {
     let clients = Rc::new(());
     loop {
         let stream = match listener.accept().await {
@@ -91,12 +91,12 @@ async fn accept(listener: &UnixListener, room: &Rc<Room>) {
             Ok(_) => None,
             Err(_) => Some("the user of the command is unknown".into()),
         };
-        let (room, client) = (room.clone(), clients.clone());
+        let (known, client) = (known.clone(), clients.clone());
         tokio::task::spawn_local(async move {
             let _client = client;
             let served = async {
                 match refusal {
-                    None => serve(stream, room).await,
+                    None => serve(stream, known).await,
                     Some(error) => refuse(stream, error).await,
                 }
             };
@@ -116,11 +116,11 @@ async fn refuse(mut stream: UnixStream, error: String) {
     let _ = stream.shutdown().await;
 }
 
-async fn serve(stream: UnixStream, room: Rc<Room>) {
+async fn serve(stream: UnixStream, known: Rc<Knowledge>) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let room = room.clone();
+        let known = known.clone();
         async move {
-            let answer = answer(&room, &request).await;
+            let answer = answer(&known, &request).await;
             Ok::<_, Infallible>(answer.response())
         }
     });
@@ -170,25 +170,25 @@ impl Answer {
     }
 }
 
-async fn answer(room: &Room, request: &Request<Incoming>) -> Answer {
+async fn answer(known: &Knowledge, request: &Request<Incoming>) -> Answer {
     if request.method() != Method::GET {
         let error = "only GET".to_owned();
         return Answer::json(StatusCode::METHOD_NOT_ALLOWED, &Failure { error });
     }
-    room.update();
+    known.update();
     let query = request.uri().query().unwrap_or_default().as_bytes();
     let parameters: Parameters = form_urlencoded::parse(query).into_owned().collect();
     match request.uri().path() {
-        "/v1/status" => Answer::json(StatusCode::OK, &status::answer(room)),
-        "/v1/services" => Answer::of(services::answer(room, &parameters)),
-        "/v1/flows" => Answer::of(flows::answer(room, &parameters)),
-        "/v1/trace" => Answer::of(trace::answer(room, &parameters).await),
-        "/v1/verify" => Answer::of(verify::answer(room).await),
-        "/v1/configz" => Answer::json(StatusCode::OK, &room.sources.published.configz.document()),
+        "/v1/status" => Answer::json(StatusCode::OK, &status::answer(known)),
+        "/v1/services" => Answer::of(services::answer(known, &parameters)),
+        "/v1/flows" => Answer::of(flows::answer(known, &parameters)),
+        "/v1/trace" => Answer::of(trace::answer(known, &parameters).await),
+        "/v1/verify" => Answer::of(verify::answer(known).await),
+        "/v1/configz" => Answer::json(StatusCode::OK, &known.sources.published.configz.document()),
         "/v1/metrics" => Answer {
             code: StatusCode::OK,
             content_type: Format::Text.content_type(),
-            body: room
+            body: known
                 .sources
                 .published
                 .metrics

@@ -12,12 +12,12 @@ use service_model::{
 
 use super::catalog::Catalog;
 use super::documents::{self, Endpoint, Services, Traffic};
-use super::room::{Parameters, Room};
+use super::knowledge::{Knowledge, Parameters};
 use super::status::clean;
 use super::traffic::{Connections, add, counts_bytes};
 
-pub(super) fn answer(room: &Room, parameters: &Parameters) -> Result<Services> {
-    let mut catalog = room.catalog.borrow_mut();
+pub(super) fn answer(known: &Knowledge, parameters: &Parameters) -> Result<Services> {
+    let mut catalog = known.catalog.borrow_mut();
     let named = parameters
         .get("name")
         .map(|name| find(&catalog, name))
@@ -25,7 +25,7 @@ pub(super) fn answer(room: &Room, parameters: &Parameters) -> Result<Services> {
     let losers = losers(&mut catalog);
     let facts = catalog.facts().context("the first sync is not complete")?;
     let measure = parameters.contains_key("measure");
-    let census = room.census.borrow_mut().take(facts, measure);
+    let census = known.census.borrow_mut().take(facts, measure);
     let uncounted = census.as_ref().err().map(|error| format!("{error:#}"));
     let question = Question {
         catalog: &catalog,
@@ -46,7 +46,7 @@ pub(super) fn answer(room: &Room, parameters: &Parameters) -> Result<Services> {
         }
     };
     Ok(Services {
-        node: clean(&room.sources.node),
+        node: clean(&known.sources.node),
         uncounted,
         counts_bytes: counts_bytes(),
         services,

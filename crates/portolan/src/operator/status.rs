@@ -7,7 +7,7 @@ use service_model::printable;
 
 use super::catalog::Catalog;
 use super::documents::{Listener, OverlayStatus, ServicesStatus, Source, State, Status};
-use super::room::Room;
+use super::knowledge::Knowledge;
 use super::{Origin, Sources};
 use crate::status::{Health, STUCK_AFTER};
 
@@ -16,10 +16,10 @@ const LISTED: usize = 100;
 /// Characters of an item.
 const LONGEST: usize = 500;
 
-pub(super) fn answer(room: &Room) -> Status {
-    let mut catalog = room.catalog.borrow_mut();
+pub(super) fn answer(known: &Knowledge) -> Status {
+    let mut catalog = known.catalog.borrow_mut();
     let (now, wall) = (Instant::now(), SystemTime::now());
-    let sources = &room.sources;
+    let sources = &known.sources;
     let ignored = catalog.ignored();
     let conflicts = conflicts(&mut catalog);
     let quarantined = catalog.quarantined().iter();

@@ -16,12 +16,12 @@ use service_model::{
 
 use super::catalog::Catalog;
 use super::documents::{Step, Trace, TracedEndpoint, Verdict};
-use super::room::{Parameters, Room};
+use super::knowledge::{Knowledge, Parameters};
 use super::routes::{Network, Route};
 use super::services::policy_name;
 use super::status::clean;
 
-pub(super) async fn answer(room: &Room, parameters: &Parameters) -> Result<Trace> {
+pub(super) async fn answer(known: &Knowledge, parameters: &Parameters) -> Result<Trace> {
     let parameter = |name: &str| {
         parameters
             .get(name)
@@ -31,11 +31,20 @@ pub(super) async fn answer(room: &Room, parameters: &Parameters) -> Result<Trace
     let protocol = protocol(parameter("protocol")?)?;
     let network = Network::open().await?;
     let packet = packet(parameter("from")?, to, protocol, &network).await?;
-    let decided = decide(room, &packet, &network)?;
+    let decided = decide(known, &packet, &network)?;
     let mut endpoints = Vec::new();
     for (choice, target) in &decided.endpoints {
-        endpoints
-            .push(endpoint(room, &network, &packet, choice, *target, decided.only_local).await);
+        endpoints.push(
+            endpoint(
+                known,
+                &network,
+                &packet,
+                choice,
+                *target,
+                decided.only_local,
+            )
+            .await,
+        );
     }
     let eligible = endpoints
         .iter()
@@ -43,7 +52,7 @@ pub(super) async fn answer(room: &Room, parameters: &Parameters) -> Result<Trace
         .count();
     let (verdict, text) = verdict(&decided.prediction, eligible);
     Ok(Trace {
-        node: clean(&room.sources.node),
+        node: clean(&known.sources.node),
         from: packet.source.to_string(),
         to: to.to_string(),
         protocol: protocol.to_string(),
@@ -119,8 +128,8 @@ struct Decided {
     only_local: bool,
 }
 
-fn decide(room: &Room, packet: &Packet, network: &Network) -> Result<Decided> {
-    let catalog = room.catalog.borrow();
+fn decide(known: &Knowledge, packet: &Packet, network: &Network) -> Result<Decided> {
+    let catalog = known.catalog.borrow();
     let facts = catalog.facts().context("the first sync is not complete")?;
     let frontends = catalog.frontends(|service| concerns(service, packet, facts));
     let around = Surroundings {
@@ -295,7 +304,7 @@ fn endpoints(
 }
 
 async fn endpoint(
-    room: &Room,
+    known: &Knowledge,
     network: &Network,
     packet: &Packet,
     choice: &EndpointChoice,
@@ -328,12 +337,17 @@ async fn endpoint(
     traced.eligible = true;
     traced.source = source.map(|source| source.to_string());
     traced.masquerade = target.masquerade.map(|reason| reason.to_string());
-    traced.way = Some(way(room, network, choice, route));
+    traced.way = Some(way(known, network, choice, route));
     traced
 }
 
 /// How packets get to an endpoint.
-fn way(room: &Room, network: &Network, choice: &EndpointChoice, route: Option<Route>) -> String {
+fn way(
+    known: &Knowledge,
+    network: &Network,
+    choice: &EndpointChoice,
+    route: Option<Route>,
+) -> String {
     let address = choice.backend.address;
     let Some(route) = route else {
         return "no route to the endpoint".to_owned();
@@ -345,7 +359,7 @@ fn way(room: &Room, network: &Network, choice: &EndpointChoice, route: Option<Ro
     if choice.backend.local {
         return format!("local, through {interface}");
     }
-    let overlay = room
+    let overlay = known
         .sources
         .published
         .overlay

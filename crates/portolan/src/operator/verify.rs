@@ -9,7 +9,7 @@ use nft::{Backend, Family, Kernel, TableContents, Transaction};
 use service_dataplane::layout;
 
 use super::documents::Verification;
-use super::room::Room;
+use super::knowledge::Knowledge;
 use super::status::clean;
 
 /// Attempts: a commit may come between the reading of the catalog and that of the kernel.
@@ -19,29 +19,29 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Differences that are listed.
 const LISTED: usize = 200;
 
-pub(super) async fn answer(room: &Room) -> Result<Verification> {
+pub(super) async fn answer(known: &Knowledge) -> Result<Verification> {
     let mut kernel = Kernel::open_to_read(layout::TABLE.into()).context("cannot open nftables")?;
-    let mut found = compare(room, &mut kernel)?;
+    let mut found = compare(known, &mut kernel)?;
     for _ in 1..ATTEMPTS {
         if found.difference_count == 0 {
             break;
         }
         tokio::time::sleep(PAUSE).await;
-        room.update();
-        found = compare(room, &mut kernel)?;
+        known.update();
+        found = compare(known, &mut kernel)?;
     }
     Ok(found)
 }
 
-fn compare(room: &Room, kernel: &mut Kernel) -> Result<Verification> {
-    let catalog = room.catalog.borrow();
+fn compare(known: &Knowledge, kernel: &mut Kernel) -> Result<Verification> {
+    let catalog = known.catalog.borrow();
     let facts = catalog.facts().context("the first sync is not complete")?;
     let plans = catalog
         .services()
         .filter_map(|service| catalog.plan(&service.name));
     let wanted = service_dataplane::contents(facts, plans.map(|plan| plan.intent));
     let mut verification = Verification {
-        node: clean(&room.sources.node),
+        node: clean(&known.sources.node),
         ..Verification::default()
     };
     for (family, wanted) in Family::ALL.into_iter().zip(&wanted) {
@@ -50,10 +50,10 @@ fn compare(room: &Room, kernel: &mut Kernel) -> Result<Verification> {
         verification.compared.push(extent(family, wanted));
         let lines = text(&steps, wanted);
         verification.difference_count += lines.len();
-        let room = LISTED.saturating_sub(verification.differences.len());
+        let space = LISTED.saturating_sub(verification.differences.len());
         verification
             .differences
-            .extend(lines.into_iter().take(room));
+            .extend(lines.into_iter().take(space));
     }
     let quarantined = catalog.quarantined().len();
     if quarantined > 0 && verification.difference_count > 0 {

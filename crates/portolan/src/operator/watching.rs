@@ -1,4 +1,4 @@
-//! Commands that ask again and again: `portolan services --top` and `portolan flows`.
+//! Commands that ask the daemon every second: `portolan services --top` and `portolan flows --follow`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use super::documents::{Flow, Flows, Rate, Services, Top, Traffic};
 use super::print::{self, Terminal, json, out};
 use crate::cli::{FlowsArgs, OutputForm, ServicesArgs};
 
-/// Between two questions. Entries of ended connections outlive several of them.
+/// Interval between requests. Conntrack keeps entries of ended connections for several intervals.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// `portolan services --top`

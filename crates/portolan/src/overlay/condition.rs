@@ -100,8 +100,10 @@ impl Availability {
 
     /// When the state may change although nothing else does.
     pub(super) fn due(&self) -> Option<Instant> {
-        let told = matches!(self.verdict, Some(NetworkState::Unavailable(_)));
-        self.since.filter(|_| !told).map(|since| since + LASTING)
+        let is_reported = matches!(self.verdict, Some(NetworkState::Unavailable(_)));
+        self.since
+            .filter(|_| !is_reported)
+            .map(|since| since + LASTING)
     }
 }
 

@@ -74,7 +74,7 @@ impl Observer for ProbeReports {
         };
         let words = (event.reason, "Probe");
         self.recorder
-            .tell(Subject::Node, severity, words, event.note);
+            .record(Subject::Node, severity, words, event.note);
     }
 }
 

@@ -40,12 +40,12 @@ pub(super) async fn run(
     let mut published = None;
     let mut pause = RETRY.0;
     loop {
-        let wish = wanted.borrow_and_update().clone();
+        let publication = wanted.borrow_and_update().clone();
         // A Node that lost its annotations may be a new one of the same name.
-        let anew = !wish.annotations.is_empty();
-        let verdict = wish.verdict.filter(|_| set_condition);
+        let anew = !publication.annotations.is_empty();
+        let verdict = publication.verdict.filter(|_| set_condition);
         let unpublished = verdict.filter(|verdict| anew || published != Some(*verdict));
-        let limit = match publish(&client, &node, &wish, unpublished).await {
+        let limit = match publish(&client, &node, &publication, unpublished).await {
             Ok(()) => {
                 published = verdict.or(published);
                 // The watch delivers what was written, and the publication then has no annotations. A Node that another
@@ -71,16 +71,16 @@ pub(super) async fn run(
 async fn publish(
     client: &ApiClient,
     node: &str,
-    wish: &Publication,
+    publication: &Publication,
     verdict: Option<NetworkState>,
 ) -> anyhow::Result<()> {
-    if !wish.annotations.is_empty() {
-        let patch = json!({ "metadata": { "annotations": wish.annotations } });
+    if !publication.annotations.is_empty() {
+        let patch = json!({ "metadata": { "annotations": publication.annotations } });
         patch_status(client, node, &patch)
             .await
             .context("publishing the annotations")?;
         tracing::info!(
-            annotations = wish.annotations.len(),
+            annotations = publication.annotations.len(),
             "published VTEP annotations"
         );
     }

@@ -146,7 +146,7 @@ impl Overlay {
             memory::give_back_soon();
         }
         self.log_problems(&plan, trouble.as_deref());
-        self.tell_conflicts(&plan);
+        self.report_conflicts(&plan);
         self.publisher
             .publish(&plan, &self.peers, complete, self.reconciler.usable(), now);
         self.report(plan, trouble, complete);
@@ -188,7 +188,7 @@ impl Overlay {
     }
 
     /// Tells conflicts of this node, once each: the other node's daemon does the same on its Node.
-    fn tell_conflicts(&mut self, plan: &Plan) {
+    fn report_conflicts(&mut self, plan: &Plan) {
         if !self.peers.is_listed() {
             return;
         }
@@ -198,7 +198,7 @@ impl Overlay {
         for note in conflicts.difference(&self.conflicts) {
             let (subject, severity) = (Subject::Node, Severity::Warning);
             let recorder = &self.reports.recorder;
-            recorder.tell(subject, severity, ("OverlayConflict", "Plan"), note);
+            recorder.record(subject, severity, ("OverlayConflict", "Plan"), note);
         }
         self.conflicts = conflicts;
     }

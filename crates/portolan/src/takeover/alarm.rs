@@ -40,7 +40,7 @@ impl Alarm {
             tracing::error!("{text}");
             let words = ("LegacyIptablesRules", "RemoveLeftovers");
             self.recorder
-                .tell(Subject::Node, Severity::Warning, words, &text);
+                .record(Subject::Node, Severity::Warning, words, &text);
         }
     }
 }

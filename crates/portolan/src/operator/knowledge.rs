@@ -1,4 +1,4 @@
-//! What requests are answered from: the catalog, and what other parts publish.
+//! Everything that requests are answered from: the catalog, and what other parts publish.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,18 +11,18 @@ use super::traffic::Census;
 /// Parameters of a request, by name.
 pub(super) type Parameters = BTreeMap<String, String>;
 
-/// What requests are answered from.
-pub(super) struct Room {
+/// Everything that requests are answered from.
+pub(super) struct Knowledge {
     pub(super) sources: Sources,
     pub(super) catalog: RefCell<Catalog>,
     pub(super) census: RefCell<Census>,
     notices: Notices,
 }
 
-impl Room {
-    /// An empty catalog.
-    pub(super) fn new(sources: Sources, notices: Notices) -> Room {
-        Room {
+impl Knowledge {
+    /// Begins with an empty catalog.
+    pub(super) fn new(sources: Sources, notices: Notices) -> Knowledge {
+        Knowledge {
             sources,
             catalog: RefCell::default(),
             census: RefCell::default(),
@@ -30,7 +30,7 @@ impl Room {
         }
     }
 
-    /// Brings the catalog up to date.
+    /// Applies the queued notices to the catalog.
     pub(super) fn update(&self) {
         let mut catalog = self.catalog.borrow_mut();
         self.notices
