@@ -137,7 +137,6 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// All.
     pub const ALL: [Transport; 3] = [Transport::Tcp, Transport::Udp, Transport::Sctp];
 
     /// As in a manifest.

@@ -241,12 +241,7 @@ impl<'a> World<'a> {
             (None, Content::Objects(_)) => {}
             (Some(api), Content::Objects(objects)) => {
                 for object in objects {
-                    let text = |pointer| {
-                        object
-                            .pointer(pointer)
-                            .and_then(Value::as_str)
-                            .unwrap_or_default()
-                    };
+                    let text = |pointer| text_at(object, pointer);
                     let resource = Resource::ALL
                         .into_iter()
                         .find(|resource| resource.kind() == text("/kind"));
@@ -292,17 +287,18 @@ impl<'a> World<'a> {
     }
 }
 
-/// Writes each Service with what belongs to it into a file of its name.
+/// A text of an object, empty if it is not there.
+fn text_at<'a>(object: &'a Value, pointer: &str) -> &'a str {
+    let text = object.pointer(pointer).and_then(Value::as_str);
+    text.unwrap_or_default()
+}
+
+/// Writes each Service and the objects that belong to it into a file of its name.
 fn write_files(stage: &Stage, objects: &[Value]) -> Result<()> {
     let mut files: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
     let mut file = "victim.yaml";
     for object in objects {
-        let text = |pointer| {
-            object
-                .pointer(pointer)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-        };
+        let text = |pointer| text_at(object, pointer);
         file = match (text("/kind"), text("/metadata/name")) {
             ("Node", _) => "nodes.yaml",
             ("Service", "web") => "web.yaml",

@@ -320,7 +320,6 @@ impl Settings {
         items.into_iter().filter_map(text).collect()
     }
 
-    /// Nanoseconds.
     pub(crate) fn nanoseconds(&self, path: &str) -> i64 {
         match self.value(path) {
             Value::Duration(value) => value,

@@ -7,7 +7,6 @@ use crate::verdict::{Leg, Verdict};
 pub(crate) struct VerdictContext<'a> {
     /// This node.
     pub(crate) own: &'a str,
-    /// The peer.
     pub(crate) peer: &'a str,
     /// The VXLAN port.
     pub(crate) port: u16,

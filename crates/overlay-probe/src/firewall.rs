@@ -25,9 +25,7 @@ const REMEMBERED: usize = 1024;
 pub(super) struct Blocker {
     /// Family of the table.
     family: AnyFamily,
-    /// Table.
     table: String,
-    /// Chain.
     chain: String,
     /// Handle of the rule; `None` where the policy of the chain did it.
     rule: Option<u64>,

@@ -1,4 +1,4 @@
-//! What may follow the control loop: the one door for metrics, relays, health checks, conntrack and later rooms.
+//! What may follow the control loop: the one door for metrics, relays, health checks, conntrack and later parts.
 //!
 //! Observers run on the control loop's thread, so they must not block: what takes time is handed to a part of its own.
 

@@ -48,7 +48,7 @@ pub(super) const FIELDS: &[Meaning] = &[
     (
         "conntrack.tcpBeLiberal",
         "on by default; generated files have `false` here, which does not switch it off; the flag, or Portolan's own field, switches it off",
-        "only_a_wish_decides_about_liberal_tcp init_only_makes_the_settings_and_ends_without_rules",
+        "only_a_setting_decides_about_liberal_tcp init_only_makes_the_settings_and_ends_without_rules",
     ),
     (
         "conntrack.tcpCloseWaitTimeout",
@@ -217,7 +217,7 @@ pub(super) const OWN_FIELDS: &[Meaning] = &[
     (
         "conntrack.tcpBeLiberal",
         "accept TCP segments that conntrack finds out of window",
-        "only_a_wish_decides_about_liberal_tcp",
+        "only_a_setting_decides_about_liberal_tcp",
     ),
     (
         "failover",

@@ -67,7 +67,6 @@ impl Fault {
 /// A fault and the requests it affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Injection {
-    /// The fault.
     pub fault: Fault,
     /// Only this resource.
     pub resource: Option<Resource>,

@@ -29,9 +29,7 @@ pub enum StreamingList {
 pub struct Seen {
     /// When.
     pub at: Instant,
-    /// The resource.
     pub resource: Resource,
-    /// The verb.
     pub verb: Verb,
     /// The parameters, decoded.
     pub parameters: BTreeMap<String, String>,

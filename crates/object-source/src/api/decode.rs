@@ -42,16 +42,20 @@ pub(super) struct Page<'a> {
 pub(super) enum Event<M> {
     /// ADDED or MODIFIED.
     Applied(Decoded<M>),
-    /// DELETED.
-    Deleted { name: ObjectName, version: String },
+    Deleted {
+        name: ObjectName,
+        version: String,
+    },
     /// BOOKMARK.
     Bookmark {
         version: String,
         /// The initial events are complete.
         initial_events_end: bool,
     },
-    /// ERROR.
-    Error { code: u16, message: String },
+    Error {
+        code: u16,
+        message: String,
+    },
     /// A type that this program does not know.
     Unknown,
 }

@@ -120,7 +120,6 @@ impl ApiClient {
         }
     }
 
-    /// The servers.
     pub(super) fn servers(&self) -> &Arc<Servers> {
         &self.servers
     }

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 /// `GET /v1/status`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// This node.
     pub node: String,
     /// Version of the daemon.
     pub version: String,
@@ -143,7 +142,6 @@ pub struct Listener {
 /// `GET /v1/services`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Services {
-    /// This node.
     pub node: String,
     /// Why connections could not be counted, if so.
     pub uncounted: Option<String>,
@@ -209,7 +207,6 @@ pub struct Frontend {
     pub family: String,
     /// `TCP`, `UDP` or `SCTP`.
     pub protocol: String,
-    /// The port.
     pub port: u16,
     /// What happens to connections: `balanced`, `refused` or `dropped`.
     pub disposition: String,
@@ -281,7 +278,6 @@ pub struct Top {
 /// `GET /v1/flows`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Flows {
-    /// This node.
     pub node: String,
     /// Number of flows; the list may be shorter.
     pub count: usize,
@@ -317,7 +313,6 @@ pub struct Flow {
 /// `GET /v1/trace`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Trace {
-    /// This node.
     pub node: String,
     /// The client.
     pub from: String,
@@ -331,7 +326,6 @@ pub struct Trace {
     pub service: Option<String>,
     /// Endpoints of the Service port.
     pub endpoints: Vec<TracedEndpoint>,
-    /// The verdict.
     pub verdict: Verdict,
     /// The verdict in a sentence.
     pub text: String,
@@ -383,7 +377,6 @@ pub enum Verdict {
 /// `GET /v1/verify`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verification {
-    /// This node.
     pub node: String,
     /// What was compared: elements, chains and rules of each table.
     pub compared: Vec<String>,

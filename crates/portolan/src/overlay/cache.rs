@@ -13,7 +13,7 @@ use vxlan_overlay::{Annotations, Names, Node, ParsedAnnotations, Peers};
 
 use super::{OverlayConfig, files};
 
-/// A longer file is not a list of Nodes.
+/// Longest file that is read, in bytes.
 const MAX_SIZE: u64 = 64 << 20;
 /// Delay between a change and writing the file, which batches changes.
 const DELAY: Duration = Duration::from_secs(5);
@@ -78,7 +78,7 @@ impl PeerCache {
 #[derive(Serialize, Deserialize)]
 struct Entry {
     name: Arc<str>,
-    /// Not in the files of earlier versions.
+    /// Missing in files of earlier versions.
     #[serde(default)]
     created: Option<i64>,
     pod_cidrs: Box<[IpNet]>,

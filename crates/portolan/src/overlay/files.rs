@@ -15,8 +15,8 @@ use vxlan_overlay::{Config, Plan, Tunnel};
 
 use super::OverlayConfig;
 
-/// How long a family may lack an interface before new pods do without it: an interface that is missing for a moment must
-/// not change their families and MTU. At the start of a node, pods wait for the files.
+/// How long a family may lack an interface before the files omit that family: an interface that is missing for a moment must
+/// not change the families and the MTU of new pods. At the start of a node, pods wait for the files.
 const LASTING: Duration = Duration::from_secs(30);
 const AT_START: Duration = Duration::from_secs(5);
 
@@ -124,9 +124,9 @@ fn subnet_env(config: &Config, plan: &Plan, masquerade: bool) -> Option<String> 
     Some(text)
 }
 
-/// A configuration list that needs no plugin of flannel's: what flannel's plugin makes of the one that flannel ships,
-/// word for word, so that addresses handed out before stay known. The default route is the `bridge` plugin's to add:
-/// one that is in this file as well is added twice, which the kernel refuses.
+/// A configuration list that needs no plugin of flannel's. It equals the one that flannel's plugin generates from flannel's
+/// own file, byte for byte, so that addresses that were allocated before stay allocated. It has no default route, since the
+/// `bridge` plugin adds one, and the kernel would refuse a second.
 fn cni_conf(config: &Config, plan: &Plan, masquerade: bool) -> Option<String> {
     let tunnels = plan.tunnels.values().flatten();
     let ranges: Vec<Value> = tunnels
@@ -153,7 +153,7 @@ fn cni_conf(config: &Config, plan: &Plan, masquerade: bool) -> Option<String> {
     Some(format!("{list:#}\n"))
 }
 
-/// Replaces a file whole, unless it says the same. Whether it was written.
+/// Replaces a file atomically if its text differs. Returns whether the file was written.
 pub(super) fn replace(path: &Path, text: &str) -> io::Result<bool> {
     if std::fs::read_to_string(path).is_ok_and(|old| old == text) {
         return Ok(false);

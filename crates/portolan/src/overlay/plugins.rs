@@ -1,7 +1,7 @@
 //! The CNI plugins that the configuration of `--cni-conf` needs, and whether this node has them.
 //!
-//! Without one of them no pod of this node starts, and the container runtime says so for each pod only. Portolan
-//! installs none: nodes have them from the package `kubernetes-cni`, or by the chart from an image.
+//! If a plugin is missing, no pod of this node starts, and only the container runtime reports that, for each pod. Portolan installs
+//! no plugin: nodes have them from the package `kubernetes-cni`, or the chart installs them from an image.
 
 use std::path::Path;
 

@@ -24,8 +24,8 @@ use crate::memory;
 
 /// Time between two turns without any event.
 const AUDIT: Duration = Duration::from_secs(30);
-/// Pause after a failed turn; doubles with each failure, up to 8 s: nothing tells when another process ends that owned
-/// the table, and during a rollout this one has to follow soon after.
+/// Pause after a failed turn; doubles with each failure, up to 8 s. No notification reports the end of a process that owned
+/// the table, and during a rollout this process has to follow soon after.
 const RETRY: Duration = Duration::from_millis(500);
 const MAX_DOUBLINGS: u32 = 4;
 
@@ -187,7 +187,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Tells conflicts of this node, once each: the other node's daemon does the same on its Node.
+    /// Creates an Event of this Node for each conflict, once. The other node's daemon creates one of its own Node.
     fn report_conflicts(&mut self, plan: &Plan) {
         if !self.peers.is_listed() {
             return;

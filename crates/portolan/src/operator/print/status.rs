@@ -7,7 +7,6 @@ use crate::operator::documents::{Latency, OverlayStatus, ServicesStatus, State, 
 /// Items of a list that fit on a screen.
 const LISTED: usize = 8;
 
-/// The status.
 pub(in crate::operator) fn status(status: &Status, terminal: Terminal) -> String {
     let width = terminal.width;
     let (node, kernel) = (&status.node, &status.kernel);
