@@ -366,6 +366,24 @@ pub fn difference(
     Ok(steps)
 }
 
+/// Devices of the overlay's names that stand in for a wanted one: the kernel has one device for a VNI, port and outer
+/// family, so a device of the name of a family that is not carried can keep the other family's from being created.
+pub fn in_the_way(
+    wanted: &PerFamily<Option<Tunnel>>,
+    found: &PerFamily<ObservedTunnel>,
+) -> Vec<Operation> {
+    let uncarried = found.iter().filter(|(family, _)| wanted[*family].is_none());
+    let devices = uncarried.filter_map(|(_, tunnel)| tunnel.device.as_ref());
+    let takes_its_place = |device: &&ObservedDevice| {
+        let mut tunnels = wanted.values().flatten();
+        tunnels.any(|tunnel| mismatch(&tunnel.device, device).is_none_or(|what| what == REMOTE))
+    };
+    let devices = devices.filter(takes_its_place);
+    devices
+        .map(|device| Operation::DeleteDevice(device.index))
+        .collect()
+}
+
 /// The number of neighbors whose peer is no longer wanted, and the number of all neighbors.
 pub fn stale(wanted: &Tunnel, found: &ObservedTunnel) -> (usize, usize) {
     let gateways: BTreeSet<IpAddr> = wanted.peers.iter().map(Peer::gateway).collect();
@@ -389,21 +407,24 @@ pub(crate) fn route(destination: IpNet, way: Way) -> ObservedRoute {
     }
 }
 
+/// The setting that does not keep the kernel from refusing another device of the same VNI, port and outer family.
+const REMOTE: &str = "remote";
+
 /// The first setting that differs and that only a new device can have.
 fn mismatch(wanted: &Device, found: &ObservedDevice) -> Option<&'static str> {
     let Some(vxlan) = &found.vxlan else {
         return Some("kind");
     };
     // A device without `local` and `remote` sends over IPv4. The outer family cannot be changed.
-    let outer = vxlan.local.map_or(Family::Ip, Family::of);
+    let outer = vxlan.local.or(vxlan.remote).map_or(Family::Ip, Family::of);
     if vxlan.vni != wanted.vni {
         Some("VNI")
     } else if vxlan.port != wanted.port {
         Some("port")
-    } else if vxlan.remote.is_some() {
-        Some("remote")
+    } else if outer != Family::of(wanted.local) {
+        Some("outer family")
     } else {
-        (outer != Family::of(wanted.local)).then_some("outer family")
+        vxlan.remote.is_some().then_some(REMOTE)
     }
 }
 

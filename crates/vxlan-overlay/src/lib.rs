@@ -26,7 +26,7 @@ pub use annotations::{Annotations, Names, ParsedAnnotations, Vtep};
 pub use config::{Config, ConfigError, DEFAULT_PORT, NEXTHOPS_ABOVE};
 pub use difference::{
     Deletions, Mismatch, Observed, ObservedDevice, ObservedRoute, ObservedTunnel, ObservedVxlan,
-    Operation, difference, stale,
+    Operation, difference, in_the_way, stale,
 };
 pub use mac::Mac;
 pub use marks::{BLACKHOLE_METRIC, PROTOCOL};

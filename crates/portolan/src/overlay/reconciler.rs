@@ -12,7 +12,7 @@ use net_types::PerFamily;
 use nix::errno::Errno;
 use vxlan_overlay::{
     Concern, Deletions, Facts, HOLD, Kernel, Observed, ObservedTunnel, Operation, Peers, Plan,
-    Problem, Refused, Tunnel, Watched, difference, plan, stale,
+    Problem, Refused, Tunnel, Watched, difference, in_the_way, plan, stale,
 };
 
 use super::{Devices, OverlayConfig};
@@ -253,6 +253,9 @@ impl Reconciler {
     fn deletions(
         &mut self,
         peers: &Peers,
+        if deletions == Deletions::Allowed {
+            steps.extend(in_the_way(&plan.tunnels, &observed.tunnels));
+        }
         plan: &Plan,
         observed: &Observed,
         now: Instant,
