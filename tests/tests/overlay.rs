@@ -259,17 +259,14 @@ fn nodes_on_one_link_reach_each_other_directly_when_asked_to() -> Result<()> {
         found["neighbors"].len() == 2 && found["fdb"].len() == 2,
         "{found:?}"
     );
-    // Another link's prefix: the tunnel takes over without anybody asking.
+    // Each other node behind another one: the tunnel takes over without anybody asking.
     let beats = stage.beats()?;
     all_go_on(&beats)?;
     let lines = [
-        "ip addr add 192.168.77.10/32 dev eth0",
-        "ip addr del 192.168.77.10/24 dev eth0",
-        "ip route add 192.168.77.0/24 dev eth0 src 192.168.77.10",
-        // IPv6 has an address once only.
-        "ip addr del fd00:77::10/64 dev eth0",
-        "ip addr add fd00:77::10/128 dev eth0 nodad",
-        "ip -6 route add fd00:77::/64 dev eth0",
+        "ip route add 192.168.77.11/32 via 192.168.77.12 dev eth0 onlink",
+        "ip route add 192.168.77.12/32 via 192.168.77.11 dev eth0 onlink",
+        "ip -6 route add fd00:77::11/128 via fd00:77::12 dev eth0 onlink",
+        "ip -6 route add fd00:77::12/128 via fd00:77::11 dev eth0 onlink",
     ];
     run_lines(&stage, &lines)?;
     for (device, routes) in [("flannel.1", "routes"), ("flannel-v6.1", "routes6")] {

@@ -290,3 +290,26 @@ fn announced_address_change_of_a_node_loses_no_packet() -> Result<()> {
     ensure!(lost == 0, "{lost} datagrams lost, gap {gap:?}");
     Ok(())
 }
+
+/// What flannel published at its own choice is kept; what the operator of Portolan chose goes with the choice.
+#[scenario(Vxlan, Nft)]
+fn a_withdrawn_choice_of_the_address_is_withdrawn() -> Result<()> {
+    let (stage, api, mut daemons, kubeconfig) = start(2)?;
+    let (usual, other) = (stage.nodes[1].ipv4().to_string(), "192.168.77.153");
+    stage.ip(1, &format!("addr add {other}/24 dev eth0"))?;
+    let mut restart = |flags: &[&str], address: &str| -> Result<()> {
+        daemons.pop().context("a daemon")?.kill()?;
+        daemons.push(stage.start_with_api(1, &kubeconfig, flags)?);
+        wait_until(address, PATIENCE, || {
+            annotation(&api, "node-1", "public-ip").as_deref() == Some(address)
+        })?;
+        stage.wait_until_ready(1, daemons.last().context("a daemon")?)?;
+        stage.wait_for_mesh()
+    };
+    restart(&["--public-ip", other], other)?;
+    restart(&[], &usual)?;
+    let mut object = api.node("node-1").context("there is a node-1")?;
+    object["metadata"]["annotations"][format!("{PREFIX}/public-ip")] = other.into();
+    api.apply(object)?;
+    restart(&[], other)
+}

@@ -260,3 +260,61 @@ fn a_device_in_the_way_is_named_and_tried_again_quietly() -> Result<()> {
     stage.ip(0, "link del other0")?;
     stage.wait_for_mesh()
 }
+
+/// One family alone: the device of the other family's name is nobody's, and the kernel has one device for a VNI and port.
+#[scenario(Vxlan, Nft)]
+fn a_device_of_the_other_familys_name_gives_way() -> Result<()> {
+    let stage = OverlayStage::new(2)?;
+    let file = stage.file(0, "ipv4");
+    std::fs::write(
+        &file,
+        r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#,
+    )?;
+    stage.ip(
+        0,
+        "link add flannel-v6.1 type vxlan id 1 dstport 8472 local 192.168.77.10",
+    )?;
+    let flags = ["--net-config-path", &file];
+    let _daemons = [stage.start(0, &flags)?, stage.start(1, &flags)?];
+    let to = stage.pods[1].ipv4().into();
+    wait_until("the other pod by IPv4", PATIENCE, || {
+        reaches(&stage.pods[0], Protocol::Tcp, to)
+    })
+}
+
+/// The hardware address of the other node is unknown, as where a provider's network carries packets to it by a router
+/// alone: node-2 is that router here. The address lies in the range of the link all the same.
+#[scenario(Vxlan, Nft)]
+fn direct_routes_follow_the_kernels_look_up_not_prefixes() -> Result<()> {
+    let stage = OverlayStage::new(3)?;
+    let file = net_conf(&stage, "direct", r#", "DirectRouting": true"#)?;
+    let directly = |direct: bool| {
+        wait_until(&format!("a direct route: {direct}"), PATIENCE, || {
+            let found = stage.ip(0, "route get 10.244.1.5").unwrap_or_default();
+            found.contains("dev eth0") == direct && found.contains("dev flannel.1") != direct
+        })
+    };
+    let _daemons = stage.start_all(&["--net-config-path", &file])?;
+    directly(true)?;
+    for line in [
+        "route add 192.168.77.11/32 via 192.168.77.12",
+        "neigh replace 192.168.77.11 lladdr 02:00:00:00:00:aa dev eth0 nud permanent",
+    ] {
+        stage.ip(0, line)?;
+    }
+    directly(false)?;
+    stage.wait_for_mesh()?;
+    stage.ip(0, "neigh del 192.168.77.11 dev eth0")?;
+    stage.ip(0, "route del 192.168.77.11/32")?;
+    directly(true)?;
+    // An address without a range, and a route instead of it.
+    for line in [
+        "addr add 192.168.77.10/32 dev eth0",
+        "addr del 192.168.77.10/24 dev eth0",
+        "route replace 192.168.77.0/24 dev eth0",
+    ] {
+        stage.ip(0, line)?;
+    }
+    directly(true)?;
+    stage.wait_for_mesh()
+}

@@ -35,6 +35,8 @@ pub(super) struct Target {
     pub(super) hosts: Vec<IpAddr>,
     /// Address of its device.
     pub(super) tunnel: IpAddr,
+    /// Packets to its pods and to its device do not pass the tunnel.
+    pub(super) is_direct: bool,
 }
 
 /// A path between two nodes.
@@ -129,6 +131,7 @@ fn target(family: Family, peer: &Peer) -> Target {
         host: peer.vtep.public_ip,
         hosts: peer.addresses().collect(),
         tunnel: peer.gateway(),
+        is_direct: peer.direct.is_some(),
     }
 }
 

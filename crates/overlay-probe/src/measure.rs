@@ -94,7 +94,8 @@ impl<'a> Pair<'a> {
             (measured.tunnel.tcp, measured.sizes) = (tcp, sizes);
         }
         // The verdict may depend on the host path, which is not measured yet.
-        let suspicious = !measured.verdict().is_healthy() || !measured.tunnel.tcp.came_back();
+        let tcp_is_shown = measured.tunnel.tcp.came_back() || self.may_be_anycast();
+        let suspicious = !measured.verdict().is_healthy() || !tcp_is_shown;
         if suspicious || thorough {
             self.ask_more(&mut measured).await;
         }
@@ -217,7 +218,18 @@ impl<'a> Pair<'a> {
             false => (self.local.host, self.peer.host),
         };
         let to = SocketAddr::new(to, self.shared.config.port);
-        request::tcp(local, to, rand::random(), PATIENCE).await
+        let outcome = request::tcp(local, to, rand::random(), PATIENCE).await;
+        match outcome.failed() && tunnel && self.may_be_anycast() {
+            true => Outcome::Untried,
+            false => outcome,
+        }
+    }
+
+    /// Whether the peer's kernel may take the address of its device for the subnet-router anycast address of its pods'
+    /// bridge (RFC 4291, section 2.6.1), at which it accepts no connections. It tells them apart by the interface that a
+    /// packet arrives by, which is neither of them where packets do not pass the tunnel.
+    fn may_be_anycast(&self) -> bool {
+        self.peer.is_direct && self.peer.family == Family::Ip6
     }
 
     /// The largest sizes that arrive. Without a responder, ICMP echo is used, which does not show the direction.

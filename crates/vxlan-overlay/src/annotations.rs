@@ -1,4 +1,4 @@
-//! flannel's annotations on Node objects, byte for byte in both directions.
+//! flannel's annotations on Node objects, byte for byte in both directions, and one of Portolan's own beside them.
 //!
 //! Nodes with flannel and nodes with Portolan read each other's, so names, forms and even the order of keys are
 //! flannel's: its own reader of `backend-data` cuts the text at `:"` instead of parsing JSON, and finds its MAC again
@@ -125,6 +125,18 @@ impl Names {
         self.address(annotations, public_ip_name(family), family)
     }
 
+    /// The published address that was this node's own choice: by its flags, its Node or its routes, and not by what was
+    /// published before. What the choice followed from may be gone.
+    pub fn chosen_public_ip(&self, annotations: &Annotations, family: Family) -> Option<IpAddr> {
+        self.address(annotations, chosen_name(family), family)
+    }
+
+    /// Adds that the published address is this node's own choice.
+    pub fn write_chosen(&self, annotations: &mut Annotations, family: Family, address: IpAddr) {
+        let key = format!("{}{}", self.prefix, chosen_name(family));
+        annotations.insert(key.into(), address.to_string().into());
+    }
+
     /// The address an operator wants to be published instead of the one that was found.
     pub fn public_ip_overwrite(&self, annotations: &Annotations, family: Family) -> Option<IpAddr> {
         let name = match family {
@@ -180,6 +192,14 @@ const fn public_ip_name(family: Family) -> &'static str {
     match family {
         Family::Ip => "public-ip",
         Family::Ip6 => "public-ipv6",
+    }
+}
+
+/// Portolan's own, and of no concern to flannel.
+const fn chosen_name(family: Family) -> &'static str {
+    match family {
+        Family::Ip => "portolan-public-ip",
+        Family::Ip6 => "portolan-public-ipv6",
     }
 }
 

@@ -37,4 +37,4 @@ pub use plan::{
 pub use regex::Regex;
 pub use rtnetlink::{Concern, Kernel, KernelError, Monitor, Refused, Watched};
 pub use rules::{ARRIVED, Filter, RuleOptions, TABLE, table};
-pub use underlay::{External, Interface, InterfaceAddress, Preferences, Surroundings};
+pub use underlay::{External, Interface, InterfaceAddress, OnLink, Preferences, Surroundings};

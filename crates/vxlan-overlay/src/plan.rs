@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::mac::Mac;
 use crate::peers::Node;
 use crate::underlay::{
-    External, Interface, InterfaceAddress, Preferences, Surroundings, is_node_address,
+    External, Interface, InterfaceAddress, OnLink, Preferences, Surroundings, is_node_address,
 };
 
 mod claims;
@@ -94,6 +94,8 @@ pub struct Tunnel {
     pub device: Device,
     /// The address that peers should send to: differs from [`Device::local`] behind address translation.
     pub published: IpAddr,
+    /// The published address is this node's own choice, and not only what was published before.
+    pub chosen: bool,
     /// Name of the interface that outer packets arrive by; `None` where the address of this node is on the loopback
     /// interface, since they may then arrive by any.
     pub underlay: Option<String>,
@@ -162,8 +164,8 @@ pub struct Peer {
     pub vtep: Vtep,
     /// Its pods.
     pub pod_cidr: IpNet,
-    /// It is on the link of our interface, and reached without the tunnel.
-    pub direct: bool,
+    /// The interface by which it is reached without the tunnel: the kernel sends to its public address without a gateway.
+    pub direct: Option<u32>,
     /// Addresses of the Node object, of the family, beside the public one: those that no pod and no other node has, and
     /// no more than count ([`MAX_ADDRESSES`]).
     pub more_addresses: Box<[IpAddr]>,
@@ -355,7 +357,7 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
             });
             continue;
         }
-        let Some((external, published)) = own_end(facts, own, family) else {
+        let Some((external, (published, chosen))) = own_end(facts, own, family) else {
             plan.problems.push(Problem::NoExternal(family));
             continue;
         };
@@ -374,12 +376,15 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
             public_ip: published,
         };
         let claims = Claims::of_own(own, vtep, pod_cidr, device.local);
-        let parent = (family, device.parent);
+        // Packets to and from an address of the loopback interface take any way.
+        let underlay = (external.name != "lo").then_some(external.name);
+        let parent = (family, underlay.as_ref().map(|_| device.parent));
         let peers = peers(facts, &others, parent, claims, &mut plan.problems);
         plan.tunnels[family] = Some(Tunnel {
             device,
             published,
-            underlay: (external.name != "lo").then_some(external.name),
+            chosen,
+            underlay,
             pod_cidr,
             blackhole: facts.config.blackhole,
             nexthops: family == Family::Ip && peers.len() > facts.config.nexthops_above,
@@ -401,8 +406,8 @@ impl Tunnel {
         for peer in &self.peers {
             let Vtep { mac, public_ip } = peer.vtep;
             let way = match peer.direct {
-                true => Way::Direct(public_ip, self.device.parent),
-                false => Way::Tunnel(peer.gateway()),
+                Some(interface) => Way::Direct(public_ip, interface),
+                None => Way::Tunnel(peer.gateway()),
             };
             entries.routes.insert(peer.pod_cidr, way);
             entries.neighbors.insert(peer.gateway(), mac);
@@ -412,14 +417,18 @@ impl Tunnel {
     }
 }
 
-/// Interface and address of this node, and what is published.
-fn own_end(facts: Facts<'_>, own: &Node, family: Family) -> Option<(External, IpAddr)> {
+/// Interface and address of this node, what is published, and whether that is its own choice.
+fn own_end(facts: Facts<'_>, own: &Node, family: Family) -> Option<(External, (IpAddr, bool))> {
     let asked = facts.names.node_public_ip(&own.annotations, family);
     let overwrite = facts.names.public_ip_overwrite(&own.annotations, family);
     let mut known: Vec<IpAddr> = asked.into_iter().collect();
+    // What another program published, flannel at a take-over, is kept. An own choice follows what it was made by.
+    let chosen = facts.names.chosen_public_ip(&own.annotations, family);
+    let found = facts.names.own_public_ip(&own.annotations, family);
+    let inherited = found.filter(|found| chosen != Some(*found));
     // An address that an operator wants published says nothing about an interface, even if one has it.
     if overwrite.is_none() {
-        known.extend(facts.names.own_public_ip(&own.annotations, family));
+        known.extend(inherited);
     }
     known.extend(&own.addresses);
     // Whatever puts an address of the node on them (a DHCP client that configures every device), the devices of the
@@ -439,11 +448,11 @@ fn own_end(facts: Facts<'_>, own: &Node, family: Family) -> Option<(External, Ip
     };
     let surroundings = facts.surroundings;
     let external = surroundings.external(family, facts.preferences, &known, is_inner)?;
-    let published = overwrite
-        .or(asked)
-        .or(facts.preferences.public_ip[family])
-        .unwrap_or(external.address);
-    Some((external, published))
+    let wish = overwrite.or(asked).or(facts.preferences.public_ip[family]);
+    let published = wish.unwrap_or(external.address);
+    let chosen =
+        wish.is_some() || facts.preferences.name_interfaces() || inherited != Some(published);
+    Some((external, (published, chosen)))
 }
 
 fn device(
@@ -478,7 +487,7 @@ fn device(
 fn peers<'a>(
     facts: Facts<'_>,
     nodes: &[&'a Node],
-    (family, parent): (Family, u32),
+    (family, parent): (Family, Option<u32>),
     mut claims: Claims<'a>,
     problems: &mut Vec<Problem>,
 ) -> Vec<Peer> {
@@ -507,11 +516,11 @@ fn peers<'a>(
     peers
 }
 
-/// The peer of a node, if it takes part in this family. `parent` is the interface to the other nodes.
+/// The peer of a node, if it takes part in this family. `parent` is the interface to the other nodes; `None`: any.
 fn peer<'a>(
     facts: Facts<'_>,
     node: &'a Node,
-    (family, parent): (Family, u32),
+    (family, parent): (Family, Option<u32>),
     claims: &mut Claims<'a>,
 ) -> Result<Option<Peer>, Problem> {
     let Some(pod_cidr) = range_of(node, family) else {
@@ -538,12 +547,15 @@ fn peer<'a>(
         });
     }
     claims.claim(&node.name, vtep, pod_cidr)?;
-    let link = facts.surroundings.on_link(vtep.public_ip);
+    let ways = &facts.surroundings.ways;
+    let on_link = ways.get(&vtep.public_ip).copied().flatten();
+    let link = on_link.map(|OnLink(interface)| interface);
     Ok(Some(Peer {
         name: node.name.clone(),
         vtep,
         pod_cidr,
-        direct: facts.config.direct_routing && link == Some(parent),
+        direct: link
+            .filter(|link| facts.config.direct_routing && parent.is_none_or(|p| p == *link)),
         more_addresses: Box::default(),
     }))
 }

@@ -1,5 +1,6 @@
 //! Clusters for tests.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use net_types::PerFamily;
@@ -78,6 +79,7 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
             interfaces: vec![eth0],
             default_route: PerFamily::new(Some(2), Some(2)),
             reaching: PerFamily::default(),
+            ways: BTreeMap::new(),
         },
         nodes: (0..nodes).map(node).collect(),
     }

@@ -1,9 +1,10 @@
 //! The network below: this node's interfaces, and which of them carries the outer packets.
 //!
 //! A function of what the kernel shows, asked again after every change: flannel chooses once and wants a restart when
-//! an address changes. Its order of choice is kept for the operator's preferences; without any, the address
-//! that peers already hold comes first, then the Node object's own, then flannel's default route.
+//! an address changes. Its order of choice is kept for the operator's preferences; without any, an address
+//! that another program published comes first, then the Node object's own, then flannel's default route.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -56,7 +57,13 @@ pub struct Surroundings {
     pub default_route: PerFamily<Option<u32>>,
     /// The interface on the way to [`Preferences::can_reach`], in the family of that address.
     pub reaching: PerFamily<Option<u32>>,
+    /// How the kernel sends to addresses that were looked up: `None` for through a gateway, or not at all.
+    pub ways: BTreeMap<IpAddr, Option<OnLink>>,
 }
+
+/// The kernel sends to an address without a gateway, through the interface of this index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnLink(pub u32);
 
 /// The operator's choice of the interface, by flannel's flags.
 #[derive(Clone, Debug, Default)]
@@ -69,6 +76,13 @@ pub struct Preferences {
     pub can_reach: Option<IpAddr>,
     /// `--public-ip` and `--public-ipv6`
     pub public_ip: PerFamily<Option<IpAddr>>,
+}
+
+impl Preferences {
+    /// Whether they decide on an interface, whatever its addresses.
+    pub(crate) fn name_interfaces(&self) -> bool {
+        !self.names.is_empty() || !self.patterns.is_empty() || self.can_reach.is_some()
+    }
 }
 
 /// The interface and the address of it that outer packets leave from.
@@ -127,7 +141,7 @@ impl Surroundings {
         let Preferences {
             names, patterns, ..
         } = preferences;
-        if !names.is_empty() || !patterns.is_empty() {
+        if !(names.is_empty() && patterns.is_empty()) {
             let mut named = names.iter();
             let mut matching = patterns.iter();
             return named
@@ -166,9 +180,8 @@ impl Surroundings {
             .or_else(|| links().filter(has_address).map(|i| i.mtu).min())
     }
 
-    /// Whether an address lies on a link of this node: packets to it pass no gateway. A tunnel device is no link, even
-    /// if a DHCP client gave it an address.
-    pub fn on_link(&self, address: IpAddr) -> Option<u32> {
+    /// The link whose range holds an address. A tunnel device is no link, even if a DHCP client gave it an address.
+    fn on_link(&self, address: IpAddr) -> Option<u32> {
         let is_link = |interface: &&Interface| interface.up && interface.tunnel.is_none();
         let up = self.interfaces.iter().filter(is_link);
         up.flat_map(|interface| {
@@ -284,6 +297,7 @@ mod tests {
             ],
             default_route: PerFamily::new(Some(2), Some(3)),
             reaching: PerFamily::new(Some(3), None),
+            ways: BTreeMap::new(),
         }
     }
 

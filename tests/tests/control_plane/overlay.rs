@@ -60,6 +60,8 @@ fn expected(
         ("kube-subnet-manager", "true".to_owned()),
         ("public-ip", public_ip.to_owned()),
         ("public-ipv6", host.ipv6().to_string()),
+        ("portolan-public-ip", public_ip.to_owned()),
+        ("portolan-public-ipv6", host.ipv6().to_string()),
     ];
     Ok(pairs.map(|(name, value)| (name.to_owned(), value)).into())
 }

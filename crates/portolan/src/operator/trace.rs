@@ -370,7 +370,7 @@ fn way(
         .flat_map(|overlay| overlay.plan.peers(Family::of(address)));
     let mut peers = peers.filter(|peer| peer.pod_cidr.contains(&address));
     match (peers.next(), route.gateway) {
-        (Some(peer), _) if peer.direct => {
+        (Some(peer), _) if peer.direct.is_some() => {
             format!("peer {}, direct through {interface}", clean(&peer.name))
         }
         (Some(peer), _) => {

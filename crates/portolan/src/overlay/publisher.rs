@@ -59,6 +59,12 @@ impl NodePublisher {
             true => self.config.names.write(self.config.config.vni, &vteps),
             false => Default::default(),
         };
+        for (family, tunnel) in &plan.tunnels {
+            if let Some(tunnel) = tunnel.as_ref().filter(|tunnel| tunnel.chosen) {
+                let names = &self.config.names;
+                names.write_chosen(&mut annotations, family, tunnel.published);
+            }
+        }
         annotations.retain(|name, value| peers.own_annotations().get(name) != Some(value));
         let publication = Publication {
             annotations,

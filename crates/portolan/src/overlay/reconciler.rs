@@ -4,6 +4,7 @@
 //! nftables table, are left to others. Invariant: nothing is deleted before the list of Nodes is complete.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -122,11 +123,11 @@ impl Reconciler {
         let mut known = applied.and_then(|(below, plan)| below.after(&plan.tunnels));
         let trusting = known.is_some();
         for _ in 0..PASSES {
-            let observed = match known.take() {
+            let mut observed = match known.take() {
                 Some(observed) => observed,
                 None => self.kernel.observe(&self.watched)?,
             };
-            let plan = self.plan_for(peers, &observed);
+            let plan = self.plan_with_ways(peers, &mut observed)?;
             self.watch(&observed, &plan);
             let (steps, trouble) = self.steps(peers, &plan, &observed, now);
             if steps.is_empty() {
@@ -149,12 +150,13 @@ impl Reconciler {
             }
             done = steps;
         }
-        let observed = self.kernel.observe(&self.watched)?;
+        let mut observed = self.kernel.observe(&self.watched)?;
+        let plan = self.plan_with_ways(peers, &mut observed)?;
         let reason = match refused.is_empty() {
             true => "another program keeps changing the overlay's device, routes or entries".into(),
             false => describe(&refused, &done, &observed),
         };
-        Ok((self.plan_for(peers, &observed), Some(reason)))
+        Ok((plan, Some(reason)))
     }
 
     fn apply(
@@ -197,6 +199,25 @@ impl Reconciler {
         !known
     }
 
+    /// The plan for what is observed and for the ways to the peers, which are looked up where routes may be direct.
+    fn plan_with_ways(&mut self, peers: &Peers, observed: &mut Observed) -> Result<Arc<Plan>> {
+        let plan = self.plan_for(peers, observed);
+        if !self.config.config.direct_routing {
+            return Ok(plan);
+        }
+        let known = &observed.surroundings.ways;
+        let addresses = public_addresses(&plan).filter(|address| !known.contains_key(address));
+        let unknown: Vec<IpAddr> = addresses.collect();
+        if unknown.is_empty() {
+            return Ok(plan);
+        }
+        for address in unknown {
+            let way = self.kernel.way_to(address)?;
+            observed.surroundings.ways.insert(address, way);
+        }
+        Ok(self.plan_for(peers, observed))
+    }
+
     /// The plan for what is observed. An equal plan is shared, so that memory holds one of it.
     fn plan_for(&self, peers: &Peers, observed: &Observed) -> Arc<Plan> {
         let mac = |_, tunnel: &ObservedTunnel| tunnel.device.as_ref().map(|device| device.mac);
@@ -232,6 +253,9 @@ impl Reconciler {
     ) -> (Vec<Operation>, Option<String>) {
         let (mut steps, mut trouble) = (Vec::new(), None);
         let deletions = self.deletions(peers, plan, observed, now);
+        if deletions == Deletions::Allowed {
+            steps.extend(in_the_way(&plan.tunnels, &observed.tunnels));
+        }
         self.usable = 0;
         for (wanted, found) in pairs(plan, observed) {
             match difference(wanted, found, deletions) {
@@ -253,9 +277,6 @@ impl Reconciler {
     fn deletions(
         &mut self,
         peers: &Peers,
-        if deletions == Deletions::Allowed {
-            steps.extend(in_the_way(&plan.tunnels, &observed.tunnels));
-        }
         plan: &Plan,
         observed: &Observed,
         now: Instant,
@@ -288,12 +309,24 @@ impl Reconciler {
         let any = wanted.is_empty() || found.len() < wanted.len() || plan.lacks_external();
         let parents = wanted.iter().map(|tunnel| tunnel.device.parent);
         let networks = self.watched.networks.values().flatten();
+        let mut hosts: Vec<IpAddr> = match self.config.config.direct_routing {
+            true => public_addresses(plan).collect(),
+            false => Vec::new(),
+        };
+        hosts.sort_unstable();
         self.devices.store(Arc::new(Concern {
             below: (!any).then(|| parents.collect()),
             tunnels: found,
             networks: networks.copied().collect(),
+            hosts,
         }));
     }
+}
+
+/// The public addresses of all peers.
+fn public_addresses(plan: &Plan) -> impl Iterator<Item = IpAddr> {
+    let tunnels = plan.tunnels.values().flatten();
+    tunnels.flat_map(|tunnel| tunnel.peers.iter().map(|peer| peer.vtep.public_ip))
 }
 
 /// Wanted tunnels beside what is observed of them.

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::plan::plan;
 use crate::samples::{Cluster, cluster};
+use crate::underlay::OnLink;
 
 fn tunnel(cluster: &Cluster, family: Family) -> Tunnel {
     plan(cluster.facts(), cluster.nodes.iter()).tunnels[family]
@@ -279,6 +280,8 @@ proptest! {
         let family = Family::ALL[family];
         let (mut target, mut earlier) = (cluster(after), cluster(before));
         (target.config.direct_routing, target.config.blackhole) = (direct, blackhole);
+        let addresses = target.nodes.iter().flat_map(|node| &node.addresses);
+        target.surroundings.ways = addresses.map(|address| (*address, Some(OnLink(2)))).collect();
         target.nodes.reverse();
         (target.config.nexthops_above, earlier.config.nexthops_above) = (above[0] as usize % 12, above[1] as usize % 12);
         let mut found = ObservedTunnel {

@@ -222,7 +222,14 @@ fn a_thousand_addresses_of_a_node_count_as_eight() {
 fn peers_on_the_link_are_direct_and_keep_tunnel_entries() {
     let mut cluster = cluster(3);
     cluster.config.direct_routing = true;
-    cluster.nodes[2].addresses = smallvec!["198.51.100.12".parse().unwrap()];
+    let mut looked_up = |address: &str, way| {
+        let ways = &mut cluster.surroundings.ways;
+        ways.insert(address.parse().unwrap(), way);
+    };
+    looked_up("192.0.2.11", Some(OnLink(2)));
+    // Within the range of the link, and a route by a gateway leads there, or one by another interface.
+    looked_up("192.0.2.12", None);
+    looked_up("2001:db8::11", Some(OnLink(3)));
     let plan = planned(&cluster);
     let direct = Way::Direct("192.0.2.11".parse().unwrap(), 2);
     assert_eq!(
@@ -234,14 +241,17 @@ fn peers_on_the_link_are_direct_and_keep_tunnel_entries() {
         Way::Tunnel(_)
     ));
     assert_eq!(v4(&plan).entries().neighbors.len(), 2);
-    cluster.surroundings.interfaces[0].addresses[0].net = "192.0.2.10/32".parse().unwrap();
-    assert!(
-        v4(&planned(&cluster))
-            .entries()
-            .routes
-            .values()
-            .all(|way| matches!(way, Way::Tunnel(_)))
-    );
+    let v6 = plan.tunnels[Family::Ip6].as_ref().unwrap().entries();
+    assert!(v6.routes.values().all(|way| matches!(way, Way::Tunnel(_))));
+    cluster.config.direct_routing = false;
+    let entries = v4(&planned(&cluster)).entries();
+    let mut ways = entries.routes.values();
+    assert!(ways.all(|way| matches!(way, Way::Tunnel(_))));
+    // An address on the loopback interface is reached by any.
+    cluster.config.direct_routing = true;
+    cluster.surroundings.interfaces[0].name = "lo".to_owned();
+    let v6 = planned(&cluster).tunnels[Family::Ip6].clone().unwrap();
+    assert_eq!(v6.peers[0].direct, Some(3));
 }
 
 #[test]
@@ -364,4 +374,76 @@ fn a_peer_without_a_vtep_of_a_family_of_its_pods_is_named() {
     assert!(
         matches!(&problems[..], [Problem::NoVtep { node, family: "IPv6" }] if **node == *"node-1")
     );
+}
+
+#[test]
+fn an_own_choice_is_withdrawn_and_an_inherited_one_stays() {
+    let mut cluster = cluster(2);
+    let other = InterfaceAddress {
+        net: "192.0.2.20/24".parse().unwrap(),
+        permanent: true,
+        stable: true,
+    };
+    cluster.surroundings.interfaces[0].addresses.push(other);
+    let (usual, asked): (IpAddr, IpAddr) = ("192.0.2.10".parse().unwrap(), other.net.addr());
+    let publish = |cluster: &mut Cluster| {
+        let tunnel = v4(&planned(cluster)).clone();
+        let vtep = Vtep {
+            mac: tunnel.device.mac,
+            public_ip: tunnel.published,
+        };
+        let mut told = Names::default().write(1, &PerFamily::new(Some(vtep), None));
+        if tunnel.chosen {
+            Names::default().write_chosen(&mut told, Family::Ip, tunnel.published);
+        }
+        cluster.nodes[0].annotations = Arc::new(told);
+        (tunnel.published, tunnel.chosen)
+    };
+    cluster.preferences.public_ip[Family::Ip] = Some(asked);
+    assert_eq!(publish(&mut cluster), (asked, true));
+    assert_eq!(publish(&mut cluster), (asked, true));
+    cluster.preferences.public_ip = PerFamily::default();
+    assert_eq!(publish(&mut cluster), (usual, true));
+    // flannel published an address of its own choice.
+    let vtep = Vtep {
+        mac: "12:c6:65:89:b4:e3".parse().unwrap(),
+        public_ip: asked,
+    };
+    let told = Names::default().write(1, &PerFamily::new(Some(vtep), None));
+    cluster.nodes[0].annotations = Arc::new(told);
+    assert_eq!(publish(&mut cluster), (asked, false));
+    assert_eq!(publish(&mut cluster), (asked, false));
+}
+
+#[test]
+fn a_device_of_an_uncarried_familys_name_gives_way() {
+    use crate::difference::{Observed, ObservedDevice, ObservedVxlan, Operation, in_the_way};
+    let mut cluster = cluster(2);
+    cluster.config.ipv6 = false;
+    let plan = planned(&cluster);
+    let mut observed = Observed::default();
+    let mut steps = |vni, remote: Option<&str>| {
+        observed.tunnels[Family::Ip6].device = Some(ObservedDevice {
+            index: 9,
+            up: true,
+            mac: Mac([2, 0, 0, 0, 0, 9]),
+            mtu: 1450,
+            vxlan: Some(ObservedVxlan {
+                vni,
+                port: 8472,
+                remote: remote.map(|remote| remote.parse().unwrap()),
+                ..ObservedVxlan::default()
+            }),
+        });
+        in_the_way(&plan.tunnels, &observed.tunnels)
+    };
+    let gone = [Operation::DeleteDevice(9)];
+    assert_eq!(steps(1, None), gone);
+    assert_eq!(steps(1, Some("192.0.2.99")), gone);
+    assert_eq!(
+        steps(1, Some("2001:db8::99")),
+        [],
+        "of another outer family"
+    );
+    assert_eq!(steps(2, None), []);
 }

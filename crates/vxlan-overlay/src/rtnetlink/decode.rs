@@ -19,7 +19,7 @@ use crate::difference::{DEFAULT_METRIC_V6, ObservedDevice, ObservedRoute, Observ
 use crate::mac::Mac;
 use crate::marks::BLACKHOLE_METRIC;
 use crate::plan::Way;
-use crate::underlay::{Interface, InterfaceAddress};
+use crate::underlay::{Interface, InterfaceAddress, OnLink};
 
 /// `RTPROT_KERNEL`: routes that come with addresses.
 const PROTOCOL_KERNEL: u8 = 2;
@@ -197,6 +197,19 @@ pub(crate) fn way_to(message: &RouteMessage) -> Option<u32> {
             RouteAttribute::Oif(index) => Some(*index),
             _ => None,
         })
+}
+
+/// The interface of the answer to "which way to this address" where no gateway is on the way.
+pub(crate) fn on_link(message: &RouteMessage) -> Option<OnLink> {
+    let mut attributes = message.attributes.iter();
+    let passes_a_gateway = attributes.any(|attribute| {
+        matches!(
+            attribute,
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_)
+        )
+    });
+    let is_direct = message.header.kind == RouteType::Unicast && !passes_a_gateway;
+    is_direct.then(|| way_to(message)).flatten().map(OnLink)
 }
 
 /// A permanent neighbor, or FDB entry.

@@ -19,7 +19,7 @@ use super::frame::Body;
 use crate::difference::{Observed, ObservedRoute, ObservedTunnel, Operation};
 use crate::marks::PROTOCOL;
 use crate::plan::Way;
-use crate::underlay::Surroundings;
+use crate::underlay::{OnLink, Surroundings};
 
 /// Steps in one send: should all be refused, the answers, about 1 kB of kernel memory each, fit the socket's default
 /// receive space.
@@ -109,6 +109,21 @@ impl Kernel {
             observed.surroundings.reaching[Family::of(to)] = index;
         }
         Ok(observed)
+    }
+
+    /// Looks up how the kernel sends to an address.
+    pub fn way_to(&mut self, address: IpAddr) -> Result<Option<OnLink>, KernelError> {
+        let mut way = None;
+        let answer = self.ask("a route", Question::WayTo(address), |body| {
+            if let Body::Message(Message::NewRoute(message)) = body {
+                way = decode::on_link(message);
+            }
+        });
+        match answer {
+            // No route leads there.
+            Ok(_) | Err(KernelError::Refused { .. }) => Ok(way),
+            Err(error) => Err(error),
+        }
     }
 
     /// Applies steps in order, each by itself, and returns those that were refused.

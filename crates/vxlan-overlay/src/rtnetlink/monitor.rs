@@ -4,6 +4,7 @@
 //! misread ones are safe. Portolan's own changes and those of pods are skipped.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ pub struct Concern {
     /// Ranges of all pods: no notification says that a route of another program has replaced one of the overlay's, so
     /// all routes into these matter, but for those to single pods.
     pub networks: Vec<IpNet>,
+    /// Public addresses of peers, sorted, where a peer on the link is reached without the tunnel: routes to these decide.
+    pub hosts: Vec<IpAddr>,
 }
 
 impl Concern {
@@ -52,6 +55,13 @@ impl Concern {
             return false;
         };
         let destination = route.destination;
+        let next = self
+            .hosts
+            .partition_point(|host| *host < destination.network());
+        let leads_to_host = |host: &IpAddr| destination.contains(host);
+        if self.hosts.get(next).is_some_and(leads_to_host) {
+            return true;
+        }
         let is_to_one = destination.prefix_len() == destination.max_prefix_len();
         let mut networks = self.networks.iter();
         !is_to_one && networks.any(|network| network.contains(&destination))
@@ -196,9 +206,12 @@ mod tests {
             tunnels: [7].into(),
             below: Some([2].into()),
             networks: vec!["10.244.0.0/16".parse().unwrap()],
+            hosts: vec!["192.0.2.7".parse().unwrap(), "192.0.2.9".parse().unwrap()],
         };
         let matters = |destination, prefix| concerns(&route(destination, prefix), &concern);
         assert!(matters("10.244.3.0", 24));
         assert!(!matters("10.244.0.7", 32) && !matters("10.96.0.0", 16));
+        assert!(matters("192.0.2.9", 32) && matters("192.0.2.0", 28));
+        assert!(!matters("192.0.2.8", 32) && !matters("192.0.2.128", 25));
     }
 }

@@ -293,8 +293,8 @@ impl World {
                 let pod = pod.replace(".05", ".5");
                 let found = ip(&format!("route get {pod}"))?;
                 let (via, device) = match peer.direct {
-                    true => (peer.vtep.public_ip, "eth0"),
-                    false => (peer.gateway(), tunnel.device.name.as_str()),
+                    Some(_) => (peer.vtep.public_ip, "eth0"),
+                    None => (peer.gateway(), tunnel.device.name.as_str()),
                 };
                 ensure!(
                     found.contains(&format!("via {via} dev {device} ")),
