@@ -94,6 +94,8 @@ pub struct ApiConfig {
     pub all_nodes: bool,
     /// How often a Node of which only metadata are watched is read whole, at least.
     pub read_again: Duration,
+    /// How often an object is read whole that keeps changing.
+    pub read_every: Duration,
     /// Watch Services with this `service-proxy-name` label (`--service-proxy-name`).
     pub proxy_name: Option<Arc<str>>,
 }
@@ -118,6 +120,7 @@ impl Default for ApiConfig {
             services: true,
             all_nodes: false,
             read_again: Duration::from_secs(6 * 3600),
+            read_every: Duration::from_secs(10),
             proxy_name: None,
         }
     }
@@ -173,7 +176,11 @@ pub async fn run(
     }
     let mut nodes = start.link::<wire::Node>(nodes, SourceEvent::Node);
     if start.config.all_nodes {
-        nodes.outlines = Some(Outlines::of_nodes(node_name, start.config.read_again));
+        nodes.outlines = Some(Outlines::of_nodes(
+            node_name,
+            start.config.read_again,
+            start.config.read_every,
+        ));
     }
     tasks.spawn(start.follow(nodes));
     while let Some(ended) = tasks.join_next().await {

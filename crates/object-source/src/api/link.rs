@@ -154,10 +154,16 @@ impl<O: Object> Link<O> {
         position: &mut Position,
         watch: &mut Watch,
     ) -> Result<(), Stop> {
+        if self.deliver_postponed().await? {
+            return Ok(());
+        }
         let limit = watch.until.min(Instant::now() + self.config.watch_silence);
-        let line = match watch.lines.next(limit).await {
+        let postponed = self.outlines.as_ref().and_then(Outlines::next_postponed);
+        let until = postponed.map_or(limit, |(due, _)| due.min(limit));
+        let line = match watch.lines.next(until).await {
             Ok(Some(line)) => line,
             Ok(None) => return Err(Stop::Ended),
+            Err(RequestError::Silent { .. }) if until < limit => return Ok(()),
             Err(RequestError::Silent { .. }) => return Err(Stop::Quiet),
             Err(error) => return Err(error.into()),
         };
@@ -165,9 +171,7 @@ impl<O: Object> Link<O> {
             Event::Applied(object) => self.apply(object, position).await,
             Event::Deleted { name, version } => {
                 position.advance(version)?;
-                if let Some(outlines) = &mut self.outlines {
-                    outlines.forget(&name);
-                }
+                self.forget(&name);
                 self.send((self.wrap)(ObjectEvent::Delete(name))).await
             }
             Event::Bookmark { version, .. } => position.advance(version),
@@ -188,9 +192,13 @@ impl<O: Object> Link<O> {
             _ => Some(object),
         };
         position.advance(version)?;
-        let Some(object) = object else {
-            return Ok(());
-        };
+        match object {
+            Some(object) => self.deliver_one(object).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn deliver_one(&mut self, object: Decoded<O::Model>) -> Result<(), Stop> {
         if let Some(model) = object.model {
             self.send((self.wrap)(ObjectEvent::Apply(model))).await?;
         }
@@ -206,22 +214,56 @@ impl<O: Object> Link<O> {
         let Some(outlines) = self.outlines.as_mut().filter(|o| !o.suffices(outline)) else {
             return Ok(None);
         };
+        match outlines.may_read(outline, Instant::now()) {
+            true => self.read_whole(name).await,
+            false => Ok(None),
+        }
+    }
+
+    /// Reads and delivers an object whose reading was postponed and is due. Whether there was one.
+    async fn deliver_postponed(&mut self) -> Result<bool, Stop> {
+        let now = Instant::now();
+        let Some(outlines) = &mut self.outlines else {
+            return Ok(false);
+        };
+        let due = outlines.next_postponed().filter(|(due, _)| *due <= now);
+        let Some(name) = due.map(|(_, name)| name.clone()) else {
+            return Ok(false);
+        };
+        outlines.charge(&name, now);
+        if let Some(object) = self.read_whole(&name).await? {
+            self.deliver_one(object).await?;
+        }
+        Ok(true)
+    }
+
+    async fn read_whole(&mut self, name: &ObjectName) -> Result<Option<Decoded<O::Model>>, Stop> {
         let request = Request::new(self.target.path)
             .get(&name.name, &GetParams::default())
             .map_err(unreadable)?;
         let answer = match self.client.call(request, limits(&self.config)).await {
             Ok(answer) => answer,
             // The DELETED event will follow.
-            Err(RequestError::Status { code: 404, .. }) => return Ok(None),
+            Err(RequestError::Status { code: 404, .. }) => {
+                self.forget(name);
+                return Ok(None);
+            }
             Err(error) => return Err(error.into()),
         };
         let text = std::str::from_utf8(&answer).map_err(unreadable)?;
         let object = decode::object::<O>(text, &mut self.context);
-        match &object.model {
-            Some(model) => outlines.delivered(model),
-            None => outlines.forget(name),
+        match (&object.model, self.outlines.as_mut()) {
+            (Some(model), Some(outlines)) => outlines.delivered(model),
+            (None, Some(outlines)) => outlines.forget(name),
+            (_, None) => {}
         }
         Ok(Some(object))
+    }
+
+    fn forget(&mut self, name: &ObjectName) {
+        if let Some(outlines) = &mut self.outlines {
+            outlines.forget(name);
+        }
     }
 
     async fn open(

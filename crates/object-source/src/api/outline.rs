@@ -5,15 +5,23 @@
 //! and a Node is read whole when it may differ from what was delivered: it is new, its annotations changed, or it had no pod
 //! CIDR yet (once set, pod CIDRs cannot change: core validation, `ValidateNodeUpdate`). What else may change of a peer, its
 //! further addresses, is read again after [`super::ApiConfig::read_again`].
+//!
+//! A Node whose annotations keep changing costs every other node a read each time. So the reads of one are limited to
+//! [`READS_AT_ONCE`], and one more each [`super::ApiConfig::read_every`]; what is postponed is read then, as it is by then.
 
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
 use std::time::Duration;
 
 use rand::Rng;
 use service_model::{Node, ObjectName};
 use tokio::time::Instant;
+
+/// Reads of one object that are not postponed: more than a node needs to join.
+pub(super) const READS_AT_ONCE: u32 = 10;
+/// So many allowances are kept whether or not they are whole again.
+const ALLOWANCES: usize = 64;
 
 /// Digests of the metadata of delivered objects.
 pub(super) struct Outlines<M> {
@@ -28,6 +36,32 @@ pub(super) struct Outlines<M> {
     /// By the digest of the name: kept names would prevent the allocator from returning the memory of long lists, as they lie
     /// between what is freed. Two names with the same digest are read more often than necessary.
     known: HashMap<u64, Outline>,
+    /// Whether the reads of the object are limited.
+    limited: Box<dyn Fn(&M) -> bool + Send + Sync>,
+    read_every: Duration,
+    /// Of the objects that were read of late, by the digest of the name.
+    allowances: HashMap<u64, Allowance>,
+    /// When objects are to be read.
+    postponed: BTreeMap<ObjectName, Instant>,
+}
+
+/// How many reads of an object are left.
+struct Allowance {
+    left: u32,
+    /// Since when one more is due.
+    since: Instant,
+}
+
+impl Allowance {
+    fn grow(&mut self, every: Duration, now: Instant) {
+        while self.left < READS_AT_ONCE && now.saturating_duration_since(self.since) >= every {
+            self.left += 1;
+            self.since += every;
+        }
+        if self.left == READS_AT_ONCE {
+            self.since = now;
+        }
+    }
 }
 
 struct Outline {
@@ -37,7 +71,8 @@ struct Outline {
 
 impl Outlines<Node> {
     /// For Nodes. The Node named `own` is read whole at each change.
-    pub(super) fn of_nodes(own: String, lifetime: Duration) -> Self {
+    pub(super) fn of_nodes(own: String, lifetime: Duration, read_every: Duration) -> Self {
+        let this = own.clone();
         Outlines {
             digest: |node, hasher| hasher.hash_one((&node.name, &node.annotations)),
             settled: Box::new(move |node| *node.name.name != *own && !node.pod_cidrs.is_empty()),
@@ -45,6 +80,10 @@ impl Outlines<Node> {
             lifetime,
             hasher: RandomState::new(),
             known: HashMap::new(),
+            limited: Box::new(move |node| *node.name.name != *this),
+            read_every,
+            allowances: HashMap::new(),
+            postponed: BTreeMap::new(),
         }
     }
 }
@@ -56,6 +95,7 @@ impl<M> Outlines<M> {
         M: 'a,
     {
         self.known.clear();
+        self.postponed.clear();
         for object in objects {
             self.delivered(object);
         }
@@ -63,6 +103,7 @@ impl<M> Outlines<M> {
 
     /// Records an object that was delivered whole.
     pub(super) fn delivered(&mut self, object: &M) {
+        self.postponed.remove((self.name)(object));
         let key = self.key((self.name)(object));
         if !(self.settled)(object) {
             self.known.remove(&key);
@@ -80,6 +121,7 @@ impl<M> Outlines<M> {
     /// Removes an object that is gone or invalid.
     pub(super) fn forget(&mut self, name: &ObjectName) {
         self.known.remove(&self.key(name));
+        self.postponed.remove(name);
     }
 
     /// Whether the object needs no reading. `object` holds what its metadata contain.
@@ -88,6 +130,48 @@ impl<M> Outlines<M> {
         known.is_some_and(|known| {
             known.digest == (self.digest)(object, &self.hasher) && Instant::now() < known.until
         })
+    }
+
+    /// Whether the object may be read now; if not, it is postponed.
+    pub(super) fn may_read(&mut self, object: &M, now: Instant) -> bool {
+        if !(self.limited)(object) {
+            return true;
+        }
+        let (name, every) = ((self.name)(object), self.read_every);
+        let key = self.key(name);
+        if self.allowances.len() >= ALLOWANCES && !self.allowances.contains_key(&key) {
+            self.allowances.retain(|_, allowance| {
+                allowance.grow(every, now);
+                allowance.left < READS_AT_ONCE
+            });
+        }
+        let allowance = self.allowances.entry(key).or_insert(Allowance {
+            left: READS_AT_ONCE,
+            since: now,
+        });
+        allowance.grow(every, now);
+        if allowance.left == 0 {
+            let due = allowance.since + every;
+            self.postponed.entry(name.clone()).or_insert(due);
+            return false;
+        }
+        allowance.left -= 1;
+        true
+    }
+
+    /// When the next object that was postponed is due, and its name.
+    pub(super) fn next_postponed(&self) -> Option<(Instant, &ObjectName)> {
+        let postponed = self.postponed.iter().map(|(name, due)| (*due, name));
+        postponed.min_by_key(|(due, _)| *due)
+    }
+
+    /// Charges a read of what was postponed.
+    pub(super) fn charge(&mut self, name: &ObjectName, now: Instant) {
+        let (key, every) = (self.key(name), self.read_every);
+        if let Some(allowance) = self.allowances.get_mut(&key) {
+            allowance.grow(every, now);
+            allowance.left = allowance.left.saturating_sub(1);
+        }
     }
 
     fn key(&self, name: &ObjectName) -> u64 {

@@ -8,6 +8,7 @@ use service_model::ObjectKind;
 
 use super::harness::{Bench, View, quick};
 use crate::api::ApiConfig;
+use crate::api::outline::READS_AT_ONCE;
 
 const PUBLIC_IP: &str = "flannel.alpha.coreos.com/public-ip";
 
@@ -179,6 +180,33 @@ async fn a_node_is_read_again_after_a_while() {
             .await;
     }
     assert!(applied(&bench.view).contains(&"other"), "{report} reports");
+}
+
+#[tokio::test]
+async fn a_peer_that_flaps_costs_few_reads_and_is_followed() {
+    let config = ApiConfig {
+        read_every: Duration::from_millis(200),
+        ..all_nodes()
+    };
+    let began = Instant::now();
+    let mut bench = started(config, StreamingList::Served).await;
+    for change in 0..300 {
+        let address = format!("192.0.2.{}", 10 + change % 100);
+        bench.api.apply(node("other", &address, 0)).unwrap();
+    }
+    bench.api.apply(node("other", "192.0.2.200", 0)).unwrap();
+    // Others are not kept waiting.
+    bench.api.apply(node("this", "192.0.2.1", 1)).unwrap();
+    bench
+        .until("this node's change", |view| applied(view).contains(&"this"))
+        .await;
+    bench
+        .until("the last address", |view| published(view, "192.0.2.200"))
+        .await;
+    let reads = bench.seen(Resource::Nodes, Verb::Get);
+    let of_this = 1;
+    let most = READS_AT_ONCE as usize + of_this + began.elapsed().as_millis() as usize / 200 + 1;
+    assert!(reads.len() <= most && most < 150, "{} reads", reads.len());
 }
 
 #[tokio::test]
