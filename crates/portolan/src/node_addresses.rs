@@ -24,10 +24,14 @@ const LOOPBACK: u32 = 1;
 const SETTLE: Duration = Duration::from_millis(5);
 /// After the netlink socket failed.
 const RETRY: Duration = Duration::from_secs(1);
+/// The kernel answers in milliseconds.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How often the first list is tried.
+const ATTEMPTS: u32 = 5;
 
 /// Lists the addresses, sorted, and follows them.
 pub async fn follow(parts: &Parts) -> anyhow::Result<watch::Receiver<Vec<IpAddr>>> {
-    let (mut connection, addresses) = Connection::open().await?;
+    let (mut connection, addresses) = open_patiently().await?;
     let (sender, receiver) = watch::channel(addresses);
     parts.task(
         "node-addresses",
@@ -52,6 +56,19 @@ pub async fn follow(parts: &Parts) -> anyhow::Result<watch::Receiver<Vec<IpAddr>
         },
     );
     Ok(receiver)
+}
+
+async fn open_patiently() -> anyhow::Result<(Connection, Vec<IpAddr>)> {
+    for _ in 1..ATTEMPTS {
+        match Connection::open().await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "cannot list interface addresses; retrying");
+            }
+        }
+    }
+    Connection::open().await
 }
 
 /// An rtnetlink socket that receives address changes. Closed when dropped.
@@ -97,6 +114,16 @@ impl Connection {
 }
 
 async fn list(handle: &Handle) -> anyhow::Result<Vec<IpAddr>> {
+    list_within(handle, ANSWER).await
+}
+
+/// Notifications that overrun the socket can take a part of the answer along, its end for instance: then nothing more comes.
+async fn list_within(handle: &Handle, limit: Duration) -> anyhow::Result<Vec<IpAddr>> {
+    let listed = tokio::time::timeout(limit, read(handle)).await;
+    listed.context("the kernel's list of interface addresses does not end")?
+}
+
+async fn read(handle: &Handle) -> anyhow::Result<Vec<IpAddr>> {
     let mut messages = handle.address().get().execute();
     let mut addresses = BTreeSet::new();
     while let Some(message) = messages
@@ -184,6 +211,16 @@ mod tests {
         )
         .await;
         assert!(found.is_ok(), "not in time: {expected:?}");
+    }
+
+    #[test]
+    fn a_list_that_never_ends_is_an_error() {
+        in_namespace(|| async {
+            // Nobody receives what the kernel answers.
+            let (_socket, handle, _) = rtnetlink::new_connection().unwrap();
+            let listed = list_within(&handle, Duration::from_millis(50));
+            assert!(listed.await.is_err());
+        });
     }
 
     #[test]
