@@ -1,9 +1,10 @@
 //! The table of broken worlds: what `portolan doctor` and `/readyz` say while one is broken, and once it is whole again.
 //!
-//! A world is a file in `tests/worlds/`: commands that break and heal a node, or Nodes to add, and words that both reports
-//! must have meanwhile. All worlds are tried one after another on the same nodes, so what one leaves behind shows in
-//! the next.
+//! A world is a file in `tests/worlds/`: commands that break and heal a node, or a Node to add, and words that both reports
+//! must have meanwhile. Worlds with commands are tried one after another on the same nodes, so what one leaves behind shows
+//! in the next; those with a Node all at once, since each is about a Node of its own.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +13,9 @@ use portolan_tests::doctor::{FAST, doctor, wait_until_healthy};
 use portolan_tests::overlay::{OverlayStage, tool};
 use portolan_tests::stage::PATIENCE;
 use serde::Deserialize;
+use serde_json::{Value, json};
+
+const PREFIX: &str = "flannel.alpha.coreos.com";
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,12 +28,75 @@ struct World {
     breaking: Vec<String>,
     #[serde(default)]
     heal: Vec<String>,
-    /// A Node to add, as JSON.
-    object: Option<String>,
-    /// Another one.
-    second: Option<String>,
-    /// What both reports say.
+    /// A Node to add.
+    peer: Option<Peer>,
+    /// It is added twice, by two names.
+    #[serde(default)]
+    twice: bool,
+    /// What both reports say; `NAME` is the peer's.
     words: String,
+}
+
+/// A Node like any other, but for what is said here.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Peer {
+    /// Of its pods: 4 or 6.
+    family: u8,
+    /// flannel's annotations, without their prefix; `"MAC"` is its own. `null`: none of this name.
+    #[serde(default)]
+    annotations: BTreeMap<String, Option<String>>,
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+}
+
+impl Peer {
+    fn name(number: usize) -> String {
+        format!("node-x{number}")
+    }
+
+    /// The Node with this number, which decides on its name, addresses and pods.
+    fn object(&self, number: usize) -> Value {
+        let mac = format!("02:00:00:00:01:{number:02x}");
+        let own = format!("\"{mac}\"");
+        let (address, pods, data, public_ip) = match self.family {
+            6 => (
+                format!("2001:db8::{number:x}"),
+                format!("fd00:244:1{number:02x}::/64"),
+                "backend-v6-data",
+                "public-ipv6",
+            ),
+            _ => (
+                format!("198.51.100.{number}"),
+                format!("10.244.{}.0/24", 100 + number),
+                "backend-data",
+                "public-ip",
+            ),
+        };
+        let backend = format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
+        let mut annotations: BTreeMap<&str, Option<String>> = BTreeMap::from([
+            ("kube-subnet-manager", Some("true".to_owned())),
+            ("backend-type", Some("vxlan".to_owned())),
+            (data, Some(backend)),
+            (public_ip, Some(address.clone())),
+        ]);
+        for (name, value) in &self.annotations {
+            annotations.insert(
+                name,
+                value.as_ref().map(|value| value.replace("\"MAC\"", &own)),
+            );
+        }
+        let present = annotations.into_iter();
+        let present: BTreeMap<String, String> = present
+            .filter_map(|(name, value)| Some((format!("{PREFIX}/{name}"), value?)))
+            .collect();
+        json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": { "name": Self::name(number), "annotations": present },
+            "spec": { "podCIDRs": [self.pod_cidr.as_ref().unwrap_or(&pods)] },
+            "status": { "addresses": [{ "type": "InternalIP", "address": address }] },
+        })
+    }
 }
 
 /// The worlds by their names, in this order.
@@ -60,46 +127,28 @@ impl World {
         }
         Ok(())
     }
+}
 
-    fn file(number: usize) -> String {
-        format!("world-{number}.json.yaml")
-    }
-
-    fn enter(&self, stage: &OverlayStage) -> Result<()> {
-        for (number, object) in self.objects().enumerate() {
-            let object = serde_json::from_str(object)?;
-            stage
-                .manifests
-                .write_objects(&Self::file(number), &[object])?;
-        }
-        self.run(stage, &self.breaking)
-    }
-
-    fn leave(&self, stage: &OverlayStage) -> Result<()> {
-        for (number, _) in self.objects().enumerate() {
-            stage.manifests.remove(&Self::file(number))?;
-        }
-        self.run(stage, &self.heal)
-    }
-
-    fn objects(&self) -> impl Iterator<Item = &String> {
-        self.object.iter().chain(&self.second)
-    }
-
-    fn is_told(&self, stage: &OverlayStage) -> Result<()> {
-        let (code, text) = doctor(&stage.nodes[0], &[])?;
-        ensure!(
-            code == Some(1) && text.contains(&self.words),
-            "doctor: {code:?} {text}"
-        );
-        let ready = stage.nodes[0].http_get(([127, 0, 0, 1], HEALTH_PORT).into(), "/readyz")?;
-        let (code, text) = ready.context("no answer")?;
-        ensure!(
-            code == 200 && text.contains(&self.words),
-            "readyz: {code} {text}"
-        );
-        Ok(())
-    }
+/// Both reports have all these words.
+fn are_told(stage: &OverlayStage, words: &[String]) -> Result<()> {
+    let missing = |text: &str| -> Vec<&String> {
+        let missing = words.iter().filter(|words| !text.contains(*words));
+        missing.collect()
+    };
+    let (code, text) = doctor(&stage.nodes[0], &[])?;
+    let not_told = missing(&text);
+    ensure!(
+        code == Some(1) && not_told.is_empty(),
+        "doctor: {code:?} {text} without {not_told:?}"
+    );
+    let ready = stage.nodes[0].http_get(([127, 0, 0, 1], HEALTH_PORT).into(), "/readyz")?;
+    let (code, text) = ready.context("no answer")?;
+    let not_told = missing(&text);
+    ensure!(
+        code == 200 && not_told.is_empty(),
+        "readyz: {code} {text} without {not_told:?}"
+    );
+    Ok(())
 }
 
 fn is_well(stage: &OverlayStage) -> Result<()> {
@@ -119,14 +168,36 @@ fn every_broken_world_is_told_by_doctor_and_readyz() -> Result<()> {
     let stage = OverlayStage::new(2)?;
     let _daemons = stage.start_all(FAST)?;
     wait_until_healthy(&stage)?;
-    for (name, world) in worlds()? {
-        wait_for("a whole world", 2 * PATIENCE, || is_well(&stage))
-            .with_context(|| format!("before {name}"))?;
-        world.enter(&stage).with_context(|| name.clone())?;
-        wait_for(&world.words, 2 * PATIENCE, || world.is_told(&stage))
+    let well = || wait_for("a whole world", 2 * PATIENCE, || is_well(&stage));
+    let (peers, broken): (Vec<_>, Vec<_>) = worlds()?
+        .into_iter()
+        .partition(|(_, world)| world.peer.is_some());
+    for (name, world) in &broken {
+        well().with_context(|| format!("before {name}"))?;
+        world
+            .run(&stage, &world.breaking)
             .with_context(|| name.clone())?;
-        world.leave(&stage).with_context(|| name.clone())?;
+        let words = std::slice::from_ref(&world.words);
+        wait_for(&world.words, 2 * PATIENCE, || are_told(&stage, words))
+            .with_context(|| name.clone())?;
+        world
+            .run(&stage, &world.heal)
+            .with_context(|| name.clone())?;
         println!("{name}: told");
     }
-    wait_for("a whole world", 2 * PATIENCE, || is_well(&stage))
+    well()?;
+    let (mut objects, mut words) = (Vec::new(), Vec::new());
+    for (_, world) in &peers {
+        let Some(peer) = &world.peer else { continue };
+        for _ in 0..=usize::from(world.twice) {
+            objects.push(peer.object(objects.len() + 1));
+        }
+        words.push(world.words.replace("NAME", &Peer::name(objects.len())));
+    }
+    stage.manifests.write_objects("peers.yaml", &objects)?;
+    wait_for("all peers", 2 * PATIENCE, || are_told(&stage, &words))?;
+    stage.manifests.remove("peers.yaml")?;
+    well()?;
+    println!("{} worlds told", peers.len() + broken.len());
+    Ok(())
 }
