@@ -325,6 +325,33 @@ fn who_is_no_node_gets_no_answer() -> Result<()> {
     Ok(())
 }
 
+/// Behind the masquerading of its node, a pod would have the address of a node.
+#[scenario(Vxlan, Nft)]
+fn a_pod_behind_masquerading_gets_no_answer_and_no_trace() -> Result<()> {
+    let stage = OverlayStage::new(2)?;
+    for filter in ["off", "enforce"] {
+        let flags = [FAST, &["--ip-masq", "--overlay-filter", filter]].concat();
+        let _daemons = stage.start_all(&flags)?;
+        for to in stage.nodes[0].addresses() {
+            wait_for("an answer for a node", PATIENCE, || {
+                ensure!(is_answered(&stage.nodes[1], to)?);
+                Ok(())
+            })?;
+            ensure!(!is_answered(&stage.pods[1], to)?, "{filter}: {to}");
+            ensure!(!is_answered(&stage.pods[0], to)?, "{filter}: {to}");
+        }
+        // A Service of a tenant whose endpoint is a node.
+        stage.nodes[1].nft_stdin(
+            "table ip service { chain translate { type nat hook prerouting priority dstnat;
+                 ip daddr 10.96.9.9 udp dport 8473 dnat to 192.168.77.10:8473; }; }",
+        )?;
+        let answered = is_answered(&stage.pods[1], "10.96.9.9".parse()?)?;
+        ensure!(!answered, "{filter}: by a Service");
+        stage.nodes[1].nft(&["delete", "table", "ip", "service"])?;
+    }
+    Ok(())
+}
+
 /// The name of the daemon's socket has no owner: the first process that binds it has it, such as a pod on the host's network.
 #[scenario(Vxlan, Nft)]
 fn foreign_answerer_on_the_probe_port_is_not_believed() -> Result<()> {

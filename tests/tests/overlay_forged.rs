@@ -54,6 +54,16 @@ fn send_as(from: &Host, source: IpAddr, to: IpAddr, frame: &Frame) -> Result<()>
     })?
 }
 
+/// Sends it to another port than the tunnel's.
+fn send_to_port(from: &Host, to: (IpAddr, u16), frame: &Frame) -> Result<()> {
+    let any: IpAddr = if to.0.is_ipv4() { "0.0.0.0" } else { "::" }.parse()?;
+    let bytes = frame.bytes();
+    from.run(move || -> Result<()> {
+        UdpSocket::bind((any, 0))?.send_to(&bytes, to)?;
+        Ok(())
+    })?
+}
+
 fn set(words: &[&str]) -> BTreeSet<String> {
     let families = ["v4", "v6"].into_iter();
     families
@@ -86,10 +96,18 @@ fn sent(stage: &OverlayStage, outsider: &Host) -> Result<BTreeSet<String>> {
         )?;
         send(&stage.nodes[1], to, &frame("another node's pod", pods[2]))?;
         send(&stage.nodes[1], to, &frame("this node's own pod", pods[0]))?;
+        // A virtual address of the node, or a client whose address a node port keeps.
         send(
             &stage.nodes[1],
             to,
-            &frame("another network", address(outsider)),
+            &frame("an address of nobody", address(outsider)),
+        )?;
+        let link_local = ["169.254.7.7", "fe80::7"][family].parse()?;
+        send(&stage.nodes[1], to, &frame("link-local", link_local))?;
+        send(
+            &stage.nodes[1],
+            to,
+            &frame("another node", address(&stage.nodes[2])),
         )?;
         send(outsider, to, &frame("unknown host", pods[1]))?;
         send(
@@ -127,13 +145,14 @@ fn sent(stage: &OverlayStage, outsider: &Host) -> Result<BTreeSet<String>> {
 fn forged_frames_arrive_without_a_filter_and_none_does_with_one() -> Result<()> {
     let stage = OverlayStage::new(3)?;
     let outsider = stage.lab().client("outsider")?;
-    let right = set(&["right", "from the node itself"]);
+    let right = set(&["right", "from the node itself", "an address of nobody"]);
     {
         let _daemons = stage.start_all(&["--overlay-filter", "monitor", "--ip-masq"])?;
         let heard = sent(&stage, &outsider)?;
         // What the kernel drops by itself (its own addresses as a source) is not for us to prove.
         let forged = set(&[
             "another node's pod",
+            "another node",
             "unknown host",
             "broadcast",
             "broadcast by a stranger",
@@ -163,8 +182,18 @@ fn forged_frames_arrive_without_a_filter_and_none_does_with_one() -> Result<()> 
     stage.wait_for_mesh()
 }
 
-/// Where the spoofed frames go: to the attacker's node by its address and by its device's, and to another node.
-const SPOOFED: [&str; 3] = ["own node", "own device", "other node"];
+/// Where the spoofed frames go: to the attacker's node by its address and by its device's, and to another node; to the
+/// two nodes also as endpoints of a Service.
+const SPOOFED: [&str; 5] = [
+    "own node",
+    "own device",
+    "other node",
+    "service of own node",
+    "service of other node",
+];
+/// Addresses of those Services, and their port.
+const SERVICES: [[&str; 2]; 2] = [["10.96.9.1", "10.96.9.2"], ["fd00:96::1", "fd00:96::2"]];
+const SERVICE_PORT: u16 = 5353;
 /// Frames of each kind.
 const FRAMES: usize = 20;
 
@@ -176,8 +205,11 @@ fn spoofed(stage: &OverlayStage) -> Result<BTreeMap<String, usize>> {
     for (family, device) in ["flannel.1", "flannel-v6.1"].into_iter().enumerate() {
         let address = |host: &Host| host.addresses()[family];
         for kind in SPOOFED {
-            let node = &stage.nodes[if kind == "other node" { 2 } else { 0 }];
+            let node = &stage.nodes[if kind.ends_with("other node") { 2 } else { 0 }];
+            let is_service = kind.starts_with("service");
             let to = match kind {
+                "service of own node" => SERVICES[family][0].parse()?,
+                "service of other node" => SERVICES[family][1].parse()?,
                 "own device" => [
                     node.pod_cidr_v4().network().into(),
                     node.pod_cidr_v6().network().into(),
@@ -190,12 +222,16 @@ fn spoofed(stage: &OverlayStage) -> Result<BTreeMap<String, usize>> {
                 let frame = Frame {
                     vni: 1,
                     mac,
-                    source: address(&stage.pods[1]),
+                    // In the name of its own node, a pod can only be one of the node's.
+                    source: address(&stage.pods[if is_service { 0 } else { 1 }]),
                     destination: node.pod_gateway()[family],
                     port: LISTENER,
                     payload: format!("{word} {number}"),
                 };
-                send_as(&stage.pods[0], address(&stage.nodes[1]), to, &frame)?;
+                match is_service {
+                    true => send_to_port(&stage.pods[0], (to, SERVICE_PORT), &frame)?,
+                    false => send_as(&stage.pods[0], address(&stage.nodes[1]), to, &frame)?,
+                }
             }
             arrived.insert(word, 0);
         }
@@ -233,6 +269,22 @@ fn frames_in_a_nodes_name_pass_only_without_a_filter() -> Result<()> {
             "ip",
             &line.replace("{}", &address.to_string()),
         )?;
+    }
+    // What the rules of a Service without a selector do.
+    let to = [&stage.nodes[0], &stage.nodes[2]].map(|node| node.addresses());
+    for (family, name) in ["ip", "ip6"].into_iter().enumerate() {
+        let rule = |n: usize| {
+            let (from, to) = (
+                SERVICES[family][n],
+                SocketAddr::new(to[n][family], VXLAN_PORT),
+            );
+            format!("{name} daddr {from} udp dport {SERVICE_PORT} dnat to {to};")
+        };
+        stage.nodes[0].nft_stdin(&format!(
+            "table {name} service {{ chain translate {{ type nat hook prerouting priority dstnat; {} {} }}; }}",
+            rule(0),
+            rule(1)
+        ))?;
     }
     let under = |value| -> Result<BTreeMap<String, usize>> {
         for node in &stage.nodes {

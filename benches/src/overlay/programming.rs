@@ -22,6 +22,7 @@ const CHANGES: u32 = 10;
 const RULES: RuleOptions = RuleOptions {
     masquerade: true,
     filter: Filter::Enforce,
+    probe_port: None,
 };
 
 /// Measures with this number of peers, and returns the namespaces in which it did.

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use net_types::{Family, PerFamily};
-use vxlan_overlay::{Peer, Plan, Tunnel};
+use nft::{Bytes, Name};
+use vxlan_overlay::{Peer, Plan, Tunnel, arrivals};
 
 /// This node's VTEP in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,8 +32,8 @@ pub(super) struct Target {
     pub(super) family: Family,
     /// Where VXLAN packets are sent.
     pub(super) host: IpAddr,
-    /// Addresses it may send from.
-    pub(super) hosts: Vec<IpAddr>,
+    /// Sets and keys of the elements that count its VXLAN packets.
+    pub(super) arrivals: Vec<(Name, Bytes)>,
     /// Address of its device.
     pub(super) tunnel: IpAddr,
     /// Packets to its pods and to its device do not pass the tunnel.
@@ -98,9 +99,10 @@ impl Directory {
 
     /// A peer in one family.
     pub(super) fn target(&self, name: &str, family: Family) -> Option<Target> {
-        let peers = self.plan.peers(family);
+        let tunnel = self.plan.tunnels[family].as_ref()?;
+        let peers = &tunnel.peers;
         let place = peers.binary_search_by(|peer| (*peer.name).cmp(name)).ok()?;
-        Some(target(family, peers.get(place)?))
+        Some(target(family, tunnel, peers.get(place)?))
     }
 
     /// This node's VTEP.
@@ -119,17 +121,18 @@ impl Directory {
         let key = |entry: &(IpAddr, Path, Family, u32)| (entry.0, entry.1);
         let found = self.by_address.binary_search_by_key(&(address, path), key);
         let (_, _, family, place) = self.by_address.get(found.ok()?)?;
-        let peers = self.plan.peers(*family);
-        Some(target(*family, peers.get(usize::try_from(*place).ok()?)?))
+        let tunnel = self.plan.tunnels[*family].as_ref()?;
+        let peer = tunnel.peers.get(usize::try_from(*place).ok()?)?;
+        Some(target(*family, tunnel, peer))
     }
 }
 
-fn target(family: Family, peer: &Peer) -> Target {
+fn target(family: Family, tunnel: &Tunnel, peer: &Peer) -> Target {
     Target {
         node: peer.name.clone(),
         family,
         host: peer.vtep.public_ip,
-        hosts: peer.addresses().collect(),
+        arrivals: arrivals(tunnel, peer),
         tunnel: peer.gateway(),
         is_direct: peer.direct.is_some(),
     }

@@ -13,10 +13,9 @@ use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nft::Bytes;
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
-use vxlan_overlay::{ARRIVED, TABLE};
+use vxlan_overlay::TABLE;
 
 mod counters;
 mod debouncer;
@@ -136,9 +135,8 @@ impl Shared {
         }
         let open = kernel.as_mut()?;
         let mut all = None;
-        for address in &peer.hosts {
-            let key = Bytes::new().address(*address);
-            match open.counter(peer.family, &ARRIVED.into(), &key) {
+        for (set, key) in &peer.arrivals {
+            match open.counter(peer.family, set, key) {
                 Ok(Some(packets)) => *all.get_or_insert(0) += packets,
                 Ok(None) => {}
                 Err(error) => {

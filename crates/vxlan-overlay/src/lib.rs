@@ -36,5 +36,5 @@ pub use plan::{
 };
 pub use regex::Regex;
 pub use rtnetlink::{Concern, Kernel, KernelError, Monitor, Refused, Watched};
-pub use rules::{ARRIVED, Filter, RuleOptions, TABLE, table};
+pub use rules::{Filter, RuleOptions, TABLE, arrivals, table};
 pub use underlay::{External, Interface, InterfaceAddress, OnLink, Preferences, Surroundings};

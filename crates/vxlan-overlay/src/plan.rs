@@ -16,7 +16,8 @@ use crate::config::Config;
 use crate::mac::Mac;
 use crate::peers::Node;
 use crate::underlay::{
-    External, Interface, InterfaceAddress, OnLink, Preferences, Surroundings, is_node_address,
+    External, Interface, InterfaceAddress, LOOPBACK, OnLink, Preferences, Surroundings,
+    is_node_address,
 };
 
 mod claims;
@@ -96,9 +97,11 @@ pub struct Tunnel {
     pub published: IpAddr,
     /// The published address is this node's own choice, and not only what was published before.
     pub chosen: bool,
-    /// Name of the interface that outer packets arrive by; `None` where the address of this node is on the loopback
-    /// interface, since they may then arrive by any.
-    pub underlay: Option<String>,
+    /// Names of the interfaces that outer packets may arrive by; empty: any, since the address of this node is on the
+    /// loopback interface.
+    pub inputs: Vec<String>,
+    /// Addresses of this node: no frame comes from them.
+    pub own_addresses: Vec<IpAddr>,
     /// Pod CIDR of this node.
     pub pod_cidr: IpNet,
     /// Install a blackhole route for unused pod addresses.
@@ -376,15 +379,22 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
             public_ip: published,
         };
         let claims = Claims::of_own(own, vtep, pod_cidr, device.local);
+        let inner = |interface: &Interface| is_inner(facts, own, interface);
+        let inputs = facts.surroundings.inputs(family, external.index, inner);
         // Packets to and from an address of the loopback interface take any way.
-        let underlay = (external.name != "lo").then_some(external.name);
-        let parent = (family, underlay.as_ref().map(|_| device.parent));
+        let parent = (family, (external.name != LOOPBACK).then_some(device.parent));
+        let mut own_addresses = vec![published, device.local];
+        let of_family = own.addresses.iter().filter(|a| Family::of(**a) == family);
+        own_addresses.extend(of_family);
+        own_addresses.sort();
+        own_addresses.dedup();
         let peers = peers(facts, &others, parent, claims, &mut plan.problems);
         plan.tunnels[family] = Some(Tunnel {
             device,
             published,
             chosen,
-            underlay,
+            inputs,
+            own_addresses,
             pod_cidr,
             blackhole: facts.config.blackhole,
             nexthops: family == Family::Ip && peers.len() > facts.config.nexthops_above,
@@ -431,28 +441,30 @@ fn own_end(facts: Facts<'_>, own: &Node, family: Family) -> Option<(External, (I
         known.extend(inherited);
     }
     known.extend(&own.addresses);
-    // Whatever puts an address of the node on them (a DHCP client that configures every device), the devices of the
-    // overlay and of pods do not lead to other nodes.
-    let is_inner = |interface: &Interface| {
-        let overlay = Some((facts.config.vni, facts.config.port));
-        let mut names = Family::ALL
-            .map(|family| facts.config.device_name(family))
-            .into_iter();
-        let is_of_a_pod = |address: &InterfaceAddress| {
-            let mut ranges = own.pod_cidrs.iter();
-            ranges.any(|range| range.contains(&address.net.addr()))
-        };
-        interface.tunnel == overlay
-            || names.any(|name| name == interface.name)
-            || interface.addresses.iter().any(is_of_a_pod)
-    };
+    let inner = |interface: &Interface| is_inner(facts, own, interface);
     let surroundings = facts.surroundings;
-    let external = surroundings.external(family, facts.preferences, &known, is_inner)?;
+    let external = surroundings.external(family, facts.preferences, &known, inner)?;
     let wish = overwrite.or(asked).or(facts.preferences.public_ip[family]);
     let published = wish.unwrap_or(external.address);
     let chosen =
         wish.is_some() || facts.preferences.name_interfaces() || inherited != Some(published);
     Some((external, (published, chosen)))
+}
+
+/// Whatever puts an address of the node on them (a DHCP client that configures every device), the devices of the overlay
+/// and of pods do not lead to other nodes.
+fn is_inner(facts: Facts<'_>, own: &Node, interface: &Interface) -> bool {
+    let overlay = Some((facts.config.vni, facts.config.port));
+    let mut names = Family::ALL
+        .map(|family| facts.config.device_name(family))
+        .into_iter();
+    let is_of_a_pod = |address: &InterfaceAddress| {
+        let mut ranges = own.pod_cidrs.iter();
+        ranges.any(|range| range.contains(&address.net.addr()))
+    };
+    interface.tunnel == overlay
+        || names.any(|name| name == interface.name)
+        || interface.addresses.iter().any(is_of_a_pod)
 }
 
 fn device(

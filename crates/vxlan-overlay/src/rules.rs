@@ -12,11 +12,11 @@
 //! Outer packets between nodes pass connection tracking by: they would fill its table with one-way entries.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use nft::{
-    Bytes, Chain, Element, Family, Field, Hook, Name, Operand, Protocol, Rule, Set, SetKind,
+    Bytes, Chain, Element, Family, Field, Hook, Name, Operand, Protocol, Rule, Set, SetKind, Side,
     Statement, Table, TableContents, Verdict,
 };
 
@@ -27,8 +27,22 @@ use crate::plan::{Peer, Plan, Tunnel};
 pub const TABLE: &str = "portolan-overlay";
 
 /// The set whose elements count the VXLAN packets that arrive from each address of a peer, before any rule can drop
-/// them: the count distinguishes packets lost on the way from packets dropped here.
-pub const ARRIVED: &str = "arrived";
+/// them: the count distinguishes packets lost on the way from packets dropped here. With a filter, frames with pods of the
+/// peer as their source are counted by the pair instead.
+const ARRIVED: &str = "arrived";
+
+/// Sets and keys of the elements that count the VXLAN packets of a peer, each packet once.
+pub fn arrivals(tunnel: &Tunnel, peer: &Peer) -> Vec<(Name, Bytes)> {
+    let key = |address| Bytes::new().address(address);
+    let all = peer
+        .addresses()
+        .map(|address| (ARRIVED.into(), key(address)));
+    let length = peer.pod_cidr.prefix_len();
+    let in_one_lookup = length == tunnel.pod_cidr.prefix_len();
+    let pods = peer.addresses().filter(|_| in_one_lookup);
+    let pods = pods.map(|address| (source_set(length), key(address).address(peer.gateway())));
+    all.chain(pods).collect()
+}
 
 /// What becomes of forged frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +63,8 @@ pub struct RuleOptions {
     pub masquerade: bool,
     /// What becomes of forged frames.
     pub filter: Filter,
+    /// Port of the probes' responders, if there are any: only nodes may send to those of other nodes.
+    pub probe_port: Option<u16>,
 }
 
 /// Places in an encapsulated packet, counted from its UDP header (RFC 768, RFC 7348, IEEE 802.3).
@@ -120,50 +136,35 @@ pub fn table(
     );
     contents.put_counters(
         ARRIVED,
+        1,
         outer
             .iter()
             .map(|address| Element::member(Bytes::new().address(*address))),
     );
     contents.put_ranges("own_pods", &[tunnel.pod_cidr]);
     contents.put_ranges("cluster", &cluster);
-    contents.put_chain(
-        "raw_prerouting",
-        Some(Hook::RawPrerouting),
-        not_tracked(tunnel, Operand::SourceAddress, ARRIVED),
-    );
-    contents.put_chain(
-        "raw_output",
-        Some(Hook::RawOutput),
-        not_tracked(tunnel, Operand::DestinationAddress, "peers"),
-    );
+    let mut arriving = vxlan_packets(tunnel);
+    match options.filter {
+        Filter::Off => arriving.extend(not_tracked(Operand::SourceAddress, ARRIVED)),
+        // The port first: it tells nearly every packet apart for the price of a comparison.
+        Filter::Monitor | Filter::Enforce => {
+            arriving.push(Statement::Verdict(Verdict::Jump("encapsulated".into())));
+        }
+    }
+    contents.put_chain("raw_prerouting", Some(Hook::RawPrerouting), vec![arriving]);
+    let mut leaving = vxlan_packets(tunnel);
+    leaving.extend(not_tracked(Operand::DestinationAddress, "peers"));
+    contents.put_chain("raw_output", Some(Hook::RawOutput), vec![leaving]);
     if options.masquerade {
         contents.put_ranges("multicast", &[multicast(family)]);
-        contents.put_chain("postrouting", Some(Hook::NatPostrouting), masquerade());
+        contents.put_chain(
+            "postrouting",
+            Some(Hook::NatPostrouting),
+            masquerade(options.probe_port),
+        );
     }
     if options.filter != Filter::Off {
-        let sources = inner_sources(peers, family);
-        for (prefix, pairs) in &sources {
-            let pair = |(outer, inner): &(IpAddr, IpAddr)| {
-                Element::member(Bytes::new().address(*outer).address(*inner))
-            };
-            contents.put_set(source_set(*prefix), 2, pairs.iter().map(pair));
-        }
-        let mut to_vxlan = vxlan_packets(tunnel);
-        to_vxlan.push(Statement::Verdict(Verdict::Jump("encapsulated".into())));
-        contents.put_chain("input", Some(Hook::FilterInput), vec![to_vxlan]);
-        contents.put_chain(
-            "encapsulated",
-            None,
-            filter(tunnel, family, options.filter, sources.keys()),
-        );
-        // The port first: it tells nearly every packet apart for the price of a comparison.
-        let mut from_pods = vxlan_packets(tunnel);
-        let elsewhere = from_underlay(tunnel, true);
-        from_pods
-            .push(elsewhere.unwrap_or_else(|| in_set(Operand::SourceAddress, "own_pods", false)));
-        from_pods.push(in_set(Operand::DestinationAddress, "peers", false));
-        from_pods.extend(refuse(options.filter));
-        contents.put_chain("forward", Some(Hook::FilterForward), vec![from_pods]);
+        contents.put_filter(tunnel, options, &cluster);
     }
     Some(contents)
 }
@@ -189,6 +190,13 @@ fn inner_sources(peers: &[Peer], family: Family) -> BTreeMap<u8, BTreeSet<(IpAdd
     sources
 }
 
+/// The set of inner sources that a frame may have from nobody, but as one of a pair: pods, and what no packet on a wire has
+/// as its source.
+const INSIDE: &str = "inside";
+/// The set of this node's own addresses.
+const OWN_ADDRESSES: &str = "own_addresses";
+
+/// The rules for VXLAN packets that arrive, before connection tracking.
 fn filter<'a>(
     tunnel: &Tunnel,
     family: Family,
@@ -196,53 +204,92 @@ fn filter<'a>(
     prefixes: impl Iterator<Item = &'a u8>,
 ) -> Vec<Vec<Statement>> {
     let device = &tunnel.device;
-    let [_, high, middle, low] = device.vni.to_be_bytes();
     let inner_type: [u8; 2] = match family {
         Family::Ip => [0x08, 0x00],
         Family::Ip6 => [0x86, 0xdd],
     };
-    let vni = [high, middle, low];
     let passes = || Statement::Verdict(Verdict::Return);
     let from_known = |prefix| Statement::InSet {
         key: vec![Operand::SourceAddress, inner_source(family, prefix)],
         set: source_set(prefix),
         negate: false,
     };
-    let unless = |statement: Statement| std::iter::once(statement).chain(refuse(filter)).collect();
-    let prefixes: Vec<u8> = prefixes.copied().collect();
+    let unless = |mut statements: Vec<Statement>| {
+        statements.extend(refuse(filter));
+        statements
+    };
+    let inner_address = inner_source(family, max_prefix(family));
+    let inner_in = |set: &'static str| in_set(inner_address, set, false);
     let mut rules = Vec::new();
-    // What pods send, nearly all there is, is through with the first rule: one lookup. The others tell the rest apart.
+    // What pods send, nearly all there is, is through with the first rule: one lookup, which counts as well. The others
+    // tell the rest apart.
     let pods = tunnel.pod_cidr.prefix_len();
-    if prefixes.contains(&pods) {
-        let mut rule: Vec<Statement> = from_underlay(tunnel, false).into_iter().collect();
-        rule.extend([
-            equals(VNI, &vni),
-            equals(INNER_DESTINATION, &device.mac.0),
-            equals(INNER_TYPE, &inner_type),
-            from_known(pods),
-            passes(),
-        ]);
-        rules.push(rule);
+    let inputs = tunnel.inputs.iter().map(|name| vec![input(name, false)]);
+    let inputs: Vec<_> = match tunnel.inputs.is_empty() {
+        true => vec![Vec::new()],
+        false => inputs.collect(),
+    };
+    for input in inputs {
+        rules.push(
+            [
+                input,
+                vec![
+                    equals(VNI, &vni(tunnel)),
+                    equals(INNER_DESTINATION, &device.mac.0),
+                    equals(INNER_TYPE, &inner_type),
+                    from_known(pods),
+                    Statement::NoTrack,
+                    passes(),
+                ],
+            ]
+            .concat(),
+        );
     }
-    rules.push(vec![differs(VNI, &vni), passes()]);
-    rules.extend(from_underlay(tunnel, true).map(unless));
+    rules.push(not_tracked(Operand::SourceAddress, ARRIVED));
+    // What is not for this node would come from it.
+    if !tunnel.inputs.is_empty() {
+        let to_peers = in_set(Operand::DestinationAddress, "peers", false);
+        rules.push(unless([elsewhere(tunnel), vec![to_peers]].concat()));
+    }
     rules.extend([
-        unless(in_set(Operand::SourceAddress, "peers", true)),
-        unless(differs(INNER_DESTINATION, &device.mac.0)),
-        unless(differs(INNER_TYPE, &inner_type)),
+        vec![differs(VNI, &vni(tunnel)), passes()],
+        vec![
+            Statement::LocalAddress {
+                of: Side::Destination,
+                negate: true,
+            },
+            passes(),
+        ],
     ]);
-    let others = prefixes.into_iter().filter(|prefix| *prefix != pods);
-    rules.extend(others.map(|prefix| vec![from_known(prefix), passes()]));
+    if !tunnel.inputs.is_empty() {
+        rules.push(unless(elsewhere(tunnel)));
+    }
+    rules.extend([
+        unless(vec![in_set(Operand::SourceAddress, "peers", true)]),
+        unless(vec![differs(INNER_DESTINATION, &device.mac.0)]),
+        unless(vec![differs(INNER_TYPE, &inner_type)]),
+    ]);
+    let others = prefixes.filter(|prefix| **prefix != pods);
+    rules.extend(others.map(|prefix| vec![from_known(*prefix), passes()]));
+    rules.extend([INSIDE, OWN_ADDRESSES].map(|set| unless(vec![inner_in(set)])));
+    // A frame without an inner source ends with the last rule.
+    rules.push(vec![in_set(inner_address, "peers", true), passes()]);
     rules.push(refuse(filter));
     rules
 }
 
 /// Rows 2 to 6 of flannel's chain, as its iptables mode means them (its nftables mode lost row 6).
-fn masquerade() -> Vec<Vec<Statement>> {
+fn masquerade(probe_port: Option<u16>) -> Vec<Vec<Statement>> {
     let source = |set: &'static str, negate| in_set(Operand::SourceAddress, set, negate);
     let destination = |set: &'static str, negate| in_set(Operand::DestinationAddress, set, negate);
     let stays = || Statement::Verdict(Verdict::Return);
-    vec![
+    // With the address of this node, a pod would be answered as a node is.
+    let to_probes = to_port_of_peers(probe_port).map(|mut rule| {
+        rule.push(stays());
+        rule
+    });
+    let mut rules: Vec<Vec<Statement>> = to_probes.collect();
+    rules.extend([
         vec![
             source("own_pods", false),
             destination("cluster", false),
@@ -261,24 +308,53 @@ fn masquerade() -> Vec<Vec<Statement>> {
             destination("cluster", false),
             Statement::Masquerade,
         ],
-    ]
+    ]);
+    rules
 }
 
-fn not_tracked(tunnel: &Tunnel, peer: Operand, set: &'static str) -> Vec<Vec<Statement>> {
-    let mut rule = vxlan_packets(tunnel);
-    rule.push(in_set(peer, set, false));
-    rule.push(Statement::NoTrack);
-    vec![rule]
+/// Packets to a port of other nodes, of either protocol.
+fn to_port_of_peers(port: Option<u16>) -> impl Iterator<Item = Vec<Statement>> {
+    let rule = |(port, protocol): (u16, Protocol)| {
+        vec![
+            Statement::ProtocolIs(protocol),
+            equals(Operand::DestinationPort, &port.to_be_bytes()),
+            in_set(Operand::DestinationAddress, "peers", false),
+        ]
+    };
+    let protocols = [Protocol::Udp, Protocol::Tcp].into_iter();
+    protocols
+        .filter_map(move |protocol| Some((port?, protocol)))
+        .map(rule)
 }
 
-/// The packet arrived by the interface of the underlay, or (negated) did not.
-fn from_underlay(tunnel: &Tunnel, negate: bool) -> Option<Statement> {
-    let name = tunnel.underlay.as_deref()?;
-    Some(Statement::InputInterface {
+fn not_tracked(peer: Operand, set: &'static str) -> Vec<Statement> {
+    vec![in_set(peer, set, false), Statement::NoTrack]
+}
+
+fn input(name: &str, negate: bool) -> Statement {
+    Statement::InputInterface {
         name: name.to_owned().into(),
         prefix: false,
         negate,
-    })
+    }
+}
+
+/// The packet arrived by no interface that leads to other nodes.
+fn elsewhere(tunnel: &Tunnel) -> Vec<Statement> {
+    let inputs = tunnel.inputs.iter();
+    inputs.map(|name| input(name, true)).collect()
+}
+
+fn vni(tunnel: &Tunnel) -> [u8; 3] {
+    let [_, high, middle, low] = tunnel.device.vni.to_be_bytes();
+    [high, middle, low]
+}
+
+const fn max_prefix(family: Family) -> u8 {
+    match family {
+        Family::Ip => 32,
+        Family::Ip6 => 128,
+    }
 }
 
 fn vxlan_packets(tunnel: &Tunnel) -> Vec<Statement> {
@@ -327,6 +403,29 @@ fn source_set(prefix: u8) -> Name {
     format!("sources_{prefix}").into()
 }
 
+/// Addresses that no packet on a wire has as its source, or that mean nothing beyond a link (RFC 6890).
+fn never_sources(family: Family) -> Vec<IpNet> {
+    let ranges: &[(IpAddr, u8)] = match family {
+        Family::Ip => &[
+            (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8),
+            (IpAddr::V4(Ipv4Addr::LOCALHOST), 8),
+            (IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), 16),
+            (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 3),
+        ],
+        Family::Ip6 => &[
+            (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 127),
+            (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
+            (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
+        ],
+    };
+    let range = |(first, length): &(IpAddr, u8)| IpNet::new(*first, *length).ok();
+    ranges
+        .iter()
+        .filter_map(range)
+        .map(|range| range.trunc())
+        .collect()
+}
+
 /// 224.0.0.0/4 (RFC 5771), ff00::/8 (RFC 4291).
 fn multicast(family: Family) -> IpNet {
     let (first, length) = match family {
@@ -338,18 +437,71 @@ fn multicast(family: Family) -> IpNet {
 
 /// Building blocks of a table.
 trait Build {
+    fn put_filter(&mut self, tunnel: &Tunnel, options: RuleOptions, cluster: &[IpNet]);
     fn put_set(
         &mut self,
         name: impl Into<Name>,
         addresses: usize,
         elements: impl Iterator<Item = Element>,
     );
-    fn put_counters(&mut self, name: &'static str, elements: impl Iterator<Item = Element>);
+    fn put_counters(
+        &mut self,
+        name: impl Into<Name>,
+        addresses: usize,
+        elements: impl Iterator<Item = Element>,
+    );
     fn put_ranges(&mut self, name: &'static str, ranges: &[IpNet]);
     fn put_chain(&mut self, name: &'static str, hook: Option<Hook>, rules: Vec<Vec<Statement>>);
 }
 
 impl Build for TableContents {
+    fn put_filter(&mut self, tunnel: &Tunnel, options: RuleOptions, cluster: &[IpNet]) {
+        let mode = options.filter;
+        let family = self.table.family;
+        let mut sources = inner_sources(&tunnel.peers, family);
+        sources.entry(tunnel.pod_cidr.prefix_len()).or_default();
+        for (prefix, pairs) in &sources {
+            let pair = |(outer, inner): &(IpAddr, IpAddr)| {
+                Element::member(Bytes::new().address(*outer).address(*inner))
+            };
+            let elements = pairs.iter().map(pair);
+            match *prefix == tunnel.pod_cidr.prefix_len() {
+                true => self.put_counters(source_set(*prefix), 2, elements),
+                false => self.put_set(source_set(*prefix), 2, elements),
+            }
+        }
+        let own = tunnel.own_addresses.iter();
+        let own = own.map(|address| Element::member(Bytes::new().address(*address)));
+        self.put_set(OWN_ADDRESSES, 1, own);
+        let inside = [cluster, &never_sources(family)].concat();
+        self.put_ranges(INSIDE, &inside);
+        let rules = filter(tunnel, family, mode, sources.keys());
+        self.put_chain("encapsulated", None, rules);
+        // Destination NAT can lead a packet to the port that had another one before.
+        let mut translated = vxlan_packets(tunnel);
+        translated.extend([Statement::ConnectionIsDnat, equals(VNI, &vni(tunnel))]);
+        translated.extend(refuse(mode));
+        self.put_chain("translated", Some(Hook::NatInput), vec![translated]);
+        let mut forwarded = vxlan_packets(tunnel);
+        forwarded.push(match tunnel.inputs.is_empty() {
+            true => in_set(Operand::SourceAddress, "own_pods", false),
+            false => Statement::ConnectionIsDnat,
+        });
+        forwarded.push(in_set(Operand::DestinationAddress, "peers", false));
+        forwarded.extend(refuse(mode));
+        let mut forward = vec![forwarded];
+        forward.extend(to_port_of_peers(options.probe_port).map(|mut rule| {
+            match tunnel.inputs.is_empty() {
+                true => rule.push(in_set(Operand::SourceAddress, "own_pods", false)),
+                false => rule.extend(elsewhere(tunnel)),
+            }
+            // No frame, so nothing that is only counted: a pod's request would be taken for one of this node.
+            rule.extend(refuse(Filter::Enforce));
+            rule
+        }));
+        self.put_chain("forward", Some(Hook::FilterForward), forward);
+    }
+
     fn put_set(
         &mut self,
         name: impl Into<Name>,
@@ -373,9 +525,15 @@ impl Build for TableContents {
         self.sets.insert(name, set);
     }
 
-    fn put_counters(&mut self, name: &'static str, elements: impl Iterator<Item = Element>) {
-        self.put_set(name, 1, elements);
-        if let Some(set) = self.sets.get_mut(name) {
+    fn put_counters(
+        &mut self,
+        name: impl Into<Name>,
+        addresses: usize,
+        elements: impl Iterator<Item = Element>,
+    ) {
+        let name = name.into();
+        self.put_set(name.clone(), addresses, elements);
+        if let Some(set) = self.sets.get_mut(&name) {
             set.kind = SetKind::Counters;
         }
     }
@@ -431,7 +589,13 @@ mod tests {
     fn difference_of_any_two_tables_leads_to_the_second() {
         let all = [Filter::Off, Filter::Monitor, Filter::Enforce]
             .into_iter()
-            .flat_map(|filter| [true, false].map(|masquerade| RuleOptions { masquerade, filter }))
+            .flat_map(|filter| {
+                [true, false].map(|masquerade| RuleOptions {
+                    masquerade,
+                    filter,
+                    probe_port: masquerade.then_some(8473),
+                })
+            })
             .flat_map(|options| [1, 2, 9].map(|nodes| made(nodes, options)));
         let mut fake = Fake::new();
         for tables in all {
@@ -452,6 +616,7 @@ mod tests {
             RuleOptions {
                 masquerade: false,
                 filter: Filter::Enforce,
+                probe_port: None,
             },
         );
         let elements = &tables[Family::Ip].as_ref().unwrap().elements;

@@ -50,6 +50,7 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
         mtu: 1500,
         up: true,
         tunnel: None,
+        vrf: None,
         addresses: own.into(),
     };
     let node = |number: u8| Node {
@@ -78,6 +79,7 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
         surroundings: Surroundings {
             interfaces: vec![eth0],
             default_route: PerFamily::new(Some(2), Some(2)),
+            uplinks: PerFamily::default(),
             reaching: PerFamily::default(),
             ways: BTreeMap::new(),
         },

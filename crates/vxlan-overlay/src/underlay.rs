@@ -4,7 +4,7 @@
 //! an address changes. Its order of choice is kept for the operator's preferences; without any, an address
 //! that another program published comes first, then the Node object's own, then flannel's default route.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -24,6 +24,8 @@ pub struct Interface {
     pub up: bool,
     /// VNI and UDP port, if it is a VXLAN device.
     pub tunnel: Option<(u32, u16)>,
+    /// Index of the VRF that it belongs to: its own, if it is one.
+    pub vrf: Option<u32>,
     /// Its addresses with the range on the link, in the kernel's order.
     pub addresses: Vec<InterfaceAddress>,
 }
@@ -55,6 +57,9 @@ pub struct Surroundings {
     pub interfaces: Vec<Interface>,
     /// The default route's interface, by family.
     pub default_route: PerFamily<Option<u32>>,
+    /// Interfaces by which gateways of any route are reached that does not lead to pods: by these, packets of other nodes
+    /// may arrive.
+    pub uplinks: PerFamily<BTreeSet<u32>>,
     /// The interface on the way to [`Preferences::can_reach`], in the family of that address.
     pub reaching: PerFamily<Option<u32>>,
     /// How the kernel sends to addresses that were looked up: `None` for through a gateway, or not at all.
@@ -101,6 +106,8 @@ pub struct External {
 /// The interfaces that may carry outer packets.
 struct Candidates<'a>(Vec<&'a Interface>);
 
+/// Packets to its addresses may arrive by any interface.
+pub(crate) const LOOPBACK: &str = "lo";
 /// No packet is larger (RFC 791): an interface with a larger MTU, such as `lo` or a VRF, has an address but is no link.
 const MAX_PACKET: u32 = 65_535;
 
@@ -178,6 +185,31 @@ impl Surroundings {
         default
             .map(|i| i.mtu)
             .or_else(|| links().filter(has_address).map(|i| i.mtu).min())
+    }
+
+    /// Names of the interfaces by which packets of other nodes may arrive, where this node has its address on the one of
+    /// this index; empty: any. `is_inner` as with [`Surroundings::external`].
+    pub(crate) fn inputs(
+        &self,
+        family: Family,
+        external: u32,
+        is_inner: impl Fn(&Interface) -> bool,
+    ) -> Vec<String> {
+        let of_index = |index: u32| self.interfaces.iter().find(move |i| i.index == index);
+        let Some(own) = of_index(external).filter(|own| own.name != LOOPBACK) else {
+            return Vec::new();
+        };
+        // Packets pass the rules twice where their interface belongs to a VRF: by its name, and by the VRF's.
+        let is_input = |interface: &&Interface| {
+            interface.index == own.index
+                || own.vrf.is_some() && interface.vrf == own.vrf
+                || self.uplinks[family].contains(&interface.index)
+        };
+        let outer = self.interfaces.iter().filter(is_input);
+        let outer = outer.filter(|i| i.index == own.index || i.tunnel.is_none() && !is_inner(i));
+        let mut names: Vec<String> = outer.map(|interface| interface.name.clone()).collect();
+        names.sort();
+        names
     }
 
     /// The link whose range holds an address. A tunnel device is no link, even if a DHCP client gave it an address.
@@ -275,6 +307,7 @@ mod tests {
             mtu: 1500,
             up: true,
             tunnel: None,
+            vrf: None,
             addresses: addresses.collect(),
         }
     }
@@ -296,6 +329,7 @@ mod tests {
                 ),
             ],
             default_route: PerFamily::new(Some(2), Some(3)),
+            uplinks: PerFamily::default(),
             reaching: PerFamily::new(Some(3), None),
             ways: BTreeMap::new(),
         }

@@ -38,6 +38,7 @@ pub fn overlay(effective: &Effective, own: Arc<str>) -> Result<Option<OverlayCon
                 given::Filter::Monitor => Filter::Monitor,
                 given::Filter::Enforce => Filter::Enforce,
             },
+            probe_port: overlay.probe_port,
         },
         own_tables: effective.table_owner,
         set_condition: overlay.set_node_network_unavailable,

@@ -317,6 +317,13 @@ impl Reconciler {
         self.devices.store(Arc::new(Concern {
             below: (!any).then(|| parents.collect()),
             tunnels: found,
+            uplinks: observed
+                .surroundings
+                .uplinks
+                .values()
+                .flatten()
+                .copied()
+                .collect(),
             networks: networks.copied().collect(),
             hosts,
         }));

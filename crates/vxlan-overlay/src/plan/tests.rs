@@ -212,6 +212,7 @@ fn a_thousand_addresses_of_a_node_count_as_eight() {
     let options = crate::RuleOptions {
         masquerade: false,
         filter: crate::Filter::Monitor,
+        probe_port: None,
     };
     let table = crate::table(&cluster.config, options, &plan, Family::Ip).unwrap();
     let elements: usize = table.elements.values().map(Vec::len).sum();
@@ -342,6 +343,7 @@ fn the_device_and_gateways_of_pods_are_no_interface_below() {
         mtu: 1400,
         up: true,
         tunnel,
+        vrf: None,
         addresses: nets
             .iter()
             .map(|net| InterfaceAddress {

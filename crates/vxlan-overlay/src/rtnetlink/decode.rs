@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoPortKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -29,12 +29,18 @@ const TABLE_MAIN: u32 = 254;
 /// A link as an interface, without addresses, and as a tunnel device.
 pub(crate) fn link(message: &LinkMessage) -> Option<(Interface, ObservedDevice)> {
     let (mut name, mut mtu, mut mac, mut vxlan) = (None, 0, Mac([0; 6]), None::<ObservedVxlan>);
+    let (mut controller, mut is_vrf, mut is_of_vrf) = (None, false, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Mtu(bytes) => mtu = *bytes,
             LinkAttribute::Address(bytes) => mac = Mac::from_slice(bytes).unwrap_or(mac),
-            LinkAttribute::LinkInfo(infos) => vxlan = vxlan_of(infos),
+            LinkAttribute::Controller(index) => controller = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                vxlan = vxlan_of(infos);
+                is_vrf = infos.contains(&LinkInfo::Kind(InfoKind::Vrf));
+                is_of_vrf = infos.contains(&LinkInfo::PortKind(InfoPortKind::Vrf));
+            }
             _ => {}
         }
     }
@@ -48,6 +54,7 @@ pub(crate) fn link(message: &LinkMessage) -> Option<(Interface, ObservedDevice)>
         mtu,
         up,
         tunnel: vxlan.as_ref().map(|vxlan| (vxlan.vni, vxlan.port)),
+        vrf: controller.filter(|_| is_of_vrf).or(is_vrf.then_some(index)),
         addresses: Vec::new(),
     };
     Some((
@@ -186,6 +193,38 @@ pub(crate) fn route(message: &RouteMessage) -> Option<Found> {
         protocol,
     };
     Some(Found::Route(oif, route))
+}
+
+/// The interfaces by which a route reaches gateways, or by which a default route leads, if its destination is not in this
+/// range.
+pub(crate) fn uplinks(message: &RouteMessage, pods: Option<IpNet>) -> Vec<u32> {
+    let header = &message.header;
+    let (mut oif, mut has_gateway, mut is_to_pods) = (None, false, false);
+    let mut all = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(to) => {
+                let to = match to {
+                    RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+                    RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+                    _ => None,
+                };
+                is_to_pods = pods.zip(to).is_some_and(|(pods, to)| pods.contains(&to));
+            }
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => has_gateway = true,
+            RouteAttribute::Oif(index) => oif = Some(*index),
+            RouteAttribute::MultiPath(hops) => {
+                all.extend(hops.iter().map(|hop| hop.interface_index))
+            }
+            _ => {}
+        }
+    }
+    let leads = has_gateway || header.destination_prefix_length == 0;
+    all.extend(oif.filter(|_| leads));
+    match header.kind == RouteType::Unicast && !is_to_pods {
+        true => all,
+        false => Vec::new(),
+    }
 }
 
 /// The interface of the answer to "which way to this address".

@@ -259,13 +259,14 @@ impl Kernel {
         network: Option<IpNet>,
         observed: &mut Observed,
     ) -> Result<(), KernelError> {
-        let mut best = None;
+        let (mut best, mut uplinks) = (None, BTreeSet::new());
         let question = Question::Routes(family);
         let tunnel = &mut observed.tunnels[family];
         self.dump("routes", question, tunnel, |tunnel, message| {
             let Message::NewRoute(message) = message else {
                 return;
             };
+            uplinks.extend(decode::uplinks(message, network));
             match decode::route(message) {
                 Some(Found::Default(out, metric))
                     if best.as_ref().is_none_or(|(_, least)| metric < *least) =>
@@ -276,6 +277,7 @@ impl Kernel {
                 _ => {}
             }
         })?;
+        observed.surroundings.uplinks[family] = uplinks;
         // Of several ways at once, that with the least MTU decides what fits.
         let Surroundings {
             interfaces,

@@ -34,6 +34,8 @@ pub struct Concern {
     pub tunnels: BTreeSet<u32>,
     /// Devices below tunnels; `None`: any device may be one. Their neighbors change all the time.
     pub below: Option<BTreeSet<u32>>,
+    /// Interfaces that are known to lead to gateways.
+    pub uplinks: BTreeSet<u32>,
     /// Ranges of all pods: no notification says that a route of another program has replaced one of the overlay's, so
     /// all routes into these matter, but for those to single pods.
     pub networks: Vec<IpNet>,
@@ -143,7 +145,10 @@ fn concerns(body: &Body, concern: &Concern) -> bool {
                     _ => None,
                 });
             let is_default = route.header.destination_prefix_length == 0;
+            let gateways = decode::uplinks(route, None);
+            let mut gateways = gateways.iter();
             is_default
+                || gateways.any(|uplink| !concern.uplinks.contains(uplink))
                 || u8::from(route.header.protocol) == PROTOCOL
                 || out.is_some_and(|device| concern.is_with(device))
                 || concern.is_with_route(route)
@@ -205,6 +210,7 @@ mod tests {
         let concern = Concern {
             tunnels: [7].into(),
             below: Some([2].into()),
+            uplinks: [2].into(),
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             hosts: vec!["192.0.2.7".parse().unwrap(), "192.0.2.9".parse().unwrap()],
         };

@@ -121,6 +121,7 @@ fn overlay_config(config: Config) -> Arc<OverlayConfig> {
         rules: RuleOptions {
             masquerade: false,
             filter: Filter::Off,
+            probe_port: None,
         },
         own_tables: false,
         set_condition: false,
