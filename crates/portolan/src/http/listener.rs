@@ -2,12 +2,14 @@
 //! number of connections and their lifetime.
 //!
 //! Invariant: a new connection is always accepted at once. When all places are taken, the client with the most
-//! connections loses its oldest one; so neither silent, slow nor many clients keep a probe from its answer.
+//! connections loses one, first one that has had an answer; so neither silent, slow nor many clients keep a probe from its
+//! answer.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,8 +26,9 @@ use tracing::debug;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Lifetime of a connection, so that a client that never reads cannot hold one forever.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum number of open connections per address. The next one replaces another.
-pub(super) const MAX_CONNECTIONS: usize = 64;
+/// Maximum number of open connections per address. The next one replaces another. So many must come between a probe's
+/// connection and its request to keep it from its answer, while the task of each connection runs in turn.
+pub(super) const MAX_CONNECTIONS: usize = 256;
 
 /// A response without its connection.
 #[derive(Debug)]
@@ -79,26 +82,66 @@ pub(crate) type Answers = Arc<dyn Fn(&str, &HeaderMap) -> Answer + Send + Sync>;
 
 /// An open connection.
 struct Open {
-    client: IpAddr,
+    /// Has had an answer: the client may be done with it.
+    answered: Arc<AtomicBool>,
     task: AbortHandle,
+}
+
+/// The open connections of each client, the oldest first.
+#[derive(Default)]
+struct Clients {
+    open: HashMap<IpAddr, VecDeque<Open>>,
+    count: usize,
+}
+
+impl Clients {
+    fn add(&mut self, client: IpAddr, connection: Open) {
+        self.open.entry(client).or_default().push_back(connection);
+        self.count += 1;
+    }
+
+    /// Forgets connections that have ended.
+    fn forget_ended(&mut self) {
+        let mut count = 0;
+        self.open.retain(|_, connections| {
+            connections.retain(|connection| !connection.task.is_finished());
+            count += connections.len();
+            !connections.is_empty()
+        });
+        self.count = count;
+    }
+
+    /// Ends a connection of the client that has the most: the oldest one that has had an answer, or else the oldest.
+    fn evict(&mut self) {
+        let heaviest = self.open.values_mut().max_by_key(|open| open.len());
+        let Some(connections) = heaviest else { return };
+        let mut answered = connections.iter();
+        let answered = answered.position(|open| open.answered.load(Ordering::Relaxed));
+        if let Some(connection) = connections.remove(answered.unwrap_or(0)) {
+            connection.task.abort();
+            self.count -= 1;
+        }
+    }
 }
 
 /// Accepts forever. Connections end with this future.
 pub(crate) async fn accept(listener: TcpListener, answers: Answers) {
     let mut tasks = JoinSet::new();
-    let mut open = VecDeque::with_capacity(MAX_CONNECTIONS);
+    let mut clients = Clients::default();
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {
                 while tasks.try_join_next().is_some() {}
-                open.retain(|connection: &Open| !connection.task.is_finished());
-                if open.len() >= MAX_CONNECTIONS {
-                    evict(&mut open);
+                clients.forget_ended();
+                if clients.count >= MAX_CONNECTIONS {
+                    clients.evict();
                 }
-                open.push_back(Open {
-                    client: client(from.ip()),
-                    task: tasks.spawn(connection(stream, answers.clone())),
-                });
+                let answered = Arc::new(AtomicBool::new(false));
+                let task = connection(stream, answers.clone(), answered.clone());
+                let task = tasks.spawn(task);
+                clients.add(client(from.ip()), Open { answered, task });
+                // A flood of connections must not be accepted in one go: the requests that are there are answered between.
+                tokio::task::yield_now().await;
             }
             // Most likely out of file descriptors: wait until others are closed.
             Err(error) => {
@@ -117,31 +160,17 @@ fn client(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Ends the oldest connection of the client that has the most.
-fn evict(open: &mut VecDeque<Open>) {
-    let count = |client: IpAddr| open.iter().filter(|other| other.client == client).count();
-    // Of equals the last in the iteration is taken: the oldest.
-    let heaviest = open
-        .iter()
-        .rev()
-        .max_by_key(|connection| count(connection.client));
-    let Some(heaviest) = heaviest.map(|connection| connection.client) else {
-        return;
-    };
-    let oldest = open
-        .iter()
-        .position(|connection| connection.client == heaviest);
-    if let Some(connection) = oldest.and_then(|oldest| open.remove(oldest)) {
-        connection.task.abort();
-    }
-}
-
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, answers: Answers) {
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    answers: Answers,
+    answered: Arc<AtomicBool>,
+) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let answer = match *request.method() {
             Method::GET | Method::HEAD => answers(request.uri().path(), request.headers()),
             _ => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"),
         };
+        answered.store(true, Ordering::Relaxed);
         async move { Ok::<_, Infallible>(answer.into_response()) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -174,7 +203,7 @@ mod tests {
         fuzz::fuzz(&corpus, [], |bytes| {
             runtime.block_on(async {
                 let (mut client, server) = duplex(1 << 17);
-                let serving = connection(server, answers.clone());
+                let serving = connection(server, answers.clone(), Arc::default());
                 let asking = async {
                     // The server may have hung up already.
                     let _ = client.write_all(bytes).await;

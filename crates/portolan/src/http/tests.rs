@@ -5,10 +5,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use service_model::ObjectKind;
+use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::listener::MAX_CONNECTIONS;
 use super::{Addresses, Ports, Sources, start};
 
 use crate::configz::Configz;
@@ -330,34 +330,64 @@ fn a_client_that_never_ends_its_headers_is_cut_off() {
     slow.read_to_end(&mut rest).unwrap();
 }
 
+/// A connection from this loopback address.
+fn connect(from: [u8; 4], to: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+    socket.connect(&to.into()).unwrap();
+    socket.into()
+}
+
+/// The answer to a probe, and the time until it was there.
+fn probe(from: [u8; 4], to: SocketAddr) -> (u16, Duration) {
+    let start = Instant::now();
+    let mut stream = connect(from, to);
+    // Shorter than any time-out of a silent connection: a place is made, not waited for.
+    let limit = Some(Duration::from_secs(1));
+    stream.set_read_timeout(limit).unwrap();
+    let request = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    (code(&response), start.elapsed())
+}
+
 #[test]
 fn probes_are_answered_at_once_whatever_others_hold() {
+    const HELD: usize = 10_000;
+    const PROBER: [u8; 4] = [127, 9, 9, 9];
+    // The usual soft limit is 1024.
+    let own = std::process::id().to_string();
+    let mut raise = std::process::Command::new("prlimit");
+    raise.args(["--nofile=16384:", "--pid", &own]);
+    assert!(raise.status().unwrap().success());
     let server = Server::start();
     server.publish(synced());
     let address = server.health();
-    // More than there are places for: silent clients, and slow ones that never finish their headers.
-    let held: Vec<TcpStream> = (0..4 * MAX_CONNECTIONS)
-        .map(|i| {
-            let mut stream = TcpStream::connect(address).unwrap();
-            if i % 2 == 0 {
-                stream.write_all(b"GET /x HTTP/1.1\r\n").unwrap();
-            }
-            stream
-        })
-        .collect();
-    for _ in 0..MAX_CONNECTIONS {
-        let mut probe = TcpStream::connect(address).unwrap();
-        // Shorter than any time-out of a silent connection: a place is made, not waited for.
-        probe
-            .set_read_timeout(Some(Duration::from_secs(1)))
-            .unwrap();
-        probe
-            .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            .unwrap();
-        let mut response = String::new();
-        probe.read_to_string(&mut response).unwrap();
-        assert_eq!(code(&response), 200);
+    let whole: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+    // Silent, slow, keep-alive and garbage.
+    let begun = [b"", &whole[..18], whole, b"\x16\x03\x01\xff\r\n\0"];
+    let mut held = Vec::with_capacity(HELD);
+    let mut slowest = Duration::ZERO;
+    for n in 0..HELD {
+        let [.., high, low] = u32::try_from(n).unwrap().to_be_bytes();
+        // From one address, from many, and half of all from the prober's own.
+        let from = match n % 4 {
+            0 => [127, 0, 0, 1],
+            1 => [127, 1, high, low.max(1)],
+            _ => PROBER,
+        };
+        let mut stream = connect(from, address);
+        // The server may have closed the connection already.
+        let _ = stream.write_all(begun[n / 4 % begun.len()]);
+        held.push(stream);
+        if n % 20 == 0 {
+            let (code, elapsed) = probe(PROBER, address);
+            assert_eq!(code, 200, "with {n} connections");
+            slowest = slowest.max(elapsed);
+        }
     }
+    eprintln!("slowest of {} probes: {slowest:?}", HELD / 20);
     drop(held);
 }
 
