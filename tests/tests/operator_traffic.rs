@@ -202,3 +202,27 @@ fn the_support_archive_has_everything_but_the_token() -> Result<()> {
     );
     Ok(())
 }
+
+#[scenario(Nft)]
+fn a_token_is_in_no_log_and_on_no_port() -> Result<()> {
+    const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.planted.secret";
+    let stage = Stage::new()?;
+    let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
+    api.require_token(Some(TOKEN));
+    api.kubeconfig(kubeconfig.as_ref())?;
+    let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &["--log-level=trace"])?;
+    stage.wait_until_ready(&daemon)?;
+    for path in ["/configz", "/flagz", "/statusz", "/metrics"] {
+        let answer = stage.node.http_get(([127, 0, 0, 1], 10_249).into(), path)?;
+        let (code, text) = answer.context("the metrics port refuses")?;
+        ensure!(code == 200 && !text.contains("planted"), "{path}: {text}");
+    }
+    // What is said about a failure names the request.
+    api.require_token(Some("another"));
+    api.break_connections();
+    daemon.wait_for_line("401", PATIENCE)?;
+    let lines = daemon.lines();
+    let told = lines.iter().find(|line| line.contains("planted"));
+    ensure!(told.is_none(), "{told:?}");
+    Ok(())
+}

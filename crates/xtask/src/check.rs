@@ -17,6 +17,7 @@ pub(crate) mod dependencies;
 mod directions;
 mod help;
 mod metrics;
+mod named_tests;
 mod source;
 mod spelling;
 mod test_names;
@@ -31,6 +32,7 @@ const BASELINE: &[(&str, usize)] = &[
     ("commits", 0),
     ("help", 0),
     ("metrics", 0),
+    ("named tests", 0),
     ("spelling", 0),
     ("test names", 0),
     ("words", 0),
@@ -77,6 +79,7 @@ fn found() -> Result<Vec<(&'static str, Vec<Violation>)>> {
         ("commits", commits::violations()?),
         ("help", help::violations(&sources)),
         ("metrics", metrics::violations(&sources)),
+        ("named tests", named_tests::violations(&sources)?),
         ("spelling", spelling::violations(&sources)?),
         ("test names", test_names::violations(&sources)),
         ("words", words::violations(&sources)?),

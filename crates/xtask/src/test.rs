@@ -35,11 +35,12 @@ const NIGHTLY: [(&str, &str); 6] = [
     ("PORTOLAN_TRACES", "200"),
 ];
 
-/// Numbers of kills, flushes and other foreign changes for `--nightly`.
-const FAULTS: [(&str, &str); 3] = [
+/// Numbers of kills, flushes and other foreign changes, and the length of the soak, for `--nightly`.
+const FAULTS: [(&str, &str); 4] = [
     ("PORTOLAN_KILLS", "1000"),
     ("PORTOLAN_FLUSHES", "1000"),
     ("PORTOLAN_VANDALISM", "10000"),
+    ("PORTOLAN_SOAK_SECONDS", "3600"),
 ];
 
 /// Test targets that read the sizes.
@@ -202,7 +203,7 @@ fn test_programs(messages: &[u8]) -> Vec<PathBuf> {
     lines.filter_map(program).collect()
 }
 
-/// A thousand kills and flushes, and ten thousand other foreign changes.
+/// A thousand kills and flushes, ten thousand other foreign changes, and an hour of churn.
 fn faults() -> Result<()> {
     let mut tests = tests()?;
     tests.args(["--test", SURVIVAL]);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use kube::api::{ListParams, WatchParams};
 use kube::core::Request;
-use lab::fake_api::{Fault, Injection, Resource, StreamingList, Verb};
+use lab::fake_api::{Fault, Injection, Resource, Seen, StreamingList, Verb};
 use service_model::ObjectKind;
 
 use super::harness::{Bench, quick, service, watches};
@@ -280,6 +280,44 @@ async fn a_silent_connection_is_given_up_in_time() {
         ..
     } = ApiConfig::default();
     assert!(silence <= Duration::from_secs(45) && watch_silence <= Duration::from_secs(90));
+}
+
+#[tokio::test]
+async fn an_idle_watch_is_renewed_when_its_time_is_over_only() {
+    let mut bench = five_services();
+    bench.api.set_bookmark_interval(Duration::from_millis(100));
+    let config = ApiConfig {
+        watch_silence: Duration::from_millis(500),
+        watch_seconds: 2..=2,
+        ..quick()
+    };
+    bench.start(config).await;
+    bench.until_listed(NAMES.len()).await;
+    bench
+        .until_seen("two renewals", |api| watches(api) >= 4)
+        .await;
+    // Without those that are lists.
+    let seen = bench.api.seen().into_iter();
+    let of_services: Vec<Seen> = seen
+        .filter(|seen| seen.resource == Resource::Services)
+        .filter(|seen| !seen.parameters.contains_key("sendInitialEvents"))
+        .collect();
+    let watches: Vec<Instant> = of_services
+        .iter()
+        .filter(|seen| seen.verb == Verb::Watch)
+        .map(|seen| seen.at)
+        .collect();
+    assert!(of_services.len() - watches.len() <= 1, "{of_services:?}");
+    for pair in watches.windows(2) {
+        let apart = pair[1] - pair[0];
+        assert!(apart > Duration::from_millis(1_800), "{apart:?}");
+    }
+    // With these times, an idle node sends no more than kube-proxy, which renews each watch after 300 to 600 s.
+    let ours = ApiConfig::default();
+    let shortest = f64::from(*ours.watch_seconds.start());
+    let an_hour = 4.0 * 3600.0 / shortest + 3600.0 / ours.verify_every.as_secs_f64();
+    assert!(an_hour < 4.0 * 3600.0 / 450.0, "{an_hour} requests an hour");
+    assert!(ours.watch_silence > Duration::from_secs(65));
 }
 
 #[tokio::test]
