@@ -127,6 +127,8 @@ impl Shape {
             api_servers: Vec::new(),
             listeners: Vec::new(),
             allowed_external_ips: None,
+            pod_ranges: Vec::new(),
+            of_other_nodes: Vec::new(),
         }
     }
 

@@ -45,7 +45,7 @@ pub struct Settings {
     pub nodeport_addresses: Vec<NodePortAddresses>,
     /// `--masquerade-all`
     pub masquerade_all: bool,
-    /// `--allowed-external-ips`; `None` means all.
+    /// `--allowed-external-ips`; `None` means all that belong to nobody in the cluster.
     pub allowed_external_ips: Option<Vec<IpNet>>,
     /// `--service-proxy-name`; `None` means Services without the label.
     pub service_proxy_name: Option<String>,

@@ -3,6 +3,7 @@
 //! Everything between JSON and table is the product's; nothing is decided here.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -11,7 +12,7 @@ use serde_json::Value;
 use service_model::wire::{self, ConversionContext, Object};
 use service_model::{
     DetectLocal, EndpointSlice, Index, LocalInterface, NodeConfig, NodeFacts, NodePortAddress,
-    ObjectEvent, Service, ServiceCidr, Suspects,
+    ObjectEvent, OtherNodes, Service, ServiceCidr, Suspects,
 };
 
 use crate::cluster::{self, Cluster, Detect, NodePortAddresses};
@@ -118,6 +119,10 @@ pub fn facts(cluster: &Cluster, node: &cluster::Node) -> NodeFacts {
     let mut config = NodeConfig {
         detect_local,
         masquerade_all: settings.masquerade_all,
+        cluster_cidrs: match &settings.detect {
+            Detect::ClusterCidr(ranges) => ranges.clone(),
+            Detect::NodeCidr | Detect::Interface(_) | Detect::InterfacePrefix(_) => Vec::new(),
+        },
         allowed_external_ips: settings.allowed_external_ips.clone(),
         ..NodeConfig::named(node.name.as_str())
     };
@@ -139,9 +144,22 @@ pub fn facts(cluster: &Cluster, node: &cluster::Node) -> NodeFacts {
         .flat_map(|service_cidr: ServiceCidr| service_cidr.cidrs)
         .collect();
     match decode::<wire::Node>(node.document(), &mut context) {
-        Some(object) => NodeFacts::resolve(&config, &object, &node.interfaces, &service_cidrs),
+        Some(object) => NodeFacts::resolve(&config, &object, &node.interfaces, &service_cidrs)
+            .with_those_of_other_nodes(of_other_nodes(cluster, node)),
         None => panic!("the product cannot use {}", node.document()),
     }
+}
+
+/// External addresses that belong to other Nodes.
+fn of_other_nodes(cluster: &Cluster, node: &cluster::Node) -> Vec<IpAddr> {
+    let mut context = context(cluster);
+    let mut others = OtherNodes::default();
+    for other in &cluster.nodes {
+        if let Some(other) = decode::<wire::Node>(other.document(), &mut context) {
+            others.event(&ObjectEvent::Apply(Arc::new(other)), &node.name);
+        }
+    }
+    others.among(index(cluster).external_addresses())
 }
 
 /// Both tables of a node.

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use ipnet::IpNet;
 use lab::{scenario, wait_until};
 use portolan_tests::cluster::space::cluster_cidr;
 use portolan_tests::cluster::{Cluster, Detect, Generator, NodePortAddresses, Space};
@@ -225,8 +226,13 @@ fn detector(run: u64) -> Detect {
 /// Keeps the settings that both programs have: kube-proxy has none for which external addresses are allowed, nor for Services of
 /// another proxy.
 fn as_both_understand(cluster: &mut Cluster) {
-    cluster.settings.allowed_external_ips = None;
+    cluster.settings.allowed_external_ips = Some(everywhere());
     cluster.settings.service_proxy_name = None;
+}
+
+/// What kube-proxy serves: all external addresses.
+fn everywhere() -> Vec<IpNet> {
+    vec![IpNet::V4(Default::default()), IpNet::V6(Default::default())]
 }
 
 /// Before 1.37, either the primary address or ranges.

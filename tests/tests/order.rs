@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use nft::{Backend, Fake, Family, TableContents};
-use portolan_tests::cluster::{Cluster, Generator, Node, Service, Slice};
+use portolan_tests::cluster::{Cluster, Generator, Node, Service, Settings, Slice};
 use portolan_tests::{in_parallel, number_from_env, product};
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -234,14 +234,24 @@ fn without_empties(mut contents: TableContents) -> TableContents {
     contents
 }
 
+/// The settings, so that no plan depends on other Nodes, which these worlds do not have.
+fn without_other_nodes(cluster: &Cluster) -> Settings {
+    let everywhere = || vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
+    let mut settings = cluster.settings.clone();
+    settings.allowed_external_ips.get_or_insert_with(everywhere);
+    settings
+}
+
 /// Some worlds that follow each other, then a walk over them, forth and back, that ends in the last.
 fn history(generator: &mut Generator) -> (Vec<World>, Cluster) {
     let mut cluster = generator.cluster();
+    cluster.settings = without_other_nodes(&cluster);
     let mut worlds = vec![World::of(&cluster)];
     for _ in 0..generator.rng().random_range(1..6) {
         for _ in 0..generator.rng().random_range(1..4) {
             generator.mutate(&mut cluster);
         }
+        cluster.settings = without_other_nodes(&cluster);
         worlds.push(World::of(&cluster));
     }
     let mut walk: Vec<World> = worlds

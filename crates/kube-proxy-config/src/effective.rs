@@ -102,7 +102,7 @@ pub struct Services {
     pub node_port_addresses: Vec<NodePortAddress>,
     /// `masqueradeAll` of the mode's section.
     pub masquerade_all: bool,
-    /// `allowedExternalIPs`: ranges of external IPs that are served; `None`: any.
+    /// `allowedExternalIPs`: ranges of external IPs that are served; `None`: any that belong to nobody in the cluster.
     pub allowed_external_ips: Option<Vec<IpNet>>,
     /// `serviceProxyName`: value of the label `service.kubernetes.io/service-proxy-name` to serve; `None`: no label.
     pub service_proxy_name: Option<String>,

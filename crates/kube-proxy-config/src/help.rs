@@ -177,7 +177,7 @@ const GROUPS: &[Group] = &[
             (
                 "allowed-external-ips",
                 "CIDR[,CIDR...]",
-                "CIDRs that Services may use external IPs from; others are ignored with a warning [default: any]",
+                "CIDRs that Services may use external IPs from; others are ignored with a warning [default: any that belong to no pod, other Node or cluster IP]",
             ),
             (
                 "failover",

@@ -161,6 +161,7 @@ pub fn node(effective: &Effective, name: Arc<str>) -> NodeConfig {
         detect_local,
         nodeport_addresses: services.node_port_addresses.clone(),
         masquerade_all: services.masquerade_all,
+        cluster_cidrs: services.cluster_cidrs.clone(),
         allowed_external_ips: services.allowed_external_ips.clone(),
         node_ip: effective.node_ip,
         // Known once the API client is made.

@@ -172,7 +172,7 @@ impl<B: Backend> Control<B> {
         observers: Vec<Box<dyn Observer>>,
         adopted: Option<Adopted>,
     ) -> Self {
-        let view = View::new(config);
+        let mut view = View::new(config);
         let facts = view.facts(&[]);
         Control {
             dataplane: Dataplane::new(backend, facts.clone()),

@@ -213,6 +213,8 @@ pub(crate) fn other_facts() -> NodeFacts {
         node_addresses: vec![address(Family::Ip, 1, 2)],
         local_sources: vec![],
         local_interface: Some(LocalInterface::Prefix("veth".into())),
+        pod_ranges: Vec::new(),
+        of_other_nodes: Vec::new(),
         service_cidrs: vec![],
         masquerade_all: true,
         ..facts()

@@ -44,8 +44,10 @@ pub struct NodeConfig {
     pub nodeport_addresses: Vec<NodePortAddress>,
     /// `--masquerade-all`
     pub masquerade_all: bool,
-    /// `--allowed-external-ips`: external IPs outside these ranges are refused (CVE-2020-8554). `None`: all are
-    /// served, as with kube-proxy.
+    /// `--cluster-cidr`, whatever detects local pods.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// `--allowed-external-ips`: external IPs outside these ranges are refused (CVE-2020-8554). `None`: those that belong
+    /// to pods, other Nodes or cluster IPs.
     pub allowed_external_ips: Option<Vec<IpNet>>,
     /// Overrides the Node's own address of its family (`--bind-address`, unless that is a wildcard).
     pub node_ip: Option<IpAddr>,
@@ -61,6 +63,7 @@ impl NodeConfig {
             detect_local: DetectLocal::ClusterCidr(Vec::new()),
             nodeport_addresses: vec![NodePortAddress::Primary],
             masquerade_all: false,
+            cluster_cidrs: Vec::new(),
             allowed_external_ips: None,
             node_ip: None,
             api_server: None,
@@ -141,6 +144,10 @@ pub struct NodeFacts {
     pub listeners: Vec<(Protocol, SocketAddr)>,
     /// See [`NodeConfig::allowed_external_ips`].
     pub allowed_external_ips: Option<Vec<IpNet>>,
+    /// Ranges of pods, as far as this node knows them.
+    pub pod_ranges: Vec<IpNet>,
+    /// External IPs that belong to other Nodes ([`crate::OtherNodes`]), sorted. Only those that a Service requests are needed.
+    pub of_other_nodes: Vec<IpAddr>,
 }
 
 impl NodeFacts {
@@ -201,7 +208,16 @@ impl NodeFacts {
             api_servers: config.api_server.into_iter().collect(),
             listeners: Vec::new(),
             allowed_external_ips: config.allowed_external_ips.clone(),
+            pod_ranges: sorted([&*config.cluster_cidrs, &*node.pod_cidrs].concat()),
+            of_other_nodes: Vec::new(),
         }
+    }
+
+    /// The same with external IPs that belong to other Nodes.
+    #[must_use]
+    pub fn with_those_of_other_nodes(mut self, addresses: Vec<IpAddr>) -> NodeFacts {
+        self.of_other_nodes = sorted(addresses);
+        self
     }
 
     /// The same with listeners of this node.

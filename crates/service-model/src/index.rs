@@ -216,6 +216,13 @@ impl Index {
         sockets
     }
 
+    /// All external addresses that Services request, each once, sorted.
+    pub fn external_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let mut last = None;
+        let addresses = self.external.iter().map(|(address, _)| *address);
+        addresses.filter(move |address| last.replace(*address) != Some(*address))
+    }
+
     /// All Services, sorted: to plan again when node facts change.
     pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
         let known = self

@@ -14,6 +14,7 @@ pub mod facts;
 mod index;
 pub mod intent;
 pub mod objects;
+pub mod others;
 pub mod plan;
 mod printable;
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub use objects::{
     ObjectName, Protocol, Service, ServiceCidr, ServiceOptions, ServicePort, ServiceType,
     SlicePort, TrafficPolicy, TriggerTime, Watched,
 };
+pub use others::OtherNodes;
 pub use plan::{Choice, EndpointChoice, Plan, PortChoices};
 pub use printable::printable;
 pub use suspects::Suspects;

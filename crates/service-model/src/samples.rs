@@ -118,6 +118,8 @@ pub(crate) fn facts() -> NodeFacts {
         api_servers: Vec::new(),
         listeners: Vec::new(),
         allowed_external_ips: None,
+        pod_ranges: Vec::new(),
+        of_other_nodes: Vec::new(),
     }
 }
 

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use super::addresses::{parse_sloppily, within};
 use super::{Packet, Protocol};
 use crate::cluster::{
-    Cluster, Ingress, Kind, Node, NodePortAddresses, Service, ServicePort, label,
+    Cluster, Detect, Ingress, Kind, Node, NodePortAddresses, Service, ServicePort, label,
 };
 
 /// A Service port that answers at the packet's destination.
@@ -49,7 +49,8 @@ pub(super) fn all<'a>(cluster: &'a Cluster, node: &Node, packet: &Packet) -> Vec
             .cluster_ips
             .iter()
             .any(|a| a.is_ipv4() == to.is_ipv4());
-        let is_external = is_external_ip(cluster, service, to) || is_load_balancer(service, to);
+        let is_external =
+            is_external_ip(cluster, node, service, to) || is_load_balancer(service, to);
         for port in service.ports.iter().filter(|p| p.transport == transport) {
             let mut answers_at = |at, condition| {
                 if condition && serves_family {
@@ -101,13 +102,33 @@ pub(super) fn has_cluster_ip(service: &Service, address: IpAddr) -> bool {
         && service.cluster_ips.contains(&address)
 }
 
-fn is_external_ip(cluster: &Cluster, service: &Service, address: IpAddr) -> bool {
-    let allowed = &cluster.settings.allowed_external_ips;
-    let is_allowed = allowed
-        .as_ref()
-        .is_none_or(|ranges| within(ranges, address));
+fn is_external_ip(cluster: &Cluster, node: &Node, service: &Service, address: IpAddr) -> bool {
+    let is_allowed = match &cluster.settings.allowed_external_ips {
+        Some(ranges) => within(ranges, address),
+        None => !is_of_others(cluster, node, address),
+    };
     let mut external = service.external_ips.iter();
     is_allowed && external.any(|ip| parse_sloppily(ip) == Some(address))
+}
+
+/// Whether whoever lists the address would take what pods, cluster IPs or other nodes have. A node's own address may be
+/// listed.
+fn is_of_others(cluster: &Cluster, node: &Node, address: IpAddr) -> bool {
+    let is_of = |node: &Node| node.addresses.iter().any(|(_, own)| *own == address);
+    let is_primary = |ipv4| primary_address(node, ipv4) == Some(address);
+    if is_primary(true) || is_primary(false) {
+        return false;
+    }
+    let pods = match &cluster.settings.detect {
+        Detect::ClusterCidr(ranges) => within(ranges, address),
+        Detect::NodeCidr | Detect::Interface(_) | Detect::InterfacePrefix(_) => false,
+    };
+    let mut service_cidrs = cluster.service_cidrs.iter();
+    let mut others = cluster.nodes.iter().filter(|other| other.name != node.name);
+    let of_node = |node: &Node| is_of(node) || within(&node.pod_cidrs, address);
+    pods || within(&node.pod_cidrs, address)
+        || service_cidrs.any(|(_, ranges)| within(ranges, address))
+        || others.any(of_node)
 }
 
 /// Whether the address is one of a load balancer that sends packets on as they are (KEP-1860).

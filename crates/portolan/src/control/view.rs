@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use service_dataplane::Update;
 use service_model::{
     Family, Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName,
-    Protocol, ServiceCidr, Suspects, Watched,
+    OtherNodes, Protocol, ServiceCidr, Suspects, Watched,
 };
 
 use object_source::{SourceEvent, Subject};
@@ -42,6 +42,9 @@ pub(crate) struct View {
     /// change.
     external_sockets_here: Option<BTreeMap<(Protocol, SocketAddr), bool>>,
     node: Option<Arc<Node>>,
+    others: OtherNodes,
+    /// External addresses that belong to other Nodes; `None` when Services or Nodes have changed.
+    of_other_nodes: Option<Vec<IpAddr>>,
     /// Node addresses that an earlier process served, for a start without the Node object.
     adopted_addresses: Vec<IpAddr>,
     /// The Node object exists: `node` is not the last version of a deleted one.
@@ -72,6 +75,8 @@ impl View {
         self.config = config;
     }
 
+            others: OtherNodes::default(),
+            of_other_nodes: None,
     /// Replaces the suspects.
     pub(crate) fn set_suspects(&mut self, suspects: Suspects) {
         self.index.set_suspects(suspects);
@@ -96,6 +101,7 @@ impl View {
                 self.objects(&event);
                 self.node_event(event);
             }
+                self.of_other_nodes = None;
             SourceEvent::ServiceCidr(event) => {
                 self.objects(&event);
                 self.service_cidr_event(event);
@@ -108,6 +114,8 @@ impl View {
             }
             SourceEvent::Connection {
                 kind: ObjectKind::ServiceCidr,
+                self.of_other_nodes = None;
+                self.others.event(&event, &self.config.node_name);
                 state: Err(_),
             } => {
                 // ServiceCIDRs are optional, so Services do not wait for them.
@@ -226,7 +234,9 @@ impl View {
     }
 
     /// The facts to plan by. Without a Node object there are no zone and pod CIDRs, and only adopted node addresses.
-    pub(crate) fn facts(&self, interface_addresses: &[IpAddr]) -> NodeFacts {
+    pub(crate) fn facts(&mut self, interface_addresses: &[IpAddr]) -> NodeFacts {
+        let find = || self.others.among(self.index.external_addresses());
+        let of_other_nodes = self.of_other_nodes.get_or_insert_with(find).clone();
         let unknown = || {
             Arc::new(Node {
                 addresses: self.adopted_addresses.clone(),
@@ -264,6 +274,7 @@ impl View {
         is_due: impl Fn(&ObjectName) -> bool,
     ) -> (Vec<Update>, Vec<Invalid>) {
         let dirty = self.index.take_dirty_if(|name| all || is_due(name));
+            .with_those_of_other_nodes(of_other_nodes)
         let mut names: BTreeSet<ObjectName> = dirty.into_iter().collect();
         if all {
             names.extend(self.index.service_names().cloned());

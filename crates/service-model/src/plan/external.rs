@@ -115,12 +115,19 @@ fn external_ip_refusal(address: IpAddr, service: &Service, facts: &NodeFacts) ->
         return Some(format!("{address} is the cluster IP of the Service itself"));
     }
     let inside = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&address));
-    match &facts.allowed_external_ips {
-        Some(allowed) if !inside(allowed) => {
-            Some(format!("{address} is not among the allowed external IPs"))
-        }
-        _ => None,
-    }
+    let owner = match &facts.allowed_external_ips {
+        Some(allowed) if inside(allowed) => return None,
+        Some(_) => return Some(format!("{address} is not among the allowed external IPs")),
+        // A node's own address is served where no process listens, as ingress controllers without a load balancer need it.
+        None if facts.own_addresses.contains(&address) => return None,
+        None if inside(&facts.pod_ranges) => "is in a range of pods",
+        None if inside(&facts.service_cidrs) => "is in a range of cluster IPs",
+        None if facts.of_other_nodes.binary_search(&address).is_ok() => "belongs to another Node",
+        None => return None,
+    };
+    Some(format!(
+        "{address} {owner}; --allowed-external-ips can allow it"
+    ))
 }
 
 /// Whose traffic an external frontend at `socket` would take: the API server's, this node's own connections to it

@@ -6,7 +6,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::{Generator, OTHER_PROXY};
-use crate::cluster::space::{cluster_address, external_address};
+use crate::cluster::space::{cluster_address, external_address, node_address, pod_address};
 use crate::cluster::{Cluster, Ingress, Kind, Service, ServicePort, Transport};
 
 /// Ranges with the lab's client, pods and nodes inside and outside, and spellings that old objects may have.
@@ -229,6 +229,14 @@ impl Generator {
             1 if !cluster_ips.is_empty() && self.space.odd => cluster_ips
                 .choose(&mut self.rng)
                 .map_or_else(String::new, ToString::to_string),
+            2 if self.space.odd => {
+                node_address(self.space.node_number(&mut self.rng), ipv4).to_string()
+            }
+            3 if self.space.odd => {
+                let (node, x) = self.space.pod(&mut self.rng);
+                pod_address(node, x, ipv4).to_string()
+            }
+            4 if self.space.odd => cluster_address(number.into(), ipv4).to_string(),
             _ => external_address(number, ipv4).to_string(),
         }
     }
