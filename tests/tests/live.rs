@@ -1,12 +1,12 @@
 //! What changes while the program runs, and is followed without a restart: a client's affinity, the facts about the node
 //! that others change, and the answers to health checks of load balancers.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Host, Outcome, Protocol, node_object, scenario, wait_until};
 use nft::{Backend, Family};
-use portolan_tests::stage::{PATIENCE, Stage};
+use portolan_tests::stage::{self, PATIENCE, Stage};
 use portolan_tests::written;
 use serde_json::{Value, json};
 use service_dataplane::layout;
@@ -106,14 +106,67 @@ fn affinity_outlives_the_daemon_and_follows_its_endpoints() -> Result<()> {
     Ok(())
 }
 
-/// Entries of the IPv4 affinity map in the kernel that have not expired.
+/// Entries of all IPv4 affinity maps in the kernel that have not expired.
 fn affinity_entries(stage: &Stage) -> Result<usize> {
     stage.node.run(|| {
         let mut kernel = written::kernel(layout::TABLE, false)?;
-        Ok(kernel
-            .dynamic_elements(Family::Ip, &"affinity".into())?
-            .len())
+        let table = kernel.list(Family::Ip)?.context("no table")?;
+        let maps = table.sets.values();
+        let maps = maps.filter(|set| matches!(set.kind, nft::SetKind::Dynamic(_)));
+        let mut entries = 0;
+        for map in maps {
+            entries += kernel.dynamic_elements(Family::Ip, &map.name)?.len();
+        }
+        Ok(entries)
     })?
+}
+
+/// One datagram to `to` from each of so many addresses.
+fn flood(stage: &Stage, to: SocketAddr, clients: u32) -> Result<()> {
+    // Addresses that the client's pod has without listing them, and a way back.
+    let via = stage.client.ipv4().to_string();
+    let local = ["route", "add", "local", "100.64.0.0/10", "dev", "lo"];
+    let back = ["route", "add", "100.64.0.0/10", "via", &via];
+    for (host, route) in [(&*stage.client, &local[..]), (&*stage.node, &back[..])] {
+        let mut ip = host.command("ip");
+        ip.args(route);
+        host.output(ip)?;
+    }
+    stage.client.run(move || -> std::io::Result<()> {
+        let first = Ipv4Addr::new(100, 64, 0, 1).to_bits();
+        for n in 0..clients {
+            let socket = UdpSocket::bind((Ipv4Addr::from_bits(first + n), 0))?;
+            // The queue may be full for a moment, and an answer may say that nobody listens.
+            let _ = socket.send_to(b"x", to);
+        }
+        Ok(())
+    })??;
+    Ok(())
+}
+
+#[scenario(Nft)]
+fn clients_of_one_service_do_not_end_affinity_of_others() -> Result<()> {
+    let stage = Stage::new()?;
+    let flooded = stage::service("flooded", 81);
+    let mut objects = stage.objects(&flooded, 0..4);
+    for object in &mut objects {
+        with_affinity(10_800)(object);
+        for ports in ["/ports", "/spec/ports"] {
+            let ports = object.pointer_mut(ports).and_then(Value::as_array_mut);
+            for port in ports.into_iter().flatten() {
+                port["protocol"] = json!("UDP");
+            }
+        }
+    }
+    stage.manifests.write_objects("flooded.yaml", &objects)?;
+    write(&stage, &[0, 1, 2, 3], with_affinity(10_800))?;
+    let _daemon = stage.start_synced(&[])?;
+    // More than one map could hold for all Services.
+    flood(&stage, Stage::address(&flooded)?, 160_000)?;
+    let entries = affinity_entries(&stage)?;
+    ensure!((40_000..60_000).contains(&entries), "{entries} entries");
+    wait_for_affinity(&stage)?;
+    Ok(())
 }
 
 #[scenario(Nft)]

@@ -52,7 +52,7 @@ fn plain(value: &Value) -> Result<String> {
         "concat" => joined(" "),
         "range" => joined("-"),
         "prefix" => Ok(format!("{}/{}", plain(&inner["addr"])?, inner["len"])),
-        "goto" => Ok(format!("goto {}", plain(&inner["target"])?)),
+        verdict @ ("goto" | "jump") => Ok(format!("{verdict} {}", plain(&inner["target"])?)),
         // With a counter.
         "elem" => plain(&inner["val"]),
         _ => bail!("nft lists {value}"),
@@ -88,6 +88,7 @@ fn meant(set: &Set, element: &Element, family: Family) -> Result<String> {
             format!("{key} : {}", parts(value, &fields, family)?.join(" "))
         }
         Data::Verdict(Verdict::Goto(chain)) => format!("{key} : goto {chain}"),
+        Data::Verdict(Verdict::Jump(chain)) => format!("{key} : jump {chain}"),
         Data::Verdict(other) => bail!("{other:?} is none of ours"),
     })
 }

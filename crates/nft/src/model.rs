@@ -134,8 +134,8 @@ impl Set {
 }
 
 /// Size of a map of [`SetKind::Dynamic`]; when the map is full, rules add nothing until elements have timed out. The
-/// kernel allocates the table at once: 2 MB.
-pub(crate) const DYNAMIC_SIZE: u32 = 1 << 17;
+/// kernel allocates the table of buckets at once: 512 KiB for this size, the largest for which it has 65,536 buckets.
+pub(crate) const DYNAMIC_SIZE: u32 = 49_152;
 
 /// Where a base chain is hooked, with its priority. `type nat` sees the first packet of each connection only,
 /// `type filter` each packet; policy is always accept.

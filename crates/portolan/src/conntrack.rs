@@ -59,6 +59,8 @@ impl Order {
 pub struct Forget {
     /// The family of the table.
     pub family: Family,
+    /// The Service's map in the table.
+    pub map: u32,
     /// The entries, as read.
     pub entries: Vec<Element>,
     /// Dropped when the entries are deleted.
@@ -188,14 +190,15 @@ impl Worker {
         let start = Instant::now();
         let (done, all_done) = channel();
         let mut entries = 0;
-        for family in self.affinity.families() {
-            let all = self.table.dynamic_elements(family, &affinity::map())?;
-            let stale = self.affinity.stale(family, all);
+        for (family, map) in self.affinity.maps() {
+            let all = self.table.dynamic_elements(family, &affinity::map(map))?;
+            let stale = self.affinity.stale(family, map, all);
             entries += stale.len();
             for piece in stale.chunks(PIECE) {
                 // The receiver is gone only when the daemon is ending.
                 let _ = self.forget.send(Forget {
                     family,
+                    map,
                     entries: piece.to_vec(),
                     _done: done.clone(),
                 });

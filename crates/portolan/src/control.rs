@@ -271,7 +271,9 @@ impl<B: Backend> Control<B> {
     }
 
     fn forget(&mut self, forget: Forget) {
-        let entries = self.dataplane.forget(forget.family, forget.entries);
+        let entries = self
+            .dataplane
+            .forget(forget.family, forget.map, forget.entries);
         tracing::debug!(entries, family = %forget.family, "deleted affinity entries of removed endpoints");
     }
 

@@ -1,9 +1,9 @@
 //! Which affinity entries are stale: those that lead to an endpoint that their group no longer has.
 //!
-//! Rules write the map of [`SetId::Affinity`] as packets pass, and the map outlives this process; it is no part of the
-//! desired state. The map may be big and can only be read whole, so a commit does not read it: the commit returns an
-//! [`AffinityCheck`], a thread of the caller reads the map and finds stale entries, and [`crate::Dataplane::forget`]
-//! deletes those that are still stale.
+//! Rules write the maps of [`SetId::Affinity`], one for each Service, as packets pass, and the maps outlive this process; they
+//! are no part of the desired state. A map may be big and can only be read whole, so a commit does not read it: the commit
+//! returns an [`AffinityCheck`], a thread of the caller reads the maps and finds stale entries, and
+//! [`crate::Dataplane::forget`] deletes those that are still stale.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -15,15 +15,19 @@ use crate::layout::SetId;
 /// Address and port of an endpoint.
 type Endpoint = (IpAddr, u16);
 
-/// The name of the map.
-pub fn map() -> Name {
-    SetId::Affinity.name()
+/// The name of a Service's map.
+pub fn map(map: u32) -> Name {
+    SetId::Affinity(map).name()
 }
+
+/// A group in the map of its Service.
+pub(crate) type Group = (Family, u32, u32);
 
 /// Affinity groups with entries that may lead to removed endpoints, and the endpoints that the groups have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AffinityCheck {
-    pub(crate) groups: BTreeMap<(Family, u32), BTreeSet<Endpoint>>,
+    /// By family, map and group.
+    pub(crate) groups: BTreeMap<Group, BTreeSet<Endpoint>>,
     /// Whether groups that are not listed have no endpoints; otherwise their entries are not judged.
     pub(crate) all: bool,
 }
@@ -31,7 +35,7 @@ pub struct AffinityCheck {
 impl AffinityCheck {
     /// Whether nothing needs to be read.
     pub fn is_empty(&self) -> bool {
-        self.groups.is_empty() && !self.all
+        self.groups.is_empty()
     }
 
     /// Adds the check of a later commit.
@@ -42,19 +46,18 @@ impl AffinityCheck {
         }
     }
 
-    /// Families whose map has to be read.
-    pub fn families(&self) -> impl Iterator<Item = Family> + use<'_> {
-        let concerned = |family: &Family| self.groups.keys().any(|(of, _)| of == family);
-        Family::ALL
-            .into_iter()
-            .filter(move |family| self.all || concerned(family))
+    /// Families and maps that have to be read.
+    pub fn maps(&self) -> BTreeSet<(Family, u32)> {
+        let groups = self.groups.keys();
+        groups.map(|(family, map, _)| (*family, *map)).collect()
     }
 
-    /// The stale ones of the entries that [`nft::Backend::dynamic_elements`] has read. An entry of another shape is ignored.
-    pub fn stale(&self, family: Family, entries: Vec<Element>) -> Vec<Element> {
+    /// The stale ones of the entries that [`nft::Backend::dynamic_elements`] has read from a map. An entry of another shape
+    /// is ignored.
+    pub fn stale(&self, family: Family, map: u32, entries: Vec<Element>) -> Vec<Element> {
         let is_stale = |element: &Element| {
             read(family, element).is_some_and(|(group, endpoint)| {
-                match self.groups.get(&(family, group)) {
+                match self.groups.get(&(family, map, group)) {
                     Some(endpoints) => !endpoints.contains(&endpoint),
                     None => self.all,
                 }
@@ -64,7 +67,7 @@ impl AffinityCheck {
     }
 }
 
-/// The endpoint that a client keeps by these entries of the map, if it has one.
+/// The endpoint that a client keeps by these entries of its Service's map, if it has one.
 pub fn kept(
     family: Family,
     entries: &[Element],

@@ -8,8 +8,9 @@
 //! (`nf_tables_bind_set`: 34 ms at 100,000 elements). So the number of sets and chains is constant, bulk goes into
 //! data maps and plain sets, and no rule is ever bound to a big map that has its elements. There are two exceptions,
 //! each a [`DynamicPart`]: a *number* of endpoints above [`Pick::exact_counts`] that is in use has a map and a `pick` chain of
-//! its own, reached by a verdict map whose size is the number of such frontends; and an affinity time-out that is in use
-//! has a set and three rules of its own. (The sets for counting exist only while a Service requests it.)
+//! its own, reached by a verdict map whose size is the number of such frontends; and a Service with session affinity has a
+//! map of its own, so that its clients cannot end the affinity of others, reached by two verdict maps whose size is the number
+//! of Service ports with affinity. (The sets for counting exist only while a Service requests it.)
 
 mod pick;
 mod picking;
@@ -20,7 +21,7 @@ mod statements;
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use nft::{Bytes, Chain, Element, Family, Set, Table, TableContents};
+use nft::{Bytes, Chain, Data, Element, Family, Set, Table, TableContents, Verdict};
 use service_model::NodeFacts;
 
 pub use pick::Pick;
@@ -34,8 +35,19 @@ pub const TABLE: &str = "portolan";
 pub enum DynamicPart {
     /// The map and chain of frontends with this number of endpoints.
     Count(Pick, u32),
-    /// The set and rules of an affinity time-out, in seconds.
-    TimeOut(u32),
+    /// The map of a Service's affinity entries, and the chain that reads it.
+    AffinityMap(u32),
+    /// The chain that writes entries of a map with this time-out, in seconds.
+    AffinityWriter(u32, u32),
+    /// An affinity group: leads to the chains of its Service.
+    AffinityGroup {
+        /// The group.
+        group: u32,
+        /// The Service's map.
+        map: u32,
+        /// Time-out of entries.
+        seconds: u32,
+    },
     /// The sets and rules that count new connections.
     Counting,
 }
@@ -45,7 +57,8 @@ impl DynamicPart {
     pub fn sets(self) -> Vec<Set> {
         match self {
             DynamicPart::Count(pick, count) => vec![pick.backends(count).declaration()],
-            DynamicPart::TimeOut(seconds) => vec![SetId::StickyFor(seconds).declaration()],
+            DynamicPart::AffinityMap(map) => vec![SetId::Affinity(map).declaration()],
+            DynamicPart::AffinityWriter(..) | DynamicPart::AffinityGroup { .. } => Vec::new(),
             DynamicPart::Counting => vec![
                 SetId::Counted.declaration(),
                 SetId::CountedNodePorts.declaration(),
@@ -57,22 +70,49 @@ impl DynamicPart {
     pub fn chain(self) -> Option<Chain> {
         match self {
             DynamicPart::Count(pick, count) => Some(pick.chain(count)),
-            DynamicPart::TimeOut(_) | DynamicPart::Counting => None,
+            DynamicPart::AffinityMap(map) => Some(rules::affinity_reader(map)),
+            DynamicPart::AffinityWriter(map, seconds) => Some(rules::affinity_writer(map, seconds)),
+            DynamicPart::AffinityGroup { .. } | DynamicPart::Counting => None,
         }
+    }
+
+    /// Its elements in sets that are always there.
+    pub fn elements(self) -> Vec<(SetId, Element)> {
+        let DynamicPart::AffinityGroup {
+            group,
+            map,
+            seconds,
+        } = self
+        else {
+            return Vec::new();
+        };
+        let leads = |set, verdict| {
+            let mut element = Element::member(Bytes::new().group(group));
+            element.data = Data::Verdict(verdict);
+            (set, element)
+        };
+        let reader = Verdict::Goto(rules::affinity_reader_name(map));
+        let writer = Verdict::Jump(rules::affinity_writer_name(map, seconds));
+        vec![
+            leads(SetId::AffinityReaders, reader),
+            leads(SetId::AffinityWriters, writer),
+        ]
     }
 }
 
 /// The chains of the constant part whose rules depend on the dynamic parts: affinity and counting.
 pub(crate) fn dependent_chains<'a>(parts: impl Iterator<Item = &'a DynamicPart>) -> Vec<Chain> {
-    let (mut time_outs, mut counts) = (Vec::new(), false);
+    let (mut has_affinity, mut counts) = (false, false);
     for part in parts {
         match part {
-            DynamicPart::Count(..) => {}
-            DynamicPart::TimeOut(seconds) => time_outs.push(*seconds),
+            DynamicPart::AffinityGroup { .. } => has_affinity = true,
             DynamicPart::Counting => counts = true,
+            DynamicPart::Count(..)
+            | DynamicPart::AffinityMap(_)
+            | DynamicPart::AffinityWriter(..) => {}
         }
     }
-    let mut chains: Vec<Chain> = rules::affinity(time_outs.into_iter()).into();
+    let mut chains = vec![rules::remembering(has_affinity)];
     chains.extend(rules::counting(counts));
     chains
 }

@@ -14,17 +14,22 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use nft::{Bytes, Element, Family, TableContents, Transaction};
-use service_model::{Disposition, Frontend, FrontendAddress, NodeFacts, ObjectName, ServiceIntent};
+use service_model::{
+    Affinity, Disposition, Frontend, FrontendAddress, NodeFacts, ObjectName, ServiceIntent,
+};
 use smallvec::SmallVec;
 
+use crate::affinity::Group;
 use crate::claim::Claim;
 use crate::conntrack::FlowCheck;
 use crate::layout::{self, DynamicPart, SetId};
 use crate::render::render;
 
 mod changes;
+mod counted;
 
 use changes::Changes;
+use counted::Counted;
 
 /// A frontend that two Services claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +72,7 @@ pub(crate) struct Applied {
     /// Conntrack entries to look for after the commit.
     pub(crate) flows: Vec<FlowCheck>,
     /// Affinity groups that lost an endpoint.
-    pub(crate) groups: BTreeSet<(Family, u32)>,
+    pub(crate) groups: BTreeSet<Group>,
 }
 
 /// Older first, then by name.
@@ -85,7 +90,9 @@ struct Claimant {
 impl Claimant {
     fn of(intent: &ServiceIntent, frontend: &Frontend) -> Self {
         let only_external_ip = match frontend.address {
-            FrontendAddress::External(address) => !intent.load_balancer_ips.contains(&address),
+            FrontendAddress::External(address) => {
+                intent.load_balancer_ips.binary_search(&address).is_err()
+            }
             FrontendAddress::ClusterIp(_) | FrontendAddress::NodePort(_) => false,
         };
         Claimant {
@@ -102,10 +109,10 @@ impl Claimant {
 /// The Services at an IP address.
 #[derive(Debug, Default)]
 struct Address {
-    /// Services with this cluster IP, once for each port, in order of seniority.
-    cluster_ip_of: SmallVec<[Seniority; 1]>,
-    /// Claims of this address as an external one.
-    external: SmallVec<[Claim; 1]>,
+    /// Services with this cluster IP, once for each port.
+    cluster_ip_of: Counted<Seniority>,
+    /// Claims of this address as an external one, once for each Service.
+    external: Counted<Claim>,
 }
 
 /// The desired state.
@@ -115,8 +122,8 @@ pub(crate) struct Ledger {
     /// The claimants of each frontend, in their order.
     claims: HashMap<Claim, SmallVec<[Claimant; 1]>>,
     addresses: HashMap<IpAddr, Address>,
-    /// Services with frontends in an affinity group, once for each frontend, in order of seniority.
-    groups: HashMap<u32, SmallVec<[Seniority; 1]>>,
+    /// Services with frontends in an affinity group, once for each frontend.
+    groups: HashMap<u32, Counted<Seniority>>,
     /// How many frontends need each shared element.
     shared: HashMap<(Family, SetId, Bytes), u32>,
     /// How many frontends need each dynamic part of the table.
@@ -134,6 +141,11 @@ impl Ledger {
             });
         }
         ledger
+    }
+
+    /// What a Service needs.
+    pub(crate) fn intent(&self, service: &ObjectName) -> Option<Arc<ServiceIntent>> {
+        self.intents.get(service).cloned()
     }
 
     /// The Service that has the frontend of a claim, and the frontend.
@@ -185,7 +197,9 @@ impl Ledger {
             let check = FlowCheck::of_change(claim, old.as_ref(), new.as_ref(), reset);
             applied.flows.extend(check);
             let group = group_that_loses_endpoints(old.as_ref(), new.as_ref());
-            applied.groups.extend(group.map(|group| (of, group)));
+            applied
+                .groups
+                .extend(group.map(|group| (of, group.map, group.group)));
             let new = new.as_ref().map(render).unwrap_or_default();
             let old = old.as_ref().map(render).unwrap_or_default();
             changes.frontend(of, old, new);
@@ -205,12 +219,14 @@ impl Ledger {
         for update in updates {
             let old = self.intents.get(&update.service);
             let intents = old.into_iter().chain(update.intent.as_ref());
+            let mut cluster_ips = BTreeSet::new();
             for frontend in intents.flat_map(|intent| &intent.frontends) {
                 touched.insert(Claim::from(frontend));
-                if let FrontendAddress::ClusterIp(address) = frontend.address
-                    && let Some(address) = self.addresses.get(&address)
+                if let FrontendAddress::ClusterIp(at) = frontend.address
+                    && cluster_ips.insert(at)
+                    && let Some(address) = self.addresses.get(&at)
                 {
-                    touched.extend(&address.external);
+                    touched.extend(address.external.iter());
                 }
                 if let Some(affinity) = frontend.affinity {
                     touched.extend(self.other_claims_in_group(affinity.group, &update.service));
@@ -226,7 +242,7 @@ impl Ledger {
         group: u32,
         service: &ObjectName,
     ) -> impl Iterator<Item = Claim> {
-        let members = self.groups.get(&group).into_iter().flatten();
+        let members = self.groups.get(&group).into_iter().flat_map(Counted::iter);
         let others = members.filter(move |(_, name)| name != service);
         let intents = others.filter_map(|(_, name)| self.intents.get(name));
         let frontends = intents.flat_map(|intent| &intent.frontends);
@@ -296,12 +312,18 @@ impl Ledger {
             .collect()
     }
 
+    /// Whether the table has a map of affinity entries.
+    pub(crate) fn has_affinity_map(&self, of: Family, map: u32) -> bool {
+        self.parts
+            .contains_key(&(of, DynamicPart::AffinityMap(map)))
+    }
+
     /// All affinity groups, once for each family of their frontends.
-    pub(crate) fn affinity_groups(&self) -> BTreeSet<(Family, u32)> {
+    pub(crate) fn affinity_groups(&self) -> BTreeSet<Group> {
         let frontends = self.intents.values().flat_map(|intent| &intent.frontends);
         let group = |frontend: &Frontend| {
-            let group = frontend.affinity?.group;
-            Some((frontend.address.family(), group))
+            let affinity = frontend.affinity?;
+            Some((frontend.address.family(), affinity.map, affinity.group))
         };
         frontends.filter_map(group).collect()
     }
@@ -343,40 +365,33 @@ impl Ledger {
 
     /// Registers a frontend's address and affinity group.
     fn register(&mut self, seniority: &Seniority, frontend: &Frontend) {
-        let insert = |members: &mut SmallVec<[Seniority; 1]>| {
-            members.push(seniority.clone());
-            members.sort_unstable();
-        };
         match frontend.address {
-            FrontendAddress::ClusterIp(address) => {
-                insert(&mut self.addresses.entry(address).or_default().cluster_ip_of);
+            FrontendAddress::ClusterIp(at) => {
+                let address = self.addresses.entry(at).or_default();
+                address.cluster_ip_of.add(seniority);
             }
-            FrontendAddress::External(address) => {
-                let claims = &mut self.addresses.entry(address).or_default().external;
-                claims.push(Claim::from(frontend));
+            FrontendAddress::External(at) => {
+                let address = self.addresses.entry(at).or_default();
+                address.external.add(&Claim::from(frontend));
             }
             FrontendAddress::NodePort(_) => {}
         }
         if let Some(affinity) = frontend.affinity {
-            insert(self.groups.entry(affinity.group).or_default());
+            self.groups
+                .entry(affinity.group)
+                .or_default()
+                .add(seniority);
         }
     }
 
     /// Reverts [`Ledger::register`].
     fn unregister(&mut self, seniority: &Seniority, frontend: &Frontend) {
-        fn remove<T: PartialEq>(list: &mut SmallVec<[T; 1]>, gone: &T) {
-            if let Some(found) = list.iter().position(|item| item == gone) {
-                list.remove(found);
-            }
-        }
         if let FrontendAddress::ClusterIp(at) | FrontendAddress::External(at) = frontend.address
             && let Some(address) = self.addresses.get_mut(&at)
         {
             match frontend.address {
-                FrontendAddress::External(_) => {
-                    remove(&mut address.external, &Claim::from(frontend))
-                }
-                _ => remove(&mut address.cluster_ip_of, seniority),
+                FrontendAddress::External(_) => address.external.remove(&Claim::from(frontend)),
+                _ => address.cluster_ip_of.remove(seniority),
             }
             if address.cluster_ip_of.is_empty() && address.external.is_empty() {
                 self.addresses.remove(&at);
@@ -385,7 +400,7 @@ impl Ledger {
         if let Some(affinity) = frontend.affinity
             && let Some(group) = self.groups.get_mut(&affinity.group)
         {
-            remove(group, seniority);
+            group.remove(seniority);
             if group.is_empty() {
                 self.groups.remove(&affinity.group);
             }
@@ -420,7 +435,7 @@ impl Ledger {
                 (claim.address, address, holder)
                 && cluster_ips.insert(at)
             {
-                for claim in &address.external {
+                for claim in address.external.iter() {
                     let losers = self.claims.get(claim).map_or(&[][..], SmallVec::as_slice);
                     add(*claim, holder, losers);
                 }
@@ -453,12 +468,15 @@ impl Ledger {
                 .or_default()
                 .push(Element::member(*key));
         }
+        let parts = self.parts.keys().filter(|(family, _)| *family == of);
+        let parts: Vec<DynamicPart> = parts.map(|(_, part)| *part).collect();
+        for (set, element) in parts.iter().flat_map(|part| part.elements()) {
+            elements.entry(set).or_default().push(element);
+        }
         for (set, mut members) in elements {
             members.sort_unstable();
             contents.elements.insert(set.name(), members);
         }
-        let parts = self.parts.keys().filter(|(family, _)| *family == of);
-        let parts: Vec<DynamicPart> = parts.map(|(_, part)| *part).collect();
         for set in parts.iter().flat_map(|part| part.sets()) {
             contents.sets.insert(set.name.clone(), set);
         }
@@ -481,10 +499,11 @@ fn endpoints(frontend: &Frontend) -> impl Iterator<Item = (IpAddr, u16)> {
 }
 
 /// The affinity group that loses an endpoint by this change; `None` if endpoints are only added. A group that is returned
-/// costs a reading of the whole map of affinity entries.
-fn group_that_loses_endpoints(old: Option<&Frontend>, new: Option<&Frontend>) -> Option<u32> {
-    let group = old?.affinity?.group;
-    let same = new.filter(|new| new.affinity.is_some_and(|affinity| affinity.group == group));
+/// costs a reading of its Service's map of affinity entries.
+fn group_that_loses_endpoints(old: Option<&Frontend>, new: Option<&Frontend>) -> Option<Affinity> {
+    let group = old?.affinity?;
+    let is_same = |affinity: Affinity| affinity.group == group.group;
+    let same = new.filter(|new| new.affinity.is_some_and(is_same));
     let kept: BTreeSet<_> = same.into_iter().flat_map(endpoints).collect();
     let loses = endpoints(old?).any(|endpoint| !kept.contains(&endpoint));
     loses.then_some(group)

@@ -9,8 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use service_model::{
-    Backend, Disposition, Family, Frontend, FrontendAddress, LocalInterface, Masquerade, NodeFacts,
-    ObjectName, Protocol, ServiceIntent,
+    Affinity, Backend, Disposition, Family, Frontend, FrontendAddress, LocalInterface, Masquerade,
+    NodeFacts, ObjectName, Protocol, ServiceIntent,
 };
 
 use crate::claim::Claim;
@@ -164,13 +164,13 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Predicts the fate of `packet`. `kept` returns the endpoint that the client keeps in an affinity group, if the table has
+/// Predicts the fate of `packet`. `kept` returns the endpoint that the client keeps by an affinity, if the table has
 /// an entry.
 pub fn predict(
     frontends: &Frontends,
     around: Surroundings<'_>,
     packet: &Packet,
-    kept: impl Fn(u32) -> Option<SocketAddr>,
+    kept: impl Fn(Affinity) -> Option<SocketAddr>,
 ) -> Prediction {
     let question = Question {
         frontends,
@@ -192,8 +192,7 @@ pub fn predict(
         Disposition::Refuse => Fate::Refused(Refusal::NoEndpoints),
         Disposition::Drop => Fate::Dropped(Cause::NoLocalEndpoints),
         Disposition::Balance(backends) => {
-            let group = frontend.affinity.map(|affinity| affinity.group);
-            let entry = group.and_then(kept);
+            let entry = frontend.affinity.and_then(kept);
             let is_kept = |b: &&Backend| entry == Some(SocketAddr::new(b.address, b.port));
             let mut targets: Vec<Backend> = backends.iter().filter(is_kept).copied().collect();
             if targets.is_empty() {

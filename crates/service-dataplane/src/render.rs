@@ -4,7 +4,7 @@
 //! the same table whatever the order of events. Slots follow the order of the backends (address, then port).
 
 use nft::{Bytes, Data, Element, Verdict};
-use service_model::{Backend, Disposition, Frontend, FrontendAddress, Masquerade};
+use service_model::{Affinity, Backend, Disposition, Frontend, FrontendAddress, Masquerade};
 
 use crate::claim::Claim;
 use crate::layout::{DynamicPart, Pick, SetId};
@@ -70,9 +70,20 @@ pub fn render(frontend: &Frontend) -> Rendered {
             let group = Bytes::new().group(affinity.group);
             let set = by_address(SetId::Sticky, SetId::StickyNodePorts);
             rendered.own.push((set, Element::value(key, group)));
-            let seconds = affinity.seconds;
-            rendered.shared.push((SetId::StickyFor(seconds), group));
-            rendered.parts.push(DynamicPart::TimeOut(seconds));
+            let Affinity {
+                seconds,
+                group,
+                map,
+            } = affinity;
+            rendered.parts.extend([
+                DynamicPart::AffinityMap(map),
+                DynamicPart::AffinityWriter(map, seconds),
+                DynamicPart::AffinityGroup {
+                    group,
+                    map,
+                    seconds,
+                },
+            ]);
         }
     }
     if let Some(Disposition::Balance(backends)) = &frontend.outside {

@@ -120,19 +120,22 @@ fn frontends() -> impl Strategy<Value = Vec<Frontend>> {
         Just(Protocol::Udp),
         Just(Protocol::Sctp)
     ];
-    btree_set((frontend_address(), protocol, 80..83u16), 0..4).prop_flat_map(|claims| {
+    // All frontends of a Service have one time-out.
+    let claims = btree_set((frontend_address(), protocol, 80..83u16), 0..4);
+    (claims, 1..3u32).prop_flat_map(|(claims, minutes)| {
         claims
             .into_iter()
-            .map(|(at, protocol, port)| {
+            .map(move |(at, protocol, port)| {
                 let outside = prop::option::of(disposition(at.family()));
-                // Few groups and time-outs, so that groups collide.
-                let affinity = prop::option::of((1..3u32, 1..4u32));
+                // Few groups, so that they collide.
+                let affinity = prop::option::of(1..4u32);
                 let values = (disposition(at.family()), outside, affinity, any::<bool>());
                 values.prop_map(move |(disposition, outside, affinity, guarded)| {
                     let mut frontend = frontend(at, protocol, port, disposition);
-                    frontend.affinity = affinity.map(|(minutes, group)| Affinity {
+                    frontend.affinity = affinity.map(|group| Affinity {
                         seconds: minutes * 60,
                         group,
+                        map: 0,
                     });
                     frontend.counted = guarded && port == 80;
                     restricted(frontend, outside, guarded)
@@ -175,7 +178,12 @@ pub(crate) fn backend(network: u8, host: u8) -> Backend {
 pub(crate) fn update() -> impl Strategy<Value = Update> {
     let wanted = prop::option::weighted(0.8, (frontends(), prop::option::of(0..3i64)));
     (0..5u8, wanted).prop_map(|(n, wanted)| match wanted {
-        Some((frontends, created)) => intent(n, created, frontends).into(),
+        Some((mut frontends, created)) => {
+            for affinity in frontends.iter_mut().filter_map(|f| f.affinity.as_mut()) {
+                affinity.map = n.into();
+            }
+            intent(n, created, frontends).into()
+        }
         None => removal(n),
     })
 }
@@ -205,6 +213,8 @@ pub(crate) fn facts() -> NodeFacts {
         api_servers: Vec::new(),
         listeners: Vec::new(),
         allowed_external_ips: None,
+        pod_ranges: Vec::new(),
+        of_other_nodes: Vec::new(),
     }
 }
 
@@ -213,8 +223,6 @@ pub(crate) fn other_facts() -> NodeFacts {
         node_addresses: vec![address(Family::Ip, 1, 2)],
         local_sources: vec![],
         local_interface: Some(LocalInterface::Prefix("veth".into())),
-        pod_ranges: Vec::new(),
-        of_other_nodes: Vec::new(),
         service_cidrs: vec![],
         masquerade_all: true,
         ..facts()

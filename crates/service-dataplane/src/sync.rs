@@ -8,14 +8,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use nft::{
     Backend, CommitError, Element, Family, Generation, Operation, TableContents, Transaction,
 };
 use nix::errno::Errno;
-use service_model::{NodeFacts, ObjectName};
+use service_model::{NodeFacts, ObjectName, ServiceIntent};
 
-use crate::affinity::{self, AffinityCheck};
+use crate::affinity::{self, AffinityCheck, Group};
 use crate::conntrack::FlowCheck;
 use crate::layout;
 use crate::ledger::{Applied, Conflict, Ledger, Update};
@@ -71,7 +72,7 @@ pub struct Dataplane<B> {
     /// Checks of batches whose commit failed.
     flows: Vec<FlowCheck>,
     /// Affinity groups with entries that may lead to removed endpoints.
-    stale_groups: BTreeSet<(Family, u32)>,
+    stale_groups: BTreeSet<Group>,
     /// All groups may be stale.
     all_stale: bool,
 }
@@ -111,6 +112,11 @@ impl<B: Backend> Dataplane<B> {
     /// The desired contents of both tables.
     pub fn desired(&self) -> [TableContents; 2] {
         self.ledger.contents(&self.facts)
+    }
+
+    /// What a Service needs as it was committed last.
+    pub fn intent(&self, service: &ObjectName) -> Option<Arc<ServiceIntent>> {
+        self.ledger.intent(service)
     }
 
     /// Services that the kernel refused at their last change.
@@ -261,10 +267,10 @@ impl<B: Backend> Dataplane<B> {
     }
 
     /// A check of these affinity groups by their present endpoints.
-    fn affinity_check(&self, groups: BTreeSet<(Family, u32)>, all: bool) -> AffinityCheck {
-        let endpoints = |(family, group)| {
+    fn affinity_check(&self, groups: BTreeSet<Group>, all: bool) -> AffinityCheck {
+        let endpoints = |(family, map, group)| {
             let endpoints = self.ledger.endpoints_of_group(family, group);
-            ((family, group), endpoints)
+            ((family, map, group), endpoints)
         };
         AffinityCheck {
             groups: groups.into_iter().map(endpoints).collect(),
@@ -272,25 +278,30 @@ impl<B: Backend> Dataplane<B> {
         }
     }
 
-    /// Deletes the affinity entries that lead to no endpoint of their group, and returns their number. The kernel refuses a
+    /// Deletes the entries of a Service's map that lead to no endpoint of their group, and returns their number. The kernel refuses a
     /// transaction that deletes an entry which has timed out; a refused transaction is halved and retried. An entry that
     /// cannot be deleted will time out.
-    pub fn forget(&mut self, family: Family, entries: Vec<Element>) -> usize {
+    pub fn forget(&mut self, family: Family, map: u32, entries: Vec<Element>) -> usize {
+        if !self.ledger.has_affinity_map(family, map) {
+            return 0;
+        }
         let read = entries
             .iter()
             .filter_map(|entry| affinity::read(family, entry));
-        let groups = read.map(|(group, _)| (family, group)).collect();
-        let stale = self.affinity_check(groups, false).stale(family, entries);
-        self.delete_entries(family, stale)
+        let groups = read.map(|(group, _)| (family, map, group)).collect();
+        let stale = self
+            .affinity_check(groups, false)
+            .stale(family, map, entries);
+        self.delete_entries(family, map, stale)
     }
 
-    fn delete_entries(&mut self, family: Family, mut elements: Vec<Element>) -> usize {
+    fn delete_entries(&mut self, family: Family, map: u32, mut elements: Vec<Element>) -> usize {
         if elements.is_empty() {
             return 0;
         }
         let mut transaction = Transaction::new();
         let delete = Operation::DeleteElements {
-            set: affinity::map(),
+            set: affinity::map(map),
             elements: elements.clone(),
         };
         transaction.push(family, delete);
@@ -298,7 +309,8 @@ impl<B: Backend> Dataplane<B> {
             Ok(()) => elements.len(),
             Err(error) if is_refusal(&error) && elements.len() > 1 => {
                 let second = elements.split_off(elements.len() / 2);
-                self.delete_entries(family, elements) + self.delete_entries(family, second)
+                self.delete_entries(family, map, elements)
+                    + self.delete_entries(family, map, second)
             }
             Err(error) => {
                 tracing::debug!(%error, %family, "could not delete an affinity entry; it will time out");

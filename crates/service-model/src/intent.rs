@@ -93,6 +93,9 @@ impl FrontendAddress {
     pub const fn ip(self) -> Option<IpAddr> {
         match self {
             FrontendAddress::ClusterIp(address) | FrontendAddress::External(address) => {
+    /// The map of the affinity entries of all groups of the Service, which bounds their number. A hash of the Service's name.
+    /// Two Services may share a map.
+    pub map: u32,
                 Some(address)
             }
             FrontendAddress::NodePort(_) => None,

@@ -196,3 +196,4 @@ impl PortBackends {
         }
     }
 }
+            map: affinity::map(service),

@@ -11,7 +11,8 @@ use nft::{Backend as _, Family, Kernel};
 use service_dataplane::predict::{Fate, Packet, Prediction, Surroundings, Target, predict};
 use service_dataplane::{Claim, affinity, layout};
 use service_model::{
-    Choice, EndpointChoice, Frontend, FrontendAddress, NodeFacts, ObjectName, Protocol, Service,
+    Affinity, Choice, EndpointChoice, Frontend, FrontendAddress, NodeFacts, ObjectName, Protocol,
+    Service,
 };
 
 use super::catalog::Catalog;
@@ -136,7 +137,7 @@ fn decide(known: &Knowledge, packet: &Packet, network: &Network) -> Result<Decid
         facts,
         own_addresses: &network.addresses,
     };
-    let kept = |group| kept(packet, group);
+    let kept = |affinity| kept(packet, affinity);
     let prediction = predict(&frontends, around, packet, kept);
     let mut steps = vec![step("client", client(packet, facts))];
     let Some((name, frontend)) = &prediction.holder else {
@@ -206,12 +207,14 @@ fn concerns(service: &Service, packet: &Packet, facts: &NodeFacts) -> bool {
         || facts.node_addresses.contains(&to) && has_node_port()
 }
 
-/// The endpoint that the client keeps in an affinity group.
-fn kept(packet: &Packet, group: u32) -> Option<SocketAddr> {
+/// The endpoint that the client keeps.
+fn kept(packet: &Packet, by: Affinity) -> Option<SocketAddr> {
     let mut kernel = Kernel::open_to_read(layout::TABLE.into()).ok()?;
     let family = Family::of(packet.source);
-    let entries = kernel.dynamic_elements(family, &affinity::map()).ok()?;
-    affinity::kept(family, &entries, packet.source, packet.protocol, group)
+    let entries = kernel
+        .dynamic_elements(family, &affinity::map(by.map))
+        .ok()?;
+    affinity::kept(family, &entries, packet.source, packet.protocol, by.group)
 }
 
 fn client(packet: &Packet, facts: &NodeFacts) -> String {
@@ -261,7 +264,7 @@ fn sources(frontend: &Frontend, packet: &Packet) -> Option<Step> {
 
 fn affinity_step(frontend: &Frontend, packet: &Packet) -> Option<Step> {
     let affinity = frontend.affinity?;
-    let entry = match kept(packet, affinity.group) {
+    let entry = match kept(packet, affinity) {
         Some(endpoint) => format!("the client keeps {endpoint}"),
         None => "the client has no entry yet".to_owned(),
     };

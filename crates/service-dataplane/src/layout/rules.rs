@@ -2,7 +2,7 @@
 //!
 //! Each chain's comment says which packets reach it; together they read as the path of a packet.
 
-use nft::{Chain, Hook, Operand, Protocol, Rule, Statement, Verdict};
+use nft::{Chain, Hook, Name, Operand, Protocol, Rule, Statement, Verdict};
 use service_model::{LocalInterface, NodeFacts};
 
 use super::statements::{goto, in_set, jump};
@@ -59,7 +59,7 @@ fn not_local(facts: &NodeFacts, detects_by_source: bool) -> Option<Statement> {
     interface.or_else(|| detects_by_source.then(by_source))
 }
 
-/// All chains but those that pick, and those of [`affinity`].
+/// All chains but those that pick, and those that depend on dynamic parts.
 pub(super) fn chains(
     facts: &NodeFacts,
     detects_by_source: bool,
@@ -160,9 +160,9 @@ fn paths(not_local: Option<&Statement>) -> Vec<Chain> {
 
 fn dispatch() -> Vec<Chain> {
     let no_endpoint_here = in_set(Pick::Frontend.key(), SetId::NoLocalEndpoints);
-    let kept = Statement::DnatMap {
-        key: vec![Operand::SourceAddress, Operand::Protocol, Operand::Group],
-        map: SetId::Affinity.name(),
+    let by_group = |set: SetId| Statement::VerdictMap {
+        key: vec![Operand::Group],
+        map: set.name(),
     };
     let drop = || -> Vec<Rule> { vec![vec![Statement::Verdict(Verdict::Drop)].into()] };
     vec![
@@ -182,8 +182,16 @@ fn dispatch() -> Vec<Chain> {
         ),
         chain(
             "sticky",
-            "The endpoint that the client keeps, if it has one",
-            vec![vec![kept]],
+            "The endpoint that the client keeps, if it has one: by the map of its Service",
+            vec![vec![by_group(SetId::AffinityReaders)]],
+        ),
+        chain(
+            "remember",
+            "Those whose client keeps its endpoint: into the map of its Service",
+            vec![
+                vec![by_group(SetId::AffinityWriters)],
+                vec![Statement::ClearPriority],
+            ],
         ),
         Pick::Frontend.dispatch("frontends", "By number of endpoints", Vec::new()),
         Pick::NodePort.dispatch("nodeports", "Node ports by number of endpoints", Vec::new()),
@@ -258,26 +266,55 @@ fn masquerading(facts: &NodeFacts, not_local: Option<Statement>) -> [Chain; 2] {
     ]
 }
 
-/// The chains that write affinity entries, for the time-outs in use (seconds). They are empty without any.
-pub(super) fn affinity(time_outs: impl Iterator<Item = u32>) -> [Chain; 2] {
-    let mut learn: Vec<Vec<Statement>> = Vec::new();
-    for seconds in time_outs {
-        learn.extend(PROTOCOLS.map(|protocol| {
-            vec![
-                Statement::ProtocolIs(protocol),
-                in_set(vec![Operand::Group], SetId::StickyFor(seconds)),
-                Statement::UpdateMap {
-                    key: vec![Operand::SourceAddress, Operand::Protocol, Operand::Group],
-                    data: vec![Operand::ReplySourceAddress, Operand::ReplySourcePort],
-                    map: SetId::Affinity.name(),
-                    seconds,
-                },
-            ]
-        }));
+fn affinity_key() -> Vec<Operand> {
+    vec![Operand::SourceAddress, Operand::Protocol, Operand::Group]
+}
+
+/// Name of [`affinity_reader`].
+pub(super) fn affinity_reader_name(map: u32) -> Name {
+    format!("keep_{map:08x}").into()
+}
+
+/// The chain that looks up the affinity entries of one Service.
+pub(super) fn affinity_reader(map: u32) -> Chain {
+    let kept = Statement::DnatMap {
+        key: affinity_key(),
+        map: SetId::Affinity(map).name(),
+    };
+    Chain {
+        name: affinity_reader_name(map),
+        ..chain("", "The endpoint that the client keeps", vec![vec![kept]])
     }
-    let mut remembering = Vec::new();
-    if !learn.is_empty() {
-        learn.push(vec![Statement::ClearPriority]);
+}
+
+/// Name of [`affinity_writer`].
+pub(super) fn affinity_writer_name(map: u32, seconds: u32) -> Name {
+    format!("remember_{map:08x}_{seconds}").into()
+}
+
+/// The chain that writes the affinity entries of one Service.
+pub(super) fn affinity_writer(map: u32, seconds: u32) -> Chain {
+    let rules = PROTOCOLS.map(|protocol| {
+        vec![
+            Statement::ProtocolIs(protocol),
+            Statement::UpdateMap {
+                key: affinity_key(),
+                data: vec![Operand::ReplySourceAddress, Operand::ReplySourcePort],
+                map: SetId::Affinity(map).name(),
+                seconds,
+            },
+        ]
+    });
+    Chain {
+        name: affinity_writer_name(map, seconds),
+        ..chain("", "The client keeps this endpoint", rules.into())
+    }
+}
+
+/// The chain that finds out whose client keeps its endpoint; empty where no Service has affinity.
+pub(super) fn remembering(has_affinity: bool) -> Chain {
+    let mut rules = Vec::new();
+    if has_affinity {
         let frontends = PROTOCOLS.map(|protocol| {
             let group = Statement::SetPriority {
                 key: original_frontend(),
@@ -297,20 +334,13 @@ pub(super) fn affinity(time_outs: impl Iterator<Item = u32>) -> [Chain; 2] {
                 jump("remember"),
             ]
         });
-        remembering.extend(frontends.into_iter().chain(node_ports));
+        rules.extend(frontends.into_iter().chain(node_ports));
     }
-    [
-        chain(
-            "remembering",
-            "Connections that a frontend sent elsewhere",
-            remembering,
-        ),
-        chain(
-            "remember",
-            "Those whose client keeps its endpoint, for as long as its group does",
-            learn,
-        ),
-    ]
+    chain(
+        "remembering",
+        "Connections that a frontend sent elsewhere",
+        rules,
+    )
 }
 
 /// The chains that count new connections, by frontend and by node port; empty when no Service requests it.

@@ -49,10 +49,12 @@ pub enum SetId {
     Sticky,
     /// Node ports with session affinity : group.
     StickyNodePorts,
-    /// Groups with this affinity time-out in seconds. On demand.
-    StickyFor(u32),
-    /// Client . protocol . group : endpoint. The affinity entries, written by rules.
-    Affinity,
+    /// Groups : the chain that reads the map of their Service.
+    AffinityReaders,
+    /// Groups : the chain that writes it.
+    AffinityWriters,
+    /// Client . protocol . group : endpoint. The affinity entries of one Service, written by rules. On demand.
+    Affinity(u32),
     /// Frontends whose new connections are counted.
     Counted,
     /// Node ports whose new connections are counted.
@@ -112,7 +114,8 @@ impl SetId {
             SetId::AllowedSources,
             SetId::Sticky,
             SetId::StickyNodePorts,
-            SetId::Affinity,
+            SetId::AffinityReaders,
+            SetId::AffinityWriters,
         ])
     }
 
@@ -123,7 +126,7 @@ impl SetId {
             SetId::LargeBackends(pick, count) => {
                 return format!("{}_{count}", SetId::Backends(pick).name()).into();
             }
-            SetId::StickyFor(seconds) => return format!("sticky_{seconds}").into(),
+            SetId::Affinity(map) => return format!("affinity_{map:08x}").into(),
             SetId::Backends(Pick::Frontend) => "backends",
             SetId::Backends(Pick::NodePort) => "nodeport_backends",
             SetId::Backends(Pick::LocalFrontend) => "local_backends",
@@ -149,7 +152,8 @@ impl SetId {
             SetId::AllowedSources => "allowed_sources",
             SetId::Sticky => "sticky",
             SetId::StickyNodePorts => "sticky_nodeports",
-            SetId::Affinity => "affinity",
+            SetId::AffinityReaders => "affinity_readers",
+            SetId::AffinityWriters => "affinity_writers",
             SetId::Counted => "counted",
             SetId::CountedNodePorts => "counted_nodeports",
         })
@@ -200,8 +204,8 @@ impl SetId {
             | SetId::LocalSources => vec![Field::Address],
             SetId::Hairpin => vec![Field::Address, Field::Address],
             SetId::AllowedSources => with(Pick::Frontend.fields(), Field::Address),
-            SetId::StickyFor(_) => vec![Field::Group],
-            SetId::Affinity => vec![Field::Address, Field::Protocol, Field::Group],
+            SetId::AffinityReaders | SetId::AffinityWriters => vec![Field::Group],
+            SetId::Affinity(_) => vec![Field::Address, Field::Protocol, Field::Group],
         }
     }
 
@@ -209,9 +213,11 @@ impl SetId {
         let endpoint = vec![DataField::Address, DataField::Port];
         match self {
             SetId::Backends(_) | SetId::LargeBackends(..) => SetKind::Map(endpoint),
-            SetId::Large(_) => SetKind::VerdictMap,
+            SetId::Large(_) | SetId::AffinityReaders | SetId::AffinityWriters => {
+                SetKind::VerdictMap
+            }
             SetId::Sticky | SetId::StickyNodePorts => SetKind::Map(vec![DataField::Group]),
-            SetId::Affinity => SetKind::Dynamic(endpoint),
+            SetId::Affinity(_) => SetKind::Dynamic(endpoint),
             SetId::Counted | SetId::CountedNodePorts => SetKind::Counters,
             _ => SetKind::Set,
         }
@@ -240,8 +246,11 @@ impl SetId {
             SetId::AllowedSources => "Frontend . clients that may use it",
             SetId::Sticky => "Frontends whose clients keep their endpoint : group",
             SetId::StickyNodePorts => "Node ports whose clients do : group",
-            SetId::StickyFor(_) => "Groups that do for as many seconds as the name says",
-            SetId::Affinity => "Client . protocol . group : endpoint that it keeps",
+            SetId::AffinityReaders => "Groups : where to find the entries of their Service",
+            SetId::AffinityWriters => "Groups : where to write them",
+            SetId::Affinity(_) => {
+                "Client . protocol . group : endpoint that it keeps, of one Service"
+            }
             SetId::Counted => "Frontends whose new connections are counted",
             SetId::CountedNodePorts => "Node ports whose new connections are counted",
         }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use nft::{Bytes, Element, Family, Operation, Transaction};
+use nft::{Bytes, Chain, Element, Family, Operation, Transaction};
 
 use crate::layout::{self, DynamicPart, SetId};
 use crate::render::Rendered;
@@ -90,6 +90,13 @@ impl Changes {
                 }
             }
         }
+        for (list, into) in [(&stale, &mut self.deleted), (&new, &mut self.added)] {
+            for (family, part) in list {
+                for (set, element) in part.elements() {
+                    into.entry((*family, set)).or_default().push(element);
+                }
+            }
+        }
         let mut transaction = Transaction::new();
         for ((family, set), elements) in self.deleted {
             let set = set.name();
@@ -103,37 +110,58 @@ impl Changes {
                 transaction.push(*family, Operation::AddChain(chain));
             }
         }
-        let mut dependent = BTreeSet::new();
-        for (family, part) in new.iter().chain(&stale) {
-            if !matches!(part, DynamicPart::Count(..)) {
-                dependent.insert(*family);
-            }
-        }
         for (family, part) in &new {
             if let Some(chain) = part.chain() {
                 transaction.push(*family, Operation::SetRules(chain));
             }
         }
-        for family in dependent {
-            let existing = parts.keys().filter(|(of, _)| *of == family);
-            for chain in layout::dependent_chains(existing.map(|(_, part)| part)) {
-                transaction.push(family, Operation::SetRules(chain));
-            }
+        for chain in dependent(parts, &new, &stale) {
+            transaction.push(chain.0, Operation::SetRules(chain.1));
         }
         for ((family, set), elements) in self.added {
             let set = set.name();
             transaction.push(family, Operation::AddElements { set, elements });
         }
-        for (family, part) in stale {
+        // The chains of one part may use the set of another.
+        for (family, part) in &stale {
             if let Some(chain) = part.chain() {
-                transaction.push(family, Operation::DeleteChain(chain.name));
+                transaction.push(*family, Operation::DeleteChain(chain.name));
             }
+        }
+        for (family, part) in &stale {
             for set in part.sets() {
-                transaction.push(family, Operation::DeleteSet(set.name));
+                transaction.push(*family, Operation::DeleteSet(set.name));
             }
         }
         transaction
     }
+}
+
+/// The chains whose rules depend on dynamic parts and change with these ones.
+fn dependent(
+    parts: &BTreeMap<(Family, DynamicPart), u32>,
+    new: &[(Family, DynamicPart)],
+    stale: &[(Family, DynamicPart)],
+) -> Vec<(Family, Chain)> {
+    let mut changed = Vec::new();
+    for family in Family::ALL {
+        let of = |list: &[(Family, DynamicPart)]| -> BTreeSet<DynamicPart> {
+            let of = list.iter().filter(|(of, _)| *of == family);
+            of.map(|(_, part)| *part).collect()
+        };
+        let (new, stale) = (of(new), of(stale));
+        if new.is_empty() && stale.is_empty() {
+            continue;
+        }
+        let now = || parts.keys().filter(|(of, _)| *of == family);
+        let now = || now().map(|(_, part)| part);
+        let before = now().filter(|part| !new.contains(part)).chain(&stale);
+        let before = layout::dependent_chains(before);
+        let after = layout::dependent_chains(now()).into_iter();
+        let differing = after.filter(|chain| !before.contains(chain));
+        changed.extend(differing.map(|chain| (family, chain)));
+    }
+    changed
 }
 
 /// What a change of its counter means for an element or part.

@@ -141,7 +141,11 @@ fn one_endpoint_more_changes_three_elements() {
 /// Service `n` at `address` with one endpoint and this affinity group, older than Service `n + 1`.
 fn at(n: u8, address: FrontendAddress, group: Option<u32>) -> ServiceIntent {
     let mut intent = service(n, Some(n.into()), address, 1);
-    intent.frontends[0].affinity = group.map(|group| Affinity { seconds: 60, group });
+    intent.frontends[0].affinity = group.map(|group| Affinity {
+        seconds: 60,
+        group,
+        map: n.into(),
+    });
     intent
 }
 

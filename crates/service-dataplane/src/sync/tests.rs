@@ -175,7 +175,7 @@ fn affinity_entry(client: u8, host: u8) -> Element {
 fn add_entries(dataplane: &mut Dataplane<Fake>, elements: &[Element]) {
     let mut transaction = Transaction::new();
     let add = Operation::AddElements {
-        set: affinity::map(),
+        set: affinity::map(3),
         elements: elements.to_vec(),
     };
     transaction.push(Family::Ip, add);
@@ -184,14 +184,17 @@ fn add_entries(dataplane: &mut Dataplane<Fake>, elements: &[Element]) {
 
 fn affinity_entries(dataplane: &mut Dataplane<Fake>, family: Family) -> Vec<Element> {
     let backend = dataplane.backend_mut();
-    backend.dynamic_elements(family, &affinity::map()).unwrap()
+    backend.dynamic_elements(family, &affinity::map(3)).unwrap()
 }
 
 /// Service 1 with affinity, in group 7.
 fn with_affinity(hosts: &[u8]) -> Update {
     let mut intent = intent(1, hosts);
-    let (seconds, group) = (60, 7);
-    intent.frontends[0].affinity = Some(service_model::Affinity { seconds, group });
+    intent.frontends[0].affinity = Some(service_model::Affinity {
+        seconds: 60,
+        group: 7,
+        map: 3,
+    });
     intent.into()
 }
 
@@ -201,10 +204,11 @@ fn affinity_entries_go_with_their_endpoint_only() {
     // What the daemon does after a commit, from another thread: the number of entries deleted.
     let clean = |dataplane: &mut Dataplane<Fake>, outcome: SyncOutcome| {
         let mut deleted = 0;
-        for family in outcome.affinity.families() {
+        for (family, map) in outcome.affinity.maps() {
+            assert_eq!(map, 3);
             let entries = affinity_entries(dataplane, family);
-            let stale = outcome.affinity.stale(family, entries);
-            deleted += dataplane.forget(family, stale);
+            let stale = outcome.affinity.stale(family, map, entries);
+            deleted += dataplane.forget(family, map, stale);
         }
         deleted
     };
@@ -236,15 +240,15 @@ fn stale_entries_stay_when_their_endpoint_is_back() {
     dataplane.commit(vec![with_affinity(&[1, 2])]).unwrap();
     let entries = [(1, 1), (2, 2), (3, 1)].map(|(client, host)| affinity_entry(client, host));
     add_entries(&mut dataplane, &entries);
-    let outcome = dataplane.commit(vec![with_affinity(&[])]).unwrap();
+    let outcome = dataplane.commit(vec![with_affinity(&[3])]).unwrap();
     let found = affinity_entries(&mut dataplane, Family::Ip);
-    let mut stale = outcome.affinity.stale(Family::Ip, found);
+    let mut stale = outcome.affinity.stale(Family::Ip, 3, found);
     assert_eq!(stale.len(), 3);
     // Meanwhile one endpoint is back, and two other entries have timed out.
     dataplane.commit(vec![with_affinity(&[2])]).unwrap();
     stale.insert(1, affinity_entry(4, 1));
     stale.insert(0, affinity_entry(0, 1));
-    assert_eq!(dataplane.forget(Family::Ip, stale), 2);
+    assert_eq!(dataplane.forget(Family::Ip, 3, stale), 2);
     let left = affinity_entries(&mut dataplane, Family::Ip);
     assert_eq!(left, [affinity_entry(2, 2)]);
 }

@@ -23,9 +23,18 @@ pub(super) fn group(service: &Service, port: &ServicePort, is_external: bool) ->
         &protocol,
         side,
     ];
+    hash(&parts).clamp(1, u32::MAX - 1)
+}
+
+/// The map of a Service's affinity entries: a hash of what names the Service, as for groups.
+pub(super) fn map(service: &Service) -> u32 {
+    let uid = service.uid.as_deref().unwrap_or_default();
+    hash(&[uid, &*service.name.namespace, &*service.name.name])
+}
+
+fn hash(parts: &[&str]) -> u32 {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
-    let hash = bytes.fold(0x811c_9dc5_u32, |hash, byte| {
+    bytes.fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    hash.clamp(1, u32::MAX - 1)
+    })
 }
