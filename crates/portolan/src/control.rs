@@ -32,6 +32,7 @@ mod pace;
 mod problem_log;
 mod remarks;
 mod repairs;
+mod steps;
 mod view;
 
 use commit_log::{CommitLog, LoggedCommit};
@@ -39,6 +40,8 @@ use flapping::Flapping;
 use pace::Pace;
 use problem_log::{ConflictLog, LineLimit, ProblemLog};
 use repairs::Repairs;
+use steps::Steps;
+use view::Planned;
 pub(crate) use view::View;
 
 /// Maximum number of events handled before the next turn, which commits what is due.
@@ -129,6 +132,7 @@ pub struct Control<B> {
     pace: Pace,
     repairs: Repairs,
     flapping: Flapping,
+    steps: Steps,
     problems: ProblemLog,
     commits: CommitLog,
     conflicts: ConflictLog,
@@ -180,6 +184,7 @@ impl<B: Backend> Control<B> {
             pace: Pace::default(),
             repairs: Repairs::default(),
             flapping: Flapping::default(),
+            steps: Steps::default(),
             problems: ProblemLog::default(),
             commits: CommitLog::default(),
             conflicts: ConflictLog::default(),
@@ -298,6 +303,12 @@ impl<B: Backend> Control<B> {
     }
 
     fn wants_commit(&self) -> bool {
+        self.has_changes() || !self.steps.is_empty()
+    }
+
+    /// Whether a commit is wanted for more than the further steps of large Services. These have no end while such a Service
+    /// changes, so health does not wait for them.
+    fn has_changes(&self) -> bool {
         self.wants_whole_commit() || !self.view.dirty().is_empty()
     }
 
@@ -308,7 +319,7 @@ impl<B: Backend> Control<B> {
 
     /// When the next commit may start, if only flapping Services wait for one.
     fn held_until(&self, now: Instant) -> Option<Instant> {
-        let only_services = !self.wants_whole_commit();
+        let only_services = !self.wants_whole_commit() && self.steps.is_empty();
         only_services
             .then(|| self.flapping.first_due(self.view.dirty(), now))
             .flatten()
@@ -324,7 +335,7 @@ impl<B: Backend> Control<B> {
         let occupied: Vec<listeners::Socket> = self.listeners.among(requested, now);
         self.facts = self.view.facts(addresses).with_listeners(occupied);
         self.facts_changed = self.config_changed || self.facts != *self.dataplane.facts();
-        if !self.wants_commit() || self.standby {
+        if !self.has_changes() || self.standby {
             self.pending_since = None;
             self.reports.metrics.nothing_pending();
         } else if self.is_complete() {
@@ -373,10 +384,21 @@ impl<B: Backend> Control<B> {
         let all = self.facts_changed;
         let flapping = &self.flapping;
         let is_due = |name: &ObjectName| flapping.due(name, start).is_none();
-        let (updates, ignored) = self.view.updates(&self.facts, all, is_due);
+        let Planned {
+            mut updates,
+            ignored,
+            over_budget,
+        } = self.view.updates(&self.facts, all, is_due);
         let names = updates.iter().map(|update| &update.service);
         self.flapping.committed(names.clone(), start);
         self.conflicts.renewed(names);
+        if self.wants_whole_commit() {
+            self.steps.finish(&mut updates);
+        } else {
+            let dataplane = &self.dataplane;
+            self.steps
+                .limit(&mut updates, |service| dataplane.intent(service));
+        }
         let triggers = self.view.take_triggers().into_iter();
         let since_start = triggers.filter(|(_, at)| *at > self.started);
         self.triggers.extend(since_start);
@@ -385,6 +407,9 @@ impl<B: Backend> Control<B> {
         }
         for invalid in ignored {
             self.report(&Problem::Field { at: None, invalid });
+        }
+        for invalid in over_budget {
+            self.report_over_budget(invalid);
         }
         let services = updates.len();
         let only = match updates.as_slice() {
@@ -476,6 +501,9 @@ impl<B: Backend> Control<B> {
         for observer in &mut self.observers {
             observer.committed(&commit);
         }
+        for quarantined in &outcome.quarantined {
+            self.steps.forget(&quarantined.service);
+        }
         if std::mem::take(&mut self.standby) {
             self.reports.metrics.set_standby(false);
             tracing::info!("the other process has ended; adopted its tables");
@@ -507,7 +535,8 @@ impl<B: Backend> Control<B> {
         let (services, endpoints) = self.view.size();
         let metrics = &self.reports.metrics;
         metrics.set_totals(services, endpoints);
-        metrics.set_quarantined(self.dataplane.quarantine().len());
+        let over_budget = self.view.over_budget().len();
+        metrics.set_quarantined(self.dataplane.quarantine().len() + over_budget);
         for (kind, invalid) in self.view.invalid_by_kind() {
             metrics.set_invalid(kind, invalid);
         }

@@ -102,7 +102,7 @@ metrics! {
         repairs: Counter = "Foreign changes of the tables that were repaired";
         services_planned: Counter = "Services planned, counted at each planning";
         standby: Gauge = "1 while another process owns the tables, else 0";
-        quarantined_services: Gauge = "Services quarantined because the kernel refused them";
+        quarantined_services: Gauge = "Services quarantined because the kernel refused them or they are over their budget";
         invalid_objects: Family<KindLabel, Gauge> = "Invalid objects at present, by kind";
         object_problems: Family<KindLabel, Counter> = "Invalid objects and fields received, by kind";
         source_connected: Family<KindLabel, Gauge> = "1 while the source of this kind is connected, else 0";

@@ -53,9 +53,13 @@ pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
         ));
     }
     let facts = view.facts(&args.interface_addresses);
-    let (updates, ignored) = view.updates(&facts, true, |_| true);
-    problems.extend(ignored.iter().map(ToString::to_string));
-    let intents = updates.into_iter().filter_map(|update| update.intent);
+    let planned = view.updates(&facts, true, |_| true);
+    let ignored = planned.ignored.iter().chain(&planned.over_budget);
+    problems.extend(ignored.map(ToString::to_string));
+    let intents = planned
+        .updates
+        .into_iter()
+        .filter_map(|update| update.intent);
     let tables = service_dataplane::contents(&facts, intents.map(Arc::unwrap_or_clone));
     let text = Family::ALL
         .into_iter()

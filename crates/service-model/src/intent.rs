@@ -18,7 +18,7 @@ pub struct ServiceIntent {
     /// Its frontends, sorted by address, protocol and port; no two alike.
     pub frontends: Vec<Frontend>,
     /// External addresses that a load balancer gave to the Service (`status.loadBalancer`): its claim to them comes
-    /// before those of Services that merely list them in `spec.externalIPs`, which any tenant can.
+    /// before those of Services that merely list them in `spec.externalIPs`, which any tenant can. Sorted.
     pub load_balancer_ips: Vec<IpAddr>,
     /// Node ports whose traffic from this node itself is treated as that to a frontend on a cluster IP, and that frontend:
     /// a relay connects there, so that rules select the endpoint.
@@ -67,6 +67,24 @@ pub struct Frontend {
     pub serving: Arc<[Backend]>,
 }
 
+impl Frontend {
+    /// How many elements of sets and maps the frontend needs at most, whatever the firewall. Not counted are those that say
+    /// which endpoints are on this node: all frontends of a port share them.
+    pub fn elements(&self) -> usize {
+        /// For the frontend itself.
+        const OWN: usize = 10;
+        /// A range takes the kernel as long as this many of the other elements (nft_set_pipapo; measured on Linux 6.18).
+        const RANGE: usize = 16;
+        let listed = |disposition: &Disposition| match disposition {
+            Disposition::Balance(backends) => backends.len(),
+            Disposition::Refuse | Disposition::Drop => 0,
+        };
+        let outside = self.outside.as_ref().map_or(0, listed);
+        let ranges = self.allowed_sources.as_ref().map_or(0, |all| all.len());
+        OWN + listed(&self.disposition) + outside + RANGE * ranges
+    }
+}
+
 /// Session affinity by client address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Affinity {
@@ -75,6 +93,9 @@ pub struct Affinity {
     /// Frontends of a Service port with the same group share their affinity entries (row 42). A hash of the port's
     /// name, neither 0 nor `u32::MAX`, so that entries outlive this process. Two Services may collide in one group.
     pub group: u32,
+    /// The map of the affinity entries of all groups of the Service, which bounds their number. A hash of the Service's name.
+    /// Two Services may share a map.
+    pub map: u32,
 }
 
 /// The address or addresses of a frontend.
@@ -93,9 +114,6 @@ impl FrontendAddress {
     pub const fn ip(self) -> Option<IpAddr> {
         match self {
             FrontendAddress::ClusterIp(address) | FrontendAddress::External(address) => {
-    /// The map of the affinity entries of all groups of the Service, which bounds their number. A hash of the Service's name.
-    /// Two Services may share a map.
-    pub map: u32,
                 Some(address)
             }
             FrontendAddress::NodePort(_) => None,

@@ -35,6 +35,6 @@ pub use objects::{
     SlicePort, TrafficPolicy, TriggerTime, Watched,
 };
 pub use others::OtherNodes;
-pub use plan::{Choice, EndpointChoice, Plan, PortChoices};
+pub use plan::{Choice, EndpointChoice, MAX_ELEMENTS, Plan, PortChoices};
 pub use printable::printable;
 pub use suspects::Suspects;

@@ -22,17 +22,26 @@ use crate::facts::NodeFacts;
 use crate::intent::{
     Affinity, Backend, Disposition, Frontend, FrontendAddress, Masquerade, ServiceIntent,
 };
-use crate::objects::{EndpointSlice, Family, Invalid, Service, ServicePort, TrafficPolicy};
+use crate::objects::{
+    EndpointSlice, Family, Invalid, ObjectKind, Protocol, Service, ServicePort, TrafficPolicy,
+};
 use crate::select::{Selection, select};
 use crate::suspects::Suspects;
+use endpoints::Joined;
 pub use explain::{Choice, EndpointChoice, PortChoices, explain};
 use external::ExternalAddresses;
+
+/// Maximum cost of one Service on this node: elements of sets and maps. Frontends, endpoints and source ranges multiply,
+/// so limits for each of them alone do not bound a Service.
+pub const MAX_ELEMENTS: usize = 262_144;
 
 /// What [`plan`] returns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// What the Service needs on this node.
+    /// What the Service needs on this node. Without frontends if it is over its budget.
     pub intent: ServiceIntent,
+    /// The Service needs more than [`MAX_ELEMENTS`]: its last good rules should stay.
+    pub over_budget: Option<Invalid>,
     /// What this node ignores of objects that are valid by themselves: endpoints at the Service's own cluster IPs,
     /// external IPs that this node does not allow, and external addresses where the API server or a process of this
     /// node answers.
@@ -52,53 +61,121 @@ pub fn plan(
     suspects: &Suspects,
 ) -> Plan {
     let mut ignored = endpoints::circular(service, slices);
-    let mut frontends = Vec::new();
-    let mut relays = BTreeMap::new();
-    for family in Family::ALL {
-        let of_family = |a: &&IpAddr| Family::of(**a) == family;
-        let Some(cluster_ip) = service.cluster_ips.iter().find(of_family) else {
-            continue;
-        };
-        let addresses = ExternalAddresses::new(service, family, facts, &mut ignored);
-        for port in &service.ports {
-            let candidates = endpoints::candidates(service, port, family, slices, facts, suspects);
-            let backends = PortBackends::from(select(&candidates, facts));
-            let internal = internal_frontend(service, port, *cluster_ip, &backends);
-            for (address, allowed_sources) in addresses.of_port(service, port, facts, &mut ignored)
-            {
-                let at = FrontendAddress::External(address);
-                frontends.push(Frontend {
-                    allowed_sources,
-                    ..external_frontend(service, port, at, &backends, &internal)
-                });
-            }
-            if let Some(node_port) = port.node_port {
-                let at = FrontendAddress::NodePort(family);
-                if service.internal_policy == TrafficPolicy::Cluster {
-                    let target = SocketAddr::new(*cluster_ip, port.port);
-                    relays.insert((family, port.protocol, node_port), target);
-                }
-                frontends.push(Frontend {
-                    port: node_port,
-                    ..external_frontend(service, port, at, &backends, &internal)
-                });
-            }
-            frontends.push(internal);
-        }
-    }
-    // The first of two frontends at one address and port wins; sorting is stable.
-    frontends.sort_by_key(key);
-    frontends.dedup_by_key(|frontend| key(frontend));
+    let found = Frontends::of(service, slices, facts, suspects, &mut ignored);
+    let over_budget = found.is_err().then(|| over_budget(service));
+    let Frontends {
+        frontends, relays, ..
+    } = found.unwrap_or_default();
     let intent = ServiceIntent {
         service: service.name.clone(),
         created: service.created,
         frontends,
-        load_balancer_ips: service.load_balancer_ips.clone(),
+        load_balancer_ips: sorted(service.load_balancer_ips.clone()),
         relays,
         reset_removed: service.options.reset_removed,
-        health_check: endpoints::health_check(service, slices, facts),
+        health_check: match over_budget {
+            None => endpoints::health_check(service, slices, facts),
+            Some(_) => None,
+        },
     };
-    Plan { intent, ignored }
+    Plan {
+        intent,
+        over_budget,
+        ignored,
+    }
+}
+
+/// The frontends of a Service, and what they cost so far.
+#[derive(Default)]
+struct Frontends {
+    frontends: Vec<Frontend>,
+    relays: BTreeMap<(Family, Protocol, u16), SocketAddr>,
+    elements: usize,
+}
+
+/// The Service needs more than [`MAX_ELEMENTS`].
+struct OverBudget;
+
+impl Frontends {
+    /// Stops as soon as the budget is exceeded, so that finding this out costs no more than a Service within it.
+    fn of(
+        service: &Service,
+        slices: &[impl Borrow<EndpointSlice>],
+        facts: &NodeFacts,
+        suspects: &Suspects,
+        ignored: &mut Vec<Invalid>,
+    ) -> Result<Frontends, OverBudget> {
+        let mut found = Frontends::default();
+        for family in Family::ALL {
+            let of_family = |a: &&IpAddr| Family::of(**a) == family;
+            let Some(cluster_ip) = service.cluster_ips.iter().find(of_family) else {
+                continue;
+            };
+            let addresses = ExternalAddresses::new(service, family, facts, ignored);
+            let joined = Joined::new(slices, family);
+            for port in &service.ports {
+                let candidates = endpoints::candidates(service, port, &joined, facts, suspects);
+                found.spend(candidates.len())?;
+                let backends = PortBackends::from(select(&candidates, facts));
+                let internal = internal_frontend(service, port, *cluster_ip, &backends);
+                let external = addresses.of_port(service, port, facts, ignored);
+                for (address, allowed_sources) in external {
+                    let at = FrontendAddress::External(address);
+                    found.add(Frontend {
+                        allowed_sources,
+                        ..external_frontend(service, port, at, &backends, &internal)
+                    })?;
+                }
+                if let Some(node_port) = port.node_port {
+                    let at = FrontendAddress::NodePort(family);
+                    if service.internal_policy == TrafficPolicy::Cluster {
+                        let target = SocketAddr::new(*cluster_ip, port.port);
+                        let key = (family, port.protocol, node_port);
+                        found.relays.insert(key, target);
+                    }
+                    found.add(Frontend {
+                        port: node_port,
+                        ..external_frontend(service, port, at, &backends, &internal)
+                    })?;
+                }
+                found.add(internal)?;
+            }
+        }
+        // The first of two frontends at one address and port wins; sorting is stable.
+        found.frontends.sort_by_key(key);
+        found.frontends.dedup_by_key(|frontend| key(frontend));
+        Ok(found)
+    }
+
+    fn add(&mut self, frontend: Frontend) -> Result<(), OverBudget> {
+        self.spend(frontend.elements())?;
+        self.frontends.push(frontend);
+        Ok(())
+    }
+
+    fn spend(&mut self, elements: usize) -> Result<(), OverBudget> {
+        self.elements = self.elements.saturating_add(elements);
+        match self.elements > MAX_ELEMENTS {
+            true => Err(OverBudget),
+            false => Ok(()),
+        }
+    }
+}
+
+fn over_budget(service: &Service) -> Invalid {
+    Invalid {
+        kind: ObjectKind::Service,
+        object: service.name.clone(),
+        field: "spec".into(),
+        reason: format!(
+            "its frontends, endpoints and source ranges need more than {MAX_ELEMENTS} elements of sets and maps"
+        ),
+    }
+}
+
+fn sorted(mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    addresses.sort_unstable();
+    addresses
 }
 
 fn key(frontend: &Frontend) -> impl Ord + use<> {
@@ -126,6 +203,7 @@ fn internal_frontend(
         affinity: service.affinity.map(|seconds| Affinity {
             seconds,
             group: affinity::group(service, port, false),
+            map: affinity::map(service),
         }),
         counted: service.options.count,
         serving: backends.serving.clone(),
@@ -196,4 +274,3 @@ impl PortBackends {
         }
     }
 }
-            map: affinity::map(service),

@@ -10,7 +10,7 @@ use service_model::Invalid;
 use super::Control;
 use super::problem_log::Contest;
 
-/// Maximum number of quarantined Services that readiness names, and of contested frontends in a log line.
+/// Maximum number of quarantined Services and of invalid objects that readiness names, and of contested frontends in a log line.
 const NAMED: usize = 8;
 
 impl<B: Backend> Control<B> {
@@ -35,17 +35,30 @@ impl<B: Backend> Control<B> {
         }
     }
 
+    /// Reports a Service that is over its budget from now on. The problem log is for what is true of one version of an
+    /// object; this depends on its endpoints as well, and is reported once until the Service is within its budget again.
+    pub(super) fn report_over_budget(&mut self, invalid: Invalid) {
+        tracing::error!(service = %invalid.object,
+            "{invalid}; the Service is quarantined and its last good rules stay in place");
+        let problem = Problem::Object { at: None, invalid };
+        for observer in &mut self.observers {
+            observer.problem(&problem);
+            observer.new_problem(&problem);
+        }
+    }
+
     /// Facts for the operator that do not make the node unready.
     pub(super) fn notes(&self) -> Vec<String> {
-        let quarantined = self.dataplane.quarantine().iter();
-        let mut notes: Vec<String> = quarantined
-            .take(NAMED)
-            .map(|(service, error)| format!("Service {service} is quarantined: {error}"))
-            .collect();
-        let more = self.dataplane.quarantine().len().saturating_sub(NAMED);
-        if more > 0 {
-            notes.push(format!("{more} more Services are quarantined"));
-        }
+        let refused = self.dataplane.quarantine().iter();
+        let refused =
+            refused.map(|(service, error)| format!("Service {service} is quarantined: {error}"));
+        let over_budget = self.view.over_budget();
+        let over_budget =
+            over_budget.map(|over| format!("Service {} is quarantined: {over}", over.object));
+        let mut notes = first(refused.chain(over_budget), "Services are quarantined");
+        let invalid = self.view.wholly_invalid();
+        let invalid = invalid.map(|problem| format!("{problem}: an earlier valid version serves"));
+        notes.extend(first(invalid, "objects are invalid"));
         if self.lacks_node {
             let name = &self.facts.node_name;
             notes.push(format!(
@@ -57,6 +70,17 @@ impl<B: Backend> Control<B> {
         }
         notes
     }
+}
+
+/// The first notes of many, and how many more there are.
+fn first(all: impl Iterator<Item = String>, what: &str) -> Vec<String> {
+    let mut all = all.fuse();
+    let mut notes: Vec<String> = all.by_ref().take(NAMED).collect();
+    let more = all.count();
+    if more > 0 {
+        notes.push(format!("{more} more {what}"));
+    }
+    notes
 }
 
 /// Logs a problem of an object or file, and what is served nevertheless.

@@ -451,3 +451,87 @@ fn a_service_that_flaps_waits_and_others_do_not() {
     control.turn(&[]);
     assert_eq!(elements(&control, "no_endpoints"), 1);
 }
+
+#[test]
+fn a_service_over_its_budget_keeps_its_last_good_rules() {
+    let mut control = synced();
+    let good = service();
+    let mut bad = good.clone();
+    bad.service_type = service_model::ServiceType::LoadBalancer;
+    let addresses = |network: u8, count: u32| {
+        let first = std::net::Ipv4Addr::new(network, 0, 0, 0).to_bits();
+        (0..count).map(move |n| IpAddr::from(std::net::Ipv4Addr::from_bits(first + 2 * n)))
+    };
+    bad.load_balancer_ips = addresses(5, 50).collect();
+    bad.source_ranges = addresses(11, 1_000).map(Into::into).collect();
+    let mut other = good.clone();
+    other.name = ObjectName::new("default", "other");
+    other.cluster_ips = vec!["10.96.0.2".parse().unwrap()].into();
+    for port in &mut other.ports {
+        port.node_port = None;
+    }
+    let apply = |control: &mut Control<Fake>, service: Service| {
+        control.event(SourceEvent::Service(ObjectEvent::Apply(Arc::new(service))));
+        turn_at_once(control);
+    };
+    for _ in 0..2 {
+        apply(&mut control, bad.clone());
+        apply(&mut control, other.clone());
+        assert_eq!(elements(&control, "frontends_1"), 1);
+        assert_eq!(elements(&control, "no_endpoints"), 1);
+        assert_eq!(elements(&control, "guarded"), 0);
+        assert_eq!(metric(&control, "portolan_quarantined_services "), Some(1));
+        let status = control.reports.status.load();
+        assert!(status.pending_since.is_none());
+        assert!(status.notes.iter().any(|note| note.contains("default/web")));
+        // Another version that is over the budget as well.
+        bad.cluster_ips.push("fd00::1".parse().unwrap());
+    }
+    bad.source_ranges.truncate(10);
+    apply(&mut control, bad);
+    while elements(&control, "guarded") < 50 {
+        turn_at_once(&mut control);
+    }
+    assert_eq!(metric(&control, "portolan_quarantined_services "), Some(0));
+    assert!(control.reports.status.load().notes.is_empty());
+}
+
+#[test]
+fn changes_of_others_do_not_wait_for_a_large_service() {
+    let mut control = synced();
+    let mut large = service();
+    let first = std::net::Ipv4Addr::new(5, 0, 0, 0).to_bits();
+    let external = (0..2_000).map(|n| std::net::Ipv4Addr::from_bits(first + n).into());
+    large.external_ips = external.collect();
+    let event = |service: Service| SourceEvent::Service(ObjectEvent::Apply(Arc::new(service)));
+    control.event(event(large));
+    let mut other = service();
+    other.name = ObjectName::new("default", "other");
+    other
+        .ports
+        .iter_mut()
+        .for_each(|port| port.node_port = None);
+    for n in 1..=3u8 {
+        other.cluster_ips = vec![IpAddr::from([10, 96, 1, n])].into();
+        control.event(event(other.clone()));
+        let before = control.dataplane.backend().counters();
+        turn_at_once(&mut control);
+        let after = control.dataplane.backend().counters();
+        assert!(after.elements - before.elements < 4_096);
+        assert_eq!(elements(&control, "no_endpoints"), 1);
+        // Health does not wait for a Service whose steps have no end.
+        assert!(control.reports.status.load().pending_since.is_none());
+        assert!(control.wake(Instant::now()).is_some());
+    }
+    assert!(elements(&control, "external_ips") < 2_000);
+    while !control.steps.is_empty() {
+        turn_at_once(&mut control);
+    }
+    assert_eq!(elements(&control, "external_ips"), 2_000);
+    // All at once where the tables are written whole anyway.
+    control.event(event(service()));
+    control.failed = true;
+    turn_at_once(&mut control);
+    assert!(control.steps.is_empty());
+    assert_eq!(elements(&control, "external_ips"), 0);
+}

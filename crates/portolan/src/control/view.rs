@@ -51,8 +51,21 @@ pub(crate) struct View {
     node_exists: bool,
     service_cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
     listed: BTreeSet<ObjectKind>,
-    /// Objects and files that have a problem.
-    invalid: BTreeSet<Subject>,
+    /// Objects and files that have a problem; the problem, if nothing of their current version is used.
+    invalid: BTreeMap<Subject, Option<String>>,
+    /// Services over their budget.
+    over_budget: BTreeMap<ObjectName, Invalid>,
+}
+
+/// What [`View::updates`] has planned.
+#[derive(Debug, Default)]
+pub(crate) struct Planned {
+    /// What Services need now. A Service over its budget is not among them.
+    pub(crate) updates: Vec<Update>,
+    /// What planning ignored.
+    pub(crate) ignored: Vec<Invalid>,
+    /// Services that are over their budget since this plan.
+    pub(crate) over_budget: Vec<Invalid>,
 }
 
 impl View {
@@ -62,11 +75,14 @@ impl View {
             index: Index::default(),
             external_sockets_here: None,
             node: None,
+            others: OtherNodes::default(),
+            of_other_nodes: None,
             adopted_addresses: Vec::new(),
             node_exists: false,
             service_cidrs: BTreeMap::new(),
             listed: BTreeSet::new(),
-            invalid: BTreeSet::new(),
+            invalid: BTreeMap::new(),
+            over_budget: BTreeMap::new(),
         }
     }
 
@@ -75,8 +91,6 @@ impl View {
         self.config = config;
     }
 
-            others: OtherNodes::default(),
-            of_other_nodes: None,
     /// Replaces the suspects.
     pub(crate) fn set_suspects(&mut self, suspects: Suspects) {
         self.index.set_suspects(suspects);
@@ -87,6 +101,7 @@ impl View {
         match event {
             SourceEvent::Service(event) => {
                 self.external_sockets_here = None;
+                self.of_other_nodes = None;
                 self.objects(&event);
                 self.index.service_event(event);
             }
@@ -99,23 +114,25 @@ impl View {
             SourceEvent::Node(event) => {
                 self.external_sockets_here = None;
                 self.objects(&event);
+                self.of_other_nodes = None;
+                self.others.event(&event, &self.config.node_name);
                 self.node_event(event);
             }
-                self.of_other_nodes = None;
             SourceEvent::ServiceCidr(event) => {
                 self.objects(&event);
                 self.service_cidr_event(event);
             }
             SourceEvent::Problem(problem) => {
-                self.invalid.insert(problem.subject());
+                let entry = self.invalid.entry(problem.subject()).or_default();
+                if problem.is_whole() {
+                    *entry = Some(problem.to_string());
+                }
             }
             SourceEvent::Solved(subject) => {
                 self.invalid.remove(&subject);
             }
             SourceEvent::Connection {
                 kind: ObjectKind::ServiceCidr,
-                self.of_other_nodes = None;
-                self.others.event(&event, &self.config.node_name);
                 state: Err(_),
             } => {
                 // ServiceCIDRs are optional, so Services do not wait for them.
@@ -139,7 +156,7 @@ impl View {
             }
             ObjectEvent::Reset { invalid, .. } => {
                 self.listed.insert(kind);
-                self.invalid.retain(|subject| match subject {
+                self.invalid.retain(|subject, _| match subject {
                     Subject::Object(of, name) => *of != kind || invalid.contains(name),
                     Subject::File(_) => true,
                 });
@@ -214,8 +231,18 @@ impl View {
         NEEDED.into_iter().map(|kind| {
             let is_of_kind =
                 |subject: &&Subject| matches!(subject, Subject::Object(of, _) if *of == kind);
-            (kind, self.invalid.iter().filter(is_of_kind).count())
+            (kind, self.invalid.keys().filter(is_of_kind).count())
         })
+    }
+
+    /// Objects and files of which nothing of the current version is used, each with its problem.
+    pub(crate) fn wholly_invalid(&self) -> impl Iterator<Item = &str> {
+        self.invalid.values().filter_map(Option::as_deref)
+    }
+
+    /// Services over their budget: their last good rules stay.
+    pub(crate) fn over_budget(&self) -> impl ExactSizeIterator<Item = &Invalid> {
+        self.over_budget.values()
     }
 
     /// Number of Services and of endpoints.
@@ -247,6 +274,7 @@ impl View {
         let service_cidrs: Vec<IpNet> = self.service_cidrs.values().flatten().copied().collect();
         NodeFacts::resolve(&self.config, &node, interface_addresses, &service_cidrs)
             .with_api_servers(self.index.api_servers())
+            .with_those_of_other_nodes(of_other_nodes)
     }
 
     /// External frontends that Services ask for at the addresses of this Node.
@@ -266,27 +294,40 @@ impl View {
         self.index.take_triggers()
     }
 
-    /// Plans the dirty Services that are due, or all. Returns what they need, and what planning ignored.
+    /// Plans the dirty Services that are due, or all.
     pub(crate) fn updates(
         &mut self,
         facts: &NodeFacts,
         all: bool,
         is_due: impl Fn(&ObjectName) -> bool,
-    ) -> (Vec<Update>, Vec<Invalid>) {
+    ) -> Planned {
         let dirty = self.index.take_dirty_if(|name| all || is_due(name));
-            .with_those_of_other_nodes(of_other_nodes)
         let mut names: BTreeSet<ObjectName> = dirty.into_iter().collect();
         if all {
             names.extend(self.index.service_names().cloned());
         }
-        let mut ignored = Vec::new();
-        let updates = names.into_iter().map(|service| {
-            let intent = self.index.plan(&service, facts).map(|plan| {
-                ignored.extend(plan.ignored);
-                Arc::new(plan.intent)
-            });
-            Update { service, intent }
-        });
-        (updates.collect(), ignored)
+        let mut planned = Planned::default();
+        for service in names {
+            let plan = self.index.plan(&service, facts);
+            let (intent, over) = match plan {
+                Some(plan) => {
+                    planned.ignored.extend(plan.ignored);
+                    (Some(Arc::new(plan.intent)), plan.over_budget)
+                }
+                None => (None, None),
+            };
+            match over {
+                Some(over) => {
+                    if self.over_budget.insert(service, over.clone()).is_none() {
+                        planned.over_budget.push(over);
+                    }
+                }
+                None => {
+                    self.over_budget.remove(&service);
+                    planned.updates.push(Update { service, intent });
+                }
+            }
+        }
+        planned
     }
 }

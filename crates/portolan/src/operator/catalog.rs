@@ -241,7 +241,7 @@ impl Catalog {
             let plan = self.index.plan(&name, &facts);
             let texts: Vec<String> = plan
                 .iter()
-                .flat_map(|plan| &plan.ignored)
+                .flat_map(|plan| plan.ignored.iter().chain(&plan.over_budget))
                 .map(ToString::to_string)
                 .collect();
             match texts.is_empty() {

@@ -153,7 +153,9 @@ impl Question<'_> {
             .iter()
             .flat_map(|port| self.endpoints(port, &claims))
             .collect();
-        let quarantined = self.catalog.quarantined().get(&service.name);
+        let refused = self.catalog.quarantined().get(&service.name).cloned();
+        let over_budget = plan.as_ref().and_then(|plan| plan.over_budget.as_ref());
+        let quarantined = refused.or_else(|| Some(over_budget?.to_string()));
         let ignored = plan.iter().flat_map(|plan| &plan.ignored);
         documents::Service {
             name: clean(&service.name.to_string()),
@@ -162,7 +164,7 @@ impl Question<'_> {
             external_policy: policy_name(service.external_policy).to_owned(),
             affinity_seconds: service.affinity,
             unprogrammed: unprogrammed(service).map(str::to_owned),
-            quarantined: quarantined.map(|error| clean(error)),
+            quarantined: quarantined.map(|error| clean(&error)),
             frontends,
             endpoint_count: endpoints.len(),
             used_count: endpoints.iter().filter(|endpoint| endpoint.used).count(),

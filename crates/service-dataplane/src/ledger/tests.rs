@@ -187,3 +187,17 @@ fn of_colliding_affinity_groups_the_older_is_kept() {
     ledger.apply(vec![removal(1)]);
     assert_eq!(ledger.contents(&facts()), alone);
 }
+
+proptest! {
+    /// The budget of a Service bounds the table.
+    #[test]
+    fn frontends_need_no_more_elements_than_they_are_counted_for(batches in batches()) {
+        let intents = last_intents(&batches);
+        let frontends = intents.iter().flat_map(|intent| &intent.frontends);
+        for frontend in frontends {
+            let rendered = render(frontend);
+            let shared = rendered.shared.iter().filter(|(set, _)| *set != SetId::Hairpin);
+            prop_assert!(rendered.own.len() + shared.count() <= frontend.elements());
+        }
+    }
+}

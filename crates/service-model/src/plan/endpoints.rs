@@ -1,14 +1,34 @@
 //! The endpoints of a Service port, gathered from the Service's slices.
 
 use std::borrow::Borrow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::facts::NodeFacts;
 use crate::intent::{Backend, HealthCheck};
-use crate::objects::{EndpointSlice, Family, Invalid, ObjectKind, Service, ServicePort};
+use crate::objects::{EndpointSlice, Family, Invalid, ObjectKind, Protocol, Service, ServicePort};
 use crate::select::Candidate;
 use crate::suspects::Suspects;
+
+/// The slices of one Service in one family, found by port name and protocol: slices and ports multiply.
+pub(super) struct Joined<'a> {
+    slices: BTreeMap<(&'a str, Protocol), Vec<(&'a EndpointSlice, u16)>>,
+}
+
+impl<'a> Joined<'a> {
+    /// Keeps the order of `slices`.
+    pub(super) fn new(slices: &'a [impl Borrow<EndpointSlice>], family: Family) -> Self {
+        let mut joined = BTreeMap::<_, Vec<_>>::new();
+        let slices = slices.iter().map(Borrow::borrow);
+        for slice in slices.filter(|slice| slice.family == family) {
+            for port in &slice.ports {
+                let key = (&*port.name, port.protocol);
+                joined.entry(key).or_default().push((slice, port.port));
+            }
+        }
+        Joined { slices: joined }
+    }
+}
 
 /// The endpoints of one Service port in one family, each address and port once, sorted by them.
 ///
@@ -18,35 +38,26 @@ use crate::suspects::Suspects;
 pub(super) fn candidates<'a>(
     service: &Service,
     port: &ServicePort,
-    family: Family,
-    slices: &'a [impl Borrow<EndpointSlice>],
+    slices: &Joined<'a>,
     facts: &NodeFacts,
     suspects: &Suspects,
 ) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
-    for slice in slices
-        .iter()
-        .map(Borrow::borrow)
-        .filter(|slice| slice.family == family)
-    {
-        for slice_port in &slice.ports {
-            if slice_port.name != port.name || slice_port.protocol != port.protocol {
-                continue;
-            }
-            let endpoints = slice.endpoints.iter();
-            let endpoints = endpoints.filter(|e| !is_circular(service, e.address));
-            candidates.extend(endpoints.map(|endpoint| Candidate {
-                backend: Backend {
-                    address: endpoint.address,
-                    port: slice_port.port,
-                    local: endpoint.node.as_ref() == Some(&facts.node_name),
-                },
-                conditions: endpoint.conditions,
-                hints: endpoint.hints.as_deref(),
-                node: endpoint.node.as_ref(),
-                suspect: endpoint.node.as_deref().is_some_and(|n| suspects.has(n)),
-            }));
-        }
+    let found = slices.slices.get(&(&*port.name, port.protocol));
+    for (slice, target_port) in found.into_iter().flatten() {
+        let endpoints = slice.endpoints.iter();
+        let endpoints = endpoints.filter(|e| !is_circular(service, e.address));
+        candidates.extend(endpoints.map(|endpoint| Candidate {
+            backend: Backend {
+                address: endpoint.address,
+                port: *target_port,
+                local: endpoint.node.as_ref() == Some(&facts.node_name),
+            },
+            conditions: endpoint.conditions,
+            hints: endpoint.hints.as_deref(),
+            node: endpoint.node.as_ref(),
+            suspect: endpoint.node.as_deref().is_some_and(|n| suspects.has(n)),
+        }));
     }
     candidates.sort_by_key(|c| (c.backend.address, c.backend.port));
     candidates.dedup_by(|later, kept| {
@@ -95,8 +106,8 @@ pub(super) fn health_check(
     let local_endpoints = |family| {
         let ports = service.ports.iter();
         let nobody = Suspects::default();
-        let candidates =
-            ports.flat_map(|port| candidates(service, port, family, slices, facts, &nobody));
+        let joined = Joined::new(slices, family);
+        let candidates = ports.flat_map(|port| candidates(service, port, &joined, facts, &nobody));
         let ready = candidates.filter(|c| c.backend.local && c.conditions.ready);
         let addresses: BTreeSet<IpAddr> = ready.map(|c| c.backend.address).collect();
         addresses.len()

@@ -83,14 +83,17 @@ pub fn explain(
         let mut cluster_ips = service.cluster_ips.iter();
         cluster_ips.any(|address| Family::of(*address) == *family)
     });
-    let ports = families.flat_map(|family| service.ports.iter().map(move |port| (family, port)));
-    let explained = ports.map(|(family, port)| {
-        let candidates = endpoints::candidates(service, port, family, slices, facts, suspects);
-        PortChoices {
-            port: port.clone(),
-            family,
-            endpoints: choices(&candidates, facts),
-        }
+    let explained = families.flat_map(|family| {
+        let joined = endpoints::Joined::new(slices, family);
+        let ports = service.ports.iter().map(move |port| {
+            let candidates = endpoints::candidates(service, port, &joined, facts, suspects);
+            PortChoices {
+                port: port.clone(),
+                family,
+                endpoints: choices(&candidates, facts),
+            }
+        });
+        ports.collect::<Vec<_>>()
     });
     explained.collect()
 }
@@ -109,7 +112,7 @@ fn choices(candidates: &[Candidate<'_>], facts: &NodeFacts) -> Vec<EndpointChoic
             terminating,
         } = candidate.conditions;
         match (ready, serving && terminating) {
-            _ if chosen.contains(&candidate.backend) => Choice::Chosen,
+            _ if chosen.binary_search(&candidate.backend).is_ok() => Choice::Chosen,
             (true, _) => Choice::HintedElsewhere,
             (false, true) => Choice::OthersAreReady,
             (false, false) => Choice::NotReady,
@@ -122,7 +125,7 @@ fn choices(candidates: &[Candidate<'_>], facts: &NodeFacts) -> Vec<EndpointChoic
         hints: candidate.hints.cloned().unwrap_or_default(),
         cluster: match choice(candidate, &selection.cluster) {
             Choice::Chosen => Choice::Chosen,
-            _ if without_suspects.contains(&candidate.backend) => Choice::Suspect,
+            _ if without_suspects.binary_search(&candidate.backend).is_ok() => Choice::Suspect,
             other => other,
         },
         local: match candidate.backend.local {

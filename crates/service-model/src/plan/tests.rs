@@ -1,3 +1,4 @@
+mod budget;
 mod policies;
 
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 //! object, so that its last good version keeps serving. What contradicts itself within the object is
 //! settled by order: the first wins and the later one is named, so every node decides alike.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -264,6 +265,9 @@ impl Spec {
         context: &mut ConversionContext,
     ) -> Result<SmallVec<[objects::ServicePort; 1]>, Invalid> {
         let mut ports = SmallVec::<[objects::ServicePort; 1]>::new();
+        // What a later port of the same protocol can collide with.
+        let (mut numbers, mut names, mut node_ports) =
+            (HashSet::new(), HashSet::new(), HashSet::new());
         for (i, written) in self.ports.iter().enumerate() {
             let field = |name: &str| format!("spec.ports[{i}].{name}");
             let protocol = match parse_protocol(written.protocol.as_deref()) {
@@ -287,21 +291,24 @@ impl Spec {
                 };
             let name = written.name.as_deref().unwrap_or_default();
 
-            // Another port of the same protocol is what a later one can collide with.
-            let mut rivals = ports.iter().filter(|p| p.protocol == protocol);
-            if let Some(rival) = rivals.clone().find(|p| p.port == port || *p.name == *name) {
-                let (field, value) = match rival.port == port {
-                    true => (field("port"), port.to_string()),
-                    false => (field("name"), quoted(name)),
-                };
+            let collision = if numbers.contains(&(protocol, port)) {
+                Some((field("port"), port.to_string()))
+            } else if names.contains(&(protocol, name)) {
+                Some((field("name"), quoted(name)))
+            } else {
+                None
+            };
+            if let Some((field, value)) = collision {
                 validation.warn(
                     field,
                     format!("{value} is taken by an earlier {protocol} port"),
                 );
                 continue;
             }
+            numbers.insert((protocol, port));
+            names.insert((protocol, name));
             if let Some(number) = node_port
-                && rivals.any(|p| p.node_port == Some(number))
+                && !node_ports.insert((protocol, number))
             {
                 let reason = format!("{number} is taken by an earlier {protocol} port");
                 validation.warn(field("nodePort"), reason);
@@ -384,14 +391,14 @@ fn external_addresses<'a>(
     written: impl Iterator<Item = (String, &'a str)>,
     validation: &mut Validation,
 ) -> Vec<IpAddr> {
-    let mut addresses = Vec::new();
+    let (mut addresses, mut known) = (Vec::new(), HashSet::new());
     for (field, text) in written {
         let parsed = parse_address(text).and_then(|address| match endpoint_refusal(address) {
             Some(reason) => Err(reason),
             None => Ok(address),
         });
         match parsed {
-            Ok(address) if addresses.contains(&address) => {}
+            Ok(address) if !known.insert(address) => {}
             Ok(address) => addresses.push(address),
             Err(reason) => validation.warn(field, format!("{} {reason}", quoted(text))),
         }

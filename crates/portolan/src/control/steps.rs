@@ -1,0 +1,231 @@
+//! Commits a Service with many elements in steps, so that a commit of others never waits for all of its elements.
+//!
+//! A step is an intent of its own: the frontends up to some point as they should be, the others as they are. Each frontend
+//! changes at once, and no frontend is missing meanwhile that is there before and after.
+//!
+//! Invariant: the last step is the intent that was asked for, and each step brings at least one frontend nearer to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use service_dataplane::{Claim, Update};
+use service_model::{Frontend, ObjectName, ServiceIntent};
+
+/// Elements that one step changes, deleted and added ones together: a few milliseconds.
+const STEP: usize = 4096;
+
+/// Services of which not all frontends are committed yet, and what they need.
+#[derive(Debug, Default)]
+pub(super) struct Steps {
+    unfinished: BTreeMap<ObjectName, Arc<ServiceIntent>>,
+    /// The Service that had the last further step; the next one is another's turn.
+    last: Option<ObjectName>,
+}
+
+impl Steps {
+    /// Whether no further step is to be committed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.unfinished.is_empty()
+    }
+
+    /// Forgets a Service that is quarantined.
+    pub(super) fn forget(&mut self, service: &ObjectName) {
+        self.unfinished.remove(service);
+    }
+
+    /// Adds all that is unfinished to a batch that is committed whole.
+    pub(super) fn finish(&mut self, updates: &mut Vec<Update>) {
+        let unfinished = std::mem::take(&mut self.unfinished).into_iter();
+        let planned: BTreeSet<ObjectName> = updates.iter().map(|one| one.service.clone()).collect();
+        let missing = unfinished.filter(|(service, _)| !planned.contains(service));
+        updates.extend(missing.map(|(service, intent)| Update {
+            service,
+            intent: Some(intent),
+        }));
+    }
+
+    /// Replaces updates of many elements by their first step, and adds a further step of one Service that is not among them.
+    /// `current` returns the intent that was committed last.
+    pub(super) fn limit(
+        &mut self,
+        updates: &mut Vec<Update>,
+        current: impl Fn(&ObjectName) -> Option<Arc<ServiceIntent>>,
+    ) {
+        updates.extend(self.next(updates));
+        for update in updates {
+            self.unfinished.remove(&update.service);
+            let Some(target) = update.intent.clone() else {
+                continue;
+            };
+            if let Some(step) = step(current(&update.service).as_deref(), &target) {
+                self.unfinished.insert(update.service.clone(), target);
+                update.intent = Some(Arc::new(step));
+            }
+        }
+    }
+
+    fn next(&mut self, updates: &[Update]) -> Option<Update> {
+        let planned: BTreeSet<&ObjectName> = updates.iter().map(|one| &one.service).collect();
+        let waiting = || {
+            let unfinished = self.unfinished.iter();
+            unfinished.filter(|(service, _)| !planned.contains(service))
+        };
+        let later = waiting().find(|(service, _)| Some(*service) > self.last.as_ref());
+        let (service, intent) = later.or_else(|| waiting().next())?;
+        let next = Update {
+            service: service.clone(),
+            intent: Some(intent.clone()),
+        };
+        self.last = Some(next.service.clone());
+        Some(next)
+    }
+}
+
+/// The first step from one intent to another; `None` if one commit can have all of it.
+fn step(from: Option<&ServiceIntent>, to: &ServiceIntent) -> Option<ServiceIntent> {
+    let cost = |intent: &ServiceIntent| intent.frontends.iter().map(Frontend::elements).sum();
+    let before: usize = from.map_or(0, cost);
+    let after: usize = cost(to);
+    if before + after <= STEP {
+        return None;
+    }
+    let mut old = from
+        .map_or(&[][..], |from| &from.frontends)
+        .iter()
+        .peekable();
+    let mut new = to.frontends.iter().peekable();
+    let (mut frontends, mut spent) = (Vec::new(), 0);
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => break,
+            (Some(_), None) => std::cmp::Ordering::Less,
+            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (Some(old), Some(new)) => Claim::from(*old).cmp(&Claim::from(*new)),
+        };
+        let old = order.is_le().then(|| old.next()).flatten();
+        let new = order.is_ge().then(|| new.next()).flatten();
+        if spent >= STEP {
+            frontends.extend(old.cloned());
+            continue;
+        }
+        if old != new {
+            spent += old.map_or(0, Frontend::elements) + new.map_or(0, Frontend::elements);
+        }
+        frontends.extend(new.cloned());
+    }
+    (spent >= STEP && frontends != to.frontends).then(|| ServiceIntent {
+        frontends,
+        ..to.clone()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use service_model::{Backend, Disposition, FrontendAddress, Masquerade, Protocol};
+
+    use super::*;
+
+    /// A Service of so many frontends, each with these endpoints.
+    fn service(name: &str, frontends: u16, endpoints: std::ops::Range<u8>) -> Arc<ServiceIntent> {
+        let backend = |host| Backend {
+            address: IpAddr::from([10, 244, 0, host]),
+            port: 8080,
+            local: false,
+        };
+        let backends: Arc<[Backend]> = endpoints.map(backend).collect();
+        let frontend = |port| Frontend {
+            address: FrontendAddress::ClusterIp([10, 96, 0, 1].into()),
+            protocol: Protocol::Tcp,
+            port,
+            disposition: Disposition::Balance(backends.clone()),
+            outside: None,
+            masquerade: Masquerade::OffCluster,
+            allowed_sources: None,
+            affinity: None,
+            counted: false,
+            serving: backends.clone(),
+        };
+        Arc::new(ServiceIntent {
+            service: ObjectName::new("default", name),
+            created: None,
+            frontends: (1..=frontends).map(frontend).collect(),
+            load_balancer_ips: Vec::new(),
+            relays: BTreeMap::new(),
+            reset_removed: false,
+            health_check: None,
+        })
+    }
+
+    fn update(intent: &Arc<ServiceIntent>) -> Update {
+        Update {
+            service: intent.service.clone(),
+            intent: Some(intent.clone()),
+        }
+    }
+
+    #[test]
+    fn a_large_service_is_committed_in_steps_that_end_at_its_intent() {
+        let (mut steps, mut current) = (Steps::default(), None::<Arc<ServiceIntent>>);
+        for target in [service("large", 800, 0..100), service("large", 700, 1..101)] {
+            let mut updates = vec![update(&target)];
+            let mut taken = 0;
+            loop {
+                steps.limit(&mut updates, |_| current.clone());
+                let [one] = updates.as_slice() else {
+                    panic!("{}", updates.len())
+                };
+                let next = one.intent.clone().unwrap();
+                let changed = |frontend: &&Frontend| {
+                    let mut known = current.iter().flat_map(|intent| &intent.frontends);
+                    !known.any(|known| known == *frontend)
+                };
+                let elements = next
+                    .frontends
+                    .iter()
+                    .filter(changed)
+                    .map(Frontend::elements);
+                assert!(elements.sum::<usize>() <= STEP + 220);
+                // What is there before and after is never missing.
+                let keeps = current
+                    .iter()
+                    .flat_map(|intent| &intent.frontends)
+                    .filter(|old| target.frontends.iter().any(|new| new.port == old.port));
+                for old in keeps {
+                    assert!(next.frontends.iter().any(|new| new.port == old.port));
+                }
+                current = Some(next);
+                taken += 1;
+                if steps.is_empty() {
+                    break;
+                }
+                updates.clear();
+            }
+            assert_eq!(current.as_ref(), Some(&target));
+            assert!((10..80).contains(&taken), "{taken} steps");
+        }
+    }
+
+    #[test]
+    fn others_are_committed_whole_beside_a_step_of_a_large_one() {
+        let mut steps = Steps::default();
+        let all = [service("a", 800, 0..100), service("b", 800, 0..100)];
+        let mut updates = all.iter().map(update).collect();
+        steps.limit(&mut updates, |_| None);
+        assert!(!steps.is_empty());
+        let small = service("small", 3, 0..9);
+        let mut updates = vec![update(&small)];
+        steps.limit(&mut updates, |_| None);
+        assert_eq!(updates.len(), 2);
+        assert_eq!(updates[0].intent.as_ref(), Some(&small));
+        // A Service that goes is gone at once.
+        let gone = |name: &str| Update {
+            service: ObjectName::new("default", name),
+            intent: None,
+        };
+        let mut updates = vec![gone("a"), gone("b")];
+        steps.limit(&mut updates, |_| None);
+        assert!(steps.is_empty() && updates.iter().all(|update| update.intent.is_none()));
+    }
+}

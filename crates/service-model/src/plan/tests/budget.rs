@@ -1,0 +1,78 @@
+use std::net::Ipv4Addr;
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::*;
+use crate::objects::{Endpoint, EndpointSlice};
+
+const NO_SLICES: [EndpointSlice; 0] = [];
+
+fn is_over(service: &Service, slices: &[EndpointSlice]) -> bool {
+    let plan = plan(service, slices, &facts());
+    assert_eq!(plan.over_budget.is_some(), plan.intent.frontends.is_empty());
+    plan.over_budget.is_some()
+}
+
+/// Every second address from here, so that no two are one range.
+fn addresses(from: [u8; 4], count: u32) -> impl Iterator<Item = Ipv4Addr> {
+    let from = Ipv4Addr::from(from).to_bits();
+    (0..count).map(move |n| Ipv4Addr::from_bits(from + 2 * n))
+}
+
+fn endpoints(count: u32) -> EndpointSlice {
+    let mut slice = slice("shop/web-1", "web", "http/8080/TCP", "10.1.0.5:s");
+    let unready = slice.endpoints[0].clone();
+    let endpoint = |address: Ipv4Addr| Endpoint {
+        address: address.into(),
+        ..unready.clone()
+    };
+    slice.endpoints = addresses([11, 0, 0, 0], count).map(endpoint).collect();
+    slice
+}
+
+#[test]
+fn source_ranges_times_load_balancer_addresses_are_bounded() {
+    let mut service = service("shop/web", "10.96.0.1", "http/80/TCP");
+    service.service_type = ServiceType::LoadBalancer;
+    service.load_balancer_ips = addresses([5, 0, 0, 0], 18).map(Into::into).collect();
+    let mut with = |ranges: u32| {
+        let range = |address| IpNet::from(Ipv4Net::from(address));
+        service.source_ranges = addresses([11, 0, 0, 0], ranges).map(range).collect();
+        is_over(&service, &NO_SLICES)
+    };
+    // 10 of the cluster IP, and 18 times 10 and 16 for each range.
+    let cost = |ranges: usize| 10 + 18 * (10 + 16 * ranges);
+    assert!(cost(909) <= MAX_ELEMENTS && cost(910) > MAX_ELEMENTS);
+    assert!(!with(909));
+    assert!(with(910));
+}
+
+#[test]
+fn endpoints_times_frontends_are_bounded() {
+    let mut service = service("shop/web", "10.96.0.1", "http/80/TCP");
+    let ready = |count: u32| {
+        let mut slice = endpoints(count);
+        let all = slice.endpoints.iter_mut();
+        all.for_each(|endpoint| endpoint.conditions.ready = true);
+        slice
+    };
+    // Each endpoint once for the port, and once for each frontend.
+    assert_eq!(131_067 + 10 + 131_067, MAX_ELEMENTS);
+    assert!(!is_over(&service, &[ready(131_067)]));
+    assert!(is_over(&service, &[ready(131_068)]));
+    service.external_ips = addresses([5, 0, 0, 0], 1).map(Into::into).collect();
+    assert!(is_over(&service, &[ready(131_067)]));
+}
+
+#[test]
+fn endpoints_that_are_not_ready_count_as_well() {
+    let mut service = service("shop/web", "10.96.0.1", "http/80/TCP");
+    assert!(!is_over(&service, &[endpoints(200_000)]));
+    // Each port of a Service looks at all of them.
+    let ports = "http/80/TCP alt/81/TCP";
+    service.ports = crate::samples::service("shop/web", "10.96.0.1", ports).ports;
+    let mut slice = endpoints(200_000);
+    slice.ports =
+        crate::samples::slice("shop/web-1", "web", "http/8080/TCP alt/8081/TCP", "").ports;
+    assert!(is_over(&service, &[slice]));
+}
