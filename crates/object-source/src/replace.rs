@@ -16,6 +16,8 @@ pub fn replace_file(path: &Path, mode: u32, mut contents: impl Read) -> io::Resu
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
+    // Said before an error could name the draft, which nobody asked for.
+    std::fs::metadata(folder)?;
     // A hidden name without an extension: a CNI runtime reads every `.conf` and `.conflist` of its folder.
     let mut draft = tempfile::Builder::new()
         .prefix(".portolan-")

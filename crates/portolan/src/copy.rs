@@ -18,10 +18,10 @@ pub fn run(program: &str, arguments: &[String]) -> Result<()> {
         .filter(|word| !matches!(*word, "-f" | "--force" | "--"))
         .collect();
     let [from, to] = words.as_slice() else {
-        bail!("usage: {program} SOURCE TARGET");
+        bail!("usage: {program} [-f] SOURCE TARGET");
     };
     if let Some(flag) = words.iter().find(|word| word.starts_with('-')) {
-        bail!("{program}: unknown flag {flag}; usage: {program} SOURCE TARGET");
+        bail!("{program}: unknown flag {flag}; usage: {program} [-f] SOURCE TARGET");
     }
     let (from, to) = (Path::new(from), target(Path::new(from), Path::new(to)));
     copy(from, &to).with_context(|| format!("cannot copy {from:?} to {to:?}"))

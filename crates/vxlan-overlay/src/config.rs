@@ -67,10 +67,12 @@ pub enum ConfigError {
     #[error("net-conf.json is not a JSON object: {0}")]
     NotAnObject(String),
     /// A key has a value that it cannot have.
-    #[error("{key}: {reason}")]
+    #[error("{key}: {value}: {reason}")]
     Value {
         /// The key, as flannel documents it.
         key: &'static str,
+        /// The value as it was given, in JSON.
+        value: String,
         /// What would be right.
         reason: &'static str,
     },
@@ -103,9 +105,13 @@ impl Config {
 
     /// Refuses what cannot be, with the key at fault.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let refuse = |key, reason| Err(ConfigError::Value { key, reason });
+        let refuse = |key, value: String, reason| Err(ConfigError::Value { key, value, reason });
         if self.vni > MAX_VNI {
-            return refuse("Backend.VNI", "at most 16777215");
+            return refuse(
+                "Backend.VNI",
+                self.vni.to_string(),
+                "must be at most 16777215",
+            );
         }
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         let fits = |family: &Family| self.device_name(*family).len() <= MAX_LINK_NAME;
@@ -118,26 +124,26 @@ impl Config {
         {
             return refuse(
                 "device name",
-                "letters, digits, '-', '_' and '.'; NAME.VNI, and NAME-v6.VNI for IPv6, have at most 15 characters",
+                self.device.clone(),
+                "must have letters, digits, '-', '_' and '.'; NAME.VNI, and NAME-v6.VNI for IPv6, have at most 15 characters",
             );
         }
         if self.port == 0 {
-            return refuse("Backend.Port", "1 to 65535");
+            return refuse("Backend.Port", self.port.to_string(), "must be 1 to 65535");
         }
-        if self
-            .outer_mtu
-            .is_some_and(|mtu| !(576..=65535).contains(&mtu))
-        {
-            return refuse("Backend.MTU", "576 to 65535: the MTU of the network below");
+        if let Some(mtu) = self.outer_mtu.filter(|mtu| !(576..=65535).contains(mtu)) {
+            let reason = "must be 576 to 65535, the MTU of the network below";
+            return refuse("Backend.MTU", mtu.to_string(), reason);
         }
-        if !matches!(self.network, None | Some(IpNet::V4(_))) {
-            return refuse("Network", "an IPv4 range");
+        if let Some(range @ IpNet::V6(_)) = self.network {
+            return refuse("Network", range.to_string(), "must be an IPv4 CIDR");
         }
-        if !matches!(self.ipv6_network, None | Some(IpNet::V6(_))) {
-            return refuse("IPv6Network", "an IPv6 range");
+        if let Some(range @ IpNet::V4(_)) = self.ipv6_network {
+            return refuse("IPv6Network", range.to_string(), "must be an IPv6 CIDR");
         }
         if !self.ipv4 && !self.ipv6 {
-            return refuse("EnableIPv4", "at least one family must be enabled");
+            let reason = "at least one family must be enabled";
+            return refuse("EnableIPv4", "false".to_owned(), reason);
         }
         Ok(())
     }
@@ -154,16 +160,18 @@ impl Config {
         match get(&backend, "Type") {
             None => {}
             Some(Value::String(kind)) if kind.eq_ignore_ascii_case("vxlan") => {}
-            Some(_) => {
+            Some(other) => {
                 return Err(ConfigError::Value {
                     key: "Backend.Type",
-                    reason: "only vxlan is supported",
+                    value: other.to_string(),
+                    reason: "must be vxlan",
                 });
             }
         }
         if flag(&backend, "Learning", "Backend.Learning")?.unwrap_or(false) {
             return Err(ConfigError::Value {
                 key: "Backend.Learning",
+                value: "true".to_owned(),
                 reason: "learning lets forged packets change where traffic goes: leave it off",
             });
         }
@@ -171,15 +179,13 @@ impl Config {
         let port = number(&backend, "Port", "Backend.Port")?.filter(|port| *port != 0);
         let config = Config {
             vni: number(&backend, "VNI", "Backend.VNI")?.unwrap_or(defaults.vni),
-            port: match port.map(u16::try_from) {
+            port: match port {
                 None => defaults.port,
-                Some(Ok(port)) => port,
-                Some(Err(_)) => {
-                    return Err(ConfigError::Value {
-                        key: "Backend.Port",
-                        reason: "1 to 65535",
-                    });
-                }
+                Some(port) => u16::try_from(port).map_err(|_| ConfigError::Value {
+                    key: "Backend.Port",
+                    value: port.to_string(),
+                    reason: "must be 1 to 65535",
+                })?,
             },
             outer_mtu: number(&backend, "MTU", "Backend.MTU")?.filter(|mtu| *mtu != 0),
             direct_routing: flag(&backend, "DirectRouting", "Backend.DirectRouting")?
@@ -203,36 +209,51 @@ fn get<'a>(object: &'a Value, key: &str) -> Option<&'a Value> {
     (!value.is_null()).then_some(value)
 }
 
-fn flag(object: &Value, key: &str, name: &'static str) -> Result<Option<bool>, ConfigError> {
-    let wrong = ConfigError::Value {
-        key: name,
-        reason: "true or false",
+/// The value of a key, if it has one, as `read` understands it.
+fn read<T>(
+    object: &Value,
+    (key, name): (&str, &'static str),
+    read: impl FnOnce(&Value) -> Option<T>,
+    reason: &'static str,
+) -> Result<Option<T>, ConfigError> {
+    let Some(value) = get(object, key) else {
+        return Ok(None);
     };
-    get(object, key)
-        .map(|value| value.as_bool().ok_or(wrong))
-        .transpose()
+    let wrong = || ConfigError::Value {
+        key: name,
+        value: value.to_string(),
+        reason,
+    };
+    read(value).map(Some).ok_or_else(wrong)
+}
+
+fn flag(object: &Value, key: &str, name: &'static str) -> Result<Option<bool>, ConfigError> {
+    read(
+        object,
+        (key, name),
+        Value::as_bool,
+        "must be true or false, without quotes",
+    )
 }
 
 fn number(object: &Value, key: &str, name: &'static str) -> Result<Option<u32>, ConfigError> {
-    let read = |value: &Value| u32::try_from(value.as_u64()?).ok();
-    let wrong = ConfigError::Value {
-        key: name,
-        reason: "a whole number",
-    };
-    get(object, key)
-        .map(|value| read(value).ok_or(wrong))
-        .transpose()
+    let whole = |value: &Value| u32::try_from(value.as_u64()?).ok();
+    read(
+        object,
+        (key, name),
+        whole,
+        "must be a whole number, without quotes",
+    )
 }
 
 fn range(object: &Value, key: &str, name: &'static str) -> Result<Option<IpNet>, ConfigError> {
-    let read = |value: &Value| value.as_str()?.parse::<IpNet>().ok();
-    let wrong = ConfigError::Value {
-        key: name,
-        reason: "a range of addresses",
-    };
-    get(object, key)
-        .map(|value| read(value).map(|net| net.trunc()).ok_or(wrong))
-        .transpose()
+    let range = |value: &Value| Some(value.as_str()?.parse::<IpNet>().ok()?.trunc());
+    read(
+        object,
+        (key, name),
+        range,
+        "must be a CIDR such as 10.244.0.0/16",
+    )
 }
 
 #[cfg(test)]
@@ -281,16 +302,27 @@ mod tests {
 
     #[test]
     fn what_cannot_be_honored_is_refused_by_its_key() {
-        for (text, key) in [
-            (r#"{"Backend": {"Type": "wireguard"}}"#, "Backend.Type"),
-            (r#"{"Backend": {"VNI": 16777216}}"#, "Backend.VNI"),
-            (r#"{"Backend": {"Port": 70000}}"#, "Backend.Port"),
-            (r#"{"Backend": {"Learning": true}}"#, "Backend.Learning"),
-            (r#"{"Network": "fd00::/48"}"#, "Network"),
-            (r#"{"EnableIPv4": false}"#, "EnableIPv4"),
+        for (text, wrong) in [
+            (
+                r#"{"Backend": {"Type": "udp"}}"#,
+                ("Backend.Type", "\"udp\""),
+            ),
+            (
+                r#"{"Backend": {"VNI": 16777216}}"#,
+                ("Backend.VNI", "16777216"),
+            ),
+            (r#"{"Backend": {"VNI": "1"}}"#, ("Backend.VNI", "\"1\"")),
+            (r#"{"Backend": {"Port": 70000}}"#, ("Backend.Port", "70000")),
+            (
+                r#"{"Backend": {"Learning": true}}"#,
+                ("Backend.Learning", "true"),
+            ),
+            (r#"{"Network": "fd00::/48"}"#, ("Network", "fd00::/48")),
+            (r#"{"Network": "10.0.0"}"#, ("Network", "\"10.0.0\"")),
+            (r#"{"EnableIPv4": false}"#, ("EnableIPv4", "false")),
         ] {
             match Config::from_net_conf(text) {
-                Err(ConfigError::Value { key: found, .. }) => assert_eq!(found, key),
+                Err(ConfigError::Value { key, value, .. }) => assert_eq!((key, &*value), wrong),
                 other => panic!("{text}: {other:?}"),
             }
         }

@@ -108,6 +108,9 @@ fn unknown_and_contradictory_values_are_refused() -> Result<()> {
         ("cni: {confName: 10-flannel.conf}", "confName"),
         ("image: {digest: 'sha256:1'}", "digest"),
         ("config: {mode: userspace}", "mode"),
+        ("config: {detectLocalMode: PodCIDR}", "detectLocalMode"),
+        ("podCidr: 10.244.0.0/33", "podCidr"),
+        ("fullnameOverride: My_Proxy", "fullnameOverride"),
     ] {
         std::fs::write(&file, text)?;
         let Err(error) = rendered(&file, None) else {
@@ -121,6 +124,22 @@ fn unknown_and_contradictory_values_are_refused() -> Result<()> {
         bail!("the Service for kube-prometheus-stack was accepted in another namespace");
     };
     ensure!(format!("{error:#}").contains("kube-system"), "{error:#}");
+    Ok(())
+}
+
+/// As in a file of values whose lines below `config:` are all comments.
+#[scenario(Helm)]
+#[ignore = "needs helm"]
+fn sections_without_content_leave_the_defaults() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("values.yaml");
+    let empty = "config:\nportolanConfig:\nresources:\ntolerations:\nimagePullSecrets:\n";
+    std::fs::write(&file, empty)?;
+    let empty = rendered(&file, Some("configmap"))?;
+    ensure!(
+        empty == rendered(&values("proxy")?, Some("configmap"))?,
+        "{empty}"
+    );
     Ok(())
 }
 

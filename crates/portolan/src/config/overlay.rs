@@ -55,8 +55,8 @@ fn config(overlay: &given::Overlay, cluster: &[ipnet::IpNet]) -> Result<Config> 
     let mut config = match overlay.net_config_path.as_deref().or(usual) {
         Some(path) => {
             let text = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read the overlay's {path:?}"))?;
-            Config::from_net_conf(&text).with_context(|| format!("in {path:?}"))?
+                .with_context(|| format!("cannot read --net-config-path {path:?}"))?;
+            Config::from_net_conf(&text).with_context(|| format!("--net-config-path {path:?}"))?
         }
         None => Config::default(),
     };

@@ -33,7 +33,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- $cidr := include "portolan.clusterCIDR" . -}}
 {{- if $cidr -}}
 {{- $_ := set $config "clusterCIDR" $cidr -}}
-{{- else if not (hasKey .Values.config "clusterCIDR") -}}
+{{- else if not (hasKey (default dict .Values.config) "clusterCIDR") -}}
 {{- $_ := set $config "detectLocalMode" "NodeCIDR" -}}
 {{- end -}}
 {{- if .Values.serviceProxy.enabled -}}
@@ -43,7 +43,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- $_ := set $config "healthzBindAddress" "127.0.0.1:20256" -}}
 {{- $_ := set $config "metricsBindAddress" "0.0.0.0:20249" -}}
 {{- end -}}
-{{- toYaml (mergeOverwrite $config (deepCopy .Values.config)) -}}
+{{- toYaml (mergeOverwrite $config (deepCopy (default dict .Values.config))) -}}
 {{- end }}
 
 {{- /* The second document. */ -}}
@@ -63,7 +63,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end -}}
 {{- $_ := set $config "overlay" $overlay -}}
 {{- end -}}
-{{- toYaml (mergeOverwrite $config (deepCopy .Values.portolanConfig)) -}}
+{{- toYaml (mergeOverwrite $config (deepCopy (default dict .Values.portolanConfig))) -}}
 {{- end }}
 
 {{- /* A listener of the first document as [host, port], from "IP", "IP:PORT", "[IPv6]:PORT" or "", as Portolan reads it. */ -}}
@@ -94,7 +94,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- fail "serviceProxy.enabled and overlay.enabled are both false: there is nothing to run" -}}
 {{- end -}}
 {{- if .Values.overlay.enabled -}}
-{{- if not (or .Values.podCidr .Values.podCidrv6 .Values.config.clusterCIDR) -}}
+{{- if not (or .Values.podCidr .Values.podCidrv6 (get (default dict .Values.config) "clusterCIDR")) -}}
 {{- fail "overlay.enabled needs podCidr, podCidrv6 or both: the pod CIDRs of the cluster (kubectl -n kube-system get cm kubeadm-config -o yaml, podSubnet)" -}}
 {{- end -}}
 {{- end -}}
