@@ -313,3 +313,32 @@ fn a_withdrawn_choice_of_the_address_is_withdrawn() -> Result<()> {
     api.apply(object)?;
     restart(&[], other)
 }
+
+/// A machine that was replaced under another name left its Node object behind, with the pod CIDR that the new one has.
+#[scenario(Vxlan, Nft)]
+fn a_live_node_takes_the_pod_cidr_of_a_stale_older_one() -> Result<()> {
+    let (stage, api, _daemons, _) = start(2)?;
+    let mut old = api.node("node-1").context("there is a node-1")?;
+    old["metadata"] = serde_json::json!({
+        "name": "a-replaced", "creationTimestamp": "2020-01-01T00:00:00Z",
+        "annotations": old["metadata"]["annotations"],
+    });
+    let annotations = &mut old["metadata"]["annotations"];
+    annotations[format!("{PREFIX}/backend-data")] =
+        r#"{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}"#.into();
+    annotations[format!("{PREFIX}/public-ip")] = "192.168.77.99".into();
+    let condition = |status: &str| serde_json::json!([{ "type": "Ready", "status": status, "lastTransitionTime": "2020-01-01T00:00:00Z" }]);
+    old["status"]["conditions"] = condition("True");
+    api.apply(old.clone())?;
+    let leads_to = |address: &str| {
+        wait_until(address, PATIENCE, || {
+            tool(&stage.nodes[0], "bridge", "fdb show dev flannel.1")
+                .is_ok_and(|fdb| fdb.contains(address))
+        })
+    };
+    leads_to("192.168.77.99")?;
+    old["status"]["conditions"] = condition("Unknown");
+    api.apply(old)?;
+    leads_to("192.168.77.11")?;
+    stage.wait_for_mesh()
+}

@@ -259,5 +259,6 @@ fn node(number: u32) -> Node {
         parsed: ParsedAnnotations::Absent,
         annotations: Arc::default(),
         held: false,
+        stale: false,
     }
 }

@@ -41,13 +41,14 @@ mod servers;
 mod tests;
 mod token;
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
 use service_model::ObjectEvent;
 use service_model::wire::{self, ConversionContext, Object, label_selector};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -96,6 +97,8 @@ pub struct ApiConfig {
     pub read_again: Duration,
     /// How often an object is read whole that keeps changing.
     pub read_every: Duration,
+    /// Names of Nodes that are read whole at each change, since more of them matters than metadata say.
+    pub contended: Option<watch::Receiver<BTreeSet<Arc<str>>>>,
     /// Watch Services with this `service-proxy-name` label (`--service-proxy-name`).
     pub proxy_name: Option<Arc<str>>,
 }
@@ -121,6 +124,7 @@ impl Default for ApiConfig {
             all_nodes: false,
             read_again: Duration::from_secs(6 * 3600),
             read_every: Duration::from_secs(10),
+            contended: None,
             proxy_name: None,
         }
     }
@@ -176,11 +180,7 @@ pub async fn run(
     }
     let mut nodes = start.link::<wire::Node>(nodes, SourceEvent::Node);
     if start.config.all_nodes {
-        nodes.outlines = Some(Outlines::of_nodes(
-            node_name,
-            start.config.read_again,
-            start.config.read_every,
-        ));
+        nodes.outlines = Some(Outlines::of_nodes(node_name, &start.config));
     }
     tasks.spawn(start.follow(nodes));
     while let Some(ended) = tasks.join_next().await {

@@ -4,6 +4,7 @@
 //! answered meanwhile. Sources and everything else run on the caller's runtime. When one part ends, all end
 //! ([`crate::parts`]). Rules stay in place: a node without its daemon keeps forwarding.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -96,17 +97,24 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     };
     let operator = operator::start(parts, sources)?;
     let (sender, events) = mpsc::channel(EVENTS);
+    let (contenders, contended) = watch::channel(BTreeSet::new());
     let sender = match overlay.zip(published.overlay.clone()) {
         None => sender,
         Some(overlay) => {
             let probes = effective.overlay.as_ref().and_then(probe_config(&node));
             start_overlay(
-                overlay, probes, parts, writer, &published, &recorder, sender,
+                overlay,
+                probes,
+                parts,
+                writer,
+                (&published, &recorder, contenders),
+                sender,
             )?
         }
     };
     let client = server.map(|server| server.reader);
-    start_source(effective, parts, client, &node.node_name, sender);
+    let about_nodes = (&*node.node_name, contended);
+    start_source(effective, parts, client, about_nodes, sender);
     let (node, live) = watch::channel(node);
     let live_config = Live {
         node,
@@ -310,8 +318,7 @@ fn start_overlay(
     probe_config: Option<ProbeConfig>,
     parts: &Parts,
     writer: Option<ApiClient>,
-    published: &Published,
-    recorder: &Recorder,
+    (published, recorder, contenders): (&Published, &Recorder, watch::Sender<BTreeSet<Arc<str>>>),
     sender: mpsc::Sender<SourceEvent>,
 ) -> Result<mpsc::Sender<SourceEvent>> {
     let (sender, nodes) = branch(parts, sender, config.own.clone());
@@ -319,6 +326,7 @@ fn start_overlay(
         status: status.clone(),
         metrics: published.metrics.clone(),
         recorder: recorder.clone(),
+        contenders,
     };
     overlay::start(parts, config, writer, nodes, reports)?;
     if let Some(config) = probe_config {
@@ -336,7 +344,7 @@ fn start_source(
     effective: &Effective,
     parts: &Parts,
     client: Option<ApiClient>,
-    node_name: &str,
+    (node_name, contended): (&str, watch::Receiver<BTreeSet<Arc<str>>>),
     events: mpsc::Sender<SourceEvent>,
 ) {
     let (runtime, cancel) = (Handle::current(), parts.cancel());
@@ -349,6 +357,7 @@ fn start_source(
                 all_nodes: effective.overlay.is_some(),
                 services: effective.service_proxy,
                 proxy_name,
+                contended: Some(contended),
                 ..api::ApiConfig::default()
             };
             parts.task("source", &runtime, async move {

@@ -3,6 +3,7 @@
 //! Every event, every foreign change in the kernel and every audit leads to the same turn ([`turn`]). The loop has a
 //! thread of its own, since it blocks on the kernel. The tunnel stays in place when the loop ends.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -119,6 +120,8 @@ pub(crate) struct Reports {
     pub(crate) metrics: Arc<Metrics>,
     /// Creates Events of this Node.
     pub(crate) recorder: Recorder,
+    /// Receives the names of Nodes that claim the same.
+    pub(crate) contenders: watch::Sender<BTreeSet<Arc<str>>>,
 }
 
 /// Starts the loop, its monitors, the removal of flannel's leftovers and, with a client, the task that writes to the API

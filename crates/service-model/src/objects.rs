@@ -339,6 +339,8 @@ pub struct Node {
     pub leaving: bool,
     /// When it was created, in seconds since 1970.
     pub created: Option<i64>,
+    /// Since when its condition `Ready` has not been True, in seconds since 1970.
+    pub not_ready_since: Option<i64>,
     /// The annotations of an overlay (flannel's), by full name: foreign text, never to be printed as it is.
     pub annotations: Arc<BTreeMap<Box<str>, Box<str>>>,
 }
@@ -353,6 +355,7 @@ impl Node {
             pod_cidrs: Vec::new(),
             leaving: false,
             created: None,
+            not_ready_since: None,
             annotations: Arc::default(),
         }
     }

@@ -40,6 +40,8 @@ pub struct Node {
     pub annotations: Arc<Annotations>,
     /// The latest list lacks it, and [`Peers`] holds it.
     pub held: bool,
+    /// Its kubelet has not been heard of for long.
+    pub stale: bool,
 }
 
 impl Node {
@@ -60,13 +62,19 @@ impl Node {
             parsed: names.read(&annotations, vni),
             annotations,
             held: false,
+            stale: false,
         }
     }
 
-    /// What settles conflicts between nodes: the lesser one keeps what both claim. A held one yields to all others, and
-    /// an unknown age is the youngest.
-    pub(crate) fn seniority(&self) -> (bool, i64, &str) {
-        (self.held, self.created.unwrap_or(i64::MAX), &self.name)
+    /// What settles conflicts between nodes: the lesser one keeps what both claim. A held one yields to all others, a stale
+    /// one to all that are neither, and an unknown age is the youngest.
+    pub(crate) fn seniority(&self) -> (bool, bool, i64, &str) {
+        (
+            self.held,
+            self.stale,
+            self.created.unwrap_or(i64::MAX),
+            &self.name,
+        )
     }
 
     fn has_vteps(&self) -> bool {
@@ -256,6 +264,7 @@ mod tests {
             parsed: ParsedAnnotations::Absent,
             annotations: Arc::default(),
             held: false,
+            stale: false,
         }
     }
 

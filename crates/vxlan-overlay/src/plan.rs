@@ -310,6 +310,16 @@ impl Problem {
         !matches!(self, Problem::TooManyAddresses { .. })
     }
 
+    /// The two nodes of a conflict, which the state of their Nodes may settle otherwise.
+    pub fn contenders(&self) -> Option<[&Arc<str>; 2]> {
+        match self {
+            Problem::DuplicateRange { kept, left_out, .. }
+            | Problem::DuplicateEnd { kept, left_out, .. } => Some([kept, left_out]),
+            Problem::HoldsAddress { node, left_out, .. } => Some([node, left_out]),
+            _ => None,
+        }
+    }
+
     /// Whether it is a conflict of this node with another one, or this node's own pod CIDR that is refused.
     pub fn is_conflict_of(&self, own: &str) -> bool {
         match self {

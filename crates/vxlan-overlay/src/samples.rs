@@ -69,6 +69,7 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
         parsed: ParsedAnnotations::Absent,
         annotations: Arc::default(),
         held: false,
+        stale: false,
     };
     Cluster {
         config: Config::default(),

@@ -160,7 +160,18 @@ impl<O: Object> Link<O> {
         let limit = watch.until.min(Instant::now() + self.config.watch_silence);
         let postponed = self.outlines.as_ref().and_then(Outlines::next_postponed);
         let until = postponed.map_or(limit, |(due, _)| due.min(limit));
-        let line = match watch.lines.next(until).await {
+        let contended = async {
+            match &mut self.outlines {
+                Some(outlines) => outlines.contended_changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let line = tokio::select! {
+            biased;
+            line = watch.lines.next(until) => line,
+            () = contended => return Ok(()),
+        };
+        let line = match line {
             Ok(Some(line)) => line,
             Ok(None) => return Err(Stop::Ended),
             Err(RequestError::Silent { .. }) if until < limit => return Ok(()),

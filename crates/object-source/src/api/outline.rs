@@ -10,16 +10,22 @@
 //! [`READS_AT_ONCE`], and one more each [`super::ApiConfig::read_every`]; what is postponed is read then, as it is by then.
 
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
 use service_model::{Node, ObjectName};
+use tokio::sync::watch;
 use tokio::time::Instant;
+
+use super::ApiConfig;
 
 /// Reads of one object that are not postponed: more than a node needs to join.
 pub(super) const READS_AT_ONCE: u32 = 10;
+/// A contended object is read again after so many times [`super::ApiConfig::read_every`]: time alone may change what it means.
+const CONTENDED: u32 = 6;
 /// So many allowances are kept whether or not they are whole again.
 const ALLOWANCES: usize = 64;
 
@@ -39,6 +45,8 @@ pub(super) struct Outlines<M> {
     /// Whether the reads of the object are limited.
     limited: Box<dyn Fn(&M) -> bool + Send + Sync>,
     read_every: Duration,
+    /// Names of objects that are read whole at each change, and now and then without one.
+    contended: Option<watch::Receiver<BTreeSet<Arc<str>>>>,
     /// Of the objects that were read of late, by the digest of the name.
     allowances: HashMap<u64, Allowance>,
     /// When objects are to be read.
@@ -71,17 +79,18 @@ struct Outline {
 
 impl Outlines<Node> {
     /// For Nodes. The Node named `own` is read whole at each change.
-    pub(super) fn of_nodes(own: String, lifetime: Duration, read_every: Duration) -> Self {
+    pub(super) fn of_nodes(own: String, config: &ApiConfig) -> Self {
         let this = own.clone();
         Outlines {
             digest: |node, hasher| hasher.hash_one((&node.name, &node.annotations)),
             settled: Box::new(move |node| *node.name.name != *own && !node.pod_cidrs.is_empty()),
             name: |node| &node.name,
-            lifetime,
+            lifetime: config.read_again,
             hasher: RandomState::new(),
             known: HashMap::new(),
             limited: Box::new(move |node| *node.name.name != *this),
-            read_every,
+            read_every: config.read_every,
+            contended: config.contended.clone(),
             allowances: HashMap::new(),
             postponed: BTreeMap::new(),
         }
@@ -103,7 +112,14 @@ impl<M> Outlines<M> {
 
     /// Records an object that was delivered whole.
     pub(super) fn delivered(&mut self, object: &M) {
-        self.postponed.remove((self.name)(object));
+        let name = (self.name)(object);
+        match self.is_contended(name) {
+            true => {
+                let due = Instant::now() + self.read_every * CONTENDED;
+                self.postponed.insert(name.clone(), due);
+            }
+            false => drop(self.postponed.remove(name)),
+        }
         let key = self.key((self.name)(object));
         if !(self.settled)(object) {
             self.known.remove(&key);
@@ -126,10 +142,34 @@ impl<M> Outlines<M> {
 
     /// Whether the object needs no reading. `object` holds what its metadata contain.
     pub(super) fn suffices(&self, object: &M) -> bool {
+        if self.is_contended((self.name)(object)) {
+            return false;
+        }
         let known = self.known.get(&self.key((self.name)(object)));
         known.is_some_and(|known| {
             known.digest == (self.digest)(object, &self.hasher) && Instant::now() < known.until
         })
+    }
+
+    fn is_contended(&self, name: &ObjectName) -> bool {
+        let contended = self.contended.as_ref();
+        contended.is_some_and(|contended| contended.borrow().contains(&name.name))
+    }
+
+    /// Waits until other objects are contended, and lets them be read.
+    pub(super) async fn contended_changed(&mut self) {
+        if let Some(contended) = &mut self.contended
+            && contended.changed().await.is_ok()
+        {
+            let names = contended.borrow_and_update();
+            for name in names.iter() {
+                let name = ObjectName::new("", name.clone());
+                self.postponed.insert(name, Instant::now());
+            }
+            return;
+        }
+        self.contended = None;
+        std::future::pending().await
     }
 
     /// Whether the object may be read now; if not, it is postponed.

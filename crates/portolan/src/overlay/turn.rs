@@ -4,13 +4,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use net_types::Family;
 use service_model::ObjectEvent;
 use tokio::sync::watch;
-use vxlan_overlay::{Node, Peers, Plan};
+use vxlan_overlay::{Node, Peers, Plan, Problem};
 
 use super::cache::PeerCache;
 use super::files::CniFiles;
@@ -28,6 +28,10 @@ const AUDIT: Duration = Duration::from_secs(30);
 /// the table, and during a rollout this process has to follow soon after.
 const RETRY: Duration = Duration::from_millis(500);
 const MAX_DOUBLINGS: u32 = 4;
+
+/// A Node that has not been Ready for so long yields in conflicts: as long as its pods wait until they are evicted. In less, a
+/// kubelet is replaced or a node boots.
+const STALE: Duration = Duration::from_secs(300);
 
 /// The state of the loop.
 pub(super) struct Overlay {
@@ -147,6 +151,7 @@ impl Overlay {
         }
         self.log_problems(&plan, trouble.as_deref());
         self.report_conflicts(&plan);
+        self.publish_contenders(&plan);
         self.publisher
             .publish(&plan, &self.peers, complete, self.reconciler.usable(), now);
         self.report(plan, trouble, complete);
@@ -203,6 +208,17 @@ impl Overlay {
         self.conflicts = conflicts;
     }
 
+    /// Publishes to the source which Nodes it has to read whole at each change: metadata do not say whether a Node is Ready.
+    fn publish_contenders(&self, plan: &Plan) {
+        let contenders = plan.problems.iter().filter_map(Problem::contenders);
+        let contenders: BTreeSet<Arc<str>> = contenders.flatten().cloned().collect();
+        self.reports.contenders.send_if_modified(|old| {
+            let changed = *old != contenders;
+            *old = contenders;
+            changed
+        });
+    }
+
     fn log_problems(&mut self, plan: &Plan, trouble: Option<&str>) {
         let problems = plan.problems.iter().filter(|_| self.peers.is_listed());
         let mut problems: BTreeSet<String> = problems.map(ToString::to_string).collect();
@@ -236,5 +252,13 @@ fn peer_node(node: Arc<service_model::Node>, config: &OverlayConfig) -> Node {
     let about = (&config.names, config.config.vni);
     let (name, annotations) = (node.name.name.clone(), node.annotations.clone());
     let name = (name, node.created);
-    Node::new(name, &node.pod_cidrs, &node.addresses, annotations, about)
+    let stale = node.not_ready_since.is_some_and(|since| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let since = u64::try_from(since).unwrap_or_default();
+        now.is_ok_and(|now| now.as_secs().saturating_sub(since) >= STALE.as_secs())
+    });
+    Node {
+        stale,
+        ..Node::new(name, &node.pod_cidrs, &node.addresses, annotations, about)
+    }
 }

@@ -21,6 +21,7 @@ fn node(addresses: &[&str], pod_cidrs: &[&str]) -> Node {
         addresses: parsed(addresses),
         pod_cidrs: parsed(pod_cidrs),
         leaving: false,
+        not_ready_since: None,
         created: None,
         annotations: Default::default(),
     }

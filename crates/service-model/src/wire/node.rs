@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::address::{parse_address, parse_cidr};
@@ -49,6 +50,16 @@ const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 struct Status {
     #[serde(deserialize_with = "null_is_default")]
     addresses: Vec<NodeAddress>,
+    #[serde(deserialize_with = "null_is_default")]
+    conditions: Vec<Condition>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Condition {
+    r#type: Option<String>,
+    status: Option<String>,
+    last_transition_time: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -76,6 +87,7 @@ impl Object for Node {
             zone: zone
                 .filter(|zone| !zone.is_empty())
                 .map(|zone| context.intern(zone)),
+            not_ready_since: self.status.not_ready_since(),
             addresses: self.status.addresses(&mut validation),
             pod_cidrs: self.spec.pod_cidrs(&mut validation),
             leaving: self.metadata.deletion_timestamp.is_some() || self.spec.is_to_be_deleted(),
@@ -87,6 +99,15 @@ impl Object for Node {
 }
 
 impl Status {
+    /// A condition without a readable time counts as one that has just changed, which is no reason to refuse the Node.
+    fn not_ready_since(&self) -> Option<i64> {
+        let mut conditions = self.conditions.iter();
+        let ready = conditions.find(|c| c.r#type.as_deref() == Some("Ready"))?;
+        let is_ready = ready.status.as_deref() == Some("True");
+        let since: Timestamp = ready.last_transition_time.as_deref()?.parse().ok()?;
+        (!is_ready).then(|| since.as_second())
+    }
+
     fn addresses(&self, validation: &mut Validation) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
         for wanted in ["InternalIP", "ExternalIP"] {

@@ -1,6 +1,6 @@
 //! What nodes claim for themselves in one family, and who keeps what two of them claim.
 //!
-//! This node's claims come first, then those of the older Node, then those of the lesser name: all nodes decide alike,
+//! This node's claims come first, then those of nodes whose kubelet is heard of, then those of the older Node, then those of the lesser name: all nodes decide alike,
 //! and a node that joins takes nothing from one that serves. Invariant: all claims that are kept can be served at once.
 //! Several nodes may have one public address, even with one hardware address: the Node object that a renamed machine
 //! left behind does not cut the machine off.

@@ -119,6 +119,11 @@ fn the_older_node_keeps_a_contested_pod_cidr() {
     let plan = planned(&cluster);
     assert_eq!(&*plan.peers(Family::Ip)[0].name, "node-2");
     assert_eq!(left_out(&plan), ["node-1 for node-2", "node-3 for node-2"]);
+    // What an older node has that nobody hears of, the next one gets.
+    cluster.nodes[2].stale = true;
+    let plan = planned(&cluster);
+    assert_eq!(&*plan.peers(Family::Ip)[0].name, "node-1");
+    assert_eq!(left_out(&plan), ["node-2 for node-1", "node-3 for node-1"]);
 }
 
 #[test]

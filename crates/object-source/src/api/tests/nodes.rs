@@ -210,6 +210,33 @@ async fn a_peer_that_flaps_costs_few_reads_and_is_followed() {
 }
 
 #[tokio::test]
+async fn contended_nodes_are_read_at_once_and_at_each_change() {
+    let (contended, receiver) = tokio::sync::watch::channel(Default::default());
+    let config = ApiConfig {
+        contended: Some(receiver),
+        ..all_nodes()
+    };
+    let mut bench = started(config, StreamingList::Served).await;
+    let reads = |view: &View| {
+        applied(view)
+            .iter()
+            .filter(|name| **name == "other")
+            .count()
+    };
+    contended.send_replace(["other".into()].into());
+    bench.until("it is read", |view| reads(view) == 1).await;
+    bench.api.apply(node("other", "192.0.2.1", 1)).unwrap();
+    bench.until("its report", |view| reads(view) == 2).await;
+    contended.send_replace(Default::default());
+    bench.api.apply(node("other", "192.0.2.1", 2)).unwrap();
+    bench.api.apply(node("this", "192.0.2.1", 1)).unwrap();
+    bench
+        .until("what comes after", |view| applied(view).contains(&"this"))
+        .await;
+    assert_eq!(reads(&bench.view), 2);
+}
+
+#[tokio::test]
 async fn metadata_that_cannot_be_decoded_are_named() {
     let mut bench = started(all_nodes(), StreamingList::Served).await;
     let mut bad = node("other", "", 0);
