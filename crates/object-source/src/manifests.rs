@@ -4,8 +4,8 @@
 //! EndpointSlices, Nodes and ServiceCIDRs, in several documents or lists, as `kubectl get -o yaml` prints them; a Service or
 //! EndpointSlice without a namespace is in `default`. Without an API server the range of node ports is checked here.
 //!
-//! [`watch`] receives notifications, [`folder`] reads files, [`contents`] keeps their documents, [`document`] and [`line`]
-//! parse them, [`view`] compares their contents with the events sent so far. `notify-debouncer-full` was considered: it waits for a pause between changes, which
+//! [`watch`] receives notifications, [`folder`] reads files, [`contents`] keeps their documents, [`document`], [`value`] and
+//! [`line`] parse them, [`view`] compares their contents with the events sent so far. `notify-debouncer-full` was considered: it waits for a pause between changes, which
 //! also comes in the middle of a slowly written file, while [`watch`] knows which files are being written.
 //!
 //! Invariant: the last good version of a file keeps serving, whatever happens to the file or the folder. An object is deleted
@@ -27,6 +27,7 @@ mod contents;
 mod document;
 mod folder;
 mod line;
+mod value;
 mod view;
 mod watch;
 

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use service_model::wire::ConversionContext;
 
 use super::document::{self, Fault, Found, Key, Parsed, Remark};
+use super::value::Scalars;
 use crate::Problem;
 
 /// Documents that a thread takes at a time; fewer are not worth another thread.
@@ -230,25 +231,21 @@ pub(super) fn read(texts: &[Text<'_>], rules: &Rules) -> Vec<Draft> {
 
 /// Parses documents on several threads, if there are many.
 fn parse_all(documents: &[&str], rules: &Rules) -> Vec<Parsed> {
-    let parse = |document: &&str| {
-        let parsed = document::read(document, &rules.node_ports, &rules.context);
-        parsed.unwrap_or_else(Parsed::broken)
-    };
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = processors.min(MAX_THREADS).min(documents.len() / PORTION);
     if threads <= 1 {
-        return documents.iter().map(parse).collect();
+        return parse(documents, rules, &mut Scalars::default());
     }
     let portions: Vec<&[&str]> = documents.chunks(PORTION).collect();
     let next = AtomicUsize::new(0);
     let work = || {
-        let mut done = Vec::new();
+        let (mut done, mut scalars) = (Vec::new(), Scalars::default());
         loop {
             let position = next.fetch_add(1, Ordering::Relaxed);
             let Some(portion) = portions.get(position) else {
                 return done;
             };
-            done.push((position, portion.iter().map(parse).collect::<Vec<_>>()));
+            done.push((position, parse(portion, rules, &mut scalars)));
         }
     };
     let mut done = std::thread::scope(|scope| {
@@ -264,6 +261,14 @@ fn parse_all(documents: &[&str], rules: &Rules) -> Vec<Parsed> {
     });
     done.sort_unstable_by_key(|(position, _)| *position);
     done.into_iter().flat_map(|(_, results)| results).collect()
+}
+
+fn parse(documents: &[&str], rules: &Rules, scalars: &mut Scalars) -> Vec<Parsed> {
+    let mut parse = |document: &&str| {
+        let parsed = document::read(document, &rules.node_ports, &rules.context, scalars);
+        parsed.unwrap_or_else(Parsed::broken)
+    };
+    documents.iter().map(&mut parse).collect()
 }
 
 /// The documents of a file, each with the number of lines before it and with its separator, if it has one:

@@ -8,7 +8,6 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value};
-use serde_saphyr::{Location, MessageFormatter, Options, Spanned, UserMessageFormatter};
 use service_model::wire::{self, ConversionContext, Metadata};
 use service_model::{
     EndpointSlice, Invalid, Node, ObjectKind, ObjectName, Service, ServiceCidr, printable,
@@ -17,12 +16,9 @@ use service_model::{
 use smallvec::SmallVec;
 
 use super::line::Lines;
+use super::value::{self, Scalars};
 use crate::MAX_TEXT;
 
-/// Nodes in one document: a list of 100,000 endpoints has about two million. Bounds memory.
-const MAX_NODES: usize = 16_000_000;
-/// Nodes that aliases may expand to, in one document: enough for shared labels, too few for a "billion laughs" file.
-const MAX_REPLAYED: usize = 100_000;
 /// How many faults of a document get the line of their field; further ones get the first line of their object.
 const MAX_PLACED: usize = 100;
 
@@ -101,6 +97,7 @@ pub(super) fn read(
     text: &str,
     node_ports: &RangeInclusive<u16>,
     context: &Mutex<ConversionContext>,
+    scalars: &mut Scalars,
 ) -> Result<Parsed, Remark> {
     let mut reader = Reader {
         text,
@@ -110,14 +107,14 @@ pub(super) fn read(
         placed: 0,
         parsed: Parsed::default(),
     };
-    for (value, line) in parse(text)? {
+    for (value, line) in parse(text, scalars)? {
         reader.node(value, line, String::new(), line, None);
     }
     Ok(reader.parsed)
 }
 
 /// The values of a document (none, if it is empty) with their lines, from 1.
-fn parse(document: &str) -> Result<Vec<(Value, usize)>, Remark> {
+fn parse(document: &str, scalars: &mut Scalars) -> Result<Vec<(Value, usize)>, Remark> {
     // JSON is YAML, and parsing it as JSON is many times faster. The YAML parser reports the errors of either.
     let body = document.strip_prefix("---").unwrap_or(document);
     if body.trim_start().starts_with('{')
@@ -131,32 +128,11 @@ fn parse(document: &str) -> Result<Vec<(Value, usize)>, Remark> {
             .count();
         return Ok(vec![(value, line)]);
     }
-    let line = |location: Location| usize::try_from(location.line()).unwrap_or_default();
-    serde_saphyr::from_multiple_with_options::<Spanned<Value>>(document, options())
-        .map(|values| {
-            values
-                .into_iter()
-                .map(|spanned| (spanned.value, line(spanned.referenced)))
-                .collect()
-        })
-        // The message has no line: it would be the document's, not the file's.
-        .map_err(|error| {
-            let reason = clamped(UserMessageFormatter.format_message(&error));
-            Remark::new(error.location().map_or(0, line), reason)
-        })
-}
-
-/// Strict where YAML is ambiguous, bounded where it can explode.
-fn options() -> Options {
-    serde_saphyr::options! {
-        emit_comments: false,
-        with_snippet: false,
-        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_REPLAYED },
-        budget: serde_saphyr::budget! {
-            max_events: 2 * MAX_NODES,
-            max_nodes: MAX_NODES,
-            max_documents: usize::MAX,
-        },
+    match value::read(document, scalars) {
+        Some(found) => Ok(vec![found]),
+        None => {
+            value::of_library(document).map_err(|(line, reason)| Remark::new(line, clamped(reason)))
+        }
     }
 }
 
