@@ -4,8 +4,8 @@
 //!
 //! A dump carries a filter (`CTA_FILTER`, Linux 5.8; `CTA_STATUS`, Linux 5.15), the caller decides on each entry as it
 //! is received, and only the identifiers of stale entries are kept. A kernel that does not know the filter ignores or
-//! refuses it; then all entries are received, and filtered here. A dump walks the whole table, so the [`listing`] is asked
-//! first whether there are any unanswered TCP connections, which are few. (From about Linux 6.7 on, one message could delete all
+//! refuses it; then all entries are received, and filtered here. A dump walks the whole table, so the [`listing`] of a small
+//! table is asked first whether there is anything to delete. (From about Linux 6.7 on, one message could delete all
 //! entries that match a filter. It would not report how many, and no filter says "to none of these endpoints".)
 //!
 //! Invariant: an entry is deleted by its tuple and its kernel id, so never a newer one of the same addresses and ports.
@@ -146,11 +146,36 @@ impl Conntrack {
     pub fn delete(
         &mut self,
         filter: &FlowFilter,
-        mut is_stale: impl FnMut(&Flow) -> bool,
+        is_stale: impl Fn(&Flow) -> bool,
     ) -> Result<usize, Error> {
-        if filter.unanswered && listing::has_none(filter) {
+        self.delete_noting(filter, is_stale, |_| {})
+    }
+
+    /// The same, and calls `note` with each entry before its deletion; after an error also with entries that are left.
+    pub fn delete_noting(
+        &mut self,
+        filter: &FlowFilter,
+        is_stale: impl Fn(&Flow) -> bool,
+        mut note: impl FnMut(&Flow),
+    ) -> Result<usize, Error> {
+        if listing::has_none(filter, &is_stale) {
             return Ok(0);
         }
+        self.walk(filter, |flow| {
+            let goes = is_stale(flow);
+            if goes {
+                note(flow);
+            }
+            goes
+        })
+    }
+
+    /// Walks the table, and deletes the entries that match the filter and are stale.
+    fn walk(
+        &mut self,
+        filter: &FlowFilter,
+        mut is_stale: impl FnMut(&Flow) -> bool,
+    ) -> Result<usize, Error> {
         let mut deleted = 0;
         for _ in 0..ATTEMPTS {
             self.walks += 1;

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use netfilter::Conntrack;
+use netfilter::{Conntrack, Flow};
 use nft::{Backend, CommitError, Element, Family, Kernel, Protocol};
 use service_dataplane::conntrack::{FlowCheck, FlowChecks};
 use service_dataplane::{AffinityCheck, SyncOutcome, affinity, layout};
@@ -244,12 +244,11 @@ impl Worker {
         for filter in self.flows.filters() {
             let start = Instant::now();
             let (flows, mut established) = (&self.flows, Vec::new());
-            let deleted = self.conntrack.delete(&filter, |flow| {
-                let goes = flows.is_stale(flow);
-                if goes && flow.protocol == Protocol::Tcp && flow.answered {
+            let is_stale = |flow: &Flow| flows.is_stale(flow);
+            let deleted = self.conntrack.delete_noting(&filter, is_stale, |flow| {
+                if flow.protocol == Protocol::Tcp && flow.answered {
                     established.push((flow.source, flow.destination));
                 }
-                goes
             });
             // After a failure, the entries that were deleted are not found again.
             reset(&established);

@@ -133,10 +133,8 @@ fn flows(stage: &Stage, family: Family, protocol: nft::Protocol, port: u16) -> R
             ..FlowFilter::all(family, protocol)
         };
         let mut flows = Vec::new();
-        Conntrack::open()?.delete(&filter, |flow| {
-            flows.push(*flow);
-            false
-        })?;
+        Conntrack::open()?.list(family, |flow, _| flows.push(*flow))?;
+        flows.retain(|flow| filter.matches(flow));
         Ok(flows)
     })?
 }

@@ -66,7 +66,7 @@ fn found(conntrack: &mut Conntrack, filter: &FlowFilter) -> Vec<Flow> {
         found.push(*flow);
         false
     };
-    assert_eq!(conntrack.delete(filter, judge).unwrap(), 0);
+    assert_eq!(conntrack.walk(filter, judge).unwrap(), 0);
     found
 }
 
@@ -275,7 +275,7 @@ fn an_answered_flow_is_an_attempt_no_more() {
 }
 
 #[test]
-fn a_small_table_is_walked_for_attempts_only_if_it_has_some() {
+fn a_small_table_is_walked_only_if_something_is_stale() {
     in_tracked_namespace(|conntrack| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _connected = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -283,18 +283,37 @@ fn a_small_table_is_walked_for_attempts_only_if_it_has_some() {
             unanswered: true,
             ..FlowFilter::all(Family::Ip, Protocol::Tcp)
         };
+        let before = conntrack.walks();
+        assert_eq!(conntrack.delete(&unanswered, |_| true), Ok(0));
+        // An attempt that is not stale leads to no walk either.
+        let nowhere = "192.0.2.1:80".parse().unwrap();
+        TcpStream::connect_timeout(&nowhere, Duration::from_millis(20)).unwrap_err();
+        let elsewhere = |flow: &Flow| flow.destination != nowhere;
+        assert_eq!(conntrack.delete(&unanswered, elsewhere), Ok(0));
+        assert!(conntrack.attempts(|_| true).unwrap().is_empty());
+        assert_eq!(conntrack.walks(), before);
+        assert_eq!(conntrack.delete(&unanswered, |_| true), Ok(1));
+        assert_eq!(conntrack.walks(), before + 1);
+    });
+}
+
+#[test]
+fn a_small_table_is_walked_for_datagrams_only_if_some_are_stale() {
+    in_tracked_namespace(|conntrack| {
+        let flows = datagrams(2, "127.0.0.1:53");
+        let filter = of_port(Family::Ip, Protocol::Udp, 53);
         // An entry that comes or goes at this moment leads to a walk.
         lab::wait_until("a look without a walk", Duration::from_secs(10), || {
             let before = conntrack.walks();
-            assert_eq!(conntrack.delete(&unanswered, |_| true), Ok(0));
+            assert_eq!(conntrack.delete(&filter, |_| false), Ok(0));
             conntrack.walks() == before
         })
         .unwrap();
-        let nowhere = "192.0.2.1:80".parse().unwrap();
-        TcpStream::connect_timeout(&nowhere, Duration::from_millis(20)).unwrap_err();
-        let before = conntrack.walks();
-        assert_eq!(conntrack.delete(&unanswered, |_| true), Ok(1));
-        assert_eq!(conntrack.walks(), before + 1);
+        let first = |flow: &Flow| flow.source == flows[0];
+        let mut noted = Vec::new();
+        let note = |flow: &Flow| noted.push(flow.source);
+        assert_eq!(conntrack.delete_noting(&filter, first, note), Ok(1));
+        assert_eq!(noted, flows[..1]);
     });
 }
 
