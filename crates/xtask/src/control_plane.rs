@@ -131,7 +131,11 @@ pub(crate) fn for_tests(versions: Versions) -> Result<Option<PathBuf>> {
         return Ok(Some(folder.into()));
     }
     if tools::find("go").is_some() {
-        return build(&versions.modules()).map(Some);
+        return match versions {
+            Versions::All => build(&versions.modules()),
+            Versions::Newest => newest(),
+        }
+        .map(Some);
     }
     if std::env::var_os("CI").is_some() {
         bail!("no Go, so no control plane, and CI is set: nothing may be skipped");
@@ -142,7 +146,7 @@ pub(crate) fn for_tests(versions: Versions) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// The folder with the newest release, for a cluster. One with older kube-proxies as well serves too, if it is there.
+/// The folder with the newest release. One with older kube-proxies as well serves too, if it is there.
 pub(crate) fn newest() -> Result<PathBuf> {
     let all = Versions::All.modules();
     let key = key(&root()?.join("tests/control-plane"), &all)?;

@@ -12,15 +12,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use net_types::Family;
 
-use super::Problem;
+use super::{MAX_ADDRESSES, Problem};
 use crate::annotations::Vtep;
 use crate::mac::Mac;
 use crate::peers::Node;
 use crate::underlay::is_node_address;
-
-/// So many addresses of a Node count, the public one included: a kubelet may write any number into its status, and
-/// each costs every other node elements of sets.
-pub const MAX_ADDRESSES: usize = 8;
 
 /// The claims that are kept.
 pub(super) struct Claims<'a> {
