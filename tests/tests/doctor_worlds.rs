@@ -2,7 +2,7 @@
 //!
 //! A world is a file in `tests/worlds/`: commands that break and heal a node, or a Node to add, and words that both reports
 //! must have meanwhile. Worlds with commands are tried one after another on the same nodes, so what one leaves behind shows
-//! in the next; those with a Node all at once, since each is about a Node of its own.
+//! in the next, in four groups at a time; those with a Node all at once, since each is about a Node of its own.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -163,31 +163,62 @@ fn is_well(stage: &OverlayStage) -> Result<()> {
     Ok(())
 }
 
+/// Stages that try worlds with commands at a time: each test waits nearly all of its time.
+const STAGES: usize = 4;
+
 #[scenario(Vxlan, Nft)]
 fn every_broken_world_is_told_by_doctor_and_readyz() -> Result<()> {
-    let stage = OverlayStage::new(2)?;
-    let _daemons = stage.start_all(FAST)?;
-    wait_until_healthy(&stage)?;
-    let well = || wait_for("a whole world", 2 * PATIENCE, || is_well(&stage));
     let (peers, broken): (Vec<_>, Vec<_>) = worlds()?
         .into_iter()
         .partition(|(_, world)| world.peer.is_some());
-    for (name, world) in &broken {
-        well().with_context(|| format!("before {name}"))?;
+    let each = broken.len().div_ceil(STAGES);
+    std::thread::scope(|scope| {
+        let mut stages: Vec<_> = broken
+            .chunks(each)
+            .map(|worlds| scope.spawn(|| on_a_stage(|stage| one_after_another(stage, worlds))))
+            .collect();
+        stages.push(scope.spawn(|| on_a_stage(|stage| at_once(stage, &peers))));
+        let results = stages.into_iter().map(|stage| match stage.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        results.collect()
+    })
+}
+
+/// Two nodes that reach each other, before and after.
+fn on_a_stage(worlds: impl FnOnce(&OverlayStage) -> Result<()>) -> Result<()> {
+    let stage = OverlayStage::new(2)?;
+    let _daemons = stage.start_all(FAST)?;
+    wait_until_healthy(&stage)?;
+    worlds(&stage)?;
+    wait_until_well(&stage)
+}
+
+fn wait_until_well(stage: &OverlayStage) -> Result<()> {
+    wait_for("a whole world", 2 * PATIENCE, || is_well(stage))
+}
+
+fn one_after_another(stage: &OverlayStage, worlds: &[(String, World)]) -> Result<()> {
+    for (name, world) in worlds {
+        wait_until_well(stage).with_context(|| format!("before {name}"))?;
         world
-            .run(&stage, &world.breaking)
+            .run(stage, &world.breaking)
             .with_context(|| name.clone())?;
         let words = std::slice::from_ref(&world.words);
-        wait_for(&world.words, 2 * PATIENCE, || are_told(&stage, words))
+        wait_for(&world.words, 2 * PATIENCE, || are_told(stage, words))
             .with_context(|| name.clone())?;
         world
-            .run(&stage, &world.heal)
+            .run(stage, &world.heal)
             .with_context(|| name.clone())?;
         println!("{name}: told");
     }
-    well()?;
+    Ok(())
+}
+
+fn at_once(stage: &OverlayStage, worlds: &[(String, World)]) -> Result<()> {
     let (mut objects, mut words) = (Vec::new(), Vec::new());
-    for (_, world) in &peers {
+    for (_, world) in worlds {
         let Some(peer) = &world.peer else { continue };
         for _ in 0..=usize::from(world.twice) {
             objects.push(peer.object(objects.len() + 1));
@@ -195,9 +226,6 @@ fn every_broken_world_is_told_by_doctor_and_readyz() -> Result<()> {
         words.push(world.words.replace("NAME", &Peer::name(objects.len())));
     }
     stage.manifests.write_objects("peers.yaml", &objects)?;
-    wait_for("all peers", 2 * PATIENCE, || are_told(&stage, &words))?;
-    stage.manifests.remove("peers.yaml")?;
-    well()?;
-    println!("{} worlds told", peers.len() + broken.len());
-    Ok(())
+    wait_for("all peers", 2 * PATIENCE, || are_told(stage, &words))?;
+    stage.manifests.remove("peers.yaml")
 }
