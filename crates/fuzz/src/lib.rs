@@ -4,7 +4,7 @@
 //! are mutated for as long as [`SECONDS`] says, or [`QUICK`] times. An input that makes the decoder panic, or keeps it busy
 //! for longer than [`SLOW`], is made small and written to the folder as `crash-...`, where later runs replay it.
 //!
-//! Stable Rust has no instrumentation for coverage, so the decoder's own result guides: an input whose [`Outcome`] is new is
+//! Stable Rust has no instrumentation for coverage, so the decoder's own result guides: an input whose [`ResultHash`] is new is
 //! mutated further. (`cargo fuzz` and AFL need nightly compilers or instrumented builds; bolero's engine for stable
 //! compilers makes inputs from nothing, and random bytes pass no length field.)
 
@@ -41,10 +41,10 @@ const SLOW: Duration = Duration::from_secs(2);
 const SHRINKS: usize = 2_000;
 
 /// What a decoder made of an input, as far as it tells one input from another: the kind of its error, or how much it found.
-pub type Outcome = u64;
+pub type ResultHash = u64;
 
 /// The outcome of a value.
-pub fn outcome(value: impl Hash) -> Outcome {
+pub fn outcome(value: impl Hash) -> ResultHash {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
     hasher.finish()
@@ -64,7 +64,7 @@ enum Fault {
 pub fn fuzz(
     corpus: &Path,
     seeds: impl IntoIterator<Item = Vec<u8>>,
-    decode: impl Fn(&[u8]) -> Outcome,
+    decode: impl Fn(&[u8]) -> ResultHash,
 ) {
     let seeds: Vec<Vec<u8>> = seeds.into_iter().collect();
     if std::env::var(EXPECTED).is_ok_and(|value| value == "write") {
@@ -107,7 +107,7 @@ pub fn fuzz(
 /// The mutations of one run.
 struct Run {
     random: SmallRng,
-    outcomes: HashSet<Outcome>,
+    outcomes: HashSet<ResultHash>,
     pool: Vec<Vec<u8>>,
 }
 
@@ -125,7 +125,7 @@ impl Run {
         input
     }
 
-    fn learn(&mut self, input: Vec<u8>, outcome: Outcome) {
+    fn learn(&mut self, input: Vec<u8>, outcome: ResultHash) {
         if self.pool.len() < POOL && self.outcomes.insert(outcome) {
             self.pool.push(input);
         }
@@ -133,7 +133,7 @@ impl Run {
 }
 
 /// The input's outcome, if nothing is wrong with it.
-fn fault(decode: &impl Fn(&[u8]) -> Outcome, input: &[u8]) -> Result<Outcome, Fault> {
+fn fault(decode: &impl Fn(&[u8]) -> ResultHash, input: &[u8]) -> Result<ResultHash, Fault> {
     let attempt = || {
         let start = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| decode(input)));
@@ -151,7 +151,7 @@ fn fault(decode: &impl Fn(&[u8]) -> Outcome, input: &[u8]) -> Result<Outcome, Fa
 }
 
 /// A smaller input with the same fault.
-fn shrink(decode: &impl Fn(&[u8]) -> Outcome, input: Vec<u8>, found: &Fault) -> Vec<u8> {
+fn shrink(decode: &impl Fn(&[u8]) -> ResultHash, input: Vec<u8>, found: &Fault) -> Vec<u8> {
     let mut small = input;
     let (mut piece, mut attempts) = (small.len() / 2, 0);
     while piece > 0 && *found == Fault::Panic {
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     /// A frame: a length, then that many bytes. Trusts a length that is too large by a few.
-    fn flawed(input: &[u8]) -> Outcome {
+    fn flawed(input: &[u8]) -> ResultHash {
         let Some((length, rest)) = input.split_first() else {
             return 0;
         };

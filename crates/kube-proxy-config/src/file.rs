@@ -20,7 +20,7 @@ pub const KUBE_PROXY_KIND: &str = "KubeProxyConfiguration";
 
 /// What reading a file has to report.
 #[derive(Debug, Default)]
-pub(crate) struct Report {
+pub(crate) struct FileReport {
     pub(crate) problems: Vec<Problem>,
     pub(crate) warnings: Vec<String>,
     /// The file has kube-proxy's document.
@@ -28,8 +28,8 @@ pub(crate) struct Report {
 }
 
 /// Reads a file into the settings of its two documents.
-pub(crate) fn read(text: &str, proxy: &mut Settings, own: &mut Settings) -> Report {
-    let mut report = Report::default();
+pub(crate) fn read(text: &str, proxy: &mut Settings, own: &mut Settings) -> FileReport {
+    let mut report = FileReport::default();
     let documents = match yaml::documents(text) {
         Ok(documents) => documents,
         Err(broken) => {
@@ -152,7 +152,7 @@ struct Walk<'r> {
     settings: &'r mut Settings,
     /// The kind and the fields of the other document.
     other: (&'static str, &'static [Field]),
-    report: &'r mut Report,
+    report: &'r mut FileReport,
 }
 
 impl Walk<'_> {

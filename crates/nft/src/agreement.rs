@@ -19,10 +19,10 @@ use crate::samples::{any_table, tables};
 use crate::text;
 use crate::transaction::{CommitError, Operation, TableContents, Transaction};
 
-type Verdict = Result<(), TestCaseError>;
+type Agreement = Result<(), TestCaseError>;
 
 /// Runs a property on `cases` random values, with one kernel for all.
-fn hold<S>(cases: u32, strategy: S, property: impl Fn(&mut Kernel, S::Value) -> Verdict + Send)
+fn hold<S>(cases: u32, strategy: S, property: impl Fn(&mut Kernel, S::Value) -> Agreement + Send)
 where
     S: Strategy + Send,
 {
@@ -40,7 +40,7 @@ where
 }
 
 /// Makes the kernel hold exactly this table of its family.
-fn make(kernel: &mut Kernel, contents: &TableContents) -> Verdict {
+fn make(kernel: &mut Kernel, contents: &TableContents) -> Agreement {
     let family = contents.table.family;
     let mut transaction = Transaction::new();
     transaction.push(family, Operation::AddTable(contents.table.clone()));

@@ -177,8 +177,8 @@ impl Kernel {
         let sequence = self.connection.next_sequence();
         self.batch.encode_trial(sequence, fill);
         Ok(match self.exchange()? {
-            Outcome::Acknowledged => Ok(()),
-            Outcome::Refused { answer, .. } => Err(answer),
+            BatchOutcome::Acknowledged => Ok(()),
+            BatchOutcome::Refused { answer, .. } => Err(answer),
         })
     }
 
@@ -268,8 +268,10 @@ impl Kernel {
             }
         };
         match outcome? {
-            Outcome::Acknowledged => Ok(()),
-            Outcome::Refused { sequence, answer } => Err(self.blame(transaction, sequence, answer)),
+            BatchOutcome::Acknowledged => Ok(()),
+            BatchOutcome::Refused { sequence, answer } => {
+                Err(self.blame(transaction, sequence, answer))
+            }
         }
     }
 
@@ -280,15 +282,15 @@ impl Kernel {
     fn with_monitor_muted(
         &mut self,
         mute: &Mute,
-        exchange: impl FnOnce(&mut Self) -> Result<Outcome, CommitError>,
-    ) -> Result<Outcome, CommitError> {
+        exchange: impl FnOnce(&mut Self) -> Result<BatchOutcome, CommitError>,
+    ) -> Result<BatchOutcome, CommitError> {
         // Read the generation before the monitor leaves its group: until then, the monitor reports foreign changes.
         let before = self.generation()?;
         mute.leave()?;
         let outcome = exchange(self);
         let joined = mute.join();
         let expected = match outcome {
-            Ok(Outcome::Acknowledged) => before.next(),
+            Ok(BatchOutcome::Acknowledged) => before.next(),
             _ => before,
         };
         if joined.is_err() || self.generation()? != expected {
@@ -299,7 +301,7 @@ impl Kernel {
     }
 
     /// Sends the batch and collects its answers.
-    fn exchange(&mut self) -> Result<Outcome, CommitError> {
+    fn exchange(&mut self) -> Result<BatchOutcome, CommitError> {
         let batch = &self.batch;
         // The kernel goes on after the first refusal, and may refuse others only because of the first.
         let mut first_refusal: Option<(u32, Answer)> = None;
@@ -317,10 +319,10 @@ impl Kernel {
             .connection
             .send_batch(batch.bytes(), batch.last_sequence(), refused)?;
         match first_refusal {
-            None if answered => Ok(Outcome::Acknowledged),
+            None if answered => Ok(BatchOutcome::Acknowledged),
             None => Err(failed("await the acknowledgement")(Errno::ENOBUFS).into()),
             Some((0, answer)) => Err(failed("commit")(Errno::from_raw(answer.errno)).into()),
-            Some((position, answer)) => Ok(Outcome::Refused {
+            Some((position, answer)) => Ok(BatchOutcome::Refused {
                 sequence: batch.first_sequence().wrapping_add(position),
                 answer,
             }),
@@ -450,7 +452,7 @@ impl AsFd for Kernel {
 }
 
 /// The kernel's answer to a batch.
-enum Outcome {
+enum BatchOutcome {
     Acknowledged,
     Refused { sequence: u32, answer: Answer },
 }

@@ -32,7 +32,7 @@ mod view;
 mod watch;
 
 use folder::{Folder, GRACE, Hints, Unlisted};
-use view::View;
+use view::FolderView;
 use watch::Watch;
 
 /// Lets the parts of one edit (a file moved away, another moved in) come together.
@@ -55,7 +55,7 @@ pub struct ManifestsConfig {
 pub fn read(config: &ManifestsConfig) -> anyhow::Result<Vec<SourceEvent>> {
     let mut folder = Folder::new(config);
     folder.refresh(&Hints::default(), Instant::now())?;
-    Ok(View::default().reset_events(&folder))
+    Ok(FolderView::default().reset_events(&folder))
 }
 
 /// Reads the folder and follows it until canceled or until the receiver is dropped. Fails when the folder cannot be listed
@@ -69,7 +69,7 @@ pub async fn run(
     let mut source = Source {
         watch: Watch::new(dir),
         folder: Folder::new(&config),
-        view: View::default(),
+        view: FolderView::default(),
         folder_state: FolderState::Unknown,
     };
     loop {
@@ -95,7 +95,7 @@ pub async fn run(
 struct Source {
     watch: Watch,
     folder: Folder,
-    view: View,
+    view: FolderView,
     folder_state: FolderState,
 }
 

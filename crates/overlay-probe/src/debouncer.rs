@@ -1,6 +1,6 @@
 //! Reports a verdict about a peer only after several rounds agree.
 
-use crate::verdict::Verdict;
+use crate::verdict::PeerVerdict;
 
 /// Bad rounds in a row before a verdict is reported: a node that restarts must not raise an alarm.
 pub(crate) const ROUNDS_TO_REPORT: u32 = 3;
@@ -12,12 +12,12 @@ const ROUNDS_TO_CLEAR: u32 = 2;
 pub(crate) struct VerdictDebouncer {
     bad: u32,
     good: u32,
-    reported: Option<Verdict>,
+    reported: Option<PeerVerdict>,
 }
 
 impl VerdictDebouncer {
     /// The verdict in force; `None` while the peer counts as healthy.
-    pub(crate) fn reported(&self) -> Option<&Verdict> {
+    pub(crate) fn reported(&self) -> Option<&PeerVerdict> {
         self.reported.as_ref()
     }
 
@@ -27,7 +27,7 @@ impl VerdictDebouncer {
     }
 
     /// Records the verdict of a round. Returns whether the verdict in force has changed.
-    pub(crate) fn observe(&mut self, verdict: Verdict) -> bool {
+    pub(crate) fn observe(&mut self, verdict: PeerVerdict) -> bool {
         if verdict.is_healthy() {
             self.bad = 0;
             self.good += 1;

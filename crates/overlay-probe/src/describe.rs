@@ -1,6 +1,6 @@
-//! A [`Verdict`] in English, for logs, events and `portolan doctor`.
+//! A [`PeerVerdict`] in English, for logs, events and `portolan doctor`.
 
-use crate::verdict::{Leg, Verdict};
+use crate::verdict::{Leg, PeerVerdict};
 
 /// The names and numbers that a description mentions.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +20,7 @@ pub(crate) struct VerdictContext<'a> {
 
 impl VerdictContext<'_> {
     /// The verdict in a sentence.
-    pub(crate) fn describe(&self, verdict: &Verdict) -> String {
+    pub(crate) fn describe(&self, verdict: &PeerVerdict) -> String {
         let VerdictContext {
             own,
             peer,
@@ -28,10 +28,12 @@ impl VerdictContext<'_> {
             ..
         } = self;
         match verdict {
-            Verdict::Healthy => format!("pods on {peer} can be reached"),
-            Verdict::Silent => format!("{peer} does not answer at all"),
-            Verdict::Blocked { forth, back, works } => self.describe_blocked(*forth, *back, works),
-            Verdict::Mtu {
+            PeerVerdict::Healthy => format!("pods on {peer} can be reached"),
+            PeerVerdict::Silent => format!("{peer} does not answer at all"),
+            PeerVerdict::Blocked { forth, back, works } => {
+                self.describe_blocked(*forth, *back, works)
+            }
+            PeerVerdict::Mtu {
                 forth,
                 full,
                 passes,
@@ -43,15 +45,15 @@ impl VerdictContext<'_> {
                 };
                 format!("MTU: packets of {full} bytes do not arrive {way} {peer}, {less}")
             }
-            Verdict::Checksum { of_peer: false } => {
+            PeerVerdict::Checksum { of_peer: false } => {
                 format!("checksum offload on {interface} corrupts tunneled packets to {peer}")
             }
-            Verdict::Checksum { of_peer: true } => {
+            PeerVerdict::Checksum { of_peer: true } => {
                 format!(
                     "checksum offload on {peer} corrupts tunneled packets: they arrive at {own} with wrong checksums"
                 )
             }
-            Verdict::Partly(what) => {
+            PeerVerdict::Partly(what) => {
                 let text =
                     format!("{what} through the tunnel to {peer} fail, other packets arrive");
                 self.with_rules(vec![text])

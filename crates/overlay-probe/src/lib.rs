@@ -3,7 +3,7 @@
 //! Each node probes a few peers in every round, over the host path and through the tunnel ([`measure`]), answers the
 //! probes of its peers ([`responder`]), and reports a failure when several rounds agree ([`rounds`]): in the log, as
 //! metrics, as an Event of the Node, and to `portolan doctor` on this node ([`doctor`]). A [`Measurement`] leads to a
-//! [`Verdict`]; both are values. Packets are carried whether or not this crate runs.
+//! [`PeerVerdict`]; both are values. Packets are carried whether or not this crate runs.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
@@ -41,8 +41,8 @@ mod wire;
 
 pub use environment::{Environment, LegacyIptables, Observer, ProbeEvent, RoundSummary};
 pub use finding::{Finding, ProbeStatus, SharedProbeStatus};
-pub use measurement::{Measurement, Outcome, Paths, Sizes};
-pub use verdict::{Leg, Verdict};
+pub use measurement::{Measurement, PacketOutcome, Paths, Sizes};
+pub use verdict::{Leg, PeerVerdict};
 
 use directory::{Directory, Target};
 

@@ -6,8 +6,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::measurement::{Measurement, Outcome, Sizes};
-use super::verdict::Verdict;
+use super::measurement::{Measurement, PacketOutcome, Sizes};
+use super::verdict::PeerVerdict;
 use futures::future::{join, join_all, join4};
 use net_types::Family;
 use tokio::time::{Instant, sleep};
@@ -88,7 +88,7 @@ impl<'a> Pair<'a> {
         if tunnel.outcome.came_back() {
             let (tcp, sizes) = join(
                 self.tcp(true),
-                self.sizes(tunnel.outcome == Outcome::Answered),
+                self.sizes(tunnel.outcome == PacketOutcome::Answered),
             )
             .await;
             (measured.tunnel.tcp, measured.sizes) = (tcp, sizes);
@@ -116,7 +116,7 @@ impl<'a> Pair<'a> {
             ping::ping(local.host, peer.host, nonce, size, PATIENCE),
             async {
                 match measured.tunnel.tcp {
-                    Outcome::Untried => self.tcp(true).await,
+                    PacketOutcome::Untried => self.tcp(true).await,
                     known => known,
                 }
             },
@@ -129,7 +129,7 @@ impl<'a> Pair<'a> {
 
     /// Requests what the peer has received, and whether a packet from it arrives.
     async fn ask_back(&self, measured: &mut Measurement, before: PeerCounters, probe: u64) {
-        if measured.host.udp != Outcome::Answered {
+        if measured.host.udp != PacketOutcome::Answered {
             return;
         }
         let nonce = rand::random();
@@ -154,10 +154,10 @@ impl<'a> Pair<'a> {
 
     /// Traces on both nodes for rules that drop packets sent meanwhile. Only where small datagrams get lost.
     pub(super) async fn find_rules(&self, measured: &mut Measurement) {
-        if measured.tunnel.udp.came_back() || measured.verdict() == Verdict::Silent {
+        if measured.tunnel.udp.came_back() || measured.verdict() == PeerVerdict::Silent {
             return;
         }
-        let answers = measured.host.udp == Outcome::Answered;
+        let answers = measured.host.udp == PacketOutcome::Answered;
         let until = Instant::now() + trace::DURATION;
         let sending = async {
             while Instant::now() < until {
@@ -212,7 +212,7 @@ impl<'a> Pair<'a> {
         SocketAddr::new(self.peer.tunnel, self.shared.config.port)
     }
 
-    async fn tcp(&self, tunnel: bool) -> Outcome {
+    async fn tcp(&self, tunnel: bool) -> PacketOutcome {
         let (local, to) = match tunnel {
             true => (self.local.tunnel, self.peer.tunnel),
             false => (self.local.host, self.peer.host),
@@ -220,7 +220,7 @@ impl<'a> Pair<'a> {
         let to = SocketAddr::new(to, self.shared.config.port);
         let outcome = request::tcp(local, to, rand::random(), PATIENCE).await;
         match outcome.failed() && tunnel && self.may_be_anycast() {
-            true => Outcome::Untried,
+            true => PacketOutcome::Untried,
             false => outcome,
         }
     }
@@ -298,7 +298,7 @@ impl<'a> Pair<'a> {
     async fn echoed(&self, size: u32) -> bool {
         let (local, to) = (self.local.tunnel, self.peer.tunnel);
         let outcome = ping::ping(local, to, rand::random(), size as usize, PATIENCE);
-        outcome.await == Outcome::Answered
+        outcome.await == PacketOutcome::Answered
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The outcome of a probe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub enum PacketOutcome {
     /// It was not sent.
     #[default]
     Untried,
@@ -22,14 +22,14 @@ pub enum Outcome {
     Unsent,
 }
 
-impl Outcome {
+impl PacketOutcome {
     /// Whether a packet went there and another one came back.
     pub fn came_back(self) -> bool {
-        matches!(self, Outcome::Answered | Outcome::Refused)
+        matches!(self, PacketOutcome::Answered | PacketOutcome::Refused)
     }
 
     pub(crate) fn failed(self) -> bool {
-        matches!(self, Outcome::Silent | Outcome::Unsent)
+        matches!(self, PacketOutcome::Silent | PacketOutcome::Unsent)
     }
 }
 
@@ -37,11 +37,11 @@ impl Outcome {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Paths {
     /// A small datagram.
-    pub udp: Outcome,
+    pub udp: PacketOutcome,
     /// A connection with some kilobytes each way.
-    pub tcp: Outcome,
+    pub tcp: PacketOutcome,
     /// ICMP echo.
-    pub ping: Outcome,
+    pub ping: PacketOutcome,
 }
 
 impl Paths {

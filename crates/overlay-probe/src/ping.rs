@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::measurement::Outcome;
+use super::measurement::PacketOutcome;
 use net_types::internet_checksum;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use tokio::net::UdpSocket;
@@ -22,25 +22,25 @@ pub(super) async fn ping(
     nonce: u64,
     size: usize,
     patience: Duration,
-) -> Outcome {
+) -> PacketOutcome {
     let Ok((socket, raw)) = open(local, to).await else {
-        return Outcome::Unsent;
+        return PacketOutcome::Unsent;
     };
     let bytes = request(to, nonce, size);
     for _ in 0..TRIES {
         if let Err(error) = socket.send(&bytes).await {
             let too_long = error.raw_os_error() == Some(nix::libc::EMSGSIZE);
             return match too_long {
-                true => Outcome::Silent,
-                false => Outcome::Unsent,
+                true => PacketOutcome::Silent,
+                false => PacketOutcome::Unsent,
             };
         }
         let replied = timeout(patience / TRIES, reply(&socket, to, nonce, raw));
         if replied.await.is_ok() {
-            return Outcome::Answered;
+            return PacketOutcome::Answered;
         }
     }
-    Outcome::Silent
+    PacketOutcome::Silent
 }
 
 /// Opens an ICMP datagram socket, or a raw socket where `net.ipv4.ping_group_range` forbids those.

@@ -1,6 +1,6 @@
 //! Switches checksum offload off when it corrupts packets of this node.
 
-use super::verdict::Verdict;
+use super::verdict::PeerVerdict;
 use anyhow::Context;
 
 use super::measure::Pair;
@@ -22,7 +22,7 @@ pub(super) async fn switch_off(pair: &Pair<'_>) -> anyhow::Result<Option<String>
     for _ in 0..MEASUREMENTS {
         let verdict = pair.measure(false).await.verdict();
         // Other verdicts do not concern checksums: the peer may have been stopped meanwhile.
-        if matches!(verdict, Verdict::Healthy | Verdict::Mtu { .. }) {
+        if matches!(verdict, PeerVerdict::Healthy | PeerVerdict::Mtu { .. }) {
             return Ok(Some(format!(
                 "checksum offload on {} corrupts tunneled packets; switched off",
                 pair.local.parent

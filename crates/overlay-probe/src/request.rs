@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::measurement::Outcome;
+use super::measurement::PacketOutcome;
 use nix::errno::Errno;
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
@@ -24,14 +24,14 @@ pub(super) const LARGEST: usize = 65_535;
 /// The outcome of a datagram.
 #[derive(Debug, Default)]
 pub(super) struct Reply {
-    pub(super) outcome: Outcome,
+    pub(super) outcome: PacketOutcome,
     pub(super) answer: Option<Packet>,
     pub(super) elapsed: Duration,
 }
 
 impl Reply {
     pub(super) fn is_answered(&self) -> bool {
-        self.outcome == Outcome::Answered
+        self.outcome == PacketOutcome::Answered
     }
 }
 
@@ -70,7 +70,7 @@ pub(super) async fn udp(
         io::Result::Ok(socket)
     };
     let Ok(socket) = opened.await else {
-        return outcome(Outcome::Unsent);
+        return outcome(PacketOutcome::Unsent);
     };
     let mut refused = false;
     for _ in 0..TRIES {
@@ -79,13 +79,15 @@ pub(super) async fn udp(
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => refused = true,
             // Too long for this node's own devices: counts as lost.
-            Err(error) if errno(&error) == Errno::EMSGSIZE => return outcome(Outcome::Silent),
-            Err(_) => return outcome(Outcome::Unsent),
+            Err(error) if errno(&error) == Errno::EMSGSIZE => {
+                return outcome(PacketOutcome::Silent);
+            }
+            Err(_) => return outcome(PacketOutcome::Unsent),
         }
         match timeout(patience / TRIES, answer(&socket, *nonce)).await {
             Ok(Some(answer)) => {
                 return Reply {
-                    outcome: Outcome::Answered,
+                    outcome: PacketOutcome::Answered,
                     answer: Some(answer),
                     elapsed: sent.elapsed(),
                 };
@@ -95,10 +97,10 @@ pub(super) async fn udp(
         }
         // A daemon that is just starting may answer the next request.
         if refused {
-            return outcome(Outcome::Refused);
+            return outcome(PacketOutcome::Refused);
         }
     }
-    outcome(Outcome::Silent)
+    outcome(PacketOutcome::Silent)
 }
 
 /// The answer with this nonce; `None`: "port unreachable".
@@ -119,7 +121,7 @@ async fn answer(socket: &UdpSocket, nonce: u64) -> Option<Packet> {
     }
 }
 
-fn outcome(outcome: Outcome) -> Reply {
+fn outcome(outcome: PacketOutcome) -> Reply {
     Reply {
         outcome,
         ..Reply::default()
@@ -133,7 +135,12 @@ fn errno(error: &io::Error) -> Errno {
 }
 
 /// Connects, sends some kilobytes and expects them back.
-pub(super) async fn tcp(local: IpAddr, to: SocketAddr, nonce: u64, patience: Duration) -> Outcome {
+pub(super) async fn tcp(
+    local: IpAddr,
+    to: SocketAddr,
+    nonce: u64,
+    patience: Duration,
+) -> PacketOutcome {
     let opened = || {
         let socket = match local {
             IpAddr::V4(_) => TcpSocket::new_v4(),
@@ -143,21 +150,23 @@ pub(super) async fn tcp(local: IpAddr, to: SocketAddr, nonce: u64, patience: Dur
         io::Result::Ok(socket)
     };
     let Ok(socket) = opened() else {
-        return Outcome::Unsent;
+        return PacketOutcome::Unsent;
     };
     let mut stream = match timeout(patience, socket.connect(to)).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => return Outcome::Refused,
-        Ok(Err(error)) if matches!(errno(&error), Errno::EPERM | Errno::ENETUNREACH) => {
-            return Outcome::Unsent;
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
+            return PacketOutcome::Refused;
         }
-        Ok(Err(_)) | Err(_) => return Outcome::Silent,
+        Ok(Err(error)) if matches!(errno(&error), Errno::EPERM | Errno::ENETUNREACH) => {
+            return PacketOutcome::Unsent;
+        }
+        Ok(Err(_)) | Err(_) => return PacketOutcome::Silent,
     };
     match timeout(patience, exchange(&mut stream, nonce)).await {
-        Ok(Ok(true)) => Outcome::Answered,
+        Ok(Ok(true)) => PacketOutcome::Answered,
         // The peer closed the connection: packets went both ways.
-        Ok(Ok(false) | Err(_)) => Outcome::Refused,
-        Err(_) => Outcome::Silent,
+        Ok(Ok(false) | Err(_)) => PacketOutcome::Refused,
+        Err(_) => PacketOutcome::Silent,
     }
 }
 

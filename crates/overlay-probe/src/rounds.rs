@@ -19,7 +19,7 @@ use super::describe::VerdictContext;
 use super::directory::{Directory, Target};
 use super::measure::Pair;
 use super::measurement::Measurement;
-use super::verdict::Verdict;
+use super::verdict::PeerVerdict;
 use super::{Finding, ProbeEvent, ProbeStatus, RoundSummary, Shared, firewall, forwarding, remedy};
 
 /// Random peers measured in a round.
@@ -132,7 +132,7 @@ impl Rounds {
     }
 
     /// Records a measurement. Returns the verdict if it is bad and newly in force.
-    fn observe(&mut self, pair: &Pair<'_>, measured: &Measurement) -> Option<Verdict> {
+    fn observe(&mut self, pair: &Pair<'_>, measured: &Measurement) -> Option<PeerVerdict> {
         let (key, peer) = (pair.key(), pair.peer);
         let debouncer = self.debouncers.entry(key.clone()).or_default();
         let changed = debouncer.observe(measured.verdict());
@@ -155,7 +155,7 @@ impl Rounds {
     fn wants_remedy(&self, pair: &Pair<'_>, changed: bool) -> bool {
         let reported = self.debouncers.get(&pair.key());
         let reported = reported.and_then(VerdictDebouncer::reported);
-        let is_ours = reported == Some(&Verdict::Checksum { of_peer: false });
+        let is_ours = reported == Some(&PeerVerdict::Checksum { of_peer: false });
         is_ours && (changed || self.tried.is_none_or(|at| at.elapsed() >= REMEDY_RETRY))
     }
 
@@ -178,7 +178,7 @@ impl Rounds {
         }
     }
 
-    fn alarm(&mut self, pair: &Pair<'_>, measured: &Measurement, verdict: &Verdict) {
+    fn alarm(&mut self, pair: &Pair<'_>, measured: &Measurement, verdict: &PeerVerdict) {
         let text = pair.describe(measured, verdict);
         tracing::warn!("{text} ({})", pair.peer.family);
         self.event(reason(verdict), &text);
@@ -231,7 +231,7 @@ impl Pair<'_> {
     }
 
     /// The verdict in English.
-    pub(super) fn describe(&self, measured: &Measurement, verdict: &Verdict) -> String {
+    pub(super) fn describe(&self, measured: &Measurement, verdict: &PeerVerdict) -> String {
         let context = VerdictContext {
             own: &self.shared.config.own,
             peer: &self.peer.node,
@@ -248,14 +248,14 @@ const REACHABLE: &str = "OverlayReachable";
 const CHECKSUM: &str = "OverlayChecksum";
 
 /// The reason of an Event.
-fn reason(verdict: &Verdict) -> &'static str {
+fn reason(verdict: &PeerVerdict) -> &'static str {
     match verdict {
-        Verdict::Healthy => REACHABLE,
-        Verdict::Silent => "OverlayPeerSilent",
-        Verdict::Blocked { .. } => "OverlayBlocked",
-        Verdict::Mtu { .. } => "OverlayMTU",
-        Verdict::Checksum { .. } => CHECKSUM,
-        Verdict::Partly(_) => "OverlayPartlyBlocked",
+        PeerVerdict::Healthy => REACHABLE,
+        PeerVerdict::Silent => "OverlayPeerSilent",
+        PeerVerdict::Blocked { .. } => "OverlayBlocked",
+        PeerVerdict::Mtu { .. } => "OverlayMTU",
+        PeerVerdict::Checksum { .. } => CHECKSUM,
+        PeerVerdict::Partly(_) => "OverlayPartlyBlocked",
     }
 }
 

@@ -1,6 +1,6 @@
-//! From a [`Measurement`] to a [`Verdict`]: what is wrong between this node and a peer. Pure.
+//! From a [`Measurement`] to a [`PeerVerdict`]: what is wrong between this node and a peer. Pure.
 
-use crate::measurement::{Measurement, Outcome, Sizes};
+use crate::measurement::{Measurement, PacketOutcome, Sizes};
 
 #[cfg(test)]
 mod tests;
@@ -20,7 +20,7 @@ pub enum Leg {
 
 /// What a [`Measurement`] shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum PeerVerdict {
     /// Packets of all kinds and sizes arrive.
     Healthy,
     /// No answer on any path: the node or the underlay is down.
@@ -54,7 +54,7 @@ pub enum Verdict {
 
 impl Measurement {
     /// The verdict of this measurement.
-    pub fn verdict(&self) -> Verdict {
+    pub fn verdict(&self) -> PeerVerdict {
         if !self.tunnel.udp.came_back() {
             return self.verdict_without_udp();
         }
@@ -66,7 +66,7 @@ impl Measurement {
         let Sizes { full, forth, back } = self.sizes;
         for (size, forth) in [(forth, true), (back, false)] {
             if let Some(passes) = size.filter(|size| *size < full) {
-                return Verdict::Mtu {
+                return PeerVerdict::Mtu {
                     forth,
                     full,
                     passes,
@@ -74,20 +74,20 @@ impl Measurement {
             }
         }
         // Without a responder, a firewall that drops packets to closed ports looks the same, also outside the tunnel.
-        let speaks = self.tunnel.udp == Outcome::Answered || self.host.tcp.came_back();
+        let speaks = self.tunnel.udp == PacketOutcome::Answered || self.host.tcp.came_back();
         match self.tunnel.tcp.failed() && speaks {
-            true => Verdict::Partly("TCP connections"),
-            false => Verdict::Healthy,
+            true => PeerVerdict::Partly("TCP connections"),
+            false => PeerVerdict::Healthy,
         }
     }
 
-    fn verdict_without_udp(&self) -> Verdict {
+    fn verdict_without_udp(&self) -> PeerVerdict {
         if self.tunnel.ping.came_back() || self.tunnel.tcp.came_back() {
             // The kernel computes ICMP checksums itself, and offloads those of UDP and TCP.
             return match (self.corruption(), self.host.udp.came_back()) {
                 (Some(corruption), _) => corruption,
-                (None, true) => Verdict::Partly("UDP datagrams"),
-                (None, false) => Verdict::Healthy,
+                (None, true) => PeerVerdict::Partly("UDP datagrams"),
+                (None, false) => PeerVerdict::Healthy,
             };
         }
         let leg = |received, counted| match (received, counted) {
@@ -99,34 +99,34 @@ impl Measurement {
         let forth = leg(self.received_there, self.counted_there);
         let back = leg(self.received_here, self.counted_here);
         match self.host.works() {
-            None => Verdict::Silent,
+            None => PeerVerdict::Silent,
             // Packets pass by now: the earlier loss was temporary.
-            Some(_) if forth == Leg::Passes && back == Leg::Passes => Verdict::Healthy,
-            Some(works) => Verdict::Blocked { forth, back, works },
+            Some(_) if forth == Leg::Passes && back == Leg::Passes => PeerVerdict::Healthy,
+            Some(works) => PeerVerdict::Blocked { forth, back, works },
         }
     }
 
-    fn corruption(&self) -> Option<Verdict> {
+    fn corruption(&self) -> Option<PeerVerdict> {
         match (self.corrupt_there, self.corrupt_here) {
-            (Some(true), _) => Some(Verdict::Checksum { of_peer: false }),
-            (_, Some(true)) => Some(Verdict::Checksum { of_peer: true }),
+            (Some(true), _) => Some(PeerVerdict::Checksum { of_peer: false }),
+            (_, Some(true)) => Some(PeerVerdict::Checksum { of_peer: true }),
             _ => None,
         }
     }
 }
 
-impl Verdict {
+impl PeerVerdict {
     /// Whether pods can be reached.
     pub fn is_healthy(&self) -> bool {
-        *self == Verdict::Healthy
+        *self == PeerVerdict::Healthy
     }
 
     /// Whether a report of the verdict `reported` covers this one: details that vary between rounds are ignored.
-    pub(crate) fn resembles(&self, reported: &Verdict) -> bool {
+    pub(crate) fn resembles(&self, reported: &PeerVerdict) -> bool {
         match (self, reported) {
             (
-                Verdict::Blocked { forth, back, .. },
-                Verdict::Blocked {
+                PeerVerdict::Blocked { forth, back, .. },
+                PeerVerdict::Blocked {
                     forth: reported_forth,
                     back: reported_back,
                     ..
@@ -139,17 +139,17 @@ impl Verdict {
     /// The verdict in one word, for labels.
     pub fn kind(&self) -> &'static str {
         match self {
-            Verdict::Healthy => "healthy",
-            Verdict::Silent => "silent",
-            Verdict::Blocked { forth, back, .. }
+            PeerVerdict::Healthy => "healthy",
+            PeerVerdict::Silent => "silent",
+            PeerVerdict::Blocked { forth, back, .. }
                 if [forth, back].into_iter().any(|leg| *leg == Leg::Dropped) =>
             {
                 "dropped"
             }
-            Verdict::Blocked { .. } => "blocked",
-            Verdict::Mtu { .. } => "mtu",
-            Verdict::Checksum { .. } => "checksum",
-            Verdict::Partly(_) => "partly",
+            PeerVerdict::Blocked { .. } => "blocked",
+            PeerVerdict::Mtu { .. } => "mtu",
+            PeerVerdict::Checksum { .. } => "checksum",
+            PeerVerdict::Partly(_) => "partly",
         }
     }
 }

@@ -22,7 +22,7 @@ use tracing::info;
 
 use crate::config::{self, Configuration, Live, LiveNodeConfig};
 use crate::configz::Configz;
-use crate::control::{self, Control, Inputs, Reports};
+use crate::control::{self, Control, ControlReports, Inputs};
 use crate::counters::Counters;
 use crate::events::{Recorder, ServiceEvents};
 use crate::metrics::Metrics;
@@ -183,7 +183,7 @@ async fn start_services(
     let service_events = ServiceEvents::new(recorder.clone());
     let own = config.borrow().node_name.clone();
     let (directory, suspects) = start_failover(effective, parts, own, &published, &recorder)?;
-    let reports = health_checks::Reports {
+    let reports = health_checks::HealthReports {
         status: status.clone(),
         metrics: published.metrics.clone(),
         recorder,
@@ -201,7 +201,7 @@ async fn start_services(
         Box::new(operator),
     ];
     observers.extend(directory);
-    let reports = Reports {
+    let reports = ControlReports {
         status,
         metrics: published.metrics,
     };
@@ -248,7 +248,7 @@ fn start_failover(
         own,
         overlay: published.overlay.clone().zip(probe_port),
     };
-    let reports = failover::Reports {
+    let reports = failover::FailoverReports {
         status: published.failover.clone(),
         metrics: published.metrics.clone(),
         recorder: recorder.clone(),
@@ -322,7 +322,7 @@ fn start_overlay(
     sender: mpsc::Sender<SourceEvent>,
 ) -> Result<mpsc::Sender<SourceEvent>> {
     let (sender, nodes) = branch(parts, sender, config.own.clone());
-    let reports = overlay::Reports {
+    let reports = overlay::OverlayReports {
         status: status.clone(),
         metrics: published.metrics.clone(),
         recorder: recorder.clone(),

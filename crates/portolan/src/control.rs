@@ -41,8 +41,8 @@ use pace::Pace;
 use problem_log::{ConflictLog, LineLimit, ProblemLog};
 use repairs::Repairs;
 use steps::Steps;
+pub(crate) use view::ClusterView;
 use view::Planned;
-pub(crate) use view::View;
 
 /// Maximum number of events handled before the next turn, which commits what is due.
 const EVENTS_PER_TURN: usize = 4096;
@@ -65,7 +65,7 @@ pub struct Inputs {
 
 /// Where the loop publishes its state.
 #[derive(Clone)]
-pub struct Reports {
+pub struct ControlReports {
     pub status: Arc<SharedStatus>,
     pub metrics: Arc<Metrics>,
 }
@@ -127,7 +127,7 @@ async fn sleep_until(wake: Option<Instant>) {
 
 /// The state of the loop. Its methods never wait, except for the kernel.
 pub struct Control<B> {
-    view: View,
+    view: ClusterView,
     dataplane: Dataplane<B>,
     pace: Pace,
     repairs: Repairs,
@@ -137,7 +137,7 @@ pub struct Control<B> {
     commits: CommitLog,
     conflicts: ConflictLog,
     line_limit: LineLimit,
-    reports: Reports,
+    reports: ControlReports,
     observers: Vec<Box<dyn Observer>>,
     listeners: Listeners,
     started: SystemTime,
@@ -172,11 +172,11 @@ impl<B: Backend> Control<B> {
     pub fn new(
         config: NodeConfig,
         backend: B,
-        reports: Reports,
+        reports: ControlReports,
         observers: Vec<Box<dyn Observer>>,
         adopted: Option<Adopted>,
     ) -> Self {
-        let mut view = View::new(config);
+        let mut view = ClusterView::new(config);
         let facts = view.facts(&[]);
         Control {
             dataplane: Dataplane::new(backend, facts.clone()),

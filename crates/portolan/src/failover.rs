@@ -32,7 +32,7 @@ mod probe;
 mod reports;
 mod suspicions;
 
-pub use reports::{Reports, SharedFailoverStatus};
+pub use reports::{FailoverReports, SharedFailoverStatus};
 
 use directory::{Nodes, SharedDirectory};
 use ignored::{Ignored, Key, key};
@@ -65,7 +65,7 @@ pub struct Config {
 pub(crate) fn start(
     parts: &Parts,
     config: Config,
-    reports: Reports,
+    reports: FailoverReports,
 ) -> Result<(Box<dyn Observer>, watch::Receiver<Suspects>)> {
     let directory = SharedDirectory::new(config.own.clone());
     let (publish, suspects) = watch::channel(Suspects::default());

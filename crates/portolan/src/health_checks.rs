@@ -53,7 +53,7 @@ pub struct Announcer {
 
 /// What the listeners answer from and report to.
 #[derive(Clone)]
-pub struct Reports {
+pub struct HealthReports {
     /// Health of the proxy.
     pub status: Arc<SharedStatus>,
     /// Counts listeners, and those whose first bind failed.
@@ -67,7 +67,7 @@ pub fn start(
     parts: &Parts,
     runtime: &Handle,
     config: LiveNodeConfig,
-    reports: Reports,
+    reports: HealthReports,
 ) -> Announcer {
     let (changes, receiver) = mpsc::unbounded_channel();
     let listeners = Listeners {
@@ -145,7 +145,7 @@ struct Open {
 
 struct Listeners {
     tasks: Tasks,
-    reports: Reports,
+    reports: HealthReports,
     wanted: BTreeMap<ObjectName, HealthCheck>,
     addresses: Vec<IpAddr>,
     open: BTreeMap<Socket, Open>,
@@ -231,7 +231,7 @@ impl Listeners {
 }
 
 /// Binds the socket, retrying, and serves forever.
-async fn serve(socket: Socket, local: Arc<AtomicUsize>, reports: Reports) {
+async fn serve(socket: Socket, local: Arc<AtomicUsize>, reports: HealthReports) {
     let (service, address) = socket.clone();
     let report = |error: &std::io::Error| report(&socket, error, &reports);
     let listener = bind(|| std::future::ready(listen(address)), report).await;
@@ -260,7 +260,7 @@ impl Drop for Listening {
     }
 }
 
-fn report((service, address): &Socket, error: &std::io::Error, reports: &Reports) {
+fn report((service, address): &Socket, error: &std::io::Error, reports: &HealthReports) {
     warn!(%service, %address, %error, "cannot bind health check port; retrying every second");
     reports.metrics.health_check_failed();
     // kube-proxy's reason and action.

@@ -113,7 +113,7 @@ impl OverlayStatus {
 pub type SharedOverlayStatus = Arc<ArcSwap<OverlayStatus>>;
 
 /// Where the loop reports.
-pub(crate) struct Reports {
+pub(crate) struct OverlayReports {
     /// Receives the state after each turn.
     pub(crate) status: SharedOverlayStatus,
     /// Counts peers, problems and repairs.
@@ -131,7 +131,7 @@ pub(crate) fn start(
     mut config: OverlayConfig,
     client: Option<ApiClient>,
     nodes: NodeEvents,
-    reports: Reports,
+    reports: OverlayReports,
 ) -> Result<()> {
     if let missing @ (Found::No(_) | Found::Untried(_)) = links::nexthop_objects() {
         let instead = LinkFeature::NexthopObjects.instead();

@@ -13,7 +13,7 @@ use service_model::Family;
 
 use crate::cli::RenderArgs;
 use crate::config::{self, Configuration};
-use crate::control::View;
+use crate::control::ClusterView;
 use object_source::SourceEvent;
 use object_source::manifests::{self, ManifestsConfig};
 
@@ -39,7 +39,7 @@ pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
     };
     let node_name = config::static_node_name(effective)?;
     let config = config::node(effective, node_name.clone());
-    let mut view = View::new(config);
+    let mut view = ClusterView::new(config);
     let mut problems = Vec::new();
     for event in manifests::read(&source)? {
         if let SourceEvent::Problem(problem) = &event {

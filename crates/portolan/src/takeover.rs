@@ -87,7 +87,7 @@ fn is_kube_proxys(table: &str, chain: &str) -> bool {
 
 /// Result of a removal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct TakeoverReport {
     /// Number of tables of nftables mode.
     pub tables: usize,
     /// Chains of iptables' tables.
@@ -116,7 +116,7 @@ pub enum Connections {
     End,
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for TakeoverReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} nftables tables, {}", self.tables, self.iptables)?;
         if self.ipvs == Ipvs::Removed {
@@ -127,8 +127,8 @@ impl fmt::Display for Report {
 }
 
 /// Removes everything once. Continues after failures, and reports each.
-pub fn remove(connections: Connections) -> Report {
-    let mut report = Report::default();
+pub fn remove(connections: Connections) -> TakeoverReport {
+    let mut report = TakeoverReport::default();
     match ForeignRuleset::open() {
         Ok(mut foreign) => {
             for family in Family::ALL {
@@ -193,12 +193,12 @@ pub(crate) async fn keep_removing<R: Removal, F: FnOnce() -> R + Send + 'static>
     Ok(())
 }
 
-impl Removal for Report {
+impl Removal for TakeoverReport {
     fn removed(&self) -> bool {
         self.tables > 0 || self.iptables.any() || self.ipvs == Ipvs::Removed
     }
 
-    fn log(&self, before: &Report, was_there: bool) {
+    fn log(&self, before: &TakeoverReport, was_there: bool) {
         match (self.removed(), was_there) {
             (true, false) => tracing::info!(removed = %self, "removed kube-proxy leftovers"),
             (true, true) => {

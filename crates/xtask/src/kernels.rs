@@ -19,7 +19,7 @@ mod results;
 mod scenarios;
 
 use packages::{Kernel, Store, Unpacked};
-use results::{Results, Verdict};
+use results::{Results, ScenarioVerdict};
 use scenarios::{CI, Suite, WHOLE};
 
 /// Programs and the packages that hold them, beyond what tests need anyway.
@@ -89,8 +89,8 @@ pub(crate) fn kernels(options: &Options) -> Result<()> {
     }
     report(&all)?;
     let (failed, late) = (
-        by_kernel(&all, Verdict::Failed),
-        by_kernel(&all, Verdict::Late),
+        by_kernel(&all, ScenarioVerdict::Failed),
+        by_kernel(&all, ScenarioVerdict::Late),
     );
     ensure!(down.is_empty(), "not run: {}", down.join("; "));
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
@@ -136,10 +136,10 @@ pub(crate) fn few() -> Result<()> {
     );
     report(&all)?;
     // The speed of the emulation says nothing about the kernel.
-    for scenario in by_kernel(&all, Verdict::Late) {
+    for scenario in by_kernel(&all, ScenarioVerdict::Late) {
         eprintln!("SKIPPED: {scenario}: this machine is too slow for it");
     }
-    let failed = by_kernel(&all, Verdict::Failed);
+    let failed = by_kernel(&all, ScenarioVerdict::Failed);
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
 }
@@ -220,7 +220,11 @@ fn run_on(suite: &Suite, kernel: &Unpacked) -> Result<Results> {
         error = machine::boot(kernel, &script, suite.limit(), &answers, &console).err();
         let text = std::fs::read(&answers)?;
         results = Results::read(&kernel.release, &names, &String::from_utf8_lossy(&text));
-        left = [results.with(Verdict::Failed), results.with(Verdict::Late)].concat();
+        left = [
+            results.with(ScenarioVerdict::Failed),
+            results.with(ScenarioVerdict::Late),
+        ]
+        .concat();
         left.retain(|name| names.contains(name));
         if let Some(error) = &error {
             eprintln!("{}, boot {boot} of {BOOTS}: {error:#}", kernel.release);
@@ -242,8 +246,11 @@ fn report(all: &[Results]) -> Result<()> {
     std::fs::write(&file, &text).with_context(|| format!("write {}", file.display()))?;
     println!("{text}");
     let count = |verdict| by_kernel(all, verdict).len();
-    let skipped = count(Verdict::Skipped) + count(Verdict::Late);
-    let (passed, failed) = (count(Verdict::Passed), count(Verdict::Failed));
+    let skipped = count(ScenarioVerdict::Skipped) + count(ScenarioVerdict::Late);
+    let (passed, failed) = (
+        count(ScenarioVerdict::Passed),
+        count(ScenarioVerdict::Failed),
+    );
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     if failed > 0 {
         eprintln!("the output of each kernel is in {}", logs()?.display());
@@ -252,7 +259,7 @@ fn report(all: &[Results]) -> Result<()> {
 }
 
 /// Scenarios with this verdict, each with its kernel.
-fn by_kernel(all: &[Results], verdict: Verdict) -> Vec<String> {
+fn by_kernel(all: &[Results], verdict: ScenarioVerdict) -> Vec<String> {
     let named = all.iter().flat_map(|results| {
         let names = results.with(verdict).into_iter();
         names.map(move |name| format!("{name} on {}", results.kernel))

@@ -145,7 +145,7 @@ proptest! {
 }
 
 /// What dumps, notifications and packet traces are decoded to.
-fn outcome_of(datagram: &[u8]) -> ::fuzz::Outcome {
+fn outcome_of(datagram: &[u8]) -> ::fuzz::ResultHash {
     let mut errors = std::collections::BTreeSet::new();
     for family in Family::ALL {
         let mut reading = Reading::new(family, "portolan".into());

@@ -19,7 +19,7 @@ use crate::{Problem, SourceEvent, Subject};
 
 /// The delivered objects and problems.
 #[derive(Debug, Default)]
-pub(super) struct View {
+pub(super) struct FolderView {
     delivered: BTreeMap<Key, Object>,
     problems: BTreeMap<Subject, Vec<Problem>>,
 }
@@ -31,7 +31,7 @@ struct Now<'f> {
     problems: BTreeMap<Subject, Vec<Problem>>,
 }
 
-impl View {
+impl FolderView {
     /// All objects: one `Reset` of each kind, then the problems.
     pub(super) fn reset_events(&mut self, folder: &Folder) -> Vec<SourceEvent> {
         let now = Now::of(folder);

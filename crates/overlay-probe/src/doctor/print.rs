@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::measurement::{Measurement, Outcome, Sizes};
+use crate::measurement::{Measurement, PacketOutcome, Sizes};
 
 use super::{DoctorReport, PeerReport};
 
@@ -112,13 +112,13 @@ fn table(out: &mut String, node: &str, report: &PeerReport) -> std::fmt::Result 
     Ok(())
 }
 
-fn word(outcome: Outcome) -> &'static str {
+fn word(outcome: PacketOutcome) -> &'static str {
     match outcome {
-        Outcome::Untried => "-",
-        Outcome::Answered => "answered",
-        Outcome::Refused => "refused",
-        Outcome::Silent => "silent",
-        Outcome::Unsent => "not sent",
+        PacketOutcome::Untried => "-",
+        PacketOutcome::Answered => "answered",
+        PacketOutcome::Refused => "refused",
+        PacketOutcome::Silent => "silent",
+        PacketOutcome::Unsent => "not sent",
     }
 }
 

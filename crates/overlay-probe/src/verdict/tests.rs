@@ -14,9 +14,9 @@ const CONTEXT: VerdictContext<'_> = VerdictContext {
 
 fn healthy() -> Measurement {
     let all = Paths {
-        udp: Outcome::Answered,
-        tcp: Outcome::Answered,
-        ping: Outcome::Untried,
+        udp: PacketOutcome::Answered,
+        tcp: PacketOutcome::Answered,
+        ping: PacketOutcome::Untried,
     };
     Measurement {
         host: all,
@@ -33,9 +33,9 @@ fn healthy() -> Measurement {
 fn silent_tunnel() -> Measurement {
     Measurement {
         tunnel: Paths {
-            udp: Outcome::Silent,
-            tcp: Outcome::Untried,
-            ping: Outcome::Silent,
+            udp: PacketOutcome::Silent,
+            tcp: PacketOutcome::Untried,
+            ping: PacketOutcome::Silent,
         },
         sizes: Sizes::default(),
         received_there: Some(false),
@@ -52,49 +52,49 @@ fn described(measured: &Measurement) -> String {
 
 #[test]
 fn working_paths_are_healthy_with_and_without_responder() {
-    assert_eq!(healthy().verdict(), Verdict::Healthy);
+    assert_eq!(healthy().verdict(), PeerVerdict::Healthy);
     let kernel_only = Paths {
-        udp: Outcome::Refused,
-        tcp: Outcome::Refused,
-        ping: Outcome::Answered,
+        udp: PacketOutcome::Refused,
+        tcp: PacketOutcome::Refused,
+        ping: PacketOutcome::Answered,
     };
     let flannel = Measurement {
         host: kernel_only,
         tunnel: kernel_only,
         ..healthy()
     };
-    assert_eq!(flannel.verdict(), Verdict::Healthy);
+    assert_eq!(flannel.verdict(), PeerVerdict::Healthy);
     // No answer outside the tunnel: pods are not affected.
     let closed = Measurement {
         host: Paths::default(),
         ..healthy()
     };
-    assert_eq!(closed.verdict(), Verdict::Healthy);
+    assert_eq!(closed.verdict(), PeerVerdict::Healthy);
 }
 
 #[test]
 fn firewall_of_a_peer_without_responder_raises_no_alarm() {
     let hidden = Paths {
-        udp: Outcome::Silent,
-        tcp: Outcome::Silent,
-        ping: Outcome::Answered,
+        udp: PacketOutcome::Silent,
+        tcp: PacketOutcome::Silent,
+        ping: PacketOutcome::Answered,
     };
     let mut measured = Measurement {
         host: hidden,
         tunnel: hidden,
         ..healthy()
     };
-    assert_eq!(measured.verdict(), Verdict::Healthy);
-    measured.host.udp = Outcome::Answered;
-    assert_eq!(measured.verdict(), Verdict::Partly("UDP datagrams"));
+    assert_eq!(measured.verdict(), PeerVerdict::Healthy);
+    measured.host.udp = PacketOutcome::Answered;
+    assert_eq!(measured.verdict(), PeerVerdict::Partly("UDP datagrams"));
     let resets_hidden = Paths {
-        udp: Outcome::Refused,
+        udp: PacketOutcome::Refused,
         ..hidden
     };
     measured.tunnel = resets_hidden;
-    assert_eq!(measured.verdict(), Verdict::Healthy);
-    measured.host.tcp = Outcome::Refused;
-    assert_eq!(measured.verdict(), Verdict::Partly("TCP connections"));
+    assert_eq!(measured.verdict(), PeerVerdict::Healthy);
+    measured.host.tcp = PacketOutcome::Refused;
+    assert_eq!(measured.verdict(), PeerVerdict::Partly("TCP connections"));
 }
 
 #[test]
@@ -153,9 +153,9 @@ fn dropped_packets_name_the_rule_and_not_a_blocked_port() {
 fn dead_node_differs_from_a_dead_tunnel() {
     let dead = Measurement {
         host: Paths {
-            udp: Outcome::Silent,
-            tcp: Outcome::Silent,
-            ping: Outcome::Silent,
+            udp: PacketOutcome::Silent,
+            tcp: PacketOutcome::Silent,
+            ping: PacketOutcome::Silent,
         },
         received_there: None,
         received_here: None,
@@ -183,7 +183,7 @@ fn mtu_verdict_names_the_largest_size_that_arrives() {
 #[test]
 fn wrong_checksums_are_attributed_to_their_sender() {
     let mut measured = healthy();
-    measured.tunnel.tcp = Outcome::Silent;
+    measured.tunnel.tcp = PacketOutcome::Silent;
     assert_eq!(measured.verdict().kind(), "partly");
     measured.corrupt_there = Some(true);
     assert_eq!(
@@ -192,34 +192,34 @@ fn wrong_checksums_are_attributed_to_their_sender() {
     );
     let theirs = Measurement {
         tunnel: Paths {
-            udp: Outcome::Silent,
-            tcp: Outcome::Silent,
-            ping: Outcome::Answered,
+            udp: PacketOutcome::Silent,
+            tcp: PacketOutcome::Silent,
+            ping: PacketOutcome::Answered,
         },
         corrupt_here: Some(true),
         ..silent_tunnel()
     };
-    assert_eq!(theirs.verdict(), Verdict::Checksum { of_peer: true });
+    assert_eq!(theirs.verdict(), PeerVerdict::Checksum { of_peer: true });
 }
 
 #[test]
 fn several_rounds_must_agree_to_raise_and_clear_an_alarm() {
     let mut debouncer = VerdictDebouncer::default();
     for _ in 0..ROUNDS_TO_REPORT - 1 {
-        assert!(!debouncer.observe(Verdict::Silent));
+        assert!(!debouncer.observe(PeerVerdict::Silent));
     }
-    assert!(!debouncer.observe(Verdict::Healthy));
+    assert!(!debouncer.observe(PeerVerdict::Healthy));
     assert_eq!(
         (debouncer.reported(), debouncer.is_suspicious()),
         (None, false)
     );
     for _ in 0..ROUNDS_TO_REPORT - 1 {
-        assert!(!debouncer.observe(Verdict::Silent));
+        assert!(!debouncer.observe(PeerVerdict::Silent));
     }
-    assert!(debouncer.observe(Verdict::Silent));
-    assert!(!debouncer.observe(Verdict::Silent));
-    assert!(!debouncer.observe(Verdict::Healthy));
-    assert_eq!(debouncer.reported(), Some(&Verdict::Silent));
-    assert!(debouncer.observe(Verdict::Healthy));
+    assert!(debouncer.observe(PeerVerdict::Silent));
+    assert!(!debouncer.observe(PeerVerdict::Silent));
+    assert!(!debouncer.observe(PeerVerdict::Healthy));
+    assert_eq!(debouncer.reported(), Some(&PeerVerdict::Silent));
+    assert!(debouncer.observe(PeerVerdict::Healthy));
     assert_eq!(debouncer.reported(), None);
 }

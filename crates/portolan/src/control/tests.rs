@@ -17,7 +17,7 @@ fn control(backend: Fake) -> Control<Fake> {
     };
     let metrics: Arc<Metrics> = Arc::default();
     let observers: Vec<Box<dyn Observer>> = vec![Box::new(metrics.clone())];
-    let reports = Reports {
+    let reports = ControlReports {
         status: Arc::default(),
         metrics,
     };

@@ -1,7 +1,7 @@
 //! The cluster as received so far: a value that events change, without effects.
 //!
 //! Owns the index, this node's object and the list of invalid objects. Nothing may be planned before
-//! [`View::waiting_for`] is empty. No timeout bypasses this; the old tables serve meanwhile.
+//! [`ClusterView::waiting_for`] is empty. No timeout bypasses this; the old tables serve meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -35,10 +35,10 @@ pub(super) const NEEDED_ALWAYS: [ObjectKind; 3] = [
 
 /// The cluster as received so far.
 #[derive(Debug)]
-pub(crate) struct View {
+pub(crate) struct ClusterView {
     config: NodeConfig,
     index: Index,
-    /// See [`View::external_sockets_here`]. Reset when Services or the Node change; a map with entries also when endpoints
+    /// See [`ClusterView::external_sockets_here`]. Reset when Services or the Node change; a map with entries also when endpoints
     /// change.
     external_sockets_here: Option<BTreeMap<(Protocol, SocketAddr), bool>>,
     node: Option<Arc<Node>>,
@@ -57,7 +57,7 @@ pub(crate) struct View {
     over_budget: BTreeMap<ObjectName, Invalid>,
 }
 
-/// What [`View::updates`] has planned.
+/// What [`ClusterView::updates`] has planned.
 #[derive(Debug, Default)]
 pub(crate) struct Planned {
     /// What Services need now. A Service over its budget is not among them.
@@ -68,9 +68,9 @@ pub(crate) struct Planned {
     pub(crate) over_budget: Vec<Invalid>,
 }
 
-impl View {
+impl ClusterView {
     pub(crate) fn new(config: NodeConfig) -> Self {
-        View {
+        ClusterView {
             config,
             index: Index::default(),
             external_sockets_here: None,

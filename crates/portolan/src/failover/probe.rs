@@ -57,9 +57,9 @@ pub(super) async fn ask(addresses: &[SocketAddr], rounds: Rounds) -> Answer {
             tokio::select! {
                 biased;
                 Some(outcome) = attempts.next(), if !attempts.is_empty() => match outcome {
-                    Outcome::Answered(from) => return Answer::From(from),
-                    Outcome::Silent => silent += 1,
-                    Outcome::Untried => untried += 1,
+                    ConnectOutcome::Answered(from) => return Answer::From(from),
+                    ConnectOutcome::Silent => silent += 1,
+                    ConnectOutcome::Untried => untried += 1,
                 },
                 () = &mut end => break,
             }
@@ -71,28 +71,28 @@ pub(super) async fn ask(addresses: &[SocketAddr], rounds: Rounds) -> Answer {
     Answer::None(silent + attempts.len())
 }
 
-enum Outcome {
+enum ConnectOutcome {
     Answered(SocketAddr),
     Silent,
     Untried,
 }
 
-async fn attempt(to: SocketAddr) -> Outcome {
+async fn attempt(to: SocketAddr) -> ConnectOutcome {
     match TcpStream::connect(to).await {
-        Ok(_) => Outcome::Answered(to),
+        Ok(_) => ConnectOutcome::Answered(to),
         Err(error) => outcome_of(&error, to),
     }
 }
 
-fn outcome_of(error: &Error, to: SocketAddr) -> Outcome {
+fn outcome_of(error: &Error, to: SocketAddr) -> ConnectOutcome {
     match error.kind() {
-        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Outcome::Answered(to),
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => ConnectOutcome::Answered(to),
         // A router says so, or this node, whose neighbor does not answer.
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::TimedOut => {
-            Outcome::Silent
+            ConnectOutcome::Silent
         }
         // A rule of this node, or no descriptors left.
-        _ => Outcome::Untried,
+        _ => ConnectOutcome::Untried,
     }
 }
 

@@ -29,7 +29,7 @@ const RETURNED: (&str, &str) = ("NodeAnswering", "UseEndpoints");
 
 /// Where suspects are reported.
 #[derive(Clone)]
-pub struct Reports {
+pub struct FailoverReports {
     /// Lines for `/readyz`.
     pub status: SharedFailoverStatus,
     /// Counts suspicions and what finding them costs.
@@ -40,13 +40,13 @@ pub struct Reports {
 
 /// Reports, and what was reported lately.
 pub(super) struct Reporter {
-    reports: Reports,
+    reports: FailoverReports,
     lines: BTreeMap<Arc<str>, String>,
     recorded: BTreeMap<Arc<str>, Instant>,
 }
 
 impl Reporter {
-    pub(super) fn new(reports: Reports) -> Self {
+    pub(super) fn new(reports: FailoverReports) -> Self {
         Reporter {
             reports,
             lines: BTreeMap::new(),

@@ -31,7 +31,7 @@ fn stage() -> Stage {
     let metrics = Arc::new(Metrics::new());
     let cancel = CancellationToken::new();
     let (parts, _) = crate::parts::parts(cancel.clone());
-    let reports = Reports {
+    let reports = HealthReports {
         status: status.clone(),
         metrics: metrics.clone(),
         recorder: Recorder::start(&parts, None, "node-a".into()),

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use overlay_probe::{Measurement, Outcome, RoundSummary};
+use overlay_probe::{Measurement, PacketOutcome, RoundSummary};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -109,11 +109,11 @@ impl ProbeMetrics {
             ("tunnel_ping", tunnel.ping),
         ] {
             let result = match outcome {
-                Outcome::Untried => continue,
-                Outcome::Answered => "answered",
-                Outcome::Refused => "refused",
-                Outcome::Silent => "silent",
-                Outcome::Unsent => "unsent",
+                PacketOutcome::Untried => continue,
+                PacketOutcome::Answered => "answered",
+                PacketOutcome::Refused => "refused",
+                PacketOutcome::Silent => "silent",
+                PacketOutcome::Unsent => "unsent",
             };
             self.probes
                 .get_or_create(&ProbeLabel { path, result })

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::client::{self, Unanswered, complain, query, unanswered};
-use super::documents::{Services, State, Status, Trace, Verdict, Verification};
+use super::documents::{Services, State, Status, Trace, TraceVerdict, Verification};
 use super::print::{self, Terminal, json, out};
 use super::watching;
 use crate::cli::{OutputForm, ServicesArgs, StatusArgs, TraceArgs, VerifyArgs};
@@ -91,7 +91,10 @@ pub fn trace(args: &TraceArgs) -> ExitCode {
         &format!("/v1/trace{query}"),
         args.output,
         |trace: &Trace, terminal| {
-            let passes = matches!(trace.verdict, Verdict::Balanced | Verdict::Untouched);
+            let passes = matches!(
+                trace.verdict,
+                TraceVerdict::Balanced | TraceVerdict::Untouched
+            );
             (print::trace(trace, terminal), u8::from(!passes))
         },
     )

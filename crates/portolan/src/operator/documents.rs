@@ -326,7 +326,7 @@ pub struct Trace {
     pub service: Option<String>,
     /// Endpoints of the Service port.
     pub endpoints: Vec<TracedEndpoint>,
-    pub verdict: Verdict,
+    pub verdict: TraceVerdict,
     /// The verdict in a sentence.
     pub text: String,
 }
@@ -362,7 +362,7 @@ pub struct TracedEndpoint {
 /// The verdict of a [`Trace`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum TraceVerdict {
     /// Sent to one of the eligible endpoints.
     Balanced,
     /// Refused at once.

@@ -16,7 +16,7 @@ use service_model::{
 };
 
 use super::catalog::Catalog;
-use super::documents::{Step, Trace, TracedEndpoint, Verdict};
+use super::documents::{Step, Trace, TraceVerdict, TracedEndpoint};
 use super::knowledge::{Knowledge, Parameters};
 use super::routes::{Network, Route};
 use super::services::policy_name;
@@ -385,20 +385,20 @@ fn way(
     }
 }
 
-fn verdict(prediction: &Prediction, eligible: usize) -> (Verdict, String) {
+fn verdict(prediction: &Prediction, eligible: usize) -> (TraceVerdict, String) {
     match &prediction.fate {
         Fate::Untouched => {
             let text = "no rule of Portolan concerns the packet: it is routed as any other";
-            (Verdict::Untouched, text.to_owned())
+            (TraceVerdict::Untouched, text.to_owned())
         }
-        Fate::Refused(why) => (Verdict::Refused, format!("refused: {why}")),
-        Fate::Dropped(why) => (Verdict::Dropped, format!("dropped: {why}")),
+        Fate::Refused(why) => (TraceVerdict::Refused, format!("refused: {why}")),
+        Fate::Dropped(why) => (TraceVerdict::Dropped, format!("dropped: {why}")),
         Fate::Balanced(_) if eligible == 1 => (
-            Verdict::Balanced,
+            TraceVerdict::Balanced,
             "goes to the one eligible endpoint".to_owned(),
         ),
         Fate::Balanced(_) => (
-            Verdict::Balanced,
+            TraceVerdict::Balanced,
             format!("goes to one of {eligible} endpoints, evenly"),
         ),
     }

@@ -18,7 +18,7 @@ use super::problem_log::ProblemLog;
 use super::publisher::NodePublisher;
 use super::reconciler::Reconciler;
 use super::table::OverlayTable;
-use super::{OverlayConfig, OverlayStatus, Reports};
+use super::{OverlayConfig, OverlayReports, OverlayStatus};
 use crate::events::{Severity, Subject};
 use crate::memory;
 
@@ -47,7 +47,7 @@ pub(super) struct Overlay {
     log: ProblemLog,
     /// Conflicts of this node that are Events already.
     conflicts: BTreeSet<String>,
-    reports: Reports,
+    reports: OverlayReports,
     /// Whether another program has changed something since the last turn.
     pub(super) foreign_change: bool,
     /// Whether the kernel has been as planned at least once.
@@ -65,7 +65,7 @@ impl Overlay {
         table: OverlayTable,
         publisher: NodePublisher,
         masquerading: watch::Sender<Vec<Family>>,
-        reports: Reports,
+        reports: OverlayReports,
     ) -> Self {
         let mut peers = Peers::new(config.own.clone());
         let cache = PeerCache::new(config.clone());

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 
-use super::Report;
+use super::TakeoverReport;
 use crate::events::{Recorder, Severity, Subject};
 use crate::metrics::Metrics;
 
@@ -24,7 +24,7 @@ pub(crate) struct Alarm {
 
 impl Alarm {
     /// Raises or ends the alarm. The log and an Event say so when it is raised.
-    pub(super) fn judge(&self, report: &Report) {
+    pub(super) fn judge(&self, report: &TakeoverReport) {
         let tables = &report.iptables.unreadable;
         self.metrics.set_foreign_legacy(tables.len());
         let text = (!tables.is_empty()).then(|| {

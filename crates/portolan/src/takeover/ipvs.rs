@@ -13,7 +13,7 @@ use netfilter::ForeignRuleset;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 
-use super::{Connections, Ipvs, Report};
+use super::{Connections, Ipvs, TakeoverReport};
 
 /// The device that kube-proxy binds cluster IPs to (pkg/proxy/ipvs).
 pub const DEVICE: &str = "kube-ipvs0";
@@ -93,7 +93,11 @@ fn virtual_servers(text: &str) -> usize {
 }
 
 /// Removes the leftovers, or reports that they are kept.
-pub(super) fn remove(foreign: &mut ForeignRuleset, connections: Connections, report: &mut Report) {
+pub(super) fn remove(
+    foreign: &mut ForeignRuleset,
+    connections: Connections,
+    report: &mut TakeoverReport,
+) {
     let found = match Leftovers::find() {
         Ok(found) if found.device => found,
         Ok(_) => return,

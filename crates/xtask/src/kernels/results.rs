@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 /// What came of a scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum ScenarioVerdict {
     Passed,
     Skipped,
     /// It did not end in its time, or the machine ended before it.
@@ -17,14 +17,14 @@ pub(crate) enum Verdict {
 }
 
 /// A scenario's verdict, and the reason for anything but a plain pass.
-type Outcome = (Verdict, String);
+type ScenarioOutcome = (ScenarioVerdict, String);
 
 /// All scenarios of one kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Results {
     /// As `uname -r` prints it.
     pub(crate) kernel: String,
-    outcomes: BTreeMap<String, Outcome>,
+    outcomes: BTreeMap<String, ScenarioOutcome>,
     /// How many ended, in this boot or an earlier one.
     ended: usize,
 }
@@ -49,22 +49,23 @@ impl Results {
                 .and_then(|code| code.trim().parse().ok());
             results.ended += usize::from(code.is_some());
             let mut outcome = judge(said, code);
-            if let Some((Verdict::Failed | Verdict::Late, first)) = results.outcomes.get(name)
-                && outcome.0 == Verdict::Passed
+            if let Some((ScenarioVerdict::Failed | ScenarioVerdict::Late, first)) =
+                results.outcomes.get(name)
+                && outcome.0 == ScenarioVerdict::Passed
             {
                 outcome.1 = format!("passed the second time; the first time: {first}");
             }
             results.outcomes.insert(name.to_owned(), outcome);
         }
         for name in names {
-            let missing = || (Verdict::Late, "not reached".to_owned());
+            let missing = || (ScenarioVerdict::Late, "not reached".to_owned());
             results.outcomes.entry(name.clone()).or_insert_with(missing);
         }
         results
     }
 
     /// Names of the scenarios with this verdict.
-    pub(crate) fn with(&self, verdict: Verdict) -> Vec<String> {
+    pub(crate) fn with(&self, verdict: ScenarioVerdict) -> Vec<String> {
         let found = self
             .outcomes
             .iter()
@@ -79,21 +80,24 @@ impl Results {
 }
 
 /// The meaning of a test's output and exit code; without a code it never ended.
-fn judge(said: &str, code: Option<i32>) -> Outcome {
+fn judge(said: &str, code: Option<i32>) -> ScenarioOutcome {
     let find = |mark: &str| {
         let mut lines = said.lines();
         lines.find_map(|line| Some(line.split_once(mark)?.1.trim().to_owned()))
     };
     match (code, find("SKIPPED: ")) {
-        (Some(0), Some(why)) => (Verdict::Skipped, why),
-        (Some(0), None) => (Verdict::Passed, find("FALLBACK: ").unwrap_or_default()),
-        (None, _) => (Verdict::Late, "the machine ended with it".into()),
-        (Some(124 | 137), _) => (Verdict::Late, "time limit".into()),
+        (Some(0), Some(why)) => (ScenarioVerdict::Skipped, why),
+        (Some(0), None) => (
+            ScenarioVerdict::Passed,
+            find("FALLBACK: ").unwrap_or_default(),
+        ),
+        (None, _) => (ScenarioVerdict::Late, "the machine ended with it".into()),
+        (Some(124 | 137), _) => (ScenarioVerdict::Late, "time limit".into()),
         _ => {
             let is_error = |line: &&str| line.contains("Error: ") || line.contains("panicked at");
             let error = said.lines().skip_while(|line| !is_error(line)).take(5);
             let error: Vec<&str> = error.map(str::trim).collect();
-            (Verdict::Failed, error.join(" "))
+            (ScenarioVerdict::Failed, error.join(" "))
         }
     }
 }
@@ -142,10 +146,10 @@ mod tests {
             "kernel 5.10\nBEGIN a\nok\n\nEND a 0\nBEGIN b\nSKIPPED: x because of y\n\nEND b 0\n\
              BEGIN c\ntest c ... Error: lost\n\nEND c 1\nBEGIN d\nFALLBACK: a guard\n\nEND d 0\nBEGIN e\npanic",
         );
-        assert_eq!(results.with(Verdict::Passed), ["a", "d"]);
-        assert_eq!(results.with(Verdict::Skipped), ["b"]);
-        assert_eq!(results.with(Verdict::Failed), ["c"]);
-        assert_eq!(results.with(Verdict::Late), ["e", "f"]);
+        assert_eq!(results.with(ScenarioVerdict::Passed), ["a", "d"]);
+        assert_eq!(results.with(ScenarioVerdict::Skipped), ["b"]);
+        assert_eq!(results.with(ScenarioVerdict::Failed), ["c"]);
+        assert_eq!(results.with(ScenarioVerdict::Late), ["e", "f"]);
         let table = table(&[results]);
         assert!(table.contains("| d | passed * |"), "{table}");
         assert!(table.contains("- d on 5.10: a guard"), "{table}");
@@ -159,7 +163,7 @@ mod tests {
     fn a_pass_at_the_second_try_names_the_first_failure() {
         let printed = "BEGIN a\nError: lost\n\nEND a 1\nBEGIN a\nok\n\nEND a 0\n";
         let results = read(&["a"], printed);
-        assert!(results.with(Verdict::Failed).is_empty());
+        assert!(results.with(ScenarioVerdict::Failed).is_empty());
         assert!(table(&[results]).contains("the first time: Error: lost"));
     }
 }

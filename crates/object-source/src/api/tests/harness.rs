@@ -52,7 +52,7 @@ pub(super) fn slice(name: &str, service: &str) -> Value {
 
 /// The state after all events so far.
 #[derive(Debug, Default)]
-pub(super) struct View {
+pub(super) struct WatchView {
     pub(super) services: BTreeSet<String>,
     pub(super) slices: BTreeSet<String>,
     pub(super) nodes: Vec<String>,
@@ -69,7 +69,7 @@ pub(super) struct View {
     pub(super) lists: Vec<Vec<String>>,
 }
 
-impl View {
+impl WatchView {
     fn on_event(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Service(event) => {
@@ -121,7 +121,7 @@ impl View {
         kind: ObjectKind,
         event: ObjectEvent<T>,
         name: fn(&T) -> &ObjectName,
-        names: fn(&mut View) -> &mut BTreeSet<String>,
+        names: fn(&mut WatchView) -> &mut BTreeSet<String>,
     ) {
         self.count(kind, &event);
         sum(names(self), event, name);
@@ -171,7 +171,7 @@ fn sum<T>(names: &mut BTreeSet<String>, event: ObjectEvent<T>, name: fn(&T) -> &
 /// A fake API server, a source that follows it, and what the source has delivered.
 pub(super) struct Bench {
     pub(super) api: FakeApi,
-    pub(super) view: View,
+    pub(super) view: WatchView,
     client: Option<ApiClient>,
     running: Option<(Events, JoinHandle<()>, CancellationToken)>,
 }
@@ -186,7 +186,7 @@ impl Bench {
         }
         Bench {
             api,
-            view: View::default(),
+            view: WatchView::default(),
             client: None,
             running: None,
         }
@@ -215,7 +215,7 @@ impl Bench {
     /// Starts a source from nothing; one that runs is stopped first.
     pub(super) async fn start(&mut self, config: ApiConfig) {
         self.stop().await;
-        self.view = View::default();
+        self.view = WatchView::default();
         let (sender, events) = mpsc::channel(1);
         let cancel = CancellationToken::new();
         let source = api::run(
@@ -243,7 +243,7 @@ impl Bench {
     }
 
     /// Receives events until the view is `done`.
-    pub(super) async fn until(&mut self, what: &str, done: impl Fn(&View) -> bool) {
+    pub(super) async fn until(&mut self, what: &str, done: impl Fn(&WatchView) -> bool) {
         let view = &mut self.view;
         let (events, ..) = self.running.as_mut().expect("a running source");
         let wait = async {

@@ -6,7 +6,7 @@ use lab::fake_api::{Fault, Injection, Resource, StreamingList, Verb};
 use serde_json::{Value, json};
 use service_model::ObjectKind;
 
-use super::harness::{Bench, View, quick};
+use super::harness::{Bench, WatchView, quick};
 use crate::api::ApiConfig;
 use crate::api::outline::READS_AT_ONCE;
 
@@ -57,14 +57,14 @@ async fn started(config: ApiConfig, mode: StreamingList) -> Bench {
 }
 
 /// Names of Nodes that were applied, as they came.
-fn applied(view: &View) -> Vec<&str> {
+fn applied(view: &WatchView) -> Vec<&str> {
     view.applied_nodes
         .iter()
         .map(|node| &*node.name.name)
         .collect()
 }
 
-fn published(view: &View, ip: &str) -> bool {
+fn published(view: &WatchView, ip: &str) -> bool {
     let last = view.applied_nodes.last();
     last.is_some_and(|node| {
         node.annotations
@@ -217,7 +217,7 @@ async fn contended_nodes_are_read_at_once_and_at_each_change() {
         ..all_nodes()
     };
     let mut bench = started(config, StreamingList::Served).await;
-    let reads = |view: &View| {
+    let reads = |view: &WatchView| {
         applied(view)
             .iter()
             .filter(|name| **name == "other")

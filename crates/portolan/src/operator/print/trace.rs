@@ -2,7 +2,7 @@
 
 use super::table::{Table, labeled};
 use super::{Terminal, count};
-use crate::operator::documents::{Trace, Verdict, Verification};
+use crate::operator::documents::{Trace, TraceVerdict, Verification};
 
 /// The trace step by step.
 pub(in crate::operator) fn trace(trace: &Trace, terminal: Terminal) -> String {
@@ -51,7 +51,10 @@ pub(in crate::operator) fn trace(trace: &Trace, terminal: Terminal) -> String {
     if !table.is_empty() {
         out += &table.text(2, width);
     }
-    let is_good = matches!(trace.verdict, Verdict::Balanced | Verdict::Untouched);
+    let is_good = matches!(
+        trace.verdict,
+        TraceVerdict::Balanced | TraceVerdict::Untouched
+    );
     let verdict = labeled("Verdict", &trace.text, width);
     out += &terminal.marked(verdict.trim_end(), is_good);
     out.push('\n');

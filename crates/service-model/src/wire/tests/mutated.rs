@@ -3,8 +3,8 @@
 use super::*;
 
 /// Decodes the bytes as an object of each kind.
-fn decode(bytes: &[u8]) -> fuzz::Outcome {
-    fn of<W: Object + serde::de::DeserializeOwned>(bytes: &[u8]) -> fuzz::Outcome
+fn decode(bytes: &[u8]) -> fuzz::ResultHash {
+    fn of<W: Object + serde::de::DeserializeOwned>(bytes: &[u8]) -> fuzz::ResultHash
     where
         W::Model: std::fmt::Debug,
     {

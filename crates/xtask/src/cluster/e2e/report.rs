@@ -22,7 +22,7 @@ pub(super) const ALONE: &str = "-alone";
 
 /// The outcome of one test.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Outcome {
+enum TestOutcome {
     Passed,
     /// Failed beside other tests, with the first line of the reason, and passed alone.
     PassedAlone(String),
@@ -32,7 +32,7 @@ enum Outcome {
     Skipped(String),
 }
 
-type Outcomes = BTreeMap<String, Outcome>;
+type Outcomes = BTreeMap<String, TestOutcome>;
 
 /// The runs with one service proxy.
 #[derive(Default)]
@@ -54,7 +54,7 @@ pub(super) fn write(kube_proxy: &Path, portolan: &Path, names: &[String]) -> Res
 /// The names of tests that failed.
 pub(super) fn failed(results: &Path) -> Result<Vec<String>> {
     let outcomes = read(results)?.into_iter();
-    let failed = outcomes.filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
+    let failed = outcomes.filter(|(_, outcome)| matches!(outcome, TestOutcome::Failed(_)));
     Ok(failed.map(|(name, _)| name).collect())
 }
 
@@ -94,9 +94,10 @@ fn sorted(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
 /// Adds the outcomes of failed tests when they ran alone.
 fn repeat(outcomes: &mut Outcomes, alone: Outcomes) {
     for (name, again) in alone {
-        if let (Some(Outcome::Failed(why)), Outcome::Passed) = (outcomes.get(&name), &again) {
+        if let (Some(TestOutcome::Failed(why)), TestOutcome::Passed) = (outcomes.get(&name), &again)
+        {
             let why = why.clone();
-            outcomes.insert(name, Outcome::PassedAlone(why));
+            outcomes.insert(name, TestOutcome::PassedAlone(why));
         }
     }
 }
@@ -126,16 +127,16 @@ fn outcomes(text: &str) -> Result<Outcomes> {
             Some(message.lines().next().unwrap_or_default().to_owned())
         };
         let outcome = match case.attribute("status") {
-            Some("passed") => Outcome::Passed,
+            Some("passed") => TestOutcome::Passed,
             Some("skipped" | "pending") => {
                 let said = message("skipped").unwrap_or_default();
                 match said.strip_prefix("skipped - ") {
-                    Some(why) => Outcome::Skipped(why.to_owned()),
+                    Some(why) => TestOutcome::Skipped(why.to_owned()),
                     // ginkgo lists every test of the program, selected or not.
                     None => continue,
                 }
             }
-            _ => Outcome::Failed(message("failure").or(message("error")).unwrap_or_default()),
+            _ => TestOutcome::Failed(message("failure").or(message("error")).unwrap_or_default()),
         };
         // Labels are in the name as well.
         let name = name.split(" [sig-network").next().unwrap_or_default();
@@ -197,7 +198,7 @@ mod tests {
         let mut together = outcomes(&failing())?;
         repeat(&mut together, outcomes(RESULTS)?);
         let name = "Services should a [Conformance]";
-        let expected = Outcome::PassedAlone("a|b".to_owned());
+        let expected = TestOutcome::PassedAlone("a|b".to_owned());
         assert_eq!(together.get(name), Some(&expected));
         let text = page::text(&column(outcomes(RESULTS)?), &column(together), &[]);
         let row = "| pass | pass, alone | Portolan, beside other tests: a\\|b |";

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::super::selection;
-use super::{Column, Outcome};
+use super::{Column, TestOutcome};
 
 const CONFORMANCE: &str = "[Conformance]";
 
@@ -60,9 +60,9 @@ fn count(column: &Column, is_wanted: &dyn Fn(&str) -> bool) -> String {
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for (_, outcome) in column.outcomes.iter().filter(|(name, _)| is_wanted(name)) {
         match outcome {
-            Outcome::Passed | Outcome::PassedAlone(_) => passed += 1,
-            Outcome::Failed(_) => failed += 1,
-            Outcome::Skipped(_) => skipped += 1,
+            TestOutcome::Passed | TestOutcome::PassedAlone(_) => passed += 1,
+            TestOutcome::Failed(_) => failed += 1,
+            TestOutcome::Skipped(_) => skipped += 1,
         }
     }
     let mut text = format!("{passed} of {} passed", passed + failed + skipped);
@@ -98,7 +98,7 @@ fn run(name: &str, about: &Value, tests: usize) -> String {
 fn row(name: &str, kube_proxy: &Column, portolan: &Column) -> String {
     let (theirs, ours) = (kube_proxy.outcomes.get(name), portolan.outcomes.get(name));
     let mut word_of_ours = word(ours).to_owned();
-    if let (Some(Outcome::Failed(_)), Some(Outcome::Passed | Outcome::PassedAlone(_))) =
+    if let (Some(TestOutcome::Failed(_)), Some(TestOutcome::Passed | TestOutcome::PassedAlone(_))) =
         (theirs, ours)
     {
         word_of_ours += ", kube-proxy fails";
@@ -111,27 +111,27 @@ fn row(name: &str, kube_proxy: &Column, portolan: &Column) -> String {
     )
 }
 
-fn word(outcome: Option<&Outcome>) -> &'static str {
+fn word(outcome: Option<&TestOutcome>) -> &'static str {
     match outcome {
-        Some(Outcome::Passed) => "pass",
-        Some(Outcome::PassedAlone(_)) => "pass, alone",
-        Some(Outcome::Failed(_)) => "**FAIL**",
-        Some(Outcome::Skipped(_)) => "skip",
+        Some(TestOutcome::Passed) => "pass",
+        Some(TestOutcome::PassedAlone(_)) => "pass, alone",
+        Some(TestOutcome::Failed(_)) => "**FAIL**",
+        Some(TestOutcome::Skipped(_)) => "skip",
         None => "not run",
     }
 }
 
 /// The reason why a test did not pass with one of the two service proxies.
-fn reason(name: &str, theirs: Option<&Outcome>, ours: Option<&Outcome>) -> String {
+fn reason(name: &str, theirs: Option<&TestOutcome>, ours: Option<&TestOutcome>) -> String {
     let mut reasons = Vec::new();
     for (who, outcome) in [("Portolan", ours), ("kube-proxy", theirs)] {
         match outcome {
-            Some(Outcome::Failed(why)) => reasons.push(format!("{who}: {}", short(why))),
-            Some(Outcome::PassedAlone(why)) => {
+            Some(TestOutcome::Failed(why)) => reasons.push(format!("{who}: {}", short(why))),
+            Some(TestOutcome::PassedAlone(why)) => {
                 reasons.push(format!("{who}, beside other tests: {}", short(why)));
             }
-            Some(Outcome::Skipped(why)) => reasons.push(format!("the test: {}", short(why))),
-            Some(Outcome::Passed) | None => {}
+            Some(TestOutcome::Skipped(why)) => reasons.push(format!("the test: {}", short(why))),
+            Some(TestOutcome::Passed) | None => {}
         }
     }
     reasons.dedup();
