@@ -73,6 +73,20 @@ fn kustomizations() -> Result<Vec<PathBuf>> {
 
 #[scenario(Helm)]
 #[ignore = "needs helm"]
+fn a_section_of_the_values_that_is_null_is_named() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("values.yaml");
+    for section in ["image", "serviceProxy", "overlay", "cni", "rbac", "cleanup"] {
+        std::fs::write(&file, format!("{section}:\n"))?;
+        let refusal = rendered(&file, None).err().context(section)?.to_string();
+        let named = format!("missing property '{section}'");
+        ensure!(refusal.contains(&named), "{section}: {refusal}");
+    }
+    Ok(())
+}
+
+#[scenario(Helm)]
+#[ignore = "needs helm"]
 fn manifests_are_what_the_chart_gives() -> Result<()> {
     let write = std::env::var_os("PORTOLAN_EXPECTED").is_some_and(|value| value == "write");
     let mut different = Vec::new();
