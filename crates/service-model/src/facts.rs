@@ -236,7 +236,8 @@ impl NodeFacts {
     }
 }
 
-fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
+/// The list in order, each item once.
+pub(crate) fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
     list.sort_unstable();
     list.dedup();
     list

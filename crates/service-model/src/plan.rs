@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::facts::NodeFacts;
+use crate::facts::{NodeFacts, sorted};
 use crate::intent::{
     Affinity, Backend, Disposition, Frontend, FrontendAddress, Masquerade, ServiceIntent,
 };
@@ -171,11 +171,6 @@ fn over_budget(service: &Service) -> Invalid {
             "its frontends, endpoints and source ranges need more than {MAX_ELEMENTS} elements of sets and maps"
         ),
     }
-}
-
-fn sorted(mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
-    addresses.sort_unstable();
-    addresses
 }
 
 fn key(frontend: &Frontend) -> impl Ord + use<> {
