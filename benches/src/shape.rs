@@ -125,10 +125,8 @@ impl Shape {
             masquerade_all: false,
             service_cidrs: Vec::new(),
             api_servers: Vec::new(),
-            listeners: Vec::new(),
             allowed_external_ips: None,
             pod_ranges: Vec::new(),
-            of_other_nodes: Vec::new(),
         }
     }
 

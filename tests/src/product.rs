@@ -3,7 +3,6 @@
 //! Everything between JSON and table is the product's; nothing is decided here.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -12,7 +11,7 @@ use serde_json::Value;
 use service_model::wire::{self, ConversionContext, Object};
 use service_model::{
     DetectLocal, EndpointSlice, Index, LocalInterface, NodeConfig, NodeFacts, NodePortAddress,
-    ObjectEvent, OtherNodes, Service, ServiceCidr, Suspects,
+    ObjectEvent, Service, ServiceCidr, Suspects,
 };
 
 use crate::cluster::{self, Cluster, Detect, NodePortAddresses};
@@ -73,7 +72,17 @@ pub fn contents_of_manifests(
         cluster.services.len(),
         "the product cannot use every Service"
     );
+    apply_nodes(&mut index, cluster);
     planned(&index, &facts(cluster, node))
+}
+
+fn apply_nodes(index: &mut Index, cluster: &Cluster) {
+    let mut context = context(cluster);
+    for node in &cluster.nodes {
+        if let Some(node) = decode::<wire::Node>(node.document(), &mut context) {
+            index.node_event(&ObjectEvent::Apply(Arc::new(node)));
+        }
+    }
 }
 
 /// The suspects as the product knows them.
@@ -81,11 +90,12 @@ pub fn suspects(names: &BTreeSet<String>) -> Suspects {
     Suspects::new(names.iter().map(|name| name.as_str().into()))
 }
 
-/// An index of the suspects and of all Services and slices that can be used, applied one by one in their order.
+/// An index of the suspects and of all Nodes, Services and slices that can be used, applied one by one in their order.
 pub fn index(cluster: &Cluster) -> Index {
     let mut index = Index::new();
     index.set_suspects(suspects(&cluster.suspects));
     let mut context = context(cluster);
+    apply_nodes(&mut index, cluster);
     for service in cluster
         .services
         .iter()
@@ -144,22 +154,9 @@ pub fn facts(cluster: &Cluster, node: &cluster::Node) -> NodeFacts {
         .flat_map(|service_cidr: ServiceCidr| service_cidr.cidrs)
         .collect();
     match decode::<wire::Node>(node.document(), &mut context) {
-        Some(object) => NodeFacts::resolve(&config, &object, &node.interfaces, &service_cidrs)
-            .with_those_of_other_nodes(of_other_nodes(cluster, node)),
+        Some(object) => NodeFacts::resolve(&config, &object, &node.interfaces, &service_cidrs),
         None => panic!("the product cannot use {}", node.document()),
     }
-}
-
-/// External addresses that belong to other Nodes.
-fn of_other_nodes(cluster: &Cluster, node: &cluster::Node) -> Vec<IpAddr> {
-    let mut context = context(cluster);
-    let mut others = OtherNodes::default();
-    for other in &cluster.nodes {
-        if let Some(other) = decode::<wire::Node>(other.document(), &mut context) {
-            others.event(&ObjectEvent::Apply(Arc::new(other)), &node.name);
-        }
-    }
-    others.among(index(cluster).external_addresses())
 }
 
 /// Both tables of a node.

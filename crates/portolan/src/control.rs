@@ -14,13 +14,13 @@ use anyhow::Result;
 use nft::{Backend, CommitError, Notice};
 use object_source::{Events, Problem, SourceEvent};
 use service_dataplane::{Dataplane, SyncError, SyncOutcome};
-use service_model::{Family, NodeConfig, NodeFacts, ObjectKind, ObjectName, Suspects};
+use service_model::{Family, NodeConfig, NodeFacts, ObjectKind, ObjectName, Socket, Suspects};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::LiveNodeConfig;
 use crate::conntrack::Forget;
-use crate::listeners::{self, Listeners};
+use crate::listeners::Listeners;
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::observer::{Commit, Observer};
@@ -140,6 +140,10 @@ pub struct Control<B> {
     reports: ControlReports,
     observers: Vec<Box<dyn Observer>>,
     listeners: Listeners,
+    /// The requests for sockets at which `listeners` has looked last.
+    sockets_revision: u64,
+    /// What it found.
+    listening: Arc<BTreeSet<Socket>>,
     started: SystemTime,
     /// Times of the planned changes that are not committed yet. Changes from before the start are not measured.
     triggers: Vec<(Family, SystemTime)>,
@@ -176,7 +180,7 @@ impl<B: Backend> Control<B> {
         observers: Vec<Box<dyn Observer>>,
         adopted: Option<Adopted>,
     ) -> Self {
-        let mut view = ClusterView::new(config);
+        let view = ClusterView::new(config);
         let facts = view.facts(&[]);
         Control {
             dataplane: Dataplane::new(backend, facts.clone()),
@@ -192,6 +196,8 @@ impl<B: Backend> Control<B> {
             reports,
             observers,
             listeners: Listeners::default(),
+            sockets_revision: 0,
+            listening: Arc::default(),
             started: SystemTime::now(),
             triggers: Vec::new(),
             facts,
@@ -331,9 +337,8 @@ impl<B: Backend> Control<B> {
         if self.is_complete() {
             self.look_for_node();
         }
-        let requested = self.view.external_sockets_here();
-        let occupied: Vec<listeners::Socket> = self.listeners.among(requested, now);
-        self.facts = self.view.facts(addresses).with_listeners(occupied);
+        self.look_for_listeners(now);
+        self.facts = self.view.facts(addresses);
         self.facts_changed = self.config_changed || self.facts != *self.dataplane.facts();
         if !self.has_changes() || self.standby {
             self.pending_since = None;
@@ -353,6 +358,24 @@ impl<B: Backend> Control<B> {
         }
         self.commits.write(now);
         self.publish();
+    }
+
+    /// Looks for processes that listen where Services ask for external frontends, when the requests have changed or time is up.
+    fn look_for_listeners(&mut self, now: Instant) {
+        let revision = self.view.external_sockets_revision();
+        let has_changed = std::mem::replace(&mut self.sockets_revision, revision) != revision;
+        if !has_changed && self.listeners.due().is_none_or(|at| at > now) {
+            return;
+        }
+        let requested = self.view.external_sockets();
+        let found: BTreeSet<Socket> = self.listeners.among(&requested, now).into_iter().collect();
+        if found != *self.listening {
+            self.listening = Arc::new(found);
+            for observer in &mut self.observers {
+                observer.listeners(&self.listening);
+            }
+            self.view.set_listeners(self.listening.clone());
+        }
     }
 
     /// Logs a missing Node object of this node. Until there is one, node ports stay at the addresses at which an earlier

@@ -28,7 +28,7 @@ use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{
     ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
 };
-use service_model::Protocol;
+use service_model::{Protocol, Socket};
 
 /// Interval between lists.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -43,16 +43,13 @@ const SETTLED: Duration = Duration::from_secs(8);
 /// The kernel's default range of ephemeral ports.
 const EPHEMERAL: RangeInclusive<u16> = 32768..=60999;
 
-/// An address and port that a process may listen on and a Service ask for.
-pub type Socket = (Protocol, SocketAddr);
-
 /// The listening sockets among those that Services ask for.
 #[derive(Debug, Default)]
 pub struct Listeners {
     asked: BTreeSet<Socket>,
     seen: BTreeMap<Socket, Instant>,
-    /// When EndpointSlices last had an endpoint of the Service at the socket.
-    endpoints: BTreeMap<Socket, Instant>,
+    /// Sockets with an endpoint of the Service, and since when EndpointSlices have none there any more.
+    endpoints: BTreeMap<Socket, Option<Instant>>,
     /// UDP sockets at ephemeral ports that do not count yet: inode, and when it was first seen.
     young: BTreeMap<Socket, (u32, Instant)>,
     looked_at: Option<Instant>,
@@ -61,22 +58,29 @@ pub struct Listeners {
 
 impl Listeners {
     /// The sockets among `wanted` that a process listens on; true are those where the Service has an endpoint. Lists them
-    /// anew when the sockets changed or a list is due.
+    /// anew when the sockets changed or a list is due. To be called whenever `wanted` changes, and when something is due.
     pub fn among(&mut self, wanted: &BTreeMap<Socket, bool>, now: Instant) -> Vec<Socket> {
         if wanted.is_empty() && self.asked.is_empty() {
             return Vec::new();
         }
         for (socket, _) in wanted.iter().filter(|(_, has_endpoint)| **has_endpoint) {
-            self.endpoints.insert(*socket, now);
+            self.endpoints.insert(*socket, None);
         }
-        self.endpoints.retain(|socket, at| {
-            wanted.contains_key(socket) && now.saturating_duration_since(*at) < ENDPOINT_HOLD
-        });
+        self.endpoints
+            .retain(|socket, ended| match wanted.get(socket) {
+                Some(true) => true,
+                Some(false) => {
+                    let ended = *ended.get_or_insert(now);
+                    now.saturating_duration_since(ended) < ENDPOINT_HOLD
+                }
+                None => false,
+            });
         let others = wanted
             .keys()
             .filter(|socket| !self.endpoints.contains_key(socket));
         let asked: &BTreeSet<Socket> = &others.copied().collect();
-        let is_due = self.due().is_none_or(|at| at <= now);
+        let last = self.looked_at;
+        let is_due = last.is_none_or(|at| at + INTERVAL <= now);
         if !asked.is_empty() && (is_due || *asked != self.asked) {
             self.looked_at = Some(now);
             match listening() {
@@ -97,10 +101,13 @@ impl Listeners {
         self.seen.keys().copied().collect()
     }
 
-    /// When the next list is due.
+    /// When the next list is due, or a socket ceases to count as an endpoint.
     pub fn due(&self) -> Option<Instant> {
         let is_wanted = !self.asked.is_empty();
-        self.looked_at.filter(|_| is_wanted).map(|at| at + INTERVAL)
+        let list = self.looked_at.filter(|_| is_wanted).map(|at| at + INTERVAL);
+        let ended = self.endpoints.values().flatten().min();
+        let ended = ended.map(|ended| *ended + ENDPOINT_HOLD);
+        list.into_iter().chain(ended).min()
     }
 
     fn found(&mut self, asked: &BTreeSet<Socket>, found: &[Listening], now: Instant) {
@@ -109,8 +116,17 @@ impl Listeners {
             tracing::info!("listing listening sockets works again");
         }
         let ephemeral = ephemeral_ports();
+        let mut at_port: BTreeMap<(Protocol, u16), Vec<&Listening>> = BTreeMap::new();
+        for listening in found {
+            let port = (listening.protocol, listening.local.port());
+            at_port.entry(port).or_default().push(listening);
+        }
         for place in asked {
-            let there = found.iter().find(|listening| listening.is_at(place));
+            let at_port = at_port
+                .get(&(place.0, place.1.port()))
+                .into_iter()
+                .flatten();
+            let there = { at_port }.find(|listening| listening.is_at(place));
             let may_be_client = place.0 == Protocol::Udp && ephemeral.contains(&place.1.port());
             if there.is_some_and(|at| !may_be_client || self.is_settled(place, at.inode, now)) {
                 self.seen.insert(*place, now);
@@ -311,9 +327,13 @@ mod tests {
         let (mut listeners, start) = (Listeners::default(), Instant::now());
         let as_endpoint = BTreeMap::from([(place, true)]);
         assert_eq!(listeners.among(&as_endpoint, start), []);
-        // Its slice lets it go before its process ends.
-        assert_eq!(listeners.among(&asked(&[place]), start + HOLD), []);
-        let later = start + ENDPOINT_HOLD;
+        assert_eq!(listeners.due(), None);
+        // Its slice lets it go before its process ends, however long it was there.
+        let ended = start + 60 * ENDPOINT_HOLD;
+        assert_eq!(listeners.among(&asked(&[place]), ended), []);
+        assert_eq!(listeners.among(&asked(&[place]), ended + HOLD), []);
+        let later = ended + ENDPOINT_HOLD;
+        assert_eq!(listeners.due(), Some(later));
         assert_eq!(listeners.among(&asked(&[place]), later), [place]);
         // A process that was there before is none any more once it is an endpoint.
         assert_eq!(listeners.among(&as_endpoint, later), []);

@@ -2,11 +2,13 @@
 //!
 //! Observers run on the control loop's thread, so they must not block: what takes time is handed to a part of its own.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use object_source::{Problem, SourceEvent};
 use service_dataplane::{SyncOutcome, Update};
-use service_model::{Family, NodeFacts, Suspects};
+use service_model::{Family, NodeFacts, Socket, Suspects};
 
 /// A commit or repair that succeeded.
 #[derive(Debug)]
@@ -31,6 +33,9 @@ pub trait Observer: Send {
 
     /// Called with the suspects when they change.
     fn suspects(&mut self, _suspects: &Suspects) {}
+
+    /// Called with the sockets of this node's processes at which Services ask for external frontends, when they change.
+    fn listeners(&mut self, _listeners: &Arc<BTreeSet<Socket>>) {}
 
     /// Called when an object, or a part of one, is ignored.
     fn problem(&mut self, _problem: &Problem) {}

@@ -211,10 +211,8 @@ pub(crate) fn facts() -> NodeFacts {
         masquerade_all: false,
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
         api_servers: Vec::new(),
-        listeners: Vec::new(),
         allowed_external_ips: None,
         pod_ranges: Vec::new(),
-        of_other_nodes: Vec::new(),
     }
 }
 

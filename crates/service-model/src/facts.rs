@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 pub use net_types::NodePortAddress;
 
-use crate::objects::{Family, Node, Protocol};
+use crate::objects::{Family, Node};
 
 /// How a local pod's source address is recognized (kube-proxy's `--detect-local-mode`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,15 +139,10 @@ pub struct NodeFacts {
     /// Where the API server answers, sorted (configured, and [`crate::Index::api_servers`]): external frontends there are
     /// ignored.
     pub api_servers: Vec<SocketAddr>,
-    /// Where processes of this node listen at addresses of its Node object, sorted: external frontends there are ignored
-    /// too. Only those that a Service requests are needed ([`crate::Index::external_sockets`]).
-    pub listeners: Vec<(Protocol, SocketAddr)>,
     /// See [`NodeConfig::allowed_external_ips`].
     pub allowed_external_ips: Option<Vec<IpNet>>,
     /// Ranges of pods, as far as this node knows them.
     pub pod_ranges: Vec<IpNet>,
-    /// External IPs that belong to other Nodes ([`crate::OtherNodes`]), sorted. Only those that a Service requests are needed.
-    pub of_other_nodes: Vec<IpAddr>,
 }
 
 impl NodeFacts {
@@ -206,25 +201,9 @@ impl NodeFacts {
             masquerade_all: config.masquerade_all,
             service_cidrs: sorted(service_cidrs.to_vec()),
             api_servers: config.api_server.into_iter().collect(),
-            listeners: Vec::new(),
             allowed_external_ips: config.allowed_external_ips.clone(),
             pod_ranges: sorted([&*config.cluster_cidrs, &*node.pod_cidrs].concat()),
-            of_other_nodes: Vec::new(),
         }
-    }
-
-    /// The same with external IPs that belong to other Nodes.
-    #[must_use]
-    pub fn with_those_of_other_nodes(mut self, addresses: Vec<IpAddr>) -> NodeFacts {
-        self.of_other_nodes = sorted(addresses);
-        self
-    }
-
-    /// The same with listeners of this node.
-    #[must_use]
-    pub fn with_listeners(mut self, listeners: Vec<(Protocol, SocketAddr)>) -> NodeFacts {
-        self.listeners = sorted(listeners);
-        self
     }
 
     /// The same with more addresses of the API server.

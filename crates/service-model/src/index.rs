@@ -1,12 +1,13 @@
 //! Joins EndpointSlices to Services as events bring them, in any order, and says which Services are dirty.
 //!
-//! Level-triggered: the index holds the last version of each object and of the suspects, and nothing else, so its answers
+//! Level-triggered: the index holds the last version of each object and of the surroundings, and nothing else, so its answers
 //! depend on what exists, not on its history. Events may be repeated or split, and lost ones are made up for by a
 //! [`ObjectEvent::Reset`]; slices may come before their Service and outlive it.
 //!
 //! Invariants: a Service whose plan may have changed since [`Index::take_dirty`] is dirty; an event that changes nothing
 //! makes no Service dirty (row 20); a Service without object and slices takes no memory (row 37).
 
+mod sockets;
 #[cfg(test)]
 mod tests;
 
@@ -17,10 +18,13 @@ use std::time::SystemTime;
 
 use crate::facts::NodeFacts;
 use crate::objects::{
-    EndpointSlice, Family, ObjectEvent, ObjectName, Protocol, Service, ServiceType, TriggerTime,
+    EndpointSlice, Family, Node, ObjectEvent, ObjectName, Protocol, Service, ServiceType,
+    TriggerTime,
 };
 use crate::plan::{Plan, PortChoices, explain, plan};
+use crate::surroundings::{Socket, Surroundings};
 use crate::suspects::Suspects;
+use sockets::RequestedSockets;
 
 /// See the module. Plain data, owned by one task.
 #[derive(Debug, Default)]
@@ -30,7 +34,8 @@ pub struct Index {
     owners: BTreeMap<ObjectName, ObjectName>,
     /// External addresses, each with the Services that request it: thousands may share one.
     external: BTreeSet<(IpAddr, ObjectName)>,
-    suspects: Suspects,
+    sockets: RequestedSockets,
+    surroundings: Surroundings,
     dirty: BTreeSet<ObjectName>,
     /// When changes of slices happened, with the Service and family of each.
     triggers: Vec<(ObjectName, Family, SystemTime)>,
@@ -92,7 +97,7 @@ impl Index {
 
     /// Replaces the suspects. Services with endpoints on a node that becomes or ceases to be one are dirty.
     pub fn set_suspects(&mut self, suspects: Suspects) {
-        let changed = self.suspects.difference(&suspects);
+        let changed = self.surroundings.suspects.difference(&suspects);
         if changed.is_empty() {
             return;
         }
@@ -105,7 +110,39 @@ impl Index {
             .iter()
             .filter(|(_, entry)| entry.service.is_some() && entry.slices.iter().any(is_affected));
         self.dirty.extend(affected.map(|(name, _)| name.clone()));
-        self.suspects = suspects;
+        self.surroundings.suspects = suspects;
+    }
+
+    /// Applies an event about Nodes, this one included. Services that ask for an address that a Node gains or loses are dirty.
+    pub fn node_event(&mut self, event: &ObjectEvent<Node>) {
+        for range in self.surroundings.nodes.event(event) {
+            let first = (range.network(), ObjectName::new("", ""));
+            let from = self.external.range(first..);
+            let inside = from.take_while(|(address, _)| *address <= range.broadcast());
+            self.dirty.extend(inside.map(|(_, name)| name.clone()));
+        }
+    }
+
+    /// Replaces the sockets at which processes of this node listen. Services that ask for one that comes or goes are dirty.
+    pub fn set_listeners(&mut self, listeners: Arc<BTreeSet<Socket>>) {
+        let changed = self.surroundings.listeners.symmetric_difference(&listeners);
+        let affected = changed.flat_map(|socket| self.sockets.requesters(socket));
+        self.dirty.extend(affected.cloned());
+        self.surroundings.listeners = listeners;
+    }
+
+    /// Replaces the addresses of this node at which listeners count.
+    pub fn set_node_addresses(&mut self, addresses: &[IpAddr]) {
+        if self.sockets.addresses == addresses {
+            return;
+        }
+        let before = std::mem::replace(&mut self.sockets.addresses, addresses.to_vec());
+        let affected = before.iter().chain(addresses).flat_map(|address| {
+            let from = self.external.range((*address, ObjectName::new("", ""))..);
+            from.take_while(move |(there, _)| there == address)
+        });
+        let affected: BTreeSet<ObjectName> = affected.map(|(_, name)| name.clone()).collect();
+        affected.iter().for_each(|name| self.update_sockets(name));
     }
 
     /// The Services whose plan may have changed since the last call, sorted. Services that are gone are among
@@ -151,13 +188,13 @@ impl Index {
     /// (headless or ExternalName; rows 6 and 7), or carries one of the two labels of row 1.
     pub fn plan(&self, name: &ObjectName, facts: &NodeFacts) -> Option<Plan> {
         let (service, slices) = self.programmed(name)?;
-        Some(plan(service, slices, facts, &self.suspects))
+        Some(plan(service, slices, facts, &self.surroundings))
     }
 
     /// Why each endpoint of a Service takes new connections on this node or does not; None as for [`Index::plan`].
     pub fn explain(&self, name: &ObjectName, facts: &NodeFacts) -> Option<Vec<PortChoices>> {
         let (service, slices) = self.programmed(name)?;
-        Some(explain(service, slices, facts, &self.suspects))
+        Some(explain(service, slices, facts, &self.surroundings.suspects))
     }
 
     /// The last version of a Service.
@@ -166,13 +203,7 @@ impl Index {
     }
 
     fn programmed(&self, name: &ObjectName) -> Option<(&Service, &[Arc<EndpointSlice>])> {
-        let entry = self.entries.get(name)?;
-        let service = entry.service.as_ref().filter(|service| {
-            !service.excluded
-                && service.service_type != ServiceType::ExternalName
-                && !service.cluster_ips.is_empty()
-        })?;
-        Some((service, &entry.slices))
+        self.entries.get(name).and_then(programmed)
     }
 
     /// Where the API server answers: the endpoints of Service `default/kubernetes`, which it keeps itself.
@@ -193,34 +224,20 @@ impl Index {
         found
     }
 
-    /// The external frontends that Services request at `addresses`, and whether an endpoint of the Service is just there:
-    /// a pod in the network namespace of the node, as ingress controllers have them.
-    pub fn external_sockets(&self, addresses: &[IpAddr]) -> BTreeMap<(Protocol, SocketAddr), bool> {
-        let mut sockets = BTreeMap::new();
-        let least = ObjectName::new("", "");
-        for address in addresses {
-            let from = self.external.range((*address, least.clone())..);
-            let here = from.take_while(|(there, _)| there == address);
-            for (service, slices) in here.filter_map(|(_, name)| self.programmed(name)) {
-                for port in &service.ports {
-                    let socket = SocketAddr::new(*address, port.port);
-                    let has_endpoint = slices.iter().any(|slice| {
-                        let mut ports = slice.ports.iter();
-                        ports.any(|at| at.protocol == port.protocol && at.port == port.port)
-                            && slice.endpoints.iter().any(|e| e.address == *address)
-                    });
-                    *sockets.entry((port.protocol, socket)).or_insert(false) |= has_endpoint;
-                }
-            }
-        }
-        sockets
+    /// The external frontends that Services request at the addresses of this node, and whether an endpoint of the Service is just
+    /// there: a pod in the network namespace of the node, as ingress controllers have them.
+    pub fn external_sockets(&self) -> BTreeMap<Socket, bool> {
+        self.sockets.all()
     }
 
-    /// All external addresses that Services request, each once, sorted.
-    pub fn external_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let mut last = None;
-        let addresses = self.external.iter().map(|(address, _)| *address);
-        addresses.filter(move |address| last.replace(*address) != Some(*address))
+    /// Grows when the answer of [`Index::external_sockets`] changes.
+    pub fn external_sockets_revision(&self) -> u64 {
+        self.sockets.revision
+    }
+
+    fn update_sockets(&mut self, name: &ObjectName) {
+        let entry = self.entries.get(name);
+        self.sockets.update(name, entry.and_then(programmed));
     }
 
     /// All Services, sorted: to plan again when node facts change.
@@ -244,6 +261,7 @@ impl Index {
             let requested = external_addresses(&service);
             let requested = requested.map(|address| (*address, service.name.clone()));
             self.external.extend(requested);
+            self.update_sockets(&service.name);
         }
     }
 
@@ -261,6 +279,7 @@ impl Index {
             self.services -= 1;
             self.dirty.insert(name.clone());
             self.remove_if_empty(name);
+            self.update_sockets(name);
         }
     }
 
@@ -294,6 +313,7 @@ impl Index {
         if let TriggerTime(Some(at)) = trigger {
             self.triggers.push((service.clone(), family, at));
         }
+        self.update_sockets(&service);
         self.dirty.insert(service);
     }
 
@@ -309,6 +329,7 @@ impl Index {
         self.remove_if_empty(&service);
         // The last trigger time of a deleted slice is not that of its deletion (kube-proxy does the same).
         self.triggers.retain(|(of, _, _)| *of != service);
+        self.update_sockets(&service);
         self.dirty.insert(service);
     }
 
@@ -318,6 +339,16 @@ impl Index {
             self.entries.remove(service);
         }
     }
+}
+
+/// A Service that is to be programmed, and its slices.
+fn programmed(entry: &Entry) -> Option<(&Service, &[Arc<EndpointSlice>])> {
+    let service = entry.service.as_ref().filter(|service| {
+        !service.excluded
+            && service.service_type != ServiceType::ExternalName
+            && !service.cluster_ips.is_empty()
+    })?;
+    Some((service, &entry.slices))
 }
 
 fn external_addresses(service: &Service) -> impl Iterator<Item = &IpAddr> {

@@ -13,13 +13,14 @@
 pub mod facts;
 mod index;
 pub mod intent;
+mod node_ranges;
 pub mod objects;
-pub mod others;
 pub mod plan;
 mod printable;
 #[cfg(test)]
 mod samples;
 pub mod select;
+mod surroundings;
 mod suspects;
 pub mod wire;
 
@@ -34,7 +35,7 @@ pub use objects::{
     ObjectName, Protocol, Service, ServiceCidr, ServiceOptions, ServicePort, ServiceType,
     SlicePort, TrafficPolicy, TriggerTime, Watched,
 };
-pub use others::OtherNodes;
 pub use plan::{Choice, EndpointChoice, MAX_ELEMENTS, Plan, PortChoices};
 pub use printable::printable;
+pub use surroundings::{Socket, Surroundings};
 pub use suspects::Suspects;

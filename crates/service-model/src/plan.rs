@@ -1,6 +1,6 @@
 //! From a Service and its EndpointSlices to what this node has to do for it.
 //!
-//! A pure function of one Service, its slices, the node facts and the suspects. The index decides whether a Service is programmed at
+//! A pure function of one Service, its slices, the node facts and the surroundings. The index decides whether a Service is programmed at
 //! all; the ledger of the dataplane, which sees all Services, settles conflicts between them.
 //!
 //! Invariant: equal inputs give equal plans, whatever order slices and endpoints arrived in.
@@ -26,7 +26,7 @@ use crate::objects::{
     EndpointSlice, Family, Invalid, ObjectKind, Protocol, Service, ServicePort, TrafficPolicy,
 };
 use crate::select::{Selection, select};
-use crate::suspects::Suspects;
+use crate::surroundings::Surroundings;
 use endpoints::Joined;
 pub use explain::{Choice, EndpointChoice, PortChoices, explain};
 use external::ExternalAddresses;
@@ -58,10 +58,10 @@ pub fn plan(
     service: &Service,
     slices: &[impl Borrow<EndpointSlice>],
     facts: &NodeFacts,
-    suspects: &Suspects,
+    surroundings: &Surroundings,
 ) -> Plan {
     let mut ignored = endpoints::circular(service, slices);
-    let found = Frontends::of(service, slices, facts, suspects, &mut ignored);
+    let found = Frontends::of(service, slices, facts, surroundings, &mut ignored);
     let over_budget = found.is_err().then(|| over_budget(service));
     let Frontends {
         frontends, relays, ..
@@ -102,7 +102,7 @@ impl Frontends {
         service: &Service,
         slices: &[impl Borrow<EndpointSlice>],
         facts: &NodeFacts,
-        suspects: &Suspects,
+        surroundings: &Surroundings,
         ignored: &mut Vec<Invalid>,
     ) -> Result<Frontends, OverBudget> {
         let mut found = Frontends::default();
@@ -111,14 +111,15 @@ impl Frontends {
             let Some(cluster_ip) = service.cluster_ips.iter().find(of_family) else {
                 continue;
             };
-            let addresses = ExternalAddresses::new(service, family, facts, ignored);
+            let addresses = ExternalAddresses::new(service, family, facts, surroundings, ignored);
             let joined = Joined::new(slices, family);
             for port in &service.ports {
+                let suspects = &surroundings.suspects;
                 let candidates = endpoints::candidates(service, port, &joined, facts, suspects);
                 found.spend(candidates.len())?;
                 let backends = PortBackends::from(select(&candidates, facts));
                 let internal = internal_frontend(service, port, *cluster_ip, &backends);
-                let external = addresses.of_port(service, port, facts, ignored);
+                let external = addresses.of_port(service, port, facts, surroundings, ignored);
                 for (address, allowed_sources) in external {
                     let at = FrontendAddress::External(address);
                     found.add(Frontend {

@@ -116,10 +116,8 @@ pub(crate) fn facts() -> NodeFacts {
         masquerade_all: false,
         service_cidrs: Vec::new(),
         api_servers: Vec::new(),
-        listeners: Vec::new(),
         allowed_external_ips: None,
         pod_ranges: Vec::new(),
-        of_other_nodes: Vec::new(),
     }
 }
 

@@ -1,3 +1,5 @@
+mod work;
+
 use std::time::Duration;
 
 use nft::{Fake, Family};

@@ -4,7 +4,7 @@
 //! [`ClusterView::waiting_for`] is empty. No timeout bypasses this; the old tables serve meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use service_dataplane::Update;
 use service_model::{
     Family, Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName,
-    OtherNodes, Protocol, ServiceCidr, Suspects, Watched,
+    ServiceCidr, Socket, Suspects, Watched,
 };
 
 use object_source::{SourceEvent, Subject};
@@ -38,13 +38,7 @@ pub(super) const NEEDED_ALWAYS: [ObjectKind; 3] = [
 pub(crate) struct ClusterView {
     config: NodeConfig,
     index: Index,
-    /// See [`ClusterView::external_sockets_here`]. Reset when Services or the Node change; a map with entries also when endpoints
-    /// change.
-    external_sockets_here: Option<BTreeMap<(Protocol, SocketAddr), bool>>,
     node: Option<Arc<Node>>,
-    others: OtherNodes,
-    /// External addresses that belong to other Nodes; `None` when Services or Nodes have changed.
-    of_other_nodes: Option<Vec<IpAddr>>,
     /// Node addresses that an earlier process served, for a start without the Node object.
     adopted_addresses: Vec<IpAddr>,
     /// The Node object exists: `node` is not the last version of a deleted one.
@@ -73,10 +67,7 @@ impl ClusterView {
         ClusterView {
             config,
             index: Index::default(),
-            external_sockets_here: None,
             node: None,
-            others: OtherNodes::default(),
-            of_other_nodes: None,
             adopted_addresses: Vec::new(),
             node_exists: false,
             service_cidrs: BTreeMap::new(),
@@ -100,22 +91,16 @@ impl ClusterView {
     pub(crate) fn event(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Service(event) => {
-                self.external_sockets_here = None;
-                self.of_other_nodes = None;
                 self.objects(&event);
                 self.index.service_event(event);
             }
             SourceEvent::EndpointSlice(event) => {
-                self.external_sockets_here
-                    .take_if(|sockets| !sockets.is_empty());
                 self.objects(&event);
                 self.index.slice_event(event);
             }
             SourceEvent::Node(event) => {
-                self.external_sockets_here = None;
                 self.objects(&event);
-                self.of_other_nodes = None;
-                self.others.event(&event, &self.config.node_name);
+                self.index.node_event(&event);
                 self.node_event(event);
             }
             SourceEvent::ServiceCidr(event) => {
@@ -182,6 +167,9 @@ impl ClusterView {
         };
         self.node_exists = known.is_some();
         self.node = known.or(self.node.take());
+        if let Some(node) = &self.node {
+            self.index.set_node_addresses(&node.addresses);
+        }
     }
 
     /// Whether the source has this node's Node object.
@@ -261,9 +249,7 @@ impl ClusterView {
     }
 
     /// The facts to plan by. Without a Node object there are no zone and pod CIDRs, and only adopted node addresses.
-    pub(crate) fn facts(&mut self, interface_addresses: &[IpAddr]) -> NodeFacts {
-        let find = || self.others.among(self.index.external_addresses());
-        let of_other_nodes = self.of_other_nodes.get_or_insert_with(find).clone();
+    pub(crate) fn facts(&self, interface_addresses: &[IpAddr]) -> NodeFacts {
         let unknown = || {
             Arc::new(Node {
                 addresses: self.adopted_addresses.clone(),
@@ -274,14 +260,21 @@ impl ClusterView {
         let service_cidrs: Vec<IpNet> = self.service_cidrs.values().flatten().copied().collect();
         NodeFacts::resolve(&self.config, &node, interface_addresses, &service_cidrs)
             .with_api_servers(self.index.api_servers())
-            .with_those_of_other_nodes(of_other_nodes)
     }
 
-    /// External frontends that Services ask for at the addresses of this Node.
-    pub(crate) fn external_sockets_here(&mut self) -> &BTreeMap<(Protocol, SocketAddr), bool> {
-        let addresses = self.node.as_ref().map(|node| &*node.addresses);
-        let find = || self.index.external_sockets(addresses.unwrap_or_default());
-        self.external_sockets_here.get_or_insert_with(find)
+    /// External frontends that Services ask for at the addresses of this Node; see [`Index::external_sockets`].
+    pub(crate) fn external_sockets(&self) -> BTreeMap<Socket, bool> {
+        self.index.external_sockets()
+    }
+
+    /// Grows when the answer of [`ClusterView::external_sockets`] changes.
+    pub(crate) fn external_sockets_revision(&self) -> u64 {
+        self.index.external_sockets_revision()
+    }
+
+    /// Replaces the sockets of this node's processes.
+    pub(crate) fn set_listeners(&mut self, listeners: Arc<BTreeSet<Socket>>) {
+        self.index.set_listeners(listeners);
     }
 
     /// Services that have to be planned again.

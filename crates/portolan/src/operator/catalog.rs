@@ -58,7 +58,7 @@ impl Catalog {
     pub(super) fn apply(&mut self, notice: Notice) {
         if matches!(
             notice,
-            Notice::Event(..) | Notice::Suspects(_) | Notice::Facts(_)
+            Notice::Event(..) | Notice::Suspects(_) | Notice::Listeners(_) | Notice::Facts(_)
         ) {
             self.version += 1;
         }
@@ -72,6 +72,10 @@ impl Catalog {
             }
             Notice::Suspects(suspects) => {
                 self.index.set_suspects(suspects);
+                self.unplanned.extend(self.index.take_dirty());
+            }
+            Notice::Listeners(listeners) => {
+                self.index.set_listeners(listeners);
                 self.unplanned.extend(self.index.take_dirty());
             }
             Notice::Facts(facts) => self.facts = Some(facts),
@@ -96,7 +100,10 @@ impl Catalog {
                 self.renew(&event);
                 self.index.slice_event(event);
             }
-            SourceEvent::Node(event) => self.renew(&event),
+            SourceEvent::Node(event) => {
+                self.renew(&event);
+                self.index.node_event(&event);
+            }
             SourceEvent::ServiceCidr(event) => self.renew(&event),
             SourceEvent::Problem(problem) => {
                 let known = self.problems.entry(problem.subject()).or_default();

@@ -4,6 +4,7 @@
 //! The receiver is woken once for [`BATCH`] notices; a request drains the queue first. So a change costs the control loop
 //! the clone of a few `Arc`s, and the other thread nothing until a batch is full.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -11,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use object_source::SourceEvent;
 use service_dataplane::Update;
-use service_model::{NodeFacts, ObjectEvent, ObjectName, Suspects};
+use service_model::{NodeFacts, ObjectEvent, ObjectName, Socket, Suspects};
 use tokio::sync::Notify;
 
 use crate::observer::{Commit, Observer};
@@ -26,6 +27,8 @@ pub(super) enum Notice {
     Event(SourceEvent, SystemTime),
     /// Nodes that do not answer.
     Suspects(Suspects),
+    /// Sockets of this node's processes at which Services ask for external frontends.
+    Listeners(Arc<BTreeSet<Socket>>),
     /// The facts in force since the last commit.
     Facts(Arc<NodeFacts>),
     /// A commit or repair that succeeded.
@@ -132,6 +135,10 @@ impl Observer for Follower {
 
     fn suspects(&mut self, suspects: &Suspects) {
         self.send(Notice::Suspects(suspects.clone()), false);
+    }
+
+    fn listeners(&mut self, listeners: &Arc<BTreeSet<Socket>>) {
+        self.send(Notice::Listeners(Arc::clone(listeners)), false);
     }
 
     fn planned(&mut self, updates: &[Update]) {

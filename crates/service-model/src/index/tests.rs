@@ -50,8 +50,9 @@ impl Index {
 fn requested_sockets_follow_the_services() {
     let mut index = Index::new();
     let address = "192.0.2.10".parse().unwrap();
+    index.set_node_addresses(&[address]);
     let asked = |index: &Index| {
-        let sockets = index.external_sockets(&[address]);
+        let sockets = index.external_sockets();
         let shown = sockets
             .iter()
             .map(|((protocol, socket), _)| format!("{socket}/{protocol}"));
@@ -73,6 +74,48 @@ fn requested_sockets_follow_the_services() {
     index.service_event(ObjectEvent::Delete(name(WEB)));
     assert_eq!(asked(&index), [] as [String; 0]);
     assert!(index.external.is_empty());
+}
+
+#[test]
+fn only_services_that_ask_for_what_others_have_are_dirty() {
+    let mut index = Index::new();
+    let here: IpAddr = "192.0.2.10".parse().unwrap();
+    index.set_node_addresses(&[here]);
+    let asks = |service: &str, port: &str, address: &str| {
+        let mut service = self::service(service, "10.96.0.1", port);
+        service.external_ips = vec![address.parse().unwrap()];
+        service
+    };
+    index.apply(&asks("shop/ssh", "ssh/22/TCP", "192.0.2.10"));
+    index.apply(&asks("shop/web", "web/80/TCP", "192.0.2.10"));
+    index.apply(&asks("shop/other", "web/80/TCP", "198.51.100.1"));
+    index.apply(&asks("shop/pod", "web/80/TCP", "10.244.1.9"));
+    index.apply(&asks("shop/none", "web/80/TCP", "203.0.113.1"));
+    index.take_dirty();
+    let dirty = |index: &mut Index| {
+        let dirty = index.take_dirty();
+        dirty.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let ssh = (Protocol::Tcp, SocketAddr::new(here, 22));
+    let listeners = Arc::new(BTreeSet::from([ssh]));
+    index.set_listeners(listeners.clone());
+    assert_eq!(dirty(&mut index), ["shop/ssh"]);
+    index.set_listeners(listeners);
+    assert_eq!(dirty(&mut index), Vec::<&str>::new());
+    index.set_listeners(Arc::default());
+    assert_eq!(dirty(&mut index), ["shop/ssh"]);
+    let mut node = Node::unknown("node-2");
+    node.addresses = vec!["198.51.100.1".parse().unwrap()];
+    index.node_event(&ObjectEvent::Apply(Arc::new(node.clone())));
+    assert_eq!(dirty(&mut index), ["shop/other"]);
+    node.zone = Some("b".into());
+    index.node_event(&ObjectEvent::Apply(Arc::new(node.clone())));
+    assert_eq!(dirty(&mut index), Vec::<&str>::new());
+    node.pod_cidrs = vec!["10.244.1.0/24".parse().unwrap()];
+    index.node_event(&ObjectEvent::Apply(Arc::new(node)));
+    assert_eq!(dirty(&mut index), ["shop/pod"]);
+    index.node_event(&ObjectEvent::list([]));
+    assert_eq!(dirty(&mut index), ["shop/other", "shop/pod"]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use crate::facts::NodeFacts;
 use crate::objects::{Family, Invalid, ObjectKind, Protocol, Service, ServicePort};
+use crate::surroundings::Surroundings;
 
 const EXTERNAL_IPS: &str = "spec.externalIPs";
 const LOAD_BALANCER_IPS: &str = "status.loadBalancer.ingress";
@@ -29,6 +30,7 @@ impl ExternalAddresses {
         service: &Service,
         family: Family,
         facts: &NodeFacts,
+        surroundings: &Surroundings,
         ignored: &mut Vec<Invalid>,
     ) -> Self {
         let of_family = |address: &&IpAddr| Family::of(**address) == family;
@@ -40,7 +42,7 @@ impl ExternalAddresses {
             .collect();
         let mut refused = Vec::new();
         for address in service.external_ips.iter().filter(of_family) {
-            match external_ip_refusal(*address, service, facts) {
+            match external_ip_refusal(*address, service, facts, surroundings) {
                 None => addresses.push((EXTERNAL_IPS, *address, None)),
                 Some(reason) => refused.push(reason),
             }
@@ -59,12 +61,13 @@ impl ExternalAddresses {
         service: &Service,
         port: &ServicePort,
         facts: &NodeFacts,
+        surroundings: &Surroundings,
         ignored: &mut Vec<Invalid>,
     ) -> Vec<(IpAddr, AllowedSources)> {
         let mut free = Vec::new();
         for (field, address, allowed_sources) in &self.addresses {
             let socket = SocketAddr::new(*address, port.port);
-            match owner(socket, port.protocol, facts) {
+            match owner(socket, port.protocol, facts, surroundings) {
                 None => free.push((*address, allowed_sources.clone())),
                 Some(owner) => {
                     let reason = format!("{owner} answers at {socket}/{}", port.protocol);
@@ -110,7 +113,12 @@ fn allowed_sources(service: &Service, family: Family, facts: &NodeFacts) -> Allo
 }
 
 /// Why an external IP is not served, if so.
-fn external_ip_refusal(address: IpAddr, service: &Service, facts: &NodeFacts) -> Option<String> {
+fn external_ip_refusal(
+    address: IpAddr,
+    service: &Service,
+    facts: &NodeFacts,
+    surroundings: &Surroundings,
+) -> Option<String> {
     if service.cluster_ips.contains(&address) {
         return Some(format!("{address} is the cluster IP of the Service itself"));
     }
@@ -122,7 +130,9 @@ fn external_ip_refusal(address: IpAddr, service: &Service, facts: &NodeFacts) ->
         None if facts.own_addresses.contains(&address) => return None,
         None if inside(&facts.pod_ranges) => "is in a range of pods",
         None if inside(&facts.service_cidrs) => "is in a range of cluster IPs",
-        None if facts.of_other_nodes.binary_search(&address).is_ok() => "belongs to another Node",
+        None if surroundings.belongs_to_other_node(address, &facts.node_name) => {
+            "belongs to another Node"
+        }
         None => return None,
     };
     Some(format!(
@@ -133,10 +143,15 @@ fn external_ip_refusal(address: IpAddr, service: &Service, facts: &NodeFacts) ->
 /// Whose traffic an external frontend at `socket` would take: the API server's, this node's own connections to it
 /// included, or that of a process of this node. (kube-proxy before 1.23 skipped such frontends as well, since it could
 /// not open the port itself.)
-fn owner(socket: SocketAddr, protocol: Protocol, facts: &NodeFacts) -> Option<&'static str> {
+fn owner(
+    socket: SocketAddr,
+    protocol: Protocol,
+    facts: &NodeFacts,
+    surroundings: &Surroundings,
+) -> Option<&'static str> {
     if protocol == Protocol::Tcp && facts.api_servers.binary_search(&socket).is_ok() {
         return Some("the API server");
     }
-    let is_listener = facts.listeners.binary_search(&(protocol, socket)).is_ok();
+    let is_listener = surroundings.is_listener(&(protocol, socket));
     is_listener.then_some("a process of this node")
 }

@@ -8,9 +8,9 @@ use crate::intent::Frontend;
 use crate::objects::{ObjectName, ServiceType};
 use crate::samples::{facts, lines, service, slice};
 
-/// The plan without suspects.
+/// The plan without surroundings.
 fn plan(service: &Service, slices: &[EndpointSlice], facts: &NodeFacts) -> Plan {
-    super::plan(service, slices, facts, &Suspects::default())
+    super::plan(service, slices, facts, &Surroundings::default())
 }
 
 /// The Service's frontends on node-1, as text.

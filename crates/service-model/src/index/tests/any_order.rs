@@ -16,6 +16,8 @@ enum Step {
     Service(ObjectEvent<Service>),
     Slice(ObjectEvent<EndpointSlice>),
     Suspects(Suspects),
+    Node(ObjectEvent<Node>),
+    Listeners(Arc<BTreeSet<Socket>>),
     /// The dirty Services are planned, as after a batch.
     Plan,
 }
@@ -26,7 +28,12 @@ struct World {
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
     suspects: Suspects,
+    nodes: BTreeMap<ObjectName, Node>,
+    listeners: Arc<BTreeSet<Socket>>,
 }
+
+/// The address of this node at which listeners count.
+const HERE: &str = "192.0.2.10";
 
 fn follow<T: Clone>(
     objects: &mut BTreeMap<ObjectName, T>,
@@ -58,6 +65,8 @@ impl World {
             Step::Service(event) => follow(&mut self.services, event, |service| &service.name),
             Step::Slice(event) => follow(&mut self.slices, event, |slice| &slice.name),
             Step::Suspects(suspects) => self.suspects = suspects.clone(),
+            Step::Node(event) => follow(&mut self.nodes, event, |node| &node.name),
+            Step::Listeners(listeners) => self.listeners = listeners.clone(),
             Step::Plan => {}
         }
     }
@@ -76,16 +85,36 @@ impl World {
             .cloned()
             .map(|object| ObjectEvent::Apply(Arc::new(object)))
             .map(Step::Slice);
-        let suspects = [Step::Suspects(self.suspects.clone())];
-        services.chain(slices).chain(suspects).collect()
+        let nodes = self
+            .nodes
+            .values()
+            .cloned()
+            .map(|object| ObjectEvent::Apply(Arc::new(object)))
+            .map(Step::Node);
+        let measured = [
+            Step::Suspects(self.suspects.clone()),
+            Step::Listeners(self.listeners.clone()),
+        ];
+        services
+            .chain(slices)
+            .chain(nodes)
+            .chain(measured)
+            .collect()
     }
 
     /// From nothing, by one list of each kind.
-    fn intents(&self) -> Intents {
-        let mut index = Index::new();
+    fn index(&self) -> Index {
+        let mut index = empty();
+        index.node_event(&ObjectEvent::list(self.nodes.values().cloned()));
+        index.set_listeners(self.listeners.clone());
         index.service_event(ObjectEvent::list(self.services.values().cloned()));
         index.slice_event(ObjectEvent::list(self.slices.values().cloned()));
         index.set_suspects(self.suspects.clone());
+        index
+    }
+
+    fn intents(&self) -> Intents {
+        let index = self.index();
         let names: Vec<ObjectName> = index.service_names().cloned().collect();
         names
             .iter()
@@ -94,16 +123,26 @@ impl World {
     }
 }
 
+fn empty() -> Index {
+    let mut index = Index::new();
+    index.set_node_addresses(&[HERE.parse().unwrap()]);
+    index
+}
+
 fn some_world() -> impl Strategy<Value = World> {
     let objects = (
         prop::collection::vec(some_service(), 0..4),
         prop::collection::vec(some_slice(), 0..6),
         some_suspects(),
+        prop::collection::vec(some_node(), 0..4),
+        some_listeners(),
     );
-    objects.prop_map(|(services, slices, suspects)| World {
+    objects.prop_map(|(services, slices, suspects, nodes, listeners)| World {
         services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
         slices: slices.into_iter().map(|s| (s.name.clone(), s)).collect(),
         suspects,
+        nodes: nodes.into_iter().map(|n| (n.name.clone(), n)).collect(),
+        listeners,
     })
 }
 
@@ -122,6 +161,8 @@ fn take_in(index: &mut Index, step: Step) {
         Step::Service(event) => index.service_event(event),
         Step::Slice(event) => index.slice_event(event),
         Step::Suspects(suspects) => index.set_suspects(suspects),
+        Step::Node(event) => index.node_event(&event),
+        Step::Listeners(listeners) => index.set_listeners(listeners),
         Step::Plan => {}
     }
 }
@@ -132,19 +173,42 @@ fn some_suspects() -> impl Strategy<Value = Suspects> {
     names.prop_map(|names| suspects(&names))
 }
 
+/// This node among them, whose addresses are free to its Services.
+fn some_node() -> impl Strategy<Value = Node> {
+    let name = prop::sample::select(&["node-1", "node-2", "node-3"]);
+    let address = prop::sample::select(&["198.51.100.1", "198.51.100.2"]);
+    let pod_cidr = prop::sample::select(&["10.244.1.0/24", "10.244.0.0/16"]);
+    (name, address, pod_cidr).prop_map(|(name, address, pod_cidr)| {
+        let mut node = Node::unknown(name);
+        node.addresses = vec![address.parse().unwrap()];
+        node.pod_cidrs = vec![pod_cidr.parse().unwrap()];
+        node
+    })
+}
+
+fn some_listeners() -> impl Strategy<Value = Arc<BTreeSet<Socket>>> {
+    let at = |protocol, port| (protocol, SocketAddr::new(HERE.parse().unwrap(), port));
+    let all = vec![at(Protocol::Tcp, 80), at(Protocol::Udp, 53)];
+    prop::sample::subsequence(all, 0..=2)
+        .prop_map(|listeners| Arc::new(listeners.into_iter().collect()))
+}
+
 fn some_service() -> impl Strategy<Value = Service> {
     let name = prop::sample::select(&["shop/a", "shop/b", "prod/a"]);
     let ips = prop::sample::select(&["10.96.0.1", "10.96.0.2 fd00::2", "fd00::3", ""]);
     let ports = prop::sample::select(&["http/80/TCP", "http/80/TCP/30080 dns/53/UDP", ""]);
+    let addresses = vec![HERE, "198.51.100.1", "198.51.100.2", "10.244.1.9"];
     (
         name,
         ips,
         ports,
         prop::bool::weighted(0.1),
         prop::bool::weighted(0.1),
+        prop::sample::subsequence(addresses, 0..=2),
     )
-        .prop_map(|(name, ips, ports, excluded, external)| {
+        .prop_map(|(name, ips, ports, excluded, external, addresses)| {
             let mut service = service(name, ips, ports);
+            service.external_ips = addresses.iter().map(|at| at.parse().unwrap()).collect();
             service.excluded = excluded;
             if external {
                 service.service_type = ServiceType::ExternalName;
@@ -156,12 +220,18 @@ fn some_service() -> impl Strategy<Value = Service> {
 fn some_slice() -> impl Strategy<Value = EndpointSlice> {
     let name = prop::sample::select(&["shop/1", "shop/2", "shop/3", "prod/1"]);
     let service = prop::sample::select(&["a", "b"]);
-    let ports = prop::sample::select(&["http/8080/TCP", "http/8080/TCP dns/53/UDP", "dns/54/UDP"]);
+    let ports = prop::sample::select(&[
+        "http/8080/TCP",
+        "http/80/TCP dns/53/UDP",
+        "http/8080/TCP dns/53/UDP",
+        "dns/54/UDP",
+    ]);
     let endpoints = prop::sample::select(&[
         "10.1.0.1 10.1.0.2@node-1",
         "10.1.0.1 10.1.0.4@node-2 10.1.0.5@node-3",
         "10.1.0.1:st",
         "10.1.0.1@node-1 10.1.0.3:s",
+        "192.0.2.10@node-1",
         "fd00:1::1 fd00:1::2:st",
         "",
     ]);
@@ -198,6 +268,8 @@ fn some_step() -> impl Strategy<Value = Step> {
         3 => some_event(|| some_service().boxed(), |service| &service.name).prop_map(Step::Service),
         5 => some_event(|| some_slice().boxed(), |slice| &slice.name).prop_map(Step::Slice),
         1 => some_suspects().prop_map(Step::Suspects),
+        1 => some_event(|| some_node().boxed(), |node| &node.name).prop_map(Step::Node),
+        1 => some_listeners().prop_map(Step::Listeners),
         2 => Just(Step::Plan),
     ]
 }
@@ -207,7 +279,7 @@ proptest! {
 
     #[test]
     fn any_history_gives_the_intents_of_planning_from_nothing(steps in prop::collection::vec(some_step(), 0..40)) {
-        let (mut index, mut world, mut intents) = (Index::new(), World::default(), Intents::new());
+        let (mut index, mut world, mut intents) = (empty(), World::default(), Intents::new());
         for step in steps {
             world.follow(&step);
             let plan_now = matches!(step, Step::Plan);
@@ -221,6 +293,7 @@ proptest! {
         prop_assert_eq!(&intents, &world.intents());
         let names: Vec<&ObjectName> = index.service_names().collect();
         prop_assert_eq!(names, world.services.keys().collect::<Vec<_>>());
+        prop_assert_eq!(index.external_sockets(), world.index().external_sockets());
         prop_assert_eq!(index.service_count(), world.services.len());
         let counted = world.slices.values().filter(|slice| !slice.excluded);
         prop_assert_eq!(index.endpoint_count(), counted.map(|slice| slice.endpoints.len()).sum::<usize>());
@@ -231,7 +304,7 @@ proptest! {
         let steps = world.steps();
         (Just(world), Just([steps.clone(), steps].concat()).prop_shuffle())
     })) {
-        let (mut index, mut intents) = (Index::new(), Intents::new());
+        let (mut index, mut intents) = (empty(), Intents::new());
         for step in steps {
             take_in(&mut index, step);
         }

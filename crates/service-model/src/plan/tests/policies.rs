@@ -121,9 +121,13 @@ fn external_frontends_of_local_listeners_are_ignored() {
     let mut service = service("shop/git", "10.96.0.1", "ssh/22/TCP/30022 mosh/22/UDP");
     service.external_ips = vec!["192.0.2.10".parse().unwrap()];
     let ssh = (Protocol::Tcp, "192.0.2.10:22".parse().unwrap());
-    let facts = facts().with_listeners(vec![ssh]);
+    let surroundings = Surroundings {
+        listeners: Arc::new([ssh].into()),
+        ..Surroundings::default()
+    };
+    let plan = crate::plan::plan(&service, &NO_SLICES, &facts(), &surroundings);
     assert_eq!(
-        lines(&plan(&service, &NO_SLICES, &facts).intent),
+        lines(&plan.intent),
         [
             "10.96.0.1 22/TCP off-cluster: refuse",
             "10.96.0.1 22/UDP off-cluster: refuse",
@@ -131,7 +135,7 @@ fn external_frontends_of_local_listeners_are_ignored() {
             "node-ip 30022/TCP always: refuse",
         ]
     );
-    let named = plan(&service, &NO_SLICES, &facts).ignored;
+    let named = plan.ignored;
     assert_eq!(named.len(), 1);
     assert_eq!(named[0].field, "spec.externalIPs");
 }
