@@ -60,7 +60,7 @@ pub struct Forget {
     /// The family of the table.
     pub family: Family,
     /// The Service's map in the table.
-    pub map: u32,
+    pub map: u64,
     /// The entries, as read.
     pub entries: Vec<Element>,
     /// Dropped when the entries are deleted.

@@ -16,12 +16,12 @@ use crate::layout::SetId;
 type Endpoint = (IpAddr, u16);
 
 /// The name of a Service's map.
-pub fn map(map: u32) -> Name {
+pub fn map(map: u64) -> Name {
     SetId::Affinity(map).name()
 }
 
 /// A group in the map of its Service.
-pub(crate) type Group = (Family, u32, u32);
+pub(crate) type Group = (Family, u64, u32);
 
 /// Affinity groups with entries that may lead to removed endpoints, and the endpoints that the groups have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,14 +47,14 @@ impl AffinityCheck {
     }
 
     /// Families and maps that have to be read.
-    pub fn maps(&self) -> BTreeSet<(Family, u32)> {
+    pub fn maps(&self) -> BTreeSet<(Family, u64)> {
         let groups = self.groups.keys();
         groups.map(|(family, map, _)| (*family, *map)).collect()
     }
 
     /// The stale ones of the entries that [`nft::Backend::dynamic_elements`] has read from a map. An entry of another shape
     /// is ignored.
-    pub fn stale(&self, family: Family, map: u32, entries: Vec<Element>) -> Vec<Element> {
+    pub fn stale(&self, family: Family, map: u64, entries: Vec<Element>) -> Vec<Element> {
         let is_stale = |element: &Element| {
             read(family, element).is_some_and(|(group, endpoint)| {
                 match self.groups.get(&(family, map, group)) {

@@ -36,15 +36,15 @@ pub enum DynamicPart {
     /// The map and chain of frontends with this number of endpoints.
     Count(Pick, u32),
     /// The map of a Service's affinity entries, and the chain that reads it.
-    AffinityMap(u32),
+    AffinityMap(u64),
     /// The chain that writes entries of a map with this time-out, in seconds.
-    AffinityWriter(u32, u32),
+    AffinityWriter(u64, u32),
     /// An affinity group: leads to the chains of its Service.
     AffinityGroup {
         /// The group.
         group: u32,
         /// The Service's map.
-        map: u32,
+        map: u64,
         /// Time-out of entries.
         seconds: u32,
     },

@@ -313,7 +313,7 @@ impl Ledger {
     }
 
     /// Whether the table has a map of affinity entries.
-    pub(crate) fn has_affinity_map(&self, of: Family, map: u32) -> bool {
+    pub(crate) fn has_affinity_map(&self, of: Family, map: u64) -> bool {
         self.parts
             .contains_key(&(of, DynamicPart::AffinityMap(map)))
     }

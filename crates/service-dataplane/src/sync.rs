@@ -281,7 +281,7 @@ impl<B: Backend> Dataplane<B> {
     /// Deletes the entries of a Service's map that lead to no endpoint of their group, and returns their number. The kernel refuses a
     /// transaction that deletes an entry which has timed out; a refused transaction is halved and retried. An entry that
     /// cannot be deleted will time out.
-    pub fn forget(&mut self, family: Family, map: u32, entries: Vec<Element>) -> usize {
+    pub fn forget(&mut self, family: Family, map: u64, entries: Vec<Element>) -> usize {
         if !self.ledger.has_affinity_map(family, map) {
             return 0;
         }
@@ -295,7 +295,7 @@ impl<B: Backend> Dataplane<B> {
         self.delete_entries(family, map, stale)
     }
 
-    fn delete_entries(&mut self, family: Family, map: u32, mut elements: Vec<Element>) -> usize {
+    fn delete_entries(&mut self, family: Family, map: u64, mut elements: Vec<Element>) -> usize {
         if elements.is_empty() {
             return 0;
         }

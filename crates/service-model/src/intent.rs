@@ -95,7 +95,7 @@ pub struct Affinity {
     pub group: u32,
     /// The map of the affinity entries of all groups of the Service, which bounds their number. A hash of the Service's name.
     /// Two Services may share a map.
-    pub map: u32,
+    pub map: u64,
 }
 
 /// The address or addresses of a frontend.

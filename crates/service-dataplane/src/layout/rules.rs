@@ -271,12 +271,12 @@ fn affinity_key() -> Vec<Operand> {
 }
 
 /// Name of [`affinity_reader`].
-pub(super) fn affinity_reader_name(map: u32) -> Name {
-    format!("keep_{map:08x}").into()
+pub(super) fn affinity_reader_name(map: u64) -> Name {
+    format!("keep_{map:016x}").into()
 }
 
 /// The chain that looks up the affinity entries of one Service.
-pub(super) fn affinity_reader(map: u32) -> Chain {
+pub(super) fn affinity_reader(map: u64) -> Chain {
     let kept = Statement::DnatMap {
         key: affinity_key(),
         map: SetId::Affinity(map).name(),
@@ -288,12 +288,12 @@ pub(super) fn affinity_reader(map: u32) -> Chain {
 }
 
 /// Name of [`affinity_writer`].
-pub(super) fn affinity_writer_name(map: u32, seconds: u32) -> Name {
-    format!("remember_{map:08x}_{seconds}").into()
+pub(super) fn affinity_writer_name(map: u64, seconds: u32) -> Name {
+    format!("remember_{map:016x}_{seconds}").into()
 }
 
 /// The chain that writes the affinity entries of one Service.
-pub(super) fn affinity_writer(map: u32, seconds: u32) -> Chain {
+pub(super) fn affinity_writer(map: u64, seconds: u32) -> Chain {
     let rules = PROTOCOLS.map(|protocol| {
         vec![
             Statement::ProtocolIs(protocol),

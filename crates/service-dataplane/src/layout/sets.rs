@@ -54,7 +54,7 @@ pub enum SetId {
     /// Groups : the chain that writes it.
     AffinityWriters,
     /// Client . protocol . group : endpoint. The affinity entries of one Service, written by rules. On demand.
-    Affinity(u32),
+    Affinity(u64),
     /// Frontends whose new connections are counted.
     Counted,
     /// Node ports whose new connections are counted.
@@ -126,7 +126,7 @@ impl SetId {
             SetId::LargeBackends(pick, count) => {
                 return format!("{}_{count}", SetId::Backends(pick).name()).into();
             }
-            SetId::Affinity(map) => return format!("affinity_{map:08x}").into(),
+            SetId::Affinity(map) => return format!("affinity_{map:016x}").into(),
             SetId::Backends(Pick::Frontend) => "backends",
             SetId::Backends(Pick::NodePort) => "nodeport_backends",
             SetId::Backends(Pick::LocalFrontend) => "local_backends",
