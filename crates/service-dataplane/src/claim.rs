@@ -1,5 +1,6 @@
 //! What one Service at a time can have: an address, a protocol and a port.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use service_model::{Frontend, FrontendAddress, Protocol};
@@ -23,6 +24,25 @@ impl From<&Frontend> for Claim {
             port: frontend.port,
         }
     }
+}
+
+/// The frontends of two sorted lists side by side: those of one claim together.
+pub fn side_by_side<'a>(
+    old: &'a [Frontend],
+    new: &'a [Frontend],
+) -> impl Iterator<Item = (Option<&'a Frontend>, Option<&'a Frontend>)> {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    std::iter::from_fn(move || {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return None,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(old), Some(new)) => Claim::from(*old).cmp(&Claim::from(*new)),
+        };
+        let old = order.is_le().then(|| old.next()).flatten();
+        let new = order.is_ge().then(|| new.next()).flatten();
+        Some((old, new))
+    })
 }
 
 impl fmt::Display for Claim {

@@ -17,7 +17,6 @@ use nft::{Bytes, Element, Family, TableContents, Transaction};
 use service_model::{
     Affinity, Disposition, Frontend, FrontendAddress, NodeFacts, ObjectName, ServiceIntent,
 };
-use smallvec::SmallVec;
 
 use crate::affinity::Group;
 use crate::claim::Claim;
@@ -25,11 +24,16 @@ use crate::conntrack::FlowCheck;
 use crate::layout::{self, DynamicPart, SetId};
 use crate::render::render;
 
+mod change;
 mod changes;
 mod counted;
 
+use change::IntentChange;
 use changes::Changes;
 use counted::Counted;
+
+/// Losers of a conflict that are named to its winner. Each loser knows all that it has lost.
+const NAMED_LOSERS: usize = 8;
 
 /// A frontend that two Services claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,7 +124,7 @@ struct Address {
 pub(crate) struct Ledger {
     intents: HashMap<ObjectName, Arc<ServiceIntent>>,
     /// The claimants of each frontend, in their order.
-    claims: HashMap<Claim, SmallVec<[Claimant; 1]>>,
+    claims: HashMap<Claim, Counted<Claimant>>,
     addresses: HashMap<IpAddr, Address>,
     /// Services with frontends in an affinity group, once for each frontend.
     groups: HashMap<u32, Counted<Seniority>>,
@@ -212,25 +216,31 @@ impl Ledger {
         applied
     }
 
-    /// The claims whose frontend may change: the Services' own, those on external addresses that are or become
-    /// cluster IPs, and those whose affinity group one of the Services is in.
+    /// The claims whose frontend may change: those of the Services' frontends that differ, those on external addresses that
+    /// become or cease to be cluster IPs, and those whose affinity group one of the Services enters or leaves.
     fn touched(&self, updates: &[Update]) -> BTreeSet<Claim> {
         let mut touched = BTreeSet::new();
         for update in updates {
             let old = self.intents.get(&update.service);
-            let intents = old.into_iter().chain(update.intent.as_ref());
-            let mut cluster_ips = BTreeSet::new();
-            for frontend in intents.flat_map(|intent| &intent.frontends) {
-                touched.insert(Claim::from(frontend));
-                if let FrontendAddress::ClusterIp(at) = frontend.address
-                    && cluster_ips.insert(at)
-                    && let Some(address) = self.addresses.get(&at)
-                {
-                    touched.extend(address.external.iter());
+            let change = IntentChange::new(old, update.intent.as_ref());
+            for at in change.cluster_ips() {
+                let address = self.addresses.get(&at).into_iter();
+                touched.extend(address.flat_map(|address| address.external.iter()));
+            }
+            let mut groups = BTreeSet::new();
+            for (old, new) in change.frontends() {
+                if change.is_same_claimant && old == new {
+                    continue;
                 }
-                if let Some(affinity) = frontend.affinity {
-                    touched.extend(self.other_claims_in_group(affinity.group, &update.service));
+                let both = || old.into_iter().chain(new);
+                touched.extend(both().map(Claim::from));
+                if !change.has_same_registration(old, new) {
+                    let affinity = both().filter_map(|frontend| frontend.affinity);
+                    groups.extend(affinity.map(|affinity| affinity.group));
                 }
+            }
+            for group in groups {
+                touched.extend(self.other_claims_in_group(group, &update.service));
             }
         }
         touched
@@ -264,16 +274,13 @@ impl Ledger {
     /// Whether one of these Services has the claim, or had it until now.
     fn is_claimed_by(&self, claim: &Claim, services: &BTreeSet<ObjectName>) -> bool {
         let claimants = self.claims.get(claim);
-        let winner = claimants.and_then(|claimants| claimants.first());
+        let winner = claimants.and_then(Counted::first);
         winner.is_none_or(|winner| services.contains(winner.service()))
     }
 
     /// The frontend that is in effect for the claim.
     fn effective(&self, claim: &Claim) -> Option<Frontend> {
-        if let FrontendAddress::External(address) = claim.address
-            && let Some(address) = self.addresses.get(&address)
-            && !address.cluster_ip_of.is_empty()
-        {
+        if self.cluster_ip_holder(claim).is_some() {
             return None;
         }
         let winner = self.claims.get(claim)?.first()?.service();
@@ -335,26 +342,16 @@ impl Ledger {
             Some(intent) => self.intents.insert(service.clone(), intent.clone()),
             None => self.intents.remove(&service),
         };
-        if let Some(old) = &old {
-            let seniority = seniority(old);
-            for frontend in &old.frontends {
-                let claim = Claim::from(frontend);
-                self.unregister(&seniority, frontend);
-                if let Some(claimants) = self.claims.get_mut(&claim) {
-                    claimants.retain(|claimant| claimant.seniority != seniority);
-                    if claimants.is_empty() {
-                        self.claims.remove(&claim);
-                    }
-                }
+        let change = IntentChange::new(old.as_ref(), intent.as_ref());
+        for (before, after) in change.frontends() {
+            if change.has_same_registration(before, after) {
+                continue;
             }
-        }
-        if let Some(new) = &intent {
-            let seniority = seniority(new);
-            for frontend in &new.frontends {
-                let claimants = self.claims.entry(Claim::from(frontend)).or_default();
-                claimants.push(Claimant::of(new, frontend));
-                claimants.sort_unstable();
-                self.register(&seniority, frontend);
+            if let (Some(intent), Some(frontend)) = (&old, before) {
+                self.unregister(intent, frontend);
+            }
+            if let (Some(intent), Some(frontend)) = (&intent, after) {
+                self.register(intent, frontend);
             }
         }
         Update {
@@ -363,8 +360,11 @@ impl Ledger {
         }
     }
 
-    /// Registers a frontend's address and affinity group.
-    fn register(&mut self, seniority: &Seniority, frontend: &Frontend) {
+    /// Registers a frontend's claim, address and affinity group.
+    fn register(&mut self, intent: &ServiceIntent, frontend: &Frontend) {
+        let seniority = &seniority(intent);
+        let claimants = self.claims.entry(Claim::from(frontend)).or_default();
+        claimants.add(&Claimant::of(intent, frontend));
         match frontend.address {
             FrontendAddress::ClusterIp(at) => {
                 let address = self.addresses.entry(at).or_default();
@@ -385,7 +385,14 @@ impl Ledger {
     }
 
     /// Reverts [`Ledger::register`].
-    fn unregister(&mut self, seniority: &Seniority, frontend: &Frontend) {
+    fn unregister(&mut self, intent: &ServiceIntent, frontend: &Frontend) {
+        let (seniority, claim) = (&seniority(intent), Claim::from(frontend));
+        if let Some(claimants) = self.claims.get_mut(&claim) {
+            claimants.remove(&Claimant::of(intent, frontend));
+            if claimants.is_empty() {
+                self.claims.remove(&claim);
+            }
+        }
         if let FrontendAddress::ClusterIp(at) | FrontendAddress::External(at) = frontend.address
             && let Some(address) = self.addresses.get_mut(&at)
         {
@@ -407,41 +414,57 @@ impl Ledger {
         }
     }
 
-    /// The conflicts of a Service, won and lost.
+    /// The conflicts of a Service: all that it loses, and of those that it wins a few losers of each frontend. So the cost does
+    /// not grow with the number of Services that claim the same.
     fn conflicts_of(&self, service: &ObjectName) -> Vec<Conflict> {
         let mut conflicts = Vec::new();
-        let mut add = |claim: Claim, winner: &ObjectName, losers: &[Claimant]| {
-            conflicts.extend(losers.iter().map(|loser| Conflict {
+        let mut add = |claim: Claim, winner: &ObjectName, loser: &ObjectName| {
+            conflicts.push(Conflict {
                 claim,
                 winner: winner.clone(),
-                loser: loser.service().clone(),
-            }));
+                loser: loser.clone(),
+            });
         };
         let intent = self.intents.get(service);
         let mut cluster_ips = BTreeSet::new();
         for frontend in intent.into_iter().flat_map(|intent| &intent.frontends) {
             let claim = Claim::from(frontend);
-            let claimants = self.claims.get(&claim).map_or(&[][..], SmallVec::as_slice);
-            let address = claim.address.ip().and_then(|at| self.addresses.get(&at));
-            let holder = address.and_then(|address| address.cluster_ip_of.first());
-            match (claim.address, holder, claimants) {
-                (FrontendAddress::External(_), Some((_, holder)), losers) => {
-                    add(claim, holder, losers)
-                }
-                (_, _, [winner, losers @ ..]) => add(claim, winner.service(), losers),
-                (_, _, []) => {}
+            let claimants = self.claims.get(&claim);
+            match (self.cluster_ip_holder(&claim), claimants) {
+                (Some(holder), _) => add(claim, holder, service),
+                (None, Some(claimants)) => match claimants.first() {
+                    Some(winner) if winner.service() != service => {
+                        add(claim, winner.service(), service);
+                    }
+                    _ => {
+                        let losers = claimants.iter().skip(1).take(NAMED_LOSERS);
+                        losers.for_each(|loser| add(claim, service, loser.service()));
+                    }
+                },
+                (None, None) => {}
             }
-            if let (FrontendAddress::ClusterIp(at), Some(address), Some((_, holder))) =
-                (claim.address, address, holder)
+            if let FrontendAddress::ClusterIp(at) = claim.address
                 && cluster_ips.insert(at)
+                && let Some(address) = self.addresses.get(&at)
+                && let Some((_, holder)) = address.cluster_ip_of.first()
             {
-                for claim in address.external.iter() {
-                    let losers = self.claims.get(claim).map_or(&[][..], SmallVec::as_slice);
-                    add(*claim, holder, losers);
+                for claim in address.external.iter().take(NAMED_LOSERS) {
+                    let losers = self.claims.get(claim).into_iter().flat_map(Counted::iter);
+                    let losers = losers.take(NAMED_LOSERS);
+                    losers.for_each(|loser| add(*claim, holder, loser.service()));
                 }
             }
         }
         conflicts
+    }
+
+    /// The Service that has the address of an external claim as its cluster IP, so that nobody has the frontend.
+    fn cluster_ip_holder(&self, claim: &Claim) -> Option<&ObjectName> {
+        let FrontendAddress::External(address) = claim.address else {
+            return None;
+        };
+        let (_, holder) = self.addresses.get(&address)?.cluster_ip_of.first()?;
+        Some(holder)
     }
 
     /// The complete contents of both tables on the node that `facts` describe.

@@ -24,7 +24,7 @@ mod samples;
 mod sync;
 
 pub use affinity::AffinityCheck;
-pub use claim::Claim;
+pub use claim::{Claim, side_by_side};
 pub use conntrack::{FlowCheck, FlowChecks};
 pub use ledger::{Conflict, Update};
 pub use sync::{Dataplane, Quarantined, SyncError, SyncOutcome};

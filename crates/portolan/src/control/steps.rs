@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use service_dataplane::{Claim, Update};
+use service_dataplane::{Update, side_by_side};
 use service_model::{Frontend, ObjectName, ServiceIntent};
 
 /// Elements that one step changes, deleted and added ones together: a few milliseconds.
@@ -89,21 +89,9 @@ fn step(from: Option<&ServiceIntent>, to: &ServiceIntent) -> Option<ServiceInten
     if before + after <= STEP {
         return None;
     }
-    let mut old = from
-        .map_or(&[][..], |from| &from.frontends)
-        .iter()
-        .peekable();
-    let mut new = to.frontends.iter().peekable();
     let (mut frontends, mut spent) = (Vec::new(), 0);
-    loop {
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => break,
-            (Some(_), None) => std::cmp::Ordering::Less,
-            (None, Some(_)) => std::cmp::Ordering::Greater,
-            (Some(old), Some(new)) => Claim::from(*old).cmp(&Claim::from(*new)),
-        };
-        let old = order.is_le().then(|| old.next()).flatten();
-        let new = order.is_ge().then(|| new.next()).flatten();
+    let current = from.map_or(&[][..], |from| &from.frontends);
+    for (old, new) in side_by_side(current, &to.frontends) {
         if spent >= STEP {
             frontends.extend(old.cloned());
             continue;

@@ -1,55 +1,77 @@
-//! A sorted list whose items are counted: one Service may be in it once for each of thousands of frontends.
+//! A sorted set whose items are counted: one Service may be in it once for each of thousands of frontends, and thousands of
+//! Services may claim one frontend.
 
-use smallvec::SmallVec;
+use std::collections::BTreeMap;
 
-/// Most lists have one item.
-#[derive(Debug)]
-pub(super) struct Counted<T>(SmallVec<[(T, u32); 1]>);
-
-impl<T> Default for Counted<T> {
-    fn default() -> Self {
-        Counted(SmallVec::new())
-    }
+/// Most sets have one item.
+#[derive(Debug, Default)]
+pub(super) enum Counted<T> {
+    #[default]
+    None,
+    One(T, u32),
+    Many(BTreeMap<T, u32>),
 }
 
 impl<T: Ord + Clone> Counted<T> {
-    fn place(&self, item: &T) -> Result<usize, usize> {
-        self.0.binary_search_by(|(known, _)| known.cmp(item))
-    }
-
     /// Counts an item once more.
     pub(super) fn add(&mut self, item: &T) {
-        match self.place(item) {
-            Ok(at) => {
-                if let Some((_, count)) = self.0.get_mut(at) {
-                    *count += 1;
-                }
+        *self = match std::mem::take(self) {
+            Counted::None => Counted::One(item.clone(), 1),
+            Counted::One(known, count) if known == *item => Counted::One(known, count + 1),
+            Counted::One(known, count) => Counted::Many([(known, count), (item.clone(), 1)].into()),
+            Counted::Many(mut items) => {
+                *items.entry(item.clone()).or_default() += 1;
+                Counted::Many(items)
             }
-            Err(at) => self.0.insert(at, (item.clone(), 1)),
-        }
+        };
     }
 
     /// Counts an item once less; it goes with its last count.
     pub(super) fn remove(&mut self, item: &T) {
-        let Ok(at) = self.place(item) else { return };
-        match self.0.get_mut(at) {
-            Some((_, count)) if *count > 1 => *count -= 1,
-            _ => drop(self.0.remove(at)),
-        }
+        *self = match std::mem::take(self) {
+            Counted::One(known, count) if known == *item => match count {
+                0 | 1 => Counted::None,
+                _ => Counted::One(known, count - 1),
+            },
+            Counted::Many(mut items) => {
+                if let Some(count) = items.get_mut(item) {
+                    *count -= 1;
+                    if *count == 0 {
+                        items.remove(item);
+                    }
+                }
+                match items.len() {
+                    1 => items
+                        .pop_first()
+                        .map_or(Counted::None, |(last, count)| Counted::One(last, count)),
+                    _ => Counted::Many(items),
+                }
+            }
+            unchanged => unchanged,
+        };
     }
 
     /// The least item.
     pub(super) fn first(&self) -> Option<&T> {
-        self.iter().next()
+        match self {
+            Counted::None => None,
+            Counted::One(item, _) => Some(item),
+            Counted::Many(items) => items.first_key_value().map(|(item, _)| item),
+        }
     }
 
-    /// The items, each once.
+    /// The items, each once, in their order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.0.iter().map(|(item, _)| item)
+        let (one, many) = match self {
+            Counted::None => (None, None),
+            Counted::One(item, _) => (Some(item), None),
+            Counted::Many(items) => (None, Some(items.keys())),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.first().is_none()
     }
 }
 

@@ -201,3 +201,48 @@ proptest! {
         }
     }
 }
+
+/// Service `n`, older than Service `n + 1`, with frontends at this many ports of a node.
+fn node_ports(n: u8, ports: u16) -> ServiceIntent {
+    let frontend = |port| {
+        let at = FrontendAddress::NodePort(Family::Ip);
+        let backends = vec![backend(n, 1)].into();
+        frontend(at, Protocol::Tcp, port, Disposition::Balance(backends))
+    };
+    samples::intent(n, Some(n.into()), (1..=ports).map(frontend).collect())
+}
+
+/// A tenant can let thousands of Services claim thousands of frontends.
+#[test]
+fn a_contested_service_costs_what_it_has_however_many_contest() {
+    let mut ledger = Ledger::default();
+    let everyone = (1..=200).map(|n| node_ports(n, 50).into());
+    ledger.apply(everyone.collect());
+    for n in [1, 2, 200] {
+        let mut changed = node_ports(n, 50);
+        changed.frontends[7].disposition = Disposition::Refuse;
+        let update: Update = changed.into();
+        let touched = ledger.touched(std::slice::from_ref(&update));
+        assert_eq!(touched.len(), 1);
+        let conflicts = ledger.apply(vec![update]).conflicts;
+        let (won, lost) = (50 * NAMED_LOSERS, 50);
+        assert_eq!(conflicts.len(), if n == 1 { won } else { lost });
+    }
+    assert_eq!(ledger.conflicts().len(), 199 * 50);
+}
+
+#[test]
+fn a_change_of_rank_moves_all_frontends() {
+    let mut ledger = Ledger::default();
+    ledger.apply(vec![node_ports(1, 9).into(), node_ports(2, 9).into()]);
+    let mut younger = node_ports(1, 9);
+    younger.created = Some(3);
+    ledger.apply(vec![younger.clone().into()]);
+    let alone = crate::contents(&facts(), [node_ports(2, 9)]);
+    assert_eq!(ledger.contents(&facts()), alone);
+    ledger.apply(vec![removal(2)]);
+    assert_eq!(
+        ledger.contents(&facts()),
+        crate::contents(&facts(), [younger])
+    );
+}
