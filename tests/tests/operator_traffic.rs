@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Protocol, scenario, wait_until};
+use netfilter::{Conntrack, FlowFilter};
+use nft::Family;
 use portolan_tests::commands::run;
 use portolan_tests::stage::{PATIENCE, Stage, portolan, service};
 use serde_json::Value;
@@ -78,6 +80,73 @@ fn services_top_is_within_a_hundredth_of_counted_bytes() -> Result<()> {
     })
     .with_context(|| format!("counted {}, measured {}", last.0, last.1))?;
     println!("counted {} bytes, measured {:.0}", last.0, last.1);
+    Ok(())
+}
+
+/// The metrics of the node under test.
+fn metrics(stage: &Stage) -> Result<String> {
+    let answer = stage
+        .node
+        .http_get(([127, 0, 0, 1], 10_249).into(), "/metrics")?;
+    Ok(answer.context("the metrics port refuses")?.1)
+}
+
+/// A metric of the Service `web`; 0 while there is none.
+fn of_web(metrics: &str, name: &str) -> Result<u64> {
+    let start = format!("{name}{{namespace=\"default\",service=\"web\"}} ");
+    let mut lines = metrics.lines();
+    let number = lines.find_map(|line| line.strip_prefix(&start));
+    number.map_or(Ok(0), |number| Ok(number.parse()?))
+}
+
+#[scenario(Nft)]
+fn traffic_metrics_are_within_a_hundredth_of_counted_bytes() -> Result<()> {
+    let stage = Stage::new()?;
+    let _daemon = stage.start_synced(&["--service-traffic=on"])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let end_all = || -> Result<usize> {
+        stage.node.run(|| -> Result<usize> {
+            let mut conntrack = Conntrack::open()?;
+            let all = FlowFilter::all(Family::Ip, nft::Protocol::Tcp);
+            Ok(conntrack.delete(&all, |_| true)?)
+        })?
+    };
+    // Those of the start count or not, depending on the first listing.
+    end_all()?;
+    wait_until(
+        "the connections of the start to be counted",
+        PATIENCE,
+        || {
+            let before = metrics(&stage);
+            before.is_ok_and(|before| before.contains("\nportolan_service_bytes_total{"))
+        },
+    )?;
+    let before = metrics(&stage)?;
+    stage.client.nft_stdin(COUNTERS)?;
+    let to = Stage::address(&stage.web)?;
+    let connections = 200;
+    let tally = stage.client.connect_many(Protocol::Tcp, to, connections)?;
+    ensure!(tally.failed() == 0, "{tally:?}");
+    let all = counted(&stage, "sent")? + counted(&stage, "received")?;
+    end_all()?;
+    let since = |name| -> Result<u64> {
+        Ok(of_web(&metrics(&stage)?, name)?.saturating_sub(of_web(&before, name)?))
+    };
+    wait_until("the connections to be counted", PATIENCE, || {
+        since("portolan_service_flows_total").is_ok_and(|flows| flows >= connections as u64)
+    })?;
+    let (flows, bytes) = (
+        since("portolan_service_flows_total")?,
+        since("portolan_service_bytes_total")?,
+    );
+    ensure!(flows == connections as u64, "{flows} flows");
+    ensure!(
+        all > 0 && bytes.abs_diff(all) * 1000 <= all * TOLERANCE,
+        "counted {all}, measured {bytes}"
+    );
+    println!("counted {all} bytes, measured {bytes}");
+    let lost = "portolan_service_traffic_losses_total 0";
+    ensure!(metrics(&stage)?.contains(lost), "lost");
     Ok(())
 }
 

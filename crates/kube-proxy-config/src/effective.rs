@@ -46,6 +46,8 @@ pub struct Effective {
     pub take_over_kube_proxy: bool,
     /// `failover`, with a service proxy: skip endpoints of nodes that answer no probe.
     pub failover: bool,
+    /// `serviceTraffic`, with a service proxy: count connections, packets and bytes of Services.
+    pub service_traffic: bool,
     /// `withoutFeatures`: kernel features to treat as absent.
     pub without_features: Vec<String>,
     /// `overlay`; `None` for type `none`.
@@ -137,6 +139,8 @@ pub struct Conntrack {
     /// Portolan's `conntrack.tcpBeLiberal`, on by default. A `false` in kube-proxy's document is the zero
     /// value that every generated file has, and does not switch it off; `--conntrack-tcp-be-liberal=false` does.
     pub tcp_be_liberal: bool,
+    /// Portolan's `serviceTraffic`: count packets and bytes of entries.
+    pub accounting: bool,
     /// `conntrack.udpTimeout`
     #[serde(serialize_with = "as_go")]
     pub udp_timeout: Duration,

@@ -185,6 +185,11 @@ const GROUPS: &[Group] = &[
                 "Skip endpoints of nodes that answer no probe, while others are eligible",
             ),
             (
+                "service-traffic",
+                "on|off",
+                "Count connections, packets and bytes of Services, from conntrack, for metrics",
+            ),
+            (
                 "feature-gates",
                 "NAME=BOOL[,...]",
                 "kube-proxy's feature gates; only KubeProxyNFTablesLocalhostNodePorts has an effect",

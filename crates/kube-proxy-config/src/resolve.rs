@@ -259,6 +259,7 @@ impl Resolver<'_> {
             table_owner: self.own.bool("tableOwner"),
             take_over_kube_proxy: take_over,
             failover: service_proxy && self.own.text("failover") != "off",
+            service_traffic: service_proxy && self.counts_traffic(),
             without_features: self.own.texts("withoutFeatures"),
             overlay,
         }
@@ -467,9 +468,14 @@ impl Resolver<'_> {
             tcp_established_timeout: self.proxy.duration("conntrack.tcpEstablishedTimeout"),
             tcp_close_wait_timeout: self.proxy.duration("conntrack.tcpCloseWaitTimeout"),
             tcp_be_liberal: self.own.bool(path),
+            accounting: self.counts_traffic(),
             udp_timeout: self.proxy.duration("conntrack.udpTimeout"),
             udp_stream_timeout: self.proxy.duration("conntrack.udpStreamTimeout"),
         }
+    }
+
+    fn counts_traffic(&self) -> bool {
+        self.own.text("serviceTraffic") == "on"
     }
 
     fn logging(&self) -> Logging {

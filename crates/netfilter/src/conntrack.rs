@@ -10,12 +10,14 @@
 //!
 //! Invariant: an entry is deleted by its tuple and its kernel id, so never a newer one of the same addresses and ports.
 
+mod ended;
 mod listing;
 mod sample;
 #[cfg(test)]
 mod tests;
 mod wire;
 
+pub use ended::EndedFlows;
 pub use sample::Sampler;
 
 use std::net::{IpAddr, SocketAddr};
@@ -245,6 +247,38 @@ impl Conntrack {
         self.entries_seen += seen;
         match reply {
             Reply::Done | Reply::Interrupted => Ok(()),
+            Reply::Refused(errno) => Err(failed("list conntrack entries")(errno)),
+        }
+    }
+
+    /// Calls `visit` with each translated entry of all families, and what the kernel has counted for the entry, as
+    /// [`Conntrack::list`] does. Returns whether the table was listed as a whole: while the kernel resizes the table,
+    /// entries may come twice or not at all.
+    ///
+    /// Errors: the kernel refuses to list entries.
+    pub fn list_translated(&mut self, mut visit: impl FnMut(&Flow, Volume)) -> Result<bool, Error> {
+        self.walks += 1;
+        let mut seen = 0;
+        // Kernels that do not know this filter ignore it.
+        let reply = self.connection.ask(
+            wire::GET,
+            flag::DUMP,
+            &header(None),
+            wire::put_translated_filter,
+            |message| {
+                seen += 1;
+                if let Ok(Some((flow, _))) = wire::read(message)
+                    && flow.is_translated()
+                {
+                    visit(&flow, wire::read_volume(message)?);
+                }
+                Ok(())
+            },
+        )?;
+        self.entries_seen += seen;
+        match reply {
+            Reply::Done => Ok(true),
+            Reply::Interrupted => Ok(false),
             Reply::Refused(errno) => Err(failed("list conntrack entries")(errno)),
         }
     }

@@ -36,7 +36,7 @@ use crate::status::SharedStatus;
 use crate::takeover::alarm::Alarm;
 use crate::{
     conntrack, failover, health_checks, http, last_sync, localhost, log, memory, node_addresses,
-    sysctl, tables,
+    service_traffic, sysctl, tables,
 };
 
 /// Capacity of the channel from the sources to the control loop.
@@ -67,8 +67,10 @@ pub async fn run(configuration: &Configuration) -> Result<()> {
 async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     let effective = configuration.effective();
     let counters = Arc::new(Counters::default());
+    let traffic = service_traffic::Exposed::default();
     let mut metrics = Metrics::new();
     metrics.collect(Box::new(counters.clone()));
+    metrics.collect(Box::new(traffic.clone()));
     let configz = Configz::new(configuration.resolved().documents());
     let published = Published {
         status: effective.service_proxy.then(Arc::default),
@@ -127,6 +129,7 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
                 published,
                 status,
                 counters,
+                traffic,
                 recorder,
                 http: http.runtime,
                 operator,
@@ -145,6 +148,7 @@ struct Services {
     published: Published,
     status: Arc<SharedStatus>,
     counters: Arc<Counters>,
+    traffic: service_traffic::Exposed,
     recorder: Recorder,
     /// The runtime that serves ports.
     http: Handle,
@@ -163,6 +167,7 @@ async fn start_services(
         published,
         status,
         counters,
+        traffic,
         recorder,
         http,
         operator,
@@ -201,6 +206,9 @@ async fn start_services(
         Box::new(operator),
     ];
     observers.extend(directory);
+    if effective.service_traffic {
+        observers.push(Box::new(service_traffic::start(parts, &traffic)?));
+    }
     let reports = ControlReports {
         status,
         metrics: published.metrics,

@@ -26,6 +26,12 @@ pub const LIMIT: usize = 10_000;
 /// Maximum number of frontends with a metric in one namespace.
 pub const OF_NAMESPACE: usize = 1_000;
 
+/// Name and help of the metric.
+pub(crate) const METRIC: (&str, &str) = (
+    "portolan_service_connections",
+    "New connections by frontend, of Services annotated portolan/count-connections",
+);
+
 /// Frontends whose new connections are counted.
 type Counted = BTreeMap<ObjectName, Vec<Claim>>;
 
@@ -91,12 +97,8 @@ impl Collector for Counters {
                 return Ok(());
             }
         };
-        let mut metric = encoder.encode_descriptor(
-            "portolan_service_connections",
-            "New connections by frontend, of Services annotated portolan/count-connections",
-            None,
-            MetricType::Counter,
-        )?;
+        let (name, help) = METRIC;
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (service, claim) in within_limits(&counted) {
             let (set, key) = render::counted(claim);
             if let Some(packets) = counts.get(&(claim.address.family(), set, key)) {

@@ -6,7 +6,8 @@
 //!   [`configz`] shows the configuration. [`app`] composes what the daemon needs, out of [`parts`].
 //! * [`log`] sets up the log.
 //! * [`control`] is the loop between events and kernel, the one owner of the tables. What follows its commits is an
-//!   [`observer`]: [`metrics`], [`health_checks`], [`conntrack`], [`counters`] and [`localhost`] are.
+//!   [`observer`]: [`metrics`], [`health_checks`], [`conntrack`], [`counters`] and [`localhost`] are,
+//!   and what counts the traffic of Services (`service_traffic`).
 //! * [`node_addresses`] follows the addresses of this node's interfaces, [`listeners`] the sockets of its processes.
 //! * [`failover`] finds nodes that are down before EndpointSlices say so.
 //! * [`features`] owns the fallbacks for missing kernel features, [`sysctl`] the conntrack sysctls.
@@ -54,6 +55,7 @@ pub mod parts;
 pub mod program;
 pub mod published;
 pub mod render;
+mod service_traffic;
 pub mod status;
 pub mod sysctl;
 mod tables;

@@ -24,6 +24,8 @@ use crate::observer::{Commit, Observer};
 
 mod exposition;
 mod failover;
+#[cfg(test)]
+mod page;
 mod policies;
 mod probes;
 mod process;

@@ -80,6 +80,13 @@ pub fn settings(conntrack: &Conntrack, processors: u64) -> Vec<Setting> {
         value: time.as_secs(),
         at_least: false,
     }));
+    if conntrack.accounting {
+        settings.push(Setting {
+            path: "proc/sys/net/netfilter/nf_conntrack_acct",
+            value: 1,
+            at_least: false,
+        });
+    }
     if conntrack.tcp_be_liberal {
         settings.push(Setting {
             path: "proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal",
@@ -175,6 +182,9 @@ mod tests {
         assert_eq!(named(&few, "tcp_timeout_close_wait"), Some(3_600));
         assert_eq!(named(&few, "tcp_be_liberal"), Some(1));
         assert_eq!(named(&few, "udp_timeout"), None);
+        assert_eq!(named(&few, "nf_conntrack_acct"), None);
+        let counting = settings(&given(&["--service-traffic=on"]), 2);
+        assert_eq!(named(&counting, "nf_conntrack_acct"), Some(1));
         let more = settings(&given(&[]), 16);
         assert_eq!(named(&more, "/nf_conntrack_max"), Some(16 * 32_768));
     }

@@ -100,6 +100,7 @@ pub(crate) const PORTOLAN: &[Field] = &[
     ),
     Field::new("serviceProxy", SWITCH, Preset::Text("on")),
     Field::new("serviceProxyName", Shape::Text(label_value), EMPTY),
+    Field::new("serviceTraffic", SWITCH, Preset::Text("off")),
     Field::new("tableOwner", Shape::Bool, Preset::Bool(true)).pointer(),
     Field::new("takeOverKubeProxy", Shape::Bool, Preset::Null).pointer(),
     Field::new("withoutFeatures", Shape::Texts(any), Preset::List),
@@ -140,6 +141,7 @@ pub(crate) const FLAGS: &[Flag] = &[
     own("public-ipv6", "overlay.publicIPv6").env("FLANNELD_PUBLIC_IPV6"),
     own("service-proxy", "serviceProxy"),
     own("service-proxy-name", "serviceProxyName"),
+    own("service-traffic", "serviceTraffic"),
     own(
         "set-node-network-unavailable",
         "overlay.setNodeNetworkUnavailable",

@@ -355,6 +355,11 @@ pub(super) const OWN_FIELDS: &[Meaning] = &[
         "no_take_over_with_a_proxy_name_or_when_switched_off every_case_holds_with_real_packets",
     ),
     (
+        "serviceTraffic",
+        "`on`: connections, packets and bytes of Services as metrics (`docs/metrics.md`); sets `net.netfilter.nf_conntrack_acct`",
+        "traffic_metrics_are_within_a_hundredth_of_counted_bytes",
+    ),
+    (
         "tableOwner",
         "own the tables, so that a foreign flush does not remove them",
         "a_table_without_owner_is_repaired_whatever_is_done_to_it a_hundred_foreign_flushes_lose_no_connection",

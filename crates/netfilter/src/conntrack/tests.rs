@@ -326,3 +326,37 @@ fn a_deletion_always_has_a_tuple() {
     let first = netlink::Attributes::new(&out.bytes).next();
     assert_eq!(first.unwrap().unwrap().kind, 1);
 }
+
+#[test]
+fn a_flow_that_ends_is_received_with_its_bytes() {
+    in_tracked_namespace(|conntrack| {
+        std::fs::write("/proc/sys/net/netfilter/nf_conntrack_acct", "1").unwrap();
+        let mut ended = EndedFlows::open().unwrap();
+        let translated = datagrams(3, "127.0.0.1:53");
+        datagrams(2, "127.0.0.1:54");
+        let mut listed = Vec::new();
+        let is_whole = conntrack.list_translated(|flow, volume| listed.push((flow.source, volume)));
+        assert_eq!(is_whole, Ok(true));
+        assert_eq!(listed.len(), translated.len());
+        // A datagram of one byte is 29 with the headers of UDP and IPv4.
+        let one = Volume {
+            packets: 1,
+            bytes: 29,
+        };
+        assert!(
+            listed
+                .iter()
+                .all(|(source, volume)| translated.contains(source) && *volume == one)
+        );
+        let mut received = Vec::new();
+        let has_lost = ended.receive(|flow, volume| received.push((flow.source, volume)));
+        assert_eq!((has_lost, received.len()), (Ok(false), 0), "none has ended");
+        let all = FlowFilter::all(Family::Ip, Protocol::Udp);
+        assert_eq!(conntrack.delete(&all, |_| true), Ok(5));
+        assert_eq!(ended.wait(Duration::from_secs(5)), Ok(true));
+        let has_lost = ended.receive(|flow, volume| received.push((flow.source, volume)));
+        received.sort_by_key(|(source, _)| *source);
+        listed.sort_by_key(|(source, _)| *source);
+        assert_eq!((has_lost, received), (Ok(false), listed));
+    });
+}

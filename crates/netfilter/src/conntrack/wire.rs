@@ -110,7 +110,13 @@ pub(super) fn put_attempts_filter(out: &mut Writer) {
     out.put_u32(STATUS_MASK, DST_NAT | SEEN_REPLY);
 }
 
-/// Reads an entry of a dump; `None` for protocols that Services cannot have.
+/// Writes a dump's filter for translated flows, of all families and protocols.
+pub(super) fn put_translated_filter(out: &mut Writer) {
+    out.put_u32(STATUS, DST_NAT);
+    out.put_u32(STATUS_MASK, DST_NAT);
+}
+
+/// Reads an entry of a dump or a notification; `None` for protocols that Services cannot have.
 pub(super) fn read(message: &Message<'_>) -> Result<Option<(Flow, Handle)>, Malformed> {
     let (mut original, mut reply, mut status, mut id, mut zone) = (None, None, 0, None, None);
     for attribute in attributes(message)? {
