@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -147,6 +148,54 @@ fn traffic_metrics_are_within_a_hundredth_of_counted_bytes() -> Result<()> {
     println!("counted {all} bytes, measured {bytes}");
     let lost = "portolan_service_traffic_losses_total 0";
     ensure!(metrics(&stage)?.contains(lost), "lost");
+    Ok(())
+}
+
+#[scenario(Nft)]
+fn the_page_is_for_this_node_only() -> Result<()> {
+    let stage = Stage::new()?;
+    let daemon = stage.start_synced(&["--metrics-bind-address=0.0.0.0:10249"])?;
+    let here = |path: &str| -> Result<(u16, String)> {
+        let answer = stage.node.http_get(([127, 0, 0, 1], 10_249).into(), path)?;
+        answer.context("the metrics port refuses")
+    };
+    let (code, page) = here("/")?;
+    ensure!(code == 200 && page.starts_with("<!doctype html>"), "{code}");
+    ensure!(
+        !page.contains("http://") || !page.contains("src="),
+        "the page loads something"
+    );
+    let (code, text) = here("/v1/services?measure=1")?;
+    let services: Value = serde_json::from_str(&text)?;
+    ensure!(
+        code == 200 && services["services"][0]["name"] == "default/web",
+        "{text}"
+    );
+    for path in ["/v1/status", "/v1/flows"] {
+        let (code, text) = here(path)?;
+        let document: Value = serde_json::from_str(&text)?;
+        ensure!(code == 200 && document["node"] == "node-a", "{text}");
+    }
+    let (code, _) = here("/v1/services?name=nothing")?;
+    ensure!(code == 503, "{code}");
+    let node = SocketAddr::new(stage.node.ipv4().into(), 10_249);
+    let from_pod = |path: &str| -> Result<(u16, String)> {
+        let answer = stage.client.http_get(node, path)?;
+        answer.context("the metrics port refuses")
+    };
+    for path in ["/", "/v1/services", "/v1/flows"] {
+        let (code, text) = from_pod(path)?;
+        ensure!(
+            code == 403 && !text.contains("default/web"),
+            "{path}: {text}"
+        );
+    }
+    ensure!(from_pod("/metrics")?.0 == 200);
+    drop(daemon);
+    let off = stage.start_synced(&["--page=off"])?;
+    let (code, _) = here("/")?;
+    ensure!(code == 404, "{code}");
+    drop(off);
     Ok(())
 }
 

@@ -48,6 +48,8 @@ pub struct Effective {
     pub failover: bool,
     /// `serviceTraffic`, with a service proxy: count connections, packets and bytes of Services.
     pub service_traffic: bool,
+    /// `page`: serve the page about this node at the metrics port, to clients of this node.
+    pub page: bool,
     /// `withoutFeatures`: kernel features to treat as absent.
     pub without_features: Vec<String>,
     /// `overlay`; `None` for type `none`.

@@ -280,6 +280,11 @@ const GROUPS: &[Group] = &[
                 "Address that serves /metrics, /configz and /proxyMode; empty to disable [default: 127.0.0.1:10249]",
             ),
             (
+                "page",
+                "on|off",
+                "Serve a page about this node at the metrics address, for clients of this node",
+            ),
+            (
                 "healthz-ip",
                 "IP",
                 "Address that serves /healthz and /readyz",

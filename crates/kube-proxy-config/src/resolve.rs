@@ -260,6 +260,7 @@ impl Resolver<'_> {
             take_over_kube_proxy: take_over,
             failover: service_proxy && self.own.text("failover") != "off",
             service_traffic: service_proxy && self.counts_traffic(),
+            page: self.own.text("page") != "off",
             without_features: self.own.texts("withoutFeatures"),
             overlay,
         }

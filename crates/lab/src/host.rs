@@ -249,7 +249,7 @@ impl Host {
     /// Sends an HTTP GET request. Returns status code and body, or `None` when the port refuses the connection.
     pub fn http_get(&self, to: SocketAddr, path: &str) -> Result<Option<(u16, String)>> {
         // To HTTP/1.0 nobody answers in chunks.
-        let request = format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {to}\r\n\r\n");
         self.run(move || {
             let mut stream = match TcpStream::connect_timeout(&to, Duration::from_secs(1)) {
                 Ok(stream) => stream,

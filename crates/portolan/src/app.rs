@@ -86,7 +86,8 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     memory::set_oom_score_adj(effective.oom_score_adj);
     let writer = server.as_ref().map(|server| server.writer.clone());
     let recorder = Recorder::start(parts, writer.clone(), node.node_name.clone());
-    let http = start_http(effective, parts, &published, &recorder)?;
+    let (questions, asked) = operator::questions();
+    let http = start_http(effective, parts, &published, &recorder, questions)?;
     let origin = match &server {
         Some(server) => Origin::ApiServer(server.reader.clone()),
         None => Origin::Directory(effective.api_server.manifests.clone().unwrap_or_default()),
@@ -97,7 +98,7 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
         origin,
         listeners: vec![("health", http.health), ("metrics", http.metrics)],
     };
-    let operator = operator::start(parts, sources)?;
+    let operator = operator::start(parts, sources, asked)?;
     let (sender, events) = mpsc::channel(EVENTS);
     let (contenders, contended) = watch::channel(BTreeSet::new());
     let sender = match overlay.zip(published.overlay.clone()) {
@@ -293,10 +294,12 @@ fn start_http(
     parts: &Parts,
     published: &Published,
     recorder: &Recorder,
+    questions: operator::Questions,
 ) -> Result<http::Ports> {
     let sources = http::Sources {
         published: published.clone(),
         recorder: recorder.clone(),
+        questions: effective.page.then_some(questions),
     };
     let listeners = &effective.listeners;
     let addresses = http::Addresses {

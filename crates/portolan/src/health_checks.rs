@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use crate::bind::bind;
 use crate::config::LiveNodeConfig;
 use crate::events::{Recorder, Severity, Subject};
-use crate::http::{accept, health_check};
+use crate::http::{Asked, Reply, accept, health_check};
 use crate::metrics::Metrics;
 use crate::observer::{Commit, Observer};
 use crate::parts::{Parts, Tasks};
@@ -238,8 +238,8 @@ async fn serve(socket: Socket, local: Arc<AtomicUsize>, reports: HealthReports) 
     info!(%service, %address, "health check listening");
     let _counted = Listening::new(reports.metrics.clone());
     let status = reports.status.clone();
-    let answers = move |_: &str, _: &http::HeaderMap| {
-        health_check(&service, local.load(Ordering::Relaxed), &status.load())
+    let answers = move |_: Asked<'_>| -> Reply {
+        health_check(&service, local.load(Ordering::Relaxed), &status.load()).into()
     };
     accept(listener, Arc::new(answers)).await;
 }

@@ -19,24 +19,26 @@ use tracing::{info, warn};
 use crate::bind::{bind, listen};
 use crate::events::{Recorder, Severity, Subject};
 use crate::metrics::Format;
+use crate::operator::Questions;
 use crate::parts::Parts;
 use crate::published::Published;
 
 mod answers;
 mod listener;
+mod page;
 
 /// How long a daemon that ends waits for its last Event.
 const EVENT_LIMIT: Duration = Duration::from_secs(2);
 
 pub(crate) use answers::health_check;
-pub(crate) use listener::{Answer, accept};
+pub(crate) use listener::{Answer, Asked, Reply, accept};
 
 /// What a port serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Port {
     /// `/healthz`, `/livez`, `/readyz`
     Health,
-    /// `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/configz`, `/flagz`, `/statusz`
+    /// `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/configz`, `/flagz`, `/statusz`, and the page at `/`
     Metrics,
 }
 
@@ -66,6 +68,8 @@ pub struct Sources {
     pub published: Published,
     /// Creates an Event for a port that cannot be bound.
     pub recorder: Recorder,
+    /// Asks for the documents of the page; `None` without the page.
+    pub(crate) questions: Option<Questions>,
 }
 
 /// The running ports.
@@ -165,8 +169,15 @@ async fn serve(
         }
         Err(error) => warn!(%port, %address, %error, "cannot read the bound address"),
     }
-    let published = sources.published.clone();
-    let answers = move |path: &str, headers: &HeaderMap| answer(port, path, headers, &published);
+    let (published, questions) = (sources.published.clone(), sources.questions.clone());
+    let answers = move |asked: Asked<'_>| -> Reply {
+        if let (Port::Metrics, Some(questions)) = (port, &questions)
+            && let Some(reply) = page::reply(&asked, questions)
+        {
+            return reply;
+        }
+        answer(port, asked.path, asked.headers, &published).into()
+    };
     accept(listener, Arc::new(answers)).await;
     Ok(())
 }

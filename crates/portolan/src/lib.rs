@@ -12,7 +12,7 @@
 //! * [`failover`] finds nodes that are down before EndpointSlices say so.
 //! * [`features`] owns the fallbacks for missing kernel features, [`sysctl`] the conntrack sysctls.
 //! * [`overlay`] maintains the tunnel to other nodes' pods, and runs its probes ([`overlay_probe`]).
-//! * [`published`] is what parts publish for readers; [`http`] serves it to probes. [`events`] creates Kubernetes Events.
+//! * [`published`] is what parts publish for readers; [`http`] serves it to probes, and a page about the node. [`events`] creates Kubernetes Events.
 //! * [`capabilities`] makes permitted capabilities effective, for the image's file capabilities.
 //! * [`memory`] returns memory to the kernel after the first list.
 //! * [`takeover`] removes what kube-proxy left behind; [`cleanup`] does so on demand, or removes Portolan's rules.

@@ -25,6 +25,7 @@ mod flows;
 mod knowledge;
 mod notices;
 mod print;
+mod questions;
 pub mod reference;
 mod routes;
 mod server;
@@ -40,6 +41,7 @@ pub use commands::{
     services as run_services, status as run_status, trace as run_trace, verify as run_verify,
 };
 pub(crate) use notices::Follower;
+pub(crate) use questions::{Asked, Questions, questions};
 pub use support::support as run_support;
 pub use watching::flows as run_flows;
 
@@ -68,12 +70,12 @@ pub(crate) struct Sources {
     pub(crate) listeners: Vec<Bound>,
 }
 
-/// Starts the part. The follower that is returned has to be an observer of the control loop.
-pub(crate) fn start(parts: &Parts, sources: Sources) -> Result<Follower> {
+/// Starts the part, which answers commands and the questions of other parts. The follower that is returned has to be an observer of the control loop.
+pub(crate) fn start(parts: &Parts, sources: Sources, asked: Asked) -> Result<Follower> {
     let (follower, notices) = notices::notices();
     let cancel = parts.cancel();
     parts.runtime("operator", move || async move {
-        let serving = server::run(sources, notices);
+        let serving = server::run(sources, notices, asked);
         cancel.run_until_cancelled(serving).await;
         Ok(())
     })?;

@@ -345,6 +345,11 @@ pub(super) const OWN_FIELDS: &[Meaning] = &[
         "portolans_own_document_is_read_after_kube_proxys three_nodes_form_a_dual_stack_mesh_from_node_objects_alone",
     ),
     (
+        "page",
+        "`on`: a page about this node at the metrics port, for clients of this node",
+        "the_page_is_for_this_node_only",
+    ),
+    (
         "serviceProxy",
         "`off`: the overlay alone, beside kube-proxy or Cilium",
         "each_folder_runs_the_parts_that_it_promises flannels_pods_connect_nodes_with_only_their_image_changed",

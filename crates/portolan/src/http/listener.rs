@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -37,6 +38,8 @@ pub(crate) struct Answer {
     pub(crate) content_type: &'static str,
     /// `X-Load-Balancing-Endpoint-Weight`
     pub(crate) weight: Option<usize>,
+    /// `Content-Security-Policy`
+    pub(crate) policy: Option<&'static str>,
     pub(crate) body: Bytes,
 }
 
@@ -46,6 +49,7 @@ impl Answer {
             code,
             content_type: "text/plain; charset=utf-8",
             weight: None,
+            policy: None,
             body: Bytes::from(text.into()),
         }
     }
@@ -55,6 +59,7 @@ impl Answer {
             code,
             content_type: "application/json",
             weight: None,
+            policy: None,
             body: Bytes::from(body.to_string()),
         }
     }
@@ -70,6 +75,12 @@ impl Answer {
         if self.code == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
+        if let Some(policy) = self.policy {
+            let policy = HeaderValue::from_static(policy);
+            headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+            let no_store = HeaderValue::from_static("no-store");
+            headers.insert(header::CACHE_CONTROL, no_store);
+        }
         if let Some(weight) = self.weight {
             headers.insert("x-load-balancing-endpoint-weight", weight.into());
         }
@@ -77,8 +88,31 @@ impl Answer {
     }
 }
 
-/// Answers GET and HEAD requests for a path, with these headers.
-pub(crate) type Answers = Arc<dyn Fn(&str, &HeaderMap) -> Answer + Send + Sync>;
+/// A GET or HEAD request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) path: &'a str,
+    /// The query, without its question mark; empty without one.
+    pub(crate) query: &'a str,
+    pub(crate) headers: &'a HeaderMap,
+    /// Address of the client.
+    pub(crate) client: IpAddr,
+}
+
+/// An answer at once, or one that takes time.
+pub(crate) enum Reply {
+    Now(Answer),
+    Later(BoxFuture<'static, Answer>),
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Self {
+        Reply::Now(answer)
+    }
+}
+
+/// Answers requests.
+pub(crate) type Answers = Arc<dyn Fn(Asked<'_>) -> Reply + Send + Sync>;
 
 /// An open connection.
 struct Open {
@@ -137,7 +171,7 @@ pub(crate) async fn accept(listener: TcpListener, answers: Answers) {
                     clients.evict();
                 }
                 let answered = Arc::new(AtomicBool::new(false));
-                let task = connection(stream, answers.clone(), answered.clone());
+                let task = connection(stream, from.ip(), answers.clone(), answered.clone());
                 let task = tasks.spawn(task);
                 clients.add(client(from.ip()), Open { answered, task });
                 // A flood of connections must not be accepted in one go: the requests that are there are answered between.
@@ -162,16 +196,28 @@ fn client(address: IpAddr) -> IpAddr {
 
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    client: IpAddr,
     answers: Answers,
     answered: Arc<AtomicBool>,
 ) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let answer = match *request.method() {
-            Method::GET | Method::HEAD => answers(request.uri().path(), request.headers()),
-            _ => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"),
+        let reply = match *request.method() {
+            Method::GET | Method::HEAD => answers(Asked {
+                path: request.uri().path(),
+                query: request.uri().query().unwrap_or_default(),
+                headers: request.headers(),
+                client: client.to_canonical(),
+            }),
+            _ => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n").into(),
         };
         answered.store(true, Ordering::Relaxed);
-        async move { Ok::<_, Infallible>(answer.into_response()) }
+        async move {
+            let answer = match reply {
+                Reply::Now(answer) => answer,
+                Reply::Later(answer) => answer.await,
+            };
+            Ok::<_, Infallible>(answer.into_response())
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -196,14 +242,19 @@ mod tests {
         let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/requests");
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_time().build().unwrap();
-        let answers: Answers = Arc::new(|path, headers| {
-            let accept = headers.get(header::ACCEPT).is_some();
-            Answer::text(StatusCode::OK, format!("{} {accept}", path.len()))
+        let answers: Answers = Arc::new(|asked| {
+            let accept = asked.headers.get(header::ACCEPT).is_some();
+            Answer::text(StatusCode::OK, format!("{} {accept}", asked.path.len())).into()
         });
         fuzz::fuzz(&corpus, [], |bytes| {
             runtime.block_on(async {
                 let (mut client, server) = duplex(1 << 17);
-                let serving = connection(server, answers.clone(), Arc::default());
+                let serving = connection(
+                    server,
+                    IpAddr::from([127, 0, 0, 1]),
+                    answers.clone(),
+                    Arc::default(),
+                );
                 let asking = async {
                     // The server may have hung up already.
                     let _ = client.write_all(bytes).await;

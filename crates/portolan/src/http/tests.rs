@@ -34,6 +34,7 @@ fn sources() -> Sources {
             ..published
         },
         recorder: Recorder::start(&parts, None, "node-a".into()),
+        questions: None,
     }
 }
 

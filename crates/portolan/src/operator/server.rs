@@ -19,6 +19,7 @@ use super::Sources;
 use super::documents::Failure;
 use super::knowledge::{Knowledge, Parameters};
 use super::notices::Notices;
+use super::questions::{Asked, Question};
 use super::{flows, services, status, trace, verify};
 use crate::metrics::Format;
 
@@ -34,7 +35,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 const CLIENTS: usize = 32;
 
 /// Serves forever.
-pub(super) async fn run(sources: Sources, notices: Notices) {
+pub(super) async fn run(sources: Sources, notices: Notices, asked: Asked) {
     let wake = notices.wake();
     let known = Rc::new(Knowledge::new(sources, notices));
     let clients = LocalSet::new();
@@ -48,7 +49,22 @@ pub(super) async fn run(sources: Sources, notices: Notices) {
     tokio::select! {
         () = serving => {}
         () = updating => {}
+        () = answer_parts(asked, &known) => {}
     }
+}
+
+/// Answers the questions of other parts, one after the other.
+async fn answer_parts(Asked(mut asked): Asked, known: &Knowledge) {
+    while let Some(Question { path, answer }) = asked.recv().await {
+        let (path, query) = path.split_once('?').unwrap_or((&path, ""));
+        let answered = self::answer(known, path, query).await;
+        if answered.code.is_success() {
+            // The asker may be gone.
+            let _ = answer.send(answered.body);
+        }
+    }
+    // Nobody asks in this configuration.
+    std::future::pending().await
 }
 
 async fn listen(known: Rc<Knowledge>) {
@@ -120,7 +136,16 @@ async fn serve(stream: UnixStream, known: Rc<Knowledge>) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let known = known.clone();
         async move {
-            let answer = answer(&known, &request).await;
+            let answer = match *request.method() {
+                Method::GET => {
+                    let uri = request.uri();
+                    answer(&known, uri.path(), uri.query().unwrap_or_default()).await
+                }
+                _ => {
+                    let error = "only GET".to_owned();
+                    Answer::json(StatusCode::METHOD_NOT_ALLOWED, &Failure { error })
+                }
+            };
             Ok::<_, Infallible>(answer.response())
         }
     });
@@ -170,15 +195,12 @@ impl Answer {
     }
 }
 
-async fn answer(known: &Knowledge, request: &Request<Incoming>) -> Answer {
-    if request.method() != Method::GET {
-        let error = "only GET".to_owned();
-        return Answer::json(StatusCode::METHOD_NOT_ALLOWED, &Failure { error });
-    }
+async fn answer(known: &Knowledge, path: &str, query: &str) -> Answer {
     known.update();
-    let query = request.uri().query().unwrap_or_default().as_bytes();
-    let parameters: Parameters = form_urlencoded::parse(query).into_owned().collect();
-    match request.uri().path() {
+    let parameters: Parameters = form_urlencoded::parse(query.as_bytes())
+        .into_owned()
+        .collect();
+    match path {
         "/v1/status" => Answer::json(StatusCode::OK, &status::answer(known)),
         "/v1/services" => Answer::of(services::answer(known, &parameters)),
         "/v1/flows" => Answer::of(flows::answer(known, &parameters)),
