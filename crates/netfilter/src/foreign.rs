@@ -107,6 +107,10 @@ impl ForeignRuleset {
     ///
     /// Errors: EPERM when a living process owns it.
     pub fn delete_table(&mut self, family: Family, table: &str) -> Result<bool, Error> {
+        // The kernel ends a batch that it refuses by waiting for a grace period of RCU, with the lock of commits held.
+        if !self.has_table(family, table)? {
+            return Ok(false);
+        }
         let mut batch = Deletions::begin(&mut self.connection, None);
         batch.push(message::DEL_TABLE, family, |out| {
             out.put_str(abi::table::NAME, table)

@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use nft::AnyFamily;
 
 use super::*;
@@ -107,6 +109,30 @@ fn removing_what_does_not_exist_succeeds() {
         );
         assert_eq!(ruleset.delete_table(Family::Ip6, "kube-proxy"), Ok(false));
         assert_eq!(ruleset.destroy_ip_set("KUBE-CLUSTER-IP"), Ok(false));
+    });
+}
+
+/// A refused batch takes a grace period of RCU, a thousand times as long as a look. The fastest of many, since the machine may
+/// be busy.
+#[test]
+fn a_table_that_is_not_there_is_not_tried_to_delete() {
+    in_namespace(|| {
+        let mut ruleset = ForeignRuleset::open().unwrap();
+        let fastest = |mut act: Box<dyn FnMut() + '_>| {
+            let each = (0..20).map(|_| {
+                let start = Instant::now();
+                act();
+                start.elapsed()
+            });
+            each.min().unwrap()
+        };
+        let look = fastest(Box::new(|| {
+            assert!(!ruleset.has_table(Family::Ip, "kube-proxy").unwrap());
+        }));
+        let delete = fastest(Box::new(|| {
+            assert!(!ruleset.delete_table(Family::Ip, "kube-proxy").unwrap());
+        }));
+        assert!(delete < look * 50, "{delete:?}, a look {look:?}");
     });
 }
 
