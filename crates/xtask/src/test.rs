@@ -50,12 +50,13 @@ const WALK: &str = "any_walk_ends_in_the_state_made_from_nothing";
 /// The test target that reads the numbers of faults.
 const SURVIVAL: &str = "survival";
 /// Test targets with tests that are ignored in the quick tier.
-const IGNORED: [&str; 7] = [
+const IGNORED: [&str; 8] = [
     "control_plane",
     "deploy",
     "differential",
     "doctor",
     "image_swap",
+    "monitoring",
     "overlay_flannel",
     "takeover",
 ];
@@ -220,6 +221,7 @@ fn ignored(sizes: &[(&str, &str)], nightly: bool) -> Result<()> {
     let Some(programs) = control_plane::for_tests(versions)? else {
         return Ok(());
     };
+    tools::ensure_also(&[("promtool", "prometheus")])?;
     let mut tests = tests()?;
     tests.args(IGNORED.iter().flat_map(|target| ["--test", target]));
     tests.args(["--", "--ignored"]);

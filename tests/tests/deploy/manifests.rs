@@ -29,6 +29,8 @@ const GENERATED: [(&str, &str, Option<&str>); 13] = [
 
 /// The part of the Prometheus operator's PodMonitor that the chart uses, so that the API server checks it.
 const POD_MONITOR: &str = include_str!("pod-monitor-crd.yaml");
+/// The same of its PrometheusRule.
+const PROMETHEUS_RULE: &str = include_str!("prometheus-rule-crd.yaml");
 
 fn deploy() -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -110,6 +112,20 @@ fn manifests_are_what_the_chart_gives() -> Result<()> {
     Ok(())
 }
 
+/// People without the Prometheus operator take them from `deploy/monitoring`.
+#[test]
+fn alerts_and_dashboard_are_those_of_the_chart() -> Result<()> {
+    for file in ["alerts.yaml", "dashboard.json"] {
+        let copy = std::fs::read_to_string(deploy()?.join("monitoring").join(file))?;
+        let chart = deploy()?.join("helm/portolan/files").join(file);
+        ensure!(
+            copy == std::fs::read_to_string(&chart)?,
+            "{file} differs from {chart:?}"
+        );
+    }
+    Ok(())
+}
+
 #[scenario(Helm)]
 #[ignore = "needs helm"]
 fn unknown_and_contradictory_values_are_refused() -> Result<()> {
@@ -164,7 +180,8 @@ fn a_cleanup_release_has_a_daemonset_and_nothing_else() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("values.yaml");
     let text = "{cleanup: {enabled: true}, overlay: {enabled: true}, podCidr: 10.244.0.0/16, \
-                podMonitor: {enabled: true}, kubeProxyService: {enabled: true}}";
+                podMonitor: {enabled: true}, kubeProxyService: {enabled: true}, \
+                prometheusRule: {enabled: true}, grafanaDashboards: {enabled: true}}";
     std::fs::write(&file, text)?;
     let manifests = rendered(&file, None)?;
     let kinds: Vec<_> = manifests
@@ -214,9 +231,15 @@ fn probes_ask_where_the_health_endpoint_listens() -> Result<()> {
 fn a_real_api_server_accepts_every_manifest() -> Result<()> {
     let lab = Lab::new()?;
     let plane = ControlPlane::without_controllers(&lab)?;
-    plane.kubectl_stdin(&["apply", "-f", "-"], POD_MONITOR)?;
     let established = ["wait", "--for=condition=Established", "--timeout=60s"];
-    plane.kubectl(&[&established[..], &["crd/podmonitors.monitoring.coreos.com"]].concat())?;
+    for (kind, definition) in [
+        ("podmonitors", POD_MONITOR),
+        ("prometheusrules", PROMETHEUS_RULE),
+    ] {
+        plane.kubectl_stdin(&["apply", "-f", "-"], definition)?;
+        let name = format!("crd/{kind}.monitoring.coreos.com");
+        plane.kubectl(&[&established[..], &[&name]].concat())?;
+    }
 
     for folder in kustomizations()? {
         let text = plane.kubectl(&["kustomize", &folder.display().to_string()])?;
