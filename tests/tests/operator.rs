@@ -333,3 +333,92 @@ fn other_users_and_other_namespaces_get_one_clear_line() -> Result<()> {
     ensure!(ran.code == 2 && ran.stderr.lines().count() == 1, "{ran:?}");
     Ok(())
 }
+
+/// kubectl is a program that runs `exec` here: what a pod of the node's network namespace would do.
+#[scenario(Nft)]
+fn the_kubectl_plugin_asks_all_nodes_and_one() -> Result<()> {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let stage = Stage::new()?;
+    let _daemon = stage.start_synced(&[])?;
+    let folder = tempfile::tempdir()?;
+    let program = portolan()?.display();
+    let pods = |nodes: &[&str]| {
+        let pod = |node| json!({"metadata": {"name": format!("pod-{node}")}, "spec": {"nodeName": node}, "status": {"phase": "Running"}});
+        json!({"items": nodes.iter().map(pod).collect::<Vec<_>>()}).to_string()
+    };
+    let (all, one) = (pods(&["node-a", "node-long"]), pods(&["node-a"]));
+    let script = format!(
+        "#!/bin/sh\nnamespace=$1; shift\n[ $namespace = --namespace=kube-system ] || exit 9\n\
+         case \"$*\" in\n'get pods'*nodeName=node-a*) echo '{one}';;\n'get pods'*) echo '{all}';;\n\
+         exec*) while [ $1 != -- ]; do shift; done; shift 2; exec {program} \"$@\";;\nesac\n"
+    );
+    let kubectl = folder.path().join("kubectl");
+    std::fs::write(&kubectl, script)?;
+    std::fs::set_permissions(&kubectl, std::fs::Permissions::from_mode(0o755))?;
+    let plugin = folder.path().join("kubectl-portolan");
+    symlink(portolan()?, &plugin)?;
+    let path = format!("{}:/usr/bin:/bin", folder.path().display());
+    let ask = |arguments: &[&str]| -> Result<(i32, String, String)> {
+        let mut command = stage.node.command(&plugin);
+        command.args(arguments).env("PATH", &path);
+        let output = stage.node.output(command)?;
+        let code = output.status.code().context("ended by a signal")?;
+        let text = |bytes| String::from_utf8(bytes).context("not text");
+        Ok((code, text(output.stdout)?, text(output.stderr)?))
+    };
+    let (code, text, errors) = ask(&["services"])?;
+    ensure!(code == 0, "{text}{errors}");
+    for start in ["node-a     ", "node-long  "] {
+        let mut lines = text.lines().filter(|line| line.starts_with(start));
+        ensure!(lines.any(|line| line.contains("default/web")), "{text}");
+    }
+    let (code, text, _) = ask(&["--node", "node-a", "status", "--output", "json"])?;
+    let documents: Vec<Value> = text
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    ensure!(code == 0 && documents.len() == 1, "{text}");
+    ensure!(documents[0]["state"] == "ok", "{text}");
+    let (code, _, errors) = ask(&["services", "nothing"])?;
+    ensure!(code == 2 && errors.lines().count() == 2, "{code} {errors}");
+    let (code, _, errors) = ask(&["cleanup"])?;
+    ensure!(code == 2 && errors.lines().count() == 1, "{code} {errors}");
+    Ok(())
+}
+
+/// The page shows rules of the objects that it shows.
+#[test]
+fn a_packets_way_is_in_the_rendered_table() -> Result<()> {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/packet.md");
+    let page = std::fs::read_to_string(page)?;
+    let blocks = |kind: &str| -> Vec<String> {
+        let start = format!("```{kind}\n");
+        let blocks = page.split(start.as_str()).skip(1);
+        blocks
+            .filter_map(|block| block.split("```").next())
+            .map(str::to_owned)
+            .collect()
+    };
+    let manifests = Manifests::new()?;
+    let objects = blocks("yaml");
+    ensure!(objects.len() == 1, "{objects:?}");
+    manifests.write("page.yaml", &objects[0])?;
+    let output = std::process::Command::new(portolan()?)
+        .args(["render", "--family=ip", "--hostname-override=node-a"])
+        .args([
+            "--cluster-cidr=10.244.0.0/16",
+            "--interface-addresses=192.168.1.10",
+        ])
+        .arg(format!("--manifests={}", manifests.path().display()))
+        .output()?;
+    let table = String::from_utf8(output.stdout)?;
+    let rules = blocks("nft").join("");
+    ensure!(rules.lines().count() > 15, "{rules}");
+    for line in rules.lines() {
+        ensure!(
+            table.lines().any(|rendered| rendered.trim() == line.trim()),
+            "not rendered: {line}"
+        );
+    }
+    Ok(())
+}

@@ -85,7 +85,7 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     log::configuration(effective, &node);
     memory::set_oom_score_adj(effective.oom_score_adj);
     let writer = server.as_ref().map(|server| server.writer.clone());
-    let recorder = Recorder::start(parts, writer.clone(), node.node_name.clone());
+    let recorder = Recorder::start(parts, writer.clone(), node.node_name.clone()).starting();
     let (questions, asked) = operator::questions();
     let http = start_http(effective, parts, &published, &recorder, questions)?;
     let origin = match &server {

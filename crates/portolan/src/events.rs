@@ -105,6 +105,15 @@ impl Recorder {
         done
     }
 
+    /// Reports the start of the daemon, as kube-proxy does.
+    pub(crate) fn starting(self) -> Self {
+        let note = concat!("portolan ", env!("CARGO_PKG_VERSION"));
+        let words = ("Starting", "StartKubeProxy");
+        // Nothing waits for it.
+        drop(self.record(Subject::Node, Severity::Normal, words, note));
+        self
+    }
+
     fn event(
         &self,
         subject: Subject,
@@ -153,10 +162,12 @@ impl Recorder {
     }
 }
 
-/// Creates Events about Services that are ignored, whole or in part, or quarantined: at most one a minute for each.
+/// Creates Events about Services that are ignored, whole or in part, or quarantined, and about commits that fail: at most one a
+/// minute for each Service, and one for the Node.
 pub struct ServiceEvents {
     recorder: Recorder,
     recorded: HashMap<ObjectName, Instant>,
+    failed: Option<Instant>,
 }
 
 impl ServiceEvents {
@@ -165,6 +176,7 @@ impl ServiceEvents {
         ServiceEvents {
             recorder,
             recorded: HashMap::new(),
+            failed: None,
         }
     }
 
@@ -202,6 +214,21 @@ impl Observer for ServiceEvents {
             let note = format!("the kernel refused this Service: {}", quarantined.error);
             let words = ("QuarantinedService", "KeepLastVersion");
             self.warn(&quarantined.service, words, &note);
+        }
+    }
+
+    fn failed(&mut self) {
+        let now = Instant::now();
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < EACH;
+        if self.failed.is_none_or(|at| !is_recent(at)) {
+            self.failed = Some(now);
+            let words = ("FailedToSyncRules", "RetrySync");
+            let note = "the kernel has refused a commit of all rules; the log of this node's pod has the error; retrying";
+            // Nothing waits for it.
+            drop(
+                self.recorder
+                    .record(Subject::Node, Severity::Warning, words, note),
+            );
         }
     }
 }

@@ -17,6 +17,7 @@
 //! * [`memory`] returns memory to the kernel after the first list.
 //! * [`takeover`] removes what kube-proxy left behind; [`cleanup`] does so on demand, or removes Portolan's rules.
 //! * [`operator`] answers what the daemon does and why, for `portolan status`, `services`, `trace` and `verify`.
+//!   [`kubectl`] asks the daemons of all nodes.
 //! * [`render`] prints the tables for a directory of manifests.
 
 // Nobody reads generated documentation of a program.
@@ -41,6 +42,7 @@ pub mod features;
 mod guard;
 pub mod health_checks;
 pub mod http;
+pub mod kubectl;
 mod last_sync;
 pub mod listeners;
 pub mod localhost;

@@ -9,7 +9,9 @@ use overlay_probe::doctor;
 use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, VersionArgs};
 use portolan::operator::reference;
 use portolan::program::Program;
-use portolan::{api_server, capabilities, cleanup, copy, daemon, features, log, operator, render};
+use portolan::{
+    api_server, capabilities, cleanup, copy, daemon, features, kubectl, log, operator, render,
+};
 
 /// With musl's own allocator `render` of 5,000 Services of 10 endpoints takes three to four times as long as with glibc's.
 /// The image's environment sets how soon mimalloc gives memory back.
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         Program::Portolan => return portolan(),
         Program::KubeProxy => return daemon::main(Dialect::KubeProxy, &arguments),
         Program::Flanneld => return daemon::main(Dialect::Flanneld, &arguments),
+        Program::KubectlPlugin => return kubectl::main(&arguments),
         Program::Copy(name) => copy::run(name, &arguments).map(|()| true),
     };
     exit_code(result)

@@ -13,6 +13,8 @@ pub enum Program {
     Flanneld,
     /// `install-conf` and `cp`, in init containers of flannel's manifests.
     Copy(&'static str),
+    /// `kubectl-portolan`, which kubectl calls for `kubectl portolan`: commands on all nodes.
+    KubectlPlugin,
 }
 
 impl Program {
@@ -24,6 +26,7 @@ impl Program {
             Some("flanneld") => Program::Flanneld,
             Some("install-conf") => Program::Copy("install-conf"),
             Some("cp") => Program::Copy("cp"),
+            Some("kubectl-portolan") => Program::KubectlPlugin,
             _ => Program::Portolan,
         }
     }

@@ -16,8 +16,10 @@ mod commits;
 pub(crate) mod dependencies;
 mod directions;
 mod help;
+mod links;
 mod metrics;
 mod named_tests;
+mod reference;
 mod source;
 mod spelling;
 mod test_names;
@@ -31,8 +33,10 @@ const BASELINE: &[(&str, usize)] = &[
     ("circles", 0),
     ("commits", 0),
     ("help", 0),
+    ("links", 0),
     ("metrics", 0),
     ("named tests", 0),
+    ("reference", 0),
     ("spelling", 0),
     ("test names", 0),
     ("words", 0),
@@ -78,8 +82,10 @@ fn found() -> Result<Vec<(&'static str, Vec<Violation>)>> {
         ("circles", circles::violations(&sources)),
         ("commits", commits::violations()?),
         ("help", help::violations(&sources)),
+        ("links", links::violations(&root, &sources)?),
         ("metrics", metrics::violations(&sources)),
         ("named tests", named_tests::violations(&sources)?),
+        ("reference", reference::violations(&sources)?),
         ("spelling", spelling::violations(&sources)?),
         ("test names", test_names::violations(&sources)),
         ("words", words::violations(&sources)?),
