@@ -19,8 +19,9 @@ use serde_json::Value;
 const UDP_PORT: u16 = 53;
 /// Between two connections of a stream.
 const PAUSE: Duration = Duration::from_millis(60);
-/// What the scenario asserts: twice what is aimed at, and some, for machines that are busy.
-const LIMIT: Duration = Duration::from_secs(5);
+/// What the scenario asserts: far below the 40 s until EndpointSlices tell of the node, far above what `benches` aim at, since
+/// machines are busy.
+const LIMIT: Duration = Duration::from_secs(15);
 
 /// Three nodes, and a second Service of the same pods, for datagrams.
 struct Stage(ThreeNodes);
