@@ -1,6 +1,7 @@
 //! What befalls Portolan's pods and a node while users connect: how many requests fail, how many connections end.
 //!
-//! The clock is not moved: it belongs to the whole machine.
+//! The clock is not moved: `CLOCK_REALTIME` belongs to the whole machine, and a time namespace (time_namespaces(7)) has only the
+//! monotonic clocks, with offsets that no process in it can change.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use lab::wait_for;
 
 use crate::kubeadm::{Cluster, PATIENCE, xtask};
-use crate::traffic::{Traffic, Web};
+use crate::traffic::{NODE1, NODE2, Traffic, Web};
 
 const SET: &str = "ds/portolan";
 const LABEL: &str = "app.kubernetes.io/name=portolan";
@@ -53,7 +54,22 @@ fn faults_beside_the_rules_cost_no_request() -> Result<()> {
         }
     }
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    drain(&cluster, &web)?;
     cluster.doctor()
+}
+
+/// The pods of users leave node2, and Portolan's stays: node2 still forwards what comes to its node ports.
+fn drain(cluster: &Cluster, web: &Web) -> Result<()> {
+    let traffic = Traffic::near(web, NODE2)?;
+    traffic.goes_on(50)?;
+    let drain = ["drain", "node2", "--ignore-daemonsets", "--force"];
+    cluster.kubectl(&[&drain[..], &["--delete-emptydir-data"]].concat())?;
+    let pod = cluster.kubectl(&["get", "pod", "web-1", "--ignore-not-found"])?;
+    ensure!(pod.trim().is_empty(), "still on node2: {pod}");
+    traffic.goes_on(100)?;
+    cluster.kubectl(&["uncordon", "node2"])?;
+    let count = traffic.stop()?;
+    count.nothing_is_lost("node2 drained, through its node ports")
 }
 
 #[test]
@@ -82,7 +98,7 @@ fn a_node_under_another_address_is_reached_by_its_peers() -> Result<()> {
     };
     let cluster = Cluster::up(&xtask, "moved", &[])?;
     let web = Web::new(&cluster)?;
-    let traffic = Traffic::near(&web)?;
+    let traffic = Traffic::near(&web, NODE1)?;
     traffic.goes_on(100)?;
     cluster.replace("node2", 12)?;
     cluster.node_ready("node2")?;
@@ -173,7 +189,7 @@ fn kill_containerd(cluster: &Cluster) -> Result<()> {
 }
 
 /// kubelet stops a static pod whose manifest goes, and starts it when it comes back. Portolan restarts meanwhile.
-fn take_api_server_away(cluster: &Cluster) -> Result<()> {
+pub(crate) fn take_api_server_away(cluster: &Cluster) -> Result<()> {
     let (manifest, away) = (
         "/etc/kubernetes/manifests/kube-apiserver.yaml",
         "/etc/kubernetes/kube-apiserver.yaml",

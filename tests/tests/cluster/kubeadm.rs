@@ -64,6 +64,22 @@ impl Cluster {
         Ok(made)
     }
 
+    /// Deletes it.
+    pub(crate) fn down(self) -> Result<()> {
+        cluster(&self.xtask, &self.name, &["down"]).map(drop)
+        // Dropping it tries once more, which is no error.
+    }
+
+    /// The folder of its nodes.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The prefix of its network namespaces and cgroups.
+    pub(crate) fn prefix(&self) -> String {
+        format!("portolan-{}-", self.name)
+    }
+
     /// Runs a command on the first node, and returns what it printed.
     pub(crate) fn run(&self, command: &[&str]) -> Result<String> {
         self.run_on("node1", command)
@@ -91,8 +107,17 @@ impl Cluster {
 
     /// Applies a text.
     pub(crate) fn apply(&self, text: &str) -> Result<()> {
+        self.kubectl_with("apply", text)
+    }
+
+    /// Creates the objects of a text, with fewer requests than [`Cluster::apply`].
+    pub(crate) fn create(&self, text: &str) -> Result<()> {
+        self.kubectl_with("create", text)
+    }
+
+    fn kubectl_with(&self, act: &str, text: &str) -> Result<()> {
         fs::write(self.folder.join("node1/etc/kubernetes/test.yaml"), text)?;
-        self.kubectl(&["apply", "-f", "/etc/kubernetes/test.yaml"])
+        self.kubectl(&[act, "-f", "/etc/kubernetes/test.yaml"])
             .map(drop)
     }
 

@@ -6,6 +6,8 @@
 mod dns;
 mod faults;
 mod kubeadm;
+mod lifecycle;
+mod memory;
 mod migration;
 mod services;
 mod traffic;

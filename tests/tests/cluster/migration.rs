@@ -7,32 +7,38 @@ use lab::{Protocol, wait_for};
 use netfilter::ForeignRuleset;
 use nft::Family;
 
+use crate::faults::take_api_server_away;
 use crate::kubeadm::{Cluster, PATIENCE, root, xtask};
-use crate::traffic::{PORT, Traffic, Web, pod, serving};
+use crate::traffic::{NODE1, PORT, Traffic, Web, pod, serving};
 
-/// The commands of the first block of code after a heading of the guide.
-pub(crate) fn commands(heading: &str) -> Result<Vec<String>> {
+/// The commands of a block of code of the guide: the first one after its heading has the number 0.
+pub(crate) fn commands(heading: &str, block: usize) -> Result<Vec<String>> {
     let guide = fs::read_to_string(root()?.join("docs/install/kubeadm.md"))?;
     let (_, section) = guide
         .split_once(&format!("\n{heading}\n"))
         .with_context(|| format!("the guide has no {heading}"))?;
     let mut parts = section.split("```\n");
-    let block = parts.nth(1).context("no block of code")?;
-    Ok(block
+    let block = parts.nth(2 * block + 1).context("no block of code")?;
+    let commands: Vec<String> = block
         .lines()
         .map(|line| line.split("  #").next().unwrap_or_default().trim())
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
         .map(|line| line.replace("REGISTRY/", "localhost/"))
-        .collect())
+        .collect();
+    ensure!(!commands.is_empty(), "no command after {heading}");
+    Ok(commands)
 }
 
-/// Runs them as a reader would.
+/// Runs the commands of the first block after a heading.
 pub(crate) fn follow(cluster: &Cluster, heading: &str) -> Result<()> {
-    let commands = commands(heading)?;
-    ensure!(!commands.is_empty(), "no command after {heading}");
+    run(cluster, &commands(heading, 0)?)
+}
+
+/// Runs commands as a reader would.
+fn run(cluster: &Cluster, commands: &[String]) -> Result<()> {
     for command in commands {
         println!("$ {command}");
-        cluster.shell(&command)?;
+        cluster.shell(command)?;
     }
     Ok(())
 }
@@ -50,6 +56,147 @@ fn has_table(cluster: &Cluster, table: &'static str) -> Result<bool> {
     Ok(has)
 }
 
+/// Whether a node has rules of kube-proxy's iptables mode.
+fn has_iptables_rules(cluster: &Cluster) -> Result<bool> {
+    let count = "for tool in iptables-nft-save ip6tables-nft-save; do $tool 2>/dev/null; done | grep -cE 'KUBE-(SERVICES|SVC-|SEP-)' || true";
+    for node in ["node1", "node2"] {
+        let rules = cluster.run_on(node, &["bash", "-c", count])?;
+        if rules.trim() != "0" {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Waits until kube-proxy's rules are away on all nodes.
+fn rules_go(cluster: &Cluster, has_rules: impl Fn(&Cluster) -> Result<bool>) -> Result<()> {
+    wait_for("the end of kube-proxy's rules", PATIENCE, || {
+        ensure!(!has_rules(cluster)?, "kube-proxy's rules are there");
+        Ok(())
+    })
+}
+
+/// Follows the way back, with these commands before the clean-up.
+fn way_back(cluster: &Cluster, folder: &str, before_cleanup: &[String]) -> Result<()> {
+    let mut back = commands("## Way back", 0)?;
+    for command in &mut back {
+        *command = command.replace("delete -k deploy/kubeadm", &format!("delete -k {folder}"));
+    }
+    let cleanup = back
+        .iter()
+        .position(|one| one.contains("apply -k deploy/cleanup"));
+    let (before, after) = back.split_at(cleanup.context("no clean-up")?);
+    run(cluster, before)?;
+    run(cluster, before_cleanup)?;
+    run(cluster, after)?;
+    let is_left = has_table(cluster, "portolan")?;
+    ensure!(!is_left, "Portolan's rules are left");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs cluster"]
+fn iptables_mode_gives_way_and_comes_back_with_nothing_lost() -> Result<()> {
+    let Some(xtask) = xtask() else {
+        return Ok(());
+    };
+    let parts = ["--proxy", "kube-proxy-iptables", "--overlay", "flannel"];
+    let cluster = Cluster::up(&xtask, "iptables", &parts)?;
+    let web = Web::new(&cluster)?;
+    ensure!(has_iptables_rules(&cluster)?, "kube-proxy has no rules");
+    let there = Traffic::start(&web)?;
+    there.goes_on(100)?;
+    follow(&cluster, "## kube-proxy")?;
+    rules_go(&cluster, has_iptables_rules)?;
+    there.goes_on(200)?;
+    there
+        .stop()?
+        .nothing_is_lost("kube-proxy (iptables) to Portolan")?;
+    let back = Traffic::start(&web)?;
+    back.goes_on(100)?;
+    way_back(&cluster, "deploy/kubeadm", &[])?;
+    ensure!(has_iptables_rules(&cluster)?, "kube-proxy has no rules");
+    back.goes_on(200)?;
+    back.stop()?
+        .nothing_is_lost("Portolan to kube-proxy (iptables)")
+}
+
+/// Edits the ConfigMap for this cluster as the guide says, and leaves the limit of conntrack, which is the whole machine's, alone.
+const EDIT: &str = "cp -rL deploy own && rm deploy && mv own deploy && sed -i 's#clusterCIDR: 10.244.0.0/16#&,fd00:10:244::/56#; \
+                    s#^    apiVersion: kubeproxy.*#&\\n    conntrack: {maxPerCore: 0}#' deploy/proxy-and-overlay/portolan.yaml";
+
+#[test]
+#[ignore = "needs cluster"]
+fn kube_proxy_and_flannel_give_way_together_and_come_back() -> Result<()> {
+    let Some(xtask) = xtask() else {
+        return Ok(());
+    };
+    let parts = ["--proxy", "kube-proxy", "--overlay", "flannel"];
+    let cluster = Cluster::up(&xtask, "both", &parts)?;
+    let web = Web::new(&cluster)?;
+    let has_rules = |cluster: &Cluster| has_table(cluster, "kube-proxy");
+    cluster.shell(EDIT)?;
+    let there = Traffic::start(&web)?;
+    there.goes_on(100)?;
+    follow(&cluster, "## kube-proxy and flannel")?;
+    rules_go(&cluster, has_rules)?;
+    there.goes_on(200)?;
+    a_new_pod_answers(&cluster, &web, "late")?;
+    there.stop()?.nothing_is_lost("both to Portolan")?;
+    let back = Traffic::start(&web)?;
+    back.goes_on(100)?;
+    let flannel = commands("## Way back", 1)?;
+    way_back(&cluster, "deploy/proxy-and-overlay", &flannel)?;
+    ensure!(has_rules(&cluster)?, "kube-proxy has no rules");
+    back.goes_on(200)?;
+    a_new_pod_answers(&cluster, &web, "later")?;
+    back.stop()?.nothing_is_lost("Portolan to both")
+}
+
+#[test]
+#[ignore = "needs cluster"]
+fn a_take_over_outlives_a_lost_api_server_and_a_reboot() -> Result<()> {
+    let Some(xtask) = xtask() else {
+        return Ok(());
+    };
+    let parts = ["--proxy", "kube-proxy", "--overlay", "flannel"];
+    let cluster = Cluster::up(&xtask, "midway", &parts)?;
+    let web = Web::new(&cluster)?;
+    let guide = commands("## kube-proxy", 0)?;
+    let install = guide
+        .iter()
+        .position(|one| one.contains("apply -k deploy/kubeadm"));
+    let (before, after) = guide.split_at(install.context("no installation")? + 1);
+    let traffic = Traffic::start(&web)?;
+    traffic.goes_on(100)?;
+    run(&cluster, before)?;
+    for node in ["node1", "node2"] {
+        wait_for("Portolan beside kube-proxy", PATIENCE, || {
+            cluster.run_on(node, &["pgrep", "-x", "portolan"])
+        })?;
+    }
+    take_api_server_away(&cluster)?;
+    traffic.goes_on(100)?;
+    traffic
+        .stop()?
+        .nothing_is_lost("API server away for 20 s in the middle")?;
+    let traffic = Traffic::near(&web, NODE1)?;
+    cluster.reboot("node2")?;
+    cluster.node_ready("node2")?;
+    run(&cluster, after)?;
+    rules_go(&cluster, |cluster| has_table(cluster, "kube-proxy"))?;
+    traffic.goes_on(100)?;
+    traffic
+        .stop()?
+        .nothing_is_lost("node2 rebooted in the middle, on node1")?;
+    drop(web);
+    let web = Web::new(&cluster)?;
+    let traffic = Traffic::start(&web)?;
+    traffic.goes_on(100)?;
+    traffic.stop()?.nothing_is_lost("after it, on both nodes")?;
+    cluster.doctor()
+}
+
 #[test]
 #[ignore = "needs cluster"]
 fn kube_proxy_gives_way_and_comes_back_with_nothing_lost() -> Result<()> {
@@ -62,20 +209,12 @@ fn kube_proxy_gives_way_and_comes_back_with_nothing_lost() -> Result<()> {
         &["--proxy", "kube-proxy", "--overlay", "flannel"],
     )?;
     let web = Web::new(&cluster)?;
-    ensure!(
-        has_table(&cluster, "kube-proxy")?,
-        "kube-proxy has no rules"
-    );
+    let has_rules = |cluster: &Cluster| has_table(cluster, "kube-proxy");
+    ensure!(has_rules(&cluster)?, "kube-proxy has no rules");
     let there = Traffic::start(&web)?;
     there.goes_on(100)?;
     follow(&cluster, "## kube-proxy")?;
-    wait_for("the end of kube-proxy's rules", PATIENCE, || {
-        ensure!(
-            !has_table(&cluster, "kube-proxy")?,
-            "kube-proxy's rules are there"
-        );
-        Ok(())
-    })?;
+    rules_go(&cluster, has_rules)?;
     there.goes_on(200)?;
     there.stop()?.nothing_is_lost("kube-proxy to Portolan")?;
     kubeadm_leaves_kube_proxy_away(&cluster)?;
@@ -95,15 +234,8 @@ fn kube_proxy_gives_way_and_comes_back_with_nothing_lost() -> Result<()> {
     back.stop()?.nothing_is_lost("Portolan to flannel")?;
     let back = Traffic::start(&web)?;
     back.goes_on(100)?;
-    follow(&cluster, "## Way back")?;
-    ensure!(
-        !has_table(&cluster, "portolan")?,
-        "Portolan's rules are left"
-    );
-    ensure!(
-        has_table(&cluster, "kube-proxy")?,
-        "kube-proxy has no rules"
-    );
+    way_back(&cluster, "deploy/kubeadm", &[])?;
+    ensure!(has_rules(&cluster)?, "kube-proxy has no rules");
     back.goes_on(200)?;
     back.stop()?.nothing_is_lost("Portolan to kube-proxy")
 }

@@ -17,6 +17,10 @@ const NEAR_PORT: u16 = 30081;
 pub(crate) const HOST_PORT: u16 = 8088;
 pub(crate) const NAME: &str = "web.default.svc.cluster.local";
 
+/// Places in [`Web`]'s list of nodes.
+pub(crate) const NODE1: usize = 0;
+pub(crate) const NODE2: usize = 1;
+
 /// Between two attempts of one kind.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -169,10 +173,11 @@ impl Traffic {
         Ok(traffic)
     }
 
-    /// What needs no other node than node1.
-    pub(crate) fn near(web: &Web) -> Result<Traffic> {
-        let ([node, _], [server, _]) = (web.nodes, &web.servers);
-        let node = SocketAddr::from((node, NEAR_PORT));
+    /// To the pod of node1 only, from outside by way of one node: [`NODE1`] or [`NODE2`].
+    pub(crate) fn near(web: &Web, through: usize) -> Result<Traffic> {
+        let [server, _] = &web.servers;
+        let node = web.nodes.get(through).context("no such node")?;
+        let node = SocketAddr::from((*node, NEAR_PORT));
         let server = SocketAddr::new(server.ipv4().into(), PORT);
         Traffic::between(web, web.near, node, server)
     }
