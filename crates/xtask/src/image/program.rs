@@ -2,11 +2,13 @@
 //!
 //! Owns targets, compilers for the parts in C, and the flags that keep paths and the time of the build out of the program.
 
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::control_plane::cache_folder;
 use crate::run::{cargo, output, root, run};
 use crate::tools;
 
@@ -115,6 +117,15 @@ pub(super) fn build(arch: Arch) -> Result<PathBuf> {
 fn ensure_target(arch: Arch) -> Result<()> {
     let target = arch.target();
     let libraries = rustc(&["--print", "target-libdir", "--target", target])?;
+    if Path::new(&libraries).is_dir() {
+        return Ok(());
+    }
+    // Of two rustups that download one component at the same time, one fails.
+    let cache = cache_folder("rustup")?;
+    fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
+    let lock = File::create(cache.join("lock"))?;
+    lock.lock()
+        .context("wait for another command that installs a target")?;
     if Path::new(&libraries).is_dir() {
         return Ok(());
     }

@@ -2,8 +2,11 @@
 //!
 //! Owns a private apt state: the mirror is the one that apt is configured for here, the releases are others. Nothing
 //! is installed, and apt's own state is only read. Packages are checked by apt as always.
+//!
+//! Invariant: a folder with a file `complete` is complete, and never changed afterwards. One process at a time fetches.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -23,6 +26,9 @@ const RELEASES: [(&str, Option<&str>); 4] = [
 
 /// Releases whose nft is a witness: the oldest that reads our tables, and the newest two.
 const NFT_RELEASES: [&str; 3] = ["bookworm", "trixie", "sid"];
+
+/// Ends the making of a folder.
+const COMPLETE: &str = "complete";
 
 /// Lists of packages are fetched anew after this time.
 const FRESH: Duration = Duration::from_secs(24 * 3600);
@@ -72,6 +78,7 @@ impl Store {
     /// The newest kernel of each release, oldest series first. A release that the mirror does not have is named
     /// and left out.
     pub(crate) fn kernels(&self) -> Result<Vec<Kernel>> {
+        let _lock = self.lock()?;
         let mut kernels: Vec<Kernel> = Vec::new();
         for (release, series) in RELEASES {
             let image = self.update(release).and_then(|()| self.image(release));
@@ -108,7 +115,7 @@ impl Store {
     /// Fetches and unpacks a kernel that is not in the cache yet.
     pub(crate) fn unpack(&self, kernel: &Kernel) -> Result<Unpacked> {
         let folder = self.folder.join(kernel.package.replace(['=', ':'], "_"));
-        if !folder.join("complete").exists() {
+        self.once(&folder, || {
             let image = self.image(kernel.release)?;
             // Newer releases split a kernel: what belongs to it has a name that begins so and its version.
             let mine = |name: &str| name.starts_with("linux-") && name != "linux-base";
@@ -120,9 +127,8 @@ impl Store {
             run(Command::new("depmod")
                 .arg("-b")
                 .arg(&folder)
-                .arg(release_in(&folder)?))?;
-            std::fs::write(folder.join("complete"), "")?;
-        }
+                .arg(release_in(&folder)?))
+        })?;
         Ok(Unpacked {
             release: release_in(&folder)?,
             folder,
@@ -151,11 +157,10 @@ impl Store {
     /// A package of a release, unpacked without those it depends on, for programs that this machine's libraries serve.
     pub(crate) fn package(&self, release: &str, package: &str) -> Result<PathBuf> {
         let folder = self.folder.join(format!("{package}-of-{release}"));
-        if !folder.join("complete").exists() {
+        self.once(&folder, || {
             self.update(release)?;
-            self.fetch(release, &[package], &|_| false, &folder)?;
-            std::fs::write(folder.join("complete"), "")?;
-        }
+            self.fetch(release, &[package], &|_| false, &folder)
+        })?;
         Ok(folder)
     }
 
@@ -163,35 +168,58 @@ impl Store {
     pub(crate) fn tree(&self, release: &str, packages: &[&str]) -> Result<PathBuf> {
         let name = format!("{}-and-libraries-of-{release}", packages.join("-"));
         let folder = self.folder.join(name);
-        if !folder.join("complete").exists() {
+        self.once(&folder, || {
             self.update(release)?;
             let library = |name: &str| name.starts_with("lib");
-            self.fetch(release, packages, &library, &folder)?;
-            std::fs::write(folder.join("complete"), "")?;
-        }
+            self.fetch(release, packages, &library, &folder)
+        })?;
         Ok(folder)
     }
 
     /// A program of another release with its own libraries, and its version.
     fn program(&self, release: &str, package: &str, program: &str) -> Result<(String, PathBuf)> {
+        let lock = self.lock()?;
         self.update(release)?;
         let shown = self.show(release, package)?;
+        drop(lock);
         let version = shown.version.split(['-', '+', '~']).next();
         let version = version
             .and_then(|version| version.split(':').next_back())
             .unwrap_or_default();
         let folder = self.folder.join(format!("{package}-{version}"));
         let wrapper = folder.join("run");
-        if !wrapper.exists() {
+        self.once(&folder, || {
             let library = |name: &str| name.starts_with("lib");
             self.fetch(release, &[package], &library, &folder)?;
             // Older packages have it where `/sbin` was a folder of its own.
             let places = ["usr/sbin", "sbin"].map(|place| folder.join(place).join(program));
             let program = places.iter().find(|place| place.is_file());
             let program = program.with_context(|| format!("{package} has no such program"))?;
-            write_wrapper(&folder, program, &wrapper)?;
-        }
+            write_wrapper(&folder, program, &wrapper)
+        })?;
         Ok((version.to_owned(), wrapper))
+    }
+
+    /// Makes a folder unless it is complete. A second process waits for the first.
+    fn once(&self, folder: &Path, make: impl FnOnce() -> Result<()>) -> Result<()> {
+        let complete = folder.join(COMPLETE);
+        if complete.exists() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        if !complete.exists() {
+            make()?;
+            std::fs::write(complete, "")?;
+        }
+        Ok(())
+    }
+
+    /// Waits until no other process fetches. The lock ends with the file.
+    fn lock(&self) -> Result<File> {
+        let lock = File::create(self.folder.join("lock"))?;
+        lock.lock()
+            .context("wait for another command that fetches packages")?;
+        Ok(lock)
     }
 
     /// Fetches packages and those they depend on that `belongs` names, and unpacks them into one folder.
@@ -415,7 +443,51 @@ fn write_wrapper(folder: &Path, program: &Path, wrapper: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[test]
+    fn several_that_want_one_folder_make_it_once() -> Result<()> {
+        let cache = tempfile::tempdir()?;
+        let store = Store {
+            folder: cache.path().to_owned(),
+        };
+        let folder = cache.path().join("package");
+        std::fs::create_dir(&folder)?;
+        let (barrier, made) = (Barrier::new(4), AtomicUsize::new(0));
+        let make = || {
+            made.fetch_add(1, Ordering::SeqCst);
+            // Time for the others, which must not use it.
+            (0..1000).for_each(|_| std::thread::yield_now());
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let run = || {
+                barrier.wait();
+                store.once(&folder, make)
+            };
+            let runs = [(); 4].map(|()| scope.spawn(run));
+            runs.into_iter()
+                .try_for_each(|run| run.join().expect("no panic"))
+        })?;
+        assert_eq!(made.into_inner(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_folder_is_made_again_after_a_failure_and_then_never() -> Result<()> {
+        let cache = tempfile::tempdir()?;
+        let store = Store {
+            folder: cache.path().to_owned(),
+        };
+        let folder = cache.path().join("package");
+        let make = || Ok(std::fs::create_dir(&folder)?);
+        assert!(store.once(&folder, || bail!("no mirror")).is_err());
+        store.once(&folder, make)?;
+        store.once(&folder, make)
+    }
 
     #[test]
     fn the_series_is_in_the_name_of_the_image() {

@@ -130,9 +130,10 @@ pub(super) fn cached(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Resu
     let cache = cache_folder("cluster-images")?;
     fs::create_dir_all(&cache)?;
     let archive = cache.join(name);
-    let lock = File::create(cache.join("lock"))?;
+    // A lock for each image: to build Portolan takes minutes, and other clusters may not need it.
+    let lock = File::create(archive.with_extension("lock"))?;
     lock.lock()
-        .context("wait for another command that makes images")?;
+        .context("wait for another command that makes this image")?;
     if archive.exists() {
         return Ok(archive);
     }
