@@ -149,12 +149,28 @@ pub(crate) fn for_tests(versions: Versions) -> Result<Option<PathBuf>> {
 /// The folder with the newest release. One with older kube-proxies as well serves too, if it is there.
 pub(crate) fn newest() -> Result<PathBuf> {
     let all = Versions::All.modules();
-    let key = key(&root()?.join("tests/control-plane"), &all)?;
-    let is_built = cache_folder("control-plane")?.join(key).exists();
-    build(&match is_built {
+    build(&match is_built(&all)? {
         true => all,
         false => Versions::Newest.modules(),
     })
+}
+
+/// Whether all programs of a cluster of `cargo xtask cluster` are built.
+pub(crate) fn cluster_is_built() -> Result<bool> {
+    let mut modules = vec![&node::MODULE, &coredns::MODULE];
+    modules.extend(flannel::MODULES);
+    let alone = modules.into_iter().map(|module| is_built(&[module]));
+    let all = alone
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .all(|one| one);
+    let newest = is_built(&Versions::All.modules())? || is_built(&Versions::Newest.modules())?;
+    Ok(all && newest)
+}
+
+fn is_built(modules: &[&'static Module]) -> Result<bool> {
+    let key = key(&root()?.join("tests/control-plane"), modules)?;
+    Ok(cache_folder("control-plane")?.join(key).exists())
 }
 
 /// Builds all programs unless that has been done, and returns their folder, which holds each under its name and a

@@ -3,8 +3,8 @@
 //! The quick tests are what `cargo test --workspace` runs. Tests marked `#[ignore = "needs ..."]` want programs that take
 //! long to build (Kubernetes' control plane, kube-proxy, flanneld); `--all` runs them as well, the random tests at
 //! larger sizes, a minute of fuzzing for each decoder, and a few scenarios on other kernels. `--nightly` has larger sizes, a thousand kills, ten thousand foreign
-//! changes, older kube-proxies, all scenarios on all kernels, two whole builds of the image, and clusters of `cargo xtask
-//! cluster`.
+//! changes, older kube-proxies, all scenarios on all kernels, two whole builds of the image, and all tests in clusters of
+//! `cargo xtask cluster`, of which `--all` runs one migration where the programs of a cluster are built.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -62,8 +62,10 @@ const IGNORED: [&str; 8] = [
 ];
 /// Test targets with ignored tests that need other versions or forms of the program.
 const SHIPPED: [&str; 2] = ["image", "upgrade"];
-/// The test target with clusters of real nodes, for `--nightly`: their programs take 20 minutes to build.
+/// The test target with clusters of real nodes: their programs take 20 to 40 minutes to build.
 const CLUSTER: &str = "cluster";
+/// The one of its tests that `--all` runs.
+const MIGRATION: &str = "migration::kube_proxy_gives_way_and_comes_back_with_nothing_lost";
 /// Tells its tests which program makes clusters.
 const XTASK: &str = "PORTOLAN_XTASK";
 /// Part of the names of tests that feed decoders with mutations of a corpus, and for how long each of them does.
@@ -142,10 +144,7 @@ fn rest(nightly: bool) -> Result<()> {
             true => kernels::kernels(&kernels::Options::default()),
             false => kernels::few(),
         }),
-        ("clusters", &|| match nightly {
-            true => clusters(),
-            false => Ok(()),
-        }),
+        ("clusters", &|| clusters(nightly)),
     ];
     let mut failed = Vec::new();
     for (name, part) in parts {
@@ -248,11 +247,20 @@ fn shipped() -> Result<()> {
     run(&mut tests)
 }
 
-/// Portolan in clusters, one after another.
-fn clusters() -> Result<()> {
+/// Portolan in clusters, one after another. Without `--nightly` one migration, and only where the programs of a cluster are built.
+fn clusters(nightly: bool) -> Result<()> {
+    if !nightly && !control_plane::cluster_is_built()? {
+        eprintln!(
+            "SKIPPED: a migration in a cluster: its programs are not built, which takes 20 to 40 minutes; `cargo xtask cluster up --overlay flannel` builds them"
+        );
+        return Ok(());
+    }
     let mut tests = tests()?;
     tests.args(["--test", CLUSTER, "--", "--ignored"]);
     tests.args(["--nocapture", "--test-threads=1"]);
+    if !nightly {
+        tests.args(["--exact", MIGRATION]);
+    }
     run(tests.env(XTASK, std::env::current_exe()?))
 }
 
@@ -289,6 +297,15 @@ mod tests {
                 assert!(!has_ignored || is_run, "{file:?}");
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn the_migration_of_the_gate_exists() -> Result<()> {
+        let (module, test) = MIGRATION.split_once("::").context("no module")?;
+        let file = root()?.join(format!("tests/tests/{CLUSTER}/{module}.rs"));
+        let text = std::fs::read_to_string(file)?;
+        assert!(text.contains(&format!("fn {test}()")), "{MIGRATION}");
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use super::{Module, build};
 
 const COREDNS: &str = "github.com/coredns/coredns";
 
-const MODULE: Module = Module {
+pub(super) const MODULE: Module = Module {
     folder: "coredns",
     is_older: false,
     cgo: false,

@@ -35,6 +35,9 @@ const PLUGIN: Module = Module {
     )],
 };
 
+/// The modules of what [`get`] builds.
+pub(super) const MODULES: [&Module; 2] = [&INSTALL, &PLUGIN];
+
 /// Programs, upstream's kube-flannel.yml, and the names of its two images.
 pub(crate) struct Flannel {
     pub(crate) install_conf: PathBuf,
