@@ -9,7 +9,6 @@ use super::super::images::archive::Spec;
 use crate::control_plane::{coredns, e2e};
 use crate::kernels::packages::Store;
 use crate::run::output;
-use crate::tools;
 
 /// Packages of the programs that tests start in a container of agnhost.
 const PACKAGES: [&str; 13] = [
@@ -32,6 +31,9 @@ const PACKAGES: [&str; 13] = [
 ];
 
 const RELEASE: &str = "bookworm";
+
+/// The release of busybox: that of bookworm crashes in `wget -T`.
+const RELEASE_OF_BUSYBOX: &str = "trixie";
 
 /// Images that are agnhost under another name, as parts of their names.
 const ALIASES: [&str; 4] = [
@@ -99,7 +101,10 @@ fn names(programs: &Path) -> Result<Vec<String>> {
 }
 
 fn agnhost_image(name: String, programs: &Path) -> Result<Spec> {
-    let tree = Store::open()?.tree(RELEASE, &PACKAGES)?;
+    let store = Store::open()?;
+    let tree = store.tree(RELEASE, &PACKAGES)?;
+    let busybox = store.package(RELEASE_OF_BUSYBOX, "busybox-static")?;
+    let busybox = busybox.join("usr/bin/busybox");
     let mut spec = Spec::of(name, "agnhost", programs.join("agnhost"));
     spec.arguments = vec!["pause".to_owned()];
     let certificates = e2e::sources()?.join("test/images/agnhost/porter");
@@ -107,7 +112,6 @@ fn agnhost_image(name: String, programs: &Path) -> Result<Spec> {
         spec.programs
             .push((file.to_owned(), certificates.join(file)));
     }
-    let busybox = tools::find("busybox").context("no program `busybox`")?;
     let applets = String::from_utf8(output(Command::new(&busybox).arg("--list"))?)?;
     let folders = ["bin", "sbin", "usr/bin", "usr/sbin"];
     let is_packaged = |applet: &str| {
