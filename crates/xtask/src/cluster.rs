@@ -164,7 +164,7 @@ fn up(cluster: &Cluster, wanted: &Up, images: &[PathBuf]) -> Result<()> {
     steps.run("import images", || each(&nodes, |node| images.import(node)))?;
     let (first, others) = nodes.split_first().context("no node")?;
     steps.run("kubeadm init", || {
-        kubeadm::init(first, &programs, wanted.parts.proxy)
+        kubeadm::init(first, &programs, wanted.parts)
     })?;
     if !others.is_empty() {
         steps.run("kubeadm join", || each(others, kubeadm::join))?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::kubeadm::POD_CIDRS;
 use super::node::run_in;
-use super::parts::{Overlay, Parts, ServiceProxy};
+use super::parts::{LOCALHOST_NODE_PORTS, Overlay, Parts, ServiceProxy};
 use super::place::Node;
 use crate::control_plane::flannel;
 use crate::run::{output, root};
@@ -19,8 +19,7 @@ pub(super) fn apply(first: &Node, parts: Parts) -> Result<()> {
     if let Some(folder) = parts.folder() {
         let path = root()?.join("deploy").join(folder).join("portolan.yaml");
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let text = adapted(&text, parts.direct_routing)
-            .with_context(|| format!("adapt {}", path.display()))?;
+        let text = adapted(&text, parts).with_context(|| format!("adapt {}", path.display()))?;
         apply_text(first, "portolan", &text)?;
     }
     if parts.overlay == Overlay::Flannel {
@@ -74,19 +73,22 @@ fn apply_text(first: &Node, name: &str, text: &str) -> Result<()> {
 }
 
 /// The manifests with the settings of this cluster in their ConfigMap.
-fn adapted(manifests: &str, direct_routing: bool) -> Result<String> {
+fn adapted(manifests: &str, parts: Parts) -> Result<String> {
     let first_line = "    apiVersion: kubeproxy.config.k8s.io/v1alpha1\n";
     ensure!(
         manifests.matches(first_line).count() == 1,
         "no KubeProxyConfiguration"
     );
-    let conntrack = format!("{first_line}    conntrack: {{maxPerCore: 0}}\n");
+    let mut settings = format!("{first_line}    conntrack: {{maxPerCore: 0}}\n");
+    if parts.localhost_node_ports {
+        settings.extend(LOCALHOST_NODE_PORTS.map(|field| format!("    {field}\n")));
+    }
     let [v4, _] = POD_CIDRS;
-    let text = manifests.replace(first_line, &conntrack).replace(
+    let text = manifests.replace(first_line, &settings).replace(
         &format!("clusterCIDR: {v4}\n"),
         &format!("clusterCIDR: {}\n", POD_CIDRS.join(",")),
     );
-    match direct_routing {
+    match parts.direct_routing {
         true => routed(&text),
         false => Ok(text),
     }
@@ -144,11 +146,32 @@ fn dual_stack(manifest: &str) -> Result<String> {
 mod tests {
     use super::*;
 
+    const PLAIN: Parts = Parts {
+        proxy: ServiceProxy::Portolan,
+        overlay: Overlay::Portolan,
+        direct_routing: false,
+        localhost_node_ports: false,
+    };
+
+    #[test]
+    fn node_ports_on_localhost_are_settings_of_the_proxy() -> Result<()> {
+        let path = root()?.join("deploy/proxy-and-overlay/portolan.yaml");
+        let parts = Parts {
+            localhost_node_ports: true,
+            ..PLAIN
+        };
+        let text = adapted(&fs::read_to_string(path)?, parts)?;
+        for field in LOCALHOST_NODE_PORTS {
+            assert!(text.contains(&format!("    {field}\n")), "{field}");
+        }
+        Ok(())
+    }
+
     #[test]
     fn every_manifest_gets_the_pod_cidrs_of_the_cluster() -> Result<()> {
         for folder in ["proxy", "proxy-and-overlay", "overlay-only"] {
             let path = root()?.join("deploy").join(folder).join("portolan.yaml");
-            let text = adapted(&fs::read_to_string(path)?, false)?;
+            let text = adapted(&fs::read_to_string(path)?, PLAIN)?;
             assert!(
                 text.contains("    conntrack: {maxPerCore: 0}\n"),
                 "{folder}"
@@ -166,11 +189,15 @@ mod tests {
     #[test]
     fn routes_without_tunnels_are_a_setting_of_the_overlay() -> Result<()> {
         let path = root()?.join("deploy/overlay-only/portolan.yaml");
-        let text = adapted(&fs::read_to_string(path)?, true)?;
+        let routed = Parts {
+            direct_routing: true,
+            ..PLAIN
+        };
+        let text = adapted(&fs::read_to_string(path)?, routed)?;
         let config = "      netConfigPath: /var/lib/portolan/net-conf.json\n";
         assert!(text.contains(config) && text.contains("\"DirectRouting\": true"));
         let proxy = fs::read_to_string(root()?.join("deploy/proxy/portolan.yaml"))?;
-        assert!(adapted(&proxy, true).is_err());
+        assert!(adapted(&proxy, routed).is_err());
         Ok(())
     }
 }

@@ -142,6 +142,7 @@ impl Run<'_> {
                 proxy: self.proxy,
                 overlay: Overlay::Portolan,
                 direct_routing: stage.has_zones,
+                localhost_node_ports: stage.is_special,
             },
             old_version: false,
         };
@@ -149,6 +150,9 @@ impl Run<'_> {
         let done = up(&cluster, &wanted, &extra).and_then(|()| {
             if stage.has_zones {
                 steps.run("zones", || label_zones(&cluster))?;
+            }
+            if stage.is_special && self.proxy == ServiceProxy::Portolan {
+                steps.run("kube-proxy's label", || label_as_kube_proxy(&cluster))?;
             }
             let what = format!("{} tests of the stage {}", tests.len(), stage.name);
             steps.run(&what, || self.tests(&cluster, stage, stage.name, tests))?;
@@ -177,13 +181,15 @@ impl Run<'_> {
         let log = fs::File::create(&log_file)?;
         let reports = self.folder.join(format!("{to}-reports"));
         fs::create_dir_all(&reports)?;
+        // A test that ends the service proxy runs beside no other.
+        let procs = if stage.is_special { 1 } else { self.procs };
         // ginkgo panics in the root folder, where commands in a node start.
         let mut ginkgo = first.command("env")?;
         ginkgo
             .arg("-C")
             .arg(self.folder)
             .arg(self.programs.join("ginkgo"))
-            .arg(format!("--procs={}", self.procs))
+            .arg(format!("--procs={procs}"))
             .arg(format!("--focus={}", selection::expression(tests)))
             .args(["--timeout=90m", "--keep-going", "--no-color"])
             .arg(format!("--output-dir={}", self.folder.display()))
@@ -204,6 +210,20 @@ impl Run<'_> {
         );
         Ok(())
     }
+}
+
+/// Gives Portolan's pods the label by which a test finds kube-proxy's.
+fn label_as_kube_proxy(cluster: &Cluster) -> Result<()> {
+    let first = cluster.first()?;
+    let label = r#"{"spec":{"template":{"metadata":{"labels":{"k8s-app":"kube-proxy"}}}}}"#;
+    let kubectl = ["kubectl", "-n", "kube-system"];
+    for command in [
+        ["patch", "ds/portolan", "-p", label],
+        ["rollout", "status", "ds/portolan", "--timeout=300s"],
+    ] {
+        run_in(&first, &[&kubectl[..], &command[..]].concat())?;
+    }
+    Ok(())
 }
 
 /// Spreads the worker nodes over three zones. The first node, with the control plane, is in one of these zones.

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::Result;
 
 use super::node::run_in;
-use super::parts::ServiceProxy;
+use super::parts::{LOCALHOST_NODE_PORTS, Parts};
 use super::place::Node;
 use super::programs::Programs;
 
@@ -20,14 +20,22 @@ const TOKEN: &str = "portol.0123456789abcdef";
 const IGNORE: &str = "--ignore-preflight-errors=all";
 
 /// Runs `kubeadm init` on the first node: certificates, control plane, addons.
-pub(super) fn init(node: &Node, programs: &Programs, proxy: ServiceProxy) -> Result<()> {
+pub(super) fn init(node: &Node, programs: &Programs, parts: Parts) -> Result<()> {
     let path = node.folder.join("etc/kubernetes/kubeadm.yaml");
     // Without kube-proxy nothing reads its mode.
-    let mode = proxy.mode().unwrap_or("nftables");
-    fs::write(&path, configuration(node, &programs.version()?, mode))?;
+    let mode = parts.proxy.mode().unwrap_or("nftables");
+    let mut text = configuration(node, &programs.version()?, mode);
+    if parts.localhost_node_ports {
+        let line = format!("mode: {mode}\n");
+        text = text.replace(
+            &line,
+            &format!("{line}{}\n", LOCALHOST_NODE_PORTS.join("\n")),
+        );
+    }
+    fs::write(&path, text)?;
     let config = "--config=/etc/kubernetes/kubeadm.yaml";
     let mut command = vec!["kubeadm", "init", config, IGNORE];
-    if proxy.mode().is_none() {
+    if parts.proxy.mode().is_none() {
         command.push("--skip-phases=addon/kube-proxy");
     }
     run_in(node, &command)

@@ -51,7 +51,16 @@ pub(super) struct Parts {
     /// Route packets between nodes without a tunnel, with Portolan's overlay
     #[arg(long)]
     pub(super) direct_routing: bool,
+    /// Serve node ports on localhost as well
+    #[arg(long)]
+    pub(super) localhost_node_ports: bool,
 }
+
+/// Fields of KubeProxyConfiguration that serve node ports on localhost as well. kube-proxy's nftables mode has this behind a gate.
+pub(super) const LOCALHOST_NODE_PORTS: [&str; 2] = [
+    "nodePortAddresses: [primary, localhost]",
+    "featureGates: {KubeProxyNFTablesLocalhostNodePorts: true}",
+];
 
 impl Parts {
     /// Fails for a combination that cannot become ready.

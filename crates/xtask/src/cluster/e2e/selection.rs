@@ -16,6 +16,8 @@ const EXCLUDED: &[(&str, &str)] = &[
     ("[Feature:LoadBalancer]", "needs a load balancer"),
     ("[Feature:SCTPConnectivity]", "needs a kernel with SCTP"),
     ("Internet connection", "needs the internet"),
+    // It asks for the name of 8.8.8.8.
+    ("should forward PTR records", "needs the internet"),
     ("IPerf2", "measures, and needs an image of iperf"),
     (
         "[Feature:NetworkPolicy]",
@@ -29,10 +31,6 @@ const EXCLUDED: &[(&str, &str)] = &[
         "needs eviction, which the cluster's kubelets have switched off",
     ),
     (
-        "[Feature:LocalhostNodePorts]",
-        "needs node ports on localhost, which kube-proxy has behind an alpha gate",
-    ),
-    (
         "[Feature:KubeProxyNFAcct]",
         "needs kube-proxy in its iptables mode",
     ),
@@ -44,10 +42,6 @@ const EXCLUDED: &[(&str, &str)] = &[
         "after restarting apiserver",
         "needs SSH to the machine of the API server",
     ),
-    (
-        "after restarting kube-proxy",
-        "finds the service proxy by kube-proxy's labels, and ends it for all other tests",
-    ),
 ];
 
 /// A group of tests, and the cluster for it.
@@ -57,15 +51,28 @@ pub(super) struct Stage {
     pub(super) nodes: u8,
     /// Three zones with equal numbers of worker nodes, and direct routing between nodes.
     pub(super) has_zones: bool,
+    /// Node ports on localhost, kube-proxy's label at the service proxy's pods, and one test at a time.
+    pub(super) is_special: bool,
     /// Parts of the names of its tests. Empty in the last stage, which has all other tests.
     tests: &'static [&'static str],
 }
 
-pub(super) const STAGES: [Stage; 2] = [
+pub(super) const STAGES: [Stage; 3] = [
+    Stage {
+        name: "special",
+        nodes: 2,
+        has_zones: false,
+        is_special: true,
+        tests: &[
+            "[Feature:LocalhostNodePorts]",
+            "after restarting kube-proxy",
+        ],
+    },
     Stage {
         name: "zones",
         nodes: 7,
         has_zones: true,
+        is_special: false,
         tests: &[
             "Traffic Distribution",
             "Topology Hints",
@@ -77,6 +84,7 @@ pub(super) const STAGES: [Stage; 2] = [
         name: "main",
         nodes: 2,
         has_zones: false,
+        is_special: false,
         tests: &[],
     },
 ];
@@ -144,7 +152,7 @@ mod tests {
                     test/e2e/storage/x.go:3: [sig-storage] other\n";
         let names = names(list);
         assert_eq!(names.len(), 3);
-        let [zones, main] = &STAGES;
+        let [_, zones, main] = &STAGES;
         let selected = of_stage(main, &names, "sig-network")?;
         assert_eq!(selected, ["Services should a [Conformance]"]);
         let selected = of_stage(zones, &names, "sig-network")?;
