@@ -49,8 +49,42 @@ pub(super) struct Outlines<M> {
     contended: Option<watch::Receiver<BTreeSet<Arc<str>>>>,
     /// Of the objects that were read of late, by the digest of the name.
     allowances: HashMap<u64, Allowance>,
-    /// When objects are to be read.
-    postponed: BTreeMap<ObjectName, Instant>,
+    postponed: Postponed,
+}
+
+/// When objects are to be read. The next one is asked for after each event of a watch, whatever the number.
+#[derive(Debug, Default)]
+struct Postponed {
+    by_name: BTreeMap<ObjectName, Instant>,
+    by_time: BTreeSet<(Instant, ObjectName)>,
+}
+
+impl Postponed {
+    /// Sets when an object is due, instead of an earlier time of it.
+    fn set(&mut self, name: &ObjectName, due: Instant) {
+        self.remove(name);
+        self.by_name.insert(name.clone(), due);
+        self.by_time.insert((due, name.clone()));
+    }
+
+    fn contains(&self, name: &ObjectName) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    fn remove(&mut self, name: &ObjectName) {
+        if let Some(due) = self.by_name.remove(name) {
+            self.by_time.remove(&(due, name.clone()));
+        }
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    fn first(&self) -> Option<(Instant, &ObjectName)> {
+        let (due, name) = self.by_time.first()?;
+        Some((*due, name))
+    }
 }
 
 /// How many reads of an object are left.
@@ -92,7 +126,7 @@ impl Outlines<Node> {
             read_every: config.read_every,
             contended: config.contended.clone(),
             allowances: HashMap::new(),
-            postponed: BTreeMap::new(),
+            postponed: Postponed::default(),
         }
     }
 }
@@ -116,9 +150,9 @@ impl<M> Outlines<M> {
         match self.is_contended(name) {
             true => {
                 let due = Instant::now() + self.read_every * CONTENDED;
-                self.postponed.insert(name.clone(), due);
+                self.postponed.set(name, due);
             }
-            false => drop(self.postponed.remove(name)),
+            false => self.postponed.remove(name),
         }
         let key = self.key((self.name)(object));
         if !(self.settled)(object) {
@@ -164,7 +198,7 @@ impl<M> Outlines<M> {
             let names = contended.borrow_and_update();
             for name in names.iter() {
                 let name = ObjectName::new("", name.clone());
-                self.postponed.insert(name, Instant::now());
+                self.postponed.set(&name, Instant::now());
             }
             return;
         }
@@ -177,8 +211,8 @@ impl<M> Outlines<M> {
         if !(self.limited)(object) {
             return true;
         }
-        let (name, every) = ((self.name)(object), self.read_every);
-        let key = self.key(name);
+        let (name, every) = ((self.name)(object).clone(), self.read_every);
+        let key = self.key(&name);
         if self.allowances.len() >= ALLOWANCES && !self.allowances.contains_key(&key) {
             self.allowances.retain(|_, allowance| {
                 allowance.grow(every, now);
@@ -192,7 +226,9 @@ impl<M> Outlines<M> {
         allowance.grow(every, now);
         if allowance.left == 0 {
             let due = allowance.since + every;
-            self.postponed.entry(name.clone()).or_insert(due);
+            if !self.postponed.contains(&name) {
+                self.postponed.set(&name, due);
+            }
             return false;
         }
         allowance.left -= 1;
@@ -201,8 +237,7 @@ impl<M> Outlines<M> {
 
     /// When the next object that was postponed is due, and its name.
     pub(super) fn next_postponed(&self) -> Option<(Instant, &ObjectName)> {
-        let postponed = self.postponed.iter().map(|(name, due)| (*due, name));
-        postponed.min_by_key(|(due, _)| *due)
+        self.postponed.first()
     }
 
     /// Charges a read of what was postponed.
@@ -216,5 +251,32 @@ impl<M> Outlines<M> {
 
     fn key(&self, name: &ObjectName) -> u64 {
         self.hasher.hash_one(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn postponed_objects_come_by_time_and_each_once() {
+        let (mut postponed, start) = (Postponed::default(), Instant::now());
+        let name = |name: &str| ObjectName::new("", name);
+        let after = |seconds| start + Duration::from_secs(seconds);
+        for (object, due) in [("a", 3), ("b", 1), ("c", 2), ("b", 4)] {
+            postponed.set(&name(object), after(due));
+        }
+        let mut order = Vec::new();
+        while let Some((due, next)) = postponed.first() {
+            let next = next.clone();
+            order.push((due, next.name.to_string()));
+            postponed.remove(&next);
+        }
+        let expected = [(2, "c"), (3, "a"), (4, "b")];
+        assert_eq!(
+            order,
+            expected.map(|(due, name)| (after(due), name.to_owned()))
+        );
+        assert!(!postponed.contains(&name("b")) && postponed.by_time.is_empty());
     }
 }
