@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::fake_api::FakeApi;
 use lab::{
     CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, ControlPlane, Daemon, HEALTH_PORT, Held, Host, Lab,
-    Manifests, Node, Pod, Protocol, node_object, wait_until,
+    Manifests, Node, Pod, PodLinks, Protocol, node_object, wait_until,
 };
 
 use crate::slowness;
@@ -37,7 +37,13 @@ pub struct OverlayStage {
 impl OverlayStage {
     /// So many nodes, named `node-0` on.
     pub fn new(nodes: usize) -> Result<OverlayStage> {
-        let lab = Lab::builder().without_pod_routes().build()?;
+        OverlayStage::with(PodLinks::Routed, nodes)
+    }
+
+    /// The same, with pods linked in this way.
+    pub fn with(pod_links: PodLinks, nodes: usize) -> Result<OverlayStage> {
+        let lab = Lab::builder().without_pod_routes();
+        let lab = lab.pod_links(pod_links).build()?;
         let nodes = (0..nodes)
             .map(|n| lab.node(&format!("node-{n}")))
             .collect::<Result<Vec<_>>>()?;

@@ -5,10 +5,12 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Daemon, HEALTH_PORT, Host, Lab, Loss, program, scenario, wait_for, wait_until};
+use lab::{
+    Daemon, HEALTH_PORT, Host, Lab, Loss, PodLinks, program, scenario, wait_for, wait_until,
+};
 use portolan_tests::doctor::{Diagnosis, FAMILIES, FAST, ask, doctor, wait_until_healthy};
 use portolan_tests::flannel::{Firewall, start_flannel};
-use portolan_tests::overlay::{OverlayStage, metric};
+use portolan_tests::overlay::{OverlayStage, metric, tool};
 use portolan_tests::stage::PATIENCE;
 use serde_json::Value;
 
@@ -92,6 +94,27 @@ fn healthy_mesh_raises_no_alarm_in_a_thousand_rounds() -> Result<()> {
                 "portolan_overlay_probes_total{path=\"tunnel_tcp\",result=\"answered\"} "
             )? >= 334
         );
+    }
+    Ok(())
+}
+
+/// A direct route leads past the tunnel device to the pod bridge of the peer, which has the same address as an anycast one
+/// (RFC 4291, section 2.6.1), and takes no TCP at it.
+#[scenario(Vxlan, Nft)]
+fn direct_routes_to_pod_bridges_raise_no_alarm() -> Result<()> {
+    let stage = OverlayStage::with(PodLinks::Bridged, 2)?;
+    let conf = stage.file(0, "net-conf");
+    let text = r#"{"Network": "10.244.0.0/16", "IPv6Network": "fd00:244::/32", "EnableIPv6": true,
+                   "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
+    std::fs::write(&conf, text)?;
+    let _daemons = stage.start_all(&[FAST, &["--net-config-path", &conf]].concat())?;
+    for node in &stage.nodes {
+        let route = tool(node, "ip", "-6 route show proto 112")?;
+        ensure!(route.contains("dev eth0"), "not direct: {route}");
+        rounds(node, 50)?;
+        let (code, text) = doctor(node, &[])?;
+        ensure!(code == Some(0), "{text}");
+        ensure!(metric(node, "portolan_overlay_alarms_total ")? == 0);
     }
     Ok(())
 }

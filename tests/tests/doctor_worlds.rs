@@ -2,10 +2,12 @@
 //!
 //! A world is a file in `tests/worlds/`: commands that break and heal a node, or a Node to add, and words that both reports
 //! must have meanwhile. Worlds with commands are tried one after another on the same nodes, so what one leaves behind shows
-//! in the next, in four groups at a time; those with a Node all at once, since each is about a Node of its own.
+//! in the next; several stages each try the next one that is left. Those with a Node are tried all at once, since each is about a Node of its own.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use lab::{HEALTH_PORT, scenario, wait_for};
@@ -164,19 +166,18 @@ fn is_well(stage: &OverlayStage) -> Result<()> {
 }
 
 /// Stages that try worlds with commands at a time: each test waits nearly all of its time.
-const STAGES: usize = 4;
+const STAGES: usize = 6;
 
 #[scenario(Vxlan, Nft)]
 fn every_broken_world_is_told_by_doctor_and_readyz() -> Result<()> {
     let (peers, broken): (Vec<_>, Vec<_>) = worlds()?
         .into_iter()
         .partition(|(_, world)| world.peer.is_some());
-    let each = broken.len().div_ceil(STAGES);
+    let next = AtomicUsize::new(0);
+    let left = || broken.get(next.fetch_add(1, Ordering::Relaxed));
     std::thread::scope(|scope| {
-        let mut stages: Vec<_> = broken
-            .chunks(each)
-            .map(|worlds| scope.spawn(|| on_a_stage(|stage| one_after_another(stage, worlds))))
-            .collect();
+        let try_them = || on_a_stage(|stage| one_after_another(stage, std::iter::from_fn(left)));
+        let mut stages: Vec<_> = (0..STAGES).map(|_| scope.spawn(try_them)).collect();
         stages.push(scope.spawn(|| on_a_stage(|stage| at_once(stage, &peers))));
         let results = stages.into_iter().map(|stage| match stage.join() {
             Ok(result) => result,
@@ -199,8 +200,12 @@ fn wait_until_well(stage: &OverlayStage) -> Result<()> {
     wait_for("a whole world", 2 * PATIENCE, || is_well(stage))
 }
 
-fn one_after_another(stage: &OverlayStage, worlds: &[(String, World)]) -> Result<()> {
+fn one_after_another<'a>(
+    stage: &OverlayStage,
+    worlds: impl Iterator<Item = &'a (String, World)>,
+) -> Result<()> {
     for (name, world) in worlds {
+        let started = Instant::now();
         wait_until_well(stage).with_context(|| format!("before {name}"))?;
         world
             .run(stage, &world.breaking)
@@ -211,7 +216,7 @@ fn one_after_another(stage: &OverlayStage, worlds: &[(String, World)]) -> Result
         world
             .run(stage, &world.heal)
             .with_context(|| name.clone())?;
-        println!("{name}: told");
+        println!("{name}: told after {:.1?}", started.elapsed());
     }
     Ok(())
 }

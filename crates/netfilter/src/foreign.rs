@@ -9,11 +9,13 @@
 
 mod base_chains;
 mod deletions;
+mod endings;
 mod leftovers;
 #[cfg(test)]
 mod tests;
 
 pub use base_chains::BaseChain;
+pub use endings::Ending;
 pub use leftovers::{Leftovers, leftovers};
 
 use netlink::{Connection, Error, Message, NetlinkFamily, Reply, Writer, be32, failed, flag};

@@ -13,4 +13,4 @@ mod foreign;
 mod testing;
 
 pub use conntrack::{Attempt, Conntrack, EndedFlows, Flow, FlowFilter, Sampler, Volume};
-pub use foreign::{BaseChain, ForeignRuleset, Leftovers, leftovers};
+pub use foreign::{BaseChain, Ending, ForeignRuleset, Leftovers, leftovers};

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::directory::Target;
-use super::firewall::{notes, untraceable};
+use super::firewall::{self, untraceable};
 use super::forwarding;
 use super::local_socket;
 use super::measure::Pair;
@@ -148,9 +148,12 @@ async fn examine(shared: &Shared, to: Option<&str>) -> DoctorReport {
     let targets: Vec<Target> = asked.flat_map(|name| directory.targets(name)).collect();
     let mut pairs = Pair::all(shared, &directory, &targets);
     report.faults = (shared.environment.faults)();
-    let forwarding = forwarding::examine(&(shared.environment.plan)());
-    report.faults.extend(forwarding.faults);
-    report.notes.extend(forwarding.notes);
+    let plan = (shared.environment.plan)();
+    let chains = firewall::examine(shared.environment.legacy, &plan).await;
+    for found in [forwarding::examine(&plan), chains] {
+        report.faults.extend(found.faults);
+        report.notes.extend(found.notes);
+    }
     if directory.own().next().is_none() {
         let why = report.faults.join("; ");
         report.trouble = Some(format!("the overlay is not up on this node: {why}"));
@@ -172,7 +175,6 @@ async fn examine(shared: &Shared, to: Option<&str>) -> DoctorReport {
     if measured.iter().any(|m| !m.verdict().is_healthy()) {
         report.notes.extend(untraceable(shared.environment.legacy));
     }
-    report.notes.extend(notes(shared.environment.legacy).await);
     let mut traces = 0;
     for (pair, measured) in pairs.iter().zip(&mut measured) {
         if traces < TRACES && !measured.verdict().is_healthy() {

@@ -1,4 +1,4 @@
-//! Finds the rule of this node that drops a packet, and the chains that drop forwarded pod packets by default.
+//! Finds the rule of this node that drops a packet, and the chains that drop forwarded pod packets.
 //!
 //! The rule comes from a kernel trace of packets that flow meanwhile; nothing is guessed from the text of rules. Legacy
 //! iptables cannot be traced, so its tables are listed. Names of foreign tables are only printed for people.
@@ -8,10 +8,13 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use netfilter::{BaseChain, ForeignRuleset};
+use net_types::Family;
+use netfilter::{BaseChain, Ending, ForeignRuleset};
 use nft::AnyFamily;
 use nft::trace::{Decider, Decision, Step, Tracer};
+use vxlan_overlay::Plan;
 
+use crate::forwarding::Forwarding;
 use crate::{LegacyIptables, result_of};
 
 /// Packets that a rule of this node may drop: sent from here, or arriving here.
@@ -126,35 +129,59 @@ pub(super) fn untraceable(legacy: LegacyIptables) -> Option<String> {
     })
 }
 
-/// Describes the forward chains that drop by default: pods' packets pass only where a rule of the same chain accepts
-/// them.
+/// Describes the forward chains that drop or reject pods' packets, of families that this node has a tunnel in: as faults those
+/// that no packet passes, as notes those where a rule has to accept them first.
 ///
 /// Errors: the ruleset cannot be read (CAP_NET_ADMIN).
-pub(super) fn forwarding_drops(legacy: LegacyIptables) -> Result<Vec<String>> {
-    let chains = ForeignRuleset::open()?.base_chains()?;
-    let forwards = |chain: &&BaseChain| {
-        let families = [AnyFamily::INET, AnyFamily::IP, AnyFamily::IP6];
-        chain.drops && families.contains(&chain.family) && chain.hook_keyword() == Some("forward")
-    };
-    let of_nft = chains.iter().filter(forwards).map(|chain| {
-        let (table, name) = (Escaped(&chain.table), Escaped(&chain.name));
-        format!("table {} {table}, chain {name}", chain.family)
-    });
-    let of_legacy = (legacy.dropping_forwarders)()
+fn forward_chains(legacy: LegacyIptables, families: &[Family]) -> Result<Forwarding> {
+    let mut ruleset = ForeignRuleset::open()?;
+    let mut found = Forwarding::default();
+    let tables: Vec<AnyFamily> = [AnyFamily::INET]
         .into_iter()
-        .map(|program| format!("{program}, chain FORWARD"));
-    let describe =
-        |who| format!("{who} drops by default: pods' packets need a rule there that accepts them");
-    Ok(of_nft.chain(of_legacy).map(describe).collect())
+        .chain(families.iter().map(|family| match family {
+            Family::Ip => AnyFamily::IP,
+            Family::Ip6 => AnyFamily::IP6,
+        }))
+        .collect();
+    for chain in ruleset.base_chains()? {
+        if !tables.contains(&chain.family) || chain.hook_keyword() != Some("forward") {
+            continue;
+        }
+        let (table, name) = (Escaped(&chain.table), Escaped(&chain.name));
+        let who = format!("table {} {table}, chain {name}", chain.family);
+        // A chain that changes meanwhile, or has a name that is not UTF-8, is judged by its policy alone.
+        let by_policy = match chain.drops {
+            true => Ending::Drops,
+            false => Ending::Passes,
+        };
+        match ruleset.ending(&chain).unwrap_or(by_policy) {
+            Ending::Passes => {}
+            Ending::Drops => found.notes.push(needs_a_rule(&who)),
+            Ending::DropsAll => found.faults.push(format!(
+                "{who} on forward lets no packet pass, so pods reach no other nodes: add a rule that accepts their packets"
+            )),
+        }
+    }
+    let programs = (legacy.dropping_forwarders)().into_iter();
+    let of_legacy = programs.map(|program| needs_a_rule(&format!("{program}, chain FORWARD")));
+    found.notes.extend(of_legacy);
+    Ok(found)
 }
 
-/// The sentences of [`forwarding_drops`]; none where the ruleset cannot be read.
-pub(super) async fn notes(legacy: LegacyIptables) -> Vec<String> {
-    let read = tokio::task::spawn_blocking(move || forwarding_drops(legacy));
-    let read = result_of(read.await).unwrap_or(Ok(Vec::new()));
+fn needs_a_rule(who: &str) -> String {
+    format!("{who} drops by default: pods' packets need a rule there that accepts them")
+}
+
+/// What forward chains do to the packets of pods; nothing where the ruleset cannot be read.
+pub(super) async fn examine(legacy: LegacyIptables, plan: &Plan) -> Forwarding {
+    let tunnels = plan.tunnels.iter();
+    let families = tunnels.filter_map(|(family, tunnel)| tunnel.as_ref().map(|_| family));
+    let families: Vec<Family> = families.collect();
+    let read = tokio::task::spawn_blocking(move || forward_chains(legacy, &families));
+    let read = result_of(read.await).unwrap_or_else(|| Ok(Forwarding::default()));
     read.unwrap_or_else(|error| {
         tracing::debug!(error = format!("{error:#}"), "cannot read chains");
-        Vec::new()
+        Forwarding::default()
     })
 }
 

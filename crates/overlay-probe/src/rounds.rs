@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::debouncer::VerdictDebouncer;
 use super::describe::VerdictContext;
 use super::directory::{Directory, Target};
+use super::forwarding::Forwarding;
 use super::measure::Pair;
 use super::measurement::Measurement;
 use super::verdict::PeerVerdict;
@@ -30,8 +31,8 @@ const SUSPICIOUS: usize = 16;
 const TRACES: usize = 3;
 /// Time after which a remedy that did not help is tried again.
 const REMEDY_RETRY: Duration = Duration::from_secs(30);
-/// Time between two checks of this node's own forward chains.
-const CHAIN_CHECK: Duration = Duration::from_secs(300);
+/// This node's own forward chains are checked once in so many rounds.
+const CHAIN_CHECK: u32 = 10;
 /// Findings that become metric series of their own.
 const METRIC_SERIES: usize = 64;
 
@@ -46,7 +47,7 @@ struct Rounds {
     /// When checksum offload was last switched off as a trial.
     tried: Option<Instant>,
     faults: Vec<String>,
-    notes: Vec<String>,
+    chains: Forwarding,
     chains_checked: Option<Instant>,
 }
 
@@ -60,7 +61,7 @@ pub(super) async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
         remedies: BTreeSet::new(),
         tried: None,
         faults: Vec::new(),
-        notes: Vec::new(),
+        chains: Forwarding::default(),
         chains_checked: None,
     };
     let probing = async {
@@ -79,7 +80,7 @@ impl Rounds {
         let shared = self.shared.clone();
         if self
             .chains_checked
-            .is_none_or(|at| at.elapsed() >= CHAIN_CHECK)
+            .is_none_or(|at| at.elapsed() >= shared.config.interval * CHAIN_CHECK)
         {
             self.check_chains().await;
         }
@@ -115,11 +116,15 @@ impl Rounds {
     /// Checks this node's forward chains, which probes between nodes never pass but pod packets do.
     async fn check_chains(&mut self) {
         self.chains_checked = Some(Instant::now());
-        let notes = firewall::notes(self.shared.environment.legacy).await;
-        for note in notes.iter().filter(|note| !self.notes.contains(note)) {
-            tracing::warn!("{note}");
+        let environment = &self.shared.environment;
+        let found = firewall::examine(environment.legacy, &(environment.plan)()).await;
+        let known = [&self.chains.faults, &self.chains.notes];
+        for line in found.faults.iter().chain(&found.notes) {
+            if !known.iter().any(|known| known.contains(line)) {
+                tracing::warn!("{line}");
+            }
         }
-        self.notes = notes;
+        self.chains = found;
     }
 
     /// Checks this node's own settings: some files, so in every round.
@@ -218,9 +223,9 @@ impl Rounds {
         });
         environment.status.store(Arc::new(ProbeStatus {
             findings,
-            faults: self.faults.clone(),
+            faults: [&self.faults[..], &self.chains.faults].concat(),
             remedies: self.remedies.iter().cloned().collect(),
-            notes: self.notes.clone(),
+            notes: self.chains.notes.clone(),
         }));
     }
 }

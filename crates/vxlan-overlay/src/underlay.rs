@@ -111,10 +111,14 @@ pub(crate) const LOOPBACK: &str = "lo";
 /// No packet is larger (RFC 791): an interface with a larger MTU, such as `lo` or a VRF, has an address but is no link.
 const MAX_PACKET: u32 = 65_535;
 
-/// Whether a node can be reached at an address: it is of one host, and not of every host for itself.
+/// Whether a node can be reached at an address: it is of one host, and not of every host for itself, and means something without
+/// an interface.
 pub(crate) fn is_node_address(address: IpAddr) -> bool {
-    let is_broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || is_broadcast)
+    let means_nothing = match address {
+        IpAddr::V4(v4) => v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || means_nothing)
 }
 
 impl Surroundings {

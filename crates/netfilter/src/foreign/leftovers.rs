@@ -140,7 +140,7 @@ fn lossy(payload: &[u8]) -> String {
 }
 
 /// The attribute of this type within an attribute that may be absent.
-fn inside(payload: Option<&[u8]>, kind: u16) -> Result<Option<&[u8]>, Malformed> {
+pub(super) fn inside(payload: Option<&[u8]>, kind: u16) -> Result<Option<&[u8]>, Malformed> {
     match payload {
         Some(payload) => Attributes::new(payload).find(kind),
         None => Ok(None),

@@ -211,3 +211,33 @@ fn base_chains_are_listed_with_hooks_and_policies() {
         );
     });
 }
+
+#[test]
+fn a_chain_that_no_packet_passes_is_told_from_one_that_some_do() {
+    in_namespace(|| {
+        load(
+            "table inet wall {
+                chain called { accept; }
+                chain a { type filter hook forward priority 1; ct state established accept; counter reject; }
+                chain b { type filter hook forward priority 2; ip saddr 10.0.0.0/8 drop; counter log drop; accept; }
+                chain c { type filter hook forward priority 3; tcp dport 80 reject; }
+                chain d { type filter hook forward priority 4; policy drop; }
+                chain e { type filter hook forward priority 5; policy drop; iifname \"lo\" jump called; }
+                chain f { type filter hook forward priority 6; ip saddr vmap { 10.0.0.1 : accept }; drop; }
+                chain g { type filter hook forward priority 7; reject with icmpx admin-prohibited; }
+            }
+            table ip wall {
+                chain a { type filter hook forward priority 8; accept; drop; }
+            }",
+        );
+        let mut ruleset = ForeignRuleset::open().unwrap();
+        let mut chains = ruleset.base_chains().unwrap();
+        chains.sort_by_key(|chain| chain.priority);
+        let endings: Vec<Ending> = chains.iter().map(|c| ruleset.ending(c).unwrap()).collect();
+        use Ending::{Drops, DropsAll, Passes};
+        let expected = [
+            Drops, DropsAll, Passes, DropsAll, Drops, Drops, DropsAll, Drops,
+        ];
+        assert_eq!(endings, expected);
+    });
+}

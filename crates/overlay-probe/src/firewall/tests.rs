@@ -1,7 +1,7 @@
 use std::net::{IpAddr, UdpSocket};
 
 use lab::{Lab, Node, scenario};
-use net_types::Protocol;
+use net_types::{Family, Protocol};
 
 use super::*;
 
@@ -76,26 +76,26 @@ fn the_dropping_rule_is_found_with_its_hook_at_both_ends() -> Result<()> {
 }
 
 #[scenario(Nft)]
-fn forward_chains_with_policy_drop_are_found() -> Result<()> {
+fn forward_chains_that_drop_are_found_by_family() -> Result<()> {
     let lab = Lab::new()?;
     let node = lab.node("node-a")?;
-    assert_eq!(
-        node.run(|| forwarding_drops(NO_LEGACY))??,
-        Vec::<String>::new()
-    );
+    let found = |families: &'static [Family]| node.run(|| forward_chains(NO_LEGACY, families))?;
+    assert_eq!(found(&Family::ALL)?, Forwarding::default());
     node.nft_stdin(
         "table inet docker {
-            chain a { type filter hook forward priority 0; policy drop; }
+            chain a { type filter hook forward priority 0; policy drop; iifname cni0 accept; }
             chain b { type filter hook input priority 0; policy drop; }
             chain c { type filter hook forward priority 1; policy accept; }
+        }
+        table ip6 docker {
+            chain d { type filter hook forward priority 2; reject; }
         }",
     )?;
-    let found = node.run(|| forwarding_drops(NO_LEGACY))??;
-    assert_eq!(found.len(), 1);
-    assert!(
-        found[0].starts_with("table inet docker, chain a "),
-        "{found:?}"
-    );
+    let both = found(&Family::ALL)?;
+    assert_eq!((both.notes.len(), both.faults.len()), (1, 1));
+    assert!(both.notes[0].starts_with("table inet docker, chain a "));
+    assert!(both.faults[0].starts_with("table ip6 docker, chain d "));
+    assert_eq!(found(&[Family::Ip])?.faults, Vec::<String>::new());
     Ok(())
 }
 
@@ -135,7 +135,9 @@ fn legacy_tables_and_their_forward_chains_are_named() -> Result<()> {
     assert!(named.contains("iptables-legacy -t filter"), "{named}");
     let lab = Lab::new()?;
     let node = lab.node("node-a")?;
-    let found = node.run(move || forwarding_drops(legacy))??;
+    let found = node
+        .run(move || forward_chains(legacy, &Family::ALL))??
+        .notes;
     assert_eq!(found.len(), 1);
     assert!(
         found[0].starts_with("iptables-legacy, chain FORWARD "),
