@@ -260,5 +260,6 @@ fn node(number: u32) -> Node {
         annotations: Arc::default(),
         held: false,
         stale: false,
+        former: Default::default(),
     }
 }

@@ -518,8 +518,8 @@ impl Resolver<'_> {
             device: own.text("overlay.device"),
             filter: match own.text("overlay.filter").as_str() {
                 "off" => Filter::Off,
-                "enforce" => Filter::Enforce,
-                _ => Filter::Monitor,
+                "monitor" => Filter::Monitor,
+                _ => Filter::Enforce,
             },
             cache: own.some_text("overlay.cache").map(Into::into),
             probe_port: Some(port).filter(|port| *port > 0),

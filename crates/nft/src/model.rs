@@ -153,6 +153,8 @@ pub enum Hook {
     NatOutput,
     /// nat postrouting, priority srcnat (100).
     NatPostrouting,
+    /// nat postrouting, priority 90: the kernel asks no further chain once one has translated the source.
+    BeforeNatPostrouting,
     /// filter prerouting, priority raw (-300): before connection tracking.
     RawPrerouting,
     /// filter output, priority raw (-300): before connection tracking.
@@ -167,13 +169,14 @@ pub enum Hook {
 
 impl Hook {
     /// All that can be written.
-    pub const KNOWN: [Hook; 10] = [
+    pub const KNOWN: [Hook; 11] = [
         Hook::FirstPrerouting,
         Hook::FirstOutput,
         Hook::NatPrerouting,
         Hook::NatInput,
         Hook::NatOutput,
         Hook::NatPostrouting,
+        Hook::BeforeNatPostrouting,
         Hook::RawPrerouting,
         Hook::RawOutput,
         Hook::FilterInput,

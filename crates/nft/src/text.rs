@@ -138,6 +138,9 @@ impl fmt::Display for Hook {
             Hook::NatInput => "type nat hook input priority 100; policy accept;",
             Hook::NatOutput => "type nat hook output priority -100; policy accept;",
             Hook::NatPostrouting => "type nat hook postrouting priority srcnat; policy accept;",
+            Hook::BeforeNatPostrouting => {
+                "type nat hook postrouting priority srcnat - 10; policy accept;"
+            }
             Hook::RawPrerouting => "type filter hook prerouting priority raw; policy accept;",
             Hook::RawOutput => "type filter hook output priority raw; policy accept;",
             Hook::FilterInput => "type filter hook input priority filter - 10; policy accept;",

@@ -19,6 +19,7 @@ use vxlan_overlay::{
     Concern, Config, Kernel, KernelError, Monitor, Names, Plan, Preferences, RuleOptions,
 };
 
+mod address_change;
 mod cache;
 mod condition;
 mod files;

@@ -30,10 +30,8 @@ pub use difference::{
 };
 pub use mac::Mac;
 pub use marks::{BLACKHOLE_METRIC, PROTOCOL};
-pub use peers::{Both, HOLD, Node, Peers};
-pub use plan::{
-    Device, Entries, Facts, MAX_ADDRESSES, Peer, Plan, Problem, Tunnel, Way, overhead, plan,
-};
+pub use peers::{Both, HOLD, MAX_ADDRESSES, Node, Peers};
+pub use plan::{Device, Entries, Facts, Peer, Plan, Problem, Tunnel, Way, overhead, plan};
 pub use regex::Regex;
 pub use rtnetlink::{Concern, Kernel, KernelError, Monitor, Refused, Watched};
 pub use rules::{Filter, RuleOptions, TABLE, arrivals, table};

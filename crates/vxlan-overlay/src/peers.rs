@@ -15,8 +15,14 @@ use smallvec::SmallVec;
 
 use crate::annotations::{Annotations, Names, ParsedAnnotations};
 
+/// So many addresses of a Node count, the public one included: a kubelet may write any number into its status, and
+/// each costs every other node elements of sets.
+pub const MAX_ADDRESSES: usize = 8;
 /// How long nodes are held that a truncated list lacks.
 pub const HOLD: Duration = Duration::from_secs(600);
+/// How long a node may send from an address that it no longer has: it keeps the old one for a second after its Node has the new
+/// one, and the Node reaches every node by its own way.
+const GRACE: Duration = Duration::from_secs(5);
 /// A list may lack up to this many Nodes without any being held, whatever their share.
 const ALWAYS_BELIEVED: usize = 2;
 
@@ -34,6 +40,8 @@ pub struct Node {
     pub pod_cidrs: Both<IpNet>,
     /// `status.addresses` of type InternalIP, then ExternalIP.
     pub addresses: Both<IpAddr>,
+    /// Addresses that it had until a few seconds ago, and may still send from.
+    pub former: Both<IpAddr>,
     /// What its annotations state about its VTEPs.
     pub parsed: ParsedAnnotations,
     /// The annotations themselves; [`Peers`] keeps those of this node only, for texts take more room than all the rest.
@@ -59,6 +67,7 @@ impl Node {
             created,
             pod_cidrs: pod_cidrs.into(),
             addresses: addresses.into(),
+            former: Both::default(),
             parsed: names.read(&annotations, vni),
             annotations,
             held: false,
@@ -75,6 +84,29 @@ impl Node {
             self.created.unwrap_or(i64::MAX),
             &self.name,
         )
+    }
+
+    /// All addresses that the Node states.
+    fn stated(&self) -> impl Iterator<Item = IpAddr> {
+        let vteps = match &self.parsed {
+            ParsedAnnotations::Vteps(vteps) => vteps.values().flatten().copied().collect(),
+            _ => Vec::new(),
+        };
+        let public = vteps.into_iter().map(|vtep| vtep.public_ip);
+        public.chain(self.addresses.iter().copied())
+    }
+
+    /// Addresses that `before` had and this does not, those of late first.
+    fn former(&self, before: &Node) -> Both<IpAddr> {
+        let now: Vec<IpAddr> = self.stated().collect();
+        let mut former = Both::default();
+        for address in before.stated().chain(before.former.iter().copied()) {
+            if former.len() < MAX_ADDRESSES && !now.contains(&address) && !former.contains(&address)
+            {
+                former.push(address);
+            }
+        }
+        former
     }
 
     fn has_vteps(&self) -> bool {
@@ -95,6 +127,8 @@ pub struct Peers {
     /// Sorted by name.
     nodes: Vec<Node>,
     held: BTreeMap<Arc<str>, Instant>,
+    /// Nodes with former addresses: these, and since when.
+    moved: BTreeMap<Arc<str>, (Both<IpAddr>, Instant)>,
     listed: bool,
 }
 
@@ -107,6 +141,7 @@ impl Peers {
             own_annotations: Arc::default(),
             nodes: Vec::new(),
             held: BTreeMap::new(),
+            moved: BTreeMap::new(),
             listed: false,
         }
     }
@@ -151,6 +186,9 @@ impl Peers {
         {
             node.parsed = known.parsed.clone();
             node.annotations = known.annotations.clone();
+        }
+        if let Some(known) = known.filter(|_| node.name != self.own) {
+            node.former = node.former(known);
         }
         if node.name != self.own {
             node.annotations = self.no_annotations.clone();
@@ -209,7 +247,7 @@ impl Peers {
         self.listed = true;
     }
 
-    /// Gives up those that were held for long enough. Whether there were any.
+    /// Gives up those that were held for long enough, and former addresses. Whether there were any.
     pub fn expire(&mut self, now: Instant) -> bool {
         let (held, nodes) = (&mut self.held, &mut self.nodes);
         let before = nodes.len();
@@ -220,7 +258,31 @@ impl Peers {
             }
             stays
         });
-        nodes.len() != before
+        let gave_up = nodes.len() != before;
+        self.forget_former(now) || gave_up
+    }
+
+    /// Forgets former addresses after [`GRACE`]. Whether there were any to forget.
+    fn forget_former(&mut self, now: Instant) -> bool {
+        let (moved, mut forgot) = (std::mem::take(&mut self.moved), false);
+        for node in self.nodes.iter_mut().filter(|node| !node.former.is_empty()) {
+            let known = moved.get(&node.name).filter(|(of, _)| *of == node.former);
+            let since = known.map_or(now, |(_, since)| *since);
+            if now.saturating_duration_since(since) >= GRACE {
+                node.former = Both::default();
+                forgot = true;
+            } else {
+                let former = (node.former.clone(), since);
+                self.moved.insert(node.name.clone(), former);
+            }
+        }
+        forgot
+    }
+
+    /// When the next former address is to be forgotten, as of the last call of [`Peers::expire`].
+    pub fn due(&self) -> Option<Instant> {
+        let since = self.moved.values().map(|(_, since)| *since + GRACE);
+        since.min()
     }
 
     /// Whether there has been a complete list: nothing is deleted from the kernel before.
@@ -261,6 +323,7 @@ mod tests {
             created: None,
             pod_cidrs: Both::default(),
             addresses: Both::default(),
+            former: Both::default(),
             parsed: ParsedAnnotations::Absent,
             annotations: Arc::default(),
             held: false,
@@ -270,6 +333,42 @@ mod tests {
 
     fn names(peers: &Peers) -> Vec<&str> {
         peers.nodes().map(|node| &*node.name).collect()
+    }
+
+    #[test]
+    fn a_list_that_lacks_half_is_believed_one_that_lacks_more_not() {
+        let all = ["a", "b", "c", "d", "e", "f"];
+        for (listed, believed) in [(3, true), (2, false)] {
+            let (mut peers, start) = (Peers::new("a".into()), Instant::now());
+            peers.reset(all.into_iter().map(node), start);
+            peers.reset(all.into_iter().take(listed).map(node), start);
+            let left = if believed { listed } else { all.len() };
+            assert_eq!(names(&peers), all[..left]);
+        }
+    }
+
+    #[test]
+    fn an_address_that_a_node_had_counts_for_a_while() {
+        let (mut peers, start) = (Peers::new("a".into()), Instant::now());
+        let with = |address: &str| Node {
+            addresses: Both::from_slice(&[address.parse().unwrap()]),
+            ..node("b")
+        };
+        let former = |peers: &Peers| peers.get("b").unwrap().former.to_vec();
+        let addresses = |all: [&str; 2]| all.map(|address| address.parse::<IpAddr>().unwrap());
+        peers.reset([node("a"), with("192.0.2.1")].into_iter(), start);
+        assert!(!peers.expire(start));
+        peers.apply(with("192.0.2.2"));
+        assert!(!peers.expire(start));
+        assert_eq!(former(&peers), addresses(["192.0.2.1"; 2])[..1]);
+        peers.apply(with("192.0.2.3"));
+        let later = start + GRACE / 2;
+        assert!(!peers.expire(later));
+        assert_eq!(former(&peers), addresses(["192.0.2.2", "192.0.2.1"]));
+        assert_eq!(peers.due(), Some(later + GRACE));
+        assert!(!peers.expire(start + GRACE));
+        assert!(peers.expire(later + GRACE));
+        assert!(former(&peers).is_empty() && peers.due().is_none());
     }
 
     #[test]

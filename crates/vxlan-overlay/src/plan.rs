@@ -13,7 +13,7 @@ use net_types::{Family, PerFamily};
 use crate::annotations::{Names, ParsedAnnotations, Vtep};
 use crate::config::Config;
 use crate::mac::Mac;
-use crate::peers::Node;
+use crate::peers::{MAX_ADDRESSES, Node};
 use crate::underlay::{
     External, Interface, InterfaceAddress, LOOPBACK, OnLink, Preferences, Surroundings,
     is_node_address,
@@ -33,9 +33,6 @@ pub const fn overhead(family: Family) -> u32 {
     }
 }
 
-/// So many addresses of a Node count, the public one included: a kubelet may write any number into its status, and
-/// each costs every other node elements of sets.
-pub const MAX_ADDRESSES: usize = 8;
 /// The least MTU of a device with IPv6 addresses (RFC 8200, section 5): below, the kernel removes them.
 const MIN_MTU_V6: u32 = 1280;
 /// The kernel's least MTU of an Ethernet device (`ETH_MIN_MTU`).
@@ -173,7 +170,7 @@ pub struct Peer {
     /// The interface by which it is reached without the tunnel: the kernel sends to its public address without a gateway.
     pub direct: Option<u32>,
     /// Addresses of the Node object, of the family, beside the public one: those that no pod and no other node has, and
-    /// no more than count ([`MAX_ADDRESSES`]).
+    /// no more than count ([`MAX_ADDRESSES`]); then those that it had until a moment ago.
     pub more_addresses: Box<[IpAddr]>,
 }
 
@@ -380,6 +377,12 @@ fn peers<'a>(
                 family,
                 dropped,
             });
+        }
+    }
+    for (peer, node) in &mut peers {
+        if !node.former.is_empty() {
+            let former = claims.former_addresses(node, peer.vtep.public_ip, network);
+            peer.more_addresses = peer.more_addresses.iter().copied().chain(former).collect();
         }
     }
     let mut peers: Vec<Peer> = peers.into_iter().map(|(peer, _)| peer).collect();

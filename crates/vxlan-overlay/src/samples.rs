@@ -70,6 +70,7 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
         annotations: Arc::default(),
         held: false,
         stale: false,
+        former: Default::default(),
     };
     Cluster {
         config: Config::default(),

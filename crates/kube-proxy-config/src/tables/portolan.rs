@@ -49,7 +49,7 @@ pub(crate) const PORTOLAN: &[Field] = &[
     Field::new(
         "overlay.filter",
         Shape::Word(&["off", "monitor", "enforce"]),
-        Preset::Text("monitor"),
+        Preset::Text("enforce"),
     ),
     Field::new("overlay.iface", Shape::Texts(any), Preset::List).pointer(),
     Field::new("overlay.ifaceCanReach", Shape::Text(ip), EMPTY),

@@ -289,11 +289,15 @@ pub(super) fn check_verdict(
 fn works_at(statement: &Statement, hook: Hook) -> bool {
     match statement {
         _ if hook == Hook::Unknown => true,
-        Statement::Masquerade => hook == Hook::NatPostrouting,
+        Statement::Masquerade => is_postrouting(hook),
         Statement::DnatMap { .. } => matches!(hook, Hook::NatPrerouting | Hook::NatOutput),
-        Statement::Reject | Statement::RejectTcpReset => hook != Hook::NatPostrouting,
+        Statement::Reject | Statement::RejectTcpReset => !is_postrouting(hook),
         _ => true,
     }
+}
+
+fn is_postrouting(hook: Hook) -> bool {
+    matches!(hook, Hook::NatPostrouting | Hook::BeforeNatPostrouting)
 }
 
 fn check_set(family: Family, set: &Set) -> Result<(), Errno> {

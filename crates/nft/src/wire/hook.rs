@@ -8,7 +8,11 @@ use crate::model::Hook;
 /// The type of a base chain (`NFTA_CHAIN_TYPE`).
 pub(crate) fn chain_type(hook: Hook) -> &'static str {
     match hook {
-        Hook::NatPrerouting | Hook::NatInput | Hook::NatOutput | Hook::NatPostrouting => "nat",
+        Hook::NatPrerouting
+        | Hook::NatInput
+        | Hook::NatOutput
+        | Hook::NatPostrouting
+        | Hook::BeforeNatPostrouting => "nat",
         Hook::FirstPrerouting
         | Hook::FirstOutput
         | Hook::RawPrerouting
@@ -28,6 +32,7 @@ pub(crate) fn hook_numbers(hook: Hook) -> Option<(u32, i32)> {
         Hook::NatInput => Some((1, 100)),
         Hook::NatOutput => Some((3, -100)),
         Hook::NatPostrouting => Some((4, 100)),
+        Hook::BeforeNatPostrouting => Some((4, 90)),
         Hook::RawPrerouting => Some((0, -300)),
         Hook::RawOutput => Some((3, -300)),
         Hook::FilterInput => Some((1, -10)),

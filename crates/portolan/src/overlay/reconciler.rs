@@ -16,6 +16,7 @@ use vxlan_overlay::{
     Problem, Refused, Tunnel, Watched, difference, in_the_way, plan, stale,
 };
 
+use super::address_change::AddressChange;
 use super::{Devices, OverlayConfig};
 use crate::metrics::Metrics;
 
@@ -37,6 +38,7 @@ pub(super) struct Reconciler {
     devices: Devices,
     metrics: Arc<Metrics>,
     plan: Arc<Plan>,
+    address_change: AddressChange,
     /// Whether the next run observes the kernel first; if not, it trusts `applied`.
     observe: bool,
     /// Kernel state below the entries, and the plan, after the last complete run, if known.
@@ -70,6 +72,7 @@ impl Reconciler {
             devices,
             metrics,
             plan: Arc::default(),
+            address_change: AddressChange::default(),
             observe: true,
             applied: None,
             held_since: None,
@@ -83,6 +86,11 @@ impl Reconciler {
     /// The plan of the last run that could observe the kernel.
     pub(super) fn plan(&self) -> &Arc<Plan> {
         &self.plan
+    }
+
+    /// When the next run is due though nothing changes meanwhile.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        self.address_change.due(now)
     }
 
     /// How many tunnel devices exist and can be used.
@@ -127,7 +135,7 @@ impl Reconciler {
                 Some(observed) => observed,
                 None => self.kernel.observe(&self.watched)?,
             };
-            let plan = self.plan_with_ways(peers, &mut observed)?;
+            let plan = self.plan_with_ways(peers, &mut observed, now)?;
             self.watch(&observed, &plan);
             let (steps, trouble) = self.steps(peers, &plan, &observed, now);
             if steps.is_empty() {
@@ -151,7 +159,7 @@ impl Reconciler {
             done = steps;
         }
         let mut observed = self.kernel.observe(&self.watched)?;
-        let plan = self.plan_with_ways(peers, &mut observed)?;
+        let plan = self.plan_with_ways(peers, &mut observed, now)?;
         let reason = match refused.is_empty() {
             true => "another program keeps changing the overlay's device, routes or entries".into(),
             false => describe(&refused, &done, &observed),
@@ -200,8 +208,13 @@ impl Reconciler {
     }
 
     /// The plan for what is observed and for the ways to the peers, which are looked up where routes may be direct.
-    fn plan_with_ways(&mut self, peers: &Peers, observed: &mut Observed) -> Result<Arc<Plan>> {
-        let plan = self.plan_for(peers, observed);
+    fn plan_with_ways(
+        &mut self,
+        peers: &Peers,
+        observed: &mut Observed,
+        now: Instant,
+    ) -> Result<Arc<Plan>> {
+        let plan = self.plan_for(peers, observed, now);
         if !self.config.config.direct_routing {
             return Ok(plan);
         }
@@ -215,11 +228,11 @@ impl Reconciler {
             let way = self.kernel.way_to(address)?;
             observed.surroundings.ways.insert(address, way);
         }
-        Ok(self.plan_for(peers, observed))
+        Ok(self.plan_for(peers, observed, now))
     }
 
     /// The plan for what is observed. An equal plan is shared, so that memory holds one of it.
-    fn plan_for(&self, peers: &Peers, observed: &Observed) -> Arc<Plan> {
+    fn plan_for(&mut self, peers: &Peers, observed: &Observed, now: Instant) -> Arc<Plan> {
         let mac = |_, tunnel: &ObservedTunnel| tunnel.device.as_ref().map(|device| device.mac);
         let mut new = plan(
             Facts {
@@ -233,6 +246,13 @@ impl Reconciler {
             },
             peers.nodes(),
         );
+        let announced = |family, published| {
+            let annotations = peers.own_annotations();
+            self.config.infer
+                || self.config.names.own_public_ip(annotations, family) == Some(published)
+        };
+        self.address_change
+            .keep(&self.plan, &mut new, &observed.surroundings, announced, now);
         let overriding = pairs(&new, observed).flat_map(|(wanted, found)| found.overriding(wanted));
         let overriding: Vec<_> = overriding.collect();
         let problem = Problem::overridden(&overriding);

@@ -121,7 +121,13 @@ impl Overlay {
     /// When the next turn is due.
     pub(super) fn due(&self, now: Instant) -> Instant {
         let audit = self.audited + AUDIT;
-        let others = [self.cache.due(), self.publisher.due(), self.files.due()];
+        let others = [
+            self.cache.due(),
+            self.publisher.due(),
+            self.files.due(),
+            self.reconciler.due(now),
+            self.peers.due(),
+        ];
         let others = others.into_iter().chain([self.retry_at]).flatten();
         others.fold(audit, Instant::min).max(now)
     }

@@ -116,13 +116,33 @@ impl<'a> Claims<'a> {
         let dropped = written.clone().count().saturating_sub(MAX_ADDRESSES - 1);
         let mut more = Vec::new();
         for address in written.take(MAX_ADDRESSES - 1) {
-            let is_pods = network.is_some_and(|network| network.contains(&address))
-                || self.range_around(address).is_some();
+            let is_pods = self.is_of_pods(address, network);
             if is_node_address(address) && !is_pods && self.addresses.insert(address) {
                 more.push(address);
             }
         }
         (more.into(), dropped)
+    }
+
+    /// The addresses of a node's former ones that nobody has, once all nodes have what they state.
+    pub(super) fn former_addresses<'b>(
+        &'b self,
+        node: &'b Node,
+        public_ip: IpAddr,
+        network: Option<IpNet>,
+    ) -> impl Iterator<Item = IpAddr> + 'b {
+        let former = node.former.iter().copied();
+        former.filter(move |address| {
+            Family::of(*address) == Family::of(public_ip)
+                && is_node_address(*address)
+                && !self.is_of_pods(*address, network)
+                && !self.addresses.contains(address)
+        })
+    }
+
+    fn is_of_pods(&self, address: IpAddr, network: Option<IpNet>) -> bool {
+        network.is_some_and(|network| network.contains(&address))
+            || self.range_around(address).is_some()
     }
 
     fn range_around(&self, address: IpAddr) -> Option<(IpNet, &'a Arc<str>)> {

@@ -225,6 +225,22 @@ fn a_thousand_addresses_of_a_node_count_as_eight() {
 }
 
 #[test]
+fn a_former_address_counts_unless_another_node_has_it() {
+    let mut cluster = cluster(4);
+    let former: IpAddr = "192.0.2.77".parse().unwrap();
+    let of_another = cluster.nodes[2].addresses[0];
+    cluster.nodes[1].former.extend([former, of_another]);
+    let plan = planned(&cluster);
+    let peers = plan.peers(Family::Ip);
+    assert_eq!(*peers[0].more_addresses, [former]);
+    cluster.nodes[3].addresses.push(former);
+    let plan = planned(&cluster);
+    let peers = plan.peers(Family::Ip);
+    assert!(peers[0].more_addresses.is_empty());
+    assert_eq!(*peers[2].more_addresses, [former]);
+}
+
+#[test]
 fn peers_on_the_link_are_direct_and_keep_tunnel_entries() {
     let mut cluster = cluster(3);
     cluster.config.direct_routing = true;
