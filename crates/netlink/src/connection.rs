@@ -24,6 +24,8 @@ pub struct Connection {
     socket: Socket,
     next_sequence: u32,
     request: Writer,
+    /// Receiving has failed: a dump may be going on, and the kernel refuses another one meanwhile (EBUSY).
+    unfinished: bool,
 }
 
 /// How a request ended.
@@ -66,6 +68,7 @@ impl Connection {
             socket: Socket::open(family)?,
             next_sequence: 1,
             request: Writer::default(),
+            unfinished: false,
         })
     }
 
@@ -91,6 +94,10 @@ impl Connection {
     ) -> Result<Reply, Error> {
         let is_dump = flags & flag::DUMP == flag::DUMP;
         let ack = if is_dump { 0 } else { flag::ACK };
+        #[cfg(feature = "faults")]
+        if let Some(errno) = crate::faults::due() {
+            return Ok(Reply::Refused(errno));
+        }
         let sequence = self.request(kind, flags | ack, header, fill)?;
         let mut interrupted = false;
         let reply = self.receive(|message| {
@@ -132,7 +139,9 @@ impl Connection {
     ) -> Result<Option<Reply>, Error> {
         let mut seen = 0;
         while seen < least {
-            let Some(datagram) = self.socket.try_receive().map_err(failed("receive"))? else {
+            let received = self.socket.try_receive();
+            self.unfinished = received.is_err();
+            let Some(datagram) = received.map_err(failed("receive"))? else {
                 if !self.socket.wait(ANSWER_TIMEOUT)? {
                     return Err(failed("await the reply")(Errno::ETIMEDOUT));
                 }
@@ -166,6 +175,7 @@ impl Connection {
         header: &[u8],
         fill: impl FnOnce(&mut Writer),
     ) -> Result<u32, Error> {
+        self.finish_dump()?;
         let sequence = self.next_sequence;
         self.next_sequence = sequence.wrapping_add(1);
         self.request.bytes.clear();
@@ -174,6 +184,18 @@ impl Connection {
         self.request.finish(start);
         self.socket.send(&self.request.bytes)?;
         Ok(sequence)
+    }
+
+    /// Reads and drops what is left of a dump that ended with an error. Receiving is what lets the kernel go on with it.
+    fn finish_dump(&mut self) -> Result<(), Error> {
+        while self.unfinished {
+            match self.socket.try_receive() {
+                Ok(Some(_)) | Err(Errno::ENOBUFS | Errno::EMSGSIZE) => {}
+                Ok(None) => self.unfinished = false,
+                Err(errno) => return Err(failed("finish a dump")(errno)),
+            }
+        }
+        Ok(())
     }
 
     /// Sends messages numbered from [`Connection::next_sequence`] to `last`, of which `last` requests its
@@ -187,6 +209,7 @@ impl Connection {
         last: u32,
         mut refused: impl FnMut(u32, Answer) -> bool,
     ) -> Result<bool, Error> {
+        self.finish_dump()?;
         let first = self.next_sequence;
         self.next_sequence = last.wrapping_add(2);
         self.socket.send(datagram)?;
@@ -214,6 +237,13 @@ impl Connection {
         let mut out = Writer::default();
         let (mut last, mut start) = (self.next_sequence, 0);
         for (position, item) in (0..).zip(items) {
+            #[cfg(feature = "faults")]
+            if position > 0
+                && let Some(errno) = crate::faults::due()
+            {
+                refused(item, errno);
+                continue;
+            }
             last = self.next_sequence.wrapping_add(position);
             start = write(item, last, &mut out);
         }
@@ -235,6 +265,15 @@ impl Connection {
 
     /// Hands messages to `absorb` until it returns something; `None` when the answer was lost in an overrun.
     fn receive<T>(
+        &mut self,
+        absorb: impl FnMut(&Message<'_>) -> Result<Option<T>, Malformed>,
+    ) -> Result<Option<T>, Error> {
+        let received = self.receive_until(absorb);
+        self.unfinished |= received.is_err();
+        received
+    }
+
+    fn receive_until<T>(
         &mut self,
         mut absorb: impl FnMut(&Message<'_>) -> Result<Option<T>, Malformed>,
     ) -> Result<Option<T>, Error> {
@@ -289,6 +328,48 @@ mod tests {
             let reply = connection.ask(GET_LINK, flag::DUMP, &[0; 16], |_| {}, absorb);
             assert_eq!((reply, loopback), (Ok(Reply::Done), true));
         }
+    }
+
+    #[test]
+    fn a_dump_that_fails_does_not_block_the_next() {
+        const GET_ROUTE: u16 = 26;
+        // More routes than fit into two datagrams.
+        let test = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("tests run as root");
+            let mut connection = Connection::open(NetlinkFamily::Route).unwrap();
+            let ip = |words: &[&str]| {
+                let status = std::process::Command::new("ip")
+                    .args(words)
+                    .status()
+                    .unwrap();
+                assert!(status.success());
+            };
+            ip(&["link", "set", "lo", "up"]);
+            let lines: Vec<String> = (0..4000_u32)
+                .map(|n| format!("route add 10.{}.{}.0/24 dev lo", n / 256, n % 256))
+                .collect();
+            let file = std::env::temp_dir().join(format!("routes-{}", std::process::id()));
+            std::fs::write(&file, lines.join("\n")).unwrap();
+            ip(&["-batch", &file.display().to_string()]);
+            std::fs::remove_file(&file).unwrap();
+            let mut dump = |fails: bool| {
+                let mut seen = 0;
+                let absorb = |_: &Message<'_>| {
+                    seen += 1;
+                    match fails {
+                        true => Err(Malformed::Value("a test")),
+                        false => Ok(()),
+                    }
+                };
+                let reply = connection.ask(GET_ROUTE, flag::DUMP, &[0; 12], |_| {}, absorb);
+                (reply, seen)
+            };
+            assert!(dump(true).0.is_err());
+            let (reply, seen) = dump(false);
+            assert_eq!(reply, Ok(Reply::Done));
+            assert!(seen >= 4000, "{seen}");
+        });
+        test.join().unwrap();
     }
 
     #[test]

@@ -27,6 +27,8 @@
 
 mod attribute;
 mod connection;
+#[cfg(feature = "faults")]
+pub mod faults;
 mod message;
 mod socket;
 

@@ -184,6 +184,10 @@ impl Socket {
 
     /// Sends one datagram to the kernel, which processes it before this returns.
     pub fn send(&mut self, datagram: &[u8]) -> Result<(), Error> {
+        #[cfg(feature = "faults")]
+        if let Some(errno) = crate::faults::due() {
+            return Err(failed("send")(errno));
+        }
         self.make_send_space(datagram.len())
             .and_then(|()| {
                 loop {
@@ -217,6 +221,10 @@ impl Socket {
     /// The next datagram from the kernel; `None` when there is none now. ENOBUFS: some were lost;
     /// EMSGSIZE: one was cut, and is lost too.
     pub fn try_receive(&mut self) -> Result<Option<&[u8]>, Errno> {
+        #[cfg(feature = "faults")]
+        if let Some(errno) = crate::faults::due() {
+            return Err(errno);
+        }
         let len = loop {
             let mut into = [IoSliceMut::new(&mut self.buffer)];
             // MSG_TRUNC: the true length is answered even when the buffer is shorter.

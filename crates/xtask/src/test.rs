@@ -35,18 +35,22 @@ const NIGHTLY: [(&str, &str); 6] = [
     ("PORTOLAN_TRACES", "200"),
 ];
 
-/// Numbers of kills, flushes and other foreign changes, and the length of the soak, for `--nightly`.
-const FAULTS: [(&str, &str); 4] = [
+/// Numbers of kills, flushes, other foreign changes and error numbers, and the lengths of soak and failing calls, for `--nightly`.
+const FAULTS: [(&str, &str); 6] = [
     ("PORTOLAN_KILLS", "1000"),
     ("PORTOLAN_FLUSHES", "1000"),
     ("PORTOLAN_VANDALISM", "10000"),
     ("PORTOLAN_SOAK_SECONDS", "3600"),
+    ("PORTOLAN_ERRNOS", "12"),
+    ("PORTOLAN_FAULT_SECONDS", "3600"),
 ];
 
 /// Test targets that read the sizes.
 const RANDOM: [&str; 4] = ["random_clusters", "kernel_clusters", "order", "operator"];
 /// The unit test that reads the number of walks.
 const WALK: &str = "any_walk_ends_in_the_state_made_from_nothing";
+/// Parts of the names of unit tests of failing calls.
+const FAILING_CALLS: [&str; 2] = ["walk::faults::", "an_errno_at_every_conntrack_call"];
 /// The test target that reads the numbers of faults.
 const SURVIVAL: &str = "survival";
 /// Test targets with tests that are ignored in the quick tier.
@@ -207,7 +211,10 @@ fn test_programs(messages: &[u8]) -> Vec<PathBuf> {
 fn faults() -> Result<()> {
     let mut tests = tests()?;
     tests.args(["--test", SURVIVAL]);
-    run(tests.envs(FAULTS))
+    let survival = run(tests.envs(FAULTS));
+    let mut calls = self::tests()?;
+    calls.args(["--lib", "--"]).args(FAILING_CALLS);
+    run(calls.envs(FAULTS)).and(survival)
 }
 
 /// The tests that the quick tier ignores.

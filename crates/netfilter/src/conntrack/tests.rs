@@ -317,6 +317,44 @@ fn a_small_table_is_walked_for_datagrams_only_if_some_are_stale() {
     });
 }
 
+/// A dump that fails in the middle goes on in the kernel, which may refuse the next one. `PORTOLAN_ERRNOS` says how many error
+/// numbers are tried at each call (1, of 12).
+#[test]
+fn an_errno_at_every_conntrack_call_deletes_nothing_else() {
+    use netlink::faults::{ERRNOS, Plan, plan};
+    /// More than fit into one datagram of a dump.
+    const OTHERS: usize = 400;
+    let errnos = std::env::var("PORTOLAN_ERRNOS").map_or(1, |number| number.parse().unwrap());
+    in_tracked_namespace(move |conntrack| {
+        let filter = of_port(Family::Ip, Protocol::Udp, 53);
+        datagrams(OTHERS, "127.0.0.1:53");
+        for call in 0.. {
+            let mut calls = 0;
+            for errno in ERRNOS.into_iter().cycle().skip(call).take(errnos) {
+                let flows = datagrams(8, "127.0.0.1:53");
+                let (doomed, kept) = flows.split_at(3);
+                let is_stale = |flow: &Flow| doomed.contains(&flow.source);
+                plan(Plan::Once(call, errno));
+                let failed = conntrack.delete(&filter, is_stale);
+                calls = plan(Plan::None);
+                let what = format!("{errno} at call {call}: {failed:?}");
+                let mut left = (0..3).filter(|_| conntrack.delete(&filter, is_stale) == Ok(0));
+                assert!(left.next().is_some(), "{what}: not all deleted");
+                let there: BTreeSet<SocketAddr> = found(conntrack, &filter)
+                    .iter()
+                    .map(|flow| flow.source)
+                    .collect();
+                assert!(kept.iter().all(|flow| there.contains(flow)), "{what}");
+                assert!(!doomed.iter().any(|flow| there.contains(flow)), "{what}");
+            }
+            if calls <= call {
+                assert!(call > 5, "only {call} calls");
+                break;
+            }
+        }
+    });
+}
+
 #[test]
 fn a_deletion_always_has_a_tuple() {
     // Without one it would flush the whole table.

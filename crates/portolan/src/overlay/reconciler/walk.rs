@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::overlay::OverlayConfig;
 
 mod acts;
+mod faults;
 mod shell;
 
 use shell::{ip, snapshot, wipe};
