@@ -27,6 +27,13 @@ pub(super) const UNANSWERED: u8 = 2;
 #[derive(Debug)]
 pub(super) struct Unanswered(String);
 
+impl Unanswered {
+    /// Says why in one line.
+    pub(super) fn because(reason: String) -> Unanswered {
+        Unanswered(reason)
+    }
+}
+
 impl fmt::Display for Unanswered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

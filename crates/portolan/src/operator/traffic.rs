@@ -2,7 +2,8 @@
 //!
 //! An entry outlives the last packet of its connection by at least 10 s (`nf_conntrack_tcp_timeout_close`; 120 s after an
 //! orderly end, 30 s for UDP). So whoever walks the table every second or two misses no bytes, without events of the
-//! kernel and without their cost ([`Census::measure`]).
+//! kernel and without their cost ([`Census::take`]). One case is lost: a client that uses the port of a reset connection again, to
+//! the same frontend, replaces the entry. Only events would show the earlier entry's last bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -18,8 +19,8 @@ use super::documents::Traffic;
 
 /// Whether the kernel counts bytes and packets of connections, in the network namespace of the reader.
 const ACCOUNTING: &str = "/proc/sys/net/netfilter/nf_conntrack_acct";
-/// A measurement that is not asked for this long begins anew.
-const FORGOTTEN: Duration = Duration::from_secs(10);
+/// A measurement that is not asked for this long goes on from what is there then.
+const PAUSED: Duration = Duration::from_secs(60);
 /// Connections that are measured, about 20 bytes each.
 const MEASURED: usize = 1_000_000;
 
@@ -42,14 +43,19 @@ pub(super) struct Tracked {
     pub(super) bytes: u64,
 }
 
-/// What was added since a measurement began.
-#[derive(Debug)]
+/// What was added since a measurement began. Invariant: the sums never fall, whatever happens between two walks.
+#[derive(Debug, Default)]
 struct Measurement {
     /// Packets and bytes of each connection at the last walk, by a hash of the connection.
     last: HashMap<u64, (u64, u64)>,
+    /// The same of the walk under way.
+    next: HashMap<u64, (u64, u64)>,
     hasher: RandomState,
     sums: HashMap<(Protocol, SocketAddr), Traffic>,
-    at: Instant,
+    /// Begin of the last complete walk; `None` until there is one.
+    at: Option<Instant>,
+    /// The walk under way only notes what is there.
+    is_first: bool,
 }
 
 /// Connections by frontend, and by frontend and endpoint.
@@ -68,43 +74,36 @@ impl Census {
         Ok(all)
     }
 
-    fn walk(&mut self, mut visit: impl FnMut(Tracked)) -> Result<()> {
+    /// Visits all translated connections. Returns whether none can be missing.
+    fn walk(&mut self, mut visit: impl FnMut(Tracked)) -> Result<bool> {
         let conntrack = match &mut self.conntrack {
             Some(conntrack) => conntrack,
             none => none.insert(Conntrack::open().context("cannot open conntrack")?),
         };
-        for family in Family::ALL {
-            conntrack.list(family, |flow, volume| {
-                if flow.is_translated() {
-                    visit(Tracked {
-                        protocol: flow.protocol,
-                        source: flow.source,
-                        destination: flow.destination,
-                        endpoint: flow.answers_from,
-                        answered: flow.answered,
-                        packets: volume.packets,
-                        bytes: volume.bytes,
-                    });
-                }
-            })?;
-        }
-        Ok(())
+        let is_whole = conntrack.list_translated(|flow, volume| {
+            visit(Tracked {
+                protocol: flow.protocol,
+                source: flow.source,
+                destination: flow.destination,
+                endpoint: flow.answers_from,
+                answered: flow.answered,
+                packets: volume.packets,
+                bytes: volume.bytes,
+            });
+        })?;
+        Ok(is_whole)
     }
 
     /// Counts translated connections. With `measure`, also what was added since the measurement began, which the first
-    /// request does.
+    /// request does. After an error the measurement goes on with the next request.
     pub(super) fn take(&mut self, facts: &NodeFacts, measure: bool) -> Result<Connections> {
         let now = Instant::now();
-        let earlier = self.measurement.take();
-        let is_known = |earlier: &Measurement| now - earlier.at < FORGOTTEN;
-        let mut measurement = match (measure, earlier.filter(is_known)) {
-            (false, earlier) => earlier,
-            (true, Some(earlier)) => Some(earlier),
-            (true, None) => Some(Measurement::new(now)),
-        };
-        let mut next = HashMap::new();
+        let mut measurement = self.measurement.take();
+        if measure {
+            measurement.get_or_insert_default().begin(now);
+        }
         let mut found: HashMap<(Protocol, SocketAddr, SocketAddr), Traffic> = HashMap::new();
-        self.walk(|tracked| {
+        let walked = self.walk(|tracked| {
             let key = (tracked.protocol, tracked.destination, tracked.endpoint);
             let traffic = Traffic {
                 connections: 1,
@@ -113,12 +112,14 @@ impl Census {
             };
             add(found.entry(key).or_default(), &traffic);
             if let (true, Some(measurement)) = (measure, &mut measurement) {
-                measurement.add(&tracked, &mut next);
+                measurement.add(&tracked);
             }
-        })?;
+        });
         if let (true, Some(measurement)) = (measure, &mut measurement) {
-            (measurement.last, measurement.at) = (next, now);
+            measurement.end(now, matches!(walked, Ok(true)));
         }
+        self.measurement = measurement;
+        walked?;
         let mut connections = Connections::default();
         for ((protocol, destination, endpoint), traffic) in found {
             for claim in claims(protocol, destination, facts) {
@@ -127,30 +128,31 @@ impl Census {
                 add(of_endpoint.or_default(), &traffic);
             }
         }
-        let sums = measurement.iter().flat_map(|measurement| &measurement.sums);
+        let measurement = self.measurement.iter();
+        let sums = measurement.flat_map(|measurement| &measurement.sums);
         for ((protocol, destination), traffic) in sums {
             for claim in claims(*protocol, *destination, facts) {
                 add(connections.measured.entry(claim).or_default(), traffic);
             }
         }
-        self.measurement = measurement;
         Ok(connections)
     }
 }
 
 impl Measurement {
-    fn new(now: Instant) -> Measurement {
-        Measurement {
-            last: HashMap::new(),
-            hasher: RandomState::new(),
-            sums: HashMap::new(),
-            at: now,
+    /// Begins a walk.
+    fn begin(&mut self, now: Instant) {
+        let is_known = |at: &Instant| now - *at < PAUSED;
+        self.is_first = !self.at.as_ref().is_some_and(is_known);
+        if self.is_first {
+            self.last.clear();
         }
+        self.next.clear();
     }
 
     /// Adds what a connection has had since the last walk. A number that is smaller than before is another connection's.
-    fn add(&mut self, tracked: &Tracked, next: &mut HashMap<u64, (u64, u64)>) {
-        if next.len() == MEASURED {
+    fn add(&mut self, tracked: &Tracked) {
+        if self.next.len() == MEASURED {
             return;
         }
         let Tracked {
@@ -165,18 +167,37 @@ impl Measurement {
         let key = self
             .hasher
             .hash_one((protocol, source, destination, endpoint));
-        let before = self.last.get(&key).filter(|before| before.1 <= bytes);
-        let (known_packets, known_bytes) = before.copied().unwrap_or_default();
+        // The kernel lists an entry twice where it has to begin a bucket of its table again.
+        let before = self.next.get(&key).or_else(|| self.last.get(&key));
+        let before = before.filter(|before| before.1 <= bytes);
+        let (known_packets, known_bytes) = match before {
+            Some(before) => *before,
+            None if self.is_first => (packets, bytes),
+            None => (0, 0),
+        };
         let sum = self.sums.entry((protocol, destination)).or_default();
         add(
             sum,
             &Traffic {
-                connections: u64::from(before.is_none()),
+                connections: u64::from(before.is_none() && !self.is_first),
                 packets: packets.saturating_sub(known_packets),
                 bytes: bytes.saturating_sub(known_bytes),
             },
         );
-        next.insert(key, (packets, bytes));
+        self.next.insert(key, (packets, bytes));
+    }
+
+    /// Ends a walk. What a walk that is not whole has not seen may be there still.
+    fn end(&mut self, now: Instant, is_whole: bool) {
+        if is_whole {
+            self.last = std::mem::take(&mut self.next);
+        } else {
+            self.last.extend(self.next.drain());
+            if self.is_first {
+                return;
+            }
+        }
+        self.at = Some(now);
     }
 }
 
@@ -246,23 +267,92 @@ mod tests {
         }
     }
 
+    /// Walks over these connections, and returns the sum.
+    fn walk(
+        measurement: &mut Measurement,
+        at: Instant,
+        connections: &[Tracked],
+        is_whole: bool,
+    ) -> Traffic {
+        measurement.begin(at);
+        for one in connections {
+            measurement.add(one);
+        }
+        measurement.end(at, is_whole);
+        measurement.sums.values().next().copied().unwrap()
+    }
+
     #[test]
     fn bytes_of_ended_and_reused_connections_count_once() {
-        let mut measurement = Measurement::new(Instant::now());
-        for walk in [
+        let mut measurement = Measurement::default();
+        let now = Instant::now();
+        for connections in [
             vec![tracked(1, 1_000)],
             vec![tracked(1, 1_500), tracked(2, 200)],
             // The first has ended; the second's port has been used again.
             vec![tracked(2, 100)],
-            vec![tracked(2, 300)],
         ] {
-            let mut next = HashMap::new();
-            for one in &walk {
-                measurement.add(one, &mut next);
-            }
-            measurement.last = next;
+            walk(&mut measurement, now, &connections, true);
         }
-        let sum = measurement.sums.values().next().copied().unwrap();
-        assert_eq!((sum.connections, sum.bytes), (3, 2_000));
+        let sum = walk(&mut measurement, now, &[tracked(2, 300)], true);
+        assert_eq!((sum.connections, sum.bytes), (2, 1_000));
+    }
+
+    #[test]
+    fn an_entry_that_is_listed_twice_counts_once() {
+        let mut measurement = Measurement::default();
+        let now = Instant::now();
+        walk(&mut measurement, now, &[tracked(1, 100)], true);
+        let twice = [
+            tracked(1, 500),
+            tracked(1, 600),
+            tracked(2, 50),
+            tracked(2, 50),
+        ];
+        let sum = walk(&mut measurement, now, &twice, true);
+        assert_eq!((sum.connections, sum.bytes), (1, 550));
+    }
+
+    #[test]
+    fn an_entry_that_a_broken_walk_missed_counts_once() {
+        let mut measurement = Measurement::default();
+        let now = Instant::now();
+        walk(
+            &mut measurement,
+            now,
+            &[tracked(1, 100), tracked(2, 100)],
+            true,
+        );
+        walk(&mut measurement, now, &[tracked(2, 300)], false);
+        let sum = walk(
+            &mut measurement,
+            now,
+            &[tracked(1, 700), tracked(2, 300)],
+            true,
+        );
+        assert_eq!((sum.connections, sum.bytes), (0, 800));
+    }
+
+    #[test]
+    fn sums_never_fall_after_a_pause() {
+        let mut measurement = Measurement::default();
+        let begin = Instant::now();
+        walk(&mut measurement, begin, &[tracked(1, 100)], true);
+        walk(
+            &mut measurement,
+            begin,
+            &[tracked(1, 400), tracked(2, 50)],
+            true,
+        );
+        // A short pause: nothing of what is still there is lost.
+        let soon = begin + PAUSED / 2;
+        let sum = walk(&mut measurement, soon, &[tracked(1, 1_400)], true);
+        assert_eq!((sum.connections, sum.bytes), (1, 1_350));
+        // A long one: the time in between is unknown, and what is there is no news.
+        let later = soon + PAUSED * 2;
+        let sum = walk(&mut measurement, later, &[tracked(3, 9_000)], true);
+        assert_eq!((sum.connections, sum.bytes), (1, 1_350));
+        let sum = walk(&mut measurement, later, &[tracked(3, 9_100)], true);
+        assert_eq!((sum.connections, sum.bytes), (1, 1_450));
     }
 }

@@ -24,6 +24,14 @@ pub(super) fn top(args: &ServicesArgs) -> ExitCode {
             Ok(services) => services,
             Err(error) => return unanswered(&error),
         };
+        if let Some(reason) = &services.uncounted {
+            // The next answer covers this time as well.
+            complain(&Unanswered::because(format!(
+                "connections are not counted: {reason}"
+            )));
+            std::thread::sleep(INTERVAL.saturating_sub(now.elapsed()));
+            continue;
+        }
         if let Some((at, earlier)) = &before {
             let top = difference(&services, earlier, now - *at);
             let terminal = Terminal::of_stdout();
