@@ -354,7 +354,7 @@ fn second_daemon_backs_off_while_the_first_owns_the_table() -> Result<()> {
             "--metrics-bind-address=127.0.0.1:10298",
         ],
     )?;
-    let turns = || -> Result<u64> {
+    let rounds = || -> Result<u64> {
         let to = SocketAddr::from(([127, 0, 0, 1], 10298));
         let text = stage.nodes[0]
             .http_get(to, "/metrics")?
@@ -366,12 +366,12 @@ fn second_daemon_backs_off_while_the_first_owns_the_table() -> Result<()> {
         Ok(value.context("no such metric")?.trim().parse()?)
     };
     let (mut last, mut since) = (0, Instant::now());
-    wait_until("a pause of a second between two turns", PATIENCE, || {
-        turns().is_ok_and(|turns| {
-            if turns != last {
-                (last, since) = (turns, Instant::now());
+    wait_until("a pause of a second between two rounds", PATIENCE, || {
+        rounds().is_ok_and(|rounds| {
+            if rounds != last {
+                (last, since) = (rounds, Instant::now());
             }
-            turns >= 3 && since.elapsed() >= Duration::from_secs(1)
+            rounds >= 3 && since.elapsed() >= Duration::from_secs(1)
         })
     })?;
     drop(daemons.remove(0));

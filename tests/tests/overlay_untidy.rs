@@ -255,7 +255,7 @@ fn a_device_in_the_way_is_named_and_tried_again_quietly() -> Result<()> {
     let told = told.count();
     ensure!(
         (1..=3).contains(&told),
-        "{told} lines of refused turns: {lines:#?}"
+        "{told} lines of refused rounds: {lines:#?}"
     );
     stage.ip(0, "link del other0")?;
     stage.wait_for_mesh()

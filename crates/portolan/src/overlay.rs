@@ -1,6 +1,6 @@
 //! The overlay's loop: the one owner of the tunnel devices, their routes, neighbors and FDB entries.
 //!
-//! Every event, every foreign change in the kernel and every audit leads to the same turn ([`turn`]). The loop has a
+//! Every event, every foreign change in the kernel and every audit leads to the same round ([`round`]). The loop has a
 //! thread of its own, since it blocks on the kernel. The tunnel stays in place when the loop ends.
 
 use std::collections::BTreeSet;
@@ -30,8 +30,8 @@ mod problem_log;
 mod publish;
 mod publisher;
 mod reconciler;
+mod round;
 mod table;
-mod turn;
 
 use crate::events::Recorder;
 use crate::features::links::{self, Found, LinkFeature};
@@ -40,8 +40,8 @@ use crate::parts::Parts;
 use publish::Publication;
 use publisher::NodePublisher;
 use reconciler::Reconciler;
+use round::Overlay;
 use table::OverlayTable;
-use turn::Overlay;
 
 /// Batching interval of foreign changes.
 const SETTLE: Duration = Duration::from_millis(3);
@@ -78,7 +78,7 @@ pub struct OverlayConfig {
     pub cache: PathBuf,
 }
 
-/// State of the overlay after a turn, for health endpoints and probes.
+/// State of the overlay after a round, for health endpoints and probes.
 #[derive(Clone, Debug, Default)]
 pub struct OverlayStatus {
     /// Whether the kernel has been as planned at least once, by a complete list of Nodes.
@@ -115,7 +115,7 @@ pub type SharedOverlayStatus = Arc<ArcSwap<OverlayStatus>>;
 
 /// Where the loop reports.
 pub(crate) struct OverlayReports {
-    /// Receives the state after each turn.
+    /// Receives the state after each round.
     pub(crate) status: SharedOverlayStatus,
     /// Counts peers, problems and repairs.
     pub(crate) metrics: Arc<Metrics>,
@@ -180,7 +180,7 @@ async fn run(
     let mut due = true;
     loop {
         if due {
-            overlay.turn(Instant::now());
+            overlay.round(Instant::now());
         }
         due = true;
         let wake = overlay.due(Instant::now());

@@ -65,7 +65,7 @@ impl CniFiles {
         self.due
     }
 
-    /// Writes the files for a plan. A failure is logged; the next turn tries again.
+    /// Writes the files for a plan. A failure is logged; the next round tries again.
     fn write(&self, plan: &Plan) {
         let (config, masquerade) = (&self.config.config, self.config.rules.masquerade);
         if !self.config.subnet_file.as_os_str().is_empty() {

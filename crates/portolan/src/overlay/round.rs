@@ -1,6 +1,6 @@
-//! One turn of the overlay's loop: reconcile the devices, sync the table, then report and publish.
+//! One round of the overlay's loop: reconcile the devices, sync the table, then report and publish.
 //!
-//! Owns the peers and when to turn next. Waiting is left to the loop, each part of a turn to a type of its own.
+//! Owns the peers and when the next round is due. Waiting is left to the loop, each part of a round to a type of its own.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,9 +22,9 @@ use super::{OverlayConfig, OverlayReports, OverlayStatus};
 use crate::events::{Severity, Subject};
 use crate::memory;
 
-/// Time between two turns without any event.
+/// Time between two rounds without any event.
 const AUDIT: Duration = Duration::from_secs(30);
-/// Pause after a failed turn; doubles with each failure, up to 8 s. No notification reports the end of a process that owned
+/// Pause after a failed round; doubles with each failure, up to 8 s. No notification reports the end of a process that owned
 /// the table, and during a rollout this process has to follow soon after.
 const RETRY: Duration = Duration::from_millis(500);
 const MAX_DOUBLINGS: u32 = 4;
@@ -48,12 +48,12 @@ pub(super) struct Overlay {
     /// Conflicts of this node that are Events already.
     conflicts: BTreeSet<String>,
     reports: OverlayReports,
-    /// Whether another program has changed something since the last turn.
+    /// Whether another program has changed something since the last round.
     pub(super) foreign_change: bool,
     /// Whether the kernel has been as planned at least once.
     ready: bool,
     retry_at: Option<Instant>,
-    /// Failed turns in a row.
+    /// Failed rounds in a row.
     failures: u32,
     audited: Instant,
 }
@@ -118,7 +118,7 @@ impl Overlay {
         changed
     }
 
-    /// When the next turn is due.
+    /// When the next round is due.
     pub(super) fn due(&self, now: Instant) -> Instant {
         let audit = self.audited + AUDIT;
         let others = [
@@ -133,7 +133,7 @@ impl Overlay {
     }
 
     /// Makes the kernel as planned, and reports the result.
-    pub(super) fn turn(&mut self, now: Instant) {
+    pub(super) fn round(&mut self, now: Instant) {
         self.peers.expire(now);
         self.cache.save_if_due(&self.peers, now);
         let repairing = std::mem::take(&mut self.foreign_change) && self.ready;
