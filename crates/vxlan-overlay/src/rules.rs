@@ -23,22 +23,30 @@ use nft::{
 use crate::config::Config;
 use crate::plan::{Peer, Plan, Tunnel};
 
+mod frame;
+
+use frame::{
+    INNER_DESTINATION, INNER_TYPE, VNI, WHOLE_VNI, WHOLE_VNI_AND_INNER_DESTINATION,
+    end_of_inner_source, inner_source, max_prefix, vni, whole_vni,
+};
+
 /// The table's name, in both families.
 pub const TABLE: &str = "portolan-overlay";
 
 /// The set whose elements count the VXLAN packets that arrive from each address of a peer, before any rule can drop
-/// them: the count distinguishes packets lost on the way from packets dropped here. With a filter, frames with pods of the
-/// peer as their source are counted by the pair instead.
+/// them: the count distinguishes packets lost on the way from packets dropped here. With a filter, frames from pods of a
+/// peer are not counted, which would cost each of them as much as the search for its source; or by the pair, where a
+/// comparison does not distinguish pods from the tunnel end, which sends all that the probes wait for.
 const ARRIVED: &str = "arrived";
 
-/// Sets and keys of the elements that count the VXLAN packets of a peer, each packet once.
+/// Sets and keys of the elements that count the VXLAN packets of a peer that the probes wait for, each packet once.
 pub fn arrivals(tunnel: &Tunnel, peer: &Peer) -> Vec<(Name, Bytes)> {
     let key = |address| Bytes::new().address(address);
     let all = peer
         .addresses()
         .map(|address| (ARRIVED.into(), key(address)));
     let length = peer.pod_cidr.prefix_len();
-    let in_one_lookup = length == tunnel.pod_cidr.prefix_len();
+    let in_one_lookup = length == tunnel.pod_cidr.prefix_len() && !ends_in_zero(tunnel);
     let pods = peer.addresses().filter(|_| in_one_lookup);
     let pods = pods.map(|address| (source_set(length), key(address).address(peer.gateway())));
     all.chain(pods).collect()
@@ -67,37 +75,9 @@ pub struct RuleOptions {
     pub probe_port: Option<u16>,
 }
 
-/// Places in an encapsulated packet, counted from its UDP header (RFC 768, RFC 7348, IEEE 802.3).
-const VNI: Operand = Operand::Transport {
-    offset: 12,
-    len: 3,
-    prefix: 24,
-};
-const INNER_DESTINATION: Operand = Operand::Transport {
-    offset: 16,
-    len: 6,
-    prefix: 48,
-};
-const INNER_TYPE: Operand = Operand::Transport {
-    offset: 28,
-    len: 2,
-    prefix: 16,
-};
-
-/// The inner packet's source, cut to a prefix.
-const fn inner_source(family: Family, prefix: u8) -> Operand {
-    match family {
-        Family::Ip => Operand::Transport {
-            offset: 42,
-            len: 4,
-            prefix,
-        },
-        Family::Ip6 => Operand::Transport {
-            offset: 38,
-            len: 16,
-            prefix,
-        },
-    }
+/// Whether the addresses of tunnel ends end in a zero byte, and those of nearly all pods in another one.
+fn ends_in_zero(tunnel: &Tunnel) -> bool {
+    tunnel.pod_cidr.prefix_len() + 8 <= tunnel.pod_cidr.max_prefix_len()
 }
 
 /// The table of a family, if that has a tunnel.
@@ -152,8 +132,9 @@ pub fn table(
         }
     }
     contents.put_chain("raw_prerouting", Some(Hook::RawPrerouting), vec![arriving]);
+    // By their VNI: a comparison costs less than to find the peer.
     let mut leaving = vxlan_packets(tunnel);
-    leaving.extend(not_tracked(Operand::DestinationAddress, "peers"));
+    leaving.extend([equals(WHOLE_VNI, &whole_vni(tunnel)), Statement::NoTrack]);
     contents.put_chain("raw_output", Some(Hook::RawOutput), vec![leaving]);
     if options.masquerade {
         contents.put_ranges("multicast", &[multicast(family)]);
@@ -164,7 +145,11 @@ pub fn table(
         );
     }
     if options.filter != Filter::Off {
-        contents.put_filter(tunnel, options, &cluster);
+        contents.put_filter(tunnel, options.filter, &cluster);
+    }
+    let leaving = rules_for_leaving(tunnel, options);
+    if !leaving.is_empty() {
+        contents.put_chain("leaving", Some(Hook::BeforeNatPostrouting), leaving);
     }
     Some(contents)
 }
@@ -221,29 +206,23 @@ fn filter<'a>(
     let inner_address = inner_source(family, max_prefix(family));
     let inner_in = |set: &'static str| in_set(inner_address, set, false);
     let mut rules = Vec::new();
-    // What pods send, nearly all there is, is through with the first rule: one lookup, which counts as well. The others
-    // tell the rest apart.
+    // What pods send, nearly all there is, is through with the first rule: comparisons and one lookup. The others distinguish
+    // the rest, also what this rule leaves to them because it compares bytes that other senders may fill.
     let pods = tunnel.pod_cidr.prefix_len();
+    let to_device = [&whole_vni(tunnel)[..], &device.mac.0].concat();
+    let of_pods = ends_in_zero(tunnel).then(|| differs(end_of_inner_source(family), &[0]));
     let inputs = tunnel.inputs.iter().map(|name| vec![input(name, false)]);
     let inputs: Vec<_> = match tunnel.inputs.is_empty() {
         true => vec![Vec::new()],
         false => inputs.collect(),
     };
     for input in inputs {
-        rules.push(
-            [
-                input,
-                vec![
-                    equals(VNI, &vni(tunnel)),
-                    equals(INNER_DESTINATION, &device.mac.0),
-                    equals(INNER_TYPE, &inner_type),
-                    from_known(pods),
-                    Statement::NoTrack,
-                    passes(),
-                ],
-            ]
-            .concat(),
-        );
+        let mut rule = input;
+        rule.push(equals(WHOLE_VNI_AND_INNER_DESTINATION, &to_device));
+        rule.push(equals(INNER_TYPE, &inner_type));
+        rule.extend(of_pods.clone());
+        rule.extend([from_known(pods), Statement::NoTrack, passes()]);
+        rules.push(rule);
     }
     rules.push(not_tracked(Operand::SourceAddress, ARRIVED));
     // What is not for this node would come from it.
@@ -269,12 +248,46 @@ fn filter<'a>(
         unless(vec![differs(INNER_DESTINATION, &device.mac.0)]),
         unless(vec![differs(INNER_TYPE, &inner_type)]),
     ]);
-    let others = prefixes.filter(|prefix| **prefix != pods);
-    rules.extend(others.map(|prefix| vec![from_known(*prefix), passes()]));
+    rules.extend(prefixes.map(|prefix| vec![from_known(*prefix), passes()]));
     rules.extend([INSIDE, OWN_ADDRESSES].map(|set| unless(vec![inner_in(set)])));
     // A frame without an inner source ends with the last rule.
     rules.push(vec![in_set(inner_address, "peers", true), passes()]);
     rules.push(refuse(filter));
+    rules
+}
+
+/// The rules for packets that others send through this node, before any masquerading.
+///
+/// They see the first packet of a connection only: a chain that each packet of a pod passes costs each a third of a
+/// microsecond.
+fn rules_for_leaving(tunnel: &Tunnel, options: RuleOptions) -> Vec<Vec<Statement>> {
+    let mut rules = Vec::new();
+    if options.filter != Filter::Off {
+        let mut forwarded = vxlan_packets(tunnel);
+        forwarded.push(match tunnel.inputs.is_empty() {
+            true => in_set(Operand::SourceAddress, "own_pods", false),
+            false => Statement::ConnectionIsDnat,
+        });
+        forwarded.push(in_set(Operand::DestinationAddress, "peers", false));
+        forwarded.extend(refuse(options.filter));
+        rules.push(forwarded);
+    }
+    // Without a filter too: where another program masquerades a pod's request, a peer would take it for one of this node.
+    rules.extend(to_port_of_peers(options.probe_port).map(|mut rule| {
+        match tunnel.inputs.is_empty() {
+            true => rule.push(in_set(Operand::SourceAddress, "own_pods", false)),
+            false => {
+                // Packets of this node itself have no input interface.
+                rule.push(Statement::LocalAddress {
+                    of: Side::Source,
+                    negate: true,
+                });
+                rule.extend(elsewhere(tunnel));
+            }
+        }
+        rule.extend(refuse(Filter::Enforce));
+        rule
+    }));
     rules
 }
 
@@ -343,18 +356,6 @@ fn input(name: &str, negate: bool) -> Statement {
 fn elsewhere(tunnel: &Tunnel) -> Vec<Statement> {
     let inputs = tunnel.inputs.iter();
     inputs.map(|name| input(name, true)).collect()
-}
-
-fn vni(tunnel: &Tunnel) -> [u8; 3] {
-    let [_, high, middle, low] = tunnel.device.vni.to_be_bytes();
-    [high, middle, low]
-}
-
-const fn max_prefix(family: Family) -> u8 {
-    match family {
-        Family::Ip => 32,
-        Family::Ip6 => 128,
-    }
 }
 
 fn vxlan_packets(tunnel: &Tunnel) -> Vec<Statement> {
@@ -437,7 +438,7 @@ fn multicast(family: Family) -> IpNet {
 
 /// Building blocks of a table.
 trait Build {
-    fn put_filter(&mut self, tunnel: &Tunnel, options: RuleOptions, cluster: &[IpNet]);
+    fn put_filter(&mut self, tunnel: &Tunnel, mode: Filter, cluster: &[IpNet]);
     fn put_set(
         &mut self,
         name: impl Into<Name>,
@@ -455,8 +456,7 @@ trait Build {
 }
 
 impl Build for TableContents {
-    fn put_filter(&mut self, tunnel: &Tunnel, options: RuleOptions, cluster: &[IpNet]) {
-        let mode = options.filter;
+    fn put_filter(&mut self, tunnel: &Tunnel, mode: Filter, cluster: &[IpNet]) {
         let family = self.table.family;
         let mut sources = inner_sources(&tunnel.peers, family);
         sources.entry(tunnel.pod_cidr.prefix_len()).or_default();
@@ -465,7 +465,7 @@ impl Build for TableContents {
                 Element::member(Bytes::new().address(*outer).address(*inner))
             };
             let elements = pairs.iter().map(pair);
-            match *prefix == tunnel.pod_cidr.prefix_len() {
+            match *prefix == tunnel.pod_cidr.prefix_len() && !ends_in_zero(tunnel) {
                 true => self.put_counters(source_set(*prefix), 2, elements),
                 false => self.put_set(source_set(*prefix), 2, elements),
             }
@@ -482,33 +482,6 @@ impl Build for TableContents {
         translated.extend([Statement::ConnectionIsDnat, equals(VNI, &vni(tunnel))]);
         translated.extend(refuse(mode));
         self.put_chain("translated", Some(Hook::NatInput), vec![translated]);
-        // What is forwarded, by the first packet of a connection: a chain that each packet of a pod passes costs each a third of
-        // a microsecond.
-        let mut forwarded = vxlan_packets(tunnel);
-        forwarded.push(match tunnel.inputs.is_empty() {
-            true => in_set(Operand::SourceAddress, "own_pods", false),
-            false => Statement::ConnectionIsDnat,
-        });
-        forwarded.push(in_set(Operand::DestinationAddress, "peers", false));
-        forwarded.extend(refuse(mode));
-        let mut leaving = vec![forwarded];
-        leaving.extend(to_port_of_peers(options.probe_port).map(|mut rule| {
-            match tunnel.inputs.is_empty() {
-                true => rule.push(in_set(Operand::SourceAddress, "own_pods", false)),
-                false => {
-                    // Packets of this node itself have no input interface.
-                    rule.push(Statement::LocalAddress {
-                        of: Side::Source,
-                        negate: true,
-                    });
-                    rule.extend(elsewhere(tunnel));
-                }
-            }
-            // No frame, so nothing that is only counted: a pod's request would be taken for one of this node.
-            rule.extend(refuse(Filter::Enforce));
-            rule
-        }));
-        self.put_chain("leaving", Some(Hook::BeforeNatPostrouting), leaving);
     }
 
     fn put_set(

@@ -50,3 +50,24 @@ fn a_peer_may_send_from_its_pods_and_from_its_own_addresses() {
     assert_eq!(elements["sources_32"].len(), 2);
     assert_eq!(elements["peers"].len(), 2);
 }
+
+#[test]
+fn pods_are_counted_only_where_no_byte_distinguishes_them() {
+    let options = RuleOptions::default();
+    for (length, counts) in [(24, false), (26, true)] {
+        let mut cluster = cluster(3);
+        for (number, node) in (0..).zip(&mut cluster.nodes) {
+            let range = format!("10.244.{number}.0/{length}");
+            node.pod_cidrs = [range.parse().unwrap()].into_iter().collect();
+        }
+        let plan = plan(cluster.facts(), cluster.nodes.iter());
+        let table = table(&cluster.config, options, &plan, Family::Ip).unwrap();
+        let tunnel = plan.tunnels[Family::Ip].as_ref().unwrap();
+        let kind = &table.sets[&source_set(length)].kind;
+        assert_eq!(*kind == SetKind::Counters, counts, "{length}");
+        for (set, key) in tunnel.peers.iter().flat_map(|peer| arrivals(tunnel, peer)) {
+            assert_eq!(table.sets[&set].kind, SetKind::Counters);
+            assert!(table.elements[&set].contains(&Element::member(key)));
+        }
+    }
+}
