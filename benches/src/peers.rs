@@ -14,6 +14,7 @@ mod run;
 mod stage;
 pub mod table;
 mod usage;
+mod worst;
 
 pub use contender::Contender;
 pub use run::{Figures, Plan, measure};

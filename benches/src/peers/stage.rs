@@ -16,6 +16,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::worst;
 use crate::shape::{CLUSTER_CIDR, PORT, Shape, TARGET_PORT};
 
 /// The cluster IP of the Service with one endpoint, whose change is waited for.
@@ -34,6 +35,8 @@ pub struct Stage {
     api: FakeApi,
     folder: TempDir,
     node: Node,
+    /// Whether changes are those of the worst Service.
+    has_worst: bool,
     /// Holds all pods.
     _pods: Client,
     /// Last: it ends the others.
@@ -67,9 +70,18 @@ impl Stage {
             api,
             folder,
             node,
+            has_worst: false,
             _pods: pods,
             _lab: lab,
         })
+    }
+
+    /// The same with the worst Service, of which [`Stage::change`] then changes the endpoints.
+    pub fn with_worst(shape: Shape) -> Result<Stage> {
+        let mut stage = Stage::new(shape)?;
+        stage.api.apply_all(worst::objects())?;
+        stage.has_worst = true;
+        Ok(stage)
     }
 
     /// Where contenders run.
@@ -89,6 +101,9 @@ impl Stage {
 
     /// Makes the `n`th change ([`Shape::change`]).
     pub fn change(&self, n: u32) -> Result<()> {
+        if self.has_worst {
+            return self.api.apply(worst::slice(n)).map(drop);
+        }
         let (service, endpoint, address) = self.shape.change(n);
         self.api
             .apply(self.shape.slice_object(service, Some((endpoint, address))))
