@@ -290,13 +290,8 @@ impl<B: Backend> Control<B> {
 
     /// When the next turn is due, if no event comes before.
     fn wake(&self, now: Instant) -> Option<Instant> {
-        let commit = self.wants_commit() && self.is_complete();
-        let commit = commit.then(|| {
-            let due = [self.pace.due(now), self.held_until(now)];
-            due.into_iter().flatten().max().unwrap_or(now)
-        });
         let times = [
-            commit,
+            self.commit_due(now).filter(|_| self.is_complete()),
             self.repairs.due(now),
             self.listeners.due(),
             self.commits.due(now),
@@ -308,8 +303,15 @@ impl<B: Backend> Control<B> {
         self.view.waiting_for().is_empty()
     }
 
-    fn wants_commit(&self) -> bool {
-        self.has_changes() || !self.steps.is_empty()
+    /// When the next commit may start; `None` if there is nothing to commit.
+    fn commit_due(&self, now: Instant) -> Option<Instant> {
+        let changes = self.has_changes().then(|| {
+            let due = [self.pace.due(now), self.held_until(now)];
+            due.into_iter().flatten().max().unwrap_or(now)
+        });
+        // A whole commit, and the pause after a failure, come first.
+        let step = self.steps.due(now).filter(|_| !self.wants_whole_commit());
+        changes.into_iter().chain(step).min()
     }
 
     /// Whether a commit is wanted for more than the further steps of large Services. These have no end while such a Service
@@ -325,8 +327,7 @@ impl<B: Backend> Control<B> {
 
     /// When the next commit may start, if only flapping Services wait for one.
     fn held_until(&self, now: Instant) -> Option<Instant> {
-        let only_services = !self.wants_whole_commit() && self.steps.is_empty();
-        only_services
+        (!self.wants_whole_commit())
             .then(|| self.flapping.first_due(self.view.dirty(), now))
             .flatten()
     }
@@ -348,8 +349,7 @@ impl<B: Backend> Control<B> {
             self.pending_since.get_or_insert(now);
         }
         if self.is_complete() {
-            let is_due = self.pace.due(now).is_none() && self.held_until(now).is_none();
-            if self.wants_commit() && is_due {
+            if self.commit_due(now).is_some_and(|at| at <= now) {
                 self.commit();
             }
             if self.synced && self.repairs.due(now).is_some_and(|at| at <= now) {
@@ -420,7 +420,7 @@ impl<B: Backend> Control<B> {
         } else {
             let dataplane = &self.dataplane;
             self.steps
-                .limit(&mut updates, |service| dataplane.intent(service));
+                .limit(&mut updates, start, |service| dataplane.intent(service));
         }
         let triggers = self.view.take_triggers().into_iter();
         let since_start = triggers.filter(|(_, at)| *at > self.started);
@@ -536,7 +536,10 @@ impl<B: Backend> Control<B> {
         if self.view.dirty().is_empty() {
             self.pending_since = None;
         }
-        self.pace.committed(now, elapsed);
+        // Others do not wait for a further step.
+        if !self.steps.committed(now, elapsed) {
+            self.pace.committed(now, elapsed);
+        }
         self.log_outcome(&outcome);
         Some(outcome)
     }

@@ -3,16 +3,22 @@
 //! A step is an intent of its own: the frontends up to some point as they should be, the others as they are. Each frontend
 //! changes at once, and no frontend is missing meanwhile that is there before and after.
 //!
+//! Further steps have a pace of their own: a change of others does not wait for the batching interval after a step, and a
+//! batch of others has a step only if one is due.
+//!
 //! Invariant: the last step is the intent that was asked for, and each step brings at least one frontend nearer to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use service_dataplane::{Update, side_by_side};
 use service_model::{Frontend, ObjectName, ServiceIntent};
 
 /// Elements that one step changes, deleted and added ones together: a few milliseconds.
-const STEP: usize = 4096;
+const STEP: usize = 1024;
+/// The pause after a further step is as long as the step took, within these limits.
+const PAUSES: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(20)];
 
 /// Services of which not all frontends are committed yet, and what they need.
 #[derive(Debug, Default)]
@@ -20,12 +26,41 @@ pub(super) struct Steps {
     unfinished: BTreeMap<ObjectName, Arc<ServiceIntent>>,
     /// The Service that had the last further step; the next one is another's turn.
     last: Option<ObjectName>,
+    /// Earliest time of the next further step.
+    not_before: Option<Instant>,
+    /// What the batch under way has of further steps.
+    share: Share,
+}
+
+/// How much of a batch is a further step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Share {
+    #[default]
+    None,
+    Part,
+    All,
 }
 
 impl Steps {
     /// Whether no further step is to be committed.
     pub(super) fn is_empty(&self) -> bool {
         self.unfinished.is_empty()
+    }
+
+    /// When the next further step is due; `None` if there is none.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        let due = self.not_before.map_or(now, |at| at.max(now));
+        (!self.is_empty()).then_some(due)
+    }
+
+    /// Sets the pause after a commit that took `elapsed`. Returns whether the commit was a further step and nothing else.
+    pub(super) fn committed(&mut self, now: Instant, elapsed: Duration) -> bool {
+        let share = std::mem::take(&mut self.share);
+        if share != Share::None {
+            let [shortest, longest] = PAUSES;
+            self.not_before = Some(now + elapsed.clamp(shortest, longest));
+        }
+        share == Share::All
     }
 
     /// Forgets a Service that is quarantined.
@@ -35,6 +70,7 @@ impl Steps {
 
     /// Adds all that is unfinished to a batch that is committed whole.
     pub(super) fn finish(&mut self, updates: &mut Vec<Update>) {
+        self.share = Share::None;
         let unfinished = std::mem::take(&mut self.unfinished).into_iter();
         let planned: BTreeSet<ObjectName> = updates.iter().map(|one| one.service.clone()).collect();
         let missing = unfinished.filter(|(service, _)| !planned.contains(service));
@@ -44,14 +80,22 @@ impl Steps {
         }));
     }
 
-    /// Replaces updates of many elements by their first step, and adds a further step of one Service that is not among them.
-    /// `current` returns the intent that was committed last.
+    /// Replaces updates of many elements by their first step, and adds a further step of one Service that is not among them,
+    /// if that is due. `current` returns the intent that was committed last.
     pub(super) fn limit(
         &mut self,
         updates: &mut Vec<Update>,
+        now: Instant,
         current: impl Fn(&ObjectName) -> Option<Arc<ServiceIntent>>,
     ) {
-        updates.extend(self.next(updates));
+        let is_due = self.due(now).is_some_and(|at| at <= now);
+        let further = is_due.then(|| self.next(updates)).flatten();
+        self.share = match (&further, updates.is_empty()) {
+            (None, _) => Share::None,
+            (Some(_), false) => Share::Part,
+            (Some(_), true) => Share::All,
+        };
+        updates.extend(further);
         for update in updates {
             self.unfinished.remove(&update.service);
             let Some(target) = update.intent.clone() else {
@@ -160,7 +204,7 @@ mod tests {
             let mut updates = vec![update(&target)];
             let mut taken = 0;
             loop {
-                steps.limit(&mut updates, |_| current.clone());
+                steps.limit(&mut updates, Instant::now(), |_| current.clone());
                 let [one] = updates.as_slice() else {
                     panic!("{}", updates.len())
                 };
@@ -191,7 +235,7 @@ mod tests {
                 updates.clear();
             }
             assert_eq!(current.as_ref(), Some(&target));
-            assert!((10..80).contains(&taken), "{taken} steps");
+            assert!((40..320).contains(&taken), "{taken} steps");
         }
     }
 
@@ -200,20 +244,32 @@ mod tests {
         let mut steps = Steps::default();
         let all = [service("a", 800, 0..100), service("b", 800, 0..100)];
         let mut updates = all.iter().map(update).collect();
-        steps.limit(&mut updates, |_| None);
+        steps.limit(&mut updates, Instant::now(), |_| None);
         assert!(!steps.is_empty());
         let small = service("small", 3, 0..9);
         let mut updates = vec![update(&small)];
-        steps.limit(&mut updates, |_| None);
+        steps.limit(&mut updates, Instant::now(), |_| None);
         assert_eq!(updates.len(), 2);
         assert_eq!(updates[0].intent.as_ref(), Some(&small));
+        // The next step waits for as long as this one took; others do not.
+        let (now, took) = (Instant::now(), Duration::from_millis(8));
+        assert!(!steps.committed(now, took));
+        assert_eq!(steps.due(now), Some(now + took));
+        let mut updates = vec![update(&small)];
+        steps.limit(&mut updates, now, |_| None);
+        assert_eq!(updates.len(), 1);
+        assert!(!steps.committed(now, took));
+        let mut updates = Vec::new();
+        steps.limit(&mut updates, now + took, |_| None);
+        assert_eq!(updates.len(), 1);
+        assert!(steps.committed(now, took));
         // A Service that goes is gone at once.
         let gone = |name: &str| Update {
             service: ObjectName::new("default", name),
             intent: None,
         };
         let mut updates = vec![gone("a"), gone("b")];
-        steps.limit(&mut updates, |_| None);
+        steps.limit(&mut updates, Instant::now(), |_| None);
         assert!(steps.is_empty() && updates.iter().all(|update| update.intent.is_none()));
     }
 }

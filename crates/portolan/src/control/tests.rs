@@ -519,7 +519,7 @@ fn changes_of_others_do_not_wait_for_a_large_service() {
         let before = control.dataplane.backend().counters();
         turn_at_once(&mut control);
         let after = control.dataplane.backend().counters();
-        assert!(after.elements - before.elements < 4_096);
+        assert!(after.elements - before.elements < 2_048);
         assert_eq!(elements(&control, "no_endpoints"), 1);
         // Health does not wait for a Service whose steps have no end.
         assert!(control.reports.status.load().pending_since.is_none());
