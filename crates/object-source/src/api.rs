@@ -22,6 +22,7 @@
 //! Deciding when the view is complete, and remembering last good versions, are left to the reader of the events.
 
 mod backoff;
+mod batches;
 mod client;
 mod decode;
 mod follow;
@@ -43,7 +44,7 @@ mod token;
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use service_model::ObjectEvent;
@@ -212,7 +213,9 @@ impl Start {
             config: self.config.clone(),
             wrap,
             events: self.events.clone(),
-            context: ConversionContext::new(self.config.proxy_name.clone()),
+            context: Arc::new(Mutex::new(ConversionContext::new(
+                self.config.proxy_name.clone(),
+            ))),
             outlines: None,
             learner: None,
         }

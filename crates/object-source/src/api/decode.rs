@@ -90,6 +90,9 @@ pub(super) fn event<O: Object>(
     line: &[u8],
     context: &mut ConversionContext,
 ) -> Result<Event<O::Model>, String> {
+    if let Some(decoded) = change::<O>(line, context) {
+        return Ok(Event::Applied(decoded));
+    }
     #[derive(Deserialize)]
     struct Envelope<'a> {
         #[serde(borrow, rename = "type")]
@@ -115,12 +118,37 @@ pub(super) fn event<O: Object>(
     })
 }
 
+/// Reads an item of a list, as if it had come as an event.
+pub(super) fn item<O: Object>(
+    text: &[u8],
+    context: &mut ConversionContext,
+) -> Result<Event<O::Model>, String> {
+    let text = std::str::from_utf8(text).map_err(|error| error.to_string())?;
+    Ok(Event::Applied(object::<O>(text, context)))
+}
+
+/// Decodes the usual event, ADDED or MODIFIED with an object of the kind, in one pass. `None`: another event, or an object
+/// whose fault is to be named.
+fn change<O: Object>(line: &[u8], context: &mut ConversionContext) -> Option<Decoded<O::Model>> {
+    #[derive(Deserialize)]
+    struct Change<'a, O> {
+        #[serde(borrow, rename = "type")]
+        kind: Cow<'a, str>,
+        object: O,
+    }
+    let change: Change<'_, O> = serde_json::from_slice(line).ok()?;
+    matches!(change.kind.as_ref(), "ADDED" | "MODIFIED").then(|| decoded(change.object, context))
+}
+
 /// Decodes and converts an object.
 pub(super) fn object<O: Object>(text: &str, context: &mut ConversionContext) -> Decoded<O::Model> {
-    let wire = match serde_json::from_str::<O>(text) {
-        Ok(wire) => wire,
-        Err(_) => return undecodable::<O>(text),
-    };
+    match serde_json::from_str::<O>(text) {
+        Ok(wire) => decoded(wire, context),
+        Err(_) => undecodable::<O>(text),
+    }
+}
+
+fn decoded<O: Object>(wire: O, context: &mut ConversionContext) -> Decoded<O::Model> {
     let name = wire.object_name();
     let version = wire.metadata().resource_version.clone().unwrap_or_default();
     let field = |invalid| Problem::Field { at: None, invalid };
@@ -297,6 +325,32 @@ mod tests {
         assert!(decoded.model.is_none());
         let field = decoded.problems[0].invalid().unwrap().field.clone();
         (decoded.name.to_string(), decoded.version, field)
+    }
+
+    #[test]
+    fn one_pass_and_two_read_the_same() {
+        let objects = [
+            r#"{"metadata": {"name": "web", "namespace": "shop", "resourceVersion": "7"}, "spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "ports": [{"port": 80, "other": [1, {}]}]}}"#,
+            r#"{"metadata": {"name": "w\u0065b"}, "spec": {"ports": [{"port": 70000}]}}"#,
+            r#"{"metadata": {"name": "web"}, "spec": {"ports": "none"}}"#,
+            r#"{"metadata": null}"#,
+        ];
+        for text in objects {
+            let whole = object::<wire::Service>(text, &mut ConversionContext::default());
+            for line in [
+                format!(r#"{{"type":"ADDED","object":{text}}}"#),
+                format!(r#"{{"object": {text}, "other": [], "type": "MODIFI\u0045D"}}"#),
+            ] {
+                let context = &mut ConversionContext::default();
+                let Ok(Event::Applied(event)) = event::<wire::Service>(line.as_bytes(), context)
+                else {
+                    panic!("{line}")
+                };
+                assert_eq!((&event.name, &event.version), (&whole.name, &whole.version));
+                assert_eq!(event.model, whole.model);
+                assert_eq!(event.problems, whole.problems);
+            }
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use service_model::ObjectName;
 
+use super::batches::Batches;
 use super::decode::Decoded;
 use crate::Problem;
 
@@ -13,6 +14,8 @@ pub(super) struct Gathered<M> {
     /// `None` for an invalid object. A map, since a list may name an object twice.
     objects: BTreeMap<ObjectName, Option<Arc<M>>>,
     problems: Vec<Problem>,
+    /// Objects that are not decoded yet.
+    pub(super) batches: Batches<M>,
 }
 
 impl<M> Default for Gathered<M> {
@@ -20,6 +23,7 @@ impl<M> Default for Gathered<M> {
         Gathered {
             objects: BTreeMap::new(),
             problems: Vec::new(),
+            batches: Batches::default(),
         }
     }
 }

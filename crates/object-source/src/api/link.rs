@@ -3,7 +3,7 @@
 //! Leaves to `follow` when to ask, and what an error means. Invariant: a list is delivered as one `Reset`, complete or not
 //! at all.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::ApiConfig;
+use super::batches::SharedContext;
 use super::decode::{self, Decoded, Event, is_behind};
 use super::gathered::{Gathered, Pages};
 use super::learner::Learner;
@@ -24,6 +25,8 @@ use super::position::{Position, Stop};
 use super::request::{ApiClient, Extent, Limits, Lines, RequestError};
 use crate::{Problem, SourceEvent};
 
+/// How the event of an object begins in a streaming list.
+const ADDED: &[u8] = br#"{"type":"ADDED""#;
 /// A server that does not end a watch when asked to gets this much longer.
 const OVERTIME: Duration = Duration::from_secs(10);
 
@@ -54,7 +57,7 @@ pub(super) struct Link<O: Object> {
     pub(super) config: ApiConfig,
     pub(super) wrap: fn(ObjectEvent<O::Model>) -> SourceEvent,
     pub(super) events: mpsc::Sender<SourceEvent>,
-    pub(super) context: ConversionContext,
+    pub(super) context: SharedContext,
     /// Present if the watch brings metadata only.
     pub(super) outlines: Option<Outlines<O::Model>>,
     /// Present if the events say where API servers are.
@@ -71,6 +74,10 @@ impl<O: Object> Link<O> {
         self.open("", true, Extent::Whole).await
     }
 
+    fn context(&self) -> MutexGuard<'_, ConversionContext> {
+        self.context.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Reads one event of a streaming list. Returns the list's version after the last event.
     pub(super) async fn next_initial_event(
         &mut self,
@@ -82,17 +89,29 @@ impl<O: Object> Link<O> {
         let Some(line) = watch.lines.next(limit).await? else {
             return Err(unreadable("the list breaks off before its end"));
         };
-        match decode::event::<O>(&line, &mut self.context).map_err(unreadable)? {
-            Event::Applied(object) => gathered.add(object),
-            Event::Deleted { name, .. } => gathered.remove(&name),
-            Event::Bookmark {
-                version,
-                initial_events_end: true,
-            } => return checked(version).map(Some),
-            Event::Error { code, message } => {
-                return Err(watch.lines.error_event(code, message).into());
+        let is_added = line.starts_with(ADDED);
+        let is_full = gathered.batches.add(line);
+        if is_added && !is_full {
+            return Ok(None);
+        }
+        let decode = decode::event::<O>;
+        let mut events = gathered.batches.begin(&self.context, decode).await?;
+        if !is_added {
+            events.extend(gathered.batches.finish().await?);
+        }
+        for event in events {
+            match event.map_err(unreadable)? {
+                Event::Applied(object) => gathered.add(object),
+                Event::Deleted { name, .. } => gathered.remove(&name),
+                Event::Bookmark {
+                    version,
+                    initial_events_end: true,
+                } => return checked(version).map(Some),
+                Event::Error { code, message } => {
+                    return Err(watch.lines.error_event(code, message).into());
+                }
+                Event::Bookmark { .. } | Event::Unknown => {}
             }
-            Event::Bookmark { .. } | Event::Unknown => {}
         }
         Ok(None)
     }
@@ -105,9 +124,21 @@ impl<O: Object> Link<O> {
         let token = pages.continue_token.take();
         let answer = self.list(self.config.page_size, token).await?;
         let page = decode::page(&answer).map_err(unreadable)?;
+        let gathered = &mut pages.gathered;
         for item in page.items {
-            let object = decode::object::<O>(item.get(), &mut self.context);
-            pages.gathered.add(object);
+            gathered
+                .batches
+                .add(answer.slice_ref(item.get().as_bytes()));
+        }
+        let decode = decode::item::<O>;
+        let mut events = gathered.batches.begin(&self.context, decode).await?;
+        if page.next.is_none() {
+            events.extend(gathered.batches.finish().await?);
+        }
+        for event in events {
+            if let Event::Applied(object) = event.map_err(unreadable)? {
+                gathered.add(object);
+            }
         }
         let version = pages.version.get_or_insert(page.version);
         if page.next.is_none() {
@@ -178,7 +209,8 @@ impl<O: Object> Link<O> {
             Err(RequestError::Silent { .. }) => return Err(Stop::Quiet),
             Err(error) => return Err(error.into()),
         };
-        match decode::event::<O>(&line, &mut self.context).map_err(unreadable)? {
+        let event = decode::event::<O>(&line, &mut self.context());
+        match event.map_err(unreadable)? {
             Event::Applied(object) => self.apply(object, position).await,
             Event::Deleted { name, version } => {
                 position.advance(version)?;
@@ -262,7 +294,7 @@ impl<O: Object> Link<O> {
             Err(error) => return Err(error.into()),
         };
         let text = std::str::from_utf8(&answer).map_err(unreadable)?;
-        let object = decode::object::<O>(text, &mut self.context);
+        let object = decode::object::<O>(text, &mut self.context());
         match (&object.model, self.outlines.as_mut()) {
             (Some(model), Some(outlines)) => outlines.delivered(model),
             (None, Some(outlines)) => outlines.forget(name),

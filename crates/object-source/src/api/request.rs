@@ -338,7 +338,7 @@ impl Lines {
     pub(super) async fn next(&mut self, limit: Instant) -> Result<Option<Bytes>, RequestError> {
         loop {
             let rest = self.buffer.get(self.scanned..).unwrap_or_default();
-            if let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+            if let Some(end) = memchr::memchr(b'\n', rest) {
                 let line = self.buffer.split_to(self.scanned + end).freeze();
                 self.buffer.advance(1);
                 self.scanned = 0;

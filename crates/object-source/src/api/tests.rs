@@ -60,6 +60,32 @@ async fn a_list_arrives_as_one_reset_and_changes_follow() {
 }
 
 #[tokio::test]
+async fn a_list_of_several_batches_is_complete() {
+    for mode in [StreamingList::Served, StreamingList::Refused] {
+        let mut bench = Bench::new();
+        bench.api.set_streaming_list(mode);
+        let names: Vec<String> = (0..700).map(|i| format!("s{i:03}")).collect();
+        let services = names.iter().map(|name| service(name));
+        bench.api.apply_all(services).unwrap();
+        let mut bad = service("s400");
+        bad["spec"]["ports"] = "none".into();
+        bench.api.apply(bad).unwrap();
+        let config = ApiConfig {
+            page_size: 300,
+            ..quick()
+        };
+        bench.start(config).await;
+        bench
+            .until("the problem", |view| view.problems.len() == 1)
+            .await;
+        let valid = names.iter().filter(|name| *name != "s400");
+        assert!(bench.view.services.iter().eq(valid), "{mode:?}");
+        assert_eq!(bench.view.invalid, ["s400"]);
+        assert_eq!(bench.view.resets[&ObjectKind::Service], 1);
+    }
+}
+
+#[tokio::test]
 async fn a_server_without_streaming_lists_is_asked_for_pages() {
     let mut bench = Bench::new();
     bench.api.set_streaming_list(StreamingList::Refused);
