@@ -15,6 +15,8 @@ use crate::control_plane::{self, Versions};
 use crate::run::{build_portolan, built, cargo, output, run};
 use crate::{check, image, kernels, old_version, tools};
 
+mod retry;
+
 /// Sizes of the random tests for `--all`; the tests' own defaults are for the quick tier.
 const LARGE: [(&str, &str); 6] = [
     ("PORTOLAN_CLUSTERS", "10000"),
@@ -121,7 +123,7 @@ fn quick(args: &[String]) -> Result<()> {
         let cores = std::thread::available_parallelism()?.get();
         tests.env(THREADS, (cores * THREADS_PER_CORE).to_string());
     }
-    run(tests.arg("--").args(args))
+    retry::run(tests.arg("--").args(args))
 }
 
 /// What `--all` adds. Every part runs, also after one that failed.
@@ -238,7 +240,7 @@ fn ignored(sizes: &[(&str, &str)], nightly: bool) -> Result<()> {
     if let Some(helm) = control_plane::helm::for_tests()? {
         tests.env(control_plane::helm::VARIABLE, helm);
     }
-    run(tests.envs(sizes.iter().copied()))
+    retry::run(tests.envs(sizes.iter().copied()))
 }
 
 /// The image in a container, and the program after the one of an older version.
@@ -251,7 +253,7 @@ fn shipped() -> Result<()> {
     if let Some(program) = old_version::for_tests()? {
         tests.env(old_version::VARIABLE, program);
     }
-    run(&mut tests)
+    retry::run(&mut tests)
 }
 
 /// Portolan in clusters, one after another. Without `--nightly` one migration, and only where the programs of a cluster are built.
