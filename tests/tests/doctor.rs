@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    Daemon, HEALTH_PORT, Host, Lab, Loss, PodLinks, program, scenario, wait_for, wait_until,
+    Daemon, HEALTH_PORT, Host, Lab, Loss, Node, PodLinks, program, scenario, wait_for, wait_until,
 };
 use portolan_tests::doctor::{Diagnosis, FAMILIES, FAST, ask, doctor, wait_until_healthy};
 use portolan_tests::flannel::{Firewall, start_flannel};
@@ -86,6 +86,9 @@ fn healthy_mesh_raises_no_alarm_in_a_thousand_rounds() -> Result<()> {
         rounds(node, 334)?;
     }
     for node in &stage.nodes {
+        let ready = node.http_get(([127, 0, 0, 1], HEALTH_PORT).into(), "/readyz")?;
+        let (code, text) = ready.context("no answer")?;
+        ensure!(code == 200 && !text.contains("overlay: "), "{code} {text}");
         ensure!(metric(node, "portolan_overlay_alarms_total ")? == 0);
         ensure!(metric(node, "portolan_overlay_peers_reachable ")? == 2);
         ensure!(
@@ -116,6 +119,65 @@ fn direct_routes_to_pod_bridges_raise_no_alarm() -> Result<()> {
         ensure!(code == Some(0), "{text}");
         ensure!(metric(node, "portolan_overlay_alarms_total ")? == 0);
     }
+    Ok(())
+}
+
+/// The settings are those of a network namespace.
+#[scenario(Vxlan, Nft, BridgeNetfilter)]
+fn bridges_past_the_rules_are_a_note_of_the_doctor() -> Result<()> {
+    let stage = OverlayStage::with(PodLinks::Bridged, 2)?;
+    let _daemons = stage.start_all(FAST)?;
+    wait_until_healthy(&stage)?;
+    let [node, other] = [&stage.nodes[0], &stage.nodes[1]];
+    for setting in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
+        let set = |value: &str| tool(node, "sysctl", &format!("-w net.bridge.{setting}={value}"));
+        let note = format!("net.bridge.{setting}: it is 0");
+        set("0")?;
+        let (code, text) = doctor(node, &[])?;
+        ensure!(code == Some(0) && text.contains(&note), "{code:?} {text}");
+        let (code, text) = doctor(other, &[])?;
+        ensure!(code == Some(0) && !text.contains(&note), "{code:?} {text}");
+        set("1")?;
+        let (code, text) = doctor(node, &[])?;
+        ensure!(code == Some(0) && !text.contains(&note), "{code:?} {text}");
+    }
+    Ok(())
+}
+
+/// As in a cloud that drops packets with addresses that it has not given out.
+#[scenario(Vxlan, Nft)]
+fn direct_routes_under_anti_spoofing_are_reported() -> Result<()> {
+    let stage = OverlayStage::new(2)?;
+    let conf = stage.file(0, "net-conf");
+    let text = r#"{"Network": "10.244.0.0/16", "IPv6Network": "fd00:244::/32", "EnableIPv6": true,
+                   "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
+    std::fs::write(&conf, text)?;
+    let _daemons = stage.start_all(&[FAST, &["--net-config-path", &conf]].concat())?;
+    wait_for("a healthy mesh", PATIENCE, || is_well(&stage))?;
+    for (rule, family) in [
+        ("ip saddr 10.244.0.0/16", "IPv4"),
+        ("ip6 saddr fd00:244::/32", "IPv6"),
+    ] {
+        stage.nodes[1].nft_stdin(&format!(
+            "table inet network {{ chain arriving {{ type filter hook prerouting priority -350;
+                 iifname eth0 {rule} drop; }}; }}"
+        ))?;
+        wait_for("the fault", 2 * PATIENCE, || {
+            let (code, text) = doctor(&stage.nodes[0], &[])?;
+            let broken = text.lines().filter(|line| line.contains("BROKEN"));
+            let told = broken.clone().any(|line| line.contains(family));
+            ensure!(code == Some(1) && told, "{code:?} {text}");
+            Ok(())
+        })?;
+        stage.nodes[1].nft(&["delete", "table", "inet", "network"])?;
+        wait_for("a healthy mesh", 2 * PATIENCE, || is_well(&stage))?;
+    }
+    Ok(())
+}
+
+fn is_well(stage: &OverlayStage) -> Result<()> {
+    let (code, text) = doctor(&stage.nodes[0], &[])?;
+    ensure!(code == Some(0), "{code:?} {text}");
     Ok(())
 }
 
@@ -349,13 +411,34 @@ fn who_is_no_node_gets_no_answer() -> Result<()> {
     Ok(())
 }
 
+/// Whatever a pod sends to nodes has the address of this one from now on.
+fn masquerade_as_another_program(node: &Node) -> Result<String> {
+    node.nft_stdin(
+        "table inet masquerading {}
+         delete table inet masquerading
+         table inet masquerading { chain leaving { type nat hook postrouting priority srcnat;
+             ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade
+             ip6 saddr fd00:244::/32 ip6 daddr != fd00:244::/32 masquerade; }; }",
+    )
+}
+
 /// Behind the masquerading of its node, a pod would have the address of a node.
 #[scenario(Vxlan, Nft)]
 fn a_pod_behind_masquerading_gets_no_answer_and_no_trace() -> Result<()> {
     let stage = OverlayStage::new(2)?;
-    for filter in ["off", "enforce"] {
-        let flags = [FAST, &["--ip-masq", "--overlay-filter", filter]].concat();
+    for (filter, masquerade) in [
+        ("off", "--ip-masq"),
+        ("enforce", "--ip-masq"),
+        ("off", "--ip-masq=false"),
+        ("monitor", "--ip-masq=false"),
+    ] {
+        let flags = [FAST, &[masquerade, "--overlay-filter", filter]].concat();
         let _daemons = stage.start_all(&flags)?;
+        if masquerade == "--ip-masq=false" {
+            for node in &stage.nodes {
+                masquerade_as_another_program(node)?;
+            }
+        }
         for to in stage.nodes[0].addresses() {
             wait_for("an answer for a node", PATIENCE, || {
                 ensure!(is_answered(&stage.nodes[1], to)?);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use lab::{HEALTH_PORT, scenario, wait_for};
+use lab::{HEALTH_PORT, PodLinks, scenario, wait_for};
 use portolan_tests::doctor::{FAST, doctor, wait_until_healthy};
 use portolan_tests::overlay::{OverlayStage, tool};
 use portolan_tests::stage::PATIENCE;
@@ -176,9 +176,17 @@ fn every_broken_world_is_told_by_doctor_and_readyz() -> Result<()> {
     let next = AtomicUsize::new(0);
     let left = || broken.get(next.fetch_add(1, Ordering::Relaxed));
     std::thread::scope(|scope| {
-        let try_them = || on_a_stage(|stage| one_after_another(stage, std::iter::from_fn(left)));
-        let mut stages: Vec<_> = (0..STAGES).map(|_| scope.spawn(try_them)).collect();
-        stages.push(scope.spawn(|| on_a_stage(|stage| at_once(stage, &peers))));
+        let try_them = |links| {
+            let worlds = std::iter::from_fn(left);
+            on_a_stage(links, |stage| one_after_another(stage, worlds))
+        };
+        let links = [PodLinks::Routed, PodLinks::Bridged].into_iter().cycle();
+        let links = links.take(STAGES);
+        let mut stages: Vec<_> = links
+            .map(|links| scope.spawn(move || try_them(links)))
+            .collect();
+        let peers = || on_a_stage(PodLinks::Routed, |stage| at_once(stage, &peers));
+        stages.push(scope.spawn(peers));
         let results = stages.into_iter().map(|stage| match stage.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -188,8 +196,8 @@ fn every_broken_world_is_told_by_doctor_and_readyz() -> Result<()> {
 }
 
 /// Two nodes that reach each other, before and after.
-fn on_a_stage(worlds: impl FnOnce(&OverlayStage) -> Result<()>) -> Result<()> {
-    let stage = OverlayStage::new(2)?;
+fn on_a_stage(links: PodLinks, worlds: impl FnOnce(&OverlayStage) -> Result<()>) -> Result<()> {
+    let stage = OverlayStage::with(links, 2)?;
     let _daemons = stage.start_all(FAST)?;
     wait_until_healthy(&stage)?;
     worlds(&stage)?;

@@ -1,7 +1,7 @@
 //! Options of the overlay, each by what it makes of the node: state of the kernel, packets, files.
 
 use anyhow::{Context, Result, ensure};
-use lab::{Daemon, Protocol, scenario, wait_until};
+use lab::{Daemon, Protocol, node_object, scenario, wait_for, wait_until};
 use portolan_tests::overlay::{OverlayStage, mac_of, tool};
 use portolan_tests::stage::PATIENCE;
 use serde_json::{Value, json};
@@ -87,7 +87,11 @@ fn packets_for_unused_pod_addresses_end_at_their_node() -> Result<()> {
 
 /// Parent and local address of the first node's device.
 fn outer(stage: &OverlayStage) -> Result<(String, String)> {
-    let link = stage.ip(0, "-d -o link show dev flannel.1")?;
+    outer_of(stage, "flannel.1")
+}
+
+fn outer_of(stage: &OverlayStage, device: &str) -> Result<(String, String)> {
+    let link = stage.ip(0, &format!("-d -o link show dev {device}"))?;
     let after = |word: &str| {
         let mut words = link.split_whitespace().skip_while(|w| *w != word);
         words.nth(1).unwrap_or_default().to_owned()
@@ -138,6 +142,104 @@ fn interface_is_chosen_by_pattern_or_reach_and_changed_in_place() -> Result<()> 
         );
         number = this;
         daemon.kill()?;
+    }
+    Ok(())
+}
+
+/// Nothing names the interface of a Node without addresses. flannel ends where several ways share one default route.
+#[scenario(Vxlan, Nft)]
+fn of_several_default_routes_the_best_one_chooses() -> Result<()> {
+    let stage = OverlayStage::new(1)?;
+    let mut object = node_object(&stage.nodes[0]);
+    object["status"]["addresses"] = json!([]);
+    stage.manifests.write_objects("node-0.yaml", &[object])?;
+    for line in [
+        "link add mgmt0 type bridge",
+        "link set mgmt0 mtu 1400",
+        "addr add 10.0.2.15/24 dev mgmt0",
+        "addr add fd00:99::15/64 dev mgmt0 nodad",
+        "link set mgmt0 up",
+        "route del default",
+        "-6 route del default",
+    ] {
+        stage.ip(0, line)?;
+    }
+    let (v4, v6) = (stage.nodes[0].ipv4(), stage.nodes[0].ipv6());
+    let _daemon = stage.start(0, &[])?;
+    let (of_mgmt, of_eth) = ("via 10.0.2.2 dev mgmt0", "via 192.168.77.250 dev eth0");
+    let (of_mgmt6, of_eth6) = ("via fe80::99 dev mgmt0", "via fe80::99 dev eth0");
+    let two = |first: &str, second: &str| {
+        [
+            format!("route add default {first} metric 10"),
+            format!("route add default {second} metric 100"),
+        ]
+    };
+    let both = |first: &str, second: &str| {
+        [
+            format!("route add default nexthop {first} nexthop {second}"),
+            "route show default".to_owned(),
+        ]
+    };
+    for (family, routes, device, expected, mtu) in [
+        (
+            "-4",
+            two(of_mgmt, of_eth),
+            "flannel.1",
+            ("mgmt0", "10.0.2.15".into()),
+            1350,
+        ),
+        (
+            "-4",
+            two(of_eth, of_mgmt),
+            "flannel.1",
+            ("eth0", v4.to_string()),
+            1450,
+        ),
+        // Of ways that are used at once, the one with the least MTU decides what fits.
+        (
+            "-4",
+            both(of_eth, of_mgmt),
+            "flannel.1",
+            ("mgmt0", "10.0.2.15".into()),
+            1350,
+        ),
+        (
+            "-6",
+            two(of_mgmt6, of_eth6),
+            "flannel-v6.1",
+            ("mgmt0", "fd00:99::15".into()),
+            1330,
+        ),
+        (
+            "-6",
+            two(of_eth6, of_mgmt6),
+            "flannel-v6.1",
+            ("eth0", v6.to_string()),
+            1430,
+        ),
+        (
+            "-6",
+            both(of_eth6, of_mgmt6),
+            "flannel-v6.1",
+            ("mgmt0", "fd00:99::15".into()),
+            1330,
+        ),
+    ] {
+        for route in &routes {
+            stage.ip(0, &format!("{family} {route}"))?;
+        }
+        wait_for(&format!("{routes:?}"), PATIENCE, || {
+            let (parent, local) = outer_of(&stage, device)?;
+            let link = stage.ip(0, &format!("-o link show dev {device}"))?;
+            ensure!(
+                parent == expected.0
+                    && local == expected.1
+                    && link.contains(&format!("mtu {mtu} ")),
+                "{parent} {local} {link}"
+            );
+            Ok(())
+        })?;
+        stage.ip(0, &format!("{family} route flush default"))?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use net_types::{Family, PerFamily};
 use nft::{Bytes, Name};
 use vxlan_overlay::{Peer, Plan, Tunnel, arrivals};
@@ -15,6 +16,8 @@ pub(super) struct LocalVtep {
     pub(super) host: IpAddr,
     /// Address of the device.
     pub(super) tunnel: IpAddr,
+    /// Addresses of this node's pods.
+    pub(super) pods: IpNet,
     /// Name of the device.
     pub(super) device: String,
     /// Largest inner packet.
@@ -144,6 +147,7 @@ fn local_vtep(tunnel: &Tunnel) -> LocalVtep {
     LocalVtep {
         host: device.local,
         tunnel: device.address.addr(),
+        pods: tunnel.pod_cidr,
         device: device.name.clone(),
         mtu: device.mtu,
         port: device.port,

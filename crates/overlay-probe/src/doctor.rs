@@ -21,6 +21,7 @@ use super::firewall::{self, untraceable};
 use super::forwarding;
 use super::local_socket;
 use super::measure::Pair;
+use super::pod_packet;
 
 mod print;
 
@@ -182,6 +183,13 @@ async fn examine(shared: &Shared, to: Option<&str>) -> DoctorReport {
             pair.find_rules(measured).await;
         }
     }
+    let healthy = pairs.iter().zip(&measured);
+    let healthy = healthy.filter(|(_, measured)| measured.verdict().is_healthy());
+    let healthy: Vec<&Pair<'_>> = healthy.map(|(pair, _)| pair).collect();
+    let legacy = shared.environment.legacy;
+    let of_pods = pod_packet::examine(&healthy, legacy, false).await;
+    report.faults.extend(of_pods.faults);
+    report.notes.extend(of_pods.notes);
     for (pair, measured) in pairs.iter().zip(measured) {
         let verdict = measured.verdict();
         report.peers.push(PeerReport {

@@ -1,15 +1,16 @@
 //! Settings of this node that keep packets of pods from being forwarded, which no probe between nodes passes.
 //!
-//! Only files below `/proc/sys` and `/sys` of this network namespace are read. What cannot be read is not judged.
+//! Only files below `/proc/sys` and the kinds of interfaces are read. What cannot be read is not judged.
 
 use std::fs::read_to_string;
 use std::net::IpAddr;
-use std::path::Path;
 
 use ipnet::IpNet;
 use net_types::Family;
 use nix::ifaddrs::getifaddrs;
 use vxlan_overlay::Plan;
+
+use crate::bridge::bridge;
 
 /// What is wrong, and what is only to be known.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -54,7 +55,7 @@ pub(super) fn examine(plan: &Plan) -> Forwarding {
 }
 
 /// Interfaces with an address in the pod CIDR of this node: the gateways of its pods.
-fn interfaces_within(range: IpNet) -> Vec<String> {
+pub(super) fn interfaces_within(range: IpNet) -> Vec<String> {
     let Ok(addresses) = getifaddrs() else {
         return Vec::new();
     };
@@ -74,10 +75,7 @@ fn interfaces_within(range: IpNet) -> Vec<String> {
 
 /// Replies of a Service from a pod of the same bridge reach no rules of the node.
 fn bridged(interface: &str, family: Family) -> Option<String> {
-    let is_bridge = Path::new("/sys/class/net").join(interface).join("bridge");
-    if !is_bridge.exists() {
-        return None;
-    }
+    bridge(interface)?;
     let name = match family {
         Family::Ip => "bridge-nf-call-iptables",
         Family::Ip6 => "bridge-nf-call-ip6tables",

@@ -17,6 +17,7 @@ use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use vxlan_overlay::TABLE;
 
+mod bridge;
 mod counters;
 mod debouncer;
 mod describe;
@@ -31,6 +32,7 @@ mod measure;
 mod measurement;
 mod offload;
 mod ping;
+mod pod_packet;
 mod remedy;
 mod request;
 mod responder;

@@ -228,7 +228,7 @@ impl<'a> Pair<'a> {
     /// Whether the peer's kernel may take the address of its device for the subnet-router anycast address of its pods'
     /// bridge (RFC 4291, section 2.6.1), at which it accepts no connections. It tells them apart by the interface that a
     /// packet arrives by, which is neither of them where packets do not pass the tunnel.
-    fn may_be_anycast(&self) -> bool {
+    pub(super) fn may_be_anycast(&self) -> bool {
         self.peer.is_direct && self.peer.family == Family::Ip6
     }
 

@@ -21,7 +21,10 @@ use super::forwarding::Forwarding;
 use super::measure::Pair;
 use super::measurement::Measurement;
 use super::verdict::PeerVerdict;
-use super::{Finding, ProbeEvent, ProbeStatus, RoundSummary, Shared, firewall, forwarding, remedy};
+use super::{
+    Finding, ProbeEvent, ProbeStatus, RoundSummary, Shared, firewall, forwarding, pod_packet,
+    remedy,
+};
 
 /// Random peers measured in a round.
 const RANDOM_PEERS: usize = 3;
@@ -33,6 +36,8 @@ const TRACES: usize = 3;
 const REMEDY_RETRY: Duration = Duration::from_secs(30);
 /// This node's own forward chains are checked once in so many rounds.
 const CHAIN_CHECK: u32 = 10;
+/// Minimum time between two packets sent as a pod, while they reach their peers.
+const POD_CHECK: Duration = Duration::from_secs(2);
 /// Findings that become metric series of their own.
 const METRIC_SERIES: usize = 64;
 
@@ -49,6 +54,10 @@ struct Rounds {
     faults: Vec<String>,
     chains: Forwarding,
     chains_checked: Option<Instant>,
+    /// What keeps packets of pods from peers that packets of this node reach.
+    pod_faults: Vec<String>,
+    /// When a packet was last sent as a pod.
+    pods_checked: Option<Instant>,
 }
 
 /// Probes until canceled.
@@ -63,6 +72,8 @@ pub(super) async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
         faults: Vec::new(),
         chains: Forwarding::default(),
         chains_checked: None,
+        pod_faults: Vec::new(),
+        pods_checked: None,
     };
     let probing = async {
         loop {
@@ -94,6 +105,7 @@ impl Rounds {
         let chosen: Vec<Target> = chosen.collect();
         let pairs = Pair::all(&shared, &directory, &chosen);
         let measured = join_all(pairs.iter().map(|pair| pair.measure(false))).await;
+        self.check_pods(&pairs, &measured).await;
         let mut traces = 0;
         for (pair, mut measured) in pairs.iter().zip(measured) {
             shared.environment.observer.measured(&measured);
@@ -125,6 +137,33 @@ impl Rounds {
             }
         }
         self.chains = found;
+    }
+
+    /// Sends a packet as a pod, once in a while, and in every round while none reaches its peer.
+    async fn check_pods(&mut self, pairs: &[Pair<'_>], measured: &[Measurement]) {
+        let interval = self.shared.config.interval * CHAIN_CHECK;
+        let interval = interval.max(POD_CHECK);
+        let was_lately = self.pods_checked.is_some_and(|at| at.elapsed() < interval);
+        let healthy = pairs.iter().zip(measured);
+        let healthy = healthy.filter(|(_, measured)| measured.verdict().is_healthy());
+        let healthy: Vec<&Pair<'_>> = healthy.map(|(pair, _)| pair).collect();
+        if healthy.is_empty() || (was_lately && self.pod_faults.is_empty()) {
+            return;
+        }
+        let legacy = self.shared.environment.legacy;
+        let found = pod_packet::examine(&healthy, legacy, was_lately).await;
+        for note in &found.notes {
+            tracing::debug!("{note}");
+        }
+        let found = found.faults;
+        if was_lately && !found.is_empty() {
+            return;
+        }
+        self.pods_checked = Some(Instant::now());
+        for fault in found.iter().filter(|f| !self.pod_faults.contains(f)) {
+            tracing::warn!("{fault}");
+        }
+        self.pod_faults = found;
     }
 
     /// Checks this node's own settings: some files, so in every round.
@@ -223,7 +262,7 @@ impl Rounds {
         });
         environment.status.store(Arc::new(ProbeStatus {
             findings,
-            faults: [&self.faults[..], &self.chains.faults].concat(),
+            faults: [&self.faults[..], &self.chains.faults, &self.pod_faults].concat(),
             remedies: self.remedies.iter().cloned().collect(),
             notes: self.chains.notes.clone(),
         }));
