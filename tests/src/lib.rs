@@ -31,6 +31,7 @@ pub mod pod;
 pub mod product;
 pub mod stage;
 pub mod traffic;
+pub mod wire;
 pub mod written;
 
 use std::ops::Range;

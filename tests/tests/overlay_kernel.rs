@@ -55,7 +55,7 @@ fn refused_steps_are_named_and_all_others_are_carried_out() -> Result<()> {
         let (wrong, right): (Vec<u8>, Vec<u8>) =
             (0..STEPS).partition(|n| n % 7 == 3 || (60..70).contains(n) || n + 1 == STEPS);
         let delete = |n: u8| Operation::DeleteForwarding(index, mac(n));
-        let put = |n: u8| Operation::PutForwarding(index, mac(n), address(n));
+        let put = |n: u8| Operation::PutForwarding(index, mac(n), address(n).into());
         let steps: Vec<_> = (0..STEPS)
             .map(|n| {
                 if wrong.contains(&n) {
@@ -74,7 +74,10 @@ fn refused_steps_are_named_and_all_others_are_carried_out() -> Result<()> {
             .collect();
         ensure!(kernel.apply(&steps)? == refused);
         let found = kernel.observe(&watched)?.tunnels[Family::Ip].clone();
-        let wanted: BTreeSet<_> = right.iter().map(|n| (mac(*n), address(*n))).collect();
+        let wanted: BTreeSet<_> = right
+            .iter()
+            .map(|n| (mac(*n), address(*n).into()))
+            .collect();
         ensure!(found.fdb.into_iter().collect::<BTreeSet<_>>() == wanted);
         Ok(())
     })?

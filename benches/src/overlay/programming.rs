@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use net_types::{Family, PerFamily};
 use nft::{Backend, KernelConfig, TableContents};
 use vxlan_overlay::{
-    Config, Deletions, Facts, Filter, Kernel, Names, Node, Observed, Operation, ParsedAnnotations,
-    Plan, Preferences, RuleOptions, TABLE, Watched, difference, plan, table,
+    Carriers, Config, Deletions, Facts, Filter, Kernel, Names, Node, Observed, Operation,
+    ParsedAnnotations, Plan, Preferences, RuleOptions, TABLE, Watched, difference, plan, table,
 };
 
 use crate::{Report, Row, Samples, milliseconds};
@@ -220,6 +220,7 @@ fn planned(config: &Config, nodes: &[Node], observed: &Observed) -> Plan {
         infer: true,
         found: PerFamily::default(),
         surroundings: &observed.surroundings,
+        carriers: &Carriers::default(),
     };
     plan(facts, nodes.iter())
 }
@@ -257,6 +258,7 @@ fn node(number: u32) -> Node {
             ),
         },
         parsed: ParsedAnnotations::Absent,
+        encryption: None,
         annotations: Arc::default(),
         held: false,
         stale: false,

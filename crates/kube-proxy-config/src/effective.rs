@@ -178,6 +178,12 @@ pub struct Overlay {
     pub device: String,
     /// `filter`: what becomes of forged frames.
     pub filter: Filter,
+    /// `encryption`, with its port, key file and lifetime of keys (zero: none); `None` for `off`.
+    pub encryption: Option<Encryption>,
+    /// `encryptionKeyFile`, also where encryption is off: devices of an earlier run are removed.
+    pub encryption_key_file: PathBuf,
+    /// `podMTU`; `None`: what fits.
+    pub pod_mtu: Option<u32>,
     /// `cache`: where peers are kept over a restart; `None`: nowhere.
     pub cache: Option<PathBuf>,
     /// `probePort`, the same on all nodes; `None`: do not measure.
@@ -213,6 +219,18 @@ pub struct Overlay {
     pub set_node_network_unavailable: bool,
     /// `subnetFile`: where ranges and MTU are written for the CNI plugin; `None`: nowhere.
     pub subnet_file: Option<PathBuf>,
+}
+
+/// `overlay.encryption`, if it is on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Encryption {
+    /// Peers without a key are not talked to.
+    pub required: bool,
+    /// `encryptionPort`
+    pub port: u16,
+    /// `encryptionKeyLifetime`; zero: keys are rotated on request only.
+    #[serde(serialize_with = "as_go")]
+    pub key_lifetime: Duration,
 }
 
 /// What becomes of forged frames.

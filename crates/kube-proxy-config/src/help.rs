@@ -377,6 +377,31 @@ const GROUPS: &[Group] = &[
                 "Filter frames with forged source addresses: off, monitor (count) or enforce (drop)",
             ),
             (
+                "overlay-encryption",
+                "MODE",
+                "Encrypt packets between nodes by WireGuard: off, prefer (where both nodes have a key) or require",
+            ),
+            (
+                "overlay-encryption-port",
+                "PORT",
+                "UDP port of WireGuard; the next port is used while keys are rotated",
+            ),
+            (
+                "overlay-encryption-key-file",
+                "FILE",
+                "File that keeps the private keys of this node",
+            ),
+            (
+                "overlay-encryption-key-lifetime",
+                "DURATION",
+                "Time after which the key of this node is rotated; 0 to rotate on request only",
+            ),
+            (
+                "pod-mtu",
+                "BYTES",
+                "Largest MTU of pods; 0 for what fits the network below",
+            ),
+            (
                 "kube-annotation-prefix",
                 "PREFIX",
                 "Prefix of the node annotation keys",

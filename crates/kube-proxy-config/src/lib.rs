@@ -55,8 +55,8 @@ mod yaml;
 
 pub use command_line::{Action, CommandLine, Dialect};
 pub use effective::{
-    ApiServer, Conntrack, DetectLocalMode, Effective, Filter, Listeners, LogFormat, Logging, Mode,
-    NodePortAddress, Overlay, Services,
+    ApiServer, Conntrack, DetectLocalMode, Effective, Encryption, Filter, Listeners, LogFormat,
+    Logging, Mode, NodePortAddress, Overlay, Services,
 };
 pub use file::{KUBE_PROXY_GROUP, KUBE_PROXY_KIND, KUBE_PROXY_VERSION};
 pub use problem::{Notes, Origin, Override, Problem, Problems};

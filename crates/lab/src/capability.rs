@@ -25,6 +25,8 @@ pub enum Capability {
     /// Bridged packets pass the rules for IP packets (`br_netfilter`).
     BridgeNetfilter,
     Vxlan,
+    /// WireGuard links. Absent from small kernels, so never demanded.
+    Wireguard,
     /// The `nft` program, and NAT through a map.
     Nft,
     /// Tables that belong to a socket (Linux 5.12).
@@ -48,13 +50,14 @@ static PROBED: OnceLock<Vec<(Capability, Option<String>)>> = OnceLock::new();
 
 impl Capability {
     /// All capabilities; one that others need comes before them.
-    pub const ALL: [Capability; 14] = [
+    pub const ALL: [Capability; 15] = [
         Capability::Namespaces,
         Capability::Setpriv,
         Capability::Veth,
         Capability::Bridge,
         Capability::BridgeNetfilter,
         Capability::Vxlan,
+        Capability::Wireguard,
         Capability::Nft,
         Capability::TableOwner,
         Capability::Sctp,
@@ -74,7 +77,7 @@ impl Capability {
     }
 
     fn is_demanded_in_ci(self) -> bool {
-        self != Capability::Sctp
+        !matches!(self, Capability::Sctp | Capability::Wireguard)
     }
 
     fn probe(self) -> Result<()> {
@@ -99,6 +102,7 @@ impl Capability {
                     .map(drop)
                     .with_context(|| format!("read {path} (is br_netfilter loaded?)"))
             }
+            Capability::Wireguard => ip("link add name a0 type wireguard"),
             Capability::Vxlan => ip("link add name a0 type vxlan id 1 dstport 4789"),
             Capability::Nft => nft(NAT_BY_MAP),
             Capability::TableOwner => nft("table ip probe { flags owner; }"),
@@ -146,6 +150,7 @@ impl fmt::Display for Capability {
             Capability::Bridge => "bridges",
             Capability::BridgeNetfilter => "netfilter on bridges",
             Capability::Vxlan => "VXLAN links",
+            Capability::Wireguard => "WireGuard links (CONFIG_WIREGUARD)",
             Capability::Nft => "nft with NAT by map",
             Capability::TableOwner => "owned nftables tables",
             Capability::Sctp => "SCTP sockets",

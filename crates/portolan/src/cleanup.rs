@@ -13,6 +13,7 @@ use service_dataplane::layout;
 
 use crate::cli::CleanupArgs;
 use crate::guard;
+use crate::overlay::encryption;
 use crate::takeover::{self, Connections};
 
 /// Removes the rules. Returns false when something could not be removed.
@@ -98,6 +99,16 @@ fn ours(tables: &[&'static str]) -> Result<(String, Vec<String>)> {
         failures.extend(chains.failures);
         if chains.legacy_chains > 0 {
             let _ = write!(removed, ", {} legacy iptables chains", chains.legacy_chains);
+        }
+    }
+    if tables.contains(&vxlan_overlay::TABLE) {
+        match encryption::remove() {
+            Ok(0) => {}
+            Ok(steps) => drop(write!(
+                removed,
+                ", {steps} devices, routes and rules of WireGuard"
+            )),
+            Err(error) => failures.push(format!("{error:#}")),
         }
     }
     Ok((removed, failures))

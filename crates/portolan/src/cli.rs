@@ -97,6 +97,13 @@ Exit codes:
   1  no kubeconfig was found, one cannot be used, or the file cannot be written
   2  invalid flags")]
     ApiServer(ApiServerArgs),
+    /// Replace the WireGuard key of this node, without a lost packet (--overlay-encryption)
+    #[command(after_help = "\
+Exit codes:
+  0  requested: `portolan status` shows the progress
+  1  the daemon has no key here, or the request cannot be written
+  2  invalid flags")]
+    RotateKey(RotateKeyArgs),
     /// Print the completion script of a shell
     #[command(after_help = "\
 Exit codes:
@@ -299,6 +306,18 @@ pub struct ApiServerArgs {
     /// File to write instead of printing, for an init container [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub write_to: Option<PathBuf>,
+}
+
+/// `portolan rotate-key`
+#[derive(Clone, Debug, Args)]
+pub struct RotateKeyArgs {
+    /// File that keeps the private keys of this node, as the daemon has it
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/lib/portolan-encryption/keys.json"
+    )]
+    pub overlay_encryption_key_file: PathBuf,
 }
 
 /// `portolan render`

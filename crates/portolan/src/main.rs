@@ -3,11 +3,13 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use kube_proxy_config::Dialect;
 use overlay_probe::doctor;
-use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, VersionArgs};
+use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, RotateKeyArgs, VersionArgs};
 use portolan::operator::reference;
+use portolan::overlay::encryption;
 use portolan::program::Program;
 use portolan::{
     api_server, capabilities, cleanup, copy, daemon, features, kubectl, log, operator, render,
@@ -55,6 +57,7 @@ fn portolan() -> ExitCode {
         }
         Command::Doctor(args) => return examine(&args),
         Command::ApiServer(args) => api_server::run(&args).map(|()| true),
+        Command::RotateKey(args) => rotate_key(&args).map(|()| true),
         Command::Version(args) => version(&args),
     })
 }
@@ -86,6 +89,22 @@ fn examine(args: &DoctorArgs) -> ExitCode {
         Ok(()) => ExitCode::from(report.exit_code()),
         Err(_) => ExitCode::from(2),
     }
+}
+
+/// Leaves a request that the daemon finds.
+fn rotate_key(args: &RotateKeyArgs) -> anyhow::Result<()> {
+    let keys = &args.overlay_encryption_key_file;
+    anyhow::ensure!(
+        keys.exists(),
+        "{} does not exist: the daemon encrypts nothing, or keeps its keys elsewhere",
+        keys.display()
+    );
+    let request = encryption::request_file(keys);
+    std::fs::write(&request, "")
+        .with_context(|| format!("cannot write the request {}", request.display()))?;
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "requested: the daemon begins within 30 s");
+    Ok(())
 }
 
 fn version(args: &VersionArgs) -> anyhow::Result<bool> {

@@ -118,6 +118,8 @@ metrics! {
         overlay_ready: Gauge = "1 while the overlay is in the kernel as planned, else 0";
         overlay_problems: Gauge = "Problems of the overlay at present";
         overlay_held_nodes: Gauge = "Peers kept although the latest Node list lacks them";
+        overlay_encrypted_peers: Gauge = "Peers of the overlay whose packets are encrypted";
+        overlay_unencrypted_peers: Gauge = "Peers of the overlay reached in clear text, or not at all, while encryption is on";
         overlay_reconciles: Counter = "Comparisons of the overlay with the kernel";
         overlay_repairs: Counter = "Steps that repaired foreign changes of the overlay";
         overlay_apply_seconds: Counter<f64, AtomicU64> = "Time spent changing the overlay in the kernel, in seconds";
@@ -297,6 +299,12 @@ impl Metrics {
         self.own.overlay_problems.set(gauge(problems));
         self.own.overlay_held_nodes.set(gauge(held));
         self.own.overlay_ready.set(i64::from(ready));
+    }
+
+    /// Sets the numbers of peers that are encrypted, and that are not although encryption is on.
+    pub fn set_encryption(&self, encrypted: usize, unencrypted: usize) {
+        self.own.overlay_encrypted_peers.set(gauge(encrypted));
+        self.own.overlay_unencrypted_peers.set(gauge(unencrypted));
     }
 
     /// Records a change of the overlay, with the number of its steps that repaired foreign changes.

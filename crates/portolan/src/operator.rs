@@ -21,6 +21,7 @@ mod catalog;
 mod client;
 mod commands;
 pub mod documents;
+mod encryption;
 mod flows;
 mod knowledge;
 mod notices;

@@ -22,6 +22,7 @@ use vxlan_overlay::{
 mod address_change;
 mod cache;
 mod condition;
+pub mod encryption;
 mod files;
 mod flannel;
 mod plugins;
@@ -37,6 +38,7 @@ use crate::events::Recorder;
 use crate::features::links::{self, Found, LinkFeature};
 use crate::metrics::Metrics;
 use crate::parts::Parts;
+use encryption::{Encryption, EncryptionConfig, EncryptionStatus};
 use publish::Publication;
 use publisher::NodePublisher;
 use reconciler::Reconciler;
@@ -76,6 +78,8 @@ pub struct OverlayConfig {
     pub cni_bin_dir: Option<PathBuf>,
     /// File that keeps the peers for a restart; empty for none.
     pub cache: PathBuf,
+    /// Encryption between nodes.
+    pub encryption: EncryptionConfig,
 }
 
 /// State of the overlay after a round, for health endpoints and probes.
@@ -91,6 +95,8 @@ pub struct OverlayStatus {
     pub trouble: Option<String>,
     /// Steps that repaired foreign changes so far.
     pub repairs: u64,
+    /// The state of the encryption.
+    pub encryption: Arc<EncryptionStatus>,
 }
 
 impl OverlayStatus {
@@ -103,6 +109,7 @@ impl OverlayStatus {
             .filter(|problem| problem.cuts_off());
         let problems = problems.map(ToString::to_string);
         let mut faults: Vec<String> = self.trouble.iter().cloned().chain(problems).collect();
+        faults.extend(self.encryption.faults());
         if !self.ready && faults.is_empty() {
             faults.push("the Nodes are not listed yet".to_owned());
         }
@@ -157,9 +164,11 @@ pub(crate) fn start(
     let devices = Arc::new(ArcSwap::from_pointee(Concern::default()));
     let foreign = listen(parts, &kernel, devices.clone())?;
     let (table, table_changed) = OverlayTable::open(parts, &config)?;
+    let encryption = Encryption::open(config.clone(), Instant::now())?;
+    let reconciler = Reconciler::new(config.clone(), kernel, devices, reports.metrics.clone());
     let overlay = Overlay::new(
         config.clone(),
-        Reconciler::new(config.clone(), kernel, devices, reports.metrics.clone()),
+        (reconciler, encryption),
         table,
         NodePublisher::new(config, publication),
         masquerading,

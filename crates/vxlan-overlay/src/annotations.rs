@@ -17,6 +17,11 @@ pub const DEFAULT_PREFIX: &str = "flannel.alpha.coreos.com";
 /// The value of `backend-type`.
 const VXLAN: &str = "vxlan";
 
+/// Portolan's own: public keys of the node for encryption, with their ports.
+const ENCRYPTION: &str = "portolan-encryption";
+/// Longest value: a few keys.
+const MAX_ENCRYPTION: usize = 256;
+
 /// Annotations of a Node object.
 pub type Annotations = BTreeMap<Box<str>, Box<str>>;
 
@@ -135,6 +140,18 @@ impl Names {
     pub fn write_chosen(&self, annotations: &mut Annotations, family: Family, address: IpAddr) {
         let key = format!("{}{}", self.prefix, chosen_name(family));
         annotations.insert(key.into(), address.to_string().into());
+    }
+
+    /// The keys of a node for encryption; `None` where it has none, or text that is too long to be any.
+    pub fn encryption<'a>(&self, annotations: &'a Annotations) -> Option<&'a str> {
+        let text = self.get(annotations, ENCRYPTION)?;
+        (!text.is_empty() && text.len() <= MAX_ENCRYPTION).then_some(text)
+    }
+
+    /// Adds the keys of this node. Empty text withdraws keys that were published before.
+    pub fn write_encryption(&self, annotations: &mut Annotations, text: &str) {
+        let key = format!("{}{ENCRYPTION}", self.prefix);
+        annotations.insert(key.into(), text.into());
     }
 
     /// The address an operator wants to be published instead of the one that was found.

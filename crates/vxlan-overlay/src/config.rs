@@ -25,6 +25,8 @@ pub struct Config {
     pub port: u16,
     /// MTU of the network below, if it is not the external interface's.
     pub outer_mtu: Option<u32>,
+    /// Largest packet of pods, if it is to be less than what fits.
+    pub pod_mtu: Option<u32>,
     /// Nodes on the same link are reached by a plain route.
     pub direct_routing: bool,
     /// Network of all IPv4 pods. Peers with a pod CIDR outside it are ignored.
@@ -49,6 +51,7 @@ impl Default for Config {
             vni: 1,
             port: DEFAULT_PORT,
             outer_mtu: None,
+            pod_mtu: None,
             direct_routing: false,
             network: None,
             ipv6_network: None,

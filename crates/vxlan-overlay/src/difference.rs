@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use net_types::{Family, PerFamily};
 
+use crate::carriers::Outer;
 use crate::mac::Mac;
 use crate::marks::{BLACKHOLE_METRIC, PROTOCOL, nexthop_id};
 use crate::plan::{Device, Entries, Peer, Tunnel, Way};
@@ -168,9 +169,8 @@ pub struct ObservedTunnel {
     /// Its permanent neighbors of this family, without those of `guests`.
     pub neighbors: BTreeMap<IpAddr, Mac>,
     /// Its permanent FDB entries, without those of `guests`.
-    pub fdb: BTreeSet<(Mac, IpAddr)>,
-    /// Hardware addresses with FDB entries that send to another port, VNI or interface than the device does, or to a
-    /// nexthop object.
+    pub fdb: BTreeSet<(Mac, Outer)>,
+    /// Hardware addresses with FDB entries that send to another port or VNI than the device does, or to a nexthop object.
     pub odd_fdb: BTreeSet<Mac>,
     /// IDs of our nexthop objects on it.
     pub nexthops: BTreeSet<u32>,
@@ -274,7 +274,7 @@ pub enum Operation {
     /// Deletes a neighbor.
     DeleteNeighbor(u32, IpAddr),
     /// Adds or replaces a permanent FDB entry.
-    PutForwarding(u32, Mac, IpAddr),
+    PutForwarding(u32, Mac, Outer),
     /// Deletes the FDB entries of a hardware address.
     DeleteForwarding(u32, Mac),
     /// Creates the nexthop object of this ID, through the device.
@@ -336,12 +336,12 @@ pub fn difference(
             steps.push(Operation::PutNeighbor(index, *address, *mac));
         }
     }
-    for (mac, node) in &entries.fdb {
+    for (mac, outer) in &entries.fdb {
         if found.odd_fdb.contains(mac) {
             steps.push(Operation::DeleteForwarding(index, *mac));
         }
-        if !found.fdb.contains(&(*mac, *node)) {
-            steps.push(Operation::PutForwarding(index, *mac, *node));
+        if !found.fdb.contains(&(*mac, *outer)) {
+            steps.push(Operation::PutForwarding(index, *mac, *outer));
         }
     }
     let nexthops = found.nexthops_for(wanted, &entries);

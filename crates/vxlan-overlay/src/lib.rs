@@ -9,6 +9,7 @@
 //! The crate has no Kubernetes client: the daemon brings Nodes and writes annotations.
 
 pub mod annotations;
+mod carriers;
 mod config;
 mod difference;
 mod mac;
@@ -23,6 +24,7 @@ mod underlay;
 mod samples;
 
 pub use annotations::{Annotations, Names, ParsedAnnotations, Vtep};
+pub use carriers::{Carriers, Outer};
 pub use config::{Config, ConfigError, DEFAULT_PORT, NEXTHOPS_ABOVE};
 pub use difference::{
     Deletions, Mismatch, Observed, ObservedDevice, ObservedRoute, ObservedTunnel, ObservedVxlan,

@@ -44,6 +44,8 @@ pub struct Node {
     pub former: Both<IpAddr>,
     /// What its annotations state about its VTEPs.
     pub parsed: ParsedAnnotations,
+    /// Its keys for encryption, as text that is decoded by whoever encrypts.
+    pub encryption: Option<Box<str>>,
     /// The annotations themselves; [`Peers`] keeps those of this node only, for texts take more room than all the rest.
     pub annotations: Arc<Annotations>,
     /// The latest list lacks it, and [`Peers`] holds it.
@@ -69,6 +71,7 @@ impl Node {
             addresses: addresses.into(),
             former: Both::default(),
             parsed: names.read(&annotations, vni),
+            encryption: names.encryption(&annotations).map(Box::from),
             annotations,
             held: false,
             stale: false,
@@ -325,6 +328,7 @@ mod tests {
             addresses: Both::default(),
             former: Both::default(),
             parsed: ParsedAnnotations::Absent,
+            encryption: None,
             annotations: Arc::default(),
             held: false,
             stale: false,

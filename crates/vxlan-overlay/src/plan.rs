@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use net_types::{Family, PerFamily};
 
 use crate::annotations::{Names, ParsedAnnotations, Vtep};
+use crate::carriers::{Carriers, Outer};
 use crate::config::Config;
 use crate::mac::Mac;
 use crate::peers::{MAX_ADDRESSES, Node};
@@ -56,6 +57,8 @@ pub struct Facts<'a> {
     pub found: PerFamily<Option<Mac>>,
     /// The network below.
     pub surroundings: &'a Surroundings,
+    /// What carries outer packets instead of the underlay.
+    pub carriers: &'a Carriers,
 }
 
 /// What the kernel should hold, and what other nodes should learn.
@@ -120,7 +123,7 @@ pub struct Entries {
     /// Hardware addresses behind the gateways of those routes.
     pub neighbors: BTreeMap<IpAddr, Mac>,
     /// Nodes behind the hardware addresses.
-    pub fdb: BTreeMap<Mac, IpAddr>,
+    pub fdb: BTreeMap<Mac, Outer>,
 }
 
 /// A tunnel device as it should be.
@@ -169,6 +172,8 @@ pub struct Peer {
     pub pod_cidr: IpNet,
     /// The interface by which it is reached without the tunnel: the kernel sends to its public address without a gateway.
     pub direct: Option<u32>,
+    /// The interface that carries its outer packets instead of the underlay.
+    pub via: Option<u32>,
     /// Addresses of the Node object, of the family, beside the public one: those that no pod and no other node has, and
     /// no more than count ([`MAX_ADDRESSES`]); then those that it had until a moment ago.
     pub more_addresses: Box<[IpAddr]>,
@@ -221,13 +226,14 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
             plan.problems.push(Problem::NoExternal(family));
             continue;
         };
-        let device = device(facts, own, family, pod_cidr, &external);
+        let carrying = facts.carriers.overhead[outermost(facts, own)];
+        let device = device(facts, own, family, pod_cidr, &external, carrying);
         if family == Family::Ip6 && device.mtu < MIN_MTU_V6 {
             plan.problems.push(Problem::SmallMtu {
-                mtu: device.mtu + overhead(family),
+                mtu: device.mtu + overhead(family) + carrying,
                 interface: external.name,
                 inner: device.mtu,
-                needed: MIN_MTU_V6 + overhead(family),
+                needed: MIN_MTU_V6 + overhead(family) + carrying,
             });
             continue;
         }
@@ -238,6 +244,7 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
         let claims = Claims::of_own(own, vtep, pod_cidr, device.local);
         let inner = |interface: &Interface| is_inner(facts, own, interface);
         let inputs = facts.surroundings.inputs(family, external.index, inner);
+        let inputs = facts.carriers.inputs(inputs);
         // Packets to and from an address of the loopback interface take any way.
         let parent = (family, (external.name != LOOPBACK).then_some(device.parent));
         let mut own_addresses = vec![published, device.local];
@@ -278,7 +285,8 @@ impl Tunnel {
             };
             entries.routes.insert(peer.pod_cidr, way);
             entries.neighbors.insert(peer.gateway(), mac);
-            entries.fdb.insert(mac, public_ip);
+            let (node, via) = (public_ip, peer.via);
+            entries.fdb.insert(mac, Outer { node, via });
         }
         entries
     }
@@ -308,6 +316,15 @@ fn own_end(facts: Facts<'_>, own: &Node, family: Family) -> Option<(External, (I
     Some((external, (published, chosen)))
 }
 
+/// The family of the packets that carry outer packets: IPv4 where this node has it.
+fn outermost(facts: Facts<'_>, own: &Node) -> Family {
+    let carried = facts.config.carries(Family::Ip) && range_of(own, Family::Ip).is_some();
+    match carried && own_end(facts, own, Family::Ip).is_some() {
+        true => Family::Ip,
+        false => Family::Ip6,
+    }
+}
+
 /// Whatever puts an address of the node on them (a DHCP client that configures every device), the devices of the overlay
 /// and of pods do not lead to other nodes.
 fn is_inner(facts: Facts<'_>, own: &Node, interface: &Interface) -> bool {
@@ -330,6 +347,7 @@ fn device(
     family: Family,
     pod_cidr: IpNet,
     external: &External,
+    carrying: u32,
 ) -> Device {
     // What peers hold comes first, then what they may hold, then what they would work out.
     let mac = facts
@@ -339,13 +357,15 @@ fn device(
         .unwrap_or_else(|| Mac::of_node(&own.name, family));
     // The kernel takes no more than the interface carries.
     let outer_mtu = facts.config.outer_mtu.unwrap_or(external.mtu);
-    let outer_mtu = outer_mtu.min(external.mtu);
+    let headers = overhead(family) + carrying;
+    let mtu = outer_mtu.min(external.mtu).saturating_sub(headers);
+    let mtu = mtu.min(facts.config.pod_mtu.unwrap_or(u32::MAX));
     Device {
         name: facts.config.device_name(family),
         vni: facts.config.vni,
         port: facts.config.port,
         mac,
-        mtu: outer_mtu.saturating_sub(overhead(family)).max(MIN_MTU),
+        mtu: mtu.max(MIN_MTU),
         parent: external.index,
         local: external.address,
         address: IpNet::from(pod_cidr.network()),
@@ -429,8 +449,11 @@ fn peer<'a>(
         name: node.name.clone(),
         vtep,
         pod_cidr,
+        // A direct route would pass by what carries outer packets.
         direct: link
-            .filter(|link| facts.config.direct_routing && parent.is_none_or(|p| p == *link)),
+            .filter(|_| facts.config.direct_routing && !facts.carriers.are_used())
+            .filter(|link| parent.is_none_or(|p| p == *link)),
+        via: facts.carriers.of(&node.name),
         more_addresses: Box::default(),
     }))
 }

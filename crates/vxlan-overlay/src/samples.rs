@@ -6,6 +6,7 @@ use std::sync::Arc;
 use net_types::PerFamily;
 
 use crate::annotations::{Names, ParsedAnnotations};
+use crate::carriers::Carriers;
 use crate::config::Config;
 use crate::mac::Mac;
 use crate::peers::Node;
@@ -20,6 +21,7 @@ pub(crate) struct Cluster {
     pub(crate) infer: bool,
     pub(crate) found: PerFamily<Option<Mac>>,
     pub(crate) surroundings: Surroundings,
+    pub(crate) carriers: Carriers,
     pub(crate) nodes: Vec<Node>,
 }
 
@@ -33,6 +35,7 @@ impl Cluster {
             infer: self.infer,
             found: self.found,
             surroundings: &self.surroundings,
+            carriers: &self.carriers,
         }
     }
 }
@@ -67,6 +70,7 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
         ]
         .into(),
         parsed: ParsedAnnotations::Absent,
+        encryption: None,
         annotations: Arc::default(),
         held: false,
         stale: false,
@@ -85,6 +89,7 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
             reaching: PerFamily::default(),
             ways: BTreeMap::new(),
         },
+        carriers: Carriers::default(),
         nodes: (0..nodes).map(node).collect(),
     }
 }

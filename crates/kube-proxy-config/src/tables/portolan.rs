@@ -47,6 +47,27 @@ pub(crate) const PORTOLAN: &[Field] = &[
         Preset::Text("flannel"),
     ),
     Field::new(
+        "overlay.encryption",
+        Shape::Word(&["off", "prefer", "require"]),
+        Preset::Text("off"),
+    ),
+    Field::new(
+        "overlay.encryptionKeyFile",
+        TEXT,
+        Preset::Text("/var/lib/portolan-encryption/keys.json"),
+    ),
+    Field::new(
+        "overlay.encryptionKeyLifetime",
+        Shape::Duration(0),
+        Preset::Seconds(0),
+    )
+    .pointer(),
+    Field::new(
+        "overlay.encryptionPort",
+        Shape::Int(1, 65_534),
+        Preset::Int(51_820),
+    ),
+    Field::new(
         "overlay.filter",
         Shape::Word(&["off", "monitor", "enforce"]),
         Preset::Text("enforce"),
@@ -68,6 +89,7 @@ pub(crate) const PORTOLAN: &[Field] = &[
         Preset::Int(1000),
     )
     .pointer(),
+    Field::new("overlay.podMTU", Shape::Int(0, 65_535), Preset::Int(0)),
     Field::new(
         "overlay.probeInterval",
         Shape::Duration(1_000_000),
@@ -135,10 +157,18 @@ pub(crate) const FLAGS: &[Flag] = &[
     own("overlay", "overlay.type").env("PORTOLAN_OVERLAY"),
     own("overlay-cache", "overlay.cache"),
     own("overlay-device", "overlay.device"),
+    own("overlay-encryption", "overlay.encryption"),
+    own("overlay-encryption-key-file", "overlay.encryptionKeyFile"),
+    own(
+        "overlay-encryption-key-lifetime",
+        "overlay.encryptionKeyLifetime",
+    ),
+    own("overlay-encryption-port", "overlay.encryptionPort"),
     own("overlay-filter", "overlay.filter"),
     own("overlay-probe-interval", "overlay.probeInterval"),
     own("overlay-probe-port", "overlay.probePort"),
     own("page", "page"),
+    own("pod-mtu", "overlay.podMTU"),
     own("public-ip", "overlay.publicIP").env("FLANNELD_PUBLIC_IP"),
     own("public-ipv6", "overlay.publicIPv6").env("FLANNELD_PUBLIC_IPV6"),
     own("service-proxy", "serviceProxy"),

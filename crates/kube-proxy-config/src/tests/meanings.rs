@@ -265,6 +265,26 @@ pub(super) const OWN_FIELDS: &[Meaning] = &[
         "three_nodes_form_a_dual_stack_mesh_from_node_objects_alone",
     ),
     (
+        "overlay.encryption",
+        "encrypt packets between nodes: `off`, `prefer`, `require` (`docs/encryption.md`)",
+        "pods_reach_each_other_and_no_inner_byte_is_on_the_wire",
+    ),
+    (
+        "overlay.encryptionKeyFile",
+        "where the private keys of this node are kept",
+        "keys_outlive_a_restart_and_are_readable_by_root_alone",
+    ),
+    (
+        "overlay.encryptionKeyLifetime",
+        "rotate the key of this node after this time; `0s`: on request only",
+        "a_key_older_than_its_lifetime_is_due_for_rotation",
+    ),
+    (
+        "overlay.encryptionPort",
+        "UDP port of WireGuard; the next one is used as well while keys are rotated",
+        "pods_reach_each_other_and_no_inner_byte_is_on_the_wire",
+    ),
+    (
         "overlay.filter",
         "what becomes of forged frames: `off`, `monitor`, `enforce`",
         "forged_frames_arrive_without_a_filter_and_none_does_with_one",
@@ -308,6 +328,11 @@ pub(super) const OWN_FIELDS: &[Meaning] = &[
         "overlay.nexthopObjectsAbove",
         "nexthop objects when there are more IPv4 peers than this",
         "flushed_nexthop_objects_return_and_foreign_ones_stay",
+    ),
+    (
+        "overlay.podMTU",
+        "largest MTU of pods; 0: what fits the network below",
+        "carriers_make_room_for_their_headers_and_take_their_peers",
     ),
     (
         "overlay.probeInterval",

@@ -4,13 +4,14 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kube_proxy_config as given;
 use kube_proxy_config::Effective;
 use net_types::PerFamily;
 use vxlan_overlay::{Config, Filter, Names, Preferences, RuleOptions};
 
 use crate::overlay::OverlayConfig;
+use crate::overlay::encryption::{EncryptionConfig, Mode};
 
 /// Where flannel's manifests mount its configuration.
 const NET_CONF: &str = "/etc/kube-flannel/net-conf.json";
@@ -46,6 +47,7 @@ pub fn overlay(effective: &Effective, own: Arc<str>) -> Result<Option<OverlayCon
         cni_conf: overlay.cni_conf.clone(),
         cni_bin_dir: overlay.cni_bin_dir.clone(),
         cache: cache.unwrap_or_else(PathBuf::new),
+        encryption: encryption(overlay)?,
     }))
 }
 
@@ -62,6 +64,7 @@ fn config(overlay: &given::Overlay, cluster: &[ipnet::IpNet]) -> Result<Config> 
     };
     config.device.clone_from(&overlay.device);
     config.blackhole = overlay.ip_blackhole_route;
+    config.pod_mtu = overlay.pod_mtu;
     config.nexthops_above = usize::try_from(overlay.nexthop_objects_above)?;
     let of = |v6: bool| {
         let mut all = cluster.iter();
@@ -71,6 +74,31 @@ fn config(overlay: &given::Overlay, cluster: &[ipnet::IpNet]) -> Result<Config> 
     config.ipv6_network = config.ipv6_network.or(of(true));
     config.check().context("overlay")?;
     Ok(config)
+}
+
+/// Encryption between nodes.
+fn encryption(overlay: &given::Overlay) -> Result<EncryptionConfig> {
+    let key_file = overlay.encryption_key_file.clone();
+    let Some(wanted) = &overlay.encryption else {
+        return Ok(EncryptionConfig {
+            key_file,
+            ..EncryptionConfig::default()
+        });
+    };
+    // In clear text, packets of others could come in by any interface.
+    ensure!(
+        !wanted.required || overlay.filter == given::Filter::Enforce,
+        "--overlay-encryption=require needs --overlay-filter=enforce"
+    );
+    Ok(EncryptionConfig {
+        mode: match wanted.required {
+            true => Mode::Require,
+            false => Mode::Prefer,
+        },
+        port: wanted.port,
+        key_file,
+        key_lifetime: wanted.key_lifetime,
+    })
 }
 
 /// The operator's choice of the interface.

@@ -3,6 +3,7 @@
 //! Additions are compatible; a field is never renamed or given another meaning within `/v1`. Durations are seconds, times
 //! RFC 3339. Text from objects of the cluster is on one line, without control characters.
 
+pub use super::encryption::EncryptionDocument;
 use serde::{Deserialize, Serialize};
 
 /// `GET /v1/status`
@@ -128,6 +129,9 @@ pub struct OverlayStatus {
     pub problems: Vec<String>,
     /// Peers kept although the latest Node list lacks them.
     pub held: Vec<String>,
+    /// Encryption between nodes, unless it is off.
+    #[serde(default)]
+    pub encryption: Option<EncryptionDocument>,
 }
 
 /// A listener of the daemon.

@@ -151,6 +151,7 @@ fn overlay(sources: &Sources) -> Option<OverlayStatus> {
         findings: first(&findings),
         problems: first(&problems),
         held: status.held.iter().map(|name| clean(name)).collect(),
+        encryption: super::encryption::document(&status.encryption),
     })
 }
 

@@ -98,7 +98,11 @@ fn text<'a>(
         addresses: node.addresses.as_slice().into(),
         annotations: match &node.parsed {
             ParsedAnnotations::Vteps(vteps) if node.annotations.is_empty() => {
-                names.write(vni, vteps)
+                let mut annotations = names.write(vni, vteps);
+                if let Some(keys) = &node.encryption {
+                    names.write_encryption(&mut annotations, keys);
+                }
+                annotations
             }
             _ => node.annotations.as_ref().clone(),
         },

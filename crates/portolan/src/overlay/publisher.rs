@@ -33,11 +33,11 @@ impl NodePublisher {
         self.availability.due()
     }
 
-    /// Publishes what this node's Node should state and does not. `devices` is the number of usable tunnel devices.
+    /// Publishes what this node's Node should state and does not: its VTEPs, and its keys if they are to change. `devices` is
+    /// the number of usable tunnel devices.
     pub(super) fn publish(
         &mut self,
-        plan: &Plan,
-        peers: &Peers,
+        (plan, peers, encryption): (&Plan, &Peers, Option<String>),
         complete: bool,
         devices: usize,
         now: Instant,
@@ -64,6 +64,10 @@ impl NodePublisher {
                 let names = &self.config.names;
                 names.write_chosen(&mut annotations, family, tunnel.published);
             }
+        }
+        if let Some(keys) = encryption.filter(|_| !annotations.is_empty()) {
+            let names = &self.config.names;
+            names.write_encryption(&mut annotations, &keys);
         }
         annotations.retain(|name, value| peers.own_annotations().get(name) != Some(value));
         let publication = Publication {

@@ -12,8 +12,8 @@ use anyhow::Result;
 use net_types::PerFamily;
 use nix::errno::Errno;
 use vxlan_overlay::{
-    Concern, Deletions, Facts, HOLD, Kernel, Observed, ObservedTunnel, Operation, Peers, Plan,
-    Problem, Refused, Tunnel, Watched, difference, in_the_way, plan, stale,
+    Carriers, Concern, Deletions, Facts, HOLD, Kernel, Observed, ObservedTunnel, Operation, Peers,
+    Plan, Problem, Refused, Tunnel, Watched, difference, in_the_way, plan, stale,
 };
 
 use super::address_change::AddressChange;
@@ -39,6 +39,8 @@ pub(super) struct Reconciler {
     metrics: Arc<Metrics>,
     plan: Arc<Plan>,
     address_change: AddressChange,
+    /// What carries outer packets instead of the underlay.
+    carriers: Carriers,
     /// Whether the next run observes the kernel first; if not, it trusts `applied`.
     observe: bool,
     /// Kernel state below the entries, and the plan, after the last complete run, if known.
@@ -73,6 +75,7 @@ impl Reconciler {
             metrics,
             plan: Arc::default(),
             address_change: AddressChange::default(),
+            carriers: Carriers::default(),
             observe: true,
             applied: None,
             held_since: None,
@@ -109,7 +112,16 @@ impl Reconciler {
     }
 
     /// Runs until no step is left. Returns what prevents that. Steps count as repairs if `repairing`.
-    pub(super) fn run(&mut self, peers: &Peers, now: Instant, repairing: bool) -> Option<String> {
+    pub(super) fn run(
+        &mut self,
+        peers: &Peers,
+        now: Instant,
+        repairing: bool,
+        carriers: &Carriers,
+    ) -> Option<String> {
+        if self.carriers != *carriers {
+            self.carriers = carriers.clone();
+        }
         match self.passes(peers, now, repairing) {
             Ok((plan, trouble)) => {
                 self.plan = plan;
@@ -243,6 +255,7 @@ impl Reconciler {
                 infer: self.config.infer,
                 found: observed.tunnels.as_ref().map(mac),
                 surroundings: &observed.surroundings,
+                carriers: &self.carriers,
             },
             peers.nodes(),
         );
@@ -322,11 +335,17 @@ impl Reconciler {
     fn watch(&self, observed: &Observed, plan: &Plan) {
         let wanted: Vec<&Tunnel> = plan.tunnels.values().flatten().collect();
         let found = observed.tunnels.values();
-        let found: BTreeSet<u32> = found
+        let mut found: BTreeSet<u32> = found
             .filter_map(|tunnel| tunnel.device.as_ref())
             .map(|device| device.index)
             .collect();
         let any = wanted.is_empty() || found.len() < wanted.len() || plan.lacks_external();
+        found.extend(
+            self.carriers
+                .by_peer
+                .values()
+                .chain(&self.carriers.otherwise),
+        );
         let parents = wanted.iter().map(|tunnel| tunnel.device.parent);
         let networks = self.watched.networks.values().flatten();
         let mut hosts: Vec<IpAddr> = match self.config.config.direct_routing {

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use vxlan_overlay::{Node, Peers, Plan, Problem};
 
 use super::cache::PeerCache;
+use super::encryption::{Encryption, PeerState};
 use super::files::CniFiles;
 use super::problem_log::ProblemLog;
 use super::publisher::NodePublisher;
@@ -39,6 +40,7 @@ pub(super) struct Overlay {
     peers: Peers,
     cache: PeerCache,
     pub(super) reconciler: Reconciler,
+    encryption: Encryption,
     pub(super) table: OverlayTable,
     files: CniFiles,
     publisher: NodePublisher,
@@ -61,7 +63,7 @@ pub(super) struct Overlay {
 impl Overlay {
     pub(super) fn new(
         config: Arc<OverlayConfig>,
-        reconciler: Reconciler,
+        (reconciler, encryption): (Reconciler, Encryption),
         table: OverlayTable,
         publisher: NodePublisher,
         masquerading: watch::Sender<Vec<Family>>,
@@ -77,6 +79,7 @@ impl Overlay {
             peers,
             cache,
             reconciler,
+            encryption,
             table,
             files: CniFiles::new(config.clone()),
             publisher,
@@ -126,6 +129,7 @@ impl Overlay {
             self.publisher.due(),
             self.files.due(),
             self.reconciler.due(now),
+            self.encryption.due(now),
             self.peers.due(),
         ];
         let others = others.into_iter().chain([self.retry_at]).flatten();
@@ -138,11 +142,7 @@ impl Overlay {
         self.cache.save_if_due(&self.peers, now);
         let repairing = std::mem::take(&mut self.foreign_change) && self.ready;
         self.audited = now;
-        let mut trouble = self.reconciler.run(&self.peers, now, repairing);
-        let plan = self.reconciler.plan().clone();
-        if let Err(error) = self.sync_table(&plan) {
-            trouble.get_or_insert(format!("{error:#}"));
-        }
+        let (plan, trouble) = self.reconcile(now, repairing);
         self.schedule_retry(trouble.is_some(), now);
         let has_tunnel = plan.tunnels.values().any(Option::is_some);
         let complete = trouble.is_none() && self.peers.is_listed() && has_tunnel;
@@ -157,10 +157,37 @@ impl Overlay {
         }
         self.log_problems(&plan, trouble.as_deref());
         self.report_conflicts(&plan);
+        self.report_new_keys();
         self.publish_contenders(&plan);
-        self.publisher
-            .publish(&plan, &self.peers, complete, self.reconciler.usable(), now);
+        let announcement = self.encryption.announcement(&self.peers);
+        let usable = self.reconciler.usable();
+        let of = (&*plan, &self.peers, announcement);
+        self.publisher.publish(of, complete, usable, now);
         self.report(plan, trouble, complete);
+    }
+
+    /// Makes the tunnel, the table and the encryption as planned. Returns what prevents that.
+    fn reconcile(&mut self, now: Instant, repairing: bool) -> (Arc<Plan>, Option<String>) {
+        let before = self.reconciler.plan().clone();
+        let prepared = self.encryption.prepare(&self.peers, &before, now);
+        let mut trouble = prepared.err().map(|error| format!("{error:#}"));
+        if let Some(blocked) = self.encryption.blocks() {
+            return (before, Some(trouble.unwrap_or(blocked)));
+        }
+        let carriers = self.encryption.carriers();
+        let refused = self.reconciler.run(&self.peers, now, repairing, carriers);
+        trouble = trouble.or(refused);
+        let plan = self.reconciler.plan().clone();
+        let synced = self.sync_table(&plan);
+        let filtered = synced.is_ok() && self.peers.is_listed();
+        if let Err(error) = synced {
+            trouble.get_or_insert(format!("{error:#}"));
+        }
+        let encryption = &mut self.encryption;
+        if let Err(error) = encryption.converge(&self.peers, &plan, filtered, now) {
+            trouble.get_or_insert(format!("{error:#}"));
+        }
+        (plan, trouble)
     }
 
     fn schedule_retry(&mut self, failed: bool, now: Instant) {
@@ -214,6 +241,20 @@ impl Overlay {
         self.conflicts = conflicts;
     }
 
+    /// Creates an Event of this Node for each peer whose key is another one than before.
+    fn report_new_keys(&mut self) {
+        for note in self.encryption.take_news() {
+            let (subject, severity) = (Subject::Node, Severity::Normal);
+            let recorder = &self.reports.recorder;
+            recorder.record(
+                subject,
+                severity,
+                ("OverlayPeerKeyChanged", "Encrypt"),
+                &note,
+            );
+        }
+    }
+
     /// Publishes to the source which Nodes it has to read whole at each change: metadata do not say whether a Node is Ready.
     fn publish_contenders(&self, plan: &Plan) {
         let contenders = plan.problems.iter().filter_map(Problem::contenders);
@@ -229,6 +270,7 @@ impl Overlay {
         let problems = plan.problems.iter().filter(|_| self.peers.is_listed());
         let mut problems: BTreeSet<String> = problems.map(ToString::to_string).collect();
         problems.extend(trouble.map(str::to_owned));
+        problems.extend(self.encryption.problems().cloned());
         problems.extend(self.peers.held().map(|name| {
             format!(
                 "node {name} is missing from a list that lost too many nodes; keeping it as a peer"
@@ -243,12 +285,17 @@ impl Overlay {
         self.reports
             .metrics
             .set_overlay(peers, problems, held.len(), complete);
+        let encryption = self.encryption.status().clone();
+        let encrypted = encryption.count(PeerState::Encrypted);
+        let unencrypted = encryption.peers.len() - encrypted;
+        self.reports.metrics.set_encryption(encrypted, unencrypted);
         self.reports.status.store(Arc::new(OverlayStatus {
             ready: self.ready,
             plan,
             held,
             trouble,
             repairs: self.reconciler.repairs(),
+            encryption,
         }));
     }
 }

@@ -299,7 +299,7 @@ proptest! {
         if broken[3] { device.vxlan.as_mut().unwrap().local = None }
         if broken[4] { device.vxlan.as_mut().unwrap().learning = true }
         if broken[5] { (found.addresses, found.routes) = (BTreeSet::new(), BTreeSet::new()) }
-        if broken[6] { found.fdb = found.fdb.iter().map(|(mac, _)| (*mac, "203.0.113.1".parse().unwrap())).collect() }
+        if broken[6] { found.fdb = found.fdb.iter().map(|(mac, outer)| (*mac, Outer { via: Some(9), ..*outer })).collect() }
         if broken[7] { found.device = None }
         if broken[8] {
             found.nexthops.clear();

@@ -26,7 +26,13 @@ impl fmt::Display for Operation {
             }
             Operation::PutNeighbor(_, ip, mac) => write!(f, "writing neighbor {ip} at {mac}"),
             Operation::DeleteNeighbor(_, ip) => write!(f, "deleting neighbor {ip}"),
-            Operation::PutForwarding(_, mac, ip) => write!(f, "writing FDB entry {mac} to {ip}"),
+            Operation::PutForwarding(_, mac, outer) => {
+                write!(f, "writing FDB entry {mac} to {}", outer.node)?;
+                match outer.via {
+                    Some(index) => write!(f, " by interface {index}"),
+                    None => Ok(()),
+                }
+            }
             Operation::DeleteForwarding(_, mac) => write!(f, "deleting FDB entries of {mac}"),
             Operation::MakeNexthop(_, id) => write!(f, "creating nexthop object {id}"),
             Operation::MoveNexthop(_, id) => write!(f, "moving nexthop object {id}"),

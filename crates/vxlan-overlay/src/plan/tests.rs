@@ -28,7 +28,10 @@ fn tunnel_device_and_entries_follow_flannels_scheme() {
     );
     let mac = Mac::of_node("node-2", Family::Ip);
     assert_eq!(entries.neighbors[&gateway], mac);
-    assert_eq!(entries.fdb[&mac], "192.0.2.12".parse::<IpAddr>().unwrap());
+    assert_eq!(
+        entries.fdb[&mac].node,
+        "192.0.2.12".parse::<IpAddr>().unwrap()
+    );
     let v6 = plan.tunnels[Family::Ip6].as_ref().unwrap();
     assert_eq!(v6.device.name, "flannel-v6.1");
     assert_eq!(v6.device.address.to_string(), "fd00:244::/128");
@@ -44,7 +47,7 @@ fn peer_without_annotations_counts_only_when_inferred() {
     };
     cluster.nodes[1].parsed = ParsedAnnotations::Vteps(PerFamily::new(Some(vtep), None));
     let plan = planned(&cluster);
-    assert_eq!(v4(&plan).entries().fdb[&vtep.mac], vtep.public_ip);
+    assert_eq!(v4(&plan).entries().fdb[&vtep.mac], vtep.public_ip.into());
     assert_eq!(
         plan.tunnels[Family::Ip6]
             .as_ref()
@@ -147,7 +150,11 @@ fn nodes_with_one_public_address_are_both_served() {
         assert_eq!(plan.problems, []);
         let entries = v4(&plan).entries();
         assert_eq!((entries.routes.len(), entries.neighbors.len()), (3, 3));
-        let to: Vec<_> = entries.fdb.values().map(ToString::to_string).collect();
+        let to: Vec<_> = entries
+            .fdb
+            .values()
+            .map(|outer| outer.node.to_string())
+            .collect();
         let shared = to.iter().filter(|to| *to == "192.0.2.12").count();
         assert_eq!(shared, if renamed { 1 } else { 2 }, "{to:?}");
     }
@@ -469,4 +476,40 @@ fn a_device_of_an_uncarried_familys_name_gives_way() {
         "of another outer family"
     );
     assert_eq!(steps(2, None), []);
+}
+
+#[test]
+fn carriers_make_room_for_their_headers_and_take_their_peers() {
+    let mut cluster = cluster(3);
+    cluster.config.direct_routing = true;
+    cluster.carriers = Carriers {
+        overhead: PerFamily::new(60, 80),
+        by_peer: [("node-1".into(), 7)].into(),
+        otherwise: None,
+        inputs: vec!["portolan-wg".to_owned()],
+        sealed: false,
+    };
+    let plan_of = |cluster: &crate::samples::Cluster| planned(cluster);
+    let plan = plan_of(&cluster);
+    let tunnel = v4(&plan);
+    assert_eq!(tunnel.device.mtu, 1500 - 50 - 60);
+    let v6 = plan.tunnels[Family::Ip6].as_ref().unwrap();
+    // Outer packets of both families travel to the peer's IPv4 address.
+    assert_eq!(v6.device.mtu, 1500 - 70 - 60);
+    let ways: Vec<_> = tunnel
+        .peers
+        .iter()
+        .map(|peer| (peer.via, peer.direct))
+        .collect();
+    assert_eq!(ways, [(Some(7), None), (None, None)]);
+    cluster.config.ipv4 = false;
+    let alone = plan_of(&cluster);
+    let v6 = alone.tunnels[Family::Ip6].as_ref().unwrap();
+    assert_eq!(v6.device.mtu, 1500 - 70 - 80);
+    cluster.config.ipv4 = true;
+    cluster.carriers.otherwise = Some(7);
+    cluster.carriers.sealed = true;
+    let sealed = plan_of(&cluster);
+    assert_eq!(v4(&sealed).inputs, ["portolan-wg"]);
+    assert!(v4(&sealed).peers.iter().all(|peer| peer.via == Some(7)));
 }

@@ -259,7 +259,9 @@ pub(crate) struct Entry {
     /// The address of the neighbor, or of the node behind the hardware address; `None` for a nexthop object's.
     pub(crate) address: Option<IpAddr>,
     pub(crate) mac: Mac,
-    /// An FDB entry that sends to another port, VNI or interface than its device does.
+    /// Of an FDB entry: the interface that carries its packets.
+    pub(crate) via: Option<u32>,
+    /// An FDB entry that sends to another port or VNI than its device does.
     pub(crate) is_odd: bool,
 }
 
@@ -269,7 +271,7 @@ pub(crate) fn neighbor(message: &NeighbourMessage) -> Option<Entry> {
     if u16::from(message.header.state) & u16::from(NeighbourState::Permanent) == 0 {
         return None;
     }
-    let (mut address, mut mac, mut is_odd) = (None, None, false);
+    let (mut address, mut mac, mut is_odd, mut via) = (None, None, false, None);
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
@@ -284,9 +286,8 @@ pub(crate) fn neighbor(message: &NeighbourMessage) -> Option<Entry> {
             }
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::from_slice(bytes),
             // The kernel sends these only where they differ from the device's own.
-            NeighbourAttribute::Port(_)
-            | NeighbourAttribute::Vni(_)
-            | NeighbourAttribute::IfIndex(_) => is_odd = true,
+            NeighbourAttribute::Port(_) | NeighbourAttribute::Vni(_) => is_odd = true,
+            NeighbourAttribute::IfIndex(index) => via = Some(*index),
             _ => {}
         }
     }
@@ -294,6 +295,7 @@ pub(crate) fn neighbor(message: &NeighbourMessage) -> Option<Entry> {
         device: message.header.ifindex,
         address,
         mac: mac?,
+        via,
         is_odd,
     })
 }

@@ -20,6 +20,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use super::nexthop;
+use crate::carriers::Outer;
 use crate::difference::{self, ObservedRoute, Operation};
 use crate::mac::Mac;
 use crate::marks::PROTOCOL;
@@ -102,8 +103,8 @@ fn step(operation: &Operation) -> Option<(Message, u16)> {
         Operation::DeleteNeighbor(index, ip) => {
             (Message::DelNeighbour(neighbor(*index, *ip, None)), THERE)
         }
-        Operation::PutForwarding(index, mac, ip) => (
-            Message::NewNeighbour(forwarding(*index, *mac, Some(*ip))),
+        Operation::PutForwarding(index, mac, outer) => (
+            Message::NewNeighbour(forwarding(*index, *mac, Some(*outer))),
             PUT,
         ),
         Operation::DeleteForwarding(index, mac) => {
@@ -257,15 +258,20 @@ fn neighbor(index: u32, ip: IpAddr, mac: Option<Mac>) -> NeighbourMessage {
 }
 
 /// With a node to put it, without to delete all of the hardware address.
-fn forwarding(index: u32, mac: Mac, node: Option<IpAddr>) -> NeighbourMessage {
+fn forwarding(index: u32, mac: Mac, outer: Option<Outer>) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = index;
     message.header.state = NeighbourState::Permanent;
     message.header.flags = NeighbourFlags::Own;
     message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.into())];
-    let node = node.map(|node| NeighbourAttribute::Destination(neighbor_address(node)));
-    message.attributes.extend(node);
+    if let Some(Outer { node, via }) = outer {
+        let node = NeighbourAttribute::Destination(neighbor_address(node));
+        message.attributes.push(node);
+        message
+            .attributes
+            .extend(via.map(NeighbourAttribute::IfIndex));
+    }
     message
 }
 

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use super::decode::{self, Entry, Found};
 use super::encode::{self, Question};
 use super::frame::Body;
+use crate::carriers::Outer;
 use crate::difference::{Observed, ObservedRoute, ObservedTunnel, Operation};
 use crate::marks::PROTOCOL;
 use crate::plan::Way;
@@ -344,6 +345,7 @@ impl Kernel {
             let Some(Entry {
                 address,
                 mac,
+                via,
                 is_odd,
                 ..
             }) = entry(message)
@@ -352,7 +354,7 @@ impl Kernel {
             };
             match address.filter(|_| !is_odd) {
                 _ if guests.contains(&mac) => {}
-                Some(address) => drop(tunnel.fdb.insert((mac, address))),
+                Some(node) => drop(tunnel.fdb.insert((mac, Outer { node, via }))),
                 None => drop(tunnel.odd_fdb.insert(mac)),
             }
         })

@@ -19,9 +19,9 @@ use super::frame::Body;
 use super::kernel::KernelError;
 use crate::marks::PROTOCOL;
 
-/// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR` and
-/// `RTNLGRP_IPV6_ROUTE` (rtnetlink.h). The FDB's notifications come in the neighbors' group.
-const GROUPS: [i32; 6] = [1, 3, 5, 7, 9, 11];
+/// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV4_RULE`, `RTNLGRP_IPV6_IFADDR`,
+/// `RTNLGRP_IPV6_ROUTE` and `RTNLGRP_IPV6_RULE` (rtnetlink.h). The FDB's notifications come in the neighbors' group.
+const GROUPS: [i32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
 /// `RTNLGRP_NEXTHOP` (Linux 5.3): no notification is sent for routes that are deleted with their nexthop object.
 const NEXTHOPS: i32 = 32;
 /// Some thousands of notifications: our own, of a start, among them.
@@ -153,6 +153,8 @@ fn concerns(body: &Body, concern: &Concern) -> bool {
                 || out.is_some_and(|device| concern.is_with(device))
                 || concern.is_with_route(route)
         }
+        // Few and seldom: those of carriers are among them.
+        Message::NewRule(_) | Message::DelRule(_) => true,
         _ => false,
     }
 }

@@ -35,6 +35,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
         &["service-model", "nft", "netfilter", "net-types"],
     ),
     ("vxlan-overlay", &["netlink", "nft", "net-types"]),
+    ("wireguard", &["netlink", "net-types"]),
     (
         "overlay-probe",
         &[
@@ -59,6 +60,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "kube-proxy-config",
             "overlay-probe",
             "vxlan-overlay",
+            "wireguard",
             "object-source",
             "rtnetlink",
             "tokio",

@@ -54,6 +54,11 @@ const SUITE: &[Tests] = &[
         ci: &["three_nodes_form"],
     },
     Tests {
+        target: "overlay_wireguard",
+        whole: &[""],
+        ci: &["no_inner_byte"],
+    },
+    Tests {
         target: "overlay_forged",
         whole: &[""],
         ci: &[],

@@ -58,6 +58,9 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if .Values.overlay.enabled -}}
 {{- $overlay := dict "type" "vxlan" "ipMasq" .Values.overlay.ipMasq -}}
 {{- with include "portolan.cniConf" . }}{{ $_ := set $overlay "cniConf" . }}{{ $_ := set $overlay "cniBinDir" $.Values.cni.binDir }}{{ end -}}
+{{- if ne .Values.overlay.encryption "off" -}}
+{{- $_ := set $overlay "encryption" .Values.overlay.encryption -}}
+{{- end -}}
 {{- if .Values.overlay.netConf -}}
 {{- $_ := set $overlay "netConfigPath" "/var/lib/portolan/net-conf.json" -}}
 {{- end -}}

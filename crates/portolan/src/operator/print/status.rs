@@ -2,7 +2,9 @@
 
 use super::table::labeled;
 use super::{Terminal, ago, count, short};
-use crate::operator::documents::{Latency, OverlayStatus, ServicesStatus, State, Status};
+use crate::operator::documents::{
+    EncryptionDocument, Latency, OverlayStatus, ServicesStatus, State, Status,
+};
 
 /// Items of a list that fit on a screen.
 const LISTED: usize = 8;
@@ -84,7 +86,10 @@ fn overlay_lines(overlay: &OverlayStatus, width: Option<usize>) -> String {
     out += &all("  device", &overlay.devices, width);
     out += &all("  finding", &overlay.findings, width);
     out += &all("  skipped", &overlay.problems, width);
-    out + &all("  held", &overlay.held, width)
+    out += &all("  held", &overlay.held, width);
+    let encryption = overlay.encryption.as_ref();
+    let lines = encryption.map_or_else(Vec::new, EncryptionDocument::lines);
+    out + &all("  encryption", &lines, width)
 }
 
 fn source(status: &Status) -> String {

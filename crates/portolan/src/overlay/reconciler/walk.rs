@@ -20,7 +20,8 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{Rng, SeedableRng};
 use vxlan_overlay::{
-    Annotations, Config, Filter, HOLD, Kernel, Names, Node, Peers, Preferences, RuleOptions,
+    Annotations, Carriers, Config, Filter, HOLD, Kernel, Names, Node, Peers, Preferences,
+    RuleOptions,
 };
 
 use super::Reconciler;
@@ -130,6 +131,7 @@ fn overlay_config(config: Config) -> Arc<OverlayConfig> {
         cni_conf: None,
         cni_bin_dir: None,
         cache: PathBuf::new(),
+        encryption: Default::default(),
     })
 }
 
@@ -253,17 +255,23 @@ impl World {
         }
         let start = Instant::now();
         loop {
-            let before = self.reconciler.run(&peers, self.now, false);
+            let before = self
+                .reconciler
+                .run(&peers, self.now, false, &Carriers::default());
             // What seemed implausible at the start has lasted.
             self.now += HOLD;
-            let again = self.reconciler.run(&peers, self.now, false);
+            let again = self
+                .reconciler
+                .run(&peers, self.now, false, &Carriers::default());
             let Some(trouble) = again else { break };
             ensure!(start.elapsed() < LIMIT, "{trouble}, before {before:?}");
             self.log.push(format!("{trouble:?}"));
         }
         self.longest = self.longest.max(start.elapsed());
         let before = self.reconciler.repairs();
-        let trouble = self.reconciler.run(&peers, self.now, true);
+        let trouble = self
+            .reconciler
+            .run(&peers, self.now, true, &Carriers::default());
         ensure!(
             trouble.is_none() && self.reconciler.repairs() == before,
             "not settled: {trouble:?}"

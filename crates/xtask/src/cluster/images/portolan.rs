@@ -18,7 +18,7 @@ use crate::run::root;
 const LARGEST_DOCUMENT: u64 = 1 << 20;
 
 /// Files and folders that the program in the image is built from, below the root of the checkout.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 16] = [
     "Cargo.lock",
     "Cargo.toml",
     "crates/kube-proxy-config",
@@ -32,6 +32,7 @@ const SOURCES: [&str; 15] = [
     "crates/service-dataplane",
     "crates/service-model",
     "crates/vxlan-overlay",
+    "crates/wireguard",
     "crates/xtask/src/image",
     "crates/xtask/src/image.rs",
 ];

@@ -36,7 +36,9 @@ impl World {
         plan(failing);
         for _ in 0..runs {
             // What prevents it is known; that it goes no further than this is the question.
-            let _ = self.reconciler.run(&peers, self.now, false);
+            let _ = self
+                .reconciler
+                .run(&peers, self.now, false, &Default::default());
         }
         let calls = plan(Plan::None);
         let what = || format!("peers {other}, {failing:?}");

@@ -1,0 +1,535 @@
+//! Encryption between nodes: WireGuard devices that carry the overlay's outer packets.
+//!
+//! The VXLAN device stays flannel's. The FDB entry of a peer with a live session names a WireGuard device as the
+//! interface of its outer packets; a policy rule leads look-ups for that interface to a table with one route, into the
+//! device. Packets of WireGuard itself name no interface and take the underlay's routes, so nothing goes round in circles.
+//!
+//! Owns the devices, their peers, rules and routes, the keys of this node, and the decision who is reached by which device.
+//! A turn calls [`Encryption::prepare`] before the tunnel is reconciled, and [`Encryption::converge`] once the tunnel and
+//! the nftables table are in place. Invariants: with `require`, the rule that seals the VXLAN port is there before the
+//! tunnel device is, and every FDB entry names a device; with `prefer`, an entry names one only while its session lives.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use net_types::{Family, PerFamily};
+use nix::errno::Errno;
+use vxlan_overlay::{Carriers, HOLD, Peers, Plan};
+use wireguard::{
+    Deletions, Device, Kernel, KernelError, Observed, PublicKey, Refused, Seal, UNREACHABLE,
+    Wanted, difference,
+};
+
+mod announced;
+mod handshakes;
+mod keys;
+mod report;
+mod roster;
+mod rotation;
+mod status;
+
+use super::OverlayConfig;
+use announced::{Announced, Choice, Plane, choose};
+use handshakes::Handshakes;
+use keys::Keys;
+use roster::Roster;
+pub use status::{EncryptionStatus, PeerEncryption, PeerState};
+
+/// Time between two looks at handshakes that are awaited, at first and later.
+const POLL: Duration = Duration::from_millis(200);
+const SLOW_POLL: Duration = Duration::from_secs(5);
+/// For so long after a change, handshakes are awaited eagerly.
+const EAGER: Duration = Duration::from_secs(20);
+/// After encryption was switched off, the devices receive for so long what peers still encrypt.
+const FAREWELL: Duration = Duration::from_secs(30);
+/// MTU of a device before the network below is known.
+const FIRST_MTU: u32 = 1420;
+/// The least MTU of a link that carries IPv6.
+const LEAST_MTU: u32 = 1280;
+/// A few stale peers at the start do not look like a truncated list.
+const ALWAYS_BELIEVED: usize = 2;
+
+/// What to encrypt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Nothing; devices of an earlier run are removed.
+    #[default]
+    Off,
+    /// Packets to peers with a key and a session; others in clear text.
+    Prefer,
+    /// All packets; peers without a session are not reached.
+    Require,
+}
+
+/// Configuration of the encryption.
+#[derive(Clone, Debug, Default)]
+pub struct EncryptionConfig {
+    /// What to encrypt.
+    pub mode: Mode,
+    /// UDP port of the first device; the second has the next one.
+    pub port: u16,
+    /// Where the keys are kept.
+    pub key_file: PathBuf,
+    /// Zero: keys are rotated on request only.
+    pub key_lifetime: Duration,
+}
+
+/// The encryption of this node.
+pub(super) struct Encryption {
+    config: Arc<OverlayConfig>,
+    kernel: Kernel,
+    /// `None`: encryption is off, or the kernel has none.
+    keys: Option<Keys>,
+    /// Why packets stay in clear text though encryption is preferred.
+    unavailable: Option<String>,
+    observed: Observed,
+    handshakes: Handshakes,
+    roster: Roster,
+    problems: Vec<String>,
+    /// New keys of peers, for Events.
+    news: Vec<String>,
+    carriers: Carriers,
+    status: Arc<EncryptionStatus>,
+    /// What the kernel refused.
+    trouble: Option<String>,
+    started: Instant,
+    /// Whether peers left by an earlier process have been removed.
+    cleaned: bool,
+    /// When peers were changed last, or began to be awaited.
+    changed: Instant,
+    awaits: bool,
+    /// Since when this node has announced no key, with encryption off.
+    silent_since: Option<Instant>,
+    /// Bytes received by each peer of a plane that is given up, and when that was read.
+    mark: Option<(Instant, Plane, BTreeMap<PublicKey, u64>)>,
+    quiet: bool,
+    /// All that is left to do with encryption off is done.
+    finished: bool,
+}
+
+impl Encryption {
+    /// Opens the sockets and the key file.
+    ///
+    /// # Errors
+    /// With `require`, if the kernel has no WireGuard, or the keys cannot be read or written.
+    pub(super) fn open(config: Arc<OverlayConfig>, now: Instant) -> Result<Encryption> {
+        let mut kernel = Kernel::open().context("cannot open the sockets for WireGuard")?;
+        let of = &config.encryption;
+        let keys = || Keys::open(&of.key_file, of.key_lifetime, now);
+        let (keys, unavailable) = match of.mode {
+            Mode::Off => (None, None),
+            Mode::Require => {
+                kernel.probe().context("--overlay-encryption=require")?;
+                (Some(keys().context("--overlay-encryption=require")?), None)
+            }
+            Mode::Prefer => match kernel.probe().map_err(Into::into).and_then(|_| keys()) {
+                Ok(keys) => (Some(keys), None),
+                Err(error) => (
+                    None,
+                    Some(format!(
+                        "packets to other nodes are not encrypted: {error:#}"
+                    )),
+                ),
+            },
+        };
+        Ok(Encryption {
+            kernel,
+            keys,
+            unavailable,
+            observed: Observed::default(),
+            handshakes: Handshakes::default(),
+            roster: Roster::new(),
+            problems: Vec::new(),
+            news: Vec::new(),
+            carriers: Carriers::default(),
+            status: Arc::default(),
+            trouble: None,
+            started: now,
+            cleaned: false,
+            changed: now,
+            awaits: false,
+            silent_since: None,
+            mark: None,
+            quiet: false,
+            finished: false,
+            config,
+        })
+    }
+
+    fn mode(&self) -> Mode {
+        self.config.encryption.mode
+    }
+
+    /// What carries the outer packets, as of the last [`Encryption::prepare`].
+    pub(super) fn carriers(&self) -> &Carriers {
+        &self.carriers
+    }
+
+    /// The state for readers.
+    pub(super) fn status(&self) -> &Arc<EncryptionStatus> {
+        &self.status
+    }
+
+    /// Why the tunnel must not be touched: packets could leave in clear text.
+    pub(super) fn blocks(&self) -> Option<String> {
+        let lacks_device = self.mode() == Mode::Require && self.carriers.otherwise.is_none();
+        lacks_device.then(|| match &self.trouble {
+            Some(trouble) => format!("encryption is required: {trouble}"),
+            None => "encryption is required, and its device is not there".to_owned(),
+        })
+    }
+
+    /// When the next turn is due although nothing else happens.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        let rotates = self.keys.as_ref().is_some_and(Keys::is_busy);
+        let pause = match (self.awaits, rotates) {
+            (true, _) if now.saturating_duration_since(self.changed) < EAGER => POLL,
+            (_, true) => Duration::from_secs(1),
+            (true, false) => SLOW_POLL,
+            (false, false) => return self.silent_since.map(|since| since + FAREWELL),
+        };
+        Some(now + pause)
+    }
+
+    /// Reads the devices, makes those that are missing, and decides which peer is reached by which device.
+    pub(super) fn prepare(&mut self, peers: &Peers, plan: &Plan, now: Instant) -> Result<()> {
+        if self.finished {
+            return Ok(());
+        }
+        self.observe(now)?;
+        let bare = self.wanted(plan, false, BTreeMap::new());
+        if self.keys.is_some() && !self.has_devices(&bare) {
+            let steps = difference(&bare, &self.observed, Deletions::Held, clock());
+            self.apply(&steps)?;
+            self.observe(now)?;
+        }
+        let own_keys = self.own_keys().into_values().collect();
+        let own = (&*self.config.own, &own_keys);
+        let (roster, problems) = roster::roster(peers.nodes(), own);
+        if roster != self.roster {
+            self.changed = now;
+        }
+        self.note_new_keys(&roster, peers.is_listed());
+        (self.roster, self.problems) = (roster, problems);
+        self.carriers = self.choose_carriers(now);
+        Ok(())
+    }
+
+    /// Makes devices, peers, routes and rules as wanted, now that the tunnel is as planned. `filtered`: the table lets
+    /// packets of the devices pass.
+    pub(super) fn converge(
+        &mut self,
+        peers: &Peers,
+        plan: &Plan,
+        filtered: bool,
+        now: Instant,
+    ) -> Result<()> {
+        if self.finished {
+            return Ok(());
+        }
+        if self.mode() == Mode::Off {
+            return self.say_farewell(peers, now);
+        }
+        if self.keys.is_none() {
+            self.report(plan, now);
+            return Ok(());
+        }
+        self.rotate(peers, now)?;
+        let planes = Plane::ALL.map(|plane| (plane, roster::peers(plan, &self.roster, plane)));
+        let ready = filtered && peers.is_listed();
+        let wanted = self.wanted(plan, ready, planes.into());
+        let deletions = self.deletions(peers, &wanted, now);
+        let steps = difference(&wanted, &self.observed, deletions, clock());
+        if steps.is_empty() {
+            self.trouble = None;
+            self.cleaned |= deletions == Deletions::Allowed;
+        } else {
+            tracing::info!(steps = steps.len(), "changing WireGuard devices");
+            tracing::debug!(steps = %words(&steps), "applied steps");
+            let refused = self.apply(&steps)?;
+            self.trouble = refused.first().map(|Refused { step, errno }| {
+                format!("the kernel refused {step}: {}", errno.desc())
+            });
+            self.changed = now;
+            self.observe(now)?;
+        }
+        self.report(plan, now);
+        Ok(())
+    }
+
+    /// The text of this node's annotation; `None`: leave it alone.
+    pub(super) fn announcement(&self, peers: &Peers) -> Option<String> {
+        if self.keys.is_some() {
+            let own = self.own_announced();
+            return (!own.keys.is_empty()).then(|| own.to_string());
+        }
+        let names = &self.config.names;
+        let stale = names.encryption(peers.own_annotations()).is_some();
+        stale.then(String::new)
+    }
+
+    /// New keys of peers since the last call, in words.
+    pub(super) fn take_news(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Problems for the log.
+    pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
+        let all = self.unavailable.iter().chain(&self.trouble);
+        all.chain(&self.problems)
+    }
+
+    fn observe(&mut self, now: Instant) -> Result<()> {
+        let names = Plane::ALL.map(Plane::device);
+        let tables = Plane::ALL.map(Plane::table);
+        let observed = self.kernel.observe(&names, &tables);
+        self.observed = observed.context("reading WireGuard devices")?;
+        self.handshakes.record(&self.observed, now, clock());
+        Ok(())
+    }
+
+    fn apply(&mut self, steps: &[wireguard::Step]) -> Result<Vec<Refused>, KernelError> {
+        self.kernel.apply(steps)
+    }
+
+    fn has_devices(&self, wanted: &Wanted) -> bool {
+        let is_there = |name: &&str| {
+            let found = self.observed.devices.get(*name);
+            found.is_some_and(|found| found.is_wireguard && found.public.is_some())
+        };
+        let sealed = wanted.seal.is_none_or(|seal| {
+            let rule = wireguard::Rule::Seal(seal);
+            Family::ALL
+                .into_iter()
+                .filter(|family| !self.observed.without.contains(family))
+                .all(|family| {
+                    let last = (family, seal.table, UNREACHABLE);
+                    self.observed.rules.contains(&(family, rule.clone()))
+                        && self.observed.routes.contains(&last)
+                })
+        });
+        sealed && wanted.devices.keys().all(is_there)
+    }
+
+    fn wanted(
+        &self,
+        plan: &Plan,
+        ready: bool,
+        mut peers: BTreeMap<Plane, BTreeMap<PublicKey, wireguard::Peer>>,
+    ) -> Wanted {
+        let mut wanted = Wanted::default();
+        let Some(keys) = &self.keys else {
+            return wanted;
+        };
+        let fits = plan.tunnels.iter().filter_map(|(family, tunnel)| {
+            Some(tunnel.as_ref()?.device.mtu + vxlan_overlay::overhead(family))
+        });
+        for plane in Plane::ALL {
+            let Some(private) = keys.private(plane) else {
+                continue;
+            };
+            let found = self.observed.devices.get(plane.device());
+            let known = found.map_or(FIRST_MTU, |found| found.mtu);
+            let mtu = fits.clone().max().unwrap_or(known).max(LEAST_MTU);
+            let device = Device {
+                private,
+                port: plane.port(self.config.encryption.port),
+                mtu,
+                table: plane.table(),
+                peers: peers.remove(&plane).unwrap_or_default(),
+                ready: ready || found.is_some_and(|found| found.up),
+            };
+            wanted.devices.insert(plane.device(), device);
+        }
+        if self.mode() == Mode::Require {
+            let port = self.config.config.port;
+            let table = Plane::First.table();
+            wanted.seal = Some(Seal { port, table });
+        }
+        wanted
+    }
+
+    /// At the start, most peers of an earlier process are not believed to be gone at once: the list may be truncated.
+    fn deletions(&self, peers: &Peers, wanted: &Wanted, now: Instant) -> Deletions {
+        if !peers.is_listed() {
+            return Deletions::Held;
+        }
+        let implausible = wanted.devices.iter().any(|(name, device)| {
+            let found = self.observed.devices.get(*name);
+            let found = found.map(|found| found.peers.keys()).into_iter().flatten();
+            let found: Vec<&PublicKey> = found.collect();
+            let stale = found.iter().filter(|key| !device.peers.contains_key(key));
+            stale.count() > ALWAYS_BELIEVED.max(found.len() / 2)
+        });
+        let young = now.saturating_duration_since(self.started) < HOLD;
+        match !self.cleaned && implausible && young {
+            true => Deletions::Held,
+            false => Deletions::Allowed,
+        }
+    }
+
+    /// Public keys of this node, as the kernel derives them.
+    fn own_keys(&self) -> BTreeMap<Plane, PublicKey> {
+        let key = |plane: Plane| {
+            let private = self.keys.as_ref()?.private(plane)?;
+            let found = self.observed.devices.get(plane.device())?;
+            let same = found.private.as_ref() == Some(&private);
+            Some((plane, found.public.filter(|_| same)?))
+        };
+        Plane::ALL.into_iter().filter_map(key).collect()
+    }
+
+    /// What this node announces: planes whose device is up.
+    fn own_announced(&self) -> Announced {
+        let Some(keys) = &self.keys else {
+            return Announced::default();
+        };
+        let public = self.own_keys();
+        let entry = |plane: Plane| {
+            let found = self.observed.devices.get(plane.device())?;
+            let key = public.get(&plane).filter(|_| found.up)?;
+            Some((plane, *key, plane.port(self.config.encryption.port)))
+        };
+        Announced {
+            keys: keys.planes().into_iter().filter_map(entry).collect(),
+            rotating: keys.is_rotating(),
+        }
+    }
+
+    fn choice(&self, peer: &Announced, own: &Announced, now: Instant) -> Choice {
+        choose(own, peer, |plane| {
+            let key = peer.key(plane);
+            key.is_some_and(|(key, _)| self.handshakes.is_live(plane, key, now))
+        })
+    }
+
+    fn choose_carriers(&mut self, now: Instant) -> Carriers {
+        let devices = &self.observed.devices;
+        let index = |plane: Plane| devices.get(plane.device()).map(|device| device.index);
+        let is_there = Plane::ALL.into_iter().any(|plane| index(plane).is_some());
+        // Also with encryption off: peers may encrypt until they know.
+        let inputs = match self.mode() != Mode::Off || is_there {
+            true => Plane::ALL.map(|plane| plane.device().to_owned()).into(),
+            false => Vec::new(),
+        };
+        let required = self.mode() == Mode::Require;
+        let mut carriers = Carriers {
+            inputs,
+            sealed: required,
+            ..Carriers::default()
+        };
+        self.awaits = false;
+        if self.mode() == Mode::Off || self.unavailable.is_some() {
+            return carriers;
+        }
+        carriers.overhead = PerFamily::from_fn(wireguard::overhead);
+        carriers.otherwise = index(Plane::First).filter(|_| required);
+        let own = self.own_announced();
+        for (name, announced) in &self.roster {
+            let plane = match self.choice(announced, &own, now) {
+                Choice::Live(plane) => Some(plane),
+                Choice::Waiting(plane) => {
+                    self.awaits = true;
+                    Some(plane).filter(|_| required)
+                }
+                Choice::Nothing => None,
+            };
+            if let Some(index) = plane.and_then(index) {
+                carriers.by_peer.insert(name.clone(), index);
+            }
+        }
+        carriers
+    }
+
+    /// With encryption off: removes the devices of an earlier run, once the peers know.
+    fn say_farewell(&mut self, peers: &Peers, now: Instant) -> Result<()> {
+        let is_left = !self.observed.devices.is_empty() || !self.observed.rules.is_empty();
+        let names = &self.config.names;
+        if !is_left || names.encryption(peers.own_annotations()).is_some() || !peers.is_listed() {
+            self.finished = !is_left;
+            self.silent_since = None;
+            return Ok(());
+        }
+        let since = *self.silent_since.get_or_insert(now);
+        if now.saturating_duration_since(since) < FAREWELL {
+            return Ok(());
+        }
+        let steps = difference(
+            &Wanted::default(),
+            &self.observed,
+            Deletions::Allowed,
+            clock(),
+        );
+        tracing::info!(
+            steps = steps.len(),
+            "removing WireGuard devices: encryption is off"
+        );
+        self.apply(&steps)?;
+        self.observe(now)?;
+        self.silent_since = None;
+        Ok(())
+    }
+
+    /// Notices peers whose key is another than before.
+    fn note_new_keys(&mut self, roster: &Roster, listed: bool) {
+        if !listed {
+            return;
+        }
+        for (name, announced) in roster {
+            let before = self.roster.get(name);
+            let known: BTreeSet<PublicKey> = before
+                .iter()
+                .flat_map(|before| &before.keys)
+                .map(|(_, key, _)| *key)
+                .collect();
+            for (_, key, _) in &announced.keys {
+                if before.is_some() && !known.contains(key) {
+                    tracing::info!(peer = %name, key = %key, "peer announces a new WireGuard key");
+                    let note = format!("node {name} announces a new WireGuard key: {key}");
+                    self.news.push(note);
+                }
+            }
+        }
+    }
+}
+
+/// Removes devices, routes and rules of an earlier run; keys stay. Returns how many there were.
+///
+/// # Errors
+/// If the kernel cannot be read, or refuses.
+pub fn remove() -> Result<usize> {
+    let mut kernel = Kernel::open().context("cannot open the sockets for WireGuard")?;
+    let (names, tables) = (Plane::ALL.map(Plane::device), Plane::ALL.map(Plane::table));
+    let observed = kernel.observe(&names, &tables)?;
+    let steps = difference(&Wanted::default(), &observed, Deletions::Allowed, clock());
+    let refused = kernel.apply(&steps)?;
+    // Routes go with their device.
+    let mut refused = refused
+        .iter()
+        .filter(|refused| refused.errno != Errno::ESRCH);
+    match refused.next() {
+        None => Ok(steps.len()),
+        Some(Refused { step, errno }) => {
+            anyhow::bail!("the kernel refused {step}: {}", errno.desc())
+        }
+    }
+}
+
+/// Where an operator asks for a rotation: a file beside the keys.
+pub fn request_file(key_file: &std::path::Path) -> PathBuf {
+    key_file.with_extension("rotate")
+}
+
+/// The node's clock, since 1970.
+fn clock() -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default()
+}
+
+fn words(steps: &[wireguard::Step]) -> String {
+    let words: Vec<String> = steps.iter().map(ToString::to_string).collect();
+    words.join(", ")
+}

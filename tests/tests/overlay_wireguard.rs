@@ -1,0 +1,442 @@
+//! Encryption between nodes on real kernels: what is readable on the wire, and what is lost when it is switched on or a key
+//! is replaced.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::fake_api::FakeApi;
+use lab::{Capability, Daemon, scenario, wait_until};
+use nix::sys::signal::Signal;
+use portolan_tests::overlay::{OverlayStage, all_go_on, longest_echo, tool, worst};
+use portolan_tests::stage::PATIENCE;
+use portolan_tests::wire::{Listener, ensure_sealed};
+use serde_json::json;
+
+/// Part of each answer of the pods' servers: `pod-1:8080 peer 10.244.0.2:40000`.
+const ANSWER: &[u8] = b":8080 peer ";
+const UPLINK: &str = "eth0";
+const DEVICES: [&str; 2] = ["flannel.1", "flannel-v6.1"];
+const ANNOTATION: &str = "flannel.alpha.coreos.com/portolan-encryption";
+
+/// Nodes with an API server and one program each.
+struct Encrypted {
+    stage: OverlayStage,
+    api: FakeApi,
+    kubeconfig: String,
+    daemons: Vec<Option<Daemon>>,
+}
+
+impl Encrypted {
+    fn new(nodes: usize) -> Result<Encrypted> {
+        let stage = OverlayStage::new(nodes)?;
+        let (api, kubeconfig) = stage.serve_api()?;
+        Ok(Encrypted {
+            daemons: (0..nodes).map(|_| None).collect(),
+            stage,
+            api,
+            kubeconfig,
+        })
+    }
+
+    /// Starts the program on a node, instead of the one that runs there.
+    fn start(&mut self, node: usize, mode: &str) -> Result<()> {
+        if let Some(before) = self.daemons[node].take() {
+            before.signal(Signal::SIGTERM)?;
+            before.wait(PATIENCE)?;
+        }
+        let keys = self.stage.file(node, "keys");
+        let flags = [
+            "--overlay-encryption",
+            mode,
+            "--overlay-encryption-key-file",
+            &keys,
+        ];
+        let daemon = self.stage.start_with_api(node, &self.kubeconfig, &flags)?;
+        self.daemons[node] = Some(daemon);
+        Ok(())
+    }
+
+    fn start_all(&mut self, mode: &str) -> Result<()> {
+        (0..self.stage.nodes.len()).try_for_each(|node| self.start(node, mode))?;
+        self.stage.wait_for_mesh()
+    }
+
+    /// FDB entries of a node in all, and those that lead to a device with this name.
+    fn entries(&self, node: usize, carrier: &str) -> Result<(usize, usize)> {
+        let (mut all, mut carried) = (0, 0);
+        for device in DEVICES {
+            let text = tool(
+                &self.stage.nodes[node],
+                "bridge",
+                &format!("fdb show dev {device}"),
+            )?;
+            let dst = text.lines().filter(|line| line.contains(" dst "));
+            let via = format!(" via {carrier} ");
+            all += dst.clone().count();
+            carried += dst.filter(|line| format!("{line} ").contains(&via)).count();
+        }
+        Ok((all, carried))
+    }
+
+    /// Waits until every entry of every node leads to the first device.
+    fn wait_until_encrypted(&self) -> Result<()> {
+        let others = self.stage.nodes.len() - 1;
+        for node in 0..self.stage.nodes.len() {
+            let what = format!("node-{node} sends by WireGuard alone");
+            let expected = (others * 2, others * 2);
+            wait_until(&what, PATIENCE, || {
+                self.entries(node, "portolan-wg")
+                    .is_ok_and(|found| found == expected)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn announced(&self, node: usize) -> Option<String> {
+        let node = self.api.node(self.stage.nodes[node].name())?;
+        let text = node["metadata"]["annotations"].get(ANNOTATION)?.as_str()?;
+        Some(text.to_owned())
+    }
+
+    fn listen(&self) -> Result<Vec<Listener>> {
+        let nodes = self.stage.nodes.iter();
+        nodes
+            .map(|node| Listener::start(node, UPLINK, ANSWER))
+            .collect()
+    }
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn pods_reach_each_other_and_no_inner_byte_is_on_the_wire() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    let control = nodes.listen()?;
+    nodes.start_all("off")?;
+    for listener in control {
+        let heard = listener.stop()?;
+        ensure!(
+            heard.readable > 0 && heard.wireguard == 0,
+            "the search finds nothing: {heard:?}"
+        );
+    }
+    drop(nodes);
+    let mut nodes = Encrypted::new(2)?;
+    let listeners = nodes.listen()?;
+    nodes.start_all("require")?;
+    nodes.wait_until_encrypted()?;
+    let beats = nodes.stage.beats()?;
+    all_go_on(&beats)?;
+    let links = tool(&nodes.stage.nodes[0], "ip", "-d -o link show")?;
+    ensure!(
+        links.contains("portolan-wg: ") && links.contains("mtu 1440"),
+        "{links}"
+    );
+    ensure!(
+        links.contains("mtu 1390") && links.contains("mtu 1370"),
+        "{links}"
+    );
+    worst(beats)?;
+    for listener in listeners {
+        let heard = listener.stop()?;
+        println!("on the wire: {heard:?}");
+        ensure_sealed(heard)?;
+    }
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn encryption_is_switched_on_and_off_under_traffic() -> Result<()> {
+    let mut nodes = Encrypted::new(3)?;
+    nodes.start_all("off")?;
+    let beats = nodes.stage.beats()?;
+    let connections = nodes.stage.connections()?;
+    all_go_on(&beats)?;
+    for mode in ["prefer", "require", "prefer", "off"] {
+        for node in 0..3 {
+            nodes.start(node, mode)?;
+            all_go_on(&beats)?;
+        }
+        if mode == "off" {
+            let none = |node| {
+                nodes
+                    .entries(node, "portolan-wg")
+                    .is_ok_and(|found| found == (4, 0))
+            };
+            wait_until("nobody encrypts", PATIENCE, || (0..3).all(none))?;
+        } else {
+            nodes.wait_until_encrypted()?;
+        }
+        let listeners = nodes.listen()?;
+        all_go_on(&beats)?;
+        for listener in listeners {
+            let heard = listener.stop()?;
+            println!("{mode}: {heard:?}");
+            match mode {
+                "off" => ensure!(heard.readable > 0 && heard.vxlan > 0, "{heard:?}"),
+                _ => ensure_sealed(heard)?,
+            }
+        }
+    }
+    let gone = || {
+        let links = tool(&nodes.stage.nodes[0], "ip", "-o link show");
+        links.is_ok_and(|links| !links.contains("portolan-wg"))
+    };
+    wait_until("the device is gone", PATIENCE * 2, gone)?;
+    let (lost, gap) = worst(beats)?;
+    let echo = longest_echo(connections)?;
+    println!("| encryption switched on and off, node by node | {lost} | {gap:.1?} | {echo:.1?} |");
+    ensure!(lost <= 3, "{lost} datagrams were lost");
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_peer_without_key_is_reached_in_clear_or_not_at_all() -> Result<()> {
+    let mut nodes = Encrypted::new(3)?;
+    nodes.start(0, "prefer")?;
+    nodes.start(1, "prefer")?;
+    nodes.start(2, "off")?;
+    nodes.stage.wait_for_mesh()?;
+    let is_mixed = |node| {
+        nodes
+            .entries(node, "portolan-wg")
+            .is_ok_and(|found| found == (4, 2))
+    };
+    wait_until("one peer of two is encrypted", PATIENCE, || {
+        is_mixed(0) && is_mixed(1)
+    })?;
+    let program = portolan_tests::stage::portolan()?.display().to_string();
+    let status = tool(&nodes.stage.nodes[0], &program, "status")?;
+    ensure!(
+        status.contains("node-2") && status.contains("clear text"),
+        "{status}"
+    );
+    let listener = Listener::start(&nodes.stage.nodes[2], UPLINK, ANSWER)?;
+    nodes.start(0, "require")?;
+    wait_until("node-0 is sealed", PATIENCE, || {
+        nodes
+            .entries(0, "portolan-wg")
+            .is_ok_and(|found| found == (4, 4))
+    })?;
+    let beats = [
+        portolan_tests::overlay::Beat::start(
+            &nodes.stage.pods[0],
+            nodes.stage.pods[1].ipv4().into(),
+        )?,
+        portolan_tests::overlay::Beat::start(
+            &nodes.stage.pods[0],
+            nodes.stage.pods[1].ipv6().into(),
+        )?,
+    ];
+    all_go_on(&beats)?;
+    worst(beats.into())?;
+    let from = &nodes.stage.pods[0];
+    let to = nodes.stage.pods[2].ipv4().into();
+    let reached = portolan_tests::overlay::reaches(from, lab::Protocol::Udp, to);
+    ensure!(
+        !reached,
+        "a peer without key is reached in spite of require"
+    );
+    drop(listener);
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn foreign_changes_of_the_devices_are_undone() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    nodes.start_all("require")?;
+    nodes.wait_until_encrypted()?;
+    let listeners = nodes.listen()?;
+    for lines in [
+        &["link del portolan-wg"][..],
+        &["link set portolan-wg down"],
+        &["link set portolan-wg mtu 1000"],
+        &["route flush table 5182", "-6 route flush table 5182"],
+        &["rule del pref 5182", "-6 rule del pref 5182"],
+        &["rule del pref 5183", "-6 rule del pref 5183"],
+        &["link del portolan-wg", "link add portolan-wg type dummy"],
+    ] {
+        for line in lines {
+            nodes.stage.ip(0, line)?;
+        }
+        let started = Instant::now();
+        let healed = || {
+            let ip = |line| nodes.stage.ip(0, line).unwrap_or_default();
+            let link = ip("-d -o link show portolan-wg");
+            let has_rules = |rules: &str| rules.contains("5182:") && rules.contains("5183:");
+            link.contains("wireguard")
+                && link.contains("mtu 1440")
+                && link.contains(",UP")
+                && has_rules(&ip("rule"))
+                && has_rules(&ip("-6 rule"))
+                && ip("route show table 5182").contains("default dev portolan-wg")
+                && ip("-6 route show table 5182").contains("default dev portolan-wg")
+        };
+        wait_until(&format!("{lines:?} is undone"), PATIENCE, healed)?;
+        println!("{lines:?}: undone after {:.1?}", started.elapsed());
+        nodes.stage.wait_for_mesh()?;
+    }
+    for listener in listeners {
+        ensure_sealed(listener.stop()?)?;
+    }
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_key_is_rotated_without_a_lost_packet() -> Result<()> {
+    let mut nodes = Encrypted::new(3)?;
+    nodes.start_all("require")?;
+    nodes.wait_until_encrypted()?;
+    let before = nodes.announced(0).context("no key")?;
+    let beats = nodes.stage.beats()?;
+    let connections = nodes.stage.connections()?;
+    all_go_on(&beats)?;
+    let listeners = nodes.listen()?;
+    let started = Instant::now();
+    let request = std::path::PathBuf::from(nodes.stage.file(0, "keys")).with_extension("rotate");
+    std::fs::write(request, "")?;
+    // A Node event wakes the daemon; without one it looks every 30 seconds.
+    let is_new = || {
+        let now = nodes.announced(0).unwrap_or_default();
+        now.starts_with("wg=") && !now.contains(';') && now != before
+    };
+    wait_until(
+        "the new key is announced alone",
+        Duration::from_secs(300),
+        is_new,
+    )?;
+    let second_is_gone = || {
+        (0..3).all(|node| {
+            let links = tool(&nodes.stage.nodes[node], "ip", "-o link show");
+            links.is_ok_and(|links| !links.contains("portolan-wg2"))
+        })
+    };
+    wait_until(
+        "the second devices are gone",
+        Duration::from_secs(180),
+        second_is_gone,
+    )?;
+    let took = started.elapsed();
+    nodes.wait_until_encrypted()?;
+    all_go_on(&beats)?;
+    let (lost, gap) = worst(beats)?;
+    let echo = longest_echo(connections)?;
+    println!("| key rotated ({took:.0?}) | {lost} | {gap:.1?} | {echo:.1?} |");
+    for listener in listeners {
+        ensure_sealed(listener.stop()?)?;
+    }
+    ensure!(lost <= 3, "{lost} datagrams were lost");
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_reboot_keeps_the_key_and_sends_nothing_in_clear() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    nodes.start_all("require")?;
+    nodes.wait_until_encrypted()?;
+    let before = nodes.announced(0).context("no key")?;
+    let listeners = nodes.listen()?;
+    let beats = nodes.stage.beats()?;
+    all_go_on(&beats)?;
+    drop(nodes.daemons[0].take());
+    // What a reboot takes.
+    for line in [
+        "link del flannel.1",
+        "link del flannel-v6.1",
+        "link del portolan-wg",
+        "rule del pref 5182",
+        "-6 rule del pref 5182",
+        "rule del pref 5183",
+        "-6 rule del pref 5183",
+    ] {
+        nodes.stage.ip(0, line)?;
+    }
+    nodes.stage.nodes[0].nft(&["flush", "ruleset"])?;
+    let _ = std::fs::remove_file(nodes.stage.file(0, "peers"));
+    nodes.start(0, "require")?;
+    nodes.stage.wait_for_mesh()?;
+    all_go_on(&beats)?;
+    ensure!(nodes.announced(0) == Some(before), "the key is another one");
+    let (lost, gap) = worst(beats)?;
+    println!("| a node rebooted | {lost} | {gap:.1?} |");
+    for listener in listeners {
+        ensure_sealed(listener.stop()?)?;
+    }
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_thousand_peers_are_programmed_and_healed() -> Result<()> {
+    const PEERS: usize = 1000;
+    let mut nodes = Encrypted::new(1)?;
+    for n in 8..8 + PEERS {
+        let pods = format!("10.244.{}.{}/26", n / 4, n % 4 * 64);
+        let address = format!("172.16.{}.{}", n / 256, n % 256);
+        let mac = format!("02:00:00:00:{:02x}:{:02x}", n / 256, n % 256);
+        nodes.api.apply(json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": { "name": format!("peer-{n}"), "annotations": {
+                "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+                "flannel.alpha.coreos.com/backend-type": "vxlan",
+                "flannel.alpha.coreos.com/public-ip": address,
+                "flannel.alpha.coreos.com/backend-data": format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#),
+                ANNOTATION: format!("wg={n:0>42}A=@51820"),
+            }},
+            "spec": { "podCIDR": pods, "podCIDRs": [pods] },
+            "status": { "addresses": [{ "type": "InternalIP", "address": address }] },
+        }))?;
+    }
+    let started = Instant::now();
+    nodes.start(0, "require")?;
+    let programmed = || {
+        nodes
+            .entries(0, "portolan-wg")
+            .is_ok_and(|found| found == (PEERS, PEERS))
+    };
+    wait_until("all entries", PATIENCE * 2, programmed)?;
+    let program = portolan_tests::stage::portolan()?.display().to_string();
+    let peers = || {
+        // Exit code 1: these peers do not answer.
+        let mut command = nodes.stage.nodes[0].command(&program);
+        command.args(["status", "--output", "json"]);
+        let output = nodes.stage.nodes[0].output(command).ok()?;
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        let peers = status["overlay"]["encryption"]["peers"].as_array()?;
+        let sent = |peer: &&serde_json::Value| peer["sent_bytes"].as_u64() > Some(0);
+        Some(peers.iter().filter(sent).count())
+    };
+    wait_until("a handshake is begun with each", PATIENCE * 2, || {
+        peers() == Some(PEERS)
+    })?;
+    println!("1,000 peers programmed after {:.1?}", started.elapsed());
+    let started = Instant::now();
+    nodes.stage.ip(0, "link del portolan-wg")?;
+    let healed = || {
+        let links = nodes.stage.ip(0, "-o link show up").unwrap_or_default();
+        links.contains("portolan-wg:") && programmed()
+    };
+    wait_until("all is back", PATIENCE * 2, healed)?;
+    println!("1,000 peers healed after {:.1?}", started.elapsed());
+    Ok(())
+}
+
+/// Small kernels for tests have no WireGuard.
+#[scenario(Vxlan, Nft)]
+fn without_wireguard_prefer_stays_clear_and_require_refuses() -> Result<()> {
+    if Capability::Wireguard.missing().is_none() {
+        println!("this kernel has WireGuard");
+        return Ok(());
+    }
+    let mut nodes = Encrypted::new(2)?;
+    nodes.start_all("prefer")?;
+    ensure!(nodes.announced(0).is_none(), "a key is announced");
+    let daemon = nodes.daemons[0].as_ref().context("a daemon")?;
+    daemon.wait_for_line("no WireGuard", PATIENCE)?;
+    nodes.start(0, "require")?;
+    let daemon = nodes.daemons[0].as_ref().context("a daemon")?;
+    daemon.wait_for_line("no WireGuard", PATIENCE)?;
+    ensure!(
+        !daemon.wait(PATIENCE)?.success(),
+        "it ended as if all were well"
+    );
+    Ok(())
+}
