@@ -334,6 +334,96 @@ fn other_users_and_other_namespaces_get_one_clear_line() -> Result<()> {
     Ok(())
 }
 
+#[scenario(Nft)]
+fn a_live_trace_agrees_with_the_plan_and_names_droppers() -> Result<()> {
+    if !has(Feature::TableOwner)? {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let _daemon = stage.start_synced(&[])?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let (client, to) = (stage.client.ipv4().to_string(), Stage::address(&stage.web)?);
+    let arguments = |from: &str, to: &str| -> Vec<String> {
+        let words = [
+            "trace",
+            "--live",
+            "--output=json",
+            "--from",
+            from,
+            "--to",
+            to,
+        ];
+        words.map(str::to_owned).to_vec()
+    };
+    let trace = |from: &str, to: &str| -> Result<(Value, i32)> {
+        let arguments = arguments(from, to);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let ran = run(&stage.node, &arguments)?;
+        let document = serde_json::from_str(&ran.stdout).with_context(|| ran.stderr.clone());
+        Ok((document?, ran.code))
+    };
+    // A client whose packets come again and again, until one is traced.
+    let (document, code) = std::thread::scope(|scope| {
+        let traced = scope.spawn(|| trace(&client, &to.to_string()));
+        while !traced.is_finished() {
+            let _ = stage.connect(&stage.client, &stage.web);
+        }
+        traced.join().ok().context("the trace panicked")?
+    })?;
+    let live = &document["live"];
+    ensure!(code == 0 && live["is_dropped"] == false, "{document}");
+    ensure!(
+        live["steps"]
+            .as_array()
+            .is_some_and(|steps| steps.len() > 2),
+        "{document}"
+    );
+    // Sent from the node itself.
+    let (document, code) = trace("node", &to.to_string())?;
+    let live = &document["live"];
+    ensure!(code == 0 && live["agrees"] == true, "{document}");
+    let endpoint = live["endpoint"].as_str().context("no endpoint")?;
+    let known = stage.pods.iter().map(|pod| format!("{}:8080", pod.ipv4()));
+    ensure!(known.into_iter().any(|pod| pod == endpoint), "{document}");
+    // Another program's rule: the daemon cannot know it, and the kernel names it.
+    stage.node.nft_stdin(
+        "table ip wall { chain out { type filter hook output priority 0; ip daddr 10.244.0.0/16 tcp dport 8080 drop; }\n}",
+    )?;
+    let (document, code) = trace("node", &to.to_string())?;
+    let live = &document["live"];
+    ensure!(code == 1 && live["agrees"] == false, "{document}");
+    ensure!(
+        live["text"]
+            .as_str()
+            .is_some_and(|text| text.contains("ip wall, chain out")),
+        "{document}"
+    );
+    Ok(())
+}
+
+#[scenario(Nft)]
+fn a_command_changes_the_log_level_of_a_running_daemon() -> Result<()> {
+    let stage = Stage::new()?;
+    let daemon = stage.start_synced(&[])?;
+    let ask = |arguments: &[&str]| run(&stage.node, arguments);
+    let ran = ask(&["log-level"])?;
+    ensure!(ran.code == 0 && ran.stdout.trim() == "info", "{ran:?}");
+    let has_debug = || daemon.lines().iter().any(|line| line.contains("DEBUG"));
+    ensure!(!has_debug());
+    for (level, expected) in [("6", "trace"), ("portolan=debug", "portolan=debug")] {
+        let ran = ask(&["log-level", level])?;
+        ensure!(ran.code == 0 && ran.stdout.contains(expected), "{ran:?}");
+    }
+    stage.add(&service("other", 91), 0..2)?;
+    stage.wait_for_backends(&service("other", 91), 2)?;
+    wait_until("a line at debug", PATIENCE, has_debug)?;
+    let ran = ask(&["log-level", "portolan=loud"])?;
+    ensure!(ran.code == 2 && ran.stderr.lines().count() == 1, "{ran:?}");
+    let (document, _) = document(&stage.node, &["log-level", "warn"])?;
+    ensure!(document["level"] == "warn", "{document}");
+    Ok(())
+}
+
 /// kubectl is a program that runs `exec` here: what a pod of the node's network namespace would do.
 #[scenario(Nft)]
 fn the_kubectl_plugin_asks_all_nodes_and_one() -> Result<()> {

@@ -52,8 +52,8 @@ Exit codes:
     #[command(after_help = "\
 Exit codes:
   0  goes to an endpoint, or no rule of Portolan concerns it
-  1  refused or dropped: the reason is printed
-  2  could not be traced, no daemon answers, the user may not ask, or invalid flags")]
+  1  refused or dropped: the reason is printed; with --live also if the kernel does not do what the daemon says
+  2  could not be traced, no packet came, no daemon answers, the user may not ask, or invalid flags")]
     Trace(TraceArgs),
     /// Compare the kernel's tables with what this node should have
     #[command(after_help = "\
@@ -62,6 +62,12 @@ Exit codes:
   1  they differ: each difference is printed
   2  could not be compared, no daemon answers, the user may not ask, or invalid flags")]
     Verify(VerifyArgs),
+    /// Print the log level of this node's daemon, or change it until the daemon ends
+    #[command(after_help = "\
+Exit codes:
+  0  printed
+  2  not a level, no daemon answers, the user may not ask, or invalid flags")]
+    LogLevel(LogLevelArgs),
     /// Write an archive for a bug report: documents of the daemon, tables, settings; without credentials
     #[command(after_help = "\
 Exit codes:
@@ -90,6 +96,13 @@ Exit codes:
   1  problem found
   2  could not test, or invalid flags")]
     Doctor(DoctorArgs),
+    /// Test a cluster with pods and Services of its own on two nodes; needs kubectl
+    #[command(after_help = "\
+Exit codes:
+  0  all checks passed
+  1  a check failed: each is printed
+  2  could not test, or invalid flags")]
+    Selftest(SelftestArgs),
     /// Print where this node's kubelet finds the API server, as a kubeconfig without credentials
     #[command(after_help = "\
 Exit codes:
@@ -260,6 +273,14 @@ pub struct TraceArgs {
     #[arg(long, value_name = "IP:PORT[/PROTOCOL]")]
     pub to: String,
 
+    /// Trace a real packet in the kernel: the client's next one, or one sent now (--from node)
+    #[arg(long)]
+    pub live: bool,
+
+    /// Time that --live waits for a packet, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub timeout: u64,
+
     /// Format of the report
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub output: OutputForm,
@@ -269,6 +290,18 @@ pub struct TraceArgs {
 #[derive(Clone, Debug, Args)]
 pub struct VerifyArgs {
     /// Format of the report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub output: OutputForm,
+}
+
+/// `portolan log-level`
+#[derive(Clone, Debug, Args)]
+pub struct LogLevelArgs {
+    /// Level to change to (error to trace), a verbosity, or a list such as info,portolan::control=debug
+    #[arg(value_name = "LEVEL")]
+    pub level: Option<String>,
+
+    /// Format of the answer
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub output: OutputForm,
 }
@@ -366,6 +399,64 @@ pub struct DoctorArgs {
     /// Format of the report
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub output: OutputForm,
+}
+
+/// `portolan selftest`
+#[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct SelftestArgs {
+    /// What a pod of the test runs
+    #[command(subcommand)]
+    pub part: Option<SelftestPart>,
+
+    /// Nodes to test, one or two [default: the first two that run Portolan]
+    #[arg(long, value_name = "NODE[,NODE]", value_delimiter = ',')]
+    pub nodes: Vec<String>,
+
+    /// Context of the kubeconfig [default: the current one]
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+
+    /// Namespace of the daemon's pods
+    #[arg(long, value_name = "NAMESPACE", default_value = "kube-system")]
+    pub daemon_namespace: String,
+
+    /// Image of the test's pods [default: the daemon's]
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+
+    /// Time for the pods to start, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub timeout: u64,
+
+    /// Keep the namespace portolan-selftest with its pods and Services
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Format of the report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub output: OutputForm,
+}
+
+/// What a pod of `portolan selftest` runs.
+#[derive(Clone, Debug, Subcommand)]
+pub enum SelftestPart {
+    /// Answer with a name and the client's address, and then with what the client sends
+    #[command(hide = true)]
+    Serve {
+        /// Name to answer with
+        #[arg(long)]
+        name: String,
+        /// Port of TCP and UDP
+        #[arg(long)]
+        port: u16,
+    },
+    /// Make attempts, and print the answers
+    #[command(hide = true)]
+    Connect {
+        /// Attempts, as JSON
+        attempts: String,
+    },
 }
 
 /// Format of a report.

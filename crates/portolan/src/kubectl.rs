@@ -11,12 +11,19 @@ use serde_json::Value;
 use service_model::printable;
 
 /// Selects the pods of the daemon, and names their container and the program in it.
-const PODS: &str = "app.kubernetes.io/name=portolan";
-const CONTAINER: &str = "portolan";
-const PROGRAM: &str = "/usr/local/bin/portolan";
+pub(crate) const PODS: &str = "app.kubernetes.io/name=portolan";
+pub(crate) const CONTAINER: &str = "portolan";
+pub(crate) const PROGRAM: &str = "/usr/local/bin/portolan";
 /// Commands that ask the daemon of a node.
-const COMMANDS: [&str; 7] = [
-    "status", "services", "flows", "trace", "verify", "doctor", "version",
+const COMMANDS: [&str; 8] = [
+    "status",
+    "services",
+    "flows",
+    "trace",
+    "verify",
+    "log-level",
+    "doctor",
+    "version",
 ];
 /// Nodes that are asked at a time.
 const AT_A_TIME: usize = 16;
@@ -28,7 +35,9 @@ Run a command of Portolan on all nodes, in the pods of the daemon
 
 Usage: kubectl portolan [-n NAMESPACE] [--context NAME] [--node NAME] COMMAND [FLAGS]
 
-Commands: status, services, flows, trace, verify, doctor, version; flags as `portolan COMMAND --help` lists them
+Commands: status, services, flows, trace, verify, log-level, doctor, version; flags as `portolan COMMAND --help` lists them
+
+`kubectl portolan selftest` is `portolan selftest`, which has options of its own
 
 Options:
   -n, --namespace NAMESPACE  Namespace of the pods [default: kube-system]

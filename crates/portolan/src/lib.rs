@@ -18,6 +18,7 @@
 //! * [`takeover`] removes what kube-proxy left behind; [`cleanup`] does so on demand, or removes Portolan's rules.
 //! * [`operator`] answers what the daemon does and why, for `portolan status`, `services`, `trace` and `verify`.
 //!   [`kubectl`] asks the daemons of all nodes.
+//! * [`selftest`] tests a cluster with pods and Services of its own.
 //! * [`render`] prints the tables for a directory of manifests.
 
 // Nobody reads generated documentation of a program.
@@ -57,6 +58,7 @@ pub mod parts;
 pub mod program;
 pub mod published;
 pub mod render;
+pub mod selftest;
 mod service_traffic;
 pub mod status;
 pub mod sysctl;

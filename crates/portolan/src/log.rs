@@ -1,7 +1,7 @@
 //! Sets up the log, changes its filter, and logs the effective configuration.
 
 use std::io::IsTerminal;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
 use kube_proxy_config::{Effective, LogFormat, Logging};
@@ -14,6 +14,9 @@ type SetFilter = Box<dyn Fn(EnvFilter) -> bool + Send + Sync>;
 
 /// Replaces the filter of the log that [`start`] has set up.
 static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
+/// The filter in force, as text.
+static FILTER: Mutex<String> = Mutex::new(String::new());
 
 /// Sets up the log. Has no effect when there is one already.
 pub fn start(logging: &Logging) -> Result<()> {
@@ -42,7 +45,29 @@ pub fn start(logging: &Logging) -> Result<()> {
         }
     };
     let _ = SET_FILTER.set(set);
+    note(&logging.filter);
     Ok(())
+}
+
+fn note(filter: &str) {
+    filter.clone_into(&mut FILTER.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// The filter in force.
+pub(crate) fn current() -> String {
+    FILTER
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+}
+
+/// Changes what is logged from now on, by a level, a verbosity as kube-proxy's `-v`, or a list by module.
+pub(crate) fn set_level(text: &str) -> Result<()> {
+    let filter = match text.parse() {
+        Ok(verbosity) => kube_proxy_config::filter_of(verbosity),
+        Err(_) => text.to_owned(),
+    };
+    set_filter(&filter)
 }
 
 /// Changes what is logged from now on.
@@ -51,6 +76,7 @@ pub(crate) fn set_filter(text: &str) -> Result<()> {
     let set = SET_FILTER.get().map(|set| set(filter));
     set.filter(|is_set| *is_set)
         .context("the log has no filter to change")?;
+    note(text);
     Ok(())
 }
 

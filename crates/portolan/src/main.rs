@@ -13,6 +13,7 @@ use portolan::overlay::encryption;
 use portolan::program::Program;
 use portolan::{
     api_server, capabilities, cleanup, copy, daemon, features, kubectl, log, operator, render,
+    selftest,
 };
 
 /// With musl's own allocator `render` of 5,000 Services of 10 endpoints takes three to four times as long as with glibc's.
@@ -31,6 +32,10 @@ fn main() -> ExitCode {
         Program::Portolan => return portolan(),
         Program::KubeProxy => return daemon::main(Dialect::KubeProxy, &arguments),
         Program::Flanneld => return daemon::main(Dialect::Flanneld, &arguments),
+        // It asks the cluster, not the daemons of nodes.
+        Program::KubectlPlugin if arguments.first().is_some_and(|word| word == "selftest") => {
+            return portolan();
+        }
         Program::KubectlPlugin => return kubectl::main(&arguments),
         Program::Copy(name) => copy::run(name, &arguments).map(|()| true),
     };
@@ -51,11 +56,13 @@ fn portolan() -> ExitCode {
         Command::Manual(args) => reference::manual(&args.to).map(|()| true),
         Command::Trace(args) => return operator::run_trace(&args),
         Command::Verify(args) => return operator::run_verify(&args),
+        Command::LogLevel(args) => return operator::run_log_level(&args),
         Command::Render(args) => log::start(&args.log.logging()).and_then(|()| render::run(&args)),
         Command::Cleanup(args) => {
             log::start(&args.log.logging()).and_then(|()| cleanup::run(&args))
         }
         Command::Doctor(args) => return examine(&args),
+        Command::Selftest(args) => return selftest::main(&args),
         Command::ApiServer(args) => api_server::run(&args).map(|()| true),
         Command::RotateKey(args) => rotate_key(&args).map(|()| true),
         Command::Version(args) => version(&args),

@@ -2,7 +2,7 @@
 //!
 //! A thread of its own serves HTTP/1 with JSON documents ([`documents`]) at the socket `@portolan` of the network namespace
 //! ([`overlay_probe::local_socket`]). It owns a catalog of the objects, built from notices of the control loop, and plans by the
-//! same pure functions: a request costs the control loop nothing. Nothing here changes the node.
+//! same pure functions: a request costs the control loop nothing. Nothing here changes the node; the log level can be changed.
 //!
 //! Invariant: answers are read-only views; the daemon serves the same with or without this part's clients.
 
@@ -24,6 +24,7 @@ pub mod documents;
 mod encryption;
 mod flows;
 mod knowledge;
+mod live;
 mod notices;
 mod print;
 mod questions;
@@ -39,7 +40,8 @@ mod verify;
 mod watching;
 
 pub use commands::{
-    services as run_services, status as run_status, trace as run_trace, verify as run_verify,
+    log_level as run_log_level, services as run_services, status as run_status, trace as run_trace,
+    verify as run_verify,
 };
 pub(crate) use notices::Follower;
 pub(crate) use questions::{Asked, Questions, questions};

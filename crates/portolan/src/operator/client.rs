@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
-use http::{Request, header};
-use http_body_util::{BodyExt, Empty};
+use http::{Method, Request, header};
+use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use overlay_probe::local_socket;
 use serde::de::DeserializeOwned;
@@ -47,6 +47,18 @@ impl std::error::Error for Unanswered {}
 /// # Errors
 /// No daemon answers, it refuses the user, or it cannot serve the request.
 pub(super) fn get(path: &str) -> Result<Bytes, Unanswered> {
+    send(Method::GET, path, Bytes::new())
+}
+
+/// Changes what is at a path, and returns the document that is there then.
+///
+/// # Errors
+/// As [`get`].
+pub(super) fn put<T: DeserializeOwned>(path: &str, body: String) -> Result<T, Unanswered> {
+    decode(&send(Method::PUT, path, body.into())?)
+}
+
+fn send(method: Method, path: &str, body: Bytes) -> Result<Bytes, Unanswered> {
     let stream = local_socket::connect(SOCKET).map_err(|error| {
         let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
         Unanswered(match kind {
@@ -64,7 +76,9 @@ pub(super) fn get(path: &str) -> Result<Bytes, Unanswered> {
     let asked = runtime
         .context("cannot start a runtime")
         .and_then(|runtime| {
-            runtime.block_on(async { tokio::time::timeout(PATIENCE, ask(stream, path)).await })?
+            runtime.block_on(async {
+                tokio::time::timeout(PATIENCE, ask(stream, method, path, body)).await
+            })?
         });
     let (code, body) = asked
         .map_err(|error| Unanswered(format!("the portolan daemon did not answer: {error:#}")))?;
@@ -83,8 +97,11 @@ pub(super) fn get(path: &str) -> Result<Bytes, Unanswered> {
 /// # Errors
 /// As [`get`].
 pub(super) fn document<T: DeserializeOwned>(path: &str) -> Result<T, Unanswered> {
-    let body = get(path)?;
-    serde_json::from_slice(&body).map_err(|error| {
+    decode(&get(path)?)
+}
+
+fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unanswered> {
+    serde_json::from_slice(body).map_err(|error| {
         Unanswered(format!(
             "cannot read the daemon's answer, which may be of another version: {error}"
         ))
@@ -93,15 +110,19 @@ pub(super) fn document<T: DeserializeOwned>(path: &str) -> Result<T, Unanswered>
 
 async fn ask(
     stream: std::os::unix::net::UnixStream,
+    method: Method,
     path: &str,
+    body: Bytes,
 ) -> anyhow::Result<(http::StatusCode, Bytes)> {
     stream.set_nonblocking(true)?;
     let stream = TokioIo::new(UnixStream::from_std(stream)?);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
     let connection = tokio::spawn(connection);
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header(header::HOST, "portolan")
-        .body(Empty::<Bytes>::new())?;
+        .body(Full::new(body))?;
     let response = sender.send_request(request).await?;
     let code = response.status();
     let body = response.into_body().collect().await?.to_bytes();

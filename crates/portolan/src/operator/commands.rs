@@ -1,4 +1,4 @@
-//! `portolan status`, `services`, `trace` and `verify`: ask the daemon, print its document, and return an exit code.
+//! `portolan status`, `services`, `trace`, `verify` and `log-level`: ask the daemon, print its document, and return an exit code.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -9,10 +9,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::client::{self, Unanswered, complain, query, unanswered};
-use super::documents::{Services, State, Status, Trace, TraceVerdict, Verification};
+use super::documents::{LogLevel, Services, State, Status, Trace, TraceVerdict, Verification};
+use super::live;
 use super::print::{self, Terminal, json, out};
 use super::watching;
-use crate::cli::{OutputForm, ServicesArgs, StatusArgs, TraceArgs, VerifyArgs};
+use crate::cli::{LogLevelArgs, OutputForm, ServicesArgs, StatusArgs, TraceArgs, VerifyArgs};
 
 /// Interval of `--watch`.
 const WATCH: Duration = Duration::from_secs(1);
@@ -87,17 +88,55 @@ pub fn trace(args: &TraceArgs) -> ExitCode {
     }
     let protocol = protocol.to_lowercase();
     let query = query(&[("from", &args.from), ("to", to), ("protocol", &protocol)]);
-    ask(
-        &format!("/v1/trace{query}"),
-        args.output,
-        |trace: &Trace, terminal| {
-            let passes = matches!(
-                trace.verdict,
-                TraceVerdict::Balanced | TraceVerdict::Untouched
-            );
-            (print::trace(trace, terminal), u8::from(!passes))
-        },
+    let path = format!("/v1/trace{query}");
+    if args.live {
+        return trace_live(args, &path);
+    }
+    ask(&path, args.output, |trace: &Trace, terminal| {
+        (print::trace(trace, terminal), u8::from(!passes(trace)))
+    })
+}
+
+fn passes(trace: &Trace) -> bool {
+    matches!(
+        trace.verdict,
+        TraceVerdict::Balanced | TraceVerdict::Untouched
     )
+}
+
+/// Prints what the daemon says, and then what the kernel does with a packet.
+fn trace_live(args: &TraceArgs, path: &str) -> ExitCode {
+    let mut trace: Trace = match client::document(path) {
+        Ok(trace) => trace,
+        Err(error) => return unanswered(&error),
+    };
+    let terminal = Terminal::of_stdout();
+    let is_own = args.from == "node";
+    if args.output == OutputForm::Text {
+        let waiting = match is_own {
+            true => "sending a packet from this node\n".to_owned(),
+            false => format!("waiting {} s for a packet of the client\n", args.timeout),
+        };
+        out(&(print::trace(&trace, terminal) + &waiting));
+    }
+    let live = match live::observe(&trace, is_own, Duration::from_secs(args.timeout)) {
+        Ok(live) => live,
+        Err(error) => return unanswered(&Unanswered::because(format!("{error:#}"))),
+    };
+    let code = match (live.steps.is_empty(), live.is_dropped) {
+        (true, _) => client::UNANSWERED,
+        (false, is_dropped) => u8::from(is_dropped || live.agrees == Some(false)),
+    };
+    match args.output {
+        OutputForm::Text => {
+            out(&print::live(&live, terminal));
+        }
+        OutputForm::Json => {
+            trace.live = Some(live);
+            json(&trace, false);
+        }
+    }
+    ExitCode::from(code)
 }
 
 /// `portolan verify`
@@ -110,6 +149,25 @@ pub fn verify(args: &VerifyArgs) -> ExitCode {
             (print::verification(found, terminal), u8::from(differs))
         },
     )
+}
+
+/// `portolan log-level`
+pub fn log_level(args: &LogLevelArgs) -> ExitCode {
+    const PATH: &str = "/v1/log-level";
+    let answer: Result<LogLevel, Unanswered> = match &args.level {
+        Some(level) => client::put(PATH, level.clone()),
+        None => client::document(PATH),
+    };
+    match answer {
+        Ok(answer) => {
+            match args.output {
+                OutputForm::Text => out(&format!("{}\n", answer.level)),
+                OutputForm::Json => json(&answer, false),
+            };
+            ExitCode::SUCCESS
+        }
+        Err(error) => unanswered(&error),
+    }
 }
 
 /// Asks for a document and prints it. `text` returns the text for people, and the exit code.

@@ -333,6 +333,34 @@ pub struct Trace {
     pub verdict: TraceVerdict,
     /// The verdict in a sentence.
     pub text: String,
+    /// What the kernel did with a real packet; only with `--live`.
+    pub live: Option<Live>,
+}
+
+/// What the kernel did with a packet. Added by the command, not by the daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    /// What each rule and chain decided, in this order; empty if no packet came.
+    pub steps: Vec<LiveStep>,
+    /// A rule or a policy dropped or rejected it.
+    pub is_dropped: bool,
+    /// Where it was sent to, if a new connection was translated.
+    pub endpoint: Option<String>,
+    /// Whether the daemon says the same of such packets; absent if that cannot be told.
+    pub agrees: Option<bool>,
+    /// The outcome in a sentence.
+    pub text: String,
+}
+
+/// A decision of the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveStep {
+    /// Family and name of the table.
+    pub table: String,
+    pub chain: String,
+    /// Handle of the rule, as `nft -a` lists it; absent for the policy and the end of a chain.
+    pub rule: Option<u64>,
+    pub decision: String,
 }
 
 /// A decision.
@@ -388,6 +416,13 @@ pub struct Verification {
     pub differences: Vec<String>,
     /// How many there are.
     pub difference_count: usize,
+}
+
+/// `GET` and `PUT /v1/log-level`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLevel {
+    /// A level, or a list by module.
+    pub level: String,
 }
 
 /// The answer to a request that cannot be served.

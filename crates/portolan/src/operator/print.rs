@@ -12,7 +12,7 @@ mod traffic;
 
 pub(super) use services::{service, services};
 pub(super) use status::status;
-pub(super) use trace::{trace, verification};
+pub(super) use trace::{live, trace, verification};
 pub(super) use traffic::{flows, top};
 
 /// Where text is printed.

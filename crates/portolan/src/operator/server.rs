@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use overlay_probe::local_socket;
@@ -16,11 +16,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::LocalSet;
 
 use super::Sources;
-use super::documents::Failure;
+use super::documents::{Failure, LogLevel};
 use super::knowledge::{Knowledge, Parameters};
 use super::notices::Notices;
 use super::questions::{Asked, Question};
 use super::{flows, services, status, trace, verify};
+use crate::log;
 use crate::metrics::Format;
 
 /// The name of the socket.
@@ -31,6 +32,10 @@ const RETRY: Duration = Duration::from_secs(2);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Lifetime of a connection: a command asks once.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes of a log level.
+const LEVEL_SPACE: usize = 4 * 1024;
+/// Path of the log level, the one thing that a request may change.
+const LOG_LEVEL: &str = "/v1/log-level";
 /// Clients that are served at a time; others are closed.
 const CLIENTS: usize = 32;
 
@@ -141,6 +146,9 @@ async fn serve(stream: UnixStream, known: Rc<Knowledge>) {
                     let uri = request.uri();
                     answer(&known, uri.path(), uri.query().unwrap_or_default()).await
                 }
+                Method::PUT if request.uri().path() == LOG_LEVEL => {
+                    Answer::of(set_log_level(request.into_body()).await)
+                }
                 _ => {
                     let error = "only GET".to_owned();
                     Answer::json(StatusCode::METHOD_NOT_ALLOWED, &Failure { error })
@@ -195,6 +203,19 @@ impl Answer {
     }
 }
 
+/// Changes the log level until the daemon ends, or the level in its file changes.
+async fn set_log_level(body: Incoming) -> anyhow::Result<LogLevel> {
+    let body = Limited::new(body, LEVEL_SPACE).collect().await;
+    let body = body.map_err(|error| anyhow::anyhow!("cannot read the level: {error}"))?;
+    let body = body.to_bytes();
+    let level = std::str::from_utf8(&body)?.trim();
+    let before = log::current();
+    log::set_level(level)?;
+    let level = log::current();
+    tracing::info!(before, level, "log level changed by a command");
+    Ok(LogLevel { level })
+}
+
 async fn answer(known: &Knowledge, path: &str, query: &str) -> Answer {
     known.update();
     let parameters: Parameters = form_urlencoded::parse(query.as_bytes())
@@ -206,6 +227,12 @@ async fn answer(known: &Knowledge, path: &str, query: &str) -> Answer {
         "/v1/flows" => Answer::of(flows::answer(known, &parameters)),
         "/v1/trace" => Answer::of(trace::answer(known, &parameters).await),
         "/v1/verify" => Answer::of(verify::answer(known).await),
+        LOG_LEVEL => Answer::json(
+            StatusCode::OK,
+            &LogLevel {
+                level: log::current(),
+            },
+        ),
         "/v1/configz" => Answer::json(StatusCode::OK, &known.sources.published.configz.document()),
         "/v1/metrics" => Answer {
             code: StatusCode::OK,

@@ -65,6 +65,7 @@ pub(super) async fn answer(known: &Knowledge, parameters: &Parameters) -> Result
         endpoints,
         verdict,
         text,
+        live: None,
     })
 }
 

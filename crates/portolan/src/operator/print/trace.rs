@@ -2,7 +2,7 @@
 
 use super::table::{Table, labeled};
 use super::{Terminal, count};
-use crate::operator::documents::{Trace, TraceVerdict, Verification};
+use crate::operator::documents::{Live, Trace, TraceVerdict, Verification};
 
 /// The trace step by step.
 pub(in crate::operator) fn trace(trace: &Trace, terminal: Terminal) -> String {
@@ -57,6 +57,32 @@ pub(in crate::operator) fn trace(trace: &Trace, terminal: Terminal) -> String {
     );
     let verdict = labeled("Verdict", &trace.text, width);
     out += &terminal.marked(verdict.trim_end(), is_good);
+    out.push('\n');
+    out
+}
+
+/// What the kernel did with a packet.
+pub(in crate::operator) fn live(live: &Live, terminal: Terminal) -> String {
+    let width = terminal.width;
+    let mut table = Table::new(&["TABLE", "CHAIN", "RULE", "DECISION"]);
+    for step in &live.steps {
+        let rule = step
+            .rule
+            .map_or_else(|| "-".to_owned(), |rule| rule.to_string());
+        table.row([
+            step.table.clone(),
+            step.chain.clone(),
+            rule,
+            step.decision.clone(),
+        ]);
+    }
+    let mut out = String::new();
+    if !table.is_empty() {
+        out += &table.text(2, width);
+    }
+    let is_good = !live.steps.is_empty() && !live.is_dropped && live.agrees != Some(false);
+    let text = labeled("Kernel", &live.text, width);
+    out += &terminal.marked(text.trim_end(), is_good);
     out.push('\n');
     out
 }
