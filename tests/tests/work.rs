@@ -4,7 +4,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Daemon, scenario, wait_until};
+use lab::{Daemon, HEALTH_PORT, scenario, wait_until};
 use nft::{Backend, Family, Kernel};
 use portolan_tests::overlay::metric;
 use portolan_tests::stage::{PATIENCE, Stage};
@@ -101,5 +101,45 @@ fn sixty_changes_take_no_more_work_than_they_need() -> Result<()> {
     );
     let wake_ups = after.wake_ups - before.wake_ups;
     ensure!(wake_ups <= CHANGES * MOST_WAKE_UPS, "{wake_ups} wake-ups");
+    Ok(())
+}
+
+/// What comes in an hour on a quiet cluster: scrapes each 15 s, and probes each 10 s.
+const SCRAPES: usize = 240;
+const PROBES: usize = 360;
+
+/// Lines are counted over what comes from outside in an hour, which needs no hour. Ends of watches are not in it.
+#[scenario(Nft)]
+fn an_hours_work_on_a_quiet_cluster_logs_one_line() -> Result<()> {
+    let stage = Stage::new()?;
+    let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
+    let source = ["--kubeconfig", &kubeconfig];
+    let daemon = stage.start_with(&source, &["--service-traffic=on"])?;
+    stage.wait_until_ready(&daemon)?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let get = |port: u16, path: &str| -> Result<()> {
+        let answer = stage.node.http_get(([127, 0, 0, 1], port).into(), path)?;
+        let (code, text) = answer.context("refused")?;
+        ensure!(code == 200, "{path}: {code} {text}");
+        Ok(())
+    };
+    get(10_249, "/metrics")?;
+    let before = daemon.lines().len();
+    for _ in 0..SCRAPES {
+        get(10_249, "/metrics")?;
+    }
+    for _ in 0..PROBES {
+        get(HEALTH_PORT, "/healthz")?;
+        get(HEALTH_PORT, "/livez")?;
+    }
+    // A change comes through, so all that was to be logged before is there.
+    api.apply_all(stage.objects(&stage.web, 0..3))?;
+    stage.wait_for_backends(&stage.web, 3)?;
+    let lines = daemon.lines().split_off(before);
+    let others: Vec<&String> = lines
+        .iter()
+        .filter(|line| !line.contains("committed"))
+        .collect();
+    ensure!(others.len() <= 1, "{others:#?}");
     Ok(())
 }
