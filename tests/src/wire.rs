@@ -93,6 +93,9 @@ fn open(link: &str) -> Result<OwnedFd> {
         .find_map(|interface| interface.address?.as_link_addr().copied());
     let address = address.with_context(|| format!("there is no link {link}"))?;
     bind(fd.as_raw_fd(), &address)?;
+    // Until it is bound, a socket receives from every link.
+    let mut frame = vec![0; LARGEST];
+    while recv(fd.as_raw_fd(), &mut frame, MsgFlags::empty()).is_ok() {}
     Ok(fd)
 }
 

@@ -110,7 +110,7 @@ Exit codes:
   1  no kubeconfig was found, one cannot be used, or the file cannot be written
   2  invalid flags")]
     ApiServer(ApiServerArgs),
-    /// Replace the WireGuard key of this node, without a lost packet (--overlay-encryption)
+    /// Replace the WireGuard key of this node (--overlay-encryption)
     #[command(after_help = "\
 Exit codes:
   0  requested: `portolan status` shows the progress

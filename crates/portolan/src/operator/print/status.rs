@@ -89,7 +89,7 @@ fn overlay_lines(overlay: &OverlayStatus, width: Option<usize>) -> String {
     out += &all("  held", &overlay.held, width);
     let encryption = overlay.encryption.as_ref();
     let lines = encryption.map_or_else(Vec::new, EncryptionDocument::lines);
-    out + &all("  encryption", &lines, width)
+    out + &all("  wireguard", &lines, width)
 }
 
 fn source(status: &Status) -> String {
