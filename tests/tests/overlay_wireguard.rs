@@ -252,7 +252,6 @@ fn foreign_changes_of_the_devices_are_undone() -> Result<()> {
         &["route flush table 5182", "-6 route flush table 5182"],
         &["rule del pref 5182", "-6 rule del pref 5182"],
         &["rule del pref 5183", "-6 rule del pref 5183"],
-        &["link del portolan-wg", "link add portolan-wg type dummy"],
     ] {
         for line in lines {
             nodes.stage.ip(0, line)?;
