@@ -166,7 +166,18 @@ impl Stage {
         source: &[&str],
         arguments: &[&str],
     ) -> Result<Daemon> {
-        let mut command = self.node.command(program);
+        self.spawn(self.node.command(program), source, arguments)
+    }
+
+    /// Starts the program on the node under test, with the folder of manifests, as the last argument of a tracer.
+    pub fn start_traced(&self, tracer: &[&str]) -> Result<Daemon> {
+        let folder = self.manifests.path().display().to_string();
+        let mut command = self.node.command("strace");
+        command.args(tracer).arg(portolan()?);
+        self.spawn(command, &["--manifests", &folder], &[])
+    }
+
+    fn spawn(&self, mut command: Command, source: &[&str], arguments: &[&str]) -> Result<Daemon> {
         command
             .arg("run")
             .args(source)
@@ -218,14 +229,18 @@ impl Stage {
 
     /// Waits until connections to the Service are balanced over exactly this many pods.
     pub fn wait_for_backends(&self, service: &TcpService, count: usize) -> Result<()> {
-        let to = Self::address(service)?;
         let what = format!("{count} backends of {}", service.name);
         wait_until(&what, PATIENCE, || {
-            // One of 4 is missed by 60 connections once in 10^7 times, and then looked for again.
-            self.client
-                .connect_many(Protocol::Tcp, to, 60)
-                .is_ok_and(|tally| tally.failed() == 0 && tally.servers.len() == count)
+            self.has_backends(service, count).unwrap_or(false)
         })
+    }
+
+    /// Whether connections to the Service are balanced over exactly this many pods.
+    pub fn has_backends(&self, service: &TcpService, count: usize) -> Result<bool> {
+        // One of 4 is missed by 60 connections once in 10^7 times; whoever waits then looks for it again.
+        let to = Self::address(service)?;
+        let tally = self.client.connect_many(Protocol::Tcp, to, 60)?;
+        Ok(tally.failed() == 0 && tally.servers.len() == count)
     }
 
     /// One connection to the Service.

@@ -56,12 +56,13 @@ const FAILING_CALLS: [&str; 2] = ["walk::faults::", "an_errno_at_every_conntrack
 /// The test target that reads the numbers of faults.
 const SURVIVAL: &str = "survival";
 /// Test targets with tests that are ignored in the quick tier.
-const IGNORED: [&str; 9] = [
+const IGNORED: [&str; 10] = [
     "browser",
     "control_plane",
     "deploy",
     "differential",
     "doctor",
+    "every_call",
     "image_swap",
     "monitoring",
     "overlay_flannel",
@@ -230,7 +231,11 @@ fn ignored(sizes: &[(&str, &str)], nightly: bool) -> Result<()> {
     let Some(programs) = control_plane::for_tests(versions)? else {
         return Ok(());
     };
-    tools::ensure_also(&[("promtool", "prometheus"), ("chromium", "chromium")])?;
+    tools::ensure_also(&[
+        ("promtool", "prometheus"),
+        ("chromium", "chromium"),
+        ("strace", "strace"),
+    ])?;
     let mut tests = tests()?;
     tests.args(IGNORED.iter().flat_map(|target| ["--test", target]));
     tests.args(["--", "--ignored"]);
