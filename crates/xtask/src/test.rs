@@ -98,6 +98,9 @@ pub(crate) struct Options {
     /// Run --all with older kube-proxies, all kernel scenarios, larger random sets and real clusters
     #[arg(long)]
     nightly: bool,
+    /// Run only the parts of --rest whose name contains this text
+    #[arg(long, value_name = "TEXT")]
+    part: Vec<String>,
     /// Arguments for the test programs of the quick tests
     #[arg(last = true)]
     args: Vec<String>,
@@ -110,7 +113,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         quick(&options.args)?;
     }
     if options.nightly || options.all || options.rest {
-        rest(options.nightly)?;
+        rest(options.nightly, &options.part)?;
     }
     Ok(())
 }
@@ -129,7 +132,7 @@ fn quick(args: &[String]) -> Result<()> {
 }
 
 /// What `--all` adds. Every part runs, also after one that failed.
-fn rest(nightly: bool) -> Result<()> {
+fn rest(nightly: bool, wanted: &[String]) -> Result<()> {
     build_portolan()?;
     let sizes = if nightly { NIGHTLY } else { LARGE };
     let unset = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
@@ -154,8 +157,9 @@ fn rest(nightly: bool) -> Result<()> {
         }),
         ("clusters", &|| clusters(nightly)),
     ];
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|text| name.contains(text));
     let mut failed = Vec::new();
-    for (name, part) in parts {
+    for (name, part) in parts.into_iter().filter(|(name, _)| is_wanted(name)) {
         if let Err(error) = part() {
             eprintln!("FAILED: {name}: {error:#}");
             failed.push(name);
