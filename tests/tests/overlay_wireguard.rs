@@ -391,7 +391,11 @@ fn a_thousand_peers_are_programmed_and_healed() -> Result<()> {
             .entries(0, "portolan-wg")
             .is_ok_and(|found| found == (PEERS, PEERS))
     };
-    wait_until("all entries", PATIENCE * 2, programmed)?;
+    wait_until("all entries", PATIENCE * 2, programmed).with_context(|| {
+        let log = nodes.daemons[0].as_ref().map(Daemon::lines);
+        let log = log.unwrap_or_default().join("\n");
+        format!("{:?}\n{log}", nodes.entries(0, "portolan-wg"))
+    })?;
     let program = portolan_tests::stage::portolan()?.display().to_string();
     let peers = || {
         // Exit code 1: these peers do not answer.
