@@ -204,11 +204,10 @@ fn a_peer_without_key_is_reached_in_clear_or_not_at_all() -> Result<()> {
         is_mixed(0) && is_mixed(1)
     })?;
     let program = portolan_tests::stage::portolan()?.display().to_string();
-    let status = tool(&nodes.stage.nodes[0], &program, "status")?;
-    ensure!(
-        status.contains("node-2") && status.contains("clear text"),
-        "{status}"
-    );
+    wait_until("the peer in clear text is named", PATIENCE, || {
+        let status = tool(&nodes.stage.nodes[0], &program, "status");
+        status.is_ok_and(|text| text.contains("node-2") && text.contains("clear text"))
+    })?;
     let listener = Listener::start(&nodes.stage.nodes[2], UPLINK, ANSWER)?;
     nodes.start(0, "require")?;
     wait_until("node-0 is sealed", PATIENCE, || {
