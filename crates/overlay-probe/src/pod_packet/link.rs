@@ -25,7 +25,7 @@ const NODE_END: &str = "vethportolan0";
 const TRIES: usize = 16;
 /// Metric of the route to the pod: any other route to the same address is better.
 const METRIC: u32 = 0x7fff_ffff;
-/// `NUD_REACHABLE`: it expires, should nobody delete it.
+/// `NUD_REACHABLE`: the entry expires even if it is not deleted.
 const REACHABLE: u16 = 0x02;
 
 // Of `if_link.h`, `veth.h`, `neighbour.h` and `rtnetlink.h`.

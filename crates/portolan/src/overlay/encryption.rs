@@ -5,7 +5,7 @@
 //! device. Packets of WireGuard itself name no interface and take the underlay's routes, so nothing goes round in circles.
 //!
 //! Owns the devices, their peers, rules and routes, the keys of this node, and the decision who is reached by which device.
-//! A turn calls [`Encryption::prepare`] before the tunnel is reconciled, and [`Encryption::converge`] once the tunnel and
+//! A round calls [`Encryption::prepare`] before the tunnel is reconciled, and [`Encryption::converge`] once the tunnel and
 //! the nftables table are in place. Invariants: with `require`, the rule that seals the VXLAN port is there before the
 //! tunnel device is, and every FDB entry names a device; with `prefer`, an entry names one only while its session lives.
 
@@ -182,7 +182,7 @@ impl Encryption {
         })
     }
 
-    /// When the next turn is due although nothing else happens.
+    /// When the next round is due although nothing else happens.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         let rotates = self.keys.as_ref().is_some_and(Keys::is_busy);
         let pause = match (self.awaits, rotates) {

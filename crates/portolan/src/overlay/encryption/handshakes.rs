@@ -1,7 +1,7 @@
 //! How long ago a handshake with each peer completed, whatever happens to the clock of the node.
 //!
 //! The kernel says when, by the clock of the node. A change of that value is a new handshake, and its age is counted from
-//! then on by a clock that nobody sets.
+//! then on by a monotonic clock.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

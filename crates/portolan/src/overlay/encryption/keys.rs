@@ -33,11 +33,11 @@ pub(super) enum Phase {
     Steady,
     /// Peers move to the second device.
     Prepare,
-    /// Nobody uses the first device any more: its key is about to be replaced.
+    /// No peer sends by the first device any more: its key is about to be replaced.
     Replace,
     /// Peers move back to the first device.
     Return,
-    /// Nobody uses the second device any more: it is about to go.
+    /// No peer sends by the second device any more: the device is about to be deleted.
     Retire,
 }
 

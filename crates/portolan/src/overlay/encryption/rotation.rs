@@ -11,7 +11,7 @@ use super::announced::{Announced, Plane};
 use super::keys::{Keys, Phase, Progress};
 use super::{Encryption, request_file};
 
-/// In so long, a plane that nobody uses receives less than this from each peer: keepalive packets and handshakes.
+/// In so long, a plane without traffic receives less than this from each peer: keepalive packets and handshakes.
 const QUIET: Duration = Duration::from_secs(8);
 const QUIET_BYTES: u64 = 600;
 
