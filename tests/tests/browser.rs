@@ -251,6 +251,10 @@ fn the_page_shows_services_flows_and_outages_in_a_browser() -> Result<()> {
         "the endpoints of the Service",
         "!document.getElementById('one').hidden && document.querySelectorAll('#endpoints tbody tr').length === 8",
     )?;
+    browser.wait(
+        "the bytes of the endpoints that the connections are at",
+        "[...document.querySelectorAll('#endpoints tbody tr')].some((row) => /^[1-9][0-9.]* k?B$/.test(row.cells[5].textContent))",
+    )?;
     browser.value(
         "(() => { const filter = document.getElementById('filter'); filter.value = 'name-12'; filter.oninput(); })()",
     )?;

@@ -7,12 +7,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Probe, Protocol, scenario, wait_until};
+use lab::{Host, Probe, Protocol, scenario, wait_for, wait_until};
 use netfilter::{Conntrack, FlowFilter};
 use nft::Family;
 use portolan_tests::commands::run;
 use portolan_tests::stage::{PATIENCE, Stage, portolan, service};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Counts the packets of the client to Services and back, in the client's own namespace.
 const COUNTERS: &str = "table ip counted {
@@ -21,17 +21,54 @@ const COUNTERS: &str = "table ip counted {
   chain output { type filter hook output priority 0; ip daddr 10.96.0.80 counter name sent; }
   chain input { type filter hook input priority 0; ip saddr 10.96.0.80 counter name received; }
 }";
+/// Counts the packets of an endpoint of `web`, in its own namespace.
+const ENDPOINT_COUNTERS: &str = "table ip counted {
+  counter sent { }
+  counter received { }
+  chain output { type filter hook output priority 0; tcp sport 8080 counter name sent; }
+  chain input { type filter hook input priority 0; tcp dport 8080 counter name received; }
+}";
 /// The largest error of a measurement, in thousandths.
 const TOLERANCE: u64 = 10;
 
-/// The bytes of a counter in the client's namespace.
-fn counted(stage: &Stage, name: &str) -> Result<u64> {
-    let text = stage
-        .client
-        .nft(&["list", "counter", "ip", "counted", name])?;
+/// The bytes of a counter in a namespace.
+fn counted(host: &Host, name: &str) -> Result<u64> {
+    let text = host.nft(&["list", "counter", "ip", "counted", name])?;
     let bytes = text.split("bytes").nth(1).context("no bytes")?;
     let number = bytes.split_whitespace().next().context("no number")?;
     Ok(number.parse()?)
+}
+
+/// The bytes of all counters in a namespace.
+fn all_counted(host: &Host) -> Result<u64> {
+    Ok(counted(host, "sent")? + counted(host, "received")?)
+}
+
+/// The bytes that each endpoint of `web` has counted, by its address and port.
+fn counted_by_endpoints(stage: &Stage) -> Result<BTreeMap<String, u64>> {
+    let pods = stage.pods.iter();
+    pods.map(|pod| Ok((format!("{}:8080", pod.ipv4()), all_counted(pod)?)))
+        .collect()
+}
+
+fn is_close(measured: u64, counted: u64) -> bool {
+    counted > 0 && measured.abs_diff(counted) * 1000 <= counted * TOLERANCE
+}
+
+/// Sum of the bytes of each endpoint in the lines that `services NAME --top` has printed.
+fn measured_by_endpoints(lines: &[String]) -> Result<BTreeMap<String, f64>> {
+    let mut sums: BTreeMap<String, f64> = BTreeMap::new();
+    for line in lines.iter().filter(|line| line.starts_with('{')) {
+        let top: Value = serde_json::from_str(line)?;
+        let elapsed = top["elapsed_seconds"].as_f64().context("no time")?;
+        let endpoints = top["services"][0]["endpoints"].as_array();
+        for endpoint in endpoints.into_iter().flatten() {
+            let address = endpoint["address"].as_str().context("no address")?;
+            let rate = endpoint["bytes_per_second"].as_f64().context("no rate")?;
+            *sums.entry(address.to_owned()).or_default() += elapsed * rate;
+        }
+    }
+    Ok(sums)
 }
 
 /// Sum of the bytes of a Service in the lines that `services --top` has printed.
@@ -62,12 +99,22 @@ fn services_top_is_within_a_hundredth_of_counted_bytes() -> Result<()> {
     })??;
     let _daemon = stage.start_synced(&[])?;
     stage.wait_for_backends(&stage.web, 4)?;
-    let mut command = stage.node.command(portolan()?);
-    command.args(["services", "--top", "--output", "json"]);
-    let top = stage.node.spawn("top", command)?;
-    wait_until("the first measurement", PATIENCE, || top.lines().len() > 1)?;
+    let start_top = |arguments: &[&str]| {
+        let mut command = stage.node.command(portolan()?);
+        command.args(arguments).args(["--output", "json"]);
+        stage.node.spawn("top", command)
+    };
+    let top = start_top(&["services", "--top"])?;
+    let named = start_top(&["services", "web", "--top"])?;
+    wait_until("the first measurements", PATIENCE, || {
+        top.lines().len() > 1 && named.lines().len() > 1
+    })?;
     let before = measured(&top.lines(), "default/web")?;
+    let endpoints_before = measured_by_endpoints(&named.lines())?;
     stage.client.nft_stdin(COUNTERS)?;
+    for pod in &stage.pods {
+        pod.nft_stdin(ENDPOINT_COUNTERS)?;
+    }
     let to = Stage::address(&stage.web)?;
     // Connections that last, and connections that end between two questions.
     let held = stage.client.hold(to, 8, Duration::from_millis(5))?;
@@ -82,7 +129,7 @@ fn services_top_is_within_a_hundredth_of_counted_bytes() -> Result<()> {
     drop(held);
     let mut last = (0, 0.0);
     wait_until("the last bytes to be measured", PATIENCE, || {
-        let all = counted(&stage, "sent").unwrap_or(0) + counted(&stage, "received").unwrap_or(0);
+        let all = all_counted(&stage.client).unwrap_or(0);
         let seen = measured(&top.lines(), "default/web").unwrap_or_default() - before;
         let is_quiet = all == last.0 && all > 0;
         last = (all, seen);
@@ -94,7 +141,17 @@ fn services_top_is_within_a_hundredth_of_counted_bytes() -> Result<()> {
         format!("counted {}, measured {}: {said:?}", last.0, last.1)
     })?;
     println!("counted {} bytes, measured {:.0}", last.0, last.1);
-    Ok(())
+    let counted = counted_by_endpoints(&stage)?;
+    wait_for("the last bytes of each endpoint", PATIENCE, || {
+        let all = measured_by_endpoints(&named.lines())?;
+        for (endpoint, counted) in &counted {
+            let measured = |all: &BTreeMap<_, f64>| all.get(endpoint).copied().unwrap_or_default();
+            let since = measured(&all) - measured(&endpoints_before);
+            println!("{endpoint}: counted {counted} bytes, measured {since:.0}");
+            ensure!(is_close(since.round() as u64, *counted), "{endpoint}");
+        }
+        Ok(())
+    })
 }
 
 /// The metrics of the node under test.
@@ -105,17 +162,32 @@ fn metrics(stage: &Stage) -> Result<String> {
     Ok(answer.context("the metrics port refuses")?.1)
 }
 
-/// A metric of the Service `web`; 0 while there is none.
+/// A metric of the Service `web`, port 80; 0 while there is none.
 fn of_web(metrics: &str, name: &str) -> Result<u64> {
-    let start = format!("{name}{{namespace=\"default\",service=\"web\"}} ");
+    let start = format!("{name}{{namespace=\"default\",service=\"web\",port=\"80/TCP\"}} ");
     let mut lines = metrics.lines();
     let number = lines.find_map(|line| line.strip_prefix(&start));
     number.map_or(Ok(0), |number| Ok(number.parse()?))
 }
 
+/// A metric of each endpoint of the Service `web`, by address and port.
+fn of_endpoints(metrics: &str, name: &str) -> Result<BTreeMap<String, u64>> {
+    let start =
+        format!("{name}{{namespace=\"default\",service=\"web\",port=\"80/TCP\",endpoint=\"");
+    let lines = metrics.lines();
+    let found = lines.filter_map(|line| line.strip_prefix(&start)?.split_once("\"} "));
+    found
+        .map(|(endpoint, number)| Ok((endpoint.to_owned(), number.parse()?)))
+        .collect()
+}
+
 #[scenario(Nft)]
 fn traffic_metrics_are_within_a_hundredth_of_counted_bytes() -> Result<()> {
     let stage = Stage::new()?;
+    let mut objects = stage.objects(&stage.web, 0..4);
+    let annotations = json!({ "portolan/count-connections": "true" });
+    objects[0]["metadata"]["annotations"] = annotations;
+    stage.manifests.write_objects("web.yaml", &objects)?;
     let _daemon = stage.start_synced(&["--service-traffic=on"])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let end_all = || -> Result<usize> {
@@ -137,11 +209,14 @@ fn traffic_metrics_are_within_a_hundredth_of_counted_bytes() -> Result<()> {
     )?;
     let before = metrics(&stage)?;
     stage.client.nft_stdin(COUNTERS)?;
+    for pod in &stage.pods {
+        pod.nft_stdin(ENDPOINT_COUNTERS)?;
+    }
     let to = Stage::address(&stage.web)?;
     let connections = 200;
     let tally = stage.client.connect_many(Protocol::Tcp, to, connections)?;
     ensure!(tally.failed() == 0, "{tally:?}");
-    let all = counted(&stage, "sent")? + counted(&stage, "received")?;
+    let all = all_counted(&stage.client)?;
     end_all()?;
     let since = |name| -> Result<u64> {
         Ok(of_web(&metrics(&stage)?, name)?.saturating_sub(of_web(&before, name)?))
@@ -154,11 +229,19 @@ fn traffic_metrics_are_within_a_hundredth_of_counted_bytes() -> Result<()> {
         since("portolan_service_bytes_total")?,
     );
     ensure!(flows == connections as u64, "{flows} flows");
-    ensure!(
-        all > 0 && bytes.abs_diff(all) * 1000 <= all * TOLERANCE,
-        "counted {all}, measured {bytes}"
-    );
+    ensure!(is_close(bytes, all), "counted {all}, measured {bytes}");
     println!("counted {all} bytes, measured {bytes}");
+    let name = "portolan_service_endpoint_bytes_total";
+    let (after, before) = (
+        of_endpoints(&metrics(&stage)?, name)?,
+        of_endpoints(&before, name)?,
+    );
+    for (endpoint, counted) in counted_by_endpoints(&stage)? {
+        let measured = |all: &BTreeMap<_, u64>| all.get(&endpoint).copied().unwrap_or_default();
+        let since = measured(&after) - measured(&before);
+        println!("{endpoint}: counted {counted} bytes, measured {since}");
+        ensure!(is_close(since, counted), "{endpoint}");
+    }
     let lost = "portolan_service_traffic_losses_total 0";
     ensure!(metrics(&stage)?.contains(lost), "lost");
     Ok(())

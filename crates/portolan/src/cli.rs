@@ -213,7 +213,7 @@ pub struct ServicesArgs {
     #[arg(value_name = "[NAMESPACE/]NAME")]
     pub name: Option<String>,
 
-    /// Print the busiest Services every second: new connections, packets and bytes a second
+    /// Print the busiest Services, or the endpoints of one, every second: new connections, packets, bytes
     #[arg(long)]
     pub top: bool,
 

@@ -1,8 +1,8 @@
 //! Counts new connections to Services with the annotation `portolan/count-connections`, for Prometheus.
 //!
 //! The kernel counts. Counters are read when metrics are read, over a socket of their own, without the control loop.
-//! These are the only metrics with names of Kubernetes objects as labels: names of annotated Services, for at most
-//! [`LIMIT`] frontends, of which a namespace has at most [`OF_NAMESPACE`], so that no tenant takes all of them.
+//! The labels are names of annotated Services, for at most [`LIMIT`] frontends, of which a namespace has at most [`OF_NAMESPACE`], so
+//! that no tenant takes all of them. [`crate::service_traffic`] has the same limits ([`within_limits`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -21,9 +21,9 @@ use service_model::{FrontendAddress, ObjectName};
 
 use crate::observer::Observer;
 
-/// Maximum number of frontends with a metric, in the order of Service names.
+/// Maximum number of series of a metric of Services, in the order of Service names.
 pub const LIMIT: usize = 10_000;
-/// Maximum number of frontends with a metric in one namespace.
+/// Maximum number of series of a metric of Services in one namespace.
 pub const OF_NAMESPACE: usize = 1_000;
 
 /// Name and help of the metric.
@@ -99,7 +99,7 @@ impl Collector for Counters {
         };
         let (name, help) = METRIC;
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (service, claim) in within_limits(&counted) {
+        for (service, claim) in within_limits(frontends(&counted)) {
             let (set, key) = render::counted(claim);
             if let Some(packets) = counts.get(&(claim.address.family(), set, key)) {
                 let labels = labels(service, claim);
@@ -111,13 +111,12 @@ impl Collector for Counters {
     }
 }
 
-/// The frontends that have a metric, in the order of Service names.
-fn within_limits(counted: &Counted) -> impl Iterator<Item = (&ObjectName, &Claim)> {
-    let frontends = counted
-        .iter()
-        .flat_map(|(service, claims)| claims.iter().map(move |claim| (service, claim)));
+/// What has a metric of this, which is in the order of Service names.
+pub(crate) fn within_limits<'a, T>(
+    all: impl IntoIterator<Item = (&'a ObjectName, T)>,
+) -> impl Iterator<Item = (&'a ObjectName, T)> {
     let mut namespace: Option<(&str, usize)> = None;
-    let of_namespace = frontends.filter(move |(service, _)| {
+    let of_namespace = all.into_iter().filter(move |(service, _)| {
         let before = match namespace {
             Some((name, count)) if name == &*service.namespace => count,
             _ => 0,
@@ -126,6 +125,13 @@ fn within_limits(counted: &Counted) -> impl Iterator<Item = (&ObjectName, &Claim
         before < OF_NAMESPACE
     });
     of_namespace.take(LIMIT)
+}
+
+/// All counted frontends.
+fn frontends(counted: &Counted) -> impl Iterator<Item = (&ObjectName, &Claim)> {
+    counted
+        .iter()
+        .flat_map(|(service, claims)| claims.iter().map(move |claim| (service, claim)))
 }
 
 fn labels(service: &ObjectName, claim: &Claim) -> [(&'static str, String); 6] {
@@ -168,7 +174,7 @@ mod tests {
             (ObjectName::new("prod", "web"), claims(0..2)),
         ]);
         let of = |namespace: &str| {
-            let all = within_limits(&counted);
+            let all = within_limits(frontends(&counted));
             all.filter(|(service, _)| &*service.namespace == namespace)
                 .count()
         };

@@ -1,8 +1,8 @@
 //! Counts connections, packets and bytes of Services from conntrack, for Prometheus (`--service-traffic`).
 //!
-//! A thread of its own receives entries that end, and lists the others at a [`pace`]; the control loop only queues which Service
-//! has which frontend. Sums of all Services are kept; [`Exposed`] has the metrics of the busiest ones, so the number
-//! of series is bounded. When the kernel drops notifications the sums are too small, and a metric says how often.
+//! A thread of its own receives entries that end, and lists the others at a pace ([`LISTING`], [`REST`]); the control loop only
+//! queues which Service has which frontend. Sums of all ports of Services are kept, and of endpoints where a Service is annotated;
+//! [`Exposed`] has the metrics of the busiest Services, so the number of series is bounded. When the kernel drops notifications the sums are too small, and a metric says how often.
 //!
 //! Invariant: each packet of an entry counts at most once, however often the entry is listed ([`ledger`]).
 
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use netfilter::{Conntrack, EndedFlows};
-use service_dataplane::{Claim, Update};
+use service_dataplane::Update;
 use service_model::{NodeFacts, ObjectName};
 
 use crate::observer::{Commit, Observer};
@@ -23,7 +23,7 @@ mod frontends;
 mod ledger;
 
 pub(crate) use exposed::Exposed;
-use frontends::Frontends;
+use frontends::{Frontends, Request};
 use ledger::Ledger;
 
 /// Pause between two listings.
@@ -39,8 +39,8 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// What the control loop has changed.
 enum Change {
-    /// The frontends of a Service, with whether each is annotated.
-    Frontends(ObjectName, Vec<(Claim, bool)>),
+    /// What a Service requests.
+    Request(ObjectName, Request),
     /// The facts in force.
     Facts(Box<NodeFacts>),
 }
@@ -54,12 +54,10 @@ pub(crate) struct Follower {
 impl Observer for Follower {
     fn planned(&mut self, updates: &[Update]) {
         for Update { service, intent } in updates {
-            let frontends = intent.iter().flat_map(|intent| &intent.frontends);
-            let claims = frontends.map(|frontend| (Claim::from(frontend), frontend.counted));
+            let request = intent.as_ref().map(|intent| Request::of(&intent.frontends));
+            let change = Change::Request(service.clone(), request.unwrap_or_default());
             // The receiver ends with the daemon.
-            let _ = self
-                .queue
-                .send(Change::Frontends(service.clone(), claims.collect()));
+            let _ = self.queue.send(change);
         }
     }
 
@@ -144,7 +142,7 @@ fn count(
 fn apply(changes: &Receiver<Change>, frontends: &mut Frontends) {
     for change in changes.try_iter() {
         match change {
-            Change::Frontends(service, claims) => frontends.set(service, claims),
+            Change::Request(service, request) => frontends.set(service, request),
             Change::Facts(facts) => frontends.set_node_addresses(&facts.node_addresses),
         }
     }

@@ -70,6 +70,7 @@ pub(crate) fn frontend(
         address,
         protocol,
         port,
+        service_port: port,
         disposition,
         serving,
         outside: None,

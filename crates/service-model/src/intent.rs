@@ -48,6 +48,8 @@ pub struct Frontend {
     pub protocol: Protocol,
     /// Port at that address.
     pub port: u16,
+    /// Port of the Service that the frontend is of: another one where `port` is a node port.
+    pub service_port: u16,
     /// What happens to a new connection: from every client, or if `outside` is set, from those that are not outside.
     pub disposition: Disposition,
     /// External traffic policy Local: what happens instead to connections that come neither from a local pod

@@ -189,6 +189,7 @@ fn internal_frontend(
         address: FrontendAddress::ClusterIp(cluster_ip),
         protocol: port.protocol,
         port: port.port,
+        service_port: port.port,
         disposition: match service.internal_policy {
             TrafficPolicy::Cluster => backends.cluster(),
             TrafficPolicy::Local => backends.local().unwrap_or(Disposition::Refuse),

@@ -171,6 +171,7 @@ mod tests {
             address: FrontendAddress::ClusterIp([10, 96, 0, 1].into()),
             protocol: Protocol::Tcp,
             port,
+            service_port: port,
             disposition: Disposition::Balance(backends.clone()),
             outside: None,
             masquerade: Masquerade::OffCluster,

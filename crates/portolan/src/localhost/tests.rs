@@ -36,6 +36,7 @@ fn update(family: Family, protocol: Protocol, port: u16, endpoints: &[SocketAddr
             address: FrontendAddress::NodePort(family),
             protocol,
             port,
+            service_port: port,
             disposition,
             serving: backends,
             outside: None,

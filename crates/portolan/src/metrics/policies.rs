@@ -127,6 +127,7 @@ mod tests {
             address,
             protocol: Protocol::Tcp,
             port,
+            service_port: port,
             disposition,
             outside: drops_outside.then_some(Disposition::Drop),
             masquerade: Masquerade::OffCluster,

@@ -251,13 +251,14 @@ pub struct Endpoint {
     pub used_locally: bool,
     /// Conntrack entries to the endpoint through the Service now.
     pub traffic: Traffic,
+    /// What was added since requests with `measure=1` began. Begins again after a minute without connections.
+    #[serde(default)]
+    pub measured: Traffic,
 }
 
-/// The traffic of one Service between two questions.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Rate {
-    /// `namespace/name`
-    pub service: String,
+/// Traffic between two questions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
     /// Conntrack entries now.
     pub connections: u64,
     /// New connections a second.
@@ -266,6 +267,33 @@ pub struct Rate {
     pub packets_per_second: f64,
     /// Bytes a second, both directions.
     pub bytes_per_second: f64,
+}
+
+/// The traffic of one Service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rate {
+    /// `namespace/name`
+    pub service: String,
+    #[serde(flatten)]
+    pub rates: Rates,
+    /// Its endpoints with connections, the one with the most bytes first; only where one Service is named.
+    #[serde(default)]
+    pub endpoints: Vec<EndpointRate>,
+}
+
+/// The traffic of one endpoint of a Service port.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EndpointRate {
+    /// Name of the Service port, empty if the port has none.
+    pub port_name: String,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// Address and port.
+    pub address: String,
+    /// The node, if known.
+    pub node: Option<String>,
+    #[serde(flatten)]
+    pub rates: Rates,
 }
 
 /// What happened between two questions.

@@ -225,9 +225,11 @@ impl Question<'_> {
         let claims: Vec<&Claim> = claims.iter().filter(is_of_port).collect();
         let described = of.endpoints.iter().map(|choice| {
             let address = SocketAddr::new(choice.backend.address, choice.backend.port);
-            let mut traffic = Traffic::default();
+            let (mut traffic, mut measured) = (Traffic::default(), Traffic::default());
             for claim in &claims {
                 add(&mut traffic, &self.connections.through(claim, address));
+                let through = self.connections.measured_through(claim, address);
+                add(&mut measured, &through);
             }
             let conditions = choice.conditions;
             let conditions = [
@@ -249,6 +251,7 @@ impl Question<'_> {
                 reason: (choice.cluster != Choice::Chosen).then(|| choice.cluster.to_string()),
                 used_locally: choice.local == Choice::Chosen,
                 traffic,
+                measured,
             }
         });
         described.collect()

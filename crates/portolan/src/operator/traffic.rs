@@ -52,6 +52,8 @@ struct Measurement {
     next: HashMap<u64, (u64, u64)>,
     hasher: RandomState,
     sums: HashMap<(Protocol, SocketAddr), Traffic>,
+    /// The same by endpoint, and the last walk that had a connection to it. Forgotten after [`PAUSED`] without one.
+    endpoints: HashMap<(Protocol, SocketAddr, SocketAddr), (Traffic, Instant)>,
     /// Begin of the last complete walk; `None` until there is one.
     at: Option<Instant>,
     /// The walk under way only notes what is there.
@@ -64,6 +66,7 @@ pub(super) struct Connections {
     by_claim: HashMap<Claim, Traffic>,
     by_endpoint: BTreeMap<(Claim, SocketAddr), Traffic>,
     measured: HashMap<Claim, Traffic>,
+    measured_endpoints: HashMap<(Claim, SocketAddr), Traffic>,
 }
 
 impl Census {
@@ -112,7 +115,7 @@ impl Census {
             };
             add(found.entry(key).or_default(), &traffic);
             if let (true, Some(measurement)) = (measure, &mut measurement) {
-                measurement.add(&tracked);
+                measurement.add(&tracked, now);
             }
         });
         if let (true, Some(measurement)) = (measure, &mut measurement) {
@@ -128,12 +131,8 @@ impl Census {
                 add(of_endpoint.or_default(), &traffic);
             }
         }
-        let measurement = self.measurement.iter();
-        let sums = measurement.flat_map(|measurement| &measurement.sums);
-        for ((protocol, destination), traffic) in sums {
-            for claim in claims(*protocol, *destination, facts) {
-                add(connections.measured.entry(claim).or_default(), traffic);
-            }
+        if let Some(measurement) = &self.measurement {
+            connections.add_measured(measurement, facts);
         }
         Ok(connections)
     }
@@ -151,7 +150,7 @@ impl Measurement {
     }
 
     /// Adds what a connection has had since the last walk. A number that is smaller than before is another connection's.
-    fn add(&mut self, tracked: &Tracked) {
+    fn add(&mut self, tracked: &Tracked, now: Instant) {
         if self.next.len() == MEASURED {
             return;
         }
@@ -175,15 +174,19 @@ impl Measurement {
             None if self.is_first => (packets, bytes),
             None => (0, 0),
         };
-        let sum = self.sums.entry((protocol, destination)).or_default();
+        let added = Traffic {
+            connections: u64::from(before.is_none() && !self.is_first),
+            packets: packets.saturating_sub(known_packets),
+            bytes: bytes.saturating_sub(known_bytes),
+        };
         add(
-            sum,
-            &Traffic {
-                connections: u64::from(before.is_none() && !self.is_first),
-                packets: packets.saturating_sub(known_packets),
-                bytes: bytes.saturating_sub(known_bytes),
-            },
+            self.sums.entry((protocol, destination)).or_default(),
+            &added,
         );
+        let of_endpoint = self.endpoints.entry((protocol, destination, endpoint));
+        let (sum, seen) = of_endpoint.or_insert((Traffic::default(), now));
+        add(sum, &added);
+        *seen = now;
         self.next.insert(key, (packets, bytes));
     }
 
@@ -197,6 +200,7 @@ impl Measurement {
                 return;
             }
         }
+        self.endpoints.retain(|_, (_, seen)| now - *seen < PAUSED);
         self.at = Some(now);
     }
 }
@@ -229,6 +233,20 @@ pub(super) fn add(to: &mut Traffic, more: &Traffic) {
 }
 
 impl Connections {
+    fn add_measured(&mut self, measurement: &Measurement, facts: &NodeFacts) {
+        for ((protocol, destination), traffic) in &measurement.sums {
+            for claim in claims(*protocol, *destination, facts) {
+                add(self.measured.entry(claim).or_default(), traffic);
+            }
+        }
+        for ((protocol, destination, endpoint), (traffic, _)) in &measurement.endpoints {
+            for claim in claims(*protocol, *destination, facts) {
+                let of_endpoint = self.measured_endpoints.entry((claim, *endpoint));
+                add(of_endpoint.or_default(), traffic);
+            }
+        }
+    }
+
     /// Those to a frontend.
     pub(super) fn to(&self, claim: &Claim) -> Traffic {
         self.by_claim.get(claim).copied().unwrap_or_default()
@@ -243,6 +261,12 @@ impl Connections {
     /// What was added to a frontend since the measurement began.
     pub(super) fn measured(&self, claim: &Claim) -> Traffic {
         self.measured.get(claim).copied().unwrap_or_default()
+    }
+
+    /// What was added to an endpoint through a frontend since the measurement began, or since its last minute without a connection.
+    pub(super) fn measured_through(&self, claim: &Claim, endpoint: SocketAddr) -> Traffic {
+        let found = self.measured_endpoints.get(&(*claim, endpoint));
+        found.copied().unwrap_or_default()
     }
 }
 
@@ -276,7 +300,7 @@ mod tests {
     ) -> Traffic {
         measurement.begin(at);
         for one in connections {
-            measurement.add(one);
+            measurement.add(one, at);
         }
         measurement.end(at, is_whole);
         measurement.sums.values().next().copied().unwrap()

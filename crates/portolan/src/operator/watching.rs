@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use super::client::{self, Unanswered, complain, query, unanswered};
-use super::documents::{Flow, Flows, Rate, Services, Top, Traffic};
+use super::documents::{
+    Endpoint, EndpointRate, Flow, Flows, Rate, Rates, Service, Services, Top, Traffic,
+};
 use super::print::{self, Terminal, json, out};
 use crate::cli::{FlowsArgs, OutputForm, ServicesArgs};
 
@@ -17,7 +19,7 @@ pub(super) fn top(args: &ServicesArgs) -> ExitCode {
     let name = args.name.as_ref().map(|name| ("name", name.as_str()));
     let parameters: Vec<(&str, &str)> = name.into_iter().chain([("measure", "1")]).collect();
     let path = format!("/v1/services{}", query(&parameters));
-    let mut before: Option<(Instant, BTreeMap<String, Traffic>)> = None;
+    let mut before: Option<(Instant, Measured)> = None;
     loop {
         let now = Instant::now();
         let services: Services = match client::document(&path) {
@@ -36,46 +38,112 @@ pub(super) fn top(args: &ServicesArgs) -> ExitCode {
             let top = difference(&services, earlier, now - *at);
             let terminal = Terminal::of_stdout();
             let is_read = match args.output {
-                OutputForm::Text => out(&print::top(&top, terminal)),
+                OutputForm::Text => out(&print::top(&top, args.name.is_some(), terminal)),
                 OutputForm::Json => json(&top, true),
             };
             if !is_read {
                 return ExitCode::SUCCESS;
             }
         }
-        let measured = services.services.into_iter();
-        let measured = measured.map(|service| (service.name, service.measured));
-        before = Some((now, measured.collect()));
+        before = Some((now, Measured::of(&services)));
         std::thread::sleep(INTERVAL.saturating_sub(now.elapsed()));
     }
 }
 
-fn difference(services: &Services, earlier: &BTreeMap<String, Traffic>, elapsed: Duration) -> Top {
-    let seconds = elapsed.as_secs_f64();
-    let rates = services.services.iter().map(|service| {
-        let before = earlier.get(&service.name).copied().unwrap_or_default();
+/// Name of a Service, and name of a port, protocol and address of an endpoint.
+type EndpointKey = (String, String, String, String);
+
+/// What was measured up to a question.
+#[derive(Default)]
+struct Measured {
+    services: BTreeMap<String, Traffic>,
+    endpoints: BTreeMap<EndpointKey, Traffic>,
+}
+
+fn endpoint_key(service: &Service, endpoint: &Endpoint) -> EndpointKey {
+    let Endpoint {
+        port_name,
+        protocol,
+        address,
+        ..
+    } = endpoint.clone();
+    (service.name.clone(), port_name, protocol, address)
+}
+
+impl Measured {
+    fn of(services: &Services) -> Measured {
+        let mut measured = Measured::default();
+        for service in &services.services {
+            let name = service.name.clone();
+            measured.services.insert(name, service.measured);
+            for endpoint in &service.endpoints {
+                let key = endpoint_key(service, endpoint);
+                measured.endpoints.insert(key, endpoint.measured);
+            }
+        }
+        measured
+    }
+}
+
+impl Rates {
+    /// A measurement that has less than before has begun again.
+    fn between(before: Option<&Traffic>, now: Traffic, seconds: f64, connections: u64) -> Rates {
+        let before = before.copied().unwrap_or_default();
+        let is_new = now.connections < before.connections || now.bytes < before.bytes;
+        let before = if is_new { Traffic::default() } else { before };
         let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
-        let now = service.measured;
-        Rate {
-            service: service.name.clone(),
-            connections: service.traffic.connections,
+        Rates {
+            connections,
             connections_per_second: rate(now.connections, before.connections),
             packets_per_second: rate(now.packets, before.packets),
             bytes_per_second: rate(now.bytes, before.bytes),
         }
-    });
-    let mut rates: Vec<Rate> = rates
-        .filter(|rate| rate.connections > 0 || rate.bytes_per_second > 0.0)
-        .collect();
-    rates.sort_by(|a, b| {
+    }
+}
+
+/// Those with connections, the one with the most bytes first.
+fn busiest<T>(all: impl Iterator<Item = T>, rates: impl Fn(&T) -> &Rates) -> Vec<T> {
+    let is_busy = |rates: &Rates| rates.connections > 0 || rates.bytes_per_second > 0.0;
+    let mut all: Vec<T> = all.filter(|one| is_busy(rates(one))).collect();
+    all.sort_by(|a, b| {
+        let (a, b) = (rates(a), rates(b));
         let by_bytes = b.bytes_per_second.total_cmp(&a.bytes_per_second);
         by_bytes.then(b.connections.cmp(&a.connections))
+    });
+    all
+}
+
+fn difference(services: &Services, earlier: &Measured, elapsed: Duration) -> Top {
+    let seconds = elapsed.as_secs_f64();
+    let rates = services.services.iter().map(|service| {
+        let before = earlier.services.get(&service.name);
+        let now = service.traffic.connections;
+        Rate {
+            service: service.name.clone(),
+            rates: Rates::between(before, service.measured, seconds, now),
+            endpoints: endpoint_rates(service, earlier, seconds),
+        }
     });
     Top {
         elapsed_seconds: seconds,
         counts_bytes: services.counts_bytes,
-        services: rates,
+        services: busiest(rates, |rate| &rate.rates),
     }
+}
+
+fn endpoint_rates(service: &Service, earlier: &Measured, seconds: f64) -> Vec<EndpointRate> {
+    let rates = service.endpoints.iter().map(|endpoint| {
+        let before = earlier.endpoints.get(&endpoint_key(service, endpoint));
+        let now = endpoint.traffic.connections;
+        EndpointRate {
+            port_name: endpoint.port_name.clone(),
+            protocol: endpoint.protocol.clone(),
+            address: endpoint.address.clone(),
+            node: endpoint.node.clone(),
+            rates: Rates::between(before, endpoint.measured, seconds, now),
+        }
+    });
+    busiest(rates, |rate| &rate.rates)
 }
 
 /// `portolan flows`

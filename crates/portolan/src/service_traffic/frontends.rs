@@ -1,10 +1,65 @@
-//! Which Service a destination belongs to.
+//! Which Service, and which of its ports, a destination belongs to.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use service_dataplane::Claim;
-use service_model::{Family, FrontendAddress, ObjectName, Protocol};
+use service_model::{Family, Frontend, FrontendAddress, ObjectName, Protocol};
+
+/// A port of a Service. `Display` is `80/TCP`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Port {
+    pub(super) number: u16,
+    pub(super) protocol: Protocol,
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.protocol)
+    }
+}
+
+/// What a Service requests on this node; nothing for a Service that is gone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Request {
+    /// Frontends, each with the port of the Service that it leads to.
+    pub(super) frontends: Vec<(Claim, Port)>,
+    /// Endpoints of a Service with the annotation that asks for metrics.
+    pub(super) endpoints: Option<BTreeSet<SocketAddr>>,
+}
+
+impl Request {
+    /// Of the frontends of a planned Service.
+    pub(super) fn of(frontends: &[Frontend]) -> Request {
+        let ports = frontends.iter().map(|frontend| {
+            let port = Port {
+                number: frontend.service_port,
+                protocol: frontend.protocol,
+            };
+            (Claim::from(frontend), port)
+        });
+        // Each port has one frontend on a cluster IP, and shares its endpoints with all others.
+        let is_first = |f: &&Frontend| matches!(f.address, FrontendAddress::ClusterIp(_));
+        let first = frontends.iter().filter(is_first);
+        let endpoints = first.flat_map(|frontend| &*frontend.serving);
+        let endpoints = endpoints.map(|backend| SocketAddr::new(backend.address, backend.port));
+        let is_annotated = frontends.iter().any(|frontend| frontend.counted);
+        Request {
+            frontends: ports.collect(),
+            endpoints: is_annotated.then(|| endpoints.collect()),
+        }
+    }
+}
+
+/// The Service that a destination leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Holder {
+    pub(super) service: ObjectName,
+    pub(super) port: Port,
+    /// Has the annotation that asks for metrics.
+    pub(super) is_annotated: bool,
+}
 
 /// Services by frontend.
 ///
@@ -13,9 +68,8 @@ use service_model::{Family, FrontendAddress, ObjectName, Protocol};
 #[derive(Debug, Default)]
 pub(super) struct Frontends {
     /// By frontend, those that request it, in the order in which they were received.
-    requested: HashMap<Claim, Vec<ObjectName>>,
-    of_service: HashMap<ObjectName, Vec<Claim>>,
-    annotated: HashSet<ObjectName>,
+    requested: HashMap<Claim, Vec<Holder>>,
+    of_service: HashMap<ObjectName, Request>,
     node_addresses: Option<HashSet<IpAddr>>,
 }
 
@@ -33,35 +87,41 @@ impl Frontends {
         self.node_addresses = Some(addresses.into_iter().copied().collect());
     }
 
-    /// Replaces the frontends of a Service; none for a Service that is gone.
-    pub(super) fn set(&mut self, service: ObjectName, frontends: Vec<(Claim, bool)>) {
-        let claims: Vec<Claim> = frontends.iter().map(|(claim, _)| *claim).collect();
+    /// Replaces what a Service requests.
+    pub(super) fn set(&mut self, service: ObjectName, request: Request) {
         let before = self.of_service.remove(&service).unwrap_or_default();
-        for claim in before.iter().filter(|claim| !claims.contains(claim)) {
-            if let Some(services) = self.requested.get_mut(claim) {
-                services.retain(|other| *other != service);
-                if services.is_empty() {
+        for (claim, _) in &before.frontends {
+            let is_kept = request.frontends.iter().any(|(other, _)| other == claim);
+            if is_kept {
+                continue;
+            }
+            if let Some(holders) = self.requested.get_mut(claim) {
+                holders.retain(|holder| holder.service != service);
+                if holders.is_empty() {
                     self.requested.remove(claim);
                 }
             }
         }
-        for claim in &claims {
-            let services = self.requested.entry(*claim).or_default();
-            if !services.contains(&service) {
-                services.push(service.clone());
+        for (claim, port) in &request.frontends {
+            let holders = self.requested.entry(*claim).or_default();
+            let known = holders.iter_mut().find(|holder| holder.service == service);
+            let holder = Holder {
+                service: service.clone(),
+                port: *port,
+                is_annotated: request.endpoints.is_some(),
+            };
+            match known {
+                Some(known) => *known = holder,
+                None => holders.push(holder),
             }
         }
-        match frontends.iter().any(|(_, is_annotated)| *is_annotated) {
-            true => self.annotated.insert(service.clone()),
-            false => self.annotated.remove(&service),
-        };
-        if !claims.is_empty() {
-            self.of_service.insert(service, claims);
+        if !request.frontends.is_empty() {
+            self.of_service.insert(service, request);
         }
     }
 
     /// The Service that a destination is a frontend of.
-    pub(super) fn holder(&self, protocol: Protocol, to: SocketAddr) -> Option<&ObjectName> {
+    pub(super) fn holder(&self, protocol: Protocol, to: SocketAddr) -> Option<&Holder> {
         let nodes = self.node_addresses.as_ref();
         let is_node = nodes.is_some_and(|addresses| addresses.contains(&to.ip()));
         let node_port = is_node.then(|| FrontendAddress::NodePort(Family::of(to.ip())));
@@ -79,13 +139,13 @@ impl Frontends {
         })
     }
 
-    /// Whether a Service exists.
-    pub(super) fn has(&self, service: &ObjectName) -> bool {
-        self.of_service.contains_key(service)
+    /// What a Service requests; `None` for one that does not exist.
+    pub(super) fn request(&self, service: &ObjectName) -> Option<&Request> {
+        self.of_service.get(service)
     }
 
-    /// Whether a Service has the annotation that asks for metrics.
-    pub(super) fn is_annotated(&self, service: &ObjectName) -> bool {
-        self.annotated.contains(service)
+    /// The endpoints of a Service with the annotation that asks for metrics.
+    pub(super) fn endpoints(&self, service: &ObjectName) -> Option<&BTreeSet<SocketAddr>> {
+        self.request(service)?.endpoints.as_ref()
     }
 }

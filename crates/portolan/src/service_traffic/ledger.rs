@@ -1,22 +1,31 @@
 //! Sums of the traffic of each Service, from entries that are listed again and again, and once when they end.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
 
 use netfilter::{Flow, Volume};
 use service_model::ObjectName;
 
-use super::frontends::Frontends;
+use super::frontends::{Frontends, Holder, Port, Request};
 
 /// Entries whose numbers are kept from one listing to the next, about 60 bytes each. Others count when they end.
 const KEPT: usize = 100_000;
 
-/// Connections, packets and bytes of a Service, both directions.
+/// Connections, packets and bytes, both directions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sum {
     pub(super) flows: u64,
     pub(super) packets: u64,
     pub(super) bytes: u64,
+}
+
+/// The sums of one Service.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sums {
+    pub(super) ports: BTreeMap<Port, Sum>,
+    /// Of an annotated Service, by port and endpoint, with the last listing that had an entry of the endpoint.
+    pub(super) endpoints: BTreeMap<(Port, SocketAddr), (Sum, u64)>,
 }
 
 /// What has been counted of an entry.
@@ -31,7 +40,7 @@ struct Counted {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pub(super) frontends: Frontends,
-    sums: HashMap<ObjectName, Sum>,
+    sums: HashMap<ObjectName, Sums>,
     /// By a hash of the entry.
     counted: HashMap<u64, Counted>,
     hasher: RandomState,
@@ -60,9 +69,11 @@ impl Ledger {
             frontends,
             sums,
             counted,
+            listing,
+            is_first,
             ..
         } = self;
-        let Some(service) = frontends.holder(flow.protocol, flow.destination) else {
+        let Some(holder) = frontends.holder(flow.protocol, flow.destination) else {
             return;
         };
         if counted.len() >= KEPT && !counted.contains_key(&key) {
@@ -70,20 +81,22 @@ impl Ledger {
         }
         let new = Counted {
             volume,
-            listing: self.listing,
+            listing: *listing,
         };
         let before = counted.insert(key, new).map(|before| before.volume);
-        if !self.is_first {
-            add(sums, service, before, volume);
+        if !*is_first {
+            let added = Sum::between(before, volume);
+            add(sums, holder, flow.answers_from, added, *listing);
         }
     }
 
     /// Counts what an entry has had since it was last counted, for the last time.
     pub(super) fn ended(&mut self, flow: &Flow, volume: Volume) {
         let before = self.counted.remove(&self.key(flow));
-        if let Some(service) = self.frontends.holder(flow.protocol, flow.destination) {
-            let before = before.map(|before| before.volume);
-            add(&mut self.sums, service, before, volume);
+        if let Some(holder) = self.frontends.holder(flow.protocol, flow.destination) {
+            let added = Sum::between(before.map(|before| before.volume), volume);
+            let endpoint = flow.answers_from;
+            add(&mut self.sums, holder, endpoint, added, self.listing);
         }
     }
 
@@ -91,12 +104,18 @@ impl Ledger {
     /// listing was not whole; the kernel dropped the notification.
     pub(super) fn end_listing(&mut self, is_whole: bool) {
         self.is_first = false;
+        let listing = self.listing;
         if is_whole {
-            let listing = self.listing;
             self.counted.retain(|_, counted| counted.listing == listing);
         }
         let frontends = &self.frontends;
-        self.sums.retain(|service, _| frontends.has(service));
+        self.sums.retain(|service, sums| {
+            let Some(request) = frontends.request(service) else {
+                return false;
+            };
+            sums.forget(request, |last| is_whole && last < listing);
+            true
+        });
     }
 
     /// Notes that the kernel has dropped notifications.
@@ -109,23 +128,26 @@ impl Ledger {
         self.losses
     }
 
-    /// The sums of the annotated Services and of those with the most bytes: this many altogether, unless there are more annotated
-    /// ones, of which there are at most ten times as many.
-    pub(super) fn busiest(&self, most: usize) -> Vec<(&ObjectName, Sum)> {
-        let mut all: Vec<(bool, Sum, &ObjectName)> = self
+    /// The sums of the annotated Services and of those with the most bytes, in the order of their names: this many Services
+    /// altogether, unless there are more annotated ones, of which there are at most ten times as many.
+    pub(super) fn busiest(&self, most: usize) -> Vec<(&ObjectName, &Sums)> {
+        let mut all: Vec<(bool, Sum, &ObjectName, &Sums)> = self
             .sums
             .iter()
-            .map(|(service, sum)| (self.frontends.is_annotated(service), *sum, service))
+            .map(|(service, sums)| {
+                let is_annotated = self.frontends.endpoints(service).is_some();
+                (is_annotated, sums.total(), service, sums)
+            })
             .collect();
         all.sort_unstable_by(|a, b| {
-            let key = |one: &(bool, Sum, _)| (one.0, one.1.bytes, one.1.packets, one.1.flows);
+            let key = |one: &(bool, Sum, _, _)| (one.0, one.1.bytes, one.1.packets, one.1.flows);
             key(b).cmp(&key(a)).then(a.2.cmp(b.2))
         });
         let annotated = all.iter().filter(|one| one.0).count();
         all.truncate(most.max(annotated.min(10 * most)));
         all.sort_unstable_by(|a, b| a.2.cmp(b.2));
         all.into_iter()
-            .map(|(_, sum, service)| (service, sum))
+            .map(|(_, _, service, sums)| (service, sums))
             .collect()
     }
 
@@ -142,23 +164,66 @@ impl Ledger {
     }
 }
 
-/// Adds what an entry has had since `before`. Numbers that are smaller than before are another entry's, of the same addresses.
+/// Adds what an entry has had to the sums of its Service, and of its endpoint if the Service is annotated.
 fn add(
-    sums: &mut HashMap<ObjectName, Sum>,
-    service: &ObjectName,
-    before: Option<Volume>,
-    now: Volume,
+    sums: &mut HashMap<ObjectName, Sums>,
+    holder: &Holder,
+    endpoint: SocketAddr,
+    added: Sum,
+    listing: u64,
 ) {
-    let before = before.filter(|before| before.bytes <= now.bytes);
-    let known = before.unwrap_or_default();
     // Not `entry`: most of the time the Service is there, and its name is not copied.
-    let sum = match sums.get_mut(service) {
-        Some(sum) => sum,
-        None => sums.entry(service.clone()).or_default(),
+    let sums = match sums.get_mut(&holder.service) {
+        Some(sums) => sums,
+        None => sums.entry(holder.service.clone()).or_default(),
     };
-    sum.flows += u64::from(before.is_none());
-    sum.packets += now.packets.saturating_sub(known.packets);
-    sum.bytes += now.bytes.saturating_sub(known.bytes);
+    sums.ports.entry(holder.port).or_default().add(added);
+    if holder.is_annotated {
+        let of_endpoint = sums.endpoints.entry((holder.port, endpoint));
+        let (sum, last) = of_endpoint.or_default();
+        sum.add(added);
+        *last = listing;
+    }
+}
+
+impl Sum {
+    /// What an entry has had since `before`. Numbers that are smaller than before are another entry's, of the same addresses.
+    fn between(before: Option<Volume>, now: Volume) -> Sum {
+        let before = before.filter(|before| before.bytes <= now.bytes);
+        let known = before.unwrap_or_default();
+        Sum {
+            flows: u64::from(before.is_none()),
+            packets: now.packets.saturating_sub(known.packets),
+            bytes: now.bytes.saturating_sub(known.bytes),
+        }
+    }
+
+    fn add(&mut self, more: Sum) {
+        self.flows += more.flows;
+        self.packets += more.packets;
+        self.bytes += more.bytes;
+    }
+}
+
+impl Sums {
+    fn total(&self) -> Sum {
+        let mut total = Sum::default();
+        self.ports.values().for_each(|sum| total.add(*sum));
+        total
+    }
+
+    /// Forgets ports that the Service no longer has, and endpoints that it no longer has once `is_over` holds for the last listing
+    /// that had an entry of theirs.
+    fn forget(&mut self, request: &Request, is_over: impl Fn(u64) -> bool) {
+        let has = |port: &Port| request.frontends.iter().any(|(_, other)| other == port);
+        self.ports.retain(|port, _| has(port));
+        match &request.endpoints {
+            None => self.endpoints.clear(),
+            Some(endpoints) => self.endpoints.retain(|(port, endpoint), (_, last)| {
+                has(port) && (endpoints.contains(endpoint) || !is_over(*last))
+            }),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -171,6 +236,14 @@ mod tests {
     use super::*;
 
     const WEB: u8 = 1;
+    const HTTP: Port = Port {
+        number: 80,
+        protocol: Protocol::Tcp,
+    };
+
+    fn endpoint(n: u8) -> SocketAddr {
+        SocketAddr::from(([10, 244, 0, n], 8080))
+    }
 
     fn name(n: u8) -> ObjectName {
         ObjectName::new("shop", format!("web-{n}"))
@@ -185,8 +258,11 @@ mod tests {
                 protocol: Protocol::Tcp,
                 port: 80,
             };
-            let is_annotated = annotated.contains(&n);
-            ledger.frontends.set(name(n), vec![(claim, is_annotated)]);
+            let request = Request {
+                frontends: vec![(claim, HTTP)],
+                endpoints: annotated.contains(&n).then(|| [endpoint(1)].into()),
+            };
+            ledger.frontends.set(name(n), request);
         }
         ledger.begin();
         ledger
@@ -197,7 +273,7 @@ mod tests {
             protocol: Protocol::Tcp,
             source: SocketAddr::from(([10, 244, 0, 9], port)),
             destination: SocketAddr::from(([10, 96, 0, service], 80)),
-            answers_from: SocketAddr::from(([10, 244, 0, 1], 8080)),
+            answers_from: endpoint(1),
             answered: true,
         }
     }
@@ -218,7 +294,8 @@ mod tests {
     }
 
     fn sum(ledger: &Ledger) -> (u64, u64) {
-        let sum = ledger.sums.get(&name(WEB)).copied().unwrap_or_default();
+        let sum = ledger.sums.get(&name(WEB)).map(Sums::total);
+        let sum = sum.unwrap_or_default();
         assert_eq!(sum.packets, sum.bytes / 100);
         (sum.flows, sum.bytes)
     }
@@ -268,11 +345,67 @@ mod tests {
         let mut ledger = ledger(1, &[]);
         list(&mut ledger, &[]);
         ledger.ended(&flow(WEB, 1), volume(500));
-        ledger.frontends.set(name(WEB), Vec::new());
+        ledger.frontends.set(name(WEB), Request::default());
         list(&mut ledger, &[]);
         assert!(ledger.busiest(10).is_empty());
         ledger.ended(&flow(WEB, 1), volume(500));
         assert!(ledger.busiest(10).is_empty());
+    }
+
+    #[test]
+    fn endpoints_of_annotated_services_have_sums_of_their_own() {
+        let mut ledger = ledger(2, &[WEB]);
+        list(&mut ledger, &[]);
+        let to = |service, port, n| Flow {
+            answers_from: endpoint(n),
+            ..flow(service, port)
+        };
+        ledger.ended(&to(WEB, 1, 1), volume(100));
+        ledger.ended(&to(WEB, 2, 2), volume(200));
+        ledger.ended(&to(WEB, 3, 2), volume(300));
+        ledger.ended(&to(2, 1, 1), volume(400));
+        let sums = |ledger: &Ledger| -> Vec<(u8, SocketAddr, u64, u64)> {
+            let all = (1..).zip(ledger.busiest(10));
+            all.flat_map(|(n, (_, sums))| {
+                let endpoints = sums.endpoints.iter();
+                endpoints.map(move |((_, at), (sum, _))| (n, *at, sum.flows, sum.bytes))
+            })
+            .collect()
+        };
+        let (first, second) = ((1, endpoint(1), 1, 100), (1, endpoint(2), 2, 500));
+        assert_eq!(sums(&ledger), [first, second]);
+        // The second one is no endpoint of the Service, as one that has ended is; its entries are gone by now.
+        list(&mut ledger, &[]);
+        assert_eq!(sums(&ledger), [first]);
+    }
+
+    #[test]
+    fn node_ports_count_for_the_port_of_their_service() {
+        let mut ledger = Ledger::default();
+        let node: IpAddr = [192, 0, 2, 1].into();
+        ledger.frontends.set_node_addresses(&[node]);
+        let at = |address, port| Claim {
+            address,
+            protocol: Protocol::Tcp,
+            port,
+        };
+        let cluster_ip = FrontendAddress::ClusterIp([10, 96, 0, WEB].into());
+        let node_port = FrontendAddress::NodePort(service_model::Family::Ip);
+        let request = Request {
+            frontends: vec![(at(cluster_ip, 80), HTTP), (at(node_port, 30_080), HTTP)],
+            endpoints: None,
+        };
+        ledger.frontends.set(name(WEB), request);
+        ledger.begin();
+        list(&mut ledger, &[]);
+        ledger.ended(&flow(WEB, 1), volume(100));
+        let to_node = Flow {
+            destination: SocketAddr::new(node, 30_080),
+            ..flow(WEB, 2)
+        };
+        ledger.ended(&to_node, volume(200));
+        let ports: Vec<Port> = ledger.sums[&name(WEB)].ports.keys().copied().collect();
+        assert_eq!((ports, sum(&ledger)), (vec![HTTP], (2, 300)));
     }
 
     #[test]

@@ -21,6 +21,7 @@ fn frontend(serving: &[u8]) -> Frontend {
         address: CLUSTER_IP,
         protocol: Protocol::Udp,
         port: 53,
+        service_port: 53,
         disposition: Disposition::Refuse,
         outside: None,
         masquerade: Masquerade::OffCluster,

@@ -161,10 +161,7 @@ fn frontends(service: &Service) -> Table {
 fn endpoints(service: &Service) -> Table {
     let mut table = Table::new(&["PORT", "ENDPOINT", "NODE", "CONDITION", "CONNS", "USED"]);
     for endpoint in &service.endpoints {
-        let name = match endpoint.port_name.as_str() {
-            "" => endpoint.protocol.clone(),
-            name => format!("{name}/{}", endpoint.protocol),
-        };
+        let name = port_name(&endpoint.port_name, &endpoint.protocol);
         let node = endpoint.node.as_deref().unwrap_or("?");
         table.row([
             name,
@@ -179,6 +176,14 @@ fn endpoints(service: &Service) -> Table {
         ]);
     }
     table
+}
+
+/// `http/TCP`, or `TCP` for a port without a name.
+pub(super) fn port_name(name: &str, protocol: &str) -> String {
+    match name {
+        "" => protocol.to_owned(),
+        name => format!("{name}/{protocol}"),
+    }
 }
 
 fn used(endpoint: &Endpoint) -> String {

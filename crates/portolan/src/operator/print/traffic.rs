@@ -1,38 +1,64 @@
 //! Traffic: the busiest Services, and flows.
 
 use super::Terminal;
+use super::services::port_name;
 use super::table::Table;
-use crate::operator::documents::{Flow, Flows, Top};
+use crate::operator::documents::{Flow, Flows, Rates, Top};
 
-/// Services that fit on a screen.
+/// Services, or endpoints, that fit on a screen.
 const LISTED: usize = 20;
+/// Headings of the numbers.
+const NUMBERS: [&str; 4] = ["CONNS", "NEW/S", "PACKETS/S", "BYTES/S"];
 
-/// The busiest Services. A terminal shows them in place.
-pub(in crate::operator) fn top(top: &Top, terminal: Terminal) -> String {
-    let mut table = Table::new(&["SERVICE", "CONNS", "NEW/S", "PACKETS/S", "BYTES/S"]);
-    for rate in top.services.iter().take(LISTED) {
+/// The busiest Services, or with `is_named` one Service with its endpoints. A terminal shows them in place.
+pub(in crate::operator) fn top(top: &Top, is_named: bool, terminal: Terminal) -> String {
+    let cells = |rates: &Rates| {
         let counted = |rate: f64| match top.counts_bytes {
             true => scaled(rate),
             false => "?".to_owned(),
         };
-        table.row([
-            rate.service.clone(),
-            rate.connections.to_string(),
-            format!("{:.0}", rate.connections_per_second),
-            counted(rate.packets_per_second),
-            counted(rate.bytes_per_second),
-        ]);
+        [
+            rates.connections.to_string(),
+            format!("{:.0}", rates.connections_per_second),
+            counted(rates.packets_per_second),
+            counted(rates.bytes_per_second),
+        ]
+    };
+    let table = |names: &[&str]| Table::new(&[names, &NUMBERS].concat());
+    let mut services = table(&["SERVICE"]);
+    for rate in top.services.iter().take(LISTED) {
+        let name = [rate.service.clone()];
+        services.row(name.into_iter().chain(cells(&rate.rates)));
+    }
+    let mut endpoints = table(&["ENDPOINT", "PORT", "NODE"]);
+    let rates = top.services.iter().flat_map(|rate| &rate.endpoints);
+    for rate in rates.clone().take(LISTED) {
+        let names = [
+            rate.address.clone(),
+            port_name(&rate.port_name, &rate.protocol),
+            rate.node.clone().unwrap_or_else(|| "?".to_owned()),
+        ];
+        endpoints.row(names.into_iter().chain(cells(&rate.rates)));
     }
     let mut out = terminal.cleared(true);
-    out += &table.text(0, terminal.width);
-    let more = top.services.len().saturating_sub(LISTED);
-    if more > 0 {
-        out += &format!("and {more} more\n");
+    out += &services.text(0, terminal.width);
+    out += &more(top.services.len());
+    if is_named {
+        out += &endpoints.text(2, terminal.width);
+        out += &more(rates.count());
     }
     if !top.counts_bytes {
         out += "bytes and packets are not counted: set net.netfilter.nf_conntrack_acct=1 (new connections count)\n";
     }
     out
+}
+
+/// What does not fit on a screen.
+fn more(all: usize) -> String {
+    match all.saturating_sub(LISTED) {
+        0 => String::new(),
+        more => format!("and {more} more\n"),
+    }
 }
 
 /// `950`, `12.3k`, `4.56M`
