@@ -1,6 +1,7 @@
 //! The operator's commands against a real daemon, real tables and real packets.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
@@ -421,6 +422,38 @@ fn a_command_changes_the_log_level_of_a_running_daemon() -> Result<()> {
     ensure!(ran.code == 2 && ran.stderr.lines().count() == 1, "{ran:?}");
     let (document, _) = document(&stage.node, &["log-level", "warn"])?;
     ensure!(document["level"] == "warn", "{document}");
+    Ok(())
+}
+
+#[scenario(Nft)]
+fn a_put_as_to_kube_proxy_changes_the_log_level() -> Result<()> {
+    let stage = Stage::new()?;
+    let daemon = stage.start_synced(&["--profiling"])?;
+    let put = |body: &str| -> Result<String> {
+        let length = body.len();
+        let request = format!(
+            "PUT /debug/flags/v HTTP/1.0\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        stage.node.run(move || -> Result<String> {
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 10_249))?;
+            stream.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })?
+    };
+    let answer = put("4")?;
+    let is_done = answer.starts_with("HTTP/1.0 200")
+        && answer.ends_with("\r\n\r\nsuccessfully set klog.logging.verbosity to 4\n");
+    ensure!(is_done, "{answer}");
+    stage.add(&service("other", 91), 0..2)?;
+    let has_debug = || daemon.lines().iter().any(|line| line.contains("DEBUG"));
+    wait_until("a line at debug", PATIENCE, has_debug)?;
+    let answer = put("debug")?;
+    ensure!(answer.starts_with("HTTP/1.0 400"), "{answer}");
+    ensure!(put("2")?.starts_with("HTTP/1.0 200"));
+    let level = run(&stage.node, &["log-level"])?;
+    ensure!(level.stdout.trim() == "info", "{level:?}");
     Ok(())
 }
 

@@ -50,6 +50,8 @@ pub struct Effective {
     pub service_traffic: bool,
     /// `page`: serve the page about this node at the metrics port, to clients of this node.
     pub page: bool,
+    /// `enableProfiling`: let clients of this node change the log's verbosity at the metrics port, as kube-proxy does.
+    pub profiling: bool,
     /// `withoutFeatures`: kernel features to treat as absent.
     pub without_features: Vec<String>,
     /// `overlay`; `None` for type `none`.

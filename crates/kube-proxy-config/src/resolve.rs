@@ -263,6 +263,7 @@ impl Resolver<'_> {
             failover: service_proxy && self.own.text("failover") != "off",
             service_traffic: service_proxy && self.counts_traffic(),
             page: self.own.text("page") != "off",
+            profiling: self.proxy.bool("enableProfiling"),
             without_features: self.own.texts("withoutFeatures"),
             overlay,
         }

@@ -406,7 +406,6 @@ fn unused_flags_and_fields_are_named_once() {
         "--ipvs-scheduler=rr",
         "--ipvs-scheduler=lc",
         "--log_file=/x",
-        "--profiling",
         "--feature-gates=A=true",
     ];
     let fields = "ipvs: {syncPeriod: 7s}\nclientConnection: {qps: 5, burst: 0}\n";
@@ -416,7 +415,6 @@ fn unused_flags_and_fields_are_named_once() {
         [
             "--log-file",
             "--ipvs-scheduler",
-            "--profiling",
             "ipvs.syncPeriod",
             "feature gate A"
         ]

@@ -300,6 +300,7 @@ fn start_http(
         published: published.clone(),
         recorder: recorder.clone(),
         questions: effective.page.then_some(questions),
+        debug_flags: effective.profiling,
     };
     let listeners = &effective.listeners;
     let addresses = http::Addresses {

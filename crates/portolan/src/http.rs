@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use futures::future::OptionFuture;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -24,6 +24,7 @@ use crate::parts::Parts;
 use crate::published::Published;
 
 mod answers;
+mod debug_flags;
 mod listener;
 mod page;
 
@@ -32,13 +33,14 @@ const EVENT_LIMIT: Duration = Duration::from_secs(2);
 
 pub(crate) use answers::health_check;
 pub(crate) use listener::{Answer, Asked, Reply, accept};
+use listener::{Answering, Change};
 
 /// What a port serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Port {
     /// `/healthz`, `/livez`, `/readyz`
     Health,
-    /// `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/configz`, `/flagz`, `/statusz`, and the page at `/`
+    /// `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/configz`, `/flagz`, `/statusz`, `/debug/flags/v`, and the page at `/`
     Metrics,
 }
 
@@ -70,6 +72,8 @@ pub struct Sources {
     pub recorder: Recorder,
     /// Asks for the documents of the page; `None` without the page.
     pub(crate) questions: Option<Questions>,
+    /// `/debug/flags/v` changes the log (`--profiling`).
+    pub(crate) debug_flags: bool,
 }
 
 /// The running ports.
@@ -169,17 +173,54 @@ async fn serve(
         }
         Err(error) => warn!(%port, %address, %error, "cannot read the bound address"),
     }
-    let (published, questions) = (sources.published.clone(), sources.questions.clone());
-    let answers = move |asked: Asked<'_>| -> Reply {
-        if let (Port::Metrics, Some(questions)) = (port, &questions)
+    accept(
+        listener,
+        Arc::new(Answers {
+            port,
+            sources: sources.clone(),
+        }),
+    )
+    .await;
+    Ok(())
+}
+
+/// The answers of a port.
+struct Answers {
+    port: Port,
+    sources: Sources,
+}
+
+impl Answers {
+    fn has_debug_flags(&self) -> bool {
+        self.port == Port::Metrics && self.sources.debug_flags
+    }
+}
+
+impl Answering for Answers {
+    fn read(&self, asked: Asked<'_>) -> Reply {
+        if let (Port::Metrics, Some(questions)) = (self.port, &self.sources.questions)
             && let Some(reply) = page::reply(&asked, questions)
         {
             return reply;
         }
-        answer(port, asked.path, asked.headers, &published).into()
-    };
-    accept(listener, Arc::new(answers)).await;
-    Ok(())
+        if self.has_debug_flags()
+            && let Some(answer) = debug_flags::read(&asked)
+        {
+            return answer.into();
+        }
+        answer(
+            self.port,
+            asked.path,
+            asked.headers,
+            &self.sources.published,
+        )
+        .into()
+    }
+
+    fn change(&self, method: &Method, asked: Asked<'_>) -> Option<Change> {
+        let is_there = self.has_debug_flags();
+        is_there.then(|| debug_flags::change(method, &asked))?
+    }
 }
 
 fn answer(port: Port, path: &str, headers: &HeaderMap, published: &Published) -> Answer {

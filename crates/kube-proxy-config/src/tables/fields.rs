@@ -66,7 +66,7 @@ pub(crate) const KUBE_PROXY: &[Field] = &[
         Shape::Word(LOCAL_MODES),
         Preset::Text("ClusterCIDR"),
     ),
-    Field::new("enableProfiling", Shape::Bool, NO).unused(),
+    Field::new("enableProfiling", Shape::Bool, NO),
     Field::new("featureGates", Shape::Gates, Preset::Map).omit_empty(),
     Field::new("healthzBindAddress", Shape::Text(listener), EMPTY),
     Field::new("hostnameOverride", TEXT, EMPTY),

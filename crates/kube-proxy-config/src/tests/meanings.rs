@@ -86,6 +86,11 @@ pub(super) const FIELDS: &[Meaning] = &[
         "each_mistake_gives_one_error_that_names_it every_case_holds_with_real_packets",
     ),
     (
+        "enableProfiling",
+        "`PUT /debug/flags/v` changes the log's verbosity, for clients of the node; there is no `/debug/pprof`",
+        "only_a_verbosity_from_this_node_changes_the_log",
+    ),
+    (
         "featureGates",
         "any name is accepted",
         "distributions_give_their_effective_configuration",

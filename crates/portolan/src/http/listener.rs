@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -27,6 +27,8 @@ use tracing::debug;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Lifetime of a connection, so that a client that never reads cannot hold one forever.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a request's body.
+const BODY_SPACE: usize = 1024;
 /// Maximum number of open connections per address. The next one replaces another. So many must come between a probe's
 /// connection and its request to keep it from its answer, while the task of each connection runs in turn.
 pub(super) const MAX_CONNECTIONS: usize = 256;
@@ -111,8 +113,28 @@ impl From<Answer> for Reply {
     }
 }
 
+/// What a request that changes something does with its body.
+pub(crate) type Change = Box<dyn FnOnce(Bytes) -> Answer + Send>;
+
+/// Answers requests. A function answers GET and HEAD.
+pub(crate) trait Answering: Send + Sync {
+    /// Answers GET and HEAD.
+    fn read(&self, asked: Asked<'_>) -> Reply;
+
+    /// Answers any other method; `None` where there is only GET and HEAD.
+    fn change(&self, _method: &Method, _asked: Asked<'_>) -> Option<Change> {
+        None
+    }
+}
+
+impl<F: Fn(Asked<'_>) -> Reply + Send + Sync> Answering for F {
+    fn read(&self, asked: Asked<'_>) -> Reply {
+        self(asked)
+    }
+}
+
 /// Answers requests.
-pub(crate) type Answers = Arc<dyn Fn(Asked<'_>) -> Reply + Send + Sync>;
+pub(crate) type Answers = Arc<dyn Answering>;
 
 /// An open connection.
 struct Open {
@@ -201,14 +223,18 @@ async fn connection(
     answered: Arc<AtomicBool>,
 ) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let reply = match *request.method() {
-            Method::GET | Method::HEAD => answers(Asked {
-                path: request.uri().path(),
-                query: request.uri().query().unwrap_or_default(),
-                headers: request.headers(),
-                client: client.to_canonical(),
-            }),
-            _ => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n").into(),
+        let asked = Asked {
+            path: request.uri().path(),
+            query: request.uri().query().unwrap_or_default(),
+            headers: request.headers(),
+            client: client.to_canonical(),
+        };
+        let reply = match request.method() {
+            &Method::GET | &Method::HEAD => answers.read(asked),
+            method => match answers.change(method, asked) {
+                Some(change) => Reply::Later(Box::pin(changed(request.into_body(), change))),
+                None => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n").into(),
+            },
         };
         answered.store(true, Ordering::Relaxed);
         async move {
@@ -231,6 +257,17 @@ async fn connection(
     }
 }
 
+/// The answer to a request with a body.
+async fn changed(body: Incoming, change: Change) -> Answer {
+    match Limited::new(body, BODY_SPACE).collect().await {
+        Ok(body) => change(body.to_bytes()),
+        Err(error) => {
+            let text = format!("error reading request body: {error}\n");
+            Answer::text(StatusCode::BAD_REQUEST, text)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
@@ -242,7 +279,7 @@ mod tests {
         let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/requests");
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_time().build().unwrap();
-        let answers: Answers = Arc::new(|asked| {
+        let answers: Answers = Arc::new(|asked: Asked<'_>| -> Reply {
             let accept = asked.headers.get(header::ACCEPT).is_some();
             Answer::text(StatusCode::OK, format!("{} {accept}", asked.path.len())).into()
         });

@@ -25,7 +25,7 @@ pub(super) fn reply(asked: &Asked<'_>, questions: &Questions) -> Option<Reply> {
     if !is_page && !DOCUMENTS.contains(&asked.path) {
         return None;
     }
-    if !asked.client.is_loopback() || !is_named_by_address(asked.headers) {
+    if !is_of_this_node(asked) {
         let text = "the page is for clients of this node: kubectl port-forward to the pod, then http://127.0.0.1:PORT/\n";
         return Some(Answer::text(StatusCode::FORBIDDEN, text).into());
     }
@@ -51,6 +51,11 @@ fn whole(content_type: &'static str, body: Bytes) -> Answer {
         body,
         ..Answer::text(StatusCode::OK, "")
     }
+}
+
+/// Whether a client of this node asks, and not a foreign page in the client's browser.
+pub(super) fn is_of_this_node(asked: &Asked<'_>) -> bool {
+    asked.client.is_loopback() && is_named_by_address(asked.headers)
 }
 
 /// Whether the client has asked by an address or `localhost`, not by another name.

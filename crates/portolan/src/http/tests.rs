@@ -35,6 +35,7 @@ fn sources() -> Sources {
         },
         recorder: Recorder::start(&parts, None, "node-a".into()),
         questions: None,
+        debug_flags: true,
     }
 }
 
@@ -47,7 +48,17 @@ struct Server {
 
 impl Server {
     fn start() -> Server {
-        let sources = sources();
+        Server::of(sources())
+    }
+
+    fn without_debug_flags() -> Server {
+        Server::of(Sources {
+            debug_flags: false,
+            ..sources()
+        })
+    }
+
+    fn of(sources: Sources) -> Server {
         let cancel = CancellationToken::new();
         let any = Some("127.0.0.1:0".parse().unwrap());
         let (parts, ends) = parts(cancel.clone());
@@ -315,6 +326,42 @@ fn only_get_and_head_of_known_paths_are_answered() {
     assert_eq!(code(&head), 200);
     assert!(head.ends_with("\r\n\r\n"), "{head}");
     assert_eq!(code(&exchange(address, "nonsense\r\n\r\n")), 400);
+}
+
+#[test]
+fn only_a_verbosity_from_this_node_changes_the_log() {
+    let mut server = Server::start();
+    let send = |to, head: &str, body: &str| {
+        let length = body.len();
+        let request = format!(
+            "{head} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        code(&exchange(
+            to,
+            &request.replacen(" HTTP/1.1", " HTTP/1.1\r\nHost: 127.0.0.1", 1),
+        ))
+    };
+    let to = server.metrics();
+    assert_eq!(send(to, "GET /debug/flags/", ""), 200);
+    assert_eq!(send(to, "GET /debug/flags/v", ""), 406);
+    assert_eq!(send(to, "POST /debug/flags/v", "4"), 406);
+    assert_eq!(send(to, "OPTIONS /debug/flags/v", ""), 406);
+    assert_eq!(send(to, "PUT /debug/flags/vmodule", "4"), 405);
+    for body in ["", "debug", "-1", "99999999999"] {
+        assert_eq!(send(to, "PUT /debug/flags/v", body), 400, "{body}");
+    }
+    let long = "4".repeat(100_000);
+    assert_eq!(send(to, "PUT /debug/flags/v", &long), 400);
+    assert_eq!(send(server.health(), "PUT /debug/flags/v", "4"), 405);
+    let foreign = exchange(
+        to,
+        "PUT /debug/flags/v HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\nContent-Length: 1\r\n\r\n4",
+    );
+    assert_eq!(code(&foreign), 403);
+    server = Server::without_debug_flags();
+    let to = server.metrics();
+    assert_eq!(send(to, "PUT /debug/flags/v", "4"), 405);
+    assert_eq!(send(to, "GET /debug/flags/v", ""), 404);
 }
 
 #[test]
