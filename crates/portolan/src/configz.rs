@@ -10,6 +10,8 @@ use arc_swap::ArcSwap;
 use k8s_openapi::jiff::Timestamp;
 use kube_proxy_config::Documents;
 
+use crate::build_info;
+
 /// The configuration that counts, shared by whoever changes it (writer) and the metrics port (reader).
 #[derive(Debug)]
 pub struct Configz {
@@ -56,10 +58,14 @@ impl Configz {
     pub(crate) fn statusz(&self) -> String {
         let (since, at) = self.started;
         let at = Timestamp::try_from(at).unwrap_or_default();
-        let (version, uptime) = (env!("CARGO_PKG_VERSION"), since.elapsed().as_secs());
+        let build = build_info::get();
+        let (version, commit, uptime) =
+            (build.version, build.git_commit, since.elapsed().as_secs());
         let paths = "/configz /flagz /healthz /metrics /metrics/slis /proxyMode /statusz";
         let heading = heading("statusz");
-        format!("{heading}Version: {version}\nStarted: {at}\nUp: {uptime} s\nPaths: {paths}\n")
+        format!(
+            "{heading}Version: {version}\nCommit: {commit}\nStarted: {at}\nUp: {uptime} s\nPaths: {paths}\n"
+        )
     }
 }
 

@@ -10,7 +10,7 @@ use kube_proxy_config::{Action, CommandLine, Dialect, help};
 
 use crate::config::Configuration;
 use crate::takeover::Connections;
-use crate::{app, cleanup, log, memory, sysctl};
+use crate::{app, build_info, cleanup, log, memory, sysctl};
 
 const EXIT_CODES: &str = "
 Exit codes:
@@ -97,7 +97,8 @@ fn help_text(dialect: Dialect) -> String {
 
 /// The version, or its parts as Go programs print them.
 fn version(raw: bool) -> String {
-    let version = env!("CARGO_PKG_VERSION");
+    let build = build_info::get();
+    let version = build.version;
     match raw {
         false => format!("portolan {version}\n"),
         true => {
@@ -105,14 +106,10 @@ fn version(raw: bool) -> String {
                 env!("CARGO_PKG_VERSION_MAJOR"),
                 env!("CARGO_PKG_VERSION_MINOR"),
             );
-            // Go's names.
-            let arch = match std::env::consts::ARCH {
-                "x86_64" => "amd64",
-                "aarch64" => "arm64",
-                other => other,
-            };
+            let (commit, state, platform) =
+                (build.git_commit, build.git_tree_state, build.platform);
             format!(
-                "version.Info{{Major:\"{major}\", Minor:\"{minor}\", GitVersion:\"v{version}\", Platform:\"linux/{arch}\"}}\n"
+                "version.Info{{Major:\"{major}\", Minor:\"{minor}\", GitVersion:\"v{version}\", GitCommit:\"{commit}\", GitTreeState:\"{state}\", Platform:\"{platform}\"}}\n"
             )
         }
     }

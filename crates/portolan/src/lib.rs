@@ -27,6 +27,7 @@
 pub mod api_server;
 pub mod app;
 mod bind;
+pub mod build_info;
 pub mod capabilities;
 pub mod cleanup;
 pub mod cli;

@@ -12,8 +12,8 @@ use portolan::operator::reference;
 use portolan::overlay::encryption;
 use portolan::program::Program;
 use portolan::{
-    api_server, capabilities, cleanup, copy, daemon, features, kubectl, log, operator, render,
-    selftest,
+    api_server, build_info, capabilities, cleanup, copy, daemon, features, kubectl, log, operator,
+    render, selftest,
 };
 
 /// With musl's own allocator `render` of 5,000 Services of 10 endpoints takes three to four times as long as with glibc's.
@@ -23,6 +23,7 @@ use portolan::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    build_info::set_commit(option_env!("PORTOLAN_COMMIT"));
     // Without them each command says what it may not do.
     let _ = capabilities::raise();
     let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
@@ -116,7 +117,7 @@ fn rotate_key(args: &RotateKeyArgs) -> anyhow::Result<()> {
 
 fn version(args: &VersionArgs) -> anyhow::Result<bool> {
     let mut out = std::io::stdout();
-    let printed = writeln!(out, "portolan {}", env!("CARGO_PKG_VERSION")).is_ok();
+    let printed = out.write_all(build_info::get().text().as_bytes()).is_ok();
     if args.features {
         return Ok(printed && out.write_all(features::report()?.as_bytes()).is_ok());
     }

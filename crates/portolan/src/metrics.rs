@@ -20,6 +20,7 @@ use prometheus_client::registry::Registry;
 use service_dataplane::Update;
 use service_model::{Family as IpFamily, ObjectEvent, ObjectKind};
 
+use crate::build_info;
 use crate::observer::{Commit, Observer};
 
 mod exposition;
@@ -198,8 +199,12 @@ impl Metrics {
         let mut registry = Registry::default();
         let kube_proxy = KubeProxyMetrics::register(registry.sub_registry_with_prefix("kubeproxy"));
         let r = registry.sub_registry_with_prefix("portolan");
-        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        r.register("build", "Version of Portolan", version);
+        let build = Info::new(build_info::get().labels());
+        r.register(
+            "build",
+            "Version, commit, compiler and platform of Portolan, as labels",
+            build,
+        );
         let own = OwnMetrics::register(r);
         let probes = ProbeMetrics::default();
         probes.register(r);

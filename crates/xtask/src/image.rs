@@ -109,7 +109,7 @@ pub(crate) fn for_tests() -> Result<PathBuf> {
 
 /// The program in the image of this machine's architecture, for the benches.
 pub(crate) fn program() -> Result<PathBuf> {
-    program::build(Arch::host()?)
+    program::build(Arch::host()?, None)
 }
 
 /// Builds the image.
@@ -122,7 +122,7 @@ pub(crate) fn build(options: &Options) -> Result<Image> {
     let mut layout = Layout::default();
     let (mut manifests, mut programs) = (Vec::new(), Vec::new());
     for &arch in &options.arch {
-        let program = program::build(arch)?;
+        let program = program::build(arch, commit.revision.as_deref())?;
         let content =
             std::fs::read(&program).with_context(|| format!("read {}", program.display()))?;
         let packages = licenses::packages(&[arch.target()])?;

@@ -32,7 +32,7 @@ pub(super) fn change(method: &Method, asked: &Asked<'_>) -> Option<Change> {
     if !page::is_of_this_node(asked) {
         let text =
             "only clients of this node may change the log: kubectl port-forward to the pod\n";
-        return Some(Box::new(|_| Answer::text(StatusCode::FORBIDDEN, text)));
+        return Some(Box::new(move |_| Answer::text(StatusCode::FORBIDDEN, text)));
     }
     Some(match *method {
         Method::PUT => Box::new(set),

@@ -19,7 +19,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::client;
 use crate::cli::SupportArgs;
-use crate::{features, render};
+use crate::{build_info, features, render};
 
 /// Documents of the daemon, and their names in the archive.
 const DOCUMENTS: &[(&str, &str)] = &[
@@ -113,10 +113,10 @@ fn archive(out: impl Write) -> Result<bool> {
         "tables.nft",
         render::live(None).map(|rendered| rendered.text.into_bytes()),
     )?;
-    let version = concat!("portolan ", env!("CARGO_PKG_VERSION"), "\n");
+    let version = build_info::get().text();
     add(
         "features.txt",
-        features::report().map(|text| (version.to_owned() + &text).into_bytes()),
+        features::report().map(|text| (version + &text).into_bytes()),
     )?;
     for file in FILES {
         let contents = fs::read(file).with_context(|| format!("cannot read {file}"));

@@ -8,7 +8,7 @@ use crate::run::root;
 
 /// What is built.
 pub(crate) struct Commit {
-    /// The commit's number, with `-dirty` when the checkout has changes; absent outside of a git checkout.
+    /// The commit's number, with `-dirty` when the checkout has changes; absent outside of a git checkout, unless `PORTOLAN_COMMIT` says it.
     pub(crate) revision: Option<String>,
     /// SOURCE_DATE_EPOCH if that is set, else the time of the commit, else 0; in seconds.
     pub(crate) seconds: u64,
@@ -22,6 +22,10 @@ impl Commit {
         let changes = git(&["status", "--porcelain"]).unwrap_or_default();
         let dirty = if changes.is_empty() { "" } else { "-dirty" };
         let revision = git(&["rev-parse", "HEAD"]).map(|number| format!("{number}{dirty}"));
+        // Where there is no history, whoever has copied the checkout may know.
+        let given = std::env::var("PORTOLAN_COMMIT").ok();
+        let given = given.filter(|number| !matches!(number.as_str(), "" | "unknown"));
+        let revision = revision.or(given);
         let seconds = std::env::var("SOURCE_DATE_EPOCH")
             .ok()
             .or_else(|| git(&["log", "-1", "--format=%ct"]))

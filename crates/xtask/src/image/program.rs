@@ -71,8 +71,8 @@ const WITHOUT_TIME: [&str; 3] = [
     "-D__TIME__=\"\"",
 ];
 
-/// Builds the program and returns where it is.
-pub(super) fn build(arch: Arch) -> Result<PathBuf> {
+/// Builds the program and returns where it is. With a commit's number, the program knows that it was built from there.
+pub(super) fn build(arch: Arch, revision: Option<&str>) -> Result<PathBuf> {
     ensure_target(arch)?;
     let (compiler, packages) = arch.compiler();
     let needed: Vec<_> = packages
@@ -97,6 +97,7 @@ pub(super) fn build(arch: Arch) -> Result<PathBuf> {
     let mut build = cargo(&["build", "--release", "--locked", "--package", "portolan"])?;
     build
         .args(["--bin", "portolan", "--target", target])
+        .env("PORTOLAN_COMMIT", revision.unwrap_or_default())
         .env("CARGO_ENCODED_RUSTFLAGS", rust_flags.join("\u{1f}"))
         .env(format!("CC_{variable}"), compiler)
         .env(format!("CFLAGS_{variable}"), c_flags.join(" "));
