@@ -1,13 +1,16 @@
 //! The composition root of `portolan run`: starts the parts and connects them.
 //!
-//! The control loop has a thread of its own, since a commit blocks; so have the HTTP ports, since probes must be
-//! answered meanwhile. Sources and everything else run on the caller's runtime. When one part ends, all end
-//! ([`crate::parts`]). Rules stay in place: a node without its daemon keeps forwarding.
+//! The control loop has a thread of its own, since a commit blocks. The source runs on that thread too, so that no thread
+//! has to be woken between the socket of the API server and the socket of the kernel: under churn, wake-ups cost more than
+//! the commits. The HTTP ports have a thread of their own, since probes must be answered meanwhile. Everything else runs on
+//! the caller's runtime. When one part ends, all end ([`crate::parts`]). Rules stay in place: a node without its daemon
+//! keeps forwarding.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use futures::future::{BoxFuture, FutureExt};
 use kube_proxy_config::Effective;
 use object_source::api::{self, ApiClient, ApiServer, RequestOutcome, ServerSource};
 use object_source::manifests::{self, ManifestsConfig};
@@ -78,8 +81,9 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
         ..Published::new(configz, metrics)
     };
     let server = connect(effective, published.metrics.clone()).await?;
-    let reader = server.as_ref().map(|server| &server.reader);
-    let mut node = config::node(effective, config::node_name(effective, reader).await?);
+    // A connection of the reader would stay on this runtime, and the source would use it from another.
+    let asker = server.as_ref().map(|server| &server.writer);
+    let mut node = config::node(effective, config::node_name(effective, asker).await?);
     node.api_server = server.as_ref().and_then(|server| server.address);
     let overlay = config::overlay(effective, node.node_name.clone())?;
     log::configuration(effective, &node);
@@ -101,23 +105,27 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     let operator = operator::start(parts, sources, asked)?;
     let (sender, events) = mpsc::channel(EVENTS);
     let (contenders, contended) = watch::channel(BTreeSet::new());
+    let (control_thread, run_on_it) = start_control_thread(parts)?;
     let sender = match overlay.zip(published.overlay.clone()) {
         None => sender,
         Some(overlay) => {
             let probes = effective.overlay.as_ref().and_then(probe_config(&node));
-            start_overlay(
-                overlay,
-                probes,
-                parts,
-                writer,
-                (&published, &recorder, contenders),
-                sender,
-            )?
+            let own = node.node_name.clone();
+            let (sender, nodes) = branch(parts, &control_thread, sender, own);
+            let shared = (&published, &recorder, contenders);
+            start_overlay(overlay, probes, parts, writer, shared, nodes)?;
+            sender
         }
     };
     let client = server.map(|server| server.reader);
     let about_nodes = (&*node.node_name, contended);
-    start_source(effective, parts, client, about_nodes, sender);
+    start_source(
+        effective,
+        (parts, &control_thread),
+        client,
+        about_nodes,
+        sender,
+    );
     let (node, live) = watch::channel(node);
     let live_config = Live {
         node,
@@ -135,13 +143,36 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
                 http: http.runtime,
                 operator,
             };
-            start_services(effective, parts, live, events, services).await
+            let control = start_services(effective, parts, live, events, services).await?;
+            run_on(run_on_it, control);
         }
-        None => {
-            ignore(parts, events);
-            Ok(())
-        }
+        None => run_on(run_on_it, ignore(events)),
     }
+    Ok(())
+}
+
+/// What the control thread runs until it ends, beside its tasks.
+type MainFuture = BoxFuture<'static, Result<()>>;
+
+/// Starts the thread of the source and the control loop, for tasks at once, and for the control loop when it is sent.
+fn start_control_thread(parts: &Parts) -> Result<(Handle, oneshot::Sender<MainFuture>)> {
+    let (sender, main) = oneshot::channel::<MainFuture>();
+    let handle = parts.runtime("control", || async move {
+        match main.await {
+            Ok(main) => main.await,
+            // The start has failed, and says why.
+            Err(_) => Ok(()),
+        }
+    })?;
+    Ok((handle, sender))
+}
+
+fn run_on(
+    thread: oneshot::Sender<MainFuture>,
+    main: impl Future<Output = Result<()>> + Send + 'static,
+) {
+    // The thread ends early only when the daemon does.
+    let _ = thread.send(main.boxed());
 }
 
 /// What the service proxy shares with other parts.
@@ -156,14 +187,14 @@ struct Services {
     operator: operator::Follower,
 }
 
-/// Starts what serves Services: tables, control loop and what follows its commits.
+/// Starts what serves Services: tables and what follows commits. Returns the control loop, which is still to be run.
 async fn start_services(
     effective: &Effective,
     parts: &Parts,
     config: LiveNodeConfig,
     events: Events,
     services: Services,
-) -> Result<()> {
+) -> Result<impl Future<Output = Result<()>> + Send + use<>> {
     let Services {
         published,
         status,
@@ -225,16 +256,15 @@ async fn start_services(
         forget,
         suspects,
     };
-    let (guard, cancel) = (tables.guard, parts.cancel());
-    parts.runtime("control", move || async move {
-        // The guard's table goes with its socket.
-        let _guard = guard;
-        control::run(control, inputs, cancel).await
-    })?;
     let (effective, has_missing) = (effective.clone(), missing_sysctls > 0);
     let after = after_first_sync(effective, has_missing, alarm, synced, parts.cancel());
     parts.task("take-over", &Handle::current(), after);
-    Ok(())
+    let (guard, cancel) = (tables.guard, parts.cancel());
+    Ok(async move {
+        // The guard's table goes with its socket.
+        let _guard = guard;
+        control::run(control, inputs, cancel).await
+    })
 }
 
 /// What has to follow the control loop, and the suspects that the loop has to apply.
@@ -267,11 +297,9 @@ fn start_failover(
 }
 
 /// Discards events, so that the source never waits for a reader.
-fn ignore(parts: &Parts, mut events: Events) {
-    parts.task("events", &Handle::current(), async move {
-        while events.recv().await.is_some() {}
-        Ok(())
-    });
+async fn ignore(mut events: Events) -> Result<()> {
+    while events.recv().await.is_some() {}
+    Ok(())
 }
 
 /// The API server that is configured, or `None` for a directory of manifests.
@@ -324,16 +352,15 @@ fn probe_config(
     }
 }
 
-/// Starts the overlay and its probes. Events have to go to the sender that is returned.
+/// Starts the overlay and its probes.
 fn start_overlay(
     (config, status): (OverlayConfig, SharedOverlayStatus),
     probe_config: Option<ProbeConfig>,
     parts: &Parts,
     writer: Option<ApiClient>,
     (published, recorder, contenders): (&Published, &Recorder, watch::Sender<BTreeSet<Arc<str>>>),
-    sender: mpsc::Sender<SourceEvent>,
-) -> Result<mpsc::Sender<SourceEvent>> {
-    let (sender, nodes) = branch(parts, sender, config.own.clone());
+    nodes: NodeEvents,
+) -> Result<()> {
     let reports = overlay::OverlayReports {
         status: status.clone(),
         metrics: published.metrics.clone(),
@@ -349,17 +376,17 @@ fn start_overlay(
         };
         probes::start(parts, config, status, reports)?;
     }
-    Ok(sender)
+    Ok(())
 }
 
 fn start_source(
     effective: &Effective,
-    parts: &Parts,
+    (parts, thread): (&Parts, &Handle),
     client: Option<ApiClient>,
     (node_name, contended): (&str, watch::Receiver<BTreeSet<Arc<str>>>),
     events: mpsc::Sender<SourceEvent>,
 ) {
-    let (runtime, cancel) = (Handle::current(), parts.cancel());
+    let cancel = parts.cancel();
     let (from, services) = (&effective.api_server, &effective.services);
     let proxy_name = services.service_proxy_name.as_deref().map(Arc::from);
     match client {
@@ -372,7 +399,7 @@ fn start_source(
                 contended: Some(contended),
                 ..api::ApiConfig::default()
             };
-            parts.task("source", &runtime, async move {
+            parts.task("source", thread, async move {
                 api::run(client, node_name, config, events, cancel).await;
                 Ok(())
             });
@@ -384,7 +411,7 @@ fn start_source(
                 node_ports: first..=last,
                 proxy_name,
             };
-            parts.task("source", &runtime, manifests::run(config, events, cancel));
+            parts.task("source", thread, manifests::run(config, events, cancel));
         }
     }
 }
@@ -392,12 +419,13 @@ fn start_source(
 /// Passes the events of all Nodes to the overlay. All other events, and those of this node's own Node, go to `events`.
 fn branch(
     parts: &Parts,
+    thread: &Handle,
     events: mpsc::Sender<SourceEvent>,
     own: Arc<str>,
 ) -> (mpsc::Sender<SourceEvent>, NodeEvents) {
     let (sender, mut all) = mpsc::channel(EVENTS);
     let (to_overlay, nodes) = mpsc::channel(EVENTS);
-    parts.task("node-events", &Handle::current(), async move {
+    parts.task("node-events", thread, async move {
         while let Some(event) = all.recv().await {
             let mut is_for_control = true;
             if let SourceEvent::Node(event) = &event {
