@@ -169,12 +169,11 @@ impl Stage {
         self.spawn(self.node.command(program), source, arguments)
     }
 
-    /// Starts the program on the node under test, with the folder of manifests, as the last argument of a tracer.
-    pub fn start_traced(&self, tracer: &[&str]) -> Result<Daemon> {
-        let folder = self.manifests.path().display().to_string();
+    /// Starts the program on the node under test with this source, as the last argument of `strace`.
+    pub fn start_traced(&self, tracer: &[&str], source: &[&str]) -> Result<Daemon> {
         let mut command = self.node.command("strace");
         command.args(tracer).arg(portolan()?);
-        self.spawn(command, &["--manifests", &folder], &[])
+        self.spawn(command, source, &[])
     }
 
     fn spawn(&self, mut command: Command, source: &[&str], arguments: &[&str]) -> Result<Daemon> {

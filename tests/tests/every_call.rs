@@ -17,13 +17,14 @@ fn kills_at_every_message_to_the_kernel_lose_nothing() -> Result<()> {
     stage.wait_for_backends(&stage.web, 4)?;
     let traffic = Traffic::start(&stage)?;
     first.kill()?;
+    let folder = stage.manifests.path().display().to_string();
     let mut kills = 0;
     loop {
         // Something to write at each start, and after it.
         let pods = kills % 4 + 1;
         stage.add(&changed, 0..pods)?;
         let kill = format!("inject=sendto,sendmsg:signal=SIGKILL:when={}", kills + 1);
-        let traced = stage.start_traced(&[
+        let tracer = [
             "-D",
             "-f",
             "-qq",
@@ -33,7 +34,8 @@ fn kills_at_every_message_to_the_kernel_lose_nothing() -> Result<()> {
             "trace=sendto,sendmsg",
             "-e",
             &kill,
-        ])?;
+        ];
+        let traced = stage.start_traced(&tracer, &["--manifests", &folder])?;
         let has = |service, pods| stage.has_backends(service, pods).unwrap_or(false);
         wait_until("a kill or a sync", PATIENCE, || {
             !traced.is_running() || has(&changed, pods)

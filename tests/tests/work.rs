@@ -1,13 +1,17 @@
 //! What a change may cost, in counted work: transactions, elements, walks of conntrack, wake-ups of threads. Counts do not
 //! depend on the speed of the machine, so that a change that makes each change cost more fails here first.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use lab::fake_api::FakeApi;
 use lab::{Daemon, HEALTH_PORT, scenario, wait_until};
 use nft::{Backend, Family, Kernel};
 use portolan_tests::overlay::metric;
-use portolan_tests::stage::{PATIENCE, Stage};
+use portolan_tests::stage::{PATIENCE, Stage, service};
+use serde_json::Value;
 use service_dataplane::layout;
 
 /// Changes that are counted.
@@ -39,17 +43,25 @@ impl Work {
     }
 }
 
-/// How often threads of the program have waited (`voluntary_ctxt_switches` in proc_pid_status(5)).
-fn wake_ups(daemon: &Daemon) -> Result<u64> {
-    let mut sum = 0;
+/// How often the threads of the program have waited, by name (`voluntary_ctxt_switches` in proc_pid_status(5)).
+fn wake_ups_by_thread(daemon: &Daemon) -> Result<BTreeMap<String, u64>> {
+    let mut threads = BTreeMap::new();
     for thread in fs::read_dir(format!("/proc/{}/task", daemon.pid()))? {
         // A thread may have ended meanwhile.
         let status = fs::read_to_string(thread?.path().join("status")).unwrap_or_default();
-        let mut lines = status.lines();
-        let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        sum += count.map_or(Ok(0), |count| count.trim().parse())?;
+        let field = |name| {
+            let mut lines = status.lines();
+            lines.find_map(|line| Some(line.strip_prefix(name)?.trim()))
+        };
+        if let (Some(name), Some(count)) = (field("Name:"), field("voluntary_ctxt_switches:")) {
+            *threads.entry(name.to_owned()).or_default() += count.parse::<u64>()?;
+        }
     }
-    Ok(sum)
+    Ok(threads)
+}
+
+fn wake_ups(daemon: &Daemon) -> Result<u64> {
+    Ok(wake_ups_by_thread(daemon)?.values().sum())
 }
 
 /// Slots of IPv4 cluster IPs in the kernel.
@@ -101,6 +113,137 @@ fn sixty_changes_take_no_more_work_than_they_need() -> Result<()> {
     );
     let wake_ups = after.wake_ups - before.wake_ups;
     ensure!(wake_ups <= CHANGES * MOST_WAKE_UPS, "{wake_ups} wake-ups");
+    Ok(())
+}
+
+/// Sustained churn: Services, changes, and how many a second.
+const CHURNED: u8 = 20;
+const CHURN: u32 = 400;
+const RATE: u32 = 100;
+/// Wake-ups of all threads for a change under churn: about one of the control thread, and what runs by time.
+const CHURN_WAKE_UPS: f64 = 1.6;
+/// System calls for a change under churn: to receive and to commit it, and what runs by time.
+const CHURN_CALLS: f64 = 8.0;
+
+/// Twenty Services whose endpoints change in turn.
+struct Churn {
+    /// The IPv4 slices of each Service, with three and with four pods.
+    slices: Vec<[Value; 2]>,
+}
+
+impl Churn {
+    /// Adds the Services to a fake API server.
+    fn start(stage: &Stage, api: &FakeApi) -> Result<Churn> {
+        let mut slices = Vec::new();
+        for n in 0..CHURNED {
+            let service = service(&format!("churned-{n}"), n + 100);
+            let slice = |pods| {
+                let objects = stage.objects(&service, pods).into_iter();
+                let slice = { objects }.find(|object| object["addressType"] == "IPv4");
+                slice.context("no slice")
+            };
+            slices.push([slice(0..3)?, slice(0..4)?]);
+            api.apply_all(stage.objects(&service, 0..4))?;
+        }
+        let churn = Churn { slices };
+        churn.wait(stage, 4)?;
+        Ok(churn)
+    }
+
+    fn wait(&self, stage: &Stage, pods: usize) -> Result<()> {
+        // Those of `web` do not change.
+        let wanted = 4 + self.slices.len() * pods;
+        wait_until("all changes to be committed", PATIENCE, || {
+            slots(stage).is_ok_and(|slots| slots == wanted)
+        })
+    }
+
+    /// Makes the changes at a steady rate, and waits until they are committed. Returns how long they went on.
+    fn run(&self, stage: &Stage, api: &FakeApi) -> Result<Duration> {
+        let start = Instant::now();
+        let services = self.slices.len() as u32;
+        for n in 0..CHURN {
+            let due = start + Duration::from_secs(1) / RATE * n;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let (round, place) = (n / services, (n % services) as usize);
+            let versions = self.slices.get(place).context("no Service")?;
+            api.apply(versions[(round % 2) as usize].clone())?;
+        }
+        // The number of rounds is even.
+        self.wait(stage, 4)?;
+        Ok(start.elapsed())
+    }
+}
+
+#[scenario(Nft)]
+fn a_change_under_churn_wakes_few_threads_and_walks_nothing() -> Result<()> {
+    let stage = Stage::new()?;
+    let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
+    let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
+    stage.wait_until_ready(&daemon)?;
+    let churn = Churn::start(&stage, &api)?;
+    let (before, threads) = (Work::of(&stage, &daemon)?, wake_ups_by_thread(&daemon)?);
+    let time = churn.run(&stage, &api)?;
+    for (thread, count) in wake_ups_by_thread(&daemon)? {
+        let count = count - threads.get(&thread).unwrap_or(&0);
+        eprintln!(
+            "{thread}: {:.2} wake-ups a change",
+            f64::from(count as u32) / f64::from(CHURN)
+        );
+    }
+    let after = Work::of(&stage, &daemon)?;
+    eprintln!("{before:?}, {after:?} in {time:?}");
+    let changes = u64::from(CHURN);
+    let (commits, elements) = (
+        after.commits - before.commits,
+        after.elements - before.elements,
+    );
+    ensure!(commits <= changes, "{commits} transactions");
+    ensure!(
+        elements <= changes * ELEMENTS,
+        "{elements} elements written"
+    );
+    // Pods go whose connections might be unanswered, but none is.
+    let walks = after.walks - before.walks;
+    ensure!(
+        walks == 0,
+        "{walks} walks of conntrack, where nothing is stale"
+    );
+    let wake_ups = (after.wake_ups - before.wake_ups) as f64 / f64::from(CHURN);
+    ensure!(wake_ups <= CHURN_WAKE_UPS, "{wake_ups} wake-ups a change");
+    Ok(())
+}
+
+#[scenario(Nft)]
+#[ignore = "needs strace"]
+fn a_change_under_churn_takes_few_system_calls() -> Result<()> {
+    let stage = Stage::new()?;
+    let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
+    let calls = stage.manifests.path().join("calls");
+    let calls_file = calls.display().to_string();
+    let tracer = ["-D", "-f", "-qq", "-o", &calls_file, "-e", "signal=none"];
+    let daemon = stage.start_traced(&tracer, &["--kubeconfig", &kubeconfig])?;
+    stage.wait_until_ready(&daemon)?;
+    let churn = Churn::start(&stage, &api)?;
+    let before = fs::read_to_string(&calls)?.len();
+    churn.run(&stage, &api)?;
+    let traced = fs::read_to_string(&calls)?;
+    let mut kinds = BTreeMap::<&str, u32>::new();
+    // `1234 sendto(9, ...`; the second half of a call that was interrupted begins with `<`.
+    for line in traced.get(before..).unwrap_or_default().lines() {
+        let call = line.split_whitespace().nth(1).unwrap_or_default();
+        if let Some((name, _)) = call.split_once('(') {
+            *kinds.entry(name).or_default() += 1;
+        }
+    }
+    let all: u32 = kinds.values().sum();
+    eprintln!("{kinds:?}");
+    let each = f64::from(all) / f64::from(CHURN);
+    ensure!(all > CHURN, "only {all} calls were traced");
+    ensure!(
+        each <= CHURN_CALLS,
+        "{each} system calls a change: {kinds:?}"
+    );
     Ok(())
 }
 

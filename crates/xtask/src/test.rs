@@ -56,7 +56,7 @@ const FAILING_CALLS: [&str; 2] = ["walk::faults::", "an_errno_at_every_conntrack
 /// The test target that reads the numbers of faults.
 const SURVIVAL: &str = "survival";
 /// Test targets with tests that are ignored in the quick tier.
-const IGNORED: [&str; 10] = [
+const IGNORED: [&str; 11] = [
     "browser",
     "control_plane",
     "deploy",
@@ -67,6 +67,7 @@ const IGNORED: [&str; 10] = [
     "monitoring",
     "overlay_flannel",
     "takeover",
+    "work",
 ];
 /// Test targets with ignored tests that need other versions or forms of the program.
 const SHIPPED: [&str; 2] = ["image", "upgrade"];
