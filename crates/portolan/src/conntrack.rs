@@ -27,7 +27,7 @@ mod orders;
 mod pace;
 
 use orders::Orders;
-use pace::Pace;
+use pace::{Look, Pace};
 
 /// Pause after a failure; a SYN is retransmitted after a second.
 const RETRY: Duration = Duration::from_millis(500);
@@ -217,10 +217,10 @@ impl Worker {
     /// Deletes the conntrack entries that the checks condemn.
     fn check_flows(&mut self) -> Result<(), CommitError> {
         let start = Instant::now();
-        let walks = self.conntrack.walks();
+        let before = self.conntrack.walks();
         let deleted = self.delete_stale();
-        self.metrics
-            .conntrack_walked(self.conntrack.walks() - walks);
+        let walks = self.conntrack.walks() - before;
+        self.metrics.conntrack_walked(walks);
         let deleted = deleted?;
         let (frontends, end) = (self.flows.len(), Instant::now());
         let elapsed_seconds = (end - start).as_secs_f64();
@@ -231,9 +231,15 @@ impl Worker {
             "checked conntrack entries"
         );
         // Both kinds of checks are done, and either kind of look takes its time.
-        self.patient.looked(start, end);
-        if !self.flows.is_patient() {
-            self.prompt.looked(start, end);
+        if self.flows.is_patient() {
+            let look = match deleted == 0 && walks > 0 {
+                true => Look::Futile,
+                false => Look::Useful,
+            };
+            self.patient.looked(start, end, look);
+        } else {
+            self.patient.looked(start, end, Look::Useful);
+            self.prompt.looked(start, end, Look::Useful);
         }
         self.flows = FlowChecks::default();
         Ok(())

@@ -1,4 +1,5 @@
-//! Decides when to look at conntrack: at once after a change that comes alone, once a second while changes go on.
+//! Decides when to look at conntrack: at once after a change that comes alone, once a second while changes go on, and more
+//! seldom while walks of the table find nothing that could not wait.
 //!
 //! A pure function of instants. The kernel walks all buckets of its table however few entries match (4 ms for 262,144),
 //! which must not add up: changes that come meanwhile share the next look.
@@ -10,14 +11,25 @@ const REST: u32 = 19;
 /// Bounds of the pause after a look; kube-proxy checks once in its minimum sync period, 1 s.
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(1);
-/// After this long without a look, a change counts as one that comes alone.
-const QUIET: Duration = Duration::from_secs(2);
+/// Upper bound of the pause after walks that found nothing of what may wait. A client repeats its SYN after 1, 3, 7 and 15 s.
+const FUTILE: Duration = Duration::from_secs(4);
+/// After this long without a look that was due, a change counts as one that comes alone.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Paces looks.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     last: Option<Instant>,
     pause: Duration,
+}
+
+/// What a look was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// The kernel walked its table for what may wait, and nothing was stale.
+    Futile,
+    /// Any other.
+    Useful,
 }
 
 impl Pace {
@@ -27,14 +39,19 @@ impl Pace {
     }
 
     /// Notes a look. The pause doubles while each look soon follows the one before.
-    pub(super) fn looked(&mut self, start: Instant, end: Instant) {
-        let is_lone = self.last.is_none_or(|last| start >= last + QUIET);
+    pub(super) fn looked(&mut self, start: Instant, end: Instant, look: Look) {
+        let earliest_lone = |last| last + self.pause.max(LONGEST) + QUIET;
+        let is_lone = self.last.is_none_or(|last| start >= earliest_lone(last));
+        let longest = match look {
+            Look::Futile => FUTILE,
+            Look::Useful => LONGEST,
+        };
         let next = match is_lone {
             true => SHORTEST,
             false => self.pause.saturating_mul(2),
         };
         let rest = (end - start).saturating_mul(REST);
-        self.pause = next.max(rest).min(LONGEST);
+        self.pause = next.max(rest).min(longest);
         self.last = Some(end);
     }
 }
@@ -44,12 +61,12 @@ mod tests {
     use super::*;
 
     /// Instants of the looks in this time, if there is something to look for at all times and each takes so long.
-    fn looks(time: Duration, each: Duration) -> Vec<Duration> {
+    fn looks(time: Duration, each: Duration, look: Look) -> Vec<Duration> {
         let start = Instant::now();
         let (mut pace, mut now, mut looks) = (Pace::default(), start, Vec::new());
         while now < start + time {
             looks.push(now - start);
-            pace.looked(now, now + each);
+            pace.looked(now, now + each, look);
             now = pace.due(now + each);
         }
         looks
@@ -57,10 +74,28 @@ mod tests {
 
     #[test]
     fn sustained_changes_lead_to_one_look_a_second() {
-        let looks = looks(Duration::from_secs(60), Duration::from_millis(4));
+        let looks = looks(
+            Duration::from_secs(60),
+            Duration::from_millis(4),
+            Look::Useful,
+        );
         assert!((60..70).contains(&looks.len()), "{}", looks.len());
         let in_the_last_10_s = looks.iter().filter(|at| at.as_secs() >= 50).count();
         assert!(in_the_last_10_s <= 10, "{in_the_last_10_s}");
+    }
+
+    #[test]
+    fn walks_that_find_nothing_become_seldom_until_one_does() {
+        let each = Duration::from_millis(4);
+        let looks = looks(Duration::from_secs(60), each, Look::Futile);
+        assert!((18..24).contains(&looks.len()), "{}", looks.len());
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        for _ in 0..20 {
+            pace.looked(now, now + each, Look::Futile);
+            now = pace.due(now + each);
+        }
+        pace.looked(now, now + each, Look::Useful);
+        assert_eq!(pace.due(now), now + each + LONGEST);
     }
 
     #[test]
@@ -70,7 +105,7 @@ mod tests {
         assert_eq!(pace.due(start), start);
         let mut now = start;
         for _ in 0..20 {
-            pace.looked(now, now + Duration::from_millis(4));
+            pace.looked(now, now + Duration::from_millis(4), Look::Futile);
             // A second change soon after the first waits for milliseconds.
             assert!(pace.due(now) <= now + Duration::from_millis(90));
             now += Duration::from_secs(3);
@@ -84,12 +119,12 @@ mod tests {
             let each = Duration::from_micros(micros);
             let now = Instant::now();
             let mut pace = Pace::default();
-            pace.looked(now, now + each);
+            pace.looked(now, now + each, Look::Useful);
             assert!(each * 20 <= pace.due(now) - now, "{each:?}");
         }
         let now = Instant::now();
         let mut pace = Pace::default();
-        pace.looked(now, now + Duration::from_secs(3));
+        pace.looked(now, now + Duration::from_secs(3), Look::Useful);
         assert_eq!(pace.due(now), now + Duration::from_secs(4));
     }
 }
