@@ -98,6 +98,10 @@ pub(super) fn remove(owner: &ChainOwner, family: Family, removed: &mut Removed) 
         }
     };
     let exists = |table: &&&str| names.lines().any(|name| name == **table);
+    // Usual, and no reason to run a program.
+    if !owner.tables.iter().any(|table| exists(&table)) {
+        return;
+    }
     if legacy(&programs).is_err() {
         // A program that writes several tables is suspected only where all of them exist.
         if owner.tables.iter().all(|table| exists(&table)) {
