@@ -313,10 +313,10 @@ impl Conntrack {
         }
     }
 
-    /// Whether the entry of the attempt is still there and still has no reply. The kernel looks one entry up.
-    pub fn is_unanswered(&mut self, attempt: &Attempt) -> Result<bool, Error> {
+    /// Whether the entry of the attempt has a reply by now; `None` if the entry is gone. The kernel looks one entry up.
+    pub fn has_reply(&mut self, attempt: &Attempt) -> Result<Option<bool>, Error> {
         let family = Family::of(attempt.flow.destination.ip());
-        let mut is_unanswered = false;
+        let mut has_reply = None;
         let reply = self.connection.ask(
             wire::GET,
             0,
@@ -326,14 +326,14 @@ impl Conntrack {
                 let found = wire::read(message)?;
                 // A newer entry may have the same addresses and ports.
                 let same = found.filter(|(_, handle)| *handle == attempt.handle);
-                is_unanswered = same.is_some_and(|(flow, _)| !flow.answered);
+                has_reply = same.map(|(flow, _)| flow.answered);
                 Ok(())
             },
         )?;
         match reply {
-            Reply::Refused(Errno::ENOENT) => Ok(false),
+            Reply::Refused(Errno::ENOENT) => Ok(None),
             Reply::Refused(errno) => Err(failed("read a conntrack entry")(errno)),
-            Reply::Done | Reply::Interrupted => Ok(is_unanswered),
+            Reply::Done | Reply::Interrupted => Ok(has_reply),
         }
     }
 

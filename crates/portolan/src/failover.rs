@@ -75,9 +75,9 @@ pub(crate) fn start(
         directory: directory.clone(),
         publish,
         reporter: Reporter::new(reports),
-        whole: Pace::new(Instant::now()),
+        whole: Pace::new(pace::WHOLE, Instant::now()),
         sampler: Sampler::default(),
-        sample: Pace::new(Instant::now()),
+        sample: Pace::new(pace::SAMPLE, Instant::now()),
         ignored: Ignored::default(),
         suspicions: Suspicions::default(),
         seen: None,
@@ -105,7 +105,7 @@ struct Failover {
     sampler: Sampler,
     /// Paces readings of parts.
     sample: Pace,
-    ignored: Ignored,
+    ignored: Ignored<Attempt>,
     suspicions: Suspicions,
     /// Attempts of the last reading, and when a reply must have come.
     seen: Option<(Instant, Vec<Attempt>)>,
@@ -238,10 +238,10 @@ impl Failover {
                 Some(node) if self.suspicions.may_probe(node, now) => {
                     reasons.entry(node.clone()).or_default().push(attempt);
                 }
-                _ => of_no_interest.push(key(&attempt.flow)),
+                _ => of_no_interest.push(attempt),
             }
         }
-        self.ignored.add(of_no_interest, now);
+        self.ignore(of_no_interest, now);
         let names: BTreeSet<Arc<str>> = reasons.keys().cloned().collect();
         if names.is_empty() {
             return;
@@ -339,16 +339,15 @@ impl Failover {
     fn probed(&mut self, probed: &Probed) {
         let (node, now) = (&probed.node, Instant::now());
         self.probing.remove(node);
-        let reasons = probed.evidence.iter().map(|attempt| key(&attempt.flow));
         match probed.answer {
             Answer::None(probes) if !probed.evidence.is_empty() => {
                 self.unanswered(probed, probes, now);
             }
             Answer::None(_) => {}
-            Answer::Untried => self.ignored.add(reasons, now),
+            Answer::Untried => self.ignore(probed.evidence.iter().cloned(), now),
             Answer::From(address) => {
                 tracing::debug!(%node, %address, "node answers");
-                self.ignored.add(reasons, now);
+                self.ignore(probed.evidence.iter().cloned(), now);
                 if let Some(lasted) = self.suspicions.answered(node, now) {
                     self.reporter
                         .ended(node, Some(lasted), "node answers again");
@@ -369,8 +368,7 @@ impl Failover {
         let is_suspect =
             !attempts.is_empty() && self.suspicions.suspect(node.clone(), probed.nodes, now);
         if !is_suspect {
-            let reasons = probed.evidence.iter().map(|attempt| key(&attempt.flow));
-            self.ignored.add(reasons, now);
+            self.ignore(probed.evidence.iter().cloned(), now);
             return;
         }
         let (count, named) = (attempts.len(), &mut attempts);
@@ -383,6 +381,17 @@ impl Failover {
         );
         self.reporter.suspected(node, &evidence, now);
         self.publish();
+    }
+
+    /// Ignores the endpoints of these attempts for a while.
+    fn ignore(&mut self, attempts: impl IntoIterator<Item = Attempt>, now: Instant) {
+        let keyed = attempts
+            .into_iter()
+            .map(|attempt| (key(&attempt.flow), attempt));
+        let conntrack = &mut self.conntrack;
+        self.ignored.add(keyed, now, |attempt| {
+            matches!(conntrack.has_reply(attempt), Ok(Some(true)))
+        });
     }
 
     fn publish(&self) {
@@ -403,8 +412,9 @@ fn processor_time() -> Duration {
 
 /// Whether there is no reply to an attempt yet. An entry that cannot be read says nothing.
 fn is_unanswered(conntrack: &mut Conntrack, attempt: &Attempt) -> bool {
-    conntrack.is_unanswered(attempt).unwrap_or_else(|error| {
+    let reply = conntrack.has_reply(attempt).unwrap_or_else(|error| {
         tracing::debug!(%error, "cannot read a conntrack entry");
-        false
-    })
+        None
+    });
+    reply == Some(false)
 }

@@ -38,13 +38,14 @@ const NIGHTLY: [(&str, &str); 6] = [
 ];
 
 /// Numbers of kills, flushes, other foreign changes and error numbers, and the lengths of soak and failing calls, for `--nightly`.
-const FAULTS: [(&str, &str); 6] = [
+const FAULTS: [(&str, &str); 7] = [
     ("PORTOLAN_KILLS", "1000"),
     ("PORTOLAN_FLUSHES", "1000"),
     ("PORTOLAN_VANDALISM", "10000"),
     ("PORTOLAN_SOAK_SECONDS", "3600"),
     ("PORTOLAN_ERRNOS", "12"),
     ("PORTOLAN_FAULT_SECONDS", "3600"),
+    ("PORTOLAN_LOSSY_SECONDS", "3600"),
 ];
 
 /// Test targets that read the sizes.
@@ -53,8 +54,8 @@ const RANDOM: [&str; 4] = ["random_clusters", "kernel_clusters", "order", "opera
 const WALK: &str = "any_walk_ends_in_the_state_made_from_nothing";
 /// Parts of the names of unit tests of failing calls.
 const FAILING_CALLS: [&str; 2] = ["walk::faults::", "an_errno_at_every_conntrack_call"];
-/// The test target that reads the numbers of faults.
-const SURVIVAL: &str = "survival";
+/// The test targets that read the numbers of faults.
+const SURVIVAL: [&str; 2] = ["survival", "failover"];
 /// Test targets with tests that are ignored in the quick tier.
 const IGNORED: [&str; 11] = [
     "browser",
@@ -216,10 +217,10 @@ fn test_programs(messages: &[u8]) -> Vec<PathBuf> {
     lines.filter_map(program).collect()
 }
 
-/// A thousand kills and flushes, ten thousand other foreign changes, and an hour of churn.
+/// A thousand kills and flushes, ten thousand other foreign changes, an hour of churn and an hour of lost packets.
 fn faults() -> Result<()> {
     let mut tests = tests()?;
-    tests.args(["--test", SURVIVAL]);
+    tests.args(SURVIVAL.iter().flat_map(|target| ["--test", target]));
     let survival = run(tests.envs(FAULTS));
     let mut calls = self::tests()?;
     calls.args(["--lib", "--"]).args(FAILING_CALLS);
@@ -333,7 +334,7 @@ mod tests {
     fn every_target_of_the_tiers_exists() -> Result<()> {
         let folder = root()?.join("tests/tests");
         let all = RANDOM.iter().chain(&IGNORED).chain(&SHIPPED);
-        for target in all.chain([&CLUSTER, &SURVIVAL]) {
+        for target in all.chain(&SURVIVAL).chain([&CLUSTER]) {
             let file = folder.join(format!("{target}.rs"));
             assert!(file.is_file() || folder.join(target).is_dir(), "{target}");
         }

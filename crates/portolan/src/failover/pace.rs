@@ -1,5 +1,5 @@
 //! Decides when to read conntrack in search of unanswered attempts: so seldom that it costs at most a four-hundredth of a
-//! processor. There is one pace for readings of the whole table, and one for samples.
+//! processor. There is one pace for readings of the whole table, and one for samples, which are smaller and so more frequent.
 //!
 //! A pure function of instants.
 
@@ -7,21 +7,25 @@ use std::time::{Duration, Instant};
 
 /// Pause between two readings as a multiple of the processor time that the last one took.
 const REST: u32 = 400;
-/// Bounds of the pause.
-const SHORTEST: Duration = Duration::from_millis(250);
+/// Shortest pause between readings of the whole table.
+pub(super) const WHOLE: Duration = Duration::from_millis(250);
+/// Shortest pause between samples.
+pub(super) const SAMPLE: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// Paces readings.
 #[derive(Debug)]
 pub(super) struct Pace {
+    shortest: Duration,
     last: Instant,
     cost: Duration,
 }
 
 impl Pace {
-    /// The first reading is due soon.
-    pub(super) fn new(now: Instant) -> Self {
+    /// The first reading is due after the shortest pause.
+    pub(super) fn new(shortest: Duration, now: Instant) -> Self {
         Pace {
+            shortest,
             last: now,
             cost: Duration::ZERO,
         }
@@ -29,12 +33,13 @@ impl Pace {
 
     /// When the next reading is due.
     pub(super) fn due(&self) -> Instant {
-        self.last + self.cost.saturating_mul(REST).clamp(SHORTEST, LONGEST)
+        let pause = self.cost.saturating_mul(REST);
+        self.last + pause.clamp(self.shortest, LONGEST)
     }
 
     /// Whether readings follow each other as soon as they may.
     pub(super) fn is_shortest(&self) -> bool {
-        self.due() <= self.last + SHORTEST
+        self.due() <= self.last + self.shortest
     }
 
     /// Notes a reading that began at this instant, and its processor time.
@@ -57,7 +62,8 @@ mod tests {
     fn readings_take_a_four_hundredth_of_a_processor_at_most() {
         for micros in [1, 200, 1_250, 4_000, 70_000] {
             let (start, cost) = (Instant::now(), Duration::from_micros(micros));
-            let (mut pace, mut now, mut spent) = (Pace::new(start), start, Duration::ZERO);
+            let mut pace = Pace::new(SAMPLE, start);
+            let (mut now, mut spent) = (start, Duration::ZERO);
             let time = Duration::from_secs(6_000);
             while now < start + time {
                 now = pace.due();
@@ -67,14 +73,14 @@ mod tests {
             }
             let share = spent.as_secs_f64() / time.as_secs_f64();
             assert!(share <= 0.0026, "{micros}: {share}");
-            assert!(pace.due() - now >= SHORTEST);
+            assert!(pace.due() - now >= SAMPLE);
         }
     }
 
     #[test]
     fn an_expensive_reading_delays_the_next_for_a_bounded_time() {
         let start = Instant::now();
-        let mut pace = Pace::new(start);
+        let mut pace = Pace::new(WHOLE, start);
         pace.read(start, Duration::from_secs(1));
         assert_eq!(pace.due(), start + LONGEST);
         assert!(!pace.is_shortest());

@@ -22,9 +22,9 @@ pub(super) struct Rounds(&'static [Duration]);
 
 /// Three quick rounds, about a node that may be down.
 pub(super) const QUICK: Rounds = Rounds(&[
+    Duration::from_millis(100),
+    Duration::from_millis(100),
     Duration::from_millis(150),
-    Duration::from_millis(150),
-    Duration::from_millis(200),
 ]);
 /// One round, about a suspect that may be back.
 pub(super) const PATIENT: Rounds = Rounds(&[Duration::from_millis(800)]);
