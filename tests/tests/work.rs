@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use lab::fake_api::FakeApi;
 use lab::{Daemon, HEALTH_PORT, scenario, wait_until};
 use nft::{Backend, Family, Kernel};
-use portolan_tests::overlay::metric;
+use portolan_tests::overlay::{OverlayStage, metric};
 use portolan_tests::stage::{PATIENCE, Stage, service};
 use serde_json::Value;
 use service_dataplane::layout;
@@ -285,4 +285,66 @@ fn an_hours_work_on_a_quiet_cluster_logs_one_line() -> Result<()> {
         .collect();
     ensure!(others.len() <= 1, "{others:#?}");
     Ok(())
+}
+
+/// Seconds in which an idle daemon is watched.
+const IDLE: u64 = 10;
+/// Wake-ups of all threads in that time: timers of whole seconds. A timer wakes its thread twice.
+const MOST_IDLE_WAKE_UPS: u64 = 30;
+/// Failover reads conntrack four times a second, if that is cheap.
+const OF_FAILOVER: u64 = IDLE * 4 * 2;
+/// Processor time in that time: one percent, unoptimized.
+const MOST_IDLE_TICKS: u64 = IDLE;
+
+/// Waits until the daemon is idle: until it wakes no oftener than this, and takes as little time.
+fn becomes_idle(daemon: &Daemon, most: u64) -> Result<()> {
+    // What the start leaves to be done takes some seconds.
+    for _ in 0..6 {
+        let before = (wake_ups(daemon)?, ticks(daemon)?);
+        std::thread::sleep(Duration::from_secs(IDLE));
+        let woken = wake_ups(daemon)? - before.0;
+        let ticks = ticks(daemon)? - before.1;
+        eprintln!("{woken} wake-ups and {ticks} ticks in {IDLE} s");
+        if woken <= most && ticks <= MOST_IDLE_TICKS {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("more than {most} wake-ups or {MOST_IDLE_TICKS} ticks each time")
+}
+
+/// Processor time in ticks of 10 ms (proc_pid_stat(5)).
+fn ticks(daemon: &Daemon) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid()))?;
+    let (_, fields) = stat.rsplit_once(") ").context("no name")?;
+    let times = fields.split(' ').skip(11).take(2);
+    Ok(times.map(str::parse::<u64>).sum::<Result<u64, _>>()?)
+}
+
+#[scenario(Nft)]
+fn an_idle_daemon_hardly_ever_wakes() -> Result<()> {
+    let stage = Stage::new()?;
+    let (_api, kubeconfig) = stage.serve_api(stage.all_objects())?;
+    for (failover, most) in [
+        ("off", MOST_IDLE_WAKE_UPS),
+        ("on", MOST_IDLE_WAKE_UPS + OF_FAILOVER),
+    ] {
+        let failover = format!("--failover={failover}");
+        let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[&failover])?;
+        stage.wait_until_ready(&daemon)?;
+        stage.wait_for_backends(&stage.web, 4)?;
+        becomes_idle(&daemon, most)?;
+    }
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft)]
+fn an_idle_overlay_hardly_ever_wakes() -> Result<()> {
+    let stage = OverlayStage::new(2)?;
+    let (_api, kubeconfig) = stage.serve_api()?;
+    // A round of probes costs what it measures.
+    let flags = ["--overlay-probe-port=0", "--failover=off"];
+    let daemon = stage.start_with_api(0, &kubeconfig, &flags)?;
+    let _other = stage.start_with_api(1, &kubeconfig, &flags)?;
+    stage.wait_for_mesh()?;
+    becomes_idle(&daemon, MOST_IDLE_WAKE_UPS)
 }

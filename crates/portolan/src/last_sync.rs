@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tokio::runtime::Handle;
 
@@ -17,7 +17,7 @@ use crate::status::{Adopted, SharedStatus};
 
 /// In the folder for state, which manifests mount.
 const FILE: &str = "/run/portolan/last-sync";
-/// Interval between two looks at the status.
+/// Interval between two looks at the status while the tables are not in sync.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Interval between two writes.
 const WRITE_INTERVAL: Duration = Duration::from_secs(10);
@@ -39,17 +39,15 @@ pub(crate) fn adopted() -> Adopted {
 /// Starts keeping the file up to date.
 pub(crate) fn start(parts: &Parts, status: Arc<SharedStatus>) {
     parts.task("last-sync", &Handle::current(), async move {
-        let mut written: Option<Instant> = None;
         loop {
-            let is_due = written.is_none_or(|at| at.elapsed() >= WRITE_INTERVAL);
-            if is_due && status.load().is_in_sync() {
-                if let Err(error) = write(Path::new(FILE), SystemTime::now()) {
-                    report(&error);
-                    break;
-                }
-                written = Some(Instant::now());
-            }
-            tokio::time::sleep(INTERVAL).await;
+            let pause = match status.load().is_in_sync() {
+                true => match write(Path::new(FILE), SystemTime::now()) {
+                    Ok(()) => WRITE_INTERVAL,
+                    Err(error) => break report(&error),
+                },
+                false => INTERVAL,
+            };
+            tokio::time::sleep(pause).await;
         }
         // A part must not end before the daemon does.
         std::future::pending().await

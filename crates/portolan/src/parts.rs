@@ -19,8 +19,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Time for all parts to end after a signal, or after the first part has ended.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
-/// Interval at which a monitor checks whether it is canceled, and pause after an error.
-const MONITOR_WAIT: Duration = Duration::from_secs(1);
+/// Interval at which a monitor checks whether it is canceled. Nothing waits for the end of a monitor.
+const MONITOR_WAIT: Duration = Duration::from_secs(60);
+/// Pause of a monitor after an error.
+const MONITOR_PAUSE: Duration = Duration::from_secs(1);
 
 type End = (&'static str, Result<()>);
 
@@ -153,7 +155,7 @@ impl Parts {
                     Ok(notice) => notify(notice),
                     Err(error) => {
                         tracing::warn!(monitor = name, %error, "cannot read kernel notifications; comparing every second instead");
-                        std::thread::sleep(MONITOR_WAIT);
+                        std::thread::sleep(MONITOR_PAUSE);
                         notify(None)
                     }
                 };
