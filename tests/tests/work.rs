@@ -1,7 +1,7 @@
 //! What a change may cost, in counted work: transactions, elements, walks of conntrack, wake-ups of threads. Counts do not
 //! depend on the speed of the machine, so that a change that makes each change cost more fails here first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use lab::{Daemon, HEALTH_PORT, scenario, wait_until};
 use nft::{Backend, Family, Kernel};
 use portolan_tests::overlay::{OverlayStage, metric};
 use portolan_tests::stage::{PATIENCE, Stage, service};
-use serde_json::Value;
+use serde_json::{Value, json};
 use service_dataplane::layout;
 
 /// Changes that are counted.
@@ -347,4 +347,86 @@ fn an_idle_overlay_hardly_ever_wakes() -> Result<()> {
     let _other = stage.start_with_api(1, &kubeconfig, &flags)?;
     stage.wait_for_mesh()?;
     becomes_idle(&daemon, MOST_IDLE_WAKE_UPS)
+}
+
+/// Services that are invalid, in four ways.
+const INVALID: usize = 2_000;
+
+fn invalid_service(stage: &Stage, n: usize) -> Value {
+    let mut object = stage.web.object();
+    object["metadata"]["name"] = format!("invalid-{n:05}").into();
+    let (field, value) = [
+        ("clusterIPs", json!(["none of these"])),
+        ("ports", json!([{ "port": 80_000, "protocol": "TCP" }])),
+        ("ports", json!("many")),
+        ("externalIPs", json!({ "a": 1 })),
+    ][n % 4]
+        .clone();
+    object["spec"][field] = value;
+    object
+}
+
+/// Which invalid Services the log names, each as often as it does.
+fn named(lines: &[String]) -> BTreeMap<String, usize> {
+    let mut named = BTreeMap::new();
+    for line in lines {
+        // A line about one object has its name in the text and in a field.
+        let names = line.split("default/invalid-").skip(1);
+        let names: BTreeSet<&str> = names.filter_map(|rest| rest.get(..5)).collect();
+        for name in names {
+            *named.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    named
+}
+
+#[scenario(Nft)]
+fn thousands_of_invalid_services_cost_lines_and_nothing_else() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut work = Vec::new();
+    let mut watched = None;
+    for invalid in [0, INVALID] {
+        drop(watched.take());
+        let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
+        api.apply_all((0..invalid).map(|n| invalid_service(&stage, n)))?;
+        stage.node.nft(&["flush", "ruleset"])?;
+        let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
+        stage.wait_until_ready(&daemon)?;
+        stage.wait_for_backends(&stage.web, 4)?;
+        work.push((Work::of(&stage, &daemon)?, ticks(&daemon)?));
+        watched = Some((api, daemon));
+    }
+    let (api, daemon) = watched.context("started twice")?;
+    println!("without and with {INVALID} invalid Services: {work:?}");
+    let [(without, _), (with, _)] = work.as_slice() else {
+        anyhow::bail!("two starts")
+    };
+    ensure!(with.commits == without.commits && with.elements == without.elements);
+
+    // While the log is still naming them, a change is committed as ever.
+    for count in [3, 2, 4] {
+        api.apply_all(stage.objects(&stage.web, 0..count))?;
+        stage.wait_for_backends(&stage.web, count)?;
+    }
+    wait_until("each to be named", PATIENCE, || {
+        named(&daemon.lines()).len() == INVALID
+    })?;
+    // A list brings all of them again, and is no reason to name them again.
+    api.advance(1);
+    api.compact();
+    api.break_connections();
+    api.apply_all(stage.objects(&stage.web, 0..1))?;
+    stage.wait_for_backends(&stage.web, 1)?;
+    let metric = metric(&stage.node, "portolan_invalid_objects{kind=\"Service\"}");
+    println!("{metric:?}");
+    let lines = daemon.lines();
+    let often = named(&lines);
+    ensure!(
+        often.len() == INVALID && often.values().all(|times| *times == 1),
+        "{often:?}"
+    );
+    ensure!(lines.len() < 250, "{} lines", lines.len());
+    let events = api.events().len();
+    ensure!(events < 40, "{events} Events");
+    Ok(())
 }

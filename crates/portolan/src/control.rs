@@ -28,6 +28,8 @@ use crate::status::{Adopted, SharedStatus, Status};
 
 mod commit_log;
 mod flapping;
+mod invalid;
+mod line_limit;
 mod pace;
 mod problem_log;
 mod remarks;
@@ -37,8 +39,9 @@ mod view;
 
 use commit_log::{CommitLog, LoggedCommit};
 use flapping::Flapping;
+use line_limit::LineLimit;
 use pace::Pace;
-use problem_log::{ConflictLog, LineLimit, ProblemLog};
+use problem_log::{ConflictLog, ProblemLog};
 use repairs::Repairs;
 use steps::Steps;
 pub(crate) use view::ClusterView;
@@ -258,7 +261,7 @@ impl<B: Backend> Control<B> {
 
     fn report(&mut self, problem: &Problem) {
         let is_new = self.problems.is_new(problem);
-        if is_new {
+        if is_new && self.permits_about(problem.subject()) {
             remarks::log(problem);
         }
         for observer in &mut self.observers {
@@ -295,6 +298,7 @@ impl<B: Backend> Control<B> {
             self.repairs.due(now),
             self.listeners.due(),
             self.commits.due(now),
+            self.line_limit.due(now),
         ];
         times.into_iter().flatten().min()
     }
@@ -357,6 +361,7 @@ impl<B: Backend> Control<B> {
             }
         }
         self.commits.write(now);
+        self.line_limit.write(now);
         self.publish();
     }
 

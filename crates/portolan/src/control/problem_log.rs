@@ -1,11 +1,10 @@
-//! Suppresses repeated warnings about an object until the object recovers, and bounds how many lines objects can cause.
+//! Suppresses repeated warnings about an object until the object recovers.
 //!
 //! A problem is logged once while it stays true, however often the object is listed, changed elsewhere or planned, and
-//! again after the object was valid in between. At most [`REMEMBERED`] problems of one object are logged. [`LineLimit`]
-//! limits the lines about conflicts, so that a Service that is edited constantly does not fill the disk.
+//! again after the object was valid in between. At most [`REMEMBERED`] problems of one object are logged. How many lines
+//! all objects together can cause is left to `line_limit`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::time::{Duration, Instant};
 
 use object_source::{Problem, SourceEvent, Subject};
 use service_dataplane::{Claim, Conflict};
@@ -13,40 +12,8 @@ use service_model::{ObjectEvent, ObjectKind, ObjectName, Watched};
 
 /// Maximum number of problems of an object that are logged.
 const REMEMBERED: usize = 16;
-/// Lines that may be logged in a row.
-const BURST: u32 = 100;
-/// Interval after which one more line may be logged.
-const LINE: Duration = Duration::from_millis(200);
 /// Maximum number of pairs of Services remembered; beyond it, all are forgotten and logged again.
 const PAIRS: usize = 1024;
-
-/// Token bucket for log lines about objects: [`BURST`], then five a second.
-#[derive(Debug, Default)]
-pub(super) struct LineLimit {
-    /// When a whole burst may be logged again.
-    full_at: Option<Instant>,
-    suppressed: u64,
-}
-
-impl LineLimit {
-    /// Whether a line may be logged now; logs how many lines were suppressed before.
-    pub(super) fn permits(&mut self, now: Instant) -> bool {
-        let full_at = self.full_at.map_or(now, |at| at.max(now)) + LINE;
-        if full_at > now + LINE * BURST {
-            self.suppressed += 1;
-            return false;
-        }
-        self.full_at = Some(full_at);
-        let lines = std::mem::take(&mut self.suppressed);
-        if lines > 0 {
-            tracing::warn!(
-                lines,
-                "suppressed log lines about objects; metrics count all problems"
-            );
-        }
-        true
-    }
-}
 
 /// Which pairs of Services claim the same frontends, to log each pair once.
 #[derive(Debug, Default)]
@@ -266,13 +233,6 @@ mod tests {
         };
         assert_eq!(thousand(&mut log, 1), REMEMBERED);
         assert_eq!(thousand(&mut log, 1), 0);
-        let (mut limit, start) = (LineLimit::default(), Instant::now());
-        let mut lines = 0;
-        for n in 0..10_000 {
-            let now = start + Duration::from_millis(1) * n;
-            lines += usize::from(limit.permits(now));
-        }
-        assert!((140..=151).contains(&lines), "{lines} lines in ten seconds");
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use nft::Backend;
-use object_source::Problem;
+use object_source::{Problem, Subject};
 use service_dataplane::SyncOutcome;
-use service_model::Invalid;
+use service_model::{Invalid, ObjectKind, ObjectName};
 
 use super::Control;
 use super::problem_log::Contest;
@@ -17,8 +17,10 @@ impl<B: Backend> Control<B> {
     /// Logs quarantined Services, and conflicts that are new.
     pub(super) fn log_outcome(&mut self, outcome: &SyncOutcome) {
         for quarantined in &outcome.quarantined {
-            tracing::error!(service = %quarantined.service, error = %quarantined.error,
-                "the kernel refused this Service; it is quarantined and its last good rules stay in place");
+            if self.permits_about(of_service(&quarantined.service)) {
+                tracing::error!(service = %quarantined.service, error = %quarantined.error,
+                    "the kernel refused this Service; it is quarantined and its last good rules stay in place");
+            }
         }
         for contest in self.conflicts.new_contests(&outcome.conflicts) {
             if self.line_limit.permits(Instant::now()) {
@@ -38,8 +40,10 @@ impl<B: Backend> Control<B> {
     /// Reports a Service that is over its budget from now on. The problem log is for what is true of one version of an
     /// object; this depends on its endpoints as well, and is reported once until the Service is within its budget again.
     pub(super) fn report_over_budget(&mut self, invalid: Invalid) {
-        tracing::error!(service = %invalid.object,
-            "{invalid}; the Service is quarantined and its last good rules stay in place");
+        if self.permits_about(of_service(&invalid.object)) {
+            tracing::error!(service = %invalid.object,
+                "{invalid}; the Service is quarantined and its last good rules stay in place");
+        }
         let problem = Problem::Object { at: None, invalid };
         for observer in &mut self.observers {
             observer.problem(&problem);
@@ -47,18 +51,26 @@ impl<B: Backend> Control<B> {
         }
     }
 
+    /// Whether a line about an object may be logged now; otherwise the object is named later.
+    pub(super) fn permits_about(&mut self, subject: Subject) -> bool {
+        self.line_limit.permits_about(subject, Instant::now())
+    }
+
     /// Facts for the operator that do not make the node unready.
     pub(super) fn notes(&self) -> Vec<String> {
-        let refused = self.dataplane.quarantine().iter();
-        let refused =
-            refused.map(|(service, error)| format!("Service {service} is quarantined: {error}"));
-        let over_budget = self.view.over_budget();
+        let (refused, over_budget) = (self.dataplane.quarantine(), self.view.over_budget());
+        let quarantined = refused.len() + over_budget.len();
+        let refused = refused
+            .iter()
+            .map(|(service, error)| format!("Service {service} is quarantined: {error}"));
         let over_budget =
             over_budget.map(|over| format!("Service {} is quarantined: {over}", over.object));
-        let mut notes = first(refused.chain(over_budget), "Services are quarantined");
+        let all = refused.chain(over_budget);
+        let mut notes = first(all, quarantined, "Services are quarantined");
         let invalid = self.view.wholly_invalid();
+        let count = invalid.len();
         let invalid = invalid.map(|problem| format!("{problem}: an earlier valid version serves"));
-        notes.extend(first(invalid, "objects are invalid"));
+        notes.extend(first(invalid, count, "objects are invalid"));
         if self.lacks_node {
             let name = &self.facts.node_name;
             notes.push(format!(
@@ -72,13 +84,15 @@ impl<B: Backend> Control<B> {
     }
 }
 
-/// The first notes of many, and how many more there are.
-fn first(all: impl Iterator<Item = String>, what: &str) -> Vec<String> {
-    let mut all = all.fuse();
-    let mut notes: Vec<String> = all.by_ref().take(NAMED).collect();
-    let more = all.count();
-    if more > 0 {
-        notes.push(format!("{more} more {what}"));
+fn of_service(name: &ObjectName) -> Subject {
+    Subject::Object(ObjectKind::Service, name.clone())
+}
+
+/// The first notes of `count`, and how many more there are. The others are not composed: this happens on every turn.
+fn first(all: impl Iterator<Item = String>, count: usize, what: &str) -> Vec<String> {
+    let mut notes: Vec<String> = all.take(NAMED).collect();
+    if count > notes.len() {
+        notes.push(format!("{} more {what}", count - notes.len()));
     }
     notes
 }

@@ -266,6 +266,35 @@ fn a_file_that_does_not_parse_is_no_invalid_service() {
 }
 
 #[test]
+fn ten_thousand_invalid_objects_are_nine_notes_and_no_commit() {
+    let mut control = synced();
+    let before = control.dataplane.backend().counters().transactions;
+    let metric =
+        |control: &Control<Fake>| metric(control, r#"portolan_invalid_objects{kind="Service"} "#);
+    for n in 0..10_000 {
+        let invalid = Invalid {
+            kind: ObjectKind::Service,
+            object: ObjectName::new("default", format!("invalid-{n}")),
+            field: "spec.clusterIPs[0]".into(),
+            reason: "no IP address".into(),
+        };
+        control.event(SourceEvent::Problem(Problem::Object { at: None, invalid }));
+    }
+    turn_at_once(&mut control);
+    assert_eq!(metric(&control), Some(10_000));
+    let status = control.reports.status.load_full();
+    assert_eq!(status.notes.len(), 9);
+    assert_eq!(status.notes[8], "9992 more objects are invalid");
+    // A list without them.
+    control.event(SourceEvent::Service(all(vec![service()])));
+    turn_at_once(&mut control);
+    assert_eq!(metric(&control), Some(0));
+    assert!(control.reports.status.load().notes.is_empty());
+    let after = control.dataplane.backend().counters().transactions;
+    assert_eq!(after, before, "commits");
+}
+
+#[test]
 fn an_unchanged_object_causes_no_commit() {
     let mut control = synced();
     let before = control.dataplane.backend().counters();

@@ -17,6 +17,8 @@ use service_model::{
 
 use object_source::{SourceEvent, Subject};
 
+use super::invalid::InvalidObjects;
+
 /// The kinds that planning needs. Without ServiceCIDRs, packets to unallocated cluster IPs would pass for a moment. They
 /// are optional: a failed list of ServiceCIDRs counts as an empty one.
 const NEEDED: [ObjectKind; 4] = [
@@ -45,8 +47,7 @@ pub(crate) struct ClusterView {
     node_exists: bool,
     service_cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
     listed: BTreeSet<ObjectKind>,
-    /// Objects and files that have a problem; the problem, if nothing of their current version is used.
-    invalid: BTreeMap<Subject, Option<String>>,
+    invalid: InvalidObjects,
     /// Services over their budget.
     over_budget: BTreeMap<ObjectName, Invalid>,
 }
@@ -72,7 +73,7 @@ impl ClusterView {
             node_exists: false,
             service_cidrs: BTreeMap::new(),
             listed: BTreeSet::new(),
-            invalid: BTreeMap::new(),
+            invalid: InvalidObjects::default(),
             over_budget: BTreeMap::new(),
         }
     }
@@ -107,15 +108,8 @@ impl ClusterView {
                 self.objects(&event);
                 self.service_cidr_event(event);
             }
-            SourceEvent::Problem(problem) => {
-                let entry = self.invalid.entry(problem.subject()).or_default();
-                if problem.is_whole() {
-                    *entry = Some(problem.to_string());
-                }
-            }
-            SourceEvent::Solved(subject) => {
-                self.invalid.remove(&subject);
-            }
+            SourceEvent::Problem(problem) => self.invalid.add(&problem),
+            SourceEvent::Solved(subject) => self.invalid.remove(&subject),
             SourceEvent::Connection {
                 kind: ObjectKind::ServiceCidr,
                 state: Err(_),
@@ -141,10 +135,7 @@ impl ClusterView {
             }
             ObjectEvent::Reset { invalid, .. } => {
                 self.listed.insert(kind);
-                self.invalid.retain(|subject, _| match subject {
-                    Subject::Object(of, name) => *of != kind || invalid.contains(name),
-                    Subject::File(_) => true,
-                });
+                self.invalid.listed(kind, invalid);
             }
         }
     }
@@ -216,16 +207,14 @@ impl ClusterView {
 
     /// Number of invalid objects of each kind.
     pub(crate) fn invalid_by_kind(&self) -> impl Iterator<Item = (ObjectKind, usize)> {
-        NEEDED.into_iter().map(|kind| {
-            let is_of_kind =
-                |subject: &&Subject| matches!(subject, Subject::Object(of, _) if *of == kind);
-            (kind, self.invalid.keys().filter(is_of_kind).count())
-        })
+        NEEDED
+            .into_iter()
+            .map(|kind| (kind, self.invalid.count(kind)))
     }
 
     /// Objects and files of which nothing of the current version is used, each with its problem.
-    pub(crate) fn wholly_invalid(&self) -> impl Iterator<Item = &str> {
-        self.invalid.values().filter_map(Option::as_deref)
+    pub(crate) fn wholly_invalid(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.invalid.whole()
     }
 
     /// Services over their budget: their last good rules stay.

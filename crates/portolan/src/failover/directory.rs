@@ -3,7 +3,7 @@
 //! Holds the same objects as the index, so it takes a pointer for each slice. Questions read all slices; they are asked only
 //! while something seems to be wrong.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -140,6 +140,7 @@ impl Observer for SharedDirectory {
             ObjectEvent::Apply(slice) => directory.apply(slice),
             ObjectEvent::Delete(name) => drop(directory.slices.remove(name)),
             ObjectEvent::Reset { objects, invalid } => {
+                let invalid: HashSet<&ObjectName> = invalid.iter().collect();
                 directory.slices.retain(|name, _| invalid.contains(name));
                 objects.iter().for_each(|slice| directory.apply(slice));
             }
