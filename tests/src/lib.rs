@@ -13,6 +13,7 @@
 
 pub mod bad_input;
 pub mod case;
+pub mod clock;
 pub mod cluster;
 pub mod commands;
 pub mod differential;

@@ -15,6 +15,7 @@ use lab::{
     Manifests, Node, Pod, PodLinks, Protocol, node_object, wait_until,
 };
 
+use crate::clock::Clock;
 use crate::slowness;
 use crate::stage::{PATIENCE, portolan};
 
@@ -93,21 +94,41 @@ impl OverlayStage {
         self.start_from(node, &["--manifests", manifests], more)
     }
 
+    /// Starts the program on a node with a clock of its own.
+    pub fn start_with_clock(&self, node: usize, clock: &Clock) -> Result<Daemon> {
+        let folder = self.manifests.path().display().to_string();
+        let mut command = self.nodes[node].command(portolan()?);
+        command
+            .args(self.arguments(node))
+            .args(["--manifests", &folder]);
+        clock.give(&mut command);
+        self.nodes[node].spawn("portolan", command)
+    }
+
     fn start_from(&self, node: usize, source: &[&str], more: &[&str]) -> Result<Daemon> {
-        let host = &self.nodes[node];
+        let arguments = self.arguments(node);
+        let arguments = arguments.iter().map(String::as_str);
+        let all = arguments.chain(source.iter().chain(more).copied());
+        self.nodes[node].spawn_daemon(portolan()?, all)
+    }
+
+    fn arguments(&self, node: usize) -> Vec<String> {
+        let subnet_file = self.file(node, "env");
+        let name = self.nodes[node].name();
         let clusters = format!("{CLUSTER_CIDR_V4},{CLUSTER_CIDR_V6}");
-        let arguments = [
+        [
             "run",
             "--hostname-override",
-            host.name(),
+            name,
             "--overlay",
             "vxlan",
             "--cluster-cidr",
             &clusters,
             "--subnet-file",
-            &self.file(node, "env"),
-        ];
-        host.spawn_daemon(portolan()?, arguments.iter().chain(source).chain(more))
+            &subnet_file,
+        ]
+        .map(str::to_owned)
+        .into()
     }
 
     /// A path of a file of a node's own, no manifest.

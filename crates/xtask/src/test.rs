@@ -38,11 +38,12 @@ const NIGHTLY: [(&str, &str); 6] = [
 ];
 
 /// Numbers of kills, flushes, other foreign changes and error numbers, and the lengths of soak and failing calls, for `--nightly`.
-const FAULTS: [(&str, &str); 7] = [
+const FAULTS: [(&str, &str); 8] = [
     ("PORTOLAN_KILLS", "1000"),
     ("PORTOLAN_FLUSHES", "1000"),
     ("PORTOLAN_VANDALISM", "10000"),
     ("PORTOLAN_SOAK_SECONDS", "3600"),
+    ("PORTOLAN_STOP_SECONDS", "100"),
     ("PORTOLAN_ERRNOS", "12"),
     ("PORTOLAN_FAULT_SECONDS", "3600"),
     ("PORTOLAN_LOSSY_SECONDS", "3600"),
@@ -55,7 +56,7 @@ const WALK: &str = "any_walk_ends_in_the_state_made_from_nothing";
 /// Parts of the names of unit tests of failing calls.
 const FAILING_CALLS: [&str; 2] = ["walk::faults::", "an_errno_at_every_conntrack_call"];
 /// The test targets that read the numbers of faults.
-const SURVIVAL: [&str; 2] = ["survival", "failover"];
+const SURVIVAL: [&str; 3] = ["survival", "failover", "time"];
 /// Test targets with tests that are ignored in the quick tier.
 const IGNORED: [&str; 11] = [
     "browser",
