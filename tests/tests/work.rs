@@ -291,8 +291,8 @@ fn an_hours_work_on_a_quiet_cluster_logs_one_line() -> Result<()> {
 const IDLE: u64 = 10;
 /// Wake-ups of all threads in that time: timers of whole seconds. A timer wakes its thread twice.
 const MOST_IDLE_WAKE_UPS: u64 = 30;
-/// Failover reads conntrack four times a second, if that is cheap.
-const OF_FAILOVER: u64 = IDLE * 4 * 2;
+/// Failover reads conntrack up to ten times a second, as often as that is cheap.
+const OF_FAILOVER: u64 = IDLE * 10 * 2;
 /// Processor time in that time: one percent, unoptimized.
 const MOST_IDLE_TICKS: u64 = IDLE;
 
