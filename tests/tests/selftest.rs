@@ -101,6 +101,7 @@ impl Cluster {
              *' get pods'*) cat pods;;\n*' get services'*) cat services;;\n*' get nodes'*) cat nodes;;\n\
              *' get namespace'*) cat leftover 2>/dev/null;;\n\
              *' apply'*) cat > applying && mv applying applied;;\n\
+             *' patch service '*) for status; do :; done; echo \"$status\" > patching && mv patching patched-$3;;\n\
              *' delete namespace portolan-selftest'*) echo x >> deleted; rm -f leftover;;\n",
             self.folder.path().display()
         );
@@ -194,7 +195,22 @@ impl Cluster {
             let addresses = [format!("10.96.0.{number}"), format!("fd00:96::{number}")];
             service["spec"]["clusterIP"] = addresses[0].clone().into();
             service["spec"]["clusterIPs"] = json!(addresses);
-            if service["spec"]["type"] == "NodePort" {
+            let name = service["metadata"]["name"].as_str().context("no name")?;
+            if service["spec"]["type"] == "LoadBalancer" {
+                let patch = wait_for("the status of a load balancer", PATIENCE, || {
+                    let file = self.file(&format!("patched-{name}"));
+                    let patch: Value = serde_json::from_str(&fs::read_to_string(file)?)?;
+                    Ok(patch)
+                })?;
+                service["status"] = patch["status"].clone();
+                if service["spec"]["externalTrafficPolicy"] == "Local" {
+                    service["spec"]["healthCheckNodePort"] = (31_000 + number).into();
+                }
+            }
+            if ["NodePort", "LoadBalancer"]
+                .iter()
+                .any(|kind| service["spec"]["type"] == *kind)
+            {
                 for port in service["spec"]["ports"]
                     .as_array_mut()
                     .into_iter()
@@ -274,6 +290,11 @@ fn selftest_passes_on_two_healthy_nodes() -> Result<()> {
         ("node port of node-a, ", 8),
         ("node port of node-b, ", 8),
         ("hairpin, ", 4),
+        ("loadBalancerSourceRanges, ", 8),
+        ("externalTrafficPolicy Local, load balancer IP, ", 8),
+        ("externalTrafficPolicy Local, node port of node-a, ", 8),
+        ("externalTrafficPolicy Local, health check of node-a, ", 4),
+        ("externalTrafficPolicy Local, health check of node-b, ", 4),
     ] {
         let passed = checks.iter().filter(|check| {
             check["state"] == "passed"

@@ -121,7 +121,14 @@ fn test(
     timeout: Duration,
     progress: impl Fn(&str),
 ) -> Result<Vec<Check>> {
-    cluster.apply(&objects::all(places))?;
+    let nodes = cluster.node_addresses()?;
+    let first = places.first().map_or("", |place| &place.node);
+    let ranges = objects::pod_cidrs(&nodes, first);
+    cluster.apply(&objects::all(places, &ranges))?;
+    for (service, addresses) in objects::LOAD_BALANCERS {
+        // Without this right their checks are skipped.
+        let _ = cluster.set_status(service, &objects::load_balancer_status(&addresses));
+    }
     let deadline = Instant::now() + timeout;
     let pods = loop {
         let pods = cluster.pods()?;
@@ -136,7 +143,7 @@ fn test(
     let known = checks::Known {
         pods,
         services: cluster.services()?,
-        nodes: cluster.node_addresses()?,
+        nodes,
         dns: cluster.dns(),
     };
     let plan = Plan::new(&known, places);

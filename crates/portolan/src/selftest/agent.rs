@@ -28,6 +28,8 @@ const QUERY: [u8; 2] = [0x50, 0x6f];
 pub(super) enum Way {
     Tcp,
     Udp,
+    /// A question to a health check node port, over HTTP.
+    Health,
     /// A query for the address of `kubernetes.default.svc.cluster.local`, over UDP.
     Dns,
 }
@@ -147,6 +149,7 @@ fn make(attempt: &Attempt) -> Answer {
         let made = match attempt.way {
             Way::Tcp => connect(attempt.to, attempt.bytes),
             Way::Udp => exchange(attempt.to, attempt.bytes),
+            Way::Health => health(attempt.to),
             Way::Dns => resolve(attempt.to),
         };
         match made {
@@ -198,6 +201,20 @@ fn connect(to: SocketAddr, bytes: usize) -> Result<String> {
     })?;
     ensure!(received == sent, "bytes came back changed");
     name_in(&greeting)
+}
+
+/// Asks as a load balancer does: `ready` for the code 200, `not ready` for 503.
+fn health(to: SocketAddr) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: selftest\r\nConnection: close\r\n\r\n")?;
+    let mut line = String::new();
+    BufReader::new(stream).take(1024).read_line(&mut line)?;
+    match line.split(' ').nth(1) {
+        Some("200") => Ok("ready".to_owned()),
+        Some("503") => Ok("not ready".to_owned()),
+        _ => anyhow::bail!("an answer that is not of a health check"),
+    }
 }
 
 /// A socket whose errors and answers are those of one destination.

@@ -10,6 +10,8 @@ use super::agent::{Answer, Answers, Attempt, Way};
 use super::objects::{PORT, Place, SERVICE_PORT};
 use super::text_of;
 
+mod policies;
+
 /// Connections to a Service with two endpoints: one of them is missed once in 2^31 times.
 const SPREAD: usize = 32;
 /// More than a window of TCP, in packets as large as the path takes.
@@ -107,6 +109,16 @@ impl Known {
     }
 }
 
+impl Known {
+    /// `spec.healthCheckNodePort` of a Service, which the API server chooses.
+    fn health_check_node_port(&self, name: &str) -> Option<u16> {
+        let named = |service: &&Value| service["metadata"]["name"] == name;
+        let service = self.services.iter().find(named)?;
+        let port = service["spec"]["healthCheckNodePort"].as_u64()?;
+        port.try_into().ok().filter(|port| *port > 0)
+    }
+}
+
 fn family(address: IpAddr) -> &'static str {
     if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
@@ -125,6 +137,8 @@ impl Plan {
         for client in &clients {
             plan.services(known, client, &servers);
             plan.node_ports(known, client, &servers, places);
+            plan.source_ranges(known, client, &servers);
+            plan.external_policy(known, client, places);
             plan.dns(known, client);
         }
         // Its own and only endpoint: the packet comes back to its sender, masqueraded.

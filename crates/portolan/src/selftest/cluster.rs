@@ -141,6 +141,21 @@ impl Cluster {
         written.context("cannot write to kubectl")
     }
 
+    /// Gives a Service of the test the status that a load balancer's controller would.
+    pub(super) fn set_status(&self, service: &str, status: &Value) -> Result<()> {
+        let patch = status.to_string();
+        let arguments = [
+            "patch",
+            "service",
+            service,
+            "--subresource=status",
+            "--type=merge",
+            "--patch",
+            &patch,
+        ];
+        self.output(NAMESPACE, &arguments).map(|_| ())
+    }
+
     /// The test's pods.
     pub(super) fn pods(&self) -> Result<Vec<Value>> {
         self.list(NAMESPACE, &["pods"])

@@ -13,6 +13,13 @@ pub(super) const OWNER: &str = "portolan-selftest";
 pub(super) const PORT: u16 = 8080;
 /// Port of the Services.
 pub(super) const SERVICE_PORT: u16 = 80;
+/// Class of the load balancers: no controller knows it, so the test itself gives the addresses.
+const CLASS: &str = "portolan.io/selftest";
+/// Services with addresses of a load balancer, and these addresses: of documentation (RFC 5737, RFC 3849).
+pub(super) const LOAD_BALANCERS: [(&str, [&str; 2]); 2] = [
+    ("ranges", ["203.0.113.80", "2001:db8::80"]),
+    ("external", ["203.0.113.81", "2001:db8::81"]),
+];
 /// Pods end by themselves after this time.
 const LIFETIME_SECONDS: u32 = 600;
 
@@ -23,8 +30,8 @@ pub(super) struct Place {
     pub(super) image: String,
 }
 
-/// The Services: name, what else their spec has, and the pods that they select.
-fn services() -> [(&'static str, Value, Value); 5] {
+/// The Services: name, what else their spec has, and the pods that they select. `ranges` are the first node's pod CIDRs.
+fn services(ranges: &[String]) -> [(&'static str, Value, Value); 7] {
     let servers = json!({ "role": "server" });
     let first = json!({ "pod": "server-1" });
     [
@@ -32,7 +39,21 @@ fn services() -> [(&'static str, Value, Value); 5] {
         (
             "affinity",
             json!({ "sessionAffinity": "ClientIP" }),
+            servers.clone(),
+        ),
+        (
+            "ranges",
+            json!({
+                "type": "LoadBalancer", "loadBalancerClass": CLASS, "loadBalancerSourceRanges": ranges,
+            }),
             servers,
+        ),
+        (
+            "external",
+            json!({
+                "type": "LoadBalancer", "loadBalancerClass": CLASS, "externalTrafficPolicy": "Local",
+            }),
+            first.clone(),
         ),
         (
             "local",
@@ -44,8 +65,22 @@ fn services() -> [(&'static str, Value, Value); 5] {
     ]
 }
 
-/// All objects, as one list.
-pub(super) fn all(places: &[Place]) -> Value {
+/// The status of a Service whose load balancer has these addresses.
+pub(super) fn load_balancer_status(addresses: &[&str]) -> Value {
+    let ingress: Vec<Value> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
+    json!({ "status": { "loadBalancer": { "ingress": ingress } } })
+}
+
+/// The pod CIDRs of a node.
+pub(super) fn pod_cidrs(nodes: &[Value], name: &str) -> Vec<String> {
+    let node = nodes.iter().find(|node| node["metadata"]["name"] == name);
+    let ranges = node.and_then(|node| node.pointer("/spec/podCIDRs")?.as_array());
+    let texts = ranges.into_iter().flatten().filter_map(Value::as_str);
+    texts.map(str::to_owned).collect()
+}
+
+/// All objects, as one list. `ranges` are the pod CIDRs of the first node.
+pub(super) fn all(places: &[Place], ranges: &[String]) -> Value {
     let mut items = vec![json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": { "name": NAMESPACE, "labels": { LABEL: OWNER } },
@@ -56,7 +91,7 @@ pub(super) fn all(places: &[Place]) -> Value {
         }
     }
     items.extend(
-        services()
+        services(ranges)
             .into_iter()
             .map(|(name, spec, selector)| service(name, spec, selector)),
     );
