@@ -362,7 +362,19 @@ fn a_peer_with_flannel_is_measured_by_what_its_kernel_answers() -> Result<()> {
 
 /// What one sends of a request, by UDP to the probe port, comes back.
 fn is_answered(from: &Host, to: IpAddr) -> Result<bool> {
-    let mut request = b"PTPB\x01\x01\0\0".to_vec();
+    Ok(request(from, to, 0)?.is_some())
+}
+
+/// In a request: for counters, and for a trace of the rule that drops packets.
+const WANT_COUNTERS: u8 = 4;
+const WANT_TRACE: u8 = 8;
+/// In an answer: the counter of VXLAN packets is valid.
+const HAS_COUNTED: u8 = 2;
+
+/// Sends a request for these things, by UDP to the probe port; returns what the answer has.
+fn request(from: &Host, to: IpAddr, want: u8) -> Result<Option<u8>> {
+    let mut request = b"PTPB\x01\x01\0".to_vec();
+    request.push(want);
     request.resize(384, 0);
     from.run(move || {
         let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
@@ -372,10 +384,10 @@ fn is_answered(from: &Host, to: IpAddr) -> Result<bool> {
         let mut buffer = [0; 2048];
         match socket.recv_from(&mut buffer) {
             Ok((length, _)) => {
-                ensure!(length <= request.len(), "{length} bytes");
-                Ok(true)
+                ensure!((8..=request.len()).contains(&length), "{length} bytes");
+                Ok(buffer.get(7).copied())
             }
-            Err(_) => Ok(false),
+            Err(_) => Ok(None),
         }
     })?
 }
@@ -457,6 +469,48 @@ fn a_pod_behind_masquerading_gets_no_answer_and_no_trace() -> Result<()> {
         stage.nodes[1].nft(&["delete", "table", "ip", "service"])?;
     }
     Ok(())
+}
+
+/// Where no Portolan keeps pods from it, a pod behind masquerading is taken for its node: it gets an echo, and neither the
+/// node's counters nor a trace. So it does on a node whose own Portolan probes nobody.
+#[scenario(Vxlan, Nft)]
+fn in_the_name_of_a_node_that_probes_nobody_there_is_but_an_echo() -> Result<()> {
+    let stage = OverlayStage::new(3)?;
+    let (_api, kubeconfig) = stage.serve_api()?;
+    let silent = [FAST, &["--overlay-probe-port", "0", "--ip-masq=false"]].concat();
+    let _asked = stage.start_with_api(0, &kubeconfig, FAST)?;
+    let _silent = stage.start_with_api(1, &kubeconfig, &silent)?;
+    let _asking = stage.start_with_api(2, &kubeconfig, FAST)?;
+    stage.wait_for_mesh()?;
+    masquerade_as_another_program(&stage.nodes[1])?;
+    an_echo_is_all(&stage, &stage.nodes[2])
+}
+
+/// What the pod on the second node gets of the first, in the name of its node, and what a node that probes does.
+fn an_echo_is_all(stage: &OverlayStage, probing: &Node) -> Result<()> {
+    for to in stage.nodes[0].addresses() {
+        wait_for("counters for a node that probes", PATIENCE, || {
+            let has = request(probing, to, WANT_COUNTERS)?;
+            ensure!(has.is_some_and(|has| has & HAS_COUNTED != 0), "{has:?}");
+            Ok(())
+        })?;
+        let has = request(&stage.pods[1], to, WANT_COUNTERS | WANT_TRACE)?;
+        ensure!(has == Some(0), "{to}: {has:?}");
+    }
+    Ok(())
+}
+
+#[scenario(Flanneld, Vxlan, Nft)]
+#[ignore = "needs flanneld"]
+fn a_pod_that_flannel_masquerades_gets_but_an_echo() -> Result<()> {
+    let program = program("flanneld")?;
+    let stage = OverlayStage::new(3)?;
+    let (_api, kubeconfig) = stage.serve_api()?;
+    let _asked = stage.start_with_api(0, &kubeconfig, FAST)?;
+    let _theirs = start_flannel(&stage, &program, 1, &kubeconfig, Firewall::Nftables)?;
+    let _asking = stage.start_with_api(2, &kubeconfig, FAST)?;
+    stage.wait_for_mesh()?;
+    an_echo_is_all(&stage, &stage.nodes[2])
 }
 
 /// The name of the daemon's socket has no owner: the first process that binds it has it, such as a pod on the host's network.

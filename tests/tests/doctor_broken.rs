@@ -130,6 +130,42 @@ fn offload_stays_on_when_connections_fail_for_another_reason() -> Result<()> {
     Ok(())
 }
 
+/// Packets of the peer arrive by eth0. Packets to it leave there too, since all of the node's own are marked, but the
+/// kernel would send packets without a mark another way, and drops what comes against it.
+#[scenario(Vxlan, Nft)]
+fn strict_reverse_path_filter_on_an_asymmetric_way_is_named() -> Result<()> {
+    let stage = OverlayStage::new(2)?;
+    let _daemons = stage.start_all(FAST)?;
+    wait_until_healthy(&stage)?;
+    let (node, peer) = (&stage.nodes[0], &stage.nodes[1]);
+    for line in [
+        "link add away type veth peer name away-end",
+        "link set away up",
+        "link set away-end up",
+        "rule add fwmark 5 lookup 55",
+        "route add 192.168.77.0/24 dev eth0 table 55",
+        &format!("route add {}/32 dev away", peer.ipv4()),
+    ] {
+        stage.ip(0, line)?;
+    }
+    node.nft_stdin(
+        "table inet asymmetric { chain marked { type route hook output priority mangle; meta mark set 5; }; }",
+    )?;
+    wait_until_healthy(&stage)?;
+    tool(node, "sysctl", "-qw net.ipv4.conf.eth0.rp_filter=1")?;
+    let found = wait_for("the filter", 2 * PATIENCE, || {
+        let found = ask(node, "node-1", "IPv4")?;
+        let notes = found.report["notes"].to_string();
+        ensure!(notes.contains("rp_filter dropped"), "{}", found.report);
+        Ok(found)
+    })?;
+    ensure!(found.code == Some(1), "{}", found.report);
+    let other = ask(node, "node-1", "IPv6")?;
+    ensure!(other.verdict() == "healthy", "{}", other.peer);
+    tool(node, "sysctl", "-qw net.ipv4.conf.eth0.rp_filter=2")?;
+    wait_until_healthy(&stage)
+}
+
 #[scenario(Vxlan, Nft)]
 fn drop_policy_forward_chains_are_named_though_probes_pass() -> Result<()> {
     let stage = OverlayStage::new(2)?;

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{node_object, scenario, wait_until};
+use lab::{node_object, scenario, wait_for, wait_until};
 use nft::Feature;
 use nix::sys::signal::Signal;
+use portolan_tests::doctor::doctor;
 use portolan_tests::overlay::{OverlayStage, all_go_on, longest_echo, metrics, state, tool, worst};
 use portolan_tests::slowness;
 use portolan_tests::stage::{PATIENCE, features};
@@ -280,6 +281,62 @@ fn nodes_on_one_link_reach_each_other_directly_when_asked_to() -> Result<()> {
     println!("| from direct routes to the tunnel | {lost} | {gap:.1?} | |");
     ensure!(gap < LIMIT * slowness(), "no answer for {gap:?}");
     Ok(())
+}
+
+/// The interface to other nodes belongs to a VRF, and has the node's addresses or leaves them to the VRF's device, whose own
+/// MTU is of no link. Programs of the node are in no VRF: routes in the main table lead them out, and two settings in.
+#[scenario(Vxlan, Nft, Vrf)]
+fn an_interface_in_a_vrf_carries_the_tunnel_by_its_own_mtu() -> Result<()> {
+    let stage = OverlayStage::new(2)?;
+    let [v4, v6] = stage.nodes[0].addresses();
+    let belongs = [
+        "sysctl -qw net.ipv4.udp_l3mdev_accept=1",
+        "sysctl -qw net.ipv4.tcp_l3mdev_accept=1",
+        // IPv6 addresses go when an interface changes its master.
+        "sysctl -qw net.ipv6.conf.eth0.keep_addr_on_down=1",
+        "ip link set eth0 mtu 1400",
+        "ip link add blue type vrf table 100",
+        "ip link set blue up",
+        "ip link set eth0 master blue",
+        "ip route add 192.168.77.0/24 dev eth0",
+        "ip route add default via 192.168.77.1 dev eth0",
+        "ip -6 route add fd00:77::/64 dev eth0",
+        "ip -6 route add default via fd00:77::1 dev eth0",
+    ];
+    run_lines(&stage, &belongs)?;
+    let goes_on = || {
+        let daemons = stage.start_all(&[])?;
+        for device in ["flannel.1", "flannel-v6.1"] {
+            let link = stage.ip(0, &format!("link show {device}"))?;
+            let overhead = if device == "flannel.1" { 50 } else { 70 };
+            ensure!(
+                link.contains(&format!("mtu {} ", 1400 - overhead)),
+                "{link}"
+            );
+        }
+        wait_for("a healthy verdict", PATIENCE, || {
+            let (code, text) = doctor(&stage.nodes[0], &[])?;
+            ensure!(code == Some(0), "{code:?} {text}");
+            Ok(())
+        })?;
+        drop(daemons);
+        anyhow::Ok(())
+    };
+    goes_on()?;
+    let moves = [
+        format!("ip addr del {v4}/24 dev eth0"),
+        format!("ip -6 addr del {v6}/64 dev eth0"),
+        format!("ip addr add {v4}/32 dev blue"),
+        format!("ip -6 addr add {v6}/128 dev blue nodad"),
+        format!("ip route replace 192.168.77.0/24 dev eth0 table 100 src {v4}"),
+        format!("ip -6 route replace fd00:77::/64 dev eth0 table 100 src {v6}"),
+        format!("ip route replace 192.168.77.0/24 dev eth0 src {v4}"),
+        format!("ip -6 route replace fd00:77::/64 dev eth0 src {v6}"),
+        format!("ip route replace default via 192.168.77.1 dev eth0 src {v4}"),
+        format!("ip -6 route replace default via fd00:77::1 dev eth0 src {v6}"),
+    ];
+    run_lines(&stage, &moves.each_ref().map(String::as_str))?;
+    goes_on()
 }
 
 #[scenario(Vxlan, Nft)]

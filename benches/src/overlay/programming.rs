@@ -259,6 +259,7 @@ fn node(number: u32) -> Node {
         },
         parsed: ParsedAnnotations::Absent,
         encryption: None,
+        probes: true,
         annotations: Arc::default(),
         held: false,
         stale: false,

@@ -27,6 +27,8 @@ pub enum Capability {
     Vxlan,
     /// WireGuard links. Absent from small kernels, so never demanded.
     Wireguard,
+    /// VRF links. Absent from small kernels, so never demanded.
+    Vrf,
     /// The `nft` program, and NAT through a map.
     Nft,
     /// Tables that belong to a socket (Linux 5.12).
@@ -50,7 +52,7 @@ static PROBED: OnceLock<Vec<(Capability, Option<String>)>> = OnceLock::new();
 
 impl Capability {
     /// All capabilities; one that others need comes before them.
-    pub const ALL: [Capability; 15] = [
+    pub const ALL: [Capability; 16] = [
         Capability::Namespaces,
         Capability::Setpriv,
         Capability::Veth,
@@ -58,6 +60,7 @@ impl Capability {
         Capability::BridgeNetfilter,
         Capability::Vxlan,
         Capability::Wireguard,
+        Capability::Vrf,
         Capability::Nft,
         Capability::TableOwner,
         Capability::Sctp,
@@ -77,7 +80,10 @@ impl Capability {
     }
 
     fn is_demanded_in_ci(self) -> bool {
-        !matches!(self, Capability::Sctp | Capability::Wireguard)
+        !matches!(
+            self,
+            Capability::Sctp | Capability::Wireguard | Capability::Vrf
+        )
     }
 
     fn probe(self) -> Result<()> {
@@ -103,6 +109,7 @@ impl Capability {
                     .with_context(|| format!("read {path} (is br_netfilter loaded?)"))
             }
             Capability::Wireguard => ip("link add name a0 type wireguard"),
+            Capability::Vrf => ip("link add name a0 type vrf table 10"),
             Capability::Vxlan => ip("link add name a0 type vxlan id 1 dstport 4789"),
             Capability::Nft => nft(NAT_BY_MAP),
             Capability::TableOwner => nft("table ip probe { flags owner; }"),
@@ -151,6 +158,7 @@ impl fmt::Display for Capability {
             Capability::BridgeNetfilter => "netfilter on bridges",
             Capability::Vxlan => "VXLAN links",
             Capability::Wireguard => "WireGuard links (CONFIG_WIREGUARD)",
+            Capability::Vrf => "VRF links (CONFIG_NET_VRF)",
             Capability::Nft => "nft with NAT by map",
             Capability::TableOwner => "owned nftables tables",
             Capability::Sctp => "SCTP sockets",

@@ -39,6 +39,8 @@ pub(super) struct Target {
     pub(super) arrivals: Vec<(Name, Bytes)>,
     /// Address of its device.
     pub(super) tunnel: IpAddr,
+    /// It probes its peers. Who asks in the name of one that does not is a pod that flannel masquerades there.
+    pub(super) probes: bool,
     /// Packets to its pods and to its device do not pass the tunnel.
     pub(super) is_direct: bool,
 }
@@ -137,6 +139,7 @@ fn target(family: Family, tunnel: &Tunnel, peer: &Peer) -> Target {
         host: peer.vtep.public_ip,
         arrivals: arrivals(tunnel, peer),
         tunnel: peer.gateway(),
+        probes: peer.probes,
         is_direct: peer.direct.is_some(),
     }
 }

@@ -16,6 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::counters;
 use super::directory::Target;
 use super::firewall::{self, untraceable};
 use super::forwarding;
@@ -137,6 +138,17 @@ async fn answer(mut stream: UnixStream, shared: &Shared) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Packets that a strict `rp_filter` has dropped while peers were measured.
+fn reversed_since(before: Option<u64>) -> Option<String> {
+    let dropped = counters::reversed()?.saturating_sub(before?);
+    (dropped > 0).then(|| {
+        format!(
+            "net.ipv4.conf.*.rp_filter dropped {dropped} packets meanwhile: they came by another interface than answers \
+             leave by; set it to 2 on the interface where packets of other nodes arrive"
+        )
+    })
+}
+
 async fn examine(shared: &Shared, to: Option<&str>) -> DoctorReport {
     let node = shared.config.own.to_string();
     let directory = shared.directory();
@@ -168,12 +180,14 @@ async fn examine(shared: &Shared, to: Option<&str>) -> DoctorReport {
     }
     report.left_out = pairs.len().saturating_sub(PEERS);
     pairs.truncate(PEERS);
+    let before = counters::reversed();
     let mut measured: Vec<Measurement> = stream::iter(&pairs)
         .map(|pair| pair.measure(to.is_some()))
         .buffered(AT_A_TIME)
         .collect()
         .await;
     if measured.iter().any(|m| !m.verdict().is_healthy()) {
+        report.notes.extend(reversed_since(before));
         report.notes.extend(untraceable(shared.environment.legacy));
     }
     let mut traces = 0;

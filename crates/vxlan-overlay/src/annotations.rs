@@ -22,6 +22,9 @@ const ENCRYPTION: &str = "portolan-encryption";
 /// Longest value: a few keys.
 const MAX_ENCRYPTION: usize = 256;
 
+/// Portolan's own: that the node probes its peers.
+const PROBES: &str = "portolan-probes";
+
 /// Annotations of a Node object.
 pub type Annotations = BTreeMap<Box<str>, Box<str>>;
 
@@ -152,6 +155,17 @@ impl Names {
     pub fn write_encryption(&self, annotations: &mut Annotations, text: &str) {
         let key = format!("{}{ENCRYPTION}", self.prefix);
         annotations.insert(key.into(), text.into());
+    }
+
+    /// Whether a node probes its peers. A node with flannel does not, so whoever asks in its name there is something else.
+    pub fn probes(&self, annotations: &Annotations) -> bool {
+        self.get(annotations, PROBES) == Some("true")
+    }
+
+    /// Adds that this node probes its peers, or that it does so no longer.
+    pub fn write_probes(&self, annotations: &mut Annotations, probes: bool) {
+        let key = format!("{}{PROBES}", self.prefix);
+        annotations.insert(key.into(), probes.to_string().into());
     }
 
     /// The address an operator wants to be published instead of the one that was found.

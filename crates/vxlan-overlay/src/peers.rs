@@ -46,6 +46,8 @@ pub struct Node {
     pub parsed: ParsedAnnotations,
     /// Its keys for encryption, as text that is decoded by whoever encrypts.
     pub encryption: Option<Box<str>>,
+    /// It says that it probes its peers.
+    pub probes: bool,
     /// The annotations themselves; [`Peers`] keeps those of this node only, for texts take more room than all the rest.
     pub annotations: Arc<Annotations>,
     /// The latest list lacks it, and [`Peers`] holds it.
@@ -72,6 +74,7 @@ impl Node {
             former: Both::default(),
             parsed: names.read(&annotations, vni),
             encryption: names.encryption(&annotations).map(Box::from),
+            probes: names.probes(&annotations),
             annotations,
             held: false,
             stale: false,

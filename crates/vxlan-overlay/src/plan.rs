@@ -174,6 +174,8 @@ pub struct Peer {
     pub direct: Option<u32>,
     /// The interface that carries its outer packets instead of the underlay.
     pub via: Option<u32>,
+    /// It probes its peers: it says so, or no Node says anything.
+    pub probes: bool,
     /// Addresses of the Node object, of the family, beside the public one: those that no pod and no other node has, and
     /// no more than count ([`MAX_ADDRESSES`]); then those that it had until a moment ago.
     pub more_addresses: Box<[IpAddr]>,
@@ -454,6 +456,7 @@ fn peer<'a>(
             .filter(|_| facts.config.direct_routing && !facts.carriers.are_used())
             .filter(|link| parent.is_none_or(|p| p == *link)),
         via: facts.carriers.of(&node.name),
+        probes: node.probes || matches!(node.parsed, ParsedAnnotations::Absent),
         more_addresses: Box::default(),
     }))
 }

@@ -102,6 +102,9 @@ fn text<'a>(
                 if let Some(keys) = &node.encryption {
                     names.write_encryption(&mut annotations, keys);
                 }
+                if node.probes {
+                    names.write_probes(&mut annotations, true);
+                }
                 annotations
             }
             _ => node.annotations.as_ref().clone(),

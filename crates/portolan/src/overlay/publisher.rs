@@ -59,14 +59,17 @@ impl NodePublisher {
             true => self.config.names.write(self.config.config.vni, &vteps),
             false => Default::default(),
         };
+        let names = &self.config.names;
         for (family, tunnel) in &plan.tunnels {
             if let Some(tunnel) = tunnel.as_ref().filter(|tunnel| tunnel.chosen) {
-                let names = &self.config.names;
                 names.write_chosen(&mut annotations, family, tunnel.published);
             }
         }
+        let probes = self.config.rules.probe_port.is_some();
+        if !annotations.is_empty() && (probes || names.probes(peers.own_annotations())) {
+            names.write_probes(&mut annotations, probes);
+        }
         if let Some(keys) = encryption.filter(|_| !annotations.is_empty()) {
-            let names = &self.config.names;
             names.write_encryption(&mut annotations, &keys);
         }
         annotations.retain(|name, value| peers.own_annotations().get(name) != Some(value));

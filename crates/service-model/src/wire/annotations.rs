@@ -11,12 +11,13 @@ const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Ends of the names under which flannel publishes a node's tunnel. What comes before them is an operator's choice
 /// (`--kube-annotation-prefix`), so the source keeps all that end so; `node-public-ip` is among them.
-const OVERLAY: [&str; 9] = [
+const OVERLAY: [&str; 10] = [
     "backend-data",
     "backend-type",
     "backend-v6-data",
     "kube-subnet-manager",
     "portolan-encryption",
+    "portolan-probes",
     "public-ip",
     "public-ip-overwrite",
     "public-ipv6",

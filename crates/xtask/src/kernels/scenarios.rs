@@ -137,8 +137,9 @@ pub(crate) const CI: Size = Size {
 };
 
 /// Modules that the kernel does not load on demand.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 11] = [
     "br_netfilter",
+    "vrf",
     "ip_vs",
     "ip_tables",
     "iptable_nat",
