@@ -210,7 +210,7 @@ async fn run(
                 overlay.foreign_change = true;
             }
             () = table_changed.notified() => overlay.table.invalidate(),
-            () = tokio::time::sleep_until(wake.into()) => {}
+            () = tokio::time::sleep_until(wake.into()) => due = overlay.is_due(Instant::now()),
         }
     }
     Ok(())

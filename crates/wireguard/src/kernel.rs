@@ -122,6 +122,16 @@ impl Kernel {
         Ok(observed)
     }
 
+    /// Reads keys and peers of the observed devices again, and nothing else.
+    ///
+    /// # Errors
+    /// As [`Kernel::observe`]; the devices are incomplete then.
+    pub fn read_again(&mut self, observed: &mut Observed) -> Result<(), KernelError> {
+        let devices = observed.devices.values_mut();
+        let mut devices = devices.filter(|device| device.is_wireguard);
+        devices.try_for_each(|device| self.read_device(device))
+    }
+
     /// Applies steps in order and returns those that were refused.
     pub fn apply(&mut self, steps: &[Step]) -> Result<Vec<Refused>, KernelError> {
         let mut refused = Vec::new();
@@ -191,6 +201,7 @@ impl Kernel {
     fn read_device(&mut self, into: &mut ObservedDevice) -> Result<(), KernelError> {
         let family = self.probe()?;
         let index = into.index;
+        into.peers.clear();
         for _ in 0..READ_ATTEMPTS {
             let mut read = into.clone();
             let reply = self.generic.ask(

@@ -24,6 +24,7 @@ use wireguard::{
 };
 
 mod announced;
+mod awaiting;
 mod handshakes;
 mod keys;
 mod report;
@@ -38,11 +39,6 @@ use keys::Keys;
 use roster::Roster;
 pub use status::{EncryptionStatus, PeerEncryption, PeerState};
 
-/// Time between two looks at handshakes that are awaited, at first and later.
-const POLL: Duration = Duration::from_millis(200);
-const SLOW_POLL: Duration = Duration::from_secs(5);
-/// For so long after a change, handshakes are awaited eagerly.
-const EAGER: Duration = Duration::from_secs(20);
 /// After encryption was switched off, the devices receive for so long what peers still encrypt.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// MTU of a device before the network below is known.
@@ -101,6 +97,9 @@ pub(super) struct Encryption {
     /// When peers were changed last, or began to be awaited.
     changed: Instant,
     awaits: bool,
+    /// When the devices were read last, and how long the round or the reading took.
+    looked: Instant,
+    cost: Duration,
     /// Since when this node has announced no key, with encryption off.
     silent_since: Option<Instant>,
     /// Bytes received by each peer of a plane that is given up, and when that was read.
@@ -151,6 +150,8 @@ impl Encryption {
             cleaned: false,
             changed: now,
             awaits: false,
+            looked: now,
+            cost: Duration::ZERO,
             silent_since: None,
             mark: None,
             quiet: false,
@@ -180,18 +181,6 @@ impl Encryption {
             Some(trouble) => format!("encryption is required: {trouble}"),
             None => "encryption is required, and its device is not there".to_owned(),
         })
-    }
-
-    /// When the next round is due although nothing else happens.
-    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
-        let rotates = self.keys.as_ref().is_some_and(Keys::is_busy);
-        let pause = match (self.awaits, rotates) {
-            (true, _) if now.saturating_duration_since(self.changed) < EAGER => POLL,
-            (_, true) => Duration::from_secs(1),
-            (true, false) => SLOW_POLL,
-            (false, false) => return self.silent_since.map(|since| since + FAREWELL),
-        };
-        Some(now + pause)
     }
 
     /// Reads the devices, makes those that are missing, and decides which peer is reached by which device.

@@ -121,19 +121,37 @@ impl Overlay {
         changed
     }
 
-    /// When the next round is due.
+    /// When [`Overlay::is_due`] is to be asked.
     pub(super) fn due(&self, now: Instant) -> Instant {
+        let round = self.round_due(now);
+        let look = self.encryption.due().unwrap_or(round);
+        round.min(look).max(now)
+    }
+
+    /// Whether time alone leads to a round. What the encryption awaits may have come, which needs no observation of the rest.
+    pub(super) fn is_due(&mut self, now: Instant) -> bool {
+        if self.round_due(now) <= now {
+            return true;
+        }
+        let looks = self.encryption.due().is_some_and(|due| due <= now);
+        let is_due = looks && self.encryption.look(now);
+        if is_due {
+            self.reconciler.skip_observation();
+        }
+        is_due
+    }
+
+    fn round_due(&self, now: Instant) -> Instant {
         let audit = self.audited + AUDIT;
         let others = [
             self.cache.due(),
             self.publisher.due(),
             self.files.due(),
             self.reconciler.due(now),
-            self.encryption.due(now),
             self.peers.due(),
         ];
         let others = others.into_iter().chain([self.retry_at]).flatten();
-        others.fold(audit, Instant::min).max(now)
+        others.fold(audit, Instant::min)
     }
 
     /// Makes the kernel as planned, and reports the result.
@@ -164,6 +182,9 @@ impl Overlay {
         let of = (&*plan, &self.peers, announcement);
         self.publisher.publish(of, complete, usable, now);
         self.report(plan, trouble, complete);
+        self.encryption.worked(now);
+        let (elapsed_seconds, peers) = (now.elapsed().as_secs_f64(), self.peers.nodes().count());
+        tracing::debug!(elapsed_seconds, peers, complete, "round over");
     }
 
     /// Makes the tunnel, the table and the encryption as planned. Returns what prevents that.
