@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::overlay::encryption::{EncryptionStatus, Mode, PeerState};
 
 /// Peers in the text; the document has all.
-const LISTED: usize = 100;
+const LISTED: usize = 20;
 
 /// Encryption between nodes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -118,6 +118,32 @@ impl EncryptionDocument {
             self.peers.iter().partition(|peer| peer.reason.is_none());
         let all = others.into_iter().chain(fine);
         lines.extend(all.take(LISTED).map(line));
+        let more = self.peers.len().saturating_sub(LISTED);
+        if more > 0 {
+            lines.push(format!("and {more} more (--output json)"));
+        }
         lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_with_a_reason_are_listed_first_and_the_rest_counted() {
+        let peer = |number: usize| EncryptedPeer {
+            name: format!("node-{number}"),
+            reason: (number >= 997).then(|| "no handshake for 300 s".to_owned()),
+            ..EncryptedPeer::default()
+        };
+        let document = EncryptionDocument {
+            peers: (0..1000).map(peer).collect(),
+            ..EncryptionDocument::default()
+        };
+        let lines = document.lines();
+        assert_eq!(lines.len(), LISTED + 2);
+        assert!(lines[1].starts_with("node-997") && lines[3].starts_with("node-999"));
+        assert_eq!(lines.last().unwrap(), "and 980 more (--output json)");
     }
 }
