@@ -8,6 +8,7 @@
 //! Invariant: `raise(&lower(rule, family), family) == rule` for every rule without
 //! [`Statement::Unknown`], and `raise` never invents: what it returns lowers to what it was given.
 
+mod clamp;
 mod raise;
 #[cfg(test)]
 mod tests;
@@ -112,6 +113,26 @@ pub enum Expr {
     MetaInputName {
         /// First register written.
         dreg: Register,
+    },
+    /// `meta oifname`, like [`Expr::MetaInputName`].
+    MetaOutputName {
+        /// First register written.
+        dreg: Register,
+    },
+    /// `rt mtu`: the largest TCP segment that fits the routes of the packet, 2 bytes in host order.
+    RouteMaxseg {
+        /// Register written.
+        dreg: Register,
+    },
+    /// Turns 2 bytes from host to network order, in place.
+    ToNetworkOrder {
+        /// Register read and written.
+        register: Register,
+    },
+    /// `tcp option maxseg size set`: from 2 bytes in network order.
+    SetMaxseg {
+        /// Register read.
+        sreg: Register,
     },
     /// `meta priority set`: from 4 bytes in host order.
     SetPriority {
@@ -260,9 +281,13 @@ impl Expr {
             Expr::MetaL4Proto { .. }
             | Expr::MetaPriority { .. }
             | Expr::MetaInputName { .. }
+            | Expr::MetaOutputName { .. }
             | Expr::SetPriority { .. }
             | Expr::SetTrace { .. } => "meta",
             Expr::Limit { .. } => "limit",
+            Expr::RouteMaxseg { .. } => "rt",
+            Expr::ToNetworkOrder { .. } => "byteorder",
+            Expr::SetMaxseg { .. } => "exthdr",
             Expr::FibType { .. } => "fib",
             Expr::Update { .. } => "dynset",
             Expr::Ct { .. } => "ct",
@@ -355,6 +380,11 @@ fn lower_statement(
             out.push(Expr::MetaInputName { dreg: FIRST });
             out.push(compare(!negate, interface_name(name, *prefix)));
         }
+        Statement::OutputInterface { name } => {
+            out.push(Expr::MetaOutputName { dreg: FIRST });
+            out.push(compare(true, interface_name(name, false)));
+        }
+        Statement::ClampMaxseg => clamp::lower(family, out),
         Statement::SetPriority { key, map } => {
             lower_key(key, family, out);
             out.push(lookup(map, LookupResult::Data(FIRST)));

@@ -336,6 +336,14 @@ pub enum Statement {
         /// `!=`
         negate: bool,
     },
+    /// `oifname "flannel.1"`: the interface that the packet leaves by.
+    OutputInterface {
+        /// Name, 1 to 15 bytes.
+        name: Name,
+    },
+    /// `tcp flags syn tcp option maxseg size set rt mtu`: a connection's segments fit the routes of its packets, both ways. The
+    /// kernel makes the option smaller only (`nft_exthdr_tcp_set_eval`).
+    ClampMaxseg,
     /// `meta priority set KEY map @map`: stores a number for the next rules; a miss goes on with the next rule.
     ///
     /// The packet's priority is the only field besides marks that rules can write and that nft can print as part of a

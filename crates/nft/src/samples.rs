@@ -348,6 +348,16 @@ impl Shape {
             ),
             chain("masquerading", None, masquerading),
             chain(
+                "clamp",
+                Some(Hook::FilterForward),
+                vec![rule([
+                    Statement::OutputInterface {
+                        name: "flannel.1".into(),
+                    },
+                    Statement::ClampMaxseg,
+                ])],
+            ),
+            chain(
                 "prerouting",
                 Some(Hook::NatPrerouting),
                 vec![rule([jump("services")])],

@@ -413,6 +413,8 @@ fn write_statement(
             let star = if *prefix { "*" } else { "" };
             write!(f, "iifname {}\"{name}{star}\"", not(negate))
         }
+        Statement::OutputInterface { name } => write!(f, "oifname \"{name}\""),
+        Statement::ClampMaxseg => f.write_str("tcp flags syn tcp option maxseg size set rt mtu"),
         Statement::SetPriority { key, map } => {
             write!(f, "meta priority set {} map @{map}", text(key))
         }

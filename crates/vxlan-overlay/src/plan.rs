@@ -113,6 +113,8 @@ pub struct Tunnel {
     pub peers: Vec<Peer>,
     /// Whether routes name nexthop objects instead of gateways.
     pub nexthops: bool,
+    /// The device carries less than pods were made for: the segments of their connections are clamped to its MTU.
+    pub clamps: bool,
 }
 
 /// Routes, neighbors and FDB entries of a tunnel device.
@@ -264,6 +266,7 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
             pod_cidr,
             blackhole: facts.config.blackhole,
             nexthops: family == Family::Ip && peers.len() > facts.config.nexthops_above,
+            clamps: carrying > 0,
             peers,
         });
     }

@@ -10,6 +10,9 @@
 //! are hashed, one for each length of pod range, so that a lookup and a change cost the same for any number of peers.
 //!
 //! Outer packets between nodes pass connection tracking by: they would fill its table with one-way entries.
+//!
+//! While outer packets have further headers, as with encryption, the segments of TCP connections that leave by the tunnel are
+//! clamped to its MTU: pods keep the larger MTU that they were made with, and ICMP errors may not reach them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -146,6 +149,11 @@ pub fn table(
     }
     if options.filter != Filter::Off {
         contents.put_filter(tunnel, options.filter, &cluster);
+    }
+    if tunnel.clamps {
+        let name = tunnel.device.name.clone().into();
+        let rule = vec![Statement::OutputInterface { name }, Statement::ClampMaxseg];
+        contents.put_chain("clamp", Some(Hook::FilterForward), vec![rule]);
     }
     let leaving = rules_for_leaving(tunnel, options);
     if !leaving.is_empty() {

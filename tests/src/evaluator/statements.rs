@@ -110,6 +110,9 @@ impl Program for &Rule {
                 | Statement::NoTrack
                 | Statement::Limit { .. }
                 | Statement::Trace => true,
+                Statement::OutputInterface { .. } | Statement::ClampMaxseg => {
+                    return Err("no packet is followed to its output interface".to_owned());
+                }
                 Statement::Unknown(name) => return Err(format!("unknown expression {name}")),
             };
             if !goes_on {

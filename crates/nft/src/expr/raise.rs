@@ -5,7 +5,7 @@
 //! can never pass for a rule of Portolan's.
 
 use super::{
-    Base, CtKey, DESTINATION_PORT_OFFSET, Expr, INTERFACE_NAME_LEN, LookupResult, Register,
+    Base, CtKey, DESTINATION_PORT_OFFSET, Expr, INTERFACE_NAME_LEN, LookupResult, Register, clamp,
     destination_offset, lower, lower_placing, source_offset,
 };
 use crate::model::{Bytes, Family, Name, Operand, Protocol, Rule, Statement};
@@ -39,6 +39,10 @@ fn parse(exprs: &[Expr], family: Family) -> Option<Rule> {
             };
             let ones = mask.as_slice().iter().map(|byte| byte.leading_ones());
             *prefix = u8::try_from(ones.sum::<u32>()).ok()?;
+        } else if let Expr::RouteMaxseg { .. } = expr {
+            clamp::raise(&mut statements)?;
+            // The order of bytes, and the option.
+            parser.position += 2;
         } else if *expr == Expr::RejectReset {
             // nft requires the protocol to be known, and takes that comparison as part of the statement.
             let tcp = statements.pop()?;
@@ -87,6 +91,13 @@ impl<'a> Parser<'a> {
                     name: String::from_utf8(name.to_vec()).ok()?.into(),
                     prefix: bytes.len() < INTERFACE_NAME_LEN,
                     negate: !equal,
+                }
+            }
+            Expr::MetaOutputName { .. } => {
+                let (_, data) = self.compared()?;
+                let name = data.as_slice().split(|byte| *byte == 0).next()?;
+                Statement::OutputInterface {
+                    name: String::from_utf8(name.to_vec()).ok()?.into(),
                 }
             }
             Expr::ImmediateValue { .. } => match self.next()? {

@@ -27,6 +27,15 @@ fn debug(exprs: &[Expr], family: Family) -> String {
             }
             Expr::MetaPriority { dreg } => format!("meta load priority => reg {}", dreg.number()),
             Expr::MetaInputName { dreg } => format!("meta load iifname => reg {}", dreg.number()),
+            Expr::MetaOutputName { dreg } => format!("meta load oifname => reg {}", dreg.number()),
+            Expr::RouteMaxseg { dreg } => format!("rt load tcpmss => reg {}", dreg.number()),
+            Expr::ToNetworkOrder { register } => {
+                let register = register.number();
+                format!("byteorder reg {register} = hton(reg {register}, 2, 2)")
+            }
+            Expr::SetMaxseg { sreg } => {
+                format!("exthdr write tcpopt reg {} => 2b @ 2 + 2", sreg.number())
+            }
             Expr::SetPriority { sreg } => format!("meta set priority with reg {}", sreg.number()),
             Expr::FibType { of, dreg } => {
                 let side = if *of == Side::Source {
@@ -323,6 +332,25 @@ fn rules_on_where_a_packet_comes_from_use_the_registers_of_nft() {
          [ cmp eq reg 1 0x30696e63 0x00000000 0x00000000 0x00000000 ]
          [ meta load iifname => reg 1 ]
          [ cmp neq reg 1 0x68746576 ]",
+    );
+}
+
+#[test]
+fn rules_that_clamp_segments_use_the_registers_of_nft() {
+    let name = "flannel.1".into();
+    lowers(
+        Family::Ip6,
+        vec![Statement::OutputInterface { name }, Statement::ClampMaxseg],
+        "[ meta load oifname => reg 1 ]
+         [ cmp eq reg 1 0x6e616c66 0x2e6c656e 0x00000031 0x00000000 ]
+         [ meta load l4proto => reg 1 ]
+         [ cmp eq reg 1 0x00000006 ]
+         [ payload load 1b @ transport header + 13 => reg 1 ]
+         [ bitwise reg 1 = ( reg 1 & 0x00000002 ) ^ 0x00000000 ]
+         [ cmp neq reg 1 0x00000000 ]
+         [ rt load tcpmss => reg 1 ]
+         [ byteorder reg 1 = hton(reg 1, 2, 2) ]
+         [ exthdr write tcpopt reg 1 => 2b @ 2 + 2 ]",
     );
 }
 

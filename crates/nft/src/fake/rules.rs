@@ -285,15 +285,25 @@ pub(super) fn check_verdict(
 }
 
 /// The hooks where the kernel allows a statement (`nft_masq_validate`, `nft_nat_validate`,
-/// `nft_reject_validate`).
+/// `nft_reject_validate`, `nft_rt_validate`).
 fn works_at(statement: &Statement, hook: Hook) -> bool {
     match statement {
         _ if hook == Hook::Unknown => true,
         Statement::Masquerade => is_postrouting(hook),
+        Statement::ClampMaxseg => is_after_routing(hook),
         Statement::DnatMap { .. } => matches!(hook, Hook::NatPrerouting | Hook::NatOutput),
         Statement::Reject | Statement::RejectTcpReset => !is_postrouting(hook),
         _ => true,
     }
+}
+
+/// Whether packets have a route where the chain is hooked.
+fn is_after_routing(hook: Hook) -> bool {
+    let sends = matches!(
+        hook,
+        Hook::FilterForward | Hook::FirstOutput | Hook::RawOutput | Hook::NatOutput
+    );
+    sends || is_postrouting(hook)
 }
 
 fn is_postrouting(hook: Hook) -> bool {

@@ -189,6 +189,7 @@ pub mod meta {
 
     pub const PRIORITY: u32 = 2;
     pub const IIFNAME: u32 = 6;
+    pub const OIFNAME: u32 = 7;
     pub const NFTRACE: u32 = 12;
     pub const L4PROTO: u32 = 16;
 }
@@ -222,12 +223,40 @@ pub mod fib {
     pub const DESTINATION: u32 = 0x2;
 }
 
-/// `enum nft_byteorder_attributes`
+/// `enum nft_rt_attributes` and `enum nft_rt_keys`
+pub mod rt {
+    pub const DREG: u16 = 1;
+    pub const KEY: u16 = 2;
+
+    pub const TCP_MAXSEG: u32 = 3;
+}
+
+/// `enum nft_exthdr_attributes`, `enum nft_exthdr_op` and TCP's option of the largest segment (RFC 9293)
+pub mod exthdr {
+    /// 1 byte.
+    pub const TYPE: u16 = 2;
+    pub const OFFSET: u16 = 3;
+    pub const LEN: u16 = 4;
+    pub const FLAGS: u16 = 5;
+    pub const OP: u16 = 6;
+    pub const SREG: u16 = 7;
+
+    pub const TCP_OPTION: u32 = 1;
+
+    pub const MAXSEG: u8 = 2;
+    pub const MAXSEG_OFFSET: u32 = 2;
+    pub const MAXSEG_LEN: u32 = 2;
+}
+
+/// `enum nft_byteorder_attributes` and `enum nft_byteorder_ops`
 pub mod byteorder {
     pub const SREG: u16 = 1;
     pub const DREG: u16 = 2;
+    pub const OP: u16 = 3;
     pub const LEN: u16 = 4;
     pub const SIZE: u16 = 5;
+
+    pub const HOST_TO_NETWORK: u32 = 1;
 }
 
 /// `enum nft_dynset_attributes` and `enum nft_dynset_ops`

@@ -10,6 +10,8 @@ use super::header::number;
 use crate::expr::{Base, CtKey, Expr, LookupResult, Register};
 use crate::model::{Bytes, Family, Name, Side, Verdict};
 
+mod maxseg;
+
 /// Appends a rule's expressions as items of a list.
 pub(crate) fn write(exprs: &[Expr], family: Family, out: &mut Writer) {
     for expr in exprs {
@@ -97,6 +99,7 @@ fn write_load(expr: &Expr, family: Family, out: &mut Writer) {
         Expr::MetaL4Proto { dreg } => meta(abi::meta::L4PROTO, abi::meta::DREG, dreg),
         Expr::MetaPriority { dreg } => meta(abi::meta::PRIORITY, abi::meta::DREG, dreg),
         Expr::MetaInputName { dreg } => meta(abi::meta::IIFNAME, abi::meta::DREG, dreg),
+        Expr::MetaOutputName { dreg } => meta(abi::meta::OIFNAME, abi::meta::DREG, dreg),
         Expr::SetPriority { sreg } => meta(abi::meta::PRIORITY, abi::meta::SREG, sreg),
         Expr::SetTrace { sreg } => meta(abi::meta::NFTRACE, abi::meta::SREG, sreg),
         Expr::Payload {
@@ -109,6 +112,9 @@ fn write_load(expr: &Expr, family: Family, out: &mut Writer) {
             out.put_u32(abi::payload::BASE, base_number(*base));
             out.put_u32(abi::payload::OFFSET, *offset);
             out.put_u32(abi::payload::LEN, *len);
+        }
+        Expr::RouteMaxseg { .. } | Expr::ToNetworkOrder { .. } | Expr::SetMaxseg { .. } => {
+            maxseg::write(expr, out);
         }
         Expr::FibType { of, dreg } => {
             out.put_u32(abi::fib::FLAGS, fib_flag(*of));
@@ -227,6 +233,9 @@ const NOTHING: &str = "";
 fn byteorder(fields: &Fields<'_>) -> Option<Expr> {
     use abi::byteorder::{DREG, LEN, SIZE, SREG};
     let in_place = fields.register(SREG)? == fields.register(DREG)?;
+    if in_place && fields.u32(LEN)? == fields.u32(SIZE)? {
+        return maxseg::order(fields);
+    }
     (in_place && fields.u32(LEN)? < fields.u32(SIZE)?).then(|| Expr::Unknown {
         name: NOTHING.to_owned(),
     })
@@ -251,6 +260,8 @@ fn read_one(item: &[u8], family: Family) -> Result<Expr, Malformed> {
         "lookup" => lookup(&fields),
         "immediate" => immediate(&fields),
         "byteorder" => byteorder(&fields),
+        "rt" => maxseg::route(&fields),
+        "exthdr" => maxseg::option(&fields),
         "fib" => fib(&fields),
         "dynset" => update(&fields),
         "hash" => hash(&fields),
@@ -350,7 +361,7 @@ fn payload(fields: &Fields<'_>) -> Option<Expr> {
 }
 
 fn meta(fields: &Fields<'_>) -> Option<Expr> {
-    use abi::meta::{DREG, IIFNAME, KEY, L4PROTO, NFTRACE, PRIORITY, SREG};
+    use abi::meta::{DREG, IIFNAME, KEY, L4PROTO, NFTRACE, OIFNAME, PRIORITY, SREG};
     if fields.get(SREG).is_some() {
         fields.only(&[SREG, KEY])?;
         let sreg = fields.register(SREG)?;
@@ -366,6 +377,7 @@ fn meta(fields: &Fields<'_>) -> Option<Expr> {
         L4PROTO => Some(Expr::MetaL4Proto { dreg }),
         PRIORITY => Some(Expr::MetaPriority { dreg }),
         IIFNAME => Some(Expr::MetaInputName { dreg }),
+        OIFNAME => Some(Expr::MetaOutputName { dreg }),
         _ => None,
     }
 }

@@ -36,6 +36,24 @@ fn difference_of_any_two_tables_leads_to_the_second() {
 }
 
 #[test]
+fn segments_are_clamped_while_further_headers_are_added() {
+    let mut cluster = cluster(2);
+    let chains = |cluster: &crate::samples::Cluster| {
+        let plan = plan(cluster.facts(), cluster.nodes.iter());
+        let options = RuleOptions::default();
+        let table = table(&cluster.config, options, &plan, Family::Ip6).unwrap();
+        table.chains.get("clamp").cloned()
+    };
+    assert_eq!(chains(&cluster), None);
+    cluster.carriers.overhead = PerFamily::new(60, 80);
+    let chain = chains(&cluster).unwrap();
+    assert_eq!(chain.hook, Some(Hook::FilterForward));
+    let name = "flannel-v6.1".into();
+    let expected = [Statement::OutputInterface { name }, Statement::ClampMaxseg];
+    assert_eq!(chain.rules, [Rule::from(expected.to_vec())]);
+}
+
+#[test]
 fn a_peer_may_send_from_its_pods_and_from_its_own_addresses() {
     let tables = made(
         3,

@@ -154,6 +154,8 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
                     negate,
                 }
             }),
+            "[a-z]{1,15}".prop_map(|name| Statement::OutputInterface { name: name.into() }),
+            Just(Statement::ClampMaxseg),
             (any_key(), any_name()).prop_map(|(key, map)| Statement::SetPriority { key, map }),
             Just(Statement::ClearPriority),
             (any_key(), any_key(), any_name(), 1u32..100_000).prop_map(
