@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod commands;
 pub mod differential;
 pub mod doctor;
+pub mod encrypted;
 pub mod evaluator;
 pub mod exceptions;
 pub mod field;

@@ -4,107 +4,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::fake_api::FakeApi;
-use lab::{Capability, Daemon, scenario, wait_until};
-use nix::sys::signal::Signal;
-use portolan_tests::overlay::{OverlayStage, all_go_on, longest_echo, tool, worst};
+use lab::{Capability, scenario, wait_until};
+use portolan_tests::encrypted::{ANNOTATION, ANSWER, Encrypted, UPLINK};
+use portolan_tests::overlay::{all_go_on, longest_echo, tool, worst};
 use portolan_tests::stage::PATIENCE;
 use portolan_tests::wire::{Listener, ensure_sealed};
 use serde_json::json;
-
-/// Part of each answer of the pods' servers: `pod-1:8080 peer 10.244.0.2:40000`.
-const ANSWER: &[u8] = b":8080 peer ";
-const UPLINK: &str = "eth0";
-const DEVICES: [&str; 2] = ["flannel.1", "flannel-v6.1"];
-const ANNOTATION: &str = "flannel.alpha.coreos.com/portolan-encryption";
-
-/// Nodes with an API server and one program each.
-struct Encrypted {
-    stage: OverlayStage,
-    api: FakeApi,
-    kubeconfig: String,
-    daemons: Vec<Option<Daemon>>,
-}
-
-impl Encrypted {
-    fn new(nodes: usize) -> Result<Encrypted> {
-        let stage = OverlayStage::new(nodes)?;
-        let (api, kubeconfig) = stage.serve_api()?;
-        Ok(Encrypted {
-            daemons: (0..nodes).map(|_| None).collect(),
-            stage,
-            api,
-            kubeconfig,
-        })
-    }
-
-    /// Starts the program on a node, instead of the one that runs there.
-    fn start(&mut self, node: usize, mode: &str) -> Result<()> {
-        if let Some(before) = self.daemons[node].take() {
-            before.signal(Signal::SIGTERM)?;
-            before.wait(PATIENCE)?;
-        }
-        let keys = self.stage.file(node, "keys");
-        let flags = [
-            "--overlay-encryption",
-            mode,
-            "--overlay-encryption-key-file",
-            &keys,
-        ];
-        let daemon = self.stage.start_with_api(node, &self.kubeconfig, &flags)?;
-        self.daemons[node] = Some(daemon);
-        Ok(())
-    }
-
-    fn start_all(&mut self, mode: &str) -> Result<()> {
-        (0..self.stage.nodes.len()).try_for_each(|node| self.start(node, mode))?;
-        self.stage.wait_for_mesh()
-    }
-
-    /// FDB entries of a node in all, and those that lead to a device with this name.
-    fn entries(&self, node: usize, carrier: &str) -> Result<(usize, usize)> {
-        let (mut all, mut carried) = (0, 0);
-        for device in DEVICES {
-            let text = tool(
-                &self.stage.nodes[node],
-                "bridge",
-                &format!("fdb show dev {device}"),
-            )?;
-            let dst = text.lines().filter(|line| line.contains(" dst "));
-            let via = format!(" via {carrier} ");
-            all += dst.clone().count();
-            carried += dst.filter(|line| format!("{line} ").contains(&via)).count();
-        }
-        Ok((all, carried))
-    }
-
-    /// Waits until every entry of every node leads to the first device.
-    fn wait_until_encrypted(&self) -> Result<()> {
-        let others = self.stage.nodes.len() - 1;
-        for node in 0..self.stage.nodes.len() {
-            let what = format!("node-{node} sends by WireGuard alone");
-            let expected = (others * 2, others * 2);
-            wait_until(&what, PATIENCE, || {
-                self.entries(node, "portolan-wg")
-                    .is_ok_and(|found| found == expected)
-            })?;
-        }
-        Ok(())
-    }
-
-    fn announced(&self, node: usize) -> Option<String> {
-        let node = self.api.node(self.stage.nodes[node].name())?;
-        let text = node["metadata"]["annotations"].get(ANNOTATION)?.as_str()?;
-        Some(text.to_owned())
-    }
-
-    fn listen(&self) -> Result<Vec<Listener>> {
-        let nodes = self.stage.nodes.iter();
-        nodes
-            .map(|node| Listener::start(node, UPLINK, ANSWER))
-            .collect()
-    }
-}
 
 #[scenario(Vxlan, Nft, Wireguard)]
 fn pods_reach_each_other_and_no_inner_byte_is_on_the_wire() -> Result<()> {
@@ -390,11 +295,7 @@ fn a_thousand_peers_are_programmed_and_healed() -> Result<()> {
             .entries(0, "portolan-wg")
             .is_ok_and(|found| found == (PEERS, PEERS))
     };
-    wait_until("all entries", PATIENCE * 2, programmed).with_context(|| {
-        let log = nodes.daemons[0].as_ref().map(Daemon::lines);
-        let log = log.unwrap_or_default().join("\n");
-        format!("{:?}\n{log}", nodes.entries(0, "portolan-wg"))
-    })?;
+    wait_until("all entries", PATIENCE * 2, programmed).with_context(|| nodes.situation(0))?;
     let program = portolan_tests::stage::portolan()?.display().to_string();
     let peers = || {
         // Exit code 1: these peers do not answer.

@@ -60,6 +60,25 @@ impl Daemon {
         lock(&self.lines).iter().cloned().collect()
     }
 
+    /// What each thread waits for: its name, and its stack in the kernel where root may read that.
+    pub fn threads(&self) -> String {
+        let folder = format!("/proc/{}/task", self.pid);
+        let threads = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        let describe = |thread: std::fs::DirEntry| {
+            let read = |file| std::fs::read_to_string(thread.path().join(file));
+            let (name, stack) = (read("comm"), read("stack"));
+            let state = read("status").unwrap_or_default();
+            let state = state.lines().find(|line| line.starts_with("State:"));
+            format!(
+                "{}: {}\n{}",
+                name.unwrap_or_default().trim(),
+                state.unwrap_or_default(),
+                stack.unwrap_or_default()
+            )
+        };
+        threads.map(describe).collect()
+    }
+
     /// Whether the process has not ended.
     pub fn is_running(&self) -> bool {
         matches!(lock(&self.child).try_wait(), Ok(None))

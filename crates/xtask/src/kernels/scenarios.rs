@@ -59,6 +59,11 @@ const SUITE: &[Tests] = &[
         ci: &["no_inner_byte"],
     },
     Tests {
+        target: "overlay_wireguard_peers",
+        whole: &[""],
+        ci: &[],
+    },
+    Tests {
         target: "overlay_forged",
         whole: &[""],
         ci: &[],

@@ -1,0 +1,105 @@
+//! Encryption between nodes beside what clusters have: host networks, and pods made before it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::{Host, Protocol, scenario, wait_until};
+use nix::sys::socket::{getsockopt, sockopt};
+use portolan_tests::encrypted::Encrypted;
+use portolan_tests::overlay::{PORT, reaches, tool};
+use portolan_tests::slowness;
+use portolan_tests::stage::PATIENCE;
+use portolan_tests::wire::ensure_sealed;
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn host_networks_reach_pods_of_other_nodes_encrypted() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    let listeners = nodes.listen()?;
+    nodes.start_all("require")?;
+    nodes.wait_until_encrypted()?;
+    for (node, host) in nodes.stage.nodes.iter().enumerate() {
+        for pod in &nodes.stage.pods {
+            for address in pod.addresses() {
+                for protocol in [Protocol::Udp, Protocol::Tcp] {
+                    let what = format!("{protocol} from node-{node} to {address}");
+                    wait_until(&what, PATIENCE, || reaches(host, protocol, address))?;
+                }
+            }
+        }
+    }
+    for listener in listeners {
+        ensure_sealed(listener.stop()?)?;
+    }
+    Ok(())
+}
+
+/// What a pod sends and gets back over one connection, in full segments.
+const BULK: usize = 256 << 10;
+/// Less than the space of a socket: both ends send and receive by turns.
+const CHUNK: usize = 16 << 10;
+
+/// Sends a lot to a pod's server, which echoes it. Returns the largest segment that the connection agreed on.
+fn bulk(to: SocketAddr) -> Result<u32> {
+    let limit = Duration::from_secs(10) * slowness();
+    let mut stream = TcpStream::connect_timeout(&to, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    reader.read_line(&mut String::new())?;
+    let (sent, mut received) = (vec![7; CHUNK], vec![0; CHUNK]);
+    for chunk in 0..BULK / CHUNK {
+        stream.write_all(&sent)?;
+        let read = reader.read_exact(&mut received);
+        read.with_context(|| format!("{} bytes came through", chunk * CHUNK))?;
+    }
+    Ok(getsockopt(&stream, sockopt::TcpMaxSeg)?)
+}
+
+/// Drops what says that a packet is too large.
+fn drop_icmp(host: &Host) -> Result<()> {
+    let chain = "chain c { type filter hook prerouting priority -400;";
+    host.nft_stdin(&format!(
+        "table ip deaf {{ {chain} icmp type destination-unreachable drop; }}; }}\n\
+         table ip6 deaf {{ {chain} icmpv6 type packet-too-big drop; }}; }}\n"
+    ))?;
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn pods_with_a_larger_mtu_need_no_icmp_while_encrypted() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    for pod in &nodes.stage.pods {
+        drop_icmp(pod)?;
+        let links = tool(pod, "ip", "-o link show")?;
+        ensure!(links.contains("mtu 1500"), "{links}");
+    }
+    nodes.start_all("require")?;
+    nodes.wait_until_encrypted()?;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (from, to) = (&nodes.stage.pods[from], &nodes.stage.pods[to]);
+        for address in to.addresses() {
+            // Headers of IP and TCP, and the MTU of the device of each family.
+            let most = match address {
+                IpAddr::V4(_) => 1390 - 40,
+                IpAddr::V6(_) => 1370 - 60,
+            };
+            let segment = from.run(move || bulk((address, PORT).into()))??;
+            ensure!(
+                segment <= most,
+                "segments to {address} have {segment} bytes"
+            );
+            println!("{BULK} bytes to {address} and back in segments of {segment}");
+        }
+    }
+    nodes.start(0, "prefer")?;
+    nodes.start(1, "prefer")?;
+    nodes.start(0, "off")?;
+    nodes.start(1, "off")?;
+    let is_gone = || {
+        let tables = nodes.stage.nodes[0].nft(&["list", "ruleset"]);
+        tables.is_ok_and(|tables| !tables.contains("maxseg"))
+    };
+    wait_until("nothing is clamped without encryption", PATIENCE, is_gone)
+}
