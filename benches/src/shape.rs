@@ -13,8 +13,8 @@ use anyhow::{Context, Result};
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 use service_model::{
-    Conditions, Endpoint, EndpointSlice, Family, NodeFacts, ObjectName, Protocol, Service,
-    ServicePort, SlicePort, TriggerTime,
+    Conditions, Endpoint, EndpointSlice, Family, Identities, NodeFacts, ObjectName, Protocol,
+    Service, ServicePort, SlicePort, TriggerTime,
 };
 use smallvec::smallvec;
 
@@ -106,6 +106,7 @@ impl Shape {
                         hints: None,
                     })
                     .collect(),
+                identities: Identities::default(),
                 excluded: false,
                 trigger: TriggerTime::default(),
             })

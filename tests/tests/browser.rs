@@ -253,7 +253,7 @@ fn the_page_shows_services_flows_and_outages_in_a_browser() -> Result<()> {
     )?;
     browser.wait(
         "the bytes of the endpoints that the connections are at",
-        "[...document.querySelectorAll('#endpoints tbody tr')].some((row) => /^[1-9][0-9.]* k?B$/.test(row.cells[5].textContent))",
+        "[...document.querySelectorAll('#endpoints tbody tr')].some((row) => /^[1-9][0-9.]* k?B$/.test(row.cells[6].textContent))",
     )?;
     browser.value(
         "(() => { const filter = document.getElementById('filter'); filter.value = 'name-12'; filter.oninput(); })()",

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Host, Probe, Protocol, scenario, wait_for, wait_until};
 use netfilter::{Conntrack, FlowFilter};
 use nft::Family;
-use portolan_tests::commands::run;
+use portolan_tests::commands::{document, run};
 use portolan_tests::stage::{PATIENCE, Stage, portolan, service};
 use serde_json::{Value, json};
 
@@ -316,6 +316,18 @@ fn flows_have_names_and_new_ones_are_followed() -> Result<()> {
         );
         let node = flow["endpoint_node"].as_str();
         ensure!(matches!(node, Some("node-a" | "node-b")), "{flow}");
+        let address = flow["endpoint"].as_str().unwrap_or_default();
+        let pod = stage
+            .pods
+            .iter()
+            .find(|pod| address.starts_with(&format!("{}:", pod.ipv4())));
+        let pod = pod.context("an endpoint that is no pod")?;
+        ensure!(
+            flow["endpoint_pod"] == format!("default/{}", pod.name()),
+            "{flow}"
+        );
+        // The client is no endpoint of any Service.
+        ensure!(flow["from_pod"].is_null(), "{flow}");
     }
     let mut command = stage.node.command(portolan()?);
     command.args([
@@ -341,11 +353,62 @@ fn flows_have_names_and_new_ones_are_followed() -> Result<()> {
         follower
             .lines()
             .iter()
-            .all(|line| !line.contains("default/web")),
+            .all(|line| !line.contains("\"service\":\"default/web\"")),
         "{:?}",
         follower.lines()
     );
     drop(held);
+    // A client that is an endpoint has a name.
+    ensure!(
+        stage
+            .connect(&stage.pods[0], &stage.web)?
+            .server()
+            .is_some()
+    );
+    let listed = run(&stage.node, &["flows", "--service=web", "--output=json"])?;
+    let is_named = listed.stdout.contains("\"from_pod\":\"default/web-0\"");
+    ensure!(is_named, "{}", listed.stdout);
+    Ok(())
+}
+
+#[scenario(Nft)]
+fn endpoints_and_clients_have_the_names_of_their_pods() -> Result<()> {
+    let stage = Stage::new()?;
+    let _daemon = stage.start_synced(&[])?;
+    let (services, _) = document(&stage.node, &["services", "web"])?;
+    let endpoints = services["services"][0]["endpoints"].as_array();
+    let endpoints = endpoints.context("no endpoints")?;
+    ensure!(endpoints.len() == 8, "{services}");
+    for endpoint in endpoints {
+        let address: SocketAddr = endpoint["address"]
+            .as_str()
+            .context("no address")?
+            .parse()?;
+        let mut pods = stage.pods.iter();
+        let pod = pods.find(|pod| pod.addresses().contains(&address.ip()));
+        let name = format!("default/{}", pod.context("no such pod")?.name());
+        let zone = format!("zone-of-{}", endpoint["node"].as_str().context("no node")?);
+        ensure!(
+            endpoint["pod"] == name && endpoint["zone"] == zone,
+            "{endpoint}"
+        );
+    }
+    for (to, from) in [
+        ("10.96.0.80:80", stage.pods[1].ipv4().to_string()),
+        ("[fd00:96::80]:80", stage.pods[1].ipv6().to_string()),
+    ] {
+        let arguments = ["trace", "--from", "default/web-1", "--to", to];
+        let (trace, _) = document(&stage.node, &arguments)?;
+        ensure!(trace["from"] == from, "{trace}");
+    }
+    let unknown = run(
+        &stage.node,
+        &["trace", "--from=default/nobody", "--to=10.96.0.80:80"],
+    )?;
+    ensure!(
+        unknown.code == 2 && unknown.stderr.contains("default/nobody"),
+        "{unknown:?}"
+    );
     Ok(())
 }
 

@@ -105,7 +105,10 @@ impl TcpService {
                 .iter()
                 .map(|(pod, node)| {
                     let address = if family == "IPv4" { pod.ipv4().to_string() } else { pod.ipv6().to_string() };
-                    json!({ "addresses": [address], "nodeName": node, "conditions": { "ready": true } })
+                    json!({
+                        "addresses": [address], "nodeName": node, "conditions": { "ready": true },
+                        "targetRef": { "kind": "Pod", "name": pod.name(), "namespace": "default" }, "zone": format!("zone-of-{node}"),
+                    })
                 })
                 .collect();
             json!({

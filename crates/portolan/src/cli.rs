@@ -265,7 +265,7 @@ pub struct ManualArgs {
 /// `portolan trace`
 #[derive(Clone, Debug, Args)]
 pub struct TraceArgs {
-    /// Address of the client, or `node` for this node itself
+    /// Address of the client, NAMESPACE/POD for an endpoint of a Service, or `node` for this node itself
     #[arg(long, value_name = "IP")]
     pub from: String,
 

@@ -17,8 +17,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::facts::NodeFacts;
+use crate::identities::Identity;
 use crate::objects::{
-    EndpointSlice, Family, Node, ObjectEvent, ObjectName, Protocol, Service, ServiceType,
+    Endpoint, EndpointSlice, Family, Node, ObjectEvent, ObjectName, Protocol, Service, ServiceType,
     TriggerTime,
 };
 use crate::plan::{Plan, PortChoices, explain, plan};
@@ -195,6 +196,66 @@ impl Index {
     pub fn explain(&self, name: &ObjectName, facts: &NodeFacts) -> Option<Vec<PortChoices>> {
         let (service, slices) = self.programmed(name)?;
         Some(explain(service, slices, facts, &self.surroundings.suspects))
+    }
+
+    /// Pods and zones of a Service's endpoints, by address, as far as its slices say.
+    pub fn identities(&self, name: &ObjectName) -> BTreeMap<IpAddr, Identity> {
+        let slices = self
+            .entries
+            .get(name)
+            .into_iter()
+            .flat_map(|entry| &entry.slices);
+        let mut found = BTreeMap::new();
+        for slice in slices {
+            for (endpoint, identity) in slice.endpoints.iter().zip(slice.identities.iter()) {
+                // As in planning, an address that passes to a new pod is that pod's.
+                if endpoint.conditions.terminating {
+                    found.entry(endpoint.address).or_insert(identity);
+                } else {
+                    found.insert(endpoint.address, identity);
+                }
+            }
+        }
+        found
+    }
+
+    /// The pods of these addresses, as far as they are endpoints of any Service. An address of several pods, as pods in the network
+    /// of their node have it, is nobody's.
+    pub fn pods(&self, addresses: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, ObjectName> {
+        let mut found: BTreeMap<IpAddr, Option<ObjectName>> = BTreeMap::new();
+        for slice in self.entries.values().flat_map(|entry| &entry.slices) {
+            let is_asked = |endpoint: &Endpoint| addresses.contains(&endpoint.address);
+            if !slice.endpoints.iter().any(is_asked) {
+                continue;
+            }
+            for (endpoint, identity) in slice.endpoints.iter().zip(slice.identities.iter()) {
+                let Some(pod) = identity.pod.filter(|_| is_asked(endpoint)) else {
+                    continue;
+                };
+                let pod = Some(ObjectName::new(slice.name.namespace.clone(), pod));
+                let known = found.entry(endpoint.address).or_insert_with(|| pod.clone());
+                if *known != pod {
+                    *known = None;
+                }
+            }
+        }
+        let found = found.into_iter();
+        found
+            .filter_map(|(address, pod)| Some((address, pod?)))
+            .collect()
+    }
+
+    /// Addresses of a pod that is an endpoint of a Service.
+    pub fn addresses_of_pod(&self, pod: &ObjectName) -> BTreeSet<IpAddr> {
+        let slices = self.entries.values().flat_map(|entry| &entry.slices);
+        let slices = slices.filter(|slice| slice.name.namespace == pod.namespace);
+        let mut found = BTreeSet::new();
+        for slice in slices {
+            let endpoints = slice.endpoints.iter().zip(slice.identities.iter());
+            let of_pod = endpoints.filter(|(_, is)| is.pod.as_deref() == Some(&*pod.name));
+            found.extend(of_pod.map(|(endpoint, _)| endpoint.address));
+        }
+        found
     }
 
     /// The last version of a Service.

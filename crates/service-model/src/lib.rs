@@ -11,6 +11,7 @@
 //!   in no firewall's terms, and names what this node ignores; [`plan::explain`] says why each endpoint is used or not.
 
 pub mod facts;
+mod identities;
 mod index;
 pub mod intent;
 mod node_ranges;
@@ -25,6 +26,7 @@ mod suspects;
 pub mod wire;
 
 pub use facts::{DetectLocal, LocalInterface, NodeConfig, NodeFacts, NodePortAddress};
+pub use identities::{Identities, Identity};
 pub use index::Index;
 pub use intent::{
     Affinity, Backend, Disposition, Frontend, FrontendAddress, HealthCheck, Masquerade,

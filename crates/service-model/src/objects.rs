@@ -13,6 +13,8 @@ use smallvec::SmallVec;
 
 pub use net_types::{Family, Protocol};
 
+use crate::identities::Identities;
+
 /// `namespace/name`. Cluster-scoped objects have an empty namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
@@ -272,6 +274,8 @@ pub struct EndpointSlice {
     pub ports: SmallVec<[SlicePort; 1]>,
     /// Usable endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// Pod and zone of each of them.
+    pub identities: Identities,
     /// Not programmed: it has one of the two labels of row 1, names no Service or holds FQDNs. Ports and endpoints are
     /// empty then, and the index treats the slice as deleted.
     pub excluded: bool,

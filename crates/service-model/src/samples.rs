@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::facts::NodeFacts;
+use crate::identities::Identities;
 use crate::intent::{Disposition, FrontendAddress, Masquerade, ServiceIntent};
 use crate::objects::{
     Conditions, Endpoint, EndpointSlice, Family, ObjectName, Protocol, Service, ServicePort,
@@ -62,6 +63,7 @@ pub(crate) fn slice(text: &str, service: &str, ports: &str, endpoints: &str) -> 
             .map_or(Family::Ip, |e| Family::of(e.address)),
         ports: ports.split_whitespace().map(port).collect(),
         endpoints,
+        identities: Identities::default(),
         excluded: false,
         trigger: TriggerTime::default(),
     }

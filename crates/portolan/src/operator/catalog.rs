@@ -2,6 +2,7 @@
 //! shared with the control loop. Each request plans again, by the same pure functions as the control loop.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +10,8 @@ use object_source::{SourceEvent, Subject};
 use service_dataplane::Conflict;
 use service_dataplane::predict::Frontends;
 use service_model::{
-    Index, NodeFacts, ObjectEvent, ObjectKind, ObjectName, Plan, PortChoices, Service, Watched,
+    Identity, Index, NodeFacts, ObjectEvent, ObjectKind, ObjectName, Plan, PortChoices, Service,
+    Watched,
 };
 
 use super::documents::Latency;
@@ -201,6 +203,21 @@ impl Catalog {
         let facts = self.facts.as_deref();
         let explained = facts.and_then(|facts| self.index.explain(name, facts));
         explained.unwrap_or_default()
+    }
+
+    /// Pods and zones of a Service's endpoints, by address.
+    pub(super) fn identities(&self, name: &ObjectName) -> BTreeMap<IpAddr, Identity> {
+        self.index.identities(name)
+    }
+
+    /// The pods of these addresses.
+    pub(super) fn pods(&self, addresses: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, ObjectName> {
+        self.index.pods(addresses)
+    }
+
+    /// Addresses of a pod that is an endpoint of a Service.
+    pub(super) fn addresses_of_pod(&self, pod: &ObjectName) -> BTreeSet<IpAddr> {
+        self.index.addresses_of_pod(pod)
     }
 
     /// Plans the Services that `concerns` selects, and resolves conflicts between them.

@@ -235,6 +235,12 @@ pub struct Endpoint {
     pub address: String,
     /// The node, if known.
     pub node: Option<String>,
+    /// The pod, `namespace/name`, if known.
+    #[serde(default)]
+    pub pod: Option<String>,
+    /// The zone of its node, if known.
+    #[serde(default)]
+    pub zone: Option<String>,
     /// On this node.
     pub local: bool,
     /// `ready`, `serving`, `terminating`, as far as they hold.
@@ -290,6 +296,9 @@ pub struct EndpointRate {
     pub protocol: String,
     /// Address and port.
     pub address: String,
+    /// The pod, `namespace/name`, if known.
+    #[serde(default)]
+    pub pod: Option<String>,
     /// The node, if known.
     pub node: Option<String>,
     #[serde(flatten)]
@@ -324,6 +333,9 @@ pub struct Flow {
     pub protocol: String,
     /// Address and port of the client.
     pub from: String,
+    /// The client's pod, `namespace/name`, if the pod is an endpoint of any Service.
+    #[serde(default)]
+    pub from_pod: Option<String>,
     /// The node whose pod the client is, as far as the overlay knows.
     pub from_node: Option<String>,
     /// Address and port that the client sends to.
@@ -332,6 +344,9 @@ pub struct Flow {
     pub service: String,
     /// Address and port that the connection is translated to.
     pub endpoint: String,
+    /// The pod of the endpoint, `namespace/name`, if known.
+    #[serde(default)]
+    pub endpoint_pod: Option<String>,
     /// The node of the endpoint, if known.
     pub endpoint_node: Option<String>,
     /// There was a reply.
@@ -405,6 +420,9 @@ pub struct Step {
 pub struct TracedEndpoint {
     /// Address and port.
     pub address: String,
+    /// The pod, `namespace/name`, if known.
+    #[serde(default)]
+    pub pod: Option<String>,
     /// The node, if known.
     pub node: Option<String>,
     /// May get the connection.

@@ -1,17 +1,17 @@
 //! `/v1/flows`: lists the connections through Services, with the names of Services and nodes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
 use service_dataplane::Claim;
 use service_dataplane::predict::Frontends;
-use service_model::{Family, ObjectName, PortChoices};
+use service_model::{Family, Identity, ObjectName, PortChoices};
 
 use super::catalog::Catalog;
 use super::documents::{Flow, Flows};
 use super::knowledge::{Knowledge, Parameters};
-use super::services::find;
+use super::services::{find, pod_name};
 use super::status::clean;
 use super::traffic::{Tracked, claims};
 
@@ -26,11 +26,13 @@ pub(super) fn answer(known: &Knowledge, parameters: &Parameters) -> Result<Flows
     let tracked = known.census.borrow_mut().list()?;
     let is_asked = |name: &ObjectName| only.as_ref().is_none_or(|only| only == name);
     let frontends = catalog.frontends(|_| true);
+    let sources: BTreeSet<IpAddr> = tracked.iter().map(|flow| flow.source.ip()).collect();
     let mut naming = Naming {
         known,
         catalog: &catalog,
         frontends,
-        ports: HashMap::new(),
+        pods: catalog.pods(&sources),
+        endpoints: HashMap::new(),
     };
     let mut flows = Vec::new();
     let mut count = 0;
@@ -58,8 +60,16 @@ struct Naming<'a> {
     known: &'a Knowledge,
     catalog: &'a Catalog,
     frontends: Frontends,
+    /// Pods of clients.
+    pods: BTreeMap<IpAddr, ObjectName>,
     /// Endpoints of Services that have flows.
-    ports: HashMap<ObjectName, Vec<PortChoices>>,
+    endpoints: HashMap<ObjectName, Endpoints>,
+}
+
+/// The endpoints of a Service, and their pods by address.
+struct Endpoints {
+    ports: Vec<PortChoices>,
+    identities: BTreeMap<IpAddr, Identity>,
 }
 
 impl Naming<'_> {
@@ -69,14 +79,18 @@ impl Naming<'_> {
     }
 
     fn flow(&mut self, tracked: &Tracked, service: &ObjectName) -> Flow {
+        let (endpoint_pod, endpoint_node) = self.endpoint(service, tracked.endpoint);
+        let from_pod = self.pods.get(&tracked.source.ip());
         Flow {
             protocol: tracked.protocol.to_string(),
             from: tracked.source.to_string(),
+            from_pod: from_pod.map(|pod| clean(&pod.to_string())),
             from_node: self.node_of_source(tracked.source.ip()),
             to: tracked.destination.to_string(),
             service: clean(&service.to_string()),
             endpoint: tracked.endpoint.to_string(),
-            endpoint_node: self.node_of_endpoint(service, tracked.endpoint),
+            endpoint_pod,
+            endpoint_node,
             answered: tracked.answered,
             packets: tracked.packets,
             bytes: tracked.bytes,
@@ -97,14 +111,25 @@ impl Naming<'_> {
         peer.map(|peer| clean(&peer.name))
     }
 
-    fn node_of_endpoint(&mut self, service: &ObjectName, endpoint: SocketAddr) -> Option<String> {
+    /// Pod and node of an endpoint.
+    fn endpoint(
+        &mut self,
+        service: &ObjectName,
+        endpoint: SocketAddr,
+    ) -> (Option<String>, Option<String>) {
         let catalog = self.catalog;
-        let ports = self.ports.entry(service.clone());
-        let ports = ports.or_insert_with(|| catalog.explain(service));
-        let mut endpoints = ports.iter().flat_map(|port| &port.endpoints);
+        let of_service = self.endpoints.entry(service.clone());
+        let known = of_service.or_insert_with(|| Endpoints {
+            ports: catalog.explain(service),
+            identities: catalog.identities(service),
+        });
+        let mut endpoints = known.ports.iter().flat_map(|port| &port.endpoints);
         let found = endpoints.find(|choice| {
             (choice.backend.address, choice.backend.port) == (endpoint.ip(), endpoint.port())
         });
-        found?.node.as_deref().map(clean)
+        let identity = known.identities.get(&endpoint.ip());
+        let pod = identity.and_then(|identity| pod_name(service, identity));
+        let node = found.and_then(|choice| choice.node.as_deref().map(clean));
+        (pod.filter(|_| found.is_some()), node)
     }
 }

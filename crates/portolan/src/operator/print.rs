@@ -24,6 +24,8 @@ pub(super) struct Terminal {
     pub(super) colors: bool,
 }
 
+/// Columns from which on tables have room for the names of pods.
+const WIDE: usize = 140;
 /// Narrower terminals are treated as this wide.
 const LEAST_WIDTH: usize = 60;
 
@@ -46,6 +48,11 @@ impl Terminal {
             // https://no-color.org
             colors: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
         }
+    }
+
+    /// Whether tables have room for the names of pods.
+    fn is_wide(self) -> bool {
+        self.width.is_none_or(|width| width >= WIDE)
     }
 
     /// What moves the cursor home and clears the screen, in a terminal and if wanted.

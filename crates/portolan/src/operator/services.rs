@@ -1,12 +1,12 @@
 //! `/v1/services`: frontends, endpoints and connections of all Services, or of one with everything about it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
 use service_dataplane::Claim;
 use service_model::{
-    Choice, Disposition, FrontendAddress, ObjectName, PortChoices, Service, ServiceType,
+    Choice, Disposition, FrontendAddress, Identity, ObjectName, PortChoices, Service, ServiceType,
     TrafficPolicy,
 };
 
@@ -149,10 +149,14 @@ impl Question<'_> {
             .map(Claim::from)
             .collect();
         let ports = self.catalog.explain(&service.name);
-        let endpoints: Vec<Endpoint> = ports
-            .iter()
-            .flat_map(|port| self.endpoints(port, &claims))
-            .collect();
+        let identities = match whole {
+            true => self.catalog.identities(&service.name),
+            false => BTreeMap::new(),
+        };
+        let mut endpoints: Vec<Endpoint> = Vec::new();
+        for port in &ports {
+            endpoints.extend(self.endpoints(&service.name, port, &claims, &identities));
+        }
         let refused = self.catalog.quarantined().get(&service.name).cloned();
         let over_budget = plan.as_ref().and_then(|plan| plan.over_budget.as_ref());
         let quarantined = refused.or_else(|| Some(over_budget?.to_string()));
@@ -211,7 +215,13 @@ impl Question<'_> {
         }
     }
 
-    fn endpoints(&self, of: &PortChoices, claims: &[Claim]) -> Vec<Endpoint> {
+    fn endpoints(
+        &self,
+        service: &ObjectName,
+        of: &PortChoices,
+        claims: &[Claim],
+        identities: &BTreeMap<IpAddr, Identity>,
+    ) -> Vec<Endpoint> {
         let (port, protocol) = (of.port.port, of.port.protocol);
         let is_of_port = |claim: &&Claim| {
             let number = match claim.address {
@@ -231,6 +241,7 @@ impl Question<'_> {
                 let through = self.connections.measured_through(claim, address);
                 add(&mut measured, &through);
             }
+            let identity = identities.get(&choice.backend.address);
             let conditions = choice.conditions;
             let conditions = [
                 (conditions.ready, "ready"),
@@ -243,6 +254,8 @@ impl Question<'_> {
                 protocol: protocol.to_string(),
                 address: address.to_string(),
                 node: choice.node.as_deref().map(clean),
+                pod: identity.and_then(|identity| pod_name(service, identity)),
+                zone: identity.and_then(|identity| identity.zone.as_deref().map(clean)),
                 local: choice.backend.local,
                 conditions: conditions.map(|(_, name)| (*name).to_owned()).collect(),
                 zone_hints: choice.hints.zones.iter().map(|zone| clean(zone)).collect(),
@@ -256,6 +269,12 @@ impl Question<'_> {
         });
         described.collect()
     }
+}
+
+/// `namespace/name` of an endpoint's pod, which is in the namespace of its Service.
+pub(super) fn pod_name(service: &ObjectName, identity: &Identity) -> Option<String> {
+    let pod = identity.pod.as_deref()?;
+    Some(clean(&format!("{}/{pod}", service.namespace)))
 }
 
 fn disposition(disposition: &Disposition) -> String {

@@ -19,7 +19,7 @@ use super::catalog::Catalog;
 use super::documents::{Step, Trace, TraceVerdict, TracedEndpoint};
 use super::knowledge::{Knowledge, Parameters};
 use super::routes::{Network, Route};
-use super::services::policy_name;
+use super::services::{pod_name, policy_name};
 use super::status::clean;
 
 pub(super) async fn answer(known: &Knowledge, parameters: &Parameters) -> Result<Trace> {
@@ -31,21 +31,19 @@ pub(super) async fn answer(known: &Knowledge, parameters: &Parameters) -> Result
     let to: SocketAddr = parameter("to")?.parse().context("--to: not ADDRESS:PORT")?;
     let protocol = protocol(parameter("protocol")?)?;
     let network = Network::open().await?;
-    let packet = packet(parameter("from")?, to, protocol, &network).await?;
+    let from = address_of_client(known, parameter("from")?, to)?;
+    let packet = packet(&from, to, protocol, &network).await?;
     let decided = decide(known, &packet, &network)?;
+    let service = decided.prediction.holder.as_ref().map(|(name, _)| name);
+    let identities = service.map(|name| known.catalog.borrow().identities(name));
+    let identities = identities.unwrap_or_default();
     let mut endpoints = Vec::new();
     for (choice, target) in &decided.endpoints {
-        endpoints.push(
-            endpoint(
-                known,
-                &network,
-                &packet,
-                choice,
-                *target,
-                decided.only_local,
-            )
-            .await,
-        );
+        let only_local = decided.only_local;
+        let mut traced = endpoint(known, &network, &packet, choice, *target, only_local).await;
+        let identity = identities.get(&choice.backend.address);
+        traced.pod = service.and_then(|name| pod_name(name, identity?));
+        endpoints.push(traced);
     }
     let eligible = endpoints
         .iter()
@@ -76,6 +74,23 @@ fn protocol(name: &str) -> Result<Protocol> {
         "sctp" => Ok(Protocol::Sctp),
         _ => anyhow::bail!("unknown protocol {}: tcp, udp or sctp", clean(name)),
     }
+}
+
+/// The client: `node`, an address, or the address of a pod by `namespace/name`, in the family of the destination.
+fn address_of_client(known: &Knowledge, from: &str, to: SocketAddr) -> Result<String> {
+    let Some((namespace, name)) = from.split_once('/') else {
+        return Ok(from.to_owned());
+    };
+    let pod = ObjectName::new(namespace, name);
+    let addresses = known.catalog.borrow().addresses_of_pod(&pod);
+    let mut of_family = addresses.iter().filter(|a| a.is_ipv4() == to.is_ipv4());
+    let address = of_family.next().with_context(|| {
+        format!(
+            "--from: the daemon does not know pod {}: it knows those that are endpoints of a Service; write its address",
+            clean(&pod.to_string())
+        )
+    })?;
+    Ok(address.to_string())
 }
 
 /// The packet. A client with an address of the node is the node itself.

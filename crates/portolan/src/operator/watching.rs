@@ -139,6 +139,7 @@ fn endpoint_rates(service: &Service, earlier: &Measured, seconds: f64) -> Vec<En
             port_name: endpoint.port_name.clone(),
             protocol: endpoint.protocol.clone(),
             address: endpoint.address.clone(),
+            pod: endpoint.pod.clone(),
             node: endpoint.node.clone(),
             rates: Rates::between(before, endpoint.measured, seconds, now),
         }

@@ -1,6 +1,7 @@
 mod any_order;
 
 use super::*;
+use crate::identities::Identities;
 use crate::samples::{facts, lines, name, service, slice};
 
 fn suspects(names: &[&str]) -> Suspects {
@@ -17,6 +18,30 @@ fn web() -> Service {
 /// A slice with one HTTP port.
 fn http(name: &str, service: &str, endpoints: &str) -> EndpointSlice {
     slice(name, service, "http/8080/TCP", endpoints)
+}
+
+#[test]
+fn pods_are_found_by_address_unless_several_share_it() {
+    let mut index = Index::new();
+    let named = |slice: EndpointSlice, pods: &[&str]| EndpointSlice {
+        identities: Identities::new(pods.iter().map(|pod| (Some(*pod), Some("zone-a")))),
+        ..slice
+    };
+    index.apply_one(&named(
+        http("shop/web-1", "web", "10.1.0.5 10.1.0.6"),
+        &["web-1", "web-2"],
+    ));
+    // The same pod behind two Services; and a pod that has the address of another one.
+    index.apply_one(&named(http("shop/api-1", "api", "10.1.0.5"), &["web-1"]));
+    index.apply_one(&named(http("kube/dns-1", "dns", "10.1.0.6"), &["dns-1"]));
+    let asked = ["10.1.0.5", "10.1.0.6", "10.1.0.7"].map(|a| a.parse().unwrap());
+    let found = index.pods(&asked.into());
+    assert_eq!(found, [(asked[0], name("shop/web-1"))].into());
+    let addresses = index.addresses_of_pod(&name("shop/web-2"));
+    assert_eq!(addresses, [asked[1]].into());
+    let identities = index.identities(&name(WEB));
+    assert_eq!(identities[&asked[1]].pod.as_deref(), Some("web-2"));
+    assert_eq!(identities[&asked[1]].zone.as_deref(), Some("zone-a"));
 }
 
 impl Index {

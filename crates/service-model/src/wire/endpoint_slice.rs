@@ -16,7 +16,11 @@ use super::{
     ConversionContext, Converted, LABEL_SERVICE_NAME, MAX_NAME, Metadata, Object, is_name,
     null_is_default,
 };
+use crate::identities::Identities;
 use crate::objects::{self, Conditions, Family, Invalid, ObjectName, TriggerTime};
+
+/// Longest value of a label.
+const MAX_LABEL: usize = 63;
 
 /// An EndpointSlice as decoded.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -49,6 +53,15 @@ struct Endpoint {
     #[serde(deserialize_with = "null_is_default")]
     conditions: WireConditions,
     hints: Option<Hints>,
+    target_ref: Option<TargetRef>,
+    zone: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct TargetRef {
+    kind: Option<String>,
+    name: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -114,6 +127,7 @@ impl Object for EndpointSlice {
             family: family.unwrap_or(Family::Ip),
             ports: SmallVec::new(),
             endpoints: Vec::new(),
+            identities: Identities::default(),
             excluded: service.is_empty() || labels.excluded(context),
             trigger: TriggerTime(self.metadata.last_change_trigger_time()),
         };
@@ -123,7 +137,8 @@ impl Object for EndpointSlice {
         }
         if !slice.excluded {
             slice.ports = ports(&self.ports, &mut validation, context);
-            slice.endpoints = endpoints(self.endpoints, slice.family, &mut validation, context);
+            (slice.endpoints, slice.identities) =
+                endpoints(self.endpoints, slice.family, &mut validation, context);
         }
         Ok(validation.converted(slice))
     }
@@ -160,21 +175,43 @@ fn endpoints(
     family: Family,
     validation: &mut Validation,
     context: &mut ConversionContext,
-) -> Vec<objects::Endpoint> {
+) -> (Vec<objects::Endpoint>, Identities) {
     let mut endpoints = Vec::with_capacity(written.len());
+    let mut usable = Vec::with_capacity(written.len());
     for (i, endpoint) in written.iter().enumerate() {
         match address(endpoint, family) {
-            Ok(address) => endpoints.push(objects::Endpoint {
-                address,
-                node: node(endpoint, context),
-                conditions: endpoint.conditions.with_defaults(),
-                hints: hints(endpoint, context),
-            }),
+            Ok(address) => {
+                endpoints.push(objects::Endpoint {
+                    address,
+                    node: node(endpoint, context),
+                    conditions: endpoint.conditions.with_defaults(),
+                    hints: hints(endpoint, context),
+                });
+                usable.push(endpoint);
+            }
             Err(reason) => validation.warn(format!("endpoints[{i}].addresses[0]"), reason),
         }
     }
     endpoints.shrink_to_fit();
-    endpoints
+    let identities = usable
+        .iter()
+        .map(|endpoint| (pod(endpoint), zone(endpoint)));
+    (endpoints, Identities::new(identities))
+}
+
+/// The pod, by a name that pods can have; other kinds of targets have no name here.
+fn pod(endpoint: &Endpoint) -> Option<&str> {
+    let target = endpoint.target_ref.as_ref()?;
+    let is_pod = target.kind.as_deref() == Some("Pod");
+    let name = target.name.as_deref().filter(|_| is_pod)?;
+    is_name(name, MAX_NAME).then_some(name)
+}
+
+/// The zone, if a label of a Node can have it as its value.
+fn zone(endpoint: &Endpoint) -> Option<&str> {
+    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let zone = endpoint.zone.as_deref();
+    zone.filter(|zone| !zone.is_empty() && zone.len() <= MAX_LABEL && zone.bytes().all(is_allowed))
 }
 
 /// Only the first address counts (row 30); by the API, all of them lead to the same endpoint.

@@ -125,7 +125,7 @@ pub(in crate::operator) fn service(
     }
     if !service.endpoints.is_empty() {
         out += "Endpoints\n";
-        out += &endpoints(service).text(2, width);
+        out += &endpoints(service, terminal).text(2, width);
     }
     out += &uncounted(all);
     out
@@ -158,12 +158,19 @@ fn frontends(service: &Service) -> Table {
     table
 }
 
-fn endpoints(service: &Service) -> Table {
-    let mut table = Table::new(&["PORT", "ENDPOINT", "NODE", "CONDITION", "CONNS", "USED"]);
+/// Pods and zones have columns where there is room, and are behind all else where not.
+fn endpoints(service: &Service, terminal: Terminal) -> Table {
+    let is_known = |endpoint: &Endpoint| endpoint.pod.is_some() || endpoint.zone.is_some();
+    let has_columns = terminal.is_wide() && service.endpoints.iter().any(is_known);
+    let mut heading = vec!["PORT", "ENDPOINT", "NODE", "CONDITION", "CONNS", "USED"];
+    if has_columns {
+        heading.splice(3..3, ["ZONE", "POD"]);
+    }
+    let mut table = Table::new(&heading);
     for endpoint in &service.endpoints {
         let name = port_name(&endpoint.port_name, &endpoint.protocol);
         let node = endpoint.node.as_deref().unwrap_or("?");
-        table.row([
+        let mut cells = vec![
             name,
             endpoint.address.clone(),
             match endpoint.local {
@@ -173,9 +180,34 @@ fn endpoints(service: &Service) -> Table {
             endpoint.conditions.join(" "),
             endpoint.traffic.connections.to_string(),
             used(endpoint),
-        ]);
+        ];
+        if has_columns {
+            let unknown = || "?".to_owned();
+            let pod = pod(endpoint).map(str::to_owned);
+            let zone = endpoint.zone.clone();
+            cells.splice(
+                3..3,
+                [zone.unwrap_or_else(unknown), pod.unwrap_or_else(unknown)],
+            );
+        } else if let Some(last) = cells.last_mut() {
+            let zone = endpoint.zone.as_deref();
+            let parts = [
+                pod(endpoint).map(|pod| ("pod", pod)),
+                zone.map(|zone| ("zone", zone)),
+            ];
+            for (kind, name) in parts.into_iter().flatten() {
+                *last += &format!("; {kind} {name}");
+            }
+        }
+        table.row(cells);
     }
     table
+}
+
+/// Name of the pod without its namespace, which is that of the Service.
+fn pod(endpoint: &Endpoint) -> Option<&str> {
+    let (_, name) = endpoint.pod.as_deref()?.split_once('/')?;
+    Some(name)
 }
 
 /// `http/TCP`, or `TCP` for a port without a name.

@@ -26,7 +26,7 @@ pub(in crate::operator) fn trace(trace: &Trace, terminal: Terminal) -> String {
         }
         out += &labeled(&label, &step.text, width);
     }
-    let mut table = Table::new(&["ENDPOINT", "NODE", "SEES SOURCE", "WAY, OR WHY NOT"]);
+    let mut table = Table::new(&["ENDPOINT", "POD ON NODE", "SEES SOURCE", "WAY, OR WHY NOT"]);
     for endpoint in &trace.endpoints {
         let source = endpoint.source.as_deref().unwrap_or("?");
         let (source, way) = match (endpoint.eligible, &endpoint.masquerade) {
@@ -43,7 +43,10 @@ pub(in crate::operator) fn trace(trace: &Trace, terminal: Terminal) -> String {
         let node = endpoint.node.clone().unwrap_or_else(|| "?".to_owned());
         table.row([
             endpoint.address.clone(),
-            node,
+            match &endpoint.pod {
+                Some(pod) => format!("{pod} on {node}"),
+                None => node,
+            },
             source,
             way.unwrap_or_default(),
         ]);

@@ -30,13 +30,13 @@ pub(in crate::operator) fn top(top: &Top, is_named: bool, terminal: Terminal) ->
         let name = [rate.service.clone()];
         services.row(name.into_iter().chain(cells(&rate.rates)));
     }
-    let mut endpoints = table(&["ENDPOINT", "PORT", "NODE"]);
+    let mut endpoints = table(&["ENDPOINT", "PORT", "POD ON NODE"]);
     let rates = top.services.iter().flat_map(|rate| &rate.endpoints);
     for rate in rates.clone().take(LISTED) {
         let names = [
             rate.address.clone(),
             port_name(&rate.port_name, &rate.protocol),
-            rate.node.clone().unwrap_or_else(|| "?".to_owned()),
+            pod_on_node(&rate.pod, &rate.node).unwrap_or_else(|| "?".to_owned()),
         ];
         endpoints.row(names.into_iter().chain(cells(&rate.rates)));
     }
@@ -51,6 +51,14 @@ pub(in crate::operator) fn top(top: &Top, is_named: bool, terminal: Terminal) ->
         out += "bytes and packets are not counted: set net.netfilter.nf_conntrack_acct=1 (new connections count)\n";
     }
     out
+}
+
+/// `shop/web-1 on node-a`, as far as known.
+fn pod_on_node(pod: &Option<String>, node: &Option<String>) -> Option<String> {
+    match (pod, node) {
+        (Some(pod), Some(node)) => Some(format!("{pod} on {node}")),
+        (pod, node) => pod.clone().or_else(|| node.clone()),
+    }
 }
 
 /// What does not fit on a screen.
@@ -71,7 +79,7 @@ fn scaled(number: f64) -> String {
     }
 }
 
-/// Flows that were not printed before.
+/// Flows that were not printed before. Names of pods are behind all else where a terminal has no room for them.
 pub(in crate::operator) fn flows(
     all: &Flows,
     new: &[Flow],
@@ -80,18 +88,26 @@ pub(in crate::operator) fn flows(
 ) -> String {
     let mut table = Table::new(&["PROTO", "FROM", "TO", "SERVICE", "ENDPOINT", "BYTES"]);
     for flow in new {
-        let at = |address: &str, node: &Option<String>| match node {
-            Some(node) => format!("{address} ({node})"),
-            None => address.to_owned(),
-        };
+        let from = pod_on_node(&flow.from_pod, &flow.from_node);
+        let to = pod_on_node(&flow.endpoint_pod, &flow.endpoint_node);
         let answered = if flow.answered { "" } else { " unanswered" };
+        let mut last = format!("{}{answered}", flow.bytes);
+        let mut ends = [flow.from.clone(), flow.endpoint.clone()];
+        for (end, (way, place)) in ends.iter_mut().zip([("from", from), ("to", to)]) {
+            match place {
+                Some(place) if terminal.is_wide() => *end += &format!(" ({place})"),
+                Some(place) => last += &format!("; {way} {place}"),
+                None => {}
+            }
+        }
+        let [from, endpoint] = ends;
         table.row([
             flow.protocol.clone(),
-            at(&flow.from, &flow.from_node),
+            from,
             flow.to.clone(),
             flow.service.clone(),
-            at(&flow.endpoint, &flow.endpoint_node),
-            format!("{}{answered}", flow.bytes),
+            endpoint,
+            last,
         ]);
     }
     let mut out = table.text(0, terminal.width);

@@ -40,6 +40,27 @@ fn a_whole_slice_is_converted() {
 }
 
 #[test]
+fn endpoints_keep_their_pods_and_zones() {
+    let endpoints = json!([
+        {"addresses": ["10.1.0.5"], "zone": "Zone_A", "targetRef": {"kind": "Pod", "name": "web-1", "namespace": "shop"}},
+        {"addresses": ["not an address"], "zone": "lost", "targetRef": {"kind": "Pod", "name": "lost"}},
+        {"addresses": ["10.1.0.6"], "zone": "two\nlines", "targetRef": {"kind": "Pod", "name": "Two\tWords"}},
+        {"addresses": ["10.1.0.7"], "zone": "", "targetRef": {"kind": "Node", "name": "node-1"}},
+        {"addresses": ["10.1.0.8"], "targetRef": {"kind": "Pod", "name": "web-2"}},
+    ]);
+    let (found, _) = skipping::<EndpointSlice>(slice(json!([]), endpoints));
+    let found = found.identities.iter().map(|is| (is.pod, is.zone));
+    let text = |text: &str| Some(text.to_owned());
+    let expected = [
+        (text("web-1"), text("Zone_A")),
+        (None, None),
+        (None, None),
+        (text("web-2"), None),
+    ];
+    assert_eq!(found.collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn slices_of_no_served_service_are_empty_and_excluded() {
     let mut labeled = slice(json!([{"port": 80}]), json!([{"addresses": ["10.1.0.5"]}]));
     labeled["metadata"]["labels"][LABEL_SERVICE_PROXY_NAME] = json!("x");
