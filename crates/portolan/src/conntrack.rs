@@ -27,7 +27,7 @@ mod orders;
 mod pace;
 
 use orders::Orders;
-use pace::{Look, Pace};
+use pace::{Check, Pace};
 
 /// Pause after a failure; a SYN is retransmitted after a second.
 const RETRY: Duration = Duration::from_millis(500);
@@ -232,14 +232,14 @@ impl Worker {
         );
         // Both kinds of checks are done, and either kind of look takes its time.
         if self.flows.is_patient() {
-            let look = match deleted == 0 && walks > 0 {
-                true => Look::Futile,
-                false => Look::Useful,
+            let check = match deleted == 0 && walks > 0 {
+                true => Check::FoundNothing,
+                false => Check::Other,
             };
-            self.patient.looked(start, end, look);
+            self.patient.looked(start, end, check);
         } else {
-            self.patient.looked(start, end, Look::Useful);
-            self.prompt.looked(start, end, Look::Useful);
+            self.patient.looked(start, end, Check::Other);
+            self.prompt.looked(start, end, Check::Other);
         }
         self.flows = FlowChecks::default();
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! The loop receives events and commits transactions. It waits until the view is complete, commits the first change at
 //! once and later changes in batches ([`pace`]), repairs foreign changes to the tables ([`repairs`]), and publishes a
-//! [`Status`]. Parts that follow commits are [`Observer`]s. The loop has a thread of its own, since a commit blocks.
+//! [`Status`]. Parts that follow commits are [`Observer`]s. The loop shares its thread with the source; a commit blocks both.
 //! Rules stay in place when the loop ends.
 
 use std::collections::BTreeSet;

@@ -23,13 +23,13 @@ pub(super) struct Pace {
     pause: Duration,
 }
 
-/// What a look was.
+/// The result of a look, as far as it decides when the next one is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum Check {
     /// The kernel walked its table for what may wait, and nothing was stale.
-    Futile,
-    /// Any other.
-    Useful,
+    FoundNothing,
+    /// The look deleted entries, needed no walk, or was for what cannot wait.
+    Other,
 }
 
 impl Pace {
@@ -39,12 +39,12 @@ impl Pace {
     }
 
     /// Notes a look. The pause doubles while each look soon follows the one before.
-    pub(super) fn looked(&mut self, start: Instant, end: Instant, look: Look) {
+    pub(super) fn looked(&mut self, start: Instant, end: Instant, check: Check) {
         let earliest_lone = |last| last + self.pause.max(LONGEST) + QUIET;
         let is_lone = self.last.is_none_or(|last| start >= earliest_lone(last));
-        let longest = match look {
-            Look::Futile => FUTILE,
-            Look::Useful => LONGEST,
+        let longest = match check {
+            Check::FoundNothing => FUTILE,
+            Check::Other => LONGEST,
         };
         let next = match is_lone {
             true => SHORTEST,
@@ -61,12 +61,12 @@ mod tests {
     use super::*;
 
     /// Instants of the looks in this time, if there is something to look for at all times and each takes so long.
-    fn looks(time: Duration, each: Duration, look: Look) -> Vec<Duration> {
+    fn looks(time: Duration, each: Duration, check: Check) -> Vec<Duration> {
         let start = Instant::now();
         let (mut pace, mut now, mut looks) = (Pace::default(), start, Vec::new());
         while now < start + time {
             looks.push(now - start);
-            pace.looked(now, now + each, look);
+            pace.looked(now, now + each, check);
             now = pace.due(now + each);
         }
         looks
@@ -77,7 +77,7 @@ mod tests {
         let looks = looks(
             Duration::from_secs(60),
             Duration::from_millis(4),
-            Look::Useful,
+            Check::Other,
         );
         assert!((60..70).contains(&looks.len()), "{}", looks.len());
         let in_the_last_10_s = looks.iter().filter(|at| at.as_secs() >= 50).count();
@@ -87,14 +87,14 @@ mod tests {
     #[test]
     fn walks_that_find_nothing_become_seldom_until_one_does() {
         let each = Duration::from_millis(4);
-        let looks = looks(Duration::from_secs(60), each, Look::Futile);
+        let looks = looks(Duration::from_secs(60), each, Check::FoundNothing);
         assert!((18..24).contains(&looks.len()), "{}", looks.len());
         let (mut pace, mut now) = (Pace::default(), Instant::now());
         for _ in 0..20 {
-            pace.looked(now, now + each, Look::Futile);
+            pace.looked(now, now + each, Check::FoundNothing);
             now = pace.due(now + each);
         }
-        pace.looked(now, now + each, Look::Useful);
+        pace.looked(now, now + each, Check::Other);
         assert_eq!(pace.due(now), now + each + LONGEST);
     }
 
@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(pace.due(start), start);
         let mut now = start;
         for _ in 0..20 {
-            pace.looked(now, now + Duration::from_millis(4), Look::Futile);
+            pace.looked(now, now + Duration::from_millis(4), Check::FoundNothing);
             // A second change soon after the first waits for milliseconds.
             assert!(pace.due(now) <= now + Duration::from_millis(90));
             now += Duration::from_secs(3);
@@ -119,12 +119,12 @@ mod tests {
             let each = Duration::from_micros(micros);
             let now = Instant::now();
             let mut pace = Pace::default();
-            pace.looked(now, now + each, Look::Useful);
+            pace.looked(now, now + each, Check::Other);
             assert!(each * 20 <= pace.due(now) - now, "{each:?}");
         }
         let now = Instant::now();
         let mut pace = Pace::default();
-        pace.looked(now, now + Duration::from_secs(3), Look::Useful);
+        pace.looked(now, now + Duration::from_secs(3), Check::Other);
         assert_eq!(pace.due(now), now + Duration::from_secs(4));
     }
 }
