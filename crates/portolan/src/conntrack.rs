@@ -16,6 +16,7 @@ use netfilter::{Conntrack, Flow};
 use nft::{Backend, CommitError, Element, Family, Kernel, Protocol};
 use service_dataplane::conntrack::{FlowCheck, FlowChecks};
 use service_dataplane::{AffinityCheck, SyncOutcome, affinity, layout};
+use service_model::Suspects;
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
@@ -29,6 +30,9 @@ mod pace;
 use orders::Orders;
 use pace::{Check, Pace};
 
+/// Checks of commits are urgent for this long after a node has become a suspect: clients of that node send SYNs without a reply,
+/// and the next SYN must reach another endpoint. Services that flap or are committed in steps are committed by then.
+const HURRY: Duration = Duration::from_secs(10);
 /// Pause after a failure; a SYN is retransmitted after a second.
 const RETRY: Duration = Duration::from_millis(500);
 /// Upper bound of the pause after a check of affinity entries.
@@ -45,12 +49,14 @@ struct Order {
     flows: Vec<FlowCheck>,
     /// The addresses that serve node ports since that commit, sorted.
     node_addresses: Arc<[IpAddr]>,
+    /// A node has become a suspect shortly before.
+    hurried: bool,
 }
 
 impl Order {
     /// Whether it cannot wait for checks that are planned already.
     fn is_urgent(&self) -> bool {
-        !self.affinity.is_empty() || !self.flows.iter().all(FlowCheck::is_patient)
+        self.hurried || !self.affinity.is_empty() || !self.flows.iter().all(FlowCheck::is_patient)
     }
 }
 
@@ -71,6 +77,19 @@ pub struct Forget {
 #[derive(Debug)]
 pub struct Cleaner {
     orders: Arc<Orders>,
+    suspects: Suspects,
+    /// Until when orders are hurried.
+    hurried_until: Option<Instant>,
+}
+
+impl Cleaner {
+    fn new(orders: Arc<Orders>) -> Cleaner {
+        Cleaner {
+            orders,
+            suspects: Suspects::default(),
+            hurried_until: None,
+        }
+    }
 }
 
 impl Drop for Cleaner {
@@ -99,6 +118,7 @@ pub fn start(
         metrics,
         affinity: AffinityCheck::default(),
         flows: FlowChecks::default(),
+        hurried: false,
         affinity_at: Instant::now(),
         prompt: Pace::default(),
         patient: Pace::default(),
@@ -108,10 +128,18 @@ pub fn start(
         worker.work(&received);
         Ok(())
     })?;
-    Ok((Cleaner { orders }, to_forget))
+    Ok((Cleaner::new(orders), to_forget))
 }
 
 impl Observer for Cleaner {
+    /// Called before the commit that skips endpoints of the suspects.
+    fn suspects(&mut self, suspects: &Suspects) {
+        if !suspects.are_among(&self.suspects) {
+            self.hurried_until = Some(Instant::now() + HURRY);
+        }
+        self.suspects = suspects.clone();
+    }
+
     fn committed(&mut self, commit: &Commit<'_>) {
         let SyncOutcome {
             affinity, flows, ..
@@ -123,6 +151,7 @@ impl Observer for Cleaner {
             affinity: affinity.clone(),
             flows: flows.clone(),
             node_addresses: commit.facts.node_addresses.as_slice().into(),
+            hurried: self.hurried_until.is_some_and(|at| Instant::now() < at),
         });
     }
 }
@@ -135,6 +164,8 @@ struct Worker {
     metrics: Arc<Metrics>,
     affinity: AffinityCheck,
     flows: FlowChecks,
+    /// An order of these checks was hurried.
+    hurried: bool,
     /// Earliest time of the next affinity check: the pause is as long as the last check.
     affinity_at: Instant,
     /// Paces checks of conntrack entries that should not wait.
@@ -151,6 +182,7 @@ impl Worker {
             for order in arrived {
                 self.affinity.add(order.affinity);
                 self.flows.add(order.flows, order.node_addresses);
+                self.hurried |= order.hurried;
             }
             if self.due().is_some_and(|at| at <= Instant::now()) {
                 self.check();
@@ -165,12 +197,16 @@ impl Worker {
             self.affinity_at
         } else if self.flows.is_empty() {
             return None;
-        } else if self.flows.is_patient() {
+        } else if self.is_patient() {
             self.patient.due(now)
         } else {
             self.prompt.due(now)
         };
         Some(self.retry_at.map_or(at, |retry| retry.max(at)))
+    }
+
+    fn is_patient(&self) -> bool {
+        !self.hurried && self.flows.is_patient()
     }
 
     fn check(&mut self) {
@@ -231,7 +267,7 @@ impl Worker {
             "checked conntrack entries"
         );
         // Both kinds of checks are done, and either kind of look takes its time.
-        if self.flows.is_patient() {
+        if self.is_patient() {
             let check = match deleted == 0 && walks > 0 {
                 true => Check::FoundNothing,
                 false => Check::Other,
@@ -242,6 +278,7 @@ impl Worker {
             self.prompt.looked(start, end, Check::Other);
         }
         self.flows = FlowChecks::default();
+        self.hurried = false;
         Ok(())
     }
 
@@ -273,5 +310,69 @@ fn reset(connections: &[(SocketAddr, SocketAddr)]) {
         if let Err(error) = challenge::challenge(*client, *frontend) {
             tracing::debug!(%client, %frontend, %error, "cannot challenge the client; its next packet resets the connection");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use service_dataplane::Claim;
+    use service_model::{Family, FrontendAddress, Node, NodeConfig, NodeFacts};
+
+    use super::*;
+
+    fn suspects(nodes: &[&str]) -> Suspects {
+        Suspects::new(nodes.iter().map(|node| Arc::from(*node)))
+    }
+
+    /// Whether the thread that waits for `until` sees a check of unanswered TCP connections before.
+    fn wakes(cleaner: &mut Cleaner, until: Instant) -> bool {
+        let outcome = SyncOutcome {
+            flows: vec![FlowCheck {
+                claim: Claim {
+                    address: FrontendAddress::NodePort(Family::Ip),
+                    protocol: Protocol::Tcp,
+                    port: 30080,
+                },
+                serving: None,
+                allowed_sources: None,
+                reset: false,
+            }],
+            ..SyncOutcome::default()
+        };
+        let node = Node::unknown("node-a");
+        let facts = NodeFacts::resolve(&NodeConfig::named("node-a"), &node, &[], &[]);
+        // The thread has a look planned.
+        let _ = cleaner.orders.wait(Some(Instant::now()));
+        cleaner.committed(&Commit {
+            outcome: &outcome,
+            facts: &facts,
+            pending: false,
+            elapsed: Duration::ZERO,
+            full: false,
+            triggers: &[],
+        });
+        let orders = cleaner.orders.wait(Some(until)).unwrap();
+        assert_eq!(orders.len(), 1);
+        Instant::now() < until
+    }
+
+    #[test]
+    fn checks_after_a_new_suspect_wait_for_no_planned_look() {
+        let soon = || Instant::now() + Duration::from_millis(20);
+        let late = || Instant::now() + Duration::from_secs(10);
+        let mut cleaner = Cleaner::new(Arc::default());
+        assert!(!wakes(&mut cleaner, soon()));
+        cleaner.suspects(&suspects(&["node-b"]));
+        // Also those of Services that are committed later.
+        assert!(wakes(&mut cleaner, late()));
+        assert!(wakes(&mut cleaner, late()));
+        cleaner.hurried_until = Some(Instant::now());
+        assert!(!wakes(&mut cleaner, soon()));
+        cleaner.suspects(&suspects(&["node-b", "node-c"]));
+        assert!(wakes(&mut cleaner, late()));
+        // A node that answers again is no reason to hurry.
+        cleaner.hurried_until = None;
+        cleaner.suspects(&suspects(&["node-c"]));
+        assert!(!wakes(&mut cleaner, soon()));
     }
 }

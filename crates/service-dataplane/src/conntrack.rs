@@ -68,8 +68,8 @@ impl FlowCheck {
         })
     }
 
-    /// Whether it is about unanswered TCP connections only. Their clients try again after a second at the earliest, so the
-    /// check may wait that long.
+    /// Whether the check is about unanswered TCP connections only. Clients send a SYN again after 1, 3, 7 and 15 s, so the
+    /// check may wait, unless an endpoint was removed because its node is down: then many connections are unanswered.
     pub fn is_patient(&self) -> bool {
         self.claim.protocol == Protocol::Tcp && !self.reset
     }
@@ -147,7 +147,7 @@ impl FlowChecks {
         self.checks.len()
     }
 
-    /// Whether all of them may wait for a second, see [`FlowCheck::is_patient`].
+    /// Whether all checks may wait, see [`FlowCheck::is_patient`].
     pub fn is_patient(&self) -> bool {
         self.checks.values().all(FlowCheck::is_patient)
     }

@@ -21,6 +21,11 @@ impl Suspects {
         self.0.contains(node)
     }
 
+    /// Whether each of these is one of the others.
+    pub fn are_among(&self, others: &Suspects) -> bool {
+        self.0.is_subset(&others.0)
+    }
+
     /// The nodes that are suspects in only one of both.
     pub(crate) fn difference<'a>(&'a self, other: &'a Suspects) -> BTreeSet<&'a str> {
         let names = self.0.symmetric_difference(&other.0);

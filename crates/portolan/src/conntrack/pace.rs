@@ -12,6 +12,7 @@ const REST: u32 = 19;
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(1);
 /// Upper bound of the pause after walks that found nothing of what may wait. A client repeats its SYN after 1, 3, 7 and 15 s.
+/// Checks after a node has become a suspect do not wait that long (`HURRY` of the parent module).
 const FUTILE: Duration = Duration::from_secs(4);
 /// After this long without a look that was due, a change counts as one that comes alone.
 const QUIET: Duration = Duration::from_secs(1);
