@@ -28,7 +28,7 @@ struct Work {
     commits: u64,
     elements: u64,
     walks: u64,
-    wake_ups: u64,
+    wake_ups: WakeUps,
 }
 
 impl Work {
@@ -38,30 +38,63 @@ impl Work {
             commits: counter("commits")?,
             elements: counter("elements_written")?,
             walks: counter("conntrack_walks")?,
-            wake_ups: wake_ups(daemon)?,
+            wake_ups: WakeUps::of(daemon)?,
         })
     }
 }
 
-/// How often the threads of the program have waited, by name (`voluntary_ctxt_switches` in proc_pid_status(5)).
-fn wake_ups_by_thread(daemon: &Daemon) -> Result<BTreeMap<String, u64>> {
-    let mut threads = BTreeMap::new();
-    for thread in fs::read_dir(format!("/proc/{}/task", daemon.pid()))? {
-        // A thread may have ended meanwhile.
-        let status = fs::read_to_string(thread?.path().join("status")).unwrap_or_default();
-        let field = |name| {
-            let mut lines = status.lines();
-            lines.find_map(|line| Some(line.strip_prefix(name)?.trim()))
-        };
-        if let (Some(name), Some(count)) = (field("Name:"), field("voluntary_ctxt_switches:")) {
-            *threads.entry(name.to_owned()).or_default() += count.parse::<u64>()?;
+/// How often each thread of the program has waited, by its number (`voluntary_ctxt_switches` in proc_pid_status(5)).
+#[derive(Debug, Default)]
+struct WakeUps(BTreeMap<u32, (String, u64)>);
+
+impl WakeUps {
+    fn of(daemon: &Daemon) -> Result<WakeUps> {
+        let mut threads = BTreeMap::new();
+        for thread in fs::read_dir(format!("/proc/{}/task", daemon.pid()))? {
+            let thread = thread?;
+            // A thread may have ended meanwhile.
+            let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+            let field = |name| {
+                let mut lines = status.lines();
+                lines.find_map(|line| Some(line.strip_prefix(name)?.trim()))
+            };
+            if let (Some(name), Some(count)) = (field("Name:"), field("voluntary_ctxt_switches:")) {
+                let number = thread.file_name().to_string_lossy().parse()?;
+                threads.insert(number, (name.to_owned(), count.parse()?));
+            }
         }
+        Ok(WakeUps(threads))
     }
-    Ok(threads)
+
+    /// Wake-ups since then, by name. Threads that have ended since then count for nothing.
+    fn since(&self, before: &WakeUps) -> BTreeMap<&str, u64> {
+        let mut all = BTreeMap::new();
+        for (number, (name, count)) in &self.0 {
+            let known = before.0.get(number);
+            let before = known.map_or(0, |(_, count)| *count);
+            *all.entry(name.as_str()).or_default() += count.saturating_sub(before);
+        }
+        all
+    }
+
+    fn sum_since(&self, before: &WakeUps) -> u64 {
+        self.since(before).values().sum()
+    }
 }
 
-fn wake_ups(daemon: &Daemon) -> Result<u64> {
-    Ok(wake_ups_by_thread(daemon)?.values().sum())
+#[test]
+fn a_thread_that_ends_takes_no_wake_ups_of_others_away() {
+    let threads = |threads: &[(u32, &str, u64)]| {
+        let each = threads.iter();
+        WakeUps(
+            each.map(|(tid, name, count)| (*tid, ((*name).to_owned(), *count)))
+                .collect(),
+        )
+    };
+    let before = threads(&[(1, "control", 10), (2, "worker", 500)]);
+    let after = threads(&[(1, "control", 17), (3, "worker", 4)]);
+    assert_eq!(after.sum_since(&before), 11);
+    assert_eq!(after.since(&before)["worker"], 4);
 }
 
 /// Slots of IPv4 cluster IPs in the kernel.
@@ -111,7 +144,7 @@ fn sixty_changes_take_no_more_work_than_they_need() -> Result<()> {
         walks == 0,
         "{walks} walks of conntrack, where nothing is stale"
     );
-    let wake_ups = after.wake_ups - before.wake_ups;
+    let wake_ups = after.wake_ups.sum_since(&before.wake_ups);
     ensure!(wake_ups <= CHANGES * MOST_WAKE_UPS, "{wake_ups} wake-ups");
     Ok(())
 }
@@ -182,16 +215,15 @@ fn a_change_under_churn_wakes_few_threads_and_walks_nothing() -> Result<()> {
     let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
     stage.wait_until_ready(&daemon)?;
     let churn = Churn::start(&stage, &api)?;
-    let (before, threads) = (Work::of(&stage, &daemon)?, wake_ups_by_thread(&daemon)?);
+    let before = Work::of(&stage, &daemon)?;
     let time = churn.run(&stage, &api)?;
-    for (thread, count) in wake_ups_by_thread(&daemon)? {
-        let count = count - threads.get(&thread).unwrap_or(&0);
+    let after = Work::of(&stage, &daemon)?;
+    for (thread, count) in after.wake_ups.since(&before.wake_ups) {
         eprintln!(
             "{thread}: {:.2} wake-ups a change",
             f64::from(count as u32) / f64::from(CHURN)
         );
     }
-    let after = Work::of(&stage, &daemon)?;
     eprintln!("{before:?}, {after:?} in {time:?}");
     let changes = u64::from(CHURN);
     let (commits, elements) = (
@@ -209,7 +241,7 @@ fn a_change_under_churn_wakes_few_threads_and_walks_nothing() -> Result<()> {
         walks == 0,
         "{walks} walks of conntrack, where nothing is stale"
     );
-    let wake_ups = (after.wake_ups - before.wake_ups) as f64 / f64::from(CHURN);
+    let wake_ups = after.wake_ups.sum_since(&before.wake_ups) as f64 / f64::from(CHURN);
     ensure!(wake_ups <= CHURN_WAKE_UPS, "{wake_ups} wake-ups a change");
     Ok(())
 }
@@ -300,9 +332,9 @@ const MOST_IDLE_TICKS: u64 = IDLE;
 fn becomes_idle(daemon: &Daemon, most: u64) -> Result<()> {
     // What the start leaves to be done takes some seconds.
     for _ in 0..6 {
-        let before = (wake_ups(daemon)?, ticks(daemon)?);
+        let before = (WakeUps::of(daemon)?, ticks(daemon)?);
         std::thread::sleep(Duration::from_secs(IDLE));
-        let woken = wake_ups(daemon)? - before.0;
+        let woken = WakeUps::of(daemon)?.sum_since(&before.0);
         let ticks = ticks(daemon)? - before.1;
         eprintln!("{woken} wake-ups and {ticks} ticks in {IDLE} s");
         if woken <= most && ticks <= MOST_IDLE_TICKS {
