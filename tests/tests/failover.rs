@@ -12,8 +12,8 @@ use lab::{
     wait_until,
 };
 use portolan_tests::overlay::metric;
-use portolan_tests::slowness;
 use portolan_tests::stage::{PATIENCE, portolan};
+use portolan_tests::{number_from_env, slowness};
 use serde_json::Value;
 
 const UDP_PORT: u16 = 53;
@@ -168,12 +168,10 @@ fn failover_that_is_off_leaves_endpoints_in_place() -> Result<()> {
 /// Each packet between nodes is lost with this probability.
 const LOSS: u8 = 5;
 /// How long no node may be suspected in a lossy network; `PORTOLAN_LOSSY_SECONDS` sets another time.
-const LOSSY: Duration = Duration::from_secs(20);
+const LOSSY_SECONDS: u64 = 20;
 
 fn lossy_time() -> Duration {
-    let seconds = std::env::var("PORTOLAN_LOSSY_SECONDS");
-    let seconds = seconds.ok().and_then(|seconds| seconds.parse().ok());
-    seconds.map_or(LOSSY, Duration::from_secs)
+    Duration::from_secs(number_from_env("PORTOLAN_LOSSY_SECONDS", LOSSY_SECONDS))
 }
 
 /// Lost packets are a reason for probes all the time. They neither make suspects nor hide the node that goes down in the end.

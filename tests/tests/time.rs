@@ -1,6 +1,6 @@
 //! Time that jumps: a daemon that is stopped for a while (SIGSTOP, a suspended machine), and a clock that is set.
 //!
-//! `PORTOLAN_STOP_SECONDS` is how long the daemon is stopped; longer ones are in `cargo xtask test --all`.
+//! `PORTOLAN_STOP_SECONDS` is how long the daemon is stopped; longer ones are in `cargo xtask test --nightly`.
 
 use std::io::Write;
 use std::net::SocketAddr;
