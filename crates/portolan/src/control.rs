@@ -39,9 +39,9 @@ mod view;
 
 use commit_log::{CommitLog, LoggedCommit};
 use flapping::Flapping;
-use line_limit::LineLimit;
 use pace::Pace;
 use problem_log::{ConflictLog, ProblemLog};
+use remarks::LineLimits;
 use repairs::Repairs;
 use steps::Steps;
 pub(crate) use view::ClusterView;
@@ -139,7 +139,7 @@ pub struct Control<B> {
     problems: ProblemLog,
     commits: CommitLog,
     conflicts: ConflictLog,
-    line_limit: LineLimit,
+    line_limits: LineLimits,
     reports: ControlReports,
     observers: Vec<Box<dyn Observer>>,
     listeners: Listeners,
@@ -195,7 +195,7 @@ impl<B: Backend> Control<B> {
             problems: ProblemLog::default(),
             commits: CommitLog::default(),
             conflicts: ConflictLog::default(),
-            line_limit: LineLimit::default(),
+            line_limits: LineLimits::default(),
             reports,
             observers,
             listeners: Listeners::default(),
@@ -298,7 +298,7 @@ impl<B: Backend> Control<B> {
             self.repairs.due(now),
             self.listeners.due(),
             self.commits.due(now),
-            self.line_limit.due(now),
+            self.line_limits.due(now),
         ];
         times.into_iter().flatten().min()
     }
@@ -361,7 +361,7 @@ impl<B: Backend> Control<B> {
             }
         }
         self.commits.write(now);
-        self.line_limit.write(now);
+        self.write_names(now);
         self.publish();
     }
 

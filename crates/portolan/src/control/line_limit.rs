@@ -28,30 +28,29 @@ pub(super) struct LineLimit {
     waiting: BTreeSet<Subject>,
 }
 
+/// Objects that one line names.
+#[derive(Debug)]
+pub(super) struct Names {
+    /// Number of named objects.
+    pub(super) objects: usize,
+    /// Number of objects that later lines name.
+    pub(super) waiting: usize,
+    /// The names, separated by commas.
+    pub(super) text: String,
+}
+
 impl LineLimit {
-    /// Whether a line may be logged now; logs how many lines were suppressed before.
+    /// Whether a line that names no waiting object may be logged now. If not, the line counts as suppressed.
     pub(super) fn permits(&mut self, now: Instant) -> bool {
         let is_permitted = self.takes(now);
-        let lines = match is_permitted {
-            true => std::mem::take(&mut self.suppressed),
-            false => {
-                self.suppressed += 1;
-                0
-            }
-        };
-        if lines > 0 {
-            tracing::warn!(
-                lines,
-                "suppressed log lines about objects; metrics count all problems"
-            );
-        }
+        self.suppressed += u64::from(!is_permitted);
         is_permitted
     }
 
-    /// Whether a line about an object may be logged now. If not, [`LineLimit::write`] names the object.
+    /// Whether a line about an object may be logged now. If not, [`LineLimit::names`] names the object.
     pub(super) fn permits_about(&mut self, subject: Subject, now: Instant) -> bool {
         // While objects wait, they come first.
-        if self.waiting.is_empty() && self.permits(now) {
+        if self.waiting.is_empty() && self.takes(now) {
             return true;
         }
         match self.waiting.len() < WAITING {
@@ -69,36 +68,51 @@ impl LineLimit {
         (!self.waiting.is_empty()).then(|| due.unwrap_or(now))
     }
 
-    /// Logs the names of waiting objects if a line is due, and returns how many it has named.
-    pub(super) fn write(&mut self, now: Instant) -> usize {
-        if self.waiting.is_empty() || !self.permits(now) {
-            return 0;
+    /// The names of waiting objects, if a line is due. Objects that have recovered or are gone, which `is_current` says,
+    /// are not named.
+    pub(super) fn names(
+        &mut self,
+        now: Instant,
+        mut is_current: impl FnMut(&Subject) -> bool,
+    ) -> Option<Names> {
+        if self.waiting.is_empty() || !self.takes(now) {
+            return None;
         }
-        let (mut objects, mut names) = (0, String::new());
+        let (mut objects, mut text) = (0, String::new());
         while let Some(subject) = self.waiting.pop_first() {
-            let separator = if names.is_empty() { "" } else { ", " };
-            names = names + separator + &printable(&name(&subject), NAME);
+            if !is_current(&subject) {
+                continue;
+            }
+            let separator = if text.is_empty() { "" } else { ", " };
+            text = text + separator + &printable(&name(&subject), NAME);
             objects += 1;
-            if names.len() >= NAMES {
+            if text.len() >= NAMES {
                 break;
             }
         }
-        tracing::error!(
+        let waiting = self.waiting.len();
+        (objects > 0).then_some(Names {
             objects,
-            waiting = self.waiting.len(),
-            "further objects have problems; earlier valid versions, or their valid fields, keep serving: {names}"
-        );
-        objects
+            waiting,
+            text,
+        })
     }
 
-    /// Takes a token, if there is one.
+    /// Takes a token, if there is one; then logs how many lines were suppressed before.
     fn takes(&mut self, now: Instant) -> bool {
         let full_at = self.full_at.map_or(now, |at| at.max(now)) + LINE;
-        let is_permitted = full_at <= now + LINE * BURST;
-        if is_permitted {
-            self.full_at = Some(full_at);
+        if full_at > now + LINE * BURST {
+            return false;
         }
-        is_permitted
+        self.full_at = Some(full_at);
+        let lines = std::mem::take(&mut self.suppressed);
+        if lines > 0 {
+            tracing::warn!(
+                lines,
+                "suppressed log lines about objects; metrics count all problems"
+            );
+        }
+        true
     }
 }
 
@@ -115,13 +129,14 @@ mod tests {
 
     use super::*;
 
+    fn subject(n: u32) -> Subject {
+        let name = ObjectName::new("a-namespace", format!("a-service-of-a-tenant-{n}"));
+        Subject::Object(ObjectKind::Service, name)
+    }
+
     #[test]
     fn ten_thousand_objects_are_each_named_once_in_few_lines() {
         let (mut limit, mut now) = (LineLimit::default(), Instant::now());
-        let subject = |n: u32| {
-            let name = ObjectName::new("a-namespace", format!("a-service-of-a-tenant-{n}"));
-            Subject::Object(ObjectKind::Service, name)
-        };
         let at_once = (0..10_000).filter(|n| limit.permits_about(subject(*n), now));
         let mut named = at_once.count();
         assert_eq!(named, BURST as usize);
@@ -129,14 +144,30 @@ mod tests {
         while let Some(due) = limit.due(now) {
             now = now.max(due);
             assert!(!limit.permits_about(subject(9_999), now), "others wait");
-            named += limit.write(now);
+            named += limit.names(now, |_| true).map_or(0, |names| names.objects);
+            // The control loop asks on each turn, also when nothing is due.
+            assert!(limit.names(now, |_| true).is_none());
+            assert_eq!(limit.suppressed, 0);
             lines += 1;
         }
         assert_eq!(named, 10_000);
         assert!(lines < 400, "{lines} lines");
         assert!(now - start <= LINE * lines);
-        assert_eq!(limit.write(now + LINE), 0);
+        assert!(limit.names(now + LINE, |_| true).is_none());
         assert!(limit.permits_about(subject(1), now + LINE));
+    }
+
+    #[test]
+    fn an_object_that_recovers_while_it_waits_is_not_named() {
+        let (mut limit, now) = (LineLimit::default(), Instant::now());
+        for n in 0..BURST + 3 {
+            limit.permits_about(subject(n), now);
+        }
+        let recovered = subject(BURST + 1);
+        let names = limit.names(now + LINE, |subject| *subject != recovered);
+        let names = names.unwrap();
+        assert_eq!((names.objects, names.waiting), (2, 0));
+        assert!(!names.text.contains(&name(&recovered)), "{}", names.text);
     }
 
     #[test]

@@ -138,6 +138,19 @@ impl ProblemLog {
         }
     }
 
+    /// Whether the current version of an object has a problem. An object without one is forgotten, so that a problem of
+    /// this version that is reported later counts as new.
+    pub(super) fn has(&mut self, subject: &Subject) -> bool {
+        let has = self
+            .logged
+            .get(subject)
+            .is_some_and(|problems| !problems.now.is_empty());
+        if !has {
+            self.logged.remove(subject);
+        }
+        has
+    }
+
     /// Whether the problem must be logged; it counts as logged from then on.
     pub(super) fn is_new(&mut self, problem: &Problem) -> bool {
         let logged = self.logged.entry(problem.subject()).or_default();
@@ -268,6 +281,23 @@ mod tests {
         log.renewed([&name()].into_iter());
         assert!(log.new_contests(&[]).is_empty());
         assert_eq!(log.new_contests(&contested[1..]).len(), 1);
+    }
+
+    #[test]
+    fn an_object_has_a_problem_until_a_version_without_one() {
+        let mut log = ProblemLog::default();
+        let subject = Subject::Object(KIND, name());
+        for problem in [problem("bad", true), problem("odd", false)] {
+            assert!(log.is_new(&problem));
+            assert!(log.has(&subject));
+            log.objects(&applied());
+            assert!(!log.has(&subject));
+            // The new version has the problem as well, and nothing has named the object.
+            assert!(log.is_new(&problem));
+            assert!(log.has(&subject));
+            log.objects(&ObjectEvent::<Service>::Delete(name()));
+            assert!(!log.has(&subject));
+        }
     }
 
     #[test]

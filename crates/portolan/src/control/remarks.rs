@@ -8,22 +8,41 @@ use service_dataplane::SyncOutcome;
 use service_model::{Invalid, ObjectKind, ObjectName};
 
 use super::Control;
+use super::line_limit::{LineLimit, Names};
 use super::problem_log::Contest;
 
 /// Maximum number of quarantined Services and of invalid objects that readiness names, and of contested frontends in a log line.
 const NAMED: usize = 8;
 
+/// Limits of log lines. Quarantined Services have their own: invalid objects, which every tenant can make, must not hide the
+/// error of the kernel.
+#[derive(Debug, Default)]
+pub(super) struct LineLimits {
+    /// Lines about problems of objects and about conflicts.
+    problems: LineLimit,
+    /// Lines about Services that the kernel refused or that are over their budget.
+    quarantine: LineLimit,
+}
+
+impl LineLimits {
+    /// When a line with the names of waiting objects is due; `None` when no object waits.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        let due = [self.problems.due(now), self.quarantine.due(now)];
+        due.into_iter().flatten().min()
+    }
+}
+
 impl<B: Backend> Control<B> {
     /// Logs quarantined Services, and conflicts that are new.
     pub(super) fn log_outcome(&mut self, outcome: &SyncOutcome) {
         for quarantined in &outcome.quarantined {
-            if self.permits_about(of_service(&quarantined.service)) {
+            if self.permits_about_quarantined(&quarantined.service) {
                 tracing::error!(service = %quarantined.service, error = %quarantined.error,
                     "the kernel refused this Service; it is quarantined and its last good rules stay in place");
             }
         }
         for contest in self.conflicts.new_contests(&outcome.conflicts) {
-            if self.line_limit.permits(Instant::now()) {
+            if self.line_limits.problems.permits(Instant::now()) {
                 let Contest {
                     winner,
                     loser,
@@ -40,7 +59,7 @@ impl<B: Backend> Control<B> {
     /// Reports a Service that is over its budget from now on. The problem log is for what is true of one version of an
     /// object; this depends on its endpoints as well, and is reported once until the Service is within its budget again.
     pub(super) fn report_over_budget(&mut self, invalid: Invalid) {
-        if self.permits_about(of_service(&invalid.object)) {
+        if self.permits_about_quarantined(&invalid.object) {
             tracing::error!(service = %invalid.object,
                 "{invalid}; the Service is quarantined and its last good rules stay in place");
         }
@@ -53,7 +72,49 @@ impl<B: Backend> Control<B> {
 
     /// Whether a line about an object may be logged now; otherwise the object is named later.
     pub(super) fn permits_about(&mut self, subject: Subject) -> bool {
-        self.line_limit.permits_about(subject, Instant::now())
+        let limit = &mut self.line_limits.problems;
+        limit.permits_about(subject, Instant::now())
+    }
+
+    /// The same for a Service that is quarantined.
+    pub(super) fn permits_about_quarantined(&mut self, service: &ObjectName) -> bool {
+        let limit = &mut self.line_limits.quarantine;
+        limit.permits_about(of_service(service), Instant::now())
+    }
+
+    /// Logs the names of waiting objects that still have problems, if a line is due.
+    pub(super) fn write_names(&mut self, now: Instant) {
+        let problems = &mut self.problems;
+        let has_problem = |subject: &Subject| problems.has(subject);
+        if let Some(names) = self.line_limits.problems.names(now, has_problem) {
+            let Names {
+                objects,
+                waiting,
+                text,
+            } = names;
+            tracing::error!(
+                objects,
+                waiting,
+                "further objects have problems; earlier valid versions, or their valid fields, keep serving: {text}"
+            );
+        }
+        let (refused, view) = (self.dataplane.quarantine(), &self.view);
+        let is_quarantined = |subject: &Subject| match subject {
+            Subject::Object(_, name) => refused.contains_key(name) || view.is_over_budget(name),
+            Subject::File(_) => false,
+        };
+        if let Some(names) = self.line_limits.quarantine.names(now, is_quarantined) {
+            let Names {
+                objects,
+                waiting,
+                text,
+            } = names;
+            tracing::error!(
+                objects,
+                waiting,
+                "further Services are quarantined; their last good rules stay in place: {text}"
+            );
+        }
     }
 
     /// Facts for the operator that do not make the node unready.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use nft::{Fake, Family};
 use nix::errno::Errno;
+use object_source::Subject;
 use service_model::wire::{self, ConversionContext, Object};
 use service_model::{
     DetectLocal, EndpointSlice, Invalid, Node, ObjectEvent, ObjectKind, ObjectName, Service,
@@ -285,6 +286,10 @@ fn ten_thousand_invalid_objects_are_nine_notes_and_no_commit() {
     let status = control.reports.status.load_full();
     assert_eq!(status.notes.len(), 9);
     assert_eq!(status.notes[8], "9992 more objects are invalid");
+    // Their lines hide no error of the kernel about another Service.
+    let web = ObjectName::new("default", "web");
+    assert!(!control.permits_about(Subject::Object(ObjectKind::Service, web.clone())));
+    assert!(control.permits_about_quarantined(&web));
     // A list without them.
     control.event(SourceEvent::Service(all(vec![service()])));
     turn_at_once(&mut control);

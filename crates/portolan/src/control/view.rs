@@ -222,6 +222,11 @@ impl ClusterView {
         self.over_budget.values()
     }
 
+    /// Whether a Service is over its budget.
+    pub(crate) fn is_over_budget(&self, service: &ObjectName) -> bool {
+        self.over_budget.contains_key(service)
+    }
+
     /// Number of Services and of endpoints.
     pub(crate) fn size(&self) -> (usize, usize) {
         (self.index.service_count(), self.index.endpoint_count())
