@@ -10,8 +10,10 @@ use portolan_tests::overlay::{
 };
 use portolan_tests::slowness;
 use portolan_tests::stage::PATIENCE;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+/// The daemon compares everything with the kernel every 30 s in any case.
+const BEFORE_AUDIT: Duration = Duration::from_secs(15);
 const PREFIX: &str = "flannel.alpha.coreos.com";
 
 fn start(nodes: usize) -> Result<(OverlayStage, FakeApi, Vec<Daemon>, String)> {
@@ -105,6 +107,33 @@ fn own_annotations_spoiled_again_and_again_are_restored() -> Result<()> {
         }
     }
     stage.wait_for_mesh()
+}
+
+/// A kubelet reports its Node again and again, without a change that matters here. What another program changes next is seen
+/// all the same, and not only by the audit 30 s later.
+#[scenario(Vxlan, Nft)]
+fn deleted_routes_return_at_once_after_reports_of_a_kubelet() -> Result<()> {
+    let (stage, api, _daemons, _) = start(2)?;
+    let asked = || {
+        let seen = api.seen();
+        let nodes = seen.iter().filter(|seen| seen.resource == Resource::Nodes);
+        nodes.count()
+    };
+    for report in 0..5 {
+        let before = asked();
+        let mut object = api.node("node-0").context("there is a node-0")?;
+        object["status"]["conditions"] =
+            json!([{ "type": "DiskPressure", "status": "False", "message": report.to_string() }]);
+        api.apply(object)?;
+        // The own Node is read at each change.
+        wait_until("the report to be read", PATIENCE, || asked() > before)?;
+        ensure!(routes(&stage, 0)? == 1);
+        stage.ip(0, "route flush dev flannel.1")?;
+        wait_until("the route to return", BEFORE_AUDIT * slowness(), || {
+            routes(&stage, 0).is_ok_and(|routes| routes == 1)
+        })?;
+    }
+    Ok(())
 }
 
 #[scenario(Vxlan, Nft)]

@@ -200,14 +200,17 @@ async fn run(
                 let Some(event) = event else { break };
                 // A kubelet updates its Node every few minutes, mostly without a change that matters here.
                 due = overlay.on_event(event);
-                overlay.reconciler.skip_observation();
                 while let Ok(event) = nodes.try_recv() {
                     due |= overlay.on_event(event);
+                }
+                if due {
+                    overlay.reconciler.skip_observation();
                 }
             }
             () = foreign.notified() => {
                 tokio::time::sleep(SETTLE).await;
                 overlay.foreign_change = true;
+                overlay.reconciler.observe_next();
             }
             () = table_changed.notified() => overlay.table.invalidate(),
             () = tokio::time::sleep_until(wake.into()) => due = overlay.is_due(Instant::now()),

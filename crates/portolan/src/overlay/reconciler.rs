@@ -111,6 +111,11 @@ impl Reconciler {
         self.observe = false;
     }
 
+    /// Makes the next run read the kernel, although it was to trust what the last one left.
+    pub(super) fn observe_next(&mut self) {
+        self.observe = true;
+    }
+
     /// Runs until no step is left. Returns what prevents that. Steps count as repairs if `repairing`.
     pub(super) fn run(
         &mut self,

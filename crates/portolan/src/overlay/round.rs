@@ -131,6 +131,7 @@ impl Overlay {
     /// Whether time alone leads to a round. What the encryption awaits may have come, which needs no observation of the rest.
     pub(super) fn is_due(&mut self, now: Instant) -> bool {
         if self.round_due(now) <= now {
+            self.reconciler.observe_next();
             return true;
         }
         let looks = self.encryption.due().is_some_and(|due| due <= now);
