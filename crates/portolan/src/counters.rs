@@ -111,7 +111,7 @@ impl Collector for Counters {
     }
 }
 
-/// What has a metric of this, which is in the order of Service names.
+/// Those that have series, of `all` in the order of Service names: so many of a namespace, and so many altogether.
 pub(crate) fn within_limits<'a, T>(
     all: impl IntoIterator<Item = (&'a ObjectName, T)>,
 ) -> impl Iterator<Item = (&'a ObjectName, T)> {

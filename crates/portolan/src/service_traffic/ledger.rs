@@ -128,8 +128,8 @@ impl Ledger {
         self.losses
     }
 
-    /// The sums of the annotated Services and of those with the most bytes, in the order of their names: this many Services
-    /// altogether, unless there are more annotated ones, of which there are at most ten times as many.
+    /// The sums of so many Services with the most bytes, and of annotated ones in addition: as many of a namespace, and ten
+    /// times as many in all. In the order of their names.
     pub(super) fn busiest(&self, most: usize) -> Vec<(&ObjectName, &Sums)> {
         let mut all: Vec<(bool, Sum, &ObjectName, &Sums)> = self
             .sums
@@ -143,8 +143,21 @@ impl Ledger {
             let key = |one: &(bool, Sum, _, _)| (one.0, one.1.bytes, one.1.packets, one.1.flows);
             key(b).cmp(&key(a)).then(a.2.cmp(b.2))
         });
-        let annotated = all.iter().filter(|one| one.0).count();
-        all.truncate(most.max(annotated.min(10 * most)));
+        let (mut of_namespaces, mut annotated, mut others) = (BTreeMap::new(), 0, 0);
+        all.retain(|(is_annotated, _, service, _)| {
+            let of_namespace: &mut usize = of_namespaces.entry(&service.namespace).or_default();
+            let counts_as_annotated =
+                *is_annotated && *of_namespace < most && annotated < 10 * most;
+            let count = match counts_as_annotated {
+                true => {
+                    *of_namespace += 1;
+                    &mut annotated
+                }
+                false => &mut others,
+            };
+            *count += 1;
+            counts_as_annotated || others <= most
+        });
         all.sort_unstable_by(|a, b| a.2.cmp(b.2));
         all.into_iter()
             .map(|(_, _, service, sums)| (service, sums))
