@@ -1,4 +1,4 @@
-//! The health and metrics ports: HTTP/1.1, read-only, on a thread of their own.
+//! The health and metrics ports: HTTP/1.1, read-only but for `/debug/flags/v`, on a thread of their own.
 //!
 //! Responses are made of published values ([`Published`]), so probes are answered while
 //! the control loop is busy or stuck, and no client can slow the proxy down. A port that cannot be bound is retried;

@@ -90,7 +90,7 @@ impl Answer {
     }
 }
 
-/// A GET or HEAD request.
+/// A request, without its body.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked<'a> {
     pub(crate) path: &'a str,
