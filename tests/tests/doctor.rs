@@ -474,7 +474,7 @@ fn a_pod_behind_masquerading_gets_no_answer_and_no_trace() -> Result<()> {
 /// Where no Portolan keeps pods from it, a pod behind masquerading is taken for its node: it gets an echo, and neither the
 /// node's counters nor a trace. So it does on a node whose own Portolan probes nobody.
 #[scenario(Vxlan, Nft)]
-fn in_the_name_of_a_node_that_probes_nobody_there_is_but_an_echo() -> Result<()> {
+fn pods_of_a_node_that_probes_nobody_get_but_an_echo() -> Result<()> {
     let stage = OverlayStage::new(3)?;
     let (_api, kubeconfig) = stage.serve_api()?;
     let silent = [FAST, &["--overlay-probe-port", "0", "--ip-masq=false"]].concat();

@@ -39,7 +39,7 @@ pub(super) struct Target {
     pub(super) arrivals: Vec<(Name, Bytes)>,
     /// Address of its device.
     pub(super) tunnel: IpAddr,
-    /// It probes its peers. Who asks in the name of one that does not is a pod that flannel masquerades there.
+    /// It probes its peers. A request in the name of a node that does not comes from a pod that is masqueraded there.
     pub(super) probes: bool,
     /// Packets to its pods and to its device do not pass the tunnel.
     pub(super) is_direct: bool,

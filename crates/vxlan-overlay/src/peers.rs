@@ -332,6 +332,7 @@ mod tests {
             former: Both::default(),
             parsed: ParsedAnnotations::Absent,
             encryption: None,
+            probes: false,
             annotations: Arc::default(),
             held: false,
             stale: false,

@@ -71,6 +71,7 @@ pub(crate) fn cluster(nodes: u8) -> Cluster {
         .into(),
         parsed: ParsedAnnotations::Absent,
         encryption: None,
+        probes: false,
         annotations: Arc::default(),
         held: false,
         stale: false,
