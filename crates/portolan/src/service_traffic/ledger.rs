@@ -139,25 +139,23 @@ impl Ledger {
                 (is_annotated, sums.total(), service, sums)
             })
             .collect();
-        all.sort_unstable_by(|a, b| {
-            let key = |one: &(bool, Sum, _, _)| (one.0, one.1.bytes, one.1.packets, one.1.flows);
-            key(b).cmp(&key(a)).then(a.2.cmp(b.2))
-        });
-        let (mut of_namespaces, mut annotated, mut others) = (BTreeMap::new(), 0, 0);
-        all.retain(|(is_annotated, _, service, _)| {
-            let of_namespace: &mut usize = of_namespaces.entry(&service.namespace).or_default();
-            let counts_as_annotated =
-                *is_annotated && *of_namespace < most && annotated < 10 * most;
-            let count = match counts_as_annotated {
-                true => {
-                    *of_namespace += 1;
-                    &mut annotated
-                }
-                false => &mut others,
+        let by_bytes = |a: &(bool, Sum, &ObjectName, &Sums), b: &(bool, Sum, _, _)| {
+            let key = |(is_annotated, sum, ..): &(bool, Sum, _, _)| {
+                (*is_annotated, sum.bytes, sum.packets, sum.flows)
             };
-            *count += 1;
-            counts_as_annotated || others <= most
-        });
+            key(b).cmp(&key(a)).then(a.2.cmp(b.2))
+        };
+        all.sort_unstable_by(by_bytes);
+        // Annotated ones beyond the limits are like any other.
+        let (mut of_namespaces, mut annotated) = (BTreeMap::new(), 0);
+        for (is_annotated, _, service, _) in &mut all {
+            let of_namespace: &mut usize = of_namespaces.entry(&service.namespace).or_default();
+            *is_annotated &= *of_namespace < most && annotated < 10 * most;
+            *of_namespace += usize::from(*is_annotated);
+            annotated += usize::from(*is_annotated);
+        }
+        all.sort_unstable_by(by_bytes);
+        all.truncate(annotated + most);
         all.sort_unstable_by(|a, b| a.2.cmp(b.2));
         all.into_iter()
             .map(|(_, _, service, sums)| (service, sums))
@@ -423,16 +421,19 @@ mod tests {
 
     #[test]
     fn the_busiest_and_the_annotated_services_are_exposed() {
-        let mut ledger = ledger(9, &[2]);
-        list(&mut ledger, &[]);
-        for n in 1..=9 {
-            ledger.ended(&flow(n, 1), volume(100 * u64::from(n)));
-        }
-        let names = |most| -> Vec<ObjectName> {
+        let names = |annotated: &[u8], most| -> Vec<ObjectName> {
+            let mut ledger = ledger(9, annotated);
+            list(&mut ledger, &[]);
+            for n in 1..=9 {
+                ledger.ended(&flow(n, 1), volume(100 * u64::from(n)));
+            }
             let busiest = ledger.busiest(most).into_iter();
             busiest.map(|(service, _)| service.clone()).collect()
         };
-        assert_eq!(names(3), [name(2), name(8), name(9)]);
-        assert_eq!(names(20).len(), 9);
+        assert_eq!(names(&[2], 3), [name(2), name(7), name(8), name(9)]);
+        assert_eq!(names(&[2], 20).len(), 9);
+        // A namespace that annotates all it has leaves room for the busiest of the rest.
+        let annotated = names(&[1, 2, 3, 4, 5], 2);
+        assert_eq!(annotated, [name(4), name(5), name(8), name(9)]);
     }
 }
