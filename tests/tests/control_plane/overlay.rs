@@ -62,6 +62,7 @@ fn expected(
         ("public-ipv6", host.ipv6().to_string()),
         ("portolan-public-ip", public_ip.to_owned()),
         ("portolan-public-ipv6", host.ipv6().to_string()),
+        ("portolan-probes", "true".to_owned()),
     ];
     Ok(pairs.map(|(name, value)| (name.to_owned(), value)).into())
 }
