@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 use service_model::{
@@ -325,6 +325,7 @@ fn write_documents(path: &Path, documents: impl IntoIterator<Item = Value>) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use anyhow::ensure;
     use service_model::wire::{ConversionContext, Object};
 
     #[test]
