@@ -87,16 +87,8 @@ impl<B: Backend> Control<B> {
         let problems = &mut self.problems;
         let has_problem = |subject: &Subject| problems.has(subject);
         if let Some(names) = self.line_limits.problems.names(now, has_problem) {
-            let Names {
-                objects,
-                waiting,
-                text,
-            } = names;
-            tracing::error!(
-                objects,
-                waiting,
-                "further objects have problems; earlier valid versions, or their valid fields, keep serving: {text}"
-            );
+            let what = "further objects have problems; earlier valid versions, or their valid fields, keep serving";
+            log_names(what, &names);
         }
         let (refused, view) = (self.dataplane.quarantine(), &self.view);
         let is_quarantined = |subject: &Subject| match subject {
@@ -104,16 +96,8 @@ impl<B: Backend> Control<B> {
             Subject::File(_) => false,
         };
         if let Some(names) = self.line_limits.quarantine.names(now, is_quarantined) {
-            let Names {
-                objects,
-                waiting,
-                text,
-            } = names;
-            tracing::error!(
-                objects,
-                waiting,
-                "further Services are quarantined; their last good rules stay in place: {text}"
-            );
+            let what = "further Services are quarantined; their last good rules stay in place";
+            log_names(what, &names);
         }
     }
 
@@ -143,6 +127,16 @@ impl<B: Backend> Control<B> {
         }
         notes
     }
+}
+
+/// Logs what is the matter with the objects that had to wait, and their names.
+fn log_names(what: &str, names: &Names) {
+    let Names {
+        objects,
+        waiting,
+        text,
+    } = names;
+    tracing::error!(objects, waiting, "{what}: {text}");
 }
 
 fn of_service(name: &ObjectName) -> Subject {

@@ -224,7 +224,7 @@ impl Sums {
     }
 
     /// Forgets ports that the Service no longer has, and endpoints that it no longer has once `is_over` holds for the last listing
-    /// that had an entry of theirs.
+    /// with one of their entries.
     fn forget(&mut self, request: &Request, is_over: impl Fn(u64) -> bool) {
         let has = |port: &Port| request.frontends.iter().any(|(_, other)| other == port);
         self.ports.retain(|port, _| has(port));
