@@ -8,6 +8,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -104,6 +105,9 @@ pub(crate) struct Options {
     /// Run only the parts of --rest whose name contains this text
     #[arg(long, value_name = "TEXT")]
     part: Vec<String>,
+    /// Skip, and name, a part of --rest that usually takes longer than what is left of this time
+    #[arg(long, value_name = "MINUTES")]
+    within: Option<u64>,
     /// Arguments for the test programs of the quick tests
     #[arg(last = true)]
     args: Vec<String>,
@@ -116,7 +120,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         quick(&options.args)?;
     }
     if options.nightly || options.all || options.rest {
-        rest(options.nightly, &options.part)?;
+        rest(options)?;
     }
     Ok(())
 }
@@ -134,39 +138,53 @@ fn quick(args: &[String]) -> Result<()> {
     retry::run(tests.arg("--").args(args))
 }
 
-/// What `--all` adds. Every part runs, also after one that failed.
-fn rest(nightly: bool, wanted: &[String]) -> Result<()> {
+/// A part of what `--all` adds: its name, the minutes that it usually takes, and what runs it.
+type Part<'a> = (&'a str, u64, &'a dyn Fn() -> Result<()>);
+
+/// What `--all` adds. Every part that there is time for runs, also after one that failed.
+fn rest(options: &Options) -> Result<()> {
+    let start = Instant::now();
     build_portolan()?;
+    let nightly = options.nightly;
     let sizes = if nightly { NIGHTLY } else { LARGE };
     let unset = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
     let sizes: Vec<_> = sizes.into_iter().filter(unset).collect();
-    let parts: [(&str, &dyn Fn() -> Result<()>); 9] = [
-        ("dependencies", &check::dependencies::check),
-        ("fuzzing", &fuzz),
-        ("large random sets", &|| random(&sizes)),
-        ("kills and vandalism", &|| match nightly {
+    // The minutes are those of a machine with two cores that has built nothing before, without `--nightly`.
+    let parts: [Part<'_>; 9] = [
+        ("dependencies", 1, &check::dependencies::check),
+        ("fuzzing", 2, &fuzz),
+        ("large random sets", 5, &|| random(&sizes)),
+        ("kills and vandalism", 0, &|| match nightly {
             true => faults(),
             false => Ok(()),
         }),
-        ("control plane", &|| ignored(&sizes, nightly)),
-        ("image and upgrade", &shipped),
-        ("image from two folders", &|| match nightly {
+        ("control plane", 30, &|| ignored(&sizes, nightly)),
+        ("image and upgrade", 6, &shipped),
+        ("image from two folders", 0, &|| match nightly {
             true => image::reproduce(),
             false => Ok(()),
         }),
-        ("other kernels", &|| match nightly {
+        ("other kernels", 10, &|| match nightly {
             true => kernels::kernels(&kernels::Options::default()),
             false => kernels::few(),
         }),
-        ("clusters", &|| clusters(nightly)),
+        ("clusters", 12, &|| clusters(nightly)),
     ];
+    let wanted = &options.part;
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|text| name.contains(text));
+    let within = options.within.map(Duration::from_mins);
     let mut failed = Vec::new();
-    for (name, part) in parts.into_iter().filter(|(name, _)| is_wanted(name)) {
+    for (name, minutes, part) in parts.into_iter().filter(|(name, _, _)| is_wanted(name)) {
+        let begun = start.elapsed();
+        if within.is_some_and(|within| begun + Duration::from_mins(minutes) > within) {
+            eprintln!("SKIPPED: {name}: it takes {minutes} minutes, and fewer are left");
+            continue;
+        }
         if let Err(error) = part() {
             eprintln!("FAILED: {name}: {error:#}");
             failed.push(name);
         }
+        eprintln!("{name}: {:.0} s", (start.elapsed() - begun).as_secs_f64());
     }
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
