@@ -175,3 +175,44 @@ fn hostile_clients_of_all_listeners_delay_no_commit_or_answer() -> Result<()> {
     ensure!(longest < LONGEST_COMMIT, "{latency}");
     Ok(())
 }
+
+/// Descriptors beyond those that the daemon has open once it serves.
+const SPARE: usize = 3;
+
+/// Open descriptors of a process.
+fn open_files(pid: i32) -> Result<usize> {
+    Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
+#[scenario(Nft)]
+fn clients_that_take_every_file_descriptor_stop_no_change_and_go_again() -> Result<()> {
+    let stage = Stage::new()?;
+    let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
+    let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
+    stage.wait_until_ready(&daemon)?;
+    stage.wait_for_backends(&stage.web, 4)?;
+    let most = open_files(daemon.pid())? + SPARE;
+    let (limit, pid) = (format!("--nofile={most}:{most}"), daemon.pid().to_string());
+    let mut lower = std::process::Command::new("prlimit");
+    ensure!(lower.args([&limit, "--pid", &pid]).status()?.success());
+    let health = SocketAddr::from((Ipv4Addr::LOCALHOST, 10_256));
+    let clients = stage.node.run(move || {
+        let connect = |_| TcpStream::connect(health);
+        (0..4 * SPARE)
+            .map(connect)
+            .collect::<std::io::Result<Vec<_>>>()
+    })??;
+    wait_until("no descriptor is left", PATIENCE, || {
+        open_files(daemon.pid()).is_ok_and(|open| open >= most)
+    })?;
+    for pods in [2, 4, 1] {
+        for object in stage.objects(&stage.web, 0..pods) {
+            api.apply(object)?;
+        }
+        stage.wait_for_backends(&stage.web, pods)?;
+    }
+    drop(clients);
+    stage.wait_until_ready(&daemon)?;
+    api.apply_all(stage.objects(&stage.web, 0..4))?;
+    stage.wait_for_backends(&stage.web, 4)
+}

@@ -1,6 +1,7 @@
 //! The source against the fake API server, fault by fault.
 
 mod faults;
+mod fleet;
 mod harness;
 mod nodes;
 mod reaching;
