@@ -103,11 +103,16 @@ impl Encrypted {
         Some(text.to_owned())
     }
 
-    /// Listens at the link of each node.
+    /// Listens at the link of each node for answers of pods.
     pub fn listen(&self) -> Result<Vec<Listener>> {
+        self.listen_for(ANSWER)
+    }
+
+    /// Listens at the link of each node for this text.
+    pub fn listen_for(&self, text: &'static [u8]) -> Result<Vec<Listener>> {
         let nodes = self.stage.nodes.iter();
         nodes
-            .map(|node| Listener::start(node, UPLINK, ANSWER))
+            .map(|node| Listener::start(node, UPLINK, text))
             .collect()
     }
 

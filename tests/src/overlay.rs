@@ -23,6 +23,8 @@ use crate::stage::{PATIENCE, portolan};
 pub const PORT: u16 = 8080;
 /// Between two datagrams of a [`Beat`], on a machine of ordinary speed.
 const BEAT: Duration = Duration::from_millis(2);
+/// What a [`Beat`] sends.
+pub const DATAGRAM: &[u8] = b"a beat of a pod";
 /// How long an answer may take that is still owed when a [`Beat`] is stopped.
 const OWED: Duration = Duration::from_secs(1);
 
@@ -315,7 +317,7 @@ fn beat(to: SocketAddr, stop: &AtomicBool, answered: &AtomicU64) -> Result<BeatR
     while !stop.load(Ordering::Relaxed) {
         let next = Instant::now() + pause;
         // A way that is missing is an outage like any other.
-        let _ = socket.send(b"beat");
+        let _ = socket.send(DATAGRAM);
         report.sent += 1;
         while Instant::now() < next {
             match socket.recv(&mut buffer) {

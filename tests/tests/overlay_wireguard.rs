@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Capability, scenario, wait_until};
+use lab::{Capability, Protocol, scenario, wait_until};
 use portolan_tests::encrypted::{ANNOTATION, ANSWER, Encrypted, UPLINK};
-use portolan_tests::overlay::{all_go_on, longest_echo, tool, worst};
+use portolan_tests::overlay::{DATAGRAM, all_go_on, longest_echo, reaches, tool, worst};
 use portolan_tests::stage::PATIENCE;
 use portolan_tests::wire::{Listener, ensure_sealed};
 use serde_json::json;
@@ -156,6 +156,11 @@ fn foreign_changes_of_the_devices_are_undone() -> Result<()> {
         &["route flush table 5182", "-6 route flush table 5182"],
         &["rule del pref 5182", "-6 rule del pref 5182"],
         &["rule del pref 5183", "-6 rule del pref 5183"],
+        &["link del flannel.1", "link del flannel-v6.1"],
+        &[
+            "route flush dev flannel.1",
+            "-6 route flush dev flannel-v6.1",
+        ],
     ] {
         for line in lines {
             nodes.stage.ip(0, line)?;
@@ -231,6 +236,44 @@ fn a_key_is_rotated_without_a_lost_packet() -> Result<()> {
 }
 
 #[scenario(Vxlan, Nft, Wireguard)]
+fn without_the_tunnel_pods_are_not_reached_by_another_way() -> Result<()> {
+    for (mode, is_sealed) in [("prefer", false), ("require", true)] {
+        let mut nodes = Encrypted::new(2)?;
+        nodes.start_all(mode)?;
+        nodes.wait_until_encrypted()?;
+        let listeners = nodes.listen_for(DATAGRAM)?;
+        let beats = nodes.stage.beats()?;
+        all_go_on(&beats)?;
+        // Nobody puts them back.
+        drop(nodes.daemons[0].take());
+        nodes.stage.ip(0, "link del flannel.1")?;
+        nodes.stage.ip(0, "link del flannel-v6.1")?;
+        // Both the node and its pod try, by the default route.
+        let (node, pod) = (&nodes.stage.nodes[0], &nodes.stage.pods[0]);
+        for address in nodes.stage.pods[1].addresses() {
+            for protocol in [Protocol::Udp, Protocol::Tcp] {
+                ensure!(!reaches(node, protocol, address) && !reaches(pod, protocol, address));
+            }
+        }
+        // The node's own pod is.
+        let own = pod.addresses();
+        ensure!(own.into_iter().all(|own| reaches(node, Protocol::Tcp, own)));
+        nodes.start(0, mode)?;
+        nodes.stage.wait_for_mesh()?;
+        worst(beats)?;
+        for listener in listeners {
+            let heard = listener.stop()?;
+            println!("{mode}: {heard:?}");
+            match is_sealed {
+                true => ensure_sealed(heard)?,
+                false => ensure!(heard.readable > 0, "nothing left by another way: {heard:?}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
 fn a_reboot_keeps_the_key_and_sends_nothing_in_clear() -> Result<()> {
     let mut nodes = Encrypted::new(2)?;
     nodes.start_all("require")?;
@@ -240,7 +283,11 @@ fn a_reboot_keeps_the_key_and_sends_nothing_in_clear() -> Result<()> {
     let beats = nodes.stage.beats()?;
     all_go_on(&beats)?;
     drop(nodes.daemons[0].take());
-    // What a reboot takes.
+    // What a reboot takes. Pods are back when their plugin finds the subnet file, which is in memory.
+    let pod = &nodes.stage.pods[0];
+    let away = "table inet away { chain input { type filter hook input priority 0; policy drop; }; chain output { type filter hook output priority 0; policy drop; }; }";
+    pod.nft(&[away])?;
+    std::fs::remove_file(nodes.stage.file(0, "env"))?;
     for line in [
         "link del flannel.1",
         "link del flannel-v6.1",
@@ -252,9 +299,12 @@ fn a_reboot_keeps_the_key_and_sends_nothing_in_clear() -> Result<()> {
     ] {
         nodes.stage.ip(0, line)?;
     }
-    nodes.stage.nodes[0].nft(&["flush", "ruleset"])?;
+    nodes.stage.nodes[0].nft(&["flush ruleset"])?;
     let _ = std::fs::remove_file(nodes.stage.file(0, "peers"));
     nodes.start(0, "require")?;
+    let subnet_file = std::path::PathBuf::from(nodes.stage.file(0, "env"));
+    wait_until("the subnet file", PATIENCE, || subnet_file.exists())?;
+    nodes.stage.pods[0].nft(&["delete table inet away"])?;
     nodes.stage.wait_for_mesh()?;
     all_go_on(&beats)?;
     ensure!(nodes.announced(0) == Some(before), "the key is another one");

@@ -1,4 +1,4 @@
-//! Encryption between nodes beside what clusters have: host networks, and pods made before it.
+//! Encryption between nodes beside what clusters have: host networks, pods made before it, firewalls, and other people's keys.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::{Host, Protocol, scenario, wait_until};
 use nix::sys::socket::{getsockopt, sockopt};
-use portolan_tests::encrypted::Encrypted;
+use portolan_tests::encrypted::{ANNOTATION, Encrypted};
 use portolan_tests::overlay::{PORT, reaches, tool};
 use portolan_tests::slowness;
 use portolan_tests::stage::PATIENCE;
@@ -102,4 +102,66 @@ fn pods_with_a_larger_mtu_need_no_icmp_while_encrypted() -> Result<()> {
         tables.is_ok_and(|tables| !tables.contains("maxseg"))
     };
     wait_until("nothing is clamped without encryption", PATIENCE, is_gone)
+}
+
+/// Waits until status and doctor of a node say this of a peer.
+fn says(nodes: &Encrypted, node: usize, text: &str) -> Result<()> {
+    for command in ["status", "doctor"] {
+        let what = format!("{command} of node-{node} says {text:?}");
+        wait_until(&what, PATIENCE, || {
+            nodes
+                .says(node, command)
+                .is_ok_and(|said| said.contains(text))
+        })
+        .with_context(|| nodes.situation(node))?;
+    }
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_blocked_port_is_named_by_both_and_prefer_goes_on_in_clear() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    nodes.stage.nodes[0].nft_stdin(
+        "table inet blocked { chain c { type filter hook output priority 0; udp dport 51820 drop; }; }",
+    )?;
+    nodes.start_all("prefer")?;
+    says(&nodes, 0, "UDP port 51820 is blocked from here to it")?;
+    says(
+        &nodes,
+        1,
+        "the port is blocked from it to here or both ways",
+    )?;
+    nodes.stage.wait_for_mesh()?;
+    nodes.stage.nodes[0].nft(&["delete table inet blocked"])?;
+    nodes.wait_until_encrypted()?;
+    nodes.stage.wait_for_mesh()
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_key_that_its_node_does_not_have_is_named_until_it_is_put_right() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    nodes.start_all("require")?;
+    nodes.wait_until_encrypted()?;
+    let announced = nodes.announced(1).context("no key")?;
+    drop(nodes.daemons[1].take());
+    let mut node = nodes.api.node("node-1").context("no node-1")?;
+    let start = if announced.starts_with("wg=A") {
+        "wg=B"
+    } else {
+        "wg=A"
+    };
+    let forged = format!("{start}{}", announced.get(4..).context("no key")?);
+    node["metadata"]["annotations"][ANNOTATION] = forged.into();
+    nodes.api.apply(node)?;
+    says(
+        &nodes,
+        0,
+        "the node does not have the key that it announces",
+    )?;
+    nodes.start(1, "require")?;
+    wait_until("the own key is announced again", PATIENCE, || {
+        nodes.announced(1).as_ref() == Some(&announced)
+    })?;
+    nodes.wait_until_encrypted()?;
+    nodes.stage.wait_for_mesh()
 }

@@ -163,13 +163,15 @@ pub enum Hook {
     FilterInput,
     /// filter forward, priority -10: before foreign filters.
     FilterForward,
+    /// filter postrouting, priority -10: each packet that leaves, of this node or forwarded, when its interface is decided.
+    FilterPostrouting,
     /// Observed only: another type, hook, priority or policy. Writing one is refused.
     Unknown,
 }
 
 impl Hook {
     /// All that can be written.
-    pub const KNOWN: [Hook; 11] = [
+    pub const KNOWN: [Hook; 12] = [
         Hook::FirstPrerouting,
         Hook::FirstOutput,
         Hook::NatPrerouting,
@@ -181,6 +183,7 @@ impl Hook {
         Hook::RawOutput,
         Hook::FilterInput,
         Hook::FilterForward,
+        Hook::FilterPostrouting,
     ];
 }
 

@@ -358,6 +358,11 @@ impl Shape {
                 ])],
             ),
             chain(
+                "sealed",
+                Some(Hook::FilterPostrouting),
+                vec![rule([Statement::OutputInterface { name: "lo".into() }])],
+            ),
+            chain(
                 "prerouting",
                 Some(Hook::NatPrerouting),
                 vec![rule([jump("services")])],

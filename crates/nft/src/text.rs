@@ -145,6 +145,9 @@ impl fmt::Display for Hook {
             Hook::RawOutput => "type filter hook output priority raw; policy accept;",
             Hook::FilterInput => "type filter hook input priority filter - 10; policy accept;",
             Hook::FilterForward => "type filter hook forward priority filter - 10; policy accept;",
+            Hook::FilterPostrouting => {
+                "type filter hook postrouting priority filter - 10; policy accept;"
+            }
             Hook::Unknown => "# hooked in a way that is not ours",
         })
     }

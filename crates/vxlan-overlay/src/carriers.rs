@@ -35,7 +35,7 @@ pub struct Carriers {
     pub otherwise: Option<u32>,
     /// Names of devices that outer packets may arrive by.
     pub inputs: Vec<String>,
-    /// Outer packets may arrive by no other interface.
+    /// Outer packets may arrive by no other interface, and packets to other nodes' pods leave by the tunnel device alone.
     pub sealed: bool,
 }
 

@@ -115,6 +115,8 @@ pub struct Tunnel {
     pub nexthops: bool,
     /// The device carries less than pods were made for: the segments of their connections are clamped to its MTU.
     pub clamps: bool,
+    /// What other nodes' pods are sent leaves by the device or not at all.
+    pub sealed: bool,
 }
 
 /// Routes, neighbors and FDB entries of a tunnel device.
@@ -267,6 +269,7 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
             blackhole: facts.config.blackhole,
             nexthops: family == Family::Ip && peers.len() > facts.config.nexthops_above,
             clamps: carrying > 0,
+            sealed: facts.carriers.sealed,
             peers,
         });
     }

@@ -12,7 +12,8 @@
 //! Outer packets between nodes pass connection tracking by: they would fill its table with one-way entries.
 //!
 //! While outer packets have further headers, as with encryption, the segments of TCP connections that leave by the tunnel are
-//! clamped to its MTU: pods keep the larger MTU that they were made with, and ICMP errors may not reach them.
+//! clamped to its MTU: pods keep the larger MTU that they were made with, and ICMP errors may not reach them. Where all of
+//! them have to be encrypted, packets to other nodes' pods that would leave by another interface are dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,6 +28,7 @@ use crate::config::Config;
 use crate::plan::{Peer, Plan, Tunnel};
 
 mod frame;
+mod leaving;
 
 use frame::{
     INNER_DESTINATION, INNER_TYPE, VNI, WHOLE_VNI, WHOLE_VNI_AND_INNER_DESTINATION,
@@ -155,7 +157,11 @@ pub fn table(
         let rule = vec![Statement::OutputInterface { name }, Statement::ClampMaxseg];
         contents.put_chain("clamp", Some(Hook::FilterForward), vec![rule]);
     }
-    let leaving = rules_for_leaving(tunnel, options);
+    if tunnel.sealed {
+        let rules = leaving::sealed(tunnel, family);
+        contents.put_chain("sealed", Some(Hook::FilterPostrouting), rules);
+    }
+    let leaving = leaving::of_others(tunnel, options);
     if !leaving.is_empty() {
         contents.put_chain("leaving", Some(Hook::BeforeNatPostrouting), leaving);
     }
@@ -261,41 +267,6 @@ fn filter<'a>(
     // A frame without an inner source ends with the last rule.
     rules.push(vec![in_set(inner_address, "peers", true), passes()]);
     rules.push(refuse(filter));
-    rules
-}
-
-/// The rules for packets that others send through this node, before any masquerading.
-///
-/// They see the first packet of a connection only: a chain that each packet of a pod passes costs each a third of a
-/// microsecond.
-fn rules_for_leaving(tunnel: &Tunnel, options: RuleOptions) -> Vec<Vec<Statement>> {
-    let mut rules = Vec::new();
-    if options.filter != Filter::Off {
-        let mut forwarded = vxlan_packets(tunnel);
-        forwarded.push(match tunnel.inputs.is_empty() {
-            true => in_set(Operand::SourceAddress, "own_pods", false),
-            false => Statement::ConnectionIsDnat,
-        });
-        forwarded.push(in_set(Operand::DestinationAddress, "peers", false));
-        forwarded.extend(refuse(options.filter));
-        rules.push(forwarded);
-    }
-    // Without a filter too: where another program masquerades a pod's request, a peer would take it for one of this node.
-    rules.extend(to_port_of_peers(options.probe_port).map(|mut rule| {
-        match tunnel.inputs.is_empty() {
-            true => rule.push(in_set(Operand::SourceAddress, "own_pods", false)),
-            false => {
-                // Packets of this node itself have no input interface.
-                rule.push(Statement::LocalAddress {
-                    of: Side::Source,
-                    negate: true,
-                });
-                rule.extend(elsewhere(tunnel));
-            }
-        }
-        rule.extend(refuse(Filter::Enforce));
-        rule
-    }));
     rules
 }
 

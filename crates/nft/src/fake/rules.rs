@@ -289,7 +289,7 @@ pub(super) fn check_verdict(
 fn works_at(statement: &Statement, hook: Hook) -> bool {
     match statement {
         _ if hook == Hook::Unknown => true,
-        Statement::Masquerade => is_postrouting(hook),
+        Statement::Masquerade => is_postrouting(hook) && hook != Hook::FilterPostrouting,
         Statement::ClampMaxseg => is_after_routing(hook),
         Statement::DnatMap { .. } => matches!(hook, Hook::NatPrerouting | Hook::NatOutput),
         Statement::Reject | Statement::RejectTcpReset => !is_postrouting(hook),
@@ -307,7 +307,10 @@ fn is_after_routing(hook: Hook) -> bool {
 }
 
 fn is_postrouting(hook: Hook) -> bool {
-    matches!(hook, Hook::NatPostrouting | Hook::BeforeNatPostrouting)
+    matches!(
+        hook,
+        Hook::NatPostrouting | Hook::BeforeNatPostrouting | Hook::FilterPostrouting
+    )
 }
 
 fn check_set(family: Family, set: &Set) -> Result<(), Errno> {

@@ -19,6 +19,7 @@ pub(crate) fn chain_type(hook: Hook) -> &'static str {
         | Hook::RawOutput
         | Hook::FilterInput
         | Hook::FilterForward
+        | Hook::FilterPostrouting
         | Hook::Unknown => "filter",
     }
 }
@@ -37,6 +38,7 @@ pub(crate) fn hook_numbers(hook: Hook) -> Option<(u32, i32)> {
         Hook::RawOutput => Some((3, -300)),
         Hook::FilterInput => Some((1, -10)),
         Hook::FilterForward => Some((2, -10)),
+        Hook::FilterPostrouting => Some((4, -10)),
         Hook::Unknown => None,
     }
 }

@@ -511,5 +511,6 @@ fn carriers_make_room_for_their_headers_and_take_their_peers() {
     cluster.carriers.sealed = true;
     let sealed = plan_of(&cluster);
     assert_eq!(v4(&sealed).inputs, ["portolan-wg"]);
+    assert!(v4(&sealed).sealed && !tunnel.sealed);
     assert!(v4(&sealed).peers.iter().all(|peer| peer.via == Some(7)));
 }

@@ -1,4 +1,5 @@
-//! Places in an encapsulated packet, counted from its UDP header (RFC 768, RFC 7348, IEEE 802.3).
+//! Places in an encapsulated packet, counted from its UDP header (RFC 768, RFC 7348, IEEE 802.3), and in an ICMP error about
+//! one.
 
 use nft::{Family, Operand};
 
@@ -61,6 +62,39 @@ pub(super) const fn end_of_inner_source(family: Family) -> Operand {
         offset,
         len: 1,
         prefix: 8,
+    }
+}
+
+/// Type of an ICMP message.
+pub(super) const ICMP_TYPE: Operand = Operand::Transport {
+    offset: 0,
+    len: 1,
+    prefix: 8,
+};
+
+/// The protocol of a packet that an ICMP error quotes, behind its own eight bytes (RFC 792, RFC 4443).
+pub(super) const fn quoted_protocol(family: Family) -> Operand {
+    let offset = match family {
+        Family::Ip => 8 + 9,
+        Family::Ip6 => 8 + 6,
+    };
+    Operand::Transport {
+        offset,
+        len: 1,
+        prefix: 8,
+    }
+}
+
+/// The destination port of a packet without options that an ICMP error quotes.
+pub(super) const fn quoted_port(family: Family) -> Operand {
+    let offset = match family {
+        Family::Ip => 8 + 20 + 2,
+        Family::Ip6 => 8 + 40 + 2,
+    };
+    Operand::Transport {
+        offset,
+        len: 2,
+        prefix: 16,
     }
 }
 

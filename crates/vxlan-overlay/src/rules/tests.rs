@@ -54,6 +54,31 @@ fn segments_are_clamped_while_further_headers_are_added() {
 }
 
 #[test]
+fn packets_to_other_pods_leave_by_a_sealed_tunnel_alone() {
+    let mut cluster = cluster(3);
+    let made = |cluster: &crate::samples::Cluster| {
+        let plan = plan(cluster.facts(), cluster.nodes.iter());
+        table(&cluster.config, RuleOptions::default(), &plan, Family::Ip).unwrap()
+    };
+    let open = made(&cluster);
+    assert!(!open.chains.contains_key("sealed"));
+    cluster.carriers.sealed = true;
+    let sealed = made(&cluster);
+    let chain = &sealed.chains["sealed"];
+    assert_eq!(chain.hook, Some(Hook::FilterPostrouting));
+    let last = Rule::from(refuse(Filter::Enforce));
+    assert_eq!(chain.rules.last(), Some(&last));
+    // Back and forth, as the kernel allows it.
+    let mut fake = Fake::new();
+    for wanted in [&sealed, &open, &sealed] {
+        let found = fake.list(Family::Ip).unwrap();
+        let transaction = nft::diff::diff(found.as_ref(), wanted);
+        fake.commit(&transaction).unwrap();
+        assert_eq!(fake.list(Family::Ip).unwrap().as_ref(), Some(wanted));
+    }
+}
+
+#[test]
 fn a_peer_may_send_from_its_pods_and_from_its_own_addresses() {
     let tables = made(
         3,
