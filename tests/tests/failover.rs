@@ -14,7 +14,7 @@ use lab::{
 use portolan_tests::overlay::metric;
 use portolan_tests::stage::{PATIENCE, portolan};
 use portolan_tests::{number_from_env, slowness};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const UDP_PORT: u16 = 53;
 /// Between two connections of a stream.
@@ -147,6 +147,108 @@ fn unplugged_node_gets_no_new_connections_within_seconds() -> Result<()> {
         daemon.lines()
     );
     Ok(())
+}
+
+/// Nobody connects: the round of the overlay's probes is the only reason to look.
+#[scenario(Nft, Vxlan)]
+fn a_node_silent_to_the_overlay_is_avoided_before_a_connection_fails() -> Result<()> {
+    let stage = Stage::new()?;
+    let overlay = ["--overlay=vxlan", "--overlay-probe-interval=500ms"];
+    let mut daemons = Vec::new();
+    for node in &stage.0.nodes[1..] {
+        let mut command = node.command(portolan()?);
+        command.args(["run", "--hostname-override", node.name(), "--manifests"]);
+        command.arg(stage.0.manifests.path());
+        command.args([
+            "--cluster-cidr=10.244.0.0/16,fd00:244::/32",
+            "--failover=off",
+        ]);
+        command.args(overlay);
+        daemons.push(node.spawn("portolan", command)?);
+    }
+    let _daemon = stage.start(&overlay)?;
+    stage.0.wait_for_pods(4)?;
+    let (unplugged_at, unplugged) = (Instant::now(), stage.0.nodes[1].unplug()?);
+    stage.wait_for_suspects(1)?;
+    println!(
+        "noticed after {:?} without a connection",
+        unplugged_at.elapsed()
+    );
+    stage.0.wait_for_pods(2)?;
+    let streams = stage.connect()?;
+    streams.wait_for(200)?;
+    let failed = streams.last_failure(unplugged_at);
+    ensure!(
+        failed.is_none(),
+        "a connection failed {failed:?} after the plug"
+    );
+    drop(unplugged);
+    stage.wait_for_suspects(0)?;
+    stage.0.wait_for_pods(4)
+}
+
+/// A pod hangs: it takes no connection, and its node answers by the other pod.
+#[scenario(Nft)]
+fn an_endpoint_that_does_not_answer_is_skipped_where_that_is_asked_for() -> Result<()> {
+    let stage = Stage::new()?;
+    let _daemon = stage.start(&[])?;
+    stage.0.wait_for_pods(4)?;
+    let streams = stage.connect()?;
+    streams.wait_for(50)?;
+    let hung = &stage.0.pods[0];
+    hung.nft(&[
+        "table inet hung { chain c { type filter hook input priority 0; tcp dport 8080 drop; }; }",
+    ])?;
+    let hung_at = Instant::now();
+    // Its node is asked, and answers.
+    wait_until("failures that go on", PATIENCE, || {
+        let last = streams.last_failure(hung_at);
+        last.is_some_and(|last| last > Duration::from_secs(3))
+    })?;
+    ensure!(stage.metric("probes_total")? > 0 && stage.metric("suspicions_total")? == 0);
+    stage
+        .0
+        .annotate(&json!({ "portolan/failover-endpoints": "true" }))?;
+    let asked_at = Instant::now();
+    let suspects = |count| {
+        wait_until(&format!("{count} suspect endpoints"), PATIENCE, || {
+            stage
+                .metric("suspect_endpoints")
+                .is_ok_and(|found| found == count)
+        })
+    };
+    suspects(1)?;
+    stage.0.wait_for_pods(3)?;
+    let skipped_at = Instant::now();
+    let last = streams.last_failure(asked_at).unwrap_or_default();
+    println!("last failed connection {last:?} after the annotation");
+    ensure!(stage.metric("suspects")? == 0, "the node is a suspect");
+    streams.wait_for(200)?;
+    let failed = streams.last_failure(skipped_at);
+    ensure!(failed.is_none(), "a connection failed {failed:?} later");
+    hung.nft(&["delete table inet hung"])?;
+    suspects(0)?;
+    stage.0.wait_for_pods(4)
+}
+
+#[scenario(Nft)]
+fn every_service_is_asked_about_its_endpoints_by_flag() -> Result<()> {
+    let stage = Stage::new()?;
+    let _daemon = stage.start(&["--failover=endpoints"])?;
+    stage.0.wait_for_pods(4)?;
+    let streams = stage.connect()?;
+    streams.wait_for(50)?;
+    let hang =
+        "table inet hung { chain c { type filter hook input priority 0; tcp dport 8080 drop; }; }";
+    for (pod, serving) in [(0, 3), (2, 2)] {
+        stage.0.pods[pod].nft(&[hang])?;
+        stage.0.wait_for_pods(serving)?;
+    }
+    drop(streams);
+    for pod in [0, 2] {
+        stage.0.pods[pod].nft(&["delete table inet hung"])?;
+    }
+    stage.0.wait_for_pods(4)
 }
 
 #[scenario(Nft)]

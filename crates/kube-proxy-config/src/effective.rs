@@ -46,6 +46,8 @@ pub struct Effective {
     pub take_over_kube_proxy: bool,
     /// `failover`, with a service proxy: skip endpoints of nodes that answer no probe.
     pub failover: bool,
+    /// `failover: endpoints`: skip single endpoints that do not answer, of all Services.
+    pub failover_endpoints: bool,
     /// `serviceTraffic`, with a service proxy: count connections, packets and bytes of Services.
     pub service_traffic: bool,
     /// `page`: serve the page about this node at the metrics port, to clients of this node.

@@ -261,6 +261,7 @@ impl Resolver<'_> {
             table_owner: self.own.bool("tableOwner"),
             take_over_kube_proxy: take_over,
             failover: service_proxy && self.own.text("failover") != "off",
+            failover_endpoints: self.own.text("failover") == "endpoints",
             service_traffic: service_proxy && self.counts_traffic(),
             page: self.own.text("page") != "off",
             profiling: self.proxy.bool("enableProfiling"),

@@ -77,15 +77,22 @@ impl ThreeNodes {
             manifests: Manifests::new()?,
             _lab: lab,
         };
-        let mut objects: Vec<Value> = stage.nodes.iter().map(node_object).collect();
-        let mut service = stage.web.object();
+        stage.annotate(&json!({}))?;
+        Ok(stage)
+    }
+
+    /// Writes all objects, the Service with these annotations.
+    pub fn annotate(&self, annotations: &Value) -> Result<()> {
+        let mut objects: Vec<Value> = self.nodes.iter().map(node_object).collect();
+        let mut service = self.web.object();
+        service["metadata"]["annotations"] = annotations.clone();
         service["spec"]["type"] = "LoadBalancer".into();
         let external = SocketAddr::from((EXTERNAL, 0)).ip();
         service["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": external }] } });
         objects.push(service);
-        objects.extend(stage.web.slices(&stage.located()));
-        stage.manifests.write_objects("all.yaml", &objects)?;
-        Ok(stage)
+        objects.extend(self.web.slices(&self.located()));
+        self.manifests.write_objects("all.yaml", &objects)?;
+        Ok(())
     }
 
     /// The pods with the names of their nodes.

@@ -36,6 +36,9 @@ pub trait Observer: Send + Sync {
     /// One peer was measured in one family.
     fn measured(&self, measured: &Measurement);
 
+    /// A peer answered nothing in a round, neither to its own address nor through the tunnel.
+    fn silent(&self, node: &Arc<str>);
+
     /// A finding is new or has changed.
     fn alarm(&self);
 

@@ -45,6 +45,12 @@ pub struct Paths {
 }
 
 impl Paths {
+    fn was_tried(&self) -> bool {
+        [self.udp, self.tcp, self.ping]
+            .into_iter()
+            .any(|outcome| outcome != PacketOutcome::Untried)
+    }
+
     pub(crate) fn works(&self) -> Option<&'static str> {
         [(self.tcp, "TCP"), (self.udp, "UDP"), (self.ping, "ping")]
             .into_iter()
@@ -90,4 +96,14 @@ pub struct Measurement {
     pub rule_here: Option<String>,
     /// From the small datagram through the tunnel to its answer, in microseconds.
     pub round_trip: Option<u32>,
+}
+
+impl Measurement {
+    /// Whether packets went both ways, and none came back.
+    pub(crate) fn is_silent(&self) -> bool {
+        let paths = [self.host, self.tunnel];
+        paths
+            .iter()
+            .all(|path| path.was_tried() && path.works().is_none())
+    }
 }

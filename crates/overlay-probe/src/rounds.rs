@@ -109,6 +109,9 @@ impl Rounds {
         let mut traces = 0;
         for (pair, mut measured) in pairs.iter().zip(measured) {
             shared.environment.observer.measured(&measured);
+            if measured.is_silent() {
+                shared.environment.observer.silent(&pair.peer.node);
+            }
             let changed = self.observe(pair, &measured);
             if self.wants_remedy(pair, changed.is_some()) && self.remedy(pair).await {
                 continue;

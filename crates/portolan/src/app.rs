@@ -286,6 +286,8 @@ fn start_failover(
     let config = failover::Config {
         own,
         overlay: published.overlay.clone().zip(probe_port),
+        silent: published.silent.clone(),
+        endpoints_of_all: effective.failover_endpoints,
     };
     let reports = failover::FailoverReports {
         status: published.failover.clone(),
@@ -373,6 +375,7 @@ fn start_overlay(
             status: published.probes.clone(),
             metrics: published.metrics.clone(),
             recorder: recorder.clone(),
+            silent: published.silent.clone(),
         };
         probes::start(parts, config, status, reports)?;
     }

@@ -1,9 +1,11 @@
 //! Failover by measurement: finds nodes that are down long before EndpointSlices say so.
 //!
 //! Connections and datagrams through Services that conntrack shows without a reply are a reason to probe the node of their
-//! endpoint; probes alone decide ([`probe`], [`suspicions`]). The suspects are a fact that planning gets
+//! endpoint, and so is a silent round of the overlay's probes ([`reason`]); probes alone decide ([`probe`], [`suspicions`]). The suspects are a fact that planning gets
 //! ([`service_model::select`] says what follows), so the control loop only plans the Services concerned. Without a reason,
 //! no packet is sent: the one regular effort is to read conntrack ([`pace`]).
+//!
+//! Where the node answers and an endpoint does not, the endpoint alone can be a suspect ([`endpoints`]).
 //!
 //! The part has a thread of its own, since reading conntrack blocks. Its end leaves the suspects as they are.
 
@@ -26,19 +28,24 @@ use crate::overlay::SharedOverlayStatus;
 use crate::parts::Parts;
 
 mod directory;
+mod endpoints;
 mod ignored;
 mod pace;
 mod probe;
+mod reason;
 mod reports;
 mod suspicions;
 
+pub use reason::SilentPeers;
 pub use reports::{FailoverReports, SharedFailoverStatus};
 
 use directory::{Nodes, SharedDirectory};
+use endpoints::Endpoints;
 use ignored::{Ignored, Key, key};
 use pace::Pace;
 use probe::{Answer, Rounds};
-use reports::Reporter;
+use reason::Reason;
+use reports::{Reporter, Suspect};
 use suspicions::Suspicions;
 
 /// Time that a reply may take. Attempts that are younger say nothing yet.
@@ -48,8 +55,7 @@ const OF_AN_ENDPOINT: usize = 2;
 const OF_A_READING: usize = 256;
 /// Nodes that are probed at a time because of attempts.
 const AT_ONCE: usize = 32;
-/// Endpoints that a report names.
-const NAMED: usize = 3;
+const NEVER_ANSWERED: &str = "has never answered a probe, so a rule may drop probes";
 
 /// What the part knows from its start.
 pub struct Config {
@@ -57,6 +63,10 @@ pub struct Config {
     pub own: Arc<str>,
     /// The overlay and the port of its probes: a node that answers at its own address or at that of its tunnel is alive.
     pub overlay: Option<(SharedOverlayStatus, u16)>,
+    /// Where the overlay's probes tell of peers that answer nothing.
+    pub silent: SilentPeers,
+    /// Single endpoints of all Services can be suspects, not only of those that ask for it.
+    pub endpoints_of_all: bool,
 }
 
 /// Starts the part. The observer has to follow the control loop, which has to apply the suspects.
@@ -72,6 +82,7 @@ pub(crate) fn start(
     let part = Failover {
         conntrack: Conntrack::open().context("cannot open the conntrack socket")?,
         overlay: config.overlay,
+        silent: config.silent,
         directory: directory.clone(),
         publish,
         reporter: Reporter::new(reports),
@@ -80,6 +91,7 @@ pub(crate) fn start(
         sample: Pace::new(pace::SAMPLE, Instant::now()),
         ignored: Ignored::default(),
         suspicions: Suspicions::default(),
+        endpoints: Endpoints::new(config.endpoints_of_all),
         seen: None,
         probes: FuturesUnordered::new(),
         probing: BTreeSet::new(),
@@ -96,6 +108,7 @@ pub(crate) fn start(
 struct Failover {
     conntrack: Conntrack,
     overlay: Option<(SharedOverlayStatus, u16)>,
+    silent: SilentPeers,
     directory: SharedDirectory,
     publish: watch::Sender<Suspects>,
     reporter: Reporter,
@@ -106,7 +119,8 @@ struct Failover {
     /// Paces readings of parts.
     sample: Pace,
     ignored: Ignored<Attempt>,
-    suspicions: Suspicions,
+    suspicions: Suspicions<Arc<str>>,
+    endpoints: Endpoints,
     /// Attempts of the last reading, and when a reply must have come.
     seen: Option<(Instant, Vec<Attempt>)>,
     probes: FuturesUnordered<BoxFuture<'static, Probed>>,
@@ -116,11 +130,10 @@ struct Failover {
     is_blind: bool,
 }
 
-/// A node and what it said.
+/// A node or an endpoint, and what it said.
 struct Probed {
-    node: Arc<str>,
-    /// The reason; none for a suspect that is probed again.
-    evidence: Vec<Attempt>,
+    suspect: Suspect,
+    reason: Reason,
     /// Nodes of the cluster with endpoints.
     nodes: usize,
     answer: Answer,
@@ -128,11 +141,13 @@ struct Probed {
 
 impl Failover {
     async fn run(mut self) {
+        let silent = self.silent.clone();
         loop {
             let due = tokio::time::sleep_until(self.due().into());
             tokio::select! {
                 biased;
-                Some(probed) = self.probes.next(), if !self.probes.is_empty() => self.probed(&probed),
+                Some(probed) = self.probes.next(), if !self.probes.is_empty() => self.probed(probed),
+                nodes = silent.take() => self.probe_silent(&nodes, Instant::now()),
                 () = due => self.turn(Instant::now()),
             }
         }
@@ -141,8 +156,8 @@ impl Failover {
     fn due(&self) -> Instant {
         let seen = self.seen.as_ref().map(|(at, _)| *at);
         let reading = seen.unwrap_or_else(|| self.whole.due().min(self.sample_due()));
-        let suspects = self.suspicions.due();
-        suspects.map_or(reading, |at| at.min(reading))
+        let suspects = [self.suspicions.due(), self.endpoints.suspicions.due()];
+        suspects.into_iter().flatten().fold(reading, Instant::min)
     }
 
     /// When the next sample is due: never later than the next whole reading, which makes it superfluous.
@@ -163,6 +178,10 @@ impl Failover {
         }
         if self.suspicions.due().is_some_and(|at| at <= now) {
             self.probe_suspects(now);
+        }
+        let endpoints = self.endpoints.suspicions.due();
+        if endpoints.is_some_and(|at| at <= now) {
+            self.probe_suspect_endpoints(now);
         }
     }
 
@@ -241,7 +260,7 @@ impl Failover {
                 _ => of_no_interest.push(attempt),
             }
         }
-        self.ignore(of_no_interest, now);
+        self.ignore(&of_no_interest, now);
         let names: BTreeSet<Arc<str>> = reasons.keys().cloned().collect();
         if names.is_empty() {
             return;
@@ -250,7 +269,22 @@ impl Failover {
         let room = AT_ONCE.saturating_sub(self.probing.len());
         for (node, evidence) in reasons.into_iter().take(room) {
             let first = evidence.first().map(|attempt| attempt.flow.answers_from);
-            self.probe(node, evidence, (first, &known), probe::QUICK);
+            let reason = Reason::Attempts(evidence);
+            self.probe(node, reason, (first, &known), probe::QUICK);
+        }
+    }
+
+    /// Probes nodes with endpoints that were silent for a round of the overlay.
+    fn probe_silent(&mut self, nodes: &BTreeSet<Arc<str>>, now: Instant) {
+        let known = self.directory.nodes(nodes);
+        let room = AT_ONCE.saturating_sub(self.probing.len());
+        let wanted = nodes.iter().filter(|node| {
+            let is_new = self.suspicions.may_probe(*node, now) && !self.probing.contains(*node);
+            is_new && known.names.contains(*node)
+        });
+        let wanted: Vec<&Arc<str>> = wanted.take(room).collect();
+        for node in wanted {
+            self.probe(node.clone(), Reason::Round, (None, &known), probe::QUICK);
         }
     }
 
@@ -260,18 +294,18 @@ impl Failover {
         let known = self.directory.nodes(&nodes);
         let gone = self.suspicions.retain(|node| known.names.contains(node));
         for node in &gone {
-            self.reporter
-                .ended(node, None, "node has no endpoints any longer");
+            let why = "has no endpoints any longer";
+            self.reporter.ended(&Suspect::Node(node.clone()), None, why);
         }
         let expired = self.suspicions.expire(now);
         for node in &expired {
-            let why = "node has never answered a probe, so a rule may drop probes";
-            self.reporter.ended(node, None, why);
+            self.reporter
+                .ended(&Suspect::Node(node.clone()), None, NEVER_ANSWERED);
         }
         self.publish();
         for node in nodes {
             if self.suspicions.is_suspect(&node) && !self.probing.contains(&node) {
-                self.probe(node, Vec::new(), (None, &known), probe::PATIENT);
+                self.probe(node, Reason::Again, (None, &known), probe::PATIENT);
             }
         }
     }
@@ -279,24 +313,71 @@ impl Failover {
     fn probe(
         &mut self,
         node: Arc<str>,
-        evidence: Vec<Attempt>,
+        reason: Reason,
         (first, known): (Option<SocketAddr>, &Nodes),
         rounds: Rounds,
     ) {
         let addresses = self.addresses(&node, first, known);
-        let nodes = known.names.len();
         self.probing.insert(node.clone());
+        let of = (Suspect::Node(node), known.names.len());
+        self.ask(of, addresses, reason, rounds);
+    }
+
+    fn ask(
+        &mut self,
+        (suspect, nodes): (Suspect, usize),
+        addresses: Vec<SocketAddr>,
+        reason: Reason,
+        rounds: Rounds,
+    ) {
         self.reporter.metrics().failover.probed();
         let probe = async move {
             let answer = probe::ask(&addresses, rounds).await;
             Probed {
-                node,
-                evidence,
+                suspect,
+                reason,
                 nodes,
                 answer,
             }
         };
         self.probes.push(probe.boxed());
+    }
+
+    /// Probes the endpoints of attempts whose node has answered, where Services ask for that.
+    fn probe_endpoints(&mut self, attempts: &[Attempt], now: Instant) {
+        if attempts.is_empty() || !self.endpoints.are_wanted(&self.directory) {
+            return;
+        }
+        let conntrack = &mut self.conntrack;
+        let open = attempts
+            .iter()
+            .filter(|attempt| is_unanswered(conntrack, attempt));
+        let open = open.cloned().collect();
+        for (endpoint, attempts) in self.endpoints.reasons(open, &self.directory, now) {
+            self.probe_endpoint(endpoint, Reason::Attempts(attempts), probe::QUICK);
+        }
+    }
+
+    /// Probes suspect endpoints that are due, and ends suspicions that have become pointless.
+    fn probe_suspect_endpoints(&mut self, now: Instant) {
+        for endpoint in self.endpoints.forget(&self.directory) {
+            let why = "is not one that a Service asks about any longer";
+            self.reporter.ended(&Suspect::Endpoint(endpoint), None, why);
+        }
+        for endpoint in self.endpoints.suspicions.expire(now) {
+            let suspect = Suspect::Endpoint(endpoint);
+            self.reporter.ended(&suspect, None, NEVER_ANSWERED);
+        }
+        self.publish();
+        for endpoint in self.endpoints.take_due(now) {
+            self.probe_endpoint(endpoint, Reason::Again, probe::PATIENT);
+        }
+    }
+
+    fn probe_endpoint(&mut self, endpoint: SocketAddr, reason: Reason, rounds: Rounds) {
+        self.endpoints.begin(endpoint);
+        let of = (Suspect::Endpoint(endpoint), 0);
+        self.ask(of, vec![endpoint], reason, rounds);
     }
 
     /// Where to ask a node: at its own addresses as the overlay knows them, at the endpoint that gave the reason, and at
@@ -336,58 +417,62 @@ impl Failover {
         addresses
     }
 
-    fn probed(&mut self, probed: &Probed) {
-        let (node, now) = (&probed.node, Instant::now());
-        self.probing.remove(node);
+    fn probed(&mut self, probed: Probed) {
+        let now = Instant::now();
+        match &probed.suspect {
+            Suspect::Node(node) => drop(self.probing.remove(node)),
+            Suspect::Endpoint(endpoint) => self.endpoints.end(*endpoint),
+        }
         match probed.answer {
-            Answer::None(probes) if !probed.evidence.is_empty() => {
-                self.unanswered(probed, probes, now);
-            }
-            Answer::None(_) => {}
-            Answer::Untried => self.ignore(probed.evidence.iter().cloned(), now),
-            Answer::From(address) => {
-                tracing::debug!(%node, %address, "node answers");
-                self.ignore(probed.evidence.iter().cloned(), now);
-                if let Some(lasted) = self.suspicions.answered(node, now) {
-                    self.reporter
-                        .ended(node, Some(lasted), "node answers again");
-                    self.publish();
-                }
-            }
+            Answer::None(probes) => self.unanswered(&probed, probes, now),
+            Answer::Untried => self.ignore(probed.reason.attempts(), now),
+            Answer::From(address) => self.answered(&probed, address, now),
         }
     }
 
-    /// Makes a node a suspect, unless a reply has come after all or too many seem to be down.
-    fn unanswered(&mut self, probed: &Probed, probes: usize, now: Instant) {
-        let (node, mut attempts) = (&probed.node, Vec::new());
-        for attempt in &probed.evidence {
-            if is_unanswered(&mut self.conntrack, attempt) {
-                attempts.push(attempt.flow.answers_from);
+    /// Ends a suspicion. An endpoint of a node that answers may be down all the same.
+    fn answered(&mut self, probed: &Probed, address: SocketAddr, now: Instant) {
+        let (suspect, attempts) = (&probed.suspect, probed.reason.attempts());
+        tracing::debug!(%suspect, %address, "there is an answer");
+        let lasted = match suspect {
+            Suspect::Node(node) => {
+                self.probe_endpoints(attempts, now);
+                self.suspicions.answered(node, now)
             }
+            Suspect::Endpoint(endpoint) => self.endpoints.suspicions.answered(endpoint, now),
+        };
+        self.ignore(attempts, now);
+        if lasted.is_some() {
+            self.reporter.ended(suspect, lasted, "answers again");
+            self.publish();
         }
-        let is_suspect =
-            !attempts.is_empty() && self.suspicions.suspect(node.clone(), probed.nodes, now);
-        if !is_suspect {
-            self.ignore(probed.evidence.iter().cloned(), now);
-            return;
+    }
+
+    /// Makes a node or an endpoint a suspect, unless a reply has come after all or too many seem to be down.
+    fn unanswered(&mut self, probed: &Probed, probes: usize, now: Instant) {
+        let conntrack = &mut self.conntrack;
+        let evidence = probed
+            .reason
+            .evidence(probes, |attempt| is_unanswered(conntrack, attempt));
+        let mut suspect = || match &probed.suspect {
+            Suspect::Node(node) => self.suspicions.suspect(node.clone(), probed.nodes, now),
+            Suspect::Endpoint(endpoint) => self.endpoints.suspect(*endpoint, now),
+        };
+        match evidence.filter(|_| suspect()) {
+            Some(evidence) => {
+                self.reporter
+                    .suspected(probed.suspect.clone(), &evidence, now);
+                self.publish();
+            }
+            None => self.ignore(probed.reason.attempts(), now),
         }
-        let (count, named) = (attempts.len(), &mut attempts);
-        named.sort_unstable();
-        named.dedup();
-        let named: Vec<String> = named.iter().take(NAMED).map(ToString::to_string).collect();
-        let evidence = format!(
-            "{count} connections through Services and {probes} probes without an answer, at {}",
-            named.join(" ")
-        );
-        self.reporter.suspected(node, &evidence, now);
-        self.publish();
     }
 
     /// Ignores the endpoints of these attempts for a while.
-    fn ignore(&mut self, attempts: impl IntoIterator<Item = Attempt>, now: Instant) {
+    fn ignore(&mut self, attempts: &[Attempt], now: Instant) {
         let keyed = attempts
-            .into_iter()
-            .map(|attempt| (key(&attempt.flow), attempt));
+            .iter()
+            .map(|attempt| (key(&attempt.flow), attempt.clone()));
         let conntrack = &mut self.conntrack;
         self.ignored.add(keyed, now, |attempt| {
             matches!(conntrack.has_reply(attempt), Ok(Some(true)))
@@ -395,7 +480,9 @@ impl Failover {
     }
 
     fn publish(&self) {
-        let suspects = Suspects::new(self.suspicions.nodes().cloned());
+        let endpoints = self.endpoints.suspicions.all().copied();
+        let suspects = Suspects::new(self.suspicions.all().cloned())
+            .with_endpoints(endpoints, self.endpoints.are_for_all());
         self.publish.send_if_modified(|published| {
             let is_new = *published != suspects;
             *published = suspects;

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use overlay_probe::SharedProbeStatus;
 
 use crate::configz::Configz;
-use crate::failover::SharedFailoverStatus;
+use crate::failover::{SharedFailoverStatus, SilentPeers};
 use crate::metrics::Metrics;
 use crate::overlay::SharedOverlayStatus;
 use crate::status::SharedStatus;
@@ -34,6 +34,8 @@ pub struct Published {
     pub alarm: SharedAlarm,
     /// Nodes that do not answer.
     pub failover: SharedFailoverStatus,
+    /// Peers that answer nothing to the overlay's probes, for failover to look.
+    pub silent: SilentPeers,
     /// Missing kernel features.
     pub(crate) fallbacks: SharedFallbacks,
 }
@@ -49,6 +51,7 @@ impl Published {
             probes: SharedProbeStatus::default(),
             alarm: SharedAlarm::default(),
             failover: SharedFailoverStatus::default(),
+            silent: SilentPeers::default(),
             fallbacks: SharedFallbacks::default(),
         }
     }

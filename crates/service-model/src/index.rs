@@ -96,15 +96,18 @@ impl Index {
         }
     }
 
-    /// Replaces the suspects. Services with endpoints on a node that becomes or ceases to be one are dirty.
+    /// Replaces the suspects. Services with endpoints that become or cease to be suspects, or whose nodes do, are dirty.
     pub fn set_suspects(&mut self, suspects: Suspects) {
-        let changed = self.surroundings.suspects.difference(&suspects);
-        if changed.is_empty() {
+        let (nodes, addresses) = self.surroundings.suspects.difference(&suspects);
+        if nodes.is_empty() && addresses.is_empty() {
             return;
         }
         let is_affected = |slice: &Arc<EndpointSlice>| {
-            let mut nodes = slice.endpoints.iter().filter_map(|e| e.node.as_deref());
-            nodes.any(|node| changed.contains(node))
+            slice.endpoints.iter().any(|endpoint| {
+                let node = endpoint.node.as_deref();
+                node.is_some_and(|node| nodes.contains(node))
+                    || addresses.contains(&endpoint.address)
+            })
         };
         let affected = self
             .entries

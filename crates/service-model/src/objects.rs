@@ -175,6 +175,8 @@ pub struct ServiceOptions {
     pub reset_removed: bool,
     /// [`crate::wire::ANNOTATION_COUNT`]: new connections to each frontend are counted.
     pub count: bool,
+    /// [`crate::wire::ANNOTATION_FAILOVER`]: an endpoint that does not answer while its node does is skipped.
+    pub failover: bool,
 }
 
 /// A Service as far as a node's dataplane needs it.

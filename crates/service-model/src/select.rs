@@ -20,7 +20,7 @@ pub struct Candidate<'a> {
     pub hints: Option<&'a Hints>,
     /// The node it runs on.
     pub node: Option<&'a Arc<str>>,
-    /// Its node is a suspect ([`crate::Suspects`]).
+    /// It or its node is a suspect ([`crate::Suspects`]).
     pub suspect: bool,
 }
 

@@ -51,6 +51,8 @@ pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const ANNOTATION_RESET: &str = "portolan/reset-removed-endpoints";
 /// Annotation on Services: new connections to each frontend are counted. Off unless the value is `true`.
 pub const ANNOTATION_COUNT: &str = "portolan/count-connections";
+/// `"true"`: an endpoint that does not answer while its node does gets no new connections while others are eligible.
+pub const ANNOTATION_FAILOVER: &str = "portolan/failover-endpoints";
 
 /// The label selector to list Services and EndpointSlices with: kube-proxy's (rows 1 and 2), or, for a proxy that
 /// has a name (`--service-proxy-name`), that of the Services labeled with it. Conversion marks objects that the selector
@@ -156,6 +158,7 @@ impl Annotations {
         ServiceOptions {
             reset_removed: is_true(&self.reset),
             count: is_true(&self.count),
+            failover: is_true(&self.failover),
         }
     }
 }

@@ -24,7 +24,11 @@ pub(crate) const PORTOLAN: &[Field] = &[
     Field::new("allowedExternalIPs", Shape::Texts(cidr_or_ip), Preset::Null).pointer(),
     Field::new("apiServerFrom", Shape::Lines(any), Preset::List).pointer(),
     Field::new("conntrack.tcpBeLiberal", Shape::Bool, Preset::Bool(true)).pointer(),
-    Field::new("failover", SWITCH, Preset::Text("on")),
+    Field::new(
+        "failover",
+        Shape::Word(&["on", "off", "endpoints"]),
+        Preset::Text("on"),
+    ),
     Field::new("logFormat", Shape::Word(&["text", "json"]), EMPTY),
     Field::new("logLevel", Shape::Text(log_filter), EMPTY),
     Field::new("manifests", TEXT, EMPTY),

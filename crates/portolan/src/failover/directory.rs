@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use object_source::SourceEvent;
-use service_model::{EndpointSlice, ObjectEvent, ObjectName, Protocol};
+use service_model::{EndpointSlice, ObjectEvent, ObjectName, Protocol, Service};
 
 use crate::observer::Observer;
 
@@ -26,6 +26,8 @@ struct Directory {
     slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
     /// There have been endpoints on other nodes.
     has_others: bool,
+    /// Services that ask for failover of single endpoints.
+    asking: BTreeSet<ObjectName>,
 }
 
 /// Where the endpoints of some nodes can be asked, and which nodes there are.
@@ -43,6 +45,7 @@ impl SharedDirectory {
             own,
             slices: BTreeMap::new(),
             has_others: false,
+            asking: BTreeSet::new(),
         })))
     }
 
@@ -70,6 +73,38 @@ impl SharedDirectory {
         let found = endpoints.filter(|endpoint| wanted.contains(&endpoint.address));
         let named = found.filter_map(|endpoint| Some((endpoint.address, endpoint.node.clone()?)));
         named.filter(|(_, node)| *node != own).collect()
+    }
+
+    /// Those of these endpoints of TCP that a Service has which asks for their failover, or any Service.
+    pub(super) fn asked_for(
+        &self,
+        wanted: &BTreeSet<SocketAddr>,
+        for_all: bool,
+    ) -> BTreeSet<SocketAddr> {
+        let (slices, _) = self.slices();
+        let asking = match for_all {
+            true => BTreeSet::new(),
+            false => self.lock().asking.clone(),
+        };
+        let is_asking = |slice: &&Arc<EndpointSlice>| for_all || asking.contains(&slice.service);
+        let mut found = BTreeSet::new();
+        for slice in slices.iter().filter(is_asking) {
+            let ports = slice
+                .ports
+                .iter()
+                .filter(|port| port.protocol == Protocol::Tcp);
+            for port in ports {
+                let endpoints = slice.endpoints.iter();
+                let endpoints = endpoints.map(|one| SocketAddr::new(one.address, port.port));
+                found.extend(endpoints.filter(|endpoint| wanted.contains(endpoint)));
+            }
+        }
+        found
+    }
+
+    /// Whether any Service asks for failover of its endpoints.
+    pub(super) fn has_asking(&self) -> bool {
+        !self.lock().asking.is_empty()
     }
 
     /// Where endpoints of these nodes can be asked.
@@ -117,6 +152,22 @@ fn port_to_ask(slice: &EndpointSlice) -> Option<u16> {
 }
 
 impl Directory {
+    fn service(&mut self, event: &ObjectEvent<Service>) {
+        match event {
+            ObjectEvent::Apply(service) if service.options.failover => {
+                self.asking.insert(service.name.clone());
+            }
+            ObjectEvent::Apply(service) => drop(self.asking.remove(&service.name)),
+            ObjectEvent::Delete(name) => drop(self.asking.remove(name)),
+            ObjectEvent::Reset { objects, invalid } => {
+                self.asking.retain(|name| invalid.contains(name));
+                let asking = objects.iter().filter(|service| service.options.failover);
+                self.asking
+                    .extend(asking.map(|service| service.name.clone()));
+            }
+        }
+    }
+
     fn apply(&mut self, slice: &Arc<EndpointSlice>) {
         if slice.excluded {
             self.slices.remove(&slice.name);
@@ -132,8 +183,10 @@ impl Directory {
 
 impl Observer for SharedDirectory {
     fn event(&mut self, event: &SourceEvent) {
-        let SourceEvent::EndpointSlice(event) = event else {
-            return;
+        let event = match event {
+            SourceEvent::EndpointSlice(event) => event,
+            SourceEvent::Service(event) => return self.lock().service(event),
+            _ => return,
         };
         let mut directory = self.lock();
         match event {

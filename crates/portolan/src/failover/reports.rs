@@ -3,6 +3,8 @@
 //! Names of nodes come from EndpointSlices, which any tenant can write: they are printed only escaped and cut.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,8 +26,37 @@ const NAMED: usize = 16;
 const EACH: Duration = Duration::from_secs(60);
 const MOST_RECORDED: usize = 16;
 
-const SUSPECTED: (&str, &str) = ("NodeUnanswering", "SkipEndpoints");
-const RETURNED: (&str, &str) = ("NodeAnswering", "UseEndpoints");
+/// A suspect as reports name it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Suspect {
+    Node(Arc<str>),
+    Endpoint(SocketAddr),
+}
+
+impl Suspect {
+    /// Reason and action of the Event at the start, and of the one at the end.
+    fn words(&self) -> [(&'static str, &'static str); 2] {
+        match self {
+            Suspect::Node(_) => [
+                ("NodeUnanswering", "SkipEndpoints"),
+                ("NodeAnswering", "UseEndpoints"),
+            ],
+            Suspect::Endpoint(_) => [
+                ("EndpointUnanswering", "SkipEndpoint"),
+                ("EndpointAnswering", "UseEndpoint"),
+            ],
+        }
+    }
+}
+
+impl fmt::Display for Suspect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Suspect::Node(name) => write!(f, "node {}", printable(name, NAME)),
+            Suspect::Endpoint(endpoint) => write!(f, "endpoint {endpoint}"),
+        }
+    }
+}
 
 /// Where suspects are reported.
 #[derive(Clone)]
@@ -41,8 +72,8 @@ pub struct FailoverReports {
 /// Reports, and what was reported lately.
 pub(super) struct Reporter {
     reports: FailoverReports,
-    lines: BTreeMap<Arc<str>, String>,
-    recorded: BTreeMap<Arc<str>, Instant>,
+    lines: BTreeMap<Suspect, String>,
+    recorded: BTreeMap<Suspect, Instant>,
 }
 
 impl Reporter {
@@ -59,63 +90,72 @@ impl Reporter {
     }
 
     /// Reports a new suspect.
-    pub(super) fn suspected(&mut self, node: &Arc<str>, evidence: &str, now: Instant) {
-        let name = printable(node, NAME);
-        tracing::warn!(
-            node = name,
-            evidence,
-            "node does not answer; its endpoints get no new connections while others are eligible"
-        );
+    pub(super) fn suspected(&mut self, suspect: Suspect, evidence: &str, now: Instant) {
+        match &suspect {
+            Suspect::Node(name) => tracing::warn!(
+                node = printable(name, NAME),
+                evidence,
+                "node does not answer; its endpoints get no new connections while others are eligible"
+            ),
+            Suspect::Endpoint(endpoint) => tracing::warn!(
+                %endpoint,
+                evidence,
+                "endpoint does not answer; it gets no new connections while others are eligible"
+            ),
+        }
         self.metrics().failover.suspected();
         let since = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
-        let note = format!("node {name} does not answer ({evidence})");
-        self.event(node, Severity::Warning, SUSPECTED, &note, now);
+        let note = format!("{suspect} does not answer ({evidence})");
+        self.event(&suspect, &note, now);
         let line = format!("failover: {note} since {since}");
-        self.lines.insert(node.clone(), line);
+        self.lines.insert(suspect, line);
         self.publish();
     }
 
-    /// Reports that a node is not a suspect any longer, and why.
-    pub(super) fn ended(&mut self, node: &Arc<str>, lasted: Option<Duration>, why: &str) {
-        let name = printable(node, NAME);
+    /// Reports that something is not a suspect any longer, and why.
+    pub(super) fn ended(&mut self, suspect: &Suspect, lasted: Option<Duration>, why: &str) {
         let suspected_seconds = lasted.map(|lasted| lasted.as_secs_f64());
-        tracing::info!(
-            node = name,
-            suspected_seconds,
-            "{why}; its endpoints get new connections again"
-        );
-        let note = format!("node {name}: {why}");
-        if self.recorded.contains_key(node) {
-            let subject = Subject::Node;
-            let recorder = &self.reports.recorder;
-            drop(recorder.record(subject, Severity::Normal, RETURNED, &note));
+        match suspect {
+            Suspect::Node(name) => tracing::info!(
+                node = printable(name, NAME),
+                suspected_seconds,
+                "node {why}; its endpoints get new connections again"
+            ),
+            Suspect::Endpoint(endpoint) => tracing::info!(
+                %endpoint,
+                suspected_seconds,
+                "endpoint {why}; it gets new connections again"
+            ),
         }
-        self.lines.remove(node);
+        if self.recorded.contains_key(suspect) {
+            let [_, words] = suspect.words();
+            let note = format!("{suspect} {why}");
+            let recorder = &self.reports.recorder;
+            drop(recorder.record(Subject::Node, Severity::Normal, words, &note));
+        }
+        self.lines.remove(suspect);
         self.publish();
     }
 
-    fn event(
-        &mut self,
-        node: &Arc<str>,
-        severity: Severity,
-        words: (&'static str, &'static str),
-        note: &str,
-        now: Instant,
-    ) {
+    fn event(&mut self, suspect: &Suspect, note: &str, now: Instant) {
         self.recorded
             .retain(|_, at| now.saturating_duration_since(*at) < EACH);
-        if self.recorded.len() < MOST_RECORDED && !self.recorded.contains_key(node) {
-            self.recorded.insert(node.clone(), now);
+        if self.recorded.len() < MOST_RECORDED && !self.recorded.contains_key(suspect) {
+            self.recorded.insert(suspect.clone(), now);
+            let [words, _] = suspect.words();
             let recorder = &self.reports.recorder;
-            drop(recorder.record(Subject::Node, severity, words, note));
+            drop(recorder.record(Subject::Node, Severity::Warning, words, note));
         }
     }
 
     fn publish(&self) {
-        self.metrics().failover.set_suspects(self.lines.len());
+        let is_node = |suspect: &&Suspect| matches!(suspect, Suspect::Node(_));
+        let nodes = self.lines.keys().filter(is_node).count();
+        let endpoints = self.lines.len() - nodes;
+        self.metrics().failover.set_suspects(nodes, endpoints);
         let mut lines: Vec<String> = self.lines.values().take(NAMED).cloned().collect();
         let more = self.lines.len().saturating_sub(NAMED);
-        lines.extend((more > 0).then(|| format!("failover: {more} more nodes do not answer")));
+        lines.extend((more > 0).then(|| format!("failover: {more} more do not answer")));
         self.reports.status.store(Arc::new(lines));
     }
 }

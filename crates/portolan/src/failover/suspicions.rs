@@ -1,4 +1,4 @@
-//! Which nodes are suspects, since when, and when each is probed again.
+//! Which nodes or endpoints are suspects, since when, and when each is probed again.
 //!
 //! A pure function of instants and findings. Rules:
 //! * At most half of the nodes are suspects: if more seem to be down, it is rather this node that is cut off.
@@ -7,8 +7,8 @@
 //! * A node that has never answered any probe may have rules that drop probes. Its suspicion ends after [`UNPROVEN`], and
 //!   nothing leads to another one for a pause that doubles each time, up to [`LONGEST_PAUSE`].
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Interval between probes of a suspect.
@@ -22,15 +22,15 @@ const UNPROVEN: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// See the module.
-#[derive(Debug, Default)]
-pub(super) struct Suspicions {
-    suspects: BTreeMap<Arc<str>, Suspicion>,
-    /// Nodes that have answered a probe.
-    proven: BTreeSet<Arc<str>>,
-    /// When nodes came back, and how often in a row they had fallen before.
-    returned: BTreeMap<Arc<str>, (Instant, u32)>,
-    /// Nodes whose suspicion ended without an answer: until when nothing leads to another, and that pause.
-    paused: BTreeMap<Arc<str>, (Instant, Duration)>,
+#[derive(Debug)]
+pub(super) struct Suspicions<K> {
+    suspects: BTreeMap<K, Suspicion>,
+    /// Those that have answered a probe.
+    proven: BTreeSet<K>,
+    /// When some came back, and how often in a row they had fallen before.
+    returned: BTreeMap<K, (Instant, u32)>,
+    /// Those whose suspicion ended without an answer: until when nothing leads to another, and that pause.
+    paused: BTreeMap<K, (Instant, Duration)>,
     /// When suspects were last probed.
     probed_at: Option<Instant>,
 }
@@ -45,25 +45,48 @@ struct Suspicion {
     falls: u32,
 }
 
-impl Suspicions {
+impl<K> Default for Suspicions<K> {
+    fn default() -> Self {
+        Suspicions {
+            suspects: BTreeMap::new(),
+            proven: BTreeSet::new(),
+            returned: BTreeMap::new(),
+            paused: BTreeMap::new(),
+            probed_at: None,
+        }
+    }
+}
+
+impl<K: Ord + Clone> Suspicions<K> {
     /// The suspects.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &K> {
         self.suspects.keys()
     }
 
-    /// Whether this node is a suspect.
-    pub(super) fn is_suspect(&self, node: &str) -> bool {
+    /// How many have ever answered.
+    pub(super) fn proven(&self) -> usize {
+        self.proven.len()
+    }
+
+    /// Whether this one is a suspect.
+    pub(super) fn is_suspect<Q: Ord + ?Sized>(&self, node: &Q) -> bool
+    where
+        K: Borrow<Q>,
+    {
         self.suspects.contains_key(node)
     }
 
     /// Whether unanswered attempts are a reason to probe this node.
-    pub(super) fn may_probe(&self, node: &str, now: Instant) -> bool {
+    pub(super) fn may_probe<Q: Ord + ?Sized>(&self, node: &Q, now: Instant) -> bool
+    where
+        K: Borrow<Q>,
+    {
         let paused = self.paused.get(node);
         !self.is_suspect(node) && paused.is_none_or(|(until, _)| now >= *until)
     }
 
     /// Makes a node a suspect, unless half of `nodes` are suspects already.
-    pub(super) fn suspect(&mut self, node: Arc<str>, nodes: usize, now: Instant) -> bool {
+    pub(super) fn suspect(&mut self, node: K, nodes: usize, now: Instant) -> bool {
         if self.suspects.len() >= nodes / 2 {
             return false;
         }
@@ -85,7 +108,7 @@ impl Suspicions {
     }
 
     /// Notes that a node has answered. Returns how long it was a suspect, if it is none any longer.
-    pub(super) fn answered(&mut self, node: &Arc<str>, now: Instant) -> Option<Duration> {
+    pub(super) fn answered(&mut self, node: &K, now: Instant) -> Option<Duration> {
         self.proven.insert(node.clone());
         self.paused.remove(node);
         let suspicion = self.suspects.get(node)?;
@@ -99,12 +122,12 @@ impl Suspicions {
     }
 
     /// Ends the suspicions that are too old for nodes that have never answered.
-    pub(super) fn expire(&mut self, now: Instant) -> Vec<Arc<str>> {
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<K> {
         let proven = &self.proven;
         let expired = self.suspects.extract_if(.., |node, suspicion| {
             !proven.contains(node) && now >= suspicion.since + UNPROVEN
         });
-        let expired: Vec<Arc<str>> = expired.map(|(node, _)| node).collect();
+        let expired: Vec<K> = expired.map(|(node, _)| node).collect();
         for node in &expired {
             let before = self.paused.get(node).map(|(_, pause)| *pause);
             let pause = before.map_or(UNPROVEN, |pause| (pause * 2).min(LONGEST_PAUSE));
@@ -114,7 +137,7 @@ impl Suspicions {
     }
 
     /// Drops everything about nodes that do not exist. Returns those of them that were suspects.
-    pub(super) fn retain(&mut self, exists: impl Fn(&str) -> bool) -> Vec<Arc<str>> {
+    pub(super) fn retain(&mut self, exists: impl Fn(&K) -> bool) -> Vec<K> {
         self.proven.retain(|node| exists(node));
         self.returned.retain(|node, _| exists(node));
         self.paused.retain(|node, _| exists(node));
@@ -131,8 +154,8 @@ impl Suspicions {
     }
 
     /// The suspects to probe now: those that have waited longest.
-    pub(super) fn take_due(&mut self, now: Instant) -> BTreeSet<Arc<str>> {
-        let mut due: Vec<(Instant, Arc<str>)> = self
+    pub(super) fn take_due(&mut self, now: Instant) -> BTreeSet<K> {
+        let mut due: Vec<(Instant, K)> = self
             .suspects
             .iter()
             .filter(|(_, suspicion)| suspicion.next_probe <= now)
@@ -155,6 +178,8 @@ impl Suspicions {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -165,7 +190,7 @@ mod tests {
 
     #[test]
     fn an_answer_ends_a_suspicion_at_once() {
-        let (mut suspicions, start) = (Suspicions::default(), Instant::now());
+        let (mut suspicions, start) = (Suspicions::<Arc<str>>::default(), Instant::now());
         assert!(suspicions.may_probe("node-b", start));
         assert!(suspicions.suspect(b(), 3, start));
         assert!(!suspicions.may_probe("node-b", start));
@@ -182,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_node_that_falls_again_stays_away_for_longer() {
-        let (mut suspicions, mut now) = (Suspicions::default(), Instant::now());
+        let (mut suspicions, mut now) = (Suspicions::<Arc<str>>::default(), Instant::now());
         let mut stays = Vec::new();
         for _ in 0..9 {
             assert!(suspicions.suspect(b(), 2, now));
@@ -201,7 +226,7 @@ mod tests {
 
     #[test]
     fn at_most_half_of_the_nodes_are_suspects() {
-        let (mut suspicions, now) = (Suspicions::default(), Instant::now());
+        let (mut suspicions, now) = (Suspicions::<Arc<str>>::default(), Instant::now());
         let name = |n: usize| -> Arc<str> { format!("node-{n}").into() };
         let taken = (0..9).filter(|n| suspicions.suspect(name(*n), 9, now));
         assert_eq!(taken.count(), 4);
@@ -213,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_node_that_never_answered_is_tried_again() {
-        let (mut suspicions, mut now) = (Suspicions::default(), Instant::now());
+        let (mut suspicions, mut now) = (Suspicions::<Arc<str>>::default(), Instant::now());
         let mut pauses = Vec::new();
         for _ in 0..8 {
             assert!(suspicions.suspect(b(), 2, now));
@@ -234,10 +259,10 @@ mod tests {
 
     #[test]
     fn nodes_that_are_gone_are_dropped() {
-        let (mut suspicions, now) = (Suspicions::default(), Instant::now());
+        let (mut suspicions, now) = (Suspicions::<Arc<str>>::default(), Instant::now());
         suspicions.answered(&"node-c".into(), now);
         assert!(suspicions.suspect(b(), 3, now));
-        assert_eq!(suspicions.retain(|node| node != "node-b"), [b()]);
+        assert_eq!(suspicions.retain(|node| **node != *"node-b"), [b()]);
         assert_eq!(suspicions.due(), None);
         assert_eq!(suspicions.retain(|_| false), [] as [Arc<str>; 0]);
         assert!(suspicions.proven.is_empty());
@@ -245,7 +270,7 @@ mod tests {
 
     #[test]
     fn many_suspects_are_probed_in_turns() {
-        let (mut suspicions, now) = (Suspicions::default(), Instant::now());
+        let (mut suspicions, now) = (Suspicions::<Arc<str>>::default(), Instant::now());
         for n in 0..100 {
             assert!(suspicions.suspect(format!("node-{n}").into(), 200, now));
         }

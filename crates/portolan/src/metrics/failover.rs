@@ -13,6 +13,7 @@ use super::gauge;
 #[derive(Debug, Default)]
 pub struct FailoverMetrics {
     suspects: Gauge,
+    endpoints: Gauge,
     suspicions: Counter,
     probed: Counter,
     readings: Counter,
@@ -27,13 +28,18 @@ impl FailoverMetrics {
             self.suspects.clone(),
         );
         r.register(
+            "failover_suspect_endpoints",
+            "Endpoints that get no new connections because they answer no probe while their nodes do",
+            self.endpoints.clone(),
+        );
+        r.register(
             "failover_suspicions",
-            "Nodes that stopped answering, counted each time",
+            "Nodes and endpoints that stopped answering, counted each time",
             self.suspicions.clone(),
         );
         r.register(
             "failover_probes",
-            "Examinations of nodes by a few TCP connections",
+            "Examinations of nodes and endpoints by a few TCP connections",
             self.probed.clone(),
         );
         r.register(
@@ -53,9 +59,10 @@ impl FailoverMetrics {
         self.suspicions.inc();
     }
 
-    /// Sets the number of suspects.
-    pub(crate) fn set_suspects(&self, suspects: usize) {
-        self.suspects.set(gauge(suspects));
+    /// Sets the numbers of suspects.
+    pub(crate) fn set_suspects(&self, nodes: usize, endpoints: usize) {
+        self.suspects.set(gauge(nodes));
+        self.endpoints.set(gauge(endpoints));
     }
 
     /// Counts an examination of a node.

@@ -10,6 +10,7 @@ use overlay_probe::{
 
 use super::SharedOverlayStatus;
 use crate::events::{Recorder, Severity, Subject};
+use crate::failover::SilentPeers;
 use crate::metrics::Metrics;
 use crate::parts::Parts;
 use crate::takeover::legacy;
@@ -22,6 +23,8 @@ pub struct ProbeReports {
     pub metrics: Arc<Metrics>,
     /// Creates Events of this Node.
     pub recorder: Recorder,
+    /// Tells failover of peers that answer nothing.
+    pub silent: SilentPeers,
 }
 
 /// Starts the probes.
@@ -59,6 +62,10 @@ impl Observer for ProbeReports {
         self.metrics.probes.measured(measured);
     }
 
+    fn silent(&self, node: &Arc<str>) {
+        self.silent.add(node);
+    }
+
     fn alarm(&self) {
         self.metrics.probes.alarm();
     }
@@ -93,6 +100,7 @@ mod tests {
 
     impl Observer for Ignores {
         fn measured(&self, _: &Measurement) {}
+        fn silent(&self, _: &Arc<str>) {}
         fn alarm(&self) {}
         fn round(&self, _: &RoundSummary<'_>) {}
         fn event(&self, _: ProbeEvent<'_>) {}

@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::facts::NodeFacts;
 use crate::intent::{Backend, HealthCheck};
@@ -56,7 +56,12 @@ pub(super) fn candidates<'a>(
             conditions: endpoint.conditions,
             hints: endpoint.hints.as_deref(),
             node: endpoint.node.as_ref(),
-            suspect: endpoint.node.as_deref().is_some_and(|n| suspects.has(n)),
+            suspect: endpoint.node.as_deref().is_some_and(|n| suspects.has(n))
+                || port.protocol == Protocol::Tcp
+                    && suspects.has_endpoint(
+                        SocketAddr::new(endpoint.address, *target_port),
+                        service.options.failover,
+                    ),
         }));
     }
     candidates.sort_by_key(|c| (c.backend.address, c.backend.port));

@@ -65,7 +65,7 @@ impl fmt::Display for Choice {
             Choice::NotReady => "not ready",
             Choice::OthersAreReady => "terminating, and other endpoints are ready",
             Choice::HintedElsewhere => "its hints name other zones or nodes",
-            Choice::Suspect => "its node does not answer, and other endpoints are eligible",
+            Choice::Suspect => "it or its node does not answer, and other endpoints are eligible",
             Choice::OnOtherNode => "on another node, and the policy is Local",
         })
     }

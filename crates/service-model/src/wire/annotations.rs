@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{ANNOTATION_COUNT, ANNOTATION_RESET};
+use super::{ANNOTATION_COUNT, ANNOTATION_FAILOVER, ANNOTATION_RESET};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 /// When the change happened that an EndpointSlice brings.
@@ -33,6 +33,8 @@ pub struct Annotations {
     pub reset: Option<String>,
     /// Of a Service: `portolan/count-connections`.
     pub count: Option<String>,
+    /// Of a Service: `portolan/failover-endpoints`.
+    pub failover: Option<String>,
     /// Those of an overlay, by full name.
     pub overlay: BTreeMap<Box<str>, Box<str>>,
 }
@@ -59,6 +61,7 @@ impl<'de> Visitor<'de> for Reader {
                 Key::TriggerTime => annotations.last_change_trigger_time = map.next_value()?,
                 Key::Reset => annotations.reset = map.next_value()?,
                 Key::Count => annotations.count = map.next_value()?,
+                Key::Failover => annotations.failover = map.next_value()?,
                 Key::Overlay(name) => {
                     if let Some(value) = map.next_value::<Option<Box<str>>>()? {
                         annotations.overlay.insert(name, value);
@@ -76,6 +79,7 @@ enum Key {
     TriggerTime,
     Reset,
     Count,
+    Failover,
     Overlay(Box<str>),
     Other,
 }
@@ -97,6 +101,8 @@ impl<'de> Deserialize<'de> for Key {
                     Key::Reset
                 } else if name == ANNOTATION_COUNT {
                     Key::Count
+                } else if name == ANNOTATION_FAILOVER {
+                    Key::Failover
                 } else if OVERLAY.iter().any(|end| name.ends_with(end)) {
                     Key::Overlay(name.into())
                 } else {

@@ -386,14 +386,16 @@ fn annotations_count_only_when_true() {
         wishes(json!("true")),
         ServiceOptions {
             reset_removed: true,
-            count: true
+            count: true,
+            failover: false,
         }
     );
     assert_eq!(
         wishes(json!("yes")),
         ServiceOptions {
             reset_removed: false,
-            count: true
+            count: true,
+            failover: false,
         }
     );
 }
