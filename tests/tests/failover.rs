@@ -151,7 +151,7 @@ fn unplugged_node_gets_no_new_connections_within_seconds() -> Result<()> {
 
 /// Nobody connects: the round of the overlay's probes is the only reason to look.
 #[scenario(Nft, Vxlan)]
-fn a_node_silent_to_the_overlay_is_avoided_before_a_connection_fails() -> Result<()> {
+fn a_node_silent_to_the_overlay_is_avoided_beforehand() -> Result<()> {
     let stage = Stage::new()?;
     let overlay = ["--overlay=vxlan", "--overlay-probe-interval=500ms"];
     let mut daemons = Vec::new();
@@ -189,7 +189,7 @@ fn a_node_silent_to_the_overlay_is_avoided_before_a_connection_fails() -> Result
 
 /// A pod hangs: it takes no connection, and its node answers by the other pod.
 #[scenario(Nft)]
-fn an_endpoint_that_does_not_answer_is_skipped_where_that_is_asked_for() -> Result<()> {
+fn a_hung_endpoint_is_skipped_where_that_is_asked_for() -> Result<()> {
     let stage = Stage::new()?;
     let _daemon = stage.start(&[])?;
     stage.0.wait_for_pods(4)?;

@@ -185,7 +185,7 @@ fn open_files(pid: i32) -> Result<usize> {
 }
 
 #[scenario(Nft)]
-fn clients_that_take_every_file_descriptor_stop_no_change_and_go_again() -> Result<()> {
+fn clients_that_take_every_descriptor_stop_no_change() -> Result<()> {
     let stage = Stage::new()?;
     let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
     let daemon = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;

@@ -138,7 +138,7 @@ fn a_blocked_port_is_named_by_both_and_prefer_goes_on_in_clear() -> Result<()> {
 }
 
 #[scenario(Vxlan, Nft, Wireguard)]
-fn a_key_that_its_node_does_not_have_is_named_until_it_is_put_right() -> Result<()> {
+fn a_key_that_its_node_lacks_is_named_until_put_right() -> Result<()> {
     let mut nodes = Encrypted::new(2)?;
     nodes.start_all("require")?;
     nodes.wait_until_encrypted()?;

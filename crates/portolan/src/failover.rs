@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use crate::observer::Observer;
 use crate::overlay::SharedOverlayStatus;
 use crate::parts::Parts;
+use crate::silent::SilentPeers;
 
 mod directory;
 mod endpoints;
@@ -36,7 +37,6 @@ mod reason;
 mod reports;
 mod suspicions;
 
-pub use reason::SilentPeers;
 pub use reports::{FailoverReports, SharedFailoverStatus};
 
 use directory::{Nodes, SharedDirectory};

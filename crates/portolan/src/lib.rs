@@ -61,6 +61,7 @@ pub mod published;
 pub mod render;
 pub mod selftest;
 mod service_traffic;
+mod silent;
 pub mod status;
 pub mod sysctl;
 mod tables;

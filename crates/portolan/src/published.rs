@@ -8,9 +8,10 @@ use arc_swap::ArcSwap;
 use overlay_probe::SharedProbeStatus;
 
 use crate::configz::Configz;
-use crate::failover::{SharedFailoverStatus, SilentPeers};
+use crate::failover::SharedFailoverStatus;
 use crate::metrics::Metrics;
 use crate::overlay::SharedOverlayStatus;
+use crate::silent::SilentPeers;
 use crate::status::SharedStatus;
 use crate::takeover::alarm::SharedAlarm;
 

@@ -227,7 +227,7 @@ pub(super) const OWN_FIELDS: &[Meaning] = &[
     (
         "failover",
         "`on`: skip endpoints of nodes that answer no probe while others are eligible; `endpoints`: also single endpoints, of all Services (`docs/failover.md`)",
-        "unplugged_node_gets_no_new_connections_within_seconds failover_that_is_off_leaves_endpoints_in_place an_endpoint_that_does_not_answer_is_skipped_where_that_is_asked_for",
+        "unplugged_node_gets_no_new_connections_within_seconds failover_that_is_off_leaves_endpoints_in_place a_hung_endpoint_is_skipped_where_that_is_asked_for",
     ),
     (
         "logFormat",

@@ -10,9 +10,9 @@ use overlay_probe::{
 
 use super::SharedOverlayStatus;
 use crate::events::{Recorder, Severity, Subject};
-use crate::failover::SilentPeers;
 use crate::metrics::Metrics;
 use crate::parts::Parts;
+use crate::silent::SilentPeers;
 use crate::takeover::legacy;
 
 /// Where the probes report.

@@ -125,11 +125,11 @@ async fn lists_after_an_outage(server_forgets: bool) -> usize {
 }
 
 #[tokio::test]
-async fn nodes_that_lost_their_server_return_one_by_one_without_a_list() {
+async fn nodes_return_without_a_list_when_their_server_is_back() {
     assert_eq!(lists_after_an_outage(false).await, 0);
 }
 
 #[tokio::test]
-async fn nodes_return_with_one_list_a_kind_to_a_server_that_forgot_their_versions() {
+async fn nodes_list_each_kind_once_after_their_server_forgot() {
     assert!(lists_after_an_outage(true).await <= NODES * KINDS);
 }
