@@ -136,7 +136,17 @@ impl Surroundings {
         let candidates = Candidates(candidates.collect());
         let chosen = self.choose(family, preferences, known, &candidates)?;
         let mtu = match chosen.mtu > MAX_PACKET {
-            true => self.link_mtu(family, &candidates).unwrap_or(chosen.mtu),
+            true => {
+                let own = candidates.0.iter().find(|i| i.index == chosen.index);
+                let of_vrf = own.and_then(|own| own.vrf).and_then(|vrf| {
+                    let members = candidates.0.iter().filter(|i| i.vrf == Some(vrf));
+                    let members = Candidates(members.copied().collect());
+                    self.link_mtu(family, &members, true)
+                });
+                of_vrf
+                    .or_else(|| self.link_mtu(family, &candidates, false))
+                    .unwrap_or(chosen.mtu)
+            }
             false => chosen.mtu,
         };
         Some(External { mtu, ..chosen })
@@ -178,8 +188,8 @@ impl Surroundings {
     }
 
     /// The MTU of what leads to the other nodes where the address is on no link: that of the default route, or the
-    /// least of all links with an address of the family.
-    fn link_mtu(&self, family: Family, candidates: &Candidates<'_>) -> Option<u32> {
+    /// least of all links with an address of the family, or of `any` link.
+    fn link_mtu(&self, family: Family, candidates: &Candidates<'_>, any: bool) -> Option<u32> {
         let links = || candidates.0.iter().filter(|i| i.up && i.mtu <= MAX_PACKET);
         let default = links().find(|i| Some(i.index) == self.default_route[family]);
         let has_address = |i: &&&Interface| {
@@ -189,6 +199,7 @@ impl Surroundings {
         default
             .map(|i| i.mtu)
             .or_else(|| links().filter(has_address).map(|i| i.mtu).min())
+            .or_else(|| links().filter(|_| any).map(|i| i.mtu).min())
     }
 
     /// Names of the interfaces by which packets of other nodes may arrive, where this node has its address on the one of
@@ -449,5 +460,28 @@ mod tests {
         assert_eq!(mtu(&here), Some(("lo".to_owned(), 1500)));
         here.default_route = PerFamily::default();
         assert_eq!(mtu(&here), Some(("lo".to_owned(), 1400)));
+    }
+
+    #[test]
+    fn an_address_of_a_vrf_has_the_mtu_of_its_members() {
+        let mut here = surroundings();
+        let mut blue = interface(9, "blue", &["198.51.100.7/32"]);
+        (blue.mtu, blue.vrf) = (65_575, Some(100));
+        here.interfaces.push(blue);
+        let known: Vec<IpAddr> = vec!["198.51.100.7".parse().unwrap()];
+        let nothing = Preferences::default();
+        let mtu = |here: &Surroundings| {
+            let found = here.external(Family::Ip, &nothing, &known, |_| false);
+            found.map(|found| (found.name, found.mtu))
+        };
+        // A VRF without members: as without a VRF.
+        assert_eq!(mtu(&here), Some(("blue".to_owned(), 1500)));
+        // Its member has no address: the VRF has them all. The default route leads elsewhere.
+        let mut member = interface(10, "eth9", &[]);
+        (member.mtu, member.vrf) = (1300, Some(100));
+        here.interfaces.push(member);
+        assert_eq!(mtu(&here), Some(("blue".to_owned(), 1300)));
+        here.default_route = PerFamily::default();
+        assert_eq!(mtu(&here), Some(("blue".to_owned(), 1300)));
     }
 }
