@@ -31,6 +31,23 @@ fn iptables_of(stage: &OverlayStage, variant: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Writes its configuration for a node, with this behind the type of its backend.
+pub fn write_net_conf(
+    stage: &OverlayStage,
+    node: usize,
+    firewall: Firewall,
+    backend: &str,
+) -> Result<String> {
+    let conf = stage.file(node, "net-conf");
+    let nftables = firewall == Firewall::Nftables;
+    let text = format!(
+        r#"{{"Network": "10.244.0.0/16", "IPv6Network": "fd00:244::/32", "EnableIPv6": true,
+            "EnableNFTables": {nftables}, "Backend": {{"Type": "vxlan" {backend}}}}}"#
+    );
+    std::fs::write(&conf, text)?;
+    Ok(conf)
+}
+
 /// Starts it on a node.
 pub fn start_flannel(
     stage: &OverlayStage,
@@ -39,13 +56,18 @@ pub fn start_flannel(
     kubeconfig: &str,
     firewall: Firewall,
 ) -> Result<Daemon> {
-    let conf = stage.file(node, "net-conf");
-    let nftables = firewall == Firewall::Nftables;
-    let text = format!(
-        r#"{{"Network": "10.244.0.0/16", "IPv6Network": "fd00:244::/32", "EnableIPv6": true,
-            "EnableNFTables": {nftables}, "Backend": {{"Type": "vxlan"}}}}"#
-    );
-    std::fs::write(&conf, text)?;
+    start_flannel_with(stage, program, node, kubeconfig, (firewall, ""))
+}
+
+/// The same with this behind the type of its backend.
+pub fn start_flannel_with(
+    stage: &OverlayStage,
+    program: &Path,
+    node: usize,
+    kubeconfig: &str,
+    (firewall, backend): (Firewall, &str),
+) -> Result<Daemon> {
+    let conf = write_net_conf(stage, node, firewall, backend)?;
     let host = &stage.nodes[node];
     let mut command = host.command("env");
     if let Firewall::Iptables(variant) = firewall {

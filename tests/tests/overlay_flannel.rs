@@ -2,10 +2,11 @@
 //!
 //! `PORTOLAN_CONTROL_PLANE` names the folder with the program.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::{Client, Daemon, program, scenario, wait_until};
+use portolan_tests::encrypted::Encrypted;
 use portolan_tests::flannel::{Firewall, start_flannel};
-use portolan_tests::overlay::{OverlayStage, all_go_on, state, tool, worst};
+use portolan_tests::overlay::{OverlayStage, all_go_on, longest_echo, state, tool, worst};
 use portolan_tests::stage::{PATIENCE, portolan};
 
 #[scenario(Flanneld, Vxlan, Nft)]
@@ -137,6 +138,69 @@ fn taken_over_and_given_back(firewall: Firewall) -> Result<()> {
     let (lost, gap) = worst(beats)?;
     println!("| three nodes taken over and given back, {firewall:?} | {lost} | {gap:.1?} | |");
     ensure!(lost == 0, "{lost} datagrams lost, longest gap {gap:?}");
+    Ok(())
+}
+
+/// Waits until so many of the entries of a node lead to its encrypting device.
+fn carries(nodes: &Encrypted, node: usize, carried: usize) -> Result<()> {
+    let what = format!("{carried} entries of node-{node} lead by WireGuard");
+    wait_until(&what, PATIENCE, || {
+        nodes
+            .entries(node, "portolan-wg")
+            .is_ok_and(|found| found == (4, carried))
+    })
+    .with_context(|| nodes.situation(node))
+}
+
+#[scenario(Flanneld, Vxlan, Nft, Wireguard)]
+#[ignore = "needs flanneld"]
+fn flannel_nodes_become_encrypted_ones_and_return() -> Result<()> {
+    let program = program("flanneld")?;
+    let mut nodes = Encrypted::new(3)?;
+    let flannel = |nodes: &Encrypted, node| {
+        let (stage, kubeconfig) = (&nodes.stage, &nodes.kubeconfig);
+        start_flannel(stage, &program, node, kubeconfig, Firewall::Nftables)
+    };
+    for node in 0..3 {
+        nodes.daemons[node] = Some(flannel(&nodes, node)?);
+    }
+    nodes.stage.wait_for_mesh()?;
+    let beats = nodes.stage.beats()?;
+    let connections = nodes.stage.connections()?;
+    all_go_on(&beats)?;
+    for node in 0..3 {
+        nodes.start(node, "prefer")?;
+        // Those of flannel are reached in clear text, by both families each.
+        (0..=node).try_for_each(|one| carries(&nodes, one, node * 2))?;
+        nodes.stage.wait_for_mesh()?;
+    }
+    for node in 0..3 {
+        nodes.start(node, "off")?;
+    }
+    (0..3).try_for_each(|node| carries(&nodes, node, 0))?;
+    let portolan = portolan()?.display().to_string();
+    for node in 0..3 {
+        nodes.daemons[node]
+            .take()
+            .map(|ours| ours.kill())
+            .transpose()?;
+        let theirs = flannel(&nodes, node)?;
+        theirs.wait_for_line("Running backend", PATIENCE)?;
+        nodes.daemons[node] = Some(theirs);
+        tool(&nodes.stage.nodes[node], &portolan, "cleanup --overlay")?;
+        let links = nodes.stage.ip(node, "-o link show")?;
+        let rules = nodes.stage.ip(node, "rule")?;
+        ensure!(
+            !links.contains("portolan-wg") && !rules.contains("518"),
+            "{links}{rules}"
+        );
+    }
+    nodes.stage.wait_for_mesh()?;
+    all_go_on(&beats)?;
+    let (lost, gap) = worst(beats)?;
+    let echo = longest_echo(connections)?;
+    println!("| flannel, encrypted, flannel, node by node | {lost} | {gap:.1?} | {echo:.1?} |");
+    ensure!(lost <= 3, "{lost} datagrams lost, longest gap {gap:?}");
     Ok(())
 }
 

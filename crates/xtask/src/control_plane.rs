@@ -146,6 +146,12 @@ pub(crate) fn for_tests(versions: Versions) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
+/// The folder with the newest release, if it is built.
+pub(crate) fn built() -> Result<Option<PathBuf>> {
+    let is_built = is_built(&Versions::All.modules())? || is_built(&Versions::Newest.modules())?;
+    is_built.then(newest).transpose()
+}
+
 /// The folder with the newest release. One with older kube-proxies as well serves too, if it is there.
 pub(crate) fn newest() -> Result<PathBuf> {
     let all = Versions::All.modules();
@@ -164,8 +170,7 @@ pub(crate) fn cluster_is_built() -> Result<bool> {
         .collect::<Result<Vec<_>>>()?
         .into_iter()
         .all(|one| one);
-    let newest = is_built(&Versions::All.modules())? || is_built(&Versions::Newest.modules())?;
-    Ok(all && newest)
+    Ok(all && built()?.is_some())
 }
 
 fn is_built(modules: &[&'static Module]) -> Result<bool> {

@@ -22,18 +22,6 @@ pub(crate) fn built(program: &str) -> Result<PathBuf> {
     Ok(target.join("debug").join(program))
 }
 
-/// Builds the daemon where [`built`] says, with the features of the whole workspace: with those of its package alone cargo
-/// would build many dependencies a second time.
-pub(crate) fn build_portolan() -> Result<()> {
-    run(&mut cargo(&[
-        "build",
-        "--quiet",
-        "--workspace",
-        "--bin",
-        "portolan",
-    ])?)
-}
-
 /// `cargo` with the tool chain that runs us, at the root of the checkout.
 pub(crate) fn cargo(args: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

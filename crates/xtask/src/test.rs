@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::control_plane::{self, Versions};
-use crate::run::{build_portolan, built, cargo, output, run};
+use crate::run::{built, cargo, output, run};
 use crate::{check, image, kernels, old_version, tools};
 
 mod retry;
@@ -59,7 +59,7 @@ const FAILING_CALLS: [&str; 2] = ["walk::faults::", "an_errno_at_every_conntrack
 /// The test targets that read the numbers of faults.
 const SURVIVAL: [&str; 3] = ["survival", "failover", "time"];
 /// Test targets with tests that are ignored in the quick tier.
-const IGNORED: [&str; 11] = [
+const IGNORED: [&str; 12] = [
     "browser",
     "control_plane",
     "deploy",
@@ -69,6 +69,7 @@ const IGNORED: [&str; 11] = [
     "image_swap",
     "monitoring",
     "overlay_flannel",
+    "overlay_mixed",
     "takeover",
     "work",
 ];
@@ -144,7 +145,8 @@ type Part<'a> = (&'a str, u64, &'a dyn Fn() -> Result<()>);
 /// What `--all` adds. Every part that there is time for runs, also after one that failed.
 fn rest(options: &Options) -> Result<()> {
     let start = Instant::now();
-    build_portolan()?;
+    // With the program, as the quick tier has built it.
+    run(self::tests()?.args(["--no-run", "--quiet"]))?;
     let nightly = options.nightly;
     let sizes = if nightly { NIGHTLY } else { LARGE };
     let unset = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
@@ -195,24 +197,29 @@ fn random(sizes: &[(&str, &str)]) -> Result<()> {
     let mut tests = self::tests()?;
     tests.args(RANDOM.iter().flat_map(|target| ["--test", target]));
     let random = run(tests.envs(sizes.iter().copied()));
-    let mut walks = self::tests()?;
-    walks.args(["--lib", "--", WALK]);
-    run(walks.envs(sizes.iter().copied())).and(random)
+    run_units(&[WALK], sizes).and(random)
+}
+
+/// The unit tests with one of these texts in their names, with these variables.
+fn run_units(names: &[&str], variables: &[(&str, &str)]) -> Result<()> {
+    let mut result = Ok(());
+    for program in unit_test_programs()? {
+        let mut tests = program.command();
+        let tests = tests.args(names).envs(variables.iter().copied());
+        result = result.and(run(tests));
+    }
+    result
 }
 
 /// A minute of mutations for each decoder, all at the same time.
 fn fuzz() -> Result<()> {
-    let mut build = tests()?;
-    build.args(["--lib", "--no-run", "--message-format=json"]);
-    let messages = output(build.stderr(Stdio::inherit()))?;
     let mut running = Vec::new();
-    for program in test_programs(&messages) {
-        let mut command = Command::new(&program);
+    for program in unit_test_programs()? {
+        let mut command = program.command();
         command.arg(FUZZERS).env(FUZZING.0, FUZZING.1);
-        // Their corpora are in their packages.
         let child = command.spawn();
-        let child = child.with_context(|| format!("cannot start {program:?}"))?;
-        running.push((program, child));
+        let child = child.with_context(|| format!("cannot start {:?}", program.file))?;
+        running.push((program.file, child));
     }
     let mut failed = Vec::new();
     for (program, mut child) in running {
@@ -224,16 +231,41 @@ fn fuzz() -> Result<()> {
     Ok(())
 }
 
-/// The programs of unit tests that cargo's messages name.
-fn test_programs(messages: &[u8]) -> Vec<PathBuf> {
+/// The program of a package's unit tests.
+struct UnitTests {
+    file: PathBuf,
+    /// The folder of the package, where cargo would start it.
+    folder: PathBuf,
+}
+
+impl UnitTests {
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.file);
+        command.current_dir(&self.folder);
+        command
+    }
+}
+
+/// Builds the unit tests of all libraries, with all other tests: for `--lib` alone cargo would choose other features, and
+/// build everything once more.
+fn unit_test_programs() -> Result<Vec<UnitTests>> {
+    let mut build = tests()?;
+    build.args(["--no-run", "--message-format=json"]);
+    let messages = output(build.stderr(Stdio::inherit()))?;
     let lines = messages.split(|byte| *byte == b'\n');
     let program = |line: &[u8]| {
         let message: serde_json::Value = serde_json::from_slice(line).ok()?;
         let is_test = message["profile"]["test"].as_bool()?;
-        let program = message["executable"].as_str().filter(|_| is_test)?;
-        Some(PathBuf::from(program))
+        let mut kinds = message["target"]["kind"].as_array()?.iter();
+        let is_library = kinds.any(|kind| kind == "lib");
+        let file = message["executable"].as_str()?;
+        let manifest = PathBuf::from(message["manifest_path"].as_str()?);
+        (is_test && is_library).then_some(UnitTests {
+            file: PathBuf::from(file),
+            folder: manifest.parent()?.to_owned(),
+        })
     };
-    lines.filter_map(program).collect()
+    Ok(lines.filter_map(program).collect())
 }
 
 /// A thousand kills and flushes, ten thousand other foreign changes, an hour of churn and an hour of lost packets.
@@ -241,9 +273,7 @@ fn faults() -> Result<()> {
     let mut tests = tests()?;
     tests.args(SURVIVAL.iter().flat_map(|target| ["--test", target]));
     let survival = run(tests.envs(FAULTS));
-    let mut calls = self::tests()?;
-    calls.args(["--lib", "--"]).args(FAILING_CALLS);
-    run(calls.envs(FAULTS)).and(survival)
+    run_units(&FAILING_CALLS, &FAULTS).and(survival)
 }
 
 /// The tests that the quick tier ignores.

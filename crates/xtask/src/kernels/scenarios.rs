@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use super::packages::Store;
 use super::results::Results;
-use crate::run::{build_portolan, built, cargo, output};
+use crate::control_plane;
+use crate::run::{built, cargo, output};
 
 /// Test binaries of the suite, by target, and those of their tests that are part of it, by parts of their names: by
 /// hand, and where there is little time.
@@ -61,6 +62,12 @@ const SUITE: &[Tests] = &[
     Tests {
         target: "overlay_wireguard_peers",
         whole: &[""],
+        ci: &[],
+    },
+    // By hand, where flanneld is built.
+    Tests {
+        target: "overlay_flannel",
+        whole: &["become_encrypted"],
         ci: &[],
     },
     Tests {
@@ -218,6 +225,14 @@ impl Suite {
             .iter()
             .map(|(version, nft)| format!("{version}={}", nft.display()));
         environment.push(("PORTOLAN_NFT", readers.collect::<Vec<_>>().join(",")));
+        match control_plane::built()? {
+            Some(programs) => {
+                environment.push((control_plane::VARIABLE, programs.display().to_string()));
+            }
+            None => {
+                eprintln!("SKIPPED: flanneld: it is not built; `cargo xtask control-plane` does")
+            }
+        }
         match store.ipvsadm() {
             Ok(ipvsadm) => environment.push(("PORTOLAN_IPVSADM", ipvsadm.display().to_string())),
             Err(error) => eprintln!("SKIPPED: virtual servers of IPVS: {error:#}"),
@@ -268,7 +283,7 @@ impl Suite {
             let (name, limit) = (&scenario.name, self.size.scenario.as_secs());
             script += &format!(
                 "echo 'BEGIN {name}'\n\
-                 timeout -k 5 {limit} {} --exact '{}' --nocapture --test-threads=1 </dev/null; c=$?\n\
+                 timeout -k 5 {limit} {} --exact '{}' --include-ignored --nocapture --test-threads=1 </dev/null; c=$?\n\
                  echo; echo \"END {name} $c\"\n",
                 scenario.binary.display(),
                 scenario.test,
@@ -295,9 +310,10 @@ impl Suite {
 
 /// Builds the program and the test binaries, and says where these are, in the same order.
 fn build(tests: &[&Tests]) -> Result<Vec<PathBuf>> {
-    build_portolan()?;
     let mut command = cargo(&["test", "--no-run", "--quiet", "--workspace"])?;
     command.args(["--message-format", "json-render-diagnostics"]);
+    // A test of the program's own package: the program is built for it, as for the quick tests.
+    command.args(["--test", "commands"]);
     for tests in tests {
         command.args(["--test", tests.target]);
     }
