@@ -149,7 +149,7 @@ fn unplugged_node_gets_no_new_connections_within_seconds() -> Result<()> {
     Ok(())
 }
 
-/// Nobody connects: the round of the overlay's probes is the only reason to look.
+/// Without any connection: the round of the overlay's probes is the only reason to look.
 #[scenario(Nft, Vxlan)]
 fn a_node_silent_to_the_overlay_is_avoided_beforehand() -> Result<()> {
     let stage = Stage::new()?;

@@ -244,7 +244,7 @@ fn without_the_tunnel_pods_are_not_reached_by_another_way() -> Result<()> {
         let listeners = nodes.listen_for(DATAGRAM)?;
         let beats = nodes.stage.beats()?;
         all_go_on(&beats)?;
-        // Nobody puts them back.
+        // No daemon is there to put them back.
         drop(nodes.daemons[0].take());
         nodes.stage.ip(0, "link del flannel.1")?;
         nodes.stage.ip(0, "link del flannel-v6.1")?;

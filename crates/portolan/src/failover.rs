@@ -1,8 +1,9 @@
 //! Failover by measurement: finds nodes that are down long before EndpointSlices say so.
 //!
 //! Connections and datagrams through Services that conntrack shows without a reply are a reason to probe the node of their
-//! endpoint, and so is a silent round of the overlay's probes ([`reason`]); probes alone decide ([`probe`], [`suspicions`]). The suspects are a fact that planning gets
-//! ([`service_model::select`] says what follows), so the control loop only plans the Services concerned. Without a reason,
+//! endpoint, and so is a silent round of the overlay's probes ([`reason`]); probes alone decide ([`probe`], [`suspicions`]).
+//! The suspects are a fact that planning gets ([`service_model::select`] says what follows), so the control loop only
+//! plans the Services concerned. Without a reason,
 //! no packet is sent: the one regular effort is to read conntrack ([`pace`]).
 //!
 //! Where the node answers and an endpoint does not, the endpoint alone can be a suspect ([`endpoints`]).
@@ -147,7 +148,7 @@ impl Failover {
             tokio::select! {
                 biased;
                 Some(probed) = self.probes.next(), if !self.probes.is_empty() => self.probed(probed),
-                nodes = silent.take() => self.probe_silent(&nodes, Instant::now()),
+                nodes = silent.take() => self.probe_silent(nodes, Instant::now()),
                 () = due => self.turn(Instant::now()),
             }
         }
@@ -274,17 +275,17 @@ impl Failover {
         }
     }
 
-    /// Probes nodes with endpoints that were silent for a round of the overlay.
-    fn probe_silent(&mut self, nodes: &BTreeSet<Arc<str>>, now: Instant) {
-        let known = self.directory.nodes(nodes);
+    /// Probes nodes with endpoints that were silent for a round of the overlay. Suspects are silent in each: they cost nothing here.
+    fn probe_silent(&mut self, mut nodes: BTreeSet<Arc<str>>, now: Instant) {
+        nodes.retain(|node| self.suspicions.may_probe(node, now) && !self.probing.contains(node));
+        if nodes.is_empty() {
+            return;
+        }
+        let known = self.directory.nodes(&nodes);
         let room = AT_ONCE.saturating_sub(self.probing.len());
-        let wanted = nodes.iter().filter(|node| {
-            let is_new = self.suspicions.may_probe(*node, now) && !self.probing.contains(*node);
-            is_new && known.names.contains(*node)
-        });
-        let wanted: Vec<&Arc<str>> = wanted.take(room).collect();
-        for node in wanted {
-            self.probe(node.clone(), Reason::Round, (None, &known), probe::QUICK);
+        nodes.retain(|node| known.names.contains(node));
+        for node in nodes.into_iter().take(room) {
+            self.probe(node, Reason::Round, (None, &known), probe::QUICK);
         }
     }
 
