@@ -1,10 +1,11 @@
 //! The overlay: its way into the kernel, its memory, and what packets pay for it.
 //!
 //! `cargo xtask bench overlay`, or `cargo bench -p portolan-benches --bench overlay` after `cargo build --release`; its
-//! parts are `overlay programming`, `overlay memory` and `overlay packets`.
+//! parts are `overlay programming`, `overlay memory`, `overlay packets` and `overlay encrypted`.
 //! Programming happens in a namespace of its own with a bridge without ports as the network below; memory is the
 //! released program's, with a fake API server; packets go between pods of two nodes, beside the same two nodes with a
-//! VXLAN device made by hand.
+//! VXLAN device made by hand; encrypted ones beside flanneld's WireGuard backend, where the kernel has WireGuard
+//! (`cargo xtask kernels 6.1 --bench 'overlay encrypted'`).
 
 use anyhow::Result;
 use portolan_benches::{Report, overlay, program, quick, wanted};
@@ -16,6 +17,9 @@ fn main() -> Result<()> {
         overlay::memory::measure(&mut report, &program()?, if quick() { 100 } else { 5_000 })?;
     }
     packets(&mut report)?;
+    if wanted("overlay encrypted") {
+        overlay::encrypted::measure(&mut report, &program()?, if quick() { 2 } else { 41 })?;
+    }
     report.print();
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! What the bench of the overlay measures, a file for each part.
 
+pub mod encrypted;
 pub mod memory;
 pub mod packets;
 pub mod programming;

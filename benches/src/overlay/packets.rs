@@ -23,14 +23,14 @@ const STREAM: Duration = Duration::from_millis(250);
 const ROUND_TRIPS: u32 = 500;
 
 /// Two nodes with a pod each.
-struct Pair {
-    pods: Vec<Pod>,
-    nodes: Vec<Node>,
+pub(super) struct Pair {
+    pub(super) pods: Vec<Pod>,
+    pub(super) nodes: Vec<Node>,
     _lab: Lab,
 }
 
 impl Pair {
-    fn new() -> Result<Pair> {
+    pub(super) fn new() -> Result<Pair> {
         let lab = Lab::builder().without_pod_routes().build()?;
         let nodes = vec![lab.node("node-0")?, lab.node("node-1")?];
         let pods = nodes
@@ -135,7 +135,30 @@ pub fn measure(
     }
     hand.by_hand()?;
     hand_again.by_hand()?;
-    for pair in &pairs {
+    let pairs = pairs.each_ref();
+    compare(report, pairs, rounds, (BY_HAND, what))
+}
+
+/// What a bench compares the overlay with.
+pub(super) struct Yardstick {
+    pub(super) name: &'static str,
+    /// For throughput, and for round trips.
+    pub(super) targets: [&'static str; 2],
+}
+
+const BY_HAND: Yardstick = Yardstick {
+    name: "by hand",
+    targets: [">= 0.97 x by hand", "<= 1.03 x by hand"],
+};
+
+/// Measures in this number of rounds between the pods of our pair and of two others, which are alike, and reports as `what`.
+pub(super) fn compare(
+    report: &mut Report,
+    pairs: [&Pair; 3],
+    rounds: usize,
+    (yardstick, what): (Yardstick, &str),
+) -> Result<()> {
+    for pair in pairs {
         pair.serve()?;
     }
     let mut streams: [Vec<f64>; 3] = Default::default();
@@ -143,45 +166,44 @@ pub fn measure(
     for round in 0..rounds {
         // None is always first.
         for number in (0..3).map(|i| (i + round) % 3) {
-            let pair = &pairs[number];
+            let pair = pairs[number];
             streams[number].push(stream(&pair.pods[0], pair.to())?);
             trips[number].push(round_trip(&pair.pods[0], pair.to(), ROUND_TRIPS)?.as_secs_f64());
         }
     }
     let gigabits = |bytes: f64| format!("{:.2} Gbit/s", bytes * 8.0 / 1e9);
     let time = |seconds: f64| microseconds(Duration::from_secs_f64(seconds));
-    rows(
-        report,
-        ("TCP", ">= 0.97 x by hand", what),
-        &streams,
-        gigabits,
-    );
-    rows(
-        report,
-        ("UDP round trip", "<= 1.03 x by hand", what),
-        &trips,
-        time,
-    );
+    let names = ("TCP", what);
+    rows(report, names, (&yardstick, 0), &streams, gigabits);
+    let names = ("UDP round trip", what);
+    rows(report, names, (&yardstick, 1), &trips, time);
     Ok(())
 }
 
-/// One kind of measure: ours to one by hand, and one by hand to another.
+/// One kind of measure: ours to the yardstick, and the yardstick to another like it.
 fn rows(
     report: &mut Report,
-    (measure, target, what): (&str, &str, &str),
-    [ours, hand, again]: &[Vec<f64>; 3],
+    (measure, what): (&str, &str),
+    (yardstick, kind): (&Yardstick, usize),
+    [ours, theirs, again]: &[Vec<f64>; 3],
     show: impl Fn(f64) -> String,
 ) {
     let ratio = |values: &[f64]| {
-        let ratios = values.iter().zip(hand).map(|(value, hand)| value / hand);
+        let ratios = values
+            .iter()
+            .zip(theirs)
+            .map(|(value, their)| value / their);
         format!("{:.3}", median(ratios.collect()))
     };
-    for (whose, target, values) in [(what, target, ours), ("by hand again", "1.000", again)] {
+    let name = yardstick.name;
+    let again_name = format!("{name} again");
+    let (target, again_target) = (yardstick.targets[kind], "1.000");
+    for (whose, target, values) in [(what, target, ours), (&again_name, again_target, again)] {
         report.row(Row {
             quantity: format!("{measure} between pods of two nodes, {whose}"),
             target: target.into(),
             measured: show(median(values.clone())),
-            floor: format!("{} by hand", show(median(hand.clone()))),
+            floor: format!("{} {name}", show(median(theirs.clone()))),
             ratio: ratio(values),
         });
     }

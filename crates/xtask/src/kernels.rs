@@ -13,11 +13,13 @@ use anyhow::{Context, Result, ensure};
 use crate::run::root;
 use crate::tools;
 
+mod benches;
 mod machine;
 pub(crate) mod packages;
 mod results;
 mod scenarios;
 
+use benches::Bench;
 use packages::{Kernel, Store, Unpacked};
 use results::{Results, ScenarioVerdict};
 use scenarios::{CI, Suite, WHOLE};
@@ -49,8 +51,12 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
 
+    /// Run a bench instead, by its name and a part of it, such as `overlay encrypted`
+    #[arg(long, value_name = "TEXT", conflicts_with = "only")]
+    bench: Option<String>,
+
     /// Run a few scenarios on the oldest and the newest kernel (some minutes)
-    #[arg(long, conflicts_with_all = ["versions", "only"])]
+    #[arg(long, conflicts_with_all = ["versions", "only", "bench"])]
     ci: bool,
 
     /// Print the available kernels and exit
@@ -71,6 +77,11 @@ pub(crate) fn kernels(options: &Options) -> Result<()> {
             println!("{:<8} {}", kernel.series, kernel.package);
         }
         return Ok(());
+    }
+    if let Some(filter) = &options.bench {
+        let bench = Bench::build(filter)?;
+        let run = |kernel| bench.run_on(&store.unpack(kernel)?);
+        return kernels.iter().try_for_each(run);
     }
     let suite = Suite::build(&store, &WHOLE, &options.only)?;
     let mut all = Vec::new();
