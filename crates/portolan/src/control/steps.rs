@@ -6,13 +6,15 @@
 //! Further steps have a pace of their own: a change of others does not wait for the batching interval after a step, and a
 //! batch of others has a step only if one is due.
 //!
-//! Invariant: the last step is the intent that was asked for, and each step brings at least one frontend nearer to it.
+//! Invariant: the last step is the intent that was asked for, and each step brings at least one frontend nearer to it. A step
+//! begins where the one before has ended, also when the Service has changed meanwhile: no frontend waits for longer than a
+//! round of all of them, however often endpoints change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use service_dataplane::{Update, side_by_side};
+use service_dataplane::{Claim, Update, side_by_side};
 use service_model::{Frontend, ObjectName, ServiceIntent};
 
 /// Elements that one step changes, deleted and added ones together: a few milliseconds.
@@ -23,13 +25,22 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(2
 /// Services of which not all frontends are committed yet, and what they need.
 #[derive(Debug, Default)]
 pub(super) struct Steps {
-    unfinished: BTreeMap<ObjectName, Arc<ServiceIntent>>,
+    unfinished: BTreeMap<ObjectName, Unfinished>,
     /// The Service that had the last further step; the next one is another's turn.
     last: Option<ObjectName>,
     /// Earliest time of the next further step.
     not_before: Option<Instant>,
     /// What the batch under way has of further steps.
     share: Share,
+}
+
+/// A Service with frontends that are not as they should be.
+#[derive(Clone, Debug)]
+struct Unfinished {
+    target: Arc<ServiceIntent>,
+    /// The frontend with which the last step has ended. Work on those before it does not move it, so that a state that comes
+    /// again and again delays no others.
+    reached: Option<Claim>,
 }
 
 /// How much of a batch is a further step.
@@ -74,9 +85,9 @@ impl Steps {
         let unfinished = std::mem::take(&mut self.unfinished).into_iter();
         let planned: BTreeSet<ObjectName> = updates.iter().map(|one| one.service.clone()).collect();
         let missing = unfinished.filter(|(service, _)| !planned.contains(service));
-        updates.extend(missing.map(|(service, intent)| Update {
+        updates.extend(missing.map(|(service, unfinished)| Update {
             service,
-            intent: Some(intent),
+            intent: Some(unfinished.target),
         }));
     }
 
@@ -97,12 +108,15 @@ impl Steps {
         };
         updates.extend(further);
         for update in updates {
-            self.unfinished.remove(&update.service);
+            let before = self.unfinished.remove(&update.service);
             let Some(target) = update.intent.clone() else {
                 continue;
             };
-            if let Some(step) = step(current(&update.service).as_deref(), &target) {
-                self.unfinished.insert(update.service.clone(), target);
+            let reached = before.and_then(|unfinished| unfinished.reached);
+            let current = current(&update.service);
+            if let Some((step, reached)) = step(current.as_deref(), &target, reached) {
+                let unfinished = Unfinished { target, reached };
+                self.unfinished.insert(update.service.clone(), unfinished);
                 update.intent = Some(Arc::new(step));
             }
         }
@@ -115,40 +129,60 @@ impl Steps {
             unfinished.filter(|(service, _)| !planned.contains(service))
         };
         let later = waiting().find(|(service, _)| Some(*service) > self.last.as_ref());
-        let (service, intent) = later.or_else(|| waiting().next())?;
+        let (service, unfinished) = later.or_else(|| waiting().next())?;
         let next = Update {
             service: service.clone(),
-            intent: Some(intent.clone()),
+            intent: Some(unfinished.target.clone()),
         };
         self.last = Some(next.service.clone());
         Some(next)
     }
 }
 
-/// The first step from one intent to another; `None` if one commit can have all of it.
-fn step(from: Option<&ServiceIntent>, to: &ServiceIntent) -> Option<ServiceIntent> {
+/// A step from one intent to another, which begins behind `reached`, and the frontend with which it ends; `None` if one
+/// commit can have all of it.
+fn step(
+    from: Option<&ServiceIntent>,
+    to: &ServiceIntent,
+    reached: Option<Claim>,
+) -> Option<(ServiceIntent, Option<Claim>)> {
     let cost = |intent: &ServiceIntent| intent.frontends.iter().map(Frontend::elements).sum();
     let before: usize = from.map_or(0, cost);
     let after: usize = cost(to);
     if before + after <= STEP {
         return None;
     }
-    let (mut frontends, mut spent) = (Vec::new(), 0);
     let current = from.map_or(&[][..], |from| &from.frontends);
-    for (old, new) in side_by_side(current, &to.frontends) {
-        if spent >= STEP {
-            frontends.extend(old.cloned());
-            continue;
-        }
+    let pairs: Vec<_> = side_by_side(current, &to.frontends).collect();
+    let claim = |(old, new): &(Option<&Frontend>, Option<&Frontend>)| new.or(*old).map(Claim::from);
+    let place = pairs.partition_point(|pair| claim(pair) <= reached);
+    let (done, ahead) = pairs.split_at(if place < pairs.len() { place } else { 0 });
+    let (mut spent, mut taken, mut last) = (0, BTreeSet::new(), reached);
+    let ahead = ahead.iter().map(|pair| (pair, true));
+    for (pair, is_ahead) in ahead.chain(done.iter().map(|pair| (pair, false))) {
+        let (old, new) = pair;
         if old != new {
             spent += old.map_or(0, Frontend::elements) + new.map_or(0, Frontend::elements);
+            taken.insert(claim(pair));
+            last = if is_ahead { claim(pair) } else { last };
         }
-        frontends.extend(new.cloned());
+        if spent >= STEP {
+            break;
+        }
     }
-    (spent >= STEP && frontends != to.frontends).then(|| ServiceIntent {
+    let frontends = pairs
+        .iter()
+        .filter_map(|pair| match taken.contains(&claim(pair)) {
+            true => pair.1.cloned(),
+            false => pair.0.cloned(),
+        });
+    let frontends: Vec<Frontend> = frontends.collect();
+    let is_part = spent >= STEP && frontends != to.frontends;
+    let step = ServiceIntent {
         frontends,
         ..to.clone()
-    })
+    };
+    is_part.then_some((step, last))
 }
 
 #[cfg(test)]
@@ -238,6 +272,30 @@ mod tests {
             assert_eq!(current.as_ref(), Some(&target));
             assert!((40..320).contains(&taken), "{taken} steps");
         }
+    }
+
+    #[test]
+    fn a_service_that_changes_at_each_step_has_no_frontend_that_waits() {
+        const ROUND: usize = 200 * 500 / STEP + 1;
+        let mut steps = Steps::default();
+        let mut current = service("large", 200, 0..250);
+        // The version in which each frontend was last as it should be.
+        let mut right = vec![0; current.frontends.len()];
+        for version in 1..=3 * ROUND {
+            let begin = u8::try_from(version % 6).unwrap();
+            let target = service("large", 200, begin..begin + 250);
+            let mut updates = vec![update(&target)];
+            steps.limit(&mut updates, Instant::now(), |_| Some(current.clone()));
+            let next = updates[0].intent.clone().unwrap();
+            let both = next.frontends.iter().zip(&target.frontends);
+            for (at, (found, wanted)) in right.iter_mut().zip(both) {
+                if found == wanted {
+                    *at = version;
+                }
+            }
+            current = next;
+        }
+        assert!(right.iter().all(|at| *at > ROUND), "{right:?}");
     }
 
     #[test]
