@@ -1,7 +1,8 @@
 //! Decides when to repair the tables after foreign changes.
 //!
 //! A repair starts at once, even after a hundred changes in a row, because a foreign flush interrupts every new
-//! connection. If the changes continue (another daemon writes the same tables), repairs take at most a fifth of a CPU core.
+//! connection. If the changes continue (another daemon writes the same tables), repairs take at most a fifth of a CPU core, or
+//! there is a pause of a second between two, where each takes longer.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ pub(crate) struct Repairs {
     requested: bool,
     /// Time that repairs had taken beyond their share, and at which instant.
     spent: Option<(Duration, Instant)>,
+    /// End of the pause after the last repair.
+    not_before: Option<Instant>,
 }
 
 impl Repairs {
@@ -28,9 +31,8 @@ impl Repairs {
 
     /// When the next repair is due; `None` when none is requested.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
-        let over = self.spent(now).saturating_sub(BURST);
-        self.requested
-            .then(|| now + over.saturating_mul(SHARE).min(LONGEST))
+        let due = self.not_before.map_or(now, |at| at.max(now));
+        self.requested.then_some(due)
     }
 
     /// Records the start of a repair, which covers all changes before the start.
@@ -40,7 +42,10 @@ impl Repairs {
 
     /// Records the end of a repair that took `elapsed`.
     pub(crate) fn ended(&mut self, now: Instant, elapsed: Duration) {
-        self.spent = Some((self.spent(now) + elapsed, now));
+        let spent = self.spent(now) + elapsed;
+        let over = spent.saturating_sub(BURST);
+        self.spent = Some((spent, now));
+        self.not_before = Some(now + over.saturating_mul(SHARE).min(LONGEST));
     }
 
     fn spent(&self, now: Instant) -> Duration {
@@ -69,6 +74,26 @@ mod tests {
             now += REPAIR;
             repairs.ended(now, REPAIR);
         }
+    }
+
+    #[test]
+    fn a_long_repair_is_never_more_than_a_second_away() {
+        const LONG: Duration = Duration::from_millis(800);
+        let mut now = Instant::now();
+        let mut repairs = Repairs::default();
+        for _ in 0..20 {
+            repairs.started();
+            now += LONG;
+            repairs.ended(now, LONG);
+        }
+        repairs.request();
+        // The loop asks at each turn.
+        let mut waited = Duration::ZERO;
+        while repairs.due(now).is_some_and(|due| due > now) {
+            now += REPAIR;
+            waited += REPAIR;
+        }
+        assert!(waited > LONGEST / 2 && waited <= LONGEST, "{waited:?}");
     }
 
     #[test]
