@@ -56,7 +56,7 @@ const OF_AN_ENDPOINT: usize = 2;
 const OF_A_READING: usize = 256;
 /// Nodes that are probed at a time because of attempts.
 const AT_ONCE: usize = 32;
-const NEVER_ANSWERED: &str = "has never answered a probe, so a rule may drop probes";
+const NEVER_ANSWERED: &str = "has answered no probe, so a rule may drop probes";
 
 /// What the part knows from its start.
 pub struct Config {
@@ -267,7 +267,7 @@ impl Failover {
             return;
         }
         let known = self.directory.nodes(&names);
-        let room = AT_ONCE.saturating_sub(self.probing.len());
+        let room = self.suspicions.room(AT_ONCE, &self.probing);
         for (node, evidence) in reasons.into_iter().take(room) {
             let first = evidence.first().map(|attempt| attempt.flow.answers_from);
             let reason = Reason::Attempts(evidence);
@@ -282,7 +282,7 @@ impl Failover {
             return;
         }
         let known = self.directory.nodes(&nodes);
-        let room = AT_ONCE.saturating_sub(self.probing.len());
+        let room = self.suspicions.room(AT_ONCE, &self.probing);
         nodes.retain(|node| known.names.contains(node));
         for node in nodes.into_iter().take(room) {
             self.probe(node, Reason::Round, (None, &known), probe::QUICK);
@@ -440,7 +440,7 @@ impl Failover {
                 self.probe_endpoints(attempts, now);
                 self.suspicions.answered(node, now)
             }
-            Suspect::Endpoint(endpoint) => self.endpoints.suspicions.answered(endpoint, now),
+            Suspect::Endpoint(endpoint) => self.endpoints.answered(*endpoint, &self.directory, now),
         };
         self.ignore(attempts, now);
         if lasted.is_some() {

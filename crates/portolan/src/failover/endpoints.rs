@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use netfilter::Attempt;
 use service_model::Protocol;
@@ -66,7 +66,7 @@ impl Endpoints {
             return reasons;
         }
         let asked = directory.asked_for(&reasons.keys().copied().collect(), self.for_all);
-        let room = AT_ONCE.saturating_sub(self.probing.len());
+        let room = self.suspicions.room(AT_ONCE, &self.probing);
         let reasons = reasons
             .into_iter()
             .filter(|(endpoint, _)| asked.contains(endpoint));
@@ -76,6 +76,21 @@ impl Endpoints {
     /// Notes that a probe has begun.
     pub(super) fn begin(&mut self, endpoint: SocketAddr) {
         self.probing.insert(endpoint);
+    }
+
+    /// Notes that an endpoint has answered. Returns as [`Suspicions::answered`].
+    pub(super) fn answered(
+        &mut self,
+        endpoint: SocketAddr,
+        directory: &SharedDirectory,
+        now: Instant,
+    ) -> Option<Duration> {
+        let lasted = self.suspicions.answered(&endpoint, now);
+        // Endpoints come and go; those that are left alone answer again when they are asked.
+        if self.suspicions.proven() > REMEMBERED {
+            self.forget(directory);
+        }
+        lasted
     }
 
     /// Notes that a probe is over.

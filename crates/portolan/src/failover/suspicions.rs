@@ -6,6 +6,8 @@
 //!   each time, up to [`LONGEST_HOLD`].
 //! * A node that has never answered any probe may have rules that drop probes. Its suspicion ends after [`UNPROVEN`], and
 //!   nothing leads to another one for a pause that doubles each time, up to [`LONGEST_PAUSE`].
+//! * One that has answered before may have such rules since, or be another with the same address: its suspicion ends after
+//!   [`PROVEN`], and it counts as one that has never answered from then on. What is down for so long is no endpoint any more.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +21,7 @@ const AT_ONCE: usize = 32;
 const CALM: Duration = Duration::from_secs(300);
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
 const UNPROVEN: Duration = Duration::from_secs(60);
+const PROVEN: Duration = Duration::from_secs(600);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// See the module.
@@ -85,6 +88,13 @@ impl<K: Ord + Clone> Suspicions<K> {
         !self.is_suspect(node) && paused.is_none_or(|(until, _)| now >= *until)
     }
 
+    /// How many more may be probed for a reason, of `most` at a time. Those that are suspects already do not count: they are
+    /// probed again and again.
+    pub(super) fn room(&self, most: usize, probing: &BTreeSet<K>) -> usize {
+        let begun = probing.iter().filter(|node| !self.is_suspect(*node));
+        most.saturating_sub(begun.count())
+    }
+
     /// Makes a node a suspect, unless half of `nodes` are suspects already.
     pub(super) fn suspect(&mut self, node: K, nodes: usize, now: Instant) -> bool {
         if self.suspects.len() >= nodes / 2 {
@@ -121,14 +131,19 @@ impl<K: Ord + Clone> Suspicions<K> {
         Some(now - since)
     }
 
-    /// Ends the suspicions that are too old for nodes that have never answered.
+    /// Ends the suspicions that are too old, of nodes that have never answered and of those that have.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<K> {
         let proven = &self.proven;
         let expired = self.suspects.extract_if(.., |node, suspicion| {
-            !proven.contains(node) && now >= suspicion.since + UNPROVEN
+            let longest = match proven.contains(node) {
+                true => PROVEN,
+                false => UNPROVEN,
+            };
+            now >= suspicion.since + longest
         });
         let expired: Vec<K> = expired.map(|(node, _)| node).collect();
         for node in &expired {
+            self.proven.remove(node);
             let before = self.paused.get(node).map(|(_, pause)| *pause);
             let pause = before.map_or(UNPROVEN, |pause| (pause * 2).min(LONGEST_PAUSE));
             self.paused.insert(node.clone(), (now + pause, pause));
@@ -254,7 +269,25 @@ mod tests {
         assert_eq!(pauses, [60, 120, 240, 480, 960, 1920, 3600, 3600]);
         suspicions.answered(&b(), now);
         assert!(suspicions.suspect(b(), 2, now));
-        assert!(suspicions.expire(now + 10 * UNPROVEN).is_empty());
+        assert!(suspicions.expire(now + PROVEN - SECOND).is_empty());
+        // What answered once may be dropping probes by now.
+        assert_eq!(suspicions.expire(now + PROVEN), [b()]);
+        now += PROVEN + UNPROVEN;
+        assert!(suspicions.may_probe("node-b", now) && suspicions.suspect(b(), 2, now));
+        assert_eq!(suspicions.expire(now + UNPROVEN), [b()]);
+    }
+
+    #[test]
+    fn probes_of_suspects_take_no_room_of_others() {
+        let (mut suspicions, now) = (Suspicions::<Arc<str>>::default(), Instant::now());
+        let name = |n: usize| -> Arc<str> { format!("node-{n}").into() };
+        for n in 0..80 {
+            assert!(suspicions.suspect(name(n), 200, now));
+        }
+        let mut probing: BTreeSet<Arc<str>> = (0..64).map(name).collect();
+        assert_eq!(suspicions.room(32, &probing), 32);
+        probing.extend((100..140).map(name));
+        assert_eq!(suspicions.room(32, &probing), 0);
     }
 
     #[test]
