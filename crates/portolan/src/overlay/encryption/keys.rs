@@ -19,6 +19,8 @@ use super::announced::Plane;
 const PROPAGATION: Duration = Duration::from_secs(15);
 /// Peers that have not moved by then keep the old key in use.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// Pause before an old key leads to another rotation after one that was given up.
+const REST: Duration = Duration::from_secs(3600);
 /// The file is for root.
 const MODE: u32 = 0o600;
 const FOLDER_MODE: u32 = 0o700;
@@ -80,6 +82,8 @@ pub(super) struct Keys {
     since: Instant,
     /// Since when no other node has rotated.
     helping_until: Option<Instant>,
+    /// When the last rotation was given up.
+    given_up: Option<Instant>,
 }
 
 impl Keys {
@@ -92,6 +96,7 @@ impl Keys {
             stored,
             since: now,
             helping_until: None,
+            given_up: None,
         };
         if keys.stored.first.is_none() {
             let first = Some(new_entry()?);
@@ -148,6 +153,12 @@ impl Keys {
         Duration::from_secs(unix_now().saturating_sub(created))
     }
 
+    /// Whether a key's age is a reason to begin.
+    fn is_due(&self, now: Instant) -> bool {
+        let rests = self.given_up.is_some_and(|at| now < at + REST);
+        !rests && is_due(self.lifetime, &self.stored)
+    }
+
     /// Goes on to the next phase if that is due. Returns what to log.
     pub(super) fn advance(
         &mut self,
@@ -162,8 +173,11 @@ impl Keys {
         let mut next = self.stored.clone();
         let settled = in_phase >= PROPAGATION;
         let what = match self.stored.phase {
-            Phase::Steady if progress.requested || is_due(self.lifetime, &next) => {
-                next.second = Some(new_entry()?);
+            Phase::Steady if progress.requested || self.is_due(now) => {
+                // A node that this one helps may have no other session than that of the second key.
+                if next.second.is_none() {
+                    next.second = Some(new_entry()?);
+                }
                 next.phase = Phase::Prepare;
                 "key rotation begins: peers move to the second device"
             }
@@ -181,6 +195,7 @@ impl Keys {
             }
             Phase::Prepare if in_phase >= PATIENCE => {
                 next.phase = Phase::Steady;
+                self.given_up = Some(now);
                 "key rotation given up: not every peer could be reached by the second port"
             }
             Phase::Replace if settled && progress.quiet => {
@@ -417,5 +432,49 @@ mod tests {
         keys.advance(Progress::default(), now + PROPAGATION)
             .unwrap();
         assert_eq!(keys.planes(), [Plane::First]);
+    }
+
+    #[test]
+    fn a_node_that_helps_begins_a_rotation_with_the_key_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut keys = open(&folder.path().join("keys.json"));
+        let now = Instant::now();
+        let others = Progress {
+            others_rotate: true,
+            ..Progress::default()
+        };
+        keys.advance(others, now).unwrap();
+        let second = keys.private(Plane::Second);
+        let requested = Progress {
+            requested: true,
+            ..others
+        };
+        keys.advance(requested, now).unwrap();
+        assert_eq!(keys.phase(), Phase::Prepare);
+        // The other node may have no session but that of this key.
+        assert!(second.is_some() && keys.private(Plane::Second) == second);
+    }
+
+    #[test]
+    fn an_old_key_leads_to_no_rotation_soon_after_one_that_was_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, now) = (folder.path().join("keys.json"), Instant::now());
+        let mut keys = Keys::open(&path, Duration::from_secs(1), now).unwrap();
+        if let Some(first) = &mut keys.stored.first {
+            first.created = 0;
+        }
+        let nobody = Progress::default();
+        keys.advance(nobody, now).unwrap();
+        assert_eq!(keys.phase(), Phase::Prepare);
+        let given_up = now + PATIENCE;
+        for (at, phase) in [
+            (given_up, Phase::Steady),
+            (given_up + PROPAGATION, Phase::Steady),
+            (given_up + REST / 2, Phase::Steady),
+            (given_up + REST, Phase::Prepare),
+        ] {
+            keys.advance(nobody, at).unwrap();
+            assert_eq!(keys.phase(), phase);
+        }
     }
 }
