@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Host, Protocol, scenario, wait_until};
 use nix::sys::socket::{getsockopt, sockopt};
 use portolan_tests::encrypted::{ANNOTATION, Encrypted};
-use portolan_tests::overlay::{PORT, reaches, tool};
+use portolan_tests::overlay::{PORT, all_go_on, reaches, tool, worst};
 use portolan_tests::slowness;
 use portolan_tests::stage::PATIENCE;
 use portolan_tests::wire::ensure_sealed;
@@ -164,4 +164,78 @@ fn a_key_that_its_node_lacks_is_named_until_put_right() -> Result<()> {
     })?;
     nodes.wait_until_encrypted()?;
     nodes.stage.wait_for_mesh()
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_spoiled_key_file_cuts_no_node_off_that_prefers_encryption() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    nodes.start_all("require")?;
+    nodes.wait_until_encrypted()?;
+    std::fs::write(nodes.stage.file(0, "keys"), "{")?;
+    // The first cannot go on with `require`.
+    nodes.start(1, "prefer")?;
+    nodes.start(0, "prefer")?;
+    nodes.stage.wait_for_mesh()?;
+    let listeners = nodes.listen()?;
+    let (node, pod) = (&nodes.stage.nodes[0], &nodes.stage.pods[1]);
+    for address in pod.addresses() {
+        ensure!(reaches(node, Protocol::Tcp, address), "{address}");
+    }
+    let heard: Vec<_> = listeners
+        .into_iter()
+        .map(|one| one.stop())
+        .collect::<Result<_>>()?;
+    ensure!(heard.iter().any(|heard| heard.readable > 0), "{heard:?}");
+    says(&nodes, 0, "does not decode")?;
+    // And what the earlier run has left goes, without a gap.
+    let beats = nodes.stage.beats()?;
+    let is_gone = || {
+        let links = tool(&nodes.stage.nodes[0], "ip", "-o link show");
+        links.is_ok_and(|links| !links.contains("portolan-wg"))
+    };
+    wait_until("the old devices are gone", 2 * PATIENCE, is_gone)?;
+    all_go_on(&beats)?;
+    let (lost, gap) = worst(beats)?;
+    ensure!(lost <= 3, "{lost} datagrams were lost, longest gap {gap:?}");
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_family_without_a_tunnel_is_not_reached_in_clear_either() -> Result<()> {
+    for (mode, is_sealed) in [("prefer", false), ("require", true)] {
+        let mut nodes = Encrypted::new(2)?;
+        // Too small for IPv6 with both headers.
+        for node in 0..2 {
+            nodes.stage.ip(node, "link set eth0 mtu 1380")?;
+        }
+        for (node, other) in [(0, 1), (1, 0)] {
+            let range = nodes.stage.nodes[other].pod_cidr_v6();
+            let by = nodes.stage.nodes[other].ipv6();
+            nodes
+                .stage
+                .ip(node, &format!("-6 route add {range} via {by}"))?;
+        }
+        let listeners = nodes.listen()?;
+        nodes.start(0, mode)?;
+        nodes.start(1, mode)?;
+        let (node, pods) = (&nodes.stage.nodes[0], &nodes.stage.pods);
+        let v4 = pods[1].ipv4().into();
+        wait_until("IPv4 pods", PATIENCE, || reaches(node, Protocol::Udp, v4))?;
+        let v6 = pods[1].ipv6().into();
+        ensure!(reaches(node, Protocol::Udp, v6) != is_sealed, "{mode}");
+        // Its own pods are reached.
+        ensure!(
+            reaches(node, Protocol::Udp, pods[0].ipv6().into()),
+            "{mode}"
+        );
+        for listener in listeners {
+            let heard = listener.stop()?;
+            println!("{mode}: {heard:?}");
+            match is_sealed {
+                true => ensure_sealed(heard)?,
+                false => ensure!(heard.readable > 0, "{heard:?}"),
+            }
+        }
+    }
+    Ok(())
 }

@@ -66,6 +66,8 @@ pub struct Facts<'a> {
 pub struct Plan {
     /// `None` where this node has no pod CIDR, or no interface to the other nodes yet.
     pub tunnels: PerFamily<Option<Tunnel>>,
+    /// What keeps packets from leaving in clear text in families that have to be encrypted and have no tunnel.
+    pub barriers: PerFamily<Option<Barrier>>,
     /// Objects and families that are skipped, and why.
     pub problems: Vec<Problem>,
 }
@@ -88,6 +90,15 @@ impl Plan {
         let lacks = |problem: &Problem| matches!(problem, Problem::NoExternal(_));
         self.problems.iter().any(lacks)
     }
+}
+
+/// Stands in for a tunnel: pods of other nodes are not reached at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Barrier {
+    /// The range of all pods, or the pod CIDRs of other nodes where that is not known.
+    pub cluster: Vec<IpNet>,
+    /// Pod CIDR of this node, if it has one.
+    pub pod_cidr: Option<IpNet>,
 }
 
 /// The tunnel of one family. It stores a few numbers per peer; the entries in the kernel follow from them, see
@@ -212,6 +223,16 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
     others.sort_by(|a, b| a.seniority().cmp(&b.seniority()));
     let carried = |family: &Family| facts.config.carries(*family);
     for family in Family::ALL.into_iter().filter(carried) {
+        plan.barriers[family] = facts.carriers.sealed.then(|| {
+            let of_others = others.iter().filter_map(|node| range_of(node, family));
+            Barrier {
+                cluster: match facts.config.network(family) {
+                    Some(network) => vec![network],
+                    None => of_others.collect(),
+                },
+                pod_cidr: range_of(own, family),
+            }
+        });
         let Some(pod_cidr) = range_of(own, family) else {
             continue;
         };
@@ -259,6 +280,7 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
         own_addresses.sort();
         own_addresses.dedup();
         let peers = peers(facts, &others, parent, claims, &mut plan.problems);
+        plan.barriers[family] = None;
         plan.tunnels[family] = Some(Tunnel {
             device,
             published,

@@ -85,14 +85,13 @@ fn ends_in_zero(tunnel: &Tunnel) -> bool {
     tunnel.pod_cidr.prefix_len() + 8 <= tunnel.pod_cidr.max_prefix_len()
 }
 
-/// The table of a family, if that has a tunnel.
+/// The table of a family, if that has a tunnel, or a barrier instead.
 pub fn table(
     config: &Config,
     options: RuleOptions,
     plan: &Plan,
     family: Family,
 ) -> Option<TableContents> {
-    let tunnel = plan.tunnels[family].as_ref()?;
     let table = Table {
         family,
         name: TABLE.into(),
@@ -103,6 +102,13 @@ pub fn table(
         sets: BTreeMap::new(),
         chains: BTreeMap::new(),
         elements: BTreeMap::new(),
+    };
+    let Some(tunnel) = &plan.tunnels[family] else {
+        let barrier = plan.barriers[family].as_ref()?;
+        contents.put_ranges("own_pods", barrier.pod_cidr.as_slice());
+        contents.put_ranges("cluster", &barrier.cluster);
+        contents.put_chain("sealed", Some(Hook::FilterPostrouting), leaving::barred());
+        return Some(contents);
     };
     let peers = &tunnel.peers;
     let outer: BTreeSet<IpAddr> = peers.iter().flat_map(Peer::addresses).collect();

@@ -220,9 +220,12 @@ impl Encryption {
             return Ok(());
         }
         if self.mode() == Mode::Off {
-            return self.say_farewell(peers, now);
+            self.finished = self.say_farewell(peers, now)?;
+            return Ok(());
         }
         if self.keys.is_none() {
+            self.unseal(now)?;
+            self.say_farewell(peers, now)?;
             self.report(plan, now);
             return Ok(());
         }
@@ -433,18 +436,35 @@ impl Encryption {
         carriers
     }
 
-    /// With encryption off: removes the devices of an earlier run, once the peers know.
-    fn say_farewell(&mut self, peers: &Peers, now: Instant) -> Result<()> {
+    /// Without keys: no longer sends everything by the devices of an earlier run, whose key peers are about to forget.
+    fn unseal(&mut self, now: Instant) -> Result<()> {
+        let nothing = Wanted::default();
+        let mut steps = difference(&nothing, &self.observed, Deletions::Allowed, clock());
+        steps.retain(|step| {
+            matches!(
+                step,
+                wireguard::Step::DeleteRule(_, wireguard::Rule::Seal(_))
+            )
+        });
+        if !steps.is_empty() {
+            tracing::warn!("packets to other nodes leave in clear text again, as `prefer` has it");
+            self.apply(&steps)?;
+            self.observe(now)?;
+        }
+        Ok(())
+    }
+
+    /// Without keys: removes the devices of an earlier run, once the peers know. Returns whether nothing is left.
+    fn say_farewell(&mut self, peers: &Peers, now: Instant) -> Result<bool> {
         let is_left = !self.observed.devices.is_empty() || !self.observed.rules.is_empty();
         let names = &self.config.names;
         if !is_left || names.encryption(peers.own_annotations()).is_some() || !peers.is_listed() {
-            self.finished = !is_left;
             self.silent_since = None;
-            return Ok(());
+            return Ok(!is_left);
         }
         let since = *self.silent_since.get_or_insert(now);
         if now.saturating_duration_since(since) < FAREWELL {
-            return Ok(());
+            return Ok(false);
         }
         let steps = difference(
             &Wanted::default(),
@@ -454,12 +474,12 @@ impl Encryption {
         );
         tracing::info!(
             steps = steps.len(),
-            "removing WireGuard devices: encryption is off"
+            "removing WireGuard devices: this node encrypts nothing"
         );
         self.apply(&steps)?;
         self.observe(now)?;
         self.silent_since = None;
-        Ok(())
+        Ok(false)
     }
 
     /// Notices peers whose key is another than before.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use net_types::{Family, PerFamily};
 use nft::{Backend, Kernel, KernelConfig, TableContents, Tables};
 use tokio::sync::Notify;
-use vxlan_overlay::{Config, Plan, RuleOptions, TABLE, Tunnel, table};
+use vxlan_overlay::{Config, Plan, RuleOptions, TABLE, table};
 
 use super::OverlayConfig;
 use crate::parts::Parts;
@@ -55,14 +55,15 @@ impl OverlayTable {
         self.committed = PerFamily::default();
     }
 
-    /// Makes the tables as planned; a family without a tunnel stays as it is. Returns the number of steps.
+    /// Makes the tables as planned; a family without tunnel and barrier stays as it is. Returns the number of steps.
     ///
     /// After an error the next sync reads the tables; when that is due is left to the caller, who backs off.
     pub(super) fn sync(&mut self, plan: &Arc<Plan>) -> Result<usize> {
-        let is_committed = |(family, tunnel): (Family, &Option<Tunnel>)| {
-            tunnel.is_none() || self.committed[family].as_ref() == Some(plan)
+        let is_committed = |family: Family| {
+            let has_none = plan.tunnels[family].is_none() && plan.barriers[family].is_none();
+            has_none || self.committed[family].as_ref() == Some(plan)
         };
-        if plan.tunnels.iter().all(is_committed) {
+        if Family::ALL.into_iter().all(is_committed) {
             return Ok(0);
         }
         let mut steps = 0;

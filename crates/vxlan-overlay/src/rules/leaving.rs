@@ -50,22 +50,37 @@ pub(super) fn of_others(tunnel: &Tunnel, options: RuleOptions) -> Vec<Vec<Statem
 /// clear text. It would also answer encapsulated packets that still arrive by an error that quotes them (RFC 1122, section
 /// 3.2.2; RFC 4443, section 2.4). Nodes may have addresses in the network of the pods, and are reached.
 pub(super) fn sealed(tunnel: &Tunnel, family: Family) -> Vec<Vec<Statement>> {
-    let leaves_by = |name: &str| Statement::OutputInterface {
-        name: name.to_owned().into(),
-    };
-    let to = |set, negate| in_set(Operand::DestinationAddress, set, negate);
-    let passes = |statement| vec![statement, Statement::Verdict(Verdict::Return)];
     let mut rules = vec![passes(leaves_by(&tunnel.device.name))];
     rules.extend(quotes(tunnel, family));
+    rules.push(passes(to("peers", false)));
+    rules.extend(barred());
+    rules
+}
+
+/// The same where there is no tunnel.
+pub(super) fn barred() -> Vec<Vec<Statement>> {
     let passing = [
         to("cluster", true),
         to("own_pods", false),
-        to("peers", false),
         leaves_by(LOOPBACK),
     ];
-    rules.extend(passing.map(passes));
+    let mut rules: Vec<_> = passing.map(passes).into();
     rules.push(refuse(Filter::Enforce));
     rules
+}
+
+fn leaves_by(name: &str) -> Statement {
+    Statement::OutputInterface {
+        name: name.to_owned().into(),
+    }
+}
+
+fn to(set: &'static str, negate: bool) -> Statement {
+    in_set(Operand::DestinationAddress, set, negate)
+}
+
+fn passes(statement: Statement) -> Vec<Statement> {
+    vec![statement, Statement::Verdict(Verdict::Return)]
 }
 
 /// Rules that drop ICMP errors about packets to the port of the tunnel.

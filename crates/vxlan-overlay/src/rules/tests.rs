@@ -79,6 +79,44 @@ fn packets_to_other_pods_leave_by_a_sealed_tunnel_alone() {
 }
 
 #[test]
+fn a_sealed_family_without_a_tunnel_has_a_barrier() {
+    let mut cluster = cluster(3);
+    let made = |cluster: &crate::samples::Cluster| {
+        let plan = plan(cluster.facts(), cluster.nodes.iter());
+        PerFamily::from_fn(|family| table(&cluster.config, RuleOptions::default(), &plan, family))
+    };
+    // Room for IPv4, and not for the least that IPv6 asks for.
+    cluster.carriers.overhead = PerFamily::new(260, 260);
+    assert!(made(&cluster)[Family::Ip6].is_none());
+    cluster.carriers.sealed = true;
+    let tables = made(&cluster);
+    let barred = tables[Family::Ip6].as_ref().unwrap();
+    assert_eq!(barred.chains.keys().collect::<Vec<_>>(), ["sealed"]);
+    let chain = &barred.chains["sealed"];
+    assert_eq!(chain.hook, Some(Hook::FilterPostrouting));
+    assert_eq!(
+        chain.rules.last(),
+        Some(&Rule::from(refuse(Filter::Enforce)))
+    );
+    assert!(!barred.elements["own_pods"].is_empty());
+    assert!(
+        tables[Family::Ip]
+            .as_ref()
+            .unwrap()
+            .sets
+            .contains_key("peers")
+    );
+    // A node without pods of the family has none to let pass.
+    for node in &mut cluster.nodes {
+        node.pod_cidrs.retain(|range| range.addr().is_ipv4());
+    }
+    let tables = made(&cluster);
+    let barred = tables[Family::Ip6].as_ref().unwrap();
+    assert!(barred.elements.get("own_pods").is_none_or(Vec::is_empty));
+    assert!(barred.chains.contains_key("sealed"));
+}
+
+#[test]
 fn a_peer_may_send_from_its_pods_and_from_its_own_addresses() {
     let tables = made(
         3,
