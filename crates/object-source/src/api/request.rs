@@ -6,11 +6,11 @@
 use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{ACCEPT, HeaderValue, RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, Method, Request, Response};
+use http::header::{ACCEPT, DATE, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
@@ -102,6 +102,12 @@ impl ApiClient {
         servers.map(|server| server.name.to_string()).collect()
     }
 
+    /// This node's clock minus that of the API server that answered last, in seconds, as of that answer; `None` before the
+    /// first one. The server tells whole seconds.
+    pub fn clock_difference(&self) -> Option<i64> {
+        self.servers.clock_difference()
+    }
+
     /// Keeps connections for the next request.
     pub(super) fn reader(servers: Arc<Servers>, observer: RequestObserver) -> Self {
         ApiClient {
@@ -178,7 +184,13 @@ impl ApiClient {
             });
             match answer {
                 Ok(Ok(response)) => {
-                    self.servers.answered(&server);
+                    match is_unwell(response.status()) {
+                        true => self.servers.failed(&server),
+                        false => self.servers.answered(&server),
+                    }
+                    if let Some(difference) = clock_difference(response.headers()) {
+                        self.servers.tells_time(difference);
+                    }
                     return read_status(server.name.clone(), response, silence).await;
                 }
                 Ok(Err(error)) => {
@@ -202,6 +214,22 @@ impl ApiClient {
             may_be_unserved,
         )))
     }
+}
+
+/// Whether a server that answers so cannot serve at present, so that the next request goes to another one.
+fn is_unwell(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
+}
+
+/// This node's clock minus the time of an answer (RFC 9110, section 6.6.1), in seconds.
+fn clock_difference(headers: &HeaderMap) -> Option<i64> {
+    let date = httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()?;
+    let now = SystemTime::now();
+    let seconds = |later: SystemTime, earlier| {
+        let between = later.duration_since(earlier).ok()?;
+        i64::try_from(between.as_secs()).ok()
+    };
+    seconds(now, date).or_else(|| seconds(date, now).map(|ahead| -ahead))
 }
 
 /// The addresses that were dialed, and why each failed. `may_be_unserved`: no API server has answered yet, so nothing may

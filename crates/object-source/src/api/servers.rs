@@ -6,12 +6,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use arc_swap::ArcSwap;
 
 use super::remembered::Memory;
 use super::server::{Server, Template};
+
+/// The clock difference before the first answer.
+const UNKNOWN: i64 = i64::MIN;
 
 /// The known API servers, in the order in which to ask them.
 pub(super) struct Servers {
@@ -19,6 +22,8 @@ pub(super) struct Servers {
     /// Builds further servers from addresses and remembers the addresses; `None` if the configuration names the one server.
     learning: Option<(Template, Memory)>,
     has_answered: AtomicBool,
+    /// This node's clock minus that of the server that answered last, in seconds, or [`UNKNOWN`].
+    clock: AtomicI64,
 }
 
 #[derive(Clone)]
@@ -51,6 +56,7 @@ impl Servers {
             known: ArcSwap::from_pointee(known),
             learning,
             has_answered: AtomicBool::new(false),
+            clock: AtomicI64::new(UNKNOWN),
         };
         if let Some((_, memory)) = &servers.learning {
             servers.add(&memory.read());
@@ -91,6 +97,17 @@ impl Servers {
                 ..Known::clone(known)
             });
         }
+    }
+
+    /// A server has told its time, which this node's clock differs from by so many seconds.
+    pub(super) fn tells_time(&self, difference: i64) {
+        self.clock.store(difference, Ordering::Relaxed);
+    }
+
+    /// The latest difference.
+    pub(super) fn clock_difference(&self) -> Option<i64> {
+        let difference = self.clock.load(Ordering::Relaxed);
+        (difference != UNKNOWN).then_some(difference)
     }
 
     /// Whether any server has answered since the start.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lab::fake_api::{Authority, FakeApi};
+use lab::fake_api::{Authority, FakeApi, Fault, Injection};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
@@ -103,6 +103,42 @@ async fn a_dead_first_server_is_passed_over_for_the_next() {
     // The one that answered is asked first from now on.
     let first = client.servers().in_turn()[0].url.clone();
     assert_eq!(*first, *format!("https://{}", pod.api.address()));
+}
+
+#[tokio::test]
+async fn a_server_that_answers_with_errors_is_passed_over_for_the_next() {
+    let pod = Pod::new();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let sick = FakeApi::serve_tls(listener, &pod.authority, &["127.0.0.1"]).unwrap();
+    pod.write_kubelet(&format!("https://{}", sick.address()));
+    for code in [500, 503, 504, 429] {
+        sick.heal();
+        sick.inject(Injection::always(Fault::status(code)));
+        let client = pod.client(&ServerSource::default()).await;
+        let refused = get(&client).await;
+        assert!(matches!(refused, Err(RequestError::Status { code: found, .. }) if found == code));
+        get(&client).await.unwrap();
+    }
+    // What it says about a request is an answer.
+    sick.heal();
+    sick.inject(Injection::always(Fault::status(403)));
+    let client = pod.client(&ServerSource::default()).await;
+    for _ in 0..2 {
+        assert!(get(&client).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_servers_time_is_compared_with_this_clock() {
+    let pod = Pod::new();
+    let client = pod.client(&ServerSource::default()).await;
+    assert_eq!(client.clock_difference(), None);
+    get(&client).await.unwrap();
+    assert!(
+        client
+            .clock_difference()
+            .is_some_and(|seconds| seconds.abs() < 60)
+    );
 }
 
 #[tokio::test]
