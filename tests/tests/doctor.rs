@@ -77,7 +77,7 @@ fn healthy_mesh_raises_no_alarm_in_a_thousand_rounds() -> Result<()> {
     }
     let (code, text) = doctor(&stage.nodes[0], &[])?;
     ensure!(
-        code == Some(0) && text.lines().count() == 4,
+        code == Some(0) && text.lines().count() == 5,
         "{code:?} {text}"
     );
     let (code, text) = doctor(&stage.nodes[0], &["--to", "nobody"])?;

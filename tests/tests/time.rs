@@ -13,6 +13,7 @@ use lab::{
 };
 use nix::sys::signal::Signal;
 use portolan_tests::clock::Clock;
+use portolan_tests::doctor::doctor;
 use portolan_tests::overlay::OverlayStage;
 use portolan_tests::stage::{PATIENCE, Stage, portolan, service};
 use portolan_tests::traffic::Traffic;
@@ -182,6 +183,31 @@ fn a_clock_that_jumps_by_hours_changes_nothing() -> Result<()> {
         listed = lists(&api);
     }
     traffic.lost_nothing()?;
+    Ok(())
+}
+
+#[scenario(Nft)]
+fn the_doctor_names_a_clock_that_differs_from_the_servers() -> Result<()> {
+    let stage = Stage::new()?;
+    let (_api, kubeconfig) = stage.serve_api(stage.all_objects())?;
+    let clock = Clock::new()?;
+    clock.set(HOUR)?;
+    let daemon = start(&stage, &clock, &kubeconfig)?;
+    if shift_of(&stage.node)? < HOUR / 2 {
+        return skip_without_clock();
+    }
+    let (code, text) = doctor(&stage.node, &[])?;
+    let fault = text.lines().find(|line| line.starts_with("BROKEN"));
+    ensure!(
+        code == Some(1)
+            && fault.is_some_and(|line| line.contains("s ahead of that of the API server")),
+        "{code:?} {text}"
+    );
+    daemon.kill()?;
+    clock.set(0)?;
+    let _daemon = start(&stage, &clock, &kubeconfig)?;
+    let (code, text) = doctor(&stage.node, &[])?;
+    ensure!(code == Some(0) && text.contains("clock"), "{code:?} {text}");
     Ok(())
 }
 

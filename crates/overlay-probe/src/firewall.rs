@@ -129,11 +129,12 @@ pub(super) fn untraceable(legacy: LegacyIptables) -> Option<String> {
     })
 }
 
-/// Describes the forward chains that drop or reject pods' packets, of families that this node has a tunnel in: as faults those
-/// that no packet passes, as notes those where a rule has to accept them first.
+/// Describes the forward chains that drop or reject pods' packets, of these families: as faults those that no packet passes, as
+/// notes those where a rule has to accept them first.
 ///
-/// Errors: the ruleset cannot be read (CAP_NET_ADMIN).
-fn forward_chains(legacy: LegacyIptables, families: &[Family]) -> Result<Forwarding> {
+/// # Errors
+/// The ruleset cannot be read (CAP_NET_ADMIN).
+pub fn forward_chains(legacy: LegacyIptables, families: &[Family]) -> Result<Forwarding> {
     let mut ruleset = ForeignRuleset::open()?;
     let mut found = Forwarding::default();
     let tables: Vec<AnyFamily> = [AnyFamily::INET]

@@ -12,13 +12,13 @@ use vxlan_overlay::Plan;
 
 use crate::bridge::bridge;
 
-/// What is wrong, and what is only to be known.
+/// What is wrong with forwarding on this node, and what is only to be known.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Forwarding {
+pub struct Forwarding {
     /// Packets between pods of different nodes are dropped.
-    pub(super) faults: Vec<String>,
+    pub faults: Vec<String>,
     /// Something else does not work.
-    pub(super) notes: Vec<String>,
+    pub notes: Vec<String>,
 }
 
 /// Reads the settings that matter to the tunnels of a plan.

@@ -43,6 +43,8 @@ mod wire;
 
 pub use environment::{Environment, LegacyIptables, Observer, ProbeEvent, RoundSummary};
 pub use finding::{Finding, ProbeStatus, SharedProbeStatus};
+pub use firewall::forward_chains;
+pub use forwarding::Forwarding;
 pub use measurement::{Measurement, PacketOutcome, Paths, Sizes};
 pub use verdict::{Leg, PeerVerdict};
 

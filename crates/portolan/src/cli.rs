@@ -89,7 +89,7 @@ Exit codes:
   1  something could not be removed
   2  invalid flags")]
     Cleanup(CleanupArgs),
-    /// Test the overlay between this node and others, and diagnose failures
+    /// Examine this node, test the overlay between it and others, and diagnose failures
     #[command(after_help = "\
 Exit codes:
   0  healthy

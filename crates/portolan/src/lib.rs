@@ -16,7 +16,8 @@
 //! * [`capabilities`] makes permitted capabilities effective, for the image's file capabilities.
 //! * [`memory`] returns memory to the kernel after the first list.
 //! * [`takeover`] removes what kube-proxy left behind; [`cleanup`] does so on demand, or removes Portolan's rules.
-//! * [`operator`] answers what the daemon does and why, for `portolan status`, `services`, `trace` and `verify`.
+//! * [`operator`] answers what the daemon does and why, for `portolan status`, `services`, `trace`, `verify` and `doctor`, whose
+//!   checks of this node are in `node_checks`.
 //!   [`kubectl`] asks the daemons of all nodes.
 //! * [`selftest`] tests a cluster with pods and Services of its own.
 //! * [`render`] prints the tables for a directory of manifests.
@@ -52,6 +53,7 @@ pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod node_addresses;
+mod node_checks;
 pub mod observer;
 pub mod operator;
 pub mod overlay;

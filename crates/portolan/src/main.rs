@@ -6,8 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use kube_proxy_config::Dialect;
-use overlay_probe::doctor;
-use portolan::cli::{Cli, Command, DoctorArgs, OutputForm, RotateKeyArgs, VersionArgs};
+use portolan::cli::{Cli, Command, RotateKeyArgs, VersionArgs};
 use portolan::operator::reference;
 use portolan::overlay::encryption;
 use portolan::program::Program;
@@ -62,7 +61,7 @@ fn portolan() -> ExitCode {
         Command::Cleanup(args) => {
             log::start(&args.log.logging()).and_then(|()| cleanup::run(&args))
         }
-        Command::Doctor(args) => return examine(&args),
+        Command::Doctor(args) => return operator::run_doctor(&args),
         Command::Selftest(args) => return selftest::main(&args),
         Command::ApiServer(args) => api_server::run(&args).map(|()| true),
         Command::RotateKey(args) => rotate_key(&args).map(|()| true),
@@ -78,24 +77,6 @@ fn exit_code(result: anyhow::Result<bool>) -> ExitCode {
             let _ = writeln!(std::io::stderr(), "portolan: {error:#}");
             ExitCode::FAILURE
         }
-    }
-}
-
-fn examine(args: &DoctorArgs) -> ExitCode {
-    let report = match doctor::ask(args.to.as_deref()) {
-        Ok(report) => report,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "portolan: {error:#}");
-            return ExitCode::from(2);
-        }
-    };
-    let text = match args.output {
-        OutputForm::Text => report.text(args.to.is_some()),
-        OutputForm::Json => serde_json::to_string_pretty(&report).unwrap_or_default() + "\n",
-    };
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::from(report.exit_code()),
-        Err(_) => ExitCode::from(2),
     }
 }
 

@@ -18,8 +18,10 @@ use crate::parts::Parts;
 use crate::published::Published;
 
 mod catalog;
+mod checks;
 mod client;
 mod commands;
+mod doctor;
 pub mod documents;
 mod encryption;
 mod flows;
@@ -43,6 +45,7 @@ pub use commands::{
     log_level as run_log_level, services as run_services, status as run_status, trace as run_trace,
     verify as run_verify,
 };
+pub use doctor::doctor as run_doctor;
 pub(crate) use notices::Follower;
 pub(crate) use questions::{Asked, Questions, questions};
 pub use support::support as run_support;

@@ -33,7 +33,7 @@ use alarm::Alarm;
 use owner::{ChainOwner, Removed};
 
 /// Name of kube-proxy's own tables in nftables mode.
-const TABLE: &str = "kube-proxy";
+pub(crate) const TABLE: &str = "kube-proxy";
 /// kube-proxy's chains.
 const CHAINS: ChainOwner = ChainOwner {
     tables: &["nat", "filter", "mangle"],

@@ -72,6 +72,26 @@ pub struct Source {
     pub last_event_seconds: Option<f64>,
 }
 
+/// `GET /v1/checks`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeChecks {
+    pub node: String,
+    /// Whether the daemon has an overlay.
+    pub overlay: bool,
+    pub checks: Vec<NodeCheck>,
+}
+
+/// One examination of the node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeCheck {
+    /// What was examined.
+    pub check: String,
+    /// What drops traffic or misleads it, each with what to do.
+    pub faults: Vec<String>,
+    /// What an operator should know.
+    pub notes: Vec<String>,
+}
+
 /// The service proxy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServicesStatus {

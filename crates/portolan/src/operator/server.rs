@@ -20,7 +20,7 @@ use super::documents::{Failure, LogLevel};
 use super::knowledge::{Knowledge, Parameters};
 use super::notices::Notices;
 use super::questions::{Asked, Question};
-use super::{flows, services, status, trace, verify};
+use super::{checks, flows, services, status, trace, verify};
 use crate::log;
 use crate::metrics::Format;
 
@@ -226,6 +226,7 @@ async fn answer(known: &Knowledge, path: &str, query: &str) -> Answer {
         "/v1/services" => Answer::of(services::answer(known, &parameters)),
         "/v1/flows" => Answer::of(flows::answer(known, &parameters)),
         "/v1/trace" => Answer::of(trace::answer(known, &parameters).await),
+        "/v1/checks" => Answer::json(StatusCode::OK, &checks::answer(known)),
         "/v1/verify" => Answer::of(verify::answer(known).await),
         LOG_LEVEL => Answer::json(
             StatusCode::OK,

@@ -248,8 +248,8 @@ fn client(packet: &Packet, facts: &NodeFacts) -> String {
         .any(|range| range.contains(&source));
     match &facts.local_interface {
         Some(_) => format!("{source} {by}"),
-        None if is_listed => format!("{source} {by}, and is in the ranges of pods"),
-        None => format!("{source} {by}, and is not in the ranges of pods"),
+        None if is_listed => format!("{source} {by}, and is in the pod CIDRs"),
+        None => format!("{source} {by}, and is not in the pod CIDRs"),
     }
 }
 

@@ -1,0 +1,92 @@
+//! `portolan doctor`: what the daemon knows about its node, and what the overlay's probes measure when asked.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use overlay_probe::doctor::{self, DoctorReport};
+use serde::Serialize;
+
+use super::client::{self, UNANSWERED, Unanswered};
+use super::documents::{NodeCheck, NodeChecks};
+use super::print::{json, out};
+use crate::cli::{DoctorArgs, OutputForm};
+
+/// Both reports as one document: the fields of the overlay's, and `checks`.
+#[derive(Debug, Serialize)]
+struct Report {
+    #[serde(flatten)]
+    overlay: DoctorReport,
+    checks: Vec<NodeCheck>,
+}
+
+impl Report {
+    /// 0: nothing found; 1: a fault; 2: something could not be tested.
+    fn exit_code(&self) -> u8 {
+        let is_faultless = self.checks.iter().all(|check| check.faults.is_empty());
+        match (self.overlay.exit_code(), is_faultless) {
+            (0, false) => 1,
+            (code, _) => code,
+        }
+    }
+
+    /// `tables`: with every measurement. `is_measured`: the overlay's part is there.
+    fn text(&self, tables: bool, is_measured: bool) -> String {
+        let mut text = match is_measured {
+            true => self.overlay.text(tables),
+            false => String::new(),
+        };
+        let node = &self.overlay.node;
+        let mut good = Vec::new();
+        for NodeCheck {
+            check,
+            faults,
+            notes,
+        } in &self.checks
+        {
+            // Writing to a String does not fail.
+            for fault in faults {
+                let _ = writeln!(text, "BROKEN {node}: {fault}");
+            }
+            for note in notes {
+                let _ = writeln!(text, "{node}: {note}");
+            }
+            if faults.is_empty() && notes.is_empty() {
+                good.push(check.as_str());
+            }
+        }
+        if !good.is_empty() {
+            let _ = writeln!(text, "ok     {node}: {}", good.join(", "));
+        }
+        text
+    }
+}
+
+/// Runs the command.
+pub fn doctor(args: &DoctorArgs) -> ExitCode {
+    let NodeChecks {
+        node,
+        overlay: has_overlay,
+        checks,
+    } = match client::document("/v1/checks") {
+        Ok(known) => known,
+        Err(error) => return client::unanswered(&error),
+    };
+    // One daemon may have the Services, and another the overlay.
+    let (overlay, is_measured) = match doctor::ask(args.to.as_deref()) {
+        Ok(overlay) => (overlay, true),
+        Err(_) if !has_overlay && args.to.is_none() => {
+            let nothing = DoctorReport::default();
+            (DoctorReport { node, ..nothing }, false)
+        }
+        Err(error) => return client::unanswered(&Unanswered::because(format!("{error:#}"))),
+    };
+    let report = Report { overlay, checks };
+    let is_read = match args.output {
+        OutputForm::Text => out(&report.text(args.to.is_some(), is_measured)),
+        OutputForm::Json => json(&report, false),
+    };
+    match is_read {
+        true => ExitCode::from(report.exit_code()),
+        false => ExitCode::from(UNANSWERED),
+    }
+}
