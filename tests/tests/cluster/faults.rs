@@ -11,7 +11,7 @@ use lab::wait_for;
 use crate::kubeadm::{Cluster, PATIENCE, xtask};
 use crate::traffic::{NODE1, NODE2, Traffic, Web};
 
-const SET: &str = "ds/portolan";
+pub(crate) const SET: &str = "ds/portolan";
 const LABEL: &str = "app.kubernetes.io/name=portolan";
 
 /// A fault, and what ends it.
@@ -82,7 +82,9 @@ fn a_rebooted_node_serves_again_by_itself() -> Result<()> {
     cluster.rolled_out("kube-system", SET)?;
     cluster.reboot("node2")?;
     cluster.node_ready("node2")?;
-    cluster.rolled_out("kube-system", SET)?;
+    for set in [SET, "deploy/coredns"] {
+        cluster.rolled_out("kube-system", set)?;
+    }
     let web = Web::new(&cluster)?;
     let traffic = Traffic::start(&web)?;
     traffic.goes_on(100)?;

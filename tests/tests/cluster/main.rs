@@ -11,3 +11,4 @@ mod memory;
 mod migration;
 mod services;
 mod traffic;
+mod upgrade;
