@@ -54,14 +54,15 @@ impl Configz {
         self.started.0.elapsed()
     }
 
-    /// Version, start and uptime.
-    pub(crate) fn statusz(&self) -> String {
+    /// Version, start, uptime and the paths of the port; `changing`: those that change something.
+    pub(crate) fn statusz(&self, changing: &[&str]) -> String {
         let (since, at) = self.started;
         let at = Timestamp::try_from(at).unwrap_or_default();
         let build = build_info::get();
         let (version, commit, uptime) =
             (build.version, build.git_commit, since.elapsed().as_secs());
-        let paths = "/configz /flagz /healthz /metrics /metrics/slis /proxyMode /statusz";
+        let reading = "/configz /flagz /healthz /metrics /metrics/slis /proxyMode /statusz";
+        let paths = [&[reading], changing].concat().join(" ");
         let heading = heading("statusz");
         format!(
             "{heading}Version: {version}\nCommit: {commit}\nStarted: {at}\nUp: {uptime} s\nPaths: {paths}\n"

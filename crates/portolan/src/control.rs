@@ -439,11 +439,7 @@ impl<B: Backend> Control<B> {
         for invalid in over_budget {
             self.report_over_budget(invalid);
         }
-        let services = updates.len();
-        let only = match updates.as_slice() {
-            [one] => Some(one.service.clone()),
-            _ => None,
-        };
+        let (services, only) = commit_log::names(&updates);
         let full = self.wants_whole_commit();
         let result = if self.facts_changed {
             self.dataplane.refresh(self.facts.clone(), updates)

@@ -208,13 +208,7 @@ impl Answering for Answers {
         {
             return answer.into();
         }
-        answer(
-            self.port,
-            asked.path,
-            asked.headers,
-            &self.sources.published,
-        )
-        .into()
+        answer(self.port, asked.path, asked.headers, &self.sources).into()
     }
 
     fn change(&self, method: &Method, asked: Asked<'_>) -> Option<Change> {
@@ -223,7 +217,8 @@ impl Answering for Answers {
     }
 }
 
-fn answer(port: Port, path: &str, headers: &HeaderMap, published: &Published) -> Answer {
+fn answer(port: Port, path: &str, headers: &HeaderMap, sources: &Sources) -> Answer {
+    let published = &sources.published;
     let status = published.status.as_ref().map(|status| status.load());
     match (port, path) {
         (Port::Health, "/healthz") => {
@@ -258,7 +253,13 @@ fn answer(port: Port, path: &str, headers: &HeaderMap, published: &Published) ->
         }
         (Port::Metrics, "/configz") => Answer::json(StatusCode::OK, &published.configz.document()),
         (Port::Metrics, "/flagz") => Answer::text(StatusCode::OK, published.configz.flagz()),
-        (Port::Metrics, "/statusz") => Answer::text(StatusCode::OK, published.configz.statusz()),
+        (Port::Metrics, "/statusz") => {
+            let changing = sources.debug_flags.then_some(debug_flags::FLAG);
+            Answer::text(
+                StatusCode::OK,
+                published.configz.statusz(changing.as_slice()),
+            )
+        }
         (Port::Metrics, "/proxyMode") => Answer::text(StatusCode::OK, "nftables"),
         (Port::Metrics, "/healthz") => {
             published.metrics.pinged();

@@ -211,7 +211,7 @@ pub(super) const FIELDS: &[Meaning] = &[
 pub(super) const OWN_FIELDS: &[Meaning] = &[
     (
         "allowedExternalIPs",
-        "ranges of external IPs that are served; none: any",
+        "ranges of external IPs that are served; none: any outside pod CIDRs, cluster IPs and other Nodes' addresses",
         "every_case_holds_with_real_packets",
     ),
     (

@@ -3,10 +3,31 @@
 
 use std::time::{Duration, Instant};
 
+use service_dataplane::Update;
 use service_model::ObjectName;
 
 /// Shortest time between two lines.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Services of one commit that are named at debug.
+const NAMED: usize = 100;
+
+/// The number of Services, and the only one, if there is one. Names each at debug.
+pub(super) fn names(updates: &[Update]) -> (usize, Option<ObjectName>) {
+    for Update { service, intent } in updates.iter().take(NAMED) {
+        let what = if intent.is_some() {
+            "planned"
+        } else {
+            "removed"
+        };
+        tracing::debug!(%service, "{what}");
+    }
+    let only = match updates {
+        [one] => Some(one.service.clone()),
+        _ => None,
+    };
+    (updates.len(), only)
+}
 
 /// A commit, as the log shows it.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use super::listener::{Answer, Asked, Change};
 use super::page;
 use crate::log;
 
-const FLAG: &str = "/debug/flags/v";
+pub(super) const FLAG: &str = "/debug/flags/v";
 
 /// The answer to GET and HEAD; `None` for other paths.
 pub(super) fn read(asked: &Asked<'_>) -> Option<Answer> {

@@ -342,6 +342,7 @@ fn only_a_verbosity_from_this_node_changes_the_log() {
         ))
     };
     let to = server.metrics();
+    assert!(get(to, "/statusz").ends_with(" /debug/flags/v\n"));
     assert_eq!(send(to, "GET /debug/flags/", ""), 200);
     assert_eq!(send(to, "GET /debug/flags/v", ""), 406);
     assert_eq!(send(to, "POST /debug/flags/v", "4"), 406);

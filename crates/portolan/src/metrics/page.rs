@@ -2,16 +2,51 @@
 
 use std::fmt::Write as _;
 
-use super::{Format, Metrics};
+use net_types::Family;
+use overlay_probe::{Finding, Measurement, PacketOutcome, Paths, RoundSummary};
+use service_model::ObjectKind;
+
+use super::{Format, KindLabel, Metrics};
 use crate::{counters, service_traffic};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
 const MARK: &str = "<!-- Generated below: name, type, help. -->\n";
 
+/// A scrape leaves families without a series out.
+fn give_each_family_a_series(metrics: &Metrics) {
+    let kind = KindLabel::from(ObjectKind::Service);
+    let own = &metrics.own;
+    own.invalid_objects.get_or_create(&kind).set(0);
+    own.object_problems.get_or_create(&kind).inc();
+    own.source_connected.get_or_create(&kind).set(1);
+    metrics.set_foreign_legacy(0);
+    let answered = Paths {
+        udp: PacketOutcome::Answered,
+        ..Paths::default()
+    };
+    metrics.probes.measured(&Measurement {
+        host: answered,
+        ..Measurement::default()
+    });
+    let finding = Finding {
+        node: "node-b".into(),
+        family: Family::Ip,
+        kind: "silent",
+        text: String::new(),
+    };
+    metrics.probes.round(&RoundSummary {
+        peers: 1,
+        failing: 1,
+        findings: &[finding],
+        remedies: 0,
+    });
+}
+
 /// Name, type and help of each metric of Portolan's own.
 fn table() -> String {
     let mut metrics = Metrics::new();
     metrics.collect(Box::new(service_traffic::Exposed::default()));
+    give_each_family_a_series(&metrics);
     let scrape = metrics.encode(Format::Text);
     let mut rows = Vec::new();
     let mut help = "";
