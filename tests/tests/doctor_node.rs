@@ -15,9 +15,9 @@ const FAULTS: [[&str; 3]; 2] = [
         "net.ipv4.ip_forward is 0",
     ],
     [
-        "nft add table inet walls; add chain inet walls all { type filter hook forward priority 0; policy drop; }",
+        "nft add table inet walls; add chain inet walls outer { type filter hook forward priority 0; policy drop; }",
         "nft delete table inet walls",
-        "table inet walls, chain all on forward lets no packet pass",
+        "table inet walls, chain outer on forward lets no packet pass",
     ],
 ];
 

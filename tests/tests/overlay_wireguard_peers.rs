@@ -5,13 +5,13 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Host, Protocol, scenario, wait_until};
+use lab::{Host, Protocol, scenario, wait_for, wait_until};
 use nix::sys::socket::{getsockopt, sockopt};
 use portolan_tests::encrypted::{ANNOTATION, Encrypted};
 use portolan_tests::overlay::{PORT, all_go_on, reaches, tool, worst};
 use portolan_tests::slowness;
 use portolan_tests::stage::PATIENCE;
-use portolan_tests::wire::ensure_sealed;
+use portolan_tests::wire::{Listener, ensure_sealed};
 
 #[scenario(Vxlan, Nft, Wireguard)]
 fn host_networks_reach_pods_of_other_nodes_encrypted() -> Result<()> {
@@ -176,16 +176,17 @@ fn a_spoiled_key_file_cuts_no_node_off_that_prefers_encryption() -> Result<()> {
     nodes.start(1, "prefer")?;
     nodes.start(0, "prefer")?;
     nodes.stage.wait_for_mesh()?;
-    let listeners = nodes.listen()?;
     let (node, pod) = (&nodes.stage.nodes[0], &nodes.stage.pods[1]);
-    for address in pod.addresses() {
-        ensure!(reaches(node, Protocol::Tcp, address), "{address}");
-    }
-    let heard: Vec<_> = listeners
-        .into_iter()
-        .map(|one| one.stop())
-        .collect::<Result<_>>()?;
-    ensure!(heard.iter().any(|heard| heard.readable > 0), "{heard:?}");
+    wait_for("packets in clear text", PATIENCE, || {
+        let listeners = nodes.listen()?;
+        for address in pod.addresses() {
+            ensure!(reaches(node, Protocol::Tcp, address), "{address}");
+        }
+        let heard = listeners.into_iter().map(Listener::stop);
+        let heard = heard.collect::<Result<Vec<_>>>()?;
+        ensure!(heard.iter().any(|heard| heard.readable > 0), "{heard:?}");
+        Ok(())
+    })?;
     says(&nodes, 0, "does not decode")?;
     // And what the earlier run has left goes, without a gap.
     let beats = nodes.stage.beats()?;
