@@ -9,7 +9,7 @@ use lab::{
     Daemon, HEALTH_PORT, Host, Lab, Loss, Node, PodLinks, program, scenario, wait_for, wait_until,
 };
 use portolan_tests::doctor::{Diagnosis, FAMILIES, FAST, ask, doctor, wait_until_healthy};
-use portolan_tests::flannel::{Firewall, start_flannel};
+use portolan_tests::flannel::{Firewall, start_flannel, write_net_conf};
 use portolan_tests::overlay::{OverlayStage, metric, tool};
 use portolan_tests::stage::PATIENCE;
 use serde_json::Value;
@@ -58,6 +58,23 @@ fn wait_for_trouble(host: &Host, peer: &str, verdict: &str, there: bool) -> Resu
         wait_until(&what, 2 * PATIENCE, || {
             metric(host, &series).is_ok_and(|value| (value == 1) == there)
         })?;
+    }
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft)]
+fn a_peer_whose_own_mtu_is_smaller_is_healthy() -> Result<()> {
+    let stage = OverlayStage::new(2)?;
+    let backend = r#", "MTU": 1400"#;
+    let conf = write_net_conf(&stage, 1, Firewall::Nftables, backend)?;
+    let smaller = [FAST, &["--net-config-path", &conf]].concat();
+    let _daemons = [stage.start(0, FAST)?, stage.start(1, &smaller)?];
+    stage.wait_for_mesh()?;
+    wait_until_healthy(&stage)?;
+    for (from, to, full) in [(0, "node-1", 1450), (1, "node-0", 1350)] {
+        let found = ask(&stage.nodes[from], to, "IPv4")?;
+        is(&found, "healthy")?;
+        ensure!(measured(&found, "/sizes/full") == full, "{}", found.peer);
     }
     Ok(())
 }

@@ -187,7 +187,8 @@ fn a_spoiled_key_file_cuts_no_node_off_that_prefers_encryption() -> Result<()> {
         ensure!(heard.iter().any(|heard| heard.readable > 0), "{heard:?}");
         Ok(())
     })?;
-    says(&nodes, 0, "does not decode")?;
+    let said = nodes.says(0, "status")?;
+    ensure!(said.contains("does not decode"), "{said}");
     // And what the earlier run has left goes, without a gap.
     let beats = nodes.stage.beats()?;
     let is_gone = || {

@@ -35,6 +35,8 @@
 //!   `ipvs` and `nftables` sections are checked in every mode.
 //! - `conntrack.tcpBeLiberal: false` is no request, since every generated file has it.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 mod command_line;
 mod effective;
 mod file;

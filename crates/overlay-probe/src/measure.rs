@@ -13,7 +13,7 @@ use net_types::Family;
 use tokio::time::{Instant, sleep};
 
 use super::directory::{Directory, LocalVtep, Target};
-use super::wire::{HEADER, Packet, REQUEST, has, want};
+use super::wire::{HEADER, Packet, REQUEST, has, headers, want};
 use super::{Shared, counters, ping, request, trace};
 
 /// Time limit of a probe, all tries together.
@@ -279,16 +279,12 @@ impl<'a> Pair<'a> {
 
     /// Whether an IP packet of this size arrives and, with [`want::FULL_SIZE`], one of the same size comes back.
     async fn passes(&self, size: u32, want: u16) -> bool {
-        let headers = match self.peer.family {
-            Family::Ip => 28,
-            Family::Ip6 => 48,
-        };
         let request = Packet::Request {
             want,
             nonce: rand::random(),
             earlier: 0,
         };
-        let size = (size as usize).saturating_sub(headers);
+        let size = (size as usize).saturating_sub(headers(self.peer.family));
         let (local, to) = (self.local.tunnel, self.at_tunnel());
         request::udp(local, to, &request, size, PATIENCE)
             .await

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use net_types::Family;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::{AbortHandle, JoinSet};
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::directory::{Path, Target};
 use super::request::{LARGEST, datagrams};
-use super::wire::{ANSWER, HEADER, Packet, REQUEST, STREAM, has, want};
+use super::wire::{ANSWER, HEADER, Packet, REQUEST, STREAM, has, headers, want};
 use super::{Shared, result_of, trace};
 
 /// Time between two checks of this node's addresses.
@@ -108,7 +109,7 @@ async fn answer_datagrams(shared: &Arc<Shared>, socket: &UdpSocket, path: Path) 
                 };
                 let size = match want & want::FULL_SIZE {
                     0 => length.min(ANSWER),
-                    _ => length,
+                    _ => length.min(largest(shared, peer.family)),
                 };
                 // An answer that cannot be sent counts as lost.
                 let _ = socket.send_to(&answer.encode(size), from).await;
@@ -154,6 +155,16 @@ fn about(shared: &Arc<Shared>, peer: &Target, want: u16, nonce: u64, earlier: u6
         corrupt,
         text,
     }
+}
+
+/// The largest answer that this node can send through the tunnel: a peer may have a larger MTU, by its own configuration or
+/// because it encrypts nothing.
+fn largest(shared: &Shared, family: Family) -> usize {
+    let directory = shared.directory();
+    let mtu = directory.local(family).map(|local| local.mtu);
+    mtu.map_or(usize::MAX, |mtu| {
+        (mtu as usize).saturating_sub(headers(family))
+    })
 }
 
 /// Sends a packet through the tunnel to the peer's responder.

@@ -14,6 +14,8 @@
 //! Input is untrusted: a packet that does not decode is not answered. An answer is never longer than its request, nor
 //! are an answer and an arrival together.
 
+use net_types::Family;
+
 /// Bytes before the filler.
 pub(super) const HEADER: usize = 32;
 /// Size of a request over the host path: answer and arrival together must not exceed it.
@@ -23,12 +25,20 @@ pub(super) const ANSWER: usize = REQUEST - HEADER;
 /// Bytes of a stream, each way: several segments, and more than one page.
 pub(super) const STREAM: usize = 16 * 1024;
 
+/// Bytes of the headers of IP and UDP around a packet.
+pub(super) fn headers(family: Family) -> usize {
+    match family {
+        Family::Ip => 28,
+        Family::Ip6 => 48,
+    }
+}
+
 const MAGIC: [u8; 4] = *b"PTPB";
 const VERSION: u8 = 1;
 
 /// Flags of a request.
 pub(super) mod want {
-    /// An answer of the request's size instead of a small one.
+    /// An answer of the request's size, or of the largest that the peer can send, instead of a small one.
     pub(crate) const FULL_SIZE: u16 = 1;
     /// Besides the answer, an arrival through the tunnel.
     pub(crate) const ARRIVAL: u16 = 2;

@@ -9,6 +9,8 @@
 //! skipped without being stored, and every optional field may be absent or null. Whatever is decoded,
 //! conversion returns; it never panics, and no text it returns holds control characters.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 mod address;
 mod annotations;
 mod context;

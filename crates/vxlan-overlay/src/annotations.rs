@@ -4,6 +4,8 @@
 //! flannel's: its own reader of `backend-data` cuts the text at `:"` instead of parsing JSON, and finds its MAC again
 //! after a way back only in exactly this form. Values are foreign text: they are parsed, never repeated.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
