@@ -106,7 +106,7 @@ async fn a_dead_first_server_is_passed_over_for_the_next() {
 }
 
 #[tokio::test]
-async fn a_server_that_answers_with_errors_is_passed_over_for_the_next() {
+async fn a_server_that_answers_with_errors_is_passed_over() {
     let pod = Pod::new();
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let sick = FakeApi::serve_tls(listener, &pod.authority, &["127.0.0.1"]).unwrap();
