@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_changes_at_each_step_has_no_frontend_that_waits() {
+    fn no_frontend_waits_for_ever_while_its_service_changes() {
         const ROUND: usize = 200 * 500 / STEP + 1;
         let mut steps = Steps::default();
         let mut current = service("large", 200, 0..250);

@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_key_leads_to_no_rotation_soon_after_one_that_was_given_up() {
+    fn an_old_key_rests_after_a_rotation_that_was_given_up() {
         let folder = tempfile::tempdir().unwrap();
         let (path, now) = (folder.path().join("keys.json"), Instant::now());
         let mut keys = Keys::open(&path, Duration::from_secs(1), now).unwrap();
