@@ -4,8 +4,6 @@
 //! the control loop is busy or stuck, and no client can slow the proxy down. A port that cannot be bound is retried;
 //! proxying never depends on it. Health checks of Services ([`crate::health_checks`]) run on the same thread.
 
-#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
-
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;

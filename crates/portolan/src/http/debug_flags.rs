@@ -3,6 +3,8 @@
 //! Paths, methods, bodies and codes are kube-proxy's (`DebugFlags` in apiserver's `pkg/server/routes`, `GlogSetter` in
 //! component-base's `logs`). Whoever may scrape metrics from elsewhere may not change the log here: only clients of the node may.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use bytes::Bytes;
 use http::{Method, StatusCode};
 

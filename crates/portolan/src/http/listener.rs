@@ -5,6 +5,8 @@
 //! connections loses one, first one that has had an answer; so neither silent, slow nor many clients keep a probe from its
 //! answer.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr};
