@@ -534,12 +534,12 @@ fn a_pod_that_flannel_masquerades_gets_but_an_echo() -> Result<()> {
 #[scenario(Vxlan, Nft)]
 fn foreign_answerer_on_the_probe_port_is_not_believed() -> Result<()> {
     const NOBODY: &str = "65534";
-    const ANSWER: &str = r#"{"node":"n","trouble":null,"peers":[],"left_out":0,"remedies":[],"notes":["all is well"]}"#;
+    const ANSWER: &str = r#"{"node":"n","overlay":true,"checks":[{"check":"all is well","faults":[],"notes":[]}]}"#;
     let lab = Lab::builder().build()?;
     let node = lab.node("node-0")?;
     let script = format!(
         r#"$| = 1; socket(L, AF_UNIX, SOCK_STREAM, 0) or die;
-           bind(L, pack("S a*", AF_UNIX, "\0portolan-doctor")) or die; listen(L, 1); print "listening\n";
+           bind(L, pack("S a*", AF_UNIX, "\0portolan")) or die; listen(L, 1); print "listening\n";
            while (accept(C, L)) {{ my $question = <C>; print C '{ANSWER}', "\n"; close C; }}"#
     );
     let squatter = [
