@@ -534,7 +534,8 @@ fn a_pod_that_flannel_masquerades_gets_but_an_echo() -> Result<()> {
 #[scenario(Vxlan, Nft)]
 fn foreign_answerer_on_the_probe_port_is_not_believed() -> Result<()> {
     const NOBODY: &str = "65534";
-    const ANSWER: &str = r#"{"node":"n","overlay":true,"checks":[{"check":"all is well","faults":[],"notes":[]}]}"#;
+    const ANSWER: &str =
+        r#"{"node":"n","overlay":true,"checks":[{"check":"all is well","faults":[],"notes":[]}]}"#;
     let lab = Lab::builder().build()?;
     let node = lab.node("node-0")?;
     let script = format!(
