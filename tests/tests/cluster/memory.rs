@@ -1,6 +1,8 @@
 //! Memory of Portolan and of kube-proxy in the same cluster, with the same Services.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
 use lab::wait_for;
@@ -129,7 +131,11 @@ fn addresses(cluster: &Cluster, proxy: ServiceProxy) -> Result<usize> {
         }
         table => cluster.run_on("node2", &["nft", "list", "table", "ip", table])?,
     };
-    Ok(listing.matches(" 10.96.").count())
+    // The cluster's range of cluster IPs: 10.96.0.0/16.
+    let is_cluster_ip = |ip: &Ipv4Addr| matches!(ip.octets(), [10, 96, ..]);
+    let words = listing.split(|c: char| !c.is_ascii_digit() && c != '.');
+    let found = words.filter_map(|word| word.parse().ok());
+    Ok(found.filter(is_cluster_ip).collect::<BTreeSet<_>>().len())
 }
 
 /// Starts a service proxy again on all nodes, and reads its memory when it has written all rules.
@@ -141,11 +147,15 @@ fn after_a_restart(cluster: &Cluster, proxy: ServiceProxy, services: usize) -> R
     wait_for("the first sync", PATIENCE, || {
         cluster.kubectl(&["get", "--raw", healthz])
     })?;
-    let found = addresses(cluster, proxy)?;
-    ensure!(
-        found >= services,
-        "rules of {found} Services, not {services}"
-    );
+    // kube-proxy is healthy before its first sync has all that there is.
+    wait_for("all rules", PATIENCE, || {
+        let found = addresses(cluster, proxy)?;
+        ensure!(
+            found >= services,
+            "rules of {found} Services, not {services}"
+        );
+        Ok(())
+    })?;
     let read = format!(
         "pid=$(pgrep -x -o {}); sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/$pid/status; \
          if [ -d /sys/fs/cgroup/memory ]; then cat /sys/fs/cgroup/memory$(sed -n 's/^[0-9]*:memory://p' /proc/$pid/cgroup)/memory.max_usage_in_bytes; \
