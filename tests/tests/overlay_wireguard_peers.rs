@@ -241,3 +241,37 @@ fn a_family_without_a_tunnel_is_not_reached_in_clear_either() -> Result<()> {
     }
     Ok(())
 }
+
+/// The first node's IPv6 table filters frames that arrive, and seals what leaves.
+fn filters_and_seals(nodes: &Encrypted, when: &str) -> Result<()> {
+    let table = nodes.stage.nodes[0].nft(&["list", "table", "ip6", "portolan-overlay"])?;
+    for chain in ["raw_prerouting", "sealed"] {
+        ensure!(
+            table.contains(&format!("chain {chain} ")),
+            "{when}: {table}"
+        );
+    }
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_family_that_loses_its_tunnel_keeps_the_table_of_it() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    nodes.start_all("require")?;
+    nodes.wait_until_encrypted()?;
+    filters_and_seals(&nodes, "with the tunnel")?;
+    nodes.stage.ip(0, "link set eth0 mtu 1380")?;
+    wait_for("the problem", PATIENCE, || {
+        let said = nodes.says(0, "status")?;
+        ensure!(said.contains("1380"), "{said}");
+        Ok(())
+    })?;
+    // The device is there, and what filters its frames as well; also for the next process.
+    filters_and_seals(&nodes, "without a plan for it")?;
+    nodes.start(0, "require")?;
+    let (node, v4) = (&nodes.stage.nodes[0], nodes.stage.pods[1].ipv4());
+    wait_until("IPv4 pods", PATIENCE, || {
+        reaches(node, Protocol::Udp, v4.into())
+    })?;
+    filters_and_seals(&nodes, "after a restart")
+}

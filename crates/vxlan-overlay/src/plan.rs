@@ -223,16 +223,6 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
     others.sort_by(|a, b| a.seniority().cmp(&b.seniority()));
     let carried = |family: &Family| facts.config.carries(*family);
     for family in Family::ALL.into_iter().filter(carried) {
-        plan.barriers[family] = facts.carriers.sealed.then(|| {
-            let of_others = others.iter().filter_map(|node| range_of(node, family));
-            Barrier {
-                cluster: match facts.config.network(family) {
-                    Some(network) => vec![network],
-                    None => of_others.collect(),
-                },
-                pod_cidr: range_of(own, family),
-            }
-        });
         let Some(pod_cidr) = range_of(own, family) else {
             continue;
         };
@@ -280,7 +270,6 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
         own_addresses.sort();
         own_addresses.dedup();
         let peers = peers(facts, &others, parent, claims, &mut plan.problems);
-        plan.barriers[family] = None;
         plan.tunnels[family] = Some(Tunnel {
             device,
             published,
@@ -294,6 +283,18 @@ pub fn plan<'a>(facts: Facts<'_>, nodes: impl Iterator<Item = &'a Node> + Clone)
             sealed: facts.carriers.sealed,
             peers,
         });
+    }
+    for family in Family::ALL.into_iter().filter(carried) {
+        if facts.carriers.sealed && plan.tunnels[family].is_none() {
+            let of_others = others.iter().filter_map(|node| range_of(node, family));
+            plan.barriers[family] = Some(Barrier {
+                cluster: match facts.config.network(family) {
+                    Some(network) => vec![network],
+                    None => of_others.collect(),
+                },
+                pod_cidr: range_of(own, family),
+            });
+        }
     }
     plan.problems.sort();
     plan.problems.dedup();

@@ -59,15 +59,11 @@ impl OverlayTable {
     ///
     /// After an error the next sync reads the tables; when that is due is left to the caller, who backs off.
     pub(super) fn sync(&mut self, plan: &Arc<Plan>) -> Result<usize> {
-        let is_committed = |family: Family| {
-            let has_none = plan.tunnels[family].is_none() && plan.barriers[family].is_none();
-            has_none || self.committed[family].as_ref() == Some(plan)
-        };
-        if Family::ALL.into_iter().all(is_committed) {
-            return Ok(0);
-        }
         let mut steps = 0;
         for family in Family::ALL {
+            if self.committed[family].as_ref() == Some(plan) || self.is_sealed(family, plan)? {
+                continue;
+            }
             let Some(wanted) = table(&self.config, self.options, plan, family) else {
                 continue;
             };
@@ -78,6 +74,26 @@ impl OverlayTable {
             steps += result?;
         }
         Ok(steps)
+    }
+
+    /// Whether the table of a tunnel stands where only a barrier is planned. The device stays when a tunnel is planned no longer,
+    /// and so does its table: it drops the same, and filters what arrives.
+    fn is_sealed(&mut self, family: Family, plan: &Plan) -> Result<bool> {
+        if plan.tunnels[family].is_some() || plan.barriers[family].is_none() {
+            return Ok(false);
+        }
+        if let Some(before) = &self.committed[family] {
+            return Ok(before.tunnels[family]
+                .as_ref()
+                .is_some_and(|tunnel| tunnel.sealed));
+        }
+        let found = self.kernel.list(family)?;
+        let has = |name: &str| {
+            found
+                .as_ref()
+                .is_some_and(|found| found.chains.contains_key(name))
+        };
+        Ok(has("raw_prerouting") && has("sealed"))
     }
 
     fn sync_one(
