@@ -80,6 +80,21 @@ fn a_peer_whose_own_mtu_is_smaller_is_healthy() -> Result<()> {
 }
 
 #[scenario(Vxlan, Nft)]
+fn a_node_whose_services_are_kube_proxys_is_healthy() -> Result<()> {
+    let stage = OverlayStage::new(2)?;
+    stage.nodes[0].nft(&["add table ip kube-proxy"])?;
+    let _daemons = stage.start_all(&["--service-proxy=off"])?;
+    wait_for("a verdict without a fault", PATIENCE, || {
+        let (code, text) = doctor(&stage.nodes[0], &[])?;
+        ensure!(
+            code == Some(0) && text.contains("conntrack table"),
+            "{code:?} {text}"
+        );
+        Ok(())
+    })
+}
+
+#[scenario(Vxlan, Nft)]
 fn healthy_mesh_raises_no_alarm_in_a_thousand_rounds() -> Result<()> {
     let (stage, _daemons) = start(3)?;
     let (code, text) = doctor(&stage.nodes[0], &["--to", "node-1"])?;

@@ -22,6 +22,8 @@ const CLOCK: i64 = 10;
 /// What is known beside what is read.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
+    /// Whether Services are served: other proxies are in the way of these only.
+    pub(crate) has_services: bool,
     /// Families in which this node has an address.
     pub(crate) families: Vec<Family>,
     /// Whether there is an overlay, whose probes examine forwarding themselves.
@@ -66,16 +68,18 @@ pub(crate) fn examine(known: &Known) -> Vec<Check> {
         checks.push(forwarding::chains(&known.families));
     }
     checks.push(conntrack::check());
-    checks.push(proxies::check(known.alarm.as_deref()));
-    checks.push(local_addresses::check(&known.cluster_ips));
+    if known.has_services {
+        checks.push(proxies::check(known.alarm.as_deref()));
+        checks.push(local_addresses::check(&known.cluster_ips));
+        checks.push(Check {
+            notes: known.suspects.clone(),
+            ..Check::new("failover")
+        });
+    }
     checks.extend(known.clock.map(clock));
     checks.push(Check {
         notes: known.fallbacks.clone(),
         ..Check::new("kernel features")
-    });
-    checks.push(Check {
-        notes: known.suspects.clone(),
-        ..Check::new("failover")
     });
     checks
 }

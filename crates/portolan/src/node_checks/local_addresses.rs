@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::SockaddrStorage;
 use service_model::ObjectName;
 
 use super::Check;
@@ -15,7 +14,7 @@ const NAMED: usize = 8;
 
 pub(super) fn check(cluster_ips: &BTreeMap<IpAddr, ObjectName>) -> Check {
     let addresses = getifaddrs().into_iter().flatten().filter_map(|entry| {
-        let address = entry.address.as_ref().and_then(ip)?;
+        let address = entry.address.as_ref().and_then(ipvs::ip)?;
         Some((entry.interface_name, address))
     });
     judge(addresses, cluster_ips)
@@ -39,11 +38,6 @@ fn judge(
     });
     check.notes = notes.take(NAMED).collect();
     check
-}
-
-fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
-    let v4 = address.as_sockaddr_in().map(|address| address.ip().into());
-    v4.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))
 }
 
 #[cfg(test)]

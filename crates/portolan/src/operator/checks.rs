@@ -19,6 +19,7 @@ pub(super) fn answer(known: &Knowledge) -> NodeChecks {
         addresses.map(|address| (*address, service.name.clone()))
     });
     let checks = node_checks::examine(&Known {
+        has_services: published.status.is_some(),
         families: own.map(|address| Family::of(*address)).collect(),
         has_overlay: published.overlay.is_some(),
         cluster_ips: cluster_ips.collect(),

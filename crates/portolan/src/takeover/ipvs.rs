@@ -75,7 +75,8 @@ impl Leftovers {
     }
 }
 
-fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+/// The IP address in an address of an interface.
+pub(crate) fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
     v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
 }
