@@ -56,7 +56,7 @@ const OF_AN_ENDPOINT: usize = 2;
 const OF_A_READING: usize = 256;
 /// Nodes that are probed at a time because of attempts.
 const AT_ONCE: usize = 32;
-const NEVER_ANSWERED: &str = "has answered no probe, so a rule may drop probes";
+const NO_ANSWER: &str = "has answered no probe, so a rule may drop probes";
 
 /// What the part knows from its start.
 pub struct Config {
@@ -301,7 +301,7 @@ impl Failover {
         let expired = self.suspicions.expire(now);
         for node in &expired {
             self.reporter
-                .ended(&Suspect::Node(node.clone()), None, NEVER_ANSWERED);
+                .ended(&Suspect::Node(node.clone()), None, NO_ANSWER);
         }
         self.publish();
         for node in nodes {
@@ -367,7 +367,7 @@ impl Failover {
         }
         for endpoint in self.endpoints.suspicions.expire(now) {
             let suspect = Suspect::Endpoint(endpoint);
-            self.reporter.ended(&suspect, None, NEVER_ANSWERED);
+            self.reporter.ended(&suspect, None, NO_ANSWER);
         }
         self.publish();
         for endpoint in self.endpoints.take_due(now) {
@@ -440,7 +440,7 @@ impl Failover {
                 self.probe_endpoints(attempts, now);
                 self.suspicions.answered(node, now)
             }
-            Suspect::Endpoint(endpoint) => self.endpoints.answered(*endpoint, &self.directory, now),
+            Suspect::Endpoint(endpoint) => self.endpoints.answered(*endpoint, now),
         };
         self.ignore(attempts, now);
         if lasted.is_some() {

@@ -79,16 +79,11 @@ impl Endpoints {
     }
 
     /// Notes that an endpoint has answered. Returns as [`Suspicions::answered`].
-    pub(super) fn answered(
-        &mut self,
-        endpoint: SocketAddr,
-        directory: &SharedDirectory,
-        now: Instant,
-    ) -> Option<Duration> {
+    pub(super) fn answered(&mut self, endpoint: SocketAddr, now: Instant) -> Option<Duration> {
         let lasted = self.suspicions.answered(&endpoint, now);
         // Endpoints come and go; those that are left alone answer again when they are asked.
-        if self.suspicions.proven() > REMEMBERED {
-            self.forget(directory);
+        if self.suspicions.remembered() > REMEMBERED {
+            self.suspicions.forget_others();
         }
         lasted
     }
@@ -107,11 +102,8 @@ impl Endpoints {
     pub(super) fn forget(&mut self, directory: &SharedDirectory) -> Vec<SocketAddr> {
         let suspects: BTreeSet<SocketAddr> = self.suspicions.all().copied().collect();
         let asked = directory.asked_for(&suspects, self.for_all);
-        let is_full = self.suspicions.proven() > REMEMBERED;
-        let exists = |endpoint: &SocketAddr| {
-            asked.contains(endpoint) || !is_full && !suspects.contains(endpoint)
-        };
-        self.suspicions.retain(exists)
+        self.suspicions
+            .retain(|endpoint| asked.contains(endpoint) || !suspects.contains(endpoint))
     }
 
     /// The suspects that are to be probed again and are not at the moment.

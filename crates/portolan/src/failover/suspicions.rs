@@ -66,9 +66,17 @@ impl<K: Ord + Clone> Suspicions<K> {
         self.suspects.keys()
     }
 
-    /// How many have ever answered.
-    pub(super) fn proven(&self) -> usize {
-        self.proven.len()
+    /// How much is kept, about suspects and others.
+    pub(super) fn remembered(&self) -> usize {
+        self.proven.len() + self.returned.len() + self.paused.len()
+    }
+
+    /// Drops everything about those that are no suspects.
+    pub(super) fn forget_others(&mut self) {
+        let suspects = &self.suspects;
+        self.proven.retain(|node| suspects.contains_key(node));
+        self.returned.clear();
+        self.paused.retain(|node, _| suspects.contains_key(node));
     }
 
     /// Whether this one is a suspect.
@@ -275,6 +283,21 @@ mod tests {
         now += PROVEN + UNPROVEN;
         assert!(suspicions.may_probe("node-b", now) && suspicions.suspect(b(), 2, now));
         assert_eq!(suspicions.expire(now + UNPROVEN), [b()]);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_not_about_suspects() {
+        let (mut suspicions, now) = (Suspicions::<Arc<str>>::default(), Instant::now());
+        suspicions.answered(&b(), now);
+        for n in 0..9 {
+            suspicions.answered(&format!("node-{n}").into(), now);
+        }
+        assert!(suspicions.suspect(b(), 20, now));
+        assert_eq!(suspicions.remembered(), 10);
+        suspicions.forget_others();
+        assert_eq!(suspicions.remembered(), 1);
+        assert!(suspicions.is_suspect("node-b"));
+        assert!(suspicions.expire(now + UNPROVEN).is_empty());
     }
 
     #[test]
