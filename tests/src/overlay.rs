@@ -146,11 +146,7 @@ impl OverlayStage {
         let api = FakeApi::serve(listener)?;
         api.set_node_patches(true);
         for node in &self.nodes {
-            let mut object = node_object(node);
-            // flannel reads the one field, and ends with a panic where a Node has no annotation at all.
-            object["metadata"]["annotations"]["node.alpha.kubernetes.io/ttl"] = "0".into();
-            object["spec"]["podCIDR"] = object["spec"]["podCIDRs"][0].clone();
-            api.apply(object)?;
+            api.apply(node_object(node))?;
         }
         let kubeconfig = self.manifests.path().join("kubeconfig");
         api.kubeconfig(&kubeconfig)?;

@@ -44,11 +44,7 @@ impl Stage {
         let api = FakeApi::serve(pair.nodes[0].run(move || TcpListener::bind(address))??)?;
         api.set_node_patches(true);
         for node in &pair.nodes {
-            let mut object = node_object(node);
-            // flannel reads the one field, and ends with a panic where a Node has no annotation at all.
-            object["metadata"]["annotations"]["node.alpha.kubernetes.io/ttl"] = "0".into();
-            object["spec"]["podCIDR"] = object["spec"]["podCIDRs"][0].clone();
-            api.apply(object)?;
+            api.apply(node_object(node))?;
         }
         api.kubeconfig(&folder.path().join("kubeconfig"))?;
         Ok(Stage {

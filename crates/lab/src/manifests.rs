@@ -57,10 +57,15 @@ impl Manifests {
 /// The Node object of a lab's node.
 pub fn node_object(node: &Node) -> Value {
     let address = |address: String| json!({ "type": "InternalIP", "address": address });
+    let ranges = [
+        node.pod_cidr_v4().to_string(),
+        node.pod_cidr_v6().to_string(),
+    ];
     json!({
         "apiVersion": "v1", "kind": "Node",
-        "metadata": { "name": node.name() },
-        "spec": { "podCIDRs": [node.pod_cidr_v4().to_string(), node.pod_cidr_v6().to_string()] },
+        // Every Node of a cluster has it, and flannel ends with a panic where there is no annotation at all.
+        "metadata": { "name": node.name(), "annotations": { "node.alpha.kubernetes.io/ttl": "0" } },
+        "spec": { "podCIDR": ranges[0], "podCIDRs": ranges },
         "status": { "addresses": [address(node.ipv4().to_string()), address(node.ipv6().to_string())] },
     })
 }

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::directory::{Path, Target};
+use super::directory::{Directory, Path, Target};
 use super::request::{LARGEST, datagrams};
 use super::wire::{ANSWER, HEADER, Packet, REQUEST, STREAM, has, headers, want};
 use super::{Shared, result_of, trace};
@@ -85,7 +85,8 @@ async fn answer_datagrams(shared: &Arc<Shared>, socket: &UdpSocket, path: Path) 
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
             Err(error) => return Err(error),
         };
-        let Some(peer) = shared.directory().known(from.ip(), path) else {
+        let directory = shared.directory();
+        let Some(peer) = directory.known(from.ip(), path) else {
             continue;
         };
         match Packet::decode(buffer.get(..length).unwrap_or_default()) {
@@ -109,7 +110,7 @@ async fn answer_datagrams(shared: &Arc<Shared>, socket: &UdpSocket, path: Path) 
                 };
                 let size = match want & want::FULL_SIZE {
                     0 => length.min(ANSWER),
-                    _ => length.min(largest(shared, peer.family)),
+                    _ => length.min(largest(&directory, peer.family)),
                 };
                 // An answer that cannot be sent counts as lost.
                 let _ = socket.send_to(&answer.encode(size), from).await;
@@ -159,8 +160,7 @@ fn about(shared: &Arc<Shared>, peer: &Target, want: u16, nonce: u64, earlier: u6
 
 /// The largest answer that this node can send through the tunnel: a peer may have a larger MTU, by its own configuration or
 /// because it encrypts nothing.
-fn largest(shared: &Shared, family: Family) -> usize {
-    let directory = shared.directory();
+fn largest(directory: &Directory, family: Family) -> usize {
     let mtu = directory.local(family).map(|local| local.mtu);
     mtu.map_or(usize::MAX, |mtu| {
         (mtu as usize).saturating_sub(headers(family))

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 /// The root of the checkout.
 pub(crate) fn root() -> Result<PathBuf> {
@@ -81,4 +82,30 @@ pub(crate) fn shown(command: &Command) -> String {
         .get_args()
         .map(|arg| format!(" {}", arg.to_string_lossy()));
     std::iter::once(program.into_owned()).chain(args).collect()
+}
+
+/// Builds by a command of cargo, and says where the programs of these targets of a kind (`test`, `bench`) are, in the same
+/// order.
+pub(crate) fn executables(
+    mut build: Command,
+    kind: &str,
+    targets: &[&str],
+) -> Result<Vec<PathBuf>> {
+    build.args(["--message-format", "json-render-diagnostics"]);
+    build.stderr(std::process::Stdio::inherit());
+    let messages = output(&mut build)?;
+    let messages = String::from_utf8_lossy(&messages);
+    let messages: Vec<Value> = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let executable = |target: &&str| {
+        let found = messages.iter().find_map(|message| {
+            let is_it =
+                message["target"]["name"] == *target && message["target"]["kind"][0] == kind;
+            is_it.then(|| message["executable"].as_str().map(PathBuf::from))?
+        });
+        found.with_context(|| format!("cargo built no {kind} {target:?}"))
+    };
+    targets.iter().map(executable).collect()
 }

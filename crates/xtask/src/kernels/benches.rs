@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
 use super::packages::Unpacked;
 use super::{logs, machine};
-use crate::run::{cargo, output};
+use crate::run::{cargo, executables};
 use crate::{control_plane, image};
 
 /// For a bench on one kernel.
@@ -33,19 +32,11 @@ impl Bench {
         let target = filter.split_whitespace().next().unwrap_or_default();
         let mut command = cargo(&["bench", "--no-run", "--quiet", "--bench", target])?;
         command.args(["--package", "portolan-benches"]);
-        command.args(["--message-format", "json-render-diagnostics"]);
-        command.stderr(std::process::Stdio::inherit());
-        let messages = output(&mut command)?;
-        let messages = String::from_utf8_lossy(&messages);
-        let binary = messages.lines().find_map(|line| {
-            let message: Value = serde_json::from_str(line).ok()?;
-            let is_it = message["target"]["name"] == target && message["executable"].is_string();
-            is_it.then(|| message["executable"].as_str().map(PathBuf::from))?
-        });
+        let binary = executables(command, "bench", &[target])?;
         let mut environment = vec![("PORTOLAN_PROGRAM", image::program()?)];
         environment.extend(control_plane::built()?.map(|built| (control_plane::VARIABLE, built)));
         Ok(Bench {
-            binary: binary.with_context(|| format!("cargo built no bench {target:?}"))?,
+            binary: binary.into_iter().next().context("no bench")?,
             filter: filter.to_owned(),
             environment,
         })

@@ -9,12 +9,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
 use super::packages::Store;
 use super::results::Results;
 use crate::control_plane;
-use crate::run::{built, cargo, output};
+use crate::run::{built, cargo, executables, output};
 
 /// Test binaries of the suite, by target, and those of their tests that are part of it, by parts of their names: by
 /// hand, and where there is little time.
@@ -311,27 +310,13 @@ impl Suite {
 /// Builds the program and the test binaries, and says where these are, in the same order.
 fn build(tests: &[&Tests]) -> Result<Vec<PathBuf>> {
     let mut command = cargo(&["test", "--no-run", "--quiet", "--workspace"])?;
-    command.args(["--message-format", "json-render-diagnostics"]);
     // A test of the program's own package: the program is built for it, as for the quick tests.
     command.args(["--test", "commands"]);
     for tests in tests {
         command.args(["--test", tests.target]);
     }
-    command.stderr(std::process::Stdio::inherit());
-    let messages = output(&mut command)?;
-    let messages = String::from_utf8_lossy(&messages);
-    let messages: Vec<Value> = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
-    let binary = |target: &str| {
-        let binary = messages.iter().find_map(|message| {
-            let is_it = message["target"]["name"] == target && message["profile"]["test"] == true;
-            is_it.then(|| message["executable"].as_str().map(PathBuf::from))?
-        });
-        binary.with_context(|| format!("cargo built no test {target}"))
-    };
-    tests.iter().map(|tests| binary(tests.target)).collect()
+    let targets: Vec<&str> = tests.iter().map(|tests| tests.target).collect();
+    executables(command, "test", &targets)
 }
 
 #[cfg(test)]

@@ -303,6 +303,14 @@ mod tests {
 
     use super::*;
 
+    const OTHERS_ROTATE: Progress = Progress {
+        all_in_first: false,
+        all_in_second: false,
+        quiet: false,
+        others_rotate: true,
+        requested: false,
+    };
+
     fn open(path: &Path) -> Keys {
         Keys::open(path, Duration::ZERO, Instant::now()).unwrap()
     }
@@ -419,11 +427,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut keys = open(&folder.path().join("keys.json"));
         let now = Instant::now();
-        let others = Progress {
-            others_rotate: true,
-            ..Progress::default()
-        };
-        keys.advance(others, now).unwrap();
+        keys.advance(OTHERS_ROTATE, now).unwrap();
         assert_eq!(keys.planes(), [Plane::First, Plane::Second]);
         assert!(!keys.is_rotating());
         keys.advance(Progress::default(), now + PROPAGATION / 2)
@@ -439,15 +443,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut keys = open(&folder.path().join("keys.json"));
         let now = Instant::now();
-        let others = Progress {
-            others_rotate: true,
-            ..Progress::default()
-        };
-        keys.advance(others, now).unwrap();
+        keys.advance(OTHERS_ROTATE, now).unwrap();
         let second = keys.private(Plane::Second);
         let requested = Progress {
             requested: true,
-            ..others
+            ..OTHERS_ROTATE
         };
         keys.advance(requested, now).unwrap();
         assert_eq!(keys.phase(), Phase::Prepare);
