@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::run::run;
 
-/// Programs that checks, tests and the demo call, and the Debian or Ubuntu package of each.
+/// Programs that checks, tests and the demo call, by name or as a file, and the Debian or Ubuntu package of each.
 const NEEDED: &[(&str, &str)] = &[
     ("git", "git"),
     ("nft", "nftables"),
@@ -15,6 +15,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
     // Both variants come with one package.
     ("iptables-legacy", "iptables"),
+    // By it `nft` names protocols; a kube-proxy that reads `6` for `tcp` deletes its own Services.
+    ("/etc/protocols", "netbase"),
 ];
 
 /// Installs missing programs on Debian and Ubuntu; elsewhere fails and names the packages.

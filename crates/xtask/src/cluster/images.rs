@@ -123,14 +123,18 @@ fn pause_of(name: &str) -> Result<Spec> {
     })
 }
 
+/// kube-proxy reads its own maps with `nft`, which names protocols by `/etc/protocols` (netbase): where it prints `6` for
+/// `tcp`, a full sync of kube-proxy adds every element under the one name and deletes it under the other.
 fn kube_proxy(name: String, programs: &Programs, proxy: ServiceProxy) -> Result<Spec> {
     let mut spec = Spec::of(name, "usr/local/bin/kube-proxy", programs.kube_proxy()?);
     let (packages, multi): (&[&str], _) = match proxy {
-        ServiceProxy::KubeProxyIptables => (&["iptables", "nftables"], "xtables-nft-multi"),
-        ServiceProxy::KubeProxyIptablesLegacy => {
-            (&["iptables", "nftables"], "xtables-legacy-multi")
+        ServiceProxy::KubeProxyIptables => {
+            (&["iptables", "netbase", "nftables"], "xtables-nft-multi")
         }
-        _ => (&["nftables"], ""),
+        ServiceProxy::KubeProxyIptablesLegacy => {
+            (&["iptables", "netbase", "nftables"], "xtables-legacy-multi")
+        }
+        _ => (&["netbase", "nftables"], ""),
     };
     spec.trees = vec![Store::open()?.tree(RELEASE, packages)?];
     if !multi.is_empty() {
