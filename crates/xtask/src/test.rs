@@ -4,7 +4,8 @@
 //! long to build (Kubernetes' control plane, kube-proxy, flanneld); `--all` runs them as well, the random tests at
 //! larger sizes, a minute of fuzzing for each decoder, and a few scenarios on other kernels. `--nightly` has larger sizes, a thousand kills, ten thousand foreign
 //! changes, older kube-proxies, all scenarios on all kernels, two whole builds of the image, and all tests in clusters of
-//! `cargo xtask cluster`, of which `--all` runs one migration where the programs of a cluster are built.
+//! `cargo xtask cluster`, of which `--all` runs one migration where the programs of a cluster are built, and Kubernetes'
+//! end-to-end tests with both service proxies, of which `--all` runs most with Portolan where they are built.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::cluster::e2e;
 use crate::control_plane::{self, Versions};
 use crate::run::{built, cargo, output, run};
 use crate::{check, image, kernels, old_version, tools};
@@ -152,7 +154,7 @@ fn rest(options: &Options) -> Result<()> {
     let unset = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
     let sizes: Vec<_> = sizes.into_iter().filter(unset).collect();
     // The minutes are those of a machine with two cores that has built nothing before, without `--nightly`.
-    let parts: [Part<'_>; 9] = [
+    let parts: [Part<'_>; 10] = [
         ("dependencies", 1, &check::dependencies::check),
         ("fuzzing", 2, &fuzz),
         ("large random sets", 5, &|| random(&sizes)),
@@ -171,6 +173,10 @@ fn rest(options: &Options) -> Result<()> {
             false => kernels::few(),
         }),
         ("clusters", 12, &|| clusters(nightly)),
+        ("end-to-end tests", 15, &|| match nightly {
+            true => e2e::e2e(&e2e::Options::default()),
+            false => e2e::gate(),
+        }),
     ];
     let wanted = &options.part;
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|text| name.contains(text));

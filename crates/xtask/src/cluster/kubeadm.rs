@@ -94,7 +94,6 @@ resolvConf: /etc/kubernetes/resolv.conf
 imageGCHighThresholdPercent: 100
 evictionHard: {{imagefs.available: "0%", nodefs.available: "0%", nodefs.inodesFree: "0%"}}
 enforceNodeAllocatable: []
-localStorageCapacityIsolation: false
 "#
     )
 }

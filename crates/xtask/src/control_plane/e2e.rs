@@ -53,6 +53,11 @@ pub(crate) fn programs() -> Result<PathBuf> {
     })
 }
 
+/// Whether [`programs`] has built them all.
+pub(crate) fn is_built() -> Result<bool> {
+    super::is_built(&[&MODULE])
+}
+
 /// The folder of upstream's sources.
 pub(crate) fn sources() -> Result<PathBuf> {
     let list = ["list", "-m", "-f", "{{.Dir}}", KUBERNETES];

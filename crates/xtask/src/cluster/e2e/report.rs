@@ -17,6 +17,8 @@ mod page;
 
 /// The file with commit, date and options of a run, in the run's folder.
 pub(super) const ABOUT: &str = "about.json";
+/// The page, from the root of the repository.
+const PAGE: &str = "docs/conformance.md";
 /// Suffix of the result files of tests that were run again, one at a time.
 pub(super) const ALONE: &str = "-alone";
 
@@ -45,17 +47,39 @@ struct Column {
 /// Writes the page about the runs in two folders. `names` are all tests of networking.
 pub(super) fn write(kube_proxy: &Path, portolan: &Path, names: &[String]) -> Result<()> {
     let text = page::text(&column(kube_proxy)?, &column(portolan)?, names);
-    let path = root()?.join("docs/conformance.md");
+    let path = root()?.join(PAGE);
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     println!("{}", path.display());
     Ok(())
 }
 
+/// The names of tests that fail with Portolan and do not with kube-proxy, by the runs in their folders.
+pub(super) fn worse(kube_proxy: &Path, portolan: &Path) -> Result<Vec<String>> {
+    let (theirs, ours) = (column(kube_proxy)?.outcomes, column(portolan)?.outcomes);
+    Ok(failures(&ours)
+        .filter(|name| !matches!(theirs.get(*name), Some(TestOutcome::Failed(_))))
+        .cloned()
+        .collect())
+}
+
+/// The names of tests that fail in a run with Portolan and do not with kube-proxy, by the page as it is.
+pub(super) fn worse_than_the_page(run: &Path) -> Result<Vec<String>> {
+    let text = fs::read_to_string(root()?.join(PAGE)).with_context(|| format!("read {PAGE}"))?;
+    Ok(failures(&outcomes_of(run)?)
+        .filter(|name| !page::has_failure_of_kube_proxy(&text, name))
+        .cloned()
+        .collect())
+}
+
+fn failures(outcomes: &Outcomes) -> impl Iterator<Item = &String> {
+    let failed = |outcome: &TestOutcome| matches!(outcome, TestOutcome::Failed(_));
+    let failed = outcomes.iter().filter(move |(_, outcome)| failed(outcome));
+    failed.map(|(name, _)| name)
+}
+
 /// The names of tests that failed.
 pub(super) fn failed(results: &Path) -> Result<Vec<String>> {
-    let outcomes = read(results)?.into_iter();
-    let failed = outcomes.filter(|(_, outcome)| matches!(outcome, TestOutcome::Failed(_)));
-    Ok(failed.map(|(name, _)| name).collect())
+    Ok(failures(&read(results)?).cloned().collect())
 }
 
 /// All runs in a folder, in the order of their names, which are times.
@@ -65,21 +89,27 @@ fn column(folder: &Path) -> Result<Column> {
         let about = run.join(ABOUT);
         let about =
             fs::read_to_string(&about).with_context(|| format!("read {}", about.display()))?;
-        let (mut together, mut alone) = (Outcomes::new(), Outcomes::new());
-        for file in sorted(&run)? {
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
-            match name.strip_suffix(".xml") {
-                Some(name) if name.ends_with(ALONE) => alone.extend(read(&file)?),
-                Some(_) => together.extend(read(&file)?),
-                None => {}
-            }
-        }
-        repeat(&mut together, alone);
+        let outcomes = outcomes_of(&run)?;
         let about = serde_json::from_str(&about)?;
-        column.runs.push((about, together.len()));
-        column.outcomes.extend(together);
+        column.runs.push((about, outcomes.len()));
+        column.outcomes.extend(outcomes);
     }
     Ok(column)
+}
+
+/// The outcomes in the folder of a run.
+fn outcomes_of(run: &Path) -> Result<Outcomes> {
+    let (mut together, mut alone) = (Outcomes::new(), Outcomes::new());
+    for file in sorted(run)? {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        match name.strip_suffix(".xml") {
+            Some(name) if name.ends_with(ALONE) => alone.extend(read(&file)?),
+            Some(_) => together.extend(read(&file)?),
+            None => {}
+        }
+    }
+    repeat(&mut together, alone);
+    Ok(together)
 }
 
 fn sorted(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
@@ -190,6 +220,8 @@ mod tests {
         let text = page::text(&column(failing), &column(passing), &names);
         let row = "| Services should a [Conformance] | **FAIL** | pass, kube-proxy fails | kube-proxy: a\\|b |";
         assert!(text.contains(row), "{text}");
+        let fails = |name| page::has_failure_of_kube_proxy(&text, name);
+        assert!(fails("Services should a [Conformance]") && !fails("Services c"));
         Ok(())
     }
 

@@ -13,7 +13,6 @@ pub(super) const GROUP: &str = "[sig-network] ";
 
 /// Parts of the names of tests that cannot run here, and the reason.
 const EXCLUDED: &[(&str, &str)] = &[
-    ("[Feature:LoadBalancer]", "needs a load balancer"),
     ("[Feature:SCTPConnectivity]", "needs a kernel with SCTP"),
     ("Internet connection", "needs the internet"),
     // It asks for the name of 8.8.8.8.
@@ -26,10 +25,6 @@ const EXCLUDED: &[(&str, &str)] = &[
     ("[Feature:Ingress", "needs an ingress controller"),
     ("[Feature:NEG", "needs a cloud"),
     ("[Provider:", "needs a cloud"),
-    (
-        "evicted",
-        "needs eviction, which the cluster's kubelets have switched off",
-    ),
     (
         "[Feature:KubeProxyNFAcct]",
         "needs kube-proxy in its iptables mode",
@@ -51,18 +46,21 @@ pub(super) struct Stage {
     pub(super) nodes: u8,
     /// Three zones with equal numbers of worker nodes, and direct routing between nodes.
     pub(super) has_zones: bool,
+    /// A load balancer in front of the nodes, where the tests' own client runs as well.
+    pub(super) is_outside: bool,
     /// Node ports on localhost, kube-proxy's label at the service proxy's pods, and one test at a time.
     pub(super) is_special: bool,
     /// Parts of the names of its tests. Empty in the last stage, which has all other tests.
     tests: &'static [&'static str],
 }
 
-pub(super) const STAGES: [Stage; 3] = [
+pub(super) const STAGES: [Stage; 4] = [
     Stage {
         name: "special",
         nodes: 2,
         has_zones: false,
         is_special: true,
+        is_outside: false,
         tests: &[
             "[Feature:LocalhostNodePorts]",
             "after restarting kube-proxy",
@@ -73,6 +71,7 @@ pub(super) const STAGES: [Stage; 3] = [
         nodes: 7,
         has_zones: true,
         is_special: false,
+        is_outside: false,
         tests: &[
             "Traffic Distribution",
             "Topology Hints",
@@ -81,10 +80,19 @@ pub(super) const STAGES: [Stage; 3] = [
         ],
     },
     Stage {
+        name: "load-balancers",
+        nodes: 2,
+        has_zones: false,
+        is_special: false,
+        is_outside: true,
+        tests: &["[Feature:LoadBalancer]"],
+    },
+    Stage {
         name: "main",
         nodes: 2,
         has_zones: false,
         is_special: false,
+        is_outside: false,
         tests: &[],
     },
 ];
@@ -149,17 +157,23 @@ mod tests {
         let list = "test/e2e/network/service.go:1: [sig-network] Services should a [Conformance]\n\
                     test/e2e/network/service.go:2: [sig-network] Traffic Distribution should b\n\
                     test/e2e/network/service.go:3: [sig-network] LoadBalancers [Feature:LoadBalancer] should c [Slow]\n\
+                    test/e2e/network/service.go:4: [sig-network] [Feature:NetworkPolicy] should d\n\
                     test/e2e/storage/x.go:3: [sig-storage] other\n";
         let names = names(list);
-        assert_eq!(names.len(), 3);
-        let [_, zones, main] = &STAGES;
+        assert_eq!(names.len(), 4);
+        let [_, zones, outside, main] = &STAGES;
+        let selected = of_stage(outside, &names, "sig-network")?;
+        assert_eq!(
+            selected,
+            ["LoadBalancers [Feature:LoadBalancer] should c [Slow]"]
+        );
         let selected = of_stage(main, &names, "sig-network")?;
         assert_eq!(selected, ["Services should a [Conformance]"]);
         let selected = of_stage(zones, &names, "sig-network")?;
         assert_eq!(selected, ["Traffic Distribution should b"]);
         assert!(of_stage(zones, &names, "Conformance")?.is_empty());
         let excluded: Vec<_> = names.iter().filter_map(|name| excluded(name)).collect();
-        assert_eq!(excluded, ["needs a load balancer"]);
+        assert_eq!(excluded, ["needs a network policy controller"]);
         Ok(())
     }
 

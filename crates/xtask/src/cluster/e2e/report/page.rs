@@ -17,7 +17,8 @@ pub(super) fn text(kube_proxy: &Column, portolan: &Column, names: &[String]) -> 
         `cargo xtask cluster` with Portolan's overlay, which differ in the service proxy alone. The service proxies are Portolan and kube-proxy of the same \
         Kubernetes in nftables mode.\n\n\
         Two nodes; tests of zones, and one that expects a node's address where a tunnel masquerades, on seven nodes without tunnels between them. Tests of node ports on localhost, and of a \
-        restart of the service proxy, run in clusters where kube-proxy's gate for these node ports is on, and where Portolan's pods have the label of kube-proxy's. \
+        restart of the service proxy, run in clusters where kube-proxy's gate for these node ports is on, and where Portolan's pods have the label of kube-proxy's. Tests of \
+        load balancers run from a host outside of the nodes, which routes the Services' addresses to the nodes whose health port answers. \
         A test that fails beside others is run again alone: `pass, alone`.\n\n\
         | | kube-proxy | Portolan |\n|---|---|---|\n"
         .to_owned();
@@ -110,6 +111,12 @@ fn row(name: &str, kube_proxy: &Column, portolan: &Column) -> String {
         word(theirs),
         escaped(&reason(name, theirs, ours))
     )
+}
+
+/// Whether the page says that a test fails with kube-proxy.
+pub(super) fn has_failure_of_kube_proxy(page: &str, name: &str) -> bool {
+    let failed = word(Some(&TestOutcome::Failed(String::new())));
+    page.contains(&format!("\n| {} | {failed} |", escaped(name)))
 }
 
 fn word(outcome: Option<&TestOutcome>) -> &'static str {
