@@ -32,6 +32,7 @@ pub mod packets;
 pub mod pod;
 pub mod product;
 pub mod stage;
+pub mod terminal;
 pub mod traffic;
 pub mod wire;
 pub mod written;

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::sync::Mutex;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -218,7 +218,7 @@ impl Host {
         ConnectionStream::start(&self.namespace, probe, every)
     }
 
-    /// A command for [`Host::output`] or [`Host::spawn`], to which arguments can be added. Started in
+    /// A command for [`Host::output`], [`Host::spawn`] or [`Host::start`], to which arguments can be added. Started in
     /// another way it would run outside.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         command::command(program)
@@ -232,6 +232,11 @@ impl Host {
     /// Starts a command as a daemon; messages call it `name`.
     pub fn spawn(&self, name: &str, command: Command) -> Result<Daemon> {
         Daemon::start(&self.namespace, name, command)
+    }
+
+    /// Starts a command with the streams that it has; the caller waits for its end.
+    pub fn start(&self, command: Command) -> Result<Child> {
+        self.namespace.spawn(command)
     }
 
     /// Starts a program as a daemon.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::client::{self, UNANSWERED, Unanswered};
 use super::documents::{NodeCheck, NodeChecks};
-use super::print::{json, out};
+use super::print::{Terminal, fitted, json, out};
 use crate::cli::{DoctorArgs, OutputForm};
 
 /// Both reports as one document: the fields of the overlay's, and `checks`.
@@ -82,7 +82,10 @@ pub fn doctor(args: &DoctorArgs) -> ExitCode {
     };
     let report = Report { overlay, checks };
     let is_read = match args.output {
-        OutputForm::Text => out(&report.text(args.to.is_some(), is_measured)),
+        OutputForm::Text => {
+            let text = report.text(args.to.is_some(), is_measured);
+            out(&fitted(&text, Terminal::of_stdout()))
+        }
         OutputForm::Json => json(&report, false),
     };
     match is_read {

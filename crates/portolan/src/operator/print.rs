@@ -71,6 +71,11 @@ impl Terminal {
     }
 }
 
+/// A text whose lines fit into the terminal.
+pub(super) fn fitted(text: &str, terminal: Terminal) -> String {
+    table::lines(text, terminal.width)
+}
+
 /// Prints text. Returns whether the output is read: a reader that closes the pipe early is no failure.
 pub(super) fn out(text: &str) -> bool {
     let mut out = std::io::stdout();

@@ -1,6 +1,6 @@
 //! Services: a table of all, or one with everything about it.
 
-use super::table::{Table, labeled};
+use super::table::{Table, labeled, lines};
 use super::{Terminal, count};
 use crate::operator::documents::{Endpoint, Frontend, Service, Services};
 
@@ -32,7 +32,7 @@ pub(in crate::operator) fn services(all: &Services, terminal: Terminal) -> Strin
     if table.is_empty() {
         out += "no Services\n";
     }
-    out += &uncounted(all);
+    out += &lines(&uncounted(all), terminal.width);
     out
 }
 
@@ -127,7 +127,7 @@ pub(in crate::operator) fn service(
         out += "Endpoints\n";
         out += &endpoints(service, terminal).text(2, width);
     }
-    out += &uncounted(all);
+    out += &lines(&uncounted(all), terminal.width);
     out
 }
 

@@ -1,6 +1,6 @@
 //! A trace, and the result of a verification.
 
-use super::table::{Table, labeled};
+use super::table::{Table, labeled, lines};
 use super::{Terminal, count};
 use crate::operator::documents::{Live, Trace, TraceVerdict, Verification};
 
@@ -103,7 +103,7 @@ pub(in crate::operator) fn verification(found: &Verification, terminal: Terminal
     }
     out += "Steps that would repair the tables\n";
     for difference in &found.differences {
-        out += &format!("  {difference}\n");
+        out += &lines(&format!("  {difference}"), width);
     }
     let more = found
         .difference_count

@@ -2,7 +2,7 @@
 
 use super::Terminal;
 use super::services::port_name;
-use super::table::Table;
+use super::table::{Table, lines};
 use crate::operator::documents::{Flow, Flows, Rates, Top};
 
 /// Services, or endpoints, that fit on a screen.
@@ -48,7 +48,8 @@ pub(in crate::operator) fn top(top: &Top, is_named: bool, terminal: Terminal) ->
         out += &more(rates.count());
     }
     if !top.counts_bytes {
-        out += "bytes and packets are not counted: set net.netfilter.nf_conntrack_acct=1 (new connections count)\n";
+        const REASON: &str = "bytes and packets are not counted: set net.netfilter.nf_conntrack_acct=1 (new connections count)";
+        out += &lines(REASON, terminal.width);
     }
     out
 }
