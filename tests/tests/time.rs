@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use lab::fake_api::{FakeApi, Resource, Verb};
+use lab::fake_api::{FakeApi, Resource};
 use lab::{
     CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, Daemon, HEALTH_PORT, Host, Outcome, scenario, wait_until,
 };
@@ -32,15 +32,10 @@ fn health(node: &Host, path: &str) -> Result<(u16, String)> {
 
 /// Lists of whole kinds so far, also those that come as a stream.
 fn lists(api: &FakeApi) -> usize {
-    let is_list = |verb, parameters: &std::collections::BTreeMap<String, String>| match verb {
-        Verb::List => parameters.get("limit").is_none_or(|limit| limit != "1"),
-        _ => parameters.contains_key("sendInitialEvents"),
-    };
-    let seen = api.seen();
-    let lists = seen
+    api.seen()
         .iter()
-        .filter(|seen| is_list(seen.verb, &seen.parameters));
-    lists.count()
+        .filter(|seen| seen.is_whole_list())
+        .count()
 }
 
 #[scenario(Nft)]

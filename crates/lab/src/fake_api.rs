@@ -175,6 +175,15 @@ impl FakeApi {
         self.server.change(store::Store::compact);
     }
 
+    /// Makes every kind be listed again: breaks every connection, and a watch that resumes is answered with 410. No watch
+    /// receives a bookmark from which it could resume.
+    pub fn expire_watches(&self) {
+        self.server.change_unseen(|store| {
+            store.advance(1);
+            store.compact();
+        });
+    }
+
     /// Objects and version, for [`FakeApi::restore`].
     pub fn backup(&self) -> Backup {
         self.server.store().backup()
@@ -201,7 +210,7 @@ impl FakeApi {
         lock(&self.server.faults).clear();
     }
 
-    /// Closes every connection there is.
+    /// Closes every connection there is. No watch on them receives a later change.
     pub fn break_connections(&self) {
         self.server.break_connections();
     }

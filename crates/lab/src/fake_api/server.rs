@@ -49,15 +49,21 @@ impl Server {
                 _ = stop.changed() => return,
             };
             self.count_connection();
+            // Before it is known to be reachable: a server that becomes unreachable now breaks this connection as well.
+            let breaks = self.breaks.subscribe();
             if self.settings().reachable {
-                tokio::spawn(Arc::clone(&self).connection(stream, tls.clone()));
+                tokio::spawn(Arc::clone(&self).connection(stream, tls.clone(), breaks));
             }
         }
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, tls: Option<TlsAcceptor>) {
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        tls: Option<TlsAcceptor>,
+        mut breaks: watch::Receiver<()>,
+    ) {
         let _ = stream.set_nodelay(true);
-        let mut breaks = self.breaks.subscribe();
         let connection = async move {
             match tls {
                 None => self.requests(stream).await,
@@ -69,8 +75,10 @@ impl Server {
             }
         };
         tokio::select! {
-            () = connection => {}
+            // First: all tasks share one thread, so what a watch writes after a break is not sent.
+            biased;
             _ = breaks.changed() => {}
+            () = connection => {}
         }
     }
 

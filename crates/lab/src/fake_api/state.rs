@@ -39,6 +39,19 @@ pub struct Seen {
     pub metadata_only: bool,
 }
 
+impl Seen {
+    /// Whether all objects of the kind are requested, also as a stream. A list of one object compares versions.
+    pub fn is_whole_list(&self) -> bool {
+        match self.verb {
+            Verb::List => self
+                .parameters
+                .get("limit")
+                .is_none_or(|limit| limit != "1"),
+            _ => self.parameters.contains_key("sendInitialEvents"),
+        }
+    }
+}
+
 /// Settings of a test.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
@@ -158,6 +171,13 @@ impl Server {
         let result = change(&mut self.store());
         self.news.send_replace(());
         result
+    }
+
+    /// Changes the store and breaks every connection, in one step for the watches: they wait for the store.
+    pub(super) fn change_unseen<T>(&self, change: impl FnOnce(&mut Store) -> T) -> T {
+        let mut store = self.store();
+        self.break_connections();
+        change(&mut store)
     }
 
     pub(super) fn settings(&self) -> MutexGuard<'_, Settings> {

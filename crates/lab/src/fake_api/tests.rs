@@ -244,6 +244,36 @@ async fn a_watch_from_a_forgotten_version_is_answered_with_410() {
 }
 
 #[tokio::test]
+async fn a_broken_watch_sees_nothing_that_comes_later() {
+    let api = FakeApi::start().unwrap();
+    for _ in 0..200 {
+        let from = api.version();
+        let mut events = Events::open(&api, &format!("resourceVersion={from}")).await;
+        api.break_connections();
+        api.apply(service("late")).unwrap();
+        assert_eq!(events.next().await, None);
+    }
+}
+
+#[tokio::test]
+async fn expired_watches_cannot_go_on_from_a_late_bookmark() {
+    let api = FakeApi::start().unwrap();
+    api.set_bookmark_interval(Duration::from_millis(1));
+    for _ in 0..200 {
+        let mut last = api.version();
+        let query = format!("resourceVersion={last}&allowWatchBookmarks=true");
+        let mut events = Events::open(&api, &query).await;
+        events.expect("BOOKMARK", "").await;
+        api.expire_watches();
+        while let Some((_, _, version)) = events.next().await {
+            last = version;
+        }
+        let path = format!("/api/v1/services?watch=1&resourceVersion={last}");
+        assert_eq!(send(api.address(), &path).await.status(), 410);
+    }
+}
+
+#[tokio::test]
 async fn a_watch_from_the_future_is_silent_after_a_restore() {
     let api = FakeApi::start().unwrap();
     api.apply(service("a")).unwrap();

@@ -96,10 +96,7 @@ async fn a_server_without_streaming_lists_is_asked_for_pages() {
             view.resets.contains_key(&ObjectKind::Service)
         })
         .await;
-    bench.api.compact();
-    bench.api.advance(5);
-    bench.api.compact();
-    bench.api.break_connections();
+    bench.api.expire_watches();
     bench
         .until("a second list", |view| {
             view.resets[&ObjectKind::Service] == 2

@@ -115,9 +115,7 @@ async fn every_list_is_whole_whatever_happens_to_its_pages() {
             bench
                 .until("a list", |view| view.lists.len() >= round)
                 .await;
-            bench.api.advance(1);
-            bench.api.compact();
-            bench.api.break_connections();
+            bench.api.expire_watches();
         }
         bench.api.apply(service("last")).unwrap();
         bench

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lab::fake_api::{FakeApi, Seen, Verb};
+use lab::fake_api::{FakeApi, Seen};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -102,15 +102,7 @@ async fn lists_after_an_outage(server_forgets: bool) -> usize {
     }
     cancel.cancel();
     let requests = api.seen().split_off(before);
-    // A list of one object compares the server's version with the node's.
-    let lists = requests.iter().filter(|one| {
-        let compares = one
-            .parameters
-            .get("limit")
-            .is_some_and(|limit| limit == "1");
-        let is_list = one.verb == Verb::List || one.parameters.contains_key("sendInitialEvents");
-        is_list && !compares
-    });
+    let lists = requests.iter().filter(|one| one.is_whole_list());
     let (lists, most) = (lists.count(), at_once(&requests));
     let [first, .., last] = &requests[..] else {
         panic!("no requests");
