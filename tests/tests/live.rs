@@ -471,6 +471,17 @@ fn health_checks_report_ready_endpoints_of_this_node() -> Result<()> {
     write(&stage, &[0, 1, 2, 3], behind_load_balancer(CHECK_PORT + 1))?;
     says(CHECK_PORT + 1, Some((200, 2)))?;
     says(CHECK_PORT, None)?;
+    // A node is asked at both addresses, whatever families the Service has.
+    write(&stage, &[1, 2, 3], |object| {
+        behind_load_balancer(CHECK_PORT + 1)(object);
+        if object["kind"] == "Service" {
+            let first = object["spec"]["clusterIPs"][0].clone();
+            object["spec"]["clusterIPs"] = json!([first]);
+            object["spec"]["ipFamilies"] = json!(["IPv4"]);
+            object["spec"]["ipFamilyPolicy"] = json!("SingleStack");
+        }
+    })?;
+    says(CHECK_PORT + 1, Some((200, 1)))?;
     write(&stage, &[0, 1, 2, 3], |_| {})?;
     says(CHECK_PORT + 1, None)?;
     write(&stage, &[0, 1, 2, 3], behind_load_balancer(CHECK_PORT))?;

@@ -183,13 +183,16 @@ impl Listeners {
         }
     }
 
-    /// The addresses of a Service's health check, with the number of local endpoints to report at each.
+    /// The addresses of a Service's health check, with the number of local endpoints to report at each. At an address of a
+    /// family that the Service lacks, those of its other family: a load balancer may ask a node at either address, as
+    /// Kubernetes' own test does.
     fn addresses(&self, service: &ObjectName) -> BTreeMap<SocketAddr, usize> {
         let Some(wanted) = self.wanted.get(service) else {
             return BTreeMap::new();
         };
+        let any = wanted.local_endpoints.values().next();
         let local = |address: &IpAddr| {
-            let local = wanted.local_endpoints.get(&Family::of(*address))?;
+            let local = wanted.local_endpoints.get(&Family::of(*address)).or(any)?;
             Some((SocketAddr::new(*address, wanted.port), *local))
         };
         self.addresses.iter().filter_map(local).collect()
