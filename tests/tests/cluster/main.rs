@@ -9,6 +9,7 @@ mod kubeadm;
 mod lifecycle;
 mod memory;
 mod migration;
+mod operator;
 mod services;
 mod traffic;
 mod upgrade;

@@ -56,11 +56,13 @@ fn has_table(cluster: &Cluster, table: &'static str) -> Result<bool> {
     Ok(has)
 }
 
-/// Whether a node has rules of kube-proxy's iptables mode.
-fn has_iptables_rules(cluster: &Cluster) -> Result<bool> {
-    let count = "for tool in iptables-nft-save ip6tables-nft-save; do $tool 2>/dev/null; done | grep -cE 'KUBE-(SERVICES|SVC-|SEP-)' || true";
+/// Whether a node has rules of kube-proxy's iptables mode, in this variant's tables: `nft` or `legacy`.
+fn has_iptables_rules(cluster: &Cluster, variant: &str) -> Result<bool> {
+    let count = format!(
+        "for tool in iptables-{variant}-save ip6tables-{variant}-save; do $tool 2>/dev/null; done | grep -cE 'KUBE-(SERVICES|SVC-|SEP-)' || true"
+    );
     for node in ["node1", "node2"] {
-        let rules = cluster.run_on(node, &["bash", "-c", count])?;
+        let rules = cluster.run_on(node, &["bash", "-c", &count])?;
         if rules.trim() != "0" {
             return Ok(true);
         }
@@ -97,28 +99,40 @@ fn way_back(cluster: &Cluster, folder: &str, before_cleanup: &[String]) -> Resul
 #[test]
 #[ignore = "needs cluster"]
 fn iptables_mode_gives_way_and_comes_back_with_nothing_lost() -> Result<()> {
+    iptables_mode("iptables", "kube-proxy-iptables", "nft")
+}
+
+#[test]
+#[ignore = "needs cluster"]
+fn iptables_legacy_gives_way_and_comes_back_with_nothing_lost() -> Result<()> {
+    iptables_mode("legacy", "kube-proxy-iptables-legacy", "legacy")
+}
+
+/// There and back again from kube-proxy in iptables mode, with rules in this variant's tables.
+fn iptables_mode(name: &'static str, proxy: &str, variant: &str) -> Result<()> {
     let Some(xtask) = xtask() else {
         return Ok(());
     };
-    let parts = ["--proxy", "kube-proxy-iptables", "--overlay", "flannel"];
-    let cluster = Cluster::up(&xtask, "iptables", &parts)?;
+    let parts = ["--proxy", proxy, "--overlay", "flannel"];
+    let cluster = Cluster::up(&xtask, name, &parts)?;
     let web = Web::new(&cluster)?;
-    ensure!(has_iptables_rules(&cluster)?, "kube-proxy has no rules");
+    let has_rules = |cluster: &Cluster| has_iptables_rules(cluster, variant);
+    ensure!(has_rules(&cluster)?, "kube-proxy has no rules");
     let there = Traffic::start(&web)?;
     there.goes_on(100)?;
     follow(&cluster, "## kube-proxy")?;
-    rules_go(&cluster, has_iptables_rules)?;
+    rules_go(&cluster, has_rules)?;
     there.goes_on(200)?;
     there
         .stop()?
-        .nothing_is_lost("kube-proxy (iptables) to Portolan")?;
+        .nothing_is_lost(&format!("{proxy} to Portolan"))?;
     let back = Traffic::start(&web)?;
     back.goes_on(100)?;
     way_back(&cluster, "deploy/kubeadm", &[])?;
-    ensure!(has_iptables_rules(&cluster)?, "kube-proxy has no rules");
+    ensure!(has_rules(&cluster)?, "kube-proxy has no rules");
     back.goes_on(200)?;
     back.stop()?
-        .nothing_is_lost("Portolan to kube-proxy (iptables)")
+        .nothing_is_lost(&format!("Portolan to {proxy}"))
 }
 
 /// Edits the ConfigMap for this cluster as the guide says, and leaves the limit of conntrack, which is the whole machine's, alone.
