@@ -53,6 +53,7 @@ fn size() -> (Plan, Vec<Shape>) {
             pause: Duration::from_millis(1100),
             churn: Duration::from_secs(2),
             rate: 20,
+            probe_every: Duration::from_millis(250),
             patience: Duration::from_secs(60),
         };
         return (plan, vec![Shape::new(50, 10)]);
@@ -62,6 +63,7 @@ fn size() -> (Plan, Vec<Shape>) {
         pause: Duration::from_millis(1200),
         churn: Duration::from_secs(60),
         rate: 100,
+        probe_every: Duration::from_millis(250),
         patience: Duration::from_secs(300),
     };
     let shapes = [1_000, 5_000, 10_000].map(|services| Shape::new(services, 10));

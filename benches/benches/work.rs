@@ -36,6 +36,7 @@ fn size() -> (Plan, Vec<Shape>) {
         pause: Duration::from_millis(1100),
         churn: Duration::from_secs(seconds),
         rate,
+        probe_every: Duration::from_millis(250),
         patience: Duration::from_secs(120),
     };
     if quick() {

@@ -3,6 +3,7 @@
 //! * [`Contender`] is a program to start: Portolan, or kube-proxy of some release with some `minSyncPeriod`.
 //! * [`Stage`] is the cluster around it: a node, an API server on it, and every endpoint there is, on real links.
 //! * [`measure`] takes one contender through all that is compared, and returns its [`Figures`].
+//! * [`Worst`] is a Service that costs a node much, to be put beside the others.
 //! * [`table`] prints the figures of all.
 //!
 //! Whether something is in force is asked of the network: a connection goes through, or goes to the new endpoint.
@@ -20,3 +21,4 @@ pub use contender::Contender;
 pub use run::{Figures, Plan, measure};
 pub use stage::Stage;
 pub use usage::Usage;
+pub use worst::Worst;

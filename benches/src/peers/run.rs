@@ -8,7 +8,7 @@ use lab::Daemon;
 
 use super::contender::Contender;
 use super::stage::Stage;
-use super::usage::{Peak, Usage, family};
+use super::usage::{Peak, Usage, family, resident};
 use crate::samples::Samples;
 
 /// How much is measured.
@@ -22,13 +22,12 @@ pub struct Plan {
     pub churn: Duration,
     /// Changes a second then.
     pub rate: u32,
+    /// The probing Service changes at this interval then, or as soon as the change before has been seen.
+    pub probe_every: Duration,
     /// A start, or a change, that takes longer is not waited for.
     pub patience: Duration,
 }
 
-/// While all the time endpoints change, the probing Service changes so often, or as soon as the change before has
-/// been seen.
-const PROBE_EVERY: Duration = Duration::from_millis(250);
 /// Changes of the probing Service and of the others are numbered apart; the first is what is there at first.
 const FIRST_CHURN: u32 = 1;
 /// A process is settled when it has used less than this in [`SETTLED_FOR`].
@@ -56,6 +55,8 @@ pub struct Figures {
     pub churn_time: Duration,
     /// The most memory that the process and its children ever had together, in bytes.
     pub peak: u64,
+    /// What they had in the end, in bytes.
+    pub resident: u64,
 }
 
 /// Takes a contender through everything, on a fresh stage.
@@ -106,6 +107,8 @@ pub fn measure(contender: &Contender, stage: &Stage, plan: &Plan) -> Result<Figu
     settle(&daemon, plan.patience)?;
     figures.churn_usage = Usage::of(daemon.pid())?.since(before);
     figures.peak = figures.peak.max(peak.bytes());
+    figures.resident = resident(daemon.pid()) * 1024;
+    stage.check_worst()?;
     Ok(figures)
 }
 
@@ -139,7 +142,7 @@ fn churn(stage: &Stage, pod: &mut u32, plan: &Plan) -> Result<Samples> {
         let mut samples = Samples::new();
         let probing = (|| -> Result<()> {
             while start.elapsed() < plan.churn {
-                let next = Instant::now() + PROBE_EVERY;
+                let next = Instant::now() + plan.probe_every;
                 samples.push(change_probe(stage, pod, plan)?);
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
             }

@@ -16,7 +16,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::worst;
+use super::worst::{self, Worst};
 use crate::shape::{CLUSTER_CIDR, PORT, Shape, TARGET_PORT};
 
 /// The cluster IP of the Service with one endpoint, whose change is waited for.
@@ -35,8 +35,8 @@ pub struct Stage {
     api: FakeApi,
     folder: TempDir,
     node: Node,
-    /// Whether changes are those of the worst Service.
-    has_worst: bool,
+    /// The object that [`Stage::change`] touches, in the place of the shape's endpoints.
+    worst: Option<Worst>,
     /// Holds all pods.
     _pods: Client,
     /// Last: it ends the others.
@@ -49,7 +49,7 @@ impl Stage {
         let lab = Lab::new()?;
         let node = lab.node("node")?;
         let pods = lab.client("pods")?;
-        for range in [CLUSTER_CIDR, PROBE_PODS] {
+        for range in [CLUSTER_CIDR, PROBE_PODS, worst::PODS] {
             ip(&pods, &["route", "add", "local", range, "dev", "lo"])?;
             ip(
                 &node,
@@ -70,17 +70,17 @@ impl Stage {
             api,
             folder,
             node,
-            has_worst: false,
+            worst: None,
             _pods: pods,
             _lab: lab,
         })
     }
 
-    /// The same with the worst Service, of which [`Stage::change`] then changes the endpoints.
-    pub fn with_worst(shape: Shape) -> Result<Stage> {
+    /// The same with the worst Service of a kind, which [`Stage::change`] then touches.
+    pub fn with_worst(shape: Shape, kind: Worst) -> Result<Stage> {
         let mut stage = Stage::new(shape)?;
-        stage.api.apply_all(worst::objects())?;
-        stage.has_worst = true;
+        stage.api.apply_all(kind.objects())?;
+        stage.worst = Some(kind);
         Ok(stage)
     }
 
@@ -101,13 +101,29 @@ impl Stage {
 
     /// Makes the `n`th change ([`Shape::change`]).
     pub fn change(&self, n: u32) -> Result<()> {
-        if self.has_worst {
-            return self.api.apply(worst::slice(n)).map(drop);
+        if let Some(kind) = self.worst {
+            return self.api.apply(kind.touched(n)).map(drop);
         }
         let (service, endpoint, address) = self.shape.change(n);
         self.api
             .apply(self.shape.slice_object(service, Some((endpoint, address))))
             .map(drop)
+    }
+
+    /// Fails if the worst Service answers although it is over its budget, or does not answer although it is not.
+    pub fn check_worst(&self) -> Result<()> {
+        let Some(kind) = self.worst else {
+            return Ok(());
+        };
+        let answers = self
+            .node
+            .run(|| endpoint_behind(worst::CLUSTER_IP).is_some())?;
+        ensure!(
+            answers == kind.is_served(),
+            "whether the Service of kind {} answers: {answers}",
+            kind.name
+        );
+        Ok(())
     }
 
     /// Puts the `n`th pod in the place of the probing Service's only one. Returns when.

@@ -109,11 +109,13 @@ impl Drop for Peak {
 
 /// In KiB. What has ended meanwhile counts nothing; of the process itself the kernel knows its own peak.
 fn resident_with_children(pid: i32) -> u64 {
-    let sum: u64 = family(pid)
-        .into_iter()
-        .map(|member| memory(member, "VmRSS:"))
-        .sum();
-    sum.max(memory(pid, "VmHWM:"))
+    resident(pid).max(memory(pid, "VmHWM:"))
+}
+
+/// Memory of a process and its descendants in RAM, in KiB.
+pub(super) fn resident(pid: i32) -> u64 {
+    let family = family(pid).into_iter();
+    family.map(|member| memory(member, "VmRSS:")).sum()
 }
 
 /// A process and its descendants that run.
