@@ -189,6 +189,34 @@ fn affinity_ends_when_its_time_is_over() -> Result<()> {
 }
 
 #[scenario(Nft)]
+fn a_large_services_affinity_timeout_is_changed_in_steps() -> Result<()> {
+    let stage = Stage::new()?;
+    let large = |seconds| {
+        move |object: &mut Value| {
+            with_affinity(seconds)(object);
+            if object["kind"] == "Service" {
+                // More elements than one step has, all in the affinity group of one port.
+                let addresses = (1..=100).map(|n| format!("198.51.100.{n}"));
+                object["spec"]["externalIPs"] = addresses.collect();
+            }
+        }
+    };
+    write(&stage, &[0, 1, 2, 3], large(10_800))?;
+    let _daemon = stage.start_synced(&[])?;
+    let to = SocketAddr::from((Ipv4Addr::new(198, 51, 100, 100), stage.web.port));
+    wait_until("the last step", PATIENCE, || {
+        the_one(&stage.client, to, 1).is_ok()
+    })?;
+    wait_for_affinity(&stage)?;
+    write(&stage, &[0, 1, 2, 3], large(1))?;
+    wait_until("an entry with the new time-out to expire", PATIENCE, || {
+        let is_answered = the_one(&stage.client, to, 1).is_ok();
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        is_answered && affinity_entries(&stage).is_ok_and(|entries| entries == 0)
+    })
+}
+
+#[scenario(Nft)]
 fn affinity_switched_on_and_off_is_followed() -> Result<()> {
     let stage = Stage::new()?;
     let _daemon = stage.start_synced(&[])?;

@@ -6,6 +6,9 @@
 //! Further steps have a pace of their own: a change of others does not wait for the batching interval after a step, and a
 //! batch of others has a step only if one is due.
 //!
+//! A group of session affinity has one time-out at a time, so a step changes it for all frontends of the group, and nothing else
+//! of them.
+//!
 //! Invariant: the last step is the intent that was asked for, and each step brings at least one frontend nearer to it. A step
 //! begins where the one before has ended, also when the Service has changed meanwhile: no frontend waits for longer than a
 //! round of all of them, however often endpoints change.
@@ -15,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use service_dataplane::{Claim, Update, side_by_side};
-use service_model::{Frontend, ObjectName, ServiceIntent};
+use service_model::{Affinity, Frontend, ObjectName, ServiceIntent};
 
 /// Elements that one step changes, deleted and added ones together: a few milliseconds.
 const STEP: usize = 1024;
@@ -152,6 +155,14 @@ fn step(
     if before + after <= STEP {
         return None;
     }
+    if let Some(frontends) = from.and_then(|from| with_affinity_of(&from.frontends, &to.frontends))
+    {
+        let step = ServiceIntent {
+            frontends,
+            ..to.clone()
+        };
+        return (step.frontends != to.frontends).then_some((step, reached));
+    }
     let current = from.map_or(&[][..], |from| &from.frontends);
     let pairs: Vec<_> = side_by_side(current, &to.frontends).collect();
     let claim = |(old, new): &(Option<&Frontend>, Option<&Frontend>)| new.or(*old).map(Claim::from);
@@ -183,6 +194,38 @@ fn step(
         ..to.clone()
     };
     is_part.then_some((step, last))
+}
+
+/// These frontends, some groups of them with the affinity that others have in the same group; `None` if no group differs.
+fn with_affinity_of(frontends: &[Frontend], others: &[Frontend]) -> Option<Vec<Frontend>> {
+    let affinity = others.iter().filter_map(|frontend| frontend.affinity);
+    let wanted: BTreeMap<u32, Affinity> = affinity.map(|one| (one.group, one)).collect();
+    let new = |frontend: &Frontend| {
+        let old = frontend.affinity?;
+        let wanted = wanted.get(&old.group).copied();
+        wanted.filter(|wanted| *wanted != old)
+    };
+    let mut costs: BTreeMap<u32, usize> = BTreeMap::new();
+    for frontend in frontends {
+        if let Some(affinity) = new(frontend) {
+            *costs.entry(affinity.group).or_default() += frontend.elements();
+        }
+    }
+    let (mut spent, mut groups) = (0, BTreeSet::new());
+    for (group, cost) in costs {
+        if spent < STEP {
+            spent += cost;
+            groups.insert(group);
+        }
+    }
+    let changed = frontends.iter().map(|frontend| {
+        let affinity = new(frontend).filter(|affinity| groups.contains(&affinity.group));
+        Frontend {
+            affinity: affinity.or(frontend.affinity),
+            ..frontend.clone()
+        }
+    });
+    (!groups.is_empty()).then(|| changed.collect())
 }
 
 #[cfg(test)]
@@ -271,6 +314,43 @@ mod tests {
             }
             assert_eq!(current.as_ref(), Some(&target));
             assert!((40..320).contains(&taken), "{taken} steps");
+        }
+    }
+
+    #[test]
+    fn a_group_of_session_affinity_has_one_timeout_in_each_step() {
+        // Two frontends a group, also one that goes, one that comes, and one that has other endpoints.
+        let sticky = |endpoints, ports: std::ops::RangeInclusive<u16>, seconds| {
+            let mut intent = (*service("sticky", 90, endpoints)).clone();
+            intent.frontends.retain(|one| ports.contains(&one.port));
+            for frontend in &mut intent.frontends {
+                let group = u32::from(frontend.port).div_ceil(2);
+                let map = 7;
+                frontend.affinity = Some(Affinity {
+                    seconds,
+                    group,
+                    map,
+                });
+            }
+            Arc::new(intent)
+        };
+        let mut current = sticky(0..100, 1..=81, 3600);
+        for target in [sticky(1..101, 2..=84, 3601), sticky(1..101, 2..=84, 3602)] {
+            let (mut steps, mut taken) = (Steps::default(), 0);
+            let mut updates = vec![update(&target)];
+            while current != target {
+                steps.limit(&mut updates, Instant::now(), |_| Some(current.clone()));
+                current = updates[0].intent.clone().unwrap();
+                let mut timeouts = BTreeMap::new();
+                for affinity in current.frontends.iter().filter_map(|one| one.affinity) {
+                    let seconds = *timeouts.entry(affinity.group).or_insert(affinity.seconds);
+                    assert_eq!(seconds, affinity.seconds, "group {}", affinity.group);
+                }
+                updates.clear();
+                taken += 1;
+                assert!(taken < 100);
+            }
+            assert!(steps.is_empty() && taken > 5, "{taken}");
         }
     }
 
