@@ -113,6 +113,10 @@ impl Frontends {
             };
             let addresses = ExternalAddresses::new(service, family, facts, surroundings, ignored);
             let joined = Joined::new(slices, family);
+            if joined.has_more_candidates_than(MAX_ELEMENTS.saturating_sub(found.elements), service)
+            {
+                return Err(OverBudget);
+            }
             for port in &service.ports {
                 let suspects = &surroundings.suspects;
                 let candidates = endpoints::candidates(service, port, &joined, facts, suspects);

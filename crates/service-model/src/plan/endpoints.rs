@@ -28,6 +28,49 @@ impl<'a> Joined<'a> {
         }
         Joined { slices: joined }
     }
+
+    /// The slices of a Service port, and its port in each.
+    fn of_port<'s>(&'s self, port: &'s ServicePort) -> &'s [(&'a EndpointSlice, u16)] {
+        let found = self.slices.get(&(&*port.name, port.protocol));
+        found.map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether [`candidates`] of all ports together are more than `limit`, as far as addresses tell, and never if they are
+    /// not. It takes a tenth of the time of one port's candidates.
+    pub(super) fn has_more_candidates_than(&self, limit: usize, service: &Service) -> bool {
+        let ports = || service.ports.iter().map(|port| self.of_port(port));
+        let listed = ports().flatten().map(|(slice, _)| slice.endpoints.len());
+        if listed.sum::<usize>() <= limit {
+            return false;
+        }
+        // Nearly always all ports have the same slices.
+        let is_same = |(one, _): &(&EndpointSlice, u16), (other, _): &(&EndpointSlice, u16)| {
+            std::ptr::eq(*one, *other)
+        };
+        let (mut counted, mut count, mut total) = (&[][..], 0, 0);
+        for found in ports() {
+            let mut pairs = found.iter().zip(counted);
+            if found.len() != counted.len() || !pairs.all(|(one, other)| is_same(one, other)) {
+                (counted, count) = (found, addresses(service, found));
+            }
+            total += count;
+            if total > limit {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// The number of different addresses in slices that a Service may use.
+fn addresses(service: &Service, slices: &[(&EndpointSlice, u16)]) -> usize {
+    let endpoints = slices.iter().flat_map(|(slice, _)| &slice.endpoints);
+    let addresses = endpoints.map(|endpoint| endpoint.address);
+    let usable = addresses.filter(|address| !is_circular(service, *address));
+    let mut addresses: Vec<IpAddr> = usable.collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.len()
 }
 
 /// The endpoints of one Service port in one family, each address and port once, sorted by them.
@@ -43,8 +86,7 @@ pub(super) fn candidates<'a>(
     suspects: &Suspects,
 ) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
-    let found = slices.slices.get(&(&*port.name, port.protocol));
-    for (slice, target_port) in found.into_iter().flatten() {
+    for (slice, target_port) in slices.of_port(port) {
         let endpoints = slice.endpoints.iter();
         let endpoints = endpoints.filter(|e| !is_circular(service, e.address));
         candidates.extend(endpoints.map(|endpoint| Candidate {

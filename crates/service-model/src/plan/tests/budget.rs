@@ -68,6 +68,11 @@ fn endpoints_times_frontends_are_bounded() {
 fn endpoints_that_are_not_ready_count_as_well() {
     let mut service = service("shop/web", "10.96.0.1", "http/80/TCP");
     assert!(!is_over(&service, &[endpoints(200_000)]));
+    // An address that several slices list counts once.
+    assert!(!is_over(
+        &service,
+        &[endpoints(200_000), endpoints(200_000)]
+    ));
     // Each port of a Service looks at all of them.
     let ports = "http/80/TCP alt/81/TCP";
     service.ports = crate::samples::service("shop/web", "10.96.0.1", ports).ports;
