@@ -43,17 +43,40 @@ fn run(cluster: &Cluster, commands: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// The commands that replace kube-proxy: up to the installation of Portolan, and after it.
+fn around_installation() -> Result<(Vec<String>, Vec<String>)> {
+    let mut before = commands("## kube-proxy", 0)?;
+    let install = before
+        .iter()
+        .position(|one| one.contains("apply -k deploy/kubeadm"));
+    let after = before.split_off(install.context("no installation")? + 1);
+    Ok((before, after))
+}
+
+/// Waits until Portolan has written its rules on all nodes, while kube-proxy runs.
+fn beside_kube_proxy(cluster: &Cluster) -> Result<()> {
+    for node in ["node1", "node2"] {
+        wait_for("Portolan beside kube-proxy", PATIENCE, || {
+            ensure!(node_has_table(cluster, node, "portolan")?, "no rules");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn node_has_table(cluster: &Cluster, node: &str, table: &'static str) -> Result<bool> {
+    cluster.node(node)?.run(move || -> Result<bool> {
+        let mut tables = ForeignRuleset::open()?;
+        let v4 = tables.has_table(Family::Ip, table)?;
+        Ok(v4 || tables.has_table(Family::Ip6, table)?)
+    })?
+}
+
 /// Whether a node has a table of this name, in either family.
 fn has_table(cluster: &Cluster, table: &'static str) -> Result<bool> {
-    let mut has = false;
-    for node in ["node1", "node2"] {
-        has |= cluster.node(node)?.run(move || -> Result<bool> {
-            let mut tables = ForeignRuleset::open()?;
-            let v4 = tables.has_table(Family::Ip, table)?;
-            Ok(v4 || tables.has_table(Family::Ip6, table)?)
-        })??;
-    }
-    Ok(has)
+    let nodes = ["node1", "node2"].into_iter();
+    let has = nodes.map(|node| node_has_table(cluster, node, table));
+    Ok(has.collect::<Result<Vec<_>>>()?.contains(&true))
 }
 
 /// Whether a node has rules of kube-proxy's iptables mode, in this variant's tables: `nft` or `legacy`.
@@ -99,17 +122,19 @@ fn way_back(cluster: &Cluster, folder: &str, before_cleanup: &[String]) -> Resul
 #[test]
 #[ignore = "needs cluster"]
 fn iptables_mode_gives_way_and_comes_back_with_nothing_lost() -> Result<()> {
-    iptables_mode("iptables", "kube-proxy-iptables", "nft")
+    iptables_mode("iptables", "kube-proxy-iptables", "nft", None)
 }
 
 #[test]
 #[ignore = "needs cluster"]
 fn iptables_legacy_gives_way_and_comes_back_with_nothing_lost() -> Result<()> {
-    iptables_mode("legacy", "kube-proxy-iptables-legacy", "legacy")
+    let cleanup = Some("### After legacy iptables");
+    iptables_mode("legacy", "kube-proxy-iptables-legacy", "legacy", cleanup)
 }
 
-/// There and back again from kube-proxy in iptables mode, with rules in this variant's tables.
-fn iptables_mode(name: &'static str, proxy: &str, variant: &str) -> Result<()> {
+/// There and back again from kube-proxy in iptables mode, with rules in this variant's tables, and with the commands below a
+/// heading before kube-proxy is stopped.
+fn iptables_mode(name: &str, proxy: &str, variant: &str, cleanup: Option<&str>) -> Result<()> {
     let Some(xtask) = xtask() else {
         return Ok(());
     };
@@ -120,7 +145,13 @@ fn iptables_mode(name: &'static str, proxy: &str, variant: &str) -> Result<()> {
     ensure!(has_rules(&cluster)?, "kube-proxy has no rules");
     let there = Traffic::start(&web)?;
     there.goes_on(100)?;
-    follow(&cluster, "## kube-proxy")?;
+    let (before, after) = around_installation()?;
+    run(&cluster, &before)?;
+    beside_kube_proxy(&cluster)?;
+    if let Some(heading) = cleanup {
+        follow(&cluster, heading)?;
+    }
+    run(&cluster, &after)?;
     rules_go(&cluster, has_rules)?;
     there.goes_on(200)?;
     there
@@ -128,6 +159,9 @@ fn iptables_mode(name: &'static str, proxy: &str, variant: &str) -> Result<()> {
         .nothing_is_lost(&format!("{proxy} to Portolan"))?;
     let back = Traffic::start(&web)?;
     back.goes_on(100)?;
+    if let Some(heading) = cleanup {
+        run(&cluster, &commands(heading, 1)?)?;
+    }
     way_back(&cluster, "deploy/kubeadm", &[])?;
     ensure!(has_rules(&cluster)?, "kube-proxy has no rules");
     back.goes_on(200)?;
@@ -176,19 +210,11 @@ fn a_take_over_outlives_a_lost_api_server_and_a_reboot() -> Result<()> {
     let parts = ["--proxy", "kube-proxy", "--overlay", "flannel"];
     let cluster = Cluster::up(&xtask, "midway", &parts)?;
     let web = Web::new(&cluster)?;
-    let guide = commands("## kube-proxy", 0)?;
-    let install = guide
-        .iter()
-        .position(|one| one.contains("apply -k deploy/kubeadm"));
-    let (before, after) = guide.split_at(install.context("no installation")? + 1);
+    let (before, after) = around_installation()?;
     let traffic = Traffic::start(&web)?;
     traffic.goes_on(100)?;
-    run(&cluster, before)?;
-    for node in ["node1", "node2"] {
-        wait_for("Portolan beside kube-proxy", PATIENCE, || {
-            cluster.run_on(node, &["pgrep", "-x", "portolan"])
-        })?;
-    }
+    run(&cluster, &before)?;
+    beside_kube_proxy(&cluster)?;
     take_api_server_away(&cluster)?;
     traffic.goes_on(100)?;
     traffic
@@ -197,7 +223,7 @@ fn a_take_over_outlives_a_lost_api_server_and_a_reboot() -> Result<()> {
     let traffic = Traffic::near(&web, NODE1)?;
     cluster.reboot("node2")?;
     cluster.node_ready("node2")?;
-    run(&cluster, after)?;
+    run(&cluster, &after)?;
     rules_go(&cluster, |cluster| has_table(cluster, "kube-proxy"))?;
     traffic.goes_on(100)?;
     traffic

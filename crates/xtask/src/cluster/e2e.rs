@@ -1,7 +1,8 @@
 //! `cargo xtask e2e`: runs Kubernetes' end-to-end tests of networking with Portolan and with kube-proxy, and compares the results.
 //!
 //! Owns the order of a run. [`selection`] selects tests and the cluster for each, and states why others are not run; [`images`]
-//! makes the images of the tests' pods; [`load_balancer`] is what a cloud has in front of the nodes; [`report`] reads the results and writes `docs/conformance.md`.
+//! makes the images of the tests' pods, [`registry`] what one of them serves; [`load_balancer`] is what a cloud has in front of
+//! the nodes; [`report`] reads the results and writes `docs/conformance.md`.
 //!
 //! Invariant: both columns have the results of the same tests, in clusters that differ only in the service proxy.
 
@@ -21,6 +22,7 @@ use crate::run::root;
 
 mod images;
 mod load_balancer;
+mod registry;
 mod report;
 mod selection;
 

@@ -114,7 +114,7 @@ pub(super) fn busybox() -> Result<Spec> {
 }
 
 /// The image of a pod's first container: a shell that reaps orphans and exits on SIGTERM.
-fn pause_of(name: &str) -> Result<Spec> {
+pub(super) fn pause_of(name: &str) -> Result<Spec> {
     let wait = "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done";
     Ok(Spec {
         name: name.to_owned(),

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::super::images::archive::Spec;
+use super::registry;
 use crate::control_plane::{coredns, e2e};
 use crate::kernels::packages::Store;
 use crate::run::output;
@@ -54,6 +55,7 @@ pub(super) fn archives(programs: &Path) -> Result<Vec<PathBuf>> {
     // The tests of cluster DNS start servers of their own.
     let coredns = ("coredns".to_owned(), coredns::program()?);
     agnhost.programs.push(coredns);
+    agnhost.trees.push(registry::tree()?);
     archives.push(agnhost.make()?);
     if let Some(name) = named("e2e-test-images/busybox:") {
         let busybox = Spec {
