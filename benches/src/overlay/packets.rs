@@ -78,8 +78,19 @@ impl Pair {
         SocketAddr::new(self.pods[1].ipv4().into(), PORT)
     }
 
+    /// Makes the pods send each segment of a connection as a packet of its own, not several as one for the kernel to divide.
+    pub(super) fn divide_at_once(&self) -> Result<()> {
+        for pod in &self.pods {
+            let mut ip = pod.command("ip");
+            ip.args(["link", "set", "dev", "eth0", "gso_max_segs", "1"]);
+            let output = pod.output(ip)?;
+            ensure!(output.status.success(), "{output:?}");
+        }
+        Ok(())
+    }
+
     /// Serves both measurements in the second pod, until the process ends.
-    fn serve(&self) -> Result<()> {
+    pub(super) fn serve(&self) -> Result<()> {
         let address = self.to();
         let (listener, socket) = self.pods[1].run(move || -> Result<_> {
             Ok((TcpListener::bind(address)?, UdpSocket::bind(address)?))
@@ -136,6 +147,7 @@ pub fn measure(
     hand.by_hand()?;
     hand_again.by_hand()?;
     let pairs = pairs.each_ref();
+    pairs.iter().try_for_each(|pair| pair.serve())?;
     compare(report, pairs, rounds, (BY_HAND, what))
 }
 
@@ -151,16 +163,13 @@ const BY_HAND: Yardstick = Yardstick {
     targets: [">= 0.97 x by hand", "<= 1.03 x by hand"],
 };
 
-/// Measures in this number of rounds between the pods of our pair and of two others, which are alike, and reports as `what`.
+/// Measures in this number of rounds between the pods of our pair and of two others, which are alike and serve, and reports as `what`.
 pub(super) fn compare(
     report: &mut Report,
     pairs: [&Pair; 3],
     rounds: usize,
     (yardstick, what): (Yardstick, &str),
 ) -> Result<()> {
-    for pair in pairs {
-        pair.serve()?;
-    }
     let mut streams: [Vec<f64>; 3] = Default::default();
     let mut trips: [Vec<f64>; 3] = Default::default();
     for round in 0..rounds {
