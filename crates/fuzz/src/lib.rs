@@ -155,7 +155,7 @@ fn shrink(decode: &impl Fn(&[u8]) -> ResultHash, input: Vec<u8>, found: &Fault) 
     let mut small = input;
     let (mut piece, mut attempts) = (small.len() / 2, 0);
     while piece > 0 && *found == Fault::Panic {
-        let mut at = 0;
+        let (mut at, before) = (0, small.len());
         while at < small.len() && attempts < SHRINKS {
             attempts += 1;
             let mut fewer = small.clone();
@@ -165,7 +165,10 @@ fn shrink(decode: &impl Fn(&[u8]) -> ResultHash, input: Vec<u8>, found: &Fault) 
                 _ => at += piece,
             }
         }
-        piece /= 2;
+        // Until no single byte can go.
+        if piece > 1 || small.len() == before {
+            piece /= 2;
+        }
     }
     small
 }
@@ -231,7 +234,13 @@ mod tests {
             .filter(|(path, _)| path.to_string_lossy().contains("crash-"))
             .collect();
         assert_eq!(crashes.len(), 1);
-        assert!(crashes[0].1.len() <= 5, "{crashes:?}");
+        // Made small: without any one of its bytes it is harmless.
+        let (_, kept) = &crashes[0];
+        for left_out in 0..kept.len() {
+            let mut shorter = kept.clone();
+            shorter.remove(left_out);
+            assert!(catch_unwind(|| flawed(&shorter)).is_ok(), "{crashes:?}");
+        }
         // From now on each run begins with it.
         let result = catch_unwind(|| fuzz(corpus.path(), seeds(), flawed));
         let message = *result.unwrap_err().downcast::<String>().unwrap();
