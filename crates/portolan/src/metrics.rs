@@ -203,9 +203,9 @@ fn sync_duration() -> Histogram {
     Histogram::new(below_a_millisecond.chain(exponential_buckets(0.001, 2.0, 15)))
 }
 
-/// kube-proxy's bounds (`pkg/proxy/metrics`), with smaller ones in front.
+/// kube-proxy's bounds (`pkg/proxy/metrics`; the merge of its ranges begins with 0), with smaller ones in front.
 fn programming_duration() -> Histogram {
-    let below_a_second = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5];
+    let below_a_second = [0.0, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5];
     let seconds = (1..60).chain((60..120).step_by(5));
     let seconds = seconds.chain((120..=300).step_by(30)).map(f64::from);
     Histogram::new(below_a_second.into_iter().chain(seconds))
@@ -582,7 +582,7 @@ mod tests {
         let bucket = |le, count| format!("{name}_bucket{{le=\"{le}\",ip_family=\"IPv6\"}} {count}");
         let count = format!("{name}_count{{ip_family=\"IPv6\"}} 1");
         let (below, above) = (bucket("70.0", 0), bucket("75.0", 1));
-        lines(&metrics, &[&count, &below, &above]);
+        lines(&metrics, &[&bucket("0.0", 0), &count, &below, &above]);
         // No trigger of IPv4, and a series all the same.
         lines(
             &metrics,
