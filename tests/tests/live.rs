@@ -209,10 +209,17 @@ fn a_large_services_affinity_timeout_is_changed_in_steps() -> Result<()> {
     })?;
     wait_for_affinity(&stage)?;
     write(&stage, &[0, 1, 2, 3], large(1))?;
+    wait_until("no group with the old time-out", PATIENCE, || {
+        let chains = stage.node.run(|| -> Result<bool> {
+            let mut kernel = written::kernel(layout::TABLE, false)?;
+            let table = kernel.list(Family::Ip)?.context("no table")?;
+            Ok(table.chains.keys().any(|name| name.ends_with("_10800")))
+        });
+        matches!(chains, Ok(Ok(false)))
+    })?;
+    the_one(&stage.client, to, 1)?;
     wait_until("an entry with the new time-out to expire", PATIENCE, || {
-        let is_answered = the_one(&stage.client, to, 1).is_ok();
-        std::thread::sleep(std::time::Duration::from_secs(1));
-        is_answered && affinity_entries(&stage).is_ok_and(|entries| entries == 0)
+        affinity_entries(&stage).is_ok_and(|entries| entries == 0)
     })
 }
 

@@ -136,11 +136,10 @@ impl KubeProxyMetrics {
                 &self.sync_full_proxy_rules_duration_seconds,
                 &self.sync_partial_proxy_rules_duration_seconds,
                 &self.network_programming_duration_seconds,
+                &self.conntrack_reconciler_sync_duration_seconds,
             ] {
                 drop(histogram.get_or_create(&label));
             }
-            let looks = &self.conntrack_reconciler_sync_duration_seconds;
-            drop(looks.get_or_create(&label));
             for counter in [
                 &self.conntrack_reconciler_deleted_entries,
                 &self.sync_proxy_rules_nftables_sync_failures,

@@ -36,7 +36,7 @@ impl<'a> Joined<'a> {
     }
 
     /// Whether [`candidates`] of all ports together are more than `limit`, as far as addresses tell, and never if they are
-    /// not. It takes a tenth of the time of one port's candidates.
+    /// not. Without this a Service is planned port by port until its budget is exceeded.
     pub(super) fn has_more_candidates_than(&self, limit: usize, service: &Service) -> bool {
         let ports = || service.ports.iter().map(|port| self.of_port(port));
         let listed = ports().flatten().map(|(slice, _)| slice.endpoints.len());
