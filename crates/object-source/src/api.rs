@@ -8,6 +8,7 @@
 //!   [`ApiConfig::silence`], or [`ApiConfig::watch_silence`].
 //! * The API server is found without Services ([`locate`]), behind HTTP proxies ([`proxy`]), and at any of its addresses
 //!   ([`servers`]), also those that the cluster named before a reboot ([`remembered`]).
+//! * Credentials in files are read again, since they are renewed while this process runs ([`token`], [`certificate`]).
 //! * An object that cannot be decoded is named and skipped; the other objects are delivered.
 //! * For an overlay, watches of Nodes bring their metadata, and a Node is read whole when that may matter ([`outline`]).
 //! * After a failure, the server's version is compared with ours: a server that is behind (etcd restored from a backup) is
@@ -23,6 +24,7 @@
 
 mod backoff;
 mod batches;
+mod certificate;
 mod client;
 mod decode;
 mod follow;

@@ -45,7 +45,7 @@ pub enum SourceEvent {
     Connection {
         /// The kind.
         kind: ObjectKind,
-        /// Connected, or why not.
+        /// Connected, also where the server lacks an optional kind, or why not.
         state: Result<(), Outage>,
     },
 }

@@ -275,7 +275,8 @@ impl<O: Object> Follower<O> {
         self.link.target.optional && !self.has_version() && is_denied
     }
 
-    /// Delivers an empty list of an optional kind, once, and pauses for long.
+    /// Delivers an empty list of an optional kind, once, reports the kind as connected, since the server has answered, and
+    /// pauses for long.
     async fn without_any(&mut self, error: RequestError) -> Result<Duration, Closed> {
         if !matches!(self.state, State::Absent) {
             let kind = O::KIND;
@@ -293,6 +294,7 @@ impl<O: Object> Follower<O> {
                 .map_err(|_| Closed)?;
             self.state = State::Absent;
         }
+        self.report(Ok(())).await.map_err(|_| Closed)?;
         let spread = rand::rng().random_range(0.5..=1.0);
         Ok(self.link.config.absent_retry.mul_f64(spread))
     }

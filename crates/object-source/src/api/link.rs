@@ -44,10 +44,21 @@ pub(super) struct Target {
 pub(super) struct Watch {
     lines: Lines,
     pub(super) opened: Instant,
+    /// When the last event was received; before the first one, when the answer began.
+    received: Instant,
     /// When the server was asked to end the watch.
     pub(super) asked_until: Instant,
     /// When the watch ends at the latest.
     until: Instant,
+}
+
+impl Watch {
+    /// The next event, if it arrives before `limit`; `None` at the end of the watch.
+    async fn next(&mut self, limit: Instant) -> Result<Option<Bytes>, RequestError> {
+        let line = self.lines.next(limit).await?;
+        self.received = Instant::now();
+        Ok(line)
+    }
 }
 
 /// Requests and delivery for one collection.
@@ -86,7 +97,7 @@ impl<O: Object> Link<O> {
     ) -> Result<Option<String>, Stop> {
         let limit = watch.opened + self.config.list_limit;
         let limit = limit.min(Instant::now() + self.config.silence);
-        let Some(line) = watch.lines.next(limit).await? else {
+        let Some(line) = watch.next(limit).await? else {
             return Err(unreadable("the list breaks off before its end"));
         };
         let is_added = line.starts_with(ADDED);
@@ -188,7 +199,8 @@ impl<O: Object> Link<O> {
         if self.deliver_postponed().await? {
             return Ok(());
         }
-        let limit = watch.until.min(Instant::now() + self.config.watch_silence);
+        // Not from now on: postponed reads and contended Nodes may interrupt the wait for as long as the watch is open.
+        let limit = watch.until.min(watch.received + self.config.watch_silence);
         let postponed = self.outlines.as_ref().and_then(Outlines::next_postponed);
         let until = postponed.map_or(limit, |(due, _)| due.min(limit));
         let contended = async {
@@ -199,7 +211,7 @@ impl<O: Object> Link<O> {
         };
         let line = tokio::select! {
             biased;
-            line = watch.lines.next(until) => line,
+            line = watch.next(until) => line,
             () = contended => return Ok(()),
         };
         let line = match line {
@@ -335,6 +347,7 @@ impl<O: Object> Link<O> {
         Ok(Watch {
             lines,
             opened,
+            received: Instant::now(),
             asked_until,
             until: asked_until + OVERTIME,
         })

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
 use super::decode::printable;
-use super::server::Server;
+use super::server::{Clients, Server};
 use super::servers::Servers;
 
 /// The User-Agent of every request.
@@ -91,7 +91,7 @@ pub type RequestObserver = Arc<dyn Fn(&RequestOutcome<'_>) + Send + Sync>;
 #[derive(Clone)]
 pub struct ApiClient {
     servers: Arc<Servers>,
-    client: fn(&Server) -> &Client,
+    client: fn(&Clients) -> &Client,
     observer: RequestObserver,
 }
 
@@ -112,7 +112,7 @@ impl ApiClient {
     pub(super) fn reader(servers: Arc<Servers>, observer: RequestObserver) -> Self {
         ApiClient {
             servers,
-            client: |server| &server.reader,
+            client: |clients| &clients.reader,
             observer,
         }
     }
@@ -121,7 +121,7 @@ impl ApiClient {
     pub(super) fn writer(servers: Arc<Servers>, observer: RequestObserver) -> Self {
         ApiClient {
             servers,
-            client: |server| &server.writer,
+            client: |clients| &clients.writer,
             observer,
         }
     }
@@ -172,7 +172,7 @@ impl ApiClient {
             headers.insert(ACCEPT, extent.accept());
             headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
             server.authorize(headers);
-            let http = (self.client)(&server).clone();
+            let http = (self.client)(&server.clients()).clone();
             let start = Instant::now();
             let answer = timeout_at(limit, http.send(request)).await;
             let response = answer.as_ref().ok().and_then(|answer| answer.as_ref().ok());

@@ -1,4 +1,4 @@
-//! One API server: connections that notice a dead peer, and further servers from addresses.
+//! One API server: connections that notice a dead peer, renewed client certificates, and further servers from addresses.
 //!
 //! Leaves the choice between servers to [`super::servers`].
 
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
 use hyper_util::client::legacy::Client as HttpClient;
@@ -14,8 +15,10 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::{Client, Config};
+use tokio::runtime::Handle;
 use tower::{BoxError, ServiceExt};
 
+use super::certificate::CertificateFiles;
 use super::locate::Candidate;
 use super::proxy::{Connector, Proxies, port};
 use super::token::TokenFile;
@@ -37,21 +40,47 @@ pub(super) struct Server {
     pub(super) url: Arc<str>,
     /// The URL and the proxy, for messages.
     pub(super) name: Arc<str>,
-    /// For lists, watches and reads.
-    pub(super) reader: Client,
-    /// For writes: each request has a connection of its own.
-    pub(super) writer: Client,
+    clients: ArcSwap<Clients>,
+    /// Present if files hold the client certificate.
+    renewal: Option<Renewal>,
     /// Read for every request; other credentials are part of the clients.
     pub(super) token: Option<Arc<TokenFile>>,
     /// Whether its address is the cluster IP of Service `default/kubernetes`.
     pub(super) is_cluster_ip: bool,
 }
 
+/// Clients of one server, with the credentials of TLS.
+pub(super) struct Clients {
+    /// For lists, watches and reads.
+    pub(super) reader: Client,
+    /// For writes: each request has a connection of its own.
+    pub(super) writer: Client,
+}
+
+impl Clients {
+    fn new(candidate: &Candidate) -> Result<Clients> {
+        let Candidate { config, proxy } = candidate;
+        let client = |kept| http_client(config, Connector::new(tcp(), proxy.as_ref()), kept);
+        Ok(Clients {
+            reader: client(usize::MAX)?,
+            writer: client(0)?,
+        })
+    }
+}
+
+/// Builds clients again when the client certificate has changed.
+struct Renewal {
+    candidate: Candidate,
+    files: CertificateFiles,
+    /// Runs the workers of the clients. The runtime of a request may end earlier.
+    runtime: Handle,
+}
+
 impl Server {
     /// Prepares connections to `candidate`; nothing is sent yet.
     pub(super) fn new(candidate: &Candidate, cluster_ip: Option<&str>) -> Result<Server> {
-        let Candidate { config, proxy } = candidate;
-        let mut config = config.clone();
+        let mut candidate = candidate.clone();
+        let config = &mut candidate.config;
         let url = &config.cluster_url;
         let host = url
             .host()
@@ -70,27 +99,42 @@ impl Server {
             (false, Some(path)) => Some(Arc::new(TokenFile::open(path)?)),
             _ => None,
         };
-        let connector = || Connector::new(tcp(), proxy.as_ref());
-        let client = |kept| {
-            let without_ca = match config.root_cert {
-                Some(_) => "",
-                None => ", which needs the system's CAs, since its kubeconfig names none",
-            };
-            http_client(&config, connector(), kept).with_context(|| {
-                format!("cannot set up connections to the API server at {name}{without_ca}")
-            })
+        let files = CertificateFiles::of(auth);
+        let without_ca = match config.root_cert {
+            Some(_) => "",
+            None => ", which needs the system's CAs, since its kubeconfig names none",
         };
+        let clients = Clients::new(&candidate).with_context(|| {
+            format!("cannot set up connections to the API server at {name}{without_ca}")
+        })?;
         Ok(Server {
-            reader: client(usize::MAX)?,
-            writer: client(0)?,
-            name: match proxy {
+            clients: ArcSwap::from_pointee(clients),
+            name: match &candidate.proxy {
                 Some(proxy) => format!("{name} through the proxy {}", proxy.uri()).into(),
                 None => name.clone(),
             },
+            renewal: files.map(|files| Renewal {
+                candidate,
+                files,
+                runtime: Handle::current(),
+            }),
             url: name,
             token,
             is_cluster_ip,
         })
+    }
+
+    /// The clients, with the client certificate that the files hold now.
+    pub(super) fn clients(&self) -> Arc<Clients> {
+        if let Some(renewal) = &self.renewal {
+            renewal.files.if_changed(|| {
+                let _entered = renewal.runtime.enter();
+                let clients = Clients::new(&renewal.candidate)?;
+                self.clients.store(Arc::new(clients));
+                Ok(())
+            });
+        }
+        self.clients.load_full()
     }
 
     /// Host and port.

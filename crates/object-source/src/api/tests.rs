@@ -1,5 +1,6 @@
 //! The source against the fake API server, fault by fault.
 
+mod certificates;
 mod faults;
 mod fleet;
 mod harness;
@@ -12,7 +13,7 @@ use lab::fake_api::{Fault, Injection, Resource, StreamingList, Verb};
 use service_model::ObjectKind;
 
 use super::ApiConfig;
-use harness::{Bench, quick, service, slice, unobserved};
+use harness::{Bench, WatchView, quick, service, slice, unobserved};
 
 #[tokio::test]
 async fn a_list_arrives_as_one_reset_and_changes_follow() {
@@ -217,6 +218,11 @@ async fn an_undecodable_object_is_named_and_others_are_delivered() {
 
 #[tokio::test]
 async fn service_cidrs_are_optional_and_nothing_else_is() {
+    let is_connected = |view: &WatchView| {
+        let mut latest = view.connections.iter().rev();
+        let found = latest.find(|(kind, _)| *kind == ObjectKind::ServiceCidr);
+        found.map(|(_, state)| state.is_ok())
+    };
     for absence in [404, 403] {
         let mut bench = Bench::new();
         let fault = Fault::status(absence);
@@ -235,6 +241,20 @@ async fn service_cidrs_are_optional_and_nothing_else_is() {
         assert!(bench.view.resets.contains_key(&ObjectKind::ServiceCidr));
         assert!(bench.view.failures(ObjectKind::ServiceCidr).is_empty());
         assert!(bench.view.failures(ObjectKind::Node)[0].contains(&format!("answered {absence}")));
+        bench
+            .until("the absent kind", |view| is_connected(view) == Some(true))
+            .await;
+        // An outage of an absent kind ends when the server answers that it is still absent.
+        bench.api.set_reachable(false);
+        bench.until_outage(ObjectKind::ServiceCidr).await;
+        assert_eq!(is_connected(&bench.view), Some(false));
+        bench.api.set_reachable(true);
+        bench
+            .until("the end of the outage", |view| {
+                is_connected(view) == Some(true)
+            })
+            .await;
+        assert_eq!(bench.view.resets[&ObjectKind::ServiceCidr], 1);
         // The cluster is upgraded, or the role is corrected.
         bench.api.heal();
         bench.until("the node", |view| view.nodes == ["this"]).await;

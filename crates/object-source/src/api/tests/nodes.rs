@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lab::fake_api::{Fault, Injection, Resource, StreamingList, Verb};
+use lab::fake_api::{FakeApi, Fault, Injection, Resource, StreamingList, Verb};
 use serde_json::{Value, json};
 use service_model::ObjectKind;
 
@@ -234,6 +234,43 @@ async fn contended_nodes_are_read_at_once_and_at_each_change() {
         .until("what comes after", |view| applied(view).contains(&"this"))
         .await;
     assert_eq!(reads(&bench.view), 2);
+}
+
+#[tokio::test]
+async fn a_hung_watch_is_renewed_while_contended_nodes_are_read() {
+    let (contended, receiver) = tokio::sync::watch::channel(Default::default());
+    let config = ApiConfig {
+        // A contended Node is read again after six times this, which is less than the silence.
+        read_every: Duration::from_millis(50),
+        watch_silence: Duration::from_secs(1),
+        contended: Some(receiver),
+        ..all_nodes()
+    };
+    let mut bench = started(config, StreamingList::Served).await;
+    let watches = |api: &FakeApi| {
+        let seen = api.seen().into_iter();
+        seen.filter(|seen| seen.resource == Resource::Nodes && seen.verb == Verb::Watch)
+            .count()
+    };
+    contended.send_replace(["other".into()].into());
+    bench
+        .until("it is read", |view| applied(view) == ["other"])
+        .await;
+    let (before, reads) = (watches(&bench.api), bench.view.applied_nodes.len());
+    bench.inject(Injection::once(Fault::HangAfter(0)).of(Resource::Nodes, Verb::Watch));
+    bench.api.break_connections();
+    bench
+        .until_seen("a watch that hangs", |api| watches(api) > before)
+        .await;
+    bench.api.apply(node("this", "192.0.2.1", 1)).unwrap();
+    bench
+        .until("the change", |view| applied(view).contains(&"this"))
+        .await;
+    let of_other = applied(&bench.view)[reads..]
+        .iter()
+        .filter(|name| **name == "other")
+        .count();
+    assert!(of_other >= 2, "{of_other} reads interrupted the silence");
 }
 
 #[tokio::test]

@@ -83,7 +83,8 @@ fn dead() -> SocketAddr {
     listener.local_addr().unwrap()
 }
 
-async fn get(client: &ApiClient) -> Result<(), RequestError> {
+/// Sends a request to the first server that answers.
+pub(super) async fn get(client: &ApiClient) -> Result<(), RequestError> {
     let request = http::Request::get("/api/v1/nodes")
         .body(Vec::new())
         .unwrap();
