@@ -2,9 +2,11 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lab::fake_api::Resource;
 use lab::{Host, Protocol, scenario, wait_for, wait_until};
 use nix::sys::socket::{getsockopt, sockopt};
 use portolan_tests::encrypted::{ANNOTATION, Encrypted};
@@ -12,6 +14,7 @@ use portolan_tests::overlay::{PORT, all_go_on, reaches, tool, worst};
 use portolan_tests::slowness;
 use portolan_tests::stage::PATIENCE;
 use portolan_tests::wire::{Listener, ensure_sealed};
+use serde_json::json;
 
 #[scenario(Vxlan, Nft, Wireguard)]
 fn host_networks_reach_pods_of_other_nodes_encrypted() -> Result<()> {
@@ -274,4 +277,94 @@ fn a_family_that_loses_its_tunnel_keeps_the_table_of_it() -> Result<()> {
         reaches(node, Protocol::Udp, v4.into())
     })?;
     filters_and_seals(&nodes, "after a restart")
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_dead_node_with_the_address_of_a_living_one_harms_none() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    nodes.start_all("require")?;
+    nodes.wait_until_encrypted()?;
+    // The machine was replaced under another name, and left its Node behind. Its name comes first.
+    let mut old = nodes.api.node("node-1").context("no node-1")?;
+    old["metadata"]["name"] = "a-old".into();
+    old["metadata"]["creationTimestamp"] = "2020-01-01T00:00:00Z".into();
+    let annotations = &mut old["metadata"]["annotations"];
+    annotations[ANNOTATION] = format!("wg={:0>42}A=@51820", 7).into();
+    annotations["flannel.alpha.coreos.com/backend-data"] =
+        r#"{"VNI":1,"VtepMAC":"02:00:00:00:aa:01"}"#.into();
+    let range = "10.244.200.0/24";
+    old["spec"] = json!({ "podCIDR": range, "podCIDRs": [range] });
+    nodes.api.apply(old)?;
+    says(&nodes, 0, "node node-1 has its address")?;
+    nodes.stage.wait_for_mesh()?;
+    // Without any session, the younger of both has the address.
+    nodes.stage.ip(0, "link del portolan-wg")?;
+    nodes.stage.wait_for_mesh()
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_node_with_a_copied_key_file_makes_a_key_of_its_own() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    nodes.start(0, "require")?;
+    wait_until("the key of node-0", PATIENCE, || {
+        nodes.announced(0).is_some()
+    })?;
+    std::fs::copy(nodes.stage.file(0, "keys"), nodes.stage.file(1, "keys"))?;
+    nodes.start(1, "require")?;
+    nodes.wait_until_encrypted()?;
+    nodes.stage.wait_for_mesh()?;
+    ensure!(nodes.announced(0) != nodes.announced(1), "one key of both");
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_key_file_that_cannot_be_written_keeps_no_peer_out() -> Result<()> {
+    let mut nodes = Encrypted::new(3)?;
+    for node in [0, 1] {
+        nodes.start(node, "require")?;
+    }
+    wait_until("two nodes that encrypt", PATIENCE, || {
+        let both = [0, 1].map(|node| nodes.entries(node, "portolan-wg"));
+        both.iter()
+            .all(|found| found.as_ref().is_ok_and(|found| *found == (2, 2)))
+    })?;
+    // No file takes the place of a folder, for root neither.
+    let keys = nodes.stage.file(0, "keys");
+    std::fs::remove_file(&keys)?;
+    std::fs::create_dir(&keys)?;
+    std::fs::write(Path::new(&keys).with_extension("rotate"), "")?;
+    wait_until("the problem", PATIENCE, || {
+        nodes
+            .says(0, "status")
+            .is_ok_and(|said| said.contains("cannot write the key file"))
+    })?;
+    nodes.start(2, "require")?;
+    nodes.wait_until_encrypted()?;
+    nodes.stage.wait_for_mesh()
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_node_whose_node_object_is_deleted_keeps_its_sessions() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    nodes.start_all("require")?;
+    nodes.wait_until_encrypted()?;
+    // Without its program, node-1 goes on to send to node-0.
+    drop(nodes.daemons[1].take());
+    let own = nodes.api.node("node-0").context("no node-0")?;
+    let beats = nodes.stage.beats()?;
+    all_go_on(&beats)?;
+    ensure!(nodes.api.delete(Resource::Nodes, "", "node-0"));
+    wait_for("node-0 without a Node", PATIENCE, || {
+        let said = nodes.says(0, "status")?;
+        ensure!(said.contains("does not exist yet"), "{said}");
+        Ok(())
+    })?;
+    all_go_on(&beats)?;
+    nodes.api.apply(own)?;
+    nodes.start(1, "require")?;
+    nodes.wait_until_encrypted()?;
+    all_go_on(&beats)?;
+    let (lost, gap) = worst(beats)?;
+    ensure!(lost <= 3, "{lost} datagrams were lost, longest gap {gap:?}");
+    Ok(())
 }

@@ -9,7 +9,7 @@
 //! the nftables table are in place. Invariants: with `require`, the rule that seals the VXLAN port is there before the
 //! tunnel device is, and every FDB entry names a device; with `prefer`, an entry names one only while its session lives.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,6 +27,7 @@ mod announced;
 mod awaiting;
 mod handshakes;
 mod keys;
+mod news;
 mod report;
 mod roster;
 mod rotation;
@@ -36,7 +37,9 @@ use super::OverlayConfig;
 use announced::{Announced, Choice, Plane, choose};
 use handshakes::Handshakes;
 use keys::Keys;
-use roster::Roster;
+use news::KnownKeys;
+use roster::{Replaced, Roster};
+use rotation::RotatingPeers;
 pub use status::{EncryptionStatus, PeerEncryption, PeerState};
 
 /// After encryption was switched off, the devices receive for so long what peers still encrypt.
@@ -45,8 +48,6 @@ const FAREWELL: Duration = Duration::from_secs(30);
 const FIRST_MTU: u32 = 1420;
 /// The least MTU of a link that carries IPv6.
 const LEAST_MTU: u32 = 1280;
-/// A few stale peers at the start do not look like a truncated list.
-const ALWAYS_BELIEVED: usize = 2;
 
 /// What to encrypt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,14 +84,22 @@ pub(super) struct Encryption {
     unavailable: Option<String>,
     observed: Observed,
     handshakes: Handshakes,
+    /// Sessions or addresses of peers have changed since the carriers were chosen.
+    unchosen: bool,
     roster: Roster,
+    /// Nodes whose public address another one has, as of the last plan with a tunnel.
+    replaced: Replaced,
+    rotating: RotatingPeers,
     problems: Vec<String>,
+    known: KnownKeys,
     /// New keys of peers, for Events.
     news: Vec<String>,
     carriers: Carriers,
     status: Arc<EncryptionStatus>,
     /// What the kernel refused.
     trouble: Option<String>,
+    /// Why the keys could not be changed; those in use stay.
+    unwritten: Option<String>,
     started: Instant,
     /// Whether peers left by an earlier process have been removed.
     cleaned: bool,
@@ -117,7 +126,7 @@ impl Encryption {
     pub(super) fn open(config: Arc<OverlayConfig>, now: Instant) -> Result<Encryption> {
         let mut kernel = Kernel::open().context("cannot open the sockets for WireGuard")?;
         let of = &config.encryption;
-        let keys = || Keys::open(&of.key_file, of.key_lifetime, now);
+        let keys = || Keys::open(&of.key_file, &config.own, of.key_lifetime, now);
         let (keys, unavailable) = match of.mode {
             Mode::Off => (None, None),
             Mode::Require => {
@@ -140,12 +149,17 @@ impl Encryption {
             unavailable,
             observed: Observed::default(),
             handshakes: Handshakes::default(),
+            unchosen: false,
             roster: Roster::new(),
+            replaced: Replaced::new(),
+            rotating: RotatingPeers::default(),
             problems: Vec::new(),
+            known: KnownKeys::default(),
             news: Vec::new(),
             carriers: Carriers::default(),
             status: Arc::default(),
             trouble: None,
+            unwritten: None,
             started: now,
             cleaned: false,
             changed: now,
@@ -201,9 +215,10 @@ impl Encryption {
         if roster != self.roster {
             self.changed = now;
         }
-        self.note_new_keys(&roster, peers.is_listed());
+        self.note_new_keys(&roster, peers);
         (self.roster, self.problems) = (roster, problems);
         self.carriers = self.choose_carriers(now);
+        self.unchosen = false;
         Ok(())
     }
 
@@ -229,11 +244,20 @@ impl Encryption {
             self.report(plan, now);
             return Ok(());
         }
-        self.rotate(peers, now)?;
-        let planes = Plane::ALL.map(|plane| (plane, roster::peers(plan, &self.roster, plane)));
+        // Without a tunnel, the devices have to keep the peers and the keys that they have.
+        if plan.tunnels.values().any(Option::is_some) {
+            let failed = self.rotate(peers, now).err();
+            self.unwritten =
+                failed.map(|error| format!("{error:#}; the present WireGuard keys stay in use"));
+            self.note_replaced(peers, plan, now);
+        }
+        let (roster, replaced) = (&self.roster, &self.replaced);
+        let planes = Plane::ALL.map(|plane| (plane, roster::peers(plan, roster, plane, replaced)));
         let ready = filtered && peers.is_listed();
         let wanted = self.wanted(plan, ready, planes.into());
-        let deletions = self.deletions(peers, &wanted, now);
+        let at_start = !self.cleaned && now.saturating_duration_since(self.started) < HOLD;
+        let compared = (&wanted, &self.observed);
+        let deletions = roster::deletions(peers.is_listed(), plan, compared, at_start);
         let steps = difference(&wanted, &self.observed, deletions, clock());
         if steps.is_empty() {
             self.trouble = None;
@@ -271,7 +295,7 @@ impl Encryption {
     /// Problems for the log.
     pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
         let all = self.unavailable.iter().chain(&self.trouble);
-        all.chain(&self.problems)
+        all.chain(&self.unwritten).chain(&self.problems)
     }
 
     fn observe(&mut self, now: Instant) -> Result<()> {
@@ -279,7 +303,7 @@ impl Encryption {
         let tables = Plane::ALL.map(Plane::table);
         let observed = self.kernel.observe(&names, &tables);
         self.observed = observed.context("reading WireGuard devices")?;
-        self.handshakes.record(&self.observed, now, clock());
+        self.unchosen |= self.handshakes.record(&self.observed, now, clock());
         Ok(())
     }
 
@@ -344,25 +368,6 @@ impl Encryption {
         wanted
     }
 
-    /// At the start, most peers of an earlier process are not believed to be gone at once: the list may be truncated.
-    fn deletions(&self, peers: &Peers, wanted: &Wanted, now: Instant) -> Deletions {
-        if !peers.is_listed() {
-            return Deletions::Held;
-        }
-        let implausible = wanted.devices.iter().any(|(name, device)| {
-            let found = self.observed.devices.get(*name);
-            let found = found.map(|found| found.peers.keys()).into_iter().flatten();
-            let found: Vec<&PublicKey> = found.collect();
-            let stale = found.iter().filter(|key| !device.peers.contains_key(key));
-            stale.count() > ALWAYS_BELIEVED.max(found.len() / 2)
-        });
-        let young = now.saturating_duration_since(self.started) < HOLD;
-        match !self.cleaned && implausible && young {
-            true => Deletions::Held,
-            false => Deletions::Allowed,
-        }
-    }
-
     /// Public keys of this node, as the kernel derives them.
     fn own_keys(&self) -> BTreeMap<Plane, PublicKey> {
         let key = |plane: Plane| {
@@ -391,11 +396,28 @@ impl Encryption {
         }
     }
 
-    fn choice(&self, peer: &Announced, own: &Announced, now: Instant) -> Choice {
+    /// How packets to a peer of this `name` travel. WireGuard sends packets to the address of a replaced node to the other one.
+    fn choice(&self, name: &str, peer: &Announced, own: &Announced, now: Instant) -> Choice {
+        let is_replaced = self.replaced.contains_key(name);
         choose(own, peer, |plane| {
-            let key = peer.key(plane);
-            key.is_some_and(|(key, _)| self.handshakes.is_live(plane, key, now))
+            !is_replaced && self.handshakes.is_live_with(plane, peer, now)
         })
+    }
+
+    /// Finds the nodes whose public address another node has. Carriers that were chosen before are chosen again soon.
+    fn note_replaced(&mut self, peers: &Peers, plan: &Plan, now: Instant) {
+        let replaced = roster::replaced(plan, |name| {
+            let announced = self.roster.get(name);
+            let mut planes = Plane::ALL.into_iter();
+            let is_live = announced.is_some_and(|announced| {
+                planes.any(|plane| self.handshakes.is_live_with(plane, announced, now))
+            });
+            roster::rank(peers.get(name), announced.is_some(), is_live)
+        });
+        if replaced != self.replaced {
+            self.replaced = replaced;
+            (self.unchosen, self.awaits) = (true, true);
+        }
     }
 
     fn choose_carriers(&mut self, now: Instant) -> Carriers {
@@ -421,7 +443,7 @@ impl Encryption {
         carriers.otherwise = index(Plane::First).filter(|_| required);
         let own = self.own_announced();
         for (name, announced) in &self.roster {
-            let plane = match self.choice(announced, &own, now) {
+            let plane = match self.choice(name, announced, &own, now) {
                 Choice::Live(plane) => Some(plane),
                 Choice::Waiting(plane) => {
                     self.awaits = true;
@@ -432,6 +454,13 @@ impl Encryption {
             if let Some(index) = plane.and_then(index) {
                 carriers.by_peer.insert(name.clone(), index);
             }
+        }
+        // A machine that was renamed may have kept its hardware address, which is one FDB entry for both nodes.
+        for (name, other) in &self.replaced {
+            match carriers.by_peer.get(other).copied() {
+                Some(index) => carriers.by_peer.insert(name.clone(), index),
+                None => carriers.by_peer.remove(name),
+            };
         }
         carriers
     }
@@ -483,24 +512,12 @@ impl Encryption {
     }
 
     /// Notices peers whose key is another than before.
-    fn note_new_keys(&mut self, roster: &Roster, listed: bool) {
-        if !listed {
-            return;
-        }
-        for (name, announced) in roster {
-            let before = self.roster.get(name);
-            let known: BTreeSet<PublicKey> = before
-                .iter()
-                .flat_map(|before| &before.keys)
-                .map(|(_, key, _)| *key)
-                .collect();
-            for (_, key, _) in &announced.keys {
-                if before.is_some() && !known.contains(key) {
-                    tracing::info!(peer = %name, key = %key, "peer announces a new WireGuard key");
-                    let note = format!("node {name} announces a new WireGuard key: {key}");
-                    self.news.push(note);
-                }
-            }
+    fn note_new_keys(&mut self, roster: &Roster, peers: &Peers) {
+        let news = self.known.update(roster, |name| peers.get(name).is_some());
+        for (name, key) in news.into_iter().filter(|_| peers.is_listed()) {
+            tracing::info!(peer = %name, key = %key, "peer announces a new WireGuard key");
+            let note = format!("node {name} announces a new WireGuard key: {key}");
+            self.news.push(note);
         }
     }
 }

@@ -48,7 +48,7 @@ impl Encryption {
         let read = self.kernel.read_again(&mut self.observed);
         let changed = read.is_err() || self.handshakes.record(&self.observed, now, clock());
         self.worked(now);
-        changed
+        changed || self.unchosen
     }
 
     /// Records that a round or a reading that began at `started` is over.

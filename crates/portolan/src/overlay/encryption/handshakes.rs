@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use wireguard::{Observed, PublicKey, SESSION};
 
-use super::announced::Plane;
+use super::announced::{Announced, Plane};
 
 /// Added to the lifetime of a session: rounds observe now and then only.
 const SLACK: Duration = Duration::from_secs(5);
@@ -69,6 +69,12 @@ impl Handshakes {
     pub(super) fn is_live(&self, plane: Plane, key: PublicKey, now: Instant) -> bool {
         let age = self.age(plane, key, now);
         age.is_some_and(|age| age < SESSION + SLACK)
+    }
+
+    /// Whether there is a session with a peer that announces these keys.
+    pub(super) fn is_live_with(&self, plane: Plane, peer: &Announced, now: Instant) -> bool {
+        let key = peer.key(plane);
+        key.is_some_and(|(key, _)| self.is_live(plane, key, now))
     }
 }
 

@@ -3,6 +3,9 @@
 //! A rotation never leaves a peer without a session: the second device gets a key, peers move to it, the key of the first
 //! is replaced, peers move back, the second device goes. Each phase is written to the file before it takes effect, so that
 //! a restart continues it.
+//!
+//! The file names its node, so that a copy of it on another node is recognized. Other versions ignore fields that they do
+//! not know, and may write the file without them: a file without a name belongs to the node that reads it.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,7 +21,7 @@ use super::announced::Plane;
 /// Longer than a change of a Node takes to reach the others, on a bad day.
 const PROPAGATION: Duration = Duration::from_secs(15);
 /// Peers that have not moved by then keep the old key in use.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 /// Pause before an old key leads to another rotation after one that was given up.
 const REST: Duration = Duration::from_secs(3600);
 /// The file is for root.
@@ -52,6 +55,8 @@ struct Entry {
 
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Stored {
+    /// Name of the node; earlier versions write none.
+    node: Option<String>,
     first: Option<Entry>,
     second: Option<Entry>,
     #[serde(default)]
@@ -65,6 +70,8 @@ pub(super) struct Progress {
     pub(super) all_in_first: bool,
     /// The same of the second plane.
     pub(super) all_in_second: bool,
+    /// A peer answers, or there is none.
+    pub(super) reached: bool,
     /// No peer has sent anything but keepalive packets to the plane that is given up.
     pub(super) quiet: bool,
     /// Another node is rotating.
@@ -82,14 +89,22 @@ pub(super) struct Keys {
     since: Instant,
     /// Since when no other node has rotated.
     helping_until: Option<Instant>,
-    /// When the last rotation was given up.
+    /// When the last rotation was given up; `None` once another one has begun.
     given_up: Option<Instant>,
 }
 
 impl Keys {
-    /// Reads the file, or makes it with a new key.
-    pub(super) fn open(path: &Path, lifetime: Duration, now: Instant) -> Result<Keys> {
-        let stored = read(path)?;
+    /// Reads the file of this node, or makes it with a new key. A file of another `node`, on a copied disk, is replaced: two
+    /// nodes with one key would cut each other off.
+    pub(super) fn open(path: &Path, node: &str, lifetime: Duration, now: Instant) -> Result<Keys> {
+        let mut stored = read(path)?;
+        let is_named = stored.node.is_some();
+        if let Some(other) = stored.node.as_deref().filter(|other| *other != node) {
+            let path = path.display();
+            tracing::warn!(%path, %other, "the key file belongs to another node: making a new key");
+            stored = Stored::default();
+        }
+        stored.node = Some(node.to_owned());
         let mut keys = Keys {
             path: path.to_owned(),
             lifetime,
@@ -101,9 +116,15 @@ impl Keys {
         if keys.stored.first.is_none() {
             let first = Some(new_entry()?);
             keys.write(Stored {
+                node: Some(node.to_owned()),
                 first,
                 ..Stored::default()
             })?;
+        } else if !is_named && let Err(error) = keys.write(keys.stored.clone()) {
+            // The keys are good, and the next change writes the name as well.
+            tracing::warn!(
+                "{error:#}: a copy of this file on another node would not be recognized"
+            );
         }
         Ok(keys)
     }
@@ -172,7 +193,8 @@ impl Keys {
         let helps = self.helping_until.is_some_and(|until| now < until);
         let mut next = self.stored.clone();
         let settled = in_phase >= PROPAGATION;
-        let what = match self.stored.phase {
+        let before = self.stored.phase;
+        let what = match before {
             Phase::Steady if progress.requested || self.is_due(now) => {
                 // A node that this one helps may have no other session than that of the second key.
                 if next.second.is_none() {
@@ -189,13 +211,14 @@ impl Keys {
                 next.second = None;
                 "no other node rotates its key: removing the second device"
             }
-            Phase::Prepare if progress.all_in_second => {
+            // Peers that do not answer for a moment have not moved.
+            Phase::Prepare if settled && progress.reached && progress.all_in_second => {
                 next.phase = Phase::Replace;
                 "every peer has a session with the second device"
             }
+            // Peers that have moved return, as after a rotation, before the second device goes.
             Phase::Prepare if in_phase >= PATIENCE => {
-                next.phase = Phase::Steady;
-                self.given_up = Some(now);
+                next.phase = Phase::Retire;
                 "key rotation given up: not every peer could be reached by the second port"
             }
             Phase::Replace if settled && progress.quiet => {
@@ -207,16 +230,25 @@ impl Keys {
                 next.phase = Phase::Retire;
                 "every peer has a session with the new key"
             }
-            Phase::Retire if settled && progress.quiet => {
+            // Another node that rotates may have no session but that of the second device.
+            Phase::Retire if helps || settled && progress.quiet => {
                 next.phase = Phase::Steady;
                 if !helps {
                     next.second = None;
                 }
-                "key rotation complete"
+                match self.given_up {
+                    Some(_) => "every peer uses the first device again, with its old key",
+                    None => "key rotation complete",
+                }
             }
             _ => return Ok(None),
         };
         self.write(next)?;
+        match (before, self.stored.phase) {
+            (Phase::Prepare, Phase::Retire) => self.given_up = Some(now),
+            (Phase::Steady, Phase::Prepare) => self.given_up = None,
+            _ => {}
+        }
         self.since = now;
         Ok(Some(what))
     }
@@ -306,13 +338,18 @@ mod tests {
     const OTHERS_ROTATE: Progress = Progress {
         all_in_first: false,
         all_in_second: false,
+        reached: true,
         quiet: false,
         others_rotate: true,
         requested: false,
     };
 
     fn open(path: &Path) -> Keys {
-        Keys::open(path, Duration::ZERO, Instant::now()).unwrap()
+        open_as(path, "node-1")
+    }
+
+    fn open_as(path: &Path, node: &str) -> Keys {
+        Keys::open(path, node, Duration::ZERO, Instant::now()).unwrap()
     }
 
     #[test]
@@ -331,7 +368,7 @@ mod tests {
         let path = folder.path().join("keys.json");
         for text in ["", "{", r#"{"first":{"private":"AAAA","created":1}}"#] {
             std::fs::write(&path, text).unwrap();
-            let error = Keys::open(&path, Duration::ZERO, Instant::now())
+            let error = Keys::open(&path, "node-1", Duration::ZERO, Instant::now())
                 .err()
                 .unwrap();
             assert!(error.to_string().contains("does not decode"), "{error}");
@@ -363,6 +400,7 @@ mod tests {
         let ready = Progress {
             all_in_first: true,
             all_in_second: true,
+            reached: true,
             quiet: true,
             ..Progress::default()
         };
@@ -370,7 +408,7 @@ mod tests {
         let mut lists = Vec::new();
         for round in 0..12 {
             // Each step by a new process.
-            let mut keys = Keys::open(&path, Duration::ZERO, now).unwrap();
+            let mut keys = Keys::open(&path, "node-1", Duration::ZERO, now).unwrap();
             now += PROPAGATION;
             let progress = Progress {
                 requested: round == 0,
@@ -413,13 +451,80 @@ mod tests {
             .unwrap();
         assert_eq!(keys.phase(), Phase::Prepare);
         keys.advance(Progress::default(), now + PATIENCE).unwrap();
+        // Peers that have moved still send by the second device.
+        keys.advance(Progress::default(), now + PATIENCE * 2)
+            .unwrap();
+        assert_eq!(keys.phase(), Phase::Retire);
+        assert!(keys.private(Plane::Second).is_some());
+        assert_eq!(keys.planes(), [Plane::First]);
+        let quiet = Progress {
+            quiet: true,
+            ..Progress::default()
+        };
+        let said = keys.advance(quiet, now + PATIENCE * 2).unwrap().unwrap();
+        assert!(!said.contains("complete"), "{said}");
         assert_eq!(
             (keys.phase(), keys.private(Plane::First)),
             (Phase::Steady, old)
         );
-        keys.advance(Progress::default(), now + PATIENCE * 2)
-            .unwrap();
         assert_eq!(keys.private(Plane::Second), None);
+    }
+
+    #[test]
+    fn a_rotation_does_not_go_on_while_no_peer_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut keys = open(&folder.path().join("keys.json"));
+        let now = Instant::now();
+        let nobody = Progress {
+            all_in_first: true,
+            all_in_second: true,
+            quiet: true,
+            requested: true,
+            ..Progress::default()
+        };
+        let moved = Progress {
+            reached: true,
+            ..nobody
+        };
+        keys.advance(nobody, now).unwrap();
+        for (progress, at, phase) in [
+            (nobody, now + PROPAGATION, Phase::Prepare),
+            // Until then, other nodes may not know of it yet.
+            (moved, now + PROPAGATION / 2, Phase::Prepare),
+            (moved, now + PROPAGATION, Phase::Replace),
+        ] {
+            keys.advance(progress, at).unwrap();
+            assert_eq!(keys.phase(), phase);
+        }
+    }
+
+    #[test]
+    fn a_copied_key_file_gives_each_node_a_key_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        let key = |node| open_as(&path, node).private(Plane::First).unwrap();
+        let (first, second) = (key("node-1"), key("node-2"));
+        assert_ne!(first, second);
+        assert_eq!(key("node-2"), second);
+    }
+
+    #[test]
+    fn a_file_without_a_name_belongs_to_the_node_that_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        let private = PrivateKey::from_random([7; 32]);
+        // As the first version wrote it, and with a field of a later one.
+        for more in ["", r#","later":1"#] {
+            let text = private.to_base64();
+            let text = format!(
+                r#"{{"first":{{"private":"{text}","created":1}},"second":null,"phase":"steady"{more}}}"#
+            );
+            std::fs::write(&path, text).unwrap();
+            let key = |node| open_as(&path, node).private(Plane::First);
+            assert_eq!(key("node-1"), Some(private.clone()));
+            // It has a name from then on.
+            assert_ne!(key("node-2"), Some(private.clone()));
+        }
     }
 
     #[test]
@@ -453,22 +558,30 @@ mod tests {
         assert_eq!(keys.phase(), Phase::Prepare);
         // The other node may have no session but that of this key.
         assert!(second.is_some() && keys.private(Plane::Second) == second);
+        for phase in [Phase::Retire, Phase::Steady] {
+            keys.advance(OTHERS_ROTATE, now + PATIENCE).unwrap();
+            assert_eq!(keys.phase(), phase);
+        }
+        assert_eq!(keys.planes(), [Plane::First, Plane::Second]);
     }
 
     #[test]
     fn an_old_key_rests_after_a_rotation_that_was_given_up() {
         let folder = tempfile::tempdir().unwrap();
         let (path, now) = (folder.path().join("keys.json"), Instant::now());
-        let mut keys = Keys::open(&path, Duration::from_secs(1), now).unwrap();
+        let mut keys = Keys::open(&path, "node-1", Duration::from_secs(1), now).unwrap();
         if let Some(first) = &mut keys.stored.first {
             first.created = 0;
         }
-        let nobody = Progress::default();
+        let nobody = Progress {
+            quiet: true,
+            ..Progress::default()
+        };
         keys.advance(nobody, now).unwrap();
         assert_eq!(keys.phase(), Phase::Prepare);
         let given_up = now + PATIENCE;
         for (at, phase) in [
-            (given_up, Phase::Steady),
+            (given_up, Phase::Retire),
             (given_up + PROPAGATION, Phase::Steady),
             (given_up + REST / 2, Phase::Steady),
             (given_up + REST, Phase::Prepare),

@@ -19,12 +19,13 @@ impl Encryption {
         let own = self.own_announced();
         let peer = |name: &Arc<str>| {
             let announced = self.roster.get(name);
-            let state = match announced.map(|announced| self.choice(announced, &own, now)) {
+            let choice = announced.map(|announced| self.choice(name, announced, &own, now));
+            let state = match choice {
                 None => PeerState::NoKey,
                 Some(Choice::Nothing | Choice::Waiting(_)) => PeerState::Waiting,
                 Some(Choice::Live(_)) => PeerState::Encrypted,
             };
-            let plane = match announced.map(|announced| self.choice(announced, &own, now)) {
+            let plane = match choice {
                 Some(Choice::Live(plane) | Choice::Waiting(plane)) => plane,
                 _ => Plane::First,
             };
@@ -34,6 +35,7 @@ impl Encryption {
             PeerEncryption {
                 name: name.clone(),
                 state,
+                replaced_by: self.replaced.get(name).cloned(),
                 key: key.map(|(key, _)| key.to_string()),
                 device: plane.device(),
                 handshake_age: key.and_then(|(key, _)| self.handshakes.age(plane, key, now)),

@@ -26,6 +26,8 @@ pub struct PeerEncryption {
     pub name: Arc<str>,
     /// How packets to it travel.
     pub state: PeerState,
+    /// The node that has its address instead: one that took the place of its machine.
+    pub replaced_by: Option<Arc<str>>,
     /// Its public key, in base64.
     pub key: Option<String>,
     /// The device of this node for it.
@@ -62,6 +64,11 @@ pub struct EncryptionStatus {
 impl PeerEncryption {
     /// Why packets to the peer are not encrypted. `port`: of this node's first device.
     pub fn reason(&self, port: u16) -> Option<String> {
+        if let Some(other) = &self.replaced_by {
+            return Some(format!(
+                "node {other} has its address and is reached there instead: delete the Node whose machine is gone"
+            ));
+        }
         Some(match (self.state, self.handshake_age) {
             (PeerState::Encrypted, _) => return None,
             (PeerState::NoKey, _) => "it announces no key".to_owned(),
@@ -100,6 +107,10 @@ impl EncryptionStatus {
         let mut others = self.unencrypted().filter(concerns);
         let fault = |peer: &PeerEncryption| {
             let reason = peer.reason(self.port)?;
+            let follows = match peer.replaced_by {
+                Some(_) => "is not reached",
+                None => follows,
+            };
             Some(format!("node {} {follows}: {reason}", peer.name))
         };
         faults.extend(others.by_ref().take(NAMED).filter_map(fault));
@@ -130,6 +141,7 @@ mod tests {
         PeerEncryption {
             name: "node-1".into(),
             state,
+            replaced_by: None,
             key: None,
             device: "portolan-wg",
             handshake_age: None,
@@ -160,5 +172,23 @@ mod tests {
         assert_eq!(fault(Mode::Prefer, peer(PeerState::NoKey, 0)), "");
         assert!(fault(Mode::Require, peer(PeerState::NoKey, 0)).contains("no key"));
         assert_eq!(fault(Mode::Require, peer(PeerState::Encrypted, 1)), "");
+    }
+
+    #[test]
+    fn a_node_whose_address_another_has_is_named_with_it() {
+        let old = PeerEncryption {
+            replaced_by: Some("node-2".into()),
+            ..peer(PeerState::Waiting, 0)
+        };
+        let status = EncryptionStatus {
+            mode: Mode::Prefer,
+            peers: vec![old],
+            ..EncryptionStatus::default()
+        };
+        let faults = status.faults();
+        assert!(
+            faults.len() == 1 && faults[0].contains("node-1 is not reached: node node-2 has"),
+            "{faults:?}"
+        );
     }
 }
