@@ -9,11 +9,11 @@
 //! A loopback port that another process has is retried every second. [`CONNECTIONS`] and [`UDP_CLIENTS`] bound what
 //! clients may take.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use service_dataplane::Update;
@@ -22,8 +22,8 @@ use service_model::{
 };
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::bind::bind;
@@ -35,7 +35,7 @@ use crate::parts::{Parts, Tasks};
 const PART: &str = "node-port-relay";
 /// Time for an endpoint to accept a connection; then the next one is tried.
 const CONNECT: Duration = Duration::from_secs(3);
-/// Lifetime of an idle UDP client.
+/// Lifetime of a UDP client that neither sends nor receives anything.
 const UDP_IDLE: Duration = Duration::from_secs(60);
 /// Maximum number of UDP clients per port; a further one replaces the client that was silent for longest.
 const UDP_CLIENTS: usize = 512;
@@ -50,17 +50,28 @@ const DATAGRAM: usize = 65_535;
 
 /// A node port of a family, TCP or UDP.
 type Port = (Family, Protocol, u16);
-/// Where connections to a port go: its Service's frontend, or its endpoints.
+/// Where connections to a port go: its Service's frontend, or its endpoints. A port without targets is not served.
 type Targets = Vec<SocketAddr>;
-/// The targets of a port to serve, or none when it is no longer served.
-type Change = (Port, Option<Targets>);
+/// A port and its targets from now on.
+type Change = (Port, Targets);
 
 /// Passes the node ports of Services on to the relay.
 #[derive(Debug)]
 pub struct Announcer {
     config: LiveNodeConfig,
+    /// The ports that each Service claims.
     ports: BTreeMap<ObjectName, Vec<Port>>,
+    /// The claims of each port. The oldest Service gets the port, then the first by name, as in the tables: a port that
+    /// passes to another Service is served whatever the order of the updates.
+    claims: BTreeMap<Port, BTreeMap<ObjectName, Claim>>,
     changes: mpsc::UnboundedSender<Change>,
+}
+
+/// A Service's request for a port.
+#[derive(Debug)]
+struct Claim {
+    created: i64,
+    targets: Targets,
 }
 
 /// Starts relaying on a runtime, on loopback addresses of the families for which the configuration asks for that.
@@ -74,6 +85,7 @@ pub fn start(parts: &Parts, runtime: &Handle, config: LiveNodeConfig) -> Announc
     Announcer {
         config,
         ports: BTreeMap::new(),
+        claims: BTreeMap::new(),
         changes,
     }
 }
@@ -82,29 +94,40 @@ impl Observer for Announcer {
     /// All Services are planned again when the configuration has changed.
     fn planned(&mut self, updates: &[Update]) {
         let config = self.config.borrow().clone();
+        let mut changed = BTreeSet::new();
         for update in updates {
-            let intents = update.intent.iter();
-            let wanted: Vec<(Port, Targets)> = intents
-                .flat_map(|intent| intent.frontends.iter().filter_map(|f| relayed(intent, f)))
-                .filter(|((family, ..), _)| config.covers_loopback(*family))
-                .collect();
-            let ports: Vec<Port> = wanted.iter().map(|(port, _)| *port).collect();
-            let known = match ports.is_empty() {
-                true => self.ports.remove(&update.service),
-                false => self.ports.insert(update.service.clone(), ports.clone()),
-            };
-            let gone = known
-                .into_iter()
-                .flatten()
-                .filter(|port| !ports.contains(port));
-            let gone = gone.map(|port| (port, None));
-            let wanted = wanted
-                .into_iter()
-                .map(|(port, targets)| (port, Some(targets)));
-            for change in gone.chain(wanted) {
-                // The receiver is gone only when the daemon is ending.
-                let _ = self.changes.send(change);
+            let service = &update.service;
+            for port in self.ports.remove(service).unwrap_or_default() {
+                if let Some(claims) = self.claims.get_mut(&port) {
+                    claims.remove(service);
+                }
+                changed.insert(port);
             }
+            let Some(intent) = &update.intent else {
+                continue;
+            };
+            let wanted = intent.frontends.iter().filter_map(|f| relayed(intent, f));
+            for (port, targets) in wanted.filter(|((of, ..), _)| config.covers_loopback(*of)) {
+                let claim = Claim {
+                    // Without a time of creation, a Service is the youngest.
+                    created: intent.created.unwrap_or(i64::MAX),
+                    targets,
+                };
+                let claims = self.claims.entry(port).or_default();
+                claims.insert(service.clone(), claim);
+                self.ports.entry(service.clone()).or_default().push(port);
+                changed.insert(port);
+            }
+        }
+        for port in changed {
+            let claims = self.claims.get(&port).into_iter().flatten();
+            let winner = claims.min_by_key(|(_, claim)| claim.created);
+            let targets = winner.map(|(_, claim)| claim.targets.clone());
+            if targets.is_none() {
+                self.claims.remove(&port);
+            }
+            // The receiver is gone only when the daemon is ending.
+            let _ = self.changes.send((port, targets.unwrap_or_default()));
         }
     }
 }
@@ -122,11 +145,11 @@ fn relayed(intent: &ServiceIntent, frontend: &Frontend) -> Option<(Port, Targets
             let endpoints = endpoints.map(|b| SocketAddr::new(b.address, b.port));
             Some((port, endpoints.collect()))
         }
-        (Disposition::Refuse | Disposition::Drop, _) => None,
+        (Disposition::Refuse | Disposition::Drop, _) => Some((port, Vec::new())),
     }
 }
 
-/// Limits the TCP connections of all ports.
+/// Limits the TCP connections and the UDP clients of all ports.
 struct Limit {
     permits: Arc<Semaphore>,
     udp_clients: Arc<Semaphore>,
@@ -205,11 +228,11 @@ impl RoundRobin {
 async fn relay(mut changes: mpsc::UnboundedReceiver<Change>, tasks: Tasks) {
     let mut served: HashMap<Port, Served> = HashMap::new();
     let limit = Arc::new(Limit::new());
-    while let Some((port, targets)) = changes.recv().await {
-        let Some(endpoints) = targets else {
+    while let Some((port, endpoints)) = changes.recv().await {
+        if endpoints.is_empty() {
             served.remove(&port);
             continue;
-        };
+        }
         match served.get(&port) {
             Some(known) => known.endpoints.endpoints.store(Arc::new(endpoints)),
             None => {
@@ -284,30 +307,17 @@ async fn serve_udp(socket: UdpSocket, endpoints: Arc<RoundRobin>, limit: &Limit)
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else {
             continue;
         };
-        if !clients.contains_key(&client) {
-            clients.retain(|_, known| !known.answers.is_finished());
-            if clients.len() >= UDP_CLIENTS || limit.udp_clients.available_permits() == 0 {
-                let silent = clients.iter().min_by_key(|(_, known)| known.heard_at);
-                let silent = silent.map(|(address, _)| *address);
-                silent.and_then(|address| clients.remove(&address));
-            }
-            let Some(permit) = limit.take_udp() else {
+        let known = clients.get(&client);
+        let is_served = known.is_some_and(|known| known.is_served(&endpoints));
+        if !is_served {
+            make_room(&mut clients, client, limit).await;
+            let Some(known) = UdpClient::connect(client, &socket, &endpoints, limit).await else {
                 continue;
-            };
-            let Some(server) = connect_udp(&endpoints).await else {
-                continue;
-            };
-            let task = tokio::spawn(answer(socket.clone(), server.clone(), client));
-            let known = UdpClient {
-                server,
-                answers: AbortOnDropHandle::new(task),
-                heard_at: Instant::now(),
-                _permit: permit,
             };
             clients.insert(client, known);
         }
-        if let (Some(known), Some(datagram)) = (clients.get_mut(&client), buffer.get(..length)) {
-            known.heard_at = Instant::now();
+        if let (Some(known), Some(datagram)) = (clients.get(&client), buffer.get(..length)) {
+            known.heard_at.send_replace(Instant::now());
             // An earlier refusal is reported here, and the datagram is not sent: once more then.
             if known.server.send(datagram).await.is_err() {
                 let _ = known.server.send(datagram).await;
@@ -316,30 +326,96 @@ async fn serve_udp(socket: UdpSocket, endpoints: Arc<RoundRobin>, limit: &Limit)
     }
 }
 
-/// A client of a UDP port.
-struct UdpClient {
-    server: Arc<UdpSocket>,
-    answers: AbortOnDropHandle<()>,
-    heard_at: Instant,
-    _permit: OwnedSemaphorePermit,
+/// Ends what a client had before, or, where there are too many clients, the one that was silent for longest.
+async fn make_room(
+    clients: &mut HashMap<SocketAddr, UdpClient>,
+    client: SocketAddr,
+    limit: &Limit,
+) {
+    clients.retain(|_, known| !known.answers.is_finished());
+    let mut ended = clients.remove(&client);
+    let is_full = clients.len() >= UDP_CLIENTS || limit.udp_clients.available_permits() == 0;
+    if ended.is_none() && is_full {
+        let silent = clients
+            .iter()
+            .min_by_key(|(_, known)| *known.heard_at.borrow());
+        let silent = silent.map(|(address, _)| *address);
+        ended = silent.and_then(|address| clients.remove(&address));
+    }
+    if let Some(ended) = ended {
+        ended.answers.abort();
+        // The permit is free once the task has ended.
+        let _ = ended.answers.await;
+    }
 }
 
-async fn connect_udp(endpoints: &RoundRobin) -> Option<Arc<UdpSocket>> {
-    let endpoint = endpoints.in_turn().into_iter().next()?;
+/// A client of a UDP port.
+struct UdpClient {
+    endpoint: SocketAddr,
+    server: Arc<UdpSocket>,
+    heard_at: watch::Sender<Instant>,
+    /// Passes answers on and keeps the permit of the client. Ends when the client is idle.
+    answers: AbortOnDropHandle<()>,
+}
+
+impl UdpClient {
+    /// Connects a client to the next endpoint; `None` where that fails or there are too many clients.
+    async fn connect(
+        client: SocketAddr,
+        socket: &Arc<UdpSocket>,
+        endpoints: &RoundRobin,
+        limit: &Limit,
+    ) -> Option<Self> {
+        let permit = limit.take_udp()?;
+        let endpoint = endpoints.in_turn().into_iter().next()?;
+        let server = Arc::new(connect_udp(endpoint).await?);
+        let (heard_at, heard) = watch::channel(Instant::now());
+        let answers = answer(socket.clone(), server.clone(), client, heard);
+        let task = tokio::spawn(async move {
+            let _permit = permit;
+            answers.await;
+        });
+        Some(UdpClient {
+            endpoint,
+            server,
+            heard_at,
+            answers: AbortOnDropHandle::new(task),
+        })
+    }
+
+    /// Whether the client gets answers, and from an endpoint that the port still has.
+    fn is_served(&self, endpoints: &RoundRobin) -> bool {
+        !self.answers.is_finished() && endpoints.endpoints.load().contains(&self.endpoint)
+    }
+}
+
+async fn connect_udp(endpoint: SocketAddr) -> Option<UdpSocket> {
     let any: IpAddr = match endpoint {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await.ok()?;
     socket.connect(endpoint).await.ok()?;
-    Some(Arc::new(socket))
+    Some(socket)
 }
 
 /// Passes answers on to the client, until the client is idle. A refusal ends nothing: the next datagram may reach another
 /// endpoint.
-async fn answer(socket: Arc<UdpSocket>, server: Arc<UdpSocket>, client: SocketAddr) {
+async fn answer(
+    socket: Arc<UdpSocket>,
+    server: Arc<UdpSocket>,
+    client: SocketAddr,
+    heard_at: watch::Receiver<Instant>,
+) {
     let mut buffer = vec![0; DATAGRAM];
-    while let Ok(received) = timeout(UDP_IDLE, server.recv(&mut buffer)).await {
+    loop {
+        let Ok(received) = timeout(UDP_IDLE, server.recv(&mut buffer)).await else {
+            if heard_at.borrow().elapsed() >= UDP_IDLE {
+                return;
+            }
+            // The client sends datagrams that nobody answers: its flow stays at its endpoint.
+            continue;
+        };
         let datagram = received.ok().and_then(|length| buffer.get(..length));
         if let Some(datagram) = datagram {
             let _ = socket.send_to(datagram, client).await;
