@@ -205,7 +205,11 @@ fn a_hung_endpoint_is_skipped_where_that_is_asked_for() -> Result<()> {
         let last = streams.last_failure(hung_at);
         last.is_some_and(|last| last > Duration::from_secs(3))
     })?;
-    ensure!(stage.metric("probes_total")? > 0 && stage.metric("suspicions_total")? == 0);
+    wait_until("a probe", PATIENCE, || {
+        stage.metric("probes_total").is_ok_and(|probes| probes > 0)
+    })?;
+    // On a busy machine the node's answer may be late once: then the next one ends the suspicion.
+    stage.wait_for_suspects(0)?;
     stage
         .0
         .annotate(&json!({ "portolan/failover-endpoints": "true" }))?;
@@ -222,7 +226,7 @@ fn a_hung_endpoint_is_skipped_where_that_is_asked_for() -> Result<()> {
     let skipped_at = Instant::now();
     let last = streams.last_failure(asked_at).unwrap_or_default();
     println!("last failed connection {last:?} after the annotation");
-    ensure!(stage.metric("suspects")? == 0, "the node is a suspect");
+    stage.wait_for_suspects(0)?;
     streams.wait_for(200)?;
     let failed = streams.last_failure(skipped_at);
     ensure!(failed.is_none(), "a connection failed {failed:?} later");

@@ -106,6 +106,8 @@ impl FlowFilter {
 pub struct Attempt {
     /// The flow.
     pub flow: Flow,
+    /// Seconds that the entry stays if its client sends nothing more.
+    pub expires_in: Option<u32>,
     handle: wire::Handle,
 }
 
@@ -287,7 +289,7 @@ impl Conntrack {
     /// its table hides are missing.
     pub fn attempts(
         &mut self,
-        mut keeps: impl FnMut(&Flow) -> bool,
+        mut keeps: impl FnMut(&Attempt) -> bool,
     ) -> Result<Vec<Attempt>, Error> {
         if listing::has_no_attempt() {
             return Ok(Vec::new());
@@ -302,7 +304,7 @@ impl Conntrack {
             wire::put_attempts_filter,
             |message| {
                 seen += 1;
-                attempts.extend(attempt(message).filter(|found| keeps(&found.flow)));
+                attempts.extend(attempt(message).filter(|found| keeps(found)));
                 Ok(())
             },
         )?;
@@ -365,6 +367,12 @@ impl Conntrack {
 /// The entry of a message, if it is of a translated flow without a reply.
 fn attempt(message: &Message<'_>) -> Option<Attempt> {
     let (flow, handle) = wire::read(message).ok()??;
-    let is_attempt = !flow.answered && flow.is_translated();
-    is_attempt.then_some(Attempt { flow, handle })
+    if flow.answered || !flow.is_translated() {
+        return None;
+    }
+    Some(Attempt {
+        flow,
+        expires_in: wire::read_timeout(message).ok()?,
+        handle,
+    })
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
-use netfilter::{Attempt, Conntrack, Flow, Sampler};
+use netfilter::{Attempt, Conntrack, Sampler};
 use rand::seq::SliceRandom;
 use rustix::time::{ClockId, clock_gettime};
 use service_model::{Family, Suspects};
@@ -29,6 +29,7 @@ use crate::overlay::SharedOverlayStatus;
 use crate::parts::Parts;
 use crate::silent::SilentPeers;
 
+mod age;
 mod directory;
 mod endpoints;
 mod ignored;
@@ -40,9 +41,10 @@ mod suspicions;
 
 pub use reports::{FailoverReports, SharedFailoverStatus};
 
+use age::Timeouts;
 use directory::{Nodes, SharedDirectory};
 use endpoints::Endpoints;
-use ignored::{Ignored, Key, key};
+use ignored::{Ignored, Key};
 use pace::Pace;
 use probe::{Answer, Rounds};
 use reason::Reason;
@@ -90,6 +92,7 @@ pub(crate) fn start(
         whole: Pace::new(pace::WHOLE, Instant::now()),
         sampler: Sampler::default(),
         sample: Pace::new(pace::SAMPLE, Instant::now()),
+        timeouts: Timeouts::read(),
         ignored: Ignored::default(),
         suspicions: Suspicions::default(),
         endpoints: Endpoints::new(config.endpoints_of_all),
@@ -119,6 +122,8 @@ struct Failover {
     sampler: Sampler,
     /// Paces readings of parts.
     sample: Pace,
+    /// As of the last reading of all entries.
+    timeouts: Timeouts,
     ignored: Ignored<Attempt>,
     suspicions: Suspicions<Arc<str>>,
     endpoints: Endpoints,
@@ -193,9 +198,13 @@ impl Failover {
             return;
         }
         let before = processor_time();
-        let (ignored, mut counts, mut all) = (&self.ignored, BTreeMap::<Key, usize>::new(), 0);
-        let keeps = |flow: &Flow| {
-            let endpoint = key(flow);
+        if !sample {
+            self.timeouts = Timeouts::read();
+        }
+        let (ignored, timeouts) = (&self.ignored, &self.timeouts);
+        let (mut counts, mut all) = (BTreeMap::<Key, usize>::new(), 0);
+        let keeps = |attempt: &Attempt| {
+            let endpoint = Key::of(attempt, timeouts);
             if all >= OF_A_READING || ignored.has(&endpoint, now) {
                 return false;
             }
@@ -253,12 +262,19 @@ impl Failover {
         let mut reasons: BTreeMap<Arc<str>, Vec<Attempt>> = BTreeMap::new();
         let mut of_no_interest = Vec::new();
         for attempt in attempts {
-            match nodes.get(&attempt.flow.answers_from.ip()) {
-                Some(node) if self.suspicions.is_suspect(node) || self.probing.contains(node) => {}
-                Some(node) if self.suspicions.may_probe(node, now) => {
-                    reasons.entry(node.clone()).or_default().push(attempt);
+            let mut is_of_interest = false;
+            let named = nodes.get(&attempt.flow.answers_from.ip());
+            for node in named.into_iter().flatten() {
+                let is_known = self.suspicions.is_suspect(node) || self.probing.contains(node);
+                let may_probe = !is_known && self.suspicions.may_probe(node, now);
+                if may_probe {
+                    let evidence = reasons.entry(node.clone()).or_default();
+                    evidence.push(attempt.clone());
                 }
-                _ => of_no_interest.push(attempt),
+                is_of_interest |= is_known || may_probe;
+            }
+            if !is_of_interest {
+                of_no_interest.push(attempt);
             }
         }
         self.ignore(&of_no_interest, now);
@@ -268,6 +284,9 @@ impl Failover {
         }
         let known = self.directory.nodes(&names);
         let room = self.suspicions.room(AT_ONCE, &self.probing);
+        // Names that tenants choose must not always come first.
+        let mut reasons: Vec<_> = reasons.into_iter().collect();
+        reasons.shuffle(&mut rand::rng());
         for (node, evidence) in reasons.into_iter().take(room) {
             let first = evidence.first().map(|attempt| attempt.flow.answers_from);
             let reason = Reason::Attempts(evidence);
@@ -473,7 +492,7 @@ impl Failover {
     fn ignore(&mut self, attempts: &[Attempt], now: Instant) {
         let keyed = attempts
             .iter()
-            .map(|attempt| (key(&attempt.flow), attempt.clone()));
+            .map(|attempt| (Key::of(attempt, &self.timeouts), attempt.clone()));
         let conntrack = &mut self.conntrack;
         self.ignored.add(keyed, now, |attempt| {
             matches!(conntrack.has_reply(attempt), Ok(Some(true)))

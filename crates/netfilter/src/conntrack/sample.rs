@@ -6,7 +6,7 @@
 use netlink::{Connection, DumpUnderWay, Error, NetlinkFamily, Reply, failed};
 use nft::wire::header::header;
 
-use super::{Attempt, Flow, attempt, wire};
+use super::{Attempt, attempt, wire};
 
 /// Entries of a part: about one datagram. Small parts are read often, so where many attempts fail one is seen soon.
 pub(super) const PART: usize = 100;
@@ -29,7 +29,7 @@ impl Sampler {
     /// Errors: EPERM without CAP_NET_ADMIN in the network namespace of this thread.
     pub fn attempts(
         &mut self,
-        mut keeps: impl FnMut(&Flow) -> bool,
+        mut keeps: impl FnMut(&Attempt) -> bool,
     ) -> Result<Vec<Attempt>, Error> {
         let mut reading = match self.0.take() {
             Some(reading) => reading,
@@ -46,7 +46,7 @@ impl Sampler {
                 .begin_dump(wire::GET, &header(None), |_| {})?,
         };
         let end = reading.connection.read_on(&dump, PART, |message| {
-            attempts.extend(attempt(message).filter(|found| keeps(&found.flow)));
+            attempts.extend(attempt(message).filter(|found| keeps(found)));
         })?;
         match end {
             Some(Reply::Refused(errno)) => {

@@ -209,6 +209,15 @@ fn attempts_are_translated_flows_until_their_reply() {
             flows.filter(move |flow| flow.protocol == protocol)
         };
         assert_eq!(of(Protocol::Udp).count(), silent.len());
+        for attempt in &attempts {
+            // The kernel's defaults, in seconds.
+            let whole = match attempt.flow.protocol {
+                Protocol::Tcp => 120,
+                Protocol::Udp | Protocol::Sctp => 30,
+            };
+            let left = attempt.expires_in.unwrap();
+            assert!((whole - 10..=whole).contains(&left), "{left}");
+        }
         let tcp: Vec<Flow> = of(Protocol::Tcp).collect();
         assert_eq!(tcp.len(), 1);
         assert_eq!(tcp[0].destination, "198.51.100.7:80".parse().unwrap());

@@ -19,6 +19,7 @@ pub(super) const DELETE: u16 = SUBSYSTEM << 8 | 2;
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
+const TIMEOUT: u16 = 7;
 const COUNTERS_ORIG: u16 = 9;
 const COUNTERS_REPLY: u16 = 10;
 const ID: u16 = 12;
@@ -145,6 +146,17 @@ pub(super) fn read(message: &Message<'_>) -> Result<Option<(Flow, Handle)>, Malf
     };
     let tuple = original.to_vec();
     Ok(Some((flow, Handle { tuple, id, zone })))
+}
+
+/// Reads how many seconds an entry stays if no packet of it comes; `None` where the kernel does not say.
+pub(super) fn read_timeout(message: &Message<'_>) -> Result<Option<u32>, Malformed> {
+    for attribute in attributes(message)? {
+        let attribute = attribute?;
+        if attribute.kind == TIMEOUT {
+            return be32(attribute.payload, "CTA_TIMEOUT").map(Some);
+        }
+    }
+    Ok(None)
 }
 
 /// Reads what an entry has counted, in both directions together; nothing where the kernel does not count.

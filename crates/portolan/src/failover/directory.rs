@@ -12,7 +12,8 @@ use service_model::{EndpointSlice, ObjectEvent, ObjectName, Protocol, Service};
 
 use crate::observer::Observer;
 
-/// Addresses of a node that are kept of one namespace: any tenant can write slices, and must not choose all that are asked.
+/// Addresses of a node, and nodes of an address, that are kept of one namespace: any tenant can write slices, and must not
+/// choose all that are asked.
 const OF_A_NAMESPACE: usize = 8;
 
 /// Shared by the control loop, which writes, and the failover part, which reads.
@@ -66,13 +67,32 @@ impl SharedDirectory {
         (slices, directory.own.clone())
     }
 
-    /// The other nodes that have these addresses of endpoints.
-    pub(super) fn nodes_of(&self, wanted: &BTreeSet<IpAddr>) -> HashMap<IpAddr, Arc<str>> {
+    /// The other nodes that have these addresses of endpoints. Where slices disagree, all nodes that they name: a tenant's
+    /// slice can give any address another node.
+    pub(super) fn nodes_of(
+        &self,
+        wanted: &BTreeSet<IpAddr>,
+    ) -> HashMap<IpAddr, BTreeSet<Arc<str>>> {
         let (slices, own) = self.slices();
-        let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
-        let found = endpoints.filter(|endpoint| wanted.contains(&endpoint.address));
-        let named = found.filter_map(|endpoint| Some((endpoint.address, endpoint.node.clone()?)));
-        named.filter(|(_, node)| *node != own).collect()
+        let mut named: BTreeMap<(IpAddr, &str), BTreeSet<&Arc<str>>> = BTreeMap::new();
+        for slice in &slices {
+            let endpoints = slice.endpoints.iter();
+            for endpoint in endpoints.filter(|endpoint| wanted.contains(&endpoint.address)) {
+                let other = endpoint.node.as_ref().filter(|node| **node != own);
+                let Some(node) = other else { continue };
+                let key = (endpoint.address, &*slice.name.namespace);
+                let of_namespace = named.entry(key).or_default();
+                if of_namespace.len() < OF_A_NAMESPACE {
+                    of_namespace.insert(node);
+                }
+            }
+        }
+        let mut nodes: HashMap<IpAddr, BTreeSet<Arc<str>>> = HashMap::new();
+        for ((address, _), names) in named {
+            let names = names.into_iter().cloned();
+            nodes.entry(address).or_default().extend(names);
+        }
+        nodes
     }
 
     /// Those of these endpoints of TCP that a Service has which asks for their failover, or any Service.
@@ -247,14 +267,42 @@ mod tests {
         let wanted = ["10.1.0.1", "10.1.1.1", "10.1.2.1", "10.9.9.9"].map(ip);
         let nodes = directory.nodes_of(&wanted.into());
         let expected = [
-            (ip("10.1.1.1"), "node-b".into()),
-            (ip("10.1.2.1"), "node-c".into()),
+            (ip("10.1.1.1"), BTreeSet::from(["node-b".into()])),
+            (ip("10.1.2.1"), BTreeSet::from(["node-c".into()])),
         ];
         assert_eq!(nodes, HashMap::from(expected));
         let name = ObjectName::new("a", "2");
         directory.event(&SourceEvent::EndpointSlice(ObjectEvent::Delete(name)));
         assert_eq!(directory.nodes_of(&wanted.into()).len(), 1);
         assert!(directory.has_others());
+    }
+
+    #[test]
+    fn an_address_leads_to_all_nodes_that_slices_name_for_it() {
+        let address = "10.1.1.1";
+        let directory = directory(vec![
+            slice("shop/1", "TCP", &[(address, "node-b")]),
+            slice("zevil/1", "TCP", &[(address, "node-c")]),
+            slice("zevil/2", "TCP", &[(address, "node-a")]),
+        ]);
+        let nodes = directory.nodes_of(&[ip(address)].into());
+        let named = BTreeSet::from(["node-b".into(), "node-c".into()]);
+        assert_eq!(nodes, HashMap::from([(ip(address), named)]));
+    }
+
+    #[test]
+    fn a_namespace_names_few_nodes_for_an_address() {
+        let address = "10.1.1.1";
+        let many: Vec<String> = (10..60).map(|n| format!("a-{n}")).collect();
+        let many: Vec<(&str, &str)> = many.iter().map(|node| (address, node.as_str())).collect();
+        let directory = directory(vec![
+            slice("evil/1", "TCP", &many),
+            slice("shop/1", "TCP", &[(address, "node-b")]),
+        ]);
+        let nodes = directory.nodes_of(&[ip(address)].into());
+        let named = &nodes[&ip(address)];
+        assert_eq!(named.len(), OF_A_NAMESPACE + 1);
+        assert!(named.contains("node-b"));
     }
 
     #[test]

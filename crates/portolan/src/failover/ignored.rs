@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use netfilter::Flow;
+use netfilter::Attempt;
 use nft::Protocol;
+
+use super::age::Timeouts;
 
 /// Bounds of the pause.
 const FIRST: Duration = Duration::from_secs(1);
@@ -20,18 +22,29 @@ const LONGEST_TCP: Duration = Duration::from_secs(4);
 /// Endpoints that are known at most; further ones are probed as if new.
 const MOST: usize = 8192;
 
-/// Endpoint and number of the protocol.
-pub(super) type Key = (SocketAddr, u8);
-
-/// The endpoint that a flow was sent to.
-pub(super) fn key(flow: &Flow) -> Key {
-    (flow.answers_from, flow.protocol as u8)
+/// Attempts of a kind at one endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    endpoint: SocketAddr,
+    protocol: u8,
+    /// Old ones stay for minutes after a node has come back, and hide none that begin when it goes down again.
+    recent: bool,
 }
 
-fn longest((_, protocol): &Key) -> Duration {
-    match *protocol == Protocol::Tcp as u8 {
-        true => LONGEST_TCP,
-        false => LONGEST,
+impl Key {
+    pub(super) fn of(attempt: &Attempt, timeouts: &Timeouts) -> Key {
+        Key {
+            endpoint: attempt.flow.answers_from,
+            protocol: attempt.flow.protocol as u8,
+            recent: timeouts.is_recent(attempt),
+        }
+    }
+
+    fn longest(&self) -> Duration {
+        match self.protocol == Protocol::Tcp as u8 {
+            true => LONGEST_TCP,
+            false => LONGEST,
+        }
     }
 }
 
@@ -79,7 +92,7 @@ impl<A> Ignored<A> {
                 // One of several attempts at a time.
                 Some(known) if now < known.until => continue,
                 Some(known) if has_reply(&known.attempt) => FIRST,
-                Some(known) => (known.length * 2).min(longest(&endpoint)),
+                Some(known) => (known.length * 2).min(endpoint.longest()),
                 None if self.endpoints.len() >= MOST => continue,
                 None => FIRST,
             };
@@ -99,7 +112,15 @@ mod tests {
     use super::*;
 
     fn endpoint(port: u16) -> Key {
-        (SocketAddr::from(([10, 1, 0, 1], port)), 17)
+        of_protocol(Protocol::Udp, port)
+    }
+
+    fn of_protocol(protocol: Protocol, port: u16) -> Key {
+        Key {
+            endpoint: SocketAddr::from(([10, 1, 0, 1], port)),
+            protocol: protocol as u8,
+            recent: true,
+        }
     }
 
     /// Probes in an hour of attempts without a reply at any time, if each of them gets its reply after all or none does.
@@ -131,7 +152,7 @@ mod tests {
 
     #[test]
     fn unanswered_connections_hide_an_endpoint_for_four_seconds() {
-        let tcp = (SocketAddr::from(([10, 1, 0, 1], 80)), Protocol::Tcp as u8);
+        let tcp = of_protocol(Protocol::Tcp, 80);
         let (mut ignored, mut now) = (Ignored::default(), Instant::now());
         for _ in 0..10 {
             ignored.add([(tcp, ())], now, |()| false);
@@ -140,6 +161,18 @@ mod tests {
         }
         ignored.add([(tcp, ())], now, |()| false);
         assert!(ignored.has(&tcp, now + LONGEST_TCP / 2));
+    }
+
+    #[test]
+    fn old_attempts_hide_no_recent_ones() {
+        let (mut ignored, now) = (Ignored::default(), Instant::now());
+        let recent = endpoint(1);
+        let old = Key {
+            recent: false,
+            ..recent
+        };
+        ignored.add([(old, ())], now, |()| false);
+        assert!(ignored.has(&old, now) && !ignored.has(&recent, now));
     }
 
     #[test]

@@ -1,0 +1,50 @@
+//! Whether the client of an attempt without a reply has sent lately: what it sent long ago says nothing about its node now.
+//!
+//! The kernel keeps such an entry for a time that begins anew with each packet of the client, so what is left of that time tells
+//! how long the client has been silent. Where the time is another one (`ct timeout` rules), all attempts count as old, or all as
+//! recent: then they are judged alike.
+
+use std::fs;
+use std::path::PathBuf;
+
+use netfilter::Attempt;
+use nft::Protocol;
+
+/// Seconds since the client's last packet up to which an attempt is recent.
+const RECENT: u32 = 3;
+const FOLDER: &str = "/proc/sys/net/netfilter";
+
+/// How many seconds entries without a reply stay, in the network namespace of this thread.
+#[derive(Debug)]
+pub(super) struct Timeouts {
+    tcp: u32,
+    udp: u32,
+    sctp: u32,
+}
+
+impl Timeouts {
+    /// Reads the kernel's; its defaults where they cannot be read (net/netfilter/nf_conntrack_proto_*.c).
+    pub(super) fn read() -> Timeouts {
+        let read = |name: &str, default| {
+            let text = fs::read_to_string(PathBuf::from(FOLDER).join(name));
+            let value = text.ok().and_then(|text| text.trim().parse().ok());
+            value.unwrap_or(default)
+        };
+        Timeouts {
+            tcp: read("nf_conntrack_tcp_timeout_syn_sent", 120),
+            udp: read("nf_conntrack_udp_timeout", 30),
+            sctp: read("nf_conntrack_sctp_timeout_cookie_wait", 3),
+        }
+    }
+
+    /// Whether the client has sent within the last few seconds.
+    pub(super) fn is_recent(&self, attempt: &Attempt) -> bool {
+        let whole = match attempt.flow.protocol {
+            Protocol::Tcp => self.tcp,
+            Protocol::Udp => self.udp,
+            Protocol::Sctp => self.sctp,
+        };
+        let left = attempt.expires_in;
+        left.is_none_or(|left| left.saturating_add(RECENT) >= whole)
+    }
+}
