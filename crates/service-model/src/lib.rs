@@ -11,6 +11,7 @@
 //!   in no firewall's terms, and names what this node ignores; [`plan::explain`] says why each endpoint is used or not.
 
 pub mod facts;
+mod hash;
 mod identities;
 mod index;
 pub mod intent;

@@ -1,10 +1,12 @@
 //! The number that names a Service port's affinity entries in the kernel.
 
+use crate::hash;
 use crate::objects::{Service, ServicePort, TrafficPolicy};
 
-/// The affinity group of a Service port: a hash over the Service's UID, the names of Service and port and the protocol,
-/// so that it is the same on every node. The kernel keeps it across restarts. The API server draws the UID, so nobody
-/// can choose names that collide with another tenant's Service. In a folder of manifests there may be none.
+/// The affinity group of a Service port: a hash over the Service's UID and name, the port and the protocol,
+/// so that it is the same on every node. The kernel keeps it across restarts. The API server draws the UID, and a port leaves
+/// 65,535 choices, so nobody can look for a group that is another tenant's; the name of a port would leave as many as one likes.
+/// In a folder of manifests there may be no UID.
 ///
 /// All frontends of a Service port are one group (row 42), unless a policy is Local. Internal and external traffic may
 /// then reach different endpoints, and an entry made by one could be wrong for the other: each is a group of its own.
@@ -14,12 +16,12 @@ pub(super) fn group(service: &Service, port: &ServicePort, is_external: bool) ->
         true => "external",
         false => "",
     };
-    let protocol = port.protocol.to_string();
+    let (number, protocol) = (port.port.to_string(), port.protocol.to_string());
     let parts = [
         service.uid.as_deref().unwrap_or_default(),
         &*service.name.namespace,
         &*service.name.name,
-        &*port.name,
+        &number,
         &protocol,
         side,
     ];
@@ -35,8 +37,7 @@ pub(super) fn group(service: &Service, port: &ServicePort, is_external: bool) ->
 pub(super) fn map(service: &Service) -> u64 {
     let uid = service.uid.as_deref().unwrap_or_default();
     let parts = [uid, &*service.name.namespace, &*service.name.name];
-    let step = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    bytes(&parts).fold(0xcbf2_9ce4_8422_2325, step)
+    hash::fnv(bytes(&parts))
 }
 
 /// The bytes of all parts, each ended by a zero.

@@ -10,7 +10,7 @@ use super::endpoints;
 use crate::facts::NodeFacts;
 use crate::intent::Backend;
 use crate::objects::{Conditions, EndpointSlice, Family, Hints, Service, ServicePort};
-use crate::select::{Candidate, select};
+use crate::select::{Candidate, MAX_USED, select, select_all};
 use crate::suspects::Suspects;
 
 /// The endpoints of one Service port in one family.
@@ -54,6 +54,8 @@ pub enum Choice {
     HintedElsewhere,
     /// Its node is a suspect, and others are eligible.
     Suspect,
+    /// The node uses [`MAX_USED`] others.
+    OthersAreUsed,
     /// It is on another node, under policy `Local`.
     OnOtherNode,
 }
@@ -66,6 +68,12 @@ impl fmt::Display for Choice {
             Choice::OthersAreReady => "terminating, and other endpoints are ready",
             Choice::HintedElsewhere => "its hints name other zones or nodes",
             Choice::Suspect => "it or its node does not answer, and other endpoints are eligible",
+            Choice::OthersAreUsed => {
+                return write!(
+                    f,
+                    "this node uses {MAX_USED} others, and other nodes use it"
+                );
+            }
             Choice::OnOtherNode => "on another node, and the policy is Local",
         })
     }
@@ -100,12 +108,13 @@ pub fn explain(
 
 fn choices(candidates: &[Candidate<'_>], facts: &NodeFacts) -> Vec<EndpointChoice> {
     let selection = select(candidates, facts);
+    let eligible = select_all(candidates, facts);
     let mut unsuspected = candidates.to_vec();
     for candidate in &mut unsuspected {
         candidate.suspect = false;
     }
-    let without_suspects = select(&unsuspected, facts).cluster;
-    let choice = |candidate: &Candidate<'_>, chosen: &[Backend]| {
+    let without_suspects = select_all(&unsuspected, facts).cluster;
+    let choice = |candidate: &Candidate<'_>, chosen: &[Backend], eligible: &[Backend]| {
         let Conditions {
             ready,
             serving,
@@ -113,6 +122,7 @@ fn choices(candidates: &[Candidate<'_>], facts: &NodeFacts) -> Vec<EndpointChoic
         } = candidate.conditions;
         match (ready, serving && terminating) {
             _ if chosen.binary_search(&candidate.backend).is_ok() => Choice::Chosen,
+            _ if eligible.binary_search(&candidate.backend).is_ok() => Choice::OthersAreUsed,
             (true, _) => Choice::HintedElsewhere,
             (false, true) => Choice::OthersAreReady,
             (false, false) => Choice::NotReady,
@@ -123,13 +133,13 @@ fn choices(candidates: &[Candidate<'_>], facts: &NodeFacts) -> Vec<EndpointChoic
         node: candidate.node.cloned(),
         conditions: candidate.conditions,
         hints: candidate.hints.cloned().unwrap_or_default(),
-        cluster: match choice(candidate, &selection.cluster) {
-            Choice::Chosen => Choice::Chosen,
+        cluster: match choice(candidate, &selection.cluster, &eligible.cluster) {
+            used @ (Choice::Chosen | Choice::OthersAreUsed) => used,
             _ if without_suspects.binary_search(&candidate.backend).is_ok() => Choice::Suspect,
             other => other,
         },
         local: match candidate.backend.local {
-            true => choice(candidate, &selection.local),
+            true => choice(candidate, &selection.local, &eligible.local),
             false => Choice::OnOtherNode,
         },
     });
@@ -195,5 +205,31 @@ mod tests {
         let found = choices_of(&[("rs*", Some(&you)), ("rs", Some(&me))]);
         assert_eq!(found, [(HintedElsewhere, Chosen), (Chosen, OnOtherNode)]);
         assert_eq!(choices_of(&[("st", None)]), [(Chosen, OnOtherNode)]);
+    }
+
+    #[test]
+    fn endpoints_that_other_nodes_use_are_named_as_such() {
+        let facts = crate::samples::facts();
+        let candidate = |n: u32| Candidate {
+            backend: Backend {
+                address: std::net::Ipv4Addr::from_bits(0x0a00_0000 + n).into(),
+                port: 80,
+                local: false,
+            },
+            conditions: Conditions {
+                ready: n > 0,
+                serving: true,
+                terminating: false,
+            },
+            hints: None,
+            node: None,
+            suspect: false,
+        };
+        let candidates: Vec<Candidate<'_>> = (0..5_000).map(candidate).collect();
+        let choices = choices(&candidates, &facts);
+        let count = |choice| choices.iter().filter(|c| c.cluster == choice).count();
+        assert_eq!(count(Choice::Chosen), MAX_USED);
+        assert_eq!(count(Choice::NotReady), 1);
+        assert_eq!(count(Choice::OthersAreUsed), 4_999 - MAX_USED);
     }
 }

@@ -4,6 +4,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::*;
 use crate::objects::{Endpoint, EndpointSlice};
+use crate::select::MAX_USED;
 
 const NO_SLICES: [EndpointSlice; 0] = [];
 
@@ -56,12 +57,17 @@ fn endpoints_times_frontends_are_bounded() {
         all.for_each(|endpoint| endpoint.conditions.ready = true);
         slice
     };
-    // Each endpoint once for the port, and once for each frontend.
-    assert_eq!(131_067 + 10 + 131_067, MAX_ELEMENTS);
-    assert!(!is_over(&service, &[ready(131_067)]));
-    assert!(is_over(&service, &[ready(131_068)]));
+    // Each endpoint once for the port, and for each frontend as many as a node uses.
+    assert_eq!(258_038 + 10 + MAX_USED, MAX_ELEMENTS);
+    assert!(!is_over(&service, &[ready(258_038)]));
+    assert!(is_over(&service, &[ready(258_039)]));
     service.external_ips = addresses([5, 0, 0, 0], 1).map(Into::into).collect();
-    assert!(is_over(&service, &[ready(131_067)]));
+    assert!(is_over(&service, &[ready(258_038)]));
+    // Below that number all of them.
+    service.external_ips = addresses([5, 0, 0, 0], 63).map(Into::into).collect();
+    assert_eq!(4_021 + 64 * (10 + 4_021), 262_005);
+    assert!(!is_over(&service, &[ready(4_021)]));
+    assert!(is_over(&service, &[ready(4_024)]));
 }
 
 #[test]

@@ -191,6 +191,10 @@ fn names_alone_do_not_decide_an_affinity_group() {
     service.uid = Some("5c4e8f0a-0000-4000-8000-000000000001".into());
     let first = group(&service);
     assert_eq!(group(&service), first);
+    for port in &mut service.ports {
+        port.name = "chosen".into();
+    }
+    assert_eq!(group(&service), first);
     service.uid = Some("5c4e8f0a-0000-4000-8000-000000000002".into());
     assert_ne!(group(&service), first);
 }
