@@ -30,8 +30,10 @@ mod commit_log;
 mod flapping;
 mod invalid;
 mod line_limit;
+mod own_node;
 mod pace;
 mod problem_log;
+mod quarantine;
 mod remarks;
 mod repairs;
 mod steps;
@@ -41,6 +43,7 @@ use commit_log::{CommitLog, LoggedCommit};
 use flapping::Flapping;
 use pace::Pace;
 use problem_log::{ConflictLog, ProblemLog};
+use quarantine::Quarantine;
 use remarks::LineLimits;
 use repairs::Repairs;
 use steps::Steps;
@@ -49,6 +52,8 @@ use view::Planned;
 
 /// Maximum number of events handled before the next turn, which commits what is due.
 const EVENTS_PER_TURN: usize = 4096;
+/// Maximum number of changes whose times are kept while commits fail: the oldest.
+const MAX_TRIGGERS: usize = 4096;
 
 /// What the loop receives.
 pub struct Inputs {
@@ -136,6 +141,7 @@ pub struct Control<B> {
     repairs: Repairs,
     flapping: Flapping,
     steps: Steps,
+    quarantine: Quarantine,
     problems: ProblemLog,
     commits: CommitLog,
     conflicts: ConflictLog,
@@ -192,6 +198,7 @@ impl<B: Backend> Control<B> {
             repairs: Repairs::default(),
             flapping: Flapping::default(),
             steps: Steps::default(),
+            quarantine: Quarantine::default(),
             problems: ProblemLog::default(),
             commits: CommitLog::default(),
             conflicts: ConflictLog::default(),
@@ -348,8 +355,9 @@ impl<B: Backend> Control<B> {
         if !self.has_changes() || self.standby {
             self.pending_since = None;
             self.reports.metrics.nothing_pending();
-        } else if self.is_complete() {
-            // Not before: while lists are missing, `/healthz` must not cause restarts, which would not help.
+        } else if self.is_complete() && self.held_until(now).is_none() {
+            // Not before: while lists are missing, `/healthz` must not cause restarts, which would not help. Flapping Services
+            // wait on purpose.
             self.pending_since.get_or_insert(now);
         }
         if self.is_complete() {
@@ -365,71 +373,30 @@ impl<B: Backend> Control<B> {
         self.publish();
     }
 
-    /// Looks for processes that listen where Services ask for external frontends, when the requests have changed or time is up.
-    fn look_for_listeners(&mut self, now: Instant) {
-        let revision = self.view.external_sockets_revision();
-        let has_changed = std::mem::replace(&mut self.sockets_revision, revision) != revision;
-        if !has_changed && self.listeners.due().is_none_or(|at| at > now) {
-            return;
-        }
-        let requested = self.view.external_sockets();
-        let found: BTreeSet<Socket> = self.listeners.among(&requested, now).into_iter().collect();
-        if found != *self.listening {
-            self.listening = Arc::new(found);
-            for observer in &mut self.observers {
-                observer.listeners(&self.listening);
-            }
-            self.view.set_listeners(self.listening.clone());
-        }
-    }
-
-    /// Logs a missing Node object of this node. Until there is one, node ports stay at the addresses at which an earlier
-    /// process served them.
-    fn look_for_node(&mut self) {
-        if !self.view.lacks_node() {
-            if std::mem::take(&mut self.lacks_node) {
-                tracing::info!("found the Node object of this node");
-            }
-            return;
-        }
-        if std::mem::replace(&mut self.lacks_node, true) {
-            return;
-        }
-        let adopted = match self.synced {
-            true => Ok(Vec::new()),
-            false => self.dataplane.adopted_node_addresses(),
-        };
-        let adopted = adopted.unwrap_or_default();
-        let addresses: Vec<String> = adopted.iter().map(IpAddr::to_string).collect();
-        tracing::warn!(node = %self.facts.node_name, addresses = addresses.join(" "),
-            "no Node object has the name of this node: node ports are served at the addresses of an earlier start only, policy \
-             Local finds no endpoints, and health checks of load balancers fail; check --hostname-override");
-        self.view.adopt_addresses(adopted);
-    }
-
     fn commit(&mut self) {
         let start = Instant::now();
         let all = self.facts_changed;
         let flapping = &self.flapping;
         let is_due = |name: &ObjectName| flapping.due(name, start).is_none();
+        let dataplane = &self.dataplane;
+        let committed = |name: &ObjectName| dataplane.intent(name);
         let Planned {
             mut updates,
             ignored,
             over_budget,
-        } = self.view.updates(&self.facts, all, is_due);
+        } = self.view.updates(&self.facts, all, is_due, committed);
         let names = updates.iter().map(|update| &update.service);
         self.flapping.committed(names.clone(), start);
         self.conflicts.renewed(names);
         if self.wants_whole_commit() {
             self.steps.finish(&mut updates);
         } else {
-            let dataplane = &self.dataplane;
-            self.steps
-                .limit(&mut updates, start, |service| dataplane.intent(service));
+            self.steps.limit(&mut updates, start, committed);
         }
         let triggers = self.view.take_triggers().into_iter();
         let since_start = triggers.filter(|(_, at)| *at > self.started);
         self.triggers.extend(since_start);
+        self.quarantine.planned(&updates, &over_budget);
         for observer in &mut self.observers {
             observer.planned(&updates);
         }
@@ -507,6 +474,7 @@ impl<B: Backend> Control<B> {
             Err(error) => {
                 self.failed = true;
                 self.pace.failed(now);
+                self.triggers.truncate(MAX_TRIGGERS);
                 for observer in &mut self.observers {
                     observer.failed();
                 }
@@ -514,10 +482,13 @@ impl<B: Backend> Control<B> {
                 return None;
             }
         };
+        // Flapping Services wait on purpose.
+        let dirty = self.view.dirty();
+        let all_held = dirty.is_empty() || self.flapping.first_due(dirty, start).is_some();
         let commit = Commit {
             outcome: &outcome,
             facts: self.dataplane.facts(),
-            pending: !self.view.dirty().is_empty(),
+            pending: !all_held,
             elapsed,
             full,
             triggers: &std::mem::take(&mut self.triggers),
@@ -528,13 +499,15 @@ impl<B: Backend> Control<B> {
         for quarantined in &outcome.quarantined {
             self.steps.forget(&quarantined.service);
         }
+        self.quarantine
+            .committed(&self.dataplane, &self.view, &outcome);
         if std::mem::take(&mut self.standby) {
             self.reports.metrics.set_standby(false);
             tracing::info!("the other process has ended; adopted its tables");
         }
         self.failed = false;
         self.synced_at = Some(SystemTime::now());
-        if self.view.dirty().is_empty() {
+        if all_held {
             self.pending_since = None;
         }
         // Others do not wait for a further step.
@@ -549,6 +522,7 @@ impl<B: Backend> Control<B> {
     fn stand_by(&mut self, now: Instant) {
         self.failed = true;
         self.pending_since = None;
+        self.triggers = Vec::new();
         self.pace.standing_by(now);
         if !std::mem::replace(&mut self.standby, true) {
             self.reports.metrics.set_standby(true);
@@ -574,6 +548,7 @@ impl<B: Backend> Control<B> {
             synced_at: self.synced_at,
             standby: self.standby,
             notes: self.notes(),
+            quarantined: self.quarantine.services(),
             // Until Nodes are listed, a node that serves by adopted tables counts as eligible.
             node_eligible: self.view.node_is_eligible()
                 || (self.adopted.is_some() && !self.view.has_listed(ObjectKind::Node)),

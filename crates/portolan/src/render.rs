@@ -53,7 +53,7 @@ pub fn render(args: &RenderArgs) -> anyhow::Result<Rendered> {
         ));
     }
     let facts = view.facts(&args.interface_addresses);
-    let planned = view.updates(&facts, true, |_| true);
+    let planned = view.updates(&facts, true, |_| true, |_| None);
     let ignored = planned.ignored.iter().chain(&planned.over_budget);
     problems.extend(ignored.map(ToString::to_string));
     let intents = planned

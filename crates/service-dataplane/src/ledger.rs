@@ -152,6 +152,11 @@ impl Ledger {
         self.intents.get(service).cloned()
     }
 
+    /// All Services with an intent.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &ObjectName> {
+        self.intents.keys()
+    }
+
     /// The Service that has the frontend of a claim, and the frontend.
     pub(crate) fn holder(&self, claim: &Claim) -> Option<(&ObjectName, Frontend)> {
         let frontend = self.effective(claim)?;
@@ -279,7 +284,7 @@ impl Ledger {
     }
 
     /// The frontend that is in effect for the claim.
-    fn effective(&self, claim: &Claim) -> Option<Frontend> {
+    pub(crate) fn effective(&self, claim: &Claim) -> Option<Frontend> {
         if self.cluster_ip_holder(claim).is_some() {
             return None;
         }

@@ -1,8 +1,10 @@
 //! Keeps a backend's tables equal to the ledger.
 //!
 //! A batch is committed as one transaction, the difference from what the backend is assumed to hold. When the kernel
-//! refuses a transaction, the tables are read and repaired (another program may have changed them), then the batch is
-//! bisected: the bad Service is quarantined and keeps its last good rules; all others are committed.
+//! refuses a transaction, the tables are read and repaired to what they were at the last sync (another program may have
+//! changed them), then the changes since that sync are bisected: the bad Service is quarantined and keeps its last good
+//! rules; all others are committed. Before the first sync, the tables are those of an earlier process and serve meanwhile:
+//! the bisection asks the kernel and commits nothing, unless it takes more than [`TRIALS`] attempts.
 //!
 //! Invariant: after any call that returns `Ok`, the backend holds exactly [`Dataplane::desired`].
 
@@ -11,15 +13,23 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use nft::{
-    Backend, CommitError, Element, Family, Generation, Operation, TableContents, Transaction,
+    Backend, CommitError, Element, Family, Generation, Name, Operation, TableContents, Transaction,
 };
 use nix::errno::Errno;
 use service_model::{NodeFacts, ObjectName, ServiceIntent};
 
 use crate::affinity::{self, AffinityCheck, Group};
+use crate::claim::Claim;
 use crate::conntrack::FlowCheck;
 use crate::layout;
 use crate::ledger::{Applied, Conflict, Ledger, Update};
+
+/// Maximum number of trials in one search for refused Services: enough to find one among 10,000. Each costs as much as reading
+/// the tables.
+const TRIALS: usize = 32;
+
+/// The name of no set.
+const NO_SET: Name = Name::Borrowed("none");
 
 /// A Service that the kernel refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +51,7 @@ pub struct SyncOutcome {
     pub families: BTreeSet<Family>,
     /// Operations that the repair took, if the tables were read.
     pub repaired: usize,
-    /// Services of this batch that the kernel refuses.
+    /// Services that were quarantined.
     pub quarantined: Vec<Quarantined>,
     /// Frontends of this batch that two Services request.
     pub conflicts: Vec<Conflict>,
@@ -68,9 +78,13 @@ pub struct Dataplane<B> {
     synced: bool,
     /// The generation at which the tables were last read: foreign changes up to this generation are repaired.
     read_at: Option<Generation>,
+    /// There was a sync since the start, and the kernel would accept its tables again.
+    has_synced: bool,
+    /// What Services needed at the last sync, if they have changed since. Empty while `synced`.
+    last_good: BTreeMap<ObjectName, Option<Arc<ServiceIntent>>>,
     quarantine: BTreeMap<ObjectName, CommitError>,
-    /// Checks of batches whose commit failed.
-    flows: Vec<FlowCheck>,
+    /// Frontends that batches have changed whose commit failed, and whether connections to removed endpoints are reset.
+    flows: BTreeMap<Claim, bool>,
     /// Affinity groups with entries that may lead to removed endpoints.
     stale_groups: BTreeSet<Group>,
     /// All groups may be stale.
@@ -87,8 +101,10 @@ impl<B: Backend> Dataplane<B> {
             facts,
             synced: false,
             read_at: None,
+            has_synced: false,
+            last_good: BTreeMap::new(),
             quarantine: BTreeMap::new(),
-            flows: Vec::new(),
+            flows: BTreeMap::new(),
             stale_groups: BTreeSet::new(),
             all_stale: false,
         }
@@ -157,8 +173,7 @@ impl<B: Backend> Dataplane<B> {
                 Ok(outcome)
             }
             Err(error) => {
-                checks.append(&mut self.flows);
-                self.flows = checks;
+                self.check_later(checks);
                 Err(error)
             }
         }
@@ -175,16 +190,15 @@ impl<B: Backend> Dataplane<B> {
         updates: Vec<Update>,
     ) -> Result<SyncOutcome, SyncError> {
         let mut outcome = SyncOutcome::default();
-        let retry: Vec<Update> = updates.clone();
+        let services = updates.len();
         for update in &updates {
             self.quarantine.remove(&update.service);
         }
-        let applied = self.ledger.apply(updates);
-        self.stale_groups.extend(applied.groups);
+        let mut applied = self.ledger.apply(updates);
+        self.stale_groups.append(&mut applied.groups);
         let attempt = if self.synced {
-            transaction
-                .operations
-                .extend(applied.transaction.operations);
+            let changes = &mut applied.transaction.operations;
+            transaction.operations.append(changes);
             self.send(&transaction, &mut outcome)
         } else {
             self.reconcile(&mut outcome)
@@ -192,18 +206,19 @@ impl<B: Backend> Dataplane<B> {
         match attempt {
             Ok(()) => {
                 outcome.conflicts = applied.conflicts;
-                self.flows.extend(applied.flows);
+                match self.flows.is_empty() {
+                    true => outcome.flows = applied.flows,
+                    false => self.check_later(applied.flows),
+                }
             }
             Err(error) => {
+                tracing::debug!(%error, services, "could not commit a batch");
                 self.synced = false;
-                tracing::debug!(%error, services = retry.len(), "could not commit a batch");
+                self.record_uncommitted(applied);
                 if !is_refusal(&error) {
-                    self.flows.extend(applied.flows);
                     return Err(error.into());
                 }
-                self.ledger.apply(applied.undo);
-                self.reconcile(&mut outcome)?;
-                self.bisect(retry, &mut outcome)?;
+                self.quarantine_refused(&mut outcome)?;
             }
         }
         Ok(self.with_checks(outcome))
@@ -212,8 +227,35 @@ impl<B: Backend> Dataplane<B> {
     /// Reads both tables and writes what differs from the desired contents, if anything.
     pub fn repair(&mut self) -> Result<SyncOutcome, SyncError> {
         let mut outcome = SyncOutcome::default();
-        self.reconcile(&mut outcome)?;
+        match self.reconcile(&mut outcome) {
+            Err(error) if is_refusal(&error) => self.quarantine_refused(&mut outcome)?,
+            repaired => repaired?,
+        }
         Ok(self.with_checks(outcome))
+    }
+
+    /// Records a change of the ledger that is not committed.
+    fn record_uncommitted(&mut self, applied: Applied) {
+        self.check_later(applied.flows);
+        for Update { service, intent } in applied.undo {
+            let good = self.last_good.entry(service.clone()).or_insert(intent);
+            if good.is_none() && self.ledger.intent(&service).is_none() {
+                self.last_good.remove(&service);
+            }
+        }
+    }
+
+    /// Makes updates part of the desired state without a commit.
+    fn postpone(&mut self, updates: Vec<Update>) {
+        let applied = self.ledger.apply(updates);
+        self.record_uncommitted(applied);
+    }
+
+    /// Has the flows of these frontends checked after the next sync.
+    fn check_later(&mut self, checks: Vec<FlowCheck>) {
+        for check in checks {
+            *self.flows.entry(check.claim).or_default() |= check.reset;
+        }
     }
 
     /// Adds the pending checks of flows and affinity entries.
@@ -224,7 +266,12 @@ impl<B: Backend> Dataplane<B> {
             true => self.ledger.affinity_groups(),
             false => stale_groups,
         };
-        outcome.flows = std::mem::take(&mut self.flows);
+        // Endpoints may have changed again since the check was recorded, so each is made from the frontend as it is.
+        let flows = std::mem::take(&mut self.flows).into_iter();
+        outcome.flows.extend(flows.map(|(claim, reset)| FlowCheck {
+            reset,
+            ..FlowCheck::of(claim, self.ledger.effective(&claim).as_ref())
+        }));
         outcome.affinity = self.affinity_check(groups, all);
         outcome
     }
@@ -247,6 +294,20 @@ impl<B: Backend> Dataplane<B> {
 
     fn reconcile(&mut self, outcome: &mut SyncOutcome) -> Result<(), CommitError> {
         self.synced = false;
+        let (read_at, difference) = self.difference()?;
+        self.send(&difference, outcome)?;
+        outcome.repaired += difference.operations.len();
+        self.synced = true;
+        self.has_synced = true;
+        self.last_good.clear();
+        self.read_at = Some(read_at);
+        // The difference does not say which groups lost endpoints.
+        self.all_stale = true;
+        Ok(())
+    }
+
+    /// Reads both tables. Returns what makes them as desired, and the generation since which they were read.
+    fn difference(&mut self) -> Result<(Generation, Transaction), CommitError> {
         // Adopt first, which fails at once while another process owns the tables: building the contents takes long.
         for family in Family::ALL {
             self.backend.adopt(family)?;
@@ -257,13 +318,19 @@ impl<B: Backend> Dataplane<B> {
             let difference = self.backend.difference(&wanted)?;
             transaction.operations.extend(difference.operations);
         }
-        outcome.repaired += transaction.operations.len();
-        self.send(&transaction, outcome)?;
-        self.synced = true;
-        self.read_at = Some(read_at);
-        // The difference does not say which groups lost endpoints.
-        self.all_stale = true;
-        Ok(())
+        Ok((read_at, transaction))
+    }
+
+    /// Asks the kernel whether it accepts the desired contents. The last step is one that the kernel refuses, so it carries out
+    /// none.
+    fn trial(&mut self) -> Result<(), CommitError> {
+        let (_, mut transaction) = self.difference()?;
+        let last = transaction.operations.len();
+        transaction.push(Family::Ip, Operation::DeleteSet(NO_SET));
+        match self.backend.commit(&transaction) {
+            Err(CommitError::Refused { culprit, .. }) if culprit.operation == last => Ok(()),
+            answer => answer,
+        }
     }
 
     /// A check of these affinity groups by their present endpoints.
@@ -336,50 +403,118 @@ impl<B: Backend> Dataplane<B> {
         Ok(())
     }
 
-    /// Commits the updates that the kernel accepts and quarantines the Services of the others. The tables are synced before
-    /// each attempt. When the backend fails without refusing, the remaining updates become part of the desired state, and
-    /// [`Dataplane::repair`] commits them.
+    /// Quarantines the Services whose changes since the last sync the kernel refuses, and commits the other changes.
+    fn quarantine_refused(&mut self, outcome: &mut SyncOutcome) -> Result<(), CommitError> {
+        if self.last_good.is_empty() {
+            self.suspect_all();
+        }
+        let last_good = std::mem::take(&mut self.last_good).into_iter();
+        let last_good = last_good.map(|(service, intent)| Update { service, intent });
+        let reverted = self.ledger.apply(last_good.collect());
+        self.check_later(reverted.flows);
+        let suspects = reverted.undo;
+        let without_suspects = match self.has_synced {
+            true => self.reconcile(outcome),
+            false => self.trial(),
+        };
+        if let Err(error) = without_suspects {
+            self.postpone(suspects);
+            if is_refusal(&error) {
+                self.suspect_all();
+            }
+            return Err(error);
+        }
+        let mut trials = TRIALS;
+        self.bisect(suspects, &mut trials, outcome)?;
+        match self.synced {
+            true => Ok(()),
+            false => self.reconcile(outcome),
+        }
+    }
+
+    /// The kernel refuses even what it accepted at the last sync, if there was one: any Service may be the cause.
+    fn suspect_all(&mut self) {
+        self.has_synced = false;
+        let services = self.ledger.services().cloned();
+        self.last_good = services.map(|service| (service, None)).collect();
+    }
+
+    /// Commits the updates that the kernel accepts and quarantines the Services of the others. Before the first sync, it tries
+    /// updates without committing them, up to [`TRIALS`] times. When the backend fails without refusing, the remaining updates
+    /// become part of the desired state, and [`Dataplane::repair`] commits them.
     fn bisect(
         &mut self,
         mut updates: Vec<Update>,
+        trials: &mut usize,
         outcome: &mut SyncOutcome,
     ) -> Result<(), CommitError> {
-        let Applied {
-            transaction,
-            undo,
-            conflicts,
-            flows,
-            groups: _,
-        } = self.ledger.apply(updates.clone());
-        let error = match self.send(&transaction, outcome) {
-            Ok(()) => {
-                outcome.conflicts.extend(conflicts);
-                self.flows.extend(flows);
-                return Ok(());
-            }
-            Err(error) => error,
-        };
-        if !is_refusal(&error) {
-            self.synced = false;
-            self.flows.extend(flows);
+        if !self.synced
+            && *trials == 0
+            && let Err(error) = self.reconcile(outcome)
+        {
+            self.postpone(updates);
             return Err(error);
         }
-        self.ledger.apply(undo);
-        if updates.len() > 1 {
-            let second = updates.split_off(updates.len() / 2);
-            if let Err(error) = self.bisect(updates, outcome) {
-                let applied = self.ledger.apply(second);
-                self.flows.extend(applied.flows);
+        let mut applied = self.ledger.apply(updates.clone());
+        let attempt = if self.synced {
+            self.send(&applied.transaction, outcome)
+        } else {
+            *trials -= 1;
+            self.trial()
+        };
+        match attempt {
+            Ok(()) => outcome.conflicts.append(&mut applied.conflicts),
+            Err(error) if is_refusal(&error) => {
+                self.ledger.apply(applied.undo);
+                let second = updates.split_off(updates.len() / 2);
+                if updates.is_empty() {
+                    return self.quarantine_each(second, &error, trials, outcome);
+                }
+                if let Err(error) = self.bisect(updates, trials, outcome) {
+                    self.postpone(second);
+                    return Err(error);
+                }
+                return self.bisect(second, trials, outcome);
+            }
+            Err(error) => {
+                self.synced = false;
+                self.record_uncommitted(applied);
                 return Err(error);
             }
-            return self.bisect(second, outcome);
         }
-        for Update { service, .. } in updates {
+        match self.synced {
+            true => self.check_later(applied.flows),
+            false => self.record_uncommitted(applied),
+        }
+        Ok(())
+    }
+
+    /// Quarantines the Services of refused updates. Rules of an earlier Service of the name are deleted: its addresses may be
+    /// those of another Service by now.
+    fn quarantine_each(
+        &mut self,
+        updates: Vec<Update>,
+        error: &CommitError,
+        trials: &mut usize,
+        outcome: &mut SyncOutcome,
+    ) -> Result<(), CommitError> {
+        for Update { service, intent } in updates {
             self.quarantine.insert(service.clone(), error.clone());
             outcome.quarantined.push(Quarantined {
-                service,
+                service: service.clone(),
                 error: error.clone(),
             });
+            let is_stale = |old: Arc<ServiceIntent>| {
+                let new = intent.as_ref();
+                new.is_some_and(|new| !old.is_of(new.created, &new.cluster_ips()))
+            };
+            if self.ledger.intent(&service).is_some_and(is_stale) {
+                let removal = Update {
+                    service,
+                    intent: None,
+                };
+                self.bisect(vec![removal], trials, outcome)?;
+            }
         }
         Ok(())
     }

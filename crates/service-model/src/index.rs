@@ -37,6 +37,8 @@ pub struct Index {
     external: BTreeSet<(IpAddr, ObjectName)>,
     sockets: RequestedSockets,
     surroundings: Surroundings,
+    /// Cluster IPs of Services that were invalid in the last list. The version that is kept may be that of an earlier Service.
+    unconfirmed: BTreeSet<(IpAddr, ObjectName)>,
     dirty: BTreeSet<ObjectName>,
     /// When changes of slices happened, with the Service and family of each.
     triggers: Vec<(ObjectName, Family, SystemTime)>,
@@ -72,6 +74,13 @@ impl Index {
                 for name in gone(known, objects.iter().map(|o| &o.name), &invalid) {
                     self.delete_service(&name);
                 }
+                let kept = invalid.iter().filter_map(|name| self.entries.get(name));
+                let kept = kept.filter_map(|entry| entry.service.as_ref());
+                let cluster_ips = kept.flat_map(|service| {
+                    let of_service = service.cluster_ips.iter();
+                    of_service.map(move |at| (*at, service.name.clone()))
+                });
+                self.unconfirmed.extend(cluster_ips);
                 objects
                     .into_iter()
                     .for_each(|service| self.apply_service(service));
@@ -314,6 +323,7 @@ impl Index {
     }
 
     fn apply_service(&mut self, service: Arc<Service>) {
+        self.take_cluster_ips(&service);
         let entry = self.entries.entry(service.name.clone()).or_default();
         if entry.service.as_ref() != Some(&service) {
             self.dirty.insert(service.name.clone());
@@ -329,6 +339,29 @@ impl Index {
         }
     }
 
+    /// Deletes other Services with these cluster IPs whose version is unconfirmed. A cluster IP is of one Service at a time, so
+    /// the one that had it was deleted, and what has its name now is another Service.
+    fn take_cluster_ips(&mut self, service: &Service) {
+        if self.unconfirmed.is_empty() {
+            return;
+        }
+        if let Some(before) = self.service(&service.name).cloned() {
+            self.remove_unconfirmed(&before);
+        }
+        let others = service.cluster_ips.iter().flat_map(|at| {
+            let from = self.unconfirmed.range((*at, ObjectName::new("", ""))..);
+            from.take_while(move |(there, _)| there == at)
+        });
+        let others: BTreeSet<ObjectName> = others.map(|(_, name)| name.clone()).collect();
+        others.iter().for_each(|name| self.delete_service(name));
+    }
+
+    fn remove_unconfirmed(&mut self, service: &Service) {
+        for at in &service.cluster_ips {
+            self.unconfirmed.remove(&(*at, service.name.clone()));
+        }
+    }
+
     fn remove_external(&mut self, service: &Service) {
         for address in external_addresses(service) {
             self.external.remove(&(*address, service.name.clone()));
@@ -340,6 +373,7 @@ impl Index {
             && let Some(service) = entry.service.take()
         {
             self.remove_external(&service);
+            self.remove_unconfirmed(&service);
             self.services -= 1;
             self.dirty.insert(name.clone());
             self.remove_if_empty(name);

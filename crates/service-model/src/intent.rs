@@ -29,6 +29,29 @@ pub struct ServiceIntent {
     pub health_check: Option<HealthCheck>,
 }
 
+impl ServiceIntent {
+    /// The cluster IPs that have frontends.
+    pub fn cluster_ips(&self) -> Vec<IpAddr> {
+        let addresses = self.frontends.iter().map(|frontend| frontend.address);
+        let mut cluster_ips: Vec<IpAddr> = addresses
+            .filter_map(|address| match address {
+                FrontendAddress::ClusterIp(at) => Some(at),
+                FrontendAddress::External(_) | FrontendAddress::NodePort(_) => None,
+            })
+            .collect();
+        // Frontends are sorted by address.
+        cluster_ips.dedup();
+        cluster_ips
+    }
+
+    /// Whether the intent can be of the Service that was created at `created` and has these cluster IPs. Otherwise it is of an
+    /// earlier Service of the same name, or of an address that the Service had.
+    pub fn is_of(&self, created: Option<i64>, cluster_ips: &[IpAddr]) -> bool {
+        let is_known = |at: &IpAddr| cluster_ips.contains(at);
+        self.created == created && self.cluster_ips().iter().all(is_known)
+    }
+}
+
 /// The answer to load balancers' health checks of a Service under external policy Local (row 18).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {

@@ -1,3 +1,6 @@
+mod pending;
+mod quarantine;
+mod recreated;
 mod work;
 
 use std::time::Duration;
@@ -526,6 +529,8 @@ fn a_service_over_its_budget_keeps_its_last_good_rules() {
         let status = control.reports.status.load();
         assert!(status.pending_since.is_none());
         assert!(status.notes.iter().any(|note| note.contains("default/web")));
+        let last_good = status.quarantined[&good.name].last_good.as_ref().unwrap();
+        assert_eq!(last_good.frontends.len(), 2);
         // Another version that is over the budget as well.
         bad.cluster_ips.push("fd00::1".parse().unwrap());
     }
@@ -536,6 +541,7 @@ fn a_service_over_its_budget_keeps_its_last_good_rules() {
     }
     assert_eq!(metric(&control, "portolan_quarantined_services "), Some(0));
     assert!(control.reports.status.load().notes.is_empty());
+    assert!(control.reports.status.load().quarantined.is_empty());
 }
 
 #[test]

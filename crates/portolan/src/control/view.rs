@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use service_dataplane::Update;
 use service_model::{
     Family, Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName,
-    ServiceCidr, Socket, Suspects, Watched,
+    ServiceCidr, ServiceIntent, Socket, Suspects, Watched,
 };
 
 use object_source::{SourceEvent, Subject};
@@ -55,7 +55,7 @@ pub(crate) struct ClusterView {
 /// What [`ClusterView::updates`] has planned.
 #[derive(Debug, Default)]
 pub(crate) struct Planned {
-    /// What Services need now. A Service over its budget is not among them.
+    /// What Services need now. Of a Service over its budget, only the removal of an earlier Service of its name is among them.
     pub(crate) updates: Vec<Update>,
     /// What planning ignored.
     pub(crate) ignored: Vec<Invalid>,
@@ -281,12 +281,13 @@ impl ClusterView {
         self.index.take_triggers()
     }
 
-    /// Plans the dirty Services that are due, or all.
+    /// Plans the dirty Services that are due, or all. `committed` returns the intent that a Service has in the tables.
     pub(crate) fn updates(
         &mut self,
         facts: &NodeFacts,
         all: bool,
         is_due: impl Fn(&ObjectName) -> bool,
+        committed: impl Fn(&ObjectName) -> Option<Arc<ServiceIntent>>,
     ) -> Planned {
         let dirty = self.index.take_dirty_if(|name| all || is_due(name));
         let mut names: BTreeSet<ObjectName> = dirty.into_iter().collect();
@@ -305,6 +306,12 @@ impl ClusterView {
             };
             match over {
                 Some(over) => {
+                    if committed(&service).is_some_and(|intent| !self.is_current(&intent)) {
+                        planned.updates.push(Update {
+                            service: service.clone(),
+                            intent: None,
+                        });
+                    }
                     if self.over_budget.insert(service, over.clone()).is_none() {
                         planned.over_budget.push(over);
                     }
@@ -316,5 +323,12 @@ impl ClusterView {
             }
         }
         planned
+    }
+
+    /// Whether an intent is of the Service that has its name now. The rules of an earlier one must not stay: its cluster IPs may be
+    /// those of another Service by now.
+    fn is_current(&self, intent: &ServiceIntent) -> bool {
+        let service = self.index.service(&intent.service);
+        service.is_some_and(|service| intent.is_of(service.created, &service.cluster_ips))
     }
 }

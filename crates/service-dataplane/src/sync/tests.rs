@@ -146,6 +146,124 @@ fn a_failing_backend_loses_no_update() {
 }
 
 #[test]
+fn a_refused_service_keeps_no_rules_of_an_earlier_one() {
+    let mut moved = intent(1, &[7]);
+    moved.frontends[0].address = FrontendAddress::ClusterIp([10, 96, 0, 9].into());
+    let mut later = intent(1, &[7]);
+    later.created = Some(5);
+    for recreated in [moved, later] {
+        let mut dataplane = Dataplane::new(refusing(7), facts());
+        dataplane.commit(vec![service(1), service(2)]).unwrap();
+        let batch = vec![Update::from(recreated), service(3)];
+        let outcome = dataplane.commit(batch).unwrap();
+        assert_eq!(outcome.quarantined.len(), 1);
+        assert!(synced(&dataplane));
+        let left = [intent(2, &[2]), intent(3, &[3])];
+        assert_eq!(dataplane.desired(), crate::contents(&facts(), left));
+    }
+}
+
+#[test]
+fn a_refused_service_at_a_restart_interrupts_no_other() {
+    let mut dataplane = Dataplane::new(refusing(99), facts());
+    let good = || (2..=20).map(service).chain([with_affinity(&[1])]);
+    dataplane.commit(good().collect()).unwrap();
+    add_entries(&mut dataplane, &[affinity_entry(1, 1)]);
+    let mut restarted = Dataplane::new(dataplane.backend, facts());
+    let bad = Update::from(intent(21, &[99]));
+    let outcome = restarted.commit(good().chain([bad]).collect()).unwrap();
+    let quarantined = outcome.quarantined.into_iter().map(|q| q.service);
+    assert_eq!(quarantined.collect::<Vec<_>>(), [name(21)]);
+    assert_eq!(outcome.transactions, 0, "the others had their elements");
+    assert!(synced(&restarted));
+    let entries = affinity_entries(&mut restarted, Family::Ip);
+    assert_eq!(entries, [affinity_entry(1, 1)]);
+}
+
+#[test]
+fn many_refused_services_at_a_restart_are_quarantined() {
+    let refused = (1..=100).step_by(2).map(endpoint).map(nft::Data::Value);
+    let refused: Vec<nft::Data> = refused.collect();
+    let mut fake = Fake::new();
+    fake.refuse(
+        move |_, element| refused.contains(&element.data),
+        Errno::ENOSPC,
+    );
+    let mut dataplane = Dataplane::new(fake, facts());
+    let good = || (2..=100).step_by(2);
+    dataplane.commit(good().map(service).collect()).unwrap();
+    let mut restarted = Dataplane::new(dataplane.backend, facts());
+    let outcome = restarted.commit((1..=100).map(service).collect()).unwrap();
+    assert_eq!(outcome.quarantined.len(), 50);
+    assert!(synced(&restarted));
+    let left = good().map(|n| intent(n, &[n]));
+    assert_eq!(restarted.desired(), crate::contents(&facts(), left));
+}
+
+#[test]
+fn a_repair_quarantines_what_the_kernel_refuses_by_now() {
+    let mut dataplane = Dataplane::new(Fake::new(), facts());
+    dataplane.commit((1..=20).map(service).collect()).unwrap();
+    let refused = nft::Data::Value(endpoint(7));
+    let backend = dataplane.backend_mut();
+    backend.refuse(move |_, element| element.data == refused, Errno::ENOSPC);
+    backend.change_as_foreign(Family::Ip, |contents| *contents = None);
+    let outcome = dataplane.repair().unwrap();
+    let quarantined = outcome.quarantined.into_iter().map(|q| q.service);
+    assert_eq!(quarantined.collect::<Vec<_>>(), [name(7)]);
+    assert!(synced(&dataplane));
+    assert_eq!(dataplane.intent(&name(7)), None);
+    assert_eq!(
+        dataplane.intent(&name(8)).as_deref(),
+        Some(&intent(8, &[8]))
+    );
+}
+
+#[test]
+fn a_refusal_that_no_service_causes_quarantines_none() {
+    let mut dataplane = Dataplane::new(Fake::new(), facts());
+    let refuse = |dataplane: &mut Dataplane<Fake>| {
+        let backend = dataplane.backend_mut();
+        backend.refuse(|set, _| *set == "node_addresses", Errno::ENOSPC);
+    };
+    refuse(&mut dataplane);
+    let batch = (1..=9).map(service).collect();
+    dataplane.commit(batch).unwrap_err();
+    for _ in 0..2 {
+        dataplane.repair().unwrap_err();
+        dataplane.backend_mut().refuse_nothing();
+        dataplane.repair().unwrap();
+        assert!(dataplane.quarantine().is_empty());
+        assert!(synced(&dataplane));
+        let all = (1..=9).map(|n| intent(n, &[n]));
+        assert_eq!(dataplane.desired(), crate::contents(&facts(), all));
+        // The same after a sync.
+        refuse(&mut dataplane);
+        let backend = dataplane.backend_mut();
+        backend.change_as_foreign(Family::Ip, |contents| *contents = None);
+    }
+}
+
+#[test]
+fn failing_commits_keep_one_check_for_each_frontend() {
+    let mut dataplane = Dataplane::new(Fake::new(), facts());
+    dataplane.commit(vec![service(1)]).unwrap();
+    for n in 0..100 {
+        let changed = Update::from(intent(1, &[2 + n % 2]));
+        for update in [changed, service(9), removal(9)] {
+            dataplane.backend_mut().fail_next(Errno::ENOBUFS);
+            dataplane.commit(vec![update]).unwrap_err();
+        }
+    }
+    assert_eq!(dataplane.flows.len(), 2);
+    assert_eq!(dataplane.last_good.len(), 1);
+    let flows = dataplane.repair().unwrap().flows;
+    let serving: Vec<_> = flows.iter().map(|check| check.serving.as_deref()).collect();
+    assert_eq!(serving, [Some(&[backend(244, 3)][..]), None]);
+    assert!(dataplane.flows.is_empty() && dataplane.last_good.is_empty());
+}
+
+#[test]
 fn a_foreign_change_is_repaired_without_quarantine() {
     let mut dataplane = Dataplane::new(Fake::new(), facts());
     dataplane.commit((1..=20).map(service).collect()).unwrap();
@@ -297,6 +415,38 @@ impl Backend for Flaky {
 
     fn adopt(&mut self, family: Family) -> Result<nft::Adoption, CommitError> {
         self.call()?.adopt(family)
+    }
+}
+
+#[test]
+fn a_failure_beside_a_refused_service_loses_no_update() {
+    for at in 1.. {
+        let flaky = Flaky {
+            inner: refusing(7),
+            calls: 0,
+            fail: Box::new(|_| None),
+        };
+        let mut dataplane = Dataplane::new(flaky, facts());
+        dataplane.commit(vec![service(1), service(3)]).unwrap();
+        let failing = dataplane.backend().calls + at;
+        dataplane.backend_mut().fail = Box::new(move |n| (n == failing).then_some(Errno::ENOBUFS));
+        let refused = [3, 4].map(|n| Update::from(intent(n, &[7])));
+        let batch = [service(2)].into_iter().chain(refused);
+        let committed = dataplane.commit(batch.collect());
+        assert_eq!(committed.is_err(), dataplane.backend().calls >= failing);
+        if committed.is_err() {
+            dataplane.repair().unwrap();
+        }
+        let left = [1, 2, 3].map(|n| intent(n, &[n]));
+        assert_eq!(dataplane.desired(), crate::contents(&facts(), left));
+        let found = Family::ALL.map(|family| dataplane.backend().inner.contents(family));
+        assert_eq!(found, dataplane.desired().map(Some));
+        let quarantined: Vec<_> = dataplane.quarantine().keys().collect();
+        assert_eq!(quarantined, [&name(3), &name(4)]);
+        if committed.is_ok() {
+            assert!(at > 10, "{at} calls");
+            break;
+        }
     }
 }
 

@@ -268,6 +268,44 @@ fn a_reset_deletes_the_unlisted_and_keeps_the_invalid() {
 }
 
 #[test]
+fn an_invalid_service_yields_its_cluster_ip_to_a_later_one() {
+    let reset = |objects: Vec<Service>, invalid: &[&str]| ObjectEvent::Reset {
+        objects: objects.into_iter().map(Arc::new).collect(),
+        invalid: invalid.iter().map(|text| name(text)).collect(),
+    };
+    let later = service("shop/later", "fd00::1 10.96.0.1", "http/80/TCP");
+    // In the same list, and after it.
+    for events in [
+        vec![reset(vec![later.clone()], &[WEB])],
+        vec![
+            reset(vec![], &[WEB]),
+            ObjectEvent::Apply(Arc::new(later.clone())),
+        ],
+    ] {
+        let mut index = Index::new();
+        index.apply(&web());
+        index.take_dirty();
+        for event in events {
+            assert_eq!(index.outcome(WEB), "refuse");
+            index.service_event(event);
+        }
+        assert_eq!(index.dirty(), ["shop/later", WEB]);
+        assert_eq!(
+            (index.outcome(WEB), index.outcome("shop/later")),
+            ("none".into(), "refuse".into())
+        );
+        assert!(index.unconfirmed.is_empty());
+    }
+    // A valid version of the Service shows what has the address.
+    let mut index = Index::new();
+    index.apply(&web());
+    index.service_event(reset(vec![], &[WEB]));
+    index.apply(&web());
+    index.apply(&later);
+    assert_eq!(index.outcome(WEB), "refuse");
+}
+
+#[test]
 fn a_service_without_objects_takes_no_memory() {
     let mut index = Index::new();
     for i in 0..100 {

@@ -26,6 +26,8 @@ enum Step {
 #[derive(Clone, Debug, Default)]
 struct World {
     services: BTreeMap<ObjectName, Service>,
+    /// Services that were invalid in the last list.
+    unconfirmed: BTreeSet<ObjectName>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
     suspects: Suspects,
     nodes: BTreeMap<ObjectName, Node>,
@@ -62,12 +64,45 @@ fn follow<T: Clone>(
 impl World {
     fn follow(&mut self, step: &Step) {
         match step {
-            Step::Service(event) => follow(&mut self.services, event, |service| &service.name),
+            Step::Service(event) => self.follow_services(event),
             Step::Slice(event) => follow(&mut self.slices, event, |slice| &slice.name),
             Step::Suspects(suspects) => self.suspects = suspects.clone(),
             Step::Node(event) => follow(&mut self.nodes, event, |node| &node.name),
             Step::Listeners(listeners) => self.listeners = listeners.clone(),
             Step::Plan => {}
+        }
+    }
+
+    /// Services that are received take their cluster IPs from those that were invalid in the last list.
+    fn follow_services(&mut self, event: &ObjectEvent<Service>) {
+        follow(&mut self.services, event, |service| &service.name);
+        let received: &[Arc<Service>] = match event {
+            ObjectEvent::Apply(service) => std::slice::from_ref(service),
+            ObjectEvent::Delete(name) => {
+                self.unconfirmed.remove(name);
+                &[]
+            }
+            ObjectEvent::Reset { objects, invalid } => {
+                self.unconfirmed = invalid.iter().cloned().collect();
+                objects
+            }
+        };
+        for service in received {
+            self.unconfirmed.remove(&service.name);
+        }
+        for service in received {
+            let services = &mut self.services;
+            self.unconfirmed.retain(|name| {
+                let kept = services.get(name);
+                let is_taken = kept.is_some_and(|kept| {
+                    let mut cluster_ips = kept.cluster_ips.iter();
+                    cluster_ips.any(|at| service.cluster_ips.contains(at))
+                });
+                if is_taken {
+                    services.remove(name);
+                }
+                !is_taken
+            });
         }
     }
 
@@ -139,6 +174,7 @@ fn some_world() -> impl Strategy<Value = World> {
     );
     objects.prop_map(|(services, slices, suspects, nodes, listeners)| World {
         services: services.into_iter().map(|s| (s.name.clone(), s)).collect(),
+        unconfirmed: BTreeSet::new(),
         slices: slices.into_iter().map(|s| (s.name.clone(), s)).collect(),
         suspects,
         nodes: nodes.into_iter().map(|n| (n.name.clone(), n)).collect(),

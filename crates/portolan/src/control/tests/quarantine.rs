@@ -1,0 +1,56 @@
+//! What readers see of Services that the kernel refuses.
+
+use service_model::{Disposition, Frontend};
+
+use super::*;
+use crate::status::Quarantined;
+
+/// Why `web` is quarantined, and what it has meanwhile.
+fn quarantined(control: &Control<Fake>) -> Option<Quarantined> {
+    let status = control.reports.status.load();
+    status.quarantined.get(&service().name).cloned()
+}
+
+/// Replaces the endpoints of `web`.
+fn endpoints(control: &mut Control<Fake>, slices: Vec<EndpointSlice>) {
+    control.event(SourceEvent::EndpointSlice(all(slices)));
+    turn_at_once(control);
+}
+
+/// A control loop whose kernel refuses a Service without endpoints, and has refused `web` for that.
+fn refusing() -> Control<Fake> {
+    let mut control = synced();
+    let backend = control.dataplane.backend_mut();
+    backend.refuse(|set, _| *set == "no_endpoints", Errno::ENOSPC);
+    endpoints(&mut control, vec![]);
+    control
+}
+
+#[test]
+fn a_refused_service_is_listed_with_its_last_good_rules() {
+    let mut control = refusing();
+    let quarantined = quarantined(&control).unwrap();
+    assert!(quarantined.reason.contains("ENOSPC"), "{quarantined:?}");
+    let last_good = quarantined.last_good.unwrap();
+    let is_balanced = |frontend: &Frontend| matches!(frontend.disposition, Disposition::Balance(_));
+    assert!(last_good.frontends.iter().all(is_balanced));
+    // What does not concern the Service makes no new list.
+    let before = control.quarantine.services();
+    control.foreign_change(Notice::Overrun);
+    turn_at_once(&mut control);
+    assert!(Arc::ptr_eq(&before, &control.quarantine.services()));
+}
+
+#[test]
+fn a_service_that_a_retry_commits_is_not_quarantined() {
+    let mut control = refusing();
+    let backend = control.dataplane.backend_mut();
+    backend.refuse_nothing();
+    backend.fail_next(Errno::ENOBUFS);
+    endpoints(&mut control, vec![slice("10.244.0.6")]);
+    assert!(control.failed);
+    turn_at_once(&mut control);
+    assert!(!control.failed);
+    assert_eq!(quarantined(&control), None);
+    assert_eq!(elements(&control, "frontends_1"), 1);
+}
