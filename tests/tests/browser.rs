@@ -224,6 +224,8 @@ fn the_page_shows_services_flows_and_outages_in_a_browser() -> Result<()> {
             0..4,
         )?;
     }
+    let gone = service("gone", 120);
+    stage.add(&gone, 0..4)?;
     let daemon = stage.start_synced(&["--service-traffic=on"])?;
     stage.wait_for_backends(&stage.web, 4)?;
     let to = Stage::address(&stage.web)?;
@@ -254,6 +256,18 @@ fn the_page_shows_services_flows_and_outages_in_a_browser() -> Result<()> {
     browser.wait(
         "the bytes of the endpoints that the connections are at",
         "[...document.querySelectorAll('#endpoints tbody tr')].some((row) => /^[1-9][0-9.]* k?B$/.test(row.cells[6].textContent))",
+    )?;
+    browser.value(
+        "[...document.querySelectorAll('#services tr')].find((row) => row.cells[0].textContent === 'default/gone').click()",
+    )?;
+    browser.wait(
+        "the other Service",
+        "document.querySelector('#one h2').textContent.startsWith('default/gone:')",
+    )?;
+    stage.manifests.remove("gone.yaml")?;
+    browser.wait(
+        "the Service to go with its details",
+        "document.getElementById('one').hidden",
     )?;
     browser.value(
         "(() => { const filter = document.getElementById('filter'); filter.value = 'name-12'; filter.oninput(); })()",
@@ -296,5 +310,14 @@ fn the_page_shows_services_flows_and_outages_in_a_browser() -> Result<()> {
         "the outage",
         "document.getElementById('state').textContent.startsWith('NO ANSWER') \
          && document.getElementById('state').className === 'bad'",
+    )?;
+    // A daemon that has no list yet: its status is all that it can answer.
+    let (api, kubeconfig) = stage.serve_api(stage.all_objects())?;
+    api.set_reachable(false);
+    let _waiting = stage.start_with(&["--kubeconfig", &kubeconfig], &[])?;
+    browser.wait(
+        "the state without Services",
+        "document.getElementById('state').textContent === 'STARTING' \
+         && document.getElementById('more').textContent === 'the first sync is not complete'",
     )
 }

@@ -1,10 +1,11 @@
-//! `portolan doctor` on a node without an overlay: what settings and other programs do to the traffic of Services.
+//! `portolan doctor` on a node without an overlay, or without its probes: what settings and other programs do to the traffic of
+//! Services.
 
 use anyhow::{Result, ensure};
 use lab::{Protocol, scenario, wait_for};
 use portolan_tests::commands::document;
 use portolan_tests::doctor::doctor;
-use portolan_tests::overlay::tool;
+use portolan_tests::overlay::{OverlayStage, tool};
 use portolan_tests::stage::{PATIENCE, Stage};
 
 /// What stops packets to endpoints, what ends it, and part of the fault.
@@ -114,5 +115,38 @@ fn the_doctor_names_other_proxies_and_local_cluster_ips() -> Result<()> {
     );
     // The interface of a cache takes no packet away from the Service.
     ensure!(is_served(&stage)?, "the Service is not served");
+    Ok(())
+}
+
+#[scenario(Vxlan, Nft)]
+fn the_doctor_prints_its_checks_when_the_probes_are_off() -> Result<()> {
+    let stage = OverlayStage::new(1)?;
+    let daemon = stage.start(0, &["--overlay-probe-port=0"])?;
+    stage.wait_until_ready(0, &daemon)?;
+    let node = &stage.nodes[0];
+    let trouble =
+        "the overlay is not measured: the overlay's probes are off (--overlay-probe-port=0)";
+    let (code, text) = doctor(node, &[])?;
+    let is_checked = text.contains("ok     node-0: forwarding");
+    ensure!(
+        code == Some(2) && is_checked && text.contains(trouble),
+        "{code:?} {text}"
+    );
+    // No probe examines forwarding.
+    tool(node, "sysctl", "-w net.ipv4.ip_forward=0")?;
+    let (code, text) = doctor(node, &[])?;
+    let is_named = |line: &str| line.starts_with("BROKEN node-0: ") && line.contains("ip_forward");
+    ensure!(
+        code == Some(2) && text.lines().any(is_named) && text.contains(trouble),
+        "{code:?} {text}"
+    );
+    let (report, code) = document(node, &["doctor"])?;
+    let has_checks = report["checks"]
+        .as_array()
+        .is_some_and(|all| !all.is_empty());
+    ensure!(
+        code == 2 && has_checks && report["trouble"].is_string(),
+        "{report:#}"
+    );
     Ok(())
 }

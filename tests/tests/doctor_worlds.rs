@@ -1,6 +1,7 @@
-//! The table of broken worlds: what `portolan doctor` and `/readyz` say while one is broken, and once it is whole again.
+//! The table of broken worlds: what `portolan doctor`, `portolan status` and `/readyz` say while one is broken, and once it is whole
+//! again.
 //!
-//! A world is a file in `tests/worlds/`: commands that break and heal a node, or a Node to add, and words that both reports
+//! A world is a file in `tests/worlds/`: commands that break and heal a node, or a Node to add, and words that all reports
 //! must have meanwhile. Worlds with commands are tried one after another on the same nodes, so what one leaves behind shows
 //! in the next; several stages each try the next one that is left. Those with a Node are tried all at once, since each is about a Node of its own.
 
@@ -11,6 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use lab::{HEALTH_PORT, PodLinks, scenario, wait_for};
+use portolan_tests::commands::document;
 use portolan_tests::doctor::{FAST, doctor, wait_until_healthy};
 use portolan_tests::overlay::{OverlayStage, tool};
 use portolan_tests::stage::PATIENCE;
@@ -35,7 +37,7 @@ struct World {
     /// It is added twice, by two names.
     #[serde(default)]
     twice: bool,
-    /// What both reports say; `NAME` is the peer's.
+    /// What all reports say; `NAME` is the peer's.
     words: String,
 }
 
@@ -131,7 +133,7 @@ impl World {
     }
 }
 
-/// Both reports have all these words.
+/// All reports have all these words.
 fn are_told(stage: &OverlayStage, words: &[String]) -> Result<()> {
     let missing = |text: &str| -> Vec<&String> {
         let missing = words.iter().filter(|words| !text.contains(*words));
@@ -150,6 +152,15 @@ fn are_told(stage: &OverlayStage, words: &[String]) -> Result<()> {
         code == 200 && not_told.is_empty(),
         "readyz: {code} {text} without {not_told:?}"
     );
+    let (status, code) = document(&stage.nodes[0], &["status"])?;
+    let reasons = status["reasons"].as_array().context("no reasons")?;
+    let reasons: Vec<&str> = reasons.iter().filter_map(Value::as_str).collect();
+    let text = reasons.join("\n");
+    let not_told = missing(&text);
+    ensure!(
+        code == 1 && not_told.is_empty(),
+        "status: {code} {text} without {not_told:?}"
+    );
     Ok(())
 }
 
@@ -162,6 +173,8 @@ fn is_well(stage: &OverlayStage) -> Result<()> {
         code == 200 && !text.contains("overlay: "),
         "readyz: {code} {text}"
     );
+    let (status, code) = document(&stage.nodes[0], &["status"])?;
+    ensure!(code == 0, "status: {code} {status:#}");
     Ok(())
 }
 

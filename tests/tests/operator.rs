@@ -418,8 +418,10 @@ fn a_command_changes_the_log_level_of_a_running_daemon() -> Result<()> {
     stage.add(&service("other", 91), 0..2)?;
     stage.wait_for_backends(&service("other", 91), 2)?;
     wait_until("a line at debug", PATIENCE, has_debug)?;
-    let ran = ask(&["log-level", "portolan=loud"])?;
-    ensure!(ran.code == 2 && ran.stderr.lines().count() == 1, "{ran:?}");
+    for level in ["portolan=loud", "warning"] {
+        let ran = ask(&["log-level", level])?;
+        ensure!(ran.code == 2 && ran.stderr.lines().count() == 1, "{ran:?}");
+    }
     let (document, _) = document(&stage.node, &["log-level", "warn"])?;
     ensure!(document["level"] == "warn", "{document}");
     Ok(())
@@ -465,15 +467,20 @@ fn the_kubectl_plugin_asks_all_nodes_and_one() -> Result<()> {
     let _daemon = stage.start_synced(&[])?;
     let folder = tempfile::tempdir()?;
     let program = portolan()?.display();
-    let pods = |nodes: &[&str]| {
-        let pod = |node| json!({"metadata": {"name": format!("pod-{node}")}, "spec": {"nodeName": node}, "status": {"phase": "Running"}});
+    let pods = |phase: &str, nodes: &[&str]| {
+        let pod = |node| json!({"metadata": {"name": format!("pod-{node}")}, "spec": {"nodeName": node}, "status": {"phase": phase}});
         json!({"items": nodes.iter().map(pod).collect::<Vec<_>>()}).to_string()
     };
-    let (all, one) = (pods(&["node-a", "node-long"]), pods(&["node-a"]));
+    let running = |nodes: &[&str]| pods("Running", nodes);
+    let (all, one) = (running(&["node-a", "node-long"]), running(&["node-a"]));
+    let (pending, broken) = (pods("Pending", &["node-b"]), running(&["node-c"]));
     let script = format!(
         "#!/bin/sh\nnamespace=$1; shift\n[ $namespace = --namespace=kube-system ] || exit 9\n\
-         case \"$*\" in\n'get pods'*nodeName=node-a*) echo '{one}';;\n'get pods'*) echo '{all}';;\n\
-         exec*) while [ $1 != -- ]; do shift; done; shift 2; exec {program} \"$@\";;\nesac\n"
+         case \"$*\" in\n'get pods'*nodeName=node-a*) echo '{one}';;\n'get pods'*nodeName=node-b*) echo '{pending}';;\n\
+         'get pods'*nodeName=node-c*) echo '{broken}';;\n'get pods'*) echo '{all}';;\n\
+         'exec pod-node-c'*) printf 'error: \\033[2Jcontainer not found\\n' >&2; exit 1;;\n\
+         exec*) while [ $1 != -- ]; do shift; done; shift 2; {program} \"$@\"; code=$?\n\
+         [ $code = 0 ] || echo \"command terminated with exit code $code\" >&2; exit $code;;\nesac\n"
     );
     let kubectl = folder.path().join("kubectl");
     std::fs::write(&kubectl, script)?;
@@ -503,7 +510,20 @@ fn the_kubectl_plugin_asks_all_nodes_and_one() -> Result<()> {
     ensure!(code == 0 && documents.len() == 1, "{text}");
     ensure!(documents[0]["state"] == "ok", "{text}");
     let (code, _, errors) = ask(&["services", "nothing"])?;
-    ensure!(code == 2 && errors.lines().count() == 2, "{code} {errors}");
+    // kubectl adds a line.
+    ensure!(code == 2 && errors.lines().count() == 4, "{code} {errors}");
+    let refused = ["trace", "--from=node", "--to=10.96.0.80:81"];
+    let (code, text, errors) = ask(&[&["--node", "node-a"][..], &refused].concat())?;
+    ensure!(code == 1, "{code} {text}{errors}");
+    // Nodes that cannot be asked.
+    for (node, line) in [
+        ("node-b", "node-b  not asked: Pending"),
+        ("node-c", "node-c  error: \\u{1b}[2Jcontainer not found"),
+    ] {
+        let (code, text, errors) = ask(&["--node", node, "status"])?;
+        let is_told = text.is_empty() && errors.trim_end() == line;
+        ensure!(code == 2 && is_told, "{code} {text}{errors:?}");
+    }
     let (code, _, errors) = ask(&["cleanup"])?;
     ensure!(code == 2 && errors.lines().count() == 1, "{code} {errors}");
     Ok(())

@@ -272,8 +272,11 @@ fn the_page_is_for_this_node_only() -> Result<()> {
         let document: Value = serde_json::from_str(&text)?;
         ensure!(code == 200 && document["node"] == "node-a", "{text}");
     }
-    let (code, _) = here("/v1/services?name=nothing")?;
-    ensure!(code == 503, "{code}");
+    let (code, text) = here("/v1/services?name=nothing")?;
+    ensure!(
+        code == 400 && text.contains("no Service is called nothing"),
+        "{code} {text}"
+    );
     let node = SocketAddr::new(stage.node.ipv4().into(), 10_249);
     let from_pod = |path: &str| -> Result<(u16, String)> {
         let answer = stage.client.http_get(node, path)?;

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::fake_api::{FakeApi, Resource};
-use lab::{Daemon, scenario, wait_until};
+use lab::{Daemon, scenario, wait_for, wait_until};
+use portolan_tests::commands::{document, run};
 use portolan_tests::overlay::{
     Beat, OverlayStage, all_go_on, mac_of, metric, metrics, tool, worst,
 };
@@ -241,6 +242,50 @@ fn restart_without_api_server_loses_nothing_and_repairs() -> Result<()> {
         || routes(&stage, 0).is_ok_and(|n| n == 2),
     )?;
     stage.wait_for_mesh()
+}
+
+#[scenario(Vxlan, Nft)]
+fn an_outage_is_reported_without_a_service_proxy() -> Result<()> {
+    let stage = OverlayStage::new(1)?;
+    let (api, kubeconfig) = stage.serve_api()?;
+    let daemon = stage.start_with_api(0, &kubeconfig, &["--service-proxy=off"])?;
+    let node = &stage.nodes[0];
+    stage.wait_until_ready(0, &daemon)?;
+    let is_connected = |connected: u64| {
+        metric(node, "portolan_source_connected{kind=\"Node\"} ").is_ok_and(|is| is == connected)
+    };
+    wait_until("the connection in the metrics", PATIENCE, || {
+        is_connected(1)
+    })?;
+    let waited = run(node, &["status", "--wait", "--timeout=60"])?;
+    ensure!(waited.code == 0, "{waited:?}");
+    for arguments in [
+        &["services"][..],
+        &["services", "web"],
+        &["flows"],
+        &["trace", "--from=node", "--to=10.96.0.1:443"],
+        &["verify"],
+    ] {
+        let ran = run(node, arguments)?;
+        let is_told = ran.stderr.contains("serves no Services");
+        ensure!(ran.code == 2 && is_told, "{arguments:?}: {ran:?}");
+    }
+    api.set_reachable(false);
+    wait_for("the outage in the status", PATIENCE, || {
+        let (status, code) = document(node, &["status"])?;
+        let reasons = status["reasons"].to_string();
+        ensure!(
+            code == 1 && reasons.contains("not watching Node"),
+            "{code} {status:#}"
+        );
+        Ok(())
+    })?;
+    wait_until("the outage in the metrics", PATIENCE, || is_connected(0))?;
+    daemon.wait_for_line("existing tunnels keep working", PATIENCE)?;
+    api.set_reachable(true);
+    let waited = run(node, &["status", "--wait", "--timeout=60"])?;
+    ensure!(waited.code == 0, "{waited:?}");
+    Ok(())
 }
 
 #[scenario(Vxlan, Nft)]

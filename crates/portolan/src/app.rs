@@ -92,14 +92,12 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     let recorder = Recorder::start(parts, writer.clone(), node.node_name.clone()).starting();
     let (questions, asked) = operator::questions();
     let http = start_http(effective, parts, &published, &recorder, questions)?;
-    let origin = match &server {
-        Some(server) => Origin::ApiServer(server.reader.clone()),
-        None => Origin::Directory(effective.api_server.manifests.clone().unwrap_or_default()),
-    };
+    let overlay_config = effective.overlay.as_ref();
     let sources = operator::Sources {
         node: node.node_name.clone(),
         published: published.clone(),
-        origin,
+        origin: origin(effective, server.as_ref()),
+        has_probes: overlay_config.is_some_and(|overlay| overlay.probe_port.is_some()),
         listeners: vec![("health", http.health), ("metrics", http.metrics)],
     };
     let operator = operator::start(parts, sources, asked)?;
@@ -109,7 +107,7 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     let sender = match overlay.zip(published.overlay.clone()) {
         None => sender,
         Some(overlay) => {
-            let probes = effective.overlay.as_ref().and_then(probe_config(&node));
+            let probes = overlay_config.and_then(probe_config(&node));
             let own = node.node_name.clone();
             let (sender, nodes) = branch(parts, &control_thread, sender, own);
             let shared = (&published, &recorder, contenders);
@@ -146,7 +144,10 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
             let control = start_services(effective, parts, live, events, services).await?;
             run_on(run_on_it, control);
         }
-        None => run_on(run_on_it, ignore(events)),
+        None => {
+            let followed = follow_source(events, published.metrics, operator);
+            run_on(run_on_it, followed);
+        }
     }
     Ok(())
 }
@@ -298,10 +299,36 @@ fn start_failover(
     Ok((Some(directory), suspects))
 }
 
-/// Discards events, so that the source never waits for a reader.
-async fn ignore(mut events: Events) -> Result<()> {
-    while events.recv().await.is_some() {}
+/// Receives events without a service proxy, so that the source never waits for a reader: logs outages, and passes on what metrics
+/// and commands need.
+async fn follow_source(
+    mut events: Events,
+    mut metrics: Arc<Metrics>,
+    mut operator: operator::Follower,
+) -> Result<()> {
+    while let Some(event) = events.recv().await {
+        match &event {
+            SourceEvent::Service(_)
+            | SourceEvent::EndpointSlice(_)
+            | SourceEvent::ServiceCidr(_) => continue,
+            SourceEvent::Connection {
+                kind,
+                state: Err(outage),
+            } => tracing::warn!(%kind, "{outage}, existing tunnels keep working"),
+            _ => {}
+        }
+        metrics.event(&event);
+        operator.event(&event);
+    }
     Ok(())
+}
+
+/// Where objects come from, as commands name it.
+fn origin(effective: &Effective, server: Option<&ApiServer>) -> Origin {
+    match server {
+        Some(server) => Origin::ApiServer(server.reader.clone()),
+        None => Origin::Directory(effective.api_server.manifests.clone().unwrap_or_default()),
+    }
 }
 
 /// The API server that is configured, or `None` for a directory of manifests.

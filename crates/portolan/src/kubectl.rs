@@ -29,6 +29,10 @@ const COMMANDS: [&str; 8] = [
 const AT_A_TIME: usize = 16;
 /// Exit code when nothing could be asked.
 const UNASKED: u8 = 2;
+/// What kubectl prints when the program in the pod has failed, and not kubectl itself.
+const PROGRAM_FAILED: &str = "command terminated with exit code";
+/// Characters of a line of a node: a trace or a list of problems can be long.
+const LINE: usize = 65_536;
 
 const USAGE: &str = "\
 Run a command of Portolan on all nodes, in the pods of the daemon
@@ -62,6 +66,8 @@ struct Request {
 struct Pod {
     name: String,
     node: String,
+    /// Why the pod cannot be asked, if so.
+    phase: Option<String>,
 }
 
 /// Runs `kubectl-portolan` with these arguments.
@@ -163,7 +169,7 @@ impl Request {
         self.has(&["--follow", "--watch", "--top"])
     }
 
-    /// Running pods of the daemon, in the order of their nodes.
+    /// Pods of the daemon that run or will, in the order of their nodes.
     fn pods(&self) -> Result<Vec<Pod>> {
         let mut kubectl = self.kubectl();
         kubectl.args(["get", "pods", "--selector", PODS, "--output", "json"]);
@@ -190,6 +196,14 @@ impl Request {
 
     /// Asks one node, and returns its exit code and its answer. A command that does not end by itself is printed as it comes.
     fn ask(&self, pod: &Pod, width: usize) -> (u8, String) {
+        let complain = |line: &str| {
+            let line = printable(line, LINE);
+            let _ = writeln!(std::io::stderr(), "{:width$}  {line}", pod.node);
+        };
+        if let Some(phase) = &pod.phase {
+            complain(&format!("not asked: {phase}"));
+            return (UNASKED, String::new());
+        }
         let mut kubectl = self.kubectl();
         kubectl.args(["exec", &pod.name, "--container", CONTAINER, "--", PROGRAM]);
         kubectl.args(&self.command);
@@ -201,6 +215,7 @@ impl Request {
                 .any(|two| two == ["--output", "json"]);
         let is_endless = self.is_endless();
         let mut text = String::new();
+        let mut has_run = false;
         let asked = kubectl.spawn().and_then(|mut child| {
             let (out, errors) = (child.stdout.take(), child.stderr.take());
             std::thread::scope(|scope| {
@@ -209,14 +224,15 @@ impl Request {
                         .into_iter()
                         .flat_map(|pipe| BufReader::new(pipe).lines());
                     errors.map_while(Result::ok).for_each(|line| {
-                        let _ = writeln!(std::io::stderr(), "{:width$}  {line}", pod.node);
+                        has_run |= line.contains(PROGRAM_FAILED);
+                        complain(&line);
                     });
                 });
                 let Some(out) = out else { return Ok(()) };
                 each(out, is_json, |line| {
                     let line = match is_json {
                         true => format!("{line}\n"),
-                        false => format!("{:width$}  {line}\n", pod.node),
+                        false => format!("{:width$}  {}\n", pod.node, printable(&line, LINE)),
                     };
                     match is_endless {
                         true => std::io::stdout().write_all(line.as_bytes()),
@@ -230,6 +246,8 @@ impl Request {
             child.wait()
         });
         let code = match asked.map(|status| status.code()) {
+            // kubectl's own failures have this code too.
+            Ok(Some(1)) if !has_run => UNASKED,
             Ok(Some(code)) => u8::try_from(code).unwrap_or(UNASKED),
             Ok(None) | Err(_) => UNASKED,
         };
@@ -251,15 +269,21 @@ fn each(
     out.lines().try_for_each(|line| print(line?))
 }
 
-/// The running pods of a list.
+/// The pods of a list that have a node, but for those that have ended or are ending.
 fn pods_of(list: &Value) -> Vec<Pod> {
     let items = list["items"].as_array().into_iter().flatten();
-    let running = items.filter(|pod| pod["status"]["phase"] == "Running");
-    let mut pods: Vec<Pod> = running
+    let mut pods: Vec<Pod> = items
+        .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
         .filter_map(|pod| {
+            let phase = match pod["status"]["phase"].as_str()? {
+                "Running" => None,
+                "Succeeded" | "Failed" => return None,
+                other => Some(printable(other, 253)),
+            };
             Some(Pod {
                 name: pod["metadata"]["name"].as_str()?.to_owned(),
                 node: printable(pod["spec"]["nodeName"].as_str()?, 253),
+                phase,
             })
         })
         .collect();
@@ -296,10 +320,30 @@ mod tests {
     }
 
     #[test]
-    fn only_running_pods_are_asked_in_the_order_of_nodes() {
-        let pod = |name, node, phase| json!({"metadata": {"name": name}, "spec": {"nodeName": node}, "status": {"phase": phase}});
-        let list = json!({"items": [pod("p2", "b", "Running"), pod("p3", "c", "Pending"), pod("p1", "a", "Running")]});
-        let nodes: Vec<String> = pods_of(&list).into_iter().map(|pod| pod.node).collect();
-        assert_eq!(nodes, ["a", "b"]);
+    fn pods_that_run_or_will_are_listed_in_the_order_of_nodes() {
+        let pod = |node: &str, phase: &str| {
+            json!({
+                "metadata": {"name": format!("pod-{node}")}, "spec": {"nodeName": node},
+                "status": {"phase": phase},
+            })
+        };
+        let mut items = vec![
+            pod("b", "Running"),
+            pod("c", "Pending"),
+            pod("a", "Running"),
+            pod("d", "Succeeded"),
+            pod("e", "Failed"),
+            pod("f", "Running"),
+            pod("g", "Pending"),
+        ];
+        items[5]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        // Not scheduled yet.
+        items[6]["spec"] = json!({});
+        let pods = pods_of(&json!({ "items": items }));
+        let pods: Vec<(&str, Option<&str>)> = pods
+            .iter()
+            .map(|pod| (pod.node.as_str(), pod.phase.as_deref()))
+            .collect();
+        assert_eq!(pods, [("a", None), ("b", None), ("c", Some("Pending"))]);
     }
 }

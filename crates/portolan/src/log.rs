@@ -3,10 +3,11 @@
 use std::io::IsTerminal;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kube_proxy_config::{Effective, LogFormat, Logging};
 use service_model::NodeConfig;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 mod fields;
 
@@ -80,11 +81,15 @@ pub(crate) fn set_filter(text: &str) -> Result<()> {
     Ok(())
 }
 
-/// A filter in tracing's grammar.
+/// A filter in tracing's grammar, which takes a misspelled level for a module, and then drops the lines of all others. So
+/// here each module needs its level.
 pub(crate) fn filter(text: &str) -> Result<EnvFilter> {
-    EnvFilter::try_new(text).with_context(|| {
+    let advice = || {
         format!("--log-level={text}: use error, warn, info, debug or trace, or a list by module")
-    })
+    };
+    let is_valid = |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
+    ensure!(text.split(',').all(is_valid), advice());
+    EnvFilter::try_new(text).with_context(advice)
 }
 
 /// Logs the effective configuration in one line.
@@ -127,4 +132,46 @@ pub(crate) fn configuration(effective: &Effective, node: &NodeConfig) {
         metrics = listener(effective.listeners.metrics),
         "starting"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelled_level_is_refused_and_no_module() {
+        for text in [
+            "warning",
+            "inof",
+            "-1",
+            "9",
+            "portolan",
+            "info,nft",
+            "info, debug",
+            "info,portolan=loud",
+        ] {
+            let error = filter(text).unwrap_err().to_string();
+            let start = format!("--log-level={text}: use error, warn");
+            assert!(error.starts_with(&start), "{error}");
+        }
+    }
+
+    #[test]
+    fn levels_and_lists_by_module_are_filters() {
+        let verbose = kube_proxy_config::filter_of(6);
+        for text in [
+            "info",
+            "WARN",
+            "off",
+            "",
+            "info,",
+            "info,portolan::control=debug",
+            "portolan=",
+            "[commit]",
+            "nft[commit{family}]=trace",
+            &verbose,
+        ] {
+            assert!(filter(text).is_ok(), "{text}");
+        }
+    }
 }

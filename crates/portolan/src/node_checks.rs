@@ -26,8 +26,8 @@ pub(crate) struct Known {
     pub(crate) has_services: bool,
     /// Families in which this node has an address.
     pub(crate) families: Vec<Family>,
-    /// Whether there is an overlay, whose probes examine forwarding themselves.
-    pub(crate) has_overlay: bool,
+    /// Whether the probes of the overlay run, which examine forwarding themselves.
+    pub(crate) has_probes: bool,
     /// Each cluster IP, with its Service.
     pub(crate) cluster_ips: BTreeMap<IpAddr, ObjectName>,
     /// Kernel features that are missing, one line each.
@@ -63,7 +63,7 @@ impl Check {
 /// Examines this node. Blocks for some milliseconds.
 pub(crate) fn examine(known: &Known) -> Vec<Check> {
     let mut checks = Vec::new();
-    if !known.has_overlay {
+    if !known.has_probes {
         checks.push(forwarding::settings(&known.families));
         checks.push(forwarding::chains(&known.families));
     }

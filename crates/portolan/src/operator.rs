@@ -72,6 +72,8 @@ pub(crate) struct Sources {
     pub(crate) published: Published,
     /// Where objects come from.
     pub(crate) origin: Origin,
+    /// Whether the probes of the overlay run.
+    pub(crate) has_probes: bool,
     /// Listeners of the daemon.
     pub(crate) listeners: Vec<Bound>,
 }

@@ -33,6 +33,8 @@ const UNTESTED: u8 = 2;
 const ROUNDS: usize = 4;
 /// Pause before failed attempts are repeated.
 const SETTLING: Duration = Duration::from_secs(2);
+/// Characters of a line about a check.
+const LINE: usize = 4_096;
 /// Pause between two questions about pods.
 const POLL: Duration = Duration::from_millis(300);
 
@@ -207,6 +209,8 @@ impl Report {
     }
 
     fn text(&self) -> String {
+        // Names and errors come from pods and servers.
+        let plain = |text: &str| printable(text, LINE);
         let width = |of: fn(&Check) -> &str| {
             let widths = self.checks.iter().map(|check| of(check).chars().count());
             widths.max().unwrap_or_default()
@@ -223,13 +227,13 @@ impl Report {
                 "{state:7}  {:name$}  {:from$}  {}",
                 check.name, check.from, check.text
             );
-            text += line.trim_end();
+            text += &plain(line.trim_end());
             text.push('\n');
         }
         if let Some(left) = &self.left {
-            text += &format!("Left      {left}\n");
+            text += &format!("Left      {}\n", plain(left));
         }
-        text + &format!("Verdict  {}\n", self.verdict)
+        text + &format!("Verdict  {}\n", plain(&self.verdict))
     }
 }
 
@@ -242,4 +246,26 @@ fn text_of(value: &Value, pointer: &str) -> Option<String> {
 fn ensure_short(text: &str) -> Result<()> {
     ensure!(text.len() <= 1024, "a name of {} bytes", text.len());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_other_servers_reach_no_terminal_unescaped() {
+        let check = Check {
+            name: "Service, IPv4 TCP".to_owned(),
+            from: "client-1".to_owned(),
+            state: checks::State::Failed,
+            text: "got answers of \u{1b}[2J\u{9b}m (1)".to_owned(),
+            ..Check::default()
+        };
+        let nodes = vec!["node-a".to_owned()];
+        let text = Report::new(nodes, vec![check], Some("\u{7}".to_owned())).text();
+        assert_eq!(text.lines().count(), 3, "{text:?}");
+        let is_plain = |char: char| char == '\n' || !char.is_control();
+        assert!(text.chars().all(is_plain), "{text:?}");
+        assert!(text.contains("Service, IPv4 TCP  client-1  got answers of \\u{1b}[2J"));
+    }
 }

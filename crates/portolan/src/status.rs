@@ -4,10 +4,12 @@
 //! readers. Health is the age of the oldest change that is not committed (the rule of kube-proxy's `proxy_health.go`): an
 //! idle daemon is healthy however old its last commit is, and a daemon that hangs in a commit becomes unhealthy.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use service_model::ObjectKind;
+use service_model::{ObjectKind, ObjectName, ServiceIntent};
 
 /// Maximum age of a change that is not committed: twice kube-proxy's default sync period.
 pub const STUCK_AFTER: Duration = Duration::from_secs(60);
@@ -30,6 +32,8 @@ pub struct Status {
     pub standby: bool,
     /// What an operator should know though the proxy works, one line each: quarantined Services, a missing Node object.
     pub notes: Vec<String>,
+    /// The quarantined Services, as of the last commit.
+    pub quarantined: Arc<BTreeMap<ObjectName, Quarantined>>,
     /// Load balancers may send to this node: its Node object exists, is not being deleted and has no taint that
     /// excludes it (KEP-3836).
     pub node_eligible: bool,
@@ -37,6 +41,15 @@ pub struct Status {
     pub adopted: Option<Adopted>,
     /// A kind that is needed is not being watched at present.
     pub is_disconnected: bool,
+}
+
+/// A quarantined Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantined {
+    /// The error of the kernel, or the budget that the Service is over.
+    pub reason: String,
+    /// What the Service has in the tables; `None` if it has nothing there.
+    pub last_good: Option<Arc<ServiceIntent>>,
 }
 
 /// Tables of an earlier process.

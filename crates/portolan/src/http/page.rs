@@ -35,7 +35,10 @@ pub(super) fn reply(asked: &Asked<'_>, questions: &Questions) -> Option<Reply> {
     let (questions, path) = (questions.clone(), format!("{}?{}", asked.path, asked.query));
     Some(Reply::Later(Box::pin(async move {
         match questions.ask(path).await {
-            Some(document) => whole("application/json", document.into()),
+            Some((code, document)) => Answer {
+                code,
+                ..whole("application/json", document.into())
+            },
             None => Answer::text(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "the daemon cannot answer now\n",

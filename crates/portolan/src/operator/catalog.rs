@@ -11,11 +11,12 @@ use service_dataplane::Conflict;
 use service_dataplane::predict::Frontends;
 use service_model::{
     Identity, Index, NodeFacts, ObjectEvent, ObjectKind, ObjectName, Plan, PortChoices, Service,
-    Watched,
+    ServiceIntent, Watched,
 };
 
 use super::documents::Latency;
 use super::notices::{Committed, Notice};
+use crate::status::Quarantined;
 
 /// Durations that are kept.
 const DURATIONS: usize = 1_000;
@@ -35,7 +36,7 @@ pub(super) struct Catalog {
     /// Services that have changed since `ignored` was brought up to date.
     unplanned: BTreeSet<ObjectName>,
     outages: BTreeMap<ObjectKind, String>,
-    quarantined: BTreeMap<ObjectName, String>,
+    quarantined: Arc<BTreeMap<ObjectName, Quarantined>>,
     /// Counts changes of what plans depend on.
     version: u64,
     conflicts: Option<(u64, Vec<Conflict>)>,
@@ -83,12 +84,14 @@ impl Catalog {
             Notice::Facts(facts) => self.facts = Some(facts),
             Notice::Committed(commit) => self.commits.add(&commit),
             Notice::Failed => self.commits.failed += 1,
-            Notice::Judged(committed, refused) => {
-                committed.iter().for_each(|service| {
-                    self.quarantined.remove(service);
-                });
-                self.quarantined.extend(refused);
-            }
+        }
+    }
+
+    /// Replaces the quarantined Services.
+    pub(super) fn set_quarantined(&mut self, services: Arc<BTreeMap<ObjectName, Quarantined>>) {
+        if !Arc::ptr_eq(&self.quarantined, &services) {
+            self.quarantined = services;
+            self.version += 1;
         }
     }
 
@@ -172,8 +175,8 @@ impl Catalog {
         &self.outages
     }
 
-    /// Services that the kernel refused at their last change.
-    pub(super) fn quarantined(&self) -> &BTreeMap<ObjectName, String> {
+    /// Services that the kernel refused at their last change, or that are over their budget.
+    pub(super) fn quarantined(&self) -> &BTreeMap<ObjectName, Quarantined> {
         &self.quarantined
     }
 
@@ -220,11 +223,24 @@ impl Catalog {
         self.index.addresses_of_pod(pod)
     }
 
-    /// Plans the Services that `concerns` selects, and resolves conflicts between them.
+    /// What the tables should have: the plans of the Services that `concerns` selects, and the last good rules of all
+    /// quarantined ones.
+    pub(super) fn intents(
+        &self,
+        concerns: impl Fn(&Service) -> bool,
+    ) -> impl Iterator<Item = Arc<ServiceIntent>> {
+        let services = self.services().filter(move |service| {
+            concerns(service) && !self.quarantined.contains_key(&service.name)
+        });
+        let plans = services.filter_map(|service| self.plan(&service.name));
+        let last_good = self.quarantined.values();
+        let last_good = last_good.filter_map(|quarantined| quarantined.last_good.clone());
+        plans.map(|plan| Arc::new(plan.intent)).chain(last_good)
+    }
+
+    /// Resolves conflicts between the Services that `concerns` selects.
     pub(super) fn frontends(&self, concerns: impl Fn(&Service) -> bool) -> Frontends {
-        let concerned = self.services().filter(|service| concerns(service));
-        let plans = concerned.filter_map(|service| self.plan(&service.name));
-        Frontends::of(plans.map(|plan| Arc::new(plan.intent)))
+        Frontends::of(self.intents(concerns))
     }
 
     /// Frontends that two Services request.
@@ -265,7 +281,7 @@ impl Catalog {
             let plan = self.index.plan(&name, &facts);
             let texts: Vec<String> = plan
                 .iter()
-                .flat_map(|plan| plan.ignored.iter().chain(&plan.over_budget))
+                .flat_map(|plan| &plan.ignored)
                 .map(ToString::to_string)
                 .collect();
             match texts.is_empty() {
@@ -325,7 +341,7 @@ fn quantiles(durations: &VecDeque<Duration>) -> Option<Latency> {
 #[cfg(test)]
 mod tests {
     use object_source::Problem;
-    use service_model::Invalid;
+    use service_model::{FrontendAddress, Invalid, Node, NodeConfig, Protocol, ServicePort};
 
     use super::*;
 
@@ -364,16 +380,45 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_service_is_quarantined_until_it_is_committed() {
-        let name = ObjectName::new("shop", "web");
-        let refused = vec![(name.clone(), "EINVAL".to_owned())];
+    fn a_quarantined_service_has_its_last_good_rules() {
+        let service = |last: u8| {
+            let mut service = Service::named(ObjectName::new("shop", "web"));
+            service.cluster_ips = vec![IpAddr::from([10, 96, 0, last])].into();
+            service.ports = vec![ServicePort {
+                name: "".into(),
+                protocol: Protocol::Tcp,
+                port: 80,
+                node_port: None,
+            }]
+            .into();
+            Arc::new(service)
+        };
+        let apply = |catalog: &mut Catalog, last: u8| {
+            let applied = ObjectEvent::Apply(service(last));
+            catalog.apply(event(SourceEvent::Service(applied)));
+        };
+        let places = |catalog: &Catalog| -> Vec<FrontendAddress> {
+            let intents = catalog.intents(|_| true);
+            let frontends = intents.flat_map(|intent| intent.frontends.clone());
+            frontends.map(|frontend| frontend.address).collect()
+        };
+        let place = |last: u8| FrontendAddress::ClusterIp([10, 96, 0, last].into());
+        let (config, node) = (NodeConfig::named("n"), Node::unknown("n"));
+        let facts = Arc::new(NodeFacts::resolve(&config, &node, &[], &[]));
         let mut catalog = Catalog::default();
-        catalog.apply(Notice::Judged(vec![name.clone()], refused));
-        let other = ObjectName::new("shop", "other");
-        catalog.apply(Notice::Judged(vec![other], Vec::new()));
-        assert_eq!(catalog.quarantined().get(&name).unwrap(), "EINVAL");
-        catalog.apply(Notice::Judged(vec![name], Vec::new()));
-        assert!(catalog.quarantined().is_empty());
+        catalog.apply(Notice::Facts(facts));
+        apply(&mut catalog, 1);
+        let last_good = catalog.intents(|_| true).next();
+        assert!(last_good.is_some());
+        apply(&mut catalog, 2);
+        assert_eq!(places(&catalog), [place(2)]);
+        let reason = "EINVAL".to_owned();
+        let quarantined = Quarantined { reason, last_good };
+        let name = service(2).name.clone();
+        catalog.set_quarantined(Arc::new([(name, quarantined)].into()));
+        assert_eq!(places(&catalog), [place(1)]);
+        catalog.set_quarantined(Arc::default());
+        assert_eq!(places(&catalog), [place(2)]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) fn answer(known: &Knowledge) -> NodeChecks {
     let checks = node_checks::examine(&Known {
         has_services: published.status.is_some(),
         families: own.map(|address| Family::of(*address)).collect(),
-        has_overlay: published.overlay.is_some(),
+        has_probes: known.sources.has_probes,
         cluster_ips: cluster_ips.collect(),
         fallbacks: published.fallbacks.load().to_vec(),
         alarm: published.alarm.load_full().map(|alarm| alarm.to_string()),
@@ -35,6 +35,7 @@ pub(super) fn answer(known: &Knowledge) -> NodeChecks {
     NodeChecks {
         node: clean(&known.sources.node),
         overlay: published.overlay.is_some(),
+        probes_off: published.overlay.is_some() && !known.sources.has_probes,
         checks: checks
             .iter()
             .map(|check| NodeCheck {

@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use overlay_probe::doctor::{self, DoctorReport};
 use serde::Serialize;
 
-use super::client::{self, UNANSWERED, Unanswered};
+use super::client::{self, UNANSWERED, Unanswered, complain};
 use super::documents::{NodeCheck, NodeChecks};
 use super::print::{Terminal, fitted, json, out};
 use crate::cli::{DoctorArgs, OutputForm};
@@ -66,20 +67,28 @@ pub fn doctor(args: &DoctorArgs) -> ExitCode {
     let NodeChecks {
         node,
         overlay: has_overlay,
+        probes_off,
         checks,
     } = match client::document("/v1/checks") {
         Ok(known) => known,
         Err(error) => return client::unanswered(&error),
     };
-    // One daemon may have the Services, and another the overlay.
-    let (overlay, is_measured) = match doctor::ask(args.to.as_deref()) {
-        Ok(overlay) => (overlay, true),
-        Err(_) if !has_overlay && args.to.is_none() => {
-            let nothing = DoctorReport::default();
-            (DoctorReport { node, ..nothing }, false)
-        }
-        Err(error) => return client::unanswered(&Unanswered::because(format!("{error:#}"))),
+    let asked = match probes_off {
+        true => Err(anyhow!(
+            "the overlay's probes are off (--overlay-probe-port=0)"
+        )),
+        false => doctor::ask(args.to.as_deref()),
     };
+    let is_measured = asked.is_ok();
+    let overlay = asked.unwrap_or_else(|error| {
+        // One daemon may have the Services, and another the overlay.
+        let is_missed = has_overlay || args.to.is_some();
+        DoctorReport {
+            node,
+            trouble: is_missed.then(|| format!("{error:#}")),
+            ..DoctorReport::default()
+        }
+    });
     let report = Report { overlay, checks };
     let is_read = match args.output {
         OutputForm::Text => {
@@ -88,6 +97,10 @@ pub fn doctor(args: &DoctorArgs) -> ExitCode {
         }
         OutputForm::Json => json(&report, false),
     };
+    if let (false, Some(trouble)) = (is_measured, &report.overlay.trouble) {
+        let reason = format!("the overlay is not measured: {trouble}");
+        complain(&Unanswered::because(reason));
+    }
     match is_read {
         true => ExitCode::from(report.exit_code()),
         false => ExitCode::from(UNANSWERED),

@@ -30,7 +30,7 @@ pub struct Status {
     pub ignored: Vec<String>,
     /// How many there are.
     pub ignored_count: usize,
-    /// Services that the kernel refused, with its error. Their last good rules serve.
+    /// Services that the kernel refused or that are over their budget, with the reason. Their last good rules serve.
     pub quarantined: Vec<String>,
     /// Frontends that two Services request; the first of them.
     pub conflicts: Vec<String>,
@@ -78,6 +78,9 @@ pub struct NodeChecks {
     pub node: String,
     /// Whether the daemon has an overlay.
     pub overlay: bool,
+    /// The daemon has an overlay, and the overlay's probes are off.
+    #[serde(default)]
+    pub probes_off: bool,
     pub checks: Vec<NodeCheck>,
 }
 
@@ -191,7 +194,7 @@ pub struct Service {
     pub affinity_seconds: Option<u32>,
     /// Why nothing is programmed for the Service, if so: headless, ExternalName, another proxy's.
     pub unprogrammed: Option<String>,
-    /// Why the kernel refused the Service, if it did.
+    /// Why the Service is quarantined, if so. The frontends are those of its last good rules.
     pub quarantined: Option<String>,
     /// Addresses and ports that clients connect to.
     pub frontends: Vec<Frontend>,
@@ -429,7 +432,7 @@ pub struct LiveStep {
 /// A decision.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// What is decided: `client`, `frontend`, `policy`, `affinity`, `endpoints`.
+    /// What is decided: `client`, `quarantined`, `frontend`, `policy`, `affinity`, `endpoints`.
     pub name: String,
     /// The decision.
     pub text: String,

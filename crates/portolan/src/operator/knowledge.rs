@@ -30,11 +30,14 @@ impl Knowledge {
         }
     }
 
-    /// Applies the queued notices to the catalog.
+    /// Brings the catalog up to date: the queued notices, and the quarantined Services.
     pub(super) fn update(&self) {
         let mut catalog = self.catalog.borrow_mut();
         self.notices
             .drain()
             .for_each(|notice| catalog.apply(notice));
+        if let Some(status) = &self.sources.published.status {
+            catalog.set_quarantined(status.load().quarantined.clone());
+        }
     }
 }

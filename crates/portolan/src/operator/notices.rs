@@ -11,8 +11,7 @@ use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use object_source::SourceEvent;
-use service_dataplane::Update;
-use service_model::{NodeFacts, ObjectEvent, ObjectName, Socket, Suspects};
+use service_model::{NodeFacts, ObjectEvent, Socket, Suspects};
 use tokio::sync::Notify;
 
 use crate::observer::{Commit, Observer};
@@ -35,8 +34,6 @@ pub(super) enum Notice {
     Committed(Committed),
     /// A commit or repair that failed.
     Failed,
-    /// Services that were committed, and the errors of those that the kernel refused.
-    Judged(Vec<ObjectName>, Vec<(ObjectName, String)>),
 }
 
 /// A commit or repair.
@@ -56,10 +53,6 @@ pub(crate) struct Follower {
     waiting: Arc<AtomicUsize>,
     wake: Arc<Notify>,
     facts: Option<NodeFacts>,
-    /// Services of the commit that is under way.
-    planned: Vec<ObjectName>,
-    /// Whether the kernel has refused any Service so far.
-    has_refused: bool,
     /// Whether there was a commit before. The first one reads the tables of an earlier process, which is no repair.
     has_committed: bool,
 }
@@ -80,8 +73,6 @@ pub(super) fn notices() -> (Follower, Notices) {
         waiting: Arc::clone(&waiting),
         wake: wake.clone(),
         facts: None,
-        planned: Vec::new(),
-        has_refused: false,
         has_committed: false,
     };
     let notices = Notices {
@@ -141,25 +132,10 @@ impl Observer for Follower {
         self.send(Notice::Listeners(Arc::clone(listeners)), false);
     }
 
-    fn planned(&mut self, updates: &[Update]) {
-        self.planned.clear();
-        let names = updates.iter().map(|update| update.service.clone());
-        self.planned.extend(names);
-    }
-
     fn committed(&mut self, commit: &Commit<'_>) {
         if self.facts.as_ref() != Some(commit.facts) {
             self.facts = Some(commit.facts.clone());
             self.send(Notice::Facts(Arc::new(commit.facts.clone())), false);
-        }
-        let refused = commit.outcome.quarantined.iter();
-        let refused: Vec<(ObjectName, String)> = refused
-            .map(|one| (one.service.clone(), one.error.to_string()))
-            .collect();
-        let planned = std::mem::take(&mut self.planned);
-        if self.has_refused || !refused.is_empty() {
-            self.has_refused = true;
-            self.send(Notice::Judged(planned, refused), false);
         }
         let triggers = commit.triggers.iter().map(|(_, at)| *at).collect();
         let had_committed = std::mem::replace(&mut self.has_committed, true);

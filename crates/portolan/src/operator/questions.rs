@@ -1,5 +1,6 @@
 //! Questions of other parts of the daemon: the same paths as those of commands, answered by the same thread.
 
+use http::StatusCode;
 use tokio::sync::{mpsc, oneshot};
 
 /// Questions that may wait; further ones are refused.
@@ -9,7 +10,7 @@ const WAITING: usize = 16;
 pub(super) struct Question {
     /// Path and query, as a command sends them.
     pub(super) path: String,
-    pub(super) answer: oneshot::Sender<Vec<u8>>,
+    pub(super) answer: oneshot::Sender<(StatusCode, Vec<u8>)>,
 }
 
 /// Asks.
@@ -27,8 +28,9 @@ pub(crate) fn questions() -> (Questions, Asked) {
 }
 
 impl Questions {
-    /// The JSON document at a path; `None` when too many questions wait, or the question cannot be answered.
-    pub(crate) async fn ask(&self, path: String) -> Option<Vec<u8>> {
+    /// The JSON document at a path, or the reason why there is none, with the code of the answer; `None` when too many questions
+    /// wait.
+    pub(crate) async fn ask(&self, path: String) -> Option<(StatusCode, Vec<u8>)> {
         let (answer, answered) = oneshot::channel();
         self.0.try_send(Question { path, answer }).ok()?;
         answered.await.ok()

@@ -62,11 +62,9 @@ pub(super) async fn run(sources: Sources, notices: Notices, asked: Asked) {
 async fn answer_parts(Asked(mut asked): Asked, known: &Knowledge) {
     while let Some(Question { path, answer }) = asked.recv().await {
         let (path, query) = path.split_once('?').unwrap_or((&path, ""));
-        let answered = self::answer(known, path, query).await;
-        if answered.code.is_success() {
-            // The asker may be gone.
-            let _ = answer.send(answered.body);
-        }
+        let Answer { code, body, .. } = self::answer(known, path, query).await;
+        // The asker may be gone.
+        let _ = answer.send((code, body));
     }
     // Nobody asks in this configuration.
     std::future::pending().await
@@ -222,6 +220,12 @@ async fn answer(known: &Knowledge, path: &str, query: &str) -> Answer {
         .into_owned()
         .collect();
     match path {
+        "/v1/services" | "/v1/flows" | "/v1/trace" | "/v1/verify"
+            if known.sources.published.status.is_none() =>
+        {
+            let error = "this daemon serves no Services (--service-proxy=off)".to_owned();
+            Answer::json(StatusCode::BAD_REQUEST, &Failure { error })
+        }
         "/v1/status" => Answer::json(StatusCode::OK, &status::answer(known)),
         "/v1/services" => Answer::of(services::answer(known, &parameters)),
         "/v1/flows" => Answer::of(flows::answer(known, &parameters)),

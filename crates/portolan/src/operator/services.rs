@@ -123,7 +123,11 @@ struct Question<'a> {
 impl Question<'_> {
     fn describe(&self, service: &Service, whole: bool) -> documents::Service {
         let plan = self.catalog.plan(&service.name);
-        let intent = plan.as_ref().map(|plan| &plan.intent);
+        let quarantined = self.catalog.quarantined().get(&service.name);
+        let intent = match quarantined {
+            Some(quarantined) => quarantined.last_good.as_deref(),
+            None => plan.as_ref().map(|plan| &plan.intent),
+        };
         let frontends: Vec<documents::Frontend> = intent
             .iter()
             .flat_map(|intent| &intent.frontends)
@@ -157,9 +161,6 @@ impl Question<'_> {
         for port in &ports {
             endpoints.extend(self.endpoints(&service.name, port, &claims, &identities));
         }
-        let refused = self.catalog.quarantined().get(&service.name).cloned();
-        let over_budget = plan.as_ref().and_then(|plan| plan.over_budget.as_ref());
-        let quarantined = refused.or_else(|| Some(over_budget?.to_string()));
         let ignored = plan.iter().flat_map(|plan| &plan.ignored);
         documents::Service {
             name: clean(&service.name.to_string()),
@@ -168,7 +169,7 @@ impl Question<'_> {
             external_policy: policy_name(service.external_policy).to_owned(),
             affinity_seconds: service.affinity,
             unprogrammed: unprogrammed(service).map(str::to_owned),
-            quarantined: quarantined.map(|error| clean(&error)),
+            quarantined: quarantined.map(|quarantined| clean(&quarantined.reason)),
             frontends,
             endpoint_count: endpoints.len(),
             used_count: endpoints.iter().filter(|endpoint| endpoint.used).count(),

@@ -9,6 +9,7 @@ use super::catalog::Catalog;
 use super::documents::{Listener, OverlayStatus, ServicesStatus, Source, State, Status};
 use super::knowledge::Knowledge;
 use super::{Origin, Sources};
+use crate::published::Published;
 use crate::status::{Health, STUCK_AFTER};
 
 /// Items of a list; the document has their number besides.
@@ -24,7 +25,7 @@ pub(super) fn answer(known: &Knowledge) -> Status {
     let conflicts = conflicts(&mut catalog);
     let quarantined = catalog.quarantined().iter();
     let quarantined: Vec<String> = quarantined
-        .map(|(service, error)| clean(&format!("{service}: {error}")))
+        .map(|(service, quarantined)| format!("{service}: {}", quarantined.reason))
         .collect();
     let mut status = Status {
         node: clean(&sources.node),
@@ -43,7 +44,7 @@ pub(super) fn answer(known: &Knowledge) -> Status {
         listeners: listeners(sources),
         ..Status::default()
     };
-    judge(&mut status, sources, now);
+    judge(&mut status, sources, quarantined.len(), now);
     status
 }
 
@@ -163,8 +164,20 @@ fn listeners(sources: &Sources) -> Vec<Listener> {
     listeners.collect()
 }
 
+/// What keeps pods from being reached, as `/readyz` names it.
+fn overlay_faults(published: &Published) -> Vec<String> {
+    let overlay = published.overlay.as_ref().map(|overlay| overlay.load());
+    let is_missing = overlay.as_ref().is_some_and(|overlay| !overlay.ready);
+    let mut faults = overlay.map_or_else(Vec::new, |overlay| overlay.faults());
+    faults.extend(published.probes.load().faults.iter().cloned());
+    let faults = faults.iter().map(|fault| format!("overlay: {fault}"));
+    let not_ready = is_missing.then(|| "the overlay is not ready".to_owned());
+    let all: Vec<String> = not_ready.into_iter().chain(faults).collect();
+    first(&all)
+}
+
 /// Sets the verdict, with reasons and remarks.
-fn judge(status: &mut Status, sources: &Sources, now: Instant) {
+fn judge(status: &mut Status, sources: &Sources, quarantined: usize, now: Instant) {
     let mut reasons = Vec::new();
     let mut state = State::Ok;
     if let Some(published) = sources
@@ -206,22 +219,12 @@ fn judge(status: &mut Status, sources: &Sources, now: Instant) {
             .iter()
             .map(|outage| format!("not watching {outage}")),
     );
-    let refused = status.quarantined.len();
-    if refused > 0 {
+    if quarantined > 0 {
         degraded.push(format!(
-            "the kernel refuses {refused} Services (quarantined)"
+            "quarantined Services, whose last good rules serve: {quarantined}"
         ));
     }
-    if let Some(shared) = &sources.published.overlay {
-        let overlay = shared.load();
-        if !overlay.ready {
-            let trouble = overlay
-                .trouble
-                .as_deref()
-                .unwrap_or("waiting for the first sync");
-            degraded.push(clean(&format!("the overlay is not ready: {trouble}")));
-        }
-    }
+    degraded.extend(overlay_faults(&sources.published));
     let findings = status.overlay.iter().flat_map(|overlay| &overlay.findings);
     degraded.extend(findings.cloned());
     degraded.extend(
@@ -234,9 +237,113 @@ fn judge(status: &mut Status, sources: &Sources, now: Instant) {
     let probes = sources.published.probes.load();
     status.remarks.extend(first(&probes.remedies));
     status.remarks.extend(first(&probes.notes));
+    status
+        .remarks
+        .extend(first(&sources.published.failover.load()));
     if state == State::Ok && !(degraded.is_empty() && reasons.is_empty()) {
         state = State::Degraded;
     }
     reasons.extend(degraded);
     (status.state, status.reasons) = (state, reasons);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use arc_swap::ArcSwap;
+    use kube_proxy_config::{CommandLine, Dialect};
+    use overlay_probe::ProbeStatus;
+    use service_model::ObjectName;
+
+    use super::*;
+    use crate::configz::Configz;
+    use crate::metrics::Metrics;
+    use crate::operator::notices::notices;
+    use crate::overlay;
+    use crate::status;
+
+    /// The answer of a daemon that publishes this.
+    fn answer_of(published: Published) -> Status {
+        let sources = Sources {
+            node: "node-a".into(),
+            published,
+            origin: Origin::Directory("/".into()),
+            has_probes: true,
+            listeners: Vec::new(),
+        };
+        let (_follower, notices) = notices();
+        let known = Knowledge::new(sources, notices);
+        known.update();
+        answer(&known)
+    }
+
+    fn published() -> Published {
+        let flags: &[&str] = &[];
+        let line = CommandLine::read(Dialect::KubeProxy, flags, |_| None);
+        let documents = line.resolve(None).unwrap().documents();
+        Published::new(Configz::new(documents), Metrics::new())
+    }
+
+    #[test]
+    fn faults_of_a_ready_overlay_are_reasons() {
+        let mut overlay = overlay::OverlayStatus {
+            ready: true,
+            ..overlay::OverlayStatus::default()
+        };
+        let with = |overlay: &overlay::OverlayStatus, probes: ProbeStatus| {
+            let mut published = published();
+            published.overlay = Some(Arc::new(ArcSwap::from_pointee(overlay.clone())));
+            published.probes.store(Arc::new(probes));
+            answer_of(published)
+        };
+        let status = with(&overlay, ProbeStatus::default());
+        assert_eq!((status.state, status.reasons), (State::Ok, Vec::new()));
+        overlay.trouble = Some("EPERM".to_owned());
+        let faults = vec!["forwarding is off".to_owned()];
+        let status = with(
+            &overlay,
+            ProbeStatus {
+                faults,
+                ..ProbeStatus::default()
+            },
+        );
+        assert_eq!(status.state, State::Degraded);
+        let expected = ["overlay: EPERM", "overlay: forwarding is off"];
+        assert_eq!(status.reasons, expected);
+        overlay.ready = false;
+        let status = with(&overlay, ProbeStatus::default());
+        let expected = ["the overlay is not ready", "overlay: EPERM"];
+        assert_eq!(status.reasons, expected);
+    }
+
+    #[test]
+    fn suspects_are_remarks_and_quarantined_services_a_reason() {
+        let mut published = published();
+        let line = "failover: node node-b does not answer".to_owned();
+        published.failover.store(Arc::new(vec![line.clone()]));
+        let control = status::Status {
+            synced: true,
+            ..status::Status::default()
+        };
+        let shared = Arc::new(ArcSwap::from_pointee(control.clone()));
+        published.status = Some(shared.clone());
+        let status = answer_of(published.clone());
+        assert_eq!(status.state, State::Ok);
+        assert_eq!(status.remarks, [line]);
+        let quarantined = status::Quarantined {
+            reason: "over its budget".to_owned(),
+            last_good: None,
+        };
+        let name = ObjectName::new("shop", "web");
+        shared.store(Arc::new(status::Status {
+            quarantined: Arc::new(BTreeMap::from([(name, quarantined)])),
+            ..control
+        }));
+        let status = answer_of(published);
+        assert_eq!(status.state, State::Degraded);
+        assert_eq!(status.quarantined, ["shop/web: over its budget"]);
+        assert_eq!(status.reasons.len(), 1);
+    }
 }

@@ -11,8 +11,8 @@ use nft::{Backend as _, Family, Kernel};
 use service_dataplane::predict::{Fate, Packet, Prediction, Surroundings, Target, predict};
 use service_dataplane::{Claim, affinity, layout};
 use service_model::{
-    Affinity, Choice, EndpointChoice, Frontend, FrontendAddress, NodeFacts, ObjectName, Protocol,
-    Service,
+    Affinity, Choice, Conditions, EndpointChoice, Frontend, FrontendAddress, Hints, NodeFacts,
+    ObjectName, Protocol, Service,
 };
 
 use super::catalog::Catalog;
@@ -156,6 +156,8 @@ fn decide(known: &Knowledge, packet: &Packet, network: &Network) -> Result<Decid
     let kept = |affinity| kept(packet, affinity);
     let prediction = predict(&frontends, around, packet, kept);
     let mut steps = vec![step("client", client(packet, facts))];
+    let holder = prediction.holder.as_ref().map(|(name, _)| name);
+    steps.extend(quarantined(&catalog, packet, facts, holder));
     let Some((name, frontend)) = &prediction.holder else {
         steps.push(step(
             "frontend",
@@ -174,7 +176,9 @@ fn decide(known: &Knowledge, packet: &Packet, network: &Network) -> Result<Decid
         format!("{claim}: Service {}", clean(&name.to_string())),
     ));
     let is_internal = matches!(frontend.address, FrontendAddress::ClusterIp(_));
+    // The object of a quarantined Service is the refused version.
     let service = catalog.service(name);
+    let service = service.filter(|_| !catalog.quarantined().contains_key(name));
     let is_local =
         |service: &Arc<Service>| is_internal && policy_name(service.internal_policy) == "Local";
     let only_local = prediction.only_local || service.is_some_and(is_local);
@@ -206,6 +210,30 @@ fn step(name: &str, text: impl Into<String>) -> Step {
         name: name.to_owned(),
         text: text.into(),
     }
+}
+
+/// A step for each quarantined Service that has the packet's destination, or that may request it.
+fn quarantined(
+    catalog: &Catalog,
+    packet: &Packet,
+    facts: &NodeFacts,
+    holder: Option<&ObjectName>,
+) -> Vec<Step> {
+    let is_concerned = |name: &ObjectName| {
+        let service = catalog.service(name);
+        holder == Some(name) || service.is_some_and(|service| concerns(service, packet, facts))
+    };
+    let all = catalog.quarantined().iter();
+    let concerned = all.filter(|(name, _)| is_concerned(name));
+    let steps = concerned.map(|(name, quarantined)| {
+        let meanwhile = match quarantined.last_good {
+            Some(_) => "its last good rules serve",
+            None => "it has no earlier rules",
+        };
+        let text = format!("Service {name}: {}; {meanwhile}", quarantined.reason);
+        step("quarantined", clean(&text))
+    });
+    steps.collect()
 }
 
 /// Whether a Service may have a frontend at the packet's destination.
@@ -297,6 +325,16 @@ fn endpoints(
     frontend: &Frontend,
     prediction: &Prediction,
 ) -> Vec<(EndpointChoice, Option<Target>)> {
+    let targets = match &prediction.fate {
+        Fate::Balanced(targets) => targets.as_slice(),
+        _ => &[],
+    };
+    if catalog.quarantined().contains_key(service) {
+        let last_good = targets.iter();
+        return last_good
+            .map(|target| (last_good_choice(target), Some(*target)))
+            .collect();
+    }
     let is_node_port = matches!(frontend.address, FrontendAddress::NodePort(_));
     let ports = catalog.explain(service).into_iter().filter(|choices| {
         let number = match is_node_port {
@@ -307,10 +345,6 @@ fn endpoints(
             && choices.port.protocol == frontend.protocol
             && number == Some(frontend.port)
     });
-    let targets = match &prediction.fate {
-        Fate::Balanced(targets) => targets.as_slice(),
-        _ => &[],
-    };
     let choices = ports.take(1).flat_map(|choices| choices.endpoints);
     choices
         .map(|choice| {
@@ -320,6 +354,22 @@ fn endpoints(
             (choice, target.copied())
         })
         .collect()
+}
+
+/// An endpoint of a quarantined Service, whose slices are those of the refused version.
+fn last_good_choice(target: &Target) -> EndpointChoice {
+    EndpointChoice {
+        backend: target.backend,
+        node: None,
+        conditions: Conditions {
+            ready: true,
+            serving: true,
+            terminating: false,
+        },
+        hints: Hints::default(),
+        cluster: Choice::Chosen,
+        local: Choice::Chosen,
+    }
 }
 
 async fn endpoint(

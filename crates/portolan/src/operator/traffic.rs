@@ -5,7 +5,7 @@
 //! kernel and without their cost ([`Census::take`]). One case is lost: a client that uses the port of a reset connection again, to
 //! the same frontend, replaces the entry. Only events would show the earlier entry's last bytes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -23,6 +23,9 @@ const ACCOUNTING: &str = "/proc/sys/net/netfilter/nf_conntrack_acct";
 const PAUSED: Duration = Duration::from_secs(60);
 /// Connections that are measured, about 20 bytes each.
 const MEASURED: usize = 1_000_000;
+/// Destinations of which sums are kept, about 100 bytes each. Connections of pods to the outside are translated too, so only
+/// part of the destinations are frontends.
+const DESTINATIONS: usize = 50_000;
 
 /// The socket to conntrack, opened for the first request.
 #[derive(Debug, Default)]
@@ -43,7 +46,8 @@ pub(super) struct Tracked {
     pub(super) bytes: u64,
 }
 
-/// What was added since a measurement began. Invariant: the sums never fall, whatever happens between two walks.
+/// What was added since a measurement began. Invariant: a sum never falls, whatever happens between two walks, until it is
+/// forgotten as a whole.
 #[derive(Debug, Default)]
 struct Measurement {
     /// Packets and bytes of each connection at the last walk, by a hash of the connection.
@@ -51,8 +55,10 @@ struct Measurement {
     /// The same of the walk under way.
     next: HashMap<u64, (u64, u64)>,
     hasher: RandomState,
-    sums: HashMap<(Protocol, SocketAddr), Traffic>,
-    /// The same by endpoint, and the last walk that had a connection to it. Forgotten after [`PAUSED`] without one.
+    /// By destination, with the last walk that had a connection. Idle ones are forgotten beyond [`DESTINATIONS`].
+    sums: HashMap<(Protocol, SocketAddr), (Traffic, Instant)>,
+    /// The same by destination and endpoint. An endpoint is forgotten with all of its destinations, after [`PAUSED`] without a
+    /// connection to any of them: its sum over the frontends of a Service must not fall.
     endpoints: HashMap<(Protocol, SocketAddr, SocketAddr), (Traffic, Instant)>,
     /// Begin of the last complete walk; `None` until there is one.
     at: Option<Instant>,
@@ -179,14 +185,13 @@ impl Measurement {
             packets: packets.saturating_sub(known_packets),
             bytes: bytes.saturating_sub(known_bytes),
         };
-        add(
-            self.sums.entry((protocol, destination)).or_default(),
-            &added,
-        );
+        let new = (Traffic::default(), now);
+        let of_destination = self.sums.entry((protocol, destination)).or_insert(new);
         let of_endpoint = self.endpoints.entry((protocol, destination, endpoint));
-        let (sum, seen) = of_endpoint.or_insert((Traffic::default(), now));
-        add(sum, &added);
-        *seen = now;
+        for (sum, seen) in [of_destination, of_endpoint.or_insert(new)] {
+            add(sum, &added);
+            *seen = now;
+        }
         self.next.insert(key, (packets, bytes));
     }
 
@@ -200,8 +205,25 @@ impl Measurement {
                 return;
             }
         }
-        self.endpoints.retain(|_, (_, seen)| now - *seen < PAUSED);
+        self.forget(now);
         self.at = Some(now);
+    }
+
+    /// Forgets idle endpoints, and idle destinations where there are too many.
+    fn forget(&mut self, now: Instant) {
+        let is_recent = |seen: Instant| now - seen < PAUSED;
+        let in_use = self
+            .endpoints
+            .iter()
+            .filter(|(_, (_, seen))| is_recent(*seen));
+        let in_use: HashSet<(Protocol, SocketAddr)> = in_use
+            .map(|((protocol, _, endpoint), _)| (*protocol, *endpoint))
+            .collect();
+        self.endpoints
+            .retain(|(protocol, _, endpoint), _| in_use.contains(&(*protocol, *endpoint)));
+        if self.sums.len() > DESTINATIONS {
+            self.sums.retain(|_, (_, seen)| is_recent(*seen));
+        }
     }
 }
 
@@ -234,7 +256,7 @@ pub(super) fn add(to: &mut Traffic, more: &Traffic) {
 
 impl Connections {
     fn add_measured(&mut self, measurement: &Measurement, facts: &NodeFacts) {
-        for ((protocol, destination), traffic) in &measurement.sums {
+        for ((protocol, destination), (traffic, _)) in &measurement.sums {
             for claim in claims(*protocol, *destination, facts) {
                 add(self.measured.entry(claim).or_default(), traffic);
             }
@@ -303,7 +325,7 @@ mod tests {
             measurement.add(one, at);
         }
         measurement.end(at, is_whole);
-        measurement.sums.values().next().copied().unwrap()
+        measurement.sums.values().next().unwrap().0
     }
 
     #[test]
@@ -378,5 +400,57 @@ mod tests {
         assert_eq!((sum.connections, sum.bytes), (1, 1_350));
         let sum = walk(&mut measurement, later, &[tracked(3, 9_100)], true);
         assert_eq!((sum.connections, sum.bytes), (1, 1_450));
+    }
+
+    /// A connection to the same endpoint by another frontend.
+    fn elsewhere(port: u16, bytes: u64) -> Tracked {
+        Tracked {
+            destination: SocketAddr::from(([203, 0, 113, 1], 80)),
+            ..tracked(port, bytes)
+        }
+    }
+
+    #[test]
+    fn an_endpoint_keeps_idle_frontends_while_one_is_in_use() {
+        let mut measurement = Measurement::default();
+        let begin = Instant::now();
+        let both = [tracked(1, 100), elsewhere(2, 100)];
+        walk(&mut measurement, begin, &both, true);
+        let both = [tracked(1, 1_100), elsewhere(2, 600)];
+        walk(&mut measurement, begin, &both, true);
+        let measured = |measurement: &Measurement| -> u64 {
+            let sums = measurement.endpoints.values();
+            sums.map(|(traffic, _)| traffic.bytes).sum()
+        };
+        assert_eq!(measured(&measurement), 1_500);
+        // Connections by one frontend only, for longer than an endpoint is kept without any.
+        let mut now = begin;
+        for bytes in [700, 800, 900] {
+            now += PAUSED / 2;
+            walk(&mut measurement, now, &[elsewhere(2, bytes)], true);
+            assert_eq!(measured(&measurement), 900 + bytes);
+        }
+        walk(&mut measurement, now + PAUSED / 2, &[], true);
+        assert_eq!(measured(&measurement), 1_800);
+        walk(&mut measurement, now + PAUSED, &[], true);
+        assert_eq!(measured(&measurement), 0);
+    }
+
+    #[test]
+    fn sums_of_idle_destinations_are_bounded() {
+        let mut measurement = Measurement::default();
+        let begin = Instant::now();
+        let address = |n: usize| std::net::Ipv4Addr::from_bits(u32::try_from(n).unwrap());
+        let outside = |n: usize| Tracked {
+            destination: SocketAddr::from((address(n), 443)),
+            ..tracked(1, 100)
+        };
+        let most: Vec<Tracked> = (1..=DESTINATIONS).map(outside).collect();
+        walk(&mut measurement, begin, &most, true);
+        let later = begin + PAUSED;
+        walk(&mut measurement, later, &[], true);
+        assert_eq!(measurement.sums.len(), DESTINATIONS);
+        walk(&mut measurement, later, &[tracked(1, 100)], true);
+        assert_eq!(measurement.sums.len(), 1);
     }
 }

@@ -1,5 +1,6 @@
 //! `/v1/verify`: compares what this node should have in its tables with what the kernel has.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -36,10 +37,8 @@ pub(super) async fn answer(known: &Knowledge) -> Result<Verification> {
 fn compare(known: &Knowledge, kernel: &mut Kernel) -> Result<Verification> {
     let catalog = known.catalog.borrow();
     let facts = catalog.facts().context("the first sync is not complete")?;
-    let plans = catalog
-        .services()
-        .filter_map(|service| catalog.plan(&service.name));
-    let wanted = service_dataplane::contents(facts, plans.map(|plan| plan.intent));
+    let intents = catalog.intents(|_| true).map(Arc::unwrap_or_clone);
+    let wanted = service_dataplane::contents(facts, intents);
     let mut verification = Verification {
         node: clean(&known.sources.node),
         ..Verification::default()
@@ -55,11 +54,12 @@ fn compare(known: &Knowledge, kernel: &mut Kernel) -> Result<Verification> {
             .differences
             .extend(lines.into_iter().take(space));
     }
-    let quarantined = catalog.quarantined().len();
-    if quarantined > 0 && verification.difference_count > 0 {
-        verification.compared.push(format!(
-            "{quarantined} quarantined Services, whose last good rules differ on purpose"
-        ));
+    let quarantined = catalog.quarantined().keys().take(LISTED);
+    let quarantined: Vec<String> = quarantined.map(ToString::to_string).collect();
+    if !quarantined.is_empty() {
+        let names = quarantined.join(", ");
+        let text = format!("by their last good rules, since they are quarantined: {names}");
+        verification.compared.push(clean(&text));
     }
     Ok(verification)
 }

@@ -86,11 +86,14 @@ impl Measured {
 }
 
 impl Rates {
-    /// A measurement that has less than before has begun again.
+    /// A sum that is new, or smaller than before, has begun at an unknown time: its rate is 0.
     fn between(before: Option<&Traffic>, now: Traffic, seconds: f64, connections: u64) -> Rates {
-        let before = before.copied().unwrap_or_default();
-        let is_new = now.connections < before.connections || now.bytes < before.bytes;
-        let before = if is_new { Traffic::default() } else { before };
+        let is_earlier = |before: &&Traffic| {
+            before.connections <= now.connections
+                && before.packets <= now.packets
+                && before.bytes <= now.bytes
+        };
+        let before = before.filter(is_earlier).copied().unwrap_or(now);
         let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
         Rates {
             connections,
@@ -184,5 +187,38 @@ pub fn flows(args: &FlowsArgs) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         std::thread::sleep(INTERVAL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn traffic(connections: u64, bytes: u64) -> Traffic {
+        Traffic {
+            connections,
+            packets: bytes / 100,
+            bytes,
+        }
+    }
+
+    #[test]
+    fn a_sum_that_begins_or_falls_has_no_rate() {
+        let now = traffic(4, 8_000);
+        for (before, bytes_per_second) in [
+            (Some(traffic(2, 6_000)), 1_000.0),
+            (Some(now), 0.0),
+            // Part of what was summed up is forgotten, or all of it.
+            (Some(traffic(2, 9_000)), 0.0),
+            (Some(traffic(5, 6_000)), 0.0),
+            (None, 0.0),
+        ] {
+            let rates = Rates::between(before.as_ref(), now, 2.0, 3);
+            assert_eq!(rates.connections, 3);
+            assert_eq!(rates.bytes_per_second, bytes_per_second, "{before:?}");
+        }
+        let after = traffic(0, 0);
+        let rates = Rates::between(Some(&now), after, 1.0, 0);
+        assert_eq!(rates, Rates::default());
     }
 }

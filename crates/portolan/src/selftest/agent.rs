@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use service_model::printable;
 
 use crate::cli::SelftestPart as Part;
 
@@ -19,6 +20,8 @@ const CONNECTIONS: usize = 256;
 const DATAGRAM: usize = 65_535;
 /// Failures after which the other attempts to a destination are not made: each takes its time.
 const FAILURES: usize = 2;
+/// Characters of a server's name.
+const NAME: usize = 253;
 /// Identifier of DNS queries.
 const QUERY: [u8; 2] = [0x50, 0x6f];
 
@@ -175,9 +178,10 @@ fn failure(error: &anyhow::Error) -> String {
     }
 }
 
-/// The name in a greeting.
+/// The name in a greeting, which may be another server's.
 fn name_in(greeting: &str) -> Result<String> {
-    let name = greeting.split_once(' ').map(|(name, _)| name.to_owned());
+    let name = greeting.split_once(' ');
+    let name = name.map(|(name, _)| printable(name, NAME));
     name.context("an answer of another server")
 }
 
@@ -263,4 +267,17 @@ fn resolve(to: SocketAddr) -> Result<String> {
         answer.starts_with(&QUERY) && answer.get(2).is_some_and(|flags| flags & 0x80 != 0);
     ensure!(is_answer, "an answer that is not of DNS");
     Ok("DNS".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_in_a_greeting_is_printable() {
+        assert_eq!(name_in("server-1 10.0.0.1:80\n").unwrap(), "server-1");
+        let name = name_in("\u{1b}[2Jmalice 10.0.0.1:80\n").unwrap();
+        assert_eq!(name, "\\u{1b}[2Jmalice");
+        assert!(name_in("SSH-2.0\n").is_err());
+    }
 }
