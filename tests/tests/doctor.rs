@@ -21,10 +21,21 @@ fn is<'a>(found: &'a Diagnosis, verdict: &str) -> Result<&'a str> {
         found.verdict() == verdict && found.code == Some(code),
         "{:?} {}",
         found.code,
-        found.peer
+        found.report
     );
     println!("{}", found.text());
     Ok(found.text())
+}
+
+/// Waits until a peer is healthy in both families, with nothing else to report.
+fn recovers(from: &Host, peer: &str) -> Result<()> {
+    for family in FAMILIES {
+        let what = format!("{peer} to be well again ({family})");
+        wait_for(&what, PATIENCE, || {
+            is(&ask(from, peer, family)?, "healthy").map(drop)
+        })?;
+    }
+    Ok(())
 }
 
 fn measured<'a>(found: &'a Diagnosis, path: &str) -> &'a Value {
@@ -248,8 +259,7 @@ fn blocked_vxlan_port_is_reported_with_its_direction() -> Result<()> {
     ensure!(code == Some(1), "{text}");
     drop((forth, back));
     wait_for_trouble(a, "node-1", "blocked", false)?;
-    is(&ask(a, "node-1", "IPv4")?, "healthy")?;
-    Ok(())
+    recovers(a, "node-1")
 }
 
 #[scenario(Vxlan, Nft)]
@@ -280,8 +290,7 @@ fn packets_dropped_on_arrival_are_blamed_on_their_rule() -> Result<()> {
     }
     println!("{}", doctor(a, &["--to", "node-1"])?.1);
     b.nft(&["delete", "table", "inet", "firewall"])?;
-    is(&ask(a, "node-1", "IPv4")?, "healthy")?;
-    Ok(())
+    recovers(a, "node-1")
 }
 
 #[scenario(Vxlan, Nft)]
@@ -299,8 +308,7 @@ fn path_with_small_mtu_is_reported_with_the_largest_size() -> Result<()> {
     }
     wait_for_trouble(b, "node-0", "mtu", true)?;
     drop(small);
-    is(&ask(a, "node-1", "IPv6")?, "healthy")?;
-    Ok(())
+    recovers(a, "node-1")
 }
 
 #[scenario(Vxlan, Nft)]

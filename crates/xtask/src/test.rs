@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cluster::e2e;
 use crate::control_plane::{self, Versions};
-use crate::run::{built, cargo, output, run};
+use crate::run::{built, cargo, executables, output, root, run};
 use crate::{check, image, kernels, old_version, tools};
 
 mod retry;
@@ -83,6 +83,8 @@ const CLUSTER: &str = "cluster";
 const MIGRATION: &str = "migration::kube_proxy_gives_way_and_comes_back_with_nothing_lost";
 /// Tells its tests which program makes clusters.
 const XTASK: &str = "PORTOLAN_XTASK";
+/// Tells the scenarios which program to run.
+const PROGRAM: &str = "PORTOLAN_PROGRAM";
 /// Part of the names of tests that feed decoders with mutations of a corpus, and for how long each of them does.
 const FUZZERS: &str = "mutated_";
 const FUZZING: (&str, &str) = ("PORTOLAN_FUZZ_SECONDS", "60");
@@ -200,9 +202,7 @@ fn rest(options: &Options) -> Result<()> {
 
 /// The random tests at these sizes.
 fn random(sizes: &[(&str, &str)]) -> Result<()> {
-    let mut tests = self::tests()?;
-    tests.args(RANDOM.iter().flat_map(|target| ["--test", target]));
-    let random = run(tests.envs(sizes.iter().copied()));
+    let random = of_each(&RANDOM, |tests| run(tests.envs(sizes.iter().copied())));
     run_units(&[WALK], sizes).and(random)
 }
 
@@ -276,9 +276,7 @@ fn unit_test_programs() -> Result<Vec<UnitTests>> {
 
 /// A thousand kills and flushes, ten thousand other foreign changes, an hour of churn and an hour of lost packets.
 fn faults() -> Result<()> {
-    let mut tests = tests()?;
-    tests.args(SURVIVAL.iter().flat_map(|target| ["--test", target]));
-    let survival = run(tests.envs(FAULTS));
+    let survival = of_each(&SURVIVAL, |tests| run(tests.envs(FAULTS)));
     run_units(&FAILING_CALLS, &FAULTS).and(survival)
 }
 
@@ -297,30 +295,31 @@ fn ignored(sizes: &[(&str, &str)], nightly: bool) -> Result<()> {
         ("chromium", "chromium"),
         ("strace", "strace"),
     ])?;
-    let mut tests = tests()?;
-    tests.args(IGNORED.iter().flat_map(|target| ["--test", target]));
-    tests.args(["--", "--ignored"]);
-    if !nightly {
-        tests.args(["--skip", NIGHTLY_ONLY]);
-    }
-    tests.env(control_plane::VARIABLE, programs);
-    if let Some(helm) = control_plane::helm::for_tests()? {
-        tests.env(control_plane::helm::VARIABLE, helm);
-    }
-    retry::run(tests.envs(sizes.iter().copied()))
+    let helm = control_plane::helm::for_tests()?;
+    of_each(&IGNORED, |tests| {
+        tests.arg("--ignored");
+        if !nightly {
+            tests.args(["--skip", NIGHTLY_ONLY]);
+        }
+        tests.env(control_plane::VARIABLE, &programs);
+        if let Some(helm) = &helm {
+            tests.env(control_plane::helm::VARIABLE, helm);
+        }
+        retry::run(tests.envs(sizes.iter().copied()))
+    })
 }
 
 /// The image in a container, and the program after the one of an older version.
 fn shipped() -> Result<()> {
     tools::ensure_also(&[("runc", "runc")])?;
-    let mut tests = tests()?;
-    tests.args(SHIPPED.iter().flat_map(|target| ["--test", target]));
-    tests.args(["--", "--ignored"]);
-    tests.env(image::VARIABLE, image::for_tests()?);
-    if let Some(program) = old_version::for_tests()? {
-        tests.env(old_version::VARIABLE, program);
-    }
-    retry::run(&mut tests)
+    let (image, old) = (image::for_tests()?, old_version::for_tests()?);
+    of_each(&SHIPPED, |tests| {
+        tests.arg("--ignored").env(image::VARIABLE, &image);
+        if let Some(program) = &old {
+            tests.env(old_version::VARIABLE, program);
+        }
+        retry::run(tests)
+    })
 }
 
 /// Portolan in clusters, one after another. Without `--nightly` one migration, and only where the programs of a cluster are built.
@@ -331,28 +330,42 @@ fn clusters(nightly: bool) -> Result<()> {
         );
         return Ok(());
     }
-    let mut tests = tests()?;
-    tests.args(["--test", CLUSTER, "--", "--ignored"]);
-    tests.args(["--nocapture", "--test-threads=1"]);
-    if !nightly {
-        tests.args(["--exact", MIGRATION]);
-    }
-    run(tests.env(XTASK, std::env::current_exe()?))
+    let xtask = std::env::current_exe()?;
+    of_each(&[CLUSTER], |tests| {
+        tests.args(["--ignored", "--nocapture", "--test-threads=1"]);
+        if !nightly {
+            tests.args(["--exact", MIGRATION]);
+        }
+        run(tests.env(XTASK, &xtask))
+    })
 }
 
-/// `cargo test` over the whole workspace, whatever is selected: with fewer packages cargo would choose other features for
-/// their dependencies and build these once more.
-fn tests() -> Result<std::process::Command> {
+/// Runs the program of each of these test targets, also after one that failed. All tests are built, whatever is wanted: for some of
+/// them alone cargo would choose other features, and build everything once more.
+fn of_each(targets: &[&str], run: impl Fn(&mut Command) -> Result<()>) -> Result<()> {
+    let mut build = tests()?;
+    build.arg("--no-run");
+    let mut result = Ok(());
+    for program in executables(build, "test", targets)? {
+        let mut command = Command::new(program);
+        command.current_dir(root()?.join("tests"));
+        command.env(PROGRAM, built("portolan")?);
+        result = result.and(run(&mut command));
+    }
+    result
+}
+
+/// `cargo test` over the whole workspace.
+fn tests() -> Result<Command> {
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"])?;
     // The quick tier builds it by the same command; the scenarios need not build it again.
-    tests.env("PORTOLAN_PROGRAM", built("portolan")?);
+    tests.env(PROGRAM, built("portolan")?);
     Ok(tests)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::root;
 
     #[test]
     fn every_ignored_test_is_in_a_target_that_all_runs() -> Result<()> {

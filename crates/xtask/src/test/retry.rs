@@ -50,7 +50,7 @@ impl Report {
     }
 }
 
-/// Runs `cargo test`, whose arguments for the test programs have begun; fails when a test failed twice.
+/// Runs a test program, or `cargo test` with arguments for its test programs; fails when a test failed twice.
 pub(super) fn run(tests: &mut Command) -> Result<()> {
     let (is_good, report) = watch(tests)?;
     if is_good {
