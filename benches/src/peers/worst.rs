@@ -120,10 +120,10 @@ impl Worst {
         },
         Worst {
             name: "ranges",
-            description: "909 source ranges at 18 load balancer addresses",
+            description: "1,023 source ranges at 4 load balancer addresses",
             touch: Touch::Service,
-            load_balancer_ips: 18,
-            source_ranges: 909,
+            load_balancer_ips: 4,
+            source_ranges: 1_023,
             ..SMALLEST
         },
         Worst {

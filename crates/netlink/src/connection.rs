@@ -72,6 +72,15 @@ impl Connection {
         })
     }
 
+    /// Opens one for dumps that are read in small parts ([`Connection::read_on`]): a datagram holds a page of messages.
+    ///
+    /// Errors: as [`Connection::open`].
+    pub fn open_for_small_parts(family: NetlinkFamily) -> Result<Self, Error> {
+        let mut connection = Self::open(family)?;
+        connection.socket.receive_small();
+        Ok(connection)
+    }
+
     /// The socket, for its options.
     pub fn socket(&self) -> &Socket {
         &self.socket

@@ -64,6 +64,8 @@ sockopt_impl!(
 
 /// The kernel fills dumps up to 32 kB a datagram, more when it has once seen a longer buffer.
 const RECEIVE: usize = 64 << 10;
+/// The least that the kernel fills is a page (`NLMSG_GOODSIZE`).
+const RECEIVE_SMALL: usize = 4 << 10;
 
 /// Offset of `nlmsg_pid` in `struct nlmsghdr`.
 const PORT_OFFSET: u32 = 12;
@@ -121,6 +123,12 @@ impl Socket {
     /// The port id that the kernel chose for the socket.
     pub fn port(&self) -> u32 {
         self.port
+    }
+
+    /// Has the kernel make dumps a page at a time, if nothing has been received yet: each datagram is made when the one before
+    /// is received, so what is in it is as old as that.
+    pub(crate) fn receive_small(&mut self) {
+        self.buffer = vec![0; RECEIVE_SMALL];
     }
 
     /// Requests room for this many bytes of unread messages. Best effort without CAP_NET_ADMIN.

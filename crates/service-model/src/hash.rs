@@ -2,8 +2,13 @@
 
 /// FNV-1a of 64 bits.
 pub(crate) fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
+    fnv_after(0xcbf2_9ce4_8422_2325, bytes)
+}
+
+/// The same of bytes that follow those of a hash.
+pub(crate) fn fnv_after(hash: u64, bytes: impl Iterator<Item = u8>) -> u64 {
     let step = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    bytes.fold(0xcbf2_9ce4_8422_2325, step)
+    bytes.fold(hash, step)
 }
 
 /// Spreads a hash over all bits, so that it can be compared with others: FNV-1a hardly moves the high bits for the last bytes.

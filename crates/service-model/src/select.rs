@@ -132,25 +132,25 @@ fn share(mut selected: Vec<Backend>, facts: &NodeFacts) -> Vec<Backend> {
     if selected.len() <= MAX_USED {
         return selected;
     }
-    let hash = |backend: &Backend| rank(&facts.node_name, backend);
-    let mut hashes: Vec<u64> = selected.iter().map(hash).collect();
-    let (_, last, _) = hashes.select_nth_unstable(MAX_USED - 1);
-    selected.retain(|backend| hash(backend) <= *last);
-    // Should two hashes be equal.
+    let node = hash::fnv(facts.node_name.bytes().chain([0]));
+    let ranks: Vec<u64> = selected.iter().map(|b| rank(node, b)).collect();
+    let mut order = ranks.clone();
+    let (_, last, _) = order.select_nth_unstable(MAX_USED - 1);
+    let mut ranks = ranks.iter();
+    selected.retain(|_| ranks.next().is_some_and(|rank| *rank <= *last));
+    // Should two ranks be equal.
     selected.truncate(MAX_USED);
     selected
 }
 
-/// The place of an endpoint in a node's order. Fixed for good: a node that changed its order would move thousands of endpoints at
-/// once.
-fn rank(node: &str, backend: &Backend) -> u64 {
-    let (v4, v6) = match backend.address {
-        IpAddr::V4(address) => (Some(address.octets()), None),
-        IpAddr::V6(address) => (None, Some(address.octets())),
-    };
-    let endpoint = v4.into_iter().flatten().chain(v6.into_iter().flatten());
-    let endpoint = endpoint.chain(backend.port.to_be_bytes());
-    hash::mixed(hash::fnv(node.bytes().chain([0]).chain(endpoint)))
+/// The place of an endpoint in the order of the node with this hash. Fixed for good: a node that changed its order would move
+/// thousands of endpoints at once.
+fn rank(node: u64, backend: &Backend) -> u64 {
+    let port = backend.port.to_be_bytes().into_iter();
+    hash::mixed(match backend.address {
+        IpAddr::V4(address) => hash::fnv_after(node, address.octets().into_iter().chain(port)),
+        IpAddr::V6(address) => hash::fnv_after(node, address.octets().into_iter().chain(port)),
+    })
 }
 
 #[cfg(test)]
@@ -215,7 +215,8 @@ mod tests {
             port: 8080,
             local: false,
         };
-        let ranks = ["10.0.0.1", "fd00::1"].map(|address| rank("node-1", &backend(address)));
+        let node = hash::fnv(b"node-1\0".iter().copied());
+        let ranks = ["10.0.0.1", "fd00::1"].map(|address| rank(node, &backend(address)));
         assert_eq!(ranks, [0x56f0_128e_03eb_c511, 0x6327_a46b_e5bc_511c]);
     }
 

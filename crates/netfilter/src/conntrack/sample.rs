@@ -3,13 +3,18 @@
 //! The socket stays open: the end of any socket of this netlink family holds up nftables commits until the kernel has freed what
 //! they deleted (`nft_rcv_nl_event`, net/netfilter/nf_tables_api.c).
 
+use std::time::{Duration, Instant};
+
 use netlink::{Connection, DumpUnderWay, Error, NetlinkFamily, Reply, failed};
 use nft::wire::header::header;
 
 use super::{Attempt, attempt, wire};
 
-/// Entries of a part: about one datagram. Small parts are read often, so where many attempts fail one is seen soon.
+/// Entries of a part at most: some six datagrams.
 pub(super) const PART: usize = 100;
+/// A part ends with the first datagram after this time: in a table with few entries the kernel walks many buckets for each. Short
+/// parts are read often, so where many attempts fail one is seen soon.
+const TIME: Duration = Duration::from_micros(200);
 
 /// Reads a part of the table of one network namespace at a time.
 #[derive(Debug, Default)]
@@ -34,7 +39,7 @@ impl Sampler {
         let mut reading = match self.0.take() {
             Some(reading) => reading,
             None => Reading {
-                connection: Connection::open(NetlinkFamily::Netfilter)?,
+                connection: Connection::open_for_small_parts(NetlinkFamily::Netfilter)?,
                 dump: None,
             },
         };
@@ -45,9 +50,16 @@ impl Sampler {
                 .connection
                 .begin_dump(wire::GET, &header(None), |_| {})?,
         };
-        let end = reading.connection.read_on(&dump, PART, |message| {
-            attempts.extend(attempt(message).filter(|found| keeps(found)));
-        })?;
+        let (start, mut seen) = (Instant::now(), 0);
+        let end = loop {
+            let end = reading.connection.read_on(&dump, 1, |message| {
+                seen += 1;
+                attempts.extend(attempt(message).filter(|found| keeps(found)));
+            })?;
+            if end.is_some() || seen >= PART || start.elapsed() >= TIME {
+                break end;
+            }
+        };
         match end {
             Some(Reply::Refused(errno)) => {
                 return Err(failed("read conntrack entries")(errno));

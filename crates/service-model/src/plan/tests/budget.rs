@@ -35,17 +35,17 @@ fn endpoints(count: u32) -> EndpointSlice {
 fn source_ranges_times_load_balancer_addresses_are_bounded() {
     let mut service = service("shop/web", "10.96.0.1", "http/80/TCP");
     service.service_type = ServiceType::LoadBalancer;
-    service.load_balancer_ips = addresses([5, 0, 0, 0], 18).map(Into::into).collect();
+    service.load_balancer_ips = addresses([5, 0, 0, 0], 4).map(Into::into).collect();
     let mut with = |ranges: u32| {
         let range = |address| IpNet::from(Ipv4Net::from(address));
         service.source_ranges = addresses([11, 0, 0, 0], ranges).map(range).collect();
         is_over(&service, &NO_SLICES)
     };
-    // 10 of the cluster IP, and 18 times 10 and 16 for each range.
-    let cost = |ranges: usize| 10 + 18 * (10 + 16 * ranges);
-    assert!(cost(909) <= MAX_ELEMENTS && cost(910) > MAX_ELEMENTS);
-    assert!(!with(909));
-    assert!(with(910));
+    // 10 of the cluster IP, and 4 times 10 and 64 for each range.
+    let cost = |ranges: usize| 10 + 4 * (10 + 64 * ranges);
+    assert!(cost(1_023) <= MAX_ELEMENTS && cost(1_024) > MAX_ELEMENTS);
+    assert!(!with(1_023));
+    assert!(with(1_024));
 }
 
 #[test]
