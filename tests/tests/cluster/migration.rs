@@ -101,19 +101,34 @@ fn rules_go(cluster: &Cluster, has_rules: impl Fn(&Cluster) -> Result<bool>) -> 
     })
 }
 
-/// Follows the way back, with these commands before the clean-up.
-fn way_back(cluster: &Cluster, folder: &str, before_cleanup: &[String]) -> Result<()> {
-    let mut back = commands("## Way back", 0)?;
-    for command in &mut back {
+/// Follows the way back from this folder: with the commands `start` in place of the one that starts kube-proxy, unless there are
+/// none, and with `before_cleanup` before the clean-up. No pod of Portolan may be left when kube-proxy starts: it would answer
+/// where the guide asks kube-proxy whether its rules are written.
+fn way_back(
+    cluster: &Cluster,
+    folder: &str,
+    start: &[String],
+    before_cleanup: &[String],
+) -> Result<()> {
+    let mut stop = commands("## Way back", 0)?;
+    for command in &mut stop {
         *command = command.replace("delete -k deploy/kubeadm", &format!("delete -k {folder}"));
     }
-    let cleanup = back
-        .iter()
-        .position(|one| one.contains("apply -k deploy/cleanup"));
-    let (before, after) = back.split_at(cleanup.context("no clean-up")?);
-    run(cluster, before)?;
+    let from = |commands: &[String], text: &str| {
+        let place = commands.iter().position(|one| one.contains(text));
+        place.with_context(|| format!("no {text}"))
+    };
+    let mut back = stop.split_off(from(&stop, "patch ds kube-proxy")?);
+    if !start.is_empty() {
+        drop(back.splice(..1, start.iter().cloned()));
+    }
+    let cleanup = back.split_off(from(&back, "apply -k deploy/cleanup")?);
+    run(cluster, &stop)?;
+    let left = cluster.pods("kube-system", "app.kubernetes.io/name=portolan")?;
+    ensure!(left.is_empty(), "pods of Portolan are left: {left:?}");
+    run(cluster, &back)?;
     run(cluster, before_cleanup)?;
-    run(cluster, after)?;
+    run(cluster, &cleanup)?;
     let is_left = has_table(cluster, "portolan")?;
     ensure!(!is_left, "Portolan's rules are left");
     Ok(())
@@ -162,7 +177,7 @@ fn iptables_mode(name: &str, proxy: &str, variant: &str, cleanup: Option<&str>) 
     if let Some(heading) = cleanup {
         run(&cluster, &commands(heading, 1)?)?;
     }
-    way_back(&cluster, "deploy/kubeadm", &[])?;
+    way_back(&cluster, "deploy/kubeadm", &[], &[])?;
     ensure!(has_rules(&cluster)?, "kube-proxy has no rules");
     back.goes_on(200)?;
     back.stop()?
@@ -194,7 +209,7 @@ fn kube_proxy_and_flannel_give_way_together_and_come_back() -> Result<()> {
     let back = Traffic::start(&web)?;
     back.goes_on(100)?;
     let flannel = commands("## Way back", 1)?;
-    way_back(&cluster, "deploy/proxy-and-overlay", &flannel)?;
+    way_back(&cluster, "deploy/proxy-and-overlay", &[], &flannel)?;
     ensure!(has_rules(&cluster)?, "kube-proxy has no rules");
     back.goes_on(200)?;
     a_new_pod_answers(&cluster, &web, "later")?;
@@ -234,7 +249,16 @@ fn a_take_over_outlives_a_lost_api_server_and_a_reboot() -> Result<()> {
     let traffic = Traffic::start(&web)?;
     traffic.goes_on(100)?;
     traffic.stop()?.nothing_is_lost("after it, on both nodes")?;
-    cluster.doctor()
+    cluster.doctor()?;
+    let back = Traffic::start(&web)?;
+    back.goes_on(100)?;
+    let copy = commands("## kube-proxy", 1)?;
+    way_back(&cluster, "deploy/kubeadm", &copy, &[])?;
+    let has_rules = has_table(&cluster, "kube-proxy")?;
+    ensure!(has_rules, "kube-proxy has no rules");
+    back.goes_on(200)?;
+    back.stop()?
+        .nothing_is_lost("Portolan to kube-proxy, from the copy")
 }
 
 #[test]
@@ -274,7 +298,7 @@ fn kube_proxy_gives_way_and_comes_back_with_nothing_lost() -> Result<()> {
     back.stop()?.nothing_is_lost("Portolan to flannel")?;
     let back = Traffic::start(&web)?;
     back.goes_on(100)?;
-    way_back(&cluster, "deploy/kubeadm", &[])?;
+    way_back(&cluster, "deploy/kubeadm", &[], &[])?;
     ensure!(has_rules(&cluster)?, "kube-proxy has no rules");
     back.goes_on(200)?;
     back.stop()?.nothing_is_lost("Portolan to kube-proxy")

@@ -126,6 +126,36 @@ fn alerts_and_dashboard_are_those_of_the_chart() -> Result<()> {
     Ok(())
 }
 
+/// A pod for a node that cannot run it stays pending, and `kubectl rollout status` never returns. No pod belongs on nodes of
+/// Fargate, which have no DaemonSets, and of Auto Mode, where EKS runs kube-proxy.
+#[test]
+fn nodes_that_eks_proxies_itself_get_no_pod() -> Result<()> {
+    for folder in ["eks", "cleanup"] {
+        let text = std::fs::read_to_string(deploy()?.join(folder).join("portolan.yaml"))?;
+        let objects: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text)?;
+        let set = objects.iter().find(|object| object["kind"] == "DaemonSet");
+        let affinity = &set.context("no DaemonSet")?["spec"]["template"]["spec"]["affinity"];
+        let required = &affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+        // One of the terms is enough for a node.
+        let terms = required["nodeSelectorTerms"].as_array();
+        let terms = terms.with_context(|| format!("{folder}: no affinity"))?;
+        for kind in ["fargate", "auto"] {
+            let admits = |term: &serde_json::Value| {
+                let expressions = term["matchExpressions"].as_array();
+                !expressions.into_iter().flatten().any(|one| {
+                    let values = one["values"].as_array();
+                    let has_kind = values.is_some_and(|values| values.iter().any(|v| v == kind));
+                    one["key"] == "eks.amazonaws.com/compute-type"
+                        && one["operator"] == "NotIn"
+                        && has_kind
+                })
+            };
+            ensure!(!terms.iter().any(admits), "{folder}: a pod for {kind}");
+        }
+    }
+    Ok(())
+}
+
 #[scenario(Helm)]
 #[ignore = "needs helm"]
 fn unknown_and_contradictory_values_are_refused() -> Result<()> {
