@@ -297,9 +297,43 @@ fn a_dead_node_with_the_address_of_a_living_one_harms_none() -> Result<()> {
     nodes.api.apply(old)?;
     says(&nodes, 0, "node node-1 has its address")?;
     nodes.stage.wait_for_mesh()?;
-    // Without any session, the younger of both has the address.
+    // Without any session, the older has the address, until that of node-1 is there again.
     nodes.stage.ip(0, "link del portolan-wg")?;
     nodes.stage.wait_for_mesh()
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_younger_node_takes_no_address_of_one_that_serves() -> Result<()> {
+    let mut nodes = Encrypted::new(3)?;
+    let mut young = nodes.api.node("node-2").context("no node-2")?;
+    young["metadata"]["creationTimestamp"] = "2026-06-01T00:00:00Z".into();
+    young["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip-overwrite"] =
+        nodes.stage.nodes[1].ipv4().to_string().into();
+    nodes.api.apply(young)?;
+    for node in 0..3 {
+        nodes.start(node, "prefer")?;
+    }
+    // It has a key, and a session from its real address.
+    wait_until("a session of node-2 with node-0", PATIENCE, || {
+        let found = nodes.entries(2, "portolan-wg");
+        found.is_ok_and(|(_, carried)| carried >= 2)
+    })
+    .with_context(|| nodes.situation(2))?;
+    for when in ["at first", "after a restart"] {
+        says(&nodes, 0, "node node-1 has its address")?;
+        let pods = &nodes.stage.pods;
+        for address in pods[1].addresses() {
+            let what = format!("{address} of node-1 {when}");
+            let reached = || {
+                let entries = nodes.entries(0, "portolan-wg");
+                entries.is_ok_and(|found| found == (4, 4))
+                    && reaches(&pods[0], Protocol::Udp, address)
+            };
+            wait_until(&what, PATIENCE, reached).with_context(|| nodes.situation(0))?;
+        }
+        nodes.start(0, "prefer")?;
+    }
+    Ok(())
 }
 
 #[scenario(Vxlan, Nft, Wireguard)]

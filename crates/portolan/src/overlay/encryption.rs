@@ -308,6 +308,7 @@ impl Encryption {
     }
 
     fn apply(&mut self, steps: &[wireguard::Step]) -> Result<Vec<Refused>, KernelError> {
+        self.handshakes.note_set(steps);
         self.kernel.apply(steps)
     }
 
@@ -406,14 +407,12 @@ impl Encryption {
 
     /// Finds the nodes whose public address another node has. Carriers that were chosen before are chosen again soon.
     fn note_replaced(&mut self, peers: &Peers, plan: &Plan, now: Instant) {
-        let replaced = roster::replaced(plan, |name| {
-            let announced = self.roster.get(name);
-            let mut planes = Plane::ALL.into_iter();
-            let is_live = announced.is_some_and(|announced| {
-                planes.any(|plane| self.handshakes.is_live_with(plane, announced, now))
-            });
-            roster::rank(peers.get(name), announced.is_some(), is_live)
-        });
+        let (roster, handshakes) = (&self.roster, &self.handshakes);
+        let is_live_from = |name: &str, address| {
+            let announced = roster.get(name);
+            announced.is_some_and(|peer| handshakes.is_live_from(address, peer, now))
+        };
+        let replaced = roster::replaced(plan, |name| roster::age(peers.get(name)), is_live_from);
         if replaced != self.replaced {
             self.replaced = replaced;
             (self.unchosen, self.awaits) = (true, true);

@@ -1,33 +1,61 @@
-//! How long ago a handshake with each peer completed, whatever happens to the clock of the node.
+//! How long ago a handshake with each peer completed, whatever happens to the clock of the node, and where its packets come from.
 //!
 //! The kernel says when, by the clock of the node. A change of that value is a new handshake, and its age is counted from
-//! then on by a monotonic clock.
+//! then on by a monotonic clock. The kernel's endpoint of a peer is the source of its last packet, or what this node set
+//! after that. Invariant: of endpoints, only a source of packets counts, but for those that the first observation finds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use wireguard::{Observed, PublicKey, SESSION};
+use wireguard::{Observed, ObservedPeer, PeerChange, PublicKey, SESSION, Step};
 
 use super::announced::{Announced, Plane};
 
 /// Added to the lifetime of a session: rounds observe now and then only.
 const SLACK: Duration = Duration::from_secs(5);
 
+/// The latest handshake with a peer.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// The kernel's time of it, since 1970, and when it was.
+    clock: Duration,
+    at: Instant,
+    /// Bytes received from the peer so far.
+    received: u64,
+    /// Source of its packets, if known.
+    source: Option<IpAddr>,
+}
+
 /// The latest handshakes.
 #[derive(Debug, Default)]
 pub(super) struct Handshakes {
-    /// The kernel's time of it, and when it was.
-    seen: BTreeMap<(Plane, PublicKey), (Duration, Instant)>,
-    /// The sessions as of the last record, and the peers that anything has come from.
-    live: BTreeSet<(Plane, PublicKey)>,
+    seen: BTreeMap<(Plane, PublicKey), Seen>,
+    /// The sessions as of the last record with the source of each, and the peers that anything has come from.
+    live: BTreeMap<(Plane, PublicKey), Option<IpAddr>>,
     heard: BTreeSet<(Plane, PublicKey)>,
+    /// Peers whose endpoint this node has set since the last record.
+    set: BTreeSet<PublicKey>,
     /// The clock was set back: a handshake is later than now.
     pub(super) clock_was_set_back: bool,
 }
 
 impl Handshakes {
-    /// Records what was observed at this time; `clock` is the node's clock, since 1970. Returns whether a session began or
-    /// ended, or the first packet of a peer came.
+    /// Notes which endpoints these steps set. To be called before the steps are applied.
+    pub(super) fn note_set(&mut self, steps: &[Step]) {
+        let changes = steps.iter().filter_map(|step| match step {
+            Step::ChangePeers(_, changes) => Some(changes),
+            _ => None,
+        });
+        let put = changes.flatten().filter_map(|change| match change {
+            PeerChange::Put(key, _) => Some(*key),
+            PeerChange::Remove(_) => None,
+        });
+        self.set.extend(put);
+    }
+
+    /// Records what was observed at this time; `clock` is the node's clock, since 1970. Returns whether a session began,
+    /// ended or has another source, or the first packet of a peer came.
     pub(super) fn record(&mut self, observed: &Observed, now: Instant, clock: Duration) -> bool {
         let (mut seen, mut heard) = (BTreeMap::new(), BTreeSet::new());
         self.clock_was_set_back = false;
@@ -40,20 +68,29 @@ impl Handshakes {
                 if peer.received > 0 {
                     heard.insert(place);
                 }
-                let Some(at) = peer.last_handshake else {
+                let Some(handshake) = peer.last_handshake else {
                     continue;
                 };
-                let known = self.seen.get(&place).filter(|(known, _)| *known == at);
-                self.clock_was_set_back |= at > clock + SLACK;
-                let age = clock.saturating_sub(at);
-                let first = now.checked_sub(age).unwrap_or(now);
-                seen.insert(place, known.copied().unwrap_or((at, first)));
+                self.clock_was_set_back |= handshake > clock + SLACK;
+                let age = clock.saturating_sub(handshake);
+                let known = self.seen.get(&place);
+                let same = known.filter(|known| known.clock == handshake);
+                let latest = Seen {
+                    clock: handshake,
+                    at: same.map_or_else(|| now.checked_sub(age).unwrap_or(now), |same| same.at),
+                    received: peer.received,
+                    source: source(known, peer, self.set.contains(key)),
+                };
+                seen.insert(place, latest);
             }
         }
+        self.set.clear();
         self.seen = seen;
-        let places = self.seen.keys();
-        let live = places.filter(|(plane, key)| self.is_live(*plane, *key, now));
-        let live: BTreeSet<(Plane, PublicKey)> = live.copied().collect();
+        let sessions = self.seen.iter();
+        let live: BTreeMap<(Plane, PublicKey), Option<IpAddr>> = sessions
+            .filter(|((plane, key), _)| self.is_live(*plane, *key, now))
+            .map(|(place, seen)| (*place, seen.source))
+            .collect();
         let changed = live != self.live || heard != self.heard;
         (self.live, self.heard) = (live, heard);
         changed
@@ -61,8 +98,8 @@ impl Handshakes {
 
     /// The age of the latest handshake.
     pub(super) fn age(&self, plane: Plane, key: PublicKey, now: Instant) -> Option<Duration> {
-        let (_, at) = self.seen.get(&(plane, key))?;
-        Some(now.saturating_duration_since(*at))
+        let seen = self.seen.get(&(plane, key))?;
+        Some(now.saturating_duration_since(seen.at))
     }
 
     /// Whether there is a session.
@@ -76,11 +113,30 @@ impl Handshakes {
         let key = peer.key(plane);
         key.is_some_and(|(key, _)| self.is_live(plane, key, now))
     }
+
+    /// Whether there is a session with a peer that announces these keys, whose packets come from this address.
+    pub(super) fn is_live_from(&self, address: IpAddr, peer: &Announced, now: Instant) -> bool {
+        let mut keys = peer.keys.iter();
+        keys.any(|(plane, key, _)| {
+            let seen = self.seen.get(&(*plane, *key));
+            seen.is_some_and(|seen| seen.source == Some(address)) && self.is_live(*plane, *key, now)
+        })
+    }
+}
+
+/// Where the packets of a peer come from, given what was `known` of it. The endpoint says nothing if nothing has come since,
+/// nor if this node may have set it after the last packet.
+fn source(known: Option<&Seen>, peer: &ObservedPeer, was_set: bool) -> Option<IpAddr> {
+    let is_silent = known.is_some_and(|known| known.received == peer.received);
+    if is_silent || was_set {
+        return known?.source;
+    }
+    Some(peer.endpoint?.ip().to_canonical())
 }
 
 #[cfg(test)]
 mod tests {
-    use wireguard::{ObservedDevice, ObservedPeer};
+    use wireguard::{ObservedDevice, Peer};
 
     use super::*;
 
@@ -99,6 +155,48 @@ mod tests {
             devices: [(Plane::First.device().to_owned(), device)].into(),
             ..Observed::default()
         }
+    }
+
+    #[test]
+    fn an_endpoint_that_this_node_set_is_no_source_of_packets() {
+        let (mut handshakes, now) = (Handshakes::default(), Instant::now());
+        let peer = Announced {
+            keys: vec![(Plane::First, KEY, 51820)],
+            rotating: false,
+        };
+        let (own, other) = ("192.0.2.8:51820", "192.0.2.7:51820");
+        let put = Peer {
+            endpoint: other.parse().unwrap(),
+            addresses: BTreeSet::new(),
+        };
+        let put = [Step::ChangePeers(1, vec![PeerChange::Put(KEY, put)])];
+        let mapped = "[::ffff:192.0.2.7]:51820";
+        // Whether the endpoint was set before, what it is then, the bytes so far, and which address the packets have.
+        for (sets, endpoint, received, source) in [
+            (false, own, 100, "192.0.2.8"),
+            (true, other, 100, "192.0.2.8"),
+            (false, other, 100, "192.0.2.8"),
+            (true, other, 200, "192.0.2.8"),
+            (false, other, 300, "192.0.2.7"),
+            (false, own, 400, "192.0.2.8"),
+            (false, mapped, 500, "192.0.2.7"),
+        ] {
+            if sets {
+                handshakes.note_set(&put);
+            }
+            let mut observed = observed(1_000_000);
+            let device = observed.devices.get_mut(Plane::First.device()).unwrap();
+            let found = device.peers.get_mut(&KEY).unwrap();
+            (found.endpoint, found.received) = (Some(endpoint.parse().unwrap()), received);
+            handshakes.record(&observed, now, Duration::from_secs(1_000_010));
+            for address in ["192.0.2.7", "192.0.2.8"] {
+                let is_live = handshakes.is_live_from(address.parse().unwrap(), &peer, now);
+                assert_eq!(is_live, address == source, "{received} {endpoint}");
+            }
+        }
+        let late = now + Duration::from_secs(190);
+        let source = "192.0.2.7".parse().unwrap();
+        assert!(!handshakes.is_live_from(source, &peer, late));
     }
 
     #[test]

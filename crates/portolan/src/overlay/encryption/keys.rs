@@ -61,6 +61,8 @@ struct Stored {
     second: Option<Entry>,
     #[serde(default)]
     phase: Phase,
+    /// When the last rotation was given up, in seconds since 1970; `None` once another one has begun.
+    given_up: Option<u64>,
 }
 
 /// What decides about the next phase.
@@ -89,8 +91,8 @@ pub(super) struct Keys {
     since: Instant,
     /// Since when no other node has rotated.
     helping_until: Option<Instant>,
-    /// When the last rotation was given up; `None` once another one has begun.
-    given_up: Option<Instant>,
+    /// Until then, no age of a key leads to a rotation.
+    rests_until: Option<Instant>,
 }
 
 impl Keys {
@@ -105,13 +107,14 @@ impl Keys {
             stored = Stored::default();
         }
         stored.node = Some(node.to_owned());
+        let rest = |at| REST.saturating_sub(Duration::from_secs(unix_now().saturating_sub(at)));
         let mut keys = Keys {
             path: path.to_owned(),
             lifetime,
+            rests_until: stored.given_up.map(|at| now + rest(at)),
             stored,
             since: now,
             helping_until: None,
-            given_up: None,
         };
         if keys.stored.first.is_none() {
             let first = Some(new_entry()?);
@@ -176,7 +179,7 @@ impl Keys {
 
     /// Whether a key's age is a reason to begin.
     fn is_due(&self, now: Instant) -> bool {
-        let rests = self.given_up.is_some_and(|at| now < at + REST);
+        let rests = self.rests_until.is_some_and(|until| now < until);
         !rests && is_due(self.lifetime, &self.stored)
     }
 
@@ -201,6 +204,7 @@ impl Keys {
                     next.second = Some(new_entry()?);
                 }
                 next.phase = Phase::Prepare;
+                next.given_up = None;
                 "key rotation begins: peers move to the second device"
             }
             Phase::Steady if helps && next.second.is_none() => {
@@ -219,6 +223,7 @@ impl Keys {
             // Peers that have moved return, as after a rotation, before the second device goes.
             Phase::Prepare if in_phase >= PATIENCE => {
                 next.phase = Phase::Retire;
+                next.given_up = Some(unix_now());
                 "key rotation given up: not every peer could be reached by the second port"
             }
             Phase::Replace if settled && progress.quiet => {
@@ -236,7 +241,7 @@ impl Keys {
                 if !helps {
                     next.second = None;
                 }
-                match self.given_up {
+                match next.given_up {
                     Some(_) => "every peer uses the first device again, with its old key",
                     None => "key rotation complete",
                 }
@@ -245,8 +250,8 @@ impl Keys {
         };
         self.write(next)?;
         match (before, self.stored.phase) {
-            (Phase::Prepare, Phase::Retire) => self.given_up = Some(now),
-            (Phase::Steady, Phase::Prepare) => self.given_up = None,
+            (Phase::Prepare, Phase::Retire) => self.rests_until = Some(now + REST),
+            (Phase::Steady, Phase::Prepare) => self.rests_until = None,
             _ => {}
         }
         self.since = now;
@@ -457,16 +462,15 @@ mod tests {
         assert_eq!(keys.phase(), Phase::Retire);
         assert!(keys.private(Plane::Second).is_some());
         assert_eq!(keys.planes(), [Plane::First]);
+        let mut keys = open(&path);
         let quiet = Progress {
             quiet: true,
             ..Progress::default()
         };
         let said = keys.advance(quiet, now + PATIENCE * 2).unwrap().unwrap();
         assert!(!said.contains("complete"), "{said}");
-        assert_eq!(
-            (keys.phase(), keys.private(Plane::First)),
-            (Phase::Steady, old)
-        );
+        let kept = keys.private(Plane::First);
+        assert_eq!((keys.phase(), kept), (Phase::Steady, old));
         assert_eq!(keys.private(Plane::Second), None);
     }
 
@@ -588,6 +592,7 @@ mod tests {
         ] {
             keys.advance(nobody, at).unwrap();
             assert_eq!(keys.phase(), phase);
+            keys = Keys::open(&path, "node-1", Duration::from_secs(1), given_up).unwrap();
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Which nodes announce keys, and the WireGuard peers that follow: functions of values.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -20,8 +19,8 @@ pub(super) type Roster = BTreeMap<Arc<str>, Announced>;
 /// The nodes whose public address is another node's, by name, each with the name of the other one.
 pub(super) type Replaced = BTreeMap<Arc<str>, Arc<str>>;
 
-/// Who has a public address that several nodes publish: the least.
-pub(super) type Rank = (bool, bool, bool, bool, Reverse<i64>);
+/// What settles conflicts between nodes, as in the plan: the lesser one keeps what both claim.
+pub(super) type Age = (bool, bool, i64);
 
 /// Reads what the nodes announce. Of several nodes with the same key, the older keeps it; the others are named.
 pub(super) fn roster<'a>(
@@ -32,8 +31,7 @@ pub(super) fn roster<'a>(
         .filter(|node| *node.name != *own.0)
         .filter_map(|node| Some((node, Announced::parse(node.encryption.as_deref()?)?)))
         .collect();
-    let age = |node: &Node| (node.held, node.stale, node.created.unwrap_or(i64::MAX));
-    others.sort_by(|(a, _), (b, _)| (age(a), &a.name).cmp(&(age(b), &b.name)));
+    others.sort_by(|(a, _), (b, _)| (age(Some(*a)), &a.name).cmp(&(age(Some(*b)), &b.name)));
     let (mut taken, mut roster, mut problems) = (own.1.clone(), Roster::new(), Vec::new());
     for (node, announced) in others {
         let keys: BTreeSet<PublicKey> = announced.keys.iter().map(|(_, key, _)| *key).collect();
@@ -50,27 +48,43 @@ pub(super) fn roster<'a>(
     (roster, problems)
 }
 
-/// The rank of a node among those that publish the same address. One with a key and a live session comes first, then one that
-/// is listed and whose kubelet is heard of. Of the others it is the youngest: a machine that is replaced leaves its Node behind.
-pub(super) fn rank(node: Option<&Node>, has_key: bool, is_live: bool) -> Rank {
+/// The age of a node: one that is held yields to all others, one whose kubelet is not heard of to all that are neither, and
+/// an unknown age is the youngest.
+pub(super) fn age(node: Option<&Node>) -> Age {
     let (held, stale) = node.map_or((true, true), |node| (node.held, node.stale));
     let created = node.and_then(|node| node.created).unwrap_or(i64::MAX);
-    (!has_key, !is_live, held, stale, Reverse(created))
+    (held, stale, created)
 }
 
 /// Finds the nodes whose public address belongs to another one: packets to it can be encrypted for one of them only.
-pub(super) fn replaced(plan: &Plan, rank: impl Fn(&str) -> Rank) -> Replaced {
+///
+/// The oldest keeps the address, as in the plan: a kubelet publishes what it likes. The machine of the oldest may be gone: then
+/// a younger Node has the address, if that one has a live session from where the oldest is reached, and the oldest has none.
+/// `is_live_from` says whether a node has a live session whose packets come from an address. The address in question is the one
+/// at which WireGuard reaches the oldest, which need not be the shared one: one session carries both families.
+pub(super) fn replaced(
+    plan: &Plan,
+    age: impl Fn(&str) -> Age,
+    is_live_from: impl Fn(&str, IpAddr) -> bool,
+) -> Replaced {
     let tunnels = plan.tunnels.values().flatten();
-    let mut ends: Vec<(IpAddr, &Arc<str>)> = tunnels
-        .flat_map(|tunnel| &tunnel.peers)
-        .map(|peer| (peer.vtep.public_ip, &peer.name))
-        .collect();
+    let all = tunnels.flat_map(|tunnel| &tunnel.peers);
+    let ends = all.clone().map(|peer| (peer.vtep.public_ip, &peer.name));
+    let mut ends: Vec<(IpAddr, &Arc<str>)> = ends.collect();
     ends.sort_unstable();
     let mut replaced = Replaced::new();
     let groups = ends.chunk_by(|a, b| a.0 == b.0);
     for nodes in groups.filter(|nodes| nodes.len() > 1) {
         let names = nodes.iter().map(|(_, name)| *name);
-        let Some(owner) = names.clone().min_by_key(|name| (rank(name), *name)) else {
+        let oldest = names.clone().min_by_key(|name| (age(name), *name));
+        let Some(first) = all.clone().find(|peer| Some(&peer.name) == oldest) else {
+            continue;
+        };
+        let place = first.vtep.public_ip;
+        let rated = names
+            .clone()
+            .map(|name| (!is_live_from(name, place), age(name), name));
+        let Some((.., owner)) = rated.min() else {
             continue;
         };
         for name in names.filter(|name| *name != owner) {
@@ -231,38 +245,73 @@ mod tests {
         }
     }
 
+    /// Which of the nodes has the address that all of them publish, given the sources of their live sessions.
+    fn owner(plan: &Plan, nodes: &[Node], sources: &[(&str, &str)]) -> String {
+        let node = |name: &str| nodes.iter().find(|node| *node.name == *name);
+        let replaced = replaced(
+            plan,
+            |name| age(node(name)),
+            |name, from| {
+                let mut sources = sources.iter();
+                sources.any(|(of, source)| *of == name && source.parse::<IpAddr>() == Ok(from))
+            },
+        );
+        let owners: BTreeSet<&str> = replaced.values().map(|owner| &**owner).collect();
+        assert_eq!(owners.len(), 1, "{replaced:?}");
+        assert_eq!(replaced.len(), nodes.len() - 1);
+        owners.first().unwrap().to_string()
+    }
+
     #[test]
-    fn an_address_of_two_nodes_belongs_to_the_living_or_younger() {
-        let same = "192.0.2.7";
+    fn a_younger_node_takes_an_address_only_if_alone_there() {
+        let (there, elsewhere) = ("192.0.2.7", "192.0.2.9");
         let ends = [
-            end("a-old", same),
-            end("b-new", same),
+            end("b-old", there),
+            end("a-new", there),
             end("c", "192.0.2.8"),
         ];
         let plan = plan(ends.into());
-        let (old, new) = (node("a-old", 100, 1), node("b-new", 200, 2));
-        let owner = |nodes: &[&Node], keys: &[&str], live: &[&str]| {
-            let replaced = replaced(&plan, |name| {
-                let node = nodes.iter().find(|node| *node.name == *name);
-                rank(node.copied(), keys.contains(&name), live.contains(&name))
-            });
-            assert_eq!(replaced.len(), 1);
-            let mut owners = replaced.into_values();
-            owners.next().unwrap().to_string()
-        };
-        let (nodes, both) = ([&old, &new], ["a-old", "b-new"]);
-        assert_eq!(owner(&nodes, &both, &[]), "b-new");
-        assert_eq!(owner(&nodes, &both, &["a-old"]), "a-old");
-        assert_eq!(owner(&nodes, &both, &both), "b-new");
-        assert_eq!(owner(&nodes, &["a-old"], &[]), "a-old");
-        let stale = Node {
-            stale: true,
-            ..new.clone()
-        };
-        assert_eq!(owner(&[&old, &stale], &both, &[]), "a-old");
-        assert_eq!(owner(&[&old, &stale], &both, &["b-new"]), "b-new");
-        let held = Node { held: true, ..new };
-        assert_eq!(owner(&[&old, &held], &both, &[]), "a-old");
+        let (old, new) = (node("b-old", 100, 1), node("a-new", 200, 2));
+        let nodes = [old.clone(), new.clone()];
+        let owner = |sources: &[(&str, &str)]| owner(&plan, &nodes, sources);
+        assert_eq!(owner(&[]), "b-old");
+        assert_eq!(owner(&[("a-new", elsewhere)]), "b-old");
+        assert_eq!(owner(&[("b-old", there), ("a-new", elsewhere)]), "b-old");
+        assert_eq!(owner(&[("b-old", there), ("a-new", there)]), "b-old");
+        // Both behind NAT.
+        assert_eq!(
+            owner(&[("b-old", elsewhere), ("a-new", elsewhere)]),
+            "b-old"
+        );
+        // The machine was replaced.
+        assert_eq!(owner(&[("a-new", there)]), "a-new");
+        for (held, stale) in [(true, false), (false, true)] {
+            let old = Node {
+                held,
+                stale,
+                ..old.clone()
+            };
+            let nodes = [old, new.clone()];
+            let owner = |sources: &[(&str, &str)]| self::owner(&plan, &nodes, sources);
+            assert_eq!(owner(&[]), "a-new");
+            assert_eq!(owner(&[("b-old", there), ("a-new", elsewhere)]), "b-old");
+        }
+    }
+
+    #[test]
+    fn one_session_shows_who_has_the_addresses_of_both_families() {
+        let (v4, v6) = ("192.0.2.7", "2001:db8::7");
+        let mut plan = plan(vec![end("b-old", v4), end("a-new", v4)]);
+        plan.tunnels[Family::Ip6] = plan.tunnels[Family::Ip].clone();
+        let nodes = [node("b-old", 100, 1), node("a-new", 200, 2)];
+        for peer in &mut plan.tunnels[Family::Ip6].as_mut().unwrap().peers {
+            peer.vtep.public_ip = v6.parse().unwrap();
+        }
+        assert_eq!(owner(&plan, &nodes, &[("a-new", v4)]), "a-new");
+        // Who has an IPv4 address of its own is not at that of the other.
+        let tunnel = plan.tunnels[Family::Ip].as_mut().unwrap();
+        tunnel.peers[1].vtep.public_ip = "192.0.2.9".parse().unwrap();
+        assert_eq!(owner(&plan, &nodes, &[("a-new", "192.0.2.9")]), "b-old");
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub struct PeerEncryption {
     pub name: Arc<str>,
     /// How packets to it travel.
     pub state: PeerState,
-    /// The node that has its address instead: one that took the place of its machine.
+    /// The node that has its address instead.
     pub replaced_by: Option<Arc<str>>,
     /// Its public key, in base64.
     pub key: Option<String>,
