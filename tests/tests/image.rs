@@ -69,6 +69,14 @@ fn a_container_of_root_with_net_admin_alone_serves() -> Result<()> {
         user: 0,
         capabilities: &["CAP_NET_ADMIN"],
     };
+    // The image has fewer files than a node, and a bug report is whole without them.
+    let daemon = stage.start_synced(&[])?;
+    let arguments = [PROGRAM, "support", "--to", "-"];
+    let command = image.command(&stage.node, &rights, &arguments, None)?;
+    let output = stage.node.output(command)?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {errors}", output.status);
+    daemon.kill()?;
     let daemon = serve(&stage, &image, &rights)?;
     ensure!(status(&daemon, "Uid")? == "0", "the user is not root");
     ensure!(

@@ -450,6 +450,7 @@ fn the_support_archive_has_everything_but_the_token() -> Result<()> {
         "status.json",
         "services.json",
         "verify.json",
+        "checks.json",
         "configz.json",
         "metrics.txt",
         "tables.nft",
@@ -474,7 +475,10 @@ fn the_support_archive_has_everything_but_the_token() -> Result<()> {
     let to = stage.manifests.path().join("support.tar.gz");
     let to = to.display().to_string();
     let written = run(&stage.node, &["support", "--to", &to])?;
-    ensure!(written.stdout.trim() == to, "{written:?}");
+    ensure!(
+        written.code == 0 && written.stdout.trim() == to,
+        "{written:?}"
+    );
     let again = run(&stage.node, &["support", "--to", &to])?;
     ensure!(
         again.code == 2 && again.stderr.contains("cannot create"),

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::fake_api::{FakeApi, Resource};
-use lab::{Daemon, scenario, wait_for, wait_until};
+use lab::{Daemon, Node, scenario, wait_for, wait_until};
 use portolan_tests::commands::{document, run};
 use portolan_tests::overlay::{
     Beat, OverlayStage, all_go_on, mac_of, metric, metrics, tool, worst,
 };
 use portolan_tests::slowness;
-use portolan_tests::stage::PATIENCE;
+use portolan_tests::stage::{PATIENCE, service};
 use serde_json::{Value, json};
 
 /// The daemon compares everything with the kernel every 30 s in any case.
@@ -171,11 +171,30 @@ fn a_conflict_of_two_nodes_is_an_event_of_both() -> Result<()> {
 fn deleted_node_is_removed_and_reached_again_when_recreated() -> Result<()> {
     let (stage, api, _daemons, _) = start(3)?;
     let object = api.node("node-2").context("there is a node-2")?;
+    // A Service that asks for the address of node-2, which it gets only while there is no such Node.
+    let address = stage.nodes[2].ipv4().to_string();
+    let mut taker = service("taker", 90).object();
+    taker["spec"]["externalIPs"] = json!([address]);
+    api.apply(taker)?;
+    let serves = |address: &str| -> Result<bool> {
+        let table = stage.nodes[0].nft(&["list", "table", "ip", "portolan"])?;
+        Ok(table.contains(address))
+    };
+    wait_until("the Service's rules", PATIENCE, || {
+        serves("10.96.0.90").is_ok_and(|is| is)
+    })?;
+    ensure!(!serves(&address)?, "a Service took a Node's address");
     ensure!(api.delete(Resource::Nodes, "", "node-2"));
     wait_until("node-2 to be forgotten", PATIENCE, || {
         routes(&stage, 0).is_ok_and(|n| n == 1)
     })?;
+    wait_until("the free address", PATIENCE, || {
+        serves(&address).is_ok_and(|is| is)
+    })?;
     api.apply(object)?;
+    wait_until("the Node's address", PATIENCE, || {
+        serves(&address).is_ok_and(|is| !is)
+    })?;
     stage.wait_for_mesh()
 }
 
@@ -244,6 +263,37 @@ fn restart_without_api_server_loses_nothing_and_repairs() -> Result<()> {
     stage.wait_for_mesh()
 }
 
+/// A peer's Node that does not decode is logged, counted and listed, each time that it becomes invalid, until it is valid.
+fn invalid_peers_are_named(node: &Node, api: &FakeApi, daemon: &Daemon) -> Result<()> {
+    let object = |pod_cidrs: Value| json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-9" }, "spec": { "podCIDRs": pod_cidrs } });
+    let listed = |count: u64| {
+        wait_for("the list of ignored objects", PATIENCE, || {
+            let (status, _) = document(node, &["status"])?;
+            ensure!(status["ignored_count"] == count, "{status:#}");
+            Ok(())
+        })
+    };
+    for times in 1..=2 {
+        api.apply(object("none".into()))?;
+        listed(1)?;
+        let text = run(node, &["status"])?.stdout;
+        ensure!(text.contains("node-9"), "{text}");
+        let problems = metric(node, "portolan_object_problems_total{kind=\"Node\"} ")?;
+        ensure!(problems == times, "{problems} problems");
+        wait_until("a line in the log", PATIENCE, || {
+            let lines = daemon.lines();
+            let named = lines
+                .iter()
+                .filter(|line| line.contains("node-9: spec.podCIDRs"));
+            named.count() as u64 == times
+        })?;
+        api.apply(object(json!([])))?;
+        listed(0)?;
+    }
+    ensure!(api.delete(Resource::Nodes, "", "node-9"));
+    Ok(())
+}
+
 #[scenario(Vxlan, Nft)]
 fn an_outage_is_reported_without_a_service_proxy() -> Result<()> {
     let stage = OverlayStage::new(1)?;
@@ -257,6 +307,7 @@ fn an_outage_is_reported_without_a_service_proxy() -> Result<()> {
     wait_until("the connection in the metrics", PATIENCE, || {
         is_connected(1)
     })?;
+    invalid_peers_are_named(node, &api, &daemon)?;
     let waited = run(node, &["status", "--wait", "--timeout=60"])?;
     ensure!(waited.code == 0, "{waited:?}");
     for arguments in [
@@ -270,6 +321,8 @@ fn an_outage_is_reported_without_a_service_proxy() -> Result<()> {
         let is_told = ran.stderr.contains("serves no Services");
         ensure!(ran.code == 2 && is_told, "{arguments:?}: {ran:?}");
     }
+    let ran = run(node, &["support", "--to", &stage.file(0, "tar.gz")])?;
+    ensure!(ran.code == 0, "{ran:?}");
     api.set_reachable(false);
     wait_for("the outage in the status", PATIENCE, || {
         let (status, code) = document(node, &["status"])?;

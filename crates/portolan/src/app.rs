@@ -16,7 +16,7 @@ use object_source::api::{self, ApiClient, ApiServer, RequestOutcome, ServerSourc
 use object_source::manifests::{self, ManifestsConfig};
 use object_source::{Events, SourceEvent};
 use overlay_probe::ProbeConfig;
-use service_model::{NodeConfig, ObjectEvent, Suspects};
+use service_model::{NodeConfig, ObjectKind, Suspects};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,7 +25,7 @@ use tracing::info;
 
 use crate::config::{self, Configuration, Live, LiveNodeConfig};
 use crate::configz::Configz;
-use crate::control::{self, Control, ControlReports, Inputs};
+use crate::control::{self, Control, ControlReports, Inputs, ObjectLog};
 use crate::counters::Counters;
 use crate::events::{Recorder, ServiceEvents};
 use crate::metrics::Metrics;
@@ -71,15 +71,7 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
     let effective = configuration.effective();
     let counters = Arc::new(Counters::default());
     let traffic = service_traffic::Exposed::default();
-    let mut metrics = Metrics::new();
-    metrics.collect(Box::new(counters.clone()));
-    metrics.collect(Box::new(traffic.clone()));
-    let configz = Configz::new(configuration.resolved().documents());
-    let published = Published {
-        status: effective.service_proxy.then(Arc::default),
-        overlay: effective.overlay.as_ref().map(|_| Arc::default()),
-        ..Published::new(configz, metrics)
-    };
+    let published = publish(configuration, &counters, &traffic);
     let server = connect(effective, published.metrics.clone()).await?;
     // A connection of the reader would stay on this runtime, and the source would use it from another.
     let asker = server.as_ref().map(|server| &server.writer);
@@ -108,8 +100,7 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
         None => sender,
         Some(overlay) => {
             let probes = overlay_config.and_then(probe_config(&node));
-            let own = node.node_name.clone();
-            let (sender, nodes) = branch(parts, &control_thread, sender, own);
+            let (sender, nodes) = branch(parts, &control_thread, sender);
             let shared = (&published, &recorder, contenders);
             start_overlay(overlay, probes, parts, writer, shared, nodes)?;
             sender
@@ -150,6 +141,24 @@ async fn start(configuration: &Configuration, parts: &Parts) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What parts publish, so far empty. Metrics have the counters and the traffic as they are when metrics are read.
+fn publish(
+    configuration: &Configuration,
+    counters: &Arc<Counters>,
+    traffic: &service_traffic::Exposed,
+) -> Published {
+    let effective = configuration.effective();
+    let mut metrics = Metrics::new();
+    metrics.collect(Box::new(counters.clone()));
+    metrics.collect(Box::new(traffic.clone()));
+    let configz = Configz::new(configuration.resolved().documents());
+    Published {
+        status: effective.service_proxy.then(Arc::default),
+        overlay: effective.overlay.as_ref().map(|_| Arc::default()),
+        ..Published::new(configz, metrics)
+    }
 }
 
 /// What the control thread runs until it ends, beside its tasks.
@@ -299,24 +308,33 @@ fn start_failover(
     Ok((Some(directory), suspects))
 }
 
-/// Receives events without a service proxy, so that the source never waits for a reader: logs outages, and passes on what metrics
-/// and commands need.
+/// Receives events without a service proxy, so that the source never waits for a reader: logs outages and problems, and passes on
+/// what metrics and commands need. Objects that only a service proxy needs are skipped, with their problems.
 async fn follow_source(
     mut events: Events,
     mut metrics: Arc<Metrics>,
     mut operator: operator::Follower,
 ) -> Result<()> {
+    let mut objects = ObjectLog::default();
     while let Some(event) = events.recv().await {
         match &event {
             SourceEvent::Service(_)
             | SourceEvent::EndpointSlice(_)
             | SourceEvent::ServiceCidr(_) => continue,
+            SourceEvent::Problem(problem) => {
+                let invalid = problem.invalid();
+                if invalid.is_some_and(|invalid| invalid.kind != ObjectKind::Node) {
+                    continue;
+                }
+                metrics.problem(problem);
+            }
             SourceEvent::Connection {
                 kind,
                 state: Err(outage),
             } => tracing::warn!(%kind, "{outage}, existing tunnels keep working"),
             _ => {}
         }
+        objects.event(&event);
         metrics.event(&event);
         operator.event(&event);
     }
@@ -446,29 +464,21 @@ fn start_source(
     }
 }
 
-/// Passes the events of all Nodes to the overlay. All other events, and those of this node's own Node, go to `events`.
+/// Passes all events to `events`, and those of Nodes to the overlay as well. The reader of `events` needs the Nodes of peers too: no
+/// external IP may be an address of a peer, and a problem of a peer's Node ends with the next version of the Node.
 fn branch(
     parts: &Parts,
     thread: &Handle,
     events: mpsc::Sender<SourceEvent>,
-    own: Arc<str>,
 ) -> (mpsc::Sender<SourceEvent>, NodeEvents) {
     let (sender, mut all) = mpsc::channel(EVENTS);
     let (to_overlay, nodes) = mpsc::channel(EVENTS);
     parts.task("node-events", thread, async move {
         while let Some(event) = all.recv().await {
-            let mut is_for_control = true;
             if let SourceEvent::Node(event) = &event {
-                is_for_control = match event {
-                    ObjectEvent::Apply(node) => node.name.name == own,
-                    ObjectEvent::Delete(name) => name.name == own,
-                    ObjectEvent::Reset { .. } => true,
-                };
                 to_overlay.send(event.clone()).await?;
             }
-            if is_for_control {
-                events.send(event).await?;
-            }
+            events.send(event).await?;
         }
         Ok(())
     });

@@ -30,6 +30,7 @@ mod commit_log;
 mod flapping;
 mod invalid;
 mod line_limit;
+mod object_log;
 mod own_node;
 mod pace;
 mod problem_log;
@@ -41,6 +42,7 @@ mod view;
 
 use commit_log::{CommitLog, LoggedCommit};
 use flapping::Flapping;
+pub(crate) use object_log::ObjectLog;
 use pace::Pace;
 use problem_log::{ConflictLog, ProblemLog};
 use quarantine::Quarantine;
@@ -403,9 +405,6 @@ impl<B: Backend> Control<B> {
         for invalid in ignored {
             self.report(&Problem::Field { at: None, invalid });
         }
-        for invalid in over_budget {
-            self.report_over_budget(invalid);
-        }
         let (services, only) = commit_log::names(&updates);
         let full = self.wants_whole_commit();
         let result = if self.facts_changed {
@@ -415,6 +414,9 @@ impl<B: Backend> Control<B> {
         } else {
             self.dataplane.commit(updates)
         };
+        for invalid in over_budget {
+            self.report_over_budget(invalid);
+        }
         self.facts_changed = false;
         self.config_changed = false;
         if let Some(outcome) = self.finish(start, result, full) {
@@ -536,8 +538,7 @@ impl<B: Backend> Control<B> {
         let (services, endpoints) = self.view.size();
         let metrics = &self.reports.metrics;
         metrics.set_totals(services, endpoints);
-        let over_budget = self.view.over_budget().len();
-        metrics.set_quarantined(self.dataplane.quarantine().len() + over_budget);
+        metrics.set_quarantined(self.quarantine.services().len());
         for (kind, invalid) in self.view.invalid_by_kind() {
             metrics.set_invalid(kind, invalid);
         }

@@ -3,17 +3,18 @@
 //! A batch is committed as one transaction, the difference from what the backend is assumed to hold. When the kernel
 //! refuses a transaction, the tables are read and repaired to what they were at the last sync (another program may have
 //! changed them), then the changes since that sync are bisected: the bad Service is quarantined and keeps its last good
-//! rules; all others are committed. Before the first sync, the tables are those of an earlier process and serve meanwhile:
-//! the bisection asks the kernel and commits nothing, unless it takes more than [`TRIALS`] attempts.
+//! rules; all others are committed (`bisect`).
 //!
 //! Invariant: after any call that returns `Ok`, the backend holds exactly [`Dataplane::desired`].
+
+mod bisect;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use nft::{
-    Backend, CommitError, Element, Family, Generation, Name, Operation, TableContents, Transaction,
+    Backend, CommitError, Element, Family, Generation, Operation, TableContents, Transaction,
 };
 use nix::errno::Errno;
 use service_model::{NodeFacts, ObjectName, ServiceIntent};
@@ -24,13 +25,6 @@ use crate::conntrack::FlowCheck;
 use crate::layout;
 use crate::ledger::{Applied, Conflict, Ledger, Update};
 
-/// Maximum number of trials in one search for refused Services: enough to find one among 10,000. Each costs as much as reading
-/// the tables.
-const TRIALS: usize = 32;
-
-/// The name of no set.
-const NO_SET: Name = Name::Borrowed("none");
-
 /// A Service that the kernel refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quarantined {
@@ -38,6 +32,8 @@ pub struct Quarantined {
     pub service: ObjectName,
     /// The kernel's error.
     pub error: CommitError,
+    /// What the Service has in the tables meanwhile; `None` if it has nothing there.
+    pub last_good: Option<Arc<ServiceIntent>>,
 }
 
 /// What a commit or repair did.
@@ -51,7 +47,7 @@ pub struct SyncOutcome {
     pub families: BTreeSet<Family>,
     /// Operations that the repair took, if the tables were read.
     pub repaired: usize,
-    /// Services that were quarantined.
+    /// Services that were quarantined, also those of earlier calls that failed.
     pub quarantined: Vec<Quarantined>,
     /// Frontends of this batch that two Services request.
     pub conflicts: Vec<Conflict>,
@@ -83,6 +79,8 @@ pub struct Dataplane<B> {
     /// What Services needed at the last sync, if they have changed since. Empty while `synced`.
     last_good: BTreeMap<ObjectName, Option<Arc<ServiceIntent>>>,
     quarantine: BTreeMap<ObjectName, CommitError>,
+    /// Services that were quarantined since the last outcome.
+    unreported: BTreeSet<ObjectName>,
     /// Frontends that batches have changed whose commit failed, and whether connections to removed endpoints are reset.
     flows: BTreeMap<Claim, bool>,
     /// Affinity groups with entries that may lead to removed endpoints.
@@ -104,6 +102,7 @@ impl<B: Backend> Dataplane<B> {
             has_synced: false,
             last_good: BTreeMap::new(),
             quarantine: BTreeMap::new(),
+            unreported: BTreeSet::new(),
             flows: BTreeMap::new(),
             stale_groups: BTreeSet::new(),
             all_stale: false,
@@ -221,7 +220,7 @@ impl<B: Backend> Dataplane<B> {
                 self.quarantine_refused(&mut outcome)?;
             }
         }
-        Ok(self.with_checks(outcome))
+        Ok(self.with_pending(outcome))
     }
 
     /// Reads both tables and writes what differs from the desired contents, if anything.
@@ -231,7 +230,7 @@ impl<B: Backend> Dataplane<B> {
             Err(error) if is_refusal(&error) => self.quarantine_refused(&mut outcome)?,
             repaired => repaired?,
         }
-        Ok(self.with_checks(outcome))
+        Ok(self.with_pending(outcome))
     }
 
     /// Records a change of the ledger that is not committed.
@@ -258,8 +257,19 @@ impl<B: Backend> Dataplane<B> {
         }
     }
 
-    /// Adds the pending checks of flows and affinity entries.
-    fn with_checks(&mut self, mut outcome: SyncOutcome) -> SyncOutcome {
+    /// Adds what this call and earlier ones that failed have left to do and to report: checks of flows and affinity entries, and
+    /// quarantined Services.
+    fn with_pending(&mut self, mut outcome: SyncOutcome) -> SyncOutcome {
+        for service in std::mem::take(&mut self.unreported) {
+            // A later update may have ended the quarantine.
+            if let Some(error) = self.quarantine.get(&service) {
+                outcome.quarantined.push(Quarantined {
+                    error: error.clone(),
+                    last_good: self.ledger.intent(&service),
+                    service,
+                });
+            }
+        }
         let all = std::mem::take(&mut self.all_stale);
         let stale_groups = std::mem::take(&mut self.stale_groups);
         let groups = match all {
@@ -319,18 +329,6 @@ impl<B: Backend> Dataplane<B> {
             transaction.operations.extend(difference.operations);
         }
         Ok((read_at, transaction))
-    }
-
-    /// Asks the kernel whether it accepts the desired contents. The last step is one that the kernel refuses, so it carries out
-    /// none.
-    fn trial(&mut self) -> Result<(), CommitError> {
-        let (_, mut transaction) = self.difference()?;
-        let last = transaction.operations.len();
-        transaction.push(Family::Ip, Operation::DeleteSet(NO_SET));
-        match self.backend.commit(&transaction) {
-            Err(CommitError::Refused { culprit, .. }) if culprit.operation == last => Ok(()),
-            answer => answer,
-        }
     }
 
     /// A check of these affinity groups by their present endpoints.
@@ -400,122 +398,6 @@ impl<B: Backend> Dataplane<B> {
         outcome
             .families
             .extend(transaction.operations.iter().map(|(family, _)| *family));
-        Ok(())
-    }
-
-    /// Quarantines the Services whose changes since the last sync the kernel refuses, and commits the other changes.
-    fn quarantine_refused(&mut self, outcome: &mut SyncOutcome) -> Result<(), CommitError> {
-        if self.last_good.is_empty() {
-            self.suspect_all();
-        }
-        let last_good = std::mem::take(&mut self.last_good).into_iter();
-        let last_good = last_good.map(|(service, intent)| Update { service, intent });
-        let reverted = self.ledger.apply(last_good.collect());
-        self.check_later(reverted.flows);
-        let suspects = reverted.undo;
-        let without_suspects = match self.has_synced {
-            true => self.reconcile(outcome),
-            false => self.trial(),
-        };
-        if let Err(error) = without_suspects {
-            self.postpone(suspects);
-            if is_refusal(&error) {
-                self.suspect_all();
-            }
-            return Err(error);
-        }
-        let mut trials = TRIALS;
-        self.bisect(suspects, &mut trials, outcome)?;
-        match self.synced {
-            true => Ok(()),
-            false => self.reconcile(outcome),
-        }
-    }
-
-    /// The kernel refuses even what it accepted at the last sync, if there was one: any Service may be the cause.
-    fn suspect_all(&mut self) {
-        self.has_synced = false;
-        let services = self.ledger.services().cloned();
-        self.last_good = services.map(|service| (service, None)).collect();
-    }
-
-    /// Commits the updates that the kernel accepts and quarantines the Services of the others. Before the first sync, it tries
-    /// updates without committing them, up to [`TRIALS`] times. When the backend fails without refusing, the remaining updates
-    /// become part of the desired state, and [`Dataplane::repair`] commits them.
-    fn bisect(
-        &mut self,
-        mut updates: Vec<Update>,
-        trials: &mut usize,
-        outcome: &mut SyncOutcome,
-    ) -> Result<(), CommitError> {
-        if !self.synced
-            && *trials == 0
-            && let Err(error) = self.reconcile(outcome)
-        {
-            self.postpone(updates);
-            return Err(error);
-        }
-        let mut applied = self.ledger.apply(updates.clone());
-        let attempt = if self.synced {
-            self.send(&applied.transaction, outcome)
-        } else {
-            *trials -= 1;
-            self.trial()
-        };
-        match attempt {
-            Ok(()) => outcome.conflicts.append(&mut applied.conflicts),
-            Err(error) if is_refusal(&error) => {
-                self.ledger.apply(applied.undo);
-                let second = updates.split_off(updates.len() / 2);
-                if updates.is_empty() {
-                    return self.quarantine_each(second, &error, trials, outcome);
-                }
-                if let Err(error) = self.bisect(updates, trials, outcome) {
-                    self.postpone(second);
-                    return Err(error);
-                }
-                return self.bisect(second, trials, outcome);
-            }
-            Err(error) => {
-                self.synced = false;
-                self.record_uncommitted(applied);
-                return Err(error);
-            }
-        }
-        match self.synced {
-            true => self.check_later(applied.flows),
-            false => self.record_uncommitted(applied),
-        }
-        Ok(())
-    }
-
-    /// Quarantines the Services of refused updates. Rules of an earlier Service of the name are deleted: its addresses may be
-    /// those of another Service by now.
-    fn quarantine_each(
-        &mut self,
-        updates: Vec<Update>,
-        error: &CommitError,
-        trials: &mut usize,
-        outcome: &mut SyncOutcome,
-    ) -> Result<(), CommitError> {
-        for Update { service, intent } in updates {
-            self.quarantine.insert(service.clone(), error.clone());
-            outcome.quarantined.push(Quarantined {
-                service: service.clone(),
-                error: error.clone(),
-            });
-            let is_stale = |old: Arc<ServiceIntent>| {
-                let new = intent.as_ref();
-                new.is_some_and(|new| !old.is_of(new.created, &new.cluster_ips()))
-            };
-            if self.ledger.intent(&service).is_some_and(is_stale) {
-                let removal = Update {
-                    service,
-                    intent: None,
-                };
-                self.bisect(vec![removal], trials, outcome)?;
-            }
-        }
         Ok(())
     }
 }

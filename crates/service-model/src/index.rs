@@ -27,6 +27,10 @@ use crate::surroundings::{Socket, Surroundings};
 use crate::suspects::Suspects;
 use sockets::RequestedSockets;
 
+/// Maximum number of changes whose times are kept: the oldest. No commit takes times before all lists are complete, nor the times of
+/// a Service that waits.
+const MAX_TRIGGERS: usize = 4096;
+
 /// See the module. Plain data, owned by one task.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -40,7 +44,7 @@ pub struct Index {
     /// Cluster IPs of Services that were invalid in the last list. The version that is kept may be that of an earlier Service.
     unconfirmed: BTreeSet<(IpAddr, ObjectName)>,
     dirty: BTreeSet<ObjectName>,
-    /// When changes of slices happened, with the Service and family of each.
+    /// When changes of slices happened, with the Service and family of each; up to [`MAX_TRIGGERS`].
     triggers: Vec<(ObjectName, Family, SystemTime)>,
     services: usize,
     endpoints: usize,
@@ -172,8 +176,8 @@ impl Index {
         self.dirty.extract_if(.., |name| is_due(name)).collect()
     }
 
-    /// When the changes of slices happened that came since the last call, as far as their annotations say. Those of
-    /// Services that are dirty are left for a later call.
+    /// When the changes of slices happened that came since the last call, as far as their annotations say: of the first
+    /// 4,096. Those of Services that are dirty are left for a later call.
     pub fn take_triggers(&mut self) -> Vec<(Family, SystemTime)> {
         let dirty = &self.dirty;
         let taken = self
@@ -408,7 +412,9 @@ impl Index {
                 slices.insert(i, slice);
             }
         }
-        if let TriggerTime(Some(at)) = trigger {
+        if let TriggerTime(Some(at)) = trigger
+            && self.triggers.len() < MAX_TRIGGERS
+        {
             self.triggers.push((service.clone(), family, at));
         }
         self.update_sockets(&service);

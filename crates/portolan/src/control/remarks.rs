@@ -37,8 +37,9 @@ impl<B: Backend> Control<B> {
     pub(super) fn log_outcome(&mut self, outcome: &SyncOutcome) {
         for quarantined in &outcome.quarantined {
             if self.permits_about_quarantined(&quarantined.service) {
+                let rules = rules_of_quarantined(quarantined.last_good.is_some());
                 tracing::error!(service = %quarantined.service, error = %quarantined.error,
-                    "the kernel refused this Service; it is quarantined and its last good rules stay in place");
+                    "the kernel refused this Service; it is quarantined and {rules}");
             }
         }
         for contest in self.conflicts.new_contests(&outcome.conflicts) {
@@ -58,10 +59,11 @@ impl<B: Backend> Control<B> {
 
     /// Reports a Service that is over its budget from now on. The problem log is for what is true of one version of an
     /// object; this depends on its endpoints as well, and is reported once until the Service is within its budget again.
+    /// Called after the batch is part of the desired state: rules of an earlier Service of the name are none of it.
     pub(super) fn report_over_budget(&mut self, invalid: Invalid) {
         if self.permits_about_quarantined(&invalid.object) {
-            tracing::error!(service = %invalid.object,
-                "{invalid}; the Service is quarantined and its last good rules stay in place");
+            let rules = rules_of_quarantined(self.dataplane.intent(&invalid.object).is_some());
+            tracing::error!(service = %invalid.object, "{invalid}; the Service is quarantined and {rules}");
         }
         let problem = Problem::Object { at: None, invalid };
         for observer in &mut self.observers {
@@ -96,22 +98,18 @@ impl<B: Backend> Control<B> {
             Subject::File(_) => false,
         };
         if let Some(names) = self.line_limits.quarantine.names(now, is_quarantined) {
-            let what = "further Services are quarantined; their last good rules stay in place";
+            let what = "further Services are quarantined; last good rules stay in place where there are any";
             log_names(what, &names);
         }
     }
 
     /// Facts for the operator that do not make the node unready.
     pub(super) fn notes(&self) -> Vec<String> {
-        let (refused, over_budget) = (self.dataplane.quarantine(), self.view.over_budget());
-        let quarantined = refused.len() + over_budget.len();
-        let refused = refused
-            .iter()
-            .map(|(service, error)| format!("Service {service} is quarantined: {error}"));
-        let over_budget =
-            over_budget.map(|over| format!("Service {} is quarantined: {over}", over.object));
-        let all = refused.chain(over_budget);
-        let mut notes = first(all, quarantined, "Services are quarantined");
+        let quarantined = self.quarantine.services();
+        let named = quarantined.iter().map(|(service, quarantined)| {
+            format!("Service {service} is quarantined: {}", quarantined.reason)
+        });
+        let mut notes = first(named, quarantined.len(), "Services are quarantined");
         let invalid = self.view.wholly_invalid();
         let count = invalid.len();
         let invalid = invalid.map(|problem| format!("{problem}: an earlier valid version serves"));
@@ -126,6 +124,14 @@ impl<B: Backend> Control<B> {
             notes.push("standing by: another process owns the tables".to_owned());
         }
         notes
+    }
+}
+
+/// What a quarantined Service has in the tables, for a log line.
+fn rules_of_quarantined(has_rules: bool) -> &'static str {
+    match has_rules {
+        true => "its last good rules stay in place",
+        false => "has no rules",
     }
 }
 

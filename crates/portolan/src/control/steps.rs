@@ -13,6 +13,7 @@
 //! begins where the one before has ended, also when the Service has changed meanwhile: no frontend waits for longer than a
 //! round of all of them, however often endpoints change.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -117,7 +118,10 @@ impl Steps {
             };
             let reached = before.and_then(|unfinished| unfinished.reached);
             let current = current(&update.service);
-            if let Some((step, reached)) = step(current.as_deref(), &target, reached) {
+            let from = current
+                .as_deref()
+                .map(|current| beginning(current, &target));
+            if let Some((step, reached)) = step(&from.unwrap_or_default(), &target, reached) {
                 let unfinished = Unfinished { target, reached };
                 self.unfinished.insert(update.service.clone(), unfinished);
                 update.intent = Some(Arc::new(step));
@@ -142,29 +146,37 @@ impl Steps {
     }
 }
 
-/// A step from one intent to another, which begins behind `reached`, and the frontend with which it ends; `None` if one
+/// The frontends with which the steps to an intent begin: those that are committed. Of an earlier Service of the name, or of an
+/// address that the Service had, only those that the intent has as well: the others may be those of another Service by now, and go
+/// at once, as those of a deleted Service do.
+fn beginning<'a>(current: &'a ServiceIntent, to: &ServiceIntent) -> Cow<'a, [Frontend]> {
+    if current.is_of(to.created, &to.cluster_ips()) {
+        return Cow::Borrowed(&current.frontends);
+    }
+    let pairs = side_by_side(&current.frontends, &to.frontends);
+    let kept = pairs.filter_map(|(old, new)| new.and(old).cloned());
+    Cow::Owned(kept.collect())
+}
+
+/// A step from these frontends to an intent, which begins behind `reached`, and the frontend with which it ends; `None` if one
 /// commit can have all of it.
 fn step(
-    from: Option<&ServiceIntent>,
+    from: &[Frontend],
     to: &ServiceIntent,
     reached: Option<Claim>,
 ) -> Option<(ServiceIntent, Option<Claim>)> {
-    let cost = |intent: &ServiceIntent| intent.frontends.iter().map(Frontend::elements).sum();
-    let before: usize = from.map_or(0, cost);
-    let after: usize = cost(to);
-    if before + after <= STEP {
+    let cost = |frontends: &[Frontend]| -> usize { frontends.iter().map(Frontend::elements).sum() };
+    if cost(from) + cost(&to.frontends) <= STEP {
         return None;
     }
-    if let Some(frontends) = from.and_then(|from| with_affinity_of(&from.frontends, &to.frontends))
-    {
+    if let Some(frontends) = with_affinity_of(from, &to.frontends) {
         let step = ServiceIntent {
             frontends,
             ..to.clone()
         };
         return (step.frontends != to.frontends).then_some((step, reached));
     }
-    let current = from.map_or(&[][..], |from| &from.frontends);
-    let pairs: Vec<_> = side_by_side(current, &to.frontends).collect();
+    let pairs: Vec<_> = side_by_side(from, &to.frontends).collect();
     let claim = |(old, new): &(Option<&Frontend>, Option<&Frontend>)| new.or(*old).map(Claim::from);
     let place = pairs.partition_point(|pair| claim(pair) <= reached);
     let (done, ahead) = pairs.split_at(if place < pairs.len() { place } else { 0 });

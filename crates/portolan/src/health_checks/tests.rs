@@ -223,24 +223,48 @@ async fn a_taken_port_is_served_once_it_is_free() {
     assert!(reported(), "reported anew at each attempt");
 }
 
+/// What a commit returns that quarantines `web`, which keeps this intent.
+fn quarantining(last_good: Option<&Update>) -> SyncOutcome {
+    let refused = Quarantined {
+        service: name("web"),
+        error: netlink::failed("commit")(nix::errno::Errno::EPERM).into(),
+        last_good: last_good.and_then(|update| update.intent.clone()),
+    };
+    SyncOutcome {
+        quarantined: vec![refused],
+        ..SyncOutcome::default()
+    }
+}
+
 #[tokio::test]
 async fn a_refused_service_opens_no_port() {
     let mut stage = stage();
     let (port, next) = (free_port(), free_port());
     stage.announcer.planned(&[update("web", Some((port, 1)))]);
-    let refused = Quarantined {
-        service: name("web"),
-        error: netlink::failed("commit")(nix::errno::Errno::EPERM).into(),
-    };
-    stage.committed(&SyncOutcome {
-        quarantined: vec![refused],
-        ..SyncOutcome::default()
-    });
+    stage.committed(&quarantining(None));
     stage.commit(&[update("next", Some((next, 1)))]);
     wait_for(next, Some((200, 1, "next"))).await;
     wait_for(port, None).await;
     stage.commit(&[update("web", Some((port, 1)))]);
     wait_for(port, Some((200, 1, "web"))).await;
+}
+
+#[tokio::test]
+async fn a_refused_service_has_a_port_while_it_has_rules() {
+    let mut stage = stage();
+    let (port, other) = (free_port(), free_port());
+    let good = update("web", Some((port, 1)));
+    stage.commit(std::slice::from_ref(&good));
+    wait_for(port, Some((200, 1, "web"))).await;
+    // The commit that refuses it fails, so a later repair reports that.
+    stage.announcer.planned(&[update("web", Some((other, 2)))]);
+    stage.committed(&quarantining(Some(&good)));
+    stage.commit(&[update("other", Some((other, 3)))]);
+    wait_for(other, Some((200, 3, "other"))).await;
+    wait_for(port, Some((200, 1, "web"))).await;
+    // A repair finds that the kernel refuses its last good rules as well.
+    stage.committed(&quarantining(None));
+    wait_for(port, None).await;
 }
 
 #[tokio::test]

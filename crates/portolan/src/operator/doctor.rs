@@ -21,12 +21,11 @@ struct Report {
 }
 
 impl Report {
-    /// 0: nothing found; 1: a fault; 2: something could not be tested.
+    /// 0: nothing found; 1: a fault of the node or the overlay; 2: no fault of the node, and the overlay could not be tested.
     fn exit_code(&self) -> u8 {
-        let is_faultless = self.checks.iter().all(|check| check.faults.is_empty());
-        match (self.overlay.exit_code(), is_faultless) {
-            (0, false) => 1,
-            (code, _) => code,
+        match self.checks.iter().all(|check| check.faults.is_empty()) {
+            true => self.overlay.exit_code(),
+            false => 1,
         }
     }
 

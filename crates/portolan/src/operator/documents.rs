@@ -30,7 +30,7 @@ pub struct Status {
     pub ignored: Vec<String>,
     /// How many there are.
     pub ignored_count: usize,
-    /// Services that the kernel refused or that are over their budget, with the reason. Their last good rules serve.
+    /// Services that the kernel refused or that are over their budget, with the reason. Their last good rules serve, if they have any.
     pub quarantined: Vec<String>,
     /// Frontends that two Services request; the first of them.
     pub conflicts: Vec<String>,
@@ -194,7 +194,7 @@ pub struct Service {
     pub affinity_seconds: Option<u32>,
     /// Why nothing is programmed for the Service, if so: headless, ExternalName, another proxy's.
     pub unprogrammed: Option<String>,
-    /// Why the Service is quarantined, if so. The frontends are those of its last good rules.
+    /// Why the Service is quarantined, if so. The frontends are those of its last good rules, if it has any.
     pub quarantined: Option<String>,
     /// Addresses and ports that clients connect to.
     pub frontends: Vec<Frontend>,

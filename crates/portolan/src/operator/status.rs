@@ -1,16 +1,17 @@
 //! `/v1/status`: the state of the daemon in one document, from what its parts have published.
 
+use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};
 
 use net_types::Family;
-use service_model::printable;
+use service_model::{ObjectName, printable};
 
 use super::catalog::Catalog;
 use super::documents::{Listener, OverlayStatus, ServicesStatus, Source, State, Status};
 use super::knowledge::Knowledge;
 use super::{Origin, Sources};
 use crate::published::Published;
-use crate::status::{Health, STUCK_AFTER};
+use crate::status::{Health, Quarantined, STUCK_AFTER};
 
 /// Items of a list; the document has their number besides.
 const LISTED: usize = 100;
@@ -27,6 +28,7 @@ pub(super) fn answer(known: &Knowledge) -> Status {
     let quarantined: Vec<String> = quarantined
         .map(|(service, quarantined)| format!("{service}: {}", quarantined.reason))
         .collect();
+    let quarantine = quarantine_reasons(catalog.quarantined());
     let mut status = Status {
         node: clean(&sources.node),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -44,8 +46,25 @@ pub(super) fn answer(known: &Knowledge) -> Status {
         listeners: listeners(sources),
         ..Status::default()
     };
-    judge(&mut status, sources, quarantined.len(), now);
+    judge(&mut status, sources, quarantine, now);
     status
+}
+
+/// Counts the quarantined Services with and without last good rules, one sentence each.
+fn quarantine_reasons(services: &BTreeMap<ObjectName, Quarantined>) -> Vec<String> {
+    let with_rules = services.values().filter(|one| one.last_good.is_some());
+    let with_rules = with_rules.count();
+    let counts = [
+        ("whose last good rules serve", with_rules),
+        (
+            "which have no earlier rules and are not served",
+            services.len() - with_rules,
+        ),
+    ];
+    let counts = counts.into_iter().filter(|(_, count)| *count > 0);
+    counts
+        .map(|(which, count)| format!("quarantined Services, {which}: {count}"))
+        .collect()
 }
 
 /// One line, without control characters.
@@ -176,8 +195,8 @@ fn overlay_faults(published: &Published) -> Vec<String> {
     first(&all)
 }
 
-/// Sets the verdict, with reasons and remarks.
-fn judge(status: &mut Status, sources: &Sources, quarantined: usize, now: Instant) {
+/// Sets the verdict, with reasons and remarks. `quarantine`: what is to be said of quarantined Services.
+fn judge(status: &mut Status, sources: &Sources, quarantine: Vec<String>, now: Instant) {
     let mut reasons = Vec::new();
     let mut state = State::Ok;
     if let Some(published) = sources
@@ -219,11 +238,7 @@ fn judge(status: &mut Status, sources: &Sources, quarantined: usize, now: Instan
             .iter()
             .map(|outage| format!("not watching {outage}")),
     );
-    if quarantined > 0 {
-        degraded.push(format!(
-            "quarantined Services, whose last good rules serve: {quarantined}"
-        ));
-    }
+    degraded.extend(quarantine);
     degraded.extend(overlay_faults(&sources.published));
     let findings = status.overlay.iter().flat_map(|overlay| &overlay.findings);
     degraded.extend(findings.cloned());
@@ -249,13 +264,12 @@ fn judge(status: &mut Status, sources: &Sources, quarantined: usize, now: Instan
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use arc_swap::ArcSwap;
     use kube_proxy_config::{CommandLine, Dialect};
     use overlay_probe::ProbeStatus;
-    use service_model::ObjectName;
+    use service_model::ServiceIntent;
 
     use super::*;
     use crate::configz::Configz;
@@ -332,18 +346,41 @@ mod tests {
         let status = answer_of(published.clone());
         assert_eq!(status.state, State::Ok);
         assert_eq!(status.remarks, [line]);
-        let quarantined = status::Quarantined {
+        let name = |name: &str| ObjectName::new("shop", name);
+        let quarantined = |last_good| Quarantined {
             reason: "over its budget".to_owned(),
-            last_good: None,
+            last_good,
         };
-        let name = ObjectName::new("shop", "web");
-        shared.store(Arc::new(status::Status {
-            quarantined: Arc::new(BTreeMap::from([(name, quarantined)])),
-            ..control
-        }));
-        let status = answer_of(published);
-        assert_eq!(status.state, State::Degraded);
-        assert_eq!(status.quarantined, ["shop/web: over its budget"]);
-        assert_eq!(status.reasons.len(), 1);
+        let last_good = ServiceIntent {
+            service: name("web"),
+            created: None,
+            frontends: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            relays: BTreeMap::new(),
+            reset_removed: false,
+            health_check: None,
+        };
+        let new = (name("new"), quarantined(None));
+        let web = (name("web"), quarantined(Some(Arc::new(last_good))));
+        let serve = "quarantined Services, whose last good rules serve: 1";
+        let not_served = "quarantined Services, which have no earlier rules and are not served: 1";
+        for (services, reasons) in [
+            (vec![new.clone()], vec![not_served]),
+            (vec![web.clone()], vec![serve]),
+            (vec![new, web], vec![serve, not_served]),
+        ] {
+            let names = services
+                .iter()
+                .map(|(name, _)| format!("{name}: over its budget"));
+            let names: Vec<String> = names.collect();
+            shared.store(Arc::new(status::Status {
+                quarantined: Arc::new(services.into_iter().collect()),
+                ..control.clone()
+            }));
+            let status = answer_of(published.clone());
+            assert_eq!(status.state, State::Degraded);
+            assert_eq!(status.quarantined, names);
+            assert_eq!(status.reasons, reasons);
+        }
     }
 }

@@ -13,24 +13,34 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use k8s_openapi::jiff::Timestamp;
 
-use super::client;
+use super::client::{self, Unanswered};
+use super::documents::Status;
 use crate::cli::SupportArgs;
 use crate::{build_info, features, render};
 
-/// Documents of the daemon, and their names in the archive.
-const DOCUMENTS: &[(&str, &str)] = &[
-    ("/v1/status", "status.json"),
+/// The state of the daemon, which says what else there is to ask for.
+const STATUS: (&str, &str) = ("/v1/status", "status.json");
+
+/// Documents of a daemon that serves Services, and their names in the archive.
+const OF_SERVICES: &[(&str, &str)] = &[
     ("/v1/services", "services.json"),
     ("/v1/verify", "verify.json"),
+];
+
+/// Documents of every daemon.
+const DOCUMENTS: &[(&str, &str)] = &[
+    ("/v1/checks", "checks.json"),
     ("/v1/configz", "configz.json"),
     ("/v1/metrics", "metrics.txt"),
 ];
 
-/// Files of the kernel and the system.
+/// Files of the kernel and the system, as far as they exist: the image has no `/etc/os-release`, and a kernel may lack IPv6 or
+/// conntrack.
 const FILES: &[&str] = &[
     "/etc/os-release",
     "/proc/loadavg",
@@ -48,7 +58,7 @@ const FILES: &[&str] = &[
     "/proc/version",
 ];
 
-/// Settings of conntrack.
+/// Settings of conntrack, if the kernel has it.
 const CONNTRACK: &str = "/proc/sys/net/netfilter";
 
 /// The folder in the archive.
@@ -105,9 +115,14 @@ fn archive(out: impl Write) -> Result<bool> {
             }
         }
     };
-    for (document, name) in DOCUMENTS {
-        let body = client::get(document).map(|body| body.to_vec());
-        add(name, body.map_err(anyhow::Error::from))?;
+    let status = client::get(STATUS.0);
+    let of_services: &[(&str, &str)] = match status.as_deref().is_ok_and(serves_no_services) {
+        true => &[],
+        false => OF_SERVICES,
+    };
+    add(STATUS.1, body(status))?;
+    for (document, name) in of_services.iter().chain(DOCUMENTS) {
+        add(name, body(client::get(document)))?;
     }
     add(
         "tables.nft",
@@ -118,17 +133,35 @@ fn archive(out: impl Write) -> Result<bool> {
         "features.txt",
         features::report().map(|text| (version + &text).into_bytes()),
     )?;
-    for file in FILES {
+    for file in FILES.iter().filter(|file| is_there(file)) {
         let contents = fs::read(file).with_context(|| format!("cannot read {file}"));
         add(&format!("system{file}"), contents)?;
     }
-    add("system/conntrack-sysctls", settings(Path::new(CONNTRACK)))?;
+    if is_there(CONNTRACK) {
+        add("system/conntrack-sysctls", settings(Path::new(CONNTRACK)))?;
+    }
     let is_whole = errors.is_empty();
     if !is_whole {
         append(&mut archive, "errors.txt", errors.as_bytes())?;
     }
     archive.into_inner()?.finish()?.flush()?;
     Ok(is_whole)
+}
+
+/// What the daemon has answered.
+fn body(answer: Result<Bytes, Unanswered>) -> Result<Vec<u8>> {
+    Ok(answer?.to_vec())
+}
+
+/// Whether a daemon with this status document (JSON) runs without a service proxy.
+fn serves_no_services(status: &[u8]) -> bool {
+    let status: Result<Status, _> = serde_json::from_slice(status);
+    status.is_ok_and(|status| status.services.is_none())
+}
+
+/// Whether a file exists, as far as can be known.
+fn is_there(file: &str) -> bool {
+    Path::new(file).try_exists().unwrap_or(true)
 }
 
 fn append<W: Write>(archive: &mut tar::Builder<W>, name: &str, contents: &[u8]) -> Result<()> {

@@ -54,12 +54,23 @@ fn compare(known: &Knowledge, kernel: &mut Kernel) -> Result<Verification> {
             .differences
             .extend(lines.into_iter().take(space));
     }
-    let quarantined = catalog.quarantined().keys().take(LISTED);
-    let quarantined: Vec<String> = quarantined.map(ToString::to_string).collect();
-    if !quarantined.is_empty() {
-        let names = quarantined.join(", ");
-        let text = format!("by their last good rules, since they are quarantined: {names}");
-        verification.compared.push(clean(&text));
+    for (has_rules, how) in [
+        (true, "by their last good rules, since they are quarantined"),
+        (
+            false,
+            "without rules, since they are quarantined and have no earlier ones",
+        ),
+    ] {
+        let all = catalog.quarantined().iter();
+        let listed = all.filter(|(_, quarantined)| quarantined.last_good.is_some() == has_rules);
+        let names: Vec<String> = listed
+            .take(LISTED)
+            .map(|(name, _)| name.to_string())
+            .collect();
+        if !names.is_empty() {
+            let text = format!("{how}: {}", names.join(", "));
+            verification.compared.push(clean(&text));
+        }
     }
     Ok(verification)
 }

@@ -111,6 +111,8 @@ fn a_refused_service_is_quarantined_and_others_go_in() {
     let quarantined = outcome.quarantined.into_iter().map(|q| q.service);
     assert_eq!(quarantined.collect::<Vec<_>>(), [name(7)]);
     assert!(synced(&dataplane));
+    // Without tables there is nothing to protect by trials, each of which is a refusal.
+    assert!(dataplane.backend().counters().refused <= 9);
     // A later change of another Service takes one transaction, as ever.
     let later = dataplane.commit(vec![service(101)]).unwrap();
     assert_eq!(later.transactions, 1);
@@ -198,6 +200,46 @@ fn many_refused_services_at_a_restart_are_quarantined() {
     assert!(synced(&restarted));
     let left = good().map(|n| intent(n, &[n]));
     assert_eq!(restarted.desired(), crate::contents(&facts(), left));
+}
+
+#[test]
+fn two_refused_of_400_at_a_restart_interrupt_no_other() {
+    let intent = |n: u16| {
+        let [high, low] = n.to_be_bytes();
+        let address = FrontendAddress::ClusterIp([10, 96, high, low].into());
+        let endpoint = Disposition::Balance([backend(high, low)].into());
+        let frontends = vec![frontend(address, Protocol::Tcp, 80, endpoint)];
+        ServiceIntent {
+            service: ObjectName::new("default", format!("service-{n:03}")),
+            ..samples::intent(0, None, frontends)
+        }
+    };
+    let bad = [100, 300];
+    let mut fake = Fake::new();
+    let refused = bad.map(|n: u16| {
+        let [high, low] = n.to_be_bytes();
+        let address = nft::Bytes::new().address([10, high, 0, low].into());
+        nft::Data::Value(address.port(8080))
+    });
+    fake.refuse(
+        move |_, element| refused.contains(&element.data),
+        Errno::ENOSPC,
+    );
+    let good = || (0..400).filter(|n| !bad.contains(n)).map(intent);
+    let mut dataplane = Dataplane::new(fake, facts());
+    dataplane
+        .commit(good().map(Update::from).collect())
+        .unwrap();
+    let before = dataplane.backend().counters().transactions;
+    let mut restarted = Dataplane::new(dataplane.backend, facts());
+    let all = (0..400).map(intent).map(Update::from);
+    let outcome = restarted.commit(all.collect()).unwrap();
+    let quarantined = outcome.quarantined.into_iter().map(|q| q.service);
+    let expected = bad.map(|n| intent(n).service);
+    assert_eq!(quarantined.collect::<Vec<_>>(), expected);
+    assert!(synced(&restarted));
+    assert_eq!(restarted.desired(), crate::contents(&facts(), good()));
+    assert_eq!(restarted.backend().counters().transactions, before);
 }
 
 #[test]
@@ -433,20 +475,25 @@ fn a_failure_beside_a_refused_service_loses_no_update() {
         let refused = [3, 4].map(|n| Update::from(intent(n, &[7])));
         let batch = [service(2)].into_iter().chain(refused);
         let committed = dataplane.commit(batch.collect());
-        assert_eq!(committed.is_err(), dataplane.backend().calls >= failing);
-        if committed.is_err() {
-            dataplane.repair().unwrap();
-        }
+        let failed = committed.is_err();
+        assert_eq!(failed, dataplane.backend().calls >= failing);
+        let outcome = committed.or_else(|_| dataplane.repair()).unwrap();
         let left = [1, 2, 3].map(|n| intent(n, &[n]));
         assert_eq!(dataplane.desired(), crate::contents(&facts(), left));
         let found = Family::ALL.map(|family| dataplane.backend().inner.contents(family));
         assert_eq!(found, dataplane.desired().map(Some));
         let quarantined: Vec<_> = dataplane.quarantine().keys().collect();
         assert_eq!(quarantined, [&name(3), &name(4)]);
-        if committed.is_ok() {
+        // Whichever call has found them.
+        let reported = outcome.quarantined.iter();
+        let reported: Vec<_> = reported.map(|q| (&q.service, &q.last_good)).collect();
+        let kept = Some(Arc::new(intent(3, &[3])));
+        assert_eq!(reported, [(&name(3), &kept), (&name(4), &None)]);
+        if !failed {
             assert!(at > 10, "{at} calls");
             break;
         }
+        assert_eq!(dataplane.repair().unwrap().quarantined, []);
     }
 }
 

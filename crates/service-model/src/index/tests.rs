@@ -306,6 +306,24 @@ fn an_invalid_service_yields_its_cluster_ip_to_a_later_one() {
 }
 
 #[test]
+fn times_of_changes_are_bounded_while_no_commit_takes_them() {
+    let mut index = Index::new();
+    let times = (1..=10_000).map(|n| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(n));
+    for (at, endpoint) in times.zip(["10.1.0.5", "10.1.0.6"].into_iter().cycle()) {
+        index.apply_one(&EndpointSlice {
+            trigger: TriggerTime(Some(at)),
+            ..http("shop/web-1", "web", endpoint)
+        });
+    }
+    assert_eq!(index.triggers.len(), MAX_TRIGGERS);
+    index.take_dirty();
+    let first = index.take_triggers().into_iter().next();
+    let oldest = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
+    assert_eq!(first, Some((Family::Ip, oldest)));
+    assert!(index.triggers.is_empty());
+}
+
+#[test]
 fn a_service_without_objects_takes_no_memory() {
     let mut index = Index::new();
     for i in 0..100 {

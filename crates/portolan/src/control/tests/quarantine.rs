@@ -2,6 +2,7 @@
 
 use service_model::{Disposition, Frontend};
 
+use super::recreated::over_budget;
 use super::*;
 use crate::status::Quarantined;
 
@@ -53,4 +54,17 @@ fn a_service_that_a_retry_commits_is_not_quarantined() {
     assert!(!control.failed);
     assert_eq!(quarantined(&control), None);
     assert_eq!(elements(&control, "frontends_1"), 1);
+}
+
+#[test]
+fn a_refused_service_over_its_budget_counts_once() {
+    let mut control = refusing();
+    let over = over_budget(service().created, "10.96.0.1");
+    control.event(SourceEvent::Service(ObjectEvent::Apply(Arc::new(over))));
+    turn_at_once(&mut control);
+    assert!(control.view.is_over_budget(&service().name));
+    assert_eq!(control.dataplane.quarantine().len(), 1);
+    assert_eq!(metric(&control, "portolan_quarantined_services "), Some(1));
+    assert_eq!(control.reports.status.load().notes.len(), 1);
+    assert!(quarantined(&control).unwrap().last_good.is_some());
 }

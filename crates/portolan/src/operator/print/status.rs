@@ -33,6 +33,8 @@ pub(in crate::operator) fn status(status: &Status, terminal: Terminal) -> String
     if let Some(services) = &status.services {
         out += &services_lines(status, services, width);
     }
+    // An overlay ignores objects as well.
+    out += &list("Ignored", &status.ignored, status.ignored_count, width);
     if let Some(overlay) = &status.overlay {
         out += &overlay_lines(overlay, width);
     }
@@ -74,7 +76,6 @@ fn services_lines(status: &Status, services: &ServicesStatus, width: Option<usiz
     }
     out += &labeled("Repairs", &repairs_line(services), width);
     out += &all("Quarantined", &status.quarantined, width);
-    out += &list("Ignored", &status.ignored, status.ignored_count, width);
     out + &list("Conflict", &status.conflicts, status.conflict_count, width)
 }
 
