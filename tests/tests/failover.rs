@@ -149,6 +149,28 @@ fn unplugged_node_gets_no_new_connections_within_seconds() -> Result<()> {
     Ok(())
 }
 
+/// Attempts that failed in the first outage are still in conntrack during the second.
+#[scenario(Nft)]
+fn a_second_outage_of_a_node_is_noticed_like_the_first() -> Result<()> {
+    let stage = Stage::new()?;
+    let _daemon = stage.start(&[])?;
+    stage.0.wait_for_pods(4)?;
+    let streams = stage.connect()?;
+    for outage in 1..=2 {
+        let (last, unplugged) = stage.unplug(&streams)?;
+        println!("outage {outage}: last failed connection {last:?} after the plug");
+        ensure!(
+            last <= LIMIT,
+            "outage {outage}: connections failed until {last:?} after the plug"
+        );
+        stage.0.wait_for_pods(2)?;
+        drop(unplugged);
+        stage.wait_for_suspects(0)?;
+        stage.0.wait_for_pods(4)?;
+    }
+    Ok(())
+}
+
 /// Without any connection: the round of the overlay's probes is the only reason to look.
 #[scenario(Nft, Vxlan)]
 fn a_node_silent_to_the_overlay_is_avoided_beforehand() -> Result<()> {

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use crate::attribute::Writer;
 use crate::message::{Answer, Message, control, flag, messages};
-use crate::socket::{NetlinkFamily, Socket};
+use crate::socket::{NetlinkFamily, Socket, small_datagram};
 use crate::{Error, Malformed, failed};
 
 /// The kernel answers before `send` returns; this time-out is for what should never happen.
@@ -72,12 +72,13 @@ impl Connection {
         })
     }
 
-    /// Opens one for dumps that are read in small parts ([`Connection::read_on`]): a datagram holds a page of messages.
+    /// Opens one for dumps that are read in small parts ([`Connection::read_on`]): a datagram holds a page of messages, or 8 kB
+    /// where pages are longer.
     ///
     /// Errors: as [`Connection::open`].
     pub fn open_for_small_parts(family: NetlinkFamily) -> Result<Self, Error> {
         let mut connection = Self::open(family)?;
-        connection.socket.receive_small();
+        connection.socket.receive_small(small_datagram());
         Ok(connection)
     }
 
@@ -140,6 +141,8 @@ impl Connection {
 
     /// Hands messages of a dump to `absorb`, a datagram at a time, until there were at least `least`. Returns the end of the
     /// dump, if it has come.
+    ///
+    /// Errors: EMSGSIZE if a datagram was longer than any before, and is lost; the dump can be read on.
     pub fn read_on(
         &mut self,
         dump: &DumpUnderWay,
@@ -393,6 +396,18 @@ mod tests {
             }
             assert_eq!((end, seen > 0), (Some(Reply::Done), true));
         }
+    }
+
+    #[test]
+    fn a_datagram_that_was_cut_makes_room_for_the_next() {
+        let mut connection = Connection::open(NetlinkFamily::Route).unwrap();
+        connection.socket.receive_small(16);
+        let mut index = [0; 16];
+        // Loopback.
+        index[4..8].copy_from_slice(&1_i32.to_ne_bytes());
+        let mut ask = || connection.ask(GET_LINK, 0, &index, |_| {}, |_| Ok(()));
+        assert_eq!(ask(), Err(failed("receive the reply")(Errno::EMSGSIZE)));
+        assert_eq!(ask(), Ok(Reply::Done));
     }
 
     #[test]

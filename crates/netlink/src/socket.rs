@@ -64,8 +64,9 @@ sockopt_impl!(
 
 /// The kernel fills dumps up to 32 kB a datagram, more when it has once seen a longer buffer.
 const RECEIVE: usize = 64 << 10;
-/// The least that the kernel fills is a page (`NLMSG_GOODSIZE`).
-const RECEIVE_SMALL: usize = 4 << 10;
+/// Bounds of the least that the kernel fills: a page, up to 8 kB (`NLMSG_GOODSIZE`, include/linux/netlink.h).
+const SMALLEST: usize = 4 << 10;
+const LONGEST_SMALL: usize = 8 << 10;
 
 /// Offset of `nlmsg_pid` in `struct nlmsghdr`.
 const PORT_OFFSET: u32 = 12;
@@ -125,10 +126,10 @@ impl Socket {
         self.port
     }
 
-    /// Has the kernel make dumps a page at a time, if nothing has been received yet: each datagram is made when the one before
-    /// is received, so what is in it is as old as that.
-    pub(crate) fn receive_small(&mut self) {
-        self.buffer = vec![0; RECEIVE_SMALL];
+    /// Has the kernel make dumps in datagrams of this many bytes (or [`small_datagram`], if that is more), if nothing has been
+    /// received yet: each datagram is made when the one before is received, so what is in it is as old as that.
+    pub(crate) fn receive_small(&mut self, bytes: usize) {
+        self.buffer = vec![0; bytes];
     }
 
     /// Requests room for this many bytes of unread messages. Best effort without CAP_NET_ADMIN.
@@ -227,7 +228,7 @@ impl Socket {
     }
 
     /// The next datagram from the kernel; `None` when there is none now. ENOBUFS: some were lost;
-    /// EMSGSIZE: one was cut, and is lost too.
+    /// EMSGSIZE: one was cut, and is lost too; there is room for others as long as that from then on.
     pub fn try_receive(&mut self) -> Result<Option<&[u8]>, Errno> {
         #[cfg(feature = "faults")]
         if let Some(errno) = crate::faults::due() {
@@ -266,6 +267,29 @@ impl Socket {
     }
 }
 
+/// Bytes of the shortest datagrams that the kernel fills in a dump.
+pub(crate) fn small_datagram() -> usize {
+    small_datagram_of(page_size())
+}
+
+/// The same for a page of this many bytes. A page of unknown length may be long.
+fn small_datagram_of(page: Option<usize>) -> usize {
+    page.map_or(LONGEST_SMALL, |page| page.clamp(SMALLEST, LONGEST_SMALL))
+}
+
+/// Bytes of a page, which the kernel's configuration decides on some architectures: `AT_PAGESZ` of getauxval(3).
+fn page_size() -> Option<usize> {
+    let vector = std::fs::read("/proc/self/auxv").ok()?;
+    let (words, _) = vector.as_chunks::<{ size_of::<usize>() }>();
+    let mut words = words.iter().map(|word| usize::from_ne_bytes(*word));
+    while let (Some(kind), Some(value)) = (words.next(), words.next()) {
+        if kind == libc::AT_PAGESZ as usize {
+            return Some(value);
+        }
+    }
+    None
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -298,5 +322,20 @@ impl Membership {
         send(self.socket.as_raw_fd(), &out.bytes, MsgFlags::empty())
             .map(drop)
             .map_err(failed("wake a subscriber"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_datagrams_are_a_page_of_up_to_8_kb() {
+        for (page, bytes) in [(4, 4), (8, 8), (16, 8), (64, 8)] {
+            assert_eq!(small_datagram_of(Some(page << 10)), bytes << 10);
+        }
+        assert_eq!(small_datagram_of(None), 8 << 10);
+        let page = page_size().expect("/proc is mounted");
+        assert!(page >= SMALLEST && page.is_power_of_two(), "{page}");
     }
 }

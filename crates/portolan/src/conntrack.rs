@@ -5,7 +5,11 @@
 //! decides what is stale, [`netfilter::Conntrack`] finds and deletes conntrack entries. Only the control loop writes the tables, so stale affinity
 //! entries go back to it ([`Forget`]), in pieces that delay no commit. Conntrack entries are checked after that: a flow
 //! that ended earlier could come back by its affinity entry.
+//!
+//! Invariant: the flows of a commit are checked only after the commit's affinity entries, but do not wait until no further
+//! affinity check arrives ([`Dues`]).
 
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -54,6 +58,11 @@ struct Order {
 }
 
 impl Order {
+    /// Whether something may be stale since the commit.
+    fn is_needed(&self) -> bool {
+        !self.affinity.is_empty() || self.flows.iter().any(|check| !check.only_if_pending)
+    }
+
     /// Whether it cannot wait for checks that are planned already.
     fn is_urgent(&self) -> bool {
         self.hurried || !self.affinity.is_empty() || !self.flows.iter().all(FlowCheck::is_patient)
@@ -147,12 +156,80 @@ impl Observer for Cleaner {
         if affinity.is_empty() && flows.is_empty() {
             return;
         }
-        self.orders.add(Order {
+        let mut order = Order {
             affinity: affinity.clone(),
             flows: flows.clone(),
             node_addresses: commit.facts.node_addresses.as_slice().into(),
-            hurried: self.hurried_until.is_some_and(|at| Instant::now() < at),
+            hurried: false,
+        };
+        let hurries = self.hurried_until.is_some_and(|at| Instant::now() < at);
+        order.hurried = hurries && order.is_needed();
+        self.orders.add(order);
+    }
+}
+
+/// From when on the pending checks may be made; `None` where none is pending.
+#[derive(Clone, Copy, Debug)]
+struct Dues {
+    affinity: Option<Instant>,
+    flows: Option<Instant>,
+}
+
+/// Which pending checks are made, in this order.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    affinity: bool,
+    flows: bool,
+}
+
+impl Dues {
+    /// When the next check is due: that of affinity entries, which flows have to wait for.
+    fn next(self) -> Option<Instant> {
+        self.affinity.or(self.flows)
+    }
+
+    /// The checks to make now. Flows wait for the affinity entries that are pending, and for no further ones.
+    fn turn(self, now: Instant) -> Turn {
+        let is_due = |at: Instant| at <= now;
+        Turn {
+            affinity: self.affinity.is_some_and(is_due),
+            flows: self.affinity.is_none_or(is_due) && self.flows.is_some_and(is_due),
+        }
+    }
+}
+
+/// Judges entries during a look: by the checks that the look began with, as later orders have replaced them.
+struct Judge<'a> {
+    flows: &'a FlowChecks,
+    orders: &'a Orders,
+    /// Number of waiting orders that [`Judge::newest`] includes.
+    seen: usize,
+    /// The checks and those of later orders, if there are any.
+    newest: Option<FlowChecks>,
+}
+
+impl<'a> Judge<'a> {
+    fn new(flows: &'a FlowChecks, orders: &'a Orders) -> Judge<'a> {
+        Judge {
+            flows,
+            orders,
+            seen: 0,
+            newest: None,
+        }
+    }
+
+    /// Whether the entry is stale by the checks, and still after the commits that were made meanwhile: a client may be connected
+    /// to an endpoint that was added since. What only later checks condemn is left to the next look.
+    fn is_stale(&mut self, flow: &Flow) -> bool {
+        let (flows, newest) = (self.flows, &mut self.newest);
+        if !flows.is_stale(flow) {
+            return false;
+        }
+        self.seen = self.orders.peek(self.seen, |order| {
+            let newest = newest.get_or_insert_with(|| flows.clone());
+            newest.add(order.flows.clone(), order.node_addresses.clone());
         });
+        newest.as_ref().is_none_or(|newest| newest.is_stale(flow))
     }
 }
 
@@ -178,47 +255,57 @@ struct Worker {
 
 impl Worker {
     fn work(mut self, orders: &Orders) {
-        while let Some(arrived) = orders.wait(self.due()) {
+        while let Some(arrived) = orders.wait(self.due(Instant::now())) {
             for order in arrived {
                 self.affinity.add(order.affinity);
                 self.flows.add(order.flows, order.node_addresses);
                 self.hurried |= order.hurried;
             }
-            if self.due().is_some_and(|at| at <= Instant::now()) {
-                self.check();
+            let now = Instant::now();
+            if self.due(now).is_some_and(|at| at <= now) {
+                self.check(self.dues(now).turn(now), orders);
             }
         }
     }
 
-    /// When the next check is due. Affinity entries come first: their clients are sent to removed endpoints meanwhile.
-    fn due(&self) -> Option<Instant> {
-        let now = Instant::now();
-        let at = if !self.affinity.is_empty() {
-            self.affinity_at
-        } else if self.flows.is_empty() {
-            return None;
-        } else if self.is_patient() {
-            self.patient.due(now)
-        } else {
-            self.prompt.due(now)
-        };
+    /// When the next check is due.
+    fn due(&self, now: Instant) -> Option<Instant> {
+        let at = self.dues(now).next()?;
         Some(self.retry_at.map_or(at, |retry| retry.max(at)))
+    }
+
+    fn dues(&self, now: Instant) -> Dues {
+        let pace = match self.is_patient() {
+            true => &self.patient,
+            false => &self.prompt,
+        };
+        Dues {
+            affinity: (!self.affinity.is_empty()).then_some(self.affinity_at),
+            flows: (!self.flows.is_empty()).then(|| pace.due(now)),
+        }
     }
 
     fn is_patient(&self) -> bool {
         !self.hurried && self.flows.is_patient()
     }
 
-    fn check(&mut self) {
-        let result = match self.affinity.is_empty() {
-            false => self.check_affinity(),
-            true => self.check_flows(),
-        };
+    fn check(&mut self, turn: Turn, orders: &Orders) {
+        let result = self.try_check(turn, orders);
         self.retry_at = None;
         if let Err(error) = result {
             tracing::warn!(%error, retry_seconds = RETRY.as_secs_f64(), "cannot check affinity and conntrack entries; retrying");
             self.retry_at = Some(Instant::now() + RETRY);
         }
+    }
+
+    fn try_check(&mut self, turn: Turn, orders: &Orders) -> Result<(), CommitError> {
+        if turn.affinity {
+            self.check_affinity()?;
+        }
+        if turn.flows {
+            self.check_flows(orders)?;
+        }
+        Ok(())
     }
 
     /// Has the affinity entries of removed endpoints deleted, and waits until they are.
@@ -251,10 +338,10 @@ impl Worker {
     }
 
     /// Deletes the conntrack entries that the checks condemn.
-    fn check_flows(&mut self) -> Result<(), CommitError> {
+    fn check_flows(&mut self, orders: &Orders) -> Result<(), CommitError> {
         let start = Instant::now();
         let before = self.conntrack.walks();
-        let deleted = self.delete_stale();
+        let deleted = self.delete_stale(orders);
         let walks = self.conntrack.walks() - before;
         self.metrics.conntrack_walked(walks);
         let deleted = deleted?;
@@ -282,12 +369,13 @@ impl Worker {
         Ok(())
     }
 
-    fn delete_stale(&mut self) -> Result<usize, CommitError> {
+    fn delete_stale(&mut self, orders: &Orders) -> Result<usize, CommitError> {
+        let judge = RefCell::new(Judge::new(&self.flows, orders));
         let mut all = 0;
         for filter in self.flows.filters() {
             let start = Instant::now();
-            let (flows, mut established) = (&self.flows, Vec::new());
-            let is_stale = |flow: &Flow| flows.is_stale(flow);
+            let mut established = Vec::new();
+            let is_stale = |flow: &Flow| judge.borrow_mut().is_stale(flow);
             let deleted = self.conntrack.delete_noting(&filter, is_stale, |flow| {
                 if flow.protocol == Protocol::Tcp && flow.answered {
                     established.push((flow.source, flow.destination));
@@ -316,7 +404,7 @@ fn reset(connections: &[(SocketAddr, SocketAddr)]) {
 #[cfg(test)]
 mod tests {
     use service_dataplane::Claim;
-    use service_model::{Family, FrontendAddress, Node, NodeConfig, NodeFacts};
+    use service_model::{FrontendAddress, Node, NodeConfig, NodeFacts};
 
     use super::*;
 
@@ -324,25 +412,35 @@ mod tests {
         Suspects::new(nodes.iter().map(|node| Arc::from(*node)))
     }
 
-    /// Whether the thread that waits for `until` sees a check of unanswered TCP connections before.
-    fn wakes(cleaner: &mut Cleaner, until: Instant) -> bool {
+    const VIP: [u8; 4] = [10, 96, 0, 1];
+
+    /// A check of TCP connections to port 80 of `VIP`, which these hosts serve.
+    fn check(serving: &[u8], reset: bool, only_if_pending: bool) -> FlowCheck {
+        let backend = |host: &u8| service_model::Backend {
+            address: [10, 244, 0, *host].into(),
+            port: 8080,
+            local: false,
+        };
+        FlowCheck {
+            claim: Claim {
+                address: FrontendAddress::ClusterIp(VIP.into()),
+                protocol: Protocol::Tcp,
+                port: 80,
+            },
+            serving: Some(serving.iter().map(backend).collect()),
+            allowed_sources: None,
+            reset,
+            only_if_pending,
+        }
+    }
+
+    fn commit(cleaner: &mut Cleaner, check: FlowCheck) {
         let outcome = SyncOutcome {
-            flows: vec![FlowCheck {
-                claim: Claim {
-                    address: FrontendAddress::NodePort(Family::Ip),
-                    protocol: Protocol::Tcp,
-                    port: 30080,
-                },
-                serving: None,
-                allowed_sources: None,
-                reset: false,
-            }],
+            flows: vec![check],
             ..SyncOutcome::default()
         };
         let node = Node::unknown("node-a");
         let facts = NodeFacts::resolve(&NodeConfig::named("node-a"), &node, &[], &[]);
-        // The thread has a look planned.
-        let _ = cleaner.orders.wait(Some(Instant::now()));
         cleaner.committed(&Commit {
             outcome: &outcome,
             facts: &facts,
@@ -351,6 +449,13 @@ mod tests {
             full: false,
             triggers: &[],
         });
+    }
+
+    /// Whether the thread that waits for `until` sees a check of unanswered TCP connections before.
+    fn wakes(cleaner: &mut Cleaner, until: Instant) -> bool {
+        // The thread has a look planned.
+        let _ = cleaner.orders.wait(Some(Instant::now()));
+        commit(cleaner, check(&[], false, false));
         let orders = cleaner.orders.wait(Some(until)).unwrap();
         assert_eq!(orders.len(), 1);
         Instant::now() < until
@@ -374,5 +479,66 @@ mod tests {
         cleaner.hurried_until = None;
         cleaner.suspects(&suspects(&["node-c"]));
         assert!(!wakes(&mut cleaner, soon()));
+    }
+
+    #[test]
+    fn a_commit_that_leaves_nothing_stale_wakes_nobody() {
+        let mut cleaner = Cleaner::new(Arc::default());
+        let orders = cleaner.orders.clone();
+        cleaner.suspects(&suspects(&["node-b"]));
+        // Nothing is pending.
+        commit(&mut cleaner, check(&[1, 2], true, true));
+        assert_eq!(orders.peek(0, |_| {}), 0);
+        let _ = orders.wait(Some(Instant::now()));
+        commit(&mut cleaner, check(&[1, 2], true, true));
+        let planned = Instant::now() + Duration::from_millis(20);
+        let arrived = orders.wait(Some(planned)).unwrap();
+        assert!(Instant::now() >= planned);
+        assert!(arrived.len() == 1 && !arrived[0].hurried);
+    }
+
+    #[test]
+    fn endpoints_added_during_a_look_keep_their_connections() {
+        let connected = |host: u8| Flow {
+            protocol: Protocol::Tcp,
+            source: ([10, 244, 0, 99], 40000).into(),
+            destination: (VIP, 80).into(),
+            answers_from: ([10, 244, 0, host], 8080).into(),
+            answered: true,
+        };
+        let mut cleaner = Cleaner::new(Arc::default());
+        let orders = cleaner.orders.clone();
+        let _ = orders.wait(Some(Instant::now()));
+        let mut flows = FlowChecks::default();
+        flows.add(vec![check(&[1], true, false)], [].into());
+        let mut judge = Judge::new(&flows, &orders);
+        assert!(judge.is_stale(&connected(2)));
+        commit(&mut cleaner, check(&[1, 2], false, true));
+        assert!(!judge.is_stale(&connected(2)));
+        assert!(judge.is_stale(&connected(3)));
+        // The commit's affinity entries have not been checked yet.
+        commit(&mut cleaner, check(&[2], true, false));
+        assert!(!judge.is_stale(&connected(1)));
+        let left = orders.wait(Some(Instant::now())).unwrap();
+        assert_eq!(left.len(), 2, "orders for the next look");
+    }
+
+    #[test]
+    fn sustained_affinity_checks_delay_no_check_of_flows() {
+        let now = Instant::now();
+        let turn = |affinity, flows| {
+            let dues = Dues { affinity, flows };
+            let turn = dues.turn(now);
+            (turn.affinity, turn.flows, dues.next())
+        };
+        let (due, later) = (Some(now), Some(now + Duration::from_secs(1)));
+        assert_eq!(turn(due, due), (true, true, due));
+        assert_eq!(turn(due, later), (true, false, due));
+        // Flows do not come before affinity entries.
+        assert_eq!(turn(later, due), (false, false, later));
+        assert_eq!(turn(due, None), (true, false, due));
+        assert_eq!(turn(None, due), (false, true, due));
+        assert_eq!(turn(None, later), (false, false, later));
+        assert_eq!(turn(None, None), (false, false, None));
     }
 }

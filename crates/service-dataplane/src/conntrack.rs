@@ -1,10 +1,10 @@
 //! Which conntrack entries are stale after a change: those that the new rules would not make, and that would not time
 //! out soon.
 //!
-//! A change of a frontend, or of the addresses that serve node ports, makes [`FlowCheck`]s, unless it cannot leave a stale
-//! entry behind. [`FlowChecks`]
-//! collects checks, says which entries to look for in the kernel and judges those that were found. The caller looks for
-//! them after the commit, on another thread: the old rules would make an entry again that is deleted before.
+//! A change of a frontend, or of the addresses that serve node ports, makes [`FlowCheck`]s. A change that cannot leave
+//! a stale entry behind only updates a pending check, which would otherwise delete flows to endpoints that were added since.
+//! [`FlowChecks`] collects checks, says which entries to look for in the kernel and judges those that were found. The caller
+//! looks for them after the commit, on another thread: the old rules would make an entry again that is deleted before.
 //!
 //! The rule, for an entry of a flow to a frontend:
 //! * UDP and SCTP: delete it unless its endpoint still serves and its source may use the frontend (kube-proxy's
@@ -16,7 +16,7 @@
 //! * A frontend that no longer exists: the same for translated flows; others are left alone.
 //!
 //! Invariant: a check states what is right, not what has changed. It can be repeated, a later check of the same frontend
-//! replaces an earlier one, and a superfluous check is safe.
+//! replaces an earlier one (but a pending request for resets stays), and a superfluous check is safe.
 
 #[cfg(test)]
 mod tests;
@@ -47,6 +47,8 @@ pub struct FlowCheck {
     pub allowed_sources: Option<Arc<[IpNet]>>,
     /// Established TCP connections to others are reset.
     pub reset: bool,
+    /// The change left no stale entry behind: the check is needed only to replace one that is pending.
+    pub only_if_pending: bool,
 }
 
 impl FlowCheck {
@@ -57,21 +59,24 @@ impl FlowCheck {
         new: Option<&Frontend>,
         reset: bool,
     ) -> Option<FlowCheck> {
-        if let (Some(old), Some(new)) = (old, new)
-            && keeps_flows(old, new)
-        {
-            return None;
-        }
-        (old.is_some() || new.is_some()).then(|| FlowCheck {
+        let only_if_pending = match (old, new) {
+            (None, None) => return None,
+            (Some(old), Some(new)) if allow_the_same_flows(old, new) => return None,
+            (Some(old), Some(new)) => keeps_flows(old, new),
+            _ => false,
+        };
+        Some(FlowCheck {
             reset,
+            only_if_pending,
             ..FlowCheck::of(claim, new)
         })
     }
 
-    /// Whether the check is about unanswered TCP connections only. Clients send a SYN again after 1, 3, 7 and 15 s, so the
-    /// check may wait, unless an endpoint was removed because its node is down: then many connections are unanswered.
+    /// Whether the check is about unanswered TCP connections only, or only replaces a pending one. Clients send a SYN again
+    /// after 1, 3, 7 and 15 s, so the check may wait, unless an endpoint was removed because its node is down: then many
+    /// connections are unanswered.
     pub fn is_patient(&self) -> bool {
-        self.claim.protocol == Protocol::Tcp && !self.reset
+        self.only_if_pending || (self.claim.protocol == Protocol::Tcp && !self.reset)
     }
 
     /// The check of a frontend as it is now, without resets.
@@ -81,6 +86,7 @@ impl FlowCheck {
             serving: frontend.map(|frontend| frontend.serving.clone()),
             allowed_sources: frontend.and_then(|frontend| frontend.allowed_sources.clone()),
             reset: false,
+            only_if_pending: false,
         }
     }
 
@@ -106,6 +112,11 @@ impl FlowCheck {
     }
 }
 
+/// Whether checks of the two frontends judge every flow alike.
+fn allow_the_same_flows(old: &Frontend, new: &Frontend) -> bool {
+    old.serving == new.serving && old.allowed_sources == new.allowed_sources
+}
+
 /// Whether no flow that the old frontend made can be stale under the new one.
 fn keeps_flows(old: &Frontend, new: &Frontend) -> bool {
     let narrows = new.allowed_sources.is_some() && new.allowed_sources != old.allowed_sources;
@@ -117,9 +128,11 @@ fn keeps_flows(old: &Frontend, new: &Frontend) -> bool {
     keeps && !narrows
 }
 
+/// One walk through both: they are sorted, and may have 131,000 endpoints.
 fn all_serve(old: &Arc<[Backend]>, new: &Arc<[Backend]>) -> bool {
-    let serves = |b: &Backend| serves(new, SocketAddr::new(b.address, b.port));
-    Arc::ptr_eq(old, new) || old.iter().all(serves)
+    let mut rest = new.iter();
+    let is_same = |a: &Backend, b: &Backend| (a.address, a.port) == (b.address, b.port);
+    Arc::ptr_eq(old, new) || old.iter().all(|old| rest.any(|new| is_same(old, new)))
 }
 
 fn serves(serving: &[Backend], endpoint: SocketAddr) -> bool {
@@ -152,11 +165,19 @@ impl FlowChecks {
         self.checks.values().all(FlowCheck::is_patient)
     }
 
-    /// Adds the checks of one commit, together with the addresses that serve node ports since then (sorted).
+    /// Adds the checks of one commit, together with the addresses that serve node ports since then (sorted). A check replaces
+    /// the pending one of its frontend, whose connections are still reset if either check says so.
     pub fn add(&mut self, checks: Vec<FlowCheck>, node_addresses: Arc<[IpAddr]>) {
         self.node_addresses = node_addresses;
-        let keyed = checks.into_iter().map(|check| (check.claim, check));
-        self.checks.extend(keyed);
+        for mut check in checks {
+            if let Some(pending) = self.checks.get(&check.claim) {
+                check.reset |= pending.reset;
+                check.only_if_pending = false;
+            }
+            if !check.only_if_pending {
+                self.checks.insert(check.claim, check);
+            }
+        }
     }
 
     /// Filters that together match every entry that a check is about. Few frontends are looked for by address and port,

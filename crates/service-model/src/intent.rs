@@ -116,8 +116,8 @@ impl Frontend {
 pub struct Affinity {
     /// Seconds without a new connection after which the entry ends.
     pub seconds: u32,
-    /// Frontends of a Service port with the same group share their affinity entries (row 42). A hash of the port's
-    /// name, neither 0 nor `u32::MAX`, so that entries outlive this process. Two Services may collide in one group.
+    /// Frontends of a Service port with the same group share their affinity entries (row 42). A hash of the Service's UID and the port's
+    /// number, neither 0 nor `u32::MAX`, so that entries outlive this process. Two Services may collide in one group.
     pub group: u32,
     /// The map of the affinity entries of all groups of the Service, which bounds their number. A hash of the Service's name.
     /// Two Services may share a map.

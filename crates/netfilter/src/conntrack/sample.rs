@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use netlink::{Connection, DumpUnderWay, Error, NetlinkFamily, Reply, failed};
 use nft::wire::header::header;
+use nix::errno::Errno;
 
 use super::{Attempt, attempt, wire};
 
-/// Entries of a part at most: some six datagrams.
+/// A part ends with the first datagram after this many entries; six datagrams of a page hold about as many.
 pub(super) const PART: usize = 100;
-/// A part ends with the first datagram after this time: in a table with few entries the kernel walks many buckets for each. Short
-/// parts are read often, so where many attempts fail one is seen soon.
+/// A part ends with the first datagram after this time: in a table with few entries the kernel walks many buckets for each, and a
+/// single datagram may take longer. Short parts are read often, so where many attempts fail one is seen soon.
 const TIME: Duration = Duration::from_micros(200);
 
 /// Reads a part of the table of one network namespace at a time.
@@ -52,10 +53,18 @@ impl Sampler {
         };
         let (start, mut seen) = (Instant::now(), 0);
         let end = loop {
-            let end = reading.connection.read_on(&dump, 1, |message| {
+            let read = reading.connection.read_on(&dump, 1, |message| {
                 seen += 1;
                 attempts.extend(attempt(message).filter(|found| keeps(found)));
-            })?;
+            });
+            let end = match read {
+                // Longer datagrams fit from now on. The next dump has what was cut.
+                Err(Error::Failed {
+                    errno: Errno::EMSGSIZE,
+                    ..
+                }) => None,
+                read => read?,
+            };
             if end.is_some() || seen >= PART || start.elapsed() >= TIME {
                 break end;
             }
@@ -67,7 +76,7 @@ impl Sampler {
             Some(Reply::Done | Reply::Interrupted) => {}
             None => reading.dump = Some(dump),
         }
-        // After a failure the next part begins with a new socket.
+        // After any other failure the next part begins with a new socket.
         self.0 = Some(reading);
         Ok(attempts)
     }

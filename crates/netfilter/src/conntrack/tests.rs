@@ -241,12 +241,20 @@ fn attempts_are_translated_flows_until_their_reply() {
 
 #[test]
 fn parts_of_a_large_table_make_up_the_whole() {
+    /// More of these entries (156 bytes) than fit into a small datagram, which has up to 8 kB; some 200 fit into 32 kB.
+    const DATAGRAM: usize = 60;
     in_tracked_namespace(|conntrack| {
+        let translated = datagrams(4 * sample::PART, "127.0.0.1:53");
+        // So far all entries are attempts, so a part returns all that it has read.
+        let mut sampler = Sampler::default();
+        for _ in 0..12 {
+            let part = sampler.attempts(|_| true).unwrap().len();
+            assert!(part < sample::PART + DATAGRAM, "{part} entries in a part");
+        }
         for n in 2..4 {
             datagrams(4 * sample::PART, &format!("127.0.0.{n}:54"));
         }
         let mut sampler = Sampler::default();
-        let translated = datagrams(4 * sample::PART, "127.0.0.1:53");
         let mut found = BTreeSet::new();
         let mut parts = 0;
         while found.len() < translated.len() {
@@ -264,6 +272,25 @@ fn parts_of_a_large_table_make_up_the_whole() {
         let again = (0..parts).map(|_| sampler.attempts(|_| true).unwrap().len());
         assert!(again.sum::<usize>() > 0);
         assert_eq!(sampler.attempts(|_| false).unwrap().len(), 0);
+    });
+}
+
+#[test]
+fn a_datagram_that_was_cut_ends_no_sampling() {
+    use netlink::faults::{Plan, plan};
+    in_tracked_namespace(|_| {
+        let translated = datagrams(4 * sample::PART, "127.0.0.1:53");
+        let mut sampler = Sampler::default();
+        let first = sampler.attempts(|_| true).unwrap();
+        assert!(first.len() < translated.len());
+        plan(Plan::Once(0, Errno::EMSGSIZE));
+        let part = sampler.attempts(|_| true);
+        plan(Plan::None);
+        // The same dump goes on, and has no entry twice.
+        let all = first.into_iter().chain(part.unwrap());
+        let sources: Vec<SocketAddr> = all.map(|attempt| attempt.flow.source).collect();
+        let distinct: BTreeSet<_> = sources.iter().collect();
+        assert_eq!(distinct.len(), sources.len());
     });
 }
 

@@ -26,9 +26,13 @@ struct Waiting {
 }
 
 impl Orders {
-    /// Adds an order. Wakes the reader if the order is urgent or nothing is planned.
+    /// Adds an order, unless the order only replaces pending checks and none is pending. Wakes the reader if the order is urgent
+    /// or nothing is planned.
     pub(super) fn add(&self, order: Order) {
         let mut waiting = self.lock();
+        if !order.is_needed() && !waiting.is_planned && waiting.orders.is_empty() {
+            return;
+        }
         waiting.is_urgent |= order.is_urgent() || !waiting.is_planned;
         waiting.orders.push(order);
         if waiting.is_urgent {
@@ -69,6 +73,13 @@ impl Orders {
             }
             .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Calls `visit` with the waiting orders from this position on, and leaves them in the queue. Returns their number.
+    pub(super) fn peek(&self, from: usize, visit: impl FnMut(&Order)) -> usize {
+        let waiting = self.lock();
+        waiting.orders.iter().skip(from).for_each(visit);
+        waiting.orders.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {

@@ -39,12 +39,52 @@ impl Timeouts {
 
     /// Whether the client has sent within the last few seconds.
     pub(super) fn is_recent(&self, attempt: &Attempt) -> bool {
-        let whole = match attempt.flow.protocol {
+        self.is_recently_sent(attempt.flow.protocol, attempt.expires_in)
+    }
+
+    /// The same for an entry that stays for `left` more seconds; an entry for which the kernel does not say is recent.
+    fn is_recently_sent(&self, protocol: Protocol, left: Option<u32>) -> bool {
+        let whole = match protocol {
             Protocol::Tcp => self.tcp,
             Protocol::Udp => self.udp,
             Protocol::Sctp => self.sctp,
         };
-        let left = attempt.expires_in;
         left.is_none_or(|left| left.saturating_add(RECENT) >= whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_is_recent_for_three_seconds() {
+        let timeouts = Timeouts {
+            tcp: 120,
+            udp: 30,
+            sctp: 10,
+        };
+        let (tcp, udp, sctp) = (Protocol::Tcp, Protocol::Udp, Protocol::Sctp);
+        for (protocol, left, recent) in [
+            (tcp, Some(120), true),
+            (tcp, Some(117), true),
+            (tcp, Some(116), false),
+            (tcp, Some(0), false),
+            (udp, Some(30), true),
+            (udp, Some(27), true),
+            (udp, Some(26), false),
+            (sctp, Some(7), true),
+            (sctp, Some(6), false),
+            (tcp, None, true),
+            (udp, None, true),
+            // Of `ct timeout` rules: 600 s and 20 s.
+            (tcp, Some(u32::MAX), true),
+            (tcp, Some(600), true),
+            (tcp, Some(480), true),
+            (tcp, Some(20), false),
+        ] {
+            let found = timeouts.is_recently_sent(protocol, left);
+            assert_eq!(found, recent, "{protocol:?}, {left:?} s left");
+        }
     }
 }

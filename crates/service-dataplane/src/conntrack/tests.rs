@@ -51,6 +51,7 @@ fn check(
         serving: serving.map(backends),
         allowed_sources: None,
         reset,
+        only_if_pending: false,
     };
     let mut checks = FlowChecks::default();
     checks.add(vec![check], [IpAddr::from(NODE)].into());
@@ -182,10 +183,14 @@ fn narrowed_source_ranges_end_flows_of_excluded_clients() {
         ranges(&["10.0.0.0/8"]),
         ranges(&["10.1.0.0/16", "10.2.0.0/16"]),
     );
-    assert_eq!(change(wide.clone(), None), None);
     assert_eq!(change(wide.clone(), wide.clone()), None);
-    for (old, new) in [(None, &wide), (wide.clone(), &narrow)] {
-        assert!(change(old, new.clone()).is_some());
+    for (old, new, widens) in [
+        (wide.clone(), &None, true),
+        (None, &wide, false),
+        (wide.clone(), &narrow, false),
+    ] {
+        let check = change(old, new.clone());
+        assert!(check.is_some_and(|check| check.only_if_pending == widens));
     }
     let stale = |allowed_sources, protocol, answered| {
         let check = FlowCheck {
@@ -223,6 +228,7 @@ fn every_stale_flow_passes_one_of_the_filters() {
                 serving: Some(backends(&[1])),
                 allowed_sources: None,
                 reset: n % 2 == 0,
+                only_if_pending: false,
             };
             checks.add(vec![check], [IpAddr::from(NODE)].into());
         }
@@ -251,6 +257,7 @@ fn many_frontends_take_one_filter_of_each_kind() {
             serving: None,
             allowed_sources: None,
             reset: false,
+            only_if_pending: false,
         };
         let both = vec![check(Protocol::Tcp), check(Protocol::Udp)];
         checks.add(both, [].into());
@@ -279,6 +286,7 @@ fn two_frontends_take_one_walk_for_unanswered_tcp() {
                 serving: None,
                 allowed_sources: None,
                 reset: false,
+                only_if_pending: false,
             };
             checks.add(vec![check], [].into());
         }
@@ -293,6 +301,54 @@ fn a_later_check_of_the_same_frontend_replaces_an_earlier_one() {
     checks.add(later.checks.into_values().collect(), [].into());
     assert_eq!(checks.len(), 1);
     assert!(!checks.is_stale(&flow(Protocol::Udp, VIP, Some(1), true)));
+}
+
+#[test]
+fn endpoints_added_before_the_look_keep_their_connections() {
+    let tcp = |serving: &[u8]| Frontend {
+        protocol: Protocol::Tcp,
+        ..frontend(serving)
+    };
+    let claim = claim(CLUSTER_IP, Protocol::Tcp);
+    for reset in [false, true] {
+        let mut checks = FlowChecks::default();
+        let mut change = |old: &[u8], new: &[u8]| {
+            let check = FlowCheck::of_change(claim, Some(&tcp(old)), Some(&tcp(new)), reset);
+            checks.add(check.into_iter().collect(), [].into());
+            let stale =
+                |host, answered| checks.is_stale(&flow(Protocol::Tcp, VIP, Some(host), answered));
+            [2, 3].map(|host| (stale(host, false), stale(host, true)))
+        };
+        let (kept, gone) = ((false, false), (true, reset));
+        assert_eq!(change(&[1, 3], &[1]), [gone, gone]);
+        assert_eq!(change(&[1], &[1, 2]), [kept, gone]);
+        // An endpoint that is ready again.
+        assert_eq!(change(&[1, 2], &[1, 2, 3]), [kept, kept]);
+    }
+}
+
+#[test]
+fn a_change_that_only_adds_endpoints_leads_to_no_look() {
+    let tcp = |serving: &[u8]| Frontend {
+        protocol: Protocol::Tcp,
+        ..frontend(serving)
+    };
+    let claim = claim(CLUSTER_IP, Protocol::Tcp);
+    let check = FlowCheck::of_change(claim, Some(&tcp(&[1])), Some(&tcp(&[1, 2])), true);
+    assert!(check.as_ref().is_some_and(FlowCheck::is_patient));
+    let mut checks = FlowChecks::default();
+    checks.add(check.into_iter().collect(), [].into());
+    assert!(checks.is_empty());
+}
+
+#[test]
+fn a_pending_reset_outlives_later_checks_without() {
+    let mut checks = check(CLUSTER_IP, Protocol::Tcp, Some(&[1]), true);
+    // All node ports are checked once more when the node gains an address, without resets.
+    let later = check(CLUSTER_IP, Protocol::Tcp, Some(&[1, 3]), false);
+    checks.add(later.checks.into_values().collect(), [].into());
+    assert!(checks.is_stale(&flow(Protocol::Tcp, VIP, Some(2), true)));
+    assert!(!checks.is_stale(&flow(Protocol::Tcp, VIP, Some(3), true)));
 }
 
 /// A Service with these endpoints on `CLUSTER_IP`, port 53 over UDP.

@@ -85,8 +85,10 @@ pub(super) fn candidates<'a>(
     facts: &NodeFacts,
     suspects: &Suspects,
 ) -> Vec<Candidate<'a>> {
-    let mut candidates = Vec::new();
-    for (slice, target_port) in slices.of_port(port) {
+    let slices = slices.of_port(port);
+    let listed = slices.iter().map(|(slice, _)| slice.endpoints.len());
+    let mut candidates = Vec::with_capacity(listed.sum());
+    for (slice, target_port) in slices {
         let endpoints = slice.endpoints.iter();
         let endpoints = endpoints.filter(|e| !is_circular(service, e.address));
         candidates.extend(endpoints.map(|endpoint| Candidate {
@@ -106,7 +108,12 @@ pub(super) fn candidates<'a>(
                     ),
         }));
     }
-    candidates.sort_by_key(|c| (c.backend.address, c.backend.port));
+    // All are of one family, so numbers have the order of addresses: a Service may have 131,000.
+    let bits = |address| match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    candidates.sort_by_key(|c| (bits(c.backend.address), c.backend.port));
     candidates.dedup_by(|later, kept| {
         let same = (later.backend.address, later.backend.port)
             == (kept.backend.address, kept.backend.port);

@@ -71,7 +71,7 @@ impl fmt::Display for Choice {
             Choice::OthersAreUsed => {
                 return write!(
                     f,
-                    "this node uses {MAX_USED} others, and other nodes use it"
+                    "this node uses {MAX_USED} others, and other nodes may use it"
                 );
             }
             Choice::OnOtherNode => "on another node, and the policy is Local",
