@@ -13,7 +13,7 @@ use std::time::{Instant, SystemTime};
 use anyhow::Result;
 use nft::{Backend, CommitError, Notice};
 use object_source::{Events, Problem, SourceEvent};
-use service_dataplane::{Dataplane, SyncError, SyncOutcome};
+use service_dataplane::{Dataplane, SyncError, SyncOutcome, Update};
 use service_model::{Family, NodeConfig, NodeFacts, ObjectKind, ObjectName, Socket, Suspects};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -495,7 +495,11 @@ impl<B: Backend> Control<B> {
             full,
             triggers: &std::mem::take(&mut self.triggers),
         };
+        let in_force: Vec<Update> = outcome.quarantined.iter().map(Update::from).collect();
         for observer in &mut self.observers {
+            if !in_force.is_empty() {
+                observer.planned(&in_force);
+            }
             observer.committed(&commit);
         }
         for quarantined in &outcome.quarantined {

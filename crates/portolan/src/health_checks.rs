@@ -104,12 +104,6 @@ impl Observer for Announcer {
 
     fn committed(&mut self, commit: &Commit<'_>) {
         let mut services = std::mem::take(&mut self.planned);
-        // A quarantined Service has the health check of its last good rules, and none where it has no rules.
-        for quarantined in &commit.outcome.quarantined {
-            let last_good = quarantined.last_good.as_ref();
-            let check = last_good.and_then(|intent| intent.health_check.clone());
-            services.insert(quarantined.service.clone(), check);
-        }
         services.retain(|service, wanted| self.announced.get(service) != wanted.as_ref());
         for (service, wanted) in &services {
             match wanted {

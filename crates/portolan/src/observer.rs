@@ -43,7 +43,8 @@ pub trait Observer: Send {
     /// Called when a problem is reported for the first time since its object was valid.
     fn new_problem(&mut self, _problem: &Problem) {}
 
-    /// Called before a commit with what the changed Services need now.
+    /// Called before a commit with what the changed Services need now, and after it with what Services have in the tables whose
+    /// changes the kernel has refused.
     fn planned(&mut self, _updates: &[Update]) {}
 
     /// Called after a commit or repair that succeeded.

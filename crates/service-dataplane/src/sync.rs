@@ -36,6 +36,16 @@ pub struct Quarantined {
     pub last_good: Option<Arc<ServiceIntent>>,
 }
 
+/// What the Service has in the tables meanwhile.
+impl From<&Quarantined> for Update {
+    fn from(quarantined: &Quarantined) -> Self {
+        Update {
+            service: quarantined.service.clone(),
+            intent: quarantined.last_good.clone(),
+        }
+    }
+}
+
 /// What a commit or repair did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SyncOutcome {

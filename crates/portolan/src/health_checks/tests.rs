@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
-use service_dataplane::{Quarantined, SyncOutcome};
+use service_dataplane::SyncOutcome;
 use service_model::{Node, NodeConfig, NodeFacts, NodePortAddress, ServiceIntent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -223,32 +223,6 @@ async fn a_taken_port_is_served_once_it_is_free() {
     assert!(reported(), "reported anew at each attempt");
 }
 
-/// What a commit returns that quarantines `web`, which keeps this intent.
-fn quarantining(last_good: Option<&Update>) -> SyncOutcome {
-    let refused = Quarantined {
-        service: name("web"),
-        error: netlink::failed("commit")(nix::errno::Errno::EPERM).into(),
-        last_good: last_good.and_then(|update| update.intent.clone()),
-    };
-    SyncOutcome {
-        quarantined: vec![refused],
-        ..SyncOutcome::default()
-    }
-}
-
-#[tokio::test]
-async fn a_refused_service_opens_no_port() {
-    let mut stage = stage();
-    let (port, next) = (free_port(), free_port());
-    stage.announcer.planned(&[update("web", Some((port, 1)))]);
-    stage.committed(&quarantining(None));
-    stage.commit(&[update("next", Some((next, 1)))]);
-    wait_for(next, Some((200, 1, "next"))).await;
-    wait_for(port, None).await;
-    stage.commit(&[update("web", Some((port, 1)))]);
-    wait_for(port, Some((200, 1, "web"))).await;
-}
-
 #[tokio::test]
 async fn a_refused_service_has_a_port_while_it_has_rules() {
     let mut stage = stage();
@@ -258,12 +232,12 @@ async fn a_refused_service_has_a_port_while_it_has_rules() {
     wait_for(port, Some((200, 1, "web"))).await;
     // The commit that refuses it fails, so a later repair reports that.
     stage.announcer.planned(&[update("web", Some((other, 2)))]);
-    stage.committed(&quarantining(Some(&good)));
+    stage.commit(&[good]);
     stage.commit(&[update("other", Some((other, 3)))]);
     wait_for(other, Some((200, 3, "other"))).await;
     wait_for(port, Some((200, 1, "web"))).await;
     // A repair finds that the kernel refuses its last good rules as well.
-    stage.committed(&quarantining(None));
+    stage.commit(&[update("web", None)]);
     wait_for(port, None).await;
 }
 

@@ -1,6 +1,9 @@
 //! What readers see of Services that the kernel refuses.
 
-use service_model::{Disposition, Frontend};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use service_model::{Disposition, Frontend, ObjectName, ServiceIntent};
 
 use super::recreated::over_budget;
 use super::*;
@@ -40,6 +43,36 @@ fn a_refused_service_is_listed_with_its_last_good_rules() {
     control.foreign_change(Notice::Overrun);
     turn_at_once(&mut control);
     assert!(Arc::ptr_eq(&before, &control.quarantine.services()));
+}
+
+/// What observers have been told last of each Service.
+#[derive(Default)]
+struct Told(Arc<Mutex<BTreeMap<ObjectName, Option<Arc<ServiceIntent>>>>>);
+
+impl Observer for Told {
+    fn planned(&mut self, updates: &[Update]) {
+        let mut told = self.0.lock().unwrap();
+        let updates = updates.iter().cloned();
+        told.extend(updates.map(|Update { service, intent }| (service, intent)));
+    }
+}
+
+#[test]
+fn observers_follow_what_a_refused_service_has() {
+    let mut control = refusing();
+    let told = Told::default();
+    let last = told.0.clone();
+    control.observers.push(Box::new(told));
+    // Other endpoints are used, then none, which is refused.
+    control.dataplane.backend_mut().refuse_nothing();
+    endpoints(&mut control, vec![slice("10.244.0.6")]);
+    let good = last.lock().unwrap()[&service().name].clone();
+    assert!(good.is_some());
+    let backend = control.dataplane.backend_mut();
+    backend.refuse(|set, _| *set == "no_endpoints", Errno::ENOSPC);
+    endpoints(&mut control, vec![]);
+    assert!(quarantined(&control).is_some());
+    assert_eq!(last.lock().unwrap()[&service().name], good);
 }
 
 #[test]
