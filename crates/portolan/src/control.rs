@@ -399,6 +399,7 @@ impl<B: Backend> Control<B> {
         let since_start = triggers.filter(|(_, at)| *at > self.started);
         self.triggers.extend(since_start);
         self.quarantine.planned(&updates, &over_budget);
+        self.reports.metrics.add_planned(updates.len());
         for observer in &mut self.observers {
             observer.planned(&updates);
         }

@@ -212,7 +212,10 @@ impl Observer for ServiceEvents {
     fn committed(&mut self, commit: &Commit<'_>) {
         for quarantined in &commit.outcome.quarantined {
             let note = format!("the kernel refused this Service: {}", quarantined.error);
-            let words = ("QuarantinedService", "KeepLastVersion");
+            let words = match quarantined.last_good {
+                Some(_) => ("QuarantinedService", "KeepLastVersion"),
+                None => ("QuarantinedService", "ServeNothing"),
+            };
             self.warn(&quarantined.service, words, &note);
         }
     }

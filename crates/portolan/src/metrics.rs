@@ -17,7 +17,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use service_dataplane::Update;
 use service_model::{Family as IpFamily, ObjectEvent, ObjectKind};
 
 use crate::build_info;
@@ -359,6 +358,11 @@ impl Metrics {
         metric.get_or_create(&kind.into()).set(gauge(objects));
     }
 
+    /// Adds to the number of Services planned.
+    pub fn add_planned(&self, services: usize) {
+        self.own.services_planned.inc_by(services as u64);
+    }
+
     /// Sets the number of Services and endpoints.
     pub fn set_totals(&self, services: usize, endpoints: usize) {
         self.own.services.set(gauge(services));
@@ -460,10 +464,6 @@ impl Observer for Arc<Metrics> {
             let metric = &self.own.object_problems;
             metric.get_or_create(&invalid.kind.into()).inc();
         }
-    }
-
-    fn planned(&mut self, updates: &[Update]) {
-        self.own.services_planned.inc_by(updates.len() as u64);
     }
 
     fn committed(&mut self, commit: &Commit<'_>) {

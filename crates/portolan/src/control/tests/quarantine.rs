@@ -70,8 +70,13 @@ fn observers_follow_what_a_refused_service_has() {
     assert!(good.is_some());
     let backend = control.dataplane.backend_mut();
     backend.refuse(|set, _| *set == "no_endpoints", Errno::ENOSPC);
+    let planned = metric(&control, "portolan_services_planned_total ").unwrap();
     endpoints(&mut control, vec![]);
     assert!(quarantined(&control).is_some());
+    assert_eq!(
+        metric(&control, "portolan_services_planned_total "),
+        Some(planned + 1)
+    );
     assert_eq!(last.lock().unwrap()[&service().name], good);
 }
 
