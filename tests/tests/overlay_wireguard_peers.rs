@@ -14,7 +14,7 @@ use portolan_tests::overlay::{PORT, all_go_on, reaches, tool, worst};
 use portolan_tests::slowness;
 use portolan_tests::stage::PATIENCE;
 use portolan_tests::wire::{Listener, ensure_sealed};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[scenario(Vxlan, Nft, Wireguard)]
 fn host_networks_reach_pods_of_other_nodes_encrypted() -> Result<()> {
@@ -279,12 +279,8 @@ fn a_family_that_loses_its_tunnel_keeps_the_table_of_it() -> Result<()> {
     filters_and_seals(&nodes, "after a restart")
 }
 
-#[scenario(Vxlan, Nft, Wireguard)]
-fn a_dead_node_with_the_address_of_a_living_one_harms_none() -> Result<()> {
-    let mut nodes = Encrypted::new(2)?;
-    nodes.start_all("require")?;
-    nodes.wait_until_encrypted()?;
-    // The machine was replaced under another name, and left its Node behind. Its name comes first.
+/// The Node of a machine that was replaced by node-1, with the address and a key of its own. Its name comes first.
+fn left_behind(nodes: &Encrypted) -> Result<Value> {
     let mut old = nodes.api.node("node-1").context("no node-1")?;
     old["metadata"]["name"] = "a-old".into();
     old["metadata"]["creationTimestamp"] = "2020-01-01T00:00:00Z".into();
@@ -294,11 +290,54 @@ fn a_dead_node_with_the_address_of_a_living_one_harms_none() -> Result<()> {
         r#"{"VNI":1,"VtepMAC":"02:00:00:00:aa:01"}"#.into();
     let range = "10.244.200.0/24";
     old["spec"] = json!({ "podCIDR": range, "podCIDRs": [range] });
-    nodes.api.apply(old)?;
+    Ok(old)
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_dead_node_with_the_address_of_a_living_one_harms_none() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    nodes.start_all("require")?;
+    nodes.wait_until_encrypted()?;
+    nodes.api.apply(left_behind(&nodes)?)?;
     says(&nodes, 0, "node node-1 has its address")?;
     nodes.stage.wait_for_mesh()?;
     // Without any session, the older has the address, until that of node-1 is there again.
     nodes.stage.ip(0, "link del portolan-wg")?;
+    nodes.stage.wait_for_mesh()
+}
+
+#[scenario(Vxlan, Nft, Wireguard)]
+fn a_younger_node_gets_the_address_once_the_older_is_stale() -> Result<()> {
+    let mut nodes = Encrypted::new(2)?;
+    // WireGuard's packets of node-1 come from another address than the one that it publishes.
+    let source = "192.168.77.160";
+    nodes.stage.ip(1, &format!("addr add {source}/32 dev lo"))?;
+    let by = nodes.stage.nodes[1].ipv4();
+    nodes.stage.ip(0, &format!("route add {source} via {by}"))?;
+    nodes.stage.nodes[1].nft_stdin(&format!(
+        "table ip egress {{ chain c {{ type filter hook postrouting priority 0; \
+         udp sport 51820 ip saddr set {source}; }}; }}"
+    ))?;
+    nodes.start_all("prefer")?;
+    nodes.wait_until_encrypted()?;
+    // All FDB entries of node-0, and those by WireGuard: two Nodes with IPv4, one of them with IPv6.
+    let becomes = |expected: (usize, usize)| {
+        let what = format!("{expected:?} entries of node-0");
+        wait_until(&what, PATIENCE, || {
+            let found = nodes.entries(0, "portolan-wg");
+            found.is_ok_and(|found| found == expected)
+        })
+        .with_context(|| nodes.situation(0))
+    };
+    let condition = |status: &str| json!([{ "type": "Ready", "status": status, "lastTransitionTime": "2020-01-01T00:00:00Z" }]);
+    let mut old = left_behind(&nodes)?;
+    old["status"]["conditions"] = condition("True");
+    nodes.api.apply(old.clone())?;
+    becomes((3, 0))?;
+    // This changes nothing of its metadata.
+    old["status"]["conditions"] = condition("Unknown");
+    nodes.api.apply(old)?;
+    becomes((3, 3))?;
     nodes.stage.wait_for_mesh()
 }
 

@@ -24,8 +24,11 @@ const PROBE_IP: Ipv4Addr = Ipv4Addr::new(10, 111, 255, 1);
 /// Its endpoints are taken from here, which no pod of a shape is in.
 const PROBE_PODS: &str = "10.127.0.0/16";
 const FIRST_PROBE_POD: u32 = u32::from_be_bytes([10, 127, 0, 1]);
-/// An attempt to connect is given up after so long: nothing on the way takes a millisecond.
-const ATTEMPT: Duration = Duration::from_millis(100);
+/// An attempt to connect is given up after so long: nothing on the way takes a millisecond, and a packet that is sent before
+/// there are rules is lost.
+const ATTEMPT: Duration = Duration::from_millis(5);
+/// The same for an answer of who has accepted.
+const ANSWER: Duration = Duration::from_millis(100);
 /// Between attempts, so that waiting does not take the processor from what is waited for.
 const PAUSE: Duration = Duration::from_micros(300);
 
@@ -218,7 +221,7 @@ fn endpoint_behind(cluster_ip: Ipv4Addr) -> Option<Ipv4Addr> {
         l_linger: 0,
     };
     setsockopt(&stream, sockopt::Linger, &at_once).ok()?;
-    stream.set_read_timeout(Some(ATTEMPT)).ok()?;
+    stream.set_read_timeout(Some(ANSWER)).ok()?;
     let mut address = [0; 4];
     stream.read_exact(&mut address).ok()?;
     Some(address.into())

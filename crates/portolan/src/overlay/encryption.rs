@@ -38,7 +38,7 @@ use announced::{Announced, Choice, Plane, choose};
 use handshakes::Handshakes;
 use keys::Keys;
 use news::KnownKeys;
-use roster::{Replaced, Roster};
+use roster::{Copied, Replaced, Roster};
 use rotation::RotatingPeers;
 pub use status::{EncryptionStatus, PeerEncryption, PeerState};
 
@@ -89,6 +89,7 @@ pub(super) struct Encryption {
     roster: Roster,
     /// Nodes whose public address another one has, as of the last plan with a tunnel.
     replaced: Replaced,
+    copied: Copied,
     rotating: RotatingPeers,
     problems: Vec<String>,
     known: KnownKeys,
@@ -152,6 +153,7 @@ impl Encryption {
             unchosen: false,
             roster: Roster::new(),
             replaced: Replaced::new(),
+            copied: Copied::new(),
             rotating: RotatingPeers::default(),
             problems: Vec::new(),
             known: KnownKeys::default(),
@@ -211,12 +213,18 @@ impl Encryption {
         }
         let own_keys = self.own_keys().into_values().collect();
         let own = (&*self.config.own, &own_keys);
-        let (roster, problems) = roster::roster(peers.nodes(), own);
+        let (roster, copied) = roster::roster(peers.nodes(), own);
         if roster != self.roster {
             self.changed = now;
         }
         self.note_new_keys(&roster, peers);
-        (self.roster, self.problems) = (roster, problems);
+        let problem = |name: &Arc<str>| {
+            format!(
+                "node {name} announces a WireGuard key that another node has: its packets are not encrypted"
+            )
+        };
+        self.problems = copied.keys().map(problem).collect();
+        (self.roster, self.copied) = (roster, copied);
         self.carriers = self.choose_carriers(now);
         self.unchosen = false;
         Ok(())
@@ -298,6 +306,12 @@ impl Encryption {
         all.chain(&self.unwritten).chain(&self.problems)
     }
 
+    /// The nodes that share a public address or a key, which the state of their Nodes may settle otherwise.
+    pub(super) fn contenders(&self) -> impl Iterator<Item = &Arc<str>> {
+        let pairs = self.replaced.iter().chain(&self.copied);
+        pairs.flat_map(|(name, other)| [name, other])
+    }
+
     fn observe(&mut self, now: Instant) -> Result<()> {
         let names = Plane::ALL.map(Plane::device);
         let tables = Plane::ALL.map(Plane::table);
@@ -308,7 +322,7 @@ impl Encryption {
     }
 
     fn apply(&mut self, steps: &[wireguard::Step]) -> Result<Vec<Refused>, KernelError> {
-        self.handshakes.note_set(steps);
+        self.handshakes.note_set(steps, &self.observed);
         self.kernel.apply(steps)
     }
 

@@ -280,7 +280,8 @@ impl Overlay {
     /// Publishes to the source which Nodes it has to read whole at each change: metadata do not say whether a Node is Ready.
     fn publish_contenders(&self, plan: &Plan) {
         let contenders = plan.problems.iter().filter_map(Problem::contenders);
-        let contenders: BTreeSet<Arc<str>> = contenders.flatten().cloned().collect();
+        let contenders = contenders.flatten().chain(self.encryption.contenders());
+        let contenders: BTreeSet<Arc<str>> = contenders.cloned().collect();
         self.reports.contenders.send_if_modified(|old| {
             let changed = *old != contenders;
             *old = contenders;

@@ -41,17 +41,40 @@ pub(super) struct Handshakes {
 }
 
 impl Handshakes {
-    /// Notes which endpoints these steps set. To be called before the steps are applied.
-    pub(super) fn note_set(&mut self, steps: &[Step]) {
-        let changes = steps.iter().filter_map(|step| match step {
-            Step::ChangePeers(_, changes) => Some(changes),
-            _ => None,
-        });
-        let put = changes.flatten().filter_map(|change| match change {
-            PeerChange::Put(key, _) => Some(*key),
-            PeerChange::Remove(_) => None,
-        });
-        self.set.extend(put);
+    /// Notes which endpoints these steps set, given the last observation. To be called before the steps are applied.
+    ///
+    /// The endpoint of a peer that the steps add is not noted: the kernel sets it again from every authenticated packet, before the
+    /// handshake counts as complete (`wg_receive_handshake_packet` and `wg_packet_consume_data_done` in
+    /// `drivers/net/wireguard/receive.c`). So once a handshake with that peer is observed, the endpoint is the source of a packet.
+    pub(super) fn note_set(&mut self, steps: &[Step], observed: &Observed) {
+        let mut removed = BTreeSet::new();
+        for step in steps {
+            let Step::ChangePeers(index, changes) = step else {
+                continue;
+            };
+            let devices = Plane::ALL
+                .into_iter()
+                .filter_map(|plane| Some((plane, observed.devices.get(plane.device())?)));
+            let mut found = devices.filter(|(_, device)| device.index == *index);
+            let Some((plane, device)) = found.next() else {
+                continue;
+            };
+            for change in changes {
+                match change {
+                    // The kernel forgets the peer and its counters.
+                    PeerChange::Remove(key) => {
+                        self.seen.remove(&(plane, *key));
+                        removed.insert((plane, *key));
+                    }
+                    PeerChange::Put(key, _) => {
+                        let is_new = removed.contains(&(plane, *key));
+                        if !is_new && device.peers.contains_key(key) {
+                            self.set.insert(*key);
+                        }
+                    }
+                }
+            }
+        }
     }
 
     /// Records what was observed at this time; `clock` is the node's clock, since 1970. Returns whether a session began,
@@ -148,6 +171,7 @@ mod tests {
             ..ObservedPeer::default()
         };
         let device = ObservedDevice {
+            index: 1,
             peers: [(KEY, peer)].into(),
             ..ObservedDevice::default()
         };
@@ -157,19 +181,37 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_endpoint_that_this_node_set_is_no_source_of_packets() {
-        let (mut handshakes, now) = (Handshakes::default(), Instant::now());
+    const CLOCK: Duration = Duration::from_secs(1_000_010);
+
+    /// A handshake ten seconds ago, with this endpoint and so many bytes received.
+    fn session(endpoint: &str, received: u64) -> Observed {
+        let mut observed = observed(1_000_000);
+        let device = observed.devices.get_mut(Plane::First.device()).unwrap();
+        let found = device.peers.get_mut(&KEY).unwrap();
+        (found.endpoint, found.received) = (Some(endpoint.parse().unwrap()), received);
+        observed
+    }
+
+    fn put(endpoint: &str) -> Step {
+        let peer = Peer {
+            endpoint: endpoint.parse().unwrap(),
+            addresses: BTreeSet::new(),
+        };
+        Step::ChangePeers(1, vec![PeerChange::Put(KEY, peer)])
+    }
+
+    fn is_live_from(handshakes: &Handshakes, address: &str, now: Instant) -> bool {
         let peer = Announced {
             keys: vec![(Plane::First, KEY, 51820)],
             rotating: false,
         };
+        handshakes.is_live_from(address.parse().unwrap(), &peer, now)
+    }
+
+    #[test]
+    fn an_endpoint_that_this_node_set_is_no_source_of_packets() {
+        let (mut handshakes, now) = (Handshakes::default(), Instant::now());
         let (own, other) = ("192.0.2.8:51820", "192.0.2.7:51820");
-        let put = Peer {
-            endpoint: other.parse().unwrap(),
-            addresses: BTreeSet::new(),
-        };
-        let put = [Step::ChangePeers(1, vec![PeerChange::Put(KEY, put)])];
         let mapped = "[::ffff:192.0.2.7]:51820";
         // Whether the endpoint was set before, what it is then, the bytes so far, and which address the packets have.
         for (sets, endpoint, received, source) in [
@@ -182,21 +224,47 @@ mod tests {
             (false, mapped, 500, "192.0.2.7"),
         ] {
             if sets {
-                handshakes.note_set(&put);
+                handshakes.note_set(&[put(other)], &observed(1_000_000));
             }
-            let mut observed = observed(1_000_000);
-            let device = observed.devices.get_mut(Plane::First.device()).unwrap();
-            let found = device.peers.get_mut(&KEY).unwrap();
-            (found.endpoint, found.received) = (Some(endpoint.parse().unwrap()), received);
-            handshakes.record(&observed, now, Duration::from_secs(1_000_010));
+            handshakes.record(&session(endpoint, received), now, CLOCK);
             for address in ["192.0.2.7", "192.0.2.8"] {
-                let is_live = handshakes.is_live_from(address.parse().unwrap(), &peer, now);
+                let is_live = is_live_from(&handshakes, address, now);
                 assert_eq!(is_live, address == source, "{received} {endpoint}");
             }
         }
         let late = now + Duration::from_secs(190);
-        let source = "192.0.2.7".parse().unwrap();
-        assert!(!handshakes.is_live_from(source, &peer, late));
+        assert!(!is_live_from(&handshakes, "192.0.2.7", late));
+    }
+
+    #[test]
+    fn the_first_handshake_with_an_added_peer_shows_its_source() {
+        let now = Instant::now();
+        let (own, other) = ("192.0.2.8:51820", "192.0.2.7:51820");
+        let (mut without, mut silent) = (session(own, 0), session(own, 0));
+        let device = without.devices.get_mut(Plane::First.device()).unwrap();
+        device.peers.clear();
+        let device = silent.devices.get_mut(Plane::First.device()).unwrap();
+        device.peers.get_mut(&KEY).unwrap().last_handshake = None;
+        let remove = Step::ChangePeers(1, vec![PeerChange::Remove(KEY)]);
+        // What the last observation finds, the steps then, and whether the endpoint of a handshake before the next one counts.
+        // The new peer has received as many bytes as the removed one.
+        for (before, steps, counts) in [
+            (&without, vec![put(other)], true),
+            (&session(own, 100), vec![remove, put(other)], true),
+            (&silent, vec![put(other)], false),
+            (&session(own, 100), vec![put(other)], false),
+        ] {
+            let mut handshakes = Handshakes::default();
+            handshakes.record(before, now, CLOCK);
+            handshakes.note_set(&steps, before);
+            for _ in 0..2 {
+                handshakes.record(&session(other, 100), now, CLOCK);
+                let is_live = is_live_from(&handshakes, "192.0.2.7", now);
+                assert_eq!(is_live, counts, "{steps:?}");
+            }
+            handshakes.record(&session(other, 200), now, CLOCK);
+            assert!(is_live_from(&handshakes, "192.0.2.7", now));
+        }
     }
 
     #[test]

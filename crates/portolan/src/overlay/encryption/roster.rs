@@ -19,33 +19,37 @@ pub(super) type Roster = BTreeMap<Arc<str>, Announced>;
 /// The nodes whose public address is another node's, by name, each with the name of the other one.
 pub(super) type Replaced = BTreeMap<Arc<str>, Arc<str>>;
 
+/// The nodes that announce a key of another node, by name, each with the name of the other one.
+pub(super) type Copied = BTreeMap<Arc<str>, Arc<str>>;
+
 /// What settles conflicts between nodes, as in the plan: the lesser one keeps what both claim.
 pub(super) type Age = (bool, bool, i64);
 
-/// Reads what the nodes announce. Of several nodes with the same key, the older keeps it; the others are named.
+/// Reads what the nodes announce. Of several nodes with the same key, the older keeps it; the others are
+/// returned. `own` is the name of this node and its keys.
 pub(super) fn roster<'a>(
     nodes: impl Iterator<Item = &'a Node>,
     own: (&str, &BTreeSet<PublicKey>),
-) -> (Roster, Vec<String>) {
+) -> (Roster, Copied) {
     let mut others: Vec<(&Node, Announced)> = nodes
         .filter(|node| *node.name != *own.0)
         .filter_map(|node| Some((node, Announced::parse(node.encryption.as_deref()?)?)))
         .collect();
     others.sort_by(|(a, _), (b, _)| (age(Some(*a)), &a.name).cmp(&(age(Some(*b)), &b.name)));
-    let (mut taken, mut roster, mut problems) = (own.1.clone(), Roster::new(), Vec::new());
+    let this: Arc<str> = own.0.into();
+    let own_keys = own.1.iter().map(|key| (*key, this.clone()));
+    let mut owners: BTreeMap<PublicKey, Arc<str>> = own_keys.collect();
+    let (mut roster, mut copied) = (Roster::new(), Copied::new());
     for (node, announced) in others {
-        let keys: BTreeSet<PublicKey> = announced.keys.iter().map(|(_, key, _)| *key).collect();
-        if keys.iter().any(|key| taken.contains(key)) {
-            problems.push(format!(
-                "node {} announces a WireGuard key that another node has: its packets are not encrypted",
-                node.name
-            ));
+        let keys = announced.keys.iter().map(|(_, key, _)| *key);
+        if let Some(owner) = keys.clone().find_map(|key| owners.get(&key)) {
+            copied.insert(node.name.clone(), owner.clone());
             continue;
         }
-        taken.extend(keys);
+        owners.extend(keys.map(|key| (key, node.name.clone())));
         roster.insert(node.name.clone(), announced);
     }
-    (roster, problems)
+    (roster, copied)
 }
 
 /// The age of a node: one that is held yields to all others, one whose kubelet is not heard of to all that are neither, and
@@ -185,18 +189,19 @@ mod tests {
     fn a_key_that_two_nodes_announce_belongs_to_the_older() {
         let nodes = [node("a", 300, 1), node("b", 200, 1), node("c", 100, 2)];
         let own = BTreeSet::from([PublicKey([9; 32])]);
-        let (roster, problems) = roster(nodes.iter(), ("self", &own));
-        let names: Vec<&str> = roster.keys().map(|name| &**name).collect();
+        let (known, copied) = roster(nodes.iter(), ("self", &own));
+        let names: Vec<&str> = known.keys().map(|name| &**name).collect();
         assert_eq!(names, ["b", "c"]);
-        assert!(problems.len() == 1 && problems[0].contains("node a "));
+        assert_eq!(copied, Copied::from([("a".into(), "b".into())]));
     }
 
     #[test]
     fn this_nodes_own_key_is_nobody_elses() {
         let nodes = [node("a", 1, 9), node("self", 2, 9)];
         let own = BTreeSet::from([PublicKey([9; 32])]);
-        let (roster, problems) = roster(nodes.iter(), ("self", &own));
-        assert!(roster.is_empty() && problems.len() == 1);
+        let (roster, copied) = roster(nodes.iter(), ("self", &own));
+        assert!(roster.is_empty());
+        assert_eq!(copied, Copied::from([("a".into(), "self".into())]));
     }
 
     fn end(name: &str, address: &str) -> vxlan_overlay::Peer {
