@@ -1,7 +1,8 @@
 //! Decides when to read conntrack in search of unanswered attempts: so seldom that it costs at most a four-hundredth of a
 //! processor. There is one pace for readings of the whole table, and one for samples, which are smaller and so more frequent.
 //!
-//! A pure function of instants.
+//! A virtual scheduling algorithm (GCRA, ITU-T I.371): what was saved for a while pays for a reading that takes long once, for
+//! example since another thread had the processor's caches. A pure function of instants.
 
 use std::time::{Duration, Instant};
 
@@ -12,13 +13,16 @@ pub(super) const WHOLE: Duration = Duration::from_millis(250);
 /// Shortest pause between samples.
 pub(super) const SAMPLE: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
+/// The pauses that may be saved: 10 ms of processor time.
+const SAVED: Duration = Duration::from_secs(4);
 
 /// Paces readings.
 #[derive(Debug)]
 pub(super) struct Pace {
     shortest: Duration,
     last: Instant,
-    cost: Duration,
+    /// When all readings so far will have had their pauses.
+    paid: Instant,
 }
 
 impl Pace {
@@ -27,13 +31,13 @@ impl Pace {
         Pace {
             shortest,
             last: now,
-            cost: Duration::ZERO,
+            paid: now,
         }
     }
 
     /// When the next reading is due.
     pub(super) fn due(&self) -> Instant {
-        let pause = self.cost.saturating_mul(REST);
+        let pause = self.paid.saturating_duration_since(self.last + SAVED);
         self.last + pause.clamp(self.shortest, LONGEST)
     }
 
@@ -45,12 +49,14 @@ impl Pace {
     /// Notes a reading that began at this instant, and its processor time.
     pub(super) fn read(&mut self, start: Instant, cost: Duration) {
         self.last = start;
-        self.cost = cost;
+        self.paid = self.paid.max(start);
+        self.add(cost);
     }
 
     /// Adds to the processor time of the last reading.
     pub(super) fn add(&mut self, cost: Duration) {
-        self.cost += cost;
+        let paid = self.paid + cost.saturating_mul(REST).min(LONGEST + SAVED);
+        self.paid = paid.min(self.last + LONGEST + SAVED);
     }
 }
 
@@ -84,9 +90,27 @@ mod tests {
         pace.read(start, Duration::from_secs(1));
         assert_eq!(pace.due(), start + LONGEST);
         assert!(!pace.is_shortest());
-        pace.read(start, Duration::from_millis(4));
-        assert_eq!(pace.due(), start + Duration::from_millis(1_600));
-        pace.read(start, Duration::from_micros(300));
+        pace.read(pace.due(), Duration::ZERO);
+        assert!(pace.is_shortest());
+    }
+
+    #[test]
+    fn what_was_saved_pays_for_one_long_reading() {
+        let start = Instant::now();
+        let mut pace = Pace::new(SAMPLE, start);
+        pace.read(start, SAVED / REST);
+        assert!(pace.is_shortest());
+        // Nothing is left.
+        pace.read(pace.due(), Duration::from_millis(4));
+        let pause = pace.due() - (start + SAMPLE);
+        assert_eq!(pause, Duration::from_millis(1_500));
+        // It is there again after so long a time of short readings.
+        let (mut now, later) = (pace.due(), start + 3 * SAVED);
+        while now < later {
+            pace.read(now, Duration::from_micros(50));
+            now = pace.due();
+        }
+        pace.read(now, SAVED / REST);
         assert!(pace.is_shortest());
     }
 }
