@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use rustix::param::page_size;
 
 use crate::attribute::Writer;
 use crate::message::{Answer, Message, control, flag, messages};
@@ -78,7 +79,7 @@ impl Connection {
     /// Errors: as [`Connection::open`].
     pub fn open_for_small_parts(family: NetlinkFamily) -> Result<Self, Error> {
         let mut connection = Self::open(family)?;
-        connection.socket.receive_small(small_datagram());
+        connection.socket.receive_small(small_datagram(page_size()));
         Ok(connection)
     }
 

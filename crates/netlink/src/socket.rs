@@ -267,27 +267,9 @@ impl Socket {
     }
 }
 
-/// Bytes of the shortest datagrams that the kernel fills in a dump.
-pub(crate) fn small_datagram() -> usize {
-    small_datagram_of(page_size())
-}
-
-/// The same for a page of this many bytes. A page of unknown length may be long.
-fn small_datagram_of(page: Option<usize>) -> usize {
-    page.map_or(LONGEST_SMALL, |page| page.clamp(SMALLEST, LONGEST_SMALL))
-}
-
-/// Bytes of a page, which the kernel's configuration decides on some architectures: `AT_PAGESZ` of getauxval(3).
-fn page_size() -> Option<usize> {
-    let vector = std::fs::read("/proc/self/auxv").ok()?;
-    let (words, _) = vector.as_chunks::<{ size_of::<usize>() }>();
-    let mut words = words.iter().map(|word| usize::from_ne_bytes(*word));
-    while let (Some(kind), Some(value)) = (words.next(), words.next()) {
-        if kind == libc::AT_PAGESZ as usize {
-            return Some(value);
-        }
-    }
-    None
+/// Bytes of the shortest datagrams that the kernel fills in a dump, given the bytes of a page.
+pub(crate) fn small_datagram(page: usize) -> usize {
+    page.clamp(SMALLEST, LONGEST_SMALL)
 }
 
 impl AsFd for Socket {
@@ -332,10 +314,7 @@ mod tests {
     #[test]
     fn small_datagrams_are_a_page_of_up_to_8_kb() {
         for (page, bytes) in [(4, 4), (8, 8), (16, 8), (64, 8)] {
-            assert_eq!(small_datagram_of(Some(page << 10)), bytes << 10);
+            assert_eq!(small_datagram(page << 10), bytes << 10);
         }
-        assert_eq!(small_datagram_of(None), 8 << 10);
-        let page = page_size().expect("/proc is mounted");
-        assert!(page >= SMALLEST && page.is_power_of_two(), "{page}");
     }
 }

@@ -1,12 +1,12 @@
 //! Decides when to read conntrack in search of unanswered attempts: so seldom that it costs at most a four-hundredth of a
-//! processor. There is one pace for readings of the whole table, and one for samples, which are smaller and so more frequent.
+//! processor, apart from what may be saved. There is one pace for readings of the whole table, and one for samples, which are smaller and so more frequent.
 //!
 //! A virtual scheduling algorithm (GCRA, ITU-T I.371): what was saved for a while pays for a reading that takes long once, for
 //! example since another thread had the processor's caches. A pure function of instants.
 
 use std::time::{Duration, Instant};
 
-/// Pause between two readings as a multiple of the processor time that the last one took.
+/// Pauses as a multiple of the processor time that readings take.
 const REST: u32 = 400;
 /// Shortest pause between readings of the whole table.
 pub(super) const WHOLE: Duration = Duration::from_millis(250);

@@ -57,16 +57,12 @@ impl Stage {
     /// Does what the control loop does: plans and commits.
     fn commit(&mut self, updates: &[Update]) {
         self.announcer.planned(updates);
-        self.committed(&SyncOutcome::default());
-    }
-
-    fn committed(&mut self, outcome: &SyncOutcome) {
         let node = Node::unknown(Arc::from("node-a"));
         let mut facts = NodeFacts::resolve(&NodeConfig::named("node-a"), &node, &[], &[]);
         facts.node_addresses = vec![LOCALHOST];
         self.announcer.committed(&Commit {
             pending: false,
-            outcome,
+            outcome: &SyncOutcome::default(),
             facts: &facts,
             full: false,
             elapsed: Duration::ZERO,
@@ -224,19 +220,18 @@ async fn a_taken_port_is_served_once_it_is_free() {
 }
 
 #[tokio::test]
-async fn a_refused_service_has_a_port_while_it_has_rules() {
+async fn the_last_plan_before_a_commit_decides_about_the_port() {
     let mut stage = stage();
     let (port, other) = (free_port(), free_port());
     let good = update("web", Some((port, 1)));
     stage.commit(std::slice::from_ref(&good));
     wait_for(port, Some((200, 1, "web"))).await;
-    // The commit that refuses it fails, so a later repair reports that.
+    // As the control loop does after the kernel has refused a Service.
     stage.announcer.planned(&[update("web", Some((other, 2)))]);
     stage.commit(&[good]);
     stage.commit(&[update("other", Some((other, 3)))]);
     wait_for(other, Some((200, 3, "other"))).await;
     wait_for(port, Some((200, 1, "web"))).await;
-    // A repair finds that the kernel refuses its last good rules as well.
     stage.commit(&[update("web", None)]);
     wait_for(port, None).await;
 }

@@ -108,12 +108,7 @@ pub(super) fn candidates<'a>(
                     ),
         }));
     }
-    // All are of one family, so numbers have the order of addresses: a Service may have 131,000.
-    let bits = |address| match address {
-        IpAddr::V4(address) => u128::from(address.to_bits()),
-        IpAddr::V6(address) => address.to_bits(),
-    };
-    candidates.sort_by_key(|c| (bits(c.backend.address), c.backend.port));
+    candidates.sort_by_key(|c| (c.backend.address, c.backend.port));
     candidates.dedup_by(|later, kept| {
         let same = (later.backend.address, later.backend.port)
             == (kept.backend.address, kept.backend.port);

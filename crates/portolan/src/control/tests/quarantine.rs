@@ -78,6 +78,16 @@ fn observers_follow_what_a_refused_service_has() {
         Some(planned + 1)
     );
     assert_eq!(last.lock().unwrap()[&service().name], good);
+    // One that never had any rules.
+    let mut new = service();
+    new.name = ObjectName::new("default", "new");
+    new.cluster_ips = vec!["10.96.0.9".parse().unwrap()].into();
+    new.ports.iter_mut().for_each(|port| port.node_port = None);
+    let name = new.name.clone();
+    control.event(SourceEvent::Service(ObjectEvent::Apply(Arc::new(new))));
+    turn_at_once(&mut control);
+    assert!(control.dataplane.quarantine().contains_key(&name));
+    assert_eq!(last.lock().unwrap()[&name], None);
 }
 
 #[test]
