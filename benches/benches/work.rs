@@ -1,4 +1,5 @@
-//! The work of the released program: processor time of a change, of a start and of a restart, on the clusters of `peers`.
+//! The work of the released program: processor time of a change, of a start and of a restart, on the clusters of `peers`, and
+//! time and memory on the largest clusters.
 //!
 //! Times of this bench are processor time, which a busy machine changes less than latency. The floor of a change is its
 //! transaction sent as a ready-made message on an open socket.
@@ -16,21 +17,28 @@ use portolan_benches::{
 fn main() -> Result<()> {
     let (plan, shapes) = size();
     let mut report = Report::default();
-    for shape in shapes {
+    for (shape, peers) in shapes {
         if !wanted(&format!("work {shape}")) {
             continue;
         }
         let contender = Contender::Portolan {
             program: program()?,
+            has_overlay: peers > 0,
         };
-        let figures = measure(&contender, &Stage::new(shape)?, &plan)?;
+        let stage = match peers {
+            0 => Stage::new(shape)?,
+            peers => Stage::with_peers(shape, peers)?,
+        };
+        let figures = measure(&contender, &stage, &plan)?;
+        drop(stage);
         rows(&mut report, shape, &plan, &figures)?;
     }
     report.print();
     Ok(())
 }
 
-fn size() -> (Plan, Vec<Shape>) {
+/// The plan, and each shape with its number of peers.
+fn size() -> (Plan, Vec<(Shape, u32)>) {
     let plan = |changes, seconds, rate| Plan {
         changes,
         pause: Duration::from_millis(1100),
@@ -40,10 +48,14 @@ fn size() -> (Plan, Vec<Shape>) {
         patience: Duration::from_secs(120),
     };
     if quick() {
-        return (plan(1, 1, 20), vec![Shape::new(50, 10)]);
+        let shapes = vec![(Shape::new(50, 10), 0), (Shape::new(50, 5), 20)];
+        return (plan(1, 1, 20), shapes);
     }
-    let shapes = [1, 1_000, 10_000].map(|services| Shape::new(services, 10));
-    (plan(5, 60, 100), shapes.to_vec())
+    let mut shapes = vec![];
+    shapes.extend([1, 1_000, 10_000].map(|services| (Shape::new(services, 10), 0)));
+    // The largest clusters that Kubernetes supports have 5,000 nodes.
+    shapes.extend([(Shape::new(50_000, 5), 0), (Shape::new(5_000, 50), 5_000)]);
+    (plan(5, 60, 100), shapes)
 }
 
 fn rows(report: &mut Report, shape: Shape, plan: &Plan, figures: &Figures) -> Result<()> {
@@ -109,6 +121,16 @@ fn rows(report: &mut Report, shape: Shape, plan: &Plan, figures: &Figures) -> Re
         }
         .into(),
         measured: time(figures.restart),
+        ..Row::default()
+    });
+    let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    report.row(Row {
+        quantity: format!("memory in the end, and peak, {shape}"),
+        measured: format!(
+            "{:.1} and {:.1} MiB",
+            mebibytes(figures.resident),
+            mebibytes(figures.peak)
+        ),
         ..Row::default()
     });
     Ok(())

@@ -15,6 +15,7 @@ fn main() -> Result<()> {
     for kind in kinds {
         let contender = Contender::Portolan {
             program: program()?,
+            has_overlay: false,
         };
         // Each kind beside a measurement without it: a machine that is busy for a while is busy in both.
         let without = measure(&contender, &Stage::new(shape)?, &plan)?;

@@ -25,7 +25,7 @@ fn start(program: &Path, node: &Node, ranges: &str, more: &[&str]) -> Result<Dae
 }
 
 /// For an overlay that leaves no files.
-const OVERLAY: [&str; 6] = [
+pub(crate) const OVERLAY: [&str; 6] = [
     "--overlay",
     "vxlan",
     "--subnet-file",

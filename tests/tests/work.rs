@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::fake_api::{FakeApi, Resource, Seen};
 use lab::{Daemon, HEALTH_PORT, scenario, wait_until};
-use nft::{Backend, Family, Kernel};
+use nft::{Backend, Element, Family, Kernel};
+use portolan_tests::commands::run;
 use portolan_tests::overlay::{OverlayStage, metric};
 use portolan_tests::stage::{PATIENCE, Stage, service};
 use serde_json::{Value, json};
@@ -104,6 +106,52 @@ fn slots(stage: &Stage) -> Result<usize> {
         let table = kernel.list(Family::Ip)?.context("no table")?;
         Ok(table.elements.get("backends").map_or(0, Vec::len))
     })?
+}
+
+/// The IPv4 slots of frontends with 300 endpoints in the kernel.
+fn large_slots(stage: &Stage) -> Result<Vec<Element>> {
+    stage.node.run(|| {
+        let mut kernel = Kernel::open_to_read(layout::TABLE.into())?;
+        let table = kernel.list(Family::Ip)?.context("no table")?;
+        let map = table.elements.get("backends_300");
+        Ok(map.context("no map of 300 endpoints")?.clone())
+    })?
+}
+
+#[scenario(Nft)]
+fn a_replaced_endpoint_of_a_large_service_moves_no_other() -> Result<()> {
+    let stage = Stage::new()?;
+    let write = |first: u32| {
+        let mut objects = stage.objects(&stage.web, 0..1);
+        for slice in objects
+            .iter_mut()
+            .filter(|one| one["addressType"] == "IPv4")
+        {
+            // Nobody is at these addresses.
+            let address = |n| Ipv4Addr::from_bits(0x0af4_6400 + n).to_string();
+            let all = (first..first + 300).map(|n| json!({"addresses": [address(n)]}));
+            slice["endpoints"] = all.collect();
+        }
+        stage.manifests.write_objects("web.yaml", &objects)
+    };
+    let is_as_wanted = || run(&stage.node, &["verify"]).is_ok_and(|ran| ran.code == 0);
+    write(0)?;
+    let daemon = stage.start_synced(&[])?;
+    for first in 1..4 {
+        let before = large_slots(&stage)?;
+        write(first)?;
+        wait_until("the new endpoint", PATIENCE, || {
+            large_slots(&stage).is_ok_and(|after| after != before)
+        })?;
+        let after = large_slots(&stage)?;
+        let moved = after.iter().filter(|slot| !before.contains(slot)).count();
+        ensure!(after.len() == 300 && moved == 1, "{moved} of 300 slots");
+        wait_until("what is wanted", PATIENCE, is_as_wanted)?;
+    }
+    // A process that finds them in this order.
+    daemon.kill()?;
+    let _daemon = stage.start_synced(&[])?;
+    wait_until("what the next process wants", PATIENCE, is_as_wanted)
 }
 
 #[scenario(Nft)]

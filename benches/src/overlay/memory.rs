@@ -71,8 +71,8 @@ fn resident(program: &Path, peers: u32) -> Result<u64> {
     Ok(number.context("no VmRSS")?.parse()?)
 }
 
-/// A Node of flannel's, with conditions and images as kubelets report them (about 10 kB).
-fn peer(number: u32) -> Value {
+/// A Node of flannel's, with conditions and images as kubelets report them (about 10 kB). Its pods are in 10.64.0.0/11.
+pub(crate) fn peer(number: u32) -> Value {
     let (high, low) = (number >> 8, number & 255);
     let images: Vec<Value> = (0..50)
         .map(|image| {
@@ -87,7 +87,7 @@ fn peer(number: u32) -> Value {
         format!("2001:db8:1::{number:x}"),
     );
     let ranges = [
-        format!("10.{}.{low}.0/24", 128 + high),
+        format!("10.{}.{low}.0/24", 64 + high),
         format!("fd00:244:{number:x}::/64"),
     ];
     json!({

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Daemon, Node};
 use serde_json::json;
 
+use crate::overlay::OVERLAY;
 use crate::shape::{CLUSTER_CIDR, OWN_NODE};
 
 /// A program that programs Services.
@@ -18,6 +19,8 @@ pub enum Contender {
     Portolan {
         /// The file to run.
         program: PathBuf,
+        /// With an overlay, for a stage with peers.
+        has_overlay: bool,
     },
     /// kube-proxy in nftables mode.
     KubeProxy {
@@ -47,6 +50,7 @@ impl Contender {
         releases.sort_unstable_by(|a, b| b.cmp(a));
         let portolan = Contender::Portolan {
             program: portolan.to_owned(),
+            has_overlay: false,
         };
         let peers = releases.iter().flat_map(|(name, version)| {
             [0, 1].map(|seconds| Contender::KubeProxy {
@@ -71,14 +75,23 @@ impl Contender {
     /// Starts it on a node.
     pub fn start(&self, node: &Node, kubeconfig: &Path) -> Result<Daemon> {
         let command = match self {
-            Contender::Portolan { program } => {
+            Contender::Portolan {
+                program,
+                has_overlay,
+            } => {
                 let mut command = node.command(program);
                 command
                     .arg("run")
                     .arg("--kubeconfig")
                     .arg(kubeconfig)
-                    .args(["--hostname-override", OWN_NODE])
-                    .args(["--cluster-cidr", CLUSTER_CIDR]);
+                    .args(["--hostname-override", OWN_NODE]);
+                match has_overlay {
+                    // Peers' pods are outside the range of those of Services.
+                    true => command
+                        .args(OVERLAY)
+                        .args(["--cluster-cidr", "10.0.0.0/8,fd00:244::/32"]),
+                    false => command.args(["--cluster-cidr", CLUSTER_CIDR]),
+                };
                 command
             }
             Contender::KubeProxy {

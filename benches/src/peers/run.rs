@@ -77,6 +77,7 @@ pub fn measure(contender: &Contender, stage: &Stage, plan: &Plan) -> Result<Figu
         return Ok(figures);
     };
     figures.cold = Some(answered - start);
+    stage.wait_for_peers(plan.patience)?;
     settle(&daemon, plan.patience)?;
     figures.cold_usage = Usage::of(daemon.pid())?;
 

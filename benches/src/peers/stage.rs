@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lab::fake_api::FakeApi;
-use lab::{Client, Lab, Node};
+use lab::{Client, Lab, Node, node_object, wait_until};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::worst::{self, Worst};
-use crate::shape::{CLUSTER_CIDR, PORT, Shape, TARGET_PORT};
+use crate::overlay::memory::peer;
+use crate::shape::{CLUSTER_CIDR, OWN_NODE, PORT, Shape, TARGET_PORT};
 
 /// The cluster IP of the Service with one endpoint, whose change is waited for.
 const PROBE_IP: Ipv4Addr = Ipv4Addr::new(10, 111, 255, 1);
@@ -40,6 +41,8 @@ pub struct Stage {
     node: Node,
     /// The object that [`Stage::change`] touches, in the place of the shape's endpoints.
     worst: Option<Worst>,
+    /// Nodes of an overlay.
+    peers: usize,
     /// Holds all pods.
     _pods: Client,
     /// Last: it ends the others.
@@ -74,6 +77,7 @@ impl Stage {
             folder,
             node,
             worst: None,
+            peers: 0,
             _pods: pods,
             _lab: lab,
         })
@@ -85,6 +89,34 @@ impl Stage {
         stage.api.apply_all(kind.objects())?;
         stage.worst = Some(kind);
         Ok(stage)
+    }
+
+    /// The same with so many Nodes of flannel's beside this node's, for a contender with an overlay.
+    pub fn with_peers(shape: Shape, peers: u32) -> Result<Stage> {
+        let mut stage = Stage::new(shape)?;
+        let mut own = node_object(&stage.node);
+        own["metadata"]["name"] = OWN_NODE.into();
+        stage.api.set_node_patches(true);
+        stage.api.apply(own)?;
+        stage.api.apply_all((1..=peers).map(peer))?;
+        stage.peers = peers as usize;
+        Ok(stage)
+    }
+
+    /// Waits until the kernel has a route to the IPv4 pods of each peer.
+    pub fn wait_for_peers(&self, patience: Duration) -> Result<()> {
+        if self.peers == 0 {
+            return Ok(());
+        }
+        wait_until("the routes to all peers", patience, || {
+            let mut command = self.node.command("ip");
+            command.args(["route", "show", "dev", "flannel.1"]);
+            let listed = self.node.output(command);
+            listed.is_ok_and(|listed| {
+                let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+                text.lines().count() == self.peers
+            })
+        })
     }
 
     /// Where contenders run.

@@ -103,8 +103,8 @@ impl Worst {
         },
         Worst {
             name: "endpoints",
-            description: "131 slices of 1,000 endpoints, one port",
-            slices: 131,
+            description: "65 slices of 1,000 endpoints, one port",
+            slices: 65,
             endpoints: 1_000,
             ..SMALLEST
         },

@@ -128,7 +128,7 @@ fn keeps_flows(old: &Frontend, new: &Frontend) -> bool {
     keeps && !narrows
 }
 
-/// One walk through both: they are sorted, and may have 131,000 endpoints.
+/// One walk through both: they are sorted, and may have 65,536 endpoints.
 fn all_serve(old: &Arc<[Backend]>, new: &Arc<[Backend]>) -> bool {
     let mut rest = new.iter();
     let is_same = |a: &Backend, b: &Backend| (a.address, a.port) == (b.address, b.port);

@@ -160,8 +160,8 @@ impl FrontendAddress {
 /// What happens to a new connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// Goes to one of these, evenly. Sorted by address and port, no two alike, never empty.
-    /// Shared between frontends of one Service port.
+    /// Goes to one of these, evenly. No two alike, never empty; as planned, sorted by address and port
+    /// ([`crate::keep_slots`] changes that). Shared between frontends of one Service port.
     Balance(Arc<[Backend]>),
     /// Refused: there is no endpoint anywhere.
     Refuse,

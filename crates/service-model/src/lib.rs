@@ -22,6 +22,7 @@ mod printable;
 #[cfg(test)]
 mod samples;
 pub mod select;
+mod slots;
 mod surroundings;
 mod suspects;
 pub mod wire;
@@ -38,7 +39,8 @@ pub use objects::{
     ObjectName, Protocol, Service, ServiceCidr, ServiceOptions, ServicePort, ServiceType,
     SlicePort, TrafficPolicy, TriggerTime, Watched,
 };
-pub use plan::{Choice, EndpointChoice, MAX_ELEMENTS, Plan, PortChoices};
+pub use plan::{Choice, EndpointChoice, MAX_ELEMENTS, MAX_ENDPOINTS, Plan, PortChoices};
 pub use printable::printable;
+pub use slots::{has_kept_slots, keep_slots};
 pub use surroundings::{Socket, Surroundings};
 pub use suspects::Suspects;

@@ -35,12 +35,16 @@ use external::ExternalAddresses;
 /// so limits for each of them alone do not bound a Service.
 pub const MAX_ELEMENTS: usize = 262_144;
 
+/// Maximum number of endpoints of one Service, of both families together, each address once: whatever they are used for, each
+/// plan reads them all, which others wait for, and all are kept in memory.
+pub const MAX_ENDPOINTS: usize = 65_536;
+
 /// What [`plan`] returns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// What the Service needs on this node. Without frontends if it is over its budget.
     pub intent: ServiceIntent,
-    /// The Service needs more than [`MAX_ELEMENTS`]: its last good rules should stay.
+    /// The Service has more than [`MAX_ENDPOINTS`] or needs more than [`MAX_ELEMENTS`]: its last good rules should stay.
     pub over_budget: Option<Invalid>,
     /// What this node ignores of objects that are valid by themselves: endpoints at the Service's own cluster IPs,
     /// external IPs that this node does not allow, and external addresses where the API server or a process of this
@@ -62,7 +66,7 @@ pub fn plan(
 ) -> Plan {
     let mut ignored = endpoints::circular(service, slices);
     let found = Frontends::of(service, slices, facts, surroundings, &mut ignored);
-    let over_budget = found.is_err().then(|| over_budget(service));
+    let over_budget = found.as_ref().err().map(|over| over.of(service));
     let Frontends {
         frontends, relays, ..
     } = found.unwrap_or_default();
@@ -93,8 +97,30 @@ struct Frontends {
     elements: usize,
 }
 
-/// The Service needs more than [`MAX_ELEMENTS`].
-struct OverBudget;
+/// Which budget the Service exceeds.
+#[derive(Clone, Copy)]
+enum OverBudget {
+    Elements,
+    Endpoints,
+}
+
+impl OverBudget {
+    fn of(self, service: &Service) -> Invalid {
+        Invalid {
+            kind: ObjectKind::Service,
+            object: service.name.clone(),
+            field: "spec".into(),
+            reason: match self {
+                OverBudget::Elements => format!(
+                    "its frontends, endpoints and source ranges need more than {MAX_ELEMENTS} elements of sets and maps"
+                ),
+                OverBudget::Endpoints => {
+                    format!("its EndpointSlices have more than {MAX_ENDPOINTS} endpoints")
+                }
+            },
+        }
+    }
+}
 
 impl Frontends {
     /// Stops as soon as the budget is exceeded, so that finding this out costs no more than a Service within it.
@@ -106,6 +132,9 @@ impl Frontends {
         ignored: &mut Vec<Invalid>,
     ) -> Result<Frontends, OverBudget> {
         let mut found = Frontends::default();
+        if endpoints::are_more_than(MAX_ENDPOINTS, slices) {
+            return Err(OverBudget::Endpoints);
+        }
         for family in Family::ALL {
             let of_family = |a: &&IpAddr| Family::of(**a) == family;
             let Some(cluster_ip) = service.cluster_ips.iter().find(of_family) else {
@@ -115,7 +144,7 @@ impl Frontends {
             let joined = Joined::new(slices, family);
             if joined.has_more_candidates_than(MAX_ELEMENTS.saturating_sub(found.elements), service)
             {
-                return Err(OverBudget);
+                return Err(OverBudget::Elements);
             }
             for port in &service.ports {
                 let suspects = &surroundings.suspects;
@@ -161,20 +190,9 @@ impl Frontends {
     fn spend(&mut self, elements: usize) -> Result<(), OverBudget> {
         self.elements = self.elements.saturating_add(elements);
         match self.elements > MAX_ELEMENTS {
-            true => Err(OverBudget),
+            true => Err(OverBudget::Elements),
             false => Ok(()),
         }
-    }
-}
-
-fn over_budget(service: &Service) -> Invalid {
-    Invalid {
-        kind: ObjectKind::Service,
-        object: service.name.clone(),
-        field: "spec".into(),
-        reason: format!(
-            "its frontends, endpoints and source ranges need more than {MAX_ELEMENTS} elements of sets and maps"
-        ),
     }
 }
 

@@ -103,16 +103,19 @@ pub(crate) fn select_all(candidates: &[Candidate<'_>], facts: &NodeFacts) -> Sel
     let local = chosen(&|c| is_local(c) && is_ready(c));
     let cluster = or_else(near, &is_leaving);
     let left_out = left_out(&cluster);
-    let without = |of: Vec<&Candidate<'_>>, left_out: &BTreeSet<Backend>| -> Vec<Backend> {
-        let backends = of.into_iter().map(|c| c.backend);
-        backends.filter(|b| !left_out.contains(b)).collect()
-    };
-    let serving = chosen(&|c| is_ready(c) || c.conditions.serving);
+    let is_used = |b: &Backend| left_out.is_empty() || !left_out.contains(b);
+    let serving = candidates
+        .iter()
+        .filter(|c| is_ready(c) || c.conditions.serving);
     let local = or_else(local, &|c| is_local(c) && is_leaving(c));
     Selection {
-        cluster: without(cluster, &left_out),
-        local: without(local, &BTreeSet::new()),
-        serving: without(serving, &left_out),
+        cluster: cluster
+            .into_iter()
+            .map(|c| c.backend)
+            .filter(is_used)
+            .collect(),
+        local: local.into_iter().map(|c| c.backend).collect(),
+        serving: serving.map(|c| c.backend).filter(is_used).collect(),
     }
 }
 

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use service_dataplane::Update;
 use service_model::{
     Family, Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName,
-    ServiceCidr, ServiceIntent, Socket, Suspects, Watched,
+    ServiceCidr, ServiceIntent, Socket, Suspects, Watched, keep_slots,
 };
 
 use object_source::{SourceEvent, Subject};
@@ -298,8 +298,11 @@ impl ClusterView {
         for service in names {
             let plan = self.index.plan(&service, facts);
             let (intent, over) = match plan {
-                Some(plan) => {
+                Some(mut plan) => {
                     planned.ignored.extend(plan.ignored);
+                    if let Some(before) = committed(&service) {
+                        keep_slots(&mut plan.intent, &before);
+                    }
                     (Some(Arc::new(plan.intent)), plan.over_budget)
                 }
                 None => (None, None),

@@ -62,6 +62,18 @@ impl<'a> Joined<'a> {
     }
 }
 
+/// Whether slices have more endpoints than this, each address once.
+pub(super) fn are_more_than(limit: usize, slices: &[impl Borrow<EndpointSlice>]) -> bool {
+    let endpoints = || slices.iter().map(|slice| &slice.borrow().endpoints);
+    if endpoints().map(Vec::len).sum::<usize>() <= limit {
+        return false;
+    }
+    let mut addresses: Vec<IpAddr> = endpoints().flatten().map(|one| one.address).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.len() > limit
+}
+
 /// The number of different addresses in slices that a Service may use.
 fn addresses(service: &Service, slices: &[(&EndpointSlice, u16)]) -> usize {
     let endpoints = slices.iter().flat_map(|(slice, _)| &slice.endpoints);

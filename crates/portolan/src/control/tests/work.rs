@@ -107,3 +107,46 @@ fn asking_for_a_listeners_port_plans_one_service() {
     });
     test.join().unwrap();
 }
+
+/// The slice of `web` with 400 endpoints from this one on.
+fn large(first: u16) -> SourceEvent {
+    let mut large = slice("10.244.0.5");
+    let one = large.endpoints[0].clone();
+    let endpoint = |n: u16| {
+        let [high, low] = n.to_be_bytes();
+        let mut endpoint = one.clone();
+        endpoint.address = [10, 244, high, low].into();
+        endpoint
+    };
+    large.endpoints = (first..first + 400).map(endpoint).collect();
+    SourceEvent::EndpointSlice(ObjectEvent::Apply(Arc::new(large)))
+}
+
+#[test]
+fn a_replaced_endpoint_of_a_large_service_moves_no_other() {
+    let mut control = synced();
+    control.event(large(256));
+    turn_at_once(&mut control);
+    let written = |control: &Control<Fake>| {
+        metric(control, "portolan_elements_written_total ").expect("the metric")
+    };
+    let contents = |control: &Control<Fake>, map: &str| {
+        let table = control.dataplane.backend().contents(Family::Ip).unwrap();
+        let elements = table.elements[map].iter();
+        elements
+            .map(|element| element.data.clone())
+            .collect::<Vec<_>>()
+    };
+    for first in 257..262 {
+        let before = (written(&control), contents(&control, "backends_400"));
+        control.event(large(first));
+        turn_at_once(&mut control);
+        // For the cluster IP and for the node port, one deleted and one added; the first slot is in two maps.
+        assert!((4..=8).contains(&(written(&control) - before.0)));
+        let after = contents(&control, "backends_400");
+        assert_eq!(after.len(), 400);
+        let gone = before.1.iter().filter(|data| !after.contains(data));
+        let new = after.iter().filter(|data| !before.1.contains(data));
+        assert_eq!((gone.count(), new.count()), (1, 1));
+    }
+}

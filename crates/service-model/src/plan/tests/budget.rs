@@ -1,4 +1,4 @@
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -58,11 +58,10 @@ fn endpoints_times_frontends_are_bounded() {
         slice
     };
     // Each endpoint once for the port, and for each frontend as many as a node uses.
-    assert_eq!(258_038 + 10 + MAX_USED, MAX_ELEMENTS);
-    assert!(!is_over(&service, &[ready(258_038)]));
-    assert!(is_over(&service, &[ready(258_039)]));
-    service.external_ips = addresses([5, 0, 0, 0], 1).map(Into::into).collect();
-    assert!(is_over(&service, &[ready(258_038)]));
+    service.external_ips = addresses([5, 0, 0, 0], 47).map(Into::into).collect();
+    assert_eq!(65_056 + 48 * (10 + MAX_USED), 262_144);
+    assert!(!is_over(&service, &[ready(65_056)]));
+    assert!(is_over(&service, &[ready(65_057)]));
     // Below that number all of them.
     service.external_ips = addresses([5, 0, 0, 0], 63).map(Into::into).collect();
     assert_eq!(4_021 + 64 * (10 + 4_021), 262_005);
@@ -73,17 +72,34 @@ fn endpoints_times_frontends_are_bounded() {
 #[test]
 fn endpoints_that_are_not_ready_count_as_well() {
     let mut service = service("shop/web", "10.96.0.1", "http/80/TCP");
-    assert!(!is_over(&service, &[endpoints(200_000)]));
+    assert!(!is_over(&service, &[endpoints(60_000)]));
     // An address that several slices list counts once.
-    assert!(!is_over(
-        &service,
-        &[endpoints(200_000), endpoints(200_000)]
-    ));
+    assert!(!is_over(&service, &[endpoints(60_000), endpoints(60_000)]));
     // Each port of a Service looks at all of them.
-    let ports = "http/80/TCP alt/81/TCP";
-    service.ports = crate::samples::service("shop/web", "10.96.0.1", ports).ports;
-    let mut slice = endpoints(200_000);
-    slice.ports =
-        crate::samples::slice("shop/web-1", "web", "http/8080/TCP alt/8081/TCP", "").ports;
+    let name = |n: u32| format!("p{n}/{}/TCP", 80 + n);
+    let ports = |count: u32| (0..count).map(name).collect::<Vec<_>>().join(" ");
+    let mut slice = endpoints(60_000);
+    slice.ports = crate::samples::slice("shop/web-1", "web", &ports(5), "").ports;
+    service.ports = crate::samples::service("shop/web", "10.96.0.1", &ports(4)).ports;
+    assert!(!is_over(&service, &[slice.clone()]));
+    service.ports = crate::samples::service("shop/web", "10.96.0.1", &ports(5)).ports;
     assert!(is_over(&service, &[slice]));
+}
+
+#[test]
+fn endpoints_of_both_families_are_bounded_together() {
+    let service = service("shop/web", "10.96.0.1 fd00::1", "http/80/TCP");
+    let of_ipv6 = |count: u32| {
+        let mut slice = endpoints(count);
+        slice.family = Family::Ip6;
+        let all = slice.endpoints.iter_mut().zip(0_u128..);
+        all.for_each(|(one, n)| one.address = Ipv6Addr::from_bits((0xfd01 << 112) + n).into());
+        slice
+    };
+    let half = u32::try_from(MAX_ENDPOINTS / 2).unwrap();
+    assert!(!is_over(&service, &[endpoints(half), of_ipv6(half)]));
+    let over = [endpoints(half), of_ipv6(half + 1)];
+    assert!(is_over(&service, &over));
+    let reason = plan(&service, &over, &facts()).over_budget.unwrap().reason;
+    assert!(reason.contains("65536 endpoints"), "{reason}");
 }
