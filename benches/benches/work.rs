@@ -33,8 +33,48 @@ fn main() -> Result<()> {
         drop(stage);
         rows(&mut report, shape, &plan, &figures)?;
     }
+    if wanted("work rates") {
+        rates(&mut report)?;
+    }
     report.print();
     Ok(())
+}
+
+/// The same change, at different distances from the one before: what depends on these is the price of waking up, and of what other
+/// programs have put into the processor's caches meanwhile.
+fn rates(report: &mut Report) -> Result<()> {
+    let (base, _) = size();
+    let (shape, seconds) = match quick() {
+        true => (Shape::new(50, 10), 1),
+        false => (Shape::new(1_000, 10), 20),
+    };
+    for rate in [10, 100, 1_000] {
+        let contender = Contender::Portolan {
+            program: program()?,
+            has_overlay: false,
+        };
+        let plan = Plan {
+            changes: 1,
+            churn: Duration::from_secs(seconds),
+            rate,
+            ..base
+        };
+        let figures = measure(&contender, &Stage::new(shape)?, &plan)?;
+        report.row(Row {
+            quantity: format!(
+                "processor time of a change at {rate} a second, {shape}, all threads"
+            ),
+            measured: microseconds(per_change(&figures, &plan)),
+            ..Row::default()
+        });
+    }
+    Ok(())
+}
+
+fn per_change(figures: &Figures, plan: &Plan) -> Duration {
+    // The probing Service's changes come to those of the plan.
+    let changes = plan.rate * plan.churn.as_secs() as u32 + figures.churn.len() as u32;
+    figures.churn_usage.total() / changes.max(1)
 }
 
 /// The plan, and each shape with its number of peers.
@@ -59,9 +99,7 @@ fn size() -> (Plan, Vec<(Shape, u32)>) {
 }
 
 fn rows(report: &mut Report, shape: Shape, plan: &Plan, figures: &Figures) -> Result<()> {
-    // The probing Service's changes come to those of the plan.
-    let changes = plan.rate * plan.churn.as_secs() as u32 + figures.churn.len() as u32;
-    let per_change = figures.churn_usage.total() / changes.max(1);
+    let per_change = per_change(figures, plan);
     let floor = floor(shape)?;
     let target = match shape.services {
         1_000 => "<= 1.5 s a minute",

@@ -119,7 +119,7 @@ fn large_slots(stage: &Stage) -> Result<Vec<Element>> {
 }
 
 #[scenario(Nft)]
-fn a_replaced_endpoint_of_a_large_service_moves_no_other() -> Result<()> {
+fn a_replaced_endpoint_of_a_large_service_moves_few_others() -> Result<()> {
     let stage = Stage::new()?;
     let write = |first: u32| {
         let mut objects = stage.objects(&stage.web, 0..1);
@@ -145,12 +145,14 @@ fn a_replaced_endpoint_of_a_large_service_moves_no_other() -> Result<()> {
         })?;
         let after = large_slots(&stage)?;
         let moved = after.iter().filter(|slot| !before.contains(slot)).count();
-        ensure!(after.len() == 300 && moved == 1, "{moved} of 300 slots");
+        ensure!(after.len() == 300 && moved <= 60, "{moved} of 300 slots");
         wait_until("what is wanted", PATIENCE, is_as_wanted)?;
     }
-    // A process that finds them in this order.
+    // The next process gives each endpoint the slot that it has.
     daemon.kill()?;
     let _daemon = stage.start_synced(&[])?;
+    let written = metric(&stage.node, "portolan_elements_written_total ")?;
+    ensure!(written == 0, "the next process wrote {written} elements");
     wait_until("what the next process wants", PATIENCE, is_as_wanted)
 }
 

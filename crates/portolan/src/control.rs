@@ -386,10 +386,12 @@ impl<B: Backend> Control<B> {
             mut updates,
             ignored,
             over_budget,
+            services: planned,
         } = self.view.updates(&self.facts, all, is_due, committed);
         let names = updates.iter().map(|update| &update.service);
-        self.flapping.committed(names.clone(), start);
         self.conflicts.renewed(names);
+        // Planning is what a Service over its budget costs.
+        self.flapping.committed(planned.iter(), start);
         if self.wants_whole_commit() {
             self.steps.finish(&mut updates);
         } else {

@@ -1,7 +1,7 @@
 //! One frontend as elements of the table's sets.
 //!
 //! A pure function: what a frontend needs does not depend on what was there before, so the same cluster gives
-//! the same table whatever the order of events. Slots follow the order of the backends (address, then port).
+//! the same table whatever the order of events. Slots follow the order of the backends.
 
 use nft::{Bytes, Data, Element, Verdict};
 use service_model::{Affinity, Backend, Disposition, Frontend, FrontendAddress, Masquerade};

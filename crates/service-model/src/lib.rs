@@ -41,6 +41,5 @@ pub use objects::{
 };
 pub use plan::{Choice, EndpointChoice, MAX_ELEMENTS, MAX_ENDPOINTS, Plan, PortChoices};
 pub use printable::printable;
-pub use slots::{has_kept_slots, keep_slots};
 pub use surroundings::{Socket, Surroundings};
 pub use suspects::Suspects;

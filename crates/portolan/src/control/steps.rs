@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use service_dataplane::{Claim, Update, side_by_side};
-use service_model::{Affinity, Frontend, ObjectName, ServiceIntent};
+use service_model::{Affinity, Disposition, Frontend, ObjectName, ServiceIntent};
 
 /// Elements that one step changes, deleted and added ones together: a few milliseconds.
 const STEP: usize = 1024;
@@ -185,7 +185,7 @@ fn step(
     for (pair, is_ahead) in ahead.chain(done.iter().map(|pair| (pair, false))) {
         let (old, new) = pair;
         if old != new {
-            spent += old.map_or(0, Frontend::elements) + new.map_or(0, Frontend::elements);
+            spent += cost_of(*old, *new);
             taken.insert(claim(pair));
             last = if is_ahead { claim(pair) } else { last };
         }
@@ -206,6 +206,24 @@ fn step(
         ..to.clone()
     };
     is_part.then_some((step, last))
+}
+
+/// The elements that a frontend's change deletes and adds, at most.
+fn cost_of(old: Option<&Frontend>, new: Option<&Frontend>) -> usize {
+    let all = |one: Option<&Frontend>| one.map_or(0, Frontend::elements);
+    let listed = |one: Option<&Frontend>| match one.map(|one| &one.disposition) {
+        Some(Disposition::Balance(backends)) => Some(backends.clone()),
+        _ => None,
+    };
+    let whole = all(old) + all(new);
+    match (listed(old), listed(new)) {
+        // The same number of endpoints has the same map, in which only other slots change.
+        (Some(old), Some(new)) if old.len() == new.len() => {
+            let same = old.iter().zip(new.iter()).filter(|(old, new)| old == new);
+            whole - 2 * same.count()
+        }
+        _ => whole,
+    }
 }
 
 /// These frontends, some groups of them with the affinity that others have in the same group; `None` if no group differs.
@@ -244,7 +262,7 @@ fn with_affinity_of(frontends: &[Frontend], others: &[Frontend]) -> Option<Vec<F
 mod tests {
     use std::net::IpAddr;
 
-    use service_model::{Backend, Disposition, FrontendAddress, Masquerade, Protocol};
+    use service_model::{Backend, FrontendAddress, Masquerade, Protocol};
 
     use super::*;
 
@@ -327,6 +345,27 @@ mod tests {
             assert_eq!(current.as_ref(), Some(&target));
             assert!((40..320).contains(&taken), "{taken} steps");
         }
+    }
+
+    #[test]
+    fn slots_that_stay_are_no_part_of_a_step() {
+        let mut current = (*service("large", 20, 0..100)).clone();
+        let other = &service("large", 1, 100..101).frontends[0].disposition;
+        let Disposition::Balance(other) = other else {
+            panic!("{other:?}")
+        };
+        for frontend in &mut current.frontends {
+            if let Disposition::Balance(backends) = &mut frontend.disposition {
+                let first = other.iter().chain(backends.iter().skip(1));
+                *backends = first.copied().collect();
+            }
+        }
+        let (mut steps, current) = (Steps::default(), Some(Arc::new(current)));
+        let target = service("large", 20, 0..100);
+        let mut updates = vec![update(&target)];
+        steps.limit(&mut updates, Instant::now(), |_| current.clone());
+        assert!(steps.is_empty());
+        assert_eq!(updates[0].intent.as_ref(), Some(&target));
     }
 
     #[test]

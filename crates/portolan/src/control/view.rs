@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use service_dataplane::Update;
 use service_model::{
     Family, Index, Invalid, Node, NodeConfig, NodeFacts, ObjectEvent, ObjectKind, ObjectName,
-    ServiceCidr, ServiceIntent, Socket, Suspects, Watched, keep_slots,
+    ServiceCidr, ServiceIntent, Socket, Suspects, Watched,
 };
 
 use object_source::{SourceEvent, Subject};
@@ -61,6 +61,8 @@ pub(crate) struct Planned {
     pub(crate) ignored: Vec<Invalid>,
     /// Services that are over their budget since this plan.
     pub(crate) over_budget: Vec<Invalid>,
+    /// All Services that were planned, also those over their budget.
+    pub(crate) services: BTreeSet<ObjectName>,
 }
 
 impl ClusterView {
@@ -295,14 +297,12 @@ impl ClusterView {
             names.extend(self.index.service_names().cloned());
         }
         let mut planned = Planned::default();
+        planned.services.clone_from(&names);
         for service in names {
             let plan = self.index.plan(&service, facts);
             let (intent, over) = match plan {
-                Some(mut plan) => {
+                Some(plan) => {
                     planned.ignored.extend(plan.ignored);
-                    if let Some(before) = committed(&service) {
-                        keep_slots(&mut plan.intent, &before);
-                    }
                     (Some(Arc::new(plan.intent)), plan.over_budget)
                 }
                 None => (None, None),

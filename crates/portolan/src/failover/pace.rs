@@ -26,12 +26,12 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// The first reading is due after the shortest pause.
+    /// The first reading is due after the shortest pause. Nothing is saved yet: the time of a start counts as well.
     pub(super) fn new(shortest: Duration, now: Instant) -> Self {
         Pace {
             shortest,
             last: now,
-            paid: now,
+            paid: now + SAVED,
         }
     }
 
@@ -84,6 +84,23 @@ mod tests {
     }
 
     #[test]
+    fn the_first_seconds_of_a_process_take_no_more() {
+        for micros in [100, 1_250, 4_000] {
+            let (start, cost) = (Instant::now(), Duration::from_micros(micros));
+            let mut pace = Pace::new(SAMPLE, start);
+            for _ in 0..5 {
+                let now = pace.due();
+                pace.read(now, cost);
+            }
+            let paid_for = pace.due() - start;
+            assert!(
+                cost * 5 <= paid_for / REST + cost / 10,
+                "{micros}: {paid_for:?}"
+            );
+        }
+    }
+
+    #[test]
     fn an_expensive_reading_delays_the_next_for_a_bounded_time() {
         let start = Instant::now();
         let mut pace = Pace::new(WHOLE, start);
@@ -96,8 +113,8 @@ mod tests {
 
     #[test]
     fn what_was_saved_pays_for_one_long_reading() {
-        let start = Instant::now();
-        let mut pace = Pace::new(SAMPLE, start);
+        let start = Instant::now() + SAVED;
+        let mut pace = Pace::new(SAMPLE, start - SAVED);
         pace.read(start, SAVED / REST);
         assert!(pace.is_shortest());
         // Nothing is left.

@@ -11,7 +11,7 @@ use service_dataplane::Conflict;
 use service_dataplane::predict::Frontends;
 use service_model::{
     Identity, Index, NodeFacts, ObjectEvent, ObjectKind, ObjectName, Plan, PortChoices, Service,
-    ServiceIntent, Watched, keep_slots,
+    ServiceIntent, Watched,
 };
 
 use super::documents::Latency;
@@ -28,8 +28,6 @@ const OF_OBJECT: usize = 8;
 pub(super) struct Catalog {
     index: Index,
     facts: Option<Arc<NodeFacts>>,
-    /// What Services with large frontends need: the order of their endpoints does not follow from objects alone.
-    large: BTreeMap<ObjectName, Arc<ServiceIntent>>,
     /// Objects and files with a problem that the source reported.
     problems: BTreeMap<Subject, Vec<String>>,
     /// Fields that planning ignores, by Service. Updated only when a request asks for them.
@@ -82,12 +80,6 @@ impl Catalog {
             Notice::Listeners(listeners) => {
                 self.index.set_listeners(listeners);
                 self.unplanned.extend(self.index.take_dirty());
-            }
-            Notice::Large(name, Some(intent)) => {
-                self.large.insert(name, intent);
-            }
-            Notice::Large(name, None) => {
-                self.large.remove(&name);
             }
             Notice::Facts(facts) => self.facts = Some(facts),
             Notice::Committed(commit) => self.commits.add(&commit),
@@ -240,13 +232,7 @@ impl Catalog {
         let services = self.services().filter(move |service| {
             concerns(service) && !self.quarantined.contains_key(&service.name)
         });
-        let plans = services.filter_map(|service| {
-            let mut plan = self.plan(&service.name)?;
-            if let Some(before) = self.large.get(&service.name) {
-                keep_slots(&mut plan.intent, before);
-            }
-            Some(plan)
-        });
+        let plans = services.filter_map(|service| self.plan(&service.name));
         let last_good = self.quarantined.values();
         let last_good = last_good.filter_map(|quarantined| quarantined.last_good.clone());
         plans.map(|plan| Arc::new(plan.intent)).chain(last_good)

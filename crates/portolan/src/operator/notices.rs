@@ -11,10 +11,7 @@ use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use object_source::SourceEvent;
-use service_dataplane::Update;
-use service_model::{
-    NodeFacts, ObjectEvent, ObjectName, ServiceIntent, Socket, Suspects, has_kept_slots,
-};
+use service_model::{NodeFacts, ObjectEvent, Socket, Suspects};
 use tokio::sync::Notify;
 
 use crate::observer::{Commit, Observer};
@@ -31,8 +28,6 @@ pub(super) enum Notice {
     Suspects(Suspects),
     /// Sockets of this node's processes at which Services ask for external frontends.
     Listeners(Arc<BTreeSet<Socket>>),
-    /// What a Service with large frontends needs, its endpoints in the order of their slots; `None` if it has none any more.
-    Large(ObjectName, Option<Arc<ServiceIntent>>),
     /// The facts in force since the last commit.
     Facts(Arc<NodeFacts>),
     /// A commit or repair that succeeded.
@@ -58,8 +53,6 @@ pub(crate) struct Follower {
     waiting: Arc<AtomicUsize>,
     wake: Arc<Notify>,
     facts: Option<NodeFacts>,
-    /// Services with large frontends.
-    large: BTreeSet<ObjectName>,
     /// Whether there was a commit before. The first one reads the tables of an earlier process, which is no repair.
     has_committed: bool,
 }
@@ -80,7 +73,6 @@ pub(super) fn notices() -> (Follower, Notices) {
         waiting: Arc::clone(&waiting),
         wake: wake.clone(),
         facts: None,
-        large: BTreeSet::new(),
         has_committed: false,
     };
     let notices = Notices {
@@ -138,19 +130,6 @@ impl Observer for Follower {
 
     fn listeners(&mut self, listeners: &Arc<BTreeSet<Socket>>) {
         self.send(Notice::Listeners(Arc::clone(listeners)), false);
-    }
-
-    fn planned(&mut self, updates: &[Update]) {
-        for Update { service, intent } in updates {
-            let intent = intent.as_ref().filter(|intent| has_kept_slots(intent));
-            let was_large = match intent {
-                Some(_) => !self.large.insert(service.clone()),
-                None => self.large.remove(service),
-            };
-            if was_large || intent.is_some() {
-                self.send(Notice::Large(service.clone(), intent.cloned()), false);
-            }
-        }
     }
 
     fn committed(&mut self, commit: &Commit<'_>) {

@@ -62,11 +62,13 @@ impl<'a> Joined<'a> {
     }
 }
 
-/// Whether slices have more endpoints than this, each address once.
+/// Whether slices have more endpoints than this, each address once, or list more than twice as many: an address that moves to
+/// another slice is in both for a while.
 pub(super) fn are_more_than(limit: usize, slices: &[impl Borrow<EndpointSlice>]) -> bool {
     let endpoints = || slices.iter().map(|slice| &slice.borrow().endpoints);
-    if endpoints().map(Vec::len).sum::<usize>() <= limit {
-        return false;
+    let listed: usize = endpoints().map(Vec::len).sum();
+    if listed <= limit || listed > 2 * limit {
+        return listed > limit;
     }
     let mut addresses: Vec<IpAddr> = endpoints().flatten().map(|one| one.address).collect();
     addresses.sort_unstable();

@@ -1,5 +1,6 @@
 //! Changes that wait: what counts as pending, and what waiting costs.
 
+use super::recreated::over_budget;
 use super::*;
 
 fn pending(control: &Control<Fake>) -> Option<Instant> {
@@ -46,6 +47,22 @@ fn health_does_not_wait_for_a_flapping_service() {
     }
     turn_at_once(&mut control);
     assert!(control.view.dirty().contains(&web));
+    assert_eq!(pending(&control), None);
+}
+
+#[test]
+fn a_service_over_its_budget_waits_like_one_that_flaps() {
+    let mut control = synced();
+    let mut bad = over_budget(service().created, "10.96.0.1");
+    for n in 0..50_u8 {
+        bad.external_ips = [[203, 0, 113, n].into()].into();
+        let event = ObjectEvent::Apply(Arc::new(bad.clone()));
+        control.event(SourceEvent::Service(event));
+        turn_at_once(&mut control);
+    }
+    // Ten at once, and by then it waits; the loop has taken less than a second.
+    assert!(control.view.is_over_budget(&bad.name));
+    assert!(control.view.dirty().contains(&bad.name));
     assert_eq!(pending(&control), None);
 }
 

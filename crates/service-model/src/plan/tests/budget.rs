@@ -75,6 +75,9 @@ fn endpoints_that_are_not_ready_count_as_well() {
     assert!(!is_over(&service, &[endpoints(60_000)]));
     // An address that several slices list counts once.
     assert!(!is_over(&service, &[endpoints(60_000), endpoints(60_000)]));
+    // But not without end.
+    let repeated = [0; 200].map(|_| endpoints(1_000));
+    assert!(is_over(&service, &repeated));
     // Each port of a Service looks at all of them.
     let name = |n: u32| format!("p{n}/{}/TCP", 80 + n);
     let ports = |count: u32| (0..count).map(name).collect::<Vec<_>>().join(" ");
