@@ -386,12 +386,13 @@ impl<B: Backend> Control<B> {
             mut updates,
             ignored,
             over_budget,
-            services: planned,
+            refused,
         } = self.view.updates(&self.facts, all, is_due, committed);
         let names = updates.iter().map(|update| &update.service);
-        self.conflicts.renewed(names);
+        self.flapping.committed(names.clone(), start);
         // Planning is what a Service over its budget costs.
-        self.flapping.committed(planned.iter(), start);
+        self.flapping.charge(refused.iter(), start);
+        self.conflicts.renewed(names);
         if self.wants_whole_commit() {
             self.steps.finish(&mut updates);
         } else {

@@ -49,9 +49,17 @@ impl Flapping {
         services: impl ExactSizeIterator<Item = &'a ObjectName>,
         now: Instant,
     ) {
-        if services.len() > LARGE {
-            return;
+        if services.len() <= LARGE {
+            self.charge(services, now);
         }
+    }
+
+    /// Adds the debt of these Services, however many they are.
+    pub(super) fn charge<'a>(
+        &mut self,
+        services: impl Iterator<Item = &'a ObjectName>,
+        now: Instant,
+    ) {
         self.debts.retain(|_, paid| *paid > now);
         for service in services {
             let paid = self.debts.entry(service.clone()).or_insert(now);

@@ -23,6 +23,8 @@ use service_model::{Affinity, Disposition, Frontend, ObjectName, ServiceIntent};
 
 /// Elements that one step changes, deleted and added ones together: a few milliseconds.
 const STEP: usize = 1024;
+/// So many endpoints that keep their slot count as an element: rendering and comparing takes 0.17 us, an element 3 to 4 us.
+const COMPARED: usize = 8;
 /// The pause after a further step is as long as the step took, within these limits.
 const PAUSES: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(20)];
 
@@ -208,7 +210,8 @@ fn step(
     is_part.then_some((step, last))
 }
 
-/// The elements that a frontend's change deletes and adds, at most.
+/// The elements that a frontend's change deletes and adds, at most. Endpoints that keep their slot are compared, which takes a
+/// twentieth of the time of an element.
 fn cost_of(old: Option<&Frontend>, new: Option<&Frontend>) -> usize {
     let all = |one: Option<&Frontend>| one.map_or(0, Frontend::elements);
     let listed = |one: Option<&Frontend>| match one.map(|one| &one.disposition) {
@@ -220,7 +223,8 @@ fn cost_of(old: Option<&Frontend>, new: Option<&Frontend>) -> usize {
         // The same number of endpoints has the same map, in which only other slots change.
         (Some(old), Some(new)) if old.len() == new.len() => {
             let same = old.iter().zip(new.iter()).filter(|(old, new)| old == new);
-            whole - 2 * same.count()
+            let same = same.count();
+            whole - 2 * same + same / COMPARED
         }
         _ => whole,
     }
@@ -348,7 +352,8 @@ mod tests {
     }
 
     #[test]
-    fn slots_that_stay_are_no_part_of_a_step() {
+    fn slots_that_stay_are_a_small_part_of_a_step() {
+        // Less than one step of 20 frontends, more than ten of 100.
         let mut current = (*service("large", 20, 0..100)).clone();
         let other = &service("large", 1, 100..101).frontends[0].disposition;
         let Disposition::Balance(other) = other else {
@@ -366,6 +371,23 @@ mod tests {
         steps.limit(&mut updates, Instant::now(), |_| current.clone());
         assert!(steps.is_empty());
         assert_eq!(updates[0].intent.as_ref(), Some(&target));
+    }
+
+    #[test]
+    fn frontends_whose_serving_endpoints_change_take_steps() {
+        // Nothing of these is an element, and comparing them takes milliseconds.
+        let current = service("large", 300, 0..250);
+        let mut target = (*current).clone();
+        for frontend in &mut target.frontends {
+            frontend.serving = [].into();
+        }
+        let (mut steps, target) = (Steps::default(), Arc::new(target));
+        let mut updates = vec![update(&target)];
+        steps.limit(&mut updates, Instant::now(), |_| Some(current.clone()));
+        let step = updates[0].intent.as_ref().unwrap();
+        let changed = step.frontends.iter().filter(|one| one.serving.is_empty());
+        assert!((1..=30).contains(&changed.count()));
+        assert!(!steps.is_empty());
     }
 
     #[test]

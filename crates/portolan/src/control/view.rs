@@ -61,8 +61,8 @@ pub(crate) struct Planned {
     pub(crate) ignored: Vec<Invalid>,
     /// Services that are over their budget since this plan.
     pub(crate) over_budget: Vec<Invalid>,
-    /// All Services that were planned, also those over their budget.
-    pub(crate) services: BTreeSet<ObjectName>,
+    /// All Services that were planned and are over their budget.
+    pub(crate) refused: Vec<ObjectName>,
 }
 
 impl ClusterView {
@@ -297,7 +297,6 @@ impl ClusterView {
             names.extend(self.index.service_names().cloned());
         }
         let mut planned = Planned::default();
-        planned.services.clone_from(&names);
         for service in names {
             let plan = self.index.plan(&service, facts);
             let (intent, over) = match plan {
@@ -315,6 +314,7 @@ impl ClusterView {
                             intent: None,
                         });
                     }
+                    planned.refused.push(service.clone());
                     if self.over_budget.insert(service, over.clone()).is_none() {
                         planned.over_budget.push(over);
                     }
