@@ -21,12 +21,14 @@ pub mod predict;
 pub mod render;
 #[cfg(test)]
 mod samples;
+mod slots;
 mod sync;
 
 pub use affinity::AffinityCheck;
 pub use claim::{Claim, side_by_side};
 pub use conntrack::{FlowCheck, FlowChecks};
 pub use ledger::{Conflict, Update};
+pub use slots::in_slots;
 pub use sync::{Dataplane, Quarantined, SyncError, SyncOutcome};
 
 use nft::TableContents;

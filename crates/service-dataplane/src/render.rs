@@ -1,13 +1,14 @@
 //! One frontend as elements of the table's sets.
 //!
 //! A pure function: what a frontend needs does not depend on what was there before, so the same cluster gives
-//! the same table whatever the order of events. Slots follow the order of the backends.
+//! the same table whatever the order of events. Which endpoint has which slot is up to `slots`.
 
 use nft::{Bytes, Data, Element, Verdict};
 use service_model::{Affinity, Backend, Disposition, Frontend, FrontendAddress, Masquerade};
 
 use crate::claim::Claim;
 use crate::layout::{DynamicPart, Pick, SetId};
+use crate::slots::in_slots;
 
 /// The elements of one frontend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -122,7 +123,7 @@ fn bytes(address: FrontendAddress) -> Bytes {
 impl Rendered {
     fn balance(&mut self, pick: Pick, key: Bytes, backends: &[Backend]) {
         let count = backends.len() as u32;
-        for (slot, backend) in (0..).zip(backends.iter()) {
+        for (slot, backend) in (0..).zip(in_slots(backends).iter()) {
             let value = Bytes::new().address(backend.address).port(backend.port);
             let element = Element::value(key.slot(slot), value);
             if slot == 0 && count > pick.exact_counts() {

@@ -160,8 +160,8 @@ impl FrontendAddress {
 /// What happens to a new connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// Goes to one of these, evenly, each in the slot of its place in the list. No two alike, never empty; sorted by address and
-    /// port if they are fewer than 256. Shared between frontends of one Service port.
+    /// Goes to one of these, evenly. Sorted by address and port, no two alike, never empty.
+    /// Shared between frontends of one Service port.
     Balance(Arc<[Backend]>),
     /// Refused: there is no endpoint anywhere.
     Refuse,

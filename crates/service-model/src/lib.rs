@@ -11,7 +11,7 @@
 //!   in no firewall's terms, and names what this node ignores; [`plan::explain`] says why each endpoint is used or not.
 
 pub mod facts;
-mod hash;
+pub mod hash;
 mod identities;
 mod index;
 pub mod intent;
@@ -22,7 +22,6 @@ mod printable;
 #[cfg(test)]
 mod samples;
 pub mod select;
-mod slots;
 mod surroundings;
 mod suspects;
 pub mod wire;

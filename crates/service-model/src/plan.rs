@@ -26,7 +26,6 @@ use crate::objects::{
     EndpointSlice, Family, Invalid, ObjectKind, Protocol, Service, ServicePort, TrafficPolicy,
 };
 use crate::select::{Selection, select};
-use crate::slots::in_slots;
 use crate::surroundings::Surroundings;
 use endpoints::Joined;
 pub use explain::{Choice, EndpointChoice, PortChoices, explain};
@@ -264,13 +263,13 @@ struct PortBackends {
 
 impl From<Selection> for PortBackends {
     fn from(selection: Selection) -> Self {
-        let cluster: Arc<[Backend]> = in_slots(selection.cluster).into();
+        let cluster: Arc<[Backend]> = selection.cluster.into();
         let or_shared = |backends: Vec<Backend>| match *backends == *cluster {
             true => cluster.clone(),
             false => backends.into(),
         };
         PortBackends {
-            local: or_shared(in_slots(selection.local)),
+            local: or_shared(selection.local),
             serving: or_shared(selection.serving),
             cluster: cluster.clone(),
         }

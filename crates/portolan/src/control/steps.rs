@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use service_dataplane::{Claim, Update, side_by_side};
+use service_dataplane::{Claim, Update, in_slots, side_by_side};
 use service_model::{Affinity, Disposition, Frontend, ObjectName, ServiceIntent};
 
 /// Elements that one step changes, deleted and added ones together: a few milliseconds.
@@ -222,8 +222,14 @@ fn cost_of(old: Option<&Frontend>, new: Option<&Frontend>) -> usize {
     match (listed(old), listed(new)) {
         // The same number of endpoints has the same map, in which only other slots change.
         (Some(old), Some(new)) if old.len() == new.len() => {
-            let same = old.iter().zip(new.iter()).filter(|(old, new)| old == new);
-            let same = same.count();
+            let same = match old == new {
+                true => old.len(),
+                false => {
+                    let (old, new) = (in_slots(&old), in_slots(&new));
+                    let pairs = old.iter().zip(new.iter());
+                    pairs.filter(|(old, new)| old == new).count()
+                }
+            };
             whole - 2 * same + same / COMPARED
         }
         _ => whole,

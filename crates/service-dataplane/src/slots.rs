@@ -1,15 +1,15 @@
 //! The slots of endpoints in large frontends: a function of the endpoints alone, in which one that is replaced moves few others.
 //!
-//! An endpoint's place in [`crate::Disposition::Balance`] is its slot in the tables. Were large frontends sorted, one endpoint
-//! that replaces another would move all between the two: of 4,096, a third on average, in one commit that others wait for.
+//! Were the endpoints of a large frontend in their slots in order, one that replaces another would move all between the two: of
+//! 4,096, a third on average, in one commit that others wait for.
 //! Here each endpoint has an order of slots of its own, by a hash, and gets the first that no endpoint before it has got; a
 //! hash says who is before whom as well. So only those move for whom a better slot gets free or is lost, one after another:
 //! some 2 ln(n) of n.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
-use crate::hash;
-use crate::intent::Backend;
+use service_model::{Backend, hash};
 
 /// Smaller frontends are sorted: they are written in well below a millisecond, and people read them.
 const SMALLEST: usize = 256;
@@ -20,19 +20,17 @@ const TRIED: usize = 64;
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Puts endpoints, no two alike, in the order of their slots. Fixed for good: a version that changed it would move all of them.
-pub(crate) fn in_slots(endpoints: Vec<Backend>) -> Vec<Backend> {
+pub fn in_slots(endpoints: &[Backend]) -> Cow<'_, [Backend]> {
     match endpoints.len() < SMALLEST {
-        true => endpoints,
-        false => {
-            let tries = endpoints.len() * TRIED;
-            placed(endpoints, tries)
-        }
+        true => endpoints.into(),
+        false => placed(endpoints, endpoints.len() * TRIED).into(),
     }
 }
 
-fn placed(endpoints: Vec<Backend>, mut tries: usize) -> Vec<Backend> {
+fn placed(endpoints: &[Backend], mut tries: usize) -> Vec<Backend> {
     let count = endpoints.len();
-    let mut all: Vec<(u64, Backend)> = endpoints.into_iter().map(|e| (seed(&e), e)).collect();
+    let all = endpoints.iter().map(|endpoint| (seed(endpoint), *endpoint));
+    let mut all: Vec<(u64, Backend)> = all.collect();
     all.sort_unstable_by_key(|(seed, backend)| (*seed, backend.address, backend.port));
     let mut slots: Vec<Option<Backend>> = vec![None; count];
     let mut rest = Vec::new();
@@ -85,7 +83,7 @@ mod tests {
     }
 
     fn slots(numbers: Range<u16>) -> Vec<Backend> {
-        in_slots(numbers.map(backend).collect())
+        in_slots(&numbers.map(backend).collect::<Vec<_>>()).into_owned()
     }
 
     #[test]
@@ -109,9 +107,9 @@ mod tests {
     #[test]
     fn every_endpoint_has_one_slot_whatever_order_they_come_in() {
         let mut endpoints: Vec<Backend> = (0..1000).map(backend).collect();
-        let in_order = in_slots(endpoints.clone());
+        let in_order = in_slots(&endpoints).into_owned();
         endpoints.reverse();
-        assert_eq!(in_slots(endpoints), in_order);
+        assert_eq!(*in_slots(&endpoints), in_order);
         let mut sorted = in_order.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, (0..1000).map(backend).collect::<Vec<_>>());
@@ -121,10 +119,10 @@ mod tests {
     #[test]
     fn an_endpoint_that_moves_to_this_node_keeps_its_slot() {
         let mut endpoints: Vec<Backend> = (0..300).map(backend).collect();
-        let before = in_slots(endpoints.clone());
+        let before = in_slots(&endpoints).into_owned();
         endpoints[7].local = true;
-        let after = in_slots(endpoints);
-        let changed = before.iter().zip(&after).filter(|(a, b)| a != b);
+        let after = in_slots(&endpoints);
+        let changed = before.iter().zip(after.iter()).filter(|(a, b)| a != b);
         let changed: Vec<_> = changed
             .map(|(a, b)| (a.address == b.address, b.local))
             .collect();
@@ -154,7 +152,7 @@ mod tests {
     fn endpoints_without_a_try_left_get_the_other_slots() {
         for tries in [0, 1, 300, 1000] {
             let endpoints: Vec<Backend> = (0..300).map(backend).collect();
-            let mut placed = placed(endpoints.clone(), tries);
+            let mut placed = placed(&endpoints, tries);
             placed.sort_unstable();
             assert_eq!(placed, endpoints);
         }
