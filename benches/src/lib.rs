@@ -4,12 +4,14 @@
 //! * [`Sandbox`] is a network namespace to load tables in.
 //! * [`Bare`] sends ready-made netlink messages: the floor under what we do.
 //! * [`peers`] runs kube-proxy itself beside Portolan.
+//! * [`fleet`] measures what many nodes ask of one real API server.
 //! * [`overlay`] measures the overlay: programming, memory, packets.
 //! * [`Report`] prints each quantity with its target and floor.
 //!
 //! Every number is taken in the run that prints it.
 
 mod bare;
+pub mod fleet;
 mod node;
 pub mod overlay;
 pub mod peers;

@@ -21,6 +21,11 @@ impl Samples {
         self.durations.push(duration);
     }
 
+    /// Adds those of another.
+    pub fn extend(&mut self, other: &Samples) {
+        self.durations.extend(&other.durations);
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.durations.len()
@@ -34,6 +39,11 @@ impl Samples {
     /// Half are at most this. Zero when there are none.
     pub fn median(&self) -> Duration {
         self.quantile(0.5)
+    }
+
+    /// 5 of 100 are at most this.
+    pub fn p5(&self) -> Duration {
+        self.quantile(0.05)
     }
 
     /// 95 of 100 are at most this.

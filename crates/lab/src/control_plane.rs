@@ -29,7 +29,7 @@ use crate::lock;
 use crate::process::Daemon;
 use crate::topology::{self, Lab};
 use crate::wait::wait_for;
-pub use audit::{AuditEvent, Right};
+pub use audit::{AuditEvent, KUBE_PROXY_USER, PORTOLAN_USER, Right};
 use components::Files;
 pub use components::{API_SERVER_PORT, helm, program, programs};
 pub(crate) use components::{kube_proxy, missing};

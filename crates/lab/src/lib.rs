@@ -80,8 +80,8 @@ pub use address::{
 };
 pub use capability::{Capability, capabilities, require};
 pub use control_plane::{
-    API_SERVER_PORT, AuditEvent, ControlPlane, PORTOLAN_OVERLAY_RBAC, PORTOLAN_RBAC, Right, helm,
-    program, programs,
+    API_SERVER_PORT, AuditEvent, ControlPlane, KUBE_PROXY_USER, PORTOLAN_OVERLAY_RBAC,
+    PORTOLAN_RBAC, PORTOLAN_USER, Right, helm, program, programs,
 };
 pub use host::{HEALTH_PORT, Host};
 pub use kubelet::{Kubelet, READY_ANNOTATION};

@@ -189,6 +189,27 @@ impl ControlPlane {
         self.kubeconfig_with(&[PORTOLAN_RBAC, PORTOLAN_OVERLAY_RBAC])
     }
 
+    /// A kubeconfig for kube-proxy as kubeadm gives it: with a token of a ServiceAccount that has the ClusterRole
+    /// `system:node-proxier`.
+    pub fn kubeconfig_for_kube_proxy(&self) -> Result<PathBuf> {
+        let subject =
+            json!({ "kind": "ServiceAccount", "name": "kube-proxy", "namespace": "kube-system" });
+        let role = json!({
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node-proxier",
+        });
+        self.apply_all(&[
+            json!({
+                "apiVersion": "v1", "kind": "ServiceAccount",
+                "metadata": { "name": "kube-proxy", "namespace": "kube-system" },
+            }),
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+                "metadata": { "name": "lab:kube-proxy" }, "roleRef": role, "subjects": [subject],
+            }),
+        ])?;
+        self.kubeconfig_with_token(&self.token("kube-system", "kube-proxy")?)
+    }
+
     fn kubeconfig_with(&self, manifests: &[&str]) -> Result<PathBuf> {
         for manifest in manifests {
             self.kubectl_stdin(&["apply", "-f", "-"], manifest)?;

@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::audit::{KUBE_PROXY_USER, PORTOLAN_USER};
 use super::pki::{Identity, Pki};
 use crate::address::{CLUSTER_CIDR_V4, CLUSTER_CIDR_V6, SERVICE_CIDR_V4, SERVICE_CIDR_V6};
 use crate::topology;
@@ -315,11 +316,11 @@ impl Files {
     }
 }
 
-/// Only Portolan's requests, and of them who, what and the answer's status.
+/// Only requests of service proxies, and of them who, what and the answer's status.
 fn audit_policy() -> Value {
     json!({
         "apiVersion": "audit.k8s.io/v1", "kind": "Policy",
         "omitStages": ["RequestReceived"],
-        "rules": [{ "level": "Metadata", "users": ["system:serviceaccount:kube-system:portolan"] }],
+        "rules": [{ "level": "Metadata", "users": [PORTOLAN_USER, KUBE_PROXY_USER] }],
     })
 }

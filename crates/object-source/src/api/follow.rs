@@ -139,7 +139,13 @@ impl<O: Object> Follower<O> {
                 self.state = State::InitialWatch(Gathered::default(), watch);
                 Ok(())
             }
-            Err(stop) => self.without_streaming(stop),
+            Err(stop) => {
+                // A server with too much to do refuses pages as well, and they are many.
+                if matches!(stop, Stop::Failed(RequestError::Status { code: 429, .. })) {
+                    self.list_mode = ListMode::Streaming;
+                }
+                self.without_streaming(stop)
+            }
         }
     }
 

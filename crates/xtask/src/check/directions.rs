@@ -10,6 +10,7 @@ use crate::run::{cargo, output};
 /// What scenarios and benchmarks may depend on.
 const OF_TESTS: &[&str] = &[
     "lab",
+    "object-source",
     "portolan",
     "service-dataplane",
     "service-model",
