@@ -47,7 +47,7 @@ pub struct Worst {
 /// What a touch changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Touch {
-    /// The first endpoint of the first slice is replaced by one behind all others: the slots of all endpoints move.
+    /// The first endpoint of the first slice is replaced by one behind all others.
     Endpoint,
     /// The first slice has one endpoint more, or one less.
     Count,
