@@ -127,7 +127,7 @@ fn a_replaced_endpoint_of_a_large_service_moves_few_others() -> Result<()> {
             .iter_mut()
             .filter(|one| one["addressType"] == "IPv4")
         {
-            // Nobody is at these addresses.
+            // No pod has these addresses.
             let address = |n| Ipv4Addr::from_bits(0x0af4_6400 + n).to_string();
             let all = (first..first + 300).map(|n| json!({"addresses": [address(n)]}));
             slice["endpoints"] = all.collect();

@@ -20,7 +20,7 @@ use crate::Shape;
 const FIRST_CHANGE: u32 = u32::from_be_bytes([10, 64, 0, 0]);
 /// Changes that a run can make.
 const CHANGES: u32 = 1 << 20;
-/// Addresses of Nodes; nobody has them.
+/// Addresses of Nodes; no machine has them.
 const FIRST_NODE: u32 = u32::from_be_bytes([10, 32, 0, 1]);
 /// Refuses the connections of nodes as a port without listener does. The lab's own client is on the machine itself.
 const CUT: &str = "table inet cut {

@@ -4,7 +4,7 @@
 //! 4,096, a third on average, in one commit that others wait for.
 //! Here each endpoint has an order of slots of its own, by a hash, and gets the first that no endpoint before it has got; a
 //! hash says who is before whom as well. So only those move for whom a better slot gets free or is lost, one after another:
-//! some 2 ln(n) of n.
+//! 13 of 4,096 on average, 8 of 256.
 
 use std::borrow::Cow;
 use std::net::IpAddr;

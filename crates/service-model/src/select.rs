@@ -103,7 +103,7 @@ pub(crate) fn select_all(candidates: &[Candidate<'_>], facts: &NodeFacts) -> Sel
     let local = chosen(&|c| is_local(c) && is_ready(c));
     let cluster = or_else(near, &is_leaving);
     let left_out = left_out(&cluster);
-    let is_used = |b: &Backend| left_out.is_empty() || !left_out.contains(b);
+    let is_used = |b: &Backend| !left_out.contains(b);
     let serving = candidates
         .iter()
         .filter(|c| is_ready(c) || c.conditions.serving);

@@ -139,17 +139,12 @@ impl<O: Object> Follower<O> {
                 self.state = State::InitialWatch(Gathered::default(), watch);
                 Ok(())
             }
-            Err(stop) => {
-                // A server with too much to do refuses pages as well, and they are many.
-                if matches!(stop, Stop::Failed(RequestError::Status { code: 429, .. })) {
-                    self.list_mode = ListMode::Streaming;
-                }
-                self.without_streaming(stop)
-            }
+            Err(stop) => self.without_streaming(stop),
         }
     }
 
-    /// Continues by pages if the server refuses streaming lists.
+    /// Continues by pages if the server refuses streaming lists, and by a stream if it has too much to do: it would refuse pages as
+    /// well, and they are more.
     fn without_streaming(&mut self, stop: Stop) -> Result<(), Stop> {
         match stop {
             Stop::Failed(RequestError::Status { code, .. }) if is_refusal(code) => {
@@ -157,6 +152,10 @@ impl<O: Object> Follower<O> {
                 self.list_mode = ListMode::Pages;
                 self.state = std::mem::replace(&mut self.state, State::Empty).disconnected();
                 Ok(())
+            }
+            Stop::Failed(RequestError::Status { code: 429, .. }) => {
+                self.list_mode = ListMode::Streaming;
+                Err(stop)
             }
             stop => Err(stop),
         }

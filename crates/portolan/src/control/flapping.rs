@@ -49,6 +49,7 @@ impl Flapping {
         services: impl ExactSizeIterator<Item = &'a ObjectName>,
         now: Instant,
     ) {
+        self.debts.retain(|_, paid| *paid > now);
         if services.len() <= LARGE {
             self.charge(services, now);
         }
@@ -60,7 +61,6 @@ impl Flapping {
         services: impl Iterator<Item = &'a ObjectName>,
         now: Instant,
     ) {
-        self.debts.retain(|_, paid| *paid > now);
         for service in services {
             let paid = self.debts.entry(service.clone()).or_insert(now);
             *paid += COST;
